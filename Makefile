@@ -1,0 +1,52 @@
+# Each target makes .venv with what it needs and then does its work; a second run installs nothing.
+# PYTHON=/path/to/python uses that interpreter as it is and installs nothing.
+# JOBS=0 runs the tests in one process with all BLAS threads.
+
+PYTHON ?=
+JOBS ?= 2
+
+ifeq ($(strip $(PYTHON)),)
+PY := .venv/bin/python
+environment := @python3 tools/venv.py
+else
+PY := $(PYTHON)
+environment := @: no installation of
+endif
+
+# Two workers with one BLAS thread each: two with two each would fight for the cores.
+ifeq ($(JOBS),0)
+PYTEST = $(PY) -m pytest
+else
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check bench clean
+
+help: ## show this list
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST))
+
+demo: ## train on handwritten digits and leave the result in runs/digits/
+	$(environment) cli,sklearn
+	$(PY) -m gpubackprop train --output runs/digits
+
+test: ## run all tests that need no GPU
+	$(environment) dev
+	$(PYTEST)
+
+check: ## run ruff, mypy and the fast tests
+	$(environment) dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PYTEST) -m "not slow"
+
+bench: ## run the benchmarks
+	$(environment) dev
+	$(PY) -m benchmarks
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

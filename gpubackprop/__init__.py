@@ -1,0 +1,60 @@
+"""Backpropagation for feed-forward networks, in matrix form, at the speed of the hardware.
+
+Four ways in, each complete alone:
+
+    gpubackprop.ops            forward and backward pairs on arrays
+    gpubackprop.MLP, Trainer   the whole network, trained
+    gpubackprop.Model          a trained network on raw data, and its file
+    gpubackprop (shell)        train, predict, check, bench, info
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gpubackprop import data, losses, ops, optimizers, schedules
+    from gpubackprop.gradient_check import gradient_check
+    from gpubackprop.model import Model
+    from gpubackprop.network import MLP, Gradients
+    from gpubackprop.training import History, Trainer
+
+# Loaded at first use, so that importing the package costs little more than importing NumPy.
+_HOME = {
+    "MLP": "network",
+    "Gradients": "network",
+    "Model": "model",
+    "History": "training",
+    "Trainer": "training",
+    "gradient_check": "gradient_check",
+}
+_MODULES = ("data", "errors", "losses", "ops", "optimizers", "schedules")
+
+__all__ = [
+    "MLP",
+    "Gradients",
+    "History",
+    "Model",
+    "Trainer",
+    "data",
+    "gradient_check",
+    "losses",
+    "ops",
+    "optimizers",
+    "schedules",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"gpubackprop.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"gpubackprop.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'gpubackprop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

@@ -1,0 +1,8 @@
+"""``python -m gpubackprop`` is the command ``gpubackprop``."""
+
+import sys
+
+from gpubackprop.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Cutting arrays into blocks that stay in cache, and scratch memory for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.numpy.tape import WORKERS, Call, get_num_threads
+
+# Bytes of one array in a block. A block's formula touches three to seven arrays, so this keeps it
+# within a 1 MiB second-level cache; measured in benchmarks/README.md.
+BLOCK_BYTES = 1 << 16
+# Work smaller than this runs on the caller's thread: waking another costs about 20 microseconds.
+THREAD_BYTES = 1 << 18
+# NumPy's type stubs know no positional `out`; by keyword a call costs twice as much.
+add_reduce: Any = np.add.reduce
+maximum_reduce: Any = np.maximum.reduce
+ALIGNMENT = 128  # bytes; a CUDA memory transaction, and more than any SIMD register
+
+
+def aligned_empty(size: int, dtype: Any) -> np.ndarray:
+    """Uninitialised (size,) array whose data start on a multiple of ALIGNMENT."""
+    itemsize = np.dtype(dtype).itemsize
+    raw = np.empty(size * itemsize + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size * itemsize].view(dtype)
+
+
+class Scratch:
+    """Reusable block-sized memory: one flat buffer per (thread slot, number)."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, int], np.ndarray] = {}
+        self._views: dict[tuple[Any, ...], np.ndarray] = {}
+
+    def take(
+        self, slot: int, number: int, shape: tuple[int, ...], dtype: Any, order: str = "C"
+    ) -> np.ndarray:
+        """Uninitialised array; valid until the same (slot, number) is taken again."""
+        key = (slot, number, shape, dtype, order)
+        view = self._views.get(key)
+        return self._make(key) if view is None else view
+
+    def _make(self, key: tuple[Any, ...]) -> np.ndarray:
+        slot, number, shape, dtype, order = key
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        buffer = self._buffers.get((slot, number))
+        if buffer is None or buffer.nbytes < nbytes:
+            buffer = aligned_empty(nbytes, np.uint8)
+            self._buffers[slot, number] = buffer
+        flat = buffer[:nbytes].view(dtype)
+        view = flat.reshape(shape) if order == "C" else flat.reshape(shape[::-1]).T
+        self._views[key] = view
+        return view
+
+
+def rows_per_block(row_bytes: int, block_bytes: int = BLOCK_BYTES) -> int:
+    return max(1, block_bytes // max(1, row_bytes))
+
+
+def row_ranges(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
+    """Slices that cover `rows` rows in blocks of at most `block_bytes`, at least one row each."""
+    step = rows_per_block(row_bytes, block_bytes)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+EmitBlock = Callable[[Callable[..., None], slice, int], None]
+
+
+def for_row_blocks(
+    call: Callable[..., None],
+    rows: int,
+    row_bytes: int,
+    emit: EmitBlock,
+    *,
+    total_bytes: int = 0,
+    block_bytes: int = BLOCK_BYTES,
+) -> None:
+    """Issue ``emit(call, rows_of_block, slot)`` for every block, split over threads where it pays.
+
+    Parameters
+    ----------
+    call : issues a call: runs it or records it.
+    rows, row_bytes : rows to cover, and the bytes of one.
+    emit : issues the calls of one block; `slot` tells threads' scratch memories apart.
+    total_bytes : size by which to judge whether threads pay; default rows * row_bytes.
+    block_bytes : at most this much of the rows in a block.
+    """
+    ranges = list(row_ranges(rows, row_bytes, block_bytes))
+    threads = min(get_num_threads(), len(ranges))
+    if threads < 2 or (total_bytes or rows * row_bytes) < THREAD_BYTES:
+        for block in ranges:
+            emit(call, block, 0)
+        return
+    parts: list[list[Call]] = [[] for _ in range(threads)]
+    for index, block in enumerate(ranges):
+        slot = index * threads // len(ranges)
+        part = parts[slot]
+        emit(lambda function, *args, part=part: part.append((function, args)), block, slot)
+    call(WORKERS.run, parts)

@@ -1,0 +1,183 @@
+"""Plan once, run many: calls on fixed arrays, recorded once and replayed without allocation.
+
+The NumPy twin of a CUDA graph. A verb of the backend issues its work as calls ``call(f, *args)``;
+run at once they are executed, recorded they become a `Tape`. Slices, scratch arrays and the split
+over threads are made while recording, so a replay is a loop of NumPy calls into existing memory.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.errors import OptionError
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+# Elements of the buffers that NumPy's iterators make for broadcast operands. A call's default is
+# 8192; this keeps a replay's transient memory at a few KiB and costs nothing measurable.
+ITERATOR_BUFFER = 1024
+
+
+class Tape:
+    """Recorded calls: ``tape(f, *args)`` records, ``tape.run()`` replays without float warnings."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.calls.append((function, args))
+
+    def run(self) -> None:
+        with np.errstate(all="ignore"):
+            np.setbufsize(ITERATOR_BUFFER)  # undone with the errstate
+            replay(self.calls)
+
+
+def replay(calls: list[Call]) -> None:
+    for function, args in calls:
+        function(*args)
+
+
+def run_now(function: Callable[..., Any], *args: Any) -> None:
+    """The other way to issue a call: execute it at once."""
+    with np.errstate(all="ignore"):
+        np.setbufsize(ITERATOR_BUFFER)  # also here: it decides how some sums are grouped
+        function(*args)
+
+
+class _Job:
+    """One split tape: parts that nobody has begun, and the workers that are at it.
+
+    A worker enters `active` before it takes a part and leaves after it is done, so a part is always
+    in `todo`, or its worker in `active`, or it is finished. List operations are atomic.
+    """
+
+    __slots__ = ("active", "errors", "left", "todo")
+
+    def __init__(self, parts: list[list[Call]]) -> None:
+        self.todo = parts.copy()
+        self.active: list[None] = []
+        self.errors: list[BaseException] = []
+        self.left: SimpleQueue[None] = SimpleQueue()  # a token for every worker that leaves
+
+    def replay_parts(self, end: int) -> None:
+        """Replay parts from that end of `todo`, 0 or -1, until none is left."""
+        while True:
+            try:
+                part = self.todo.pop(end)
+            except IndexError:
+                return
+            replay(part)
+
+    def fail(self, error: BaseException) -> None:
+        self.todo.clear()
+        self.errors.append(error)
+
+    def wait(self) -> None:
+        """Until no worker is active, however often Ctrl-C interrupts: they write into buffers."""
+        while True:
+            try:
+                while self.active:
+                    self.left.get()
+                return
+            except BaseException as interrupt:
+                self.fail(interrupt)
+
+
+class Workers:
+    """Threads that help to replay the parts of a split tape.
+
+    NumPy releases the interpreter lock inside a ufunc, so blocks of some ten thousand elements run
+    side by side. One set serves the process: a job's caller replays parts from the front, and every
+    worker that is free replays parts from the back. A caller whose workers are all busy with other
+    callers' jobs, or late, does everything itself.
+    """
+
+    def __init__(self) -> None:
+        self._started = 0
+        self._starting = threading.Lock()
+        self._inbox: SimpleQueue[_Job] = SimpleQueue()
+
+    def run(self, parts: list[list[Call]]) -> None:
+        """Replay all parts; returns when the last is done; raises the first error met."""
+        job = _Job(parts)
+        try:
+            if self._started < len(parts) - 1:
+                self._start(len(parts) - 1)
+            for _ in parts[1:]:
+                self._inbox.put(job)
+            job.replay_parts(0)
+        except BaseException as error:
+            job.fail(error)
+        job.wait()
+        if job.errors:
+            raise job.errors[0]
+
+    def _start(self, threads: int) -> None:
+        with self._starting:
+            while self._started < threads:
+                name = f"gpubackprop-{self._started + 1}"
+                thread = threading.Thread(
+                    target=_serve, args=(self._inbox,), name=name, daemon=True
+                )
+                thread.start()
+                self._started += 1
+
+
+def _serve(inbox: SimpleQueue[_Job]) -> None:
+    with np.errstate(all="ignore"):  # per thread, hence here again
+        np.setbufsize(ITERATOR_BUFFER)
+        while True:
+            job = inbox.get()
+            job.active.append(None)
+            try:
+                job.replay_parts(-1)
+            except BaseException as error:
+                job.fail(error)
+            job.active.pop()
+            job.left.put(None)
+            del job  # or its arrays would live until the next one comes
+
+
+WORKERS = Workers()
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork: the child starts its own
+    os.register_at_fork(after_in_child=WORKERS.__init__)  # type: ignore[misc]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, at most OMP_NUM_THREADS where that is set."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, min(cores, int(limit)) if limit.isdigit() else cores)
+
+
+_threads: int | None = None
+
+
+def get_num_threads() -> int:
+    """Threads that elementwise work of the NumPy path is split over (BLAS has its own setting)."""
+    global _threads
+    if _threads is None:
+        _threads = min(usable_cores(), 8)
+    return _threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Set that number, at least 1. Results do not depend on it, bit for bit."""
+    global _threads
+    try:
+        count = 0 if isinstance(threads, bool) else operator.index(threads)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise OptionError(f"threads is {threads!r} but must be a whole number of at least 1")
+    _threads = count

@@ -1,0 +1,121 @@
+"""The command line: ``gpubackprop train | predict | check | bench | info``.
+
+Each command is a module of this package with ``configure(parser)`` and ``run(args) -> int``,
+imported only when it is called: ``gpubackprop --help`` does not wait for NumPy.
+
+Exit codes: 0; 1 the work failed, one line on stderr says why; 2 wrong usage; 130 Ctrl-C; 141 the
+reader of the output has closed it (``| head``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a network on a data file, or on scikit-learn's handwritten digits",
+    "predict": "apply a trained model to a data file",
+    "check": "compare every gradient of the library with central differences",
+    "bench": "time a training step and the softmax cross entropy on this machine",
+    "info": "show the device, what CUDA lacks here, BLAS, threads and versions",
+}
+_EPILOG = """\
+examples:
+  gpubackprop train                                  learn handwritten digits, in seconds
+  gpubackprop train iris.csv --target species        learn a table
+  gpubackprop predict runs/iris/model.safetensors new.csv --output predictions.csv
+  gpubackprop COMMAND --help                         all options of a command
+"""
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, also for --help and wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _set_threads_before_numpy(arguments)
+    name = "gpubackprop"
+    try:
+        args = build_parser(arguments).parse_args(arguments)
+        args.argv = arguments
+        name = f"gpubackprop {args.command}"
+        return int(_run(args, name))
+    except SystemExit as stop:  # argparse: 0 for --help, 2 for wrong usage
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout on exit and would complain about it then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser; the options of a command are there only if `arguments` name it."""
+    from gpubackprop import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="gpubackprop",
+        description="Backpropagation of feed-forward networks, from the shell.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gpubackprop {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands"
+    )
+    for command, purpose in COMMANDS.items():
+        sub = commands.add_parser(
+            command,
+            help=purpose,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if command in arguments:
+            module = importlib.import_module(f"gpubackprop.cli.{command}")
+            module.configure(sub)
+            sub.add_argument(
+                "--traceback",
+                action="store_true",
+                help="show the Python traceback of an error instead of one line",
+            )
+            sub.set_defaults(run=module.run, parser=sub)
+    return parser
+
+
+def _run(args: argparse.Namespace, name: str) -> int:
+    """The command's exit code; 1 after an error that a user can do something about."""
+    from gpubackprop.errors import GpubackpropError
+
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()  # a closed pipe or a full disk shows here, not after the exit code
+        return code
+    except BrokenPipeError:
+        raise
+    except (GpubackpropError, OSError, MemoryError) as error:
+        if args.traceback:
+            raise
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, on one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        text = f"out of memory ({text or 'no more to be had'}); use a smaller network or batch size"
+    return " ".join(text.split())
+
+
+def _set_threads_before_numpy(arguments: Sequence[str]) -> None:
+    """Hand --threads to the BLAS, which reads its variable once, when NumPy is imported."""
+    match = re.search(r"(?:^|\s)--threads[=\s]([1-9]\d*)(?:\s|$)", " ".join(arguments))
+    if match and "numpy" not in sys.modules:
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, match[1]))

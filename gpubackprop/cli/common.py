@@ -1,0 +1,231 @@
+"""What several commands share: option types, device and threads, printing, versions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import platform
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from gpubackprop.backends import devices
+from gpubackprop.backends.host import CpuReport, probe_cpu
+from gpubackprop.backends.numpy import set_num_threads
+from gpubackprop.errors import DeviceUnavailable, OptionError
+
+PACKAGES = (
+    "numpy", "safetensors", "tqdm", "pyarrow", "matplotlib", "scikit-learn", "scipy", "torch",
+    "cupy", "cupy-cuda12x", "cupy-cuda13x",
+)  # fmt: skip
+
+
+# -- types of options -----------------------------------------------------------------------------
+
+
+def whole(at_least: int) -> Callable[[str], int]:
+    """Type of an option that is a whole number of at least `at_least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = at_least - 1
+        if value < at_least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number of at least {at_least}"
+            )
+        return value
+
+    return parse
+
+
+def real(at_least: float = 0.0, below: float = math.inf) -> Callable[[str], float]:
+    """Type of an option that is a number in [at_least, below)."""
+    upper = "" if below == math.inf else f" and below {below:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not at_least <= value < below:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number of at least {at_least:g}{upper}"
+            )
+        return value
+
+    return parse
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """Type of an option KEY=VALUE; VALUE a number, true, false, or text."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    try:
+        return key.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return key.replace("-", "_"), value
+
+
+# -- device ---------------------------------------------------------------------------------------
+
+
+def add_device_options(parser: Any) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help='"auto" (a GPU where all of CUDA works, else the CPU), "cpu", "cuda" or "cuda:1"',
+    )
+    parser.add_argument(
+        "--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores)"
+    )
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the work is done: `name` ("cpu"), why there, and the host's threads and BLAS."""
+
+    name: str
+    reason: str
+    threads: int
+    blas: str
+
+    def __str__(self) -> str:
+        reason = re.sub(r" \([^()]*\)", "", self.reason)  # details that `info` and --json give
+        return f"{self.name} ({reason}; {count(self.threads, 'thread')}, {self.blas})"
+
+
+def use_device(args: argparse.Namespace) -> Device:
+    """The device of --device, after setting --threads.
+
+    Raises
+    ------
+    OptionError, DeviceUnavailable
+    """
+    name, reason = devices.choose(args.device)
+    if (
+        name != "cpu"
+    ):  # `MLP` takes no device yet; to say cuda and compute on the CPU would be a lie
+        raise DeviceUnavailable(f"this command cannot use {name} ({reason}) yet; use --device cpu")
+    if args.threads is not None:
+        _set_threads(args.threads)
+    cpu = probe_cpu()
+    return Device(name, reason, cpu.blas_threads or cpu.cores, blas_name(cpu))
+
+
+def _set_threads(threads: int) -> None:
+    """Threads of the elementwise work and of the BLAS; `main` may have set the latter already."""
+    set_num_threads(threads)
+    if importlib.util.find_spec("threadpoolctl") is not None:
+        importlib.import_module("threadpoolctl").threadpool_limits(threads)
+    elif probe_cpu().blas_threads not in (threads, None):
+        raise OptionError(
+            f"--threads {threads} cannot be set: NumPy's BLAS has started already; set "
+            f"OPENBLAS_NUM_THREADS={threads} in the environment, or pip install threadpoolctl"
+        )
+
+
+def blas_name(cpu: CpuReport) -> str:
+    name = {"scipy-openblas": "OpenBLAS", "openblas": "OpenBLAS"}.get(cpu.blas.lower(), cpu.blas)
+    version = ".".join(cpu.blas_version.split(".")[:3])
+    return name if version in ("unknown", "") else f"{name} {version}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, gpubackprop and the packages it can use, those that are installed."""
+    from gpubackprop import __version__
+
+    found = {"python": platform.python_version(), "gpubackprop": __version__}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+# -- printing -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Say:
+    """Text for people on stdout, or one JSON object there and nothing else."""
+
+    json: bool = False
+    quiet: bool = False
+
+    def line(self, text: str = "") -> None:
+        """What a person likes to read; not with --quiet."""
+        if not (self.json or self.quiet):
+            print(text, flush=True)
+
+    def result(self, text: str) -> None:
+        """What the command was called for."""
+        if not self.json:
+            print(text, flush=True)
+
+    def note(self, text: str) -> None:
+        """What should not be missed, on stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+    def object(self, values: Any) -> None:
+        """The JSON object, with --json."""
+        if self.json:
+            print(to_json(values), flush=True)
+
+
+def to_json(values: Any) -> str:
+    """JSON text; NaN and infinities become null, which is what JSON has."""
+    return json.dumps(_jsonable(values), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def count(number: int, noun: str) -> str:
+    """1 row, 2,000 rows."""
+    plural = {"class": "classes"}.get(noun, noun + "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block is done: for a file that must not be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if caught:
+        raise KeyboardInterrupt

@@ -1,0 +1,156 @@
+"""``gpubackprop train``: from a data file to a model, its history, a summary and pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop import MLP, Trainer
+from gpubackprop.cli import train_options as options
+from gpubackprop.cli.common import Device, Say, count, use_device
+from gpubackprop.cli.train_data import TrainingData, prepare
+from gpubackprop.cli.train_output import parameter_count, summarize, write_files
+from gpubackprop.cli.train_run import Outcome, remove_checkpoint, train
+from gpubackprop.errors import ShapeError
+from gpubackprop.losses import LOSSES
+
+configure = options.add_options
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, measure, write, report; 130 if Ctrl-C ended it, 1 (raised) if the loss diverged."""
+    say = Say(args.json, args.quiet)
+    device = use_device(args)
+    data = prepare(args)
+    trainer = build(args, data)
+    output = Path(args.output or Path("runs") / data.name)
+    print_head(say, args, data, trainer, device)
+    outcome = train(args, data, trainer, output, say)
+    summary = summarize(args, data, trainer, outcome, device)
+    files, missing = write_files(data, trainer, outcome, summary, output)
+    if outcome.stopped != "interrupted":
+        remove_checkpoint(output)
+    if missing:
+        say.note(f"pictures left out: {missing}")
+    print_result(say, data, summary, files, output)
+    say.object(summary)
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.stopped == "interrupted":
+        say.note(f"interrupted; the same command goes on from the checkpoint in {output}")
+    return 130 if outcome.stopped == "interrupted" else 0
+
+
+def build(args: argparse.Namespace, data: TrainingData) -> Trainer:
+    """The network and its trainer.
+
+    Raises
+    ------
+    OptionError, ShapeError
+    """
+    acts = args.activation
+    if len(acts) not in (1, len(args.hidden)):
+        raise ShapeError(
+            f"--activation names {count(len(acts), 'activation')} but --hidden has "
+            f"{count(len(args.hidden), 'layer')}; give one for each, or a single one for all"
+        )
+    counts = None
+    if data.classes is not None:
+        counts = np.bincount(data.targets[data.train], minlength=data.units)
+    loss = options.make_loss(args, data.task, counts)
+    network = MLP(
+        [data.x.shape[1], *args.hidden, data.units],
+        acts if len(acts) > 1 else acts[0],
+        output=LOSSES[options.TASKS[data.task]].output,
+        initializer=options.make_initializer(args),
+        seed=args.seed,
+        dtype=args.dtype,
+    )
+    return Trainer(
+        network,
+        loss,
+        options.make_optimizer(args),
+        schedule=options.make_schedule(args),
+        batch_size=options.batch_size(args, len(data.train)),
+        l2=args.l2,
+        clip_norm=args.clip_norm,
+        seed=args.seed,
+        progress=False if args.quiet else None,
+    )
+
+
+def print_head(
+    say: Say, args: argparse.Namespace, data: TrainingData, trainer: Trainer, device: Device
+) -> None:
+    """What is about to be trained, on what, where."""
+    network = trainer.network
+    what = data.task
+    if data.classes is not None:
+        what += f" into {count(data.units, 'class')}"
+    names = list(dict.fromkeys(str(act) for act in network.activations)) or ["no hidden layer"]
+    parts = [f"{len(data.train):,} training", f"{len(data.validation):,} validation"]
+    parts += [f"{len(data.test):,} test"]
+    say.line(f"data       {data.source}: {what}")
+    say.line(
+        f"           {count(len(data.targets), 'row')} ({', '.join(parts)}), "
+        f"{count(data.x.shape[1], 'feature')}"
+    )
+    say.line(
+        f"network    {'-'.join(map(str, network.widths))}, {', '.join(names)}, {network.output}; "
+        f"{parameter_count(network.widths):,} parameters, {network.dtype.name}"
+    )
+    say.line(
+        f"training   {args.optimizer}, learning rate {trainer.optimizer.lr:g} "
+        f"({trainer.schedule.name}), batches of {trainer.batch_size}, "
+        f"{count(args.epochs, 'epoch')}, seed {args.seed}"
+    )
+    say.line(f"device     {device}")
+
+
+def print_result(
+    say: Say, data: TrainingData, summary: dict[str, Any], files: dict[str, str], output: Path
+) -> None:
+    """The table, the files, and last the device and the score."""
+    metric = "accuracy" if "train_accuracy" in summary else "rmse"
+    say.line()
+    say.line(f"            {'rows':>9}  {'loss':>9}  {metric:>9}")
+    for part in ("train", "validation", "test"):
+        if f"{part}_loss" in summary:
+            rows, loss = summary["data"][f"{part}_rows"], summary[f"{part}_loss"]
+            score = _score(metric, summary[f"{part}_{metric}"])
+            say.line(f"{part:<12}{rows:>9,}  {loss:>9.4g}  {score:>9}")
+    say.line()
+    best = summary["best_epoch"]
+    say.line(
+        f"{count(summary['epochs'], 'epoch')} in {summary['seconds']:.1f} s"
+        + (f", {summary['samples_per_second']:,.0f} samples/s" if summary["seconds"] else "")
+        + (f"; kept epoch {best}, the best on validation" if best and len(data.validation) else "")
+        + ("; " + _why(summary["stopped"]) if summary["stopped"] != "epochs" else "")
+    )
+    say.line(f"files in {output}/")
+    for name, purpose in files.items():
+        say.line(f"  {name:<22}{purpose}")
+    say.line()
+    say.result(f"device: {_device_line(summary)}")
+    part = next(p for p in ("test", "validation", "train") if f"{p}_loss" in summary)
+    say.result(f"{part} {metric}: {_score(metric, summary[f'{part}_{metric}'])}")
+
+
+def _score(metric: str, value: float) -> str:
+    return f"{value:.4f}" if metric == "accuracy" else f"{value:.5g}"
+
+
+def _why(stopped: str) -> str:
+    return {"patience": "no better loss for --patience epochs"}.get(stopped, stopped)
+
+
+def _device_line(summary: dict[str, Any]) -> str:
+    return str(
+        Device(summary["device"], summary["device_reason"], summary["threads"], summary["blas"])
+    )
+
+
+__all__ = ["Outcome", "build", "configure", "run"]

@@ -1,0 +1,190 @@
+"""The data of ``gpubackprop train``: reading, task, split and standardisation."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop._optional import require
+from gpubackprop.data import (
+    Dataset,
+    Standardizer,
+    check_finite,
+    encode_labels,
+    infer_task,
+    load_dataset,
+    split_rows,
+)
+from gpubackprop.errors import DataError, GpubackpropError
+
+Array = np.ndarray
+DIGITS = "digits"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows ready for the trainer.
+
+    Attributes
+    ----------
+    x : (N, D) standardised in the network's dtype; a memory-mapped file as it is.
+    targets : (N,) class indices or (N, K) numbers, scaled where `target_scale` says so.
+    per_batch : the standardizer where x is memory-mapped and each batch goes through it.
+    train, validation, test : row numbers.
+    standardizer : of raw inputs, fitted on the training rows, or None.
+    target_scale : (K,) mean and (K,) deviation that were taken out of the targets, or None.
+    classes : (K,) labels, or None. name, source : for file names and for people.
+    """
+
+    name: str
+    source: str
+    task: str
+    x: Array
+    targets: Array
+    train: Array
+    validation: Array
+    test: Array
+    standardizer: Standardizer | None
+    per_batch: Standardizer | None
+    target_scale: tuple[Array, Array] | None
+    classes: Array | None
+    feature_names: Sequence[str] | None
+    target_names: Sequence[str] | None
+
+    @property
+    def units(self) -> int:
+        """Output units that the targets want."""
+        return self.targets.shape[1] if self.classes is None else len(self.classes)
+
+    def original_targets(self) -> Array:
+        """Targets in the file's units."""
+        if self.target_scale is None:
+            return self.targets
+        mean, scale = self.target_scale
+        return (self.targets * scale + mean).astype(self.targets.dtype)
+
+
+def prepare(args: argparse.Namespace) -> TrainingData:
+    """Read, encode, split and standardise what the command line asks for.
+
+    Raises
+    ------
+    DataError, OptionError, ShapeError, MissingDependencyError, OSError
+    """
+    name, dataset = read(args)
+    task, targets, classes = encode(args.task, dataset)
+    train, validation, test = split(args, targets, by_class=classes is not None)
+    mode = args.standardize
+    if mode == "auto":
+        mode = "whole" if args.data is None or dataset.x.dtype.itemsize == 1 else "columns"
+    standardizer = None if mode == "none" else Standardizer.fit(dataset.x, train)
+    if standardizer is not None and mode == "whole":
+        standardizer = one_scale(standardizer)
+    x, per_batch = dataset.x, None
+    if isinstance(x, np.memmap):
+        per_batch = standardizer
+        if standardizer is None:
+            check_finite(x, source=dataset.source)
+    elif standardizer is not None:
+        x = standardizer.transform(x, dtype=args.dtype)
+    else:
+        x = x.astype(args.dtype)
+    target_scale = None
+    if task == "regression" and mode != "none":
+        scaling = Standardizer.fit(targets, train)
+        target_scale = scaling.mean, scaling.scale
+        targets = scaling.transform(targets, dtype=np.float64)
+    return TrainingData(
+        name, dataset.source, task, x, targets, train, validation, test, standardizer, per_batch,
+        target_scale, classes, dataset.feature_names, dataset.target_names,
+    )  # fmt: skip
+
+
+def read(args: argparse.Namespace) -> tuple[str, Dataset]:
+    """A name for the output directory, and the data."""
+    if args.data is None:
+        return DIGITS, bundled_digits()
+    if args.target is None:
+        args.parser.error(
+            "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
+        )
+    dataset = load_dataset(
+        args.data, target=args.target, features=args.features, header=not args.no_header
+    )
+    return Path(args.data).name.split(".")[0] or "data", dataset
+
+
+def bundled_digits() -> Dataset:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels, from 0 to 16."""
+    module = require(
+        "sklearn.datasets", "sklearn", "train without DATA, on its bundled handwritten digits"
+    )
+    digits = module.load_digits()
+    names = tuple(str(name) for name in digits.feature_names)
+    return Dataset(digits.data, digits.target, names, ("digit",), "scikit-learn's bundled digits")
+
+
+def encode(task: str, dataset: Dataset) -> tuple[str, Array, Array | None]:
+    """The task ("auto" resolved), targets as its loss wants them, and the classes or None."""
+    y = dataset.y
+    assert y is not None  # `read` asked for targets
+    names = dataset.target_names
+    where = f"{dataset.source}, target {', '.join(names)}" if names else dataset.source
+    try:
+        if task == "auto":
+            task = infer_task(y)
+        if task == "classification":
+            indices, classes = encode_labels(y)
+            return task, indices, classes
+    except GpubackpropError as error:
+        raise DataError(f"{where}: {error}") from error
+    if y.dtype.kind in "US":
+        raise DataError(
+            f"{where}: the targets are text (row 1: {str(y.flat[0])!r}) but {task} wants numbers; "
+            "choose another target column, or --task classification"
+        )
+    values = np.asarray(y, np.float64)
+    return task, values[:, None] if values.ndim == 1 else values, None
+
+
+def split(
+    args: argparse.Namespace, targets: Array, *, by_class: bool
+) -> tuple[Array, Array, Array]:
+    """Row numbers for training, validation (--validation of what --test leaves) and test."""
+    rows, nothing = np.arange(len(targets)), np.zeros(0, np.int64)
+
+    def cut(kept: Array, share: float, seed: int) -> tuple[Array, Array]:
+        if not share:
+            return kept, nothing
+        classes = targets[kept] if by_class else None
+        first, second = split_rows(len(kept), share, seed, classes)
+        return kept[first], kept[second]
+
+    rest, test = cut(rows, args.test, args.seed)
+    train, validation = cut(rest, args.validation, args.seed)
+    return train, validation, test
+
+
+def one_scale(standardizer: Standardizer) -> Standardizer:
+    """The same means, and one deviation for all columns: the root of the mean variance.
+
+    Pixels share a unit; a pixel that is rarely lit would else be blown up with its noise.
+    Constant columns, whose scale was set to 1 where 0 was found, do not count.
+    """
+    varying = standardizer.scale[standardizer.scale != 1.0]
+    scale = float(np.sqrt(np.mean(varying**2))) if varying.size else 1.0
+    return Standardizer(standardizer.mean, np.full_like(standardizer.scale, scale))
+
+
+def batches(data: TrainingData, rows: Array, dtype: Any, size: int = 4096) -> Any:
+    """x of these rows as the network wants it, in batches."""
+    for start in range(0, len(rows), size):
+        batch = data.x[rows[start : start + size]]
+        if data.per_batch is not None:
+            batch = data.per_batch.transform(batch, dtype=dtype)
+        yield batch

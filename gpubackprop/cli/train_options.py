@@ -1,0 +1,272 @@
+"""The options of ``gpubackprop train``, and the library's objects that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+import numpy as np
+
+from gpubackprop import losses, optimizers, schedules
+from gpubackprop.cli.common import add_device_options, key_value, real, whole
+from gpubackprop.errors import OptionError
+from gpubackprop.formulas import ACTIVATIONS, Activation, activation
+from gpubackprop.initializers import INITIALIZERS, gain_of
+from gpubackprop.losses import LOSSES, Loss
+from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+from gpubackprop.schedules import SCHEDULES, Schedule
+
+# Task -> loss; the loss brings its output function. The first is what "auto" finds for classes.
+TASKS = {
+    "classification": "softmax_cross_entropy",
+    "regression": "squared_error",
+    "multilabel": "binary_cross_entropy",
+    "poisson": "poisson",
+}
+LABEL_SMOOTHING = 0.05
+SMALL_BATCH, LARGE_BATCH, MANY_ROWS = 32, 128, 20_000
+
+EPILOG = """\
+examples:
+  gpubackprop train
+      the 1,797 handwritten digits that come with scikit-learn, into runs/digits/
+  gpubackprop train iris.csv --target species
+  gpubackprop train houses.parquet --target price --features area,rooms --task regression
+  gpubackprop train big.npy --target labels.npy --hidden 512,512 --activation gelu
+  gpubackprop train train-images-idx3-ubyte.gz --target train-labels-idx1-ubyte.gz --epochs 10
+  gpubackprop train data.csv --target y --optimizer sgd --lr 0.1 --momentum 0.9 \\
+      --schedule cosine --warmup 100 --patience 10 --output runs/try2
+
+files written to the output directory:
+  model.safetensors      network, standardisation, names of columns and classes
+  history.csv            one row per epoch
+  summary.json           result, device, versions, options
+  learning_curve.png     and confusion_matrix.png, or predictions.png for regression
+  checkpoint.*           while training; the same command goes on from there after a crash,
+                         a kill or Ctrl-C, and they are removed when training is complete
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.description = (
+        "Train a feed-forward network. Without DATA: on scikit-learn's handwritten digits."
+    )
+    _data_options(parser.add_argument_group("data"))
+    _network_options(parser.add_argument_group("network"))
+    _training_options(parser.add_argument_group("training"))
+    _output_options(parser.add_argument_group("machine and output"))
+
+
+def _data_options(group: Any) -> None:
+    group.add_argument(
+        "data", nargs="?", metavar="DATA", help=".csv, .csv.gz, .parquet, .npz, .npy or IDX file"
+    )
+    group.add_argument(
+        "--target",
+        metavar="COLUMN",
+        help="column to learn, or several A,B (CSV, Parquet); key (NPZ); file (NPY, IDX)",
+    )
+    group.add_argument(
+        "--features",
+        metavar="A,B,...",
+        help="columns to learn from (default: all others); key of the inputs (NPZ)",
+    )
+    group.add_argument("--no-header", action="store_true", help="line 1 of the CSV file is data")
+    group.add_argument(
+        "--task",
+        choices=["auto", *TASKS],
+        default="auto",
+        help="auto: classification for text and for few distinct whole numbers, else regression",
+    )
+    group.add_argument(
+        "--test", type=real(0, 1), default=0.2, metavar="SHARE", help="held out (default 0.2)"
+    )
+    group.add_argument(
+        "--validation",
+        type=real(0, 1),
+        default=0.1,
+        metavar="SHARE",
+        help="of the other rows; chooses the best epoch (default 0.1; 0: keep the last epoch)",
+    )
+    group.add_argument(
+        "--standardize",
+        choices=["auto", "columns", "whole", "none"],
+        default="auto",
+        help="divide by each column's deviation, or by one for all columns; auto: whole for "
+        "images of 8 bits and the digits, else columns",
+    )
+    group.add_argument(
+        "--no-standardize", action="store_const", const="none", dest="standardize", help="= none"
+    )
+
+
+def _network_options(group: Any) -> None:
+    group.add_argument(
+        "--hidden",
+        type=widths,
+        default=[256, 256],
+        metavar="N,N,...",
+        help="units of the hidden layers (default 256,256; 0: no hidden layer)",
+    )
+    group.add_argument(
+        "--activation",
+        type=activations,
+        default=activations("relu"),
+        metavar="NAME",
+        help=f"of all hidden layers, or one for each A,B,...: {', '.join(ACTIVATIONS)}; with a "
+        "parameter: leaky_relu(0.2) (default relu)",
+    )
+    group.add_argument(
+        "--initializer",
+        choices=list(INITIALIZERS),
+        metavar="NAME",
+        help=f"{', '.join(INITIALIZERS)} (default: he_uniform for relu and its like, else "
+        "glorot_uniform)",
+    )
+    group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+
+
+def _training_options(group: Any) -> None:
+    group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adam")
+    group.add_argument(
+        "--lr", type=real(), metavar="X", help="learning rate (default: the optimizer's own)"
+    )
+    group.add_argument("--momentum", type=real(0, 1), metavar="X", help="of sgd and momentum")
+    group.add_argument("--weight-decay", type=real(), metavar="X")
+    group.add_argument(
+        "--optimizer-option",
+        type=key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="anything else of it, e.g. beta2=0.99, nesterov=true; may be repeated",
+    )
+    group.add_argument("--schedule", choices=list(SCHEDULES), default="cosine")
+    group.add_argument("--warmup", type=whole(0), metavar="STEPS", help="of the cosine schedule")
+    group.add_argument(
+        "--schedule-option",
+        type=key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="anything else of it, e.g. gamma=0.5, step_epochs=10; may be repeated",
+    )
+    group.add_argument("--epochs", type=whole(0), default=40, metavar="N", help="(default 40)")
+    group.add_argument(
+        "--batch-size",
+        type=whole(1),
+        metavar="N",
+        help=f"(default {SMALL_BATCH}, and {LARGE_BATCH} from {MANY_ROWS:,} rows on)",
+    )
+    group.add_argument(
+        "--patience", type=whole(1), metavar="EPOCHS", help="stop after so many without progress"
+    )
+    group.add_argument("--l2", type=real(), default=0.0, metavar="X", help="penalty on the weights")
+    group.add_argument("--clip-norm", type=real(), metavar="X", help="largest norm of the gradient")
+    group.add_argument(
+        "--label-smoothing",
+        type=real(0, 1),
+        metavar="X",
+        help=f"of classification (default {LABEL_SMOOTHING}; 0: plain cross entropy)",
+    )
+    group.add_argument(
+        "--class-weight", choices=["balanced"], help="rare classes weigh more, by 1 / their number"
+    )
+    group.add_argument(
+        "--seed", type=whole(0), default=0, metavar="N", help="of split, weights and shuffling (0)"
+    )
+
+
+def _output_options(group: Any) -> None:
+    add_device_options(group)
+    group.add_argument("--output", metavar="DIR", help="(default runs/<name of DATA>)")
+    group.add_argument(
+        "--checkpoint-every",
+        type=whole(1),
+        metavar="STEPS",
+        help="also within an epoch; there is one after each epoch anyway",
+    )
+    group.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the checkpoint that an unfinished run of this command left (the default), "
+        "or throw it away",
+    )
+    group.add_argument("--quiet", action="store_true", help="print only device and result")
+    group.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+
+
+# -- types ----------------------------------------------------------------------------------------
+
+
+def widths(text: str) -> list[int]:
+    """ "512,512" -> [512, 512]; "" and "0" -> []."""
+    if text.strip() in ("", "0"):
+        return []
+    try:
+        return [whole(1)(part.strip()) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers of at least 1 such as 512,512 (0: no hidden "
+            "layer)"
+        ) from None
+
+
+def activations(text: str) -> list[Activation]:
+    """ "relu,leaky_relu(0.2)" -> two activations."""
+    try:
+        return [activation(part.strip()) for part in re.split(r",(?![^(]*\))", text)]
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# -- the library's objects ------------------------------------------------------------------------
+
+
+def make_optimizer(args: argparse.Namespace) -> Optimizer:
+    options = dict(args.optimizer_option)
+    for key in ("lr", "momentum", "weight_decay"):
+        if getattr(args, key) is not None:
+            options[key] = getattr(args, key)
+    return optimizers.optimizer(args.optimizer, **options)
+
+
+def make_schedule(args: argparse.Namespace) -> Schedule:
+    options = dict(args.schedule_option)
+    if args.warmup is not None:
+        options["warmup_steps"] = args.warmup
+    return schedules.schedule(args.schedule, **options)
+
+
+def make_loss(args: argparse.Namespace, task: str, counts: np.ndarray | None) -> Loss:
+    """The task's loss; `counts` (K,) are the training rows of each class, or None."""
+    if task == "classification" and counts is not None:
+        smoothing = LABEL_SMOOTHING if args.label_smoothing is None else args.label_smoothing
+        weight = None
+        if args.class_weight == "balanced":
+            weight = counts.sum() / (len(counts) * np.maximum(counts, 1))
+        return losses.SoftmaxCrossEntropy(label_smoothing=smoothing, class_weight=weight)
+    for name in ("label_smoothing", "class_weight"):
+        if getattr(args, name) is not None:
+            raise OptionError(
+                f"--{name.replace('_', '-')} is an option of classification but this is {task}; "
+                "leave it out, or pass --task classification"
+            )
+    return LOSSES[TASKS[task]]()
+
+
+def make_initializer(args: argparse.Namespace) -> str:
+    """--initializer, or the one that suits the first hidden layer's activation."""
+    if args.initializer:
+        return str(args.initializer)
+    rectifier = bool(args.hidden) and gain_of(args.activation[0], "he_uniform") != 1.0
+    return "he_uniform" if rectifier else "glorot_uniform"
+
+
+def batch_size(args: argparse.Namespace, rows: int) -> int:
+    if args.batch_size is not None:
+        return int(args.batch_size)
+    return SMALL_BATCH if rows < MANY_ROWS else LARGE_BATCH

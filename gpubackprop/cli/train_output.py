@@ -1,0 +1,188 @@
+"""What ``gpubackprop train`` leaves behind: measurements, files and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop import Trainer, plots
+from gpubackprop.cli.common import Device, to_json, versions
+from gpubackprop.cli.train_data import TrainingData, batches
+from gpubackprop.cli.train_run import MODEL, Outcome
+from gpubackprop.errors import MissingDependencyError, StorageError
+from gpubackprop.tensorfile import write_atomically
+
+Array = np.ndarray
+PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
+_NOT_OPTIONS = {"argv", "command", "parser", "run"}
+
+
+def measure(data: TrainingData, trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
+    """train_loss, train_accuracy, ..., test_loss, test_accuracy (or rmse) of the kept weights."""
+    meter = Trainer(outcome.model.network, trainer.loss, batch_size=trainer.batch_size)
+    targets = data.original_targets()
+    found: dict[str, float] = {}
+    for part in ("train", "validation", "test"):
+        rows = getattr(data, part)
+        if len(rows):
+            values = meter.evaluate(data.x, targets, standardizer=data.per_batch, rows=rows)
+            found |= {f"{part}_{name}": value for name, value in values.items()}
+            if data.task == "poisson":
+                found[f"{part}_rmse"] = _rmse(data, outcome, rows)
+    return found
+
+
+def _rmse(data: TrainingData, outcome: Outcome, rows: Array) -> float:
+    error = predict(data, outcome, rows) - data.original_targets()[rows]
+    return float(np.sqrt(np.mean(error**2)))
+
+
+def predict(data: TrainingData, outcome: Outcome, rows: Array) -> Array:
+    """yhat of these rows: (M, K)."""
+    network = outcome.model.network
+    parts = [network.predict(batch) for batch in batches(data, rows, network.dtype)]
+    return np.concatenate(parts)
+
+
+def summarize(
+    args: argparse.Namespace,
+    data: TrainingData,
+    trainer: Trainer,
+    outcome: Outcome,
+    device: Device,
+) -> dict[str, Any]:
+    """Everything that summary.json has, but for the list of files."""
+    network, history = outcome.model.network, trainer.history
+    seconds = sum(history["seconds"]) if len(history) else 0.0
+    samples = len(data.train) * len(history)
+    return {
+        "device": device.name,
+        "device_reason": device.reason,
+        "threads": device.threads,
+        "blas": device.blas,
+        "dtype": network.dtype.name,
+        "epochs": len(history),
+        "stopped": outcome.stopped,
+        "resumed": outcome.resumed,
+        "best_epoch": history.best_epoch,
+        **measure(data, trainer, outcome),
+        "seconds": seconds,
+        "samples_per_second": samples / seconds if seconds else None,
+        "wall_seconds": outcome.seconds,
+        "task": data.task,
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "rows": len(data.targets),
+            "features": data.x.shape[1],
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "test_rows": len(data.test),
+            "classes": data.classes,
+            "target_names": data.target_names,
+        },
+        "network": network.config(),
+        "parameters": parameter_count(network.widths),
+        "loss": trainer.loss.config(),
+        "optimizer": trainer.optimizer.config(),
+        "schedule": trainer.schedule.config(),
+        "batch_size": trainer.batch_size,
+        "versions": versions(),
+        "command": ["gpubackprop", *args.argv],
+        "options": {key: value for key, value in vars(args).items() if key not in _NOT_OPTIONS},
+    }
+
+
+def parameter_count(widths: Iterable[int]) -> int:
+    """Weights and biases of a network of these widths."""
+    return sum(n * (m + 1) for m, n in itertools.pairwise(widths))
+
+
+def write_files(
+    data: TrainingData,
+    trainer: Trainer,
+    outcome: Outcome,
+    summary: dict[str, Any],
+    output: Path,
+) -> tuple[dict[str, str], str]:
+    """Write all but the model, which is written already.
+
+    Returns
+    -------
+    files : name -> what it is. missing : why pictures were left out, or "".
+    """
+    files = {MODEL: "network, standardisation, names"}
+    try:
+        if len(trainer.history):
+            trainer.history.to_csv(output / "history.csv")
+            files["history.csv"] = "loss and metrics of each epoch"
+        drawn, missing = _draw(data, trainer, outcome, output)
+        files |= {"summary.json": "result, device, versions, options", **drawn}
+        summary["files"] = [str(output / name) for name in files]
+        write_atomically(output / "summary.json", to_json(summary).encode())
+    except OSError as error:
+        raise StorageError(
+            f"{error}. {output / MODEL} is written; the same command run again goes on from the "
+            "checkpoint and writes the rest without training anew"
+        ) from error
+    return files, missing
+
+
+def _draw(
+    data: TrainingData, trainer: Trainer, outcome: Outcome, output: Path
+) -> tuple[dict[str, str], str]:
+    for name in PICTURES:  # those of an earlier run would not show this one
+        (output / name).unlink(missing_ok=True)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
+    drawn: dict[str, str] = {}
+    try:
+        if len(trainer.history):
+            plots.learning_curve(
+                trainer.history,
+                output / PICTURES[0],
+                title=f"Learning {data.name}",
+                loss_label=_loss_label(data, trainer),
+            )
+            drawn[PICTURES[0]] = "loss and metric over the epochs"
+        drawn |= _draw_predictions(data, outcome, output)
+    except MissingDependencyError as error:
+        return drawn, str(error)
+    return drawn, ""
+
+
+def _loss_label(data: TrainingData, trainer: Trainer) -> str:
+    label = trainer.loss.name.replace("_", " ").removeprefix("softmax ")
+    smoothing = getattr(trainer.loss.options, "label_smoothing", 0.0)
+    if smoothing:
+        label += f" (label smoothing {smoothing:g})"
+    return label + (" (standardised targets)" if data.target_scale is not None else "")
+
+
+def _draw_predictions(data: TrainingData, outcome: Outcome, output: Path) -> dict[str, str]:
+    part = next(p for p in ("test", "validation", "train") if len(getattr(data, p)))
+    rows = getattr(data, part)
+    about = f"{len(rows):,} {part} rows of {data.name}"
+    true = data.original_targets()[rows]
+    if data.task == "multilabel":
+        return {}
+    yhat = predict(data, outcome, rows)
+    if data.classes is None:
+        plots.predictions(
+            true, yhat, output / PICTURES[2], names=data.target_names or (), title=about
+        )
+        return {PICTURES[2]: f"predicted against true, {part} rows"}
+    right = float(np.mean(yhat.argmax(1) == true))
+    plots.confusion_matrix(
+        true,
+        yhat.argmax(1),
+        data.classes,
+        output / PICTURES[1],
+        title=f"{about}: {right:.2%} right",
+    )
+    return {PICTURES[1]: f"true against predicted classes, {part} rows"}

@@ -1,0 +1,67 @@
+"""Search for NaN and infinities in batches, so that files larger than memory can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gpubackprop.data.files import Where, row_from_1
+from gpubackprop.errors import DataError
+
+BATCH_ELEMENTS = 1 << 19
+"""Elements of one batch of a streaming pass: 4 MiB of float64."""
+
+
+def batch_rows_for(columns: int) -> int:
+    """Rows of a batch of `columns` columns that has about BATCH_ELEMENTS elements, at least 1."""
+    return max(1, BATCH_ELEMENTS // max(1, columns))
+
+
+def check_finite(
+    x: npt.NDArray[np.generic],
+    *,
+    source: str = "x",
+    names: Sequence[str] | None = None,
+    where: Where = row_from_1,
+) -> None:
+    """Raise DataError at the first NaN or infinity of `x`, naming its row and column.
+
+    `load_dataset` calls this for everything it reads into memory. It does not read a
+    memory-mapped file through: `Standardizer.fit` finds the value there, and who trains on such
+    a file without standardising calls this first.
+
+    Parameters
+    ----------
+    x : (N, D) or (N,) numeric; read in batches of about 4 MiB. Integers pass unread.
+    source : name of the file or array for the message.
+    names : D column names for the message; without them columns count from 1.
+    where : names a row, given its index from 0.
+
+    Raises
+    ------
+    DataError
+    """
+    if x.dtype.kind != "f":
+        return
+    width = x.shape[1] if x.ndim == 2 else 1
+    step = batch_rows_for(width)
+    for start in range(0, x.shape[0], step):
+        finite = np.isfinite(x[start : start + step])
+        if not finite.all():
+            bad = np.argwhere(~finite)[0]
+            row = start + int(bad[0])
+            value = float(x[(row, *bad[1:])])
+            column = f", {column_name(int(bad[1]), names)}" if x.ndim == 2 else ""
+            raise DataError(
+                f"{source}: {where(row)}{column} holds {value}; values must be finite: "
+                "drop the row, or fill the value in, e.g. with the column's median"
+            )
+
+
+def column_name(column: int, names: Sequence[str] | None) -> str:
+    """The name of a column (index from 0) in a message."""
+    if names is not None:
+        return f"column {names[column]!r}"
+    return f"column {column + 1} (counted from 1)"

@@ -1,0 +1,178 @@
+"""Class labels of any kind to indices, and the guess whether targets are classes or quantities."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gpubackprop.data.files import listing, row_from_1, shorten
+from gpubackprop.errors import DataError, DtypeError, ShapeError
+
+Labels = npt.NDArray[Any]
+_FEW = 100
+_EXACT = 2.0**53  # above it float64 skips integers, so a float is no label
+
+
+def encode_labels(
+    y: npt.ArrayLike, classes: npt.ArrayLike | None = None
+) -> tuple[npt.NDArray[np.int64], Labels]:
+    """Class indices of labels, and the labels that the indices stand for.
+
+    classes[indices[i]] == y[i]. Whole floats become int64 labels, so that 3.0 and 3 are one class.
+
+    Parameters
+    ----------
+    y : (N,) or (N, 1) strings, booleans, integers or whole floats.
+    classes : (K,) distinct labels in the order of the indices, as an earlier call returned them;
+        None for the sorted distinct labels of y. With classes given y may hold one class only.
+
+    Returns
+    -------
+    indices : (N,) int64 in [0, K).
+    classes : (K,) str, bool or integer.
+
+    Raises
+    ------
+    ShapeError, DtypeError : y is not a vector of labels.
+    DataError : a missing label (row named), floats with fractions (regression suggested), one
+        class only, no rows, a label that is not among `classes` (row and label named).
+
+    >>> indices, classes = encode_labels(np.array(["no", "yes", "no"]))
+    >>> print(indices, classes)
+    [0 1 0] ['no' 'yes']
+    """
+    labels = _as_labels(y, "y")
+    if labels.size == 0:
+        raise DataError("y holds no labels; a classifier wants one row or more")
+    if classes is not None:
+        known = _as_labels(classes, "classes")
+        return _look_up(labels, known), known
+    distinct, indices = np.unique(labels, return_inverse=True)
+    if distinct.size < 2:
+        raise DataError(
+            f"y holds one class only ({shorten(distinct[0].item())} in all {labels.size} rows); "
+            "a classifier wants two or more: check the target column, or train a regression"
+        )
+    return indices.astype(np.int64, copy=False), distinct
+
+
+def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
+    """Whether targets look like classes or like quantities.
+
+    - Strings and booleans: classification.
+    - Integers, and floats that are all whole: classification if they have k distinct values
+      with k <= 2, or with k <= 100 and N >= 2 k (each value twice on average); else regression.
+    - Other floats: regression.
+    - (N, K) with K > 1: regression, whatever the numbers; several 0/1 columns (multi-label) are
+      for the caller to ask for.
+    The rule cannot tell counts or ages from classes; who has them says "regression".
+
+    Parameters
+    ----------
+    y : (N,) or (N, K), N > 0.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+    DataError : no rows, a NaN or missing label (row named), several columns of text.
+
+    >>> infer_task(np.array([0, 1, 2, 0, 1, 2])), infer_task(np.array([0.5, 1.5]))
+    ('classification', 'regression')
+    """
+    array = np.asarray(y)
+    if array.ndim == 2 and array.shape[1] > 1:
+        if array.dtype.kind not in "biuf":
+            raise DataError(
+                f"y has {array.shape[1]} columns of {array.dtype}; text can only be one column of "
+                "class labels: name one target column"
+            )
+        return "regression"
+    values = _as_vector(array, "y")
+    if values.size == 0:
+        raise DataError("y holds no targets; pass one row or more")
+    if values.dtype.kind in "Ub":
+        return "classification"
+    if values.dtype.kind == "f" and np.any(values != np.trunc(values)):
+        return "regression"
+    k = np.unique(values).size
+    return "classification" if k <= 2 or (k <= _FEW and values.size >= 2 * k) else "regression"
+
+
+def _as_vector(y: npt.ArrayLike, name: str) -> Labels:
+    """`y` as (N,) of str, bool, integer or finite float; objects are resolved."""
+    array = np.asarray(y)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ShapeError(
+            f"{name} has shape {array.shape}; class labels want (N,): "
+            "for one-hot rows pass y.argmax(1)"
+        )
+    if array.dtype.kind in "OT":
+        array = _from_objects(array, name)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    if array.dtype.kind not in "Ubiuf":
+        raise DtypeError(
+            f"{name} has dtype {array.dtype}; labels are text, booleans, integers or whole floats"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise DataError(
+            f"{name}: {row_from_1(row)} is {array[row]}; every row wants a target: drop the row"
+        )
+    return array
+
+
+def _as_labels(y: npt.ArrayLike, name: str) -> Labels:
+    """`y` as (N,) of str, bool or integer; whole floats become int64."""
+    array = _as_vector(y, name)
+    if array.dtype.kind != "f":
+        return array
+    not_label = (array != np.trunc(array)) | (np.abs(array) > _EXACT)
+    if not_label.any():
+        row = int(np.flatnonzero(not_label)[0])
+        raise DataError(
+            f"{name}: {row_from_1(row)} is {array[row]}, which is no class label; "
+            "train a regression for such targets, or round them to classes first"
+        )
+    return array.astype(np.int64)
+
+
+def _from_objects(array: Labels, name: str) -> Labels:
+    """(N,) of Python objects, all strings or all numbers, as a NumPy array of that kind."""
+    values = array.tolist()
+    for row, value in enumerate(values):
+        if value is None or type(value).__name__ == "NAType" or value != value:
+            raise DataError(f"{name}: {row_from_1(row)} has no label ({value}); drop the row")
+        if isinstance(value, str) != isinstance(values[0], str):
+            raise DataError(
+                f"{name}: {row_from_1(row)} is {shorten(value)} but row 1 is "
+                f"{shorten(values[0])}; labels must be all text or all numbers"
+            )
+    return np.array(values) if values else np.empty(0, dtype=str)
+
+
+def _look_up(labels: Labels, known: Labels) -> npt.NDArray[np.int64]:
+    """Positions of `labels` in `known`; DataError for a label that is not there."""
+    order = np.argsort(known, kind="stable")
+    if known.size == 0 or np.any(known[order][1:] == known[order][:-1]):
+        raise DataError(f"classes {listing(known)} must be distinct and one or more")
+    if (labels.dtype.kind == "U") != (known.dtype.kind == "U"):
+        kinds = ["text" if a.dtype.kind == "U" else "numbers" for a in (labels, known)]
+        raise DataError(
+            f"y holds {kinds[0]} (row 1: {shorten(labels[0].item())}) but the classes are "
+            f"{kinds[1]}: {listing(known)}; convert y to the kind used in training"
+        )
+    place = np.searchsorted(known, labels, sorter=order)
+    indices = order[np.minimum(place, known.size - 1)]
+    unknown = known[indices] != labels
+    if unknown.any():
+        row = int(np.flatnonzero(unknown)[0])
+        raise DataError(
+            f"y: {row_from_1(row)} has the label {shorten(labels[row].item())}, which is not among "
+            f"the {known.size} classes {listing(known)}; drop the row, or train again with it"
+        )
+    return indices.astype(np.int64, copy=False)

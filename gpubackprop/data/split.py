@@ -1,0 +1,102 @@
+"""Seeded split of rows into a training and a test part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpubackprop.errors import DataError, OptionError, ShapeError
+
+Rows = npt.NDArray[np.int64]
+
+
+def split_rows(
+    n: int, fraction: float, seed: int, stratify: npt.ArrayLike | None = None
+) -> tuple[Rows, Rows]:
+    """Row indices of a training and a test part: disjoint, together 0 .. n-1, both ascending.
+
+    They are ascending so that a memory-mapped file is read from front to back; the shuffle of
+    each epoch is the trainer's. The same arguments give the same split.
+
+    Parameters
+    ----------
+    n : number of rows, 2 or more.
+    fraction : share of the rows that goes to the test part, above 0 and below 1; the number of
+        test rows is round(n * fraction).
+    seed : 0 or more, of numpy.random.default_rng.
+    stratify : (n,) class of every row, or None. Each class is then split by `fraction` (largest
+        remainders get the rows left over), and each class of two rows or more keeps a row in
+        both parts, for which the test part may differ from round(n * fraction). A class of one
+        row goes to the training part.
+
+    Returns
+    -------
+    train_rows, test_rows : int64.
+
+    Raises
+    ------
+    OptionError : fraction outside (0, 1) or so that a part is empty, seed below 0.
+    ShapeError : stratify is not (n,).
+    DataError : n < 2, or no class has two rows.
+
+    >>> train, test = split_rows(10, 0.2, seed=0, stratify=[0] * 5 + [1] * 5)
+    >>> print(train.size, (test < 5).sum(), (test >= 5).sum())
+    8 1 1
+    """
+    if n < 2:
+        raise DataError(f"{n} rows cannot be split into a training and a test part; 2 are needed")
+    if not 0 < fraction < 1:
+        raise OptionError(f"fraction is {fraction}; the share of test rows lies between 0 and 1")
+    if seed < 0:
+        raise OptionError(f"seed is {seed}; it must be 0 or more")
+    order = np.random.default_rng(seed).permutation(n)
+    wanted = round(n * fraction)
+    if not 0 < wanted < n:
+        part = "test" if wanted == 0 else "training"
+        raise OptionError(
+            f"fraction {fraction} of {n} rows leaves the {part} part empty; "
+            f"use a fraction from {1 / n:.3g} to {1 - 1 / n:.3g}"
+        )
+    in_test = np.zeros(n, dtype=bool)
+    if stratify is None:
+        in_test[order[:wanted]] = True
+    else:
+        in_test[_stratified(order, np.asarray(stratify), fraction, wanted)] = True
+    return np.flatnonzero(~in_test).astype(np.int64), np.flatnonzero(in_test).astype(np.int64)
+
+
+def _stratified(order: Rows, classes: npt.NDArray[Any], fraction: float, wanted: int) -> Rows:
+    """Test rows: of each class the first ones in `order`, as many as `_test_counts` says."""
+    if classes.shape != order.shape:
+        raise ShapeError(
+            f"stratify has shape {classes.shape}; it wants one class per row, {order.shape}"
+        )
+    _, codes, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    if counts.max() < 2:
+        raise DataError(
+            f"all {counts.size} classes have one row, so none can be in both parts; "
+            "split without stratify, or check that the target holds classes"
+        )
+    by_class = order[np.argsort(codes[order], kind="stable")]
+    rank = np.arange(order.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    return by_class[rank < np.repeat(_test_counts(counts, fraction, wanted), counts)]
+
+
+def _test_counts(counts: npt.NDArray[np.intp], fraction: float, wanted: int) -> Rows:
+    """Test rows per class: near counts * fraction, in [1, count - 1] if count > 1, sum `wanted`.
+
+    The sum differs from `wanted` only where the bounds forbid it.
+    """
+    ideal = counts * fraction
+    low, high = np.minimum(counts - 1, 1), counts - 1
+    test = np.clip(np.floor(ideal).astype(np.int64), low, high)
+    while (lack := wanted - int(test.sum())) != 0:
+        step = 1 if lack > 0 else -1
+        movable = np.flatnonzero(test < high if step > 0 else test > low)
+        if movable.size == 0:
+            break
+        need = step * (ideal - test)[movable]
+        test[movable[np.argsort(-need, kind="stable")[: abs(lack)]]] += step
+    return test

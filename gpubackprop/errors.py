@@ -1,0 +1,60 @@
+"""Exceptions: each says what was wrong, what was got, what was wanted and what to do next.
+
+Every class derives from `GpubackpropError` and from the builtin that a NumPy user would expect,
+so that ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+
+class GpubackpropError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ShapeError(GpubackpropError, ValueError):
+    """An array has the wrong number of dimensions or the wrong sizes."""
+
+
+class DtypeError(GpubackpropError, TypeError):
+    """An array has a dtype that the operation cannot use."""
+
+
+class OptionError(GpubackpropError, ValueError):
+    """An option has an unknown name or a value outside its range."""
+
+
+class TargetRangeError(GpubackpropError, ValueError):
+    """A class index lies outside [0, K); the message names the row and the label."""
+
+
+class DeviceUnavailable(GpubackpropError, RuntimeError):  # noqa: N818 (reads as a sentence)
+    """A device was asked for by name and is not there, or lacks something."""
+
+
+class DataError(GpubackpropError, ValueError):
+    """A data file is unreadable, malformed or does not fit; the message names file, row, column."""
+
+
+class ModelFileError(GpubackpropError, ValueError):
+    """A model or checkpoint file is truncated, foreign, of another shape or holds NaN."""
+
+
+class NonFiniteLossError(GpubackpropError, ArithmeticError):
+    """The training loss became NaN or infinite; the message names the step.
+
+    Attributes
+    ----------
+    step : int, index of the first bad update since the start of training.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class MissingDependencyError(GpubackpropError, ImportError):
+    """An optional package is absent; the message gives the extra that installs it."""
+
+
+class StorageError(GpubackpropError, OSError):
+    """A file could not be written (disk full, read-only directory); says what is kept and lost."""

@@ -1,0 +1,18 @@
+"""The mathematics as data: activations, pointwise losses and updates, each one registry entry."""
+
+from gpubackprop.formulas.activations import ACTIVATIONS, Activation, activation
+from gpubackprop.formulas.losses import OUTPUTS, POINTWISE_LOSSES, PointwiseLoss
+from gpubackprop.formulas.registry import lookup
+from gpubackprop.formulas.updates import UPDATES, Update
+
+__all__ = [
+    "ACTIVATIONS",
+    "OUTPUTS",
+    "POINTWISE_LOSSES",
+    "UPDATES",
+    "Activation",
+    "PointwiseLoss",
+    "Update",
+    "activation",
+    "lookup",
+]

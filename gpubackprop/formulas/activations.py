@@ -1,0 +1,329 @@
+"""Hidden activations h = g(a): a value and a slope each, written in place on NumPy blocks.
+
+An entry of ``ACTIVATIONS`` is all that the rest of the package knows of an activation. The CUDA
+struct of the same name in ``kernels/activations.cuh`` is its twin.
+
+Every formula is called as ``value(a, out, work, k)`` and ``slope(saved, out, work, k)`` with
+
+* ``a``, ``saved``, ``out``: blocks of one shape and of dtype float32 or float64,
+* ``work``: three more blocks, free to overwrite,
+* ``k``: the activation's one parameter (0.0 where it has none).
+
+``out`` may be ``a`` itself where ``saved == "h"``: the slope then needs only the value, so the
+forward pass overwrites a. The formulas follow IEEE: NaN stays NaN, overflow runs to infinity; the
+caller silences the warnings.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from gpubackprop.errors import OptionError
+from gpubackprop.formulas.registry import lookup
+
+Array = np.ndarray
+Formula = Callable[[Array, Array, "tuple[Array, ...]", float], None]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A pointwise function and its derivative.
+
+    Attributes
+    ----------
+    name : registry name, also the CUDA struct's.
+    saved : "h" where the slope is a function of the value, "a" where it needs the pre-activation.
+    value, slope : in-place block formulas (see the module's docstring).
+    parameter, parameter_name : the formula's one parameter, e.g. the negative slope; "" if none.
+    kinks : True where the first or second derivative jumps at a = 0 (the gradient check steps
+        around it).
+    """
+
+    name: str
+    saved: Literal["a", "h"]
+    value: Formula
+    slope: Formula
+    parameter: float = 0.0
+    parameter_name: str = ""
+    kinks: bool = False
+
+    def __str__(self) -> str:
+        default = ACTIVATIONS[self.name].parameter
+        return self.name if self.parameter == default else f"{self.name}({self.parameter!r})"
+
+
+def identity_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    if out is not a:
+        np.copyto(out, a)
+
+
+def identity_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    out.fill(1.0)
+
+
+def logistic_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """1 / (1 + exp(-a)); exp overflows to infinity for a << 0, and the quotient is 0."""
+    np.negative(a, out)
+    np.exp(out, out)
+    np.add(out, 1.0, out)
+    np.divide(1.0, out, out)
+
+
+def logistic_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.subtract(1.0, h, out)
+    np.multiply(out, h, out)
+
+
+def tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.tanh(a, out)
+
+
+def tanh_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.multiply(h, h, out)
+    np.subtract(1.0, out, out)
+
+
+def relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.maximum(a, 0.0, out=out)
+
+
+def relu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.sign(h, out)  # h >= 0: its sign is the slope
+
+
+def leaky_relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.maximum(a, 0.0, out=work[0])
+    np.minimum(a, 0.0, out=out)
+    np.multiply(out, k, out)
+    np.add(out, work[0], out)
+
+
+def leaky_relu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.sign(h, out)
+    np.maximum(out, 0.0, out=out)
+    np.multiply(out, 1.0 - k, out)
+    np.add(out, k, out)
+
+
+def elu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.minimum(a, 0.0, out=work[0])
+    np.expm1(work[0], work[0])
+    np.multiply(work[0], k, work[0])
+    np.maximum(a, 0.0, out=out)
+    np.add(out, work[0], out)
+
+
+def elu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """h + k below zero (that is k exp(a)), 1 above."""
+    np.sign(h, work[0])
+    np.maximum(work[0], 0.0, out=work[0])
+    np.multiply(work[0], 1.0 - k, work[0])
+    np.minimum(h, 0.0, out=out)
+    np.add(out, k, out)
+    np.add(out, work[0], out)
+
+
+# log(erfc(x) exp(x^2) / (1 - w)) / w as a polynomial in w = x / (2 + x), highest power first; fitted
+# with mpmath (docs/decisions/2026-11-23-normal-cdf.md). One formula for the whole line, so no masks;
+# the factor w keeps the digits near 0, where the units of a network are.
+_ERFC_POLYNOMIAL = {
+    np.dtype(np.float32): (
+        -0.160354740335, 0.519616153668, -0.546667793414, 0.213015533736, -0.159874306828,
+        0.0763142460897, 0.190753864355, 0.161595758958, -0.303241351065, -1.25675831797,
+    ),
+    np.dtype(np.float64): (
+        -0.14146454866764167483, 1.437855063178408526, -6.7344902724917299431,
+        19.375466009285071145, -38.575474860694800918, 56.793954100117355895,
+        -64.409299126914465442, 57.676682801843192178, -41.410655154872290085,
+        24.102796464960674029, -11.4159250484121234, 4.385448109649016166, -1.4019121567438161419,
+        0.35061491019424719847, -0.045489137287562795769, 0.05174416320315549563,
+        0.017454130506490631874, -0.034111461418111699326, -0.07978921270957653932,
+        -0.058829371322042789043, 0.055155168499677290255, 0.19331707067730045374,
+        0.16143599378184235073, -0.3032374236613312374, -1.2567583341910251622,
+    ),
+}  # fmt: skip
+_SQRT_HALF = math.sqrt(0.5)
+_FAR = 40.0  # beyond this x, exp(-x^2) is 0 in float64 too; keeps x / (2 + x) from inf / inf
+_INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+_SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+_GELU_CUBIC = 0.044715
+
+
+def normal_cdf(a: Array, out: Array, work: tuple[Array, ...]) -> None:
+    """out = Phi(a) = erfc(-a / sqrt 2) / 2; uses work[0] and work[1]; out must not be a.
+
+    Relative accuracy is kept in the left tail, where 1 + erf would cancel.
+    """
+    x, series = work[0], work[1]
+    np.abs(a, x)
+    np.multiply(x, _SQRT_HALF, x)
+    np.minimum(x, _FAR, out=x)
+    np.add(x, 2.0, out)
+    np.divide(x, out, out)  # w
+    leading, *rest = _ERFC_POLYNOMIAL[a.dtype]
+    np.multiply(out, leading, series)
+    for coefficient in rest:
+        np.add(series, coefficient, series)
+        np.multiply(series, out, series)
+    np.multiply(a, a, x)
+    np.multiply(x, 0.5, x)  # x^2, rounded once: the exponential magnifies its error
+    np.subtract(series, x, series)
+    np.exp(series, series)
+    np.multiply(out, -0.5, out)
+    np.add(out, 0.5, out)  # (1 - w) / 2
+    np.multiply(series, out, series)  # Phi(-|a|)
+    np.sign(a, out)
+    np.maximum(out, 0.0, out=out)
+    np.subtract(out, series, out)
+    np.abs(out, out)
+
+
+def gelu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    normal_cdf(a, out, work)
+    np.multiply(out, a, out)
+
+
+def gelu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """Phi(a) + a phi(a)."""
+    normal_cdf(a, out, work)
+    np.multiply(a, a, work[0])
+    np.multiply(work[0], -0.5, work[0])
+    np.exp(work[0], work[0])
+    np.multiply(work[0], _INV_SQRT_2PI, work[0])
+    np.multiply(work[0], a, work[0])
+    np.add(out, work[0], out)
+
+
+def _gelu_tanh_argument(a: Array, out: Array, square: Array) -> None:
+    """out = 2 sqrt(2/pi) (a + 0.044715 a^3); square = a^2. (1 + tanh y) / 2 = logistic(2 y)."""
+    np.multiply(a, a, square)
+    np.multiply(square, 2.0 * _GELU_CUBIC * _SQRT_2_OVER_PI, out)
+    np.add(out, 2.0 * _SQRT_2_OVER_PI, out)
+    np.multiply(out, a, out)
+
+
+def gelu_tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    _gelu_tanh_argument(a, out, work[0])
+    np.negative(out, out)
+    np.exp(out, out)
+    np.add(out, 1.0, out)
+    np.divide(a, out, out)
+
+
+def gelu_tanh_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """s + a s (1 - s) * 2 sqrt(2/pi) (1 + 3 * 0.044715 a^2), s the logistic function of 2 y.
+
+    s (1 - s) = e / (1 + e)^2 with e = exp(-2 |y|): no cancellation on either side.
+    """
+    square, e, right = work[0], work[1], work[2]
+    _gelu_tanh_argument(a, out, square)
+    np.abs(out, e)
+    np.negative(e, e)
+    np.exp(e, e)
+    np.add(e, 1.0, out)
+    np.divide(e, out, e)  # logistic(-2 |y|)
+    np.multiply(square, 6.0 * _GELU_CUBIC * _SQRT_2_OVER_PI, square)
+    np.add(square, 2.0 * _SQRT_2_OVER_PI, square)
+    np.multiply(square, a, square)
+    np.multiply(square, e, square)
+    np.divide(square, out, square)
+    np.sign(a, right)
+    np.maximum(right, 0.0, out=right)
+    np.subtract(right, e, out)
+    np.abs(out, out)  # s
+    np.add(out, square, out)
+
+
+def silu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    np.negative(a, out)
+    np.exp(out, out)
+    np.add(out, 1.0, out)
+    np.divide(a, out, out)
+
+
+def silu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """s (1 + a (1 - s)) with s the logistic function of a."""
+    logistic_value(a, work[0], work, k)
+    np.subtract(1.0, work[0], out)
+    np.multiply(out, a, out)
+    np.add(out, 1.0, out)
+    np.multiply(out, work[0], out)
+
+
+def softplus_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """max(a, 0) + log1p(exp(-|a|)): no overflow."""
+    np.abs(a, work[0])
+    np.negative(work[0], work[0])
+    np.exp(work[0], work[0])
+    np.log1p(work[0], work[0])
+    np.maximum(a, 0.0, out=out)
+    np.add(out, work[0], out)
+
+
+def softplus_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """1 - exp(-h), which is the logistic function of a."""
+    np.negative(h, out)
+    np.expm1(out, out)
+    np.negative(out, out)
+
+
+_ENTRIES = (
+    Activation("identity", "h", identity_value, identity_slope),
+    Activation("logistic", "h", logistic_value, logistic_slope),
+    Activation("tanh", "h", tanh_value, tanh_slope),
+    Activation("relu", "h", relu_value, relu_slope, kinks=True),
+    Activation(
+        "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope", kinks=True
+    ),
+    Activation("elu", "h", elu_value, elu_slope, 1.0, "alpha", kinks=True),
+    Activation("gelu", "a", gelu_value, gelu_slope),
+    Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope),
+    Activation("silu", "a", silu_value, silu_slope),
+    Activation("softplus", "h", softplus_value, softplus_slope),
+)
+ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
+
+_WITH_PARAMETER = re.compile(r"(\w+)\((.+)\)")
+
+
+def activation(spec: str | Activation) -> Activation:
+    """The activation that `spec` names.
+
+    Parameters
+    ----------
+    spec : a registry name ("relu"), a name with its parameter ("leaky_relu(0.2)", "elu(0.5)"), or
+        an `Activation`.
+
+    Raises
+    ------
+    OptionError : unknown name, no such parameter, or a parameter that is negative or not finite
+        (the slope could then not be found from the value).
+
+    >>> activation("leaky_relu(0.2)").parameter
+    0.2
+    """
+    if isinstance(spec, Activation):
+        return spec
+    match = _WITH_PARAMETER.fullmatch(spec) if isinstance(spec, str) else None
+    if match is None:
+        return lookup(ACTIVATIONS, spec, "activation")
+    entry = lookup(ACTIVATIONS, match[1], "activation")
+    if not entry.parameter_name:
+        raise OptionError(
+            f"activation {spec!r}: {entry.name} has no parameter; write {entry.name!r}"
+        )
+    try:
+        parameter = float(match[2])
+    except ValueError:
+        parameter = math.nan
+    if not 0.0 <= parameter < math.inf:
+        raise OptionError(
+            f"activation {spec!r}: {entry.parameter_name} must be a finite number of at least 0"
+        )
+    return replace(entry, parameter=parameter)

@@ -1,0 +1,108 @@
+"""Pointwise losses and output functions, written in place on NumPy blocks.
+
+A pointwise loss is called as ``value_and_delta(a, t, value, delta, work)``: ``a`` the output
+layer's pre-activations, ``t`` the targets, ``value`` the loss of each element, ``delta`` its
+derivative with respect to a (it may be ``a`` itself), ``work`` one more block. The softmax cross
+entropy couples the units of a row and is a verb of the backends instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpubackprop.formulas.activations import logistic_value
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class PointwiseLoss:
+    """A loss that is a sum over rows and output units.
+
+    Attributes
+    ----------
+    name : registry name, also the CUDA struct's.
+    output : name of the output function O that belongs to it, yhat = O(a_L).
+    value_and_delta : in-place block formula (see the module's docstring).
+    target_domain : "real", "unit" (0 to 1) or "nonnegative"; targets outside it are an error.
+    """
+
+    name: str
+    output: str
+    value_and_delta: Callable[[Array, Array, Array, Array, Array], None]
+    target_domain: str
+
+
+def squared_error(a: Array, t: Array, value: Array, delta: Array, work: Array) -> None:
+    """(a - t)^2 / 2; derivative a - t."""
+    np.subtract(a, t, delta)
+    np.multiply(delta, delta, value)
+    np.multiply(value, 0.5, value)
+
+
+def binary_cross_entropy(a: Array, t: Array, value: Array, delta: Array, work: Array) -> None:
+    """-(t log p + (1 - t) log(1 - p)), p logistic(a), as (1 - t) a - min(a, 0) + log1p(exp(-|a|)).
+
+    Derivative p - t. Finite for every finite a, and infinite for a = inf, t = 0.
+    """
+    np.subtract(1.0, t, value)
+    np.multiply(value, a, value)
+    np.minimum(a, 0.0, out=work)
+    np.subtract(value, work, value)
+    np.abs(a, work)
+    np.negative(work, work)
+    np.exp(work, work)
+    np.log1p(work, work)
+    np.add(value, work, value)
+    logistic_value(a, delta, (), 0.0)
+    np.subtract(delta, t, delta)
+
+
+def poisson(a: Array, t: Array, value: Array, delta: Array, work: Array) -> None:
+    """exp(a) - t a, the negative log likelihood without log t!; derivative exp(a) - t."""
+    np.multiply(a, t, work)
+    np.exp(a, delta)
+    np.subtract(delta, work, value)
+    np.subtract(delta, t, delta)
+
+
+POINTWISE_LOSSES: dict[str, PointwiseLoss] = {
+    entry.name: entry
+    for entry in (
+        PointwiseLoss("squared_error", "linear", squared_error, "real"),
+        PointwiseLoss("binary_cross_entropy", "logistic", binary_cross_entropy, "unit"),
+        PointwiseLoss("poisson", "exp", poisson, "nonnegative"),
+    )
+}
+
+
+def softmax_rows(a: Array, out: Array) -> None:
+    """out[i] = softmax(a[i]); out may be a."""
+    np.subtract(a, a.max(1, keepdims=True), out)
+    np.exp(out, out)
+    np.divide(out, out.sum(1, keepdims=True), out)
+
+
+def _linear(a: Array, out: Array) -> None:
+    if out is not a:
+        np.copyto(out, a)
+
+
+def _logistic(a: Array, out: Array) -> None:
+    logistic_value(a, out, (), 0.0)
+
+
+def _exp(a: Array, out: Array) -> None:
+    np.exp(a, out)
+
+
+# Output functions O: yhat = O(a_L), called as output(a, out) on (N, K) arrays.
+OUTPUTS: dict[str, Callable[[Array, Array], None]] = {
+    "softmax": softmax_rows,
+    "linear": _linear,
+    "logistic": _logistic,
+    "exp": _exp,
+}

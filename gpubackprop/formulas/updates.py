@@ -1,0 +1,252 @@
+"""Updates of the parameters from their gradient: one in-place block formula per optimizer.
+
+An entry of ``UPDATES`` is all that the rest of the package knows of an optimizer's mathematics; the
+CUDA struct of the same name in ``kernels/updates.cuh`` is its twin. A formula is called as
+``apply(p, g, slots, c, work)`` with
+
+* ``p``: parameters, ``g``: their gradient (read only), ``slots``: the optimizer's state, in the
+  order of ``Update.slots``; all blocks of one shape and dtype,
+* ``c``: the coefficients of this step as 0-d arrays, in the order that ``coefficients`` returns,
+* ``work``: two more blocks, free to overwrite.
+
+``coefficients(h, lr, step)`` runs on the host in float64 once per step: ``h`` the hyperparameters,
+``lr`` the learning rate of this step, ``step`` its number, 1 for the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Array = np.ndarray
+Blocks = tuple[np.ndarray, ...]
+Hyperparameters = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer's mathematics.
+
+    Attributes
+    ----------
+    name : registry name, also the CUDA struct's.
+    slots : names of the state arrays, each as large as the parameters.
+    hyperparameters : their names and default values, without the learning rate.
+    coefficients, apply : see the module's docstring.
+    decay : how ``weight_decay`` enters. "coupled": added to the gradient as weight_decay * p (L2);
+        "decoupled": p is first scaled by 1 - lr * weight_decay.
+    initial : hyperparameter that gives the slots' first value; "" for 0.
+    """
+
+    name: str
+    slots: tuple[str, ...]
+    hyperparameters: Hyperparameters
+    coefficients: Callable[[Hyperparameters, float, int], tuple[float, ...]]
+    apply: Callable[[Array, Array, Blocks, Blocks, Blocks], None]
+    decay: Literal["coupled", "decoupled"] = "coupled"
+    initial: str = field(default="")
+
+
+def _gradient_descent_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+    return (lr,)
+
+
+def gradient_descent(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """p <- p - lr g, the lecture's step."""
+    np.multiply(g, c[0], work[0])
+    np.subtract(p, work[0], p)
+
+
+def _sgd_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+    fresh = 1.0 if step == 1 else 1.0 - h["dampening"]
+    return lr, h["momentum"], fresh
+
+
+def sgd(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """PyTorch's momentum: v <- mu v + (1 - dampening) g; p <- p - lr v (first step: v = g)."""
+    (v,) = slots
+    lr, momentum, fresh = c
+    np.multiply(v, momentum, v)
+    np.multiply(g, fresh, work[0])
+    np.add(v, work[0], v)
+    np.multiply(v, lr, work[0])
+    np.subtract(p, work[0], p)
+
+
+def sgd_nesterov(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """PyTorch's Nesterov form: v <- mu v + g; p <- p - lr (g + mu v)."""
+    (v,) = slots
+    lr, momentum, fresh = c
+    np.multiply(v, momentum, v)
+    np.multiply(g, fresh, work[0])
+    np.add(v, work[0], v)
+    np.multiply(v, momentum, work[0])
+    np.add(work[0], g, work[0])
+    np.multiply(work[0], lr, work[0])
+    np.subtract(p, work[0], p)
+
+
+def _momentum_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+    return lr, h["momentum"]
+
+
+def momentum(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """Classical momentum (Polyak 1964; scikit-learn): v <- mu v - lr g; p <- p + v."""
+    (v,) = slots
+    lr, mu = c
+    np.multiply(v, mu, v)
+    np.multiply(g, lr, work[0])
+    np.subtract(v, work[0], v)
+    np.add(p, v, p)
+
+
+def nesterov(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """Nesterov's momentum (Sutskever et al. 2013; scikit-learn): p <- p + mu v - lr g."""
+    (v,) = slots
+    lr, mu = c
+    np.multiply(g, lr, work[0])
+    np.multiply(v, mu, v)
+    np.subtract(v, work[0], v)
+    np.multiply(v, mu, work[1])
+    np.subtract(work[1], work[0], work[1])
+    np.add(p, work[1], p)
+
+
+def _adam_moments(g: Array, slots: Blocks, c: Blocks, work: Array) -> None:
+    """m <- beta1 m + (1 - beta1) g; v <- beta2 v + (1 - beta2) g^2."""
+    m, v = slots
+    np.multiply(m, c[0], m)
+    np.multiply(g, c[1], work)
+    np.add(m, work, m)
+    np.multiply(v, c[2], v)
+    np.multiply(g, g, work)
+    np.multiply(work, c[3], work)
+    np.add(v, work, v)
+
+
+def _adam_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+    beta1, beta2 = h["beta1"], h["beta2"]
+    correction1 = -math.expm1(step * math.log(beta1)) if beta1 else 1.0  # 1 - beta1^step
+    correction2 = -math.expm1(step * math.log(beta2)) if beta2 else 1.0
+    root = math.sqrt(correction2)
+    return beta1, 1 - beta1, beta2, 1 - beta2, lr * root / correction1, h["eps"] * root, h["eps"]
+
+
+def adam(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """Adam with eps beside the corrected root (Kingma & Ba 2015, algorithm 1; PyTorch).
+
+    p <- p - lr mhat / (sqrt(vhat) + eps), computed as
+    p - lr sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps sqrt(1 - beta2^t)).
+    """
+    _adam_moments(g, slots, c, work[0])
+    np.sqrt(slots[1], work[0])
+    np.add(work[0], c[5], work[0])
+    np.divide(slots[0], work[0], work[0])
+    np.multiply(work[0], c[4], work[0])
+    np.subtract(p, work[0], p)
+
+
+def adam_epsilon_hat(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """Adam with eps beside the uncorrected root ("epsilon hat", ibid. section 2; scikit-learn).
+
+    p <- p - lr sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps).
+    """
+    _adam_moments(g, slots, c, work[0])
+    np.sqrt(slots[1], work[0])
+    np.add(work[0], c[6], work[0])
+    np.divide(slots[0], work[0], work[0])
+    np.multiply(work[0], c[4], work[0])
+    np.subtract(p, work[0], p)
+
+
+def _rmsprop_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+    return lr, h["alpha"], 1 - h["alpha"], h["eps"]
+
+
+def rmsprop(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """s <- alpha s + (1 - alpha) g^2; p <- p - lr g / (sqrt(s) + eps) (Tieleman & Hinton 2012)."""
+    (s,) = slots
+    lr, alpha, fresh, eps = c
+    np.multiply(s, alpha, s)
+    np.multiply(g, g, work[0])
+    np.multiply(work[0], fresh, work[0])
+    np.add(s, work[0], s)
+    _scaled_step(p, g, s, (lr, eps), work[0])
+
+
+def _scaled_step(p: Array, g: Array, s: Array, c: Blocks, work: Array) -> None:
+    """p <- p - lr g / (sqrt(s) + eps)."""
+    lr, eps = c
+    np.sqrt(s, work)
+    np.add(work, eps, work)
+    np.divide(g, work, work)
+    np.multiply(work, lr, work)
+    np.subtract(p, work, p)
+
+
+def _adagrad_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+    return lr / (1 + (step - 1) * h["lr_decay"]), h["eps"]
+
+
+def adagrad(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """s <- s + g^2; p <- p - lr g / (sqrt(s) + eps) (Duchi et al. 2011)."""
+    (s,) = slots
+    np.multiply(g, g, work[0])
+    np.add(s, work[0], s)
+    _scaled_step(p, g, s, c, work[0])
+
+
+def _lion_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+    return lr, h["beta1"], 1 - h["beta1"], h["beta2"], 1 - h["beta2"]
+
+
+def lion(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """p <- p - lr sign(beta1 m + (1 - beta1) g); m <- beta2 m + (1 - beta2) g.
+
+    Source: Chen et al. 2023.
+    """
+    (m,) = slots
+    lr, beta1, fresh1, beta2, fresh2 = c
+    np.multiply(m, beta1, work[0])
+    np.multiply(g, fresh1, work[1])
+    np.add(work[0], work[1], work[0])
+    np.sign(work[0], work[0])
+    np.multiply(work[0], lr, work[0])
+    np.subtract(p, work[0], p)
+    np.multiply(m, beta2, m)
+    np.multiply(g, fresh2, work[1])
+    np.add(m, work[1], m)
+
+
+_SGD = {"momentum": 0.9, "dampening": 0.0}
+_MOMENTUM = {"momentum": 0.9}
+_ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+_ENTRIES = (
+    Update("gradient_descent", (), {}, _gradient_descent_coefficients, gradient_descent),
+    Update("sgd", ("velocity",), _SGD, _sgd_coefficients, sgd),
+    Update("sgd_nesterov", ("velocity",), _SGD, _sgd_coefficients, sgd_nesterov),
+    Update("momentum", ("velocity",), _MOMENTUM, _momentum_coefficients, momentum),
+    Update("nesterov", ("velocity",), _MOMENTUM, _momentum_coefficients, nesterov),
+    Update("adam", ("m", "v"), _ADAM, _adam_coefficients, adam),
+    Update("adam_epsilon_hat", ("m", "v"), _ADAM, _adam_coefficients, adam_epsilon_hat),
+    Update("adamw", ("m", "v"), _ADAM, _adam_coefficients, adam, "decoupled"),
+    Update(
+        "rmsprop", ("square",), {"alpha": 0.99, "eps": 1e-8}, _rmsprop_coefficients, rmsprop
+    ),
+    Update(
+        "adagrad",
+        ("sum",),
+        {"lr_decay": 0.0, "eps": 1e-10, "initial_accumulator": 0.0},
+        _adagrad_coefficients,
+        adagrad,
+        initial="initial_accumulator",
+    ),
+    Update(
+        "lion", ("m",), {"beta1": 0.9, "beta2": 0.99}, _lion_coefficients, lion, "decoupled"
+    ),
+)  # fmt: skip
+UPDATES: dict[str, Update] = {entry.name: entry for entry in _ENTRIES}

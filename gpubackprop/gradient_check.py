@@ -1,0 +1,288 @@
+"""Analytic gradients against central differences in float64.
+
+Five-point differences, (8 (f(+h) - f(-h)) - (f(+2h) - f(-2h))) / 12h: the truncation error is of
+order h^4, so h = 1e-3 leaves about ten digits of a tame function. A deep network's fifth derivative
+can be huge: h is then quartered until two estimates agree. Where a step would cross a kink (relu at
+0) it is shortened too; a coordinate that sits on one is left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.errors import OptionError
+from gpubackprop.formulas import ACTIVATIONS, Activation
+from gpubackprop.losses import BinaryCrossEntropy, Loss, Poisson, SoftmaxCrossEntropy, SquaredError
+from gpubackprop.network import MLP, Gradients
+from gpubackprop.ops import checks
+from gpubackprop.ops.layers import activation_backward
+
+Array = np.ndarray
+TOLERANCE = 1e-7  # worst relative error that passes
+STEP, QUARTERINGS = 1e-3, 5
+AGREEMENT = 1e-10  # of two estimates, relative: no need to go on
+# Differences of a loss of size |L| resolve gradients down to about 1e-13 |L| / STEP: relative
+# errors are taken against at least this share of the loss.
+FLOOR = 1e-5
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """Result of `gradient_check`.
+
+    Attributes
+    ----------
+    errors : worst relative error of each quantity: "W[0]", "b[0]", "hidden[0]",
+        "pre_activation[0]", ...: largest difference over the largest value of that quantity.
+    checked, skipped : coordinates compared, and left out for sitting on a kink.
+    """
+
+    errors: dict[str, float]
+    checked: int
+    skipped: int
+
+    @property
+    def worst(self) -> float:
+        """The largest of the errors."""
+        return max(self.errors.values())
+
+    @property
+    def passed(self) -> bool:
+        """worst <= 1e-7, and something was checked."""
+        return self.checked > 0 and self.worst <= TOLERANCE
+
+
+def gradient_check(
+    network: MLP,
+    x: Any,
+    targets: Any,
+    loss: str | Loss | None = None,
+    *,
+    sample_weight: Any = None,
+    coordinates: int = 25,
+    seed: int = 0,
+) -> GradientCheck:
+    """Compare every gradient of `network.gradients` with central differences, in float64.
+
+    Parameters
+    ----------
+    network : of any dtype; a float64 copy of it is checked.
+    x, targets, loss, sample_weight : as in `MLP.gradients`; reduction "none" has no one gradient.
+    coordinates : entries drawn from each quantity (all, where it has fewer).
+    seed : of the draw.
+
+    >>> network = MLP([3, 4, 2], "tanh", seed=0)
+    >>> gradient_check(network, np.eye(3), np.array([0, 1, 1])).passed
+    True
+    """
+    twin = MLP(**(network.config() | {"dtype": "float64"}), initializer="zeros")
+    for mine, theirs in zip([*twin.W, *twin.b], [*network.W, *network.b], strict=True):
+        mine[...] = theirs
+    chosen = twin.check_loss(loss)
+    if chosen.options.reduction == "none":
+        raise OptionError('gradient_check wants one loss: reduction "mean" or "sum"')
+    x = np.ascontiguousarray(twin.check_inputs(x), np.float64)
+    checked_targets = chosen.check_targets(targets, len(x), twin.widths[-1], twin.dtype)
+    analytic = twin.gradients(x, targets, chosen, sample_weight)
+    probe = _Probe(twin, x, checked_targets, chosen, sample_weight)
+    rng = np.random.default_rng(seed)
+    errors, checked, skipped = {}, 0, 0
+    for name, gradient, values, evaluate in probe.quantities(analytic):
+        picks = rng.permutation(gradient.size)[:coordinates]
+        _, signs = evaluate()
+        found = [_difference(evaluate, signs, values, int(pick)) for pick in picks]
+        kept = [(gradient.flat[p], n) for p, n in zip(picks, found, strict=True) if n is not None]
+        checked, skipped = checked + len(kept), skipped + len(picks) - len(kept)
+        if kept:
+            pairs = np.array(kept)
+            floor = FLOOR * max(1.0, abs(float(analytic.loss)))
+            scale = max(float(np.abs(pairs).max()), floor)
+            errors[name] = float(np.abs(pairs[:, 0] - pairs[:, 1]).max() / scale)
+    return GradientCheck(errors, checked, skipped)
+
+
+Evaluate = Callable[[], tuple[float, Array]]  # loss, and the signs of all kinked pre-activations
+
+
+class _Probe:
+    """The loss as a function of a parameter, or of a hidden unit of a given layer."""
+
+    def __init__(
+        self, network: MLP, x: Array, targets: Array, loss: Loss, sample_weight: Any
+    ) -> None:
+        self.network, self.targets, self.loss = network, targets, loss
+        self.weights = checks.sample_weights(sample_weight, "gradient_check", len(x))
+        self.x = x
+        self.a, self.h = [], [x]
+        for layer, act in enumerate(network.layer_activations):
+            self.a.append(self.h[-1] @ network.W[layer].T + network.b[layer])
+            self.h.append(_value(act, self.a[-1]))
+
+    def quantities(self, g: Gradients) -> Iterator[tuple[str, Array, Array, Evaluate]]:
+        """(name, analytic gradient, the array it is with respect to, the loss as it now stands)."""
+        network = self.network
+        for layer in range(network.n_layers):
+            yield f"W[{layer}]", g.W[layer], network.W[layer], partial(self._from_h, 0)
+            yield f"b[{layer}]", g.b[layer], network.b[layer], partial(self._from_h, 0)
+            yield (
+                f"pre_activation[{layer}]",
+                g.pre_activation[layer],
+                self.a[layer],
+                partial(self._from_a, layer),
+            )
+        for layer, hidden in enumerate(g.hidden):
+            yield (
+                f"hidden[{layer}]",
+                hidden,
+                self.h[layer + 1],
+                partial(self._from_h, layer + 1),
+            )
+
+    def _from_h(self, layer: int) -> tuple[float, Array]:
+        """Forward from h_layer (h_0 = x) on."""
+        network = self.network
+        a = self.h[layer] @ network.W[layer].T + network.b[layer]
+        return self._tail(layer, a)
+
+    def _from_a(self, layer: int) -> tuple[float, Array]:
+        return self._tail(layer, self.a[layer])
+
+    def _tail(self, layer: int, a: Array) -> tuple[float, Array]:
+        network, signs = self.network, [np.zeros(0)]
+        for act, W, b in zip(
+            network.activations[layer:], network.W[layer + 1 :], network.b[layer + 1 :], strict=True
+        ):
+            if act.kinks:
+                signs.append(np.sign(a).ravel())
+            a = _value(act, a) @ W.T + b
+        result = self.loss.buffers(network.backend, len(a), np.float64)
+        self.loss.emit(network.backend, a, self.targets, result, self.weights)
+        return float(result["loss"]), np.concatenate(signs)
+
+
+def _value(act: Activation, a: Array) -> Array:
+    """g(a), without the checks of `gpubackprop.ops`: a check evaluates the loss very often."""
+    out, *work = (np.empty_like(a) for _ in range(4))
+    act.value(a, out, tuple(work), act.parameter)
+    return out
+
+
+def _difference(evaluate: Evaluate, signs: Array, values: Array, index: int) -> float | None:
+    """Five-point derivative with respect to values.flat[index]; None on a kink.
+
+    `signs` are those of the kinked pre-activations where values are unchanged.
+    """
+    kept = values.flat[index]
+    step = STEP * max(1.0, abs(kept))
+    best, best_gap, previous = None, np.inf, None
+    for _ in range(QUARTERINGS):
+        losses, crossed = [], False
+        for factor in (1, -1, 2, -2):
+            values.flat[index] = kept + factor * step
+            value, moved = evaluate()
+            losses.append(value)
+            crossed |= not np.array_equal(signs, moved)
+        values.flat[index] = kept
+        if not crossed:
+            estimate = (8 * (losses[0] - losses[1]) - (losses[2] - losses[3])) / (12 * step)
+            gap = np.inf if previous is None else abs(estimate - previous)
+            if best is None or gap < best_gap:
+                best, best_gap = estimate, gap
+            if gap <= AGREEMENT * max(abs(estimate), FLOOR):
+                break
+            previous = estimate
+        step /= 4
+    return best
+
+
+# -- the whole of the library ---------------------------------------------------------------------
+
+
+def check_all(seed: int = 0) -> Iterator[tuple[str, float, bool]]:
+    """(label, worst relative error, passed) for every activation, loss and option.
+
+    Random networks 5-7-6-4 on 9 rows and for every activation the lecture's deep and thin network:
+    30 layers of one unit.
+    """
+    rng = np.random.default_rng(seed)
+    for name in ACTIVATIONS:
+        yield _run(f"activation {name}", _network(name, "softmax", rng), SoftmaxCrossEntropy(), rng)
+    for loss in _all_losses():
+        yield _run(f"loss {_label(loss)}", _network("tanh", loss.output, rng), loss, rng)
+        label = f"loss {_label(loss)}, sample weights"
+        yield _run(label, _network("tanh", loss.output, rng), loss, rng, rng.random(9))
+    for name in ACTIVATIONS:
+        yield _run(f"30 layers of one unit, {name}", _deep_and_thin(name, rng), SquaredError(), rng)
+
+
+def _all_losses() -> Iterator[Loss]:
+    weights = [0.5, 2.0, 0.0, 1.5]
+    for reduction in ("mean", "sum"):
+        yield SoftmaxCrossEntropy(reduction=reduction)
+        yield SoftmaxCrossEntropy(reduction=reduction, class_weight=weights)
+        yield SoftmaxCrossEntropy(reduction=reduction, label_smoothing=0.2)
+        yield SoftmaxCrossEntropy(reduction=reduction, z_loss=0.1)
+        yield SoftmaxCrossEntropy(reduction=reduction, ignore_index=1)
+        yield SoftmaxCrossEntropy(
+            reduction=reduction,
+            class_weight=weights,
+            label_smoothing=0.2,
+            z_loss=0.1,
+            ignore_index=1,
+        )
+    for cls in (SquaredError, BinaryCrossEntropy, Poisson):
+        for reduction in ("mean", "elementwise_mean", "sum"):
+            yield cls(reduction=reduction)
+
+
+def _label(loss: Loss) -> str:
+    defaults = type(loss)().config()
+    changed = [
+        key if key == "class_weight" else f"{key}={value}"
+        for key, value in loss.config().items()
+        if value != defaults[key]
+    ]
+    return " ".join([loss.name, *changed])
+
+
+def _network(activation: str, output: str, rng: np.random.Generator) -> MLP:
+    network = MLP([5, 7, 6, 4], activation, output=output, seed=rng, dtype="float64")
+    for b in network.b:
+        b[...] = rng.normal(0, 0.3, b.shape)
+    return network
+
+
+def _deep_and_thin(activation_name: str, rng: np.random.Generator) -> MLP:
+    """30 layers of one unit in which no gradient vanishes.
+
+    Each weight is near 1 / slope of the layer below at x = 0.5, and each bias puts the unit at a
+    point between 0.2 and 0.8, so that the product of the 30 derivatives stays near 1.
+    """
+    network = MLP([1] * 31, activation_name, output="linear", seed=rng, dtype="float64")
+    h, slope = np.array([[0.5]]), np.ones((1, 1))
+    for W, b, act in zip(network.W, network.b, network.layer_activations, strict=True):
+        a = rng.uniform(0.2, 0.8, (1, 1))
+        W[...] = rng.uniform(0.9, 1.1) / slope
+        b[...] = (a - W * h)[0]
+        h = _value(act, a)
+        slope = activation_backward(np.ones((1, 1)), h if act.saved == "h" else a, act)
+    return network
+
+
+def _run(
+    label: str, network: MLP, loss: Loss, rng: np.random.Generator, weights: Array | None = None
+) -> tuple[str, float, bool]:
+    deep = network.n_layers == 30
+    rows, units = 3 if deep else 9, network.widths[-1]
+    x = rng.uniform(0.4, 0.6, (3, 1)) if deep else rng.uniform(0.1, 1.0, (9, network.widths[0]))
+    targets: Array = rng.random((rows, units))
+    if loss.output == "softmax":
+        targets = rng.integers(0, units, rows)
+        targets[0] = 1  # the ignored label occurs
+    result = gradient_check(network, x, targets, loss, sample_weight=weights, coordinates=6)
+    return label, result.worst, result.passed

@@ -1,0 +1,169 @@
+"""Losses of a network: a formula with its options, the output function that belongs to it, checks.
+
+>>> loss = SoftmaxCrossEntropy(label_smoothing=0.1)
+>>> loss.output
+'softmax'
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends import LossOptions
+from gpubackprop.errors import OptionError
+from gpubackprop.formulas import POINTWISE_LOSSES, lookup
+from gpubackprop.ops import checks
+from gpubackprop.ops.pointwise_loss import REDUCTIONS, pointwise_targets
+from gpubackprop.ops.softmax_cross_entropy import cross_entropy_options
+
+Array = np.ndarray
+
+
+class Loss(ABC):
+    """A scalar (or per-row) function of a network's logits and targets.
+
+    Attributes
+    ----------
+    name : registry name. output : output function O with yhat = O(logits).
+    options : reduction and, for softmax cross entropy, everything else.
+    """
+
+    name: str
+    output: str
+    options: LossOptions
+
+    @abstractmethod
+    def check_targets(self, targets: Any, rows: int, units: int, dtype: np.dtype) -> Array:
+        """Targets as the array that `emit` takes, or an error naming the first bad one."""
+
+    @abstractmethod
+    def emit(
+        self,
+        verbs: Any,
+        logits: Array,
+        targets: Array,
+        result: dict[str, Array],
+        sample_weight: Array | None = None,
+    ) -> None:
+        """Issue loss and delta on a backend; see `NumpyBackend.softmax_cross_entropy`."""
+
+    def check_units(self, units: int) -> None:  # noqa: B027 (most losses take any number)
+        """OptionError where the loss cannot have `units` output units."""
+
+    def buffers(self, backend: Any, rows: int, dtype: Any) -> dict[str, Array]:
+        """The result arrays of `emit`, without delta."""
+        return {
+            "loss": backend.zeros((), dtype),
+            "row_loss": backend.empty(rows, dtype),
+            "scale": backend.empty(rows, dtype),
+        }
+
+    def config(self) -> dict[str, Any]:
+        """Name and options as JSON values, for files."""
+        values = vars(self.options) | {"name": self.name}
+        weight = self.options.class_weight
+        return values | {"class_weight": None if weight is None else weight.tolist()}
+
+
+class SoftmaxCrossEntropy(Loss):
+    """Cross entropy of a softmax output; options as in `gpubackprop.ops.softmax_cross_entropy`."""
+
+    name, output = "softmax_cross_entropy", "softmax"
+
+    def __init__(
+        self,
+        *,
+        class_weight: Any = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        reduction: str = "mean",
+        empty: str = "nan",
+    ) -> None:
+        classes = 0 if class_weight is None else np.size(class_weight)
+        self.options = cross_entropy_options(
+            classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty
+        )
+
+    def check_units(self, units: int) -> None:
+        weight = self.options.class_weight
+        if weight is not None and len(weight) != units:
+            raise OptionError(
+                f"class_weight has {len(weight)} entries but the network has {units} output units"
+            )
+
+    def check_targets(self, targets: Any, rows: int, units: int, dtype: np.dtype) -> Array:
+        shape_only = np.broadcast_to(np.float32(0), (rows, units))
+        return checks.cross_entropy_targets(targets, shape_only, self.options.ignore_index)
+
+    def emit(
+        self,
+        verbs: Any,
+        logits: Array,
+        targets: Array,
+        result: dict[str, Array],
+        sample_weight: Array | None = None,
+    ) -> None:
+        verbs.softmax_cross_entropy(logits, targets, self.options, result, sample_weight)
+
+
+class _Pointwise(Loss):
+    """A loss of `gpubackprop.ops.pointwise_loss`."""
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        self.formula = POINTWISE_LOSSES[self.name]
+        self.options = LossOptions(reduction=checks.choice(reduction, "reduction", REDUCTIONS))
+
+    def check_targets(self, targets: Any, rows: int, units: int, dtype: np.dtype) -> Array:
+        return pointwise_targets(self.formula, targets, (rows, units)).astype(dtype, copy=False)
+
+    def emit(
+        self,
+        verbs: Any,
+        logits: Array,
+        targets: Array,
+        result: dict[str, Array],
+        sample_weight: Array | None = None,
+    ) -> None:
+        verbs.pointwise_loss(logits, targets, self.formula, self.options, result, sample_weight)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "reduction": self.options.reduction}
+
+
+class SquaredError(_Pointwise):
+    """sum_k (a_k - t_k)^2 / 2 with linear output units."""
+
+    name, output = "squared_error", "linear"
+
+
+class BinaryCrossEntropy(_Pointwise):
+    """Binary cross entropy of each logistic output unit: multi-label classification."""
+
+    name, output = "binary_cross_entropy", "logistic"
+
+
+class Poisson(_Pointwise):
+    """exp(a) - t a: counts, with yhat = exp(a)."""
+
+    name, output = "poisson", "exp"
+
+
+LOSSES: dict[str, type[Loss]] = {
+    cls.name: cls for cls in (SoftmaxCrossEntropy, SquaredError, BinaryCrossEntropy, Poisson)
+}
+OUTPUT_LOSS: dict[str, str] = {cls.output: name for name, cls in LOSSES.items()}
+
+
+def loss(spec: str | Loss, **options: Any) -> Loss:
+    """The loss that `spec` names, with `options`; a `Loss` is returned as it is."""
+    if isinstance(spec, Loss):
+        return spec
+    cls = lookup(LOSSES, spec, "loss")
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise OptionError(f"loss {spec!r}: {error}") from None

@@ -1,0 +1,353 @@
+"""The feed-forward network: parameters, forward pass, and the lecture's backward pass.
+
+Rows are samples. For layers l = 1 ... L:
+
+    a_l = h_{l-1} W_l^T + b_l,   h_l = g_l(a_l),   yhat = O(a_L)
+    delta_L = dL/da_L,   grad_h_l = delta_{l+1} W_{l+1},   delta_l = grad_h_l * g_l'(a_l)
+    grad_W_l = delta_l^T h_{l-1},   grad_b_l = sum_i delta_l[i]
+
+Each product is computed once: L forward, L for the weights, L - 1 for the hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpubackprop import backends
+from gpubackprop.errors import DtypeError, OptionError, ShapeError
+from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, activation, lookup
+from gpubackprop.initializers import INITIALIZERS, gain_of
+from gpubackprop.layout import ParameterLayout
+from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
+from gpubackprop.ops import checks
+
+Array = np.ndarray
+IDENTITY = ACTIVATIONS["identity"]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """All gradients of the loss, each a whole matrix; index l - 1 holds layer l.
+
+    Attributes
+    ----------
+    loss : scalar, or (N,) for reduction "none".
+    output : (N, K) delta_L = dL/da_L, with respect to the output units' pre-activations.
+    hidden : L - 1 arrays (N, D_l), dL/dh_l.
+    pre_activation : L arrays (N, D_l), dL/da_l; the last is `output`.
+    W : L arrays (D_l, D_{l-1}). b : L arrays (D_l,).
+    """
+
+    loss: Any
+    output: Array
+    hidden: list[Array]
+    pre_activation: list[Array]
+    W: list[Array]
+    b: list[Array]
+
+
+class MLP:
+    """A network of L layers of any widths.
+
+    Parameters
+    ----------
+    widths : (D_0, D_1, ..., D_L): inputs, hidden units of each layer, output units; each >= 1.
+    activation : registry name or `Activation` of every hidden layer, or one for each of the L - 1.
+    output : "softmax", "linear", "logistic" or "exp"; lives inside the loss, training works on a_L.
+    initializer : "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "torch", "sklearn",
+        "zeros".
+    seed : int or `numpy.random.Generator`; the same seed gives the same weights.
+    dtype : "float32" or "float64".
+
+    Attributes
+    ----------
+    parameters : (layout.size,) flat buffer of all weights, then all biases.
+    W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
+
+    >>> network = MLP([4, 8, 3], activation="tanh", seed=0)
+    >>> network
+    MLP([4, 8, 3], activation='tanh', output='softmax', dtype='float32')
+    >>> network.predict(np.zeros((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: str | Activation | Sequence[str | Activation] = "relu",
+        *,
+        output: str = "softmax",
+        initializer: str = "glorot_uniform",
+        seed: int | np.random.Generator | None = 0,
+        dtype: str = "float32",
+    ) -> None:
+        self.widths = _check_widths(widths)
+        self.activations = _check_activations(activation, len(self.widths) - 2)
+        lookup(OUTPUTS, output, "output")
+        self.output = output
+        self.dtype = _check_dtype(dtype)
+        self.backend = backends.NumpyBackend()
+        self.layout = ParameterLayout(self.widths, self.dtype)
+        self.parameters = self.backend.zeros(self.layout.size, self.dtype)
+        self.W, self.b = self.layout.views(self.parameters)
+        self.initialize(initializer, seed)
+
+    def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
+        """Draw all weights and biases anew, layer by layer, weights before biases."""
+        fill = lookup(INITIALIZERS, initializer, "initializer")
+        try:
+            rng = np.random.default_rng(seed)
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"seed is {seed!r}: {error}") from None
+        following = [*self.activations, IDENTITY]
+        if initializer == "sklearn" and self.activations:  # its factor is the hidden layers'
+            following[-1] = self.activations[-1]
+        for W, b, act in zip(self.W, self.b, following, strict=True):
+            fill(rng, W, b, gain_of(act, initializer))
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.W)
+
+    @property
+    def layer_activations(self) -> tuple[Activation, ...]:
+        """One activation per layer; the output layer's is the identity, O belongs to the loss."""
+        return (*self.activations, IDENTITY)
+
+    def default_loss(self) -> Loss:
+        return loss(OUTPUT_LOSS[self.output])
+
+    def check_loss(self, spec: str | Loss | None) -> Loss:
+        """The loss to train with, checked against output function and number of units."""
+        chosen = self.default_loss() if spec is None else loss(spec)
+        if chosen.output != self.output:
+            raise OptionError(
+                f"loss {chosen.name} belongs to output {chosen.output!r} but this network has "
+                f"output {self.output!r}; build it with MLP(..., output={chosen.output!r})"
+            )
+        chosen.check_units(self.widths[-1])
+        return chosen
+
+    def check_inputs(self, x: Any, name: str = "x") -> Array:
+        """`x` as (N, D_0) of the network's dtype, converted from any real dtype."""
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise DtypeError(f"{name} is not an array of numbers: {error}") from None
+        if x.dtype.kind not in "fiub" and x.dtype.name != "bfloat16":
+            raise DtypeError(
+                f"{name} has dtype {x.dtype} but the network wants real numbers; "
+                f"convert it with np.asarray({name}, dtype=np.float32)"
+            )
+        if x.ndim != 2 or x.shape[1] != self.widths[0]:
+            hint = "; for one sample pass x[None, :]" if x.ndim == 1 else ""
+            raise ShapeError(
+                f"{name} has shape {x.shape} but the network wants (N, {self.widths[0]}){hint}"
+            )
+        return x
+
+    def logits(self, x: Any) -> Array:
+        """a_L for each row of x: (N, D_0) -> (N, K), before the output function."""
+        x = self.check_inputs(x).astype(self.dtype, copy=False)
+        h = x
+        for W, b, act in zip(self.W, self.b, self.layer_activations, strict=True):
+            a = self.backend.empty((len(x), len(W)), self.dtype)
+            self.backend.affine_forward(h, W, b, act, a, a)
+            h = a
+        return h
+
+    def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
+        """yhat = O(a_L): (N, D_0) -> (N, K), in batches, so that x may be a memory map.
+
+        Class indices are ``network.predict(x).argmax(1)``.
+        """
+        x = self.check_inputs(x)
+        batch_rows = int(checks.number(batch_rows, "batch_rows", 1))
+        result = self.backend.empty((len(x), self.widths[-1]), self.dtype)
+        for start in range(0, len(x), batch_rows):
+            logits = self.logits(x[start : start + batch_rows])
+            self.backend.output(logits, self.output, result[start : start + batch_rows])
+        return result
+
+    def gradients(
+        self, x: Any, targets: Any, loss: str | Loss | None = None, sample_weight: Any = None
+    ) -> Gradients:
+        """Loss and the gradients with respect to output units, hidden units, weights and biases.
+
+        Parameters
+        ----------
+        x : (N, D_0). targets : as the loss wants them, e.g. (N,) class indices.
+        loss : a `Loss`, its name, or None for the one that belongs to the output function.
+        sample_weight : (N,) non-negative, or None.
+
+        Returns
+        -------
+        Gradients, every array its own memory.
+        """
+        chosen = self.check_loss(loss)
+        x = np.ascontiguousarray(self.check_inputs(x), self.dtype)
+        targets = chosen.check_targets(targets, len(x), self.widths[-1], self.dtype)
+        weights = checks.sample_weights(sample_weight, "gradients", len(x))
+        buffers = PassBuffers(self, len(x), separate=True)
+        gradient = self.backend.zeros(self.layout.size, self.dtype)
+        grad_W, grad_b = self.layout.views(gradient)
+        result = chosen.buffers(self.backend, len(x), self.dtype)
+        result["delta"] = buffers.delta[-1]
+        emit_forward(self.backend, self, x, buffers)
+        chosen.emit(self.backend, buffers.a[-1], targets, result, weights)
+        emit_backward(self.backend, self, x, buffers, grad_W, grad_b)
+        value = result["row_loss"] if chosen.options.reduction == "none" else result["loss"][()]
+        return Gradients(value, buffers.delta[-1], buffers.grad_h, buffers.delta, grad_W, grad_b)
+
+    def copy(self) -> MLP:
+        """A network of the same architecture with a copy of the parameters."""
+        twin = MLP(
+            self.widths,
+            self.activations,
+            output=self.output,
+            initializer="zeros",
+            dtype=self.dtype.name,
+        )
+        np.copyto(twin.parameters, self.parameters)
+        return twin
+
+    def config(self) -> dict[str, Any]:
+        """The architecture as JSON values; ``MLP(**config)`` builds it again."""
+        return {
+            "widths": list(self.widths),
+            "activation": [str(act) for act in self.activations],
+            "output": self.output,
+            "dtype": self.dtype.name,
+        }
+
+    def __repr__(self) -> str:
+        names = [str(act) for act in self.activations]
+        shown: Any = names[0] if len(set(names)) == 1 else names
+        return (
+            f"MLP({list(self.widths)}, activation={shown!r}, output={self.output!r}, "
+            f"dtype={self.dtype.name!r})"
+        )
+
+
+class PassBuffers:
+    """Arrays of one forward and backward pass over `rows` rows.
+
+    Parameters
+    ----------
+    separate : every quantity has its own memory (`MLP.gradients`). False, for training: h
+        overwrites a where the slope allows it, delta overwrites grad_h and, at the output, the
+        logits, and the grad_h of alternate layers share memory.
+    """
+
+    def __init__(self, network: MLP, rows: int, *, separate: bool) -> None:
+        backend, dtype, widths = network.backend, network.dtype, network.widths[1:]
+        self.a = [backend.empty((rows, width), dtype) for width in widths]
+        self.h = [
+            a if not separate and act.saved == "h" else backend.empty(a.shape, dtype)
+            for a, act in zip(self.a[:-1], network.activations, strict=True)
+        ]
+        self.saved = [
+            a if act.saved == "a" else h
+            for a, h, act in zip(self.a[:-1], self.h, network.activations, strict=True)
+        ]
+        hidden = widths[:-1]
+        if separate:
+            self.grad_h = [backend.empty((rows, width), dtype) for width in hidden]
+            self.delta = [backend.empty((rows, width), dtype) for width in widths]
+            return
+        pair = [
+            backend.empty(rows * max(hidden, default=0), dtype) for _ in range(min(2, len(hidden)))
+        ]
+        self.grad_h = [
+            pair[i % 2][: rows * width].reshape(rows, width) for i, width in enumerate(hidden)
+        ]
+        self.delta = [*self.grad_h, self.a[-1]]
+
+    def first_rows(self, rows: int) -> PassBuffers:
+        """The same memory seen as buffers of fewer rows (contiguous), for a short last batch."""
+        cut = object.__new__(PassBuffers)
+        seen: dict[int, Array] = {}
+        for name in ("a", "h", "saved", "grad_h", "delta"):
+            arrays = getattr(self, name)
+            setattr(cut, name, [seen.setdefault(id(array), array[:rows]) for array in arrays])
+        return cut
+
+
+def emit_forward(verbs: Any, network: MLP, x: Array, buffers: PassBuffers) -> None:
+    """Issue the forward pass; the logits land in buffers.a[-1]."""
+    outputs = [*buffers.h, buffers.a[-1]]
+    inputs = [x, *buffers.h]
+    for layer, act in enumerate(network.layer_activations):
+        verbs.affine_forward(
+            inputs[layer],
+            network.W[layer],
+            network.b[layer],
+            act,
+            buffers.a[layer],
+            outputs[layer],
+        )
+
+
+def emit_backward(
+    verbs: Any,
+    network: MLP,
+    x: Array,
+    buffers: PassBuffers,
+    grad_W: list[Array],
+    grad_b: list[Array],
+) -> None:
+    """Issue the backward pass from buffers.delta[-1], which the loss has filled."""
+    inputs = [x, *buffers.h]
+    for layer in reversed(range(network.n_layers)):
+        delta = buffers.delta[layer]
+        below = buffers.grad_h[layer - 1] if layer else None
+        verbs.column_sum(delta, grad_b[layer])
+        verbs.affine_backward(delta, inputs[layer], network.W[layer], grad_W[layer], below)
+        if below is not None:
+            act = network.activations[layer - 1]
+            verbs.activation_backward(
+                below, buffers.saved[layer - 1], act, buffers.delta[layer - 1]
+            )
+
+
+def _check_dtype(dtype: Any) -> np.dtype:
+    for candidate in (np.dtype(np.float32), np.dtype(np.float64)):
+        if dtype in (candidate.name, candidate, candidate.type):
+            return candidate
+    raise DtypeError(
+        f"dtype is {dtype!r} but a network on the CPU has float32 or float64 parameters"
+    )
+
+
+def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    try:
+        checked = tuple(int(width) for width in widths)
+        whole = all(int(width) == width for width in widths)
+    except (TypeError, ValueError, OverflowError):
+        checked, whole = (), False
+    if not whole or len(checked) < 2 or min(checked) < 1:
+        raise ShapeError(
+            f"widths is {widths!r} but must be at least two whole numbers of at least 1: inputs, "
+            f"hidden units of each layer, output units"
+        )
+    return checked
+
+
+def _check_activations(
+    spec: str | Activation | Sequence[str | Activation], hidden: int
+) -> tuple[Activation, ...]:
+    if isinstance(spec, (str, Activation)):
+        return (activation(spec),) * hidden
+    if not isinstance(spec, Sequence):
+        raise OptionError(f"activation is {spec!r} but must be a name or a list of names")
+    chosen = tuple(activation(item) for item in spec)
+    if len(chosen) != hidden:
+        raise ShapeError(
+            f"activation has {len(chosen)} entries but the network has {hidden} hidden layers; "
+            f"give one for each, or a single name for all"
+        )
+    return chosen

@@ -1,0 +1,179 @@
+"""Checks of what a caller hands in: each error says what, got, wanted and what to do next."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
+
+Array = np.ndarray
+_COMPUTE: dict[np.dtype, type] = {
+    np.dtype(np.float64): np.float64,
+    np.dtype(np.float32): np.float32,
+    np.dtype(np.float16): np.float32,
+}
+
+
+def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
+    """float64 for float64, float32 for 32 bits and less; DtypeError for anything else."""
+    compute = _COMPUTE.get(dtype)
+    if compute is not None:
+        return compute
+    if dtype.name == "bfloat16":  # ml_dtypes' type; NumPy has none of its own
+        return np.float32
+    raise DtypeError(
+        f"{name} has dtype {dtype} but {op} wants float64, float32, float16 or bfloat16; "
+        f"convert it with {name}.astype(np.float32)"
+    )
+
+
+def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
+    """`values` as an ndarray; DtypeError for what is none, e.g. lists of unequal lengths."""
+    try:
+        return np.asarray(values, dtype)
+    except (TypeError, ValueError) as error:
+        raise DtypeError(
+            f"{name} is no array of numbers for {op} ({error}); give numbers, every row of one length"
+        ) from None
+
+
+def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> Array:
+    """`array` as a 2-D float ndarray, without a copy where it is one."""
+    array = as_array(array, name, op)
+    if array.dtype == object:
+        raise DtypeError(
+            f"{name} has dtype object but {op} wants numbers; a ragged list or mixed types? "
+            f"build it with np.array(..., dtype=np.float32)"
+        )
+    compute_dtype(array.dtype, name, op)
+    if array.ndim != 2:
+        hint = " for one sample pass x[None, :]" if array.ndim == 1 else ""
+        raise ShapeError(f"{name} has shape {array.shape} but {op} wants (rows, columns);{hint}")
+    if columns is not None and array.shape[1] != columns:
+        raise ShapeError(f"{name} has shape {array.shape} but {op} wants (N, {columns})")
+    return array
+
+
+def row_vector(array: Any, name: str, op: str, length: int) -> Array:
+    """`array` as a (length,) float64 ndarray."""
+    array = as_array(array, name, op, np.float64)
+    if array.shape != (length,):
+        raise ShapeError(f"{name} has shape {array.shape} but {op} wants ({length},)")
+    return array
+
+
+def sample_weights(weights: Any, op: str, rows: int) -> Array | None:
+    """Finite, non-negative (rows,) weights, or None."""
+    if weights is None:
+        return None
+    weights = row_vector(weights, "sample_weight", op, rows)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise OptionError(
+            f"sample_weight[{bad[0]}] is {weights[bad[0]]} but {op} wants finite weights of at "
+            f"least 0"
+        )
+    return weights
+
+
+def output_array(out: Any, like: Array, name: str, op: str) -> Array:
+    """The array to write into: new where `out` is None, `like` itself where they are one view."""
+    if out is None:
+        return np.empty(like.shape, like.dtype)
+    if not isinstance(out, np.ndarray) or out.shape != like.shape or out.dtype != like.dtype:
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ShapeError(
+            f"out is {got} but {op} writes {like.dtype} {like.shape}; pass np.empty_like({name})"
+        )
+    if not out.flags.writeable:
+        raise OptionError(f"out is read-only; {op} needs an array that it may write into")
+    if out is like or same_view(out, like):
+        return like if like.flags.writeable else out
+    if np.may_share_memory(out, like):
+        raise OptionError(
+            f"out overlaps {name} without being the same view; pass {name} itself to work in "
+            f"place, or memory of its own"
+        )
+    return out
+
+
+def no_overlap(out: Array, **inputs: Any) -> None:
+    """OptionError where `out` shares memory with an input that is read after out is written."""
+    for name, array in inputs.items():
+        if isinstance(array, np.ndarray) and np.may_share_memory(out, array):
+            raise OptionError(f"out overlaps {name}; give delta memory of its own")
+
+
+def same_view(a: Array, b: Array) -> bool:
+    """True where both arrays are the same elements in the same order."""
+    return (
+        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        and a.strides == b.strides
+        and a.shape == b.shape
+        and a.dtype == b.dtype
+    )
+
+
+def class_indices(targets: Array, rows: int, classes: int, ignore_index: int | None) -> None:
+    """Check (rows,) integer labels in [0, classes); the error names the first bad row."""
+    if targets.dtype.kind not in "iu":
+        raise DtypeError(
+            f"targets has dtype {targets.dtype} and shape {targets.shape} but class indices are "
+            f"integers; use targets.astype(np.int64), or pass (N, K) probabilities"
+        )
+    bad = (targets < 0) | (targets >= classes)
+    if ignore_index is not None:
+        bad &= targets != ignore_index
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise TargetRangeError(
+            f"targets[{row}] is {int(targets[row])} but labels must be in [0, {classes}); "
+            f"{int(bad.sum())} of {rows} rows are out of range"
+            + ("" if targets[row] >= 0 else "; to leave rows out pass ignore_index")
+        )
+
+
+def cross_entropy_targets(targets: Any, logits: Array, ignore_index: int | None) -> Array:
+    """Class indices (N,) or probabilities (N, K) for logits (N, K), checked."""
+    op = "softmax_cross_entropy"
+    targets = as_array(targets, "targets", op)
+    rows, classes = logits.shape
+    if targets.shape == (rows,) and targets.ndim == 1:
+        class_indices(targets, rows, classes, ignore_index)
+        return targets
+    if targets.shape == logits.shape:
+        if targets.dtype.kind in "iub":
+            raise ShapeError(
+                f"targets has shape {targets.shape} and dtype {targets.dtype} but {op} wants "
+                f"({rows},) class indices for logits {logits.shape}; for one-hot rows pass "
+                f"targets.argmax(1), or targets.astype(np.float32) for probabilities"
+            )
+        compute_dtype(targets.dtype, "targets", op)
+        if ignore_index is not None:
+            raise OptionError("ignore_index goes with class indices; targets are probabilities")
+        return targets
+    raise ShapeError(
+        f"targets has shape {targets.shape} but {op} wants ({rows},) class indices or "
+        f"{logits.shape} probabilities for logits {logits.shape}"
+    )
+
+
+def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
+    """`value` as a finite float in [low, high]."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        result = math.nan
+    if not (low <= result <= high and math.isfinite(result)):
+        upper = "" if high == math.inf else f" and at most {high:g}"
+        raise OptionError(f"{name} is {value!r} but must be a number of at least {low:g}{upper}")
+    return result
+
+
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    if value not in options:
+        raise OptionError(f"{name} is {value!r} but must be one of {', '.join(map(repr, options))}")
+    return value

@@ -1,0 +1,119 @@
+"""Losses that are sums over output units: squared error, binary cross entropy, Poisson."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends import LossOptions, NumpyBackend
+from gpubackprop.errors import DtypeError, OptionError, ShapeError
+from gpubackprop.formulas import POINTWISE_LOSSES, PointwiseLoss, lookup
+from gpubackprop.ops import checks
+
+Array = np.ndarray
+REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
+
+
+def pointwise_loss(
+    name: str,
+    a: Any,
+    targets: Any,
+    *,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    out: Array | None = None,
+) -> tuple[Any, Array]:
+    """A pointwise loss of output pre-activations and its gradient, in one pass.
+
+    ======================  ==========================  ===============  ===========
+    name                    l(a, t)                     dl/da            output O(a)
+    ======================  ==========================  ===============  ===========
+    "squared_error"         (a - t)^2 / 2               a - t            a
+    "binary_cross_entropy"  log(1 + exp(a)) - t a       logistic(a) - t  logistic(a)
+    "poisson"               exp(a) - t a                exp(a) - t       exp(a)
+    ======================  ==========================  ===============  ===========
+
+    row_i = sample_weight_i * sum_k l(a_ik, t_ik).
+
+    Parameters
+    ----------
+    name : one of the above.
+    a : (N, K) float64, float32, float16 or bfloat16, the pre-activations of the output units.
+    targets : (N, K), or (N,) where K = 1. Real; in [0, 1] for binary cross entropy; at least 0 for
+        Poisson.
+    sample_weight : (N,) non-negative.
+    reduction : "mean": sum of rows / sum of sample weights; "elementwise_mean": that divided by K
+        (PyTorch's "mean"); "sum"; "none": (N,).
+    out : (N, K) array for delta, of the dtype of a; `a` itself works in place.
+
+    Returns
+    -------
+    loss : scalar, or (N,) for "none"; float32, or float64 for float64.
+    delta : (N, K), dtype of a: gradient of the reduced loss with respect to a.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError
+
+    Source: Bishop 2006, ch. 5.2 (each loss with its canonical link gives yhat - t).
+
+    >>> loss, delta = pointwise_loss("squared_error", np.array([[3.0]]), np.array([[1.0]]))
+    >>> print(loss, delta)
+    2.0 [[2.]]
+    """
+    formula = lookup(POINTWISE_LOSSES, name, "loss")
+    a = checks.float_matrix(a, "a", name)
+    rows = len(a)
+    checks.choice(reduction, "reduction", REDUCTIONS)
+    targets = pointwise_targets(formula, targets, a.shape)
+    weights = checks.sample_weights(sample_weight, name, rows)
+    delta = checks.output_array(out, a, "a", name)
+    checks.no_overlap(delta, targets=targets, sample_weight=weights)
+    dtype = checks.compute_dtype(a.dtype, "a", name)
+    work = a if a.dtype == dtype else a.astype(dtype)
+    result = {
+        "loss": np.zeros((), dtype),
+        "row_loss": np.empty(rows, dtype),
+        "scale": np.empty(rows, dtype),
+        "delta": delta if work is a else work,
+    }
+    NumpyBackend().pointwise_loss(
+        work,
+        targets.astype(dtype, copy=False),
+        formula,
+        LossOptions(reduction=reduction),
+        result,
+        weights,
+    )
+    if work is not a:
+        np.copyto(delta, work, casting="same_kind")
+    return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
+
+
+def pointwise_targets(formula: PointwiseLoss, targets: Any, shape: tuple[int, int]) -> Array:
+    """(N, K) numeric targets inside the loss's domain; the error names row and column."""
+    targets = checks.as_array(targets, "targets", formula.name)
+    if targets.dtype.kind not in "fiub" and targets.dtype.name != "bfloat16":
+        raise DtypeError(
+            f"targets has dtype {targets.dtype} but {formula.name} wants numbers; encode text "
+            f"labels first"
+        )
+    if targets.ndim == 1 and shape[1] == 1:
+        targets = targets[:, None]
+    if targets.shape != shape:
+        raise ShapeError(
+            f"targets has shape {targets.shape} but {formula.name} wants {shape}, one number for "
+            f"each output unit"
+        )
+    low = -np.inf if formula.target_domain == "real" else 0
+    high = 1 if formula.target_domain == "unit" else np.inf
+    bad = (targets < low) | (targets > high)
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        wanted = "in [0, 1]" if high == 1 else "at least 0"
+        raise OptionError(
+            f"targets[{row}, {column}] is {targets[row, column]} but {formula.name} wants targets "
+            f"{wanted}"
+        )
+    return targets

@@ -1,0 +1,173 @@
+"""Cross entropy of a softmax output and its gradient, with every option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends import LossOptions, NumpyBackend
+from gpubackprop.errors import OptionError, ShapeError
+from gpubackprop.ops import checks
+
+Array = np.ndarray
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def softmax_cross_entropy(
+    logits: Any,
+    targets: Any,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    empty: str = "nan",
+    upstream: Any = 1.0,
+    out: Array | None = None,
+) -> tuple[Any, Array]:
+    """Cross entropy of softmax(logits) and its gradient, in one pass.
+
+    With tau the targets after smoothing and class weights, T_i = sum_k tau_ik and
+    lse_i = log sum_k exp(logits_ik):
+
+        row_i      = sample_weight_i * (sum_k tau_ik (lse_i - logits_ik) + z_loss * lse_i^2)
+        delta_ik   = s_i * ((T_i + 2 z_loss lse_i) softmax(logits_i)_k - tau_ik)
+
+    where s_i = upstream * sample_weight_i, divided for "mean" by the sum over the rows that count
+    of sample_weight_i * class_weight[targets_i]. Plain class indices give the lecture's
+    softmax(a) - e_y.
+
+    Parameters
+    ----------
+    logits : (N, K) float64, float32, float16 or bfloat16; any strides. Shifted by the row maximum,
+        so a common offset of 1e4 is safe.
+    targets : (N,) integers in [0, K), or (N, K) float probabilities (they need not sum to 1).
+    class_weight : (K,) non-negative, multiplies the term of each class.
+    sample_weight : (N,) non-negative.
+    ignore_index : label of rows that add nothing to loss, count or gradient, even if NaN.
+    label_smoothing : eps in [0, 1]: tau = (1 - eps) target + eps / K, times the class weight.
+    z_loss : factor of lse^2, at least 0.
+    reduction : "mean", "sum" or "none".
+    empty : mean over no row: "nan" as in PyTorch, or "zero".
+    upstream : gradient of what follows with respect to the loss: a number, or (N,) for "none".
+    out : (N, K) array for delta, of the dtype of logits; `logits` itself works in place.
+
+    Returns
+    -------
+    loss : scalar, or (N,) for "none"; float32, or float64 for float64 logits.
+    delta : (N, K), dtype of logits.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetRangeError (names the row and the label)
+
+    Source: Goodfellow et al. 2016, ch. 6.2.2; label smoothing: Szegedy et al. 2016; z-loss:
+    Chowdhery et al. 2022.
+
+    >>> loss, delta = softmax_cross_entropy(np.zeros((1, 2)), np.array([1]))
+    >>> print(loss.round(4), delta)
+    0.6931 [[ 0.5 -0.5]]
+    """
+    op = "softmax_cross_entropy"
+    logits = checks.float_matrix(logits, "logits", op)
+    rows, classes = logits.shape
+    if not classes:
+        raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
+    options = cross_entropy_options(
+        classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty
+    )
+    targets = checks.cross_entropy_targets(targets, logits, options.ignore_index)
+    sample_weight = checks.sample_weights(sample_weight, op, rows)
+    upstream = _upstream(upstream, reduction, rows)
+    delta = checks.output_array(out, logits, "logits", op)
+    checks.no_overlap(
+        delta,
+        targets=targets,
+        sample_weight=sample_weight,
+        upstream=upstream,
+        class_weight=options.class_weight,
+    )
+    dtype = checks.compute_dtype(logits.dtype, "logits", op)
+    result = {
+        "loss": np.zeros((), dtype),
+        "row_loss": np.empty(rows, dtype),
+        "scale": np.empty(rows, dtype),
+        "delta": delta,
+    }
+    NumpyBackend().softmax_cross_entropy(logits, targets, options, result, sample_weight, upstream)
+    return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
+
+
+def cross_entropy_options(
+    classes: int,
+    class_weight: Any,
+    ignore_index: int | None,
+    label_smoothing: float,
+    z_loss: float,
+    reduction: str,
+    empty: str = "nan",
+) -> LossOptions:
+    """The options, checked; OptionError or ShapeError otherwise."""
+    if class_weight is not None:
+        class_weight = checks.row_vector(
+            class_weight, "class_weight", "softmax_cross_entropy", classes
+        )
+        bad = np.flatnonzero(~(np.isfinite(class_weight) & (class_weight >= 0)))
+        if bad.size:
+            raise OptionError(
+                f"class_weight[{bad[0]}] is {class_weight[bad[0]]} but weights must be finite and "
+                f"at least 0"
+            )
+    if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
+        raise OptionError(f"ignore_index is {ignore_index!r} but must be an integer or None")
+    return LossOptions(
+        class_weight,
+        None if ignore_index is None else int(ignore_index),
+        checks.number(label_smoothing, "label_smoothing", 0.0, 1.0),
+        checks.number(z_loss, "z_loss", 0.0),
+        checks.choice(reduction, "reduction", REDUCTIONS),
+        checks.choice(empty, "empty", ("nan", "zero")),
+    )
+
+
+def _upstream(upstream: Any, reduction: str, rows: int) -> Any:
+    """A float, or (N,) float64 where the loss itself is (N,)."""
+    if np.ndim(upstream) == 0:
+        try:
+            return float(upstream)
+        except (TypeError, ValueError):
+            raise OptionError(f"upstream is {upstream!r} but must be a number or (N,)") from None
+    if reduction != "none":
+        raise ShapeError(
+            f"upstream has shape {np.shape(upstream)} but the loss of reduction={reduction!r} is a "
+            f'number; pass a number, or reduction="none"'
+        )
+    return checks.row_vector(upstream, "upstream", "softmax_cross_entropy", rows)
+
+
+def softmax(logits: Any, *, out: Array | None = None) -> Array:
+    """softmax(logits)[i, k] = exp(logits[i, k]) / sum_j exp(logits[i, j]).
+
+    Parameters
+    ----------
+    logits : (N, K) float; out : (N, K) of the same dtype, may be logits.
+
+    Returns
+    -------
+    (N, K), dtype of logits; 16-bit types are computed in float32.
+    """
+    logits = checks.float_matrix(logits, "logits", "softmax")
+    if not logits.shape[1]:
+        raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
+    result = checks.output_array(out, logits, "logits", "softmax")
+    dtype = checks.compute_dtype(logits.dtype, "logits", "softmax")
+    if logits.dtype == dtype:
+        NumpyBackend().output(logits, "softmax", result)
+    else:
+        wide = logits.astype(dtype)
+        NumpyBackend().output(wide, "softmax", wide)
+        np.copyto(result, wide, casting="same_kind")
+    return result

@@ -1,0 +1,264 @@
+"""Pictures of a training: learning curve, confusion matrix, predicted against true.
+
+Each function writes one PNG, whole or not at all. matplotlib is imported when one is called, and
+drawn to memory without pyplot, so that no display is needed and no global state is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gpubackprop._optional import require
+from gpubackprop.errors import ShapeError
+from gpubackprop.tensorfile import write_atomically
+from gpubackprop.training import History
+
+Array = np.ndarray
+Draw = TypeVar("Draw", bound=Callable[..., None])
+DPI = 160
+# Okabe & Ito 2008: told apart with every common colour blindness, and by lightness in print.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
+LABELLED_CLASSES = 20  # of more classes, cells are too small for numbers
+_MOST_POINTS = 20_000  # of a scatter; more hide one another and take seconds to draw
+_METRICS = (("accuracy", "accuracy"), ("rmse", "rmse"))
+_STYLE = {
+    "font.size": 13,
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "axes.titlesize": 14,
+    "axes.labelsize": 14,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "legend.frameon": True,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "none",
+    "legend.fontsize": 12,
+    "lines.linewidth": 2.2,
+    "figure.facecolor": "white",
+}
+
+
+def _in_style(draw: Draw) -> Draw:
+    """Run `draw` in this module's style; also where a matplotlib that is absent is reported."""
+
+    @functools.wraps(draw)
+    def styled(*args: Any, **options: Any) -> None:
+        with require("matplotlib", "cli", "draw pictures").rc_context(_STYLE):
+            draw(*args, **options)
+
+    return styled  # type: ignore[return-value]
+
+
+@_in_style
+def learning_curve(
+    history: History, path: str | os.PathLike[str], *, title: str = "", loss_label: str = "loss"
+) -> None:
+    """Loss and, where there is one, accuracy or rmse over the epochs; the kept epoch is marked.
+
+    Parameters
+    ----------
+    history : with one finished epoch or more.
+    path : the PNG to write. loss_label : of the loss axis, e.g. "cross entropy".
+
+    Raises
+    ------
+    ShapeError : no epoch was finished. MissingDependencyError : no matplotlib.
+    """
+    if not len(history):
+        raise ShapeError("the history has no epochs; draw it after one epoch or more")
+    columns = history.columns
+    panels = [("loss", loss_label), *(m for m in _METRICS if m[0] in columns)]
+    figure = _figure((6.4 * len(panels), 4.6), title)
+    epochs = [row["epoch"] for row in history.rows]
+    for i, (column, label) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        curves = [("training", column, BLUE), ("validation", f"val_{column}", ORANGE)]
+        for name, key, color in curves:
+            if key in columns:
+                _curve(axes, epochs, history[key], name, color)
+        _mark_best(axes, history, column)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _scale_loss(axes, history, column)
+        axes.grid(True, which="major")
+        axes.legend(loc="best")
+    _write(figure, path)
+
+
+def _curve(
+    axes: Any, epochs: Sequence[int], values: Sequence[float], name: str, color: str
+) -> None:
+    marker = "o" if len(epochs) <= 15 else None  # a single epoch would be an invisible line
+    axes.plot(epochs, values, color=color, label=name, marker=marker, markersize=5)
+
+
+def _mark_best(axes: Any, history: History, column: str) -> None:
+    """A dotted line and a dot at the epoch whose weights were kept."""
+    best = history.best_epoch
+    at = next((row for row in history.rows if row["epoch"] == best), None)
+    if at is None:
+        return
+    key = f"val_{column}" if f"val_{column}" in at else column
+    axes.axvline(best, color=GREY, linestyle=":", linewidth=1.5, zorder=1)
+    axes.plot(
+        [best], [at[key]], "o", markersize=9, markerfacecolor="white", markeredgewidth=2,
+        markeredgecolor=ORANGE if key.startswith("val_") else BLUE, zorder=5,
+        label=f"best epoch ({best}): {at[key]:.4g}", linestyle="none",
+    )  # fmt: skip
+
+
+def _scale_loss(axes: Any, history: History, column: str) -> None:
+    """A logarithmic axis where positive losses span more than a factor of 30."""
+    keys = [key for key in (column, f"val_{column}") if key in history.columns]
+    values = np.array([v for key in keys for v in history[key] if math.isfinite(v)])
+    positive = column != "accuracy" and len(values) > 0 and values.min() > 0
+    if positive and values.max() > 30 * values.min():
+        axes.set_yscale("log")
+
+
+@_in_style
+def confusion_matrix(
+    true: Any,
+    predicted: Any,
+    classes: Sequence[Any] | Array,
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+) -> None:
+    """Counts of (true class, predicted class), shaded by their share of the true class.
+
+    Parameters
+    ----------
+    true, predicted : (N,) class indices in [0, K).
+    classes : (K,) labels of rows and columns. path : the PNG to write.
+    """
+    names = [str(name) for name in classes]
+    counts = count_pairs(true, predicted, len(names))
+    total = counts.sum(1, keepdims=True)
+    share = counts / np.maximum(total, 1)
+    size = float(np.clip(3.2 + 0.62 * len(names), 5.0, 11.0))
+    figure = _figure((size + 1.3, size), title)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+    step = math.ceil(len(names) / 40)
+    ticks = range(0, len(names), step)
+    shown = [names[i] if len(names[i]) <= 16 else names[i][:15] + "…" for i in ticks]
+    turned = sum(map(len, shown)) > 60
+    axes.set_xticks(ticks, shown, rotation=45 if turned else 0, ha="right" if turned else "center")
+    axes.set_yticks(ticks, shown)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if len(names) <= LABELLED_CLASSES:
+        _cell_texts(axes, counts, share)
+        axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+        axes.grid(True, which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, format="{x:.0%}")
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    _write(figure, path)
+
+
+def count_pairs(true: Any, predicted: Any, classes: int) -> Array:
+    """(K, K) counts, rows the true class."""
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    if true.shape != predicted.shape or true.ndim != 1:
+        raise ShapeError(
+            f"true has shape {true.shape} and predicted {predicted.shape}; both want (N,) class "
+            "indices of the same rows"
+        )
+    flat = np.bincount(true * classes + predicted, minlength=classes * classes)
+    return flat.reshape(classes, classes)
+
+
+def _cell_texts(axes: Any, counts: Array, share: Array) -> None:
+    """Count above percentage; cells of 0 stay empty, so that the errors stand out."""
+    size = 11 if len(counts) <= 12 else 8
+    for i, j in np.argwhere(counts):
+        color = "white" if share[i, j] > 0.55 else "black"
+        percent = f"{share[i, j]:.1%}" if share[i, j] < 0.9995 else "100%"
+        axes.text(j, i - 0.13, f"{counts[i, j]}", ha="center", va="center", color=color, size=size)
+        axes.text(j, i + 0.24, percent, ha="center", va="center", color=color, size=size * 0.62)
+
+
+@_in_style
+def predictions(
+    true: Any,
+    predicted: Any,
+    path: str | os.PathLike[str],
+    *,
+    names: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Predicted against true values, one panel for each of the first six target columns.
+
+    Parameters
+    ----------
+    true, predicted : (N, K) or (N,). names : of the K columns. path : the PNG to write.
+    """
+    true, predicted = (np.asarray(a, np.float64) for a in (true, predicted))
+    true, predicted = (a[:, None] if a.ndim == 1 else a for a in (true, predicted))
+    if true.shape != predicted.shape:
+        raise ShapeError(f"true has shape {true.shape} but predicted {predicted.shape}")
+    count = min(true.shape[1], 6)
+    across = min(count, 3)
+    down = math.ceil(count / across)
+    figure = _figure((5.6 * across + 0.4, 5.0 * down + 0.4), title)
+    picked = np.random.default_rng(0).permutation(len(true))[:_MOST_POINTS]
+    for k in range(count):
+        axes = figure.add_subplot(down, across, k + 1)
+        _scatter(axes, true[:, k], predicted[:, k], picked)
+        name = names[k] if k < len(names) else "value" if count == 1 else f"value {k + 1}"
+        axes.set_xlabel(f"true {name}")
+        axes.set_ylabel(f"predicted {name}")
+    _write(figure, path)
+
+
+def _scatter(axes: Any, t: Array, p: Array, picked: Array) -> None:
+    rmse = math.sqrt(float(np.mean((t - p) ** 2)))
+    spread = float(np.sum((t - t.mean()) ** 2))
+    legend = f"rmse {rmse:.4g}"
+    if spread:
+        legend += f", R² {1 - float(np.sum((t - p) ** 2)) / spread:.3f}"
+    alpha = float(np.clip(40 / math.sqrt(len(picked)) / 2, 0.1, 0.75))
+    axes.scatter(
+        t[picked], p[picked], s=22, color=BLUE, alpha=alpha, linewidths=0, label=legend, zorder=3
+    )
+    low, high = (float(f(np.concatenate([t, p]))) for f in (np.min, np.max))
+    margin = 0.04 * ((high - low) or 1.0)
+    limits = (low - margin, high + margin)
+    axes.plot(limits, limits, color=ORANGE, linewidth=1.5, label="predicted = true", zorder=2)
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_aspect("equal")
+    axes.grid(True)
+    axes.legend(loc="upper left").legend_handles[0].set_alpha(1.0)
+
+
+def _figure(size: tuple[float, float], title: str) -> Any:
+    module = require("matplotlib.figure", "cli", "draw pictures")
+    figure = module.Figure(figsize=size, dpi=DPI, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=15)
+    return figure
+
+
+def _write(figure: Any, path: str | os.PathLike[str]) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI)
+    write_atomically(Path(path), content.getvalue())

@@ -1,0 +1,153 @@
+"""The rows that a step draws its batches from."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.numpy.blocks import row_ranges
+from gpubackprop.data import Standardizer
+from gpubackprop.errors import DataError, DtypeError, OptionError, ShapeError
+from gpubackprop.losses import Loss
+from gpubackprop.network import MLP
+from gpubackprop.ops import checks
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Inputs, checked targets and weights; `rows` selects the part that is used.
+
+    Attributes
+    ----------
+    x : (M, D_0) of any real dtype, may be a memory map; read batch by batch. One in memory is
+        contiguous, so that gathering a batch takes no memory.
+    targets : (M,) or (M, K), as the loss's `check_targets` gave them.
+    sample_weight : (M,) or None.
+    rows : (N,) row numbers into these, or None for all.
+    standardizer : applied to each batch of x; or None.
+    """
+
+    x: Array
+    targets: Array
+    sample_weight: Array | None = None
+    rows: Array | None = None
+    standardizer: Standardizer | None = None
+
+    @classmethod
+    def check(
+        cls, network: MLP, loss: Loss, x: Any, targets: Any, sample_weight: Any = None,
+        standardizer: Standardizer | None = None,
+    ) -> Batches:  # fmt: skip
+        """Checked batches, or an error that names what does not fit."""
+        x = network.check_inputs(x)
+        if not x.flags.c_contiguous and not _is_mapped(x):
+            x = np.ascontiguousarray(x)
+        _check_standardizer(standardizer, network.widths[0])
+        try:
+            targets = np.asarray(targets)
+        except ValueError as error:
+            raise DtypeError(f"targets is not an array of numbers: {error}") from None
+        if targets.ndim == 0 or len(targets) != len(x):
+            raise ShapeError(
+                f"x has {len(x)} rows but targets has shape {targets.shape}; both want one row "
+                f"for each sample"
+            )
+        targets = loss.check_targets(targets, len(x), network.widths[-1], network.dtype)
+        targets = np.ascontiguousarray(targets)
+        weights = checks.sample_weights(sample_weight, "training", len(x))
+        weights = None if weights is None else weights.astype(network.dtype)
+        return cls(x, targets, weights, None, standardizer)
+
+    def __len__(self) -> int:
+        return len(self.x) if self.rows is None else len(self.rows)
+
+    def select(self, rows: Array) -> Batches:
+        """The same arrays, restricted to `rows`."""
+        return Batches(self.x, self.targets, self.sample_weight, rows, self.standardizer)
+
+    def at(self, rows: Any, name: str) -> Batches:
+        """`select` after a check of what a caller passed: integers in [0, M), none twice."""
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise OptionError(
+                f"{name} is {rows.dtype} of shape {rows.shape} but must be 1-D integers; "
+                f"for a mask pass np.flatnonzero(mask)"
+            )
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.x):
+            wrong = rows[(rows < 0) | (rows >= len(self.x))][0]
+            raise OptionError(f"{name} holds {wrong} but x has rows 0 to {len(self.x) - 1}")
+        if np.unique(rows).size < rows.size:
+            raise OptionError(
+                f"{name} holds a row number twice; give repeated rows a sample_weight"
+            )
+        return self.select(rows.astype(np.intp))
+
+    def order(self, rng: np.random.Generator | None) -> Array:
+        """Row numbers in a new random order, or in their own where rng is None."""
+        if rng is None:
+            return np.arange(len(self.x)) if self.rows is None else self.rows
+        return rng.permutation(len(self.x) if self.rows is None else self.rows)
+
+    def own(self, array: Array) -> Array:
+        """The part of `targets` or `sample_weight` that `rows` selects."""
+        return array if self.rows is None else array[self.rows]
+
+    def ignored(self, loss: Loss) -> Array:
+        """Mask (N,) of the rows that the loss leaves out."""
+        ignore_index = loss.options.ignore_index
+        if ignore_index is None or self.targets.ndim != 1:
+            return np.zeros(len(self), np.bool_)
+        return self.own(self.targets) == ignore_index
+
+    def require_rows(self, what: str) -> None:
+        if not len(self):
+            raise DataError(f"{what} has 0 rows; training wants at least one")
+
+
+class Standardize:
+    """out = (raw - mean) / scale in float64, rounded once, as `Standardizer.transform`.
+
+    Blocks of rows pass through one scratch. NaN and infinities pass too: they show in the loss.
+    """
+
+    def __init__(self, standardizer: Standardizer, raw: Array, out: Array) -> None:
+        self.mean, self.scale = standardizer.mean, standardizer.scale
+        columns = raw.shape[1]
+        ranges = list(row_ranges(len(raw), columns * 8))
+        wide = np.empty((ranges[0].stop, columns))
+        self.blocks = [(raw[rows], wide[: rows.stop - rows.start], out[rows]) for rows in ranges]
+
+    def __call__(self) -> None:
+        for raw, wide, out in self.blocks:
+            np.copyto(wide, raw, "unsafe")
+            np.subtract(wide, self.mean, wide)
+            np.divide(wide, self.scale, wide)
+            np.copyto(out, wide, "same_kind")
+
+
+def _check_standardizer(standardizer: Any, columns: int) -> None:
+    if standardizer is None:
+        return
+    if not isinstance(standardizer, Standardizer):
+        raise OptionError(
+            f"standardizer is a {type(standardizer).__name__} but must be a "
+            f"gpubackprop.data.Standardizer, e.g. Standardizer.fit(x)"
+        )
+    if len(standardizer.mean) != columns:
+        raise ShapeError(
+            f"the standardizer was fitted on {len(standardizer.mean)} columns but the network has "
+            f"{columns} inputs"
+        )
+
+
+def _is_mapped(x: Array) -> bool:
+    """True where the memory of `x` is a mapped file's, which must not be copied whole."""
+    base: Any = x
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap)

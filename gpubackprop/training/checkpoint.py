@@ -1,0 +1,209 @@
+"""Checkpoints: everything that training needs to go on bit for bit as if it had never stopped."""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.errors import ModelFileError, StorageError
+from gpubackprop.tensorfile import (
+    read_tensors,
+    remove_leftovers,
+    require_array,
+    require_count,
+    write_tensors,
+)
+from gpubackprop.training.batches import Batches
+
+if TYPE_CHECKING:
+    from gpubackprop.training.step import TrainStep
+    from gpubackprop.training.trainer import Trainer
+
+Array = np.ndarray
+KIND, VERSION = "checkpoint", 1
+SAMPLED_ROWS = 64  # rows of x that are compared when training resumes; all would take too long
+
+
+@dataclass
+class Position:
+    """Where a training stands.
+
+    Attributes
+    ----------
+    epoch, step : finished epochs, and steps done in the current one.
+    first_epoch : epoch in which this call of `fit` began.
+    best_loss, bad_epochs : monitored loss of the best epoch, and epochs since.
+    seconds : training time spent in the current epoch.
+    rng_state : of the generator of the shuffles, before the current epoch's was drawn.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    first_epoch: int = 0
+    best_loss: float = math.inf
+    bad_epochs: int = 0
+    seconds: float = 0.0
+    rng_state: dict[str, Any] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """One file with parameters, best parameters, optimizer slots, random state, schedule, position.
+
+    Parameters
+    ----------
+    path : the file. trainer, step, held_out : whose state it keeps.
+    steps_per_epoch : of this training, to check the position in a file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        trainer: Trainer,
+        step: TrainStep,
+        held_out: Batches | None,
+        steps_per_epoch: int,
+    ) -> None:
+        self.path, self.trainer, self.step = path, trainer, step
+        self.steps_per_epoch = steps_per_epoch
+        self._fingerprint = _fingerprint(trainer, step, held_out)
+
+    def save(self, position: Position, best: Array) -> None:
+        """Replace the file; StorageError if it cannot be written, the previous one then stays."""
+        trainer, step = self.trainer, self.step
+        saved = asdict(position)
+        if position.step == 0:
+            saved["rng_state"] = trainer._rng.bit_generator.state
+        values = {
+            "kind": KIND,
+            "version": VERSION,
+            "fingerprint": self._fingerprint,
+            "position": saved,
+            "steps": step.steps,
+            "schedule": trainer.schedule.state(),
+            "history": trainer.history.rows,
+            "best_epoch": trainer.history.best_epoch,
+            "stopped": trainer.history.stopped,
+        }
+        try:
+            write_tensors(self.path, self._arrays() | {"best": best}, values)
+        except StorageError as error:
+            raise StorageError(
+                f"checkpoint {error}. Training ends here (step {step.steps}); the network in "
+                f"memory has its best weights so far"
+            ) from error
+
+    def load(self) -> tuple[Position, Array] | None:
+        """Set trainer, network and step to the file's state; None if there is no file.
+
+        Nothing is changed unless all of the file is right.
+        """
+        remove_leftovers(self.path)
+        if not self.path.exists():
+            return None
+        arrays, values = read_tensors(self.path, KIND, VERSION)
+        self._compare(values.get("fingerprint"))
+        trainer, step = self.trainer, self.step
+        targets = self._arrays()
+        for name, target in (targets | {"best": trainer.network.parameters}).items():
+            require_array(self.path, arrays, name, target.shape, target.dtype)
+        try:
+            position = self._position(values)
+            steps = require_count(self.path, "steps", values["steps"])
+            rows, best_epoch = _history(self.path, values)
+            # Tried on copies first: either may turn out not to be readable.
+            copy.deepcopy(trainer._rng).bit_generator.state = position.rng_state
+            copy.deepcopy(trainer.schedule).restore(values["schedule"])
+            if values["schedule"].keys() != trainer.schedule.state().keys():
+                raise ValueError(f"schedule is {values['schedule']!r}")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if isinstance(error, ModelFileError):
+                raise
+            raise ModelFileError(f"{self.path}: its values are not readable ({error!r})") from error
+        trainer._rng.bit_generator.state = position.rng_state
+        trainer.schedule.restore(values["schedule"])
+        for name, target in targets.items():
+            np.copyto(target, arrays[name])
+        step.steps = steps
+        trainer.history.rows[:], trainer.history.best_epoch = rows, best_epoch
+        # A training that a callback has ended is over; one that Ctrl-C ended goes on.
+        trainer.history.stopped = "callback" if values["stopped"] == "callback" else ""
+        return position, arrays["best"]
+
+    def _arrays(self) -> dict[str, Array]:
+        slots = zip(self.step.optimizer.formula.slots, self.step.slots, strict=True)
+        arrays = {"parameters": self.trainer.network.parameters, "totals": self.step.totals}
+        return arrays | {f"slot.{name}": slot for name, slot in slots}
+
+    def _position(self, values: dict[str, Any]) -> Position:
+        found = values["position"]
+        names = {field.name for field in fields(Position)}
+        if not isinstance(found, dict) or found.keys() != names:
+            raise ValueError(f"position is {found!r}")
+        for name in ("epoch", "first_epoch", "bad_epochs"):
+            require_count(self.path, name, found[name])
+        require_count(self.path, "step", found["step"], self.steps_per_epoch - 1)
+        for name in ("best_loss", "seconds"):
+            found[name] = float(found[name])
+        return Position(**found)
+
+    def _compare(self, found: Any) -> None:
+        found = found if isinstance(found, dict) else {}
+        for key, wanted in self._fingerprint.items():
+            if found.get(key) != wanted:
+                raise ModelFileError(
+                    f"{self.path} was written by a training with {key} = {found.get(key)} but "
+                    f"this one has {wanted}; resume with the same settings and data, or use "
+                    f"another checkpoint file"
+                )
+
+
+def _history(path: Path, values: dict[str, Any]) -> tuple[list[dict[str, Any]], int | None]:
+    rows, best_epoch = values["history"], values["best_epoch"]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ModelFileError(f"{path}: history is not a list of epochs")
+    return rows, None if best_epoch is None else require_count(path, "best_epoch", best_epoch)
+
+
+def _fingerprint(trainer: Trainer, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:
+    """What must be equal for a resumed training to be the same training."""
+    settings = {
+        "network": trainer.network.config(),
+        "loss": trainer.loss.config(),
+        "optimizer": trainer.optimizer.config(),
+        "schedule": trainer.schedule.config(),
+        "batch_size": step.batch_size,
+        "l2": trainer.regularization.l2,
+        "clip_norm": trainer.regularization.clip_norm,
+        "shuffle": trainer.shuffle,
+        "seed": trainer.seed,
+    }
+    data = {
+        f"{part} {name}": value
+        for part, batches in (("training", step.data), ("validation", held_out))
+        for name, value in _data_fingerprint(batches, trainer.network.dtype).items()
+    }
+    return settings | data
+
+
+def _data_fingerprint(data: Batches | None, dtype: np.dtype) -> dict[str, str]:
+    if data is None:
+        return {"x": "none"}
+    chosen = np.unique(np.linspace(0, len(data.x) - 1, SAMPLED_ROWS).astype(np.intp))
+    fitted = data.standardizer
+    return {
+        "x": f"shape {data.x.shape}, {_checksum(data.x[chosen].astype(dtype))}",
+        "targets": f"shape {data.targets.shape}, {_checksum(data.targets)}",
+        "rows": "all" if data.rows is None else f"{len(data.rows)}, {_checksum(data.rows)}",
+        "sample_weight": "none" if data.sample_weight is None else _checksum(data.sample_weight),
+        "standardizer": "none" if fitted is None else _checksum([fitted.mean, fitted.scale]),
+    }
+
+
+def _checksum(array: Any) -> str:
+    return f"checksum {zlib.crc32(np.ascontiguousarray(array).tobytes()):08x}"

@@ -1,0 +1,55 @@
+"""The evaluation step: loss and accuracy over all rows of a set."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends import Total
+from gpubackprop.losses import Loss
+from gpubackprop.network import MLP
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.step import BatchBuffers, BatchStep
+
+
+class EvaluationStep(BatchStep):
+    """Forward pass and loss of a batch. Losses are summed, so that the batches do not matter."""
+
+    def __init__(self, network: MLP, loss: Loss, data: Batches, batch_size: int) -> None:
+        super().__init__(network, loss, data, batch_size)
+        self._summed = copy.copy(loss)
+        self._summed.options = replace(loss.options, reduction="sum")
+        self._weight = _total_weight(loss, data, network.widths[-1])
+
+    def measure(self) -> dict[str, float]:
+        """The loss (without penalty) over all rows, and accuracy or rmse where there is one."""
+        self.reset_totals()
+        order = self.data.order(None)
+        for start in range(0, len(order), self.batch_size):
+            self.run(order[start : start + self.batch_size])
+        if self._weight:
+            return self.figures(self.totals[Total.LOSS] / self._weight)
+        return self.figures(0.0 if self.loss.options.empty == "zero" else math.nan)
+
+    def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
+        self._emit_batch(verbs, buffers)
+        loss = self._emit_loss(verbs, buffers, self._summed, buffers.result)
+        rows = len(buffers.index)
+        verbs.accumulate(loss, rows, buffers.result.get("correct"), None, self.totals)
+
+
+def _total_weight(loss: Loss, data: Batches, units: int) -> float:
+    """What the sum of the losses of all rows is divided by."""
+    options, rows = loss.options, len(data)
+    if options.reduction == "sum":
+        return float(rows)  # no mean is wanted; per row, as in training, to be comparable
+    weight = np.ones(rows) if data.sample_weight is None else data.own(data.sample_weight)
+    ignored = data.ignored(loss)
+    if options.class_weight is not None and data.targets.ndim == 1:
+        weight = weight * options.class_weight[np.where(ignored, 0, data.own(data.targets))]
+    total = np.where(ignored, 0.0, weight).sum(dtype=np.float64)
+    return float(total * (units if options.reduction == "elementwise_mean" else 1))

@@ -1,0 +1,53 @@
+"""The record of a training: one row per epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from gpubackprop.tensorfile import write_atomically
+
+Row = dict[str, Any]
+
+
+class History:
+    """Rows of ``epoch, steps, lr, loss, accuracy or rmse, val_..., seconds, samples_per_second``.
+
+    Attributes
+    ----------
+    rows : one dict per finished epoch. best_epoch : epoch whose weights were kept, from 1, or None.
+    stopped : why training ended: "epochs", "patience", "interrupted", "callback"; "" while it runs.
+    """
+
+    def __init__(self, rows: list[Row] | None = None) -> None:
+        self.rows: list[Row] = rows or []
+        self.best_epoch: int | None = None
+        self.stopped = ""
+
+    def __getitem__(self, column: str) -> list[float]:
+        """One column over the epochs; NaN where an epoch lacks it."""
+        if not any(column in row for row in self.rows):
+            raise KeyError(f"{column!r} is not in the history, which has {', '.join(self.columns)}")
+        return [row.get(column, math.nan) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def columns(self) -> list[str]:
+        names: dict[str, None] = {}
+        for row in self.rows:
+            names |= dict.fromkeys(row)
+        return list(names)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write all rows, with a header."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(Path(path), text.getvalue().encode())

@@ -1,0 +1,57 @@
+"""The progress bar: loss, samples per second and time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+REFRESH_SECONDS = 0.1
+
+
+class ProgressBar:
+    """A tqdm bar over the samples of all epochs; silent without a terminal unless `show`."""
+
+    def __init__(self, total: int, done: int, epochs: int, show: bool | None) -> None:
+        self._bar: Any = None
+        self._epochs, self._due, self._validation = epochs, 0.0, ""
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        if terminal if show is None else show:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                unit=" samples",
+                unit_scale=True,
+                dynamic_ncols=True,
+                bar_format="{desc} |{bar}| {percentage:3.0f}% {rate_fmt}, {remaining} left"
+                "{postfix}",
+            )
+
+    @property
+    def shown(self) -> bool:
+        return self._bar is not None
+
+    def advance(self, rows: int, epoch: int, summary: Callable[[], dict[str, float]]) -> None:
+        """`rows` more samples done in epoch `epoch` (from 0); `summary` gives its loss so far."""
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + REFRESH_SECONDS
+            self._bar.set_description_str(f"epoch {epoch + 1}/{self._epochs}", refresh=False)
+            self._bar.set_postfix_str(
+                f"loss {summary()['loss']:.4f}{self._validation}", refresh=False
+            )
+        self._bar.update(rows)
+
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Show an epoch's validation figures from here on."""
+        shown = [f"{name} {row[name]:.4f}" for name in ("val_loss", "val_accuracy") if name in row]
+        self._validation = "".join(f", {item}" for item in shown)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

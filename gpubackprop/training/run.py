@@ -1,0 +1,208 @@
+"""One call of `Trainer.fit`: the loop over epochs and steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpubackprop.backends import Total
+from gpubackprop.errors import NonFiniteLossError
+from gpubackprop.schedules import Progress
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.checkpoint import Checkpoint
+from gpubackprop.training.evaluation import EvaluationStep
+from gpubackprop.training.history import History, Row
+from gpubackprop.training.interrupt import InterruptGuard
+from gpubackprop.training.progress import ProgressBar
+from gpubackprop.training.step import TrainStep
+
+if TYPE_CHECKING:
+    from gpubackprop.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What one call of `Trainer.fit` was asked for; see there."""
+
+    epochs: int
+    patience: int | None
+    min_delta: float
+    restore_best: bool | None
+    checkpoint: Path | None
+    checkpoint_every: int | None
+
+
+class Run:
+    """One call of `Trainer.fit`."""
+
+    def __init__(
+        self, trainer: Trainer, step: TrainStep, held_out: Batches | None, options: FitOptions
+    ) -> None:
+        self.trainer, self.step, self.options = trainer, step, options
+        self.network = trainer.network
+        self.validation = (
+            None
+            if held_out is None
+            else EvaluationStep(self.network, trainer.loss, held_out, trainer.batch_size)
+        )
+        self.history = trainer.history
+        self.position = replace(
+            trainer._position, step=0, first_epoch=trainer._position.epoch,
+            best_loss=math.inf, bad_epochs=0, seconds=0.0,
+        )  # fmt: skip
+        self.best = self.network.parameters.copy()  # safe weights: the best epoch's, or the first
+        self.steps_per_epoch = -(-len(step.data) // step.batch_size)
+        self.checkpoint = None
+        if options.checkpoint is not None:
+            self.checkpoint = Checkpoint(
+                options.checkpoint, trainer, step, held_out, self.steps_per_epoch
+            )
+
+    def run(self) -> History:
+        self.history.stopped = ""
+        if self.checkpoint is not None:
+            self._resume(self.checkpoint)
+        self.last_epoch = self.position.first_epoch + self.options.epochs
+        position, rows = self.position, len(self.step.data)
+        done = position.epoch * rows + position.step * self.step.batch_size
+        bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.trainer.progress)
+        with InterruptGuard() as guard:
+            try:
+                while position.epoch < self.last_epoch and not self.history.stopped:
+                    self._epoch(bar, guard)
+            except BaseException as error:
+                if isinstance(error, NonFiniteLossError):
+                    self.trainer._step = None  # its slots are no longer finite either
+                    np.copyto(self.network.parameters, self.best)
+                self._restore_best()
+                raise
+            finally:
+                bar.close()
+                self.trainer._position = position
+        self.history.stopped = self.history.stopped or "epochs"
+        restore = self.options.restore_best
+        if restore is None:
+            restore = self.validation is not None or self.history.stopped == "interrupted"
+        if restore:
+            self._restore_best()
+        return self.history
+
+    def _restore_best(self) -> None:
+        """Back to the best epoch's weights; before an epoch is done the current ones stay."""
+        if math.isfinite(self.position.best_loss):
+            np.copyto(self.network.parameters, self.best)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Go to where the checkpoint file stands, in a trainer that has not trained yet."""
+        loaded = checkpoint.load() if self.step.steps == 0 else None
+        if loaded is None:
+            checkpoint.save(self.position, self.best)  # a folder that is not writable shows now
+            return
+        self.position, best = loaded
+        np.copyto(self.best, best)
+        if self._out_of_patience():
+            self.history.stopped = "patience"
+
+    def _epoch(self, bar: ProgressBar, guard: InterruptGuard) -> None:
+        """The rest of the epoch that `position` is in."""
+        position, step, trainer = self.position, self.step, self.trainer
+        if position.step == 0:
+            step.reset_totals()
+            position.rng_state = dict(trainer._rng.bit_generator.state)
+        else:
+            trainer._rng.bit_generator.state = position.rng_state
+        order = step.data.order(trainer._rng if trainer.shuffle else None)
+        began, size = time.perf_counter(), step.batch_size
+        progress = Progress(step.steps, position.epoch, self.last_epoch * self.steps_per_epoch)
+        while position.step < self.steps_per_epoch:
+            rows = order[position.step * size : (position.step + 1) * size]
+            progress.step = step.steps
+            lr = trainer.optimizer.lr * trainer.schedule.factor(progress)
+            step.update(rows, lr)
+            position.step += 1
+            if step.totals[Total.BAD_STEP] >= 0:
+                self._report_bad_step()
+            if bar.shown:
+                bar.advance(len(rows), position.epoch, step.summary)
+            every = self.options.checkpoint_every
+            due = every is not None and step.steps % every == 0
+            if self.checkpoint is not None and due and position.step < self.steps_per_epoch:
+                position.seconds += time.perf_counter() - began
+                self.checkpoint.save(position, self.best)
+                began = time.perf_counter()
+            if guard.requested:
+                self.history.stopped = "interrupted"
+                break
+        position.seconds += time.perf_counter() - began
+        if position.step == self.steps_per_epoch:
+            self._finish_epoch(bar, lr)
+        if self.checkpoint is not None:
+            self.checkpoint.save(position, self.best)
+
+    def _finish_epoch(self, bar: ProgressBar, lr: float) -> None:
+        position, step, trainer = self.position, self.step, self.trainer
+        if not np.isfinite(self.network.parameters).all():  # the last step's doing
+            self._report_bad_step()
+        row: Row = {"epoch": position.epoch + 1, "steps": step.steps, "lr": lr}
+        row |= step.summary() | trainer.custom_metrics(step.data)
+        if self.validation is not None:
+            measured = self.validation.measure() | trainer.custom_metrics(self.validation.data)
+            row |= {f"val_{name}": value for name, value in measured.items()}
+            if math.isnan(measured["loss"]):
+                self._report_bad_validation()
+        row["seconds"] = position.seconds
+        row["samples_per_second"] = len(step.data) / max(position.seconds, 1e-9)
+        self.history.rows.append(row)
+        monitored: float = row["loss"] if self.validation is None else row["val_loss"]
+        self._keep_best(monitored)
+        trainer.schedule.observe(monitored)
+        position.epoch, position.step, position.seconds = position.epoch + 1, 0, 0.0
+        bar.finish_epoch(row)
+        stopped = "patience" if self._out_of_patience() else ""
+        for callback in trainer.callbacks:
+            answer = callback(trainer, row)
+            if isinstance(answer, bool | np.bool_) and answer:
+                stopped = "callback"
+        self.history.stopped = stopped or self.history.stopped
+
+    def _keep_best(self, monitored: float) -> None:
+        position = self.position
+        if monitored < position.best_loss - self.options.min_delta:
+            position.best_loss, position.bad_epochs = monitored, 0
+            self.history.best_epoch = position.epoch + 1
+            np.copyto(self.best, self.network.parameters)
+        else:
+            position.bad_epochs += 1
+
+    def _out_of_patience(self) -> bool:
+        patience = self.options.patience
+        return patience is not None and self.position.bad_epochs >= patience
+
+    def _report_bad_validation(self) -> None:
+        raise NonFiniteLossError(
+            f"the validation loss is NaN after epoch {self.position.epoch + 1} though all weights "
+            f"are finite; look for NaN among the validation rows, or for rows that all have "
+            f"weight 0. {self._given_back()}",
+            self.step.steps - 1,
+        )
+
+    def _report_bad_step(self) -> None:
+        number = self.step.steps - 1
+        raise NonFiniteLossError(
+            f"the loss became NaN or infinite at step {number} (epoch {self.position.epoch + 1}, "
+            f"batch {self.position.step} of {self.steps_per_epoch}); lower the learning rate "
+            f"({self.trainer.optimizer.lr:g}), set clip_norm, or look for huge or NaN inputs. "
+            f"{self._given_back()}",
+            number,
+        )
+
+    def _given_back(self) -> str:
+        kept = f"of epoch {self.history.best_epoch}"
+        if not math.isfinite(self.position.best_loss):
+            kept = "from before training"
+        return f"The network has been given back the weights {kept}."

@@ -1,0 +1,244 @@
+"""The training loop: epochs, validation, early stopping, checkpoints, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop import optimizers, schedules
+from gpubackprop.data import split_rows
+from gpubackprop.errors import OptionError, ShapeError
+from gpubackprop.losses import Loss
+from gpubackprop.network import MLP
+from gpubackprop.ops.checks import number
+from gpubackprop.optimizers import Optimizer
+from gpubackprop.schedules import Schedule
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.checkpoint import Position
+from gpubackprop.training.evaluation import EvaluationStep
+from gpubackprop.training.history import History, Row
+from gpubackprop.training.run import FitOptions, Run
+from gpubackprop.training.step import Regularization, TrainStep
+
+Array = np.ndarray
+Callback = Callable[["Trainer", Row], Any]
+Metric = Callable[[Array, Array], float]
+
+
+class Trainer:
+    """Trains a network by gradient descent.
+
+    Parameters
+    ----------
+    network : `MLP`; its parameters are changed in place.
+    loss : `Loss`, its name, or None for the one that belongs to the network's output.
+    optimizer : `Optimizer` or name ("adam", "sgd", ...).
+    schedule : `Schedule`, name, or None for a constant learning rate.
+    batch_size : rows per step; a larger one than there are rows means all rows.
+    l2 : penalty l2 / 2 * sum of squared weights, biases excepted, added to the loss.
+    clip_norm : largest global norm of the gradient, or None.
+    shuffle : a new order of the rows in every epoch, drawn from `seed`.
+    metrics : name -> function(yhat, targets) -> float, computed after each epoch on the training
+        rows and on the validation rows ("val_" + name).
+    callbacks : called as callback(trainer, row) after each epoch; True stops training.
+    progress : True, False, or None: a bar where stderr is a terminal.
+
+    Attributes
+    ----------
+    history : `History`, over all calls of `fit`.
+
+    >>> from gpubackprop.optimizers import Adam
+    >>> network = MLP([2, 8, 2], "tanh", seed=1)
+    >>> x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    >>> trainer = Trainer(network, optimizer=Adam(lr=0.05), batch_size=4)
+    >>> _ = trainer.fit(x, np.array([0, 1, 1, 0]), epochs=200)
+    >>> print(network.predict(x).argmax(1))
+    [0 1 1 0]
+    """
+
+    def __init__(
+        self,
+        network: MLP,
+        loss: str | Loss | None = None,
+        optimizer: str | Optimizer = "adam",
+        *,
+        schedule: str | Schedule | None = None,
+        batch_size: int = 256,
+        l2: float = 0.0,
+        clip_norm: float | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        metrics: Mapping[str, Metric] | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool | None = None,
+    ) -> None:
+        self.network = network
+        self.loss = network.check_loss(loss)
+        if self.loss.options.reduction == "none":
+            raise OptionError('a training loss must be one number; use reduction "mean" or "sum"')
+        self.optimizer = optimizers.optimizer(optimizer)
+        self.schedule = schedules.schedule(schedule)
+        self.batch_size = int(number(batch_size, "batch_size", 1))
+        clip = None if clip_norm is None else number(clip_norm, "clip_norm", 0.0)
+        self.regularization = Regularization(number(l2, "l2", 0.0), clip)
+        self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
+        self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
+        self.history = History()
+        self._rng = np.random.default_rng(self.seed)
+        self._step: TrainStep | None = None
+        self._position = Position()
+
+    # -- the public verbs -------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        targets: Any,
+        *,
+        epochs: int = 10,
+        rows: Any = None,
+        validation: float | tuple[Any, ...] | Array | None = None,
+        sample_weight: Any = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        restore_best: bool | None = None,
+        standardizer: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+    ) -> History:
+        """Train for `epochs` more epochs; returns the history.
+
+        Parameters
+        ----------
+        x : (N, D_0) of any real dtype; a memory map is read batch by batch.
+        targets : as the loss wants them: (N,) class indices, (N, K) numbers, ...
+        rows : (M,) numbers of the rows to train on, so that a memory map need not be cut.
+        validation : share of the rows to hold out (drawn from the seed, by class where targets are
+            class indices), or an integer array of row numbers of x, which `rows` then leaves out,
+            or (x, targets) or (x, targets, sample_weight).
+        sample_weight : (N,) non-negative.
+        patience : stop after this many epochs in a row without an improvement of the validation
+            loss (training loss without validation) by more than `min_delta`.
+        restore_best : end with the weights of the best epoch; None: if there is validation, or
+            after Ctrl-C; False: always with the last ones.
+        standardizer : `Standardizer` applied to each batch of x and of the validation rows.
+        checkpoint : file to write after each epoch, and every `checkpoint_every` steps. If it
+            exists when the trainer has not trained yet, training resumes from it and goes on bit
+            for bit as if never stopped; `epochs` may then be larger than before. One file belongs
+            to one call of `fit`.
+
+        A second call continues: optimizer state, step count, random state and history go on, so
+        that fit(epochs=3) and fit(epochs=2) end where fit(epochs=5) ends, unless best weights are
+        restored in between, or the schedule depends on the number of all steps (cosine).
+
+        Ctrl-C ends training after the current step, with the weights of the best epoch so far (the
+        current ones before the first epoch is done); history.stopped is then "interrupted". A
+        second Ctrl-C raises KeyboardInterrupt at once, with the same weights.
+
+        Raises
+        ------
+        ShapeError, DtypeError, TargetRangeError, OptionError : before anything is changed.
+        NonFiniteLossError : names the step; the network then has the weights of the best epoch, or
+            those from before training if none was finished, and the optimizer starts afresh.
+        ModelFileError : the checkpoint is damaged or of another training; nothing is changed.
+        StorageError : a checkpoint could not be written; the network has its best weights so far.
+        """
+        train = Batches.check(self.network, self.loss, x, targets, sample_weight, standardizer)
+        train = train if rows is None else train.at(rows, "rows")
+        train.require_rows("x")
+        train, held_out = self._validation(train, validation)
+        options = FitOptions(
+            int(number(epochs, "epochs", 0)),
+            None if patience is None else int(number(patience, "patience", 1)),
+            number(min_delta, "min_delta", 0.0),
+            restore_best,
+            None if checkpoint is None else Path(checkpoint),
+            None
+            if checkpoint_every is None
+            else int(number(checkpoint_every, "checkpoint_every", 1)),
+        )
+        if options.checkpoint_every and options.checkpoint is None:
+            raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
+        step = self._new_step(train)
+        return Run(self, step, held_out, options).run()
+
+    def evaluate(
+        self,
+        x: Any,
+        targets: Any,
+        sample_weight: Any = None,
+        standardizer: Any = None,
+        *,
+        rows: Any = None,
+    ) -> dict[str, float]:
+        """Mean loss (without penalty), accuracy or rmse, and the metrics, on these rows.
+
+        Parameters as in `fit`.
+        """
+        data = Batches.check(self.network, self.loss, x, targets, sample_weight, standardizer)
+        data = data if rows is None else data.at(rows, "rows")
+        data.require_rows("x")
+        step = EvaluationStep(self.network, self.loss, data, self.batch_size)
+        return step.measure() | self.custom_metrics(data)
+
+    # -- used by a run ----------------------------------------------------------------------------
+
+    def custom_metrics(self, data: Batches) -> dict[str, float]:
+        """The metrics of the caller over all rows of `data`."""
+        if not self.metrics:
+            return {}
+        order, predictions = data.order(None), []
+        for start in range(0, len(order), 4096):
+            batch = data.x[order[start : start + 4096]]
+            if data.standardizer is not None:
+                batch = data.standardizer.transform(batch, dtype=self.network.dtype)
+            predictions.append(self.network.predict(batch))
+        yhat = np.concatenate(predictions)
+        return {
+            name: float(metric(yhat, data.targets[order])) for name, metric in self.metrics.items()
+        }
+
+    def _new_step(self, data: Batches) -> TrainStep:
+        step = TrainStep(
+            self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization
+        )
+        if self._step is not None:  # a second fit goes on where the first one ended
+            step.steps = self._step.steps
+            for new, old in zip(step.slots, self._step.slots, strict=True):
+                np.copyto(new, old)
+        self._step = step
+        return step
+
+    def _validation(
+        self, train: Batches, validation: float | tuple[Any, ...] | Array | None
+    ) -> tuple[Batches, Batches | None]:
+        if validation is None:
+            return train, None
+        if isinstance(validation, Real):
+            order, by_class = train.order(None), None
+            if self.loss.output == "softmax" and train.targets.ndim == 1:
+                by_class = train.targets[order]
+            kept, held_out = split_rows(len(train), float(validation), self.seed, by_class)
+            return train.select(order[kept]), train.select(order[held_out])
+        if isinstance(validation, np.ndarray):
+            held = train.at(validation, "validation")
+            held.require_rows("validation")
+            rest = train.select(np.setdiff1d(train.order(None), validation))
+            rest.require_rows("x, without the rows of validation,")
+            return rest, held
+        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+            raise ShapeError(
+                "validation must be a share of the rows such as 0.1, an array of row numbers, "
+                "(x, targets), or (x, targets, sample_weight)"
+            )
+        data = Batches.check(
+            self.network, self.loss, validation[0], validation[1],
+            validation[2] if len(validation) == 3 else None, train.standardizer,
+        )  # fmt: skip
+        data.require_rows("the validation set")
+        return train, data

@@ -1,0 +1,82 @@
+// activation_backward<Act, T>: gradient through an activation, with the bias gradient
+//   delta = grad_h * Act::slope(saved, k);  partial[...] = sums of delta over chunks of rows
+//   grad_h, saved, delta: T[rows, cols], rows `stride_...` elements apart; delta may be grad_h or saved
+//   saved is a where Act::SAVES_A, else h; null where the slope is constant (identity)
+//   partial: see include/column_totals.cuh; null: no bias gradient. column_sum_finish is the second stage
+//   the sums are of delta before it is rounded to T
+//   moves 3 * rows * cols * sizeof(T): reads grad_h and saved, writes delta; partial is a few 1/1000
+//   16-byte accesses; heads, tails and rows that start off 16 bytes element by element
+//   measured: not measured on a GPU
+#include "activations.cuh"
+#include "include/column_totals.cuh"
+#include "include/entries.cuh"
+
+// delta in place of g; sum += delta where the elements exist.
+template <class Act, class T, int E>
+__device__ __forceinline__ void times_slope(
+    Pack<T, E>& g, const Pack<T, E>& saved, compute_of<T> k, compute_of<T> (&sum)[E], int lo = 0, int hi = E) {
+    using C = compute_of<T>;
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+        C d = widen(g.v[e]) * Act::slope(C(widen(saved.v[e])), k);
+        sum[e] += e >= lo && e < hi ? d : C(0);
+        g.v[e] = narrow<T>(d);
+    }
+}
+
+template <class Act, class T>
+__device__ __forceinline__ void activation_backward(
+    const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows, int64 cols,
+    int join, int64 stride_grad, int64 stride_saved, int64 stride_delta, compute_of<T> k) {
+    using C = compute_of<T>;
+    constexpr int E = PACK<T>, UNROLL = sizeof(T) == 8 ? 2 : 4;
+    Strip<E> strip(rows, cols, join, misalignment(delta));
+    int64 row = strip.first + threadIdx.y;
+    Walk<const T, E> grad(strip, grad_h, row, stride_grad), save(strip, saved, row, stride_saved);
+    Walk<T, E> out(strip, delta, row, stride_delta);
+    bool vector = grad.vector() && out.vector() && (!Act::READS_SAVED || save.vector());
+    C total[E] = {};
+    Pack<T, E> g[UNROLL], s[UNROLL] = {};
+    while (strip.inside && row < strip.last) {
+        C part[E] = {};
+        int64 stop = row + SEQUENCE * STRIP_ROWS < strip.last ? row + SEQUENCE * STRIP_ROWS : strip.last;
+        while (row < stop) {
+            if (vector && strip.whole(row, UNROLL)) {
+#pragma unroll
+                for (int u = 0; u < UNROLL; ++u) {
+                    g[u] = load<T, E>(grad.at + u * grad.step);
+                    if (Act::READS_SAVED) s[u] = load<T, E>(save.at + u * save.step);
+                }
+#pragma unroll
+                for (int u = 0; u < UNROLL; ++u) {
+                    times_slope<Act>(g[u], s[u], k, part);
+                    store(out.at + u * out.step, g[u]);
+                }
+                row += UNROLL * STRIP_ROWS;
+                grad.advance(UNROLL), save.advance(UNROLL), out.advance(UNROLL);
+            } else {  // a head or tail, a row off 16 bytes, or fewer than UNROLL rows left
+                int lo = strip.lo(row), hi = strip.hi(row);
+                g[0] = load_part<T, E>(grad.at, lo, hi);
+                if (Act::READS_SAVED) s[0] = load_part<T, E>(save.at, lo, hi);
+                times_slope<Act>(g[0], s[0], k, part, lo, hi);
+                store_part(out.at, g[0], lo, hi);
+                row += STRIP_ROWS;
+                grad.advance(1), save.advance(1), out.advance(1);
+            }
+        }
+#pragma unroll
+        for (int e = 0; e < E; ++e) total[e] += part[e];
+    }
+    if (partial != nullptr) write_column_totals(strip, total, partial);
+}
+
+#define ENTRY_(act, T)                                                                            \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS) activation_backward_##act##_##T(  \
+        const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows,            \
+        int64 cols, int join, int64 stride_grad, int64 stride_saved, int64 stride_delta,          \
+        compute_of<T> k) {                                                                        \
+        activation_backward<activations::act, T>(grad_h, saved, delta, partial, rows, cols, join, \
+                                                 stride_grad, stride_saved, stride_delta, k);     \
+    }
+#define ENTRY(act, T) ENTRY_(act, T)
+FOR_EACH_ACTIVATION(ENTRY)

@@ -1,0 +1,59 @@
+// types.cuh - storage types, the type they are computed in, and conversions between them.
+//   f64 is computed in float64, everything narrower in float32. The 16-bit types are structs of our
+//   own, so no CUDA header is needed; conversions to them round to nearest, ties to even, once.
+#pragma once
+#include "ptx.cuh"
+
+struct float16 { unsigned short bits; };
+struct bfloat16 { unsigned short bits; };
+
+// Names of the storage types as they stand in the names of the entries.
+using f64 = double;
+using f32 = float;
+using f16 = float16;
+using bf16 = bfloat16;
+using u8 = unsigned char;
+using i32 = int;
+using i64 = int64;
+
+template <class T> struct compute_type { using type = float; };
+template <> struct compute_type<f64> { using type = double; };
+template <class T> using compute_of = typename compute_type<T>::type;
+
+// widen(x): the value of a stored number in its compute type, exact.
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(float16 x) { return ptx::half_to_float(x.bits); }
+__device__ __forceinline__ float widen(bfloat16 x) { return ptx::bfloat_to_float(x.bits); }
+__device__ __forceinline__ float widen(u8 x) { return float(x); }
+__device__ __forceinline__ int widen(int x) { return x; }
+__device__ __forceinline__ int64 widen(int64 x) { return x; }
+
+// float64 -> float32 such that a second rounding, to 16 bits, gives what one rounding would: an
+// inexact result has its last bit set ("round to odd"), so it never looks like a tie.
+__device__ __forceinline__ float round_to_odd(double d) {
+    float f = ptx::double_to_float_rz(d);
+    return double(f) == d || d != d ? f : ptx::float_of(ptx::bits_of(f) | 1u);
+}
+
+// narrow<T>(x): x rounded to the storage type T.
+template <class T> struct narrowing {
+    template <class C> static __device__ __forceinline__ T of(C x) { return T(x); }
+};
+template <> struct narrowing<float16> {
+    static __device__ __forceinline__ float16 of(float x) { return {ptx::float_to_half(x)}; }
+    static __device__ __forceinline__ float16 of(double x) { return of(round_to_odd(x)); }
+};
+template <> struct narrowing<bfloat16> {
+    static __device__ __forceinline__ bfloat16 of(float x) { return {ptx::float_to_bfloat(x)}; }
+    static __device__ __forceinline__ bfloat16 of(double x) { return of(round_to_odd(x)); }
+};
+template <class T, class C> __device__ __forceinline__ T narrow(C x) { return narrowing<T>::of(x); }
+
+template <class C> __device__ __forceinline__ bool is_finite(C x) { return x - x == C(0); }
+template <class C> __device__ __forceinline__ C not_a_number() {
+    return C(ptx::float_of(0x7fc00000u));
+}
+template <class C> __device__ __forceinline__ C minus_infinity() {
+    return C(ptx::float_of(0xff800000u));
+}

@@ -1,0 +1,72 @@
+// vector.cuh - packs of neighbouring elements, moved in accesses of 16 bytes.
+//   A pack at an address that is no multiple of its access width, and the first and last pack of a
+//   row where the row does not fill them, are moved element by element instead.
+#pragma once
+#include "types.cuh"
+
+template <class T> constexpr int PACK = 16 / int(sizeof(T));  // elements in 16 bytes
+
+template <class T, int E> struct Pack { T v[E]; };
+
+// The widest access that serves E elements of T: 16 bytes, or all of them if that is less.
+template <class T, int E> constexpr int ACCESS = E * sizeof(T) < 16 ? int(E * sizeof(T)) : 16;
+
+template <int BYTES> struct word;
+template <> struct word<16> { using type = uint4; };
+template <> struct word<8> { using type = uint2; };
+template <> struct word<4> { using type = uint32; };
+template <> struct word<2> { using type = unsigned short; };
+template <> struct word<1> { using type = u8; };
+
+template <class T, int E> union Words {
+    using W = typename word<ACCESS<T, E>>::type;
+    static constexpr int COUNT = E * int(sizeof(T)) / ACCESS<T, E>;
+    W words[COUNT];
+    Pack<T, E> pack;
+    __device__ __forceinline__ Words() {}
+};
+
+template <class T, int E> __device__ __forceinline__ bool aligned(const T* p) {
+    return (uint64)p % ACCESS<T, E> == 0;
+}
+
+// How many elements `p` lies beyond a multiple of 16 bytes: the length of a peeled head is
+// PACK - misalignment, and -misalignment the place where a grid of whole packs begins.
+template <class T> __device__ __forceinline__ int misalignment(const T* p) {
+    return int((uint64)p % 16 / sizeof(T));
+}
+
+// The pack at p, a multiple of its access width.
+template <class T, int E> __device__ __forceinline__ Pack<T, E> load(const T* p) {
+    Words<T, E> both;
+#pragma unroll
+    for (int i = 0; i < Words<T, E>::COUNT; ++i)
+        both.words[i] = reinterpret_cast<const typename Words<T, E>::W*>(p)[i];
+    return both.pack;
+}
+
+template <class T, int E> __device__ __forceinline__ void store(T* p, const Pack<T, E>& pack) {
+    Words<T, E> both;
+    both.pack = pack;
+#pragma unroll
+    for (int i = 0; i < Words<T, E>::COUNT; ++i)
+        reinterpret_cast<typename Words<T, E>::W*>(p)[i] = both.words[i];
+}
+
+// Elements [lo, hi) of the pack at any p; the others are 0 and their memory is not touched.
+template <class T, int E>
+__device__ __forceinline__ Pack<T, E> load_part(const T* p, int lo, int hi) {
+    if (lo == 0 && hi == E && aligned<T, E>(p)) return load<T, E>(p);
+    Pack<T, E> pack;
+#pragma unroll
+    for (int e = 0; e < E; ++e) pack.v[e] = e >= lo && e < hi ? p[e] : T{};
+    return pack;
+}
+
+template <class T, int E>
+__device__ __forceinline__ void store_part(T* p, const Pack<T, E>& pack, int lo, int hi) {
+    if (lo == 0 && hi == E && aligned<T, E>(p)) return store(p, pack);
+#pragma unroll
+    for (int e = 0; e < E; ++e)
+        if (e >= lo && e < hi) p[e] = pack.v[e];
+}

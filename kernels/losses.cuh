@@ -1,0 +1,41 @@
+// losses.cuh - one struct for each entry of gpubackprop.formulas.POINTWISE_LOSSES.
+//   value_and_delta(a, t, delta) returns the loss of one output unit with pre-activation a and
+//   target t, and writes its derivative with respect to a.
+#pragma once
+#include "include/types.cuh"
+
+#ifdef ONLY_FORMULA
+#define FOR_EACH_LOSS(ENTRY) FOR_EACH_DTYPE(ENTRY, ONLY_FORMULA)
+#else
+#define FOR_EACH_LOSS(ENTRY) \
+    FOR_EACH_DTYPE(ENTRY, squared_error) FOR_EACH_DTYPE(ENTRY, binary_cross_entropy) \
+    FOR_EACH_DTYPE(ENTRY, poisson)
+#endif
+
+namespace losses {
+
+struct squared_error {  // (a - t)^2 / 2
+    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta) {
+        delta = a - t;
+        return delta * delta * C(0.5);
+    }
+};
+
+// -(t log p + (1 - t) log(1 - p)), p = logistic(a), as max(a, 0) - a t + log1p(exp(-|a|)): finite for
+// every finite a.
+struct binary_cross_entropy {
+    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta) {
+        delta = C(1) / (C(1) + ::exp(-a)) - t;
+        return (a > C(0) ? a : C(0)) + ::log1p(::exp(-::fabs(a))) - a * t;
+    }
+};
+
+struct poisson {  // exp(a) - t a, the negative log likelihood without log t!
+    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta) {
+        C mean = ::exp(a);
+        delta = mean - t;
+        return mean - a * t;
+    }
+};
+
+}  // namespace losses

@@ -1,0 +1,154 @@
+"""References from outside the package: PyTorch's functions and its autograd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+
+Array = np.ndarray
+torch.set_num_threads(1)  # the tests run side by side
+TORCH_DTYPE = {
+    "float64": torch.float64, "float32": torch.float32, "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}  # fmt: skip
+
+
+def tensor(array: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor with a copy of `array`; bfloat16 comes by way of float32, exactly."""
+    array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        return tensor(array.astype(np.float32), dtype or torch.bfloat16)
+    result = torch.from_numpy(np.array(array, order="C", copy=True))
+    return result if dtype is None else result.to(dtype)
+
+
+def numpy(result: torch.Tensor) -> Array:
+    """An ndarray; bfloat16 becomes float32, exactly."""
+    result = result.detach()
+    return (result.float() if result.dtype == torch.bfloat16 else result).numpy()
+
+
+# torch.nn.functional.softplus switches to the identity above 20, an error of 1e-10 in float64.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "identity": lambda a, k: a * 1.0,
+    "logistic": lambda a, k: torch.sigmoid(a),
+    "tanh": lambda a, k: torch.tanh(a),
+    "relu": lambda a, k: F.relu(a),
+    "leaky_relu": lambda a, k: F.leaky_relu(a, k),
+    "elu": lambda a, k: F.elu(a, k),
+    "gelu": lambda a, k: F.gelu(a),
+    "gelu_tanh": lambda a, k: F.gelu(a, approximate="tanh"),
+    "silu": lambda a, k: F.silu(a),
+    "softplus": lambda a, k: -F.logsigmoid(-a),
+}
+
+
+def _gelu_tanh(a: torch.Tensor, k: float) -> torch.Tensor:
+    # exp(logsigmoid) and not sigmoid: its derivative is s * sigmoid(-y), without 1 - s.
+    return a * torch.exp(F.logsigmoid(2 * math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
+
+
+# PyTorch's gelus cancel in the left tail, gelu_tanh's slope also by 4e-15 near 3: not for an oracle.
+EXACT = {"gelu": lambda a, k: 0.5 * a * torch.erfc(-math.sqrt(0.5) * a), "gelu_tanh": _gelu_tanh}
+
+
+def activation(name: str, a: Array, k: float) -> tuple[Array, Array]:
+    """(g(a), g'(a)) by PyTorch's function of that name in the dtype of a."""
+    return _value_and_slope(ACTIVATIONS[name], a, k)
+
+
+def activation_oracle(name: str, a: Array, k: float) -> tuple[Array, Array]:
+    """(g(a), g'(a)) by PyTorch in float64."""
+    return _value_and_slope(EXACT.get(name, ACTIVATIONS[name]), a.astype(np.float64), k)
+
+
+def _value_and_slope(
+    function: Callable[[torch.Tensor, float], torch.Tensor], a: Array, k: float
+) -> tuple[Array, Array]:
+    at = tensor(a).requires_grad_()
+    h = function(at, k)
+    (slope,) = torch.autograd.grad(h, at, torch.ones_like(h))
+    return numpy(h), numpy(slope)
+
+
+def cross_entropy(
+    logits: Array,
+    targets: Array,
+    *,
+    dtype: str = "float64",
+    class_weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    upstream: Any = 1.0,
+) -> tuple[Array, Array]:
+    """(loss, gradient wrt the logits) by torch.nn.functional.cross_entropy and autograd.
+
+    Sample weights and z-loss, which PyTorch has not, are PyTorch expressions around it. The logits
+    of ignored rows are replaced by zeros first: PyTorch's gradient of a NaN there is NaN.
+    """
+    kind = TORCH_DTYPE[dtype]
+    leaf = tensor(logits, kind).requires_grad_()
+    indices = targets.ndim == 1
+    t = tensor(targets.astype(np.int64)) if indices else tensor(targets, kind)
+    counted = torch.ones(len(leaf), dtype=torch.bool)
+    if ignore_index is not None:
+        counted = t != ignore_index
+    z = torch.where(counted[:, None], leaf, 0.0)
+    weight = None if class_weight is None else tensor(class_weight, kind)
+    options = {
+        "weight": weight,
+        "label_smoothing": label_smoothing,
+        "ignore_index": -100 if ignore_index is None else ignore_index,
+    }
+    if sample_weight is None and not z_loss:
+        loss = F.cross_entropy(z, t, reduction=reduction, **options)
+    else:
+        row = F.cross_entropy(z, t, reduction="none", **options)
+        row = row + z_loss * torch.where(counted, torch.logsumexp(z, 1) ** 2, 0.0)
+        share = torch.ones(len(z), dtype=kind) if sample_weight is None else tensor(sample_weight, kind)
+        loss = row * share
+        share = torch.where(counted, share, 0.0)
+        if weight is not None and indices:
+            share = share * weight[torch.where(counted, t, 0)]
+        if reduction != "none":
+            loss = loss.sum() / (share.sum() if reduction == "mean" else 1.0)
+    up = torch.as_tensor(np.asarray(upstream), dtype=kind)
+    loss.backward(up.expand_as(loss))
+    return numpy(loss), numpy(leaf.grad)
+
+
+POINTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "squared_error": lambda a, t: 0.5 * F.mse_loss(a, t, reduction="none"),
+    "binary_cross_entropy": lambda a, t: F.binary_cross_entropy_with_logits(a, t, reduction="none"),
+    "poisson": lambda a, t: F.poisson_nll_loss(a, t, log_input=True, reduction="none"),
+}
+
+
+def pointwise(
+    name: str,
+    a: Array,
+    targets: Array,
+    *,
+    dtype: str = "float64",
+    sample_weight: Array | None = None,
+    reduction: str = "mean",
+) -> tuple[Array, Array]:
+    """(loss, gradient wrt a) by PyTorch's loss of that name and autograd."""
+    kind = TORCH_DTYPE[dtype]
+    leaf, t = tensor(a, kind).requires_grad_(), tensor(targets, kind)
+    row = POINTWISE[name](leaf, t).sum(1)
+    weight = torch.ones(len(leaf), dtype=kind) if sample_weight is None else tensor(sample_weight, kind)
+    loss = row * weight
+    if reduction != "none":
+        divisor = {"sum": 1.0, "mean": weight.sum(), "elementwise_mean": weight.sum() * a.shape[1]}
+        loss = loss.sum() / divisor[reduction]
+    loss.backward(torch.ones_like(loss))
+    return numpy(loss), numpy(leaf.grad)
