@@ -155,23 +155,27 @@ class StepProblem:
         W = [rng.normal(0, np.sqrt(2 / i), (o, i)).astype(np.float32) for o, i in shapes]
         return W, [np.zeros(o, np.float32) for o, _ in shapes]
 
-    def rows(self, step: int) -> slice:
+    def rows(self, step: int) -> Array:
+        """Row numbers of a batch, in random order: everybody gathers, as a shuffled epoch does."""
+        order = np.random.default_rng(3).permutation(self.batch * self.batches)
         start = step % self.batches * self.batch
-        return slice(start, start + self.batch)
+        return order[start : start + self.batch]
 
 
 Setup = tuple[Callable[[], list[float]], Callable[[], Any]]
 
 
-def _runner(problem: StepProblem, step: Callable[[slice], float]) -> Setup:
+def _runner(problem: StepProblem, step: Callable[[Array], float]) -> Setup:
     """check: losses of the first steps; run: a pass over all batches."""
 
+    batches = [problem.rows(i) for i in range(problem.batches)]
+
     def check() -> list[float]:
-        return [float(step(problem.rows(i))) for i in range(STEPS_CHECKED)]
+        return [float(step(batches[i])) for i in range(STEPS_CHECKED)]
 
     def run() -> None:
-        for i in range(problem.batches):
-            step(problem.rows(i))
+        for rows in batches:
+            step(rows)
 
     return check, run
 
@@ -190,7 +194,7 @@ def numpy_step(problem: StepProblem, dtype: Any) -> Contestant:
         m, v, t = ([np.zeros_like(p) for p in [*W, *b]] for _ in range(3))
         arange, count = np.arange(n), [0]
 
-        def step(rows: slice) -> float:
+        def step(rows: Array) -> float:
             h = [x[rows]]
             for layer in range(layers):
                 np.matmul(h[-1], W[layer].T, out=a[layer])
@@ -255,11 +259,10 @@ def our_step(problem: StepProblem) -> Contestant:
         data = Batches.check(network, loss, x, y)
         adam = optimizers.Adam(LEARNING_RATE, eps=EPS)
         plan = TrainStep(network, loss, data, problem.batch, adam, Regularization())
-        everything = np.arange(len(x))
 
-        def step(rows: slice) -> float:
+        def step(rows: Array) -> float:
             before = plan.totals[Total.LOSS]
-            plan.update(everything[rows], LEARNING_RATE)
+            plan.update(rows, LEARNING_RATE)
             return float(plan.totals[Total.LOSS] - before) / problem.batch
 
         return _runner(problem, step)
@@ -282,7 +285,7 @@ def torch_step(problem: StepProblem) -> Contestant:
         model = nn.Sequential(*layers[:-1])
         adam = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=EPS)
 
-        def step(rows: slice) -> float:
+        def step(rows: Array) -> float:
             adam.zero_grad()
             loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
             loss.backward()

@@ -137,7 +137,9 @@ def confusion_matrix(
     *,
     title: str = "",
 ) -> None:
-    """Counts of (true class, predicted class), shaded by their share of the true class.
+    """Counts of (true class, predicted class) and their share of the true class.
+
+    Up to 20 classes have numbers in their cells; more are shaded by the share alone.
 
     Parameters
     ----------
@@ -148,30 +150,48 @@ def confusion_matrix(
     counts = count_pairs(true, predicted, len(names))
     total = counts.sum(1, keepdims=True)
     share = counts / np.maximum(total, 1)
-    size = float(np.clip(3.2 + 0.62 * len(names), 5.0, 11.0))
-    figure = _figure((size + 1.3, size), title)
+    few = len(names) <= LABELLED_CLASSES
+    size = float(np.clip(3.0 + 0.6 * len(names), 5.0, 10.5))
+    figure = _figure((size + (0 if few else 1.4), size + 0.3), title)
     axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+    image = axes.imshow(_shades(counts, share) if few else share, cmap="Blues", vmin=0, vmax=1)
     step = math.ceil(len(names) / 40)
     ticks = range(0, len(names), step)
     shown = [names[i] if len(names[i]) <= 16 else names[i][:15] + "…" for i in ticks]
     turned = sum(map(len, shown)) > 60
-    axes.set_xticks(ticks, shown, rotation=45 if turned else 0, ha="right" if turned else "center")
+    axes.set_xticks(
+        ticks, shown, rotation=45 if turned else 0, ha="right" if turned else "center",
+        rotation_mode="anchor" if turned else "default",
+    )  # fmt: skip
     axes.set_yticks(ticks, shown)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    if len(names) <= LABELLED_CLASSES:
+    if few:
         _cell_texts(axes, counts, share)
         axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
         axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
-        axes.grid(True, which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, format="{x:.0%}")
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
+        axes.grid(True, which="minor", color="#DDDDDD", linewidth=0.8)
+        axes.set_title("rows, and their share of the true class", fontsize=11, color=GREY)
+    else:
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, format="{x:.0%}")
+        bar.set_label("share of the true class")
+        bar.outline.set_visible(False)
+    axes.tick_params(which="both", length=0)
     _write(figure, path)
+
+
+def _shades(counts: Array, share: Array) -> Array:
+    """(K, K, 3) colours: the diagonal in blue, mistakes in orange, cells without rows white.
+
+    The square root makes a mistake of one row in a hundred visible.
+    """
+    right, wrong = (
+        np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for code in (BLUE, ORANGE)
+    )
+    hue = np.where(np.eye(len(counts), dtype=bool)[..., None], right, wrong)
+    depth = np.sqrt(share)[..., None]
+    return 1.0 + depth * (hue - 1.0)
 
 
 def count_pairs(true: Any, predicted: Any, classes: int) -> Array:
@@ -188,12 +208,12 @@ def count_pairs(true: Any, predicted: Any, classes: int) -> Array:
 
 def _cell_texts(axes: Any, counts: Array, share: Array) -> None:
     """Count above percentage; cells of 0 stay empty, so that the errors stand out."""
-    size = 11 if len(counts) <= 12 else 8
+    size = 12 if len(counts) <= 12 else 9
     for i, j in np.argwhere(counts):
-        color = "white" if share[i, j] > 0.55 else "black"
+        color = "white" if share[i, j] > 0.6 else "black"
         percent = f"{share[i, j]:.1%}" if share[i, j] < 0.9995 else "100%"
-        axes.text(j, i - 0.13, f"{counts[i, j]}", ha="center", va="center", color=color, size=size)
-        axes.text(j, i + 0.24, percent, ha="center", va="center", color=color, size=size * 0.62)
+        axes.text(j, i - 0.14, f"{counts[i, j]}", ha="center", va="center", color=color, size=size)
+        axes.text(j, i + 0.24, percent, ha="center", va="center", color=color, size=size * 0.72)
 
 
 @_in_style

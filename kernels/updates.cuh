@@ -20,7 +20,7 @@
 namespace updates {
 
 constexpr int FORMULA_COEFFICIENTS = 8;  // c[0..7] are the formula's; what follows is every formula's
-enum Control { DECAY = FORMULA_COEFFICIENTS, L2, GRADIENT_FACTOR, PROCEED, COEFFICIENTS };
+enum Control { DECAY = FORMULA_COEFFICIENTS, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS };
 
 struct gradient_descent {  // p <- p - lr g
     static constexpr int SLOTS = 0, HYPERPARAMETERS = 0;

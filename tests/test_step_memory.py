@@ -19,7 +19,7 @@ from gpubackprop.optimizers import optimizer
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.step import Regularization, TrainStep
 
-BATCH, COLUMNS, CLASSES = 4096, 64, 10
+BATCH, COLUMNS, CLASSES = 8192, 4, 10
 ROW_VECTOR = BATCH * 4  # bytes of one number for each row; the logits are ten times that
 # What stays is not an array of ours: views, scalars, and the buffers of NumPy's own iterators, of
 # ITERATOR_BUFFER = 1024 elements each (two at a time for 8-byte numbers are 16 KiB).
@@ -43,7 +43,7 @@ def make_step(
         x = rng.normal(size=(BATCH + 100, COLUMNS)).astype(np.float32)
     if targets is None:
         targets = rng.integers(0, CLASSES, len(x))
-    network = MLP([COLUMNS, 64, CLASSES], activation, output=output)
+    network = MLP([COLUMNS, 8, CLASSES], activation, output=output)
     chosen = network.check_loss(chosen)
     data = Batches.check(network, chosen, x, targets, weight, standardizer)
     options = Regularization(**regularization)
@@ -99,8 +99,11 @@ ROW_SCALES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "threads"),
+    [(case, 1) for case in CASES]
+    + [(case, 2) for case in ("plain", "gelu", "label_smoothing", "binary")],
+)
 def test_a_hundred_steps_allocate_no_array(case: str, threads: int) -> None:
     set_num_threads(threads)
     growth, peak = growth_and_peak(make_step(**CASES[case]))
@@ -133,7 +136,7 @@ def test_a_memory_mapped_x_is_read_into_the_batch_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "bool"])
-@pytest.mark.parametrize("size", [0, 1, 33])
+@pytest.mark.parametrize("size", [1, 33])
 def test_arrays_start_on_128_bytes(size: int, dtype: str) -> None:
     for array in [aligned_empty(size, dtype) for _ in range(20)]:
         assert array.shape == (size,)

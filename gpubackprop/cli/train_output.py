@@ -146,7 +146,8 @@ def _draw(
             plots.learning_curve(
                 trainer.history,
                 output / PICTURES[0],
-                title=f"Learning {data.name}",
+                title=f"{data.name}: {'-'.join(map(str, trainer.network.widths))}, "
+                f"{trainer.optimizer.formula.name}",
                 loss_label=_loss_label(data, trainer),
             )
             drawn[PICTURES[0]] = "loss and metric over the epochs"
@@ -183,6 +184,6 @@ def _draw_predictions(data: TrainingData, outcome: Outcome, output: Path) -> dic
         yhat.argmax(1),
         data.classes,
         output / PICTURES[1],
-        title=f"{about}: {right:.2%} right",
+        title=f"{about}: {right:.2%} correct",
     )
     return {PICTURES[1]: f"true against predicted classes, {part} rows"}

@@ -127,9 +127,12 @@ class NumpyBackend:
 
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
             g, s, d = grad_h[rows], saved[rows], delta[rows]
-            work = [scratch.take(slot, i, s.shape, s.dtype) for i in range(4)]
-            call(activation.slope, s, work[0], tuple(work[1:]), activation.parameter)
-            call(np.multiply, g, work[0], d)
+            slope, *work = (scratch.take(slot, i, s.shape, s.dtype) for i in range(4))
+            if activation.backward is not None:
+                call(activation.backward, g, s, d, tuple(work), activation.parameter)
+                return
+            call(activation.slope, s, slope, tuple(work), activation.parameter)
+            call(np.multiply, g, slope, d)
 
         if activation.name == "identity":
             if delta is not grad_h:
@@ -149,17 +152,19 @@ class NumpyBackend:
         """out[j] = sum_i delta[i, j] by a tree of fixed shape.
 
         At most SUM_ROWS terms are added in a row, so that the error grows with log N, not N, and
-        short rows are joined into long ones, which is what NumPy adds fast.
+        half as many near the root, where the sums are large. Short rows are joined into long ones,
+        which is what NumPy adds fast.
         """
         rows, columns = delta.shape
         scratch, level = self._scratch(), 0
-        while rows > 4 * SUM_ROWS and delta.flags.c_contiguous:
-            join = max(1, min(512 // max(columns, 1), rows // (4 * SUM_ROWS)))
-            group = SUM_ROWS * join
+        while rows > SUM_ROWS // 2 and delta.flags.c_contiguous:
+            terms = SUM_ROWS if rows > 16 * SUM_ROWS else SUM_ROWS // 2
+            join = max(1, min(512 // max(columns, 1), rows // (4 * terms)))
+            group = terms * join
             whole = rows // group
             tail = rows - whole * group
             partial = scratch.take(0, 20 + level % 2, (whole * join + tail, columns), out.dtype)
-            view = delta[: whole * group].reshape(whole, SUM_ROWS, join * columns)
+            view = delta[: whole * group].reshape(whole, terms, join * columns)
             sums = partial[: whole * join].reshape(whole, join * columns)
             self._call(add_reduce, view, 1, out.dtype, sums)
             if tail:

@@ -10,9 +10,9 @@ import numpy as np
 
 from gpubackprop.backends.numpy.tape import WORKERS, Call, get_num_threads
 
-# Bytes of one array in a block. A block's formula touches three to seven arrays, so this keeps it
-# within a 1 MiB second-level cache; measured in benchmarks/README.md.
-BLOCK_BYTES = 1 << 16
+# Bytes of one array in a block. A NumPy call costs about half a microsecond whatever its size, so
+# blocks may not be small; larger ones fall out of the second-level cache. See benchmarks/README.md.
+BLOCK_BYTES = 1 << 18
 # Work smaller than this runs on the caller's thread: waking another costs about 20 microseconds.
 THREAD_BYTES = 1 << 18
 # NumPy's type stubs know no positional `out`; by keyword a call costs twice as much.

@@ -63,8 +63,6 @@ class CrossEntropy:
     result : "scale" and "row_loss" (N,) of the compute dtype, optionally "lse" and "correct".
     """
 
-    block_bytes = BLOCK_BYTES
-
     def __init__(
         self,
         z: Array,
@@ -258,8 +256,6 @@ class IndexCrossEntropy(CrossEntropy):
 
 class ProbabilityCrossEntropy(CrossEntropy):
     """Targets are probabilities, (N, K); they need not sum to 1."""
-
-    block_bytes = BLOCK_BYTES // 4  # two more arrays of this size for each thread
 
     def __init__(
         self,

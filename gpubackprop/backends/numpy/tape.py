@@ -117,7 +117,8 @@ class Workers:
             job.replay_parts(0)
         except BaseException as error:
             job.fail(error)
-        job.wait()
+        finally:
+            job.wait()
         if job.errors:
             raise job.errors[0]
 

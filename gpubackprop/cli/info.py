@@ -1,0 +1,95 @@
+"""``gpubackprop info``: what this machine has for the library, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from gpubackprop.backends import devices
+from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
+from gpubackprop.backends.numpy import get_num_threads
+from gpubackprop.cli.common import Say, blas_name, count, versions
+
+_EPILOG = """\
+examples:
+  gpubackprop info
+  gpubackprop info --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.description = (
+        "Show the device that --device auto means here, the NVIDIA driver and CUDA libraries found, "
+        "what is missing and how to get it, BLAS, threads and versions."
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    report = devices.probe()
+    name, reason = devices.choose("auto")
+    say = Say(args.json)
+    for line in lines(report, name, reason):
+        say.line(line)
+    values: dict[str, Any] = {"device": name, "reason": reason, "versions": versions()}
+    say.object(values | dataclasses.asdict(report) | {"missing": _missing(report)})
+    return 0
+
+
+def lines(report: DeviceReport, name: str, reason: str) -> list[str]:
+    cpu, driver = report.cpu, report.driver
+    cores = count(cpu.cores, "core")
+    cores += f" of {cpu.machine_cores}" if cpu.machine_cores != cpu.cores else ""
+    blas_threads = "an unknown number of" if cpu.blas_threads is None else f"{cpu.blas_threads}"
+    text = [
+        f"device        {name} ({reason})",
+        f"processor     {cpu.model}, {cores}",
+        f"BLAS          {blas_name(cpu)}, {blas_threads} threads; elementwise work on "
+        f"{count(get_num_threads(), 'thread')}",
+        f"driver        {_driver(report)}",
+    ]
+    text += [
+        f"GPU {gpu.index}         {gpu.name}, {gpu.total_bytes / 2**30:.0f} GiB, compute capability "
+        f"{'.'.join(map(str, gpu.compute_capability))}"
+        for gpu in driver.gpus
+    ]
+    text += [
+        f"CuPy          {_cupy(report.cupy)}",
+        f"NVRTC         {_library(report.nvrtc)}",
+        f"cuBLASLt      {_library(report.cublaslt)}",
+        f"CUDA backend  {'present' if report.cuda_backend else 'not in this version'}",
+    ]
+    if report.missing:
+        text += ["", "missing for CUDA, in the order in which to mend it:"]
+        for number, lack in enumerate(report.missing, 1):
+            text += [f"  {number}. {lack.what}", f"     {lack.remedy}"]
+    text += ["", "versions"]
+    return text + [f"  {package:<14}{version}" for package, version in versions().items()]
+
+
+def _driver(report: DeviceReport) -> str:
+    driver = report.driver
+    if driver.status != "ready":
+        return driver.problem
+    served = driver.cuda_version
+    return "ready" + (f", serves CUDA {served[0]}.{served[1]}" if served else "")
+
+
+def _cupy(cupy: CupyReport) -> str:
+    if cupy.version is None:
+        return "not installed"
+    built = f" for CUDA {cupy.cuda_major}" if cupy.cuda_major else ""
+    return f"{cupy.version}{built}" + (f", does not import: {cupy.error}" if cupy.error else "")
+
+
+def _library(library: CudaLibrary | None) -> str:
+    if library is None:
+        return "not found"
+    version = "{}.{}, ".format(*library.version) if library.version else ""
+    return version + library.path
+
+
+def _missing(report: DeviceReport) -> list[dict[str, str]]:
+    return [lack._asdict() for lack in report.missing]

@@ -1,0 +1,116 @@
+// update<Rule, P, G, N>: one step of an optimizer on the flat buffers, one launch for all layers
+//   g' = factor * (unscale * g + l2 * p [first `penalized` only]) + decay * p      (coupled decay)
+//   p, s = Rule::apply(p, g', s);  before it p *= decay                            (decoupled decay)
+//   copy = N(p), the weights in 16 bits for the products of the next step
+//   p: P[count], the master weights; g: G[count]; s0, s1: C[count], C = compute_of<P>; copy: N[count]
+//   s0, s1 null where Rule has fewer slots; copy null: none
+//   c: C[COEFFICIENTS] on the device, written by prepare_update, so that a replayed graph follows the
+//   schedule; c[PROCEED] == 0 (the gradients are not finite): nothing is read further and nothing written
+//   random = {seed, offset} on the device: p and copy are rounded to 16 bits stochastically, with word i
+//   of Philox for element i; null: to nearest
+//   moves, a parameter: 2 sizeof(P) + sizeof(G) + 2 SLOTS sizeof(C) + sizeof(N); Adam in f32: 28 bytes
+//   accesses of 16 bytes to the float32 and float64 streams, 8 to the 16-bit ones; head and tail peeled
+//   measured: not measured on a GPU
+#include "include/entries.cuh"
+#include "include/philox.cuh"
+#include "include/vector.cuh"
+#include "updates.cuh"
+
+constexpr int THREADS = 256;
+using namespace updates;
+
+// x rounded to T with probabilities in proportion to the distances: up where the random bits exceed
+// what is cut off. Exact values stay; infinities and NaN take the rounding to nearest.
+template <class T> __device__ __forceinline__ T round_stochastic(float x, uint32) { return narrow<T>(x); }
+template <> __device__ __forceinline__ bfloat16 round_stochastic<bfloat16>(float x, uint32 word) {
+    if (!is_finite(x)) return narrow<bfloat16>(x);
+    return {(unsigned short)((ptx::bits_of(x) + (word & 0xffffu)) >> 16)};
+}
+template <> __device__ __forceinline__ float16 round_stochastic<float16>(float x, uint32 word) {
+    // Below 2^-14 the spacing is 2^-24, above it 2^-10 of the leading power: the words' 13 bits there.
+    constexpr float smallest_normal = 6.103515625e-5f;
+    if (!(::fabs(x) < 65504.f)) return narrow<float16>(x);
+    if (::fabs(x) < smallest_normal) {
+        constexpr float unit = 5.9604644775390625e-8f;
+        float count = x / unit, whole = ::floor(count);
+        return narrow<float16>((whole + (float(word >> 8) * unit < count - whole ? 1.f : 0.f)) * unit);
+    }
+    return narrow<float16>(ptx::float_of((ptx::bits_of(x) + (word & 0x1fffu)) & ~0x1fffu));
+}
+template <class T> __device__ __forceinline__ T round_stochastic(double x, uint32) { return narrow<T>(x); }
+
+template <class Rule, class P, class G, class N>
+__device__ __forceinline__ void update(
+    P* p, const G* g, compute_of<P>* s0, compute_of<P>* s1, N* copy, const compute_of<P>* c,
+    const uint64* random, int64 penalized, int64 count) {
+    using C = compute_of<P>;
+    constexpr int E = PACK<C>;
+    if (c[PROCEED] == C(0)) return;
+    C unscale = c[UNSCALE], l2 = c[L2], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
+    C *const states[2] = {s0, s1};
+    uint64 seed = random == nullptr ? 0 : random[0], offset = random == nullptr ? 0 : random[1];
+    int64 step = int64(gridDim.x) * THREADS * E;
+    int head = int((uint64)p % (E * sizeof(P)) / sizeof(P));
+    for (int64 i = (int64(blockIdx.x) * THREADS + threadIdx.x) * E - head; i < count; i += step) {
+        int lo = i < 0 ? int(-i) : 0, hi = count - i < E ? int(count - i) : E;
+        Pack<P, E> weights = load_part<P, E>(p + i, lo, hi);
+        Pack<G, E> gradient = load_part<G, E>(g + i, lo, hi);
+        Pack<C, E> slots[2] = {};
+#pragma unroll
+        for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = load_part<C, E>(states[n] + i, lo, hi);
+        Pack<N, E> narrowed{};
+        uint32 words[E] = {};
+        if (random != nullptr) random_words<E>(i, offset, seed, words);
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+            C x = widen(weights.v[e]), y = C(widen(gradient.v[e])) * unscale;
+            if (i + e < penalized) y += x * l2;
+            y *= factor;
+            if (Rule::DECOUPLED) x *= decay;
+            else y += x * decay;
+            C state[2] = {slots[0].v[e], slots[1].v[e]};
+            x = Rule::apply(x, y, state, c);
+            slots[0].v[e] = state[0], slots[1].v[e] = state[1];
+            weights.v[e] = random == nullptr ? narrow<P>(x) : round_stochastic<P>(x, words[e]);
+            narrowed.v[e] = random == nullptr ? narrow<N>(x) : round_stochastic<N>(x, words[e]);
+        }
+        store_part(p + i, weights, lo, hi);
+#pragma unroll
+        for (int n = 0; n < Rule::SLOTS; ++n) store_part(states[n] + i, slots[n], lo, hi);
+        if (copy != nullptr) store_part(copy + i, narrowed, lo, hi);
+    }
+}
+
+// Storage of the streams, by the name it has in an entry: parameters, gradient, copy of the weights.
+namespace storage {
+template <class Parameter, class Gradient, class Copy> struct of {
+    using P = Parameter;
+    using G = Gradient;
+    using N = Copy;
+    using C = compute_of<Parameter>;
+};
+using f64 = of<double, double, double>;
+using f32 = of<float, float, float>;
+using f32_f16 = of<float, float16, float16>;     // master weights in float32, products in 16 bits
+using f32_bf16 = of<float, bfloat16, bfloat16>;
+using f16 = of<float16, float16, float16>;       // no master: stochastic rounding belongs here
+using bf16 = of<bfloat16, bfloat16, bfloat16>;
+}  // namespace storage
+
+#define ENTRY_(rule, S)                                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS) update_##rule##_##S(                  \
+        storage::S::P* p, const storage::S::G* g, storage::S::C* s0, storage::S::C* s1,         \
+        storage::S::N* copy, const storage::S::C* c, const uint64* random, int64 penalized,     \
+        int64 count) {                                                                          \
+        update<rule, storage::S::P, storage::S::G, storage::S::N>(p, g, s0, s1, copy, c,        \
+                                                                  random, penalized, count);    \
+    }
+#define ENTRY(rule, S) ENTRY_(rule, S)
+#ifdef ONLY_DTYPE
+#define ENTRIES(rule) ENTRY(rule, ONLY_DTYPE)
+#else
+#define ENTRIES(rule)                                                                           \
+    ENTRY(rule, f64) ENTRY(rule, f32) ENTRY(rule, f32_f16) ENTRY(rule, f32_bf16)                \
+    ENTRY(rule, f16) ENTRY(rule, bf16)
+#endif
+FOR_EACH_UPDATE(ENTRIES)

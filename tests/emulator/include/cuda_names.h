@@ -1,0 +1,111 @@
+// cuda_names.h - what a CUDA compiler knows without a header, for g++.
+#pragma once
+#include <math.h>  // not <cmath>: the overloads for float stand in the global namespace, as in CUDA
+#include <type_traits>
+#include "block.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __grid_constant__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define __shared__ static  // blocks run one after another; `extern __shared__` is rewritten in module.py
+#define threadIdx (emu::current->index)
+#define blockIdx (emu::block_index)
+#define blockDim (emu::block_shape)
+#define gridDim (emu::grid_shape)
+#define warpSize 32
+
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+
+EMU_BARE inline void __syncthreads() { emu::block_barrier(false); }
+EMU_BARE inline int __syncthreads_count(int p) { return int(emu::block_barrier(p != 0)); }
+EMU_BARE inline int __syncthreads_or(int p) { return emu::block_barrier(p != 0) != 0; }
+EMU_BARE inline int __syncthreads_and(int p) { return emu::block_barrier(p == 0) == 0; }
+EMU_BARE inline void __syncwarp(unsigned mask = ~0u) { emu::warp_barrier(mask, "__syncwarp"); }
+inline void __threadfence() {}
+
+namespace emu {
+
+EMU_BARE inline unsigned lane() { return current->number % 32; }
+
+// Every lane of the mask leaves its value; each takes that of lane `source`.
+template <class T> EMU_BARE T exchange(unsigned mask, T value, unsigned source, const char* what) {
+    static_assert(sizeof(T) <= 8, "a shuffle moves up to 8 bytes");
+    Warp& warp = warps[current->number / 32];
+    uint64_t* slot = warp.slot[warp.round[__builtin_ctz(mask)] % 2];
+    uint64_t word = 0;
+    memcpy(&word, &value, sizeof value);
+    slot[lane()] = word;
+    warp_barrier(mask, what);
+    if (!(mask >> source & 1)) {
+        fprintf(stderr, "emulator: %s takes from lane %u, which is not in mask %08x\n", what, source, mask);
+        abort();
+    }
+    memcpy(&value, &slot[source], sizeof value);
+    return value;
+}
+
+// A real atomic operation, so that ThreadSanitizer knows it as one.
+template <class T, class F> T modify(T* p, F change) {
+    T old = __atomic_load_n(p, __ATOMIC_RELAXED), next;
+    do next = change(old);
+    while (!__atomic_compare_exchange_n(p, &old, next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return old;
+}
+
+}  // namespace emu
+
+template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+    unsigned base = emu::lane() & ~unsigned(width - 1);
+    return emu::exchange(mask, value, base | (unsigned(source) & unsigned(width - 1)), "__shfl_sync");
+}
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
+    unsigned me = emu::lane(), source = me ^ unsigned(bits), group = ~unsigned(width - 1);
+    return emu::exchange(mask, value, (source & group) > (me & group) ? me : source, "__shfl_xor_sync");
+}
+template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
+    unsigned me = emu::lane(), in_group = me & unsigned(width - 1);
+    return emu::exchange(mask, value, in_group + by < unsigned(width) ? me + by : me, "__shfl_down_sync");
+}
+template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
+    unsigned me = emu::lane(), in_group = me & unsigned(width - 1);
+    return emu::exchange(mask, value, in_group >= by ? me - by : me, "__shfl_up_sync");
+}
+EMU_BARE inline unsigned __ballot_sync(unsigned mask, int vote) {
+    emu::Warp& warp = emu::warps[emu::current->number / 32];
+    uint64_t* slot = warp.slot[warp.round[__builtin_ctz(mask)] % 2];
+    unsigned alive = mask & warp.alive, result = 0;
+    slot[emu::lane()] = vote != 0;
+    emu::warp_barrier(mask, "__ballot_sync");
+    for (unsigned n = 0; n < 32; ++n)
+        if (alive >> n & 1) result |= unsigned(slot[n] & 1) << n;
+    return result;
+}
+inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
+inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, !vote) == 0; }
+
+template <class T> T atomicAdd(T* p, T v) { return emu::modify(p, [v](T old) { return T(old + v); }); }
+template <class T> T atomicMax(T* p, T v) { return emu::modify(p, [v](T old) { return old > v ? old : v; }); }
+template <class T> T atomicMin(T* p, T v) { return emu::modify(p, [v](T old) { return old < v ? old : v; }); }
+template <class T> T atomicExch(T* p, T v) { return emu::modify(p, [v](T) { return v; }); }
+template <class T> T atomicCAS(T* p, T want, T v) {
+    return emu::modify(p, [want, v](T old) { return old == want ? v : old; });
+}
+
+inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+
+// The entry `name`, exported with cuLaunchKernel's convention of arguments.
+#define EMU_EXPORT(name)                                                                            \
+    extern "C" void emu_##name(const unsigned* shape, size_t shared, unsigned rotation, void** arguments) { \
+        emu::launch(&name, dim3(shape[0], shape[1], shape[2]), dim3(shape[3], shape[4], shape[5]),  \
+                    shared, rotation, arguments);                                                   \
+    }
