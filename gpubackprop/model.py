@@ -98,12 +98,15 @@ class Model:
         """
         arrays, values = read_tensors(path, KIND, VERSION)
         try:
-            network = MLP(**values["network"], initializer="zeros")
-        except (GpubackpropError, KeyError, TypeError, ValueError, MemoryError) as error:
+            config = values["network"]
+            layers = _read_layers(path, arrays, config["widths"], np.dtype(config["dtype"]))
+            network = MLP(**config, initializer="zeros")
+        except ModelFileError:
+            raise
+        except (GpubackpropError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path}: the architecture is not readable ({error})") from error
-        for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
-            for name, view in ((f"layers.{layer}.weight", W), (f"layers.{layer}.bias", b)):
-                view[...] = require_array(path, arrays, name, view.shape, network.dtype)
+        for view, array in zip([*network.W, *network.b], layers, strict=True):
+            view[...] = array
         return cls(
             network,
             _read_standardizer(path, arrays, network),
@@ -111,6 +114,22 @@ class Model:
             _read_names(path, values, "target_names", None),
             _read_classes(path, values, network),
         )
+
+
+def _read_layers(
+    path: Any, arrays: dict[str, Array], widths: list[int], dtype: np.dtype
+) -> list[Array]:
+    """All weights, then all biases: before the network is built, so that it is no larger."""
+    shapes = list(zip(widths[1:], widths[:-1], strict=True))
+    weights = [
+        require_array(path, arrays, f"layers.{layer}.weight", shape, dtype)
+        for layer, shape in enumerate(shapes)
+    ]
+    biases = [
+        require_array(path, arrays, f"layers.{layer}.bias", shape[:1], dtype)
+        for layer, shape in enumerate(shapes)
+    ]
+    return weights + biases
 
 
 def _names(names: Sequence[str] | None) -> list[str] | None:

@@ -152,3 +152,41 @@ def pointwise(
         loss = loss.sum() / divisor[reduction]
     loss.backward(torch.ones_like(loss))
     return numpy(loss), numpy(leaf.grad)
+
+
+def network_loss(
+    output: str, logits: torch.Tensor, targets: Array, weight: Array | None = None
+) -> torch.Tensor:
+    """The mean over rows of the loss that belongs to an output function, by PyTorch's functions."""
+    kind = logits.dtype
+    if output == "softmax":
+        t = tensor(targets.astype(np.int64)) if targets.ndim == 1 else tensor(targets, kind)
+        row = F.cross_entropy(logits, t, reduction="none")
+    else:
+        name = {"linear": "squared_error", "logistic": "binary_cross_entropy", "exp": "poisson"}
+        row = POINTWISE[name[output]](logits, tensor(targets, kind)).sum(1)
+    share = torch.ones(len(row), dtype=kind) if weight is None else tensor(weight, kind)
+    return (row * share).sum() / share.sum()
+
+
+def network_gradients(
+    network: Any, x: Array, targets: Array, *, dtype: str = "float64", weight: Array | None = None
+) -> dict[str, Any]:
+    """Loss, and gradients wrt logits, hidden units, pre-activations, W and b, by retain_grad."""
+    kind = TORCH_DTYPE[dtype]
+    W = [tensor(array, kind).requires_grad_() for array in network.W]
+    b = [tensor(array, kind).requires_grad_() for array in network.b]
+    h, a_all, h_all = tensor(x, kind), [], []
+    for layer, act in enumerate([*network.activations, None]):
+        a = F.linear(h, W[layer], b[layer])
+        a.retain_grad()
+        a_all.append(a)
+        if act is not None:
+            h = ACTIVATIONS[act.name](a, act.parameter)
+            h.retain_grad()
+            h_all.append(h)
+    loss = network_loss(network.output, a_all[-1], targets, weight)
+    loss.backward()
+    grads = {"hidden": h_all, "pre_activation": a_all, "W": W, "b": b}
+    result: dict[str, Any] = {key: [numpy(t.grad) for t in tensors] for key, tensors in grads.items()}
+    return result | {"loss": numpy(loss), "output": numpy(a_all[-1].grad), "logits": numpy(a_all[-1])}

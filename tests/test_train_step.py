@@ -147,7 +147,9 @@ def test_fifty_steps_equal_pytorch(case: str, dtype: str) -> None:
     scale = 1e-10 if dtype == "float64" else 2e-4
     np.testing.assert_allclose(losses, their_losses, rtol=1e-10 if dtype == "float64" else 2e-5)
     for ours, reference in zip([*step.network.W, *step.network.b], theirs, strict=True):
-        np.testing.assert_allclose(ours, references.numpy(reference), rtol=scale, atol=scale * moved)
+        np.testing.assert_allclose(
+            ours, references.numpy(reference), rtol=scale, atol=scale * moved
+        )
 
 
 def plain_training(step: TrainStep, x: Array, labels: Array, rows: list[Array], lr: float) -> Array:
@@ -199,7 +201,9 @@ def test_results_do_not_depend_on_the_number_of_threads(activation: str) -> None
 def test_a_plan_is_recorded_once_for_each_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
     plan = NumpyBackend.plan
-    monkeypatch.setattr(NumpyBackend, "plan", lambda self, emit: recorded.append(1) or plan(self, emit))
+    monkeypatch.setattr(
+        NumpyBackend, "plan", lambda self, emit: recorded.append(1) or plan(self, emit)
+    )
     step = make_step(*some_data())
     train(step, batches())
     assert {len(rows) for rows in batches()} == {64, 600 % 64}
@@ -246,7 +250,9 @@ def test_any_dtype_and_layout_of_x_trains_as_its_copy(
     x, labels = some_data()
     x = (x > 0) if dtype == "bool" else (np.abs(x) * 20).astype(dtype)
     plain = make_step(x.astype(np.float32), labels, dtype="float32")
-    held: Any = {"C": x, "F": np.asfortranarray(x), "strided": np.repeat(x, 2, axis=1)[:, ::2]}.get(layout)
+    held: Any = {"C": x, "F": np.asfortranarray(x), "strided": np.repeat(x, 2, axis=1)[:, ::2]}.get(
+        layout
+    )
     if held is None:
         np.save(tmp_path / "x.npy", np.asfortranarray(x) if layout == "fortran_memmap" else x)
         held = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -313,7 +319,9 @@ def test_sum_reduction_trains_on_the_sum_and_reports_the_mean_per_row() -> None:
 
 
 @pytest.mark.parametrize("make", [Momentum, Lion])
-def test_optimizers_without_a_twin_in_pytorch_lower_the_loss(make: Callable[..., Optimizer]) -> None:
+def test_optimizers_without_a_twin_in_pytorch_lower_the_loss(
+    make: Callable[..., Optimizer],
+) -> None:
     x, _ = some_data()
     step = make_step(x, x[:, :5].argmax(1), optimizer=make(lr=0.003))
     losses = train(step, batches() * 4)

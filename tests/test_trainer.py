@@ -11,33 +11,13 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from gpubackprop.data import Standardizer, split_rows
-from gpubackprop.errors import (
-    DataError,
-    DtypeError,
-    NonFiniteLossError,
-    OptionError,
-    ShapeError,
-    TargetRangeError,
-)
-from gpubackprop.losses import SoftmaxCrossEntropy
 from gpubackprop.network import MLP
-from gpubackprop.optimizers import SGD, Adam, GradientDescent
+from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.schedules import Cosine, Exponential, ReduceOnPlateau, Schedule, StepDecay
 from gpubackprop.training import Trainer
+from tests.small_training import make_trainer, some_data
 
 Array = np.ndarray
-
-
-def some_data(rows: int = 120, noise: float = 0.5) -> tuple[Array, Array]:
-    """Three overlapping classes in four columns."""
-    rng = np.random.default_rng(5)
-    labels = rng.integers(0, 3, rows)
-    return rng.normal(size=(rows, 4)) * noise + np.eye(3, 4)[labels], labels
-
-
-def make_trainer(seed: int = 0, **options: Any) -> Trainer:
-    network = MLP([4, 8, 3], "tanh", seed=1, dtype="float64")
-    return Trainer(network, seed=seed, **{"batch_size": 32, "optimizer": Adam(0.01), **options})
 
 
 # -- what it learns -------------------------------------------------------------------------------
@@ -69,8 +49,8 @@ def test_linear_regression_ends_at_the_least_squares_solution() -> None:
 def test_poisson_regression_ends_at_the_mean_count() -> None:
     counts = np.random.default_rng(0).poisson(4.0, size=(500, 1))
     network = MLP([1, 1], output="exp", dtype="float64", initializer="zeros")
-    Trainer(network, optimizer=SGD(0.02, momentum=0.9), batch_size=500).fit(
-        np.zeros((500, 1)), counts, epochs=200
+    Trainer(network, optimizer=SGD(0.05, momentum=0.9), batch_size=500).fit(
+        np.zeros((500, 1)), counts, epochs=400
     )
     assert network.predict([[0.0]])[0, 0] == pytest.approx(counts.mean(), rel=1e-6)
 
@@ -104,7 +84,9 @@ def test_every_epoch_takes_every_row_once_in_a_new_order(monkeypatch: pytest.Mon
     seen: list[Array] = []
     update = TrainStep.update
     monkeypatch.setattr(
-        TrainStep, "update", lambda self, rows, lr: seen.append(rows.copy()) or update(self, rows, lr)
+        TrainStep,
+        "update",
+        lambda self, rows, lr: seen.append(rows.copy()) or update(self, rows, lr),
     )
     make_trainer().fit(*some_data(), epochs=2)
     epochs = [np.concatenate(seen[:4]), np.concatenate(seen[4:])]
@@ -197,74 +179,6 @@ def test_the_standardizer_is_applied_to_training_validation_and_metrics() -> Non
     assert ours.evaluate(x, labels, standardizer=fitted) == theirs.evaluate(z, labels)
 
 
-# -- early stopping -------------------------------------------------------------------------------
-
-
-def rising_validation(**fit: Any) -> Trainer:
-    """One weight that descends to 1 on the training row; the validation row wants 0.5.
-
-    With lr 0.1 and batch 1 the weight is 1 - 0.9^e after epoch e: 0.1, 0.19, ..., so the validation
-    loss falls until the weight passes 0.5, in epoch 7 (0.5217; 0.4686 before, which is nearer by
-    no more than 0.0314 to 0.0217), and rises from then on.
-    """
-    network = MLP([1, 1], output="linear", dtype="float64", initializer="zeros")
-    trainer = Trainer(network, optimizer=GradientDescent(lr=0.1), batch_size=1)
-    network.b[0].flags.writeable = True
-    one = np.ones((1, 1))
-    trainer.fit(one, one, validation=(one, 0.5 * one), epochs=20, **fit)
-    return trainer
-
-
-def output_after(epochs: int) -> float:
-    """w + b, both moved by 0.1 (1 - w - b) in each epoch."""
-    return 1.0 - 0.8**epochs
-
-
-def test_the_best_weights_are_restored_where_validation_is_known_to_rise() -> None:
-    trainer = rising_validation()
-    nearest = min(range(1, 21), key=lambda epoch: abs(output_after(epoch) - 0.5))
-    assert nearest == 3  # 0.488
-    assert trainer.history.best_epoch == nearest
-    assert trainer.history.stopped == "epochs"
-    assert len(trainer.history) == 20
-    assert trainer.network.predict([[1.0]])[0, 0] == pytest.approx(output_after(3), rel=1e-12)
-    wanted = [(output_after(epoch) - 0.5) ** 2 / 2 for epoch in range(1, 21)]
-    np.testing.assert_allclose(trainer.history["val_loss"], wanted, rtol=1e-9)
-
-
-@pytest.mark.parametrize(("patience", "epochs"), [(1, 4), (4, 7)])
-def test_patience_counts_epochs_without_improvement(patience: int, epochs: int) -> None:
-    trainer = rising_validation(patience=patience)
-    assert trainer.history.stopped == "patience"
-    assert trainer.history["epoch"] == list(range(1, epochs + 1))
-    assert trainer.network.predict([[1.0]])[0, 0] == pytest.approx(output_after(3), rel=1e-12)
-
-
-def test_min_delta_makes_small_improvements_not_count() -> None:
-    # 0.045, 0.0098, 0.0000702, ...: the third improves by 0.0097 only.
-    trainer = rising_validation(patience=2, min_delta=0.02)
-    assert trainer.history.best_epoch == 2
-    assert len(trainer.history) == 4
-
-
-@pytest.mark.parametrize(("restore", "epoch"), [(True, 3), (None, 3), (False, 20)])
-def test_restore_best_chooses_the_weights_that_stay(restore: bool | None, epoch: int) -> None:
-    trainer = rising_validation(restore_best=restore)
-    assert trainer.network.predict([[1.0]])[0, 0] == pytest.approx(output_after(epoch), rel=1e-12)
-
-
-def test_without_validation_the_last_weights_stay_unless_asked() -> None:
-    outputs = {}
-    for restore in (None, True, False):
-        network = MLP([1, 1], output="linear", dtype="float64", initializer="zeros")
-        trainer = Trainer(network, optimizer=GradientDescent(lr=1.3), batch_size=1)  # diverges
-        trainer.fit(np.ones((1, 1)), np.ones((1, 1)), epochs=4, restore_best=restore)
-        outputs[restore] = network.predict([[1.0]])[0, 0]
-    # w + b - 1 is multiplied by 1 - 2.6 in each epoch, and the loss is that before the update.
-    assert outputs[None] == outputs[False] == pytest.approx(1 - 1.6**4, rel=1e-9)
-    assert outputs[True] == pytest.approx(1 + 1.6, rel=1e-9)
-
-
 # -- callbacks, metrics, history, schedules -------------------------------------------------------
 
 
@@ -335,113 +249,3 @@ def test_cosine_counts_steps_over_the_whole_training() -> None:
     last = np.array([3, 7, 11, 15, 19])
     wanted = 0.05 * (1 + np.cos(np.pi * (last - 3) / 17))
     np.testing.assert_allclose(history["lr"], wanted, rtol=1e-12)
-
-
-# -- what goes wrong ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("standardised", [False, True])
-def test_nan_in_x_is_reported_with_its_step_and_the_weights_given_back(standardised: bool) -> None:
-    x, labels = some_data()
-    fitted = Standardizer.fit(x) if standardised else None
-    x[70, 2] = np.nan  # in the third batch of 32
-    trainer = make_trainer(shuffle=False)
-    before = trainer.network.parameters.copy()
-    with pytest.raises(NonFiniteLossError, match=r"at step 2 \(epoch 1, batch 3 of 4\)") as caught:
-        trainer.fit(x, labels, epochs=2, standardizer=fitted)
-    assert caught.value.step == 2
-    assert "from before training" in str(caught.value)
-    assert trainer.network.parameters.tobytes() == before.tobytes()
-    history = trainer.fit(np.nan_to_num(x), labels, epochs=1)  # nothing of the NaN is left
-    assert np.isfinite(history["loss"]).all()
-
-
-def test_divergence_gives_back_the_best_epoch() -> None:
-    network = MLP([1, 1], output="linear", dtype="float32", initializer="zeros")
-    trainer = Trainer(network, optimizer=GradientDescent(lr=30.0), batch_size=1, l2=0.0)
-    with pytest.raises(NonFiniteLossError, match="weights of epoch 1") as caught:
-        trainer.fit(np.ones((1, 1)), np.ones((1, 1)), epochs=100)
-    # |w + b - 1| = 59^e; its square passes 3.4e38 / 2 at e = 11 (half the square at the largest).
-    assert caught.value.step == 11
-    assert network.predict([[1.0]])[0, 0] == pytest.approx(60.0)
-
-
-def test_a_last_step_that_overflows_the_weights_is_not_kept_silently() -> None:
-    network = MLP([1, 1], output="linear", dtype="float32", initializer="zeros")
-    trainer = Trainer(network, optimizer=GradientDescent(lr=1e30), batch_size=1)
-    with pytest.raises(NonFiniteLossError, match="at step 0"):
-        trainer.fit(np.ones((1, 1)), np.full((1, 1), 1e10), epochs=1)
-    assert not network.parameters.any()
-
-
-def test_nan_among_the_validation_rows_is_reported() -> None:
-    x, labels = some_data()
-    bad = x.copy()
-    bad[5, 0] = np.nan
-    trainer = make_trainer()
-    with pytest.raises(NonFiniteLossError, match="validation loss is NaN after epoch 1"):
-        trainer.fit(x, labels, epochs=2, validation=(bad, labels))
-    assert np.isfinite(trainer.network.parameters).all()
-
-
-x0, y0 = some_data(10)
-BAD: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], str]] = {
-    "columns": (x0[:, :3], y0, {}, ShapeError, r"\(10, 3\).*\(N, 4\)"),
-    "one sample": (x0[0], y0[:1], {}, ShapeError, r"x\[None, :\]"),
-    "rows": (x0, y0[:9], {}, ShapeError, "10 rows"),
-    "no rows": (x0[:0], y0[:0], {}, DataError, "0 rows"),
-    "label": (x0, np.where(np.arange(10) == 7, 3, y0), {}, TargetRangeError, r"targets\[7\] is 3"),
-    "negative label": (x0, np.where(np.arange(10) == 4, -1, y0), {}, TargetRangeError, r"\[4\] is -1"),
-    "float labels": (x0, y0.astype(float), {}, DtypeError, "class indices"),
-    "text": (np.full((10, 4), "a"), y0, {}, DtypeError, "real numbers"),
-    "ragged x": ([[1, 2], [3]], y0, {}, DtypeError, "x is not an array"),
-    "ragged targets": (x0, [[1, 2], [3]], {}, DtypeError, "targets is not an array"),
-    "scalar targets": (x0, 3, {}, ShapeError, "one row"),
-    "one-hot": (x0, np.eye(3, dtype=int)[y0], {}, ShapeError, "argmax"),
-    "weights": (x0, y0, {"sample_weight": np.full(10, -1.0)}, OptionError, r"sample_weight\[0\]"),
-    "weight shape": (x0, y0, {"sample_weight": np.ones(9)}, ShapeError, "sample_weight"),
-    "epochs": (x0, y0, {"epochs": -1}, OptionError, "epochs"),
-    "patience": (x0, y0, {"patience": 0}, OptionError, "patience"),
-    "share": (x0, y0, {"validation": 1.5}, OptionError, "between 0 and 1"),
-    "validation": (x0, y0, {"validation": (x0,)}, ShapeError, "validation"),
-    "validation rows": (x0, y0, {"validation": (x0[:0], y0[:0])}, DataError, "validation set has 0"),
-    "validation columns": (x0, y0, {"validation": (x0[:, :2], y0)}, ShapeError, r"\(N, 4\)"),
-    "standardizer": (x0, y0, {"standardizer": lambda x: x}, OptionError, "Standardizer"),
-    "standardizer columns": (
-        x0, y0, {"standardizer": Standardizer(np.zeros(3), np.ones(3))}, ShapeError, "3 columns",
-    ),
-    "checkpoint_every": (x0, y0, {"checkpoint_every": 5}, OptionError, "checkpoint=path"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_and_leaves_network_and_trainer_as_they_were(case: str) -> None:
-    x, targets, options, kind, message = BAD[case]
-    trainer = make_trainer()
-    before = trainer.network.parameters.tobytes(), trainer._rng.bit_generator.state
-    with pytest.raises(kind, match=message):
-        trainer.fit(x, targets, **{"epochs": 1, **options})
-    assert (trainer.network.parameters.tobytes(), trainer._rng.bit_generator.state) == before
-    assert len(trainer.history) == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size"), ({"l2": -1}, "l2"), ({"clip_norm": -1}, "clip_norm"),
-        ({"optimizer": "adem"}, "adem"), ({"schedule": "cosin"}, "cosin"), ({"seed": -1}, "seed"),
-        ({"loss": "squared_error"}, "belongs to output 'linear'"),
-        ({"loss": SoftmaxCrossEntropy(reduction="none")}, "one number"),
-        ({"loss": SoftmaxCrossEntropy(class_weight=[1, 2])}, "2 entries"),
-    ],
-)  # fmt: skip
-def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        make_trainer(**options)
-
-
-def test_zero_epochs_change_nothing() -> None:
-    trainer = make_trainer()
-    before = trainer.network.parameters.tobytes()
-    assert len(trainer.fit(*some_data(), epochs=0)) == 0
-    assert trainer.network.parameters.tobytes() == before

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = 0.5 if args.quick else 3.0
     say.line(f"device: {device}")
     say.line(f"{'':<58}{'median':>9}  {'p20':>9}  {'p80':>9}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, work in cases():
         p20, median, p80 = measure(work, seconds)
         rows.append({"name": name, "median_s": median, "p20_s": p20, "p80_s": p80})
@@ -105,7 +105,8 @@ def measure(work: Callable[[], Any], seconds: float) -> tuple[float, float, floa
     """20th percentile, median and 80th percentile of the time of a call, after three warm-ups."""
     for _ in range(3):
         work()
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
         began = time.perf_counter()
         work()

@@ -1,8 +1,10 @@
-"""``gpubackprop check``: analytic gradients against central differences, for everything there is."""
+"""``gpubackprop check``: analytic gradients against central differences, for all there is."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from typing import Any
 
 from gpubackprop.cli.common import Say, add_device_options, count, use_device, whole
 from gpubackprop.errors import GpubackpropError
@@ -37,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 1 (raised) if an error is above the tolerance."""
     device = use_device(args)
     say = Say(args.json, args.quiet)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, error, passed in check_all(seed=args.seed):
         rows.append({"check": label, "worst_relative_error": error, "passed": passed})
         line = f"{label:<88} {error:9.1e}  {'ok' if passed else 'FAILED'}"
         (say.line if passed else say.result)(line)
     failed = [row["check"] for row in rows if not row["passed"]]
-    worst = max((float(row["worst_relative_error"]) for row in rows), default=float("nan"))
+    worst = max((row["worst_relative_error"] for row in rows), default=math.nan)
     say.line(f"{count(len(rows), 'check')} on {device.name}, {len(failed)} failed")
     say.result(f"worst relative error: {worst:.1e}")
     say.object(

@@ -120,22 +120,26 @@ def use_device(args: argparse.Namespace) -> Device:
         name != "cpu"
     ):  # `MLP` takes no device yet; to say cuda and compute on the CPU would be a lie
         raise DeviceUnavailable(f"this command cannot use {name} ({reason}) yet; use --device cpu")
-    if args.threads is not None:
-        _set_threads(args.threads)
+    if args.threads is not None and not set_threads(args.threads):
+        raise OptionError(
+            f"--threads {args.threads} cannot be set: NumPy's BLAS has started already; set "
+            f"OPENBLAS_NUM_THREADS={args.threads} in the environment, or pip install threadpoolctl"
+        )
     cpu = probe_cpu()
     return Device(name, reason, cpu.blas_threads or cpu.cores, blas_name(cpu))
 
 
-def _set_threads(threads: int) -> None:
-    """Threads of the elementwise work and of the BLAS; `main` may have set the latter already."""
-    set_num_threads(threads)
+def set_threads(threads: int) -> bool:
+    """Threads of the elementwise work and of the BLAS, for the rest of the process.
+
+    False where the BLAS has another number already and there is no way to change it.
+    """
     if importlib.util.find_spec("threadpoolctl") is not None:
         importlib.import_module("threadpoolctl").threadpool_limits(threads)
     elif probe_cpu().blas_threads not in (threads, None):
-        raise OptionError(
-            f"--threads {threads} cannot be set: NumPy's BLAS has started already; set "
-            f"OPENBLAS_NUM_THREADS={threads} in the environment, or pip install threadpoolctl"
-        )
+        return False
+    set_num_threads(threads)
+    return True
 
 
 def blas_name(cpu: CpuReport) -> str:

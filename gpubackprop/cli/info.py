@@ -21,8 +21,8 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.description = (
-        "Show the device that --device auto means here, the NVIDIA driver and CUDA libraries found, "
-        "what is missing and how to get it, BLAS, threads and versions."
+        "Show the device that --device auto means here, the NVIDIA driver, the CUDA libraries "
+        "found, what is missing and how to get it, BLAS, threads and versions."
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
@@ -51,8 +51,8 @@ def lines(report: DeviceReport, name: str, reason: str) -> list[str]:
         f"driver        {_driver(report)}",
     ]
     text += [
-        f"GPU {gpu.index}         {gpu.name}, {gpu.total_bytes / 2**30:.0f} GiB, compute capability "
-        f"{'.'.join(map(str, gpu.compute_capability))}"
+        f"GPU {gpu.index}         {gpu.name}, {gpu.total_bytes / 2**30:.0f} GiB, "
+        f"compute capability {'.'.join(map(str, gpu.compute_capability))}"
         for gpu in driver.gpus
     ]
     text += [

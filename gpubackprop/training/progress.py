@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 REFRESH_SECONDS = 0.1
+
+
+def _size() -> dict[str, Any]:
+    """tqdm's options for the width; a terminal that says 0 rows (docker -t) would show no bar."""
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        columns = rows = 0
+    return {"dynamic_ncols": True} if columns and rows else {"ncols": 100, "nrows": 24}
 
 
 class ProgressBar:
@@ -25,7 +35,7 @@ class ProgressBar:
                 initial=done,
                 unit=" samples",
                 unit_scale=True,
-                dynamic_ncols=True,
+                **_size(),
                 bar_format="{desc} |{bar}| {percentage:3.0f}% {rate_fmt}, {remaining} left"
                 "{postfix}",
             )
@@ -41,17 +51,20 @@ class ProgressBar:
         now = time.monotonic()
         if now >= self._due:
             self._due = now + REFRESH_SECONDS
-            self._bar.set_description_str(f"epoch {epoch + 1}/{self._epochs}", refresh=False)
-            self._bar.set_postfix_str(
-                f"loss {summary()['loss']:.4f}{self._validation}", refresh=False
-            )
+            self._show(epoch, summary()["loss"])
         self._bar.update(rows)
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
-        """Show an epoch's validation figures from here on."""
+        """Show the loss of a whole epoch, and its validation figures from here on."""
         shown = [f"{name} {row[name]:.4f}" for name in ("val_loss", "val_accuracy") if name in row]
         self._validation = "".join(f", {item}" for item in shown)
+        if self._bar is not None:
+            self._show(row["epoch"] - 1, row["loss"])
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _show(self, epoch: int, loss: float) -> None:
+        self._bar.set_description_str(f"epoch {epoch + 1}/{self._epochs}", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.4f}{self._validation}", refresh=False)

@@ -48,7 +48,7 @@ void count_request(int buffer, uintptr_t address, size_t size, uintptr_t instruc
 }
 
 void touch(const volatile void* p, size_t size, bool store, void* instruction) {
-    if (!counting) return;
+    if (!counting || emu::current == nullptr) return;
     uintptr_t address = reinterpret_cast<uintptr_t>(p);
     for (size_t i = 0; i < buffers.size(); ++i) {
         Buffer& b = buffers[i];
@@ -59,6 +59,9 @@ void touch(const volatile void* p, size_t size, bool store, void* instruction) {
             return;
         }
     }
+    const emu::Fiber& own = emu::current->fiber;
+    uintptr_t stack = reinterpret_cast<uintptr_t>(own.stack);
+    if (address >= stack && address < stack + own.size) return;
     for (Buffer& b : buffers)
         if (address + NEAR >= b.begin && address < b.end + NEAR) {
             ++strays;
@@ -69,6 +72,7 @@ void touch(const volatile void* p, size_t size, bool store, void* instruction) {
 }  // namespace
 
 extern "C" {
+#pragma GCC visibility push(default)
 
 void emu_traffic_start() {
     buffers.clear();

@@ -10,13 +10,22 @@ Verbs trust their arguments: shapes, dtypes and options are checked in `gpubackp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, aligned_empty, for_row_blocks
+from gpubackprop.backends.numpy.calls import (
+    Total,
+    accumulate,
+    emit_value,
+    gather_rows,
+    reduce_rows,
+    sum_of_squares,
+    units_right,
+    zero_where_empty,
+)
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
     LossOptions,
@@ -26,18 +35,9 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
 from gpubackprop.backends.numpy.tape import Tape, get_num_threads, run_now, set_num_threads
 from gpubackprop.formulas import OUTPUTS, Activation, PointwiseLoss, Update
 
-__all__ = ["LossOptions", "NumpyBackend", "get_num_threads", "set_num_threads"]
+__all__ = ["LossOptions", "NumpyBackend", "Total", "get_num_threads", "set_num_threads"]
 
 Array = np.ndarray
-
-
-class Total:
-    """Indices into the running totals of an epoch."""
-
-    LOSS, PENALTY, CORRECT, ROWS, STEPS, BAD_STEP = range(6)
-    SIZE = 6  # BAD_STEP: the first step whose loss was not finite, or -1
-
-
 SUM_ROWS = 8  # rows added one after another before partial sums are formed, in column_sum
 
 
@@ -84,7 +84,7 @@ class NumpyBackend:
 
         `rows` is read when the call runs, so a plan gathers another batch each time it is replayed.
         """
-        self._call(_gather_rows, source, rows, out)
+        self._call(gather_rows, source, rows, out)
 
     # -- layers -----------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class NumpyBackend:
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
             block, out = a[rows], a[rows] if h is a else h[rows]
             call(np.add, block, b, block)
-            _emit_value(call, activation, block, block if h is a else out, scratch, slot)
+            emit_value(call, activation, block, block if h is a else out, scratch, slot)
 
         for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
 
@@ -115,7 +115,7 @@ class NumpyBackend:
 
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
             block = a[rows]
-            _emit_value(call, activation, block, block if h is a else h[rows], scratch, slot)
+            emit_value(call, activation, block, block if h is a else h[rows], scratch, slot)
 
         for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
 
@@ -244,9 +244,9 @@ class NumpyBackend:
             self._call(np.multiply, row_loss, sample_weight, row_loss)
         if options.reduction == "none":
             return
-        self._call(_reduce_rows, row_loss, denominator, loss)
+        self._call(reduce_rows, row_loss, denominator, loss)
         if options.empty == "zero":
-            self._call(_zero_where_empty, denominator, loss)
+            self._call(zero_where_empty, denominator, loss)
 
     def pointwise_loss(
         self,
@@ -275,7 +275,7 @@ class NumpyBackend:
             )
             if "correct" in result:
                 signs = [scratch.take(slot, i, block.shape, np.bool_) for i in (3, 4)]
-                call(_units_right, block, targets[rows], result["correct"][rows], *signs)
+                call(units_right, block, targets[rows], result["correct"][rows], *signs)
             call(formula.value_and_delta, block, targets[rows], value, out, work)
             call(add_reduce, value, 1, None, row_loss[rows])
             if delta is not None:
@@ -297,7 +297,7 @@ class NumpyBackend:
         `loss` () is the batch mean; `correct` (rows,) bool; `penalty` is (sum of squared weights,
         l2), both 0-d: l2 / 2 times the sum is the penalty.
         """
-        self._call(_accumulate, loss, rows, correct, penalty, totals)
+        self._call(accumulate, loss, rows, correct, penalty, totals)
 
     # -- updates ----------------------------------------------------------------------------------
 
@@ -314,7 +314,7 @@ class NumpyBackend:
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
         """out = sum x^2 in float64, `x` flat, `out` a 0-d float64 array."""
-        self._call(_sum_of_squares, x, out)
+        self._call(sum_of_squares, x, out)
 
     def update(
         self,
@@ -364,73 +364,3 @@ class NumpyBackend:
             emit,
             total_bytes=len(parameters) * bytes_each,
         )
-
-
-def _emit_value(
-    call: Callable[..., None],
-    activation: Activation,
-    a: Array,
-    h: Array,
-    scratch: Scratch,
-    slot: int,
-) -> None:
-    """Issue h = g(a); a formula that needs a and h apart is given scratch for h."""
-    if activation.name == "identity" and h is a:
-        return
-    work = tuple(scratch.take(slot, i, a.shape, a.dtype) for i in range(4))
-    apart = h is a and activation.saved == "a"
-    call(activation.value, a, work[3] if apart else h, work[:3], activation.parameter)
-    if apart:
-        call(np.copyto, h, work[3])
-
-
-def _gather_rows(source: Array, rows: Array, out: Array) -> None:
-    if source.dtype == out.dtype and source.flags.c_contiguous:
-        source.take(rows, 0, out, "clip")  # "raise" would buffer; the caller's rows are in range
-    else:
-        np.copyto(out, source[rows], casting="unsafe")
-
-
-def _sum_of_squares(x: Array, out: Array) -> None:
-    """Blocks through BLAS in the dtype of x, summed in float64; repeatable."""
-    total = 0.0
-    for start in range(0, len(x), 4096):
-        block = x[start : start + 4096]
-        total += float(np.dot(block, block))
-    out[...] = total
-
-
-def _reduce_rows(row_loss: Array, denominator: Array, loss: Array) -> None:
-    loss[...] = add_reduce(row_loss, 0, np.float64) / denominator  # one rounding, at the end
-
-
-def _zero_where_empty(denominator: Array, loss: Array) -> None:
-    if denominator == 0:
-        loss[...] = 0
-
-
-def _accumulate(
-    loss: Array,
-    rows: int,
-    correct: Array | None,
-    penalty: tuple[Array, Array] | None,
-    totals: Array,
-) -> None:
-    value = float(loss)
-    totals[Total.LOSS] += value * rows
-    if penalty is not None:
-        totals[Total.PENALTY] += 0.5 * float(penalty[0]) * float(penalty[1]) * rows
-    totals[Total.ROWS] += rows
-    if correct is not None:
-        totals[Total.CORRECT] += np.count_nonzero(correct)
-    if not math.isfinite(value) and totals[Total.BAD_STEP] < 0:
-        totals[Total.BAD_STEP] = totals[Total.STEPS]
-    totals[Total.STEPS] += 1
-
-
-def _units_right(a: Array, t: Array, correct: Array, above: Array, wanted: Array) -> None:
-    """correct[i]: a_ik > 0, that is yhat > 1/2, exactly where t_ik > 1/2, for every k."""
-    np.greater(a, 0.0, above)
-    np.greater(t, 0.5, wanted)
-    np.equal(above, wanted, above)
-    np.logical_and.reduce(above, 1, None, correct)

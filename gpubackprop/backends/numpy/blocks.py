@@ -18,6 +18,7 @@ THREAD_BYTES = 1 << 18
 # NumPy's type stubs know no positional `out`; by keyword a call costs twice as much.
 add_reduce: Any = np.add.reduce
 maximum_reduce: Any = np.maximum.reduce
+logical_and_reduce: Any = np.logical_and.reduce
 ALIGNMENT = 128  # bytes; a CUDA memory transaction, and more than any SIMD register
 
 

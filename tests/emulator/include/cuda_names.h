@@ -20,10 +20,10 @@
 #define gridDim (emu::grid_shape)
 #define warpSize 32
 
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
+// Vectors and not structs of four: g++ moves a vector in one access, as the card does, and checks its
+// alignment. They have no .x; the kernels move them whole.
+using uint4 = unsigned __attribute__((vector_size(16)));
+using uint2 = unsigned __attribute__((vector_size(8)));
 
 EMU_BARE inline void __syncthreads() { emu::block_barrier(false); }
 EMU_BARE inline int __syncthreads_count(int p) { return int(emu::block_barrier(p != 0)); }
@@ -104,8 +104,9 @@ inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
 // The entry `name`, exported with cuLaunchKernel's convention of arguments.
-#define EMU_EXPORT(name)                                                                            \
-    extern "C" void emu_##name(const unsigned* shape, size_t shared, unsigned rotation, void** arguments) { \
-        emu::launch(&name, dim3(shape[0], shape[1], shape[2]), dim3(shape[3], shape[4], shape[5]),  \
-                    shared, rotation, arguments);                                                   \
+#define EMU_EXPORT(name)                                                                           \
+    extern "C" __attribute__((visibility("default"))) void emu_##name(                             \
+        const unsigned* shape, size_t shared, unsigned rotation, void** arguments) {               \
+        emu::launch(&name, dim3(shape[0], shape[1], shape[2]), dim3(shape[3], shape[4], shape[5]), \
+                    shared, rotation, arguments);                                                  \
     }

@@ -1,0 +1,307 @@
+"""Launch shapes of the CUDA kernels: one table, and `plan`, a pure function of sizes.
+
+Nothing here needs a GPU or CuPy, so the arithmetic (limits of the grid, 64-bit counts, the scratch
+memory of two-stage sums) is tested on any machine. The constants are first choices by reasoning, each
+with its reason; not measured on a GPU. Values never depend on them, except for the order in which
+sums are added, which is fixed for one device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.errors import OptionError
+from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
+
+VECTOR_BYTES = 16  # widest access of a thread
+STRIP_COLUMNS, STRIP_ROWS = 32, 8  # threads of a strip, as in include/strip.cuh
+FLAT_THREADS, FINISH_THREADS, ROW_THREADS = 256, 512, 256
+MAX_GRID_X, MAX_GRID_Y = 2**31 - 1, 65535  # limits of every card since sm_30
+
+# Eight blocks of 256 threads fill a multiprocessor (2048 threads). Flat kernels get four such waves,
+# so that one slow block does not hold up the end.
+BLOCKS_PER_MULTIPROCESSOR = 8
+FLAT_WAVES = 4
+# A strip's block takes at least four rows for each thread: four loads are in flight at once, and the
+# partial sums (one row for each chunk) stay below 1/30 of what is read.
+MIN_CHUNK_ROWS = 4 * STRIP_ROWS
+MAX_PARTIAL_BLOCKS = 1024  # threads of sum_of_squares_finish
+WIDE_ROW = 1024  # elements from which a row gets a block and not a warp
+
+FLOATS = ("f64", "f32", "f16", "bf16")
+COMPUTE = ("f64", "f32")
+_SUFFIX = {
+    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
+    "int64": "i64", "int32": "i32", "uint8": "u8",
+}  # fmt: skip
+_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1}
+
+
+@dataclass(frozen=True)
+class DeviceProperties:
+    """What a plan needs to know of a card."""
+
+    multiprocessors: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to launch one entry.
+
+    Attributes
+    ----------
+    source : file below kernels/. entry : the symbol. defines : macros that leave this entry alone
+        in the file. grid, block : dimensions. shared_bytes : dynamic shared memory (none so far).
+    join : the `join` argument of a strip kernel (include/strip.cuh).
+    partial : shape of the scratch array of a two-stage sum; its rows are the `rows` argument of
+        column_sum_finish, its second dimension the `blocks` argument of sum_of_squares_finish.
+    """
+
+    source: str
+    entry: str
+    defines: tuple[tuple[str, str], ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int = 0
+    join: int = 0
+    partial: tuple[int, int] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to do: the launcher must not launch (CUDA refuses a grid of 0)."""
+        return 0 in self.grid
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One row of the table.
+
+    Attributes
+    ----------
+    source : file below kernels/. shape_of : gives (grid, block, join, partial).
+    formulas : what may stand in the entry's name before the dtype; ("",) for none.
+    dtypes : what may stand at its end; `pairs` overrides both where not all combinations exist.
+    """
+
+    source: str
+    shape_of: Callable[..., tuple[Any, ...]]
+    formulas: tuple[str, ...] = ("",)
+    dtypes: tuple[str, ...] = FLOATS
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def combinations(self) -> tuple[tuple[str, str], ...]:
+        return self.pairs or tuple((f, d) for f in self.formulas for d in self.dtypes)
+
+
+def plan(
+    kernel: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    device: DeviceProperties,
+    *,
+    formula: str = "",
+    contiguous: bool = True,
+) -> Launch:
+    """Entry, grid and block of `kernel` for arrays of `shape` and `dtype`.
+
+    Parameters
+    ----------
+    kernel : key of `KERNELS`. shape : (rows, columns), or (count,) for flat kernels.
+    dtype : storage type of the logits, of the parameters or of the output: a NumPy dtype, or the
+        suffix itself ("bf16", "f32_bf16").
+    formula : activation, loss, update, or type of the labels or of the gather's source.
+    contiguous : False where a row stride is larger than the row.
+
+    Raises
+    ------
+    OptionError : no such entry, or a matrix of more columns than a grid covers (beyond 2^38).
+
+    >>> launch = plan("update", (1000,), "float32", DeviceProperties(132), formula="adam")
+    >>> launch.entry, launch.grid, launch.block
+    ('update_adam_f32', (1, 1, 1), (256, 1, 1))
+    """
+    row = KERNELS.get(kernel)
+    suffix = suffix_of(dtype)
+    source_formula = _SUFFIX.get(formula, formula)
+    if row is None or (source_formula, suffix) not in row.combinations():
+        raise OptionError(f"no kernel {kernel!r} with formula {formula!r} and dtype {suffix!r}")
+    itemsize = _BYTES[suffix.split("_")[0]]
+    grid, block, join, partial = row.shape_of(shape, itemsize, device, contiguous)
+    if grid[0] > MAX_GRID_X or grid[1] > MAX_GRID_Y:
+        raise OptionError(f"{kernel}: {shape} is more than one launch covers (grid {grid})")
+    return Launch(
+        row.source,
+        entry_name(kernel, source_formula, suffix),
+        entry_defines(source_formula, suffix),
+        (*grid, 1),
+        (*block, 1),
+        join=join,
+        partial=partial,
+    )
+
+
+def suffix_of(dtype: Any) -> str:
+    """The name of a storage type in entries: float32 -> f32."""
+    if isinstance(dtype, str) and dtype not in _SUFFIX:
+        return dtype
+    return _SUFFIX.get(str(np.dtype(dtype).name) if not isinstance(dtype, str) else dtype, "")
+
+
+def entry_name(kernel: str, formula: str, suffix: str) -> str:
+    return "_".join(part for part in (kernel, formula, suffix) if part)
+
+
+def entry_defines(formula: str, suffix: str) -> tuple[tuple[str, str], ...]:
+    """Macros with which a source file holds this one entry (include/entries.cuh)."""
+    named = (("ONLY_FORMULA", formula),) if formula else ()
+    return (*named, ("ONLY_DTYPE", suffix))
+
+
+def entries() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
+    """(source, entry, defines) of every entry that exists."""
+    return [
+        (row.source, entry_name(name, formula, suffix), entry_defines(formula, suffix))
+        for name, row in KERNELS.items()
+        for formula, suffix in row.combinations()
+    ]
+
+
+def join_rows(cols: int, pack: int) -> int:
+    """How many contiguous rows a strip kernel takes as one.
+
+    A multiple of what makes the joined row a whole number of packs, so that every joined row starts
+    on 16 bytes where the first does; and, for narrow matrices, as many as fill a strip's 32 lanes.
+    """
+    whole = pack // math.gcd(cols, pack)
+    return whole * max(1, STRIP_COLUMNS * pack // (whole * cols))
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_two(n: int, most: int) -> int:
+    """Smallest power of two that is at least n, but no more than `most`."""
+    return min(most, 1 << max(0, n - 1).bit_length())
+
+
+def _strip(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """Strips of 32 packs along the columns (x) times chunks of rows (y)."""
+    rows, cols = shape
+    pack = VECTOR_BYTES // itemsize
+    block = (STRIP_COLUMNS, STRIP_ROWS)
+    if rows == 0 or cols == 0:
+        return (0, 0), block, 0, (0, cols)
+    join = join_rows(cols, pack) if contiguous else 0
+    head = pack - 1  # elements by which the grid of packs may have to start earlier
+    if join:
+        width = join * cols
+        strips, long_rows = _ceil(width, STRIP_COLUMNS * pack), _ceil(rows * cols + head, width)
+    else:
+        strips, long_rows = _ceil(cols + head, STRIP_COLUMNS * pack), rows
+    wanted = _ceil(BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors, strips)
+    chunks = max(1, min(wanted, _ceil(long_rows, MIN_CHUNK_ROWS), MAX_GRID_Y))
+    folded = join > 0 and strips == 1
+    partial_rows = chunks if folded else chunks * max(join, 1)
+    return (strips, chunks), block, join, (partial_rows, cols)
+
+
+def _column_finish(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """All threads of a block on at most 32 columns; shape is that of the partial sums."""
+    x = _power_of_two(shape[1], 32)
+    return (_ceil(shape[1], x), 1), (x, FINISH_THREADS // x), 0, None
+
+
+def _rows(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """A group of threads to a row; blocks take rows in turn."""
+    rows, cols = shape
+    x = ROW_THREADS if cols > WIDE_ROW else _power_of_two(cols, 32)
+    y = ROW_THREADS // x
+    most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
+    return (min(_ceil(rows, y), most), 1), (x, y), 0, None
+
+
+def _flat(elements_per_thread: int) -> Callable[..., tuple[Any, ...]]:
+    """Blocks take parts of a flat array in turn. 0 elements per thread: as many as 16 bytes of the
+    compute type hold."""
+
+    def shape_of(
+        shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+    ) -> tuple[Any, ...]:
+        pack = elements_per_thread or VECTOR_BYTES // max(itemsize, 4)
+        count = math.prod(shape)
+        most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
+        blocks = _ceil(count + pack - 1, FLAT_THREADS * pack) if count else 0
+        return (min(blocks, most), 1), (FLAT_THREADS, 1), 0, None
+
+    return shape_of
+
+
+def _squares(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    count, pack = math.prod(shape), VECTOR_BYTES // itemsize
+    most = min(BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors, MAX_PARTIAL_BLOCKS)
+    blocks = min(_ceil(count + pack - 1, FLAT_THREADS * pack), most) if count else 0
+    return (blocks, 1), (FLAT_THREADS, 1), 0, (2, blocks)
+
+
+def _gather(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """Threads along a row of `out`, as many as it has packs; long rows are cut where rows are few."""
+    rows, cols = shape
+    pack = VECTOR_BYTES // itemsize
+    if rows == 0 or cols == 0:
+        return (0, 0), (1, 1), 0, None
+    packs = _ceil(cols + pack - 1, pack)
+    x = _power_of_two(packs, 32)
+    y = FLAT_THREADS // x
+    most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
+    blocks = min(_ceil(rows, y), most)
+    parts = max(1, min(_ceil(packs, 4 * x), most // blocks, MAX_GRID_Y))
+    return (blocks, parts), (x, y), 0, None
+
+
+def _one(block: int) -> Callable[..., tuple[Any, ...]]:
+    def shape_of(
+        shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+    ) -> tuple[Any, ...]:
+        return (1, 1), (block, 1), 0, None
+
+    return shape_of
+
+
+UPDATE_STORAGE = ("f64", "f32", "f32_f16", "f32_bf16", "f16", "bf16")
+_GATHER_PAIRS = (
+    *((source, out) for source in ("u8", "f16", "bf16", "f32", "f64") for out in FLOATS),
+    ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
+)  # fmt: skip
+
+KERNELS: dict[str, Kernel] = {
+    "affine_epilogue": Kernel("affine_epilogue.cu", _strip, tuple(ACTIVATIONS)),
+    "activation_backward": Kernel("activation_backward.cu", _strip, tuple(ACTIVATIONS)),
+    "column_sum": Kernel("column_sum.cu", _strip),
+    "column_sum_finish": Kernel("column_sum.cu", _column_finish),
+    "dropout": Kernel("dropout.cu", _strip),
+    "pointwise_loss": Kernel("pointwise_loss.cu", _rows, tuple(POINTWISE_LOSSES)),
+    "softmax_cross_entropy": Kernel("softmax_cross_entropy.cu", _rows, ("i32", "i64", "prob")),
+    "row_weights": Kernel("row_weights.cu", _flat(1), ("i32", "i64"), COMPUTE),
+    "update": Kernel("update.cu", _flat(0), tuple(UPDATES), UPDATE_STORAGE),
+    "prepare_update": Kernel("prepare_update.cu", _one(32), tuple(UPDATES), COMPUTE),
+    "sum_of_squares": Kernel("sum_of_squares.cu", _squares),
+    "sum_of_squares_finish": Kernel("sum_of_squares.cu", _one(1024), dtypes=COMPUTE),
+    "gather_rows": Kernel("gather_rows.cu", _gather, pairs=_GATHER_PAIRS),
+    "accumulate": Kernel("accumulate.cu", _one(FLAT_THREADS), dtypes=COMPUTE),
+}

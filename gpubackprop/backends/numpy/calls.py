@@ -1,0 +1,90 @@
+"""What the verbs of the NumPy backend call: small functions on given arrays, run or recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, logical_and_reduce
+from gpubackprop.formulas import Activation
+
+Array = np.ndarray
+
+
+class Total:
+    """Indices into the running totals of an epoch."""
+
+    LOSS, PENALTY, CORRECT, ROWS, STEPS, BAD_STEP = range(6)
+    SIZE = 6  # BAD_STEP: the first step whose loss was not finite, or -1
+
+
+def emit_value(
+    call: Callable[..., None],
+    activation: Activation,
+    a: Array,
+    h: Array,
+    scratch: Scratch,
+    slot: int,
+) -> None:
+    """Issue h = g(a); a formula that needs a and h apart is given scratch for h."""
+    if activation.name == "identity" and h is a:
+        return
+    work = tuple(scratch.take(slot, i, a.shape, a.dtype) for i in range(4))
+    apart = h is a and activation.saved == "a"
+    call(activation.value, a, work[3] if apart else h, work[:3], activation.parameter)
+    if apart:
+        call(np.copyto, h, work[3])
+
+
+def gather_rows(source: Array, rows: Array, out: Array) -> None:
+    if source.dtype == out.dtype and source.flags.c_contiguous:
+        source.take(rows, 0, out, "clip")  # "raise" would buffer; the caller's rows are in range
+    else:
+        np.copyto(out, source[rows], casting="unsafe")
+
+
+def sum_of_squares(x: Array, out: Array) -> None:
+    """Blocks through BLAS in the dtype of x, summed in float64; repeatable."""
+    total = 0.0
+    for start in range(0, len(x), 4096):
+        block = x[start : start + 4096]
+        total += float(np.dot(block, block))
+    out[...] = total
+
+
+def reduce_rows(row_loss: Array, denominator: Array, loss: Array) -> None:
+    loss[...] = add_reduce(row_loss, 0, np.float64) / denominator  # one rounding, at the end
+
+
+def zero_where_empty(denominator: Array, loss: Array) -> None:
+    if denominator == 0:
+        loss[...] = 0
+
+
+def accumulate(
+    loss: Array,
+    rows: int,
+    correct: Array | None,
+    penalty: tuple[Array, Array] | None,
+    totals: Array,
+) -> None:
+    value = float(loss)
+    totals[Total.LOSS] += value * rows
+    if penalty is not None:
+        totals[Total.PENALTY] += 0.5 * float(penalty[0]) * float(penalty[1]) * rows
+    totals[Total.ROWS] += rows
+    if correct is not None:
+        totals[Total.CORRECT] += np.count_nonzero(correct)
+    if not math.isfinite(value) and totals[Total.BAD_STEP] < 0:
+        totals[Total.BAD_STEP] = totals[Total.STEPS]
+    totals[Total.STEPS] += 1
+
+
+def units_right(a: Array, t: Array, correct: Array, above: Array, wanted: Array) -> None:
+    """correct[i]: a_ik > 0, that is yhat > 1/2, exactly where t_ik > 1/2, for every k."""
+    np.greater(a, 0.0, above)
+    np.greater(t, 0.5, wanted)
+    np.equal(above, wanted, above)
+    logical_and_reduce(above, 1, None, correct)

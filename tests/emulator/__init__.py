@@ -1,0 +1,10 @@
+"""The CUDA kernels' own source, compiled by g++ and run on NumPy arrays; see README.md."""
+
+from tests.emulator.module import EmulatorError, Module, missing_compiler
+from tests.emulator.sanitizers import Launch, run_sanitized
+from tests.emulator.traffic import Traffic, count_traffic
+
+__all__ = [
+    "EmulatorError", "Launch", "Module", "Traffic", "count_traffic", "missing_compiler",
+    "run_sanitized",
+]  # fmt: skip

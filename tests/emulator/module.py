@@ -1,0 +1,214 @@
+"""Compile a .cu file with g++ and call its entries on NumPy arrays.
+
+The source is preprocessed alone first: it is header-free, so ``__global__`` is still there and the
+entries can be found by name however macros put them together. The result, with the few CUDA names
+of ``include/`` in front, is an ordinary C++ file. A compiled library is kept under a hash of all of
+that, so a second run compiles nothing and an edited header never meets a stale library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parents[1] / "kernels"
+
+# What each mode adds to the command line.
+MODES: dict[str, tuple[str, ...]] = {
+    "values": (),
+    "address": (
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+    ),
+    "thread": ("-fsanitize=thread", "-fno-omit-frame-pointer"),
+    "traffic": ("-fsanitize=thread",),
+}
+FLAGS = (
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
+    "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", f"-I{HERE / 'include'}",
+)  # fmt: skip
+
+_ENTRY = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^()]*\)\s*)?(\w+)\s*\(([^)]*)\)'
+)
+_DYNAMIC_SHARED = re.compile(
+    r"extern\s+__shared__\s+(?:(?:__align__|alignas)\s*\(\s*\w+\s*\)\s*)?([\w:<>]+)\s+(\w+)\s*\[\s*\]\s*;"
+)
+_SCALARS = {
+    "int": np.int32, "i32": np.int32, "int64": np.int64, "i64": np.int64, "uint64": np.uint64,
+    "float": np.float32, "f32": np.float32, "double": np.float64, "f64": np.float64,
+}  # fmt: skip
+
+
+class EmulatorError(Exception):
+    """The source does not compile, or a launch does not fit the entry."""
+
+
+def missing_compiler() -> str:
+    """Why the emulator cannot run here, or ""."""
+    if shutil.which("g++") is None:
+        return "no g++ found, which the kernel emulator needs (Debian: apt install g++)"
+    if os.uname().machine != "x86_64":
+        return f"the kernel emulator is written for x86-64, this is {os.uname().machine}"
+    return ""
+
+
+class Module:
+    """The entries of one .cu file.
+
+    Parameters
+    ----------
+    source : file name below kernels/, or a path.
+    mode : "values", "address" (AddressSanitizer and UBSan), "thread" (ThreadSanitizer) or "traffic".
+        The sanitizers' modes must run in a process of their own: `sanitizers.run_sanitized`.
+    defines : macros to set, e.g. {"ONLY_FORMULA": "relu", "ONLY_DTYPE": "f32"}.
+    load : False compiles only; nothing can be called then.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        mode: str = "values",
+        defines: dict[str, str] | None = None,
+        *,
+        load: bool = True,
+    ) -> None:
+        path = Path(source) if Path(source).is_absolute() else KERNELS / source
+        text = _preprocess(path, tuple(sorted((defines or {}).items())))
+        self.mode = mode
+        self.signatures = {
+            name: [parameter.strip() for parameter in parameters.split(",")]
+            for name, parameters in _ENTRY.findall(text)
+        }
+        self.library_path = _compile(text, tuple(self.signatures), mode)
+        self.library = ctypes.CDLL(str(self.library_path)) if load else None
+
+    def __call__(
+        self,
+        entry: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[Any],
+        *,
+        shared: int = 0,
+        rotation: int = 0,
+    ) -> None:
+        """Run `entry`; arrays are passed as pointers, None as null, scalars as NumPy scalars of the
+        parameter's very type. `rotation` changes the order in which the threads of a block run.
+        """
+        if entry not in self.signatures:
+            raise EmulatorError(f"no entry {entry}; there are {', '.join(sorted(self.signatures))}")
+        shape = _launch_shape(entry, grid, block)
+        parameters = self.signatures[entry]
+        if len(arguments) != len(parameters):
+            raise EmulatorError(
+                f"{entry} takes {len(parameters)} arguments ({', '.join(parameters)}) but got "
+                f"{len(arguments)}"
+            )
+        values = [
+            _argument(entry, parameter, value)
+            for parameter, value in zip(parameters, arguments, strict=True)
+        ]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        function = getattr(self.library, f"emu_{entry}")
+        function(shape, ctypes.c_size_t(shared), ctypes.c_uint(rotation), pointers)
+
+
+def _launch_shape(entry: str, grid: Sequence[int], block: Sequence[int]) -> Any:
+    """The six numbers of a launch, held to the limits that a card has."""
+    full_grid, full_block = (tuple(int(n) for n in (*part, 1, 1)[:3]) for part in (grid, block))
+    limits = (2**31 - 1, 65535, 65535, 1024, 1024, 64)
+    shape = full_grid + full_block
+    if any(not 1 <= n <= limit for n, limit in zip(shape, limits, strict=True)):
+        raise EmulatorError(f"{entry}: grid {full_grid}, block {full_block} is no valid launch")
+    if int(np.prod(full_block)) > 1024:
+        raise EmulatorError(f"{entry}: block {full_block} has more than 1024 threads")
+    return (ctypes.c_uint * 6)(*shape)
+
+
+def _argument(entry: str, parameter: str, value: Any) -> Any:
+    """`value` as the ctypes object that the parameter, e.g. "const f32* x", takes."""
+    if "*" in parameter:
+        if value is None:
+            return ctypes.c_void_p(None)
+        if isinstance(value, (int, np.ndarray)):
+            return ctypes.c_void_p(value if isinstance(value, int) else value.ctypes.data)
+        raise EmulatorError(f"{entry}: {parameter} wants an array or None, got {type(value)}")
+    kind = parameter.rpartition(" ")[0].removeprefix("const ").strip()
+    compute = re.fullmatch(r"compute_of<(\w+)>|storage::(\w+)::C", kind)
+    if compute:
+        kind = "double" if "f64" in compute.groups() else "float"
+    wanted = _SCALARS[kind]
+    if type(value) is not wanted:  # CuPy would pass its bytes as they are
+        raise EmulatorError(
+            f"{entry}: {parameter} wants numpy.{wanted.__name__}, got {type(value).__name__}"
+        )
+    return np.ctypeslib.as_ctypes_type(wanted)(value.item())
+
+
+@cache
+def _preprocess(path: Path, defines: tuple[tuple[str, str], ...]) -> str:
+    command = ["g++", "-E", "-std=c++17", "-x", "c++", str(path)]
+    command += [f"-D{name}={value}" for name, value in defines]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise EmulatorError(f"{path.name}: {result.stderr}")
+    return _DYNAMIC_SHARED.sub(
+        r"\1* \2 = reinterpret_cast<\1*>(emu::shared_memory());", result.stdout
+    )
+
+
+def _cache_directory() -> Path:
+    default = Path(tempfile.gettempdir()) / f"gpubackprop-emulator-{os.getuid()}"
+    directory = Path(os.environ.get("GPUBACKPROP_EMULATOR_CACHE", default))
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+@cache
+def _support_files() -> str:
+    files = [*sorted((HERE / "include").iterdir()), HERE / "traffic.cpp"]
+    return "\0".join(path.read_text() for path in files)
+
+
+@cache
+def _compile(text: str, entries: tuple[str, ...], mode: str) -> Path:
+    """The shared library of a preprocessed source, from the cache or made now."""
+    exports = "\n".join(f"EMU_EXPORT({name})" for name in entries)
+    code = f'#include "cuda_names.h"\n{text}\n#line 1 "exports"\n{exports}\n'
+    flags = (*FLAGS, *MODES[mode])
+    key = hashlib.sha256("\0".join((code, _support_files(), *flags)).encode()).hexdigest()[:24]
+    library = _cache_directory() / f"{key}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        kernel, made = f"{scratch}/kernel.o", f"{scratch}/made.so"
+        _run(["g++", *flags, "-x", "c++", "-c", "-o", kernel, "-"], code)
+        objects = [kernel]
+        link = list(MODES[mode])
+        if mode == "traffic":  # traffic.cpp stands in for ThreadSanitizer's runtime
+            objects.append(f"{scratch}/traffic.o")
+            _run(["g++", *FLAGS, "-c", "-o", objects[1], str(HERE / "traffic.cpp")], "")
+            link = []
+        _run(["g++", "-shared", *link, "-o", made, *objects], "")
+        os.replace(made, library)  # whole or not at all: another process may be compiling it too
+    return library
+
+
+def _run(command: list[str], code: str) -> None:
+    result = subprocess.run(command, input=code, capture_output=True, text=True)
+    if result.returncode:
+        raise EmulatorError(f"{' '.join(command)}\n{result.stderr[-4000:]}")

@@ -1,0 +1,112 @@
+"""Run launches under AddressSanitizer and UBSan, or under ThreadSanitizer, in a process of its own.
+
+A sanitizer's runtime must be the first library of a process, so the launches are sent to a fresh
+Python with LD_PRELOAD. There every array is copied into memory of exactly its size (and of its
+misalignment), so that the very first byte beyond it is forbidden.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.emulator.module import HERE, Module
+
+RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:halt_on_error=1:exitcode=99",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=99",
+    "TSAN_OPTIONS": "halt_on_error=0:exitcode=99:report_signal_unsafe=0:history_size=2",
+}
+
+
+@dataclass
+class Launch:
+    """One launch of one entry, as `Module` takes it."""
+
+    source: str
+    entry: str
+    grid: Sequence[int]
+    block: Sequence[int]
+    arguments: Sequence[Any]
+    shared: int = 0
+    defines: dict[str, str] = field(default_factory=dict)
+
+
+def run_sanitized(launches: Sequence[Launch], mode: str) -> str:
+    """What the sanitizer said, "" if nothing. `mode` is "address" or "thread".
+
+    Each launch is announced on standard error first, so a report names the launch above it.
+    """
+    for launch in launches:  # compiled here: the fresh process finds the libraries made
+        Module(launch.source, mode, launch.defines, load=False)
+    preload = subprocess.run(
+        ["g++", f"-print-file-name={RUNTIME[mode]}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = os.environ | OPTIONS | {"LD_PRELOAD": preload, "OMP_NUM_THREADS": "1"}
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "launches.pickle"
+        path.write_bytes(pickle.dumps((mode, list(launches))))
+        command = [sys.executable, "-m", "tests.emulator.sanitizers", str(path)]
+        if mode == "thread":  # its shadow memory wants addresses where newer kernels randomise
+            command = ["setarch", "-R", *command]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1])
+    if result.returncode == 0 and "WARNING: ThreadSanitizer" not in result.stderr:
+        return ""
+    return f"exit code {result.returncode}\n{result.stderr}"
+
+
+class _ExactCopies:
+    """Copies of arrays in malloc'ed memory that ends where the array ends."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._libc.malloc.restype = ctypes.c_void_p
+        self._libc.malloc.argtypes = [ctypes.c_size_t]
+        self._libc.free.argtypes = [ctypes.c_void_p]
+        self._copies: dict[tuple[int, int], int] = {}
+        self._owned: list[int] = []
+
+    def address(self, array: np.ndarray) -> int:
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if (low, high) not in self._copies:
+            shift = low % 16
+            memory = self._libc.malloc(shift + max(high - low, 1))
+            ctypes.memmove(memory + shift, low, high - low)
+            self._owned.append(memory)
+            self._copies[low, high] = memory + shift
+        return self._copies[low, high]
+
+    def free(self) -> None:
+        for memory in self._owned:
+            self._libc.free(memory)
+
+
+def _main(path: str) -> None:
+    mode, launches = pickle.loads(Path(path).read_bytes())
+    modules: dict[tuple[Any, ...], Module] = {}
+    for launch in launches:
+        print(f"launch {launch.entry} grid {launch.grid} block {launch.block}", file=sys.stderr, flush=True)
+        key = (launch.source, *sorted(launch.defines.items()))
+        if key not in modules:
+            modules[key] = Module(launch.source, mode, launch.defines)
+        copies = _ExactCopies()
+        arguments = [copies.address(a) if isinstance(a, np.ndarray) else a for a in launch.arguments]
+        modules[key](launch.entry, launch.grid, launch.block, arguments, shared=launch.shared)
+        copies.free()
+    print("all launches done", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,76 @@
+"""What a kernel moves: bytes per buffer against the minimum, and sectors per request."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tests.emulator.module import EmulatorError, Module
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one launch did to one buffer.
+
+    Attributes
+    ----------
+    read, written : bytes, each access counted. size : bytes of the buffer.
+    widest : bytes of the widest access.
+    sectors : 32-byte sectors touched, request by request; least : the fewest that those bytes need.
+    """
+
+    read: int
+    written: int
+    widest: int
+    sectors: int
+    least: int
+    size: int
+
+    @property
+    def reads(self) -> float:
+        """How many times the buffer was read."""
+        return self.read / self.size
+
+    @property
+    def writes(self) -> float:
+        return self.written / self.size
+
+    @property
+    def sectors_per_minimum(self) -> float:
+        """1.0: every byte of every sector that a warp touched was wanted (coalesced)."""
+        return self.sectors / self.least if self.least else 1.0
+
+
+def count_traffic(
+    module: Module,
+    entry: str,
+    grid: Sequence[int],
+    block: Sequence[int],
+    arguments: Sequence[Any],
+    **options: int,
+) -> list[Traffic | None]:
+    """Run an entry of a module in mode "traffic"; one result for each array among `arguments`, at
+    its place (an array passed twice is counted at the first)."""
+    library = module.library
+    library.emu_traffic_stop.restype = ctypes.c_size_t
+    library.emu_traffic_start()
+    places: dict[tuple[int, int], int] = {}
+    for i, array in enumerate(arguments):
+        if isinstance(array, np.ndarray) and array.size:
+            low, high = np.lib.array_utils.byte_bounds(array)
+            if (low, high) not in places:
+                places[low, high] = i
+                library.emu_traffic_register(ctypes.c_size_t(low), ctypes.c_size_t(high - low))
+    module(entry, grid, block, arguments, **options)
+    numbers = (ctypes.c_size_t * (5 * len(places)))()
+    strays = library.emu_traffic_stop(numbers)
+    if strays:
+        raise EmulatorError(f"{entry}: {strays} accesses just outside a buffer")
+    result: list[Traffic | None] = [None] * len(arguments)
+    for n, ((low, high), place) in enumerate(places.items()):
+        result[place] = Traffic(*numbers[5 * n : 5 * n + 5], size=high - low)
+    return result
