@@ -163,7 +163,7 @@ def _read_classes(path: Any, values: dict[str, Any], network: MLP) -> Array | No
         return None
     try:
         classes = np.array(values["classes"], dtype=values["classes_dtype"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise ModelFileError(f"{path}: the classes are not readable ({error!r})") from error
     if classes.ndim != 1 or (network.output == "softmax" and len(classes) != network.widths[-1]):
         raise ModelFileError(

@@ -28,7 +28,6 @@ DPI = 160
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 LABELLED_CLASSES = 20  # of more classes, cells are too small for numbers
 _MOST_POINTS = 20_000  # of a scatter; more hide one another and take seconds to draw
-_METRICS = (("accuracy", "accuracy"), ("rmse", "rmse"))
 _STYLE = {
     "font.size": 13,
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -63,7 +62,7 @@ def _in_style(draw: Draw) -> Draw:
 def learning_curve(
     history: History, path: str | os.PathLike[str], *, title: str = "", loss_label: str = "loss"
 ) -> None:
-    """Loss and, where there is one, accuracy or rmse over the epochs; the kept epoch is marked.
+    """Loss and, of a classifier, accuracy over the epochs; the kept epoch is marked.
 
     Parameters
     ----------
@@ -77,8 +76,8 @@ def learning_curve(
     if not len(history):
         raise ShapeError("the history has no epochs; draw it after one epoch or more")
     columns = history.columns
-    panels = [("loss", loss_label), *(m for m in _METRICS if m[0] in columns)]
-    figure = _figure((6.4 * len(panels), 4.6), title)
+    panels = [("loss", loss_label)] + [("accuracy", "accuracy")] * ("accuracy" in columns)
+    figure = _figure((1.4 + 5.6 * len(panels), 4.6), title)
     epochs = [row["epoch"] for row in history.rows]
     for i, (column, label) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -151,34 +150,43 @@ def confusion_matrix(
     total = counts.sum(1, keepdims=True)
     share = counts / np.maximum(total, 1)
     few = len(names) <= LABELLED_CLASSES
-    size = float(np.clip(3.0 + 0.6 * len(names), 5.0, 10.5))
-    figure = _figure((size + (0 if few else 1.4), size + 0.3), title)
+    cell = float(np.clip(7.5 / len(names), 0.62 if few else 0.075, 1.3))
+    figure = _figure((cell * len(names) + (2.4 if few else 3.6), cell * len(names) + 2.2))
     axes = figure.add_subplot()
-    image = axes.imshow(_shades(counts, share) if few else share, cmap="Blues", vmin=0, vmax=1)
-    step = math.ceil(len(names) / 40)
-    ticks = range(0, len(names), step)
-    shown = [names[i] if len(names[i]) <= 16 else names[i][:15] + "…" for i in ticks]
-    turned = sum(map(len, shown)) > 60
-    axes.set_xticks(
-        ticks, shown, rotation=45 if turned else 0, ha="right" if turned else "center",
-        rotation_mode="anchor" if turned else "default",
-    )  # fmt: skip
-    axes.set_yticks(ticks, shown)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.spines[:].set_visible(False)
     if few:
+        axes.imshow(_shades(counts, share))
         _cell_texts(axes, counts, share)
         axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
         axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
         axes.grid(True, which="minor", color="#DDDDDD", linewidth=0.8)
-        axes.set_title("rows, and their share of the true class", fontsize=11, color=GREY)
+        note = "rows, and their share of the true class"
+        place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
+        axes.annotate(note, (0.5, 1.0), (0, 8), size=11, color=GREY, **place)
     else:
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, format="{x:.0%}")
+        image = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0.0, vmax=1.0)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+        bar.set_ticks(
+            [0, 0.1, 0.1**0.5, 0.5, 0.5**0.5, 1], labels=["0", "1%", "10%", "25%", "50%", "100%"]
+        )
         bar.set_label("share of the true class")
         bar.outline.set_visible(False)
+    _class_ticks(axes, names, cell)
+    axes.set_title(title, pad=28 if few else 8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0)
     _write(figure, path)
+
+
+def _class_ticks(axes: Any, names: Sequence[str], cell: float) -> None:
+    """Class names on both axes, turned where they would touch; of many classes every n-th."""
+    ticks = range(0, len(names), math.ceil(len(names) / 25))
+    shown = [names[i] if len(names[i]) <= 16 else names[i][:15] + "…" for i in ticks]
+    turned = max(map(len, shown)) * 0.12 > 0.9 * cell * ticks.step  # inches
+    how = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axes.set_xticks(ticks, shown, **how)
+    axes.set_yticks(ticks, shown)
 
 
 def _shades(counts: Array, share: Array) -> Array:
@@ -252,25 +260,24 @@ def predictions(
 def _scatter(axes: Any, t: Array, p: Array, picked: Array) -> None:
     rmse = math.sqrt(float(np.mean((t - p) ** 2)))
     spread = float(np.sum((t - t.mean()) ** 2))
-    legend = f"rmse {rmse:.4g}"
+    about = f"rmse {float(f'{rmse:.4g}'):,g}"
     if spread:
-        legend += f", R² {1 - float(np.sum((t - p) ** 2)) / spread:.3f}"
-    alpha = float(np.clip(40 / math.sqrt(len(picked)) / 2, 0.1, 0.75))
-    axes.scatter(
-        t[picked], p[picked], s=22, color=BLUE, alpha=alpha, linewidths=0, label=legend, zorder=3
-    )
+        about += f",  R² {1 - float(np.sum((t - p) ** 2)) / spread:.3f}"
+    axes.set_title(f"{about};  line: predicted = true", fontsize=11, color=GREY)
+    alpha = float(np.clip(20 / math.sqrt(len(picked)), 0.1, 0.75))
+    axes.scatter(t[picked], p[picked], s=22, color=BLUE, alpha=alpha, linewidths=0, zorder=3)
     low, high = (float(f(np.concatenate([t, p]))) for f in (np.min, np.max))
     margin = 0.04 * ((high - low) or 1.0)
     limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color=ORANGE, linewidth=1.5, label="predicted = true", zorder=2)
+    axes.plot(limits, limits, color=ORANGE, linewidth=1.5, zorder=4)
     axes.set_xlim(limits)
     axes.set_ylim(limits)
     axes.set_aspect("equal")
+    axes.locator_params(nbins=6)
     axes.grid(True)
-    axes.legend(loc="upper left").legend_handles[0].set_alpha(1.0)
 
 
-def _figure(size: tuple[float, float], title: str) -> Any:
+def _figure(size: tuple[float, float], title: str = "") -> Any:
     module = require("matplotlib.figure", "cli", "draw pictures")
     figure = module.Figure(figsize=size, dpi=DPI, layout="constrained")
     if title:
@@ -280,5 +287,5 @@ def _figure(size: tuple[float, float], title: str) -> Any:
 
 def _write(figure: Any, path: str | os.PathLike[str]) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI)
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15)
     write_atomically(Path(path), content.getvalue())

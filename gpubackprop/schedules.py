@@ -71,7 +71,8 @@ class StepDecay(Schedule):
     name = "step"
 
     def __post_init__(self) -> None:
-        number(self.step_epochs, "step_epochs", 1)
+        if int(number(self.step_epochs, "step_epochs", 1)) != self.step_epochs:
+            raise OptionError(f"step_epochs is {self.step_epochs} but must be a whole number")
         number(self.gamma, "gamma", 0.0)
 
     def factor(self, progress: Progress) -> float:
@@ -152,6 +153,8 @@ class ReduceOnPlateau(Schedule):
         if not 0.0 < number(self.gamma, "gamma", 0.0, 1.0) < 1.0:
             raise OptionError(f"gamma is {self.gamma} but must be above 0 and below 1")
         number(self.patience, "patience", 0)
+        number(self.threshold, "threshold", 0.0, 1.0)
+        number(self.minimum, "minimum", 0.0)
         self._seen = {"best": math.inf, "bad_epochs": 0, "factor": 1.0}
 
     def factor(self, progress: Progress) -> float:

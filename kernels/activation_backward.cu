@@ -32,9 +32,10 @@ __device__ __forceinline__ void activation_backward(
     constexpr int E = PACK<T>, UNROLL = sizeof(T) == 8 ? 2 : 4;
     Strip<E> strip(rows, cols, join, misalignment(delta));
     int64 row = strip.first + threadIdx.y;
-    Walk<const T, E> grad(strip, grad_h, row, stride_grad), save(strip, saved, row, stride_saved);
+    Walk<const T, E> grad(strip, grad_h, row, stride_grad), save = grad;
+    if (Act::READS_SAVED) save = Walk<const T, E>(strip, saved, row, stride_saved);
     Walk<T, E> out(strip, delta, row, stride_delta);
-    bool vector = grad.vector() && out.vector() && (!Act::READS_SAVED || save.vector());
+    bool vector = grad.vector() && out.vector() && save.vector();
     C total[E] = {};
     Pack<T, E> g[UNROLL], s[UNROLL] = {};
     while (strip.inside && row < strip.last) {

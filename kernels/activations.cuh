@@ -45,7 +45,7 @@ struct relu : slope_of_h {
         return a <= C(0) ? C(0) : a;
     }
     template <class C> static __device__ __forceinline__ C slope(C h, C) {
-        return h > C(0) ? C(1) : h * C(0);  // h is 0 or NaN here
+        return h <= C(0) ? C(0) : C(1);  // 1 at NaN too, as in PyTorch: the gradient passes
     }
 };
 

@@ -31,8 +31,9 @@ __device__ __forceinline__ void affine_epilogue(
     if (bias != nullptr) load_columns(strip, bias, b);
     int64 row = strip.first + threadIdx.y;
     Walk<const T, E> in(strip, product, row, stride_product);
-    Walk<T, E> keep(strip, a, row, stride_a), out(strip, h, row, stride_h);
-    bool vector = in.vector() && out.vector() && (a == nullptr || keep.vector());
+    Walk<T, E> out(strip, h, row, stride_h), keep = out;
+    if (a != nullptr) keep = Walk<T, E>(strip, a, row, stride_a);
+    bool vector = in.vector() && out.vector() && keep.vector();
     Pack<T, E> pack[UNROLL], kept;
     while (row < strip.last) {
         if (vector && strip.whole(row, UNROLL)) {

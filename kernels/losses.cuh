@@ -21,12 +21,12 @@ struct squared_error {  // (a - t)^2 / 2
     }
 };
 
-// -(t log p + (1 - t) log(1 - p)), p = logistic(a), as max(a, 0) - a t + log1p(exp(-|a|)): finite for
-// every finite a.
+// -(t log p + (1 - t) log(1 - p)), p = logistic(a), as (1 - t) a - min(a, 0) + log1p(exp(-|a|)): finite
+// for every finite a.
 struct binary_cross_entropy {
     template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta) {
         delta = C(1) / (C(1) + ::exp(-a)) - t;
-        return (a > C(0) ? a : C(0)) + ::log1p(::exp(-::fabs(a))) - a * t;
+        return (C(1) - t) * a - (a < C(0) ? a : C(0)) + ::log1p(::exp(-::fabs(a)));
     }
 };
 

@@ -8,7 +8,7 @@
 //   schedule; c[PROCEED] == 0 (the gradients are not finite): nothing is read further and nothing written
 //   random = {seed, offset} on the device: p and copy are rounded to 16 bits stochastically, with word i
 //   of Philox for element i; null: to nearest
-//   moves, a parameter: 2 sizeof(P) + sizeof(G) + 2 SLOTS sizeof(C) + sizeof(N); Adam in f32: 28 bytes
+//   moves 2 sizeof(P) + sizeof(G) + 2 SLOTS sizeof(C) + sizeof(N) bytes a parameter; Adam in f32: 28
 //   accesses of 16 bytes to the float32 and float64 streams, 8 to the 16-bit ones; head and tail peeled
 //   measured: not measured on a GPU
 #include "include/entries.cuh"
@@ -47,6 +47,7 @@ __device__ __forceinline__ void update(
     constexpr int E = PACK<C>;
     if (c[PROCEED] == C(0)) return;
     C unscale = c[UNSCALE], l2 = c[L2], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
+    if (l2 == C(0)) penalized = 0;
     C *const states[2] = {s0, s1};
     uint64 seed = random == nullptr ? 0 : random[0], offset = random == nullptr ? 0 : random[1];
     int64 step = int64(gridDim.x) * THREADS * E;
@@ -67,7 +68,7 @@ __device__ __forceinline__ void update(
             if (i + e < penalized) y += x * l2;
             y *= factor;
             if (Rule::DECOUPLED) x *= decay;
-            else y += x * decay;
+            else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
             C state[2] = {slots[0].v[e], slots[1].v[e]};
             x = Rule::apply(x, y, state, c);
             slots[0].v[e] = state[0], slots[1].v[e] = state[1];

@@ -53,7 +53,7 @@ def _gelu_tanh(a: torch.Tensor, k: float) -> torch.Tensor:
     return a * torch.exp(F.logsigmoid(2 * math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
 
 
-# PyTorch's gelus cancel in the left tail, gelu_tanh's slope also by 4e-15 near 3: not for an oracle.
+# PyTorch's gelus cancel in the left tail, gelu_tanh's slope by 4e-15 near 3 too: no oracle.
 EXACT = {"gelu": lambda a, k: 0.5 * a * torch.erfc(-math.sqrt(0.5) * a), "gelu_tanh": _gelu_tanh}
 
 
@@ -113,7 +113,9 @@ def cross_entropy(
     else:
         row = F.cross_entropy(z, t, reduction="none", **options)
         row = row + z_loss * torch.where(counted, torch.logsumexp(z, 1) ** 2, 0.0)
-        share = torch.ones(len(z), dtype=kind) if sample_weight is None else tensor(sample_weight, kind)
+        share = (
+            torch.ones(len(z), dtype=kind) if sample_weight is None else tensor(sample_weight, kind)
+        )
         loss = row * share
         share = torch.where(counted, share, 0.0)
         if weight is not None and indices:
@@ -145,7 +147,9 @@ def pointwise(
     kind = TORCH_DTYPE[dtype]
     leaf, t = tensor(a, kind).requires_grad_(), tensor(targets, kind)
     row = POINTWISE[name](leaf, t).sum(1)
-    weight = torch.ones(len(leaf), dtype=kind) if sample_weight is None else tensor(sample_weight, kind)
+    weight = (
+        torch.ones(len(leaf), dtype=kind) if sample_weight is None else tensor(sample_weight, kind)
+    )
     loss = row * weight
     if reduction != "none":
         divisor = {"sum": 1.0, "mean": weight.sum(), "elementwise_mean": weight.sum() * a.shape[1]}
@@ -188,5 +192,11 @@ def network_gradients(
     loss = network_loss(network.output, a_all[-1], targets, weight)
     loss.backward()
     grads = {"hidden": h_all, "pre_activation": a_all, "W": W, "b": b}
-    result: dict[str, Any] = {key: [numpy(t.grad) for t in tensors] for key, tensors in grads.items()}
-    return result | {"loss": numpy(loss), "output": numpy(a_all[-1].grad), "logits": numpy(a_all[-1])}
+    result: dict[str, Any] = {
+        key: [numpy(t.grad) for t in tensors] for key, tensors in grads.items()
+    }
+    return result | {
+        "loss": numpy(loss),
+        "output": numpy(a_all[-1].grad),
+        "logits": numpy(a_all[-1]),
+    }

@@ -1,4 +1,4 @@
-"""MLP.gradients: the lecture's gradients against PyTorch's autograd, hand-worked numbers, counts."""
+"""MLP.gradients: the lecture's gradients against autograd, hand-worked numbers, counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import pytest
 
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.formulas import ACTIVATIONS, activation
-from gpubackprop.losses import LOSSES, BinaryCrossEntropy, Poisson, SoftmaxCrossEntropy, SquaredError
+from gpubackprop.losses import (
+    LOSSES,
+    BinaryCrossEntropy,
+    Poisson,
+    SoftmaxCrossEntropy,
+    SquaredError,
+)
 from gpubackprop.network import MLP
 from tests import references
 from tests.tolerances import Draws, assert_equal_in_float64
@@ -55,8 +61,8 @@ def test_all_gradients_match_pytorch_for_every_activation_and_output(name, outpu
 
 @pytest.mark.parametrize(
     ("widths", "rows"),
-    [((3, 2), 5), ((400, 1), 9), ((1, 400, 2), 9), ((5, 400, 1, 3), 7), ((5, 4, 3), 1), ((5, 4, 3), 7),
-     ((1, 1, 1), 4), ((20, *[13] * 8, 6), 11), ((784, 100, 10), 64), ((6, 5, 1), 3)],
+    [((3, 2), 5), ((400, 1), 9), ((1, 400, 2), 9), ((5, 400, 1, 3), 7), ((5, 4, 3), 1),
+     ((5, 4, 3), 7),     ((1, 1, 1), 4), ((20, *[13] * 8, 6), 11), ((784, 100, 10), 64), ((6, 5, 1), 3)],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -76,8 +82,8 @@ def test_all_gradients_match_pytorch_with_another_activation_in_each_layer_and_s
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("name", ["relu", "gelu", "tanh"])
 def test_gradients_keep_the_tolerance_in_float32(name, output):
-    """Through a whole network the mean of six draws scatters by a tenth, and NumPy's exp and tanh and
-    the BLAS add a tenth (the known shortfalls of test_activations and test_layers): hence 1.25."""
+    """Through a network the mean of six draws scatters by a tenth, and NumPy's exp and tanh and the
+    BLAS add a tenth (the known shortfalls of test_activations and test_layers): hence 1.25."""
     draws = {}
     for seed in range(6):
         network, x, targets = problem((30, 40, 20, 5), name, output, 64, "float32", seed)
@@ -148,7 +154,9 @@ def test_the_deep_and_thin_network_equals_the_product_of_scalar_derivatives(name
             np.testing.assert_allclose(ours.item(), chain, rtol=1e-12, atol=0)
         np.testing.assert_allclose(got.pre_activation[layer].item(), delta, rtol=1e-12, atol=0)
         if layer:
-            np.testing.assert_allclose(got.hidden[layer - 1].item(), delta * w[layer], rtol=1e-12, atol=0)
+            np.testing.assert_allclose(
+                got.hidden[layer - 1].item(), delta * w[layer], rtol=1e-12, atol=0
+            )
             delta *= w[layer] * slopes[layer - 1]
     assert abs(delta) < 1e-2, "the gradient vanishes on its way down; relative accuracy is kept"
 
@@ -158,7 +166,9 @@ def test_each_matrix_product_is_computed_once_3l_minus_1_in_all(layers, monkeypa
     calls, products = [], []
     verb, matmul = NumpyBackend.matmul, np.matmul
     monkeypatch.setattr(NumpyBackend, "matmul", lambda *a, **k: (calls.append(1), verb(*a, **k))[1])
-    monkeypatch.setattr(np, "matmul", lambda *a, **k: (products.append(a[0].shape), matmul(*a, **k))[1])
+    monkeypatch.setattr(
+        np, "matmul", lambda *a, **k: (products.append(a[0].shape), matmul(*a, **k))[1]
+    )
     network, x, targets = problem((6, *[5] * (layers - 1), 4))
     network.gradients(x, targets)
     assert len(calls) == len(products) == 3 * layers - 1
@@ -201,7 +211,9 @@ def test_gradients_own_their_memory_and_leave_inputs_and_parameters_alone():
 def test_gradients_of_the_same_inputs_are_the_same_bit_for_bit():
     network, x, targets = problem((20, 30, 10), "gelu", rows=300, dtype="float32")
     first, second = (network.gradients(x, targets) for _ in range(2))
-    for one, other in zip([first.loss, *first.W, *first.b], [second.loss, *second.W, *second.b], strict=True):
+    for one, other in zip(
+        [first.loss, *first.W, *first.b], [second.loss, *second.W, *second.b], strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
@@ -231,7 +243,11 @@ def test_reductions_and_options_of_a_loss_reach_the_gradients():
     loss, delta = references.cross_entropy(network.logits(x), targets, **options)
     np.testing.assert_allclose(chosen.loss, loss, rtol=1e-13)
     assert_equal_in_float64(chosen.output, delta, 1e-13)
-    for kind, output in ((SquaredError, "linear"), (BinaryCrossEntropy, "logistic"), (Poisson, "exp")):
+    for kind, output in (
+        (SquaredError, "linear"),
+        (BinaryCrossEntropy, "logistic"),
+        (Poisson, "exp"),
+    ):
         network, x, targets = problem((5, 4, 3), output=output)
         mean = network.gradients(x, targets)
         elements = network.gradients(x, targets, kind(reduction="elementwise_mean"))
@@ -253,7 +269,9 @@ def test_predict_applies_the_output_function_batch_by_batch(output):
         assert_equal_in_float64(network.predict(x, batch_rows=batch), wanted, 1e-14)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16, np.float32, np.float64, ">f8"])
+@pytest.mark.parametrize(
+    "dtype", [bool, np.uint8, np.int64, np.float16, np.float32, np.float64, ">f8"]
+)
 def test_inputs_of_any_real_dtype_and_layout_are_converted(dtype):
     network = problem((6, 5, 3))[0]
     values = np.random.default_rng(3).integers(0, 2, (10, 6)).astype(dtype)
@@ -268,4 +286,6 @@ def test_inputs_of_any_real_dtype_and_layout_are_converted(dtype):
 def test_activations_may_be_given_as_entries_with_their_parameters():
     by_name, x, targets = problem((4, 5, 3), "leaky_relu(0.3)")
     by_entry = problem((4, 5, 3), activation("leaky_relu(0.3)"))[0]
-    np.testing.assert_array_equal(by_name.gradients(x, targets).W[0], by_entry.gradients(x, targets).W[0])
+    np.testing.assert_array_equal(
+        by_name.gradients(x, targets).W[0], by_entry.gradients(x, targets).W[0]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,13 @@ import pytest
 import torch
 from sklearn.neural_network import MLPClassifier
 
-from gpubackprop.errors import DtypeError, GpubackpropError, OptionError, ShapeError, TargetRangeError
+from gpubackprop.errors import (
+    DtypeError,
+    GpubackpropError,
+    OptionError,
+    ShapeError,
+    TargetRangeError,
+)
 from gpubackprop.initializers import INITIALIZERS
 from gpubackprop.losses import LOSSES, SoftmaxCrossEntropy, SquaredError, loss
 from gpubackprop.network import MLP
@@ -40,7 +47,11 @@ def test_weights_and_biases_are_aligned_views_into_one_buffer_and_do_not_overlap
             first = (array.ctypes.data - start) // itemsize
             touched[first : first + array.size] += 1
     assert touched.max() == 1
-    assert touched.sum() == network.layout.count == sum(m * n + n for m, n in zip(widths, widths[1:], strict=False))
+    assert (
+        touched.sum()
+        == network.layout.count
+        == sum(m * n + n for m, n in itertools.pairwise(widths))
+    )
     assert not flat[touched == 0].any(), "the gaps hold zeros"
     weights_end = network.layout.weights_end
     assert all(W.ctypes.data < start + weights_end * itemsize for W in network.W)
@@ -192,7 +203,12 @@ REFUSED = [
     (([5, 4, 3], "rleu"), {}, OptionError, "did you mean 'relu'"),
     (([5, 4, 3], None), {}, OptionError, "activation is None"),
     (([5, 4, 3], [3]), {}, OptionError, "activation is 3"),
-    (([5, 3],), {"output": "sigmoid"}, OptionError, "output is 'sigmoid' but must be one of exp, linear"),
+    (
+        ([5, 3],),
+        {"output": "sigmoid"},
+        OptionError,
+        "output is 'sigmoid' but must be one of exp, linear",
+    ),
     (([5, 3],), {"initializer": "he"}, OptionError, "initializer is 'he'.*he_normal"),
     (([5, 3],), {"dtype": "float16"}, DtypeError, "dtype is 'float16'"),
     (([5, 3],), {"dtype": "float99"}, DtypeError, "dtype is 'float99'"),
@@ -218,8 +234,8 @@ CALLS = [
     ((X, T[:5]), {}, ShapeError, r"targets has shape \(5,\)"),
     ((X, T + 3), {}, TargetRangeError, r"targets\[0\] is 3 but labels must be in \[0, 3\)"),
     ((X, np.eye(3, dtype=int)[T]), {}, ShapeError, r"for one-hot rows pass targets.argmax\(1\)"),
-    ((X, T), {"loss": "squared_error"}, OptionError, "belongs to output 'linear' but this network has "
-     "output 'softmax'; build it with"),
+    ((X, T), {"loss": "squared_error"}, OptionError, "belongs to output 'linear' but this network "
+     "has output 'softmax'; build it with"),
     ((X, T), {"loss": "hinge"}, OptionError, "loss is 'hinge' but must be one of"),
     ((X, T), {"loss": SquaredError()}, OptionError, "belongs to output 'linear'"),
     ((X, T), {"loss": SoftmaxCrossEntropy(class_weight=[1, 2])}, OptionError,
@@ -230,7 +246,9 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "text"), CALLS)
-def test_gradients_of_what_does_not_fit_are_refused_with_what_to_do(arguments, options, error, text):
+def test_gradients_of_what_does_not_fit_are_refused_with_what_to_do(
+    arguments, options, error, text
+):
     with pytest.raises(error, match=text) as caught:
         MLP([5, 4, 3]).gradients(*arguments, **options)
     assert isinstance(caught.value, GpubackpropError)

@@ -56,7 +56,9 @@ def test_loss_and_delta_keep_the_tolerance_in_float32(name, reduction, shape):
         a, t = (array.astype(np.float32) for array in problem(name, *shape, seed=seed))
         options = {
             "reduction": reduction,
-            "sample_weight": np.random.default_rng(seed).uniform(0, 2, len(a)) if seed % 2 else None,
+            "sample_weight": np.random.default_rng(seed).uniform(0, 2, len(a))
+            if seed % 2
+            else None,
         }
         got = pointwise_loss(name, a, t, **options)
         oracle = references.pointwise(name, a, t, **options)
@@ -98,7 +100,9 @@ def test_the_hand_worked_examples():
     for reduction, wanted in (
         ("none", [2.5, 51.0]), ("sum", 53.5), ("mean", 53.5 / 4), ("elementwise_mean", 53.5 / 8)
     ):  # fmt: skip
-        loss, _ = pointwise_loss("squared_error", a, np.zeros((2, 2)), sample_weight=weight, reduction=reduction)
+        loss, _ = pointwise_loss(
+            "squared_error", a, np.zeros((2, 2)), sample_weight=weight, reduction=reduction
+        )
         np.testing.assert_array_equal(loss, wanted)
 
 
@@ -118,7 +122,21 @@ def test_in_place_out_of_place_and_twice_in_a_row_agree_bitwise(name):
             assert target is None or other_delta is target
 
 
-SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.5e38, -1.5e38, 1e-45, 88.0, 89.0, -104.0, 745.0, -746.0]
+SPECIAL = [
+    0.0,
+    -0.0,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1.5e38,
+    -1.5e38,
+    1e-45,
+    88.0,
+    89.0,
+    -104.0,
+    745.0,
+    -746.0,
+]
 
 
 @LOSSES
@@ -210,7 +228,9 @@ def test_delta_is_the_output_minus_the_target_as_the_canonical_link_gives(name):
     yhat = np.empty_like(a)
     OUTPUTS[POINTWISE_LOSSES[name].output](a, yhat)
     torchs = {"linear": lambda x: x, "logistic": lambda x: x.sigmoid(), "exp": lambda x: x.exp()}
-    assert_equal_in_float64(yhat, torchs[POINTWISE_LOSSES[name].output](references.tensor(a)).numpy(), 1e-15)
+    assert_equal_in_float64(
+        yhat, torchs[POINTWISE_LOSSES[name].output](references.tensor(a)).numpy(), 1e-15
+    )
     np.testing.assert_allclose(pointwise_loss(name, a, t, reduction="sum")[1], yhat - t, atol=1e-13)
 
 
@@ -223,11 +243,21 @@ REFUSED = [
     (("squared_error", A, [["x"] * 4] * 6), {}, DtypeError, "encode text labels first"),
     (("squared_error", A, [[1.0], [1.0, 2.0]]), {}, DtypeError, "targets is no array of numbers"),
     (("squared_error", A.astype(int), A), {}, DtypeError, "a has dtype int64"),
-    (("binary_cross_entropy", A, A + 1.5), {}, OptionError, r"targets\[0, 0\] is 1.5 .* in \[0, 1\]"),
+    (
+        ("binary_cross_entropy", A, A + 1.5),
+        {},
+        OptionError,
+        r"targets\[0, 0\] is 1.5 .* in \[0, 1\]",
+    ),
     (("binary_cross_entropy", A, A - 0.1), {}, OptionError, r"targets\[0, 0\] is -0.1"),
     (("poisson", A, A - 1), {}, OptionError, r"targets\[0, 0\] is -1.0 .* at least 0"),
     (("squared_error", A, A), {"reduction": "avg"}, OptionError, "reduction is 'avg'"),
-    (("squared_error", A, A), {"sample_weight": -np.ones(6)}, OptionError, r"sample_weight\[0\] is -1"),
+    (
+        ("squared_error", A, A),
+        {"sample_weight": -np.ones(6)},
+        OptionError,
+        r"sample_weight\[0\] is -1",
+    ),
     (("squared_error", A, A), {"sample_weight": np.ones(4)}, ShapeError, r"wants \(6,\)"),
     (("squared_error", A, A), {"out": np.zeros((6, 3))}, ShapeError, "pass np.empty_like"),
 ]

@@ -12,8 +12,8 @@ from gpubackprop.ops import softmax, softmax_cross_entropy
 from tests import references
 from tests.tolerances import assert_by_the_rule, assert_equal_in_float64, assert_same_pattern
 
-# Known shortfall against "no worse than PyTorch": NumPy's float32 exp errs by up to 2.4 units in the
-# last place and log by 3.5, PyTorch's by 0.6 and 0.9; the largest errors seen, rounded up, in units
+# Known shortfall against "no worse than PyTorch": NumPy's float32 exp errs by up to 2.4 units in
+# the last place and log by 3.5, PyTorch's by 0.6 and 0.9; the largest errors seen, rounded up, in units
 # of `tolerances`. A loss that is one number has no shortfall: its rows are added in float64.
 PRIMITIVE_ROW_LOSS, PRIMITIVE_DELTA = 1.4, 3.7
 
@@ -61,7 +61,9 @@ def assert_matches(z, t, **options):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "sample_weight"])
-def test_loss_and_delta_match_pytorch_for_every_combination_of_options(targets, reduction, weighted):
+def test_loss_and_delta_match_pytorch_for_every_combination_of_options(
+    targets, reduction, weighted
+):
     tried = 0
     for options in GRID:
         case = problem(targets, options)
@@ -120,10 +122,10 @@ def test_the_hand_worked_example():
     np.testing.assert_allclose(delta, wanted * [[3 * 2 / 5], [2 * 2 / 5]], rtol=1e-15)
     loss, delta = softmax_cross_entropy(z, np.array([2, 1]), label_smoothing=0.3, reduction="sum")
     smoothed = np.array([[0.1, 0.1, 0.8], [0.1, 0.8, 0.1]])
-    np.testing.assert_allclose(delta, [[1 / 8, 2 / 8, 5 / 8], [5 / 8, 2 / 8, 1 / 8]] - smoothed, rtol=1e-14)
     np.testing.assert_allclose(
-        loss, 2 * np.log(8) - (smoothed * z).sum(), rtol=1e-14
+        delta, [[1 / 8, 2 / 8, 5 / 8], [5 / 8, 2 / 8, 1 / 8]] - smoothed, rtol=1e-14
     )
+    np.testing.assert_allclose(loss, 2 * np.log(8) - (smoothed * z).sum(), rtol=1e-14)
     loss, delta = softmax_cross_entropy(z, np.array([2, 1]), z_loss=0.5, reduction="none")
     np.testing.assert_allclose(loss, np.log([8 / 5, 8 / 2]) + 0.5 * np.log(8) ** 2, rtol=1e-15)
     np.testing.assert_allclose(
@@ -151,7 +153,9 @@ def test_probabilities_that_do_not_sum_to_one_give_their_sum_times_softmax_minus
     rng = np.random.default_rng(3)
     z, p = rng.normal(size=(6, 4)), rng.uniform(0, 2, (6, 4))
     delta = softmax_cross_entropy(z, p, reduction="none")[1]
-    np.testing.assert_allclose(delta, p.sum(1, keepdims=True) * softmax(z) - p, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        delta, p.sum(1, keepdims=True) * softmax(z) - p, rtol=1e-12, atol=1e-15
+    )
 
 
 def test_class_indices_equal_their_one_hot_rows_as_probabilities():
@@ -204,7 +208,9 @@ def test_softmax_matches_pytorch_and_keeps_the_pattern_of_special_values():
         in_place = z.copy()
         assert softmax(in_place, out=in_place) is in_place
         np.testing.assert_array_equal(in_place, softmax(z))
-    special = np.array([[0, np.inf, 1], [0, -np.inf, 1], [np.nan, 0, 1], [-np.inf] * 3, [3e38, -3e38, 0]])
+    special = np.array(
+        [[0, np.inf, 1], [0, -np.inf, 1], [np.nan, 0, 1], [-np.inf] * 3, [3e38, -3e38, 0]]
+    )
     assert_same_pattern(softmax(special), references.tensor(special).softmax(1).numpy())
     np.testing.assert_array_equal(softmax(special)[4], [1, 0, 0])
 

@@ -14,7 +14,23 @@ from tests import references
 from tests.test_softmax_cross_entropy import assert_matches
 from tests.tolerances import assert_equal_in_float64
 
-CLASSES = (1, 2, 10, 31, 32, 33, 1000, 1023, 1024, 1025, *range(992, 1008), *range(3, 49, 3))
+CLASSES = (
+    1,
+    2,
+    10,
+    23,
+    24,
+    25,
+    31,
+    32,
+    33,
+    1000,
+    1023,
+    1024,
+    1025,
+    *range(992, 1008),
+    *range(3, 49, 3),
+)
 
 
 @pytest.fixture
@@ -97,7 +113,9 @@ def test_any_memory_layout_of_the_logits_gives_the_same_result(classes, dtype):
     for name, view in layouts(z):
         before = np.array(view)
         got_loss, got_delta = softmax_cross_entropy(view, t)
-        np.testing.assert_allclose(got_loss, loss, rtol=2e-7 if dtype != np.float64 else 1e-14, err_msg=name)
+        np.testing.assert_allclose(
+            got_loss, loss, rtol=2e-7 if dtype != np.float64 else 1e-14, err_msg=name
+        )
         np.testing.assert_allclose(
             got_delta, delta, rtol=0, atol=np.finfo(dtype).eps * abs(delta).max(), err_msg=name
         )
@@ -146,7 +164,9 @@ def test_an_out_that_overlaps_something_is_refused_and_never_silently_wrong():
     with pytest.raises(OptionError, match="out overlaps sample_weight"):
         softmax_cross_entropy(z, t, sample_weight=weight[:10], out=weight.reshape(10, 6))
     with pytest.raises(OptionError, match="out overlaps upstream"):
-        softmax_cross_entropy(z, t, reduction="none", upstream=weight[:10], out=weight.reshape(10, 6))
+        softmax_cross_entropy(
+            z, t, reduction="none", upstream=weight[:10], out=weight.reshape(10, 6)
+        )
     with pytest.raises(OptionError, match="out overlaps class_weight"):
         softmax_cross_entropy(z, t, class_weight=weight[:6], out=weight.reshape(10, 6))
     frozen = z.copy()
@@ -154,7 +174,9 @@ def test_an_out_that_overlaps_something_is_refused_and_never_silently_wrong():
     with pytest.raises(OptionError, match="out is read-only"):
         softmax_cross_entropy(z, t, out=frozen)
     for bad in (np.empty((10, 5)), np.empty((10, 6), np.float32), [[0.0] * 6] * 10):
-        with pytest.raises(ShapeError, match=r"writes float64 \(10, 6\); pass np.empty_like\(logits\)"):
+        with pytest.raises(
+            ShapeError, match=r"writes float64 \(10, 6\); pass np.empty_like\(logits\)"
+        ):
             softmax_cross_entropy(z, t, out=bad)
 
 
@@ -174,7 +196,9 @@ def test_results_do_not_depend_on_the_number_of_threads_bit_for_bit(classes, res
     for threads in (1, 2, 3):
         set_num_threads(threads)
         for targets in (t, p):
-            loss, delta = softmax_cross_entropy(z, targets, sample_weight=weight, label_smoothing=0.1)
+            loss, delta = softmax_cross_entropy(
+                z, targets, sample_weight=weight, label_smoothing=0.1
+            )
             seen.append((loss.tobytes(), delta.tobytes()))
     assert seen[0::2] == [seen[0]] * 3
     assert seen[1::2] == [seen[1]] * 3

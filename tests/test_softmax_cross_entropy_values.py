@@ -56,7 +56,9 @@ def test_special_logits_have_pytorchs_pattern_of_nan_and_infinities(dtype, optio
         np.testing.assert_allclose(loss[finite], wanted[0][finite], rtol=1e-6)
         finite = np.isfinite(wanted[1])
         rounding = 2.0**-11 if dtype == np.float16 else 2.0**-23
-        np.testing.assert_allclose(delta[finite], wanted[1][finite], rtol=2 * rounding, atol=2 * rounding)
+        np.testing.assert_allclose(
+            delta[finite], wanted[1][finite], rtol=2 * rounding, atol=2 * rounding
+        )
 
 
 @DTYPES
@@ -106,7 +108,10 @@ def test_all_labels_ignored_give_a_gradient_of_exactly_zero_and_a_mean_of_nan(dt
     t = np.full(len(z), ignore)
     for options in OPTIONS:
         torchs = references.cross_entropy(
-            np.ones(z.shape), t, ignore_index=ignore, **{k: v for k, v in options.items() if k != "z_loss"}
+            np.ones(z.shape),
+            t,
+            ignore_index=ignore,
+            **{k: v for k, v in options.items() if k != "z_loss"},
         )
         loss, delta = softmax_cross_entropy(z, t, ignore_index=ignore, **options)
         assert np.isnan(loss)
@@ -114,12 +119,14 @@ def test_all_labels_ignored_give_a_gradient_of_exactly_zero_and_a_mean_of_nan(dt
         np.testing.assert_array_equal(delta, 0.0)
         np.testing.assert_array_equal(torchs[1], 0.0)
         assert softmax_cross_entropy(z, t, ignore_index=ignore, empty="zero", **options)[0] == 0.0
-        assert softmax_cross_entropy(z, t, ignore_index=ignore, reduction="sum", **options)[0] == 0.0
+        assert (
+            softmax_cross_entropy(z, t, ignore_index=ignore, reduction="sum", **options)[0] == 0.0
+        )
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4, 1e6])
 def test_a_common_offset_costs_no_digit_beyond_those_of_the_logits(offset):
-    """lse - z_y would keep three decimals at 1e4 in float32. The oracle is given the same logits."""
+    """lse - z_y would keep three decimals at 1e4 in float32. The oracle has the same logits."""
     z = (np.random.default_rng(3).normal(size=(200, 50)) + offset).astype(np.float32)
     t = np.random.default_rng(4).integers(0, 50, 200)
     for options in ({}, {"label_smoothing": 0.1}):
@@ -133,8 +140,8 @@ def test_a_common_offset_costs_no_digit_beyond_those_of_the_logits(offset):
 
 @pytest.mark.parametrize("margin", [8.0, 12.0, 15.0, 20.0, 40.0, 90.0, 110.0])
 def test_a_confident_right_prediction_has_an_accurate_small_loss(margin):
-    """loss = log1p(9 exp(-margin)), known in closed form. S is a sum of 1 and nine small numbers, so
-    the loss has an absolute error of up to ten roundings at 1; PyTorch's has the same."""
+    """loss = log1p(9 exp(-margin)), in closed form. S is a sum of 1 and nine small numbers, so the
+    loss has an absolute error of up to ten roundings at 1; PyTorch's has the same."""
     z = np.zeros((4, 10))
     z[:, 3] = margin
     exact = np.log1p(9 * np.exp(-margin))
@@ -160,7 +167,10 @@ def test_16_bit_confident_predictions_form_p_minus_1_in_float32_before_rounding(
     _, delta = softmax_cross_entropy(z, np.array([0]), reduction="sum")
     # the 1e-6 itself is known to float32's epsilon; float16 holds it to 2^-24
     np.testing.assert_allclose(
-        delta.astype(np.float64), [[-exact, exact]], rtol=2**-8 if name == "bfloat16" else 0, atol=2.0**-23
+        delta.astype(np.float64),
+        [[-exact, exact]],
+        rtol=2**-8 if name == "bfloat16" else 0,
+        atol=2.0**-23,
     )
     assert delta[0, 0] < 0 < delta[0, 1]
 
@@ -189,7 +199,9 @@ def test_16_bit_logits_give_a_float32_loss_and_a_delta_rounded_once(name, classe
         assert by_row <= 0.51 or np.abs(delta.astype(np.float64) - oracle[1]).max() < 2.0**-11
         wide = softmax_cross_entropy(z.astype(np.float32), t, reduction="none", **options)
         np.testing.assert_array_equal(loss, wide[0])
-        np.testing.assert_array_equal(delta.astype(np.float32), wide[1].astype(dtype).astype(np.float32))
+        np.testing.assert_array_equal(
+            delta.astype(np.float32), wide[1].astype(dtype).astype(np.float32)
+        )
 
 
 def test_float32_error_over_many_draws_is_no_worse_than_pytorchs():

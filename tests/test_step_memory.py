@@ -124,7 +124,7 @@ def test_the_measurement_sees_one_array_of_a_row(monkeypatch: pytest.MonkeyPatch
     step = make_step()
     run = step.run
     monkeypatch.setattr(step, "run", lambda rows: (run(rows), np.zeros(BATCH, np.float32)))
-    assert growth_and_peak(step, 3)[1] >= ROW_VECTOR > LIMIT
+    assert growth_and_peak(step, 3)[1] > ROW_VECTOR - 256 > LIMIT
 
 
 def test_a_memory_mapped_x_is_read_into_the_batch_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recorded calls and the threads that replay them: errors, interrupts, forks, concurrent callers."""
+"""Recorded calls and the threads that replay them: errors, interrupts, forks, many callers."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from gpubackprop.data import Standardizer, split_rows
+from gpubackprop.losses import SoftmaxCrossEntropy
 from gpubackprop.network import MLP
 from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.schedules import Cosine, Exponential, ReduceOnPlateau, Schedule, StepDecay
@@ -108,6 +109,26 @@ def test_a_second_fit_goes_on_as_one_longer_fit(optimizer: Any) -> None:
     assert twice.network.parameters.tobytes() == once.network.parameters.tobytes()
     for column in ("epoch", "steps", "lr", "loss"):
         assert twice.history[column] == once.history[column]
+
+
+@pytest.mark.parametrize("why", ["sample weight", "class weight", "ignored"])
+def test_rows_that_count_for_nothing_are_left_out(why: str) -> None:
+    """Batches of one row: a batch of such a row alone has no mean."""
+    x, labels = some_data(30)
+    keep = labels != 1
+    options: dict[str, Any] = {
+        "sample weight": ({}, labels, {"sample_weight": keep.astype(float)}),
+        "class weight": ({"loss": SoftmaxCrossEntropy(class_weight=[1, 0, 1])}, labels, {}),
+        "ignored": ({"loss": SoftmaxCrossEntropy(ignore_index=1)}, labels, {}),
+    }[why]
+    settings, targets, given = options
+    ours, theirs = make_trainer(batch_size=1, **settings), make_trainer(batch_size=1)
+    ours.fit(x, targets, epochs=2, **given)
+    theirs.fit(x[keep], labels[keep], epochs=2)
+    np.testing.assert_allclose(ours.history["loss"], theirs.history["loss"], rtol=1e-12)
+    np.testing.assert_allclose(
+        ours.network.parameters, theirs.network.parameters, rtol=1e-12, atol=1e-15
+    )
 
 
 # -- validation -----------------------------------------------------------------------------------

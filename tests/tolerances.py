@@ -5,8 +5,9 @@
 The oracle is float64: PyTorch in float64, or a closed form. `error` is the largest absolute error
 of a tensor relative to the oracle's largest magnitude; a unit is the output type's epsilon (2^-23
 in float32, what one unit in the last place of 1.0 is), so that a power of two more or less in the
-data changes nothing. That norm is the one that an update of the parameters feels, and it is fair to both sides: an
-element that is a difference of large numbers is not asked for digits which no float32 formula has.
+data changes nothing. That norm is the one that an update of the parameters feels, and it is fair to
+both sides: an element that is a difference of large numbers is not asked for digits which no
+float32 formula has.
 Where every row (softmax) or every element (a function of one number) has a scale of its own,
 `scale="rows"` or `"elements"` takes the unit from there; the largest count is compared.
 

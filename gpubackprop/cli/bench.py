@@ -31,6 +31,7 @@ Medians over repeated calls, with the 20th and 80th percentile. Nothing else sho
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
+    parser.usage = "gpubackprop bench [options]"
     parser.description = "Time a training step and the softmax cross entropy on this machine."
     parser.add_argument("--quick", action="store_true", help="half a second each, less exact")
     parser.add_argument(

@@ -23,6 +23,7 @@ that the library computes and differences of the loss.
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
+    parser.usage = "gpubackprop check [options]"
     parser.description = (
         "Compare every gradient of the library with central differences in float64: all "
         "activations, losses and options, and 30 layers of one unit."

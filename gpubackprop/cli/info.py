@@ -20,6 +20,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
+    parser.usage = "gpubackprop info [--json]"
     parser.description = (
         "Show the device that --device auto means here, the NVIDIA driver, the CUDA libraries "
         "found, what is missing and how to get it, BLAS, threads and versions."

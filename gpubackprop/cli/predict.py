@@ -37,6 +37,7 @@ ignored. Arrays (NPY, NPZ, IDX) have no names: their columns are taken as they c
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
+    parser.usage = "gpubackprop predict MODEL DATA [options]"
     parser.description = (
         "Apply a trained model to a data file; one row of output for each of input."
     )

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     device = use_device(args)
     data = prepare(args)
     trainer = build(args, data)
+    args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
     print_head(say, args, data, trainer, device)
@@ -68,7 +69,7 @@ def build(args: argparse.Namespace, data: TrainingData) -> Trainer:
         [data.x.shape[1], *args.hidden, data.units],
         acts if len(acts) > 1 else acts[0],
         output=LOSSES[options.TASKS[data.task]].output,
-        initializer=options.make_initializer(args),
+        initializer=args.initializer,
         seed=args.seed,
         dtype=args.dtype,
     )

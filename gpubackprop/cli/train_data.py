@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop._optional import require
+from gpubackprop.cli.train_options import TASKS
 from gpubackprop.data import (
     Dataset,
     Standardizer,
@@ -21,6 +22,7 @@ from gpubackprop.data import (
     split_rows,
 )
 from gpubackprop.errors import DataError, GpubackpropError
+from gpubackprop.losses import LOSSES
 
 Array = np.ndarray
 DIGITS = "digits"
@@ -149,7 +151,14 @@ def encode(task: str, dataset: Dataset) -> tuple[str, Array, Array | None]:
             "choose another target column, or --task classification"
         )
     values = np.asarray(y, np.float64)
-    return task, values[:, None] if values.ndim == 1 else values, None
+    values = values[:, None] if values.ndim == 1 else values
+    try:
+        checked = LOSSES[TASKS[task]]().check_targets(
+            values, rows=values.shape[0], units=values.shape[1], dtype=values.dtype
+        )
+    except GpubackpropError as error:
+        raise DataError(f"{where}: {error}") from error
+    return task, checked, None
 
 
 def split(
@@ -158,15 +167,19 @@ def split(
     """Row numbers for training, validation (--validation of what --test leaves) and test."""
     rows, nothing = np.arange(len(targets)), np.zeros(0, np.int64)
 
-    def cut(kept: Array, share: float, seed: int) -> tuple[Array, Array]:
+    def cut(kept: Array, option: str) -> tuple[Array, Array]:
+        share = getattr(args, option)
         if not share:
             return kept, nothing
         classes = targets[kept] if by_class else None
-        first, second = split_rows(len(kept), share, seed, classes)
+        try:
+            first, second = split_rows(len(kept), share, args.seed, classes)
+        except GpubackpropError as error:
+            raise DataError(f"--{option} {share:g}: {error}; --{option} 0 does without") from error
         return kept[first], kept[second]
 
-    rest, test = cut(rows, args.test, args.seed)
-    train, validation = cut(rest, args.validation, args.seed)
+    rest, test = cut(rows, "test")
+    train, validation = cut(rest, "validation")
     return train, validation, test
 
 

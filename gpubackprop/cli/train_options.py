@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from gpubackprop import losses, optimizers, schedules
 from gpubackprop.cli.common import add_device_options, key_value, real, whole
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
-from gpubackprop.initializers import INITIALIZERS, gain_of
+from gpubackprop.initializers import INITIALIZERS
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
@@ -25,6 +28,7 @@ TASKS = {
     "poisson": "poisson",
 }
 LABEL_SMOOTHING = 0.05
+STEPS, EPOCHS = 2_000, (20, 200)
 SMALL_BATCH, LARGE_BATCH, MANY_ROWS = 32, 128, 20_000
 
 EPILOG = """\
@@ -50,6 +54,7 @@ files written to the output directory:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
+    parser.usage = "gpubackprop train [DATA --target COLUMN] [options]"
     parser.description = (
         "Train a feed-forward network. Without DATA: on scikit-learn's handwritten digits."
     )
@@ -121,9 +126,9 @@ def _network_options(group: Any) -> None:
     group.add_argument(
         "--initializer",
         choices=list(INITIALIZERS),
+        default="glorot_uniform",
         metavar="NAME",
-        help=f"{', '.join(INITIALIZERS)} (default: he_uniform for relu and its like, else "
-        "glorot_uniform)",
+        help=f"{', '.join(INITIALIZERS)} (default glorot_uniform)",
     )
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
 
@@ -153,7 +158,12 @@ def _training_options(group: Any) -> None:
         metavar="KEY=VALUE",
         help="anything else of it, e.g. gamma=0.5, step_epochs=10; may be repeated",
     )
-    group.add_argument("--epochs", type=whole(0), default=40, metavar="N", help="(default 40)")
+    group.add_argument(
+        "--epochs",
+        type=whole(0),
+        metavar="N",
+        help=f"(default: {STEPS:,} steps, but at least {EPOCHS[0]} and at most {EPOCHS[1]} epochs)",
+    )
     group.add_argument(
         "--batch-size",
         type=whole(1),
@@ -231,6 +241,7 @@ def make_optimizer(args: argparse.Namespace) -> Optimizer:
     for key in ("lr", "momentum", "weight_decay"):
         if getattr(args, key) is not None:
             options[key] = getattr(args, key)
+    _check_keys(args, "optimizer", OPTIMIZERS[args.optimizer], options)
     return optimizers.optimizer(args.optimizer, **options)
 
 
@@ -238,7 +249,19 @@ def make_schedule(args: argparse.Namespace) -> Schedule:
     options = dict(args.schedule_option)
     if args.warmup is not None:
         options["warmup_steps"] = args.warmup
+    _check_keys(args, "schedule", SCHEDULES[args.schedule], options)
     return schedules.schedule(args.schedule, **options)
+
+
+def _check_keys(
+    args: argparse.Namespace, what: str, factory: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    """Wrong usage (exit 2) where an option does not belong to the chosen optimizer or schedule."""
+    known = [key for key in inspect.signature(factory).parameters if not key.startswith("_")]
+    for key in options:
+        if key not in known:
+            has = f"which has {', '.join(known)}" if known else "which has none"
+            args.parser.error(f"{key} is no option of the {what} {getattr(args, what)}, {has}")
 
 
 def make_loss(args: argparse.Namespace, task: str, counts: np.ndarray | None) -> Loss:
@@ -258,15 +281,15 @@ def make_loss(args: argparse.Namespace, task: str, counts: np.ndarray | None) ->
     return LOSSES[TASKS[task]]()
 
 
-def make_initializer(args: argparse.Namespace) -> str:
-    """--initializer, or the one that suits the first hidden layer's activation."""
-    if args.initializer:
-        return str(args.initializer)
-    rectifier = bool(args.hidden) and gain_of(args.activation[0], "he_uniform") != 1.0
-    return "he_uniform" if rectifier else "glorot_uniform"
-
-
 def batch_size(args: argparse.Namespace, rows: int) -> int:
     if args.batch_size is not None:
         return int(args.batch_size)
     return SMALL_BATCH if rows < MANY_ROWS else LARGE_BATCH
+
+
+def epochs(args: argparse.Namespace, rows: int, batch: int) -> int:
+    """--epochs, or as many as make 2,000 steps, at least 20 and at most 200."""
+    if args.epochs is not None:
+        return int(args.epochs)
+    few, many = EPOCHS
+    return max(few, min(many, round(STEPS / math.ceil(rows / batch))))

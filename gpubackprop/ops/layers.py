@@ -111,7 +111,7 @@ def activation_forward(a: Any, name: str | Activation, *, out: Array | None = No
         return h
     wide = a.astype(dtype)
     NumpyBackend().activation_forward(wide, activation(name), wide)
-    np.copyto(h, wide, casting="same_kind")
+    NumpyBackend().call(np.copyto, h, wide)  # overflow to infinity is no warning
     return h
 
 
@@ -147,7 +147,7 @@ def activation_backward(
         return delta
     wide = grad_h.astype(dtype)
     NumpyBackend().activation_backward(wide, saved.astype(dtype), activation(name), wide)
-    np.copyto(delta, wide, casting="same_kind")
+    NumpyBackend().call(np.copyto, delta, wide)
     return delta
 
 
@@ -164,9 +164,13 @@ def column_sum(delta: Any) -> Array:
     """
     delta = checks.float_matrix(delta, "delta", "column_sum")
     dtype = checks.compute_dtype(delta.dtype, "delta", "column_sum")
-    out = np.empty(delta.shape[1], dtype)
-    NumpyBackend().column_sum(np.ascontiguousarray(delta, dtype), out)
-    return out.astype(delta.dtype, copy=False)
+    backend, out = NumpyBackend(), np.empty(delta.shape[1], dtype)
+    backend.column_sum(np.ascontiguousarray(delta, dtype), out)
+    if delta.dtype == dtype:
+        return out
+    narrow = np.empty(out.shape, delta.dtype)
+    backend.call(np.copyto, narrow, out)
+    return narrow
 
 
 def _one_dtype(op: str, **arrays: Array) -> None:

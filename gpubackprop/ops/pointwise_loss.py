@@ -87,7 +87,7 @@ def pointwise_loss(
         weights,
     )
     if work is not a:
-        np.copyto(delta, work, casting="same_kind")
+        NumpyBackend().call(np.copyto, delta, work)
     return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
 
 

@@ -104,6 +104,19 @@ class Batches:
             return np.zeros(len(self), np.bool_)
         return self.own(self.targets) == ignore_index
 
+    def row_weights(self, loss: Loss) -> Array:
+        """(N,) what each row counts in a weighted mean: sample times class weight, ignored 0."""
+        weight = np.ones(len(self)) if self.sample_weight is None else self.own(self.sample_weight)
+        ignored, by_class = self.ignored(loss), loss.options.class_weight
+        if by_class is not None and self.targets.ndim == 1:
+            weight = weight * by_class[np.where(ignored, 0, self.own(self.targets))]
+        return np.where(ignored, 0.0, weight)
+
+    def counting(self, loss: Loss) -> Batches:
+        """Without the rows that count for nothing: a batch of them alone would have no mean."""
+        counts = self.row_weights(loss) > 0
+        return self if counts.all() else self.select(self.order(None)[counts])
+
     def require_rows(self, what: str) -> None:
         if not len(self):
             raise DataError(f"{what} has 0 rows; training wants at least one")

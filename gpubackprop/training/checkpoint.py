@@ -20,6 +20,7 @@ from gpubackprop.tensorfile import (
     write_tensors,
 )
 from gpubackprop.training.batches import Batches
+from gpubackprop.training.history import History
 
 if TYPE_CHECKING:
     from gpubackprop.training.step import TrainStep
@@ -108,40 +109,49 @@ class Checkpoint:
             return None
         arrays, values = read_tensors(self.path, KIND, VERSION)
         self._compare(values.get("fingerprint"))
-        trainer, step = self.trainer, self.step
-        targets = self._arrays()
+        trainer, step, targets = self.trainer, self.step, self._arrays()
         for name, target in (targets | {"best": trainer.network.parameters}).items():
             require_array(self.path, arrays, name, target.shape, target.dtype)
         try:
-            position = self._position(values)
-            steps = require_count(self.path, "steps", values["steps"])
-            rows, best_epoch = _history(self.path, values)
-            # Tried on copies first: either may turn out not to be readable.
-            copy.deepcopy(trainer._rng).bit_generator.state = position.rng_state
-            copy.deepcopy(trainer.schedule).restore(values["schedule"])
-            if values["schedule"].keys() != trainer.schedule.state().keys():
-                raise ValueError(f"schedule is {values['schedule']!r}")
+            position, steps, history = self._read(values)
+        except ModelFileError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            if isinstance(error, ModelFileError):
-                raise
             raise ModelFileError(f"{self.path}: its values are not readable ({error!r})") from error
         trainer._rng.bit_generator.state = position.rng_state
         trainer.schedule.restore(values["schedule"])
         for name, target in targets.items():
             np.copyto(target, arrays[name])
         step.steps = steps
-        trainer.history.rows[:], trainer.history.best_epoch = rows, best_epoch
-        # A training that a callback has ended is over; one that Ctrl-C ended goes on.
-        trainer.history.stopped = "callback" if values["stopped"] == "callback" else ""
+        trainer.history.rows[:] = history.rows
+        trainer.history.best_epoch, trainer.history.stopped = history.best_epoch, history.stopped
         return position, arrays["best"]
+
+    def _read(self, values: dict[str, Any]) -> tuple[Position, int, History]:
+        """Position, step count, history; any error if the values are not as `save` writes them."""
+        position = self._position(values["position"])
+        steps = require_count(self.path, "steps", values["steps"])
+        # Tried on copies: either may turn out not to be readable.
+        copy.deepcopy(self.trainer._rng).bit_generator.state = position.rng_state
+        copy.deepcopy(self.trainer.schedule).restore(values["schedule"])
+        if values["schedule"].keys() != self.trainer.schedule.state().keys():
+            raise ValueError(f"schedule is {values['schedule']!r}")
+        rows, best_epoch = values["history"], values["best_epoch"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ModelFileError(f"{self.path}: history is not a list of epochs")
+        history = History(rows)
+        if best_epoch is not None:
+            history.best_epoch = require_count(self.path, "best_epoch", best_epoch)
+        # A training that a callback has ended is over; one that Ctrl-C ended goes on.
+        history.stopped = "callback" if values["stopped"] == "callback" else ""
+        return position, steps, history
 
     def _arrays(self) -> dict[str, Array]:
         slots = zip(self.step.optimizer.formula.slots, self.step.slots, strict=True)
         arrays = {"parameters": self.trainer.network.parameters, "totals": self.step.totals}
         return arrays | {f"slot.{name}": slot for name, slot in slots}
 
-    def _position(self, values: dict[str, Any]) -> Position:
-        found = values["position"]
+    def _position(self, found: dict[str, Any]) -> Position:
         names = {field.name for field in fields(Position)}
         if not isinstance(found, dict) or found.keys() != names:
             raise ValueError(f"position is {found!r}")
@@ -161,13 +171,6 @@ class Checkpoint:
                     f"this one has {wanted}; resume with the same settings and data, or use "
                     f"another checkpoint file"
                 )
-
-
-def _history(path: Path, values: dict[str, Any]) -> tuple[list[dict[str, Any]], int | None]:
-    rows, best_epoch = values["history"], values["best_epoch"]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ModelFileError(f"{path}: history is not a list of epochs")
-    return rows, None if best_epoch is None else require_count(path, "best_epoch", best_epoch)
 
 
 def _fingerprint(trainer: Trainer, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:

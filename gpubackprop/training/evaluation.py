@@ -44,12 +44,7 @@ class EvaluationStep(BatchStep):
 
 def _total_weight(loss: Loss, data: Batches, units: int) -> float:
     """What the sum of the losses of all rows is divided by."""
-    options, rows = loss.options, len(data)
-    if options.reduction == "sum":
-        return float(rows)  # no mean is wanted; per row, as in training, to be comparable
-    weight = np.ones(rows) if data.sample_weight is None else data.own(data.sample_weight)
-    ignored = data.ignored(loss)
-    if options.class_weight is not None and data.targets.ndim == 1:
-        weight = weight * options.class_weight[np.where(ignored, 0, data.own(data.targets))]
-    total = np.where(ignored, 0.0, weight).sum(dtype=np.float64)
-    return float(total * (units if options.reduction == "elementwise_mean" else 1))
+    if loss.options.reduction == "sum":
+        return float(len(data))  # no mean is wanted; per row, as in training, to be comparable
+    total = data.row_weights(loss).sum(dtype=np.float64)
+    return float(total * (units if loss.options.reduction == "elementwise_mean" else 1))

@@ -121,7 +121,8 @@ class Trainer:
         validation : share of the rows to hold out (drawn from the seed, by class where targets are
             class indices), or an integer array of row numbers of x, which `rows` then leaves out,
             or (x, targets) or (x, targets, sample_weight).
-        sample_weight : (N,) non-negative.
+        sample_weight : (N,) non-negative. Rows that count for nothing (weight 0, a class of weight
+            0, ignore_index) are left out of the batches.
         patience : stop after this many epochs in a row without an improvement of the validation
             loss (training loss without validation) by more than `min_delta`.
         restore_best : end with the weights of the best epoch; None: if there is validation, or
@@ -152,6 +153,8 @@ class Trainer:
         train = train if rows is None else train.at(rows, "rows")
         train.require_rows("x")
         train, held_out = self._validation(train, validation)
+        train = train.counting(self.loss)
+        train.require_rows("x, without the rows of weight 0,")
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
             None if patience is None else int(number(patience, "patience", 1)),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,22 @@ class Launch:
     defines: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """All bytes from an array's first to its last, gaps between rows included: pickled as it is an
+    array would lose its strides."""
+
+    address: int
+    data: bytes
+
+
+def _memory(argument: Any) -> Any:
+    if not isinstance(argument, np.ndarray):
+        return argument
+    low, high = np.lib.array_utils.byte_bounds(argument)
+    return _Memory(low, ctypes.string_at(low, high - low))
+
+
 def run_sanitized(launches: Sequence[Launch], mode: str) -> str:
     """What the sanitizer said, "" if nothing. `mode` is "address" or "thread".
 
@@ -57,18 +73,22 @@ def run_sanitized(launches: Sequence[Launch], mode: str) -> str:
     environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "launches.pickle"
-        path.write_bytes(pickle.dumps((mode, list(launches))))
-        command = [sys.executable, "-m", "tests.emulator.sanitizers", str(path)]
+        sent = [replace(launch, arguments=[*map(_memory, launch.arguments)]) for launch in launches]
+        path.write_bytes(pickle.dumps((mode, sent)))
+        program = "import sys; from tests.emulator import sanitizers; sanitizers.main(sys.argv[1])"
+        command = [sys.executable, "-c", program, str(path)]
         if mode == "thread":  # its shadow memory wants addresses where newer kernels randomise
             command = ["setarch", "-R", *command]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1])
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1]
+        )
     if result.returncode == 0 and "WARNING: ThreadSanitizer" not in result.stderr:
         return ""
     return f"exit code {result.returncode}\n{result.stderr}"
 
 
 class _ExactCopies:
-    """Copies of arrays in malloc'ed memory that ends where the array ends."""
+    """Copies in malloc'ed memory that ends where the array ends, as misaligned as it was."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
@@ -78,35 +98,32 @@ class _ExactCopies:
         self._copies: dict[tuple[int, int], int] = {}
         self._owned: list[int] = []
 
-    def address(self, array: np.ndarray) -> int:
-        low, high = np.lib.array_utils.byte_bounds(array)
-        if (low, high) not in self._copies:
-            shift = low % 16
-            memory = self._libc.malloc(shift + max(high - low, 1))
-            ctypes.memmove(memory + shift, low, high - low)
+    def address(self, array: _Memory) -> int:
+        """Where the copy is; arrays of the same address and length share one, as they did before."""
+        key = array.address, len(array.data)
+        if key not in self._copies:
+            shift = array.address % 16
+            memory = self._libc.malloc(shift + max(len(array.data), 1))
+            ctypes.memmove(memory + shift, array.data, len(array.data))
             self._owned.append(memory)
-            self._copies[low, high] = memory + shift
-        return self._copies[low, high]
+            self._copies[key] = memory + shift
+        return self._copies[key]
 
     def free(self) -> None:
         for memory in self._owned:
             self._libc.free(memory)
 
 
-def _main(path: str) -> None:
+def main(path: str) -> None:
+    """What the sanitized process does with the launches in the file `path`."""
     mode, launches = pickle.loads(Path(path).read_bytes())
     modules: dict[tuple[Any, ...], Module] = {}
     for launch in launches:
-        print(f"launch {launch.entry} grid {launch.grid} block {launch.block}", file=sys.stderr, flush=True)
+        print(f"launch {launch.entry} {launch.grid} {launch.block}", file=sys.stderr, flush=True)
         key = (launch.source, *sorted(launch.defines.items()))
         if key not in modules:
             modules[key] = Module(launch.source, mode, launch.defines)
         copies = _ExactCopies()
-        arguments = [copies.address(a) if isinstance(a, np.ndarray) else a for a in launch.arguments]
+        arguments = [copies.address(a) if isinstance(a, _Memory) else a for a in launch.arguments]
         modules[key](launch.entry, launch.grid, launch.block, arguments, shared=launch.shared)
         copies.free()
-    print("all launches done", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])

@@ -196,7 +196,8 @@ class NumpyBackend:
 
         `result` holds the arrays to fill: "loss" (), "row_loss" (N,) and "scale" (N,) of the
         compute dtype; optionally "delta" (N, K), which may be the logits, "lse" (N,), "correct"
-        (N,) bool: the target's logit is the row's largest.
+        (N,) bool: the label is the first of the row's largest logits, as argmax finds it. Where
+        "scale" is the same for every batch it is filled now and not by the plan: do not share it.
         """
         labels = targets if targets.ndim == 1 else None
         denominator = self._scales(labels, sample_weight, upstream, options, result)

@@ -39,7 +39,7 @@ def emit_value(
 
 
 def gather_rows(source: Array, rows: Array, out: Array) -> None:
-    if source.dtype == out.dtype and source.flags.c_contiguous:
+    if source.dtype == out.dtype and source.flags.c_contiguous and source.flags.aligned:
         source.take(rows, 0, out, "clip")  # "raise" would buffer; the caller's rows are in range
     else:
         np.copyto(out, source[rows], casting="unsafe")

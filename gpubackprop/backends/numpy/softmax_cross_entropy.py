@@ -103,6 +103,7 @@ class CrossEntropy:
         """Loss terms and delta of a block of rows."""
         z, m, s = self.z[rows], self.m[rows], self.s[rows]
         d = self.out[rows] if self.direct and self.out is not None else self.take(0, z.shape, slot)
+        self.predict(z, rows, slot)
         if self.narrow or z.dtype != d.dtype:
             np.copyto(d, z)
             z = d
@@ -122,6 +123,9 @@ class CrossEntropy:
 
     def take(self, number: int, shape: tuple[int, ...], slot: int) -> Array:
         return self.scratch.take(slot, number, shape, self.dtype, "F" if self.narrow else "C")
+
+    def predict(self, z: Array, rows: slice, slot: int) -> None:
+        """Note which rows are right, where that is asked for."""
 
     def gather(self, d: Array, rows: slice, slot: int) -> tuple[Array, ...]:
         """Fill `dot` from d = z - m; returns what `subtract` needs."""
@@ -177,7 +181,7 @@ class IndexCrossEntropy(CrossEntropy):
         self.labels, self.correct = labels, result.get("correct")
         rows = len(labels)
         self.y = np.empty(rows, np.intp)  # labels, 0 where ignored
-        self.ignored = np.zeros(rows, np.bool_)
+        self.ignored, self.right = np.zeros((2, rows), np.bool_)
         # tau_y without the smoothing's share; sum_k w_k (z_k - m)
         self.tau_y, self.spread = np.empty((2, rows), self.dtype)
         self.sum_w = float(self.k if self.weight is None else self.weight.sum())
@@ -200,6 +204,12 @@ class IndexCrossEntropy(CrossEntropy):
             self.weight.take(self.y, None, self.tau_y, "clip")
             np.multiply(self.tau_y, self.keep, self.tau_y)
         np.add(self.tau_y, self.uniform * self.sum_w, self.total)
+
+    def predict(self, z: Array, rows: slice, slot: int) -> None:
+        if self.correct is not None:
+            first = self.scratch.take(slot, 1, (len(z),), np.intp)
+            z.argmax(1, first)
+            np.equal(first, self.y[rows], self.correct[rows])
 
     def gather(self, d: Array, rows: slice, slot: int) -> tuple[Array, ...]:
         n = len(d)
@@ -240,8 +250,9 @@ class IndexCrossEntropy(CrossEntropy):
             np.copyto(d, 0.0, where=self.ignored[rows, None])
 
     def epilogue(self) -> None:
-        if self.correct is not None:
-            np.equal(self.dot, 0.0, self.correct)
+        if self.correct is not None:  # argmax finds a NaN, whose row is not right
+            np.equal(self.dot, 0.0, self.right)
+            np.logical_and(self.correct, self.right, self.correct)
         if self.weight is not None or self.uniform:
             np.multiply(self.dot, self.tau_y, self.dot)
         if self.uniform:

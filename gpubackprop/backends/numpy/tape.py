@@ -145,7 +145,6 @@ def _serve(inbox: SimpleQueue[_Job]) -> None:
                 job.fail(error)
             job.active.pop()
             job.left.put(None)
-            del job  # or its arrays would live until the next one comes
 
 
 WORKERS = Workers()

@@ -1,0 +1,424 @@
+"""The CUDA backend: the verbs of `gpubackprop.backends.numpy` on CuPy arrays.
+
+Every verb writes into arrays that the caller gives, and returns before the GPU has done the work. It
+is queued on the caller's current CuPy stream of the backend's device. A verb called on a
+`CupyBackend` is issued at once; ``plan(emit)`` records the verbs that ``emit(verbs)`` calls and
+returns a function that issues them again. Only `to_host`, `all_finite` and copies of what the caller
+keeps wait for the device.
+
+CuPy is imported when a `CupyBackend` is made, never when this module is. Not measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.cupy import elementwise, losses, updates
+from gpubackprop.backends.cupy.launcher import Launcher, compute_dtype, dense, row_stride
+from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
+from gpubackprop.backends.cupy.memory import Memory
+from gpubackprop.backends.cupy.tape import CupyProducts, Products, Tape
+from gpubackprop.backends.cupy.updates import CupyUpdater
+from gpubackprop.backends.cupy_launch import Launch
+from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.errors import ShapeError
+from gpubackprop.formulas import ACTIVATIONS, Activation, PointwiseLoss, Update
+
+__all__ = ["CupyBackend", "CupyProducts", "Products"]
+
+Array = Any  # cupy.ndarray
+OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
+
+
+class CupyBackend:
+    """Verbs of backpropagation on CuPy arrays of one device (see the module's docstring).
+
+    Parameters
+    ----------
+    index : number of the CUDA device.
+    products : what multiplies matrices; None: `CupyProducts`.
+
+    Raises
+    ------
+    DeviceUnavailable : CuPy, the driver or the device is missing.
+    """
+
+    asynchronous = True  # reading a result waits for the device
+    converts_rows = True  # gather_rows converts on the way
+
+    def __init__(self, index: int = 0, products: Products | None = None) -> None:
+        self.cupy, self.index, self.device = import_cupy(), index, f"cuda:{index}"
+        check_device(self.cupy, index)
+        self.products = products or CupyProducts(self.cupy)
+        self.memory = Memory(self.cupy, index)
+        self.launcher = Launcher(self.cupy, index)
+        self._tape: Tape | None = None
+        self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
+
+    def plan(self, emit: Callable[[CupyBackend], None]) -> Callable[[], None]:
+        """Record the verbs that `emit` calls; the returned function replays them.
+
+        A CUDA graph where all of them can be captured, which products through CuPy cannot.
+        """
+        recorder, tape = object.__new__(CupyBackend), Tape()
+        recorder.__dict__ |= self.__dict__
+        recorder._tape, recorder.memory = tape, Memory(self.cupy, self.index, keeps_scratch=True)
+        recorder.memory._bad_label = self.memory.bad_label
+        recorder._labels = [False]
+        emit(recorder)
+        run, labels = tape.run, recorder._labels[0]
+        if tape.capturable:
+            with explained(self.cupy, "capturing a step"), self.cupy.cuda.Device(self.index):
+                run = tape.capture(self.cupy).launch
+
+        def replay() -> None:
+            self._labels[0] |= labels
+            with explained(self.cupy, "a step on the GPU"), self.cupy.cuda.Device(self.index):
+                run()
+
+        return replay
+
+    def call(self, function: Callable[..., Any], *args: Any) -> None:
+        """Issue a host function as part of a plan (or run it at once)."""
+        if self._tape is not None:
+            self._tape.capturable = False
+        self._issue(function, *args)
+
+    def _issue(self, function: Callable[..., Any], *args: Any) -> None:
+        if self._tape is not None:
+            self._tape(function, *args)
+            return
+        name = getattr(function, "__name__", "a call")
+        with explained(self.cupy, name), self.cupy.cuda.Device(self.index):
+            function(*args)
+
+    def launch(
+        self,
+        kernel: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        arguments: Callable[[Launch], tuple[Any, ...]],
+        *,
+        formula: str = "",
+        contiguous: bool = True,
+    ) -> None:
+        """Issue one entry of the launch table with ``arguments(its plan)``; nothing where it is
+        empty. `formula` as in `gpubackprop.backends.cupy_launch.plan`."""
+        launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
+        if not launch.empty:
+            entry, call = self.launcher.bind(kernel, launch, arguments(launch), formula)
+            self._issue(entry, *call)
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        """Uninitialised array of the device, aligned to 128 bytes and more."""
+        return self.memory.empty(shape, dtype)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        return self.memory.full(shape, 0, dtype)
+
+    def asarray(self, array: Any, dtype: Any = None) -> Array:
+        """C-contiguous array of the device: itself, or a view of CUDA memory, or a copy.
+
+        `array` is NumPy's or whatever NumPy takes, CuPy's, or has __cuda_array_interface__ or
+        DLPack. What lies on another GPU is an error.
+        """
+        return self.memory.asarray(array, dtype)
+
+    def is_device_array(self, array: Any) -> bool:
+        return self.memory.is_device_array(array)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """A copy as a NumPy array. Waits, and so reports labels that a kernel found out of range."""
+        host = self.memory.read(array)
+        self.check_labels()
+        return host
+
+    def from_host(self, host: np.ndarray, out: Array) -> None:
+        """out = host, queued; `host` may be changed afterwards."""
+        self.memory.write(host, out)
+
+    def fill(self, array: Array, value: float) -> None:
+        """Every element of `array` = value, queued."""
+        self._issue(array.fill, value)
+
+    def copy(self, source: Array, out: Array) -> None:
+        """out = source, both contiguous arrays of one dtype on this device."""
+        if source.shape != out.shape or source.dtype != out.dtype or not source.size:
+            if source.shape != out.shape or source.dtype != out.dtype:
+                raise ShapeError(
+                    f"a copy from {source.dtype} {source.shape} to {out.dtype} {out.shape}"
+                )
+            return
+        self._issue(out.data.copy_from_device_async, source.data, source.nbytes)
+
+    def all_finite(self, x: Array) -> bool:
+        """Whether no element of the flat array is NaN or infinite. Waits."""
+        out = self.memory.scratch("finite", (2,), compute_dtype(x.dtype))
+        self.sum_of_squares(x, out)
+        return bool(self.to_host(out)[1] == 0)
+
+    def labels_used(self) -> None:
+        self._labels[0] = True
+
+    def check_labels(self) -> None:
+        """TargetRangeError where a loss has met a label outside [0, K); waits if one could have."""
+        if self._labels[0]:
+            self._labels[0] = False
+            self.memory.raise_bad_label()
+
+    def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
+        """A copy that does not change any more, such as class weights."""
+        return None if host is None else self.memory.asarray(host, dtype)
+
+    def converted(self, array: Array | None, dtype: Any, name: str) -> Array | None:
+        """`array`, or its conversion to `dtype` in scratch memory of that name."""
+        if array is None or array.dtype == dtype:
+            return array
+        out = self.memory.scratch(name, array.shape, dtype)
+        self.gather_rows(array, None, out)
+        return out
+
+    def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
+        """out[i] = source[rows[i]], converted to the dtype of out; rows None: out = source.
+
+        `rows` int64 is read when the call runs, so a plan gathers another batch each time. A row
+        number out of range gives the nearest row.
+        """
+        if source.shape[1:] != out.shape[1:] or (rows is not None and rows.shape != out.shape[:1]):
+            raise ShapeError(f"no gather from {source.shape} to {out.shape}")
+        if rows is None and source.shape != out.shape:
+            raise ShapeError(f"no conversion of {source.shape} to {out.shape}")
+        if source.ndim < 2:
+            source, out = source.reshape(source.size, 1), out.reshape(out.size, 1)
+        count, columns = out.shape
+        self.launch(
+            "gather_rows", out.shape, out.dtype,
+            lambda launch: (
+                source, rows, out, count, columns, source.shape[0], row_stride(source),
+                row_stride(out),
+            ),
+            formula=str(source.dtype),
+        )  # fmt: skip
+
+    def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
+        """out = (raw - mean) / scale in float64, rounded once; raw, out (N, D), mean, scale (D,)."""
+        self._issue(elementwise.kernel(self.cupy, "standardize"), raw, mean, scale, out)
+
+    def divide(self, x: Array, divisor: float, out: Array) -> None:
+        """out = x / divisor."""
+        self._issue(elementwise.kernel(self.cupy, "divide"), x, np.float64(divisor), out)
+
+    # -- layers -----------------------------------------------------------------------------------
+
+    def matmul(self, x: Array, y: Array, out: Array) -> None:
+        """out = x @ y. Every matrix product of a training step comes through here."""
+        if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
+            raise ShapeError(f"no product of {x.shape} and {y.shape} to {out.shape}")
+        if self._tape is not None:
+            self._tape.capturable &= self.products.capturable
+        self._issue(self.products, x, y, out)
+
+    def affine_forward(
+        self, x: Array, W: Array, b: Array, activation: Activation, a: Array, h: Array
+    ) -> None:
+        """a = x W^T + b; h = g(a). h may be a; a is then not kept.
+
+        x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
+        """
+        if b.shape != a.shape[1:]:
+            raise ShapeError(f"b has shape {b.shape} but a has {a.shape}")
+        self.matmul(x, W.T, a)
+        self._epilogue(a, b, activation, None if h is a else a, h)
+
+    def activation_forward(self, a: Array, activation: Activation, h: Array) -> None:
+        """h = g(a), elementwise; (N, D) both; h may be a."""
+        self._epilogue(a, None, activation, None, h)
+
+    def _epilogue(
+        self, product: Array, b: Array | None, activation: Activation, a: Array | None, h: Array
+    ) -> None:
+        _same_shape(product, h)
+        rows, columns = product.shape
+        self.launch(
+            "affine_epilogue", product.shape, h.dtype,
+            lambda launch: (
+                product, b, a, h, rows, columns, launch.join, row_stride(product), row_stride(a),
+                row_stride(h), activation.parameter,
+            ),
+            formula=activation.name, contiguous=dense(product, a, h),
+        )  # fmt: skip
+
+    def activation_backward(
+        self,
+        grad_h: Array,
+        saved: Array,
+        activation: Activation,
+        delta: Array,
+        grad_b: Array | None = None,
+    ) -> None:
+        """delta = grad_h * g'; grad_b = sum_i delta[i] in the same pass, where it is given.
+
+        `saved` is h or a as activation.saved says; delta may be grad_h.
+        """
+        _same_shape(grad_h, saved, delta)
+        rows, columns = delta.shape
+        partial: list[Array] = []
+
+        def arguments(launch: Launch) -> tuple[Any, ...]:
+            partial.append(None if grad_b is None else self._partial(launch.partial, delta.dtype))
+            return (
+                grad_h, saved, delta, partial[0], rows, columns, launch.join, row_stride(grad_h),
+                row_stride(saved), row_stride(delta), activation.parameter,
+            )  # fmt: skip
+
+        self.launch(
+            "activation_backward", delta.shape, delta.dtype, arguments,
+            formula=activation.name, contiguous=dense(grad_h, saved, delta),
+        )  # fmt: skip
+        if grad_b is not None:
+            self._finish(partial[0] if partial else None, grad_b)
+
+    def affine_backward(
+        self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
+    ) -> None:
+        """grad_W = delta^T h_prev; grad_h = delta W, the gradient for the layer below (or None)."""
+        self.matmul(delta.T, h_prev, grad_W)
+        if grad_h is not None:
+            self.matmul(delta, W, grad_h)
+
+    def column_sum(self, delta: Array, out: Array) -> None:
+        """out[j] = sum_i delta[i, j], in an order that the shapes alone decide."""
+        self.sum_columns(delta, out)
+
+    def sum_columns(
+        self, x: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
+    ) -> None:
+        """`column_sum`, divided by `divisor` (), with 0 for 0 / 0 where `empty_is_zero`."""
+        rows, columns = x.shape
+        partial: list[Array] = []
+
+        def arguments(launch: Launch) -> tuple[Any, ...]:
+            partial.append(self._partial(launch.partial, x.dtype))
+            return x, partial[0], rows, columns, launch.join, row_stride(x)
+
+        self.launch("column_sum", x.shape, x.dtype, arguments, contiguous=dense(x))
+        self._finish(partial[0] if partial else None, out, divisor, empty_is_zero)
+
+    def _partial(self, shape: tuple[int, int] | None, dtype: Any) -> Array:
+        return self.memory.scratch("partial", shape or (0, 0), compute_dtype(dtype))
+
+    def _finish(
+        self,
+        partial: Array | None,
+        out: Array,
+        divisor: Array | None = None,
+        empty_is_zero: bool = False,
+    ) -> None:
+        columns = out.shape[0]
+        rows = 0 if partial is None else partial.shape[0]
+        if partial is not None and partial.shape[1] != columns:
+            raise ShapeError(f"out has shape {out.shape} but there are {partial.shape[1]} columns")
+        self.launch(
+            "column_sum_finish", (rows, columns), out.dtype,
+            lambda launch: (partial, out, rows, columns, divisor, empty_is_zero),
+        )  # fmt: skip
+
+    def output(self, a: Array, kind: str, out: Array) -> None:
+        """yhat = O(a), O one of softmax, linear, logistic, exp; out may be a."""
+        _same_shape(a, out)
+        if not a.size:
+            return
+        if kind == "softmax":
+            self.call(elementwise.softmax_rows, self.cupy, a, out)
+        elif kind == "exp":
+            self._issue(elementwise.kernel(self.cupy, "exponential"), a, out)
+        elif kind == "logistic" or out is not a:
+            self.activation_forward(a, OUTPUT_ACTIVATIONS[kind], out)
+
+    # -- losses -----------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self,
+        logits: Array,
+        targets: Array,
+        options: LossOptions,
+        result: dict[str, Array],
+        sample_weight: Array | None = None,
+        upstream: Array | float = 1.0,
+    ) -> None:
+        """Loss and delta, as `NumpyBackend.softmax_cross_entropy`.
+
+        result["scale"] is working memory here. Labels int32 or int64; one out of range makes loss
+        and delta of its row NaN, and the next wait for the device raises TargetRangeError.
+        """
+        losses.softmax_cross_entropy(
+            self, logits, targets, options, result, sample_weight, upstream
+        )
+
+    def pointwise_loss(
+        self,
+        a: Array,
+        targets: Array,
+        formula: PointwiseLoss,
+        options: LossOptions,
+        result: dict[str, Array],
+        sample_weight: Array | None = None,
+    ) -> None:
+        """Loss and delta of squared error, binary cross entropy or Poisson; targets of the compute
+        dtype."""
+        losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight)
+
+    def accumulate(
+        self,
+        loss: Array,
+        rows: int,
+        correct: Array | None,
+        penalty: tuple[Array, Array] | None,
+        totals: Array,
+    ) -> None:
+        """Add one step to `totals`, float64 indexed by `Total`; see `NumpyBackend.accumulate`."""
+        weights2, l2 = penalty or (None, None)
+        self.launch(
+            "accumulate", (1,), loss.dtype,
+            lambda launch: (loss, correct, weights2, l2, rows, totals),
+        )  # fmt: skip
+
+    # -- updates ----------------------------------------------------------------------------------
+
+    def add_scaled(self, x: Array, scale: Array, out: Array) -> None:
+        """out += scale * x on flat arrays; `scale` a 0-d array read when the call runs."""
+        self._issue(elementwise.kernel(self.cupy, "add_scaled"), x, scale, out, out)
+
+    def sum_of_squares(self, x: Array, out: Array) -> None:
+        """out = sum x^2 of a flat x. `out`: (2,) of the compute dtype, its second element then 1
+        where an element of x is not finite, else 0; or a 0-d float64 array."""
+        updates.sum_of_squares(self, x, out)
+
+    def update(
+        self,
+        parameters: Array,
+        gradient: Array,
+        slots: tuple[Array, ...],
+        formula: Update,
+        coefficients: dict[str, Any],
+    ) -> None:
+        """One step of the optimizer on the flat buffers, as `NumpyBackend.update`.
+
+        `coefficients` as there, its numbers read on the host when the call runs; or, with nothing
+        read by the host, "prepared": the vector that `CupyUpdater` fills on the device, and
+        "penalized": how many parameters its L2 penalty concerns.
+        """
+        updates.update(self, parameters, gradient, slots, formula, coefficients)
+
+    updater = CupyUpdater
+
+
+def _same_shape(*arrays: Array) -> None:
+    shapes = [array.shape for array in arrays]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ShapeError(f"matrices of one shape are wanted, got {', '.join(map(str, shapes))}")

@@ -1,0 +1,103 @@
+"""CuPy as a library that may be absent: importing it, its devices, and its errors in one line."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gpubackprop.errors import DeviceUnavailable, GpubackpropError
+
+GIB = 1 << 30
+
+
+def import_cupy() -> Any:
+    """The module `cupy`.
+
+    Raises
+    ------
+    DeviceUnavailable : it is not installed, or does not import.
+    """
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DeviceUnavailable(
+            f"the CUDA backend needs CuPy, which does not import ({reason}); run: pip install "
+            f'"gpubackprop[cuda13]" (or cuda12), or use device="cpu"'
+        ) from None
+
+
+def check_device(cupy: Any, index: int) -> None:
+    """DeviceUnavailable unless CUDA starts and has a device of this number."""
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceUnavailable(
+            f"CUDA does not start ({one_line(error)}); `gpubackprop info` says what is missing; "
+            f'use device="cpu", or "auto" to fall back'
+        ) from None
+    if index >= count:
+        raise DeviceUnavailable(
+            f'device="cuda:{index}" was asked for but there are {count} CUDA devices, cuda:0 to '
+            f"cuda:{count - 1}; name one of these"
+        )
+
+
+@contextmanager
+def explained(cupy: Any, what: str, wanted: int | None = None) -> Iterator[None]:
+    """CuPy's errors as `DeviceUnavailable`, one line that says what to do.
+
+    Parameters
+    ----------
+    what : what was being done. wanted : bytes asked for, where it is an allocation.
+    """
+    try:
+        yield
+    except GpubackpropError:
+        raise
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        raise _out_of_memory(cupy, what, wanted, error) from None
+    except cupy.cuda.compiler.CompileException as error:
+        raise DeviceUnavailable(
+            f"{what}: NVRTC refused the source ({one_line(error)}); the CUDA version of NVRTC and "
+            f"the kernels do not fit: please report it with the output of `gpubackprop info`"
+        ) from error
+    except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+        raise DeviceUnavailable(
+            f"{what}: {one_line(error)}; after an error of CUDA the process must be restarted; "
+            f"`gpubackprop info` shows driver and libraries"
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        if not _is_missing_library(error):
+            raise
+        raise DeviceUnavailable(
+            f"{what}: a CUDA library does not load ({one_line(error)}); run: pip install "
+            f'"gpubackprop[cuda13]" (or cuda12), which brings NVRTC and cuBLAS'
+        ) from error
+
+
+def _out_of_memory(
+    cupy: Any, what: str, wanted: int | None, error: BaseException
+) -> DeviceUnavailable:
+    size = one_line(error) if wanted is None else f"{wanted / GIB:.3g} GiB were wanted"
+    try:
+        free, total = cupy.cuda.runtime.memGetInfo()
+        room = f" and {free / GIB:.3g} of {total / GIB:.3g} GiB are free"
+    except Exception:  # a device out of memory may answer no more
+        room = ""
+    return DeviceUnavailable(
+        f"{what}: the GPU is out of memory: {size}{room}; use a smaller batch_size or network, "
+        f'or device="cpu"'
+    )
+
+
+def _is_missing_library(error: BaseException) -> bool:
+    text = f"{type(error).__name__} {error}".lower()
+    return any(name in text for name in ("nvrtc", "cublas", "dynamiclib", ".so", ".dll"))
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,150 @@
+"""The loss verbs on a GPU: weights of the rows, loss and delta, and the reduction over the rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.backends.cupy.launcher import compute_dtype, row_stride
+from gpubackprop.errors import DtypeError, ShapeError
+from gpubackprop.formulas import PointwiseLoss
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.cupy import CupyBackend
+    from gpubackprop.backends.numpy import LossOptions
+
+Result = dict[str, Any]
+
+
+def softmax_cross_entropy(
+    verbs: CupyBackend,
+    logits: Any,
+    targets: Any,
+    options: LossOptions,
+    result: Result,
+    sample_weight: Any,
+    upstream: Any,
+) -> None:
+    rows, classes = logits.shape
+    compute = compute_dtype(logits.dtype)
+    by_label = targets.ndim == 1
+    _check_shapes(targets, (rows,) if by_label else (rows, classes), result, logits.shape)
+    if by_label and targets.dtype not in (np.int32, np.int64):
+        raise DtypeError(f"labels are {targets.dtype} but the GPU wants int32 or int64")
+    sample_weight = verbs.converted(sample_weight, compute, "sample_weight")
+    if not by_label:
+        targets = verbs.converted(targets, compute, "probabilities")
+    class_weight = verbs.on_device(options.class_weight, compute)
+    divisor = _divisor(
+        verbs, targets if by_label else None, sample_weight, class_weight, options, result, classes
+    )
+    upstream = _upstream(verbs, upstream, compute)
+    delta = result.get("delta")
+    verbs.launch(
+        "softmax_cross_entropy", logits.shape, logits.dtype,
+        lambda launch: (
+            logits, targets, 0 if by_label else row_stride(targets), delta, result["row_loss"],
+            result.get("lse"), result.get("correct"), sample_weight, upstream,
+            0 if upstream is None else upstream.ndim, divisor, class_weight,
+            options.label_smoothing, options.z_loss, options.ignore_index or 0,
+            options.ignore_index is not None, verbs.memory.bad_label, rows, classes,
+            row_stride(logits), row_stride(delta),
+        ),
+        formula=str(targets.dtype) if by_label else "prob",
+    )  # fmt: skip
+    if by_label:
+        verbs.labels_used()
+    _reduce(verbs, divisor, options, result)
+
+
+def pointwise_loss(
+    verbs: CupyBackend,
+    a: Any,
+    targets: Any,
+    formula: PointwiseLoss,
+    options: LossOptions,
+    result: Result,
+    sample_weight: Any,
+) -> None:
+    rows, units = a.shape
+    compute = compute_dtype(a.dtype)
+    _check_shapes(targets, a.shape, result, a.shape)
+    sample_weight = verbs.converted(sample_weight, compute, "sample_weight")
+    divisor = _divisor(verbs, None, sample_weight, None, options, result, units)
+    delta = result.get("delta")
+    verbs.launch(
+        "pointwise_loss", a.shape, a.dtype,
+        lambda launch: (
+            a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, None, 0,
+            divisor, rows, units, row_stride(a), row_stride(targets), row_stride(delta),
+        ),
+        formula=formula.name,
+    )  # fmt: skip
+    _reduce(verbs, divisor, options, result)
+
+
+def _check_shapes(
+    targets: Any, wanted: tuple[int, ...], result: Result, logits: tuple[int, ...]
+) -> None:
+    """A kernel would read or write beyond a smaller array."""
+    shapes = {"row_loss": logits[:1], "scale": logits[:1], "lse": logits[:1], "correct": logits[:1]}
+    shapes |= {"delta": logits}
+    named = [("targets", targets, wanted)]
+    named += [(name, result[name], shape) for name, shape in shapes.items() if name in result]
+    for name, array, shape in named:
+        if array.shape != shape:
+            raise ShapeError(f"{name} has shape {array.shape} but the loss wants {shape}")
+
+
+def _divisor(
+    verbs: CupyBackend,
+    labels: Any,
+    sample_weight: Any,
+    class_weight: Any,
+    options: LossOptions,
+    result: Result,
+    units: int,
+) -> Any:
+    """What the mean divides by, a 0-d array, or None for the other reductions.
+
+    The sum over the rows that count of sample weight times class weight, times the units for the
+    elementwise mean. result["scale"] is the working memory for the rows' weights.
+    """
+    if not options.reduction.endswith("mean"):
+        return None
+    row_loss = result["row_loss"]
+    rows, compute = row_loss.shape[0], row_loss.dtype
+    factor = units if options.reduction == "elementwise_mean" else 1
+    by_label = labels is not None and (options.ignore_index is not None or class_weight is not None)
+    if sample_weight is None and not by_label:
+        return verbs.memory.constant(rows * factor, compute)
+    weights = result["scale"]
+    labels = labels if by_label else None
+    verbs.launch(
+        "row_weights", (rows,), compute,
+        lambda launch: (
+            labels, sample_weight, class_weight, options.ignore_index or 0,
+            options.ignore_index is not None, factor, units, weights, rows,
+        ),
+        formula="int64" if labels is None else str(labels.dtype),
+    )  # fmt: skip
+    total = verbs.memory.scratch("divisor", (1,), compute)
+    verbs.column_sum(weights.reshape(rows, 1), total)
+    return total.reshape(())
+
+
+def _upstream(verbs: CupyBackend, upstream: Any, compute: np.dtype) -> Any:
+    """None for 1, else an array of 0 or 1 dimensions."""
+    if np.ndim(upstream) == 0 and not hasattr(upstream, "device"):
+        return None if float(upstream) == 1.0 else verbs.memory.constant(float(upstream), compute)
+    return verbs.converted(upstream, compute, "upstream")
+
+
+def _reduce(verbs: CupyBackend, divisor: Any, options: LossOptions, result: Result) -> None:
+    if options.reduction == "none":
+        return
+    row_loss, loss = result["row_loss"], result["loss"]
+    verbs.sum_columns(
+        row_loss.reshape(row_loss.shape[0], 1), loss.reshape(1), divisor, options.empty == "zero"
+    )

@@ -1,0 +1,144 @@
+"""Arrays of the device: made, brought there from whatever holds them, and read back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.cupy.library import explained
+from gpubackprop.errors import DeviceUnavailable, DtypeError, TargetRangeError
+
+KERNEL_SOURCES = ("float64", "float32", "float16", "bfloat16", "uint8", "int32", "int64")
+
+
+class Memory:
+    """The arrays of one device, and its sticky flag for labels out of range.
+
+    Parameters
+    ----------
+    keeps_scratch : working memory is kept and shared by the calls of a plan.
+
+    Attributes
+    ----------
+    bad_label : (2,) int64 on the device: {row, label} of a label out of range, or {-1, -1}.
+    """
+
+    def __init__(self, cupy: Any, index: int, *, keeps_scratch: bool = False) -> None:
+        self.cupy, self.index, self._keeps_scratch = cupy, index, keeps_scratch
+        self._constants: dict[tuple[float, str], Any] = {}
+        self._scratch: dict[tuple[str, np.dtype], Any] = {}
+        self._bad_label: Any = None
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        dtype = np.dtype(dtype)
+        wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        with (
+            explained(self.cupy, f"an array of shape {shape} and {dtype}", wanted),
+            self.cupy.cuda.Device(self.index),
+        ):
+            return self.cupy.empty(shape, dtype)  # CuPy's pool aligns to 512 bytes
+
+    def full(self, shape: int | tuple[int, ...], value: Any, dtype: Any) -> Any:
+        array = self.empty(shape, dtype)
+        with self.cupy.cuda.Device(self.index):
+            array.fill(value)
+        return array
+
+    def constant(self, value: float, dtype: Any) -> Any:
+        """A 0-d array that holds `value`, made once."""
+        key = (float(value), np.dtype(dtype).name)
+        if key not in self._constants:
+            self._constants[key] = self.full((), value, dtype)
+        return self._constants[key]
+
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Working memory for one verb. Of a plan: valid until the same name is asked for again, as
+        its calls follow one another; an outgrown buffer lives on in the launches recorded with it.
+        Otherwise new each time, from CuPy's pool: the caller may use several streams."""
+        if not self._keeps_scratch:
+            return self.empty(shape, dtype)
+        count, key = int(np.prod(shape, dtype=object)), (name, np.dtype(dtype))
+        if key not in self._scratch or self._scratch[key].size < count:
+            self._scratch[key] = self.empty(count, dtype)
+        return self._scratch[key][:count].reshape(shape)
+
+    # -- bringing and reading ---------------------------------------------------------------------
+
+    def asarray(self, array: Any, dtype: Any = None) -> Any:
+        """A C-contiguous array of this device, itself where it is one; see `CupyBackend.asarray`."""
+        cupy = self.cupy
+        if not self.is_device_array(array):
+            return self._upload(array, dtype)
+        with explained(cupy, "an array of the device"), cupy.cuda.Device(self.index):
+            if not isinstance(array, cupy.ndarray):
+                kind = hasattr(array, "__cuda_array_interface__")
+                array = cupy.asarray(array) if kind else cupy.from_dlpack(array)
+            if int(array.device.id) != self.index:
+                raise DeviceUnavailable(
+                    f"the array lies on cuda:{array.device.id} but the work is done on "
+                    f"cuda:{self.index}; copy it there, or use "
+                    f'device="cuda:{array.device.id}"'
+                )
+            array = cupy.ascontiguousarray(array)
+            return array if dtype is None else array.astype(dtype, copy=False)
+
+    def is_device_array(self, array: Any) -> bool:
+        """CuPy's, or one that offers its CUDA memory by __cuda_array_interface__ or DLPack."""
+        if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
+            return False
+        if isinstance(array, self.cupy.ndarray) or hasattr(array, "__cuda_array_interface__"):
+            return True
+        device = getattr(array, "__dlpack_device__", None)
+        return device is not None and int(device()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+    def _upload(self, array: Any, dtype: Any) -> Any:
+        if hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray):
+            array = np.from_dlpack(array)
+        try:
+            host = np.ascontiguousarray(array, dtype)
+        except (TypeError, ValueError) as error:
+            raise DtypeError(f"no array of numbers: {error}") from None
+        if host.dtype.kind not in "fiub" and host.dtype.name != "bfloat16":
+            raise DtypeError(f"an array of dtype {host.dtype} cannot be moved to the GPU")
+        host = host.astype(host.dtype.newbyteorder("="), copy=False).reshape(np.shape(array))
+        out = self.empty(host.shape, host.dtype)
+        self.write(host, out)
+        return out
+
+    def write(self, host: np.ndarray, out: Any) -> None:
+        """out = host, queued on the current stream; `host` may be changed at once."""
+        if out.size == 0:
+            return
+        with explained(self.cupy, "a copy to the GPU"), self.cupy.cuda.Device(self.index):
+            source = np.ascontiguousarray(host, out.dtype).reshape(out.shape)
+            out.set(source, stream=self.cupy.cuda.get_current_stream())
+
+    def read(self, array: Any) -> np.ndarray:
+        """A copy on the host; waits for the device."""
+        with explained(self.cupy, "reading from the GPU"), self.cupy.cuda.Device(self.index):
+            return np.asarray(array.get())
+
+    # -- labels out of range ----------------------------------------------------------------------
+
+    @property
+    def bad_label(self) -> Any:
+        if self._bad_label is None:
+            self._bad_label = self.full(2, -1, np.int64)
+        return self._bad_label
+
+    def raise_bad_label(self) -> None:
+        """TargetRangeError where a kernel met a label out of range; waits for the device."""
+        if self._bad_label is None:
+            return
+        row, label = (int(number) for number in self.read(self._bad_label))
+        if row < 0:
+            return
+        with self.cupy.cuda.Device(self.index):
+            self._bad_label.fill(-1)
+        raise TargetRangeError(
+            f"targets[{row}] of a batch was {label}, which is no class index of the network: loss "
+            f"and gradient of that row are NaN; check the labels before they go to the GPU"
+            + ("" if label >= 0 else "; to leave rows out pass ignore_index")
+        )

@@ -1,0 +1,77 @@
+"""Plan once, run many, on a GPU: the calls of a step, replayed one by one or as a CUDA graph.
+
+What is recorded holds its arrays: launch shapes, checks, casts and scratch memory are settled while
+recording, so a replay is a loop of launches, with nothing allocated by this package and no wait.
+cuBLAS through CuPy 14 cannot be captured (docs/decisions/2026-11-23-cupy-plans.md), so a step with
+`CupyProducts` replays its tape; where the product can be captured, the tape is captured once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Tape:
+    """Recorded calls: ``tape(f, *args)`` records, ``tape.run()`` issues them on the current stream.
+
+    Attributes
+    ----------
+    capturable : False once something was recorded that a graph cannot hold.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.capturable = True
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.calls.append((function, args))
+
+    def run(self) -> None:
+        for function, args in self.calls:
+            function(*args)
+
+    def capture(self, cupy: Any) -> Any:
+        """The calls as a CUDA graph. Nothing is executed; the kernels are compiled already."""
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        with stream:
+            stream.begin_capture()
+            try:
+                self.run()
+            finally:
+                graph = stream.end_capture()
+        return graph
+
+
+class Products:
+    """How matrices are multiplied: the verb `matmul` calls this and nothing else.
+
+    A binding of cuBLASLt takes over by being given to ``CupyBackend(index, products=...)``.
+
+    Attributes
+    ----------
+    capturable : whether calls can be part of a CUDA graph.
+    """
+
+    capturable = False
+
+    def __call__(self, x: Any, y: Any, out: Any) -> None:
+        """out = x @ y on the current stream: (M, K), (K, N), (M, N), each C- or F-contiguous."""
+        raise NotImplementedError
+
+
+class CupyProducts(Products):
+    """Products by cupy.matmul, that is cublasGemmEx; CUPY_TF32=1 allows TF32.
+
+    CuPy refuses to call cuBLAS while a stream is captured. It copies nothing for operands that are
+    C- or F-contiguous and an `out` that is C-contiguous and shares no memory with them; a product
+    with one element goes through a reduction of CuPy's, whose temporary comes from CuPy's pool.
+    """
+
+    def __init__(self, cupy: Any) -> None:
+        self._matmul = cupy.matmul
+
+    def __call__(self, x: Any, y: Any, out: Any) -> None:
+        self._matmul(x, y, out=out)

@@ -1,0 +1,176 @@
+"""Updates of the flat parameter buffer on a GPU: one launch, its coefficients made on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.backends.cupy.launcher import compute_dtype
+from gpubackprop.errors import ShapeError
+from gpubackprop.formulas import Update
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.cupy import CupyBackend
+    from gpubackprop.backends.updater import UpdateRule
+
+# c of kernels/updates.cuh: the formula's coefficients, then what every formula has.
+FORMULA_COEFFICIENTS = 8
+DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS = range(8, 14)
+# settings of kernels/prepare_update.cu
+LR, WEIGHT_DECAY, L2_PENALTY, CLIP_NORM, GROWTH_INTERVAL, HYPERPARAMETERS = range(6)
+STEPS, SKIPPED, LOSS_SCALE = range(3)  # of state
+
+
+class CupyUpdater:
+    """An optimizer on flat device buffers; the same interface as `NumpyUpdater`.
+
+    Hyperparameters, step count and clipping live in device memory: `prepare_update` turns them into
+    the coefficients of a step, so that a recorded plan follows the schedule and nothing is read
+    back. A gradient that is not finite is skipped where its norm is taken (clipping), and counted.
+
+    Parameters
+    ----------
+    backend : `CupyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
+    """
+
+    def __init__(
+        self,
+        backend: CupyBackend,
+        rule: UpdateRule,
+        parameters: Any,
+        gradient: Any,
+        slots: tuple[Any, ...],
+    ) -> None:
+        self.backend, self.rule = backend, rule
+        self.parameters, self.gradient, self.slots = parameters, gradient, slots
+        compute = compute_dtype(parameters.dtype)
+        numbers = [rule.lr, rule.weight_decay, rule.l2, rule.clip_norm or 0.0, 0.0]
+        if rule.clip_norm == 0:  # 0 on the device means no clipping; the least number clips to 0
+            numbers[CLIP_NORM] = float(np.nextafter(0.0, 1.0))
+        numbers += [rule.hyperparameters[name] for name in rule.formula.hyperparameters]
+        self._settings = backend.asarray(np.array(numbers, np.float64))
+        self._state = backend.asarray(np.array([0.0, 0.0, 1.0, 0.0]))
+        self._c = backend.zeros(COEFFICIENTS, compute)
+        self._scaling = backend.zeros(2, compute)
+        self._norm, self._weights2 = (backend.zeros(2, compute) for _ in range(2))
+        self._lr, self._next_step = float(rule.lr), 1
+
+    def set(self, lr: float, step: int) -> None:
+        """Learning rate and number (from 1) of the next update; queued only where they changed."""
+        if lr != self._lr:
+            self.backend.fill(self._settings[LR : LR + 1], lr)
+            self._lr = lr
+        if step != self._next_step:  # a checkpoint, or a second fit
+            self.backend.fill(self._state[STEPS : STEPS + 1], float(step - 1))
+        self._next_step = step + 1
+
+    def skipped(self) -> int:
+        """Updates left out because the gradient was not finite. Waits."""
+        return int(self.backend.to_host(self._state)[SKIPPED])
+
+    def penalty(self, verbs: CupyBackend, divisor: float) -> tuple[Any, Any] | None:
+        """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
+        rule = self.rule
+        if not rule.l2:
+            return None
+        verbs.sum_of_squares(self.parameters[: rule.penalized], self._weights2)
+        factor = verbs.memory.constant(rule.l2 / divisor, self._weights2.dtype)
+        return self._weights2, factor
+
+    def emit(self, verbs: CupyBackend) -> None:
+        """Issue norm (where it is needed), coefficients and update."""
+        rule, norm = self.rule, None
+        if rule.clip_norm is not None:
+            norm = self._norm
+            weights = self.parameters if rule.l2 else None
+            penalized = rule.penalized if rule.l2 else 0
+            l2 = self._settings_in_compute(verbs) if rule.l2 else None
+            _squares(verbs, self.gradient, norm, weights, l2, penalized)
+        verbs.launch(
+            "prepare_update", (1,), self._c.dtype,
+            lambda launch: (self._settings, self._state, norm, self._c, self._scaling),
+            formula=rule.formula.name,
+        )  # fmt: skip
+        prepared = {"prepared": self._c, "penalized": rule.penalized if rule.l2 else 0}
+        verbs.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
+
+    def _settings_in_compute(self, verbs: CupyBackend) -> Any:
+        """l2 as sum_of_squares reads it: of the compute dtype."""
+        return verbs.memory.constant(self.rule.l2, self._norm.dtype)
+
+
+def sum_of_squares(verbs: CupyBackend, x: Any, out: Any) -> None:
+    compute = compute_dtype(x.dtype)
+    if out.shape == (2,) and out.dtype == compute:
+        _squares(verbs, x, out, None, None, 0)
+        return
+    pair = verbs.memory.scratch("squares", (2,), compute)
+    _squares(verbs, x, pair, None, None, 0)
+    verbs.gather_rows(pair[:1], None, out.reshape(1))
+
+
+def _squares(
+    verbs: CupyBackend, x: Any, out: Any, weights: Any, l2: Any, penalized: int
+) -> None:
+    compute = compute_dtype(x.dtype)
+    partial = []
+
+    def arguments(launch: Any) -> tuple[Any, ...]:
+        partial.append(verbs.memory.scratch("square_sums", launch.partial, compute))
+        return x, weights, None, l2, penalized, partial[0], x.size
+
+    verbs.launch("sum_of_squares", (x.size,), x.dtype, arguments)
+    sums = partial[0] if partial else None
+    blocks = 0 if sums is None else sums.shape[1]
+    verbs.launch(
+        "sum_of_squares_finish", (1,), compute, lambda launch: (sums, blocks, out)
+    )  # fmt: skip
+
+
+def update(
+    verbs: CupyBackend,
+    parameters: Any,
+    gradient: Any,
+    slots: tuple[Any, ...],
+    formula: Update,
+    coefficients: Mapping[str, Any],
+) -> None:
+    if any(array.shape != parameters.shape for array in (gradient, *slots)):
+        raise ShapeError("parameters, gradient and slots are flat buffers of one size")
+    if len(slots) != len(formula.slots):
+        raise ShapeError(f"{formula.name} has {len(formula.slots)} slots, got {len(slots)}")
+    c, penalized = coefficients.get("prepared"), coefficients.get("penalized", 0)
+    if c is None:
+        c, penalized = _uploaded(verbs, parameters, formula, coefficients)
+    s0, s1 = (*slots, None, None)[:2]
+    verbs.launch(
+        "update", (parameters.size,), parameters.dtype,
+        lambda launch: (
+            parameters, gradient, s0, s1, None, c, None, penalized, parameters.size
+        ),
+        formula=formula.name,
+    )  # fmt: skip
+
+
+def _uploaded(
+    verbs: CupyBackend, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
+) -> tuple[Any, int]:
+    """Coefficients given as for NumPy, as the kernel's vector; read when the call runs."""
+    vector = verbs.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
+    numbers, l2 = coefficients["c"], coefficients.get("l2")
+    decay, clip = coefficients.get("decay"), coefficients.get("clip")
+    neutral = 1.0 if formula.decay == "decoupled" else 0.0  # p *= decay, or g += decay * p
+
+    def fill() -> None:
+        host = np.zeros(COEFFICIENTS, vector.dtype)
+        host[: len(numbers)] = [float(number) for number in numbers]
+        host[DECAY] = float(decay) if decay is not None else neutral
+        host[L2] = 0.0 if l2 is None else float(l2[1])
+        host[UNSCALE] = host[PROCEED] = 1.0
+        host[GRADIENT_FACTOR] = 1.0 if clip is None else float(clip)
+        verbs.memory.write(host, vector)
+
+    verbs.call(fill)
+    return vector, 0 if l2 is None else int(l2[0])

@@ -1,0 +1,276 @@
+"""The kernels called on NumPy arrays as the CuPy backend calls them: plan, arguments, launch.
+
+What happens to a launch is up to `run`: executed (`Verbs()`), collected for a sanitizer
+(`Verbs(run=collect(launches))`) or counted (`tests/test_kernel_traffic.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpubackprop.backends.cupy_launch import DeviceProperties, Launch, plan
+from tests.emulator import sanitizers
+from tests.emulator.module import Module
+
+Array = np.ndarray
+Run = Callable[[Launch, tuple[Any, ...]], None]
+DTYPES = {
+    "f64": np.dtype(np.float64), "f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16), "i64": np.dtype(np.int64), "i32": np.dtype(np.int32),
+    "u8": np.dtype(np.uint8),
+}  # fmt: skip
+SMALL = DeviceProperties(multiprocessors=2)  # several blocks already for small arrays
+COEFFICIENTS = 13  # updates.cuh: 8 of the formula and five controls
+DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED = range(8, 13)
+
+
+def compute_dtype(dtype: Any) -> np.dtype:
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+
+
+@cache
+def module(source: str, mode: str = "values") -> Module:
+    return Module(source, mode)
+
+
+def run_now(launch: Launch, arguments: tuple[Any, ...]) -> None:
+    module(launch.source)(
+        launch.entry, launch.grid, launch.block, arguments, shared=launch.shared_bytes
+    )
+
+
+def collect(launches: list[sanitizers.Launch]) -> Run:
+    """A `run` that keeps launches for `run_sanitized`, whole files at a time."""
+
+    def keep(launch: Launch, arguments: tuple[Any, ...]) -> None:
+        launches.append(
+            sanitizers.Launch(
+                launch.source, launch.entry, launch.grid, launch.block, arguments,
+                defines=dict(launch.defines),
+            )
+        )  # fmt: skip
+
+    return keep
+
+
+def stride(array: Array | None) -> np.int64:
+    """Elements from one row to the next."""
+    if array is None:
+        return np.int64(0)
+    if len(array) < 2:
+        return np.int64(array.shape[1])
+    return np.int64(array.strides[0] // array.itemsize)
+
+
+def _contiguous(*arrays: Array | None) -> bool:
+    return all(array is None or stride(array) == array.shape[1] for array in arrays)
+
+
+class Verbs:
+    """One method for each verb; every scalar is cast, every output is given."""
+
+    def __init__(self, run: Run = run_now, device: DeviceProperties = SMALL) -> None:
+        self.run, self.device = run, device
+
+    def _issue(
+        self, kernel: str, shape: tuple[int, ...], dtype: Any, arguments: Callable[[Launch], tuple[Any, ...]],
+        **options: Any,
+    ) -> Launch:  # fmt: skip
+        launch = plan(kernel, shape, dtype, self.device, **options)
+        if not launch.empty:
+            self.run(launch, arguments(launch))
+        return launch
+
+    def affine_epilogue(
+        self,
+        product: Array,
+        bias: Array | None,
+        a: Array | None,
+        h: Array,
+        name: str,
+        k: float = 0.0,
+    ) -> None:
+        rows, cols = product.shape
+        scalar = compute_dtype(h.dtype).type
+        self._issue(
+            "affine_epilogue", product.shape, h.dtype,
+            lambda launch: (
+                product, bias, a, h, np.int64(rows), np.int64(cols), np.int32(launch.join),
+                stride(product), stride(a), stride(h), scalar(k),
+            ),
+            formula=name, contiguous=_contiguous(product, a, h),
+        )  # fmt: skip
+
+    def activation_backward(
+        self, grad_h: Array, saved: Array | None, delta: Array, name: str, k: float = 0.0,
+        grad_b: Array | None = None,
+    ) -> None:  # fmt: skip
+        rows, cols = grad_h.shape
+        compute, partial = compute_dtype(delta.dtype), None
+
+        def arguments(launch: Launch) -> tuple[Any, ...]:
+            nonlocal partial
+            partial = None if grad_b is None else np.full(launch.partial, np.nan, compute)
+            return (
+                grad_h, saved, delta, partial, np.int64(rows), np.int64(cols), np.int32(launch.join),
+                stride(grad_h), stride(saved), stride(delta), compute.type(k),
+            )  # fmt: skip
+
+        self._issue(
+            "activation_backward", grad_h.shape, delta.dtype, arguments, formula=name,
+            contiguous=_contiguous(grad_h, saved, delta),
+        )  # fmt: skip
+        if grad_b is not None:
+            self._finish(partial if partial is not None else np.empty((0, cols), compute), grad_b)
+
+    def column_sum(
+        self, x: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
+    ) -> None:
+        partial = np.empty((0, x.shape[1]), compute_dtype(x.dtype))
+
+        def arguments(launch: Launch) -> tuple[Any, ...]:
+            nonlocal partial
+            partial = np.full(launch.partial, np.nan, compute_dtype(x.dtype))
+            rows, cols = x.shape
+            return x, partial, np.int64(rows), np.int64(cols), np.int32(launch.join), stride(x)
+
+        self._issue("column_sum", x.shape, x.dtype, arguments, contiguous=_contiguous(x))
+        self._finish(partial, out, divisor, empty_is_zero)
+
+    def _finish(
+        self, partial: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
+    ) -> None:
+        rows, cols = partial.shape
+        self._issue(
+            "column_sum_finish", partial.shape, out.dtype,
+            lambda launch: (
+                partial, out, np.int64(rows), np.int64(cols), divisor, np.int32(empty_is_zero)
+            ),
+        )  # fmt: skip
+
+    def dropout(self, x: Array, out: Array, state: Array, p: float) -> None:
+        rows, cols = x.shape
+        scalar = compute_dtype(x.dtype).type
+        self._issue(
+            "dropout", x.shape, x.dtype,
+            lambda launch: (
+                x, out, state, np.int64(round(p * 2**32)), scalar(0 if p == 1 else 1 / (1 - p)),
+                np.int64(rows), np.int64(cols), np.int32(launch.join), stride(x), stride(out),
+            ),
+            contiguous=_contiguous(x, out),
+        )  # fmt: skip
+
+    def pointwise_loss(
+        self, a: Array, targets: Array, name: str, result: dict[str, Array],
+        sample_weight: Array | None = None, upstream: Array | None = None,
+        divisor: Array | None = None,
+    ) -> None:  # fmt: skip
+        delta = result.get("delta")
+        self._issue(
+            "pointwise_loss", a.shape, a.dtype,
+            lambda launch: (
+                a, targets, delta, result["row_loss"], result.get("correct"), sample_weight,
+                upstream, np.int64(upstream is not None and upstream.size > 1), divisor,
+                np.int64(a.shape[0]), np.int64(a.shape[1]), stride(a), stride(targets),
+                stride(delta),
+            ),
+            formula=name,
+        )  # fmt: skip
+
+    def softmax_cross_entropy(
+        self, logits: Array, targets: Array, result: dict[str, Array], *,
+        sample_weight: Array | None = None, upstream: Array | None = None,
+        divisor: Array | None = None, class_weight: Array | None = None,
+        label_smoothing: float = 0.0, z_loss: float = 0.0, ignore_index: int | None = None,
+    ) -> None:  # fmt: skip
+        labels = targets.ndim == 1
+        delta, scalar = result.get("delta"), compute_dtype(logits.dtype).type
+        self._issue(
+            "softmax_cross_entropy", logits.shape, logits.dtype,
+            lambda launch: (
+                logits, targets, np.int64(0) if labels else stride(targets), delta,
+                result["row_loss"], result.get("lse"), result.get("correct"), sample_weight,
+                upstream, np.int64(upstream is not None and upstream.size > 1), divisor,
+                class_weight, scalar(label_smoothing), scalar(z_loss),
+                np.int64(ignore_index or 0), np.int32(ignore_index is not None),
+                result.get("bad_label"), np.int64(logits.shape[0]), np.int64(logits.shape[1]),
+                stride(logits), stride(delta),
+            ),
+            formula=str(targets.dtype) if labels else "prob",
+        )  # fmt: skip
+
+    def row_weights(
+        self, labels: Array | None, out: Array, sample_weight: Array | None = None,
+        class_weight: Array | None = None, ignore_index: int | None = None, factor: float = 1.0,
+        classes: int = 0,
+    ) -> None:  # fmt: skip
+        self._issue(
+            "row_weights", out.shape, out.dtype,
+            lambda launch: (
+                labels, sample_weight, class_weight, np.int64(ignore_index or 0),
+                np.int32(ignore_index is not None), out.dtype.type(factor), np.int64(classes), out,
+                np.int64(len(out)),
+            ),
+            formula="i64" if labels is None else str(labels.dtype),
+        )  # fmt: skip
+
+    def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
+        self._issue(
+            "gather_rows", out.shape, out.dtype,
+            lambda launch: (
+                source, rows, out, np.int64(out.shape[0]), np.int64(out.shape[1]),
+                np.int64(len(source)), stride(source), stride(out),
+            ),
+            formula=str(source.dtype),
+        )  # fmt: skip
+
+    def accumulate(
+        self, loss: Array, rows: int, correct: Array | None, penalty: tuple[Array, Array] | None,
+        totals: Array,
+    ) -> None:  # fmt: skip
+        weights2, l2 = penalty or (None, None)
+        self._issue(
+            "accumulate", (1,), loss.dtype,
+            lambda launch: (loss, correct, weights2, l2, np.int64(rows), totals),
+        )  # fmt: skip
+
+    def sum_of_squares(
+        self, x: Array, out: Array, p: Array | None = None, unscale: Array | None = None,
+        l2: Array | None = None, penalized: int = 0,
+    ) -> None:  # fmt: skip
+        partial = np.empty((2, 0), out.dtype)
+
+        def arguments(launch: Launch) -> tuple[Any, ...]:
+            nonlocal partial
+            partial = np.full(launch.partial, np.nan, out.dtype)
+            return x, p, unscale, l2, np.int64(penalized), partial, np.int64(len(x))
+
+        self._issue("sum_of_squares", x.shape, x.dtype, arguments)
+        self._issue(
+            "sum_of_squares_finish", (1,), out.dtype,
+            lambda launch: (partial, np.int64(partial.shape[1]), out),
+        )  # fmt: skip
+
+    def prepare_update(
+        self, name: str, settings: Array, state: Array, norm: Array | None, c: Array, scaling: Array
+    ) -> None:
+        self._issue(
+            "prepare_update", (1,), c.dtype, lambda launch: (settings, state, norm, c, scaling),
+            formula=name,
+        )  # fmt: skip
+
+    def update(
+        self, name: str, storage: str, p: Array, g: Array, slots: tuple[Array, ...], c: Array,
+        copy: Array | None = None, random: Array | None = None, penalized: int = 0,
+    ) -> None:  # fmt: skip
+        s0, s1 = (*slots, None, None)[:2]
+        self._issue(
+            "update", p.shape, storage,
+            lambda launch: (p, g, s0, s1, copy, c, random, np.int64(penalized), np.int64(len(p))),
+            formula=name,
+        )  # fmt: skip

@@ -1,0 +1,123 @@
+"""Gathering rows with conversion, and the conversions themselves, emulated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends.cupy_launch import KERNELS
+from tests import emulator
+from tests.emulator.arrays import Guarded
+from tests.emulator.verbs import DTYPES, Verbs
+
+pytestmark = [
+    pytest.mark.skipif(
+        bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+    ),
+    # NumPy warns where a signalling NaN is converted
+    pytest.mark.filterwarnings("ignore:invalid value encountered in cast"),
+]
+PAIRS = KERNELS["gather_rows"].pairs
+
+
+@pytest.mark.parametrize(("source", "out"), PAIRS)
+def test_every_gather_entry_takes_the_rows_and_rounds_once(source, out):
+    memory = Guarded(1)
+    raw = memory.rng.standard_normal((50, 37)) * (100 if source in ("u8", "i32", "i64") else 1)
+    table = memory.put(np.abs(raw).astype(DTYPES[source]), shift=1, gap=1)
+    rows = memory.rng.integers(0, 50, 80)
+    result = memory.empty((80, 37), DTYPES[out], shift=1, gap=2)
+    Verbs().gather_rows(table, rows, result)
+    memory.check()
+    assert np.array_equal(result, table[rows].astype(DTYPES[out]))
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 4), (5, 0), (1, 1), (1000, 1), (3, 784), (2, 9000), (70, 5)], ids=str
+)
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_gather_of_any_shape(shape, shift):
+    memory = Guarded(2)
+    count, cols = shape
+    table = memory.put(memory.rng.integers(0, 256, (20, cols)).astype(np.uint8), shift=shift)
+    rows = memory.rng.integers(0, 20, count)
+    out = memory.empty(shape, np.float32, shift=shift)
+    Verbs().gather_rows(table, rows, out)
+    memory.check()
+    assert np.array_equal(out, table[rows].astype(np.float32))
+
+
+def test_row_numbers_outside_are_clipped_as_in_numpy():
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    rows, out = np.array([-1, 4, 2**40, -(2**62), 2]), np.empty((5, 3), np.float32)
+    Verbs().gather_rows(table, rows, out)
+    assert np.array_equal(out, table.take(rows, 0, mode="clip"))
+
+
+def convert(values: np.ndarray, out: str) -> np.ndarray:
+    result = np.empty((1, values.size), DTYPES[out])
+    Verbs().gather_rows(values.reshape(1, -1), None, result)
+    return result[0]
+
+
+def same_bits(got: np.ndarray, wanted: np.ndarray) -> bool:
+    """Equal, NaN for NaN, and zeros of the same sign."""
+    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    return np.array_equal(got, wanted, equal_nan=True) and np.array_equal(
+        np.signbit(got) & ~np.isnan(got), np.signbit(wanted) & ~np.isnan(wanted)
+    )
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_all_16_bit_patterns_widen_exactly_and_return(kind):
+    patterns = np.arange(65536, dtype=np.uint16).view(DTYPES[kind])
+    floats = convert(patterns, "f32")
+    assert same_bits(floats, patterns.astype(np.float32))
+    assert same_bits(convert(floats, kind), patterns)
+
+
+def around_all_edges(kind: str) -> np.ndarray:
+    """float64: every number of the type, the midpoints between neighbours, and both sides of those."""
+    exact = np.arange(65536, dtype=np.uint16).view(DTYPES[kind]).astype(np.float64)
+    exact = np.unique(exact[np.isfinite(exact)])
+    middle = (exact[1:] + exact[:-1]) / 2
+    top = exact[-1] + (exact[-1] - exact[-2]) / 2  # from here on infinity
+    points = np.concatenate(
+        [exact, middle, [top, -top, np.inf, -np.inf, np.nan, 1e300, -1e300, 5e-324, -0.0]]
+    )
+    return np.concatenate([points, np.nextafter(points, np.inf), np.nextafter(points, -np.inf)])
+
+
+def nearest_even(values: np.ndarray, kind: str) -> np.ndarray:
+    """By search among all numbers of the type; ties go to the even pattern. No cast is trusted."""
+    patterns = np.arange(0x7C01 if kind == "f16" else 0x7F81, dtype=np.uint16)
+    grid = patterns.view(DTYPES[kind]).astype(np.float64)
+    step = grid[-2] - grid[-3]
+    grid[-1] = grid[-2] + step  # infinity stands where the next number would
+    size = np.minimum(np.abs(values), grid[-1])
+    above = np.clip(np.searchsorted(grid, np.nan_to_num(size)), 1, len(grid) - 1)
+    low, high = size - grid[above - 1], grid[above] - size
+    index = np.where((low < high) | ((low == high) & ((above - 1) % 2 == 0)), above - 1, above)
+    result = patterns[index].view(DTYPES[kind]).astype(np.float64)
+    return np.where(np.isnan(values), np.nan, np.copysign(result, values))
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_float64_is_rounded_once_to_16_bits(kind):
+    values = around_all_edges(kind)
+    assert same_bits(convert(values, kind), nearest_even(values, kind))
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_float32_is_rounded_to_nearest_even(kind):
+    values = around_all_edges(kind)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    values = np.concatenate(
+        [
+            values,
+            np.nextafter(values, np.float32(np.inf)),
+            np.nextafter(values, np.float32(-np.inf)),
+        ]
+    )
+    assert same_bits(convert(values, kind), nearest_even(values.astype(np.float64), kind))

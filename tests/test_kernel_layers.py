@@ -1,0 +1,232 @@
+"""Bias + activation, its backward pass with the bias gradient, column sums, dropout: emulated kernels
+against float64 formulas and against the NumPy backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.formulas import ACTIVATIONS
+from tests import emulator, references
+from tests.emulator.arrays import Guarded, wide
+from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
+from tests.tolerances import assert_same_pattern, ulps
+
+pytestmark = pytest.mark.skipif(
+    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+)
+FLOATS = ("f64", "f32", "f16", "bf16")
+# Units of the type. 16 bits: one rounding of a float32 result. Others: the host's libm and a few
+# operations; the sums of float64 also lose digits to the oracle's own rounding.
+UNITS = {"f64": 4.0, "f32": 4.0, "f16": 0.51, "bf16": 0.51}
+SHAPES = [(0, 5), (1, 1), (7, 3), (3, 700), (65, 33), (300, 2), (40, 128), (33, 257), (130, 16)]
+
+
+def oracle(name: str, a: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
+    return references.activation_oracle(name, wide(a), k)
+
+
+def parameter(name: str) -> float:
+    return 0.3 if ACTIVATIONS[name].parameter_name else 0.0
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_epilogue_entry_matches_the_float64_oracle(name, dtype):
+    memory, k = Guarded(1), parameter(name)
+    product = memory.normal((37, 21), DTYPES[dtype], scale=3)
+    bias = memory.normal((21,), DTYPES[dtype])
+    a = memory.empty((37, 21), DTYPES[dtype])
+    h = memory.empty((37, 21), DTYPES[dtype])
+    Verbs().affine_epilogue(product, bias, a, h, name, k)
+    memory.check()
+    total = product.astype(compute_dtype(product.dtype)) + bias.astype(compute_dtype(bias.dtype))
+    assert np.array_equal(a, total.astype(a.dtype))
+    assert ulps(h, oracle(name, total, k)[0], h.dtype) <= UNITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_backward_entry_matches_the_float64_oracle(name, dtype):
+    memory, k = Guarded(2), parameter(name)
+    a = memory.normal((150, 21), DTYPES[dtype], scale=3)
+    h = oracle(name, a, k)[0].astype(a.dtype)
+    saved = a if ACTIVATIONS[name].saved == "a" else memory.put(h)
+    grad_h = memory.normal(a.shape, a.dtype)
+    delta, grad_b = memory.empty(a.shape, a.dtype), memory.empty((21,), a.dtype)
+    Verbs().activation_backward(grad_h, saved, delta, name, k, grad_b)
+    memory.check()
+    exact = wide(grad_h) * slope_in_float64(name, saved, k)
+    assert ulps(delta, exact, delta.dtype) <= UNITS[dtype]
+    assert ulps(grad_b, exact.sum(0), grad_b.dtype) <= UNITS[dtype]
+
+
+def slope_in_float64(name: str, saved: np.ndarray, k: float) -> np.ndarray:
+    """The NumPy formula's slope (held to PyTorch elsewhere) at what the kernel really read."""
+    at = wide(saved)
+    out, work = np.empty_like(at), tuple(np.empty_like(at) for _ in range(3))
+    with np.errstate(all="ignore"):
+        ACTIVATIONS[name].slope(at, out, work, k)
+    return out
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_special_values_follow_the_numpy_backend(name, dtype):
+    """Everything but gradual loss of digits must agree in pattern: NaN, infinities, signed zeros."""
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 88.8, -88.8, -104.0, 1e-40, 5.0]
+    a = np.array([special], DTYPES[dtype])
+    k, entry = parameter(name), ACTIVATIONS[name]
+    h, wanted = np.empty_like(a), np.empty_like(a)
+    Verbs().affine_epilogue(a, None, None, h, name, k)
+    configured = replace(entry, parameter=k)
+    NumpyBackend().activation_forward(a, configured, wanted)
+    assert_same_pattern(h, wanted)
+    assert ulps(h, wanted, h.dtype, scale="elements") <= 4
+    saved = a if entry.saved == "a" else wanted
+    ones, delta = np.ones_like(a), np.empty_like(a)
+    Verbs().activation_backward(ones, saved, delta, name, k)
+    NumpyBackend().activation_backward(ones, saved, configured, wanted_delta := np.empty_like(a))
+    assert_same_pattern(delta, wanted_delta)
+    assert ulps(delta, wanted_delta, delta.dtype) <= 4
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shifts", "gap"),
+    [((0, 0, 0), 0), ((1, 1, 1), 0), ((1, 0, 0), 0), ((0, 1, 0), 0), ((0, 0, 1), 0), ((0, 0, 0), 3),
+     ((1, 1, 1), 8)],
+    ids=str,
+)  # fmt: skip
+def test_awkward_shapes_and_pointers_change_nothing(shape, dtype, shifts, gap):
+    """Silu: it saves a, so three matrices move each way. Heads, tails, gaps, joined rows."""
+    memory, kind = Guarded(3), DTYPES[dtype]
+    product = memory.normal(shape, kind, shift=shifts[0], gap=gap)
+    a = memory.empty(shape, kind, shift=shifts[1], gap=gap)
+    h = memory.empty(shape, kind, shift=shifts[2], gap=gap)
+    bias = memory.normal(shape[1:], kind, shift=1)
+    Verbs().affine_epilogue(product, bias, a, h, "silu")
+    total = wide(product) + wide(bias)
+    assert ulps(a, total, kind) <= 0.51
+    assert ulps(h, oracle("silu", total, 0.0)[0], kind) <= UNITS[dtype]
+
+    grad_b = memory.empty(shape[1:], kind, shift=1)
+    Verbs().activation_backward(product, a, h, "silu", 0.0, grad_b)
+    exact = wide(product) * slope_in_float64("silu", a, 0.0)
+    assert ulps(h, exact, kind) <= UNITS[dtype]
+    assert ulps(grad_b, exact.sum(0), kind) <= UNITS[dtype]
+    Verbs().column_sum(product, grad_b)
+    assert ulps(grad_b, wide(product).sum(0), kind) <= UNITS[dtype]
+    memory.check()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_in_place_gives_the_same_bits(dtype):
+    memory, kind = Guarded(4), DTYPES[dtype]
+    product, bias = memory.normal((50, 37), kind), memory.normal((37,), kind)
+    h, in_place = memory.empty(product.shape, kind), memory.put(product)
+    Verbs().affine_epilogue(product, bias, None, h, "tanh")
+    Verbs().affine_epilogue(in_place, bias, None, in_place, "tanh")
+    assert np.array_equal(h, in_place)
+    delta, grad = memory.empty(h.shape, kind), memory.put(product)
+    Verbs().activation_backward(product, h, delta, "tanh")
+    Verbs().activation_backward(grad, h, grad, "tanh")
+    assert np.array_equal(delta, grad)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 132])
+def test_values_do_not_depend_on_the_launch_shape(multiprocessors):
+    memory = Guarded(5)
+    grad, a = memory.normal((500, 12), np.float32), memory.normal((500, 12), np.float32)
+    delta, grad_b = np.empty_like(grad), np.empty(12, np.float32)
+    verbs = Verbs(device=DeviceProperties(multiprocessors))
+    verbs.activation_backward(grad, a, delta, "gelu", 0.0, grad_b)
+    other, same = np.empty_like(delta), np.empty_like(grad_b)
+    Verbs().activation_backward(grad, a, other, "gelu", 0.0, same)
+    assert np.array_equal(delta, other)
+    assert ulps(grad_b, wide(delta).sum(0), np.float32) <= 1
+    verbs.activation_backward(grad, a, delta, "gelu", 0.0, same)
+    assert np.array_equal(grad_b, same), "two runs on one machine must agree bitwise"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((1 << 16, 16), "f32"), ((3, 20_000), "f32"), ((30_000, 2), "f16")],
+    ids=str,
+)
+def test_column_sums_of_extreme_shapes_keep_their_digits(shape, dtype):
+    """All positive, so that nothing cancels and a sequential float32 sum would show its error."""
+    x = Guarded(6).rng.random(shape).astype(DTYPES[dtype])
+    out = np.empty(shape[1], np.float32)
+    Verbs(device=DeviceProperties(8)).column_sum(x, out)
+    assert ulps(out, wide(x).sum(0), np.float32) <= 1
+
+
+def test_identity_reads_no_saved_tensor_and_zero_rows_give_a_zero_bias_gradient():
+    grad = Guarded(7).normal((9, 4), np.float32)
+    delta, grad_b = np.empty_like(grad), np.empty(4, np.float32)
+    Verbs().activation_backward(grad, None, delta, "identity", 0.0, grad_b)
+    assert np.array_equal(delta, grad)
+    Verbs().column_sum(np.empty((0, 4), np.float32), grad_b)
+    assert np.array_equal(grad_b, np.zeros(4))
+
+
+# -- dropout --------------------------------------------------------------------------------------
+
+
+def philox_words(count: int, offset: int, seed: int) -> np.ndarray:
+    """Philox4x32-10 from the paper (Salmon et al. 2011, section 3.3), in Python's integers."""
+    words = []
+    for block in range(-(-count // 4)):
+        x = [block & 0xFFFFFFFF, block >> 32, offset & 0xFFFFFFFF, offset >> 32]
+        key = [seed & 0xFFFFFFFF, seed >> 32]
+        words += philox_block(x, key)
+    return np.array(words[:count], np.uint64)
+
+
+def philox_block(x: list[int], key: list[int]) -> list[int]:
+    k0, k1 = key
+    for _ in range(10):
+        left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+        x = [right >> 32 ^ x[1] ^ k0, right & 0xFFFFFFFF, left >> 32 ^ x[3] ^ k1, left & 0xFFFFFFFF]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return x
+
+
+def test_the_reference_generator_reproduces_random123s_known_answers():
+    full = 0xFFFFFFFF
+    assert philox_block([0] * 4, [0] * 2) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert philox_block([full] * 4, [full] * 2) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0]
+    assert philox_block(*pi) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("shift", "gap"), [(0, 0), (1, 0), (0, 3), (3, 8)])
+def test_dropout_keeps_what_philox_says_under_any_layout(dtype, shift, gap):
+    memory, kind, p = Guarded(8), DTYPES[dtype], 0.3
+    x = memory.normal((23, 13), kind, shift=shift, gap=gap)
+    out = memory.empty(x.shape, kind, shift=(shift * 2) % 4, gap=gap)
+    seed, offset = 0x123456789ABCDEF0, 0xFEDCBA9876543210
+    Verbs().dropout(x, out, np.array([seed, offset], np.uint64), p)
+    memory.check()
+    keep = philox_words(x.size, offset, seed).reshape(x.shape) >= round(p * 2**32)
+    scale = compute_dtype(kind).type(1 / (1 - p))
+    wanted = np.where(keep, x.astype(compute_dtype(kind)) * scale, 0).astype(kind)
+    assert np.array_equal(out, wanted)
+    ones = np.ones_like(out)
+    Verbs().dropout(ones, ones, np.array([seed, offset], np.uint64), p)  # backward: the same mask
+    assert np.array_equal(ones != 0, keep)
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.0, 1.0), (1.0, 0.0), (0.25, 0.75)])
+def test_dropout_rate(p, kept):
+    x = np.ones((64, 64), np.float32)
+    Verbs().dropout(x, x, np.array([7, 0], np.uint64), p)
+    assert abs((x != 0).mean() - kept) < 0.03
+    assert np.isfinite(x).all()

@@ -1,0 +1,214 @@
+"""Every kernel under AddressSanitizer + UBSan and under ThreadSanitizer, over awkward shapes; and
+offsets beyond 2^32 elements."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends.cupy_launch import KERNELS, entries
+from gpubackprop.formulas import ACTIVATIONS, UPDATES
+from tests import emulator
+from tests.emulator.arrays import Guarded, wide
+from tests.emulator.verbs import (
+    COEFFICIENTS,
+    DTYPES,
+    PROCEED,
+    UNSCALE,
+    Verbs,
+    collect,
+    compute_dtype,
+)
+from tests.test_kernel_updates import STORAGE, settings
+
+pytestmark = pytest.mark.skipif(
+    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+)
+SHAPES = [(1, 1), (7, 3), (65, 33), (3, 300), (150, 2), (40, 64)]
+LAYOUTS = [(0, 0), (1, 0), (0, 3), (1, 8)]  # shift, gap
+
+
+def layers(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
+    kind = DTYPES[dtype]
+    for shape in SHAPES:
+        for shift, gap in LAYOUTS:
+            memory = Guarded()
+            x, bias = (
+                memory.normal(shape, kind, shift=shift, gap=gap),
+                memory.normal(shape[1:], kind, shift=1),
+            )
+            a, h = memory.empty(shape, kind, gap=gap), memory.empty(shape, kind, shift=1, gap=gap)
+            a[...] = 1
+            for name in names:
+                verbs.affine_epilogue(x, bias, a, h, name)
+                verbs.affine_epilogue(x, None, None, x, name)
+                verbs.activation_backward(x, a, h, name, 0.0, bias)
+            verbs.column_sum(x, bias)
+            verbs.dropout(x, h, np.array([1, 2], np.uint64), 0.5)
+
+
+def losses(verbs: Verbs, dtype: str) -> None:
+    kind = DTYPES[dtype]
+    compute = compute_dtype(kind)
+    for shape in [*SHAPES, (2, 1100)]:
+        for shift, gap in LAYOUTS:
+            memory, (rows, classes) = Guarded(), shape
+            z, t = (
+                memory.normal(shape, kind, shift=shift, gap=gap),
+                memory.empty(shape, compute, shift=1, gap=gap),
+            )
+            t[...] = 0.25
+            per_row, per_class = np.ones(rows, compute), np.ones(classes, compute)
+            result = {
+                "row_loss": np.empty(rows, compute), "lse": np.empty(rows, compute),
+                "correct": np.empty(rows, np.uint8), "bad_label": np.array([-1, -1]), "delta": z,
+            }  # fmt: skip
+            verbs.pointwise_loss(z, t, "poisson", result, per_row, per_row, per_row[:1])
+            labels = np.arange(rows) % classes
+            labels[-1] = 2**40  # a bad one: nothing outside the row may be touched
+            options = {"class_weight": per_class, "label_smoothing": 0.1, "z_loss": 0.1}
+            verbs.softmax_cross_entropy(z, labels, result, ignore_index=0, **options)
+            verbs.softmax_cross_entropy(z, labels.astype(np.int32), result, sample_weight=per_row)
+            verbs.softmax_cross_entropy(z, t, result, **options)
+            if dtype in ("f64", "f32"):
+                verbs.row_weights(labels, per_row, per_row.copy(), per_class, 0, 1.0, classes)
+                verbs.accumulate(per_row[:1], rows, result["correct"], None, np.zeros(6))
+
+
+def updates(verbs: Verbs, names: tuple[str, ...]) -> None:
+    for name in names:
+        for storage, (p_type, g_type, copy_type, compute) in STORAGE.items():
+            for count, shift in ((1, 0), (1030, 0), (515, 1)):
+                memory = Guarded()
+                p, g = (
+                    memory.normal((count,), DTYPES[p_type], shift=shift),
+                    memory.normal((count,), DTYPES[g_type], shift=2),
+                )
+                slots = tuple(
+                    memory.normal((count,), DTYPES[compute], shift=1) for _ in UPDATES[name].slots
+                )
+                copy = (
+                    None
+                    if copy_type is None
+                    else memory.empty((count,), DTYPES[copy_type], shift=3)
+                )
+                c = np.zeros(COEFFICIENTS, DTYPES[compute])
+                c[[PROCEED, UNSCALE]] = 1
+                random = None if count == 1030 else np.array([1, 2], np.uint64)
+                verbs.update(name, storage, p, g, slots, c, copy, random, penalized=100)
+                verbs.sum_of_squares(g, np.zeros(2, compute_dtype(g.dtype)))
+        verbs.prepare_update(name, settings(name), np.ones(4), np.zeros(2, np.float32),
+                             np.zeros(COEFFICIENTS, np.float32), np.zeros(2, np.float32))  # fmt: skip
+
+
+def gathers(verbs: Verbs, pairs: tuple[tuple[str, str], ...]) -> None:
+    for source, out in pairs:
+        for (rows, cols), (shift, gap) in zip(SHAPES, [*LAYOUTS, (0, 0), (3, 1)], strict=True):
+            memory = Guarded()
+            table = memory.empty((9, cols), DTYPES[source], shift=shift, gap=gap)
+            result = memory.empty((rows, cols), DTYPES[out], shift=1, gap=gap)
+            verbs.gather_rows(table, np.arange(rows) % 12 - 1, result)
+
+
+def some_of_each(launches: list[emulator.Launch], count: int) -> list[emulator.Launch]:
+    """ThreadSanitizer takes 0.3 s for a block; which barriers run depends little on the shape."""
+    by_entry: dict[str, list[emulator.Launch]] = {}
+    for launch in launches:
+        by_entry.setdefault(launch.entry, []).append(launch)
+    return [
+        launch for group in by_entry.values() for launch in group[len(group) // 2 :][:count]
+    ]
+
+
+@pytest.mark.parametrize("mode", ["address", "thread"])
+def test_no_finding_in_one_entry_of_each_kernel(mode):
+    """The generic code of each kernel once, with the dtypes of 4 and 2 bytes; formulas share it."""
+    launches: list[emulator.Launch] = []
+    verbs = Verbs(run=collect(launches))
+    layers(verbs, "f32", ("gelu",))
+    layers(verbs, "bf16", ("relu",))
+    losses(verbs, "f32")
+    updates(verbs, ("adam",))
+    gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
+    assert {launch.source for launch in launches} == {kernel.source for kernel in KERNELS.values()}
+    if mode == "thread":
+        launches = some_of_each(launches, 1)
+    assert emulator.run_sanitized(launches, mode) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["address", "thread"])
+def test_no_finding_in_any_entry(mode):
+    launches: list[emulator.Launch] = []
+    verbs = Verbs(run=collect(launches))
+    for dtype in ("f64", "f32", "f16", "bf16"):
+        layers(verbs, dtype, tuple(ACTIVATIONS))
+        losses(verbs, dtype)
+    updates(verbs, tuple(UPDATES))
+    gathers(verbs, KERNELS["gather_rows"].pairs)
+    missed = {entry for _, entry, _ in entries()} - {launch.entry for launch in launches}
+    assert {entry.partition("_f")[0] for entry in missed} <= {
+        "column_sum_finish", "pointwise_loss_squared_error", "pointwise_loss_binary_cross_entropy",
+        *(f"prepare_update_{name}" for name in UPDATES), "row_weights_i32", "sum_of_squares_finish",
+    }, "float64 twins and two loss formulas of code that runs here"  # fmt: skip
+    for launch in launches:  # whole files: one compilation each
+        launch.defines = {}
+    if mode == "thread":
+        launches = some_of_each(launches, 2)
+    assert emulator.run_sanitized(launches, mode) == ""
+
+
+# -- offsets of 64 bits ---------------------------------------------------------------------------
+
+FAR = 2**32 + 40  # elements from one row to the next
+MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
+
+
+def far_apart(rows: int, cols: int, dtype: np.dtype) -> np.ndarray:
+    """(rows, cols) with FAR elements between rows: address space without memory behind it."""
+    size = (FAR * (rows - 1) + cols) * dtype.itemsize
+    try:
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    except (OSError, OverflowError):
+        pytest.skip(f"no {size >> 30} GiB of address space here")
+    flat = np.frombuffer(memory, dtype)
+    return np.lib.stride_tricks.as_strided(
+        flat, (rows, cols), (FAR * dtype.itemsize, dtype.itemsize)
+    )
+
+
+def test_offsets_beyond_32_bits_in_every_matrix_kernel():
+    rng, kind = np.random.default_rng(0), np.dtype(np.float32)
+    verbs = Verbs()
+    x, y, z = (far_apart(3, 70, kind) for _ in range(3))
+    x[...], near = (
+        (values := rng.standard_normal((3, 70), np.float32)),
+        np.empty((3, 70), np.float32),
+    )
+    verbs.affine_epilogue(x, None, y, z, "silu")
+    verbs.affine_epilogue(values, None, None, near, "silu")
+    assert np.array_equal(z, near)
+    assert np.array_equal(y, values)
+    sums, wanted = np.empty(70, np.float32), np.empty(70, np.float32)
+    verbs.activation_backward(x, y, z, "silu", 0.0, sums)
+    verbs.activation_backward(values, values, near, "silu", 0.0, wanted)
+    assert np.array_equal(z, near)
+    assert np.array_equal(sums, wanted)
+    verbs.column_sum(x, sums)
+    assert np.allclose(sums, wide(values).sum(0), rtol=1e-6, atol=1e-6)
+    verbs.dropout(x, z, np.array([1, 0], np.uint64), 0.5)
+    verbs.dropout(values, near, np.array([1, 0], np.uint64), 0.5)
+    assert np.array_equal(z, near)
+    far, close = ({"row_loss": np.empty(3, np.float32), "delta": d} for d in (z, near))
+    verbs.pointwise_loss(x, y, "squared_error", far)
+    verbs.pointwise_loss(values, values, "squared_error", close)
+    assert np.array_equal(z, near)
+    for a, b in ((np.array([0, 69, 5]), np.array([0, 69, 5])), (y, values)):
+        verbs.softmax_cross_entropy(x, a, far)
+        verbs.softmax_cross_entropy(values, b, close)
+        assert np.array_equal(z, near)
+    rows = np.array([2, 0, 1])
+    verbs.gather_rows(x, rows, z)
+    assert np.array_equal(z, values[rows])
