@@ -1,4 +1,4 @@
-"""Benchmarks: each contestant in a process of its own, checked against the oracle before it is timed.
+"""Benchmarks: each contestant in its own process, checked against the oracle before it is timed.
 
-    python -m benchmarks --help
+python -m benchmarks --help
 """

@@ -181,7 +181,7 @@ def _runner(problem: StepProblem, step: Callable[[Array], float]) -> Setup:
 
 
 def numpy_step(problem: StepProblem, dtype: Any) -> Contestant:
-    """Adam on a ReLU network as a careful person writes it in NumPy: in place, nothing allocated."""
+    """Adam on a ReLU network as a careful person writes it in NumPy: in place, with `out`."""
 
     def setup() -> Setup:
         x, y = problem.data()
@@ -253,7 +253,8 @@ def our_step(problem: StepProblem) -> Contestant:
 
         x, y = problem.data()
         network = MLP(problem.widths, "relu")
-        for mine, theirs in zip([*network.W, *network.b], sum(problem.weights(), []), strict=True):
+        W, b = problem.weights()
+        for mine, theirs in zip([*network.W, *network.b], [*W, *b], strict=True):
             mine[...] = theirs
         loss = network.default_loss()
         data = Batches.check(network, loss, x, y)

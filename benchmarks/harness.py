@@ -1,8 +1,8 @@
 """Runs a case: one process for each contestant, one timed round each in turn.
 
-Thread pools of different libraries disturb one another in one process, and a machine's speed drifts:
-rounds are interleaved, one contestant working at a time, and only ratios within a run are meant to
-be compared.
+Thread pools of different libraries disturb one another in one process, and a machine's speed
+drifts: rounds are interleaved, one contestant working at a time, and only ratios within a run are
+meant to be compared.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def run_case(case: Case, threads: int, rounds: int, seconds: float) -> list[Row]
     try:
         for name in names:
             process = processes[name] = _Process(case, name, threads)
-            rows[name].note = _verdict(process.first, wanted, case.tolerance)
+            rows[name].note = verdict(process.first, wanted, case.tolerance)
         timed = [name for name in names if not rows[name].note]
         repeats = {}
         for name in timed:
@@ -105,11 +105,11 @@ def run_case(case: Case, threads: int, rounds: int, seconds: float) -> list[Row]
     finally:
         for process in processes.values():
             process.close()
-    _summarise(rows)
+    summarise(rows)
     return list(rows.values())
 
 
-def _verdict(first: dict[str, Any], wanted: np.ndarray, tolerance: float) -> str:
+def verdict(first: dict[str, Any], wanted: np.ndarray, tolerance: float) -> str:
     if "missing" in first:
         return f"not measured: {first['missing']}"
     got = np.array(first["check"])
@@ -117,7 +117,7 @@ def _verdict(first: dict[str, Any], wanted: np.ndarray, tolerance: float) -> str
     return "" if error <= tolerance else f"WRONG: differs from the oracle by {error:.1e}"
 
 
-def _summarise(rows: dict[str, Row]) -> None:
+def summarise(rows: dict[str, Row]) -> None:
     ours = rows[OURS].rounds
     for row in rows.values():
         if not row.rounds:

@@ -80,7 +80,13 @@ def gradient_check(
     >>> gradient_check(network, np.eye(3), np.array([0, 1, 1])).passed
     True
     """
-    twin = MLP(**(network.config() | {"dtype": "float64"}), initializer="zeros")
+    twin = MLP(
+        network.widths,
+        network.activations,
+        output=network.output,
+        initializer="zeros",
+        dtype="float64",
+    )
     for mine, theirs in zip([*twin.W, *twin.b], [*network.W, *network.b], strict=True):
         mine[...] = theirs
     chosen = twin.check_loss(loss)

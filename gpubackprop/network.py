@@ -62,9 +62,11 @@ class MLP:
         "zeros".
     seed : int or `numpy.random.Generator`; the same seed gives the same weights.
     dtype : "float32" or "float64".
+    device : "cpu", "cuda", "cuda:N", or "auto": a GPU where all of CUDA works, else the CPU.
 
     Attributes
     ----------
+    device : "cpu" or "cuda:N". All arrays below, and all results, lie there: NumPy or CuPy arrays.
     parameters : (layout.size,) flat buffer of all weights, then all biases.
     W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
 
@@ -84,13 +86,14 @@ class MLP:
         initializer: str = "glorot_uniform",
         seed: int | np.random.Generator | None = 0,
         dtype: str = "float32",
+        device: str = "cpu",
     ) -> None:
         self.widths = _check_widths(widths)
         self.activations = _check_activations(activation, len(self.widths) - 2)
         lookup(OUTPUTS, output, "output")
         self.output = output
         self.dtype = _check_dtype(dtype)
-        self.backend = backends.NumpyBackend()
+        self.backend = backends.get(device)
         self.layout = ParameterLayout(self.widths, self.dtype)
         self.parameters = self.backend.zeros(self.layout.size, self.dtype)
         self.W, self.b = self.layout.views(self.parameters)
@@ -103,11 +106,17 @@ class MLP:
             rng = np.random.default_rng(seed)
         except (TypeError, ValueError) as error:
             raise OptionError(f"seed is {seed!r}: {error}") from None
+        host = self.backend.to_host(self.parameters)  # on the CPU, the parameters themselves
         following = [*self.activations, IDENTITY]
         if initializer == "sklearn" and self.activations:  # its factor is the hidden layers'
             following[-1] = self.activations[-1]
-        for W, b, act in zip(self.W, self.b, following, strict=True):
+        for W, b, act in zip(*self.layout.views(host), following, strict=True):
             fill(rng, W, b, gain_of(act, initializer))
+        self.backend.from_host(host, self.parameters)
+
+    @property
+    def device(self) -> str:
+        return str(self.backend.device)
 
     @property
     def n_layers(self) -> int:
@@ -133,9 +142,10 @@ class MLP:
         return chosen
 
     def check_inputs(self, x: Any, name: str = "x") -> Array:
-        """`x` as (N, D_0) of the network's dtype, converted from any real dtype."""
+        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array."""
         try:
-            x = np.asarray(x)
+            device = self.backend.is_device_array(x)
+            x = self.backend.asarray(x) if device else np.asarray(x)
         except ValueError as error:
             raise DtypeError(f"{name} is not an array of numbers: {error}") from None
         if x.dtype.kind not in "fiub" and x.dtype.name != "bfloat16":
@@ -150,10 +160,22 @@ class MLP:
             )
         return x
 
+    def check_targets(self, chosen: Loss, targets: Any, rows: int) -> Array:
+        """Targets as the loss's `emit` takes them, on the network's device.
+
+        Those that lie on a GPU already are not looked at, which would mean to wait for it: a label
+        out of range makes loss and gradient of its row NaN, and the next wait raises the error.
+        """
+        device = self.backend.is_device_array(targets)
+        if not device:
+            targets = chosen.check_targets(targets, rows, self.widths[-1], self.dtype)
+        by_label = targets.ndim == 1 and chosen.output == "softmax"
+        placed = self.backend.place(targets, np.int64 if by_label else self.dtype)
+        return placed.reshape(rows, 1) if device and placed.ndim == 1 and not by_label else placed
+
     def logits(self, x: Any) -> Array:
         """a_L for each row of x: (N, D_0) -> (N, K), before the output function."""
-        x = self.check_inputs(x).astype(self.dtype, copy=False)
-        h = x
+        h = x = self.backend.inputs(self.check_inputs(x), self.dtype)
         for W, b, act in zip(self.W, self.b, self.layer_activations, strict=True):
             a = self.backend.empty((len(x), len(W)), self.dtype)
             self.backend.affine_forward(h, W, b, act, a, a)
@@ -189,9 +211,10 @@ class MLP:
         Gradients, every array its own memory.
         """
         chosen = self.check_loss(loss)
-        x = np.ascontiguousarray(self.check_inputs(x), self.dtype)
-        targets = chosen.check_targets(targets, len(x), self.widths[-1], self.dtype)
+        x = self.backend.asarray(self.check_inputs(x), self.dtype)
+        targets = self.check_targets(chosen, targets, len(x))
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
+        weights = self.backend.place(weights, self.dtype)
         buffers = PassBuffers(self, len(x), separate=True)
         gradient = self.backend.zeros(self.layout.size, self.dtype)
         grad_W, grad_b = self.layout.views(gradient)
@@ -203,16 +226,18 @@ class MLP:
         value = result["row_loss"] if chosen.options.reduction == "none" else result["loss"][()]
         return Gradients(value, buffers.delta[-1], buffers.grad_h, buffers.delta, grad_W, grad_b)
 
-    def copy(self) -> MLP:
-        """A network of the same architecture with a copy of the parameters."""
+    def copy(self, device: str | None = None) -> MLP:
+        """A network of the same architecture with a copy of the parameters, on the same device if
+        `device` is None."""
         twin = MLP(
             self.widths,
             self.activations,
             output=self.output,
             initializer="zeros",
             dtype=self.dtype.name,
+            device=device or self.device,
         )
-        np.copyto(twin.parameters, self.parameters)
+        twin.backend.from_host(self.backend.to_host(self.parameters), twin.parameters)
         return twin
 
     def config(self) -> dict[str, Any]:
@@ -226,10 +251,11 @@ class MLP:
 
     def __repr__(self) -> str:
         names = [str(act) for act in self.activations]
+        where = "" if self.device == "cpu" else f", device={self.device!r}"
         shown: Any = names[0] if len(set(names)) == 1 else names
         return (
             f"MLP({list(self.widths)}, activation={shown!r}, output={self.output!r}, "
-            f"dtype={self.dtype.name!r})"
+            f"dtype={self.dtype.name!r}{where})"
         )
 
 
@@ -305,12 +331,13 @@ def emit_backward(
     for layer in reversed(range(network.n_layers)):
         delta = buffers.delta[layer]
         below = buffers.grad_h[layer - 1] if layer else None
-        verbs.column_sum(delta, grad_b[layer])
+        if layer == network.n_layers - 1:
+            verbs.column_sum(delta, grad_b[layer])
         verbs.affine_backward(delta, inputs[layer], network.W[layer], grad_W[layer], below)
         if below is not None:
             act = network.activations[layer - 1]
             verbs.activation_backward(
-                below, buffers.saved[layer - 1], act, buffers.delta[layer - 1]
+                below, buffers.saved[layer - 1], act, buffers.delta[layer - 1], grad_b[layer - 1]
             )
 
 
@@ -319,7 +346,7 @@ def _check_dtype(dtype: Any) -> np.dtype:
         if dtype in (candidate.name, candidate, candidate.type):
             return candidate
     raise DtypeError(
-        f"dtype is {dtype!r} but a network on the CPU has float32 or float64 parameters"
+        f"dtype is {dtype!r} but the parameters of a network are float32 or float64"
     )
 
 

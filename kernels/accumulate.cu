@@ -26,11 +26,11 @@ __device__ __forceinline__ void accumulate(
     if (!is_finite(value) && totals[5] < 0.0) totals[5] = steps;
 }
 
-#define ENTRY_(formula, C)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS) accumulate_##C(                       \
-        const C* loss, const u8* correct, const C* weights2, const C* l2, int64 rows,           \
-        double* totals) {                                                                       \
-        accumulate<C>(loss, correct, weights2, l2, rows, totals);                               \
+#define ENTRY_(formula, C)                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS) accumulate_##C(             \
+        const C* loss, const u8* correct, const C* weights2, const C* l2, int64 rows, \
+        double* totals) {                                                             \
+        accumulate<C>(loss, correct, weights2, l2, rows, totals);                     \
     }
 #define ENTRY(formula, C) ENTRY_(formula, C)
 FOR_EACH_COMPUTE_DTYPE(ENTRY, )

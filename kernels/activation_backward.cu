@@ -71,13 +71,13 @@ __device__ __forceinline__ void activation_backward(
     if (partial != nullptr) write_column_totals(strip, total, partial);
 }
 
-#define ENTRY_(act, T)                                                                            \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS) activation_backward_##act##_##T(  \
-        const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows,            \
-        int64 cols, int join, int64 stride_grad, int64 stride_saved, int64 stride_delta,          \
-        compute_of<T> k) {                                                                        \
-        activation_backward<activations::act, T>(grad_h, saved, delta, partial, rows, cols, join, \
-                                                 stride_grad, stride_saved, stride_delta, k);     \
+#define ENTRY_(act, T)                                                                              \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) activation_backward_##act##_##T( \
+        const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows,              \
+        int64 cols, int join, int64 stride_grad, int64 stride_saved, int64 stride_delta,            \
+        compute_of<T> k) {                                                                          \
+        activation_backward<activations::act, T>(grad_h, saved, delta, partial, rows, cols, join,   \
+                                                 stride_grad, stride_saved, stride_delta, k);       \
     }
 #define ENTRY(act, T) ENTRY_(act, T)
 FOR_EACH_ACTIVATION(ENTRY)

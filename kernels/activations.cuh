@@ -9,10 +9,10 @@
 #ifdef ONLY_FORMULA
 #define FOR_EACH_ACTIVATION(ENTRY) FOR_EACH_DTYPE(ENTRY, ONLY_FORMULA)
 #else
-#define FOR_EACH_ACTIVATION(ENTRY) \
+#define FOR_EACH_ACTIVATION(ENTRY)                                                              \
     FOR_EACH_DTYPE(ENTRY, identity) FOR_EACH_DTYPE(ENTRY, logistic) FOR_EACH_DTYPE(ENTRY, tanh) \
-    FOR_EACH_DTYPE(ENTRY, relu) FOR_EACH_DTYPE(ENTRY, leaky_relu) FOR_EACH_DTYPE(ENTRY, elu) \
-    FOR_EACH_DTYPE(ENTRY, gelu) FOR_EACH_DTYPE(ENTRY, gelu_tanh) FOR_EACH_DTYPE(ENTRY, silu) \
+    FOR_EACH_DTYPE(ENTRY, relu) FOR_EACH_DTYPE(ENTRY, leaky_relu) FOR_EACH_DTYPE(ENTRY, elu)    \
+    FOR_EACH_DTYPE(ENTRY, gelu) FOR_EACH_DTYPE(ENTRY, gelu_tanh) FOR_EACH_DTYPE(ENTRY, silu)    \
     FOR_EACH_DTYPE(ENTRY, softplus)
 #endif
 

@@ -59,12 +59,12 @@ __device__ __forceinline__ void affine_epilogue(
     }
 }
 
-#define ENTRY_(act, T)                                                                           \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS) affine_epilogue_##act##_##T(     \
-        const T* product, const T* bias, T* a, T* h, int64 rows, int64 cols, int join,           \
-        int64 stride_product, int64 stride_a, int64 stride_h, compute_of<T> k) {                 \
-        affine_epilogue<activations::act, T>(product, bias, a, h, rows, cols, join,              \
-                                             stride_product, stride_a, stride_h, k);             \
+#define ENTRY_(act, T)                                                                          \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) affine_epilogue_##act##_##T( \
+        const T* product, const T* bias, T* a, T* h, int64 rows, int64 cols, int join,          \
+        int64 stride_product, int64 stride_a, int64 stride_h, compute_of<T> k) {                \
+        affine_epilogue<activations::act, T>(product, bias, a, h, rows, cols, join,             \
+                                             stride_product, stride_a, stride_h, k);            \
     }
 #define ENTRY(act, T) ENTRY_(act, T)
 FOR_EACH_ACTIVATION(ENTRY)

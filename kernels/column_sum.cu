@@ -82,7 +82,7 @@ __device__ __forceinline__ void column_sum_finish(
 }
 
 #define ENTRY_(stage, T)                                                                      \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS) column_sum_##T(               \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) column_sum_##T(            \
         const T* x, compute_of<T>* partial, int64 rows, int64 cols, int join, int64 stride) { \
         column_sum<T>(x, partial, rows, cols, join, stride);                                  \
     }                                                                                         \

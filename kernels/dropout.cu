@@ -34,11 +34,11 @@ __device__ __forceinline__ void dropout(
     }
 }
 
-#define ENTRY_(formula, T)                                                                      \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS) dropout_##T(                    \
-        const T* x, T* out, const uint64* state, int64 threshold, compute_of<T> scale,          \
-        int64 rows, int64 cols, int join, int64 stride_x, int64 stride_out) {                   \
-        dropout<T>(x, out, state, threshold, scale, rows, cols, join, stride_x, stride_out);    \
+#define ENTRY_(formula, T)                                                                   \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS) dropout_##T(                 \
+        const T* x, T* out, const uint64* state, int64 threshold, compute_of<T> scale,       \
+        int64 rows, int64 cols, int join, int64 stride_x, int64 stride_out) {                \
+        dropout<T>(x, out, state, threshold, scale, rows, cols, join, stride_x, stride_out); \
     }
 #define ENTRY(formula, T) ENTRY_(formula, T)
 FOR_EACH_DTYPE(ENTRY, )

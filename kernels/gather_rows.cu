@@ -32,12 +32,12 @@ __device__ __forceinline__ void gather_rows(
     }
 }
 
-#define ENTRY_(S, D)                                                                          \
-    extern "C" __global__ void __launch_bounds__(256) gather_rows_##S##_##D(                  \
-        const S* source, const int64* rows, D* out, int64 count, int64 cols,                  \
-        int64 source_rows, int64 stride_source, int64 stride_out) {                           \
-        gather_rows<S, D>(source, rows, out, count, cols, source_rows, stride_source,         \
-                          stride_out);                                                        \
+#define ENTRY_(S, D)                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) gather_rows_##S##_##D(          \
+        const S* source, const int64* rows, D* out, int64 count, int64 cols,          \
+        int64 source_rows, int64 stride_source, int64 stride_out) {                   \
+        gather_rows<S, D>(source, rows, out, count, cols, source_rows, stride_source, \
+                          stride_out);                                                \
     }
 #define ENTRY(S, D) ENTRY_(S, D)
 #ifdef ONLY_FORMULA

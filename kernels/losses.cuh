@@ -7,7 +7,7 @@
 #ifdef ONLY_FORMULA
 #define FOR_EACH_LOSS(ENTRY) FOR_EACH_DTYPE(ENTRY, ONLY_FORMULA)
 #else
-#define FOR_EACH_LOSS(ENTRY) \
+#define FOR_EACH_LOSS(ENTRY)                                                         \
     FOR_EACH_DTYPE(ENTRY, squared_error) FOR_EACH_DTYPE(ENTRY, binary_cross_entropy) \
     FOR_EACH_DTYPE(ENTRY, poisson)
 #endif

@@ -46,10 +46,10 @@ __device__ __forceinline__ void prepare_update(
     scaling[1] = C(1.0 / state[2]);
 }
 
-#define ENTRY_(rule, C)                                                                      \
-    extern "C" __global__ void __launch_bounds__(32) prepare_update_##rule##_##C(            \
-        const double* settings, double* state, const C* norm, C* c, C* scaling) {            \
-        prepare_update<rule, C>(settings, state, norm, c, scaling);                          \
+#define ENTRY_(rule, C)                                                           \
+    extern "C" __global__ void __launch_bounds__(32) prepare_update_##rule##_##C( \
+        const double* settings, double* state, const C* norm, C* c, C* scaling) { \
+        prepare_update<rule, C>(settings, state, norm, c, scaling);               \
     }
 #define ENTRY(rule, C) ENTRY_(rule, C)
 #define ENTRIES(rule) FOR_EACH_COMPUTE_DTYPE(ENTRY, rule)

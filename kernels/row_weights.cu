@@ -24,12 +24,12 @@ __device__ __forceinline__ void row_weights(
     }
 }
 
-#define ENTRY_(L, C)                                                                          \
-    extern "C" __global__ void __launch_bounds__(256) row_weights_##L##_##C(                  \
-        const L* labels, const C* sample_weight, const C* class_weight, int64 ignore_index,   \
-        int has_ignore_index, C factor, int64 classes, C* out, int64 rows) {                  \
+#define ENTRY_(L, C)                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) row_weights_##L##_##C(                   \
+        const L* labels, const C* sample_weight, const C* class_weight, int64 ignore_index,    \
+        int has_ignore_index, C factor, int64 classes, C* out, int64 rows) {                   \
         row_weights<L, C>(labels, sample_weight, class_weight, ignore_index, has_ignore_index, \
-                          factor, classes, out, rows);                                        \
+                          factor, classes, out, rows);                                         \
     }
 #define ENTRY(L, C) ENTRY_(L, C)
 #ifdef ONLY_FORMULA

@@ -104,20 +104,20 @@ __device__ __forceinline__ void softmax_cross_entropy(
     }
 }
 
-#define ENTRY_(target, T, TARGETS, POINTER)                                                        \
+#define ENTRY_(target, T, TARGETS, POINTER)                                                         \
     extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_cross_entropy_##target##_##T( \
-        const T* logits, const POINTER* targets, int64 stride_targets, T* delta,                   \
-        compute_of<T>* row_loss, compute_of<T>* lse, u8* correct,                                  \
-        const compute_of<T>* sample_weight, const compute_of<T>* upstream, int64 upstream_stride,  \
-        const compute_of<T>* divisor, const compute_of<T>* class_weight,                           \
-        compute_of<T> label_smoothing, compute_of<T> z_loss, int64 ignore_index,                   \
-        int has_ignore_index, int64* bad_label, int64 rows, int64 cols, int64 stride_logits,       \
-        int64 stride_delta) {                                                                      \
-        softmax_cross_entropy<TARGETS, T>(                                                         \
-            logits, TARGETS{targets, stride_targets}, delta, row_loss, lse, correct,               \
-            {class_weight, label_smoothing, z_loss, ignore_index, has_ignore_index, bad_label},    \
-            {sample_weight, upstream, divisor, upstream_stride}, rows, cols, stride_logits,        \
-            stride_delta);                                                                         \
+        const T* logits, const POINTER* targets, int64 stride_targets, T* delta,                    \
+        compute_of<T>* row_loss, compute_of<T>* lse, u8* correct,                                   \
+        const compute_of<T>* sample_weight, const compute_of<T>* upstream, int64 upstream_stride,   \
+        const compute_of<T>* divisor, const compute_of<T>* class_weight,                            \
+        compute_of<T> label_smoothing, compute_of<T> z_loss, int64 ignore_index,                    \
+        int has_ignore_index, int64* bad_label, int64 rows, int64 cols, int64 stride_logits,        \
+        int64 stride_delta) {                                                                       \
+        softmax_cross_entropy<TARGETS, T>(                                                          \
+            logits, TARGETS{targets, stride_targets}, delta, row_loss, lse, correct,                \
+            {class_weight, label_smoothing, z_loss, ignore_index, has_ignore_index, bad_label},     \
+            {sample_weight, upstream, divisor, upstream_stride}, rows, cols, stride_logits,         \
+            stride_delta);                                                                          \
     }
 #define ENTRY_i32(T) ENTRY_(i32, T, Labels<i32>, i32)
 #define ENTRY_i64(T) ENTRY_(i64, T, Labels<i64>, i64)

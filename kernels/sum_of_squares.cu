@@ -65,16 +65,16 @@ __device__ __forceinline__ void sum_of_squares_finish(const C* partial, int64 bl
     }
 }
 
-#define ENTRY_(formula, T)                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS) sum_of_squares_##T(                \
-        const T* x, const compute_of<T>* p, const compute_of<T>* unscale,                    \
-        const compute_of<T>* l2, int64 penalized, compute_of<T>* partial, int64 count) {     \
-        sum_of_squares<T>(x, p, unscale, l2, penalized, partial, count);                     \
+#define ENTRY_(formula, T)                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS) sum_of_squares_##T(            \
+        const T* x, const compute_of<T>* p, const compute_of<T>* unscale,                \
+        const compute_of<T>* l2, int64 penalized, compute_of<T>* partial, int64 count) { \
+        sum_of_squares<T>(x, p, unscale, l2, penalized, partial, count);                 \
     }
-#define FINISH_(formula, C)                                                                  \
-    extern "C" __global__ void __launch_bounds__(FINISH_THREADS) sum_of_squares_finish_##C(  \
-        const compute_of<C>* partial, int64 blocks, compute_of<C>* out) {                    \
-        sum_of_squares_finish<compute_of<C>>(partial, blocks, out);                          \
+#define FINISH_(formula, C)                                                                 \
+    extern "C" __global__ void __launch_bounds__(FINISH_THREADS) sum_of_squares_finish_##C( \
+        const compute_of<C>* partial, int64 blocks, compute_of<C>* out) {                   \
+        sum_of_squares_finish<compute_of<C>>(partial, blocks, out);                         \
     }
 #define ENTRY(formula, T) ENTRY_(formula, T)
 #define FINISH(formula, T) FINISH_(formula, T)

@@ -98,20 +98,20 @@ using f16 = of<float16, float16, float16>;       // no master: stochastic roundi
 using bf16 = of<bfloat16, bfloat16, bfloat16>;
 }  // namespace storage
 
-#define ENTRY_(rule, S)                                                                         \
-    extern "C" __global__ void __launch_bounds__(THREADS) update_##rule##_##S(                  \
-        storage::S::P* p, const storage::S::G* g, storage::S::C* s0, storage::S::C* s1,         \
-        storage::S::N* copy, const storage::S::C* c, const uint64* random, int64 penalized,     \
-        int64 count) {                                                                          \
-        update<rule, storage::S::P, storage::S::G, storage::S::N>(p, g, s0, s1, copy, c,        \
-                                                                  random, penalized, count);    \
+#define ENTRY_(rule, S)                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS) update_##rule##_##S(               \
+        storage::S::P* p, const storage::S::G* g, storage::S::C* s0, storage::S::C* s1,      \
+        storage::S::N* copy, const storage::S::C* c, const uint64* random, int64 penalized,  \
+        int64 count) {                                                                       \
+        update<rule, storage::S::P, storage::S::G, storage::S::N>(p, g, s0, s1, copy, c,     \
+                                                                  random, penalized, count); \
     }
 #define ENTRY(rule, S) ENTRY_(rule, S)
 #ifdef ONLY_DTYPE
 #define ENTRIES(rule) ENTRY(rule, ONLY_DTYPE)
 #else
-#define ENTRIES(rule)                                                                           \
-    ENTRY(rule, f64) ENTRY(rule, f32) ENTRY(rule, f32_f16) ENTRY(rule, f32_bf16)                \
+#define ENTRIES(rule)                                                            \
+    ENTRY(rule, f64) ENTRY(rule, f32) ENTRY(rule, f32_f16) ENTRY(rule, f32_bf16) \
     ENTRY(rule, f16) ENTRY(rule, bf16)
 #endif
 FOR_EACH_UPDATE(ENTRIES)

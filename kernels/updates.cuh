@@ -11,8 +11,8 @@
 #ifdef ONLY_FORMULA
 #define FOR_EACH_UPDATE(ENTRIES) ENTRIES(ONLY_FORMULA)
 #else
-#define FOR_EACH_UPDATE(ENTRIES) \
-    ENTRIES(gradient_descent) ENTRIES(sgd) ENTRIES(sgd_nesterov) ENTRIES(momentum) \
+#define FOR_EACH_UPDATE(ENTRIES)                                                              \
+    ENTRIES(gradient_descent) ENTRIES(sgd) ENTRIES(sgd_nesterov) ENTRIES(momentum)            \
     ENTRIES(nesterov) ENTRIES(adam) ENTRIES(adam_epsilon_hat) ENTRIES(adamw) ENTRIES(rmsprop) \
     ENTRIES(adagrad) ENTRIES(lion)
 #endif

@@ -9,12 +9,20 @@ import pytest
 
 from gpubackprop.backends import cupy_launch
 from gpubackprop.backends.cupy_launch import (
-    FLOATS, KERNELS, MAX_GRID_X, MAX_GRID_Y, DeviceProperties, entries, join_rows, plan, suffix_of,
+    FLOATS,
+    KERNELS,
+    MAX_GRID_X,
+    MAX_GRID_Y,
+    DeviceProperties,
+    entries,
+    join_rows,
+    plan,
+    suffix_of,
 )  # fmt: skip
 from gpubackprop.errors import OptionError
 from tests import emulator
 from tests.emulator.module import KERNELS as SOURCES
-from tests.emulator.module import Module
+from tests.emulator.module import signatures
 
 H200 = DeviceProperties(multiprocessors=132)
 ONE = DeviceProperties(multiprocessors=1)
@@ -136,23 +144,17 @@ def test_dtypes_have_one_spelling():
 def test_the_table_names_exactly_the_entries_that_the_sources_hold():
     """Registry, table and CUDA lists agree: an activation without its struct shows here."""
     in_sources = {
-        (path.name, entry)
-        for path in sorted(SOURCES.glob("*.cu"))
-        for entry in Module(path, load=False).signatures
+        (path.name, entry) for path in sorted(SOURCES.glob("*.cu")) for entry in signatures(path)
     }
     assert in_sources == {(source, entry) for source, entry, _ in entries()}
 
 
 @pytest.mark.skipif(bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-")
 def test_the_macros_of_an_entry_leave_it_and_at_most_its_second_stage():
-    from tests.emulator.module import _ENTRY, _preprocess
-
     for kernel in KERNELS:
         formula, dtype = KERNELS[kernel].combinations()[-1]
         launch = plan(kernel, (4, 4), dtype, H200, formula=formula)
-        names = [
-            name for name, _ in _ENTRY.findall(_preprocess(SOURCES / launch.source, launch.defines))
-        ]
+        names = signatures(SOURCES / launch.source, dict(launch.defines))
         assert launch.entry in names
         assert len(names) <= 2
 

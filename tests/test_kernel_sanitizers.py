@@ -117,9 +117,7 @@ def some_of_each(launches: list[emulator.Launch], count: int) -> list[emulator.L
     by_entry: dict[str, list[emulator.Launch]] = {}
     for launch in launches:
         by_entry.setdefault(launch.entry, []).append(launch)
-    return [
-        launch for group in by_entry.values() for launch in group[len(group) // 2 :][:count]
-    ]
+    return [launch for group in by_entry.values() for launch in group[-count:]]
 
 
 @pytest.mark.parametrize("mode", ["address", "thread"])
@@ -135,6 +133,8 @@ def test_no_finding_in_one_entry_of_each_kernel(mode):
     assert {launch.source for launch in launches} == {kernel.source for kernel in KERNELS.values()}
     if mode == "thread":
         launches = some_of_each(launches, 1)
+        for launch in launches:  # whole files: fewer libraries, hence fewer CUDA threads in all
+            launch.defines = {}
     assert emulator.run_sanitized(launches, mode) == ""
 
 
@@ -195,7 +195,7 @@ def test_offsets_beyond_32_bits_in_every_matrix_kernel():
     verbs.activation_backward(x, y, z, "silu", 0.0, sums)
     verbs.activation_backward(values, values, near, "silu", 0.0, wanted)
     assert np.array_equal(z, near)
-    assert np.array_equal(sums, wanted)
+    assert np.allclose(sums, wanted, rtol=1e-5, atol=1e-6), "joined rows are added in another order"
     verbs.column_sum(x, sums)
     assert np.allclose(sums, wide(values).sum(0), rtol=1e-6, atol=1e-6)
     verbs.dropout(x, z, np.array([1, 0], np.uint64), 0.5)

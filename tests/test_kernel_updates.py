@@ -13,7 +13,14 @@ from gpubackprop.formulas import UPDATES
 from tests import emulator
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.verbs import (
-    COEFFICIENTS, DECAY, DTYPES, GRADIENT_FACTOR, L2, PROCEED, UNSCALE, Verbs,
+    COEFFICIENTS,
+    DECAY,
+    DTYPES,
+    GRADIENT_FACTOR,
+    L2,
+    PROCEED,
+    UNSCALE,
+    Verbs,
 )  # fmt: skip
 from tests.tolerances import ulps
 

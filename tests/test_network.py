@@ -62,7 +62,8 @@ def test_all_gradients_match_pytorch_for_every_activation_and_output(name, outpu
 @pytest.mark.parametrize(
     ("widths", "rows"),
     [((3, 2), 5), ((400, 1), 9), ((1, 400, 2), 9), ((5, 400, 1, 3), 7), ((5, 4, 3), 1),
-     ((5, 4, 3), 7),     ((1, 1, 1), 4), ((20, *[13] * 8, 6), 11), ((784, 100, 10), 64), ((6, 5, 1), 3)],
+     ((5, 4, 3), 7), ((1, 1, 1), 4), ((20, *[13] * 8, 6), 11), ((784, 100, 10), 64),
+     ((6, 5, 1), 3)],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("output", OUTPUTS)

@@ -1,7 +1,31 @@
-"""Backends: the same verbs on NumPy arrays (here) and, when it is written, on CuPy arrays."""
+"""Backends: the same verbs on NumPy arrays and on CuPy arrays.
+
+>>> get("cpu").device
+'cpu'
+"""
 
 from __future__ import annotations
 
-from gpubackprop.backends.numpy import LossOptions, NumpyBackend, Total
+import re
+from typing import Any
 
-__all__ = ["LossOptions", "NumpyBackend", "Total"]
+from gpubackprop.backends import devices
+from gpubackprop.backends.numpy import LossOptions, NumpyBackend, Total
+from gpubackprop.backends.updater import UpdateRule
+
+__all__ = ["LossOptions", "NumpyBackend", "Total", "UpdateRule", "get"]
+
+
+def get(device: str = "cpu") -> Any:
+    """A backend that computes on `device`: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises
+    ------
+    OptionError : no such name. DeviceUnavailable : CUDA was asked for and something is missing.
+    """
+    name = device if device == "cpu" else devices.choose(device)[0]
+    if name == "cpu":
+        return NumpyBackend()
+    from gpubackprop.backends.cupy import CupyBackend
+
+    return CupyBackend(int(re.sub(r"\D", "", name)))

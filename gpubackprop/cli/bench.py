@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    device = use_device(args)
+    device = use_device(args, cpu_only=True)
     say = Say(json=args.json == "-")
     seconds = 0.5 if args.quick else 3.0
     say.line(f"device: {device}")

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 (raised) if an error is above the tolerance."""
-    device = use_device(args)
+    device = use_device(args, cpu_only=True)
     say = Say(args.json, args.quiet)
     rows: list[dict[str, Any]] = []
     for label, error, passed in check_all(seed=args.seed):

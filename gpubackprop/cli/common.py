@@ -105,21 +105,29 @@ class Device:
 
     def __str__(self) -> str:
         reason = re.sub(r" \([^()]*\)", "", self.reason)  # details that `info` and --json give
+        if self.name != "cpu":
+            return f"{self.name} ({reason})"
         return f"{self.name} ({reason}; {count(self.threads, 'thread')}, {self.blas})"
 
 
-def use_device(args: argparse.Namespace) -> Device:
+def use_device(args: argparse.Namespace, *, cpu_only: bool = False) -> Device:
     """The device of --device, after setting --threads.
+
+    Parameters
+    ----------
+    cpu_only : the command has no use for a GPU; "auto" is then the CPU.
 
     Raises
     ------
     OptionError, DeviceUnavailable
     """
     name, reason = devices.choose(args.device)
-    if (
-        name != "cpu"
-    ):  # `MLP` takes no device yet; to say cuda and compute on the CPU would be a lie
-        raise DeviceUnavailable(f"this command cannot use {name} ({reason}) yet; use --device cpu")
+    if cpu_only and name != "cpu":
+        if args.device != "auto":
+            raise DeviceUnavailable(
+                f"this command runs on the CPU, not on {name}; leave --device out"
+            )
+        name, reason = "cpu", "this command runs on the CPU"
     if args.threads is not None and not set_threads(args.threads):
         raise OptionError(
             f"--threads {args.threads} cannot be set: NumPy's BLAS has started already; set "

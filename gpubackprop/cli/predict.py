@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     device = use_device(args)
     path = Path(args.model)
     model = Model.load(path / "model.safetensors" if path.is_dir() else path)
+    if device.name != "cpu":
+        model.network = model.network.copy(device.name)
     dataset = read(args, model)
     rows: list[list[Any]] = []
     table = Table(model, args.probabilities)
@@ -137,7 +139,8 @@ def _predict(model: Model, x: Array, start: int) -> Array:
     if model.standardizer is not None:
         dtype = model.network.dtype
         batch = model.standardizer.transform(batch, dtype=dtype, first_row=start)
-    return model.network.predict(batch)
+    network = model.network
+    return np.asarray(network.backend.to_host(network.predict(batch)))
 
 
 @dataclass(frozen=True)

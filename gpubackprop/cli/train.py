@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     say = Say(args.json, args.quiet)
     device = use_device(args)
     data = prepare(args)
-    trainer = build(args, data)
+    trainer = build(args, data, device)
     args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return 130 if outcome.stopped == "interrupted" else 0
 
 
-def build(args: argparse.Namespace, data: TrainingData) -> Trainer:
+def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Trainer:
     """The network and its trainer.
 
     Raises
@@ -72,6 +72,7 @@ def build(args: argparse.Namespace, data: TrainingData) -> Trainer:
         initializer=args.initializer,
         seed=args.seed,
         dtype=args.dtype,
+        device=device.name,
     )
     return Trainer(
         network,
@@ -94,7 +95,8 @@ def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> 
     with one thread; with two in 1 s to 50 s, depending on what else ran).
     """
     work = trainer.batch_size * parameter_count(trainer.network.widths)
-    if args.threads is None and work < SMALL_WORK and set_threads(1):
+    small = device.name == "cpu" and work < SMALL_WORK
+    if args.threads is None and small and set_threads(1):
         return dataclasses.replace(device, threads=1)
     return device
 

@@ -81,6 +81,8 @@ def prepare(args: argparse.Namespace) -> TrainingData:
     name, dataset = read(args)
     task, targets, classes = encode(args.task, dataset)
     train, validation, test = split(args, targets, by_class=classes is not None)
+    if isinstance(dataset.x, np.memmap):  # `load_dataset` has checked what it read into memory
+        check_finite(dataset.x, source=dataset.source)
     mode = args.standardize
     if mode == "auto":
         mode = "whole" if args.data is None or dataset.x.dtype.itemsize == 1 else "columns"
@@ -90,8 +92,6 @@ def prepare(args: argparse.Namespace) -> TrainingData:
     x, per_batch = dataset.x, None
     if isinstance(x, np.memmap):
         per_batch = standardizer
-        if standardizer is None:
-            check_finite(x, source=dataset.source)
     elif standardizer is not None:
         x = standardizer.transform(x, dtype=args.dtype)
     else:

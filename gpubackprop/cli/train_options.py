@@ -196,7 +196,7 @@ def _output_options(group: Any) -> None:
         "--checkpoint-every",
         type=whole(1),
         metavar="STEPS",
-        help="also within an epoch; there is one after each epoch anyway",
+        help="also within an epoch; after an epoch there is one anyway, once a second",
     )
     group.add_argument(
         "--resume",

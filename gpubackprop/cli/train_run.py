@@ -29,6 +29,7 @@ from gpubackprop.errors import (
 from gpubackprop.tensorfile import write_atomically
 
 CHECKPOINT, CHECKPOINT_OPTIONS = "checkpoint.safetensors", "checkpoint.json"
+CHECKPOINT_SECONDS = 1.0  # between two; what a kill can cost, apart from the epoch it falls in
 MODEL = "model.safetensors"
 # Options that may change between a run and the one that goes on from its checkpoint.
 _FREE = {
@@ -101,6 +102,7 @@ def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output:
             standardizer=data.per_batch,
             checkpoint=output / CHECKPOINT,
             checkpoint_every=args.checkpoint_every,
+            checkpoint_seconds=CHECKPOINT_SECONDS,
         )
     except ModelFileError as error:
         raise ModelFileError(f"{error}; --no-resume throws it away and starts anew") from error
@@ -125,12 +127,12 @@ def _rescue(
 
 
 def finished_model(data: TrainingData, network: MLP) -> Model:
-    """The trained network with everything that raw data need.
+    """The trained network, on the CPU, with everything that raw data need.
 
     Where targets were scaled for training, y = scale (W h + b) + mean is folded into the last
     layer, so that the model's outputs are in the file's units.
     """
-    network = network.copy()
+    network = network.copy("cpu")
     if data.target_scale is not None:
         mean, scale = data.target_scale
         network.W[-1][...] = network.W[-1] * scale[:, None]

@@ -25,7 +25,7 @@ class Batches:
     Attributes
     ----------
     x : (M, D_0) of any real dtype, may be a memory map; read batch by batch. One in memory is
-        contiguous, so that gathering a batch takes no memory.
+        contiguous, so that gathering a batch takes no memory; for a network on a GPU it lies there.
     targets : (M,) or (M, K), as the loss's `check_targets` gave them.
     sample_weight : (M,) or None.
     rows : (N,) row numbers into these, or None for all.
@@ -48,6 +48,8 @@ class Batches:
         if not x.flags.c_contiguous and not _is_mapped(x):
             x = np.ascontiguousarray(x)
         _check_standardizer(standardizer, network.widths[0])
+        if network.backend.is_device_array(targets):  # checked like any others, before training
+            targets = network.backend.to_host(network.backend.asarray(targets))
         try:
             targets = np.asarray(targets)
         except ValueError as error:
@@ -61,6 +63,8 @@ class Batches:
         targets = np.ascontiguousarray(targets)
         weights = checks.sample_weights(sample_weight, "training", len(x))
         weights = None if weights is None else weights.astype(network.dtype)
+        if not _is_mapped(x):
+            x = network.backend.place_inputs(x, network.dtype)
         return cls(x, targets, weights, None, standardizer)
 
     def __len__(self) -> int:
@@ -116,6 +120,28 @@ class Batches:
         """Without the rows that count for nothing: a batch of them alone would have no mean."""
         counts = self.row_weights(loss) > 0
         return self if counts.all() else self.select(self.order(None)[counts])
+
+    def batch(self, network: MLP, rows: Array) -> Any:
+        """These rows of x, standardised, as ``network.predict`` takes them."""
+        fitted, backend = self.standardizer, network.backend
+        if isinstance(self.x, np.ndarray):
+            batch = self.x[rows]
+            return batch if fitted is None else fitted.transform(batch, dtype=network.dtype)
+        out = backend.empty((len(rows), self.x.shape[1]), network.dtype)
+        raw = out if fitted is None else backend.empty(out.shape, self.x.dtype)
+        backend.gather_rows(self.x, backend.asarray(rows, np.int64), raw)
+        if fitted is not None:
+            backend.standardize(raw, backend.asarray(fitted.mean), backend.asarray(fitted.scale), out)
+        return out
+
+    def sampled(self, network: MLP, rows: Array) -> Array:
+        """These rows of x on the host, in the network's dtype."""
+        if isinstance(self.x, np.ndarray):
+            return self.x[rows].astype(network.dtype)
+        return network.backend.to_host(self.select(rows)._unstandardized().batch(network, rows))
+
+    def _unstandardized(self) -> Batches:
+        return Batches(self.x, self.targets, self.sample_weight, self.rows, None)
 
     def require_rows(self, what: str) -> None:
         if not len(self):

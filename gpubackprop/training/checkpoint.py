@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.errors import ModelFileError, StorageError
+from gpubackprop.network import MLP
 from gpubackprop.tensorfile import (
     read_tensors,
     remove_leftovers,
@@ -92,7 +93,9 @@ class Checkpoint:
             "stopped": trainer.history.stopped,
         }
         try:
-            write_tensors(self.path, self._arrays() | {"best": best}, values)
+            arrays = self._arrays() | {"best": best}
+            to_host = trainer.network.backend.to_host
+            write_tensors(self.path, {name: to_host(a) for name, a in arrays.items()}, values)
         except StorageError as error:
             raise StorageError(
                 f"checkpoint {error}. Training ends here (step {step.steps}); the network in "
@@ -121,7 +124,7 @@ class Checkpoint:
         trainer._rng.bit_generator.state = position.rng_state
         trainer.schedule.restore(values["schedule"])
         for name, target in targets.items():
-            np.copyto(target, arrays[name])
+            trainer.network.backend.from_host(arrays[name], target)
         step.steps = steps
         trainer.history.rows[:] = history.rows
         trainer.history.best_epoch, trainer.history.stopped = history.best_epoch, history.stopped
@@ -189,18 +192,18 @@ def _fingerprint(trainer: Trainer, step: TrainStep, held_out: Batches | None) ->
     data = {
         f"{part} {name}": value
         for part, batches in (("training", step.data), ("validation", held_out))
-        for name, value in _data_fingerprint(batches, trainer.network.dtype).items()
+        for name, value in _data_fingerprint(batches, trainer.network).items()
     }
     return settings | data
 
 
-def _data_fingerprint(data: Batches | None, dtype: np.dtype) -> dict[str, str]:
+def _data_fingerprint(data: Batches | None, network: MLP) -> dict[str, str]:
     if data is None:
         return {"x": "none"}
     chosen = np.unique(np.linspace(0, len(data.x) - 1, SAMPLED_ROWS).astype(np.intp))
     fitted = data.standardizer
     return {
-        "x": f"shape {data.x.shape}, {_checksum(data.x[chosen].astype(dtype))}",
+        "x": f"shape {data.x.shape}, {_checksum(data.sampled(network, chosen))}",
         "targets": f"shape {data.targets.shape}, {_checksum(data.targets)}",
         "rows": "all" if data.rows is None else f"{len(data.rows)}, {_checksum(data.rows)}",
         "sample_weight": "none" if data.sample_weight is None else _checksum(data.sample_weight),

@@ -28,12 +28,13 @@ class EvaluationStep(BatchStep):
     def measure(self) -> dict[str, float]:
         """The loss (without penalty) over all rows, and accuracy or rmse where there is one."""
         self.reset_totals()
-        order = self.data.order(None)
+        order = self.place(self.data.order(None))
         for start in range(0, len(order), self.batch_size):
             self.run(order[start : start + self.batch_size])
+        totals = self.read_totals()
         if self._weight:
-            return self.figures(self.totals[Total.LOSS] / self._weight)
-        return self.figures(0.0 if self.loss.options.empty == "zero" else math.nan)
+            return self.figures(totals, totals[Total.LOSS] / self._weight)
+        return self.figures(totals, 0.0 if self.loss.options.empty == "zero" else math.nan)
 
     def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
         self._emit_batch(verbs, buffers)

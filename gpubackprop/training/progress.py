@@ -44,12 +44,15 @@ class ProgressBar:
     def shown(self) -> bool:
         return self._bar is not None
 
-    def advance(self, rows: int, epoch: int, summary: Callable[[], dict[str, float]]) -> None:
-        """`rows` more samples done in epoch `epoch` (from 0); `summary` gives its loss so far."""
+    def advance(
+        self, rows: int, epoch: int, summary: Callable[[], dict[str, float]] | None
+    ) -> None:
+        """`rows` more samples done in epoch `epoch` (from 0); `summary` gives its loss so far, None
+        where that would wait for a GPU: the last epoch's stays."""
         if self._bar is None:
             return
         now = time.monotonic()
-        if now >= self._due:
+        if summary is not None and now >= self._due:
             self._due = now + REFRESH_SECONDS
             self._show(epoch, summary()["loss"])
         self._bar.update(rows)

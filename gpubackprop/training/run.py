@@ -35,6 +35,7 @@ class FitOptions:
     restore_best: bool | None
     checkpoint: Path | None
     checkpoint_every: int | None
+    checkpoint_seconds: float
 
 
 class Run:
@@ -57,6 +58,7 @@ class Run:
         )  # fmt: skip
         self.best = self.network.parameters.copy()  # safe weights: the best epoch's, or the first
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
+        self.saved_at = time.monotonic()
         self.checkpoint = None
         if options.checkpoint is not None:
             self.checkpoint = Checkpoint(
@@ -78,7 +80,7 @@ class Run:
             except BaseException as error:
                 if isinstance(error, NonFiniteLossError):
                     self.trainer._step = None  # its slots are no longer finite either
-                    np.copyto(self.network.parameters, self.best)
+                    self.network.backend.copy(self.best, self.network.parameters)
                 self._restore_best()
                 raise
             finally:
@@ -95,7 +97,7 @@ class Run:
     def _restore_best(self) -> None:
         """Back to the best epoch's weights; before an epoch is done the current ones stay."""
         if math.isfinite(self.position.best_loss):
-            np.copyto(self.network.parameters, self.best)
+            self.network.backend.copy(self.best, self.network.parameters)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Go to where the checkpoint file stands, in a trainer that has not trained yet."""
@@ -104,7 +106,7 @@ class Run:
             checkpoint.save(self.position, self.best)  # a folder that is not writable shows now
             return
         self.position, best = loaded
-        np.copyto(self.best, best)
+        self.network.backend.from_host(best, self.best)
         if self._out_of_patience():
             self.history.stopped = "patience"
 
@@ -116,7 +118,8 @@ class Run:
             position.rng_state = dict(trainer._rng.bit_generator.state)
         else:
             trainer._rng.bit_generator.state = position.rng_state
-        order = step.data.order(trainer._rng if trainer.shuffle else None)
+        order = step.place(step.data.order(trainer._rng if trainer.shuffle else None))
+        waits = self.network.backend.asynchronous  # to look at a step is to wait for it
         began, size = time.perf_counter(), step.batch_size
         progress = Progress(step.steps, position.epoch, self.last_epoch * self.steps_per_epoch)
         while position.step < self.steps_per_epoch:
@@ -125,28 +128,47 @@ class Run:
             lr = trainer.optimizer.lr * trainer.schedule.factor(progress)
             step.update(rows, lr)
             position.step += 1
-            if step.totals[Total.BAD_STEP] >= 0:
+            if not waits and step.totals[Total.BAD_STEP] >= 0:
                 self._report_bad_step()
             if bar.shown:
-                bar.advance(len(rows), position.epoch, step.summary)
+                bar.advance(len(rows), position.epoch, None if waits else step.summary)
             every = self.options.checkpoint_every
             due = every is not None and step.steps % every == 0
             if self.checkpoint is not None and due and position.step < self.steps_per_epoch:
+                self._check_steps()
                 position.seconds += time.perf_counter() - began
                 self.checkpoint.save(position, self.best)
                 began = time.perf_counter()
             if guard.requested:
                 self.history.stopped = "interrupted"
                 break
+        self._check_steps()
         position.seconds += time.perf_counter() - began
         if position.step == self.steps_per_epoch:
             self._finish_epoch(bar, lr)
-        if self.checkpoint is not None:
-            self.checkpoint.save(position, self.best)
+        self._save_after_epoch()
+
+    def _check_steps(self) -> None:
+        """Wait for the steps that a GPU has not done yet, and see that all went well."""
+        if not self.network.backend.asynchronous:
+            return  # each was looked at when it was done
+        totals = self.step.read_totals()
+        if totals[Total.BAD_STEP] >= 0:
+            self._report_bad_step(int(totals[Total.STEPS] - totals[Total.BAD_STEP]) - 1)
+        if self.step.updater.skipped():
+            self._report_bad_step()
+
+    def _save_after_epoch(self) -> None:
+        """Write the checkpoint, unless the last one is younger than `checkpoint_seconds`."""
+        last = bool(self.history.stopped) or self.position.epoch >= self.last_epoch
+        due = time.monotonic() - self.saved_at >= self.options.checkpoint_seconds
+        if self.checkpoint is not None and (last or due):
+            self.checkpoint.save(self.position, self.best)
+            self.saved_at = time.monotonic()
 
     def _finish_epoch(self, bar: ProgressBar, lr: float) -> None:
         position, step, trainer = self.position, self.step, self.trainer
-        if not np.isfinite(self.network.parameters).all():  # the last step's doing
+        if not self.network.backend.all_finite(self.network.parameters):  # the last step's doing
             self._report_bad_step()
         row: Row = {"epoch": position.epoch + 1, "steps": step.steps, "lr": lr}
         row |= step.summary() | trainer.custom_metrics(step.data)
@@ -175,7 +197,7 @@ class Run:
         if monitored < position.best_loss - self.options.min_delta:
             position.best_loss, position.bad_epochs = monitored, 0
             self.history.best_epoch = position.epoch + 1
-            np.copyto(self.best, self.network.parameters)
+            self.network.backend.copy(self.network.parameters, self.best)
         else:
             position.bad_epochs += 1
 
@@ -191,11 +213,11 @@ class Run:
             self.step.steps - 1,
         )
 
-    def _report_bad_step(self) -> None:
-        number = self.step.steps - 1
+    def _report_bad_step(self, steps_since: int = 0) -> None:
+        number = self.step.steps - 1 - steps_since
         raise NonFiniteLossError(
             f"the loss became NaN or infinite at step {number} (epoch {self.position.epoch + 1}, "
-            f"batch {self.position.step} of {self.steps_per_epoch}); lower the learning rate "
+            f"batch {self.position.step - steps_since} of {self.steps_per_epoch}); lower the learning rate "
             f"({self.trainer.optimizer.lr:g}), set clip_norm, or look for huge or NaN inputs. "
             f"{self._given_back()}",
             number,

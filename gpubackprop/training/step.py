@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Total
+from gpubackprop.backends import Total, UpdateRule
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP, PassBuffers, emit_backward, emit_forward
 from gpubackprop.optimizers import Optimizer
-from gpubackprop.training.batches import Batches, Standardize
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.gather import Source
 
-Array = np.ndarray
-NORM_FLOOR = 1e-6  # added to the norm when clipping, as PyTorch does
+Array = Any  # of the network's device
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,14 @@ class Regularization:
 class BatchBuffers:
     """One batch and everything that a pass over it needs."""
 
-    def __init__(self, network: MLP, loss: Loss, data: Batches, rows: int) -> None:
-        backend = network.backend
-        self.index = np.zeros(rows, np.intp)
+    def __init__(self, network: MLP, loss: Loss, source: Source, rows: int) -> None:
+        backend, data = network.backend, source.data
+        self.index = backend.zeros(rows, np.int64)
         self.x = backend.empty((rows, network.widths[0]), network.dtype)
-        self.raw = self.x  # where the batch is gathered; apart if it must be converted
-        if data.standardizer is not None or data.x.dtype != network.dtype:
-            self.raw = backend.empty((rows, network.widths[0]), data.x.dtype)
-        self.targets = backend.empty((rows, *data.targets.shape[1:]), data.targets.dtype)
+        self.raw = source.raw_buffer(rows, self.x)
+        self.targets = backend.empty((rows, *source.targets.shape[1:]), source.targets.dtype)
         self.weights = None
-        if data.sample_weight is not None:
+        if source.sample_weight is not None:
             self.weights = backend.empty(rows, network.dtype)
         self.passes = PassBuffers(network, rows, separate=False)
         self.result = loss.buffers(backend, rows, network.dtype)
@@ -54,7 +52,7 @@ class BatchBuffers:
         ):
             self.result["correct"] = backend.empty(rows, np.bool_)
 
-    def first_rows(self, rows: int) -> BatchBuffers:
+    def first_rows(self, rows: int, backend: Any) -> BatchBuffers:
         """The same memory, seen as a smaller batch."""
         cut = object.__new__(BatchBuffers)
         for name in ("index", "x", "targets", "weights"):
@@ -66,7 +64,7 @@ class BatchBuffers:
             name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
         }
         # Not shared: where it is the same for every batch, 1 / rows, a plan fills it only once.
-        cut.result["scale"] = np.empty_like(cut.result["scale"])
+        cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
         return cut
 
 
@@ -75,21 +73,34 @@ class BatchStep:
 
     Attributes
     ----------
-    totals : (Total.SIZE,) float64, see `gpubackprop.backends.Total`; the loss there is per row.
+    totals : (Total.SIZE,) float64 on the network's device, see `gpubackprop.backends.Total`; the
+        loss there is per row. `read_totals` waits for them.
     """
 
     def __init__(self, network: MLP, loss: Loss, data: Batches, batch_size: int) -> None:
         self.network, self.loss, self.data = network, loss, data
         self.batch_size = max(1, min(batch_size, len(data)))
-        self.buffers = BatchBuffers(network, loss, data, self.batch_size)
-        self.totals = np.zeros(Total.SIZE)
+        self.source = Source(network, data)
+        self.buffers = BatchBuffers(network, loss, self.source, self.batch_size)
+        backend = network.backend
+        fresh = np.zeros(Total.SIZE)
+        fresh[Total.BAD_STEP] = -1
+        self._fresh_totals = backend.asarray(fresh)
+        self.totals = backend.zeros(Total.SIZE, np.float64)
         self.reset_totals()
         self._plans: dict[int, tuple[Array, Callable[[], None]]] = {}
         self._counted = 1.0 - data.ignored(loss).mean()
 
     def reset_totals(self) -> None:
-        self.totals[:] = 0
-        self.totals[Total.BAD_STEP] = -1
+        self.network.backend.copy(self._fresh_totals, self.totals)
+
+    def read_totals(self) -> np.ndarray:
+        """The totals on the host; waits for the device."""
+        return self.network.backend.to_host(self.totals)
+
+    def place(self, order: np.ndarray) -> Array:
+        """Row numbers of an epoch where `run` takes slices of them without a copy from the host."""
+        return self.source.place(order)
 
     def run(self, rows: Array) -> None:
         """Process the batch of these row numbers (at most batch_size, at least 1)."""
@@ -97,15 +108,17 @@ class BatchStep:
         if plan is None:
             plan = self._plans[len(rows)] = self._make_plan(len(rows))
         index, replay = plan
-        np.copyto(index, rows)
+        self.source.put_rows(rows, index)
         replay()
 
-    def figures(self, loss: float, penalty: float = 0.0) -> dict[str, float]:
+    def figures(
+        self, totals: np.ndarray, loss: float, penalty: float = 0.0
+    ) -> dict[str, float]:
         """The loss, and accuracy or rmse where there is one; accuracy is of the rows so far."""
         values = {"loss": float(loss + penalty)}
         if "correct" in self.buffers.result:
-            counted = self.totals[Total.ROWS] * self._counted
-            correct = self.totals[Total.CORRECT]
+            counted = totals[Total.ROWS] * self._counted
+            correct = totals[Total.CORRECT]
             values["accuracy"] = float(correct / counted) if counted else math.nan
         if self.loss.name == "squared_error":
             by_unit = self.loss.options.reduction == "elementwise_mean"
@@ -113,22 +126,20 @@ class BatchStep:
         return values
 
     def _make_plan(self, rows: int) -> tuple[Array, Callable[[], None]]:
-        buffers = self.buffers if rows == self.batch_size else self.buffers.first_rows(rows)
-        return buffers.index, self.network.backend.plan(lambda verbs: self._emit(verbs, buffers))
+        backend, buffers = self.network.backend, self.buffers
+        if rows != self.batch_size:
+            buffers = buffers.first_rows(rows, backend)
+        return buffers.index, backend.plan(lambda verbs: self._emit(verbs, buffers))
 
     def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
         raise NotImplementedError
 
     def _emit_batch(self, verbs: Any, buffers: BatchBuffers) -> None:
-        data = self.data
-        verbs.gather_rows(data.x, buffers.index, buffers.raw)
-        if data.standardizer is not None:
-            verbs.call(Standardize(data.standardizer, buffers.raw, buffers.x))
-        elif buffers.raw is not buffers.x:
-            verbs.call(np.copyto, buffers.x, buffers.raw, "unsafe")
-        verbs.gather_rows(data.targets, buffers.index, buffers.targets)
+        source = self.source
+        source.emit_inputs(verbs, buffers.index, buffers.raw, buffers.x)
+        verbs.gather_rows(source.targets, buffers.index, buffers.targets)
         if buffers.weights is not None:
-            verbs.gather_rows(data.sample_weight, buffers.index, buffers.weights)
+            verbs.gather_rows(source.sample_weight, buffers.index, buffers.weights)
         emit_forward(verbs, self.network, buffers.x, buffers.passes)
 
     def _emit_loss(
@@ -138,8 +149,8 @@ class BatchStep:
         loss.emit(verbs, buffers.passes.a[-1], buffers.targets, result, buffers.weights)
         if loss.options.reduction != "sum":
             return result["loss"]
-        per_row = np.zeros((), self.network.dtype)
-        verbs.call(np.divide, result["loss"], float(len(buffers.index)), per_row)
+        per_row = verbs.zeros((), self.network.dtype)
+        verbs.divide(result["loss"], float(len(buffers.index)), per_row)
         return per_row
 
 
@@ -176,20 +187,19 @@ class TrainStep(BatchStep):
         formula = optimizer.formula
         self.slots = tuple(backend.zeros(size, dtype) for _ in formula.slots)
         for slot in self.slots:
-            slot.fill(optimizer.hyperparameters[formula.initial] if formula.initial else 0.0)
+            backend.fill(slot, optimizer.hyperparameters[formula.initial] if formula.initial else 0)
         self.steps = 0
-        # What changes from step to step lives in arrays, so that a recorded plan reads it.
-        self._coefficients = np.zeros(len(optimizer.coefficients(optimizer.lr, 1)), dtype)
-        self._decay, self._clip, self._l2 = (np.ones((), dtype) for _ in range(3))
-        self._l2[...] = regularization.l2
-        self._norm2, self._weights2 = np.zeros(()), np.zeros(())
+        rule = UpdateRule(
+            formula, optimizer.hyperparameters, optimizer.lr, optimizer.weight_decay,
+            regularization.l2, regularization.clip_norm, network.layout.weights_end,
+        )  # fmt: skip
+        self.updater = backend.updater(
+            backend, rule, network.parameters, self.gradient, self.slots
+        )
 
     def update(self, rows: Array, lr: float) -> None:
         """Train on the batch of these row numbers with learning rate `lr`."""
-        self._coefficients[:] = self.optimizer.coefficients(lr, self.steps + 1)
-        decay = self.optimizer.decay_coefficient(lr)
-        if decay is not None:
-            self._decay[...] = decay
+        self.updater.set(lr, self.steps + 1)
         self.run(rows)
         self.steps += 1
 
@@ -198,44 +208,17 @@ class TrainStep(BatchStep):
 
         With a mean over weighted or ignored rows the loss is the mean of the batches' means.
         """
-        rows = max(1.0, self.totals[Total.ROWS])
-        return self.figures(self.totals[Total.LOSS] / rows, self.totals[Total.PENALTY] / rows)
+        totals = self.read_totals()
+        rows = max(1.0, totals[Total.ROWS])
+        return self.figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)
 
     def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
         network, passes, rows = self.network, buffers.passes, len(buffers.index)
         result = buffers.result | {"delta": passes.delta[-1]}
         self._emit_batch(verbs, buffers)
         loss = self._emit_loss(verbs, buffers, self.loss, result)
-        penalty = None
-        if self.regularization.l2:
-            weights = network.parameters[: network.layout.weights_end]
-            verbs.sum_of_squares(weights, self._weights2)
-            summed = self.loss.options.reduction == "sum"
-            penalty = (self._weights2, self._l2 / rows if summed else self._l2)
+        summed = self.loss.options.reduction == "sum"
+        penalty = self.updater.penalty(verbs, rows if summed else 1)
         verbs.accumulate(loss, rows, result.get("correct"), penalty, self.totals)
         emit_backward(verbs, network, buffers.x, passes, self.grad_W, self.grad_b)
-        self._emit_update(verbs)
-
-    def _emit_update(self, verbs: Any) -> None:
-        network, optimizer, clip_norm = self.network, self.optimizer, self.regularization.clip_norm
-        end = network.layout.weights_end
-        coefficients: dict[str, Any] = {
-            "c": tuple(
-                self._coefficients[i : i + 1].reshape(()) for i in range(len(self._coefficients))
-            )
-        }
-        if optimizer.weight_decay:
-            coefficients["decay"] = self._decay
-        if self.regularization.l2 and clip_norm is None:
-            coefficients["l2"] = (end, self._l2)
-        if clip_norm is not None:
-            if self.regularization.l2:  # the norm is that of the whole gradient, penalty included
-                verbs.add_scaled(network.parameters[:end], self._l2, self.gradient[:end])
-            verbs.sum_of_squares(self.gradient, self._norm2)
-            verbs.call(_clip_factor, self._norm2, clip_norm, self._clip)
-            coefficients["clip"] = self._clip
-        verbs.update(network.parameters, self.gradient, self.slots, optimizer.formula, coefficients)
-
-
-def _clip_factor(norm2: Array, clip_norm: float, clip: Array) -> None:
-    clip[...] = min(1.0, clip_norm / (math.sqrt(norm2) + NORM_FLOOR))
+        self.updater.emit(verbs)

@@ -110,6 +110,7 @@ class Trainer:
         standardizer: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
+        checkpoint_seconds: float = 0.0,
     ) -> History:
         """Train for `epochs` more epochs; returns the history.
 
@@ -132,6 +133,8 @@ class Trainer:
             exists when the trainer has not trained yet, training resumes from it and goes on bit
             for bit as if never stopped; `epochs` may then be larger than before. One file belongs
             to one call of `fit`.
+        checkpoint_seconds : leave out the one after an epoch that ends sooner after the last one;
+            where epochs take milliseconds, writing would take longer than training.
 
         A second call continues: optimizer state, step count, random state and history go on, so
         that fit(epochs=3) and fit(epochs=2) end where fit(epochs=5) ends, unless best weights are
@@ -164,6 +167,7 @@ class Trainer:
             None
             if checkpoint_every is None
             else int(number(checkpoint_every, "checkpoint_every", 1)),
+            number(checkpoint_seconds, "checkpoint_seconds", 0.0),
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
@@ -197,10 +201,8 @@ class Trainer:
             return {}
         order, predictions = data.order(None), []
         for start in range(0, len(order), 4096):
-            batch = data.x[order[start : start + 4096]]
-            if data.standardizer is not None:
-                batch = data.standardizer.transform(batch, dtype=self.network.dtype)
-            predictions.append(self.network.predict(batch))
+            yhat = self.network.predict(data.batch(self.network, order[start : start + 4096]))
+            predictions.append(self.network.backend.to_host(yhat))
         yhat = np.concatenate(predictions)
         return {
             name: float(metric(yhat, data.targets[order])) for name, metric in self.metrics.items()
@@ -213,7 +215,7 @@ class Trainer:
         if self._step is not None:  # a second fit goes on where the first one ended
             step.steps = self._step.steps
             for new, old in zip(step.slots, self._step.slots, strict=True):
-                np.copyto(new, old)
+                self.network.backend.copy(old, new)
         self._step = step
         return step
 

@@ -9,9 +9,9 @@ constexpr int ROW_THREADS = 256;  // at most, in a block
 
 // The rows of a group. All groups of a block loop together, since reductions need every thread:
 // a group beyond the last row computes on no element and stores nothing.
-#define FOR_EACH_ROW(row, rows)                                                                 \
-    for (int64 row##_base = int64(blockIdx.x) * blockDim.y, row = row##_base + threadIdx.y;     \
-         row##_base < rows;                                                                     \
+#define FOR_EACH_ROW(row, rows)                                                             \
+    for (int64 row##_base = int64(blockIdx.x) * blockDim.y, row = row##_base + threadIdx.y; \
+         row##_base < rows;                                                                 \
          row##_base += int64(gridDim.x) * blockDim.y, row = row##_base + threadIdx.y)
 
 // What multiplies a row's loss and gradient. Each part is null for 1; `upstream` has one number for

@@ -89,10 +89,7 @@ class Module:
         path = Path(source) if Path(source).is_absolute() else KERNELS / source
         text = _preprocess(path, tuple(sorted((defines or {}).items())))
         self.mode = mode
-        self.signatures = {
-            name: [parameter.strip() for parameter in parameters.split(",")]
-            for name, parameters in _ENTRY.findall(text)
-        }
+        self.signatures = _signatures(text)
         self.library_path = _compile(text, tuple(self.signatures), mode)
         self.library = ctypes.CDLL(str(self.library_path)) if load else None
 
@@ -125,6 +122,18 @@ class Module:
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         function = getattr(self.library, f"emu_{entry}")
         function(shape, ctypes.c_size_t(shared), ctypes.c_uint(rotation), pointers)
+
+
+def signatures(path: Path, defines: dict[str, str] | None = None) -> dict[str, list[str]]:
+    """The parameters of each entry of a source; nothing is compiled."""
+    return _signatures(_preprocess(path, tuple(sorted((defines or {}).items()))))
+
+
+def _signatures(text: str) -> dict[str, list[str]]:
+    return {
+        name: [parameter.strip() for parameter in parameters.split(",")]
+        for name, parameters in _ENTRY.findall(text)
+    }
 
 
 def _launch_shape(entry: str, grid: Sequence[int], block: Sequence[int]) -> Any:
@@ -197,15 +206,22 @@ def _compile(text: str, entries: tuple[str, ...], mode: str) -> Path:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         kernel, made = f"{scratch}/kernel.o", f"{scratch}/made.so"
         _run(["g++", *flags, "-x", "c++", "-c", "-o", kernel, "-"], code)
-        objects = [kernel]
-        link = list(MODES[mode])
-        if mode == "traffic":  # traffic.cpp stands in for ThreadSanitizer's runtime
-            objects.append(f"{scratch}/traffic.o")
-            _run(["g++", *FLAGS, "-c", "-o", objects[1], str(HERE / "traffic.cpp")], "")
-            link = []
-        _run(["g++", "-shared", *link, "-o", made, *objects], "")
+        # traffic.cpp stands in for ThreadSanitizer's runtime
+        rest = [str(_traffic_object())] if mode == "traffic" else list(MODES[mode])
+        _run(["g++", "-shared", "-o", made, kernel, *rest], "")
         os.replace(made, library)  # whole or not at all: another process may be compiling it too
     return library
+
+
+@cache
+def _traffic_object() -> Path:
+    key = hashlib.sha256("\0".join((_support_files(), *FLAGS)).encode()).hexdigest()[:24]
+    result = _cache_directory() / f"{key}.o"
+    if not result.exists():
+        with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+            _run(["g++", *FLAGS, "-c", "-o", f"{scratch}/made.o", str(HERE / "traffic.cpp")], "")
+            os.replace(f"{scratch}/made.o", result)
+    return result
 
 
 def _run(command: list[str], code: str) -> None:

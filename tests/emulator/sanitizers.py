@@ -8,6 +8,7 @@ misalignment), so that the very first byte beyond it is forbidden.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pickle
 import subprocess
@@ -22,11 +23,12 @@ import numpy as np
 
 from tests.emulator.module import HERE, Module
 
+THREADS_IN_A_PROCESS = 1536
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:halt_on_error=1:exitcode=99",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=99",
-    "TSAN_OPTIONS": "halt_on_error=0:exitcode=99:report_signal_unsafe=0:history_size=2",
+    "TSAN_OPTIONS": "halt_on_error=0:exitcode=99:report_signal_unsafe=0:atexit_sleep_ms=0",
 }
 
 
@@ -66,23 +68,48 @@ def run_sanitized(launches: Sequence[Launch], mode: str) -> str:
     """
     for launch in launches:  # compiled here: the fresh process finds the libraries made
         Module(launch.source, mode, launch.defines, load=False)
+    return "".join(_run_in_a_process(batch, mode) for batch in _batches(launches, mode))
+
+
+def _batches(launches: Sequence[Launch], mode: str) -> list[list[Launch]]:
+    """All together; under ThreadSanitizer at most THREADS_IN_A_PROCESS CUDA threads together, since
+    each library keeps its own and the runtime's memory for them ends somewhere."""
+    if mode != "thread":
+        return [list(launches)]
+    groups: dict[tuple[Any, ...], list[Launch]] = {}
+    for launch in launches:
+        groups.setdefault((launch.source, *sorted(launch.defines.items())), []).append(launch)
+    batches: list[list[Launch]] = [[]]
+    threads = 0
+    for group in groups.values():
+        own = max(math.prod(launch.block) for launch in group)
+        if threads + own > THREADS_IN_A_PROCESS and batches[-1]:
+            batches.append([])
+            threads = 0
+        batches[-1] += group
+        threads += own
+    return batches
+
+
+def _run_in_a_process(launches: list[Launch], mode: str) -> str:
     preload = subprocess.run(
         ["g++", f"-print-file-name={RUNTIME[mode]}"], capture_output=True, text=True, check=True
     ).stdout.strip()
     environment = os.environ | OPTIONS | {"LD_PRELOAD": preload, "OMP_NUM_THREADS": "1"}
     environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    program = "import sys; from tests.emulator import sanitizers; sanitizers.main(sys.argv[1])"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "launches.pickle"
         sent = [replace(launch, arguments=[*map(_memory, launch.arguments)]) for launch in launches]
         path.write_bytes(pickle.dumps((mode, sent)))
-        program = "import sys; from tests.emulator import sanitizers; sanitizers.main(sys.argv[1])"
         command = [sys.executable, "-c", program, str(path)]
         if mode == "thread":  # its shadow memory wants addresses where newer kernels randomise
             command = ["setarch", "-R", *command]
         result = subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1]
         )
-    if result.returncode == 0 and "WARNING: ThreadSanitizer" not in result.stderr:
+    finished = "all launches done" in result.stderr and "ThreadSanitizer" not in result.stderr
+    if result.returncode == 0 and finished:
         return ""
     return f"exit code {result.returncode}\n{result.stderr}"
 
@@ -127,3 +154,4 @@ def main(path: str) -> None:
         arguments = [copies.address(a) if isinstance(a, _Memory) else a for a in launch.arguments]
         modules[key](launch.entry, launch.grid, launch.block, arguments, shared=launch.shared)
         copies.free()
+    print("all launches done", file=sys.stderr)

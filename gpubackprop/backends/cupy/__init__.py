@@ -1,10 +1,10 @@
 """The CUDA backend: the verbs of `gpubackprop.backends.numpy` on CuPy arrays.
 
-Every verb writes into arrays that the caller gives, and returns before the GPU has done the work. It
+Every verb writes into arrays that the caller gives, and returns before the GPU has done the work: it
 is queued on the caller's current CuPy stream of the backend's device. A verb called on a
 `CupyBackend` is issued at once; ``plan(emit)`` records the verbs that ``emit(verbs)`` calls and
-returns a function that issues them again. Only `to_host`, `all_finite` and copies of what the caller
-keeps wait for the device.
+returns a function that issues them again. Only `to_host`, `all_finite` and `check_labels` wait for
+the device.
 
 CuPy is imported when a `CupyBackend` is made, never when this module is. Not measured on a GPU.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from gpubackprop.backends.cupy import elementwise, losses, updates
 from gpubackprop.backends.cupy.launcher import Launcher, compute_dtype, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
-from gpubackprop.backends.cupy.memory import Memory
+from gpubackprop.backends.cupy.memory import INPUT_DTYPES, Memory
 from gpubackprop.backends.cupy.tape import CupyProducts, Products, Tape
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch
@@ -129,11 +129,23 @@ class CupyBackend:
         """
         return self.memory.asarray(array, dtype)
 
+    def inputs(self, x: Any, dtype: Any) -> Array:
+        """`x` in that dtype, on the device."""
+        return self.memory.asarray(x, dtype)
+
+    def place(self, array: Any, dtype: Any) -> Array | None:
+        """Targets or weights on the device, in the dtype that the kernels want."""
+        return None if array is None else self.memory.asarray(array, dtype)
+
+    def place_inputs(self, x: Any, dtype: Any) -> Array:
+        """All rows of x on the device, of a dtype that `gather_rows` reads: its own, or `dtype`."""
+        return self.memory.asarray(x, None if x.dtype.name in INPUT_DTYPES else dtype)
+
     def is_device_array(self, array: Any) -> bool:
         return self.memory.is_device_array(array)
 
     def to_host(self, array: Array) -> np.ndarray:
-        """A copy as a NumPy array. Waits, and so reports labels that a kernel found out of range."""
+        """A copy as a NumPy array. Waits, and so reports labels that were out of range."""
         host = self.memory.read(array)
         self.check_labels()
         return host
@@ -206,7 +218,7 @@ class CupyBackend:
         )  # fmt: skip
 
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
-        """out = (raw - mean) / scale in float64, rounded once; raw, out (N, D), mean, scale (D,)."""
+        """out = (raw - mean) / scale in float64, rounded once; (N, D), with mean, scale (D,)."""
         self._issue(elementwise.kernel(self.cupy, "standardize"), raw, mean, scale, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:

@@ -1,8 +1,8 @@
 """Launching the kernels: compiled at first use, every argument checked and cast.
 
-CuPy checks neither the types of a raw kernel's arguments nor their count, and passes any view as the
-pointer to its first element. So the table below has each entry's parameters, and a launch that does
-not fit is an error here instead of a wrong number on the GPU.
+CuPy checks neither the types of a raw kernel's arguments nor their count, and passes any view as
+the pointer to its first element. So the table below has each entry's parameters, and a launch that
+does not fit is an error here instead of a wrong number on the GPU.
 """
 
 from __future__ import annotations

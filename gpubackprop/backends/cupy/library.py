@@ -55,7 +55,7 @@ def explained(cupy: Any, what: str, wanted: int | None = None) -> Iterator[None]
     """
     try:
         yield
-    except GpubackpropError:
+    except (GpubackpropError, NotImplementedError):
         raise
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise _out_of_memory(cupy, what, wanted, error) from None

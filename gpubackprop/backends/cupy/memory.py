@@ -9,7 +9,7 @@ import numpy as np
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.errors import DeviceUnavailable, DtypeError, TargetRangeError
 
-KERNEL_SOURCES = ("float64", "float32", "float16", "bfloat16", "uint8", "int32", "int64")
+INPUT_DTYPES = ("float64", "float32", "float16", "bfloat16", "uint8")  # gather_rows reads them
 
 
 class Memory:
@@ -67,7 +67,7 @@ class Memory:
     # -- bringing and reading ---------------------------------------------------------------------
 
     def asarray(self, array: Any, dtype: Any = None) -> Any:
-        """A C-contiguous array of this device, itself where it is one; see `CupyBackend.asarray`."""
+        """A C-contiguous array of this device; see `CupyBackend.asarray`."""
         cupy = self.cupy
         if not self.is_device_array(array):
             return self._upload(array, dtype)

@@ -1,4 +1,4 @@
-"""Updates of the flat parameter buffer on a GPU: one launch, its coefficients made on the device."""
+"""Updates of the flat parameter buffer on a GPU: one launch, coefficients made on the device."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def sum_of_squares(verbs: CupyBackend, x: Any, out: Any) -> None:
     verbs.gather_rows(pair[:1], None, out.reshape(1))
 
 
-def _squares(
-    verbs: CupyBackend, x: Any, out: Any, weights: Any, l2: Any, penalized: int
-) -> None:
+def _squares(verbs: CupyBackend, x: Any, out: Any, weights: Any, l2: Any, penalized: int) -> None:
     compute = compute_dtype(x.dtype)
     partial = []
 

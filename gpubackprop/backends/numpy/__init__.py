@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, aligned_empty, for_row_blocks
+from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
 from gpubackprop.backends.numpy.calls import (
     Total,
     accumulate,
@@ -26,6 +26,7 @@ from gpubackprop.backends.numpy.calls import (
     units_right,
     zero_where_empty,
 )
+from gpubackprop.backends.numpy.memory import HostMemory
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
     LossOptions,
@@ -33,6 +34,7 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
     row_scales,
 )
 from gpubackprop.backends.numpy.tape import Tape, get_num_threads, run_now, set_num_threads
+from gpubackprop.backends.numpy.updater import NumpyUpdater
 from gpubackprop.formulas import OUTPUTS, Activation, PointwiseLoss, Update
 
 __all__ = ["LossOptions", "NumpyBackend", "Total", "get_num_threads", "set_num_threads"]
@@ -41,7 +43,7 @@ Array = np.ndarray
 SUM_ROWS = 8  # rows added one after another before partial sums are formed, in column_sum
 
 
-class NumpyBackend:
+class NumpyBackend(HostMemory):
     """Verbs of backpropagation on NumPy arrays (see the module's docstring)."""
 
     device = "cpu"
@@ -64,20 +66,7 @@ class NumpyBackend:
     def _scratch(self) -> Scratch:
         return self._shared_scratch or Scratch()
 
-    # -- memory -----------------------------------------------------------------------------------
-
-    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        """Uninitialised array, aligned to 128 bytes."""
-        shape = (shape,) if isinstance(shape, int) else shape
-        return aligned_empty(int(np.prod(shape, dtype=np.int64)), dtype).reshape(shape)
-
-    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        array = self.empty(shape, dtype)
-        array.fill(0)
-        return array
-
-    def to_host(self, array: Array) -> Array:
-        return array
+    # -- rows -------------------------------------------------------------------------------------
 
     def gather_rows(self, source: Array, rows: Array, out: Array) -> None:
         """out[i] = source[rows[i]], converted to the dtype of out.
@@ -85,6 +74,10 @@ class NumpyBackend:
         `rows` is read when the call runs, so a plan gathers another batch each time it is replayed.
         """
         self._call(gather_rows, source, rows, out)
+
+    def divide(self, x: Array, divisor: float, out: Array) -> None:
+        """out = x / divisor."""
+        self._call(np.divide, x, divisor, out)
 
     # -- layers -----------------------------------------------------------------------------------
 
@@ -120,9 +113,17 @@ class NumpyBackend:
         for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
 
     def activation_backward(
-        self, grad_h: Array, saved: Array, activation: Activation, delta: Array
+        self,
+        grad_h: Array,
+        saved: Array,
+        activation: Activation,
+        delta: Array,
+        grad_b: Array | None = None,
     ) -> None:
-        """delta = grad_h * g'; `saved` is h or a as activation.saved says; delta may be grad_h."""
+        """delta = grad_h * g'; grad_b = sum_i delta[i], where it is given.
+
+        `saved` is h or a as activation.saved says; delta may be grad_h.
+        """
         scratch = self._scratch()
 
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
@@ -134,11 +135,12 @@ class NumpyBackend:
             call(activation.slope, s, slope, tuple(work), activation.parameter)
             call(np.multiply, g, slope, d)
 
-        if activation.name == "identity":
-            if delta is not grad_h:
-                self._call(np.copyto, delta, grad_h)
-            return
-        for_row_blocks(self._call, len(saved), saved.shape[1] * saved.itemsize, emit)
+        if activation.name != "identity":
+            for_row_blocks(self._call, len(saved), saved.shape[1] * saved.itemsize, emit)
+        elif delta is not grad_h:
+            self._call(np.copyto, delta, grad_h)
+        if grad_b is not None:
+            self.column_sum(delta, grad_b)
 
     def affine_backward(
         self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
@@ -365,3 +367,5 @@ class NumpyBackend:
             emit,
             total_bytes=len(parameters) * bytes_each,
         )
+
+    updater = NumpyUpdater

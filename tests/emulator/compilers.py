@@ -1,0 +1,143 @@
+"""The GPU compilers, which need no GPU: NVRTC by ctypes, or nvcc; and what they say of an entry."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.emulator.module import KERNELS
+
+# What the backend passes too. No fast-math, and subnormal numbers are kept (-ftz=false).
+OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+Defines = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one entry: registers a thread, bytes of shared memory, stack and spills."""
+
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+
+    def occupancy(self, threads: int) -> float:
+        """Share of a multiprocessor's 2048 threads that registers and shared memory leave room for
+        (65,536 registers in portions of 8 a thread; 100 KiB of shared memory)."""
+        warps = threads // 32
+        by_registers = 65536 // (-(-self.registers // 8) * 8 * 32) // warps * warps
+        by_shared = (102400 // (self.shared + 1024)) * warps
+        return min(by_registers, by_shared, 64) / 64
+
+
+class CompileError(Exception):
+    """The compiler's message."""
+
+
+class Nvrtc:
+    """libnvrtc of the wheel nvidia-cuda-nvrtc, or of a toolkit."""
+
+    def __init__(self, library: str) -> None:
+        self.name = f"NVRTC ({library})"
+        # NVRTC opens this one by name; it is found there only if it is loaded already.
+        for builtins in sorted(Path(library).parent.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins))
+        self._library = ctypes.CDLL(library)
+
+    def _call(self, function: str, *arguments: Any) -> int:
+        return int(getattr(self._library, function)(*arguments))
+
+    def _text(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._call(f"nvrtcGet{what}", program, buffer)
+        return buffer.raw
+
+    def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
+        """(PTX, ptxas's report) of a file below kernels/."""
+        program = ctypes.c_void_p()
+        text = (KERNELS / source).read_bytes()
+        self._call(
+            "nvrtcCreateProgram", ctypes.byref(program), ctypes.c_char_p(text), source.encode(), 0, None, None
+        )  # fmt: skip
+        options = [
+            *OPTIONS, f"--gpu-architecture=sm_{architecture}", f"--include-path={KERNELS}",
+            "--ptxas-options=-v", *(f"--define-macro={name}={value}" for name, value in defines),
+        ]  # fmt: skip
+        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        code = self._call("nvrtcCompileProgram", program, len(options), array)
+        log = self._text(program, "ProgramLog").decode(errors="replace")
+        if code != 0:
+            raise CompileError(f"{source} for sm_{architecture}: {log}")
+        ptx = self._text(program, "PTX").decode()
+        self._call("nvrtcDestroyProgram", ctypes.byref(program))
+        return ptx, log
+
+
+class Nvcc:
+    """nvcc of a toolkit."""
+
+    name = "nvcc"
+
+    def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
+        options = [option.replace("--", "-", 1) for option in OPTIONS if option != "--std=c++17"]
+        with tempfile.TemporaryDirectory() as scratch:
+            result = subprocess.run(
+                ["nvcc", "-std=c++17", *options, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v",
+                 "--keep", "--keep-dir", scratch, "-o", f"{scratch}/out.cubin",
+                 *(f"-D{name}={value}" for name, value in defines), str(KERNELS / source)],
+                capture_output=True, text=True,
+            )  # fmt: skip
+            if result.returncode:
+                raise CompileError(f"{source} for sm_{architecture}: {result.stderr}")
+            (ptx,) = Path(scratch).glob("*.ptx")
+            return ptx.read_text(), result.stderr
+
+
+@cache
+def compiler() -> Nvrtc | Nvcc | None:
+    """NVRTC where it is installed, else nvcc, else None."""
+    site = Path(sysconfig.get_path("purelib")) / "nvidia"
+    found = [*site.glob("cu1*/lib/libnvrtc.so.1*"), *site.glob("cuda_nvrtc/lib/libnvrtc.so.1*")]
+    for library in (*map(str, found), "libnvrtc.so.13", "libnvrtc.so.12"):
+        try:
+            return Nvrtc(library)
+        except OSError:
+            continue
+    return Nvcc() if shutil.which("nvcc") else None
+
+
+NONE_FOUND = "no CUDA compiler found; run: pip install nvidia-cuda-nvrtc"
+
+_REPORT = re.compile(
+    r"Compiling entry function '(\w+)' for 'sm_\d+'(.*?)(?=Compiling entry function|\Z)", re.DOTALL
+)
+
+
+def resources(report: str) -> dict[str, Resources]:
+    """By entry, from ptxas's report."""
+
+    def number(pattern: str, text: str) -> int:
+        match = re.search(pattern, text)
+        return int(match[1]) if match else 0
+
+    return {
+        name: Resources(
+            number(r"Used (\d+) registers", text),
+            number(r"(\d+) bytes smem", text),
+            number(r"(\d+) bytes stack frame", text),
+            number(r"(\d+) bytes spill stores", text) + number(r"(\d+) bytes spill loads", text),
+        )
+        for name, text in _REPORT.findall(report)
+    }

@@ -1,0 +1,462 @@
+"""A stand-in for the CuPy names that the CUDA backend uses, on NumPy memory and emulated kernels.
+
+The backend's own code runs unchanged: launch arithmetic, argument types, plans, capture. What CuPy
+forbids is forbidden here, and what it does not notice is an error here: Python scalars as arguments
+of a raw kernel, memory of another device, allocation, cuBLAS or waiting while a stream is captured,
+implicit conversion to NumPy. It counts launches, products, waits and allocations.
+
+``with installed() as counts`` puts it in the place of `cupy`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
+from tests.emulator.module import Module
+
+ALIGNMENT = 512  # of CuPy's memory pool
+
+
+@dataclass
+class Counts:
+    """What was done since `clear`.
+
+    Attributes
+    ----------
+    kernels : entries launched, by name, elementwise kernels of CuPy's among them. products : calls
+        of cuBLAS. waits : reads that wait for the device. allocations : arrays made.
+        uploads : copies from the host. compiled : entries compiled.
+    """
+
+    kernels: list[str] = field(default_factory=list)
+    products: int = 0
+    waits: int = 0
+    allocations: int = 0
+    uploads: int = 0
+    compiled: list[str] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+class _State:
+    counts = Counts()
+    device = 0
+    devices = 2
+    memory = 1 << 34  # bytes of each device
+    graph: Any = None  # of the capture that is going on
+    streams: list[Any]
+
+
+STATE = _State()
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class CUDADriverError(RuntimeError):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class CompileException(Exception):  # noqa: N818 (CuPy's name)
+    pass
+
+
+def _queue(function: Any) -> None:
+    """Do it now, or when the graph of the capture is launched."""
+    if STATE.graph is None:
+        function()
+    else:
+        STATE.graph.nodes.append(function)
+
+
+def _not_while_capturing(what: str) -> None:
+    if STATE.graph is not None:
+        raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} while capturing")
+
+
+# -- arrays ---------------------------------------------------------------------------------------
+
+
+class _Memory:
+    """A pointer into device memory, as `ndarray.data`."""
+
+    def __init__(self, array: ndarray) -> None:
+        self._array = array
+
+    @property
+    def ptr(self) -> int:
+        return int(self._array._host.__array_interface__["data"][0])
+
+    def copy_from_device_async(self, source: _Memory, size: int, stream: Any = None) -> None:
+        theirs, mine = source._array, self._array
+        assert theirs.flags.c_contiguous
+        assert mine.flags.c_contiguous
+        assert size == theirs.nbytes == mine.nbytes
+        _queue(lambda: np.copyto(mine._host, theirs._host))
+
+
+class ndarray:  # noqa: N801 (CuPy's name)
+    """Device memory: NumPy sees into it only by `get`."""
+
+    __array_priority__ = 100
+    __array_ufunc__ = None
+
+    def __init__(self, host: np.ndarray, device: int) -> None:
+        self._host, self._device = host, device
+
+    shape = property(lambda self: self._host.shape)
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    itemsize = property(lambda self: self._host.itemsize)
+    nbytes = property(lambda self: self._host.nbytes)
+    strides = property(lambda self: self._host.strides)
+    flags = property(lambda self: self._host.flags)
+    data = property(lambda self: _Memory(self))
+    device = property(lambda self: Device(self._device))
+    T = property(lambda self: ndarray(self._host.T, self._device))
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct "
+            "a NumPy array explicitly."
+        )
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __float__(self) -> float:
+        return float(self.get())
+
+    def __bool__(self) -> bool:
+        return bool(self.get())
+
+    def __getitem__(self, key: Any) -> ndarray:
+        view = self._host[... if key == () else key]  # a 0-d array stays one
+        assert isinstance(view, np.ndarray), "a scalar of a device array is a 0-d array: use [...]"
+        assert view.base is not None, "only views are stood in for"
+        return ndarray(view, self._device)
+
+    def reshape(self, *shape: Any) -> ndarray:
+        view = self._host.reshape(*shape)
+        assert view.size == 0 or np.may_share_memory(view, self._host)
+        return ndarray(view, self._device)
+
+    def fill(self, value: Any) -> None:
+        STATE.counts.kernels.append("fill")
+        _queue(lambda: self._host.fill(value))
+
+    def set(self, array: np.ndarray, stream: Any = None) -> None:
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == self.dtype
+        assert array.shape == self.shape
+        assert stream is not None, "without a stream CuPy's copy may wait"
+        _not_while_capturing("a copy from pageable memory")
+        STATE.counts.uploads += 1
+        np.copyto(self._host, array)
+
+    def get(self) -> np.ndarray:
+        _not_while_capturing("waiting for the device")
+        STATE.counts.waits += 1
+        return self._host.copy()
+
+    def copy(self) -> ndarray:
+        out = empty(self.shape, self.dtype)
+        _queue(lambda: np.copyto(out._host, self._host))
+        return out
+
+    def astype(self, dtype: Any, copy: bool = True) -> ndarray:
+        if not copy and self.dtype == dtype:
+            return self
+        out = empty(self.shape, dtype)
+        _queue(lambda: np.copyto(out._host, self._host, casting="unsafe"))
+        return out
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    _not_while_capturing("allocation")
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    nbytes = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+    if nbytes > STATE.memory:
+        raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes (allocated so far: 0).")
+    STATE.counts.allocations += 1
+    raw = np.full(nbytes + ALIGNMENT, 0xFF, np.uint8)  # NaN: reading what was never written shows
+    start = -raw.ctypes.data % ALIGNMENT
+    return ndarray(raw[start : start + nbytes].view(dtype).reshape(shape), STATE.device)
+
+
+def asarray(array: Any, dtype: Any = None) -> ndarray:
+    if isinstance(array, ndarray):
+        return array if dtype is None else array.astype(dtype, copy=False)
+    view = array.__cuda_array_interface__  # the one other use that the backend makes of it
+    assert view["version"] >= 2
+    return ndarray(array._host, STATE.device)
+
+
+def from_dlpack(array: Any) -> ndarray:
+    assert array.__dlpack_device__()[0] == 2
+    return ndarray(array._host, array.__dlpack_device__()[1])
+
+
+def ascontiguousarray(array: ndarray) -> ndarray:
+    if array.flags.c_contiguous:
+        return array
+    out = empty(array.shape, array.dtype)
+    _queue(lambda: np.copyto(out._host, array._host))
+    return out
+
+
+# -- products and elementwise work ----------------------------------------------------------------
+
+
+def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
+    if STATE.graph is not None:
+        raise NotImplementedError(
+            "calling cuBLAS API during stream capture is currently unsupported"
+        )
+    for array in (a, b, out):
+        assert isinstance(array, ndarray)
+        assert array._device == STATE.device
+    for operand in (a, b):
+        assert operand.flags.c_contiguous or operand.flags.f_contiguous, "CuPy would copy it"
+    assert out.flags.c_contiguous, "CuPy would compute into a temporary"
+    assert not any(np.may_share_memory(out._host, array._host) for array in (a, b))
+    STATE.counts.products += 1
+    with np.errstate(all="ignore"):
+        np.matmul(a._host, b._host, out._host)
+    return out
+
+
+def _ufunc(name: str, function: Any) -> Any:
+    def call(*args: ndarray) -> ndarray:
+        STATE.counts.kernels.append(name)
+        *inputs, out = args
+        with np.errstate(all="ignore"):
+            function(*(array._host for array in inputs), out._host)
+        return out
+
+    return call
+
+
+def _reduction(name: str, function: Any) -> Any:
+    def call(a: ndarray, axis: int, keepdims: bool) -> ndarray:
+        STATE.counts.kernels.append(name)
+        result = function(a._host, axis=axis, keepdims=keepdims)
+        out = empty(result.shape, result.dtype)
+        np.copyto(out._host, result)
+        return out
+
+    return call
+
+
+class ElementwiseKernel:
+    """One statement ``out = expression``, which is Python as well as C++."""
+
+    def __init__(self, in_params: str, out_params: str, operation: str, name: str) -> None:
+        self.inputs = [part.split() for part in in_params.split(",")]
+        ((self.out_type, self.out_name),) = [part.split() for part in out_params.split(",")]
+        target, _, self.expression = operation.partition(" = ")
+        self.name = name
+        assert target == self.out_name
+
+    def __call__(self, *args: Any) -> None:
+        *values, out = args
+        assert len(values) == len(self.inputs)
+        types_: dict[str, Any] = {"double": np.float64, "exp": np.exp}
+        named = {}
+        pairs = zip([*self.inputs, (self.out_type, self.out_name)], args, strict=True)
+        for (kind, name), value in pairs:
+            assert isinstance(value, (ndarray, np.generic)), f"{name} is a Python scalar"
+            if isinstance(value, ndarray):
+                assert value._device == STATE.device
+            dtype = value.dtype
+            if len(kind) == 1:
+                assert types_.setdefault(kind, dtype.type) is dtype.type, f"{name} is no {kind}"
+            else:
+                assert dtype == kind, f"{name} is {dtype} and no {kind}"
+            named[name] = value._host if isinstance(value, ndarray) else value
+        casts = {
+            key: (lambda x, to=to: np.asarray(x).astype(to)) if key != "exp" else to
+            for key, to in types_.items()
+        }
+        STATE.counts.kernels.append(self.name)
+
+        def run() -> None:
+            with np.errstate(all="ignore"):
+                np.copyto(out._host, eval(self.expression, casts, named))
+
+        _queue(run)
+
+
+# -- raw kernels ----------------------------------------------------------------------------------
+
+_CODE = re.compile(r'((?:#define \w+ \w+\n)*)#line 1 "(\w+\.cu)"\n', re.ASCII)
+
+
+@cache
+def _module(source: str, defines: tuple[tuple[str, str], ...]) -> Module:
+    return Module(source, defines=dict(defines))
+
+
+class RawModule:
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> None:
+        match = _CODE.match(code)
+        assert match, "the source does not start with its macros and its name"
+        directory = kernels_directory()
+        shipped = (directory / match[2]).read_text(encoding="utf-8")
+        assert code[match.end() :] == shipped, "the source is not the shipped file"
+        assert f"-I{directory}" in options
+        assert any(source_hash() in option for option in options), "stale headers would be reused"
+        lines = match[1].splitlines()
+        self._module = _module(match[2], tuple((n, v) for _, n, v in map(str.split, lines)))
+
+    def get_function(self, name: str) -> RawKernel:
+        assert name in self._module.signatures
+        assert len(self._module.signatures) <= 2, "only what is used is compiled, at its first use"
+        STATE.counts.compiled.append(name)
+        return RawKernel(self._module, name, STATE.device)
+
+
+class RawKernel:
+    def __init__(self, module: Module, name: str, device: int) -> None:
+        self._module, self.__name__, self._device = module, name, device
+
+    def __call__(self, grid: Any, block: Any, args: tuple[Any, ...]) -> None:
+        assert STATE.device == self._device, "compiled for another device"
+        values = [self._value(number, value) for number, value in enumerate(args)]
+        STATE.counts.kernels.append(self.__name__)
+        _queue(lambda: self._module(self.__name__, grid, block, values))
+
+    def _value(self, number: int, value: Any) -> Any:
+        if isinstance(value, ndarray):
+            if value._device != STATE.device:
+                raise CUDARuntimeError("cudaErrorIllegalAddress: memory of another device")
+            return value._host
+        if isinstance(value, np.uintp) and value == 0:
+            return None
+        if not isinstance(value, np.generic):
+            raise TypeError(
+                f"{self.__name__}: argument {number} is a {type(value).__name__}: its bytes would "
+                f"be those of a default type"
+            )
+        return value
+
+
+# -- devices and streams --------------------------------------------------------------------------
+
+
+class Device:
+    def __init__(self, index: int | None = None) -> None:
+        self.id = STATE.device if index is None else index
+        self._before: list[int] = []
+
+    attributes = property(lambda self: {"MultiProcessorCount": 2})
+
+    def __enter__(self) -> Device:
+        self._before.append(STATE.device)
+        STATE.device = self.id
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        STATE.device = self._before.pop()
+
+
+class Graph:
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+
+    def launch(self, stream: Any = None) -> None:
+        STATE.counts.kernels.append("graph")
+        for node in self.nodes:
+            node()
+
+
+class Stream:
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.non_blocking = non_blocking
+
+    def __enter__(self) -> Stream:
+        STATE.streams.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        STATE.streams.pop()
+
+    def begin_capture(self) -> None:
+        if not self.non_blocking:
+            raise CUDARuntimeError("cudaErrorStreamCaptureImplicit: the stream is blocking")
+        STATE.graph = Graph()
+
+    def end_capture(self) -> Graph:
+        graph, STATE.graph = STATE.graph, None
+        return graph
+
+    def synchronize(self) -> None:
+        _not_while_capturing("waiting for the device")
+        STATE.counts.waits += 1
+
+
+STATE.streams = [Stream()]
+
+
+def _device_count() -> int:
+    if not STATE.devices:
+        raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    return STATE.devices
+
+
+@cache
+def module() -> types.ModuleType:
+    """The module that stands in for `cupy`."""
+    cupy: Any = types.ModuleType("cupy")
+    for thing in (ndarray, empty, asarray, from_dlpack, ascontiguousarray, matmul):
+        setattr(cupy, thing.__name__, thing)
+    cupy.ElementwiseKernel, cupy.RawModule = ElementwiseKernel, RawModule
+    for name in ("subtract", "divide", "exp"):
+        setattr(cupy, name, _ufunc(name, getattr(np, name)))
+    cupy.amax, cupy.sum = _reduction("amax", np.amax), _reduction("sum", np.sum)
+    cupy.cuda = types.SimpleNamespace(
+        Device=Device,
+        Stream=Stream,
+        get_current_stream=lambda: STATE.streams[-1],
+        runtime=types.SimpleNamespace(
+            getDeviceCount=_device_count,
+            memGetInfo=lambda: (STATE.memory // 2, STATE.memory),
+            CUDARuntimeError=CUDARuntimeError,
+        ),
+        driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
+        memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        compiler=types.SimpleNamespace(CompileException=CompileException),
+    )
+    return cupy
+
+
+@contextmanager
+def installed() -> Any:
+    """`cupy` is the stand-in while this lasts; gives the counts."""
+    before = sys.modules.get("cupy")
+    sys.modules["cupy"] = module()
+    STATE.counts.clear()
+    STATE.device, STATE.devices, STATE.memory, STATE.graph = 0, 2, 1 << 34, None
+    try:
+        yield STATE.counts
+    finally:
+        if before is None:
+            del sys.modules["cupy"]
+        else:
+            sys.modules["cupy"] = before

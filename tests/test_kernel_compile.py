@@ -1,0 +1,126 @@
+"""Every entry through NVRTC (or nvcc) for the cards that are supported; no GPU is needed.
+
+Asserted: it compiles; nothing is spilled to local memory; registers leave room for two blocks; no FP64
+arithmetic in kernels of 32 bits and less; accesses of 128 bits where the header promises them.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gpubackprop.backends.cupy_launch import KERNELS, entries
+from tests.emulator import compilers
+from tests.emulator.compilers import ARCHITECTURES, Resources
+
+pytestmark = pytest.mark.skipif(compilers.compiler() is None, reason=compilers.NONE_FOUND)
+
+# One thread of them does scalar work that is float64 by meaning: coefficients and totals.
+SCALAR_FLOAT64 = ("prepare_update", "accumulate")
+# Kernels whose header promises 16-byte accesses, as the compiler writes them.
+VECTORISED = (
+    "affine_epilogue",
+    "activation_backward",
+    "column_sum",
+    "dropout",
+    "update",
+    "sum_of_squares",
+    "gather_rows",
+)
+THREADS = {"column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 32}
+MAX_REGISTERS = 128  # two blocks of 256 threads in 65,536 registers
+LINES: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    yield
+    print(
+        "\n\nResources and theoretical occupancy (ptxas), by entry and card; not measured on a GPU"
+    )
+    print("\n".join(LINES.values()))
+
+
+def kernel_of(entry: str) -> str:
+    return max((name for name in KERNELS if entry == name or entry.startswith(f"{name}_")), key=len)
+
+
+def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
+    """The heaviest formula of each kernel in 4 and in 2 bytes, and in 8 what has nothing narrower."""
+    heavy = {
+        "affine_epilogue": ("gelu_f32", "gelu_bf16", "relu_f16"), "activation_backward": ("gelu_f32", "gelu_tanh_f16", "relu_bf16", "identity_f32"),
+        "column_sum": ("f32", "f16"), "column_sum_finish": ("f32",), "dropout": ("f32", "bf16"),
+        "pointwise_loss": ("binary_cross_entropy_f32",), "softmax_cross_entropy": ("i64_f32", "prob_bf16"),
+        "row_weights": ("i64_f32",), "update": ("adam_f32", "adamw_f32_bf16", "lion_f16"),
+        "prepare_update": ("adam_f32",), "sum_of_squares": ("f32", "bf16"),
+        "sum_of_squares_finish": ("f32",), "gather_rows": ("u8_f32", "f32_bf16"), "accumulate": ("f32",),
+    }  # fmt: skip
+    names = {f"{kernel}_{tail}" for kernel, tails in heavy.items() for tail in tails}
+    chosen = [entry for entry in entries() if entry[1] in names]
+    assert {kernel_of(entry) for _, entry, _ in chosen} == set(KERNELS)
+    assert len(chosen) == len(names)
+    return chosen
+
+
+def check(entry: str, architecture: int, text: str, used: Resources) -> None:
+    kernel, narrow = kernel_of(entry), "f64" not in entry
+    threads = THREADS.get(kernel, 256)
+    LINES[f"{entry} {architecture}"] = (
+        f"  {entry:44} sm_{architecture:<4} {used.registers:3} registers {used.shared:6} B shared "
+        f"{used.stack:3} B stack {used.spills:3} B spilled  {used.occupancy(threads):4.0%} of 2048 threads"
+    )
+    assert used.spills == 0, "spilled registers"
+    assert used.registers * threads <= 65536
+    if narrow:
+        assert used.stack == 0, "local memory"
+        assert used.registers <= MAX_REGISTERS
+    if narrow and kernel not in SCALAR_FLOAT64:
+        assert not re.search(r"^\s+\w+[\w.]*\.f64", text, re.MULTILINE), "FP64 arithmetic"
+    if kernel in VECTORISED and not entry.startswith("gather_rows_i"):
+        wide = re.compile(r"st\.(global\.)?(v4\.[bfu]32|v2\.[bfu]64)")
+        reads = re.compile(r"ld\.(global\.)?(v4\.[bfu]32|v2\.[bfu]64)")
+        if kernel not in ("column_sum", "sum_of_squares"):
+            assert wide.search(text), "no 128-bit store"
+        if kernel != "gather_rows":
+            assert reads.search(text), "no 128-bit load"
+
+
+def bodies(ptx: str) -> dict[str, str]:
+    """The PTX of each entry."""
+    parts = re.split(r"\.visible \.entry (\w+)\(", ptx)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("architecture", [75, 90, 120])
+@pytest.mark.parametrize(
+    ("source", "entry", "defines"),
+    of_each_kernel(),
+    ids=[entry for _, entry, _ in of_each_kernel()],
+)
+def test_entry_compiles_within_its_resources(source, entry, defines, architecture):
+    ptx, report = compilers.compiler().compile(source, architecture, defines)
+    check(entry, architecture, bodies(ptx)[entry], compilers.resources(report)[entry])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", sorted({kernel.source for kernel in KERNELS.values()}))
+def test_every_entry_of_a_file_compiles_within_its_resources(source, architecture):
+    ptx, report = compilers.compiler().compile(source, architecture)
+    texts, used = bodies(ptx), compilers.resources(report)
+    wanted = {entry for file, entry, _ in entries() if file == source}
+    assert set(texts) == set(used) == wanted
+    failed = {}
+    for entry in sorted(wanted):
+        try:
+            check(entry, architecture, texts[entry], used[entry])
+        except AssertionError as error:
+            failed[entry] = str(error).splitlines()[0], used[entry]
+    assert not failed
+
+
+def test_a_broken_source_is_refused_with_the_compilers_message():
+    with pytest.raises(compilers.CompileError, match="sm_90"):
+        compilers.compiler().compile("update.cu", 90, (("ONLY_FORMULA", "no_such_rule"),))

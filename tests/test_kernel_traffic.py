@@ -1,0 +1,225 @@
+"""What each kernel moves, against the minimum: a table that is printed and asserted.
+
+Reads and writes are in units of the buffer. Sectors are 32-byte pieces of memory touched by a warp's
+request, over the fewest that its bytes need: 1.00 is perfectly coalesced. It needs no GPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends.cupy_launch import DeviceProperties, Launch
+from gpubackprop.formulas import UPDATES
+from tests import emulator
+from tests.emulator import Module, Traffic, count_traffic
+from tests.emulator.arrays import Guarded
+from tests.emulator.verbs import COEFFICIENTS, DTYPES, PROCEED, Verbs, compute_dtype
+
+pytestmark = pytest.mark.skipif(
+    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+)
+SHAPE = (1024, 160)
+LINES: list[str] = []
+
+
+@cache
+def module(source: str, defines: tuple[tuple[str, str], ...]) -> Module:
+    return Module(source, "traffic", dict(defines))
+
+
+class Counted:
+    """Verbs whose launches are counted; results by the address of the buffer."""
+
+    def __init__(self, multiprocessors: int = 1) -> None:
+        self.seen: dict[int, Traffic] = {}
+        self.total = 0
+        self.launches: list[str] = []
+        self.verbs = Verbs(run=self._run, device=DeviceProperties(multiprocessors))
+
+    def _run(self, launch: Launch, arguments: tuple) -> None:
+        self.launches.append(launch.entry)
+        counts = count_traffic(
+            module(launch.source, launch.defines),
+            launch.entry,
+            launch.grid,
+            launch.block,
+            arguments,
+        )
+        for argument, traffic in zip(arguments, counts, strict=True):
+            if traffic is not None:
+                self.seen[argument.ctypes.data] = traffic
+                self.total += traffic.read + traffic.written
+
+    def __getitem__(self, array: np.ndarray) -> Traffic:
+        return self.seen[array.ctypes.data]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    yield
+    print("\n\nTraffic, measured by the emulator (times the buffer; sectors over the minimum)")
+    print("\n".join(LINES))
+
+
+def note(what: str, **arrays: Traffic) -> None:
+    parts = (
+        f"{name} {t.reads:.2f} read {t.writes:.2f} written, {t.sectors_per_minimum:.2f} sectors, "
+        f"{t.widest} B" for name, t in arrays.items()
+    )  # fmt: skip
+    LINES.append(f"  {what:38} " + "; ".join(parts))
+
+
+def assert_once(traffic: Traffic, read: int, written: int, widest: int = 16) -> None:
+    assert traffic.reads == pytest.approx(read, abs=1e-3)
+    assert traffic.writes == pytest.approx(written, abs=1e-3)
+    assert traffic.widest == widest
+    assert traffic.sectors_per_minimum <= 1.05
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+def test_bias_and_activation_read_once_and_write_once(dtype):
+    memory, kind = Guarded(), DTYPES[dtype]
+    product, bias = memory.normal(SHAPE, kind), memory.normal(SHAPE[1:], kind)
+    counted = Counted()
+    counted.verbs.affine_epilogue(product, bias, None, product, "relu")
+    note(f"affine_epilogue relu {dtype}", product=counted[product])
+    assert_once(counted[product], 1, 1)
+    assert counted.total < 2.1 * product.nbytes
+    a, h = memory.empty(SHAPE, kind), memory.empty(SHAPE, kind)
+    counted.verbs.affine_epilogue(product, bias, a, h, "silu")
+    for array, reads in ((product, 1), (a, 0), (h, 0)):
+        assert_once(counted[array], reads, 1 - reads)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("shape", [SHAPE, (16_384, 10), (8, 20_000), (1024, 161)], ids=str)
+def test_activation_backward_with_bias_gradient_reads_twice_and_writes_once(shape, dtype):
+    memory, kind = Guarded(), DTYPES[dtype]
+    grad, saved = memory.normal(shape, kind), memory.normal(shape, kind)
+    delta, grad_b = memory.empty(shape, kind), memory.empty(shape[1:], kind)
+    counted = Counted()
+    counted.verbs.activation_backward(grad, saved, delta, "tanh", 0.0, grad_b)
+    note(
+        f"activation_backward {dtype} {shape}",
+        grad=counted[grad],
+        saved=counted[saved],
+        delta=counted[delta],
+    )
+    assert_once(counted[grad], 1, 0)
+    assert_once(counted[saved], 1, 0)
+    assert_once(counted[delta], 0, 1)
+    if shape[0] > 100:  # the partial sums, written and read again, are little
+        assert counted.total < 3.2 * grad.nbytes * (1 if dtype != "bf16" else 1.1)
+    assert len(counted.launches) == 2
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_a_shifted_matrix_peels_its_head_and_stays_vectorised(dtype):
+    memory, kind = Guarded(), DTYPES[dtype]
+    product, h = (memory.normal(SHAPE, kind, shift=1) for _ in range(2))
+    counted = Counted()
+    counted.verbs.affine_epilogue(product, None, None, h, "relu")
+    note(f"affine_epilogue {dtype} off 16 bytes", product=counted[product], h=counted[h])
+    for array, reads in ((product, 1), (h, 0)):
+        assert counted[array].widest == 16
+        assert counted[array].read + counted[array].written == array.nbytes
+        assert counted[array].sectors_per_minimum < 1.2
+        assert bool(counted[array].read) == bool(reads)
+
+
+def test_column_sum_reads_once_and_dropout_keeps_no_mask():
+    memory = Guarded()
+    x, out = memory.normal(SHAPE, np.float32), memory.empty(SHAPE, np.float32)
+    sums, state = memory.empty(SHAPE[1:], np.float32), np.array([1, 2], np.uint64)
+    counted = Counted()
+    counted.verbs.column_sum(x, sums)
+    assert_once(counted[x], 1, 0)
+    counted.verbs.dropout(x, out, state, 0.5)
+    note("dropout f32", x=counted[x], out=counted[out])
+    assert_once(counted[x], 1, 0)
+    assert_once(counted[out], 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "storage", "bytes_each"),
+    [("adam", "f32", 28), ("adamw", "f32_bf16", 28), ("sgd", "f32", 20), ("gradient_descent", "f32", 12),
+     ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20)],
+)  # fmt: skip
+def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
+    """Adam in float32: p, m, v read and written, g read: 28 bytes. With a bf16 gradient and copy too:
+    2 bytes less for g, 2 more for the copy."""
+    memory, count = Guarded(), 8192
+    types = {"f32_bf16": ("f32", "bf16"), "f32_f16": ("f32", "f16")}.get(
+        storage, (storage, storage)
+    )
+    p, g = memory.normal((count,), DTYPES[types[0]]), memory.normal((count,), DTYPES[types[1]])
+    compute = compute_dtype(p.dtype)
+    slots = tuple(memory.normal((count,), compute) for _ in UPDATES[name].slots)
+    copy = memory.empty((count,), g.dtype) if "_" in storage else None
+    c = np.zeros(COEFFICIENTS, compute)
+    c[PROCEED] = 1
+    counted = Counted()
+    counted.verbs.update(name, storage, p, g, slots, c, copy)
+    moved = sum(counted[a].read + counted[a].written for a in (p, g, *slots, copy) if a is not None)
+    note(f"update {name} {storage}: {moved / count:.0f} B a parameter", p=counted[p], g=counted[g])
+    assert moved == bytes_each * count
+    for array in (p, g, *slots):
+        assert counted[array].widest == min(16, 16 // compute.itemsize * array.itemsize)
+        assert counted[array].sectors_per_minimum == 1
+    assert counted.launches == [f"update_{name}_{storage}"]
+
+
+def test_a_skipped_update_moves_nothing_but_the_flag():
+    arrays = [np.ones(4096, np.float32) for _ in range(4)]
+    counted = Counted()
+    counted.verbs.update(
+        "adam",
+        "f32",
+        arrays[0],
+        arrays[1],
+        (arrays[2], arrays[3]),
+        np.zeros(COEFFICIENTS, np.float32),
+    )
+    assert all(counted[array].read + counted[array].written == 0 for array in arrays)
+
+
+def test_norm_and_gather_read_once():
+    memory = Guarded()
+    g, out = memory.normal((16_384,), np.float32), memory.empty((2,), np.float32)
+    counted = Counted()
+    counted.verbs.sum_of_squares(g, out)
+    note("sum_of_squares f32", g=counted[g])
+    assert_once(counted[g], 1, 0)
+    table = memory.put(memory.rng.integers(0, 256, (64, 784)).astype(np.uint8))
+    rows, x = memory.rng.permutation(64), memory.empty((64, 784), np.float32)
+    counted.verbs.gather_rows(table, rows, x)
+    note("gather_rows u8 -> f32 (64, 784)", source=counted[table], out=counted[x])
+    assert (counted[table].reads, counted[table].widest) == (1, 4)
+    assert counted[table].sectors_per_minimum < 1.15, "rows of 784 bytes are 24.5 sectors"
+    assert_once(counted[x], 0, 1)
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 4096])
+def test_losses_read_and_write_no_more_than_they_say(classes):
+    """The pointwise losses once each; the simple softmax kernel reads the logits three times, and once
+    more their label's column: an upper bound that the fast family has to beat."""
+    memory, rows = Guarded(), 64
+    z, delta = (memory.normal((rows, classes), np.float32) for _ in range(2))
+    labels = memory.put(memory.rng.integers(0, classes, rows))
+    result = {"row_loss": memory.empty((rows,), np.float32), "delta": delta}
+    counted = Counted()
+    counted.verbs.softmax_cross_entropy(z, labels, result)
+    note(f"softmax_cross_entropy K={classes}", logits=counted[z], delta=counted[delta])
+    assert counted[z].reads == 3
+    assert counted[delta].writes == 1
+    assert counted[delta].reads == 0
+    targets = memory.normal((rows, classes), np.float32)
+    counted.verbs.pointwise_loss(z, targets, "squared_error", result)
+    note(
+        f"pointwise_loss K={classes}", a=counted[z], targets=counted[targets], delta=counted[delta]
+    )
+    assert (counted[z].reads, counted[targets].reads, counted[delta].writes) == (1, 1, 1)
+    assert counted[z].sectors_per_minimum < (1.6 if classes == 10 else 1.05)
