@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench gpu clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -46,6 +46,10 @@ check: ## run ruff, mypy and the fast tests
 bench: ## run the benchmarks
 	$(environment) dev
 	$(PY) -m benchmarks
+
+gpu: ## run the proof on an NVIDIA GPU: make gpu OUT=dir [PYTHON=python3] [STAGES=pytest,timing]
+	$(environment) $(or $(EXTRAS),dev,cuda13)
+	PYTHONPATH=. $(PY) -m tools.gpu $(or $(OUT),runs/gpu) --stages "$(STAGES)"
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -71,7 +71,8 @@ def gradient_check(
 
     Parameters
     ----------
-    network : of any dtype; a float64 copy of it is checked.
+    network : of any dtype; a float64 copy of it is checked. The gradients are computed on its
+        device, the differences on the CPU.
     x, targets, loss, sample_weight : as in `MLP.gradients`; reduction "none" has no one gradient.
     coordinates : entries drawn from each quantity (all, where it has fewer).
     seed : of the draw.
@@ -88,13 +89,13 @@ def gradient_check(
         dtype="float64",
     )
     for mine, theirs in zip([*twin.W, *twin.b], [*network.W, *network.b], strict=True):
-        mine[...] = theirs
+        mine[...] = network.backend.to_host(theirs)
     chosen = twin.check_loss(loss)
     if chosen.options.reduction == "none":
         raise OptionError('gradient_check wants one loss: reduction "mean" or "sum"')
     x = np.ascontiguousarray(twin.check_inputs(x), np.float64)
     checked_targets = chosen.check_targets(targets, len(x), twin.widths[-1], twin.dtype)
-    analytic = twin.gradients(x, targets, chosen, sample_weight)
+    analytic = _gradients(twin, network.device, x, targets, chosen, sample_weight)
     probe = _Probe(twin, x, checked_targets, chosen, sample_weight)
     rng = np.random.default_rng(seed)
     errors, checked, skipped = {}, 0, 0
@@ -110,6 +111,18 @@ def gradient_check(
             scale = max(float(np.abs(pairs).max()), floor)
             errors[name] = float(np.abs(pairs[:, 0] - pairs[:, 1]).max() / scale)
     return GradientCheck(errors, checked, skipped)
+
+
+def _gradients(network: MLP, device: str, *batch: Any) -> Gradients:
+    """``network.gradients(*batch)`` as computed on `device`, on the host."""
+    if device == "cpu":
+        return network.gradients(*batch)
+    twin = network.copy(device)
+    g, to_host = twin.gradients(*batch), twin.backend.to_host
+    hidden, pre_activation, W, b = (
+        [to_host(array) for array in arrays] for arrays in (g.hidden, g.pre_activation, g.W, g.b)
+    )
+    return Gradients(to_host(g.loss), to_host(g.output), hidden, pre_activation, W, b)
 
 
 Evaluate = Callable[[], tuple[float, Array]]  # loss, and the signs of all kinked pre-activations
@@ -209,21 +222,28 @@ def _difference(evaluate: Evaluate, signs: Array, values: Array, index: int) -> 
 # -- the whole of the library ---------------------------------------------------------------------
 
 
-def check_all(seed: int = 0) -> Iterator[tuple[str, float, bool]]:
-    """(label, worst relative error, passed) for every activation, loss and option.
+def check_all(seed: int = 0, device: str = "cpu") -> Iterator[tuple[str, float, bool]]:
+    """(label, worst relative error, passed) for every activation, loss and option, on `device`.
 
     Random networks 5-7-6-4 on 9 rows and for every activation the lecture's deep and thin network:
     30 layers of one unit.
     """
     rng = np.random.default_rng(seed)
+    for label, network, loss, weights in _cases(rng):
+        network = network if device == "cpu" else network.copy(device)
+        yield _run(label, network, loss, rng, weights)
+
+
+def _cases(rng: np.random.Generator) -> Iterator[tuple[str, MLP, Loss, Array | None]]:
+    """(label, network, loss, sample weights or None)."""
     for name in ACTIVATIONS:
-        yield _run(f"activation {name}", _network(name, "softmax", rng), SoftmaxCrossEntropy(), rng)
+        yield f"activation {name}", _network(name, "softmax", rng), SoftmaxCrossEntropy(), None
     for loss in _all_losses():
-        yield _run(f"loss {_label(loss)}", _network("tanh", loss.output, rng), loss, rng)
+        yield f"loss {_label(loss)}", _network("tanh", loss.output, rng), loss, None
         label = f"loss {_label(loss)}, sample weights"
-        yield _run(label, _network("tanh", loss.output, rng), loss, rng, rng.random(9))
+        yield label, _network("tanh", loss.output, rng), loss, rng.random(9)
     for name in ACTIVATIONS:
-        yield _run(f"30 layers of one unit, {name}", _deep_and_thin(name, rng), SquaredError(), rng)
+        yield f"30 layers of one unit, {name}", _deep_and_thin(name, rng), SquaredError(), None
 
 
 def _all_losses() -> Iterator[Loss]:
@@ -281,7 +301,7 @@ def _deep_and_thin(activation_name: str, rng: np.random.Generator) -> MLP:
 
 
 def _run(
-    label: str, network: MLP, loss: Loss, rng: np.random.Generator, weights: Array | None = None
+    label: str, network: MLP, loss: Loss, rng: np.random.Generator, weights: Array | None
 ) -> tuple[str, float, bool]:
     deep = network.n_layers == 30
     rows, units = 3 if deep else 9, network.widths[-1]

@@ -39,7 +39,10 @@ class Model:
     classes: Array | None = None
 
     def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
-        """yhat for raw inputs: (N, D_0) -> (N, K) probabilities or values, batch by batch."""
+        """yhat for raw inputs: (N, D_0) -> (N, K) probabilities or values, batch by batch.
+
+        Inputs and results are NumPy arrays, whatever the network's device.
+        """
         x = self.network.check_inputs(x)
         batch_rows = int(number(batch_rows, "batch_rows", 1))
         result = np.empty((len(x), self.network.widths[-1]), self.network.dtype)
@@ -49,7 +52,8 @@ class Model:
                 batch = self.standardizer.transform(
                     batch, dtype=self.network.dtype, first_row=start
                 )
-            result[start : start + batch_rows] = self.network.predict(batch)
+            yhat = self.network.backend.to_host(self.network.predict(batch))
+            result[start : start + batch_rows] = yhat
         return result
 
     def predict_labels(self, x: Any) -> Array:
@@ -71,8 +75,8 @@ class Model:
         network = self.network
         arrays: dict[str, Array] = {}
         for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
-            arrays[f"layers.{layer}.weight"] = W
-            arrays[f"layers.{layer}.bias"] = b
+            arrays[f"layers.{layer}.weight"] = network.backend.to_host(W)
+            arrays[f"layers.{layer}.bias"] = network.backend.to_host(b)
         if self.standardizer is not None:
             arrays["input.mean"] = self.standardizer.mean
             arrays["input.scale"] = self.standardizer.scale
@@ -89,8 +93,8 @@ class Model:
         write_tensors(path, arrays, values)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Model:
-        """Read a file that `save` wrote.
+    def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Model:
+        """Read a file that `save` wrote; `device` as for `MLP`, whatever it was trained on.
 
         Raises
         ------
@@ -108,7 +112,7 @@ class Model:
         for view, array in zip([*network.W, *network.b], layers, strict=True):
             view[...] = array
         return cls(
-            network,
+            network if device == "cpu" else network.copy(device),
             _read_standardizer(path, arrays, network),
             _read_names(path, values, "feature_names", network.widths[0]),
             _read_names(path, values, "target_names", None),

@@ -66,7 +66,8 @@ class MLP:
 
     Attributes
     ----------
-    device : "cpu" or "cuda:N". All arrays below, and all results, lie there: NumPy or CuPy arrays.
+    device : "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below, and all
+        results, lie there: NumPy or CuPy arrays.
     parameters : (layout.size,) flat buffer of all weights, then all biases.
     W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
 
@@ -345,9 +346,7 @@ def _check_dtype(dtype: Any) -> np.dtype:
     for candidate in (np.dtype(np.float32), np.dtype(np.float64)):
         if dtype in (candidate.name, candidate, candidate.type):
             return candidate
-    raise DtypeError(
-        f"dtype is {dtype!r} but the parameters of a network are float32 or float64"
-    )
+    raise DtypeError(f"dtype is {dtype!r} but the parameters of a network are float32 or float64")
 
 
 def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,8 @@
 // delta in place of g; sum += delta where the elements exist.
 template <class Act, class T, int E>
 __device__ __forceinline__ void times_slope(
-    Pack<T, E>& g, const Pack<T, E>& saved, compute_of<T> k, compute_of<T> (&sum)[E], int lo = 0, int hi = E) {
+    Pack<T, E>& g, const Pack<T, E>& saved, compute_of<T> k, compute_of<T> (&sum)[E], int lo = 0,
+    int hi = E) {
     using C = compute_of<T>;
 #pragma unroll
     for (int e = 0; e < E; ++e) {

@@ -73,7 +73,8 @@ __device__ __forceinline__ void column_sum_finish(
     for (int half = blockDim.y / 2; half > 0; half /= 2) {  // blockDim.y is a power of two
         __syncthreads();
         if (int(threadIdx.y) < half)
-            sums[threadIdx.y * blockDim.x + threadIdx.x] += sums[(threadIdx.y + half) * blockDim.x + threadIdx.x];
+            sums[threadIdx.y * blockDim.x + threadIdx.x] +=
+                sums[(threadIdx.y + half) * blockDim.x + threadIdx.x];
     }
     if (threadIdx.y > 0 || column >= cols) return;
     C sum = sums[threadIdx.x];

@@ -36,15 +36,15 @@ __device__ __forceinline__ void pointwise_loss(
     }
 }
 
-#define ENTRY_(loss, T)                                                                      \
-    extern "C" __global__ void __launch_bounds__(ROW_THREADS) pointwise_loss_##loss##_##T(   \
-        const T* a, const compute_of<T>* targets, T* delta, compute_of<T>* row_loss,         \
-        u8* correct, const compute_of<T>* sample_weight, const compute_of<T>* upstream,      \
-        int64 upstream_stride, const compute_of<T>* divisor, int64 rows, int64 cols,         \
-        int64 stride_a, int64 stride_targets, int64 stride_delta) {                          \
-        pointwise_loss<losses::loss, T>(a, targets, delta, row_loss, correct,                \
-                                        {sample_weight, upstream, divisor, upstream_stride}, \
-                                        rows, cols, stride_a, stride_targets, stride_delta); \
+#define ENTRY_(loss, T)                                                                       \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2) pointwise_loss_##loss##_##T( \
+        const T* a, const compute_of<T>* targets, T* delta, compute_of<T>* row_loss,          \
+        u8* correct, const compute_of<T>* sample_weight, const compute_of<T>* upstream,       \
+        int64 upstream_stride, const compute_of<T>* divisor, int64 rows, int64 cols,          \
+        int64 stride_a, int64 stride_targets, int64 stride_delta) {                           \
+        pointwise_loss<losses::loss, T>(a, targets, delta, row_loss, correct,                 \
+                                        {sample_weight, upstream, divisor, upstream_stride},  \
+                                        rows, cols, stride_a, stride_targets, stride_delta);  \
     }
 #define ENTRY(loss, T) ENTRY_(loss, T)
 FOR_EACH_LOSS(ENTRY)

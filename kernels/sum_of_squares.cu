@@ -3,7 +3,8 @@
 //   partial[b] = sum of y^2 over block b's share; partial[gridDim.x + b] = 1 if a y there is not finite
 //   x: T[count]; p: compute_of<T>[count]; partial: compute_of<T>[2 * gridDim.x]
 //   unscale, l2: one number each, on the device; unscale null for 1
-//   moves count * sizeof(T): reads x (and p where it is penalized); 16-byte accesses, head and tail peeled
+//   moves count * sizeof(T): reads x (and p where it is penalized); 16-byte accesses, head and tail
+//   peeled
 //   measured: not measured on a GPU
 //
 // sum_of_squares_finish<C>: second stage, one block of FINISH_THREADS;  out = {sum, 1 if not finite}

@@ -21,7 +21,9 @@ using namespace updates;
 
 // x rounded to T with probabilities in proportion to the distances: up where the random bits exceed
 // what is cut off. Exact values stay; infinities and NaN take the rounding to nearest.
-template <class T> __device__ __forceinline__ T round_stochastic(float x, uint32) { return narrow<T>(x); }
+template <class T> __device__ __forceinline__ T round_stochastic(float x, uint32) {
+    return narrow<T>(x);
+}
 template <> __device__ __forceinline__ bfloat16 round_stochastic<bfloat16>(float x, uint32 word) {
     if (!is_finite(x)) return narrow<bfloat16>(x);
     return {(unsigned short)((ptx::bits_of(x) + (word & 0xffffu)) >> 16)};
@@ -37,7 +39,9 @@ template <> __device__ __forceinline__ float16 round_stochastic<float16>(float x
     }
     return narrow<float16>(ptx::float_of((ptx::bits_of(x) + (word & 0x1fffu)) & ~0x1fffu));
 }
-template <class T> __device__ __forceinline__ T round_stochastic(double x, uint32) { return narrow<T>(x); }
+template <class T> __device__ __forceinline__ T round_stochastic(double x, uint32) {
+    return narrow<T>(x);
+}
 
 template <class Rule, class P, class G, class N>
 __device__ __forceinline__ void update(

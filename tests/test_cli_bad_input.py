@@ -51,7 +51,10 @@ FILES = {
     "nothing": ("", ["empty"]),
     "a ragged line": ("a,b,y\n1,2,x\n3,4\n", ["row 2 (line 3)", "2 cells"]),
     "only one row": ("a,y\n1,x\n2,z\n", ["--test 0.2", "2 rows", "--test 0 does without"]),
-    "classes of one row": ("a,y\n" + "".join(f"{i},c{i}\n" for i in range(20)), ["one row", "--test"]),
+    "classes of one row": (
+        "a,y\n" + "".join(f"{i},c{i}\n" for i in range(20)),
+        ["one row", "--test"],
+    ),
 }
 
 
@@ -78,9 +81,7 @@ def test_a_regression_on_text_names_the_column(table):
     assert "--task classification" in line
 
 
-@pytest.mark.parametrize(
-    ("task", "said"), [("poisson", "at least 0"), ("multilabel", "[0, 1]")]
-)
+@pytest.mark.parametrize(("task", "said"), [("poisson", "at least 0"), ("multilabel", "[0, 1]")])
 def test_targets_outside_the_range_of_the_task_name_file_and_row(task, said, tmp_path):
     table = write_table(tmp_path / "t.csv", {"x": [1, 2, 3, 4], "y": [0, -3, 1, 2]})
     line = fails("train", table, "--target", "y", "--task", task)
@@ -240,7 +241,9 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(
     assert "No space left on device" in line
     assert "the same command run again" in line
     assert not list(out.glob(".*"))  # no temporary file
-    monkeypatch.setattr("gpubackprop.training.step.TrainStep.update", lambda *a: pytest.fail("trained"))
+    monkeypatch.setattr(
+        "gpubackprop.training.step.TrainStep.update", lambda *a: pytest.fail("trained")
+    )
     result = ok(*command, "--json")
     assert (result.json["resumed"], result.json["epochs"]) == (True, 5)
     same = [(folder / "model.safetensors").read_bytes() for folder in (out, whole)]

@@ -108,9 +108,7 @@ def test_a_complete_run_leaves_no_checkpoint_and_starts_anew(table, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_other_options_do_not_go_on_from_a_checkpoint(
-    changed, said, table, tmp_path, monkeypatch
-):
+def test_other_options_do_not_go_on_from_a_checkpoint(changed, said, table, tmp_path, monkeypatch):
     folder = tmp_path / "o"
     unfinished(table, folder, monkeypatch)
     before = (folder / "checkpoint.safetensors").read_bytes()
@@ -206,7 +204,9 @@ def test_a_second_ctrl_c_saves_the_best_epoch(table, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", interrupted)
     result = run_cli("train", table, "--target", "kind", "--output", tmp_path / "o", *QUICK)
     assert result.code == 130
-    assert f"{tmp_path}/o/model.safetensors has the best weights so far, those of epoch" in result.err
+    assert (
+        f"{tmp_path}/o/model.safetensors has the best weights so far, those of epoch" in result.err
+    )
     Model.load(tmp_path / "o/model.safetensors")
     assert len((tmp_path / "o/history.csv").read_text().splitlines()) == 4
 
@@ -223,10 +223,15 @@ def test_ctrl_c_before_anything_was_learned_says_so_on_one_line(table, tmp_path,
 
 def test_an_interrupt_waits_for_the_end_of_a_block_that_must_not_be_cut():
     steps = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        steps.append("written")
+
+    def write():
+        with deferred_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            steps.append("written")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert steps == ["written"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -234,3 +239,17 @@ def test_an_interrupt_waits_for_the_end_of_a_block_that_must_not_be_cut():
 def test_an_error_in_a_block_that_must_not_be_cut_is_not_lost():
     with pytest.raises(OSError, match="full"), deferred_interrupt():
         raise OSError("full")
+
+
+def test_ctrl_c_while_the_model_is_written_waits_until_it_is(table, tmp_path, monkeypatch):
+    save = Model.save
+
+    def interrupted(self, path):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # the handler runs here
+        save(self, path)
+
+    monkeypatch.setattr(Model, "save", interrupted)
+    result = run_cli("train", table, "--target", "kind", "--output", tmp_path / "o", *QUICK)
+    assert (result.code, result.err) == (130, "\ngpubackprop train: interrupted\n")
+    Model.load(tmp_path / "o/model.safetensors")

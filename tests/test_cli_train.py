@@ -43,7 +43,9 @@ def test_digits_with_default_options_end_with_device_and_accuracy_above_97_perce
     *_, device, accuracy = result.out.splitlines()
     assert re.fullmatch(r"device: cpu \(the CPU was asked for; \d+ threads?, .+\)", device)
     assert re.fullmatch(r"test accuracy: 0\.9[789]\d\d", accuracy)
-    assert {path.name for path in (tmp_path / "digits").iterdir()} == FILES | {"confusion_matrix.png"}
+    assert {path.name for path in (tmp_path / "digits").iterdir()} == FILES | {
+        "confusion_matrix.png"
+    }
     summary = json.loads((tmp_path / "digits/summary.json").read_text())
     assert summary["test_accuracy"] == pytest.approx(float(accuracy.split()[-1]), abs=5e-5)
     assert summary["data"]["test_rows"] == 359
@@ -79,7 +81,13 @@ def test_json_is_the_summary_and_nothing_else_is_printed(table, tmp_path, no_pic
     assert summary["device"] == "cpu"
     assert summary["dtype"] == "float32"
     assert (summary["epochs"], summary["stopped"], summary["resumed"]) == (5, "epochs", False)
-    assert {"train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds"} <= summary.keys()
+    assert {
+        "train_loss",
+        "test_loss",
+        "train_accuracy",
+        "test_accuracy",
+        "seconds",
+    } <= summary.keys()
     assert summary["samples_per_second"] > 0
     assert {"python", "numpy", "gpubackprop"} <= summary["versions"].keys()
     assert summary["parameters"] == (2 + 1) * 8 + (8 + 1) * 3
@@ -205,7 +213,16 @@ def test_several_labels_at_once(tmp_path, no_pictures):
     x = np.random.default_rng(0).normal(size=(200, 2))
     data = {"a": x[:, 0], "b": x[:, 1], "up": (x[:, 0] > 0) * 1, "right": x[:, 1] > 0}
     table = write_table(tmp_path / "signs.csv", data)
-    options = ("--task", "multilabel", "--hidden", "16", "--epochs", "60", "--output", tmp_path / "o")
+    options = (
+        "--task",
+        "multilabel",
+        "--hidden",
+        "16",
+        "--epochs",
+        "60",
+        "--output",
+        tmp_path / "o",
+    )
     result = ok("train", table, "--target", "up,right", "--json", *options)
     assert result.json["test_accuracy"] > 0.8
     assert not (tmp_path / "o/confusion_matrix.png").exists()
@@ -262,14 +279,18 @@ def test_balanced_weights_are_inverse_to_the_number_of_rows(tmp_path, no_picture
     data = {"x": np.arange(40.0), "y": ["a"] * 30 + ["b"] * 10}
     table = write_table(tmp_path / "t.csv", data)
     whole = ("--test", "0", "--validation", "0", "--class-weight", "balanced")
-    result = ok("train", table, "--target", "y", "--json", "--output", tmp_path / "o", *whole, *QUICK)
+    result = ok(
+        "train", table, "--target", "y", "--json", "--output", tmp_path / "o", *whole, *QUICK
+    )
     assert result.json["loss"]["class_weight"] == pytest.approx([40 / (2 * 30), 40 / (2 * 10)])
 
 
 def test_options_reach_optimizer_and_schedule(table, tmp_path, no_pictures):
     options = ("--lr", "0", "--weight-decay", "0", "--optimizer", "adamw", "--warmup", "7")
     options += ("--optimizer-option", "beta2=0.9", "--schedule-option", "final=0.5")
-    result = ok("train", table, "--target", "kind", "--json", "--output", tmp_path, *QUICK, *options)
+    result = ok(
+        "train", table, "--target", "kind", "--json", "--output", tmp_path, *QUICK, *options
+    )
     optimizer, schedule = result.json["optimizer"], result.json["schedule"]
     assert (optimizer["lr"], optimizer["weight_decay"], optimizer["beta2"]) == (0.0, 0.0, 0.9)
     assert (schedule["warmup_steps"], schedule["final"]) == (7, 0.5)
@@ -319,7 +340,15 @@ def weights(folder):
 def test_a_memory_mapped_file_gives_the_model_of_the_same_data_in_memory(tmp_path, no_pictures):
     arrays(tmp_path)
     ok("train", tmp_path / "both.npz", "--target", "y", "--output", tmp_path / "a", *QUICK)
-    ok("train", tmp_path / "x.npy", "--target", tmp_path / "y.npy", "--output", tmp_path / "b", *QUICK)
+    ok(
+        "train",
+        tmp_path / "x.npy",
+        "--target",
+        tmp_path / "y.npy",
+        "--output",
+        tmp_path / "b",
+        *QUICK,
+    )
     np.testing.assert_array_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
@@ -340,7 +369,15 @@ def test_a_memory_mapped_file_is_read_in_batches(tmp_path, no_pictures):
 
 def test_bytes_are_taken_for_pixels_which_share_one_scale(tmp_path, no_pictures):
     arrays(tmp_path, np.uint8)
-    ok("train", tmp_path / "x.npy", "--target", tmp_path / "y.npy", "--output", tmp_path / "o", *QUICK)
+    ok(
+        "train",
+        tmp_path / "x.npy",
+        "--target",
+        tmp_path / "y.npy",
+        "--output",
+        tmp_path / "o",
+        *QUICK,
+    )
     scale = Model.load(tmp_path / "o/model.safetensors").standardizer.scale
     assert scale[0] == scale[1]
 

@@ -1,4 +1,4 @@
-"""The verbs of the CUDA backend, run on the CPU by the emulator, against the NumPy backend's."""
+"""The verbs of the CUDA backend, by the emulator and on a GPU, against the NumPy backend's."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, POINTWISE_LOSSES, UPDATES
 from tests import emulator
 from tests.emulator import cupy_stub
 
-pytestmark = pytest.mark.skipif(
-    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+EMULATED = pytest.param(
+    "emulated",
+    marks=pytest.mark.skipif(
+        bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+    ),
 )
 Array = np.ndarray
 RTOL = {"float64": 1e-12, "float32": 2e-5}  # of the largest value: sums in another order
 CPU = NumpyBackend()
 
 
-@pytest.fixture(autouse=True)
-def counts() -> Iterator[cupy_stub.Counts]:
-    with cupy_stub.installed() as counted:
-        yield counted
-
-
-@pytest.fixture
-def cuda(counts: cupy_stub.Counts) -> CupyBackend:
-    return CupyBackend(0)
+@pytest.fixture(params=[EMULATED, pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda(request: pytest.FixtureRequest) -> Iterator[CupyBackend]:
+    if request.param == "gpu":
+        yield CupyBackend(0)
+        return
+    with cupy_stub.installed():
+        yield CupyBackend(0)
 
 
 def normal(seed: int, *shape: int, dtype: Any = np.float64) -> Array:
@@ -181,7 +182,7 @@ def test_softmax_cross_entropy_of_labels_matches_numpy(cuda, case, weighted):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("upstream", [3.0, np.arange(7.0)])
+@pytest.mark.parametrize("upstream", [3.0, np.float64(3), np.arange(7.0)])
 def test_an_upstream_gradient_scales_each_row(cuda, upstream):
     options = LossOptions(reduction="none")
 

@@ -332,11 +332,16 @@ def test_no_device_and_a_number_too_high_are_one_line_errors(counts):
         CupyBackend(0)
 
 
+class CUBLASError(RuntimeError):
+    """Has the name of CuPy's."""
+
+
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
         (cupy_stub.CompileException("a.cu(1): error: bad\nmore"), "NVRTC refused the source (a.cu"),
         (RuntimeError("libnvrtc.so.13: cannot open"), "a CUDA library does not load (libnvrtc.so"),
+        (CUBLASError("CUBLAS_STATUS_NOT_INITIALIZED"), "cuBLAS failed (CUBLAS_STATUS_NOT_INITIA"),
         (cupy_stub.CUDARuntimeError("cudaErrorIllegalAddress"), "the process must be restarted"),
     ],
 )
@@ -358,6 +363,7 @@ def test_get_gives_the_backend_of_a_device(monkeypatch):
     assert isinstance(backends.get("cpu"), NumpyBackend)
     monkeypatch.setattr(backends.devices, "choose", lambda device: ("cuda:1", "the stand-in"))
     assert backends.get("auto").device == "cuda:1"
+    assert backends.get("auto").reason == "the stand-in"
 
 
 def test_cupy_is_not_imported_with_the_package():

@@ -1,4 +1,4 @@
-"""The emulator finds what it is there to find: each fault planted in faults.cu by its own checker."""
+"""The emulator finds what it is there to find: each fault planted in faults.cu by its checker."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def test_an_edited_header_is_compiled_again(tmp_path):
     (tmp_path / "factor.cuh").write_text("#define FACTOR 2")
     source = tmp_path / "scale.cu"
     source.write_text(
-        '#include "factor.cuh"\nextern "C" __global__ void scale(float* y) { y[threadIdx.x] *= FACTOR; }'
+        '#include "factor.cuh"\n'
+        'extern "C" __global__ void scale(float* y) { y[threadIdx.x] *= FACTOR; }'
     )
     y = np.ones(4, np.float32)
     Module(source)("scale", (1,), (4,), (y,))
@@ -153,5 +154,5 @@ def test_an_edited_header_is_compiled_again(tmp_path):
 def test_a_source_that_does_not_compile_says_where(tmp_path):
     source = tmp_path / "broken.cu"
     source.write_text('extern "C" __global__ void broken(float* y) { y[0] = nothing; }')
-    with pytest.raises(EmulatorError, match="broken.cu:1"):
+    with pytest.raises(EmulatorError, match=r"broken\.cu:1"):
         Module(source)

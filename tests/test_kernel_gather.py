@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy_launch import KERNELS
+from gpubackprop.backends.cupy_launch import KERNELS, DeviceProperties
 from tests import emulator
 from tests.emulator.arrays import Guarded
 from tests.emulator.verbs import DTYPES, Verbs
@@ -47,6 +47,15 @@ def test_gather_of_any_shape(shape, shift):
     assert np.array_equal(out, table[rows].astype(np.float32))
 
 
+def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
+    memory = Guarded(3)
+    table, rows = memory.normal((50, 200), np.float32), memory.rng.integers(0, 50, 1000)
+    out = memory.empty((1000, 200), np.float32)
+    Verbs(device=DeviceProperties(multiprocessors=1)).gather_rows(table, rows, out)
+    memory.check()
+    assert np.array_equal(out, table[rows])
+
+
 def test_row_numbers_outside_are_clipped_as_in_numpy():
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
     rows, out = np.array([-1, 4, 2**40, -(2**62), 2]), np.empty((5, 3), np.float32)
@@ -77,7 +86,7 @@ def test_all_16_bit_patterns_widen_exactly_and_return(kind):
 
 
 def around_all_edges(kind: str) -> np.ndarray:
-    """float64: every number of the type, the midpoints between neighbours, and both sides of those."""
+    """float64: every number of the type, the midpoints between them, and both sides of each."""
     exact = np.arange(65536, dtype=np.uint16).view(DTYPES[kind]).astype(np.float64)
     exact = np.unique(exact[np.isfinite(exact)])
     middle = (exact[1:] + exact[:-1]) / 2

@@ -1,5 +1,5 @@
-"""Bias + activation, its backward pass with the bias gradient, column sums, dropout: emulated kernels
-against float64 formulas and against the NumPy backend."""
+"""Bias + activation, its backward pass with the bias gradient, column sums, dropout: the emulated
+kernels against float64 formulas and against the NumPy backend."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gpubackprop.backends import NumpyBackend
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.formulas import ACTIVATIONS
 from tests import emulator, references
-from tests.emulator.arrays import Guarded, wide
+from tests.emulator.arrays import Guarded, ulps, wide
 from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
-from tests.tolerances import assert_same_pattern, ulps
+from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -77,7 +77,7 @@ def slope_in_float64(name: str, saved: np.ndarray, k: float) -> np.ndarray:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_special_values_follow_the_numpy_backend(name, dtype):
-    """Everything but gradual loss of digits must agree in pattern: NaN, infinities, signed zeros."""
+    """NaN and infinities in the same places, subnormal numbers kept."""
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 88.8, -88.8, -104.0, 1e-40, 5.0]
     a = np.array([special], DTYPES[dtype])
     k, entry = parameter(name), ACTIVATIONS[name]
@@ -222,6 +222,13 @@ def test_dropout_keeps_what_philox_says_under_any_layout(dtype, shift, gap):
     ones = np.ones_like(out)
     Verbs().dropout(ones, ones, np.array([seed, offset], np.uint64), p)  # backward: the same mask
     assert np.array_equal(ones != 0, keep)
+
+
+def test_a_word_equal_to_the_threshold_is_kept():
+    word = int(philox_words(6, 0, 11)[5])
+    x = np.ones((1, 6), np.float32)
+    Verbs().dropout(x, x, np.array([11, 0], np.uint64), word / 2**32)
+    assert x[0, 5] != 0
 
 
 @pytest.mark.parametrize(("p", "kept"), [(0.0, 1.0), (1.0, 0.0), (0.25, 0.75)])

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import LossOptions, NumpyBackend, Total
+from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.formulas import POINTWISE_LOSSES
 from tests import emulator, references
-from tests.emulator.arrays import Guarded, wide
+from tests.emulator.arrays import Guarded, ulps, wide
 from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
-from tests.tolerances import assert_same_pattern, ulps
+from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -199,6 +200,19 @@ def test_a_large_common_offset_and_a_confident_row_keep_their_digits():
     assert ulps(result["delta"], delta, np.float32, scale="rows") <= 4
 
 
+@pytest.mark.parametrize("offset", [-1e4, 1e4])
+@pytest.mark.parametrize("classes", [1025, 5001])
+def test_a_common_offset_of_rows_that_take_a_whole_block(classes, offset):
+    """Below 0 too: what a warp that does not exist left in shared memory must not win the maximum."""
+    z = (np.random.default_rng(9).standard_normal((3, classes)) + offset).astype(np.float32)
+    labels = np.array([0, classes - 1, 7])
+    loss, delta = references.cross_entropy(wide(z), labels, reduction="none")
+    result = {"row_loss": np.empty(3, np.float32), "delta": np.empty_like(z)}
+    Verbs().softmax_cross_entropy(z, labels, result)
+    assert ulps(result["row_loss"], loss, np.float32) <= 4
+    assert ulps(result["delta"], delta, np.float32, scale="rows") <= 4
+
+
 @pytest.mark.parametrize("bad", [-1, 10, -(2**31), 2**31 - 1])
 @pytest.mark.parametrize("dtype", ["i32", "i64"])
 def test_a_bad_label_gives_a_row_of_nan_and_a_sticky_flag_and_reads_nothing_outside(bad, dtype):
@@ -261,6 +275,26 @@ def test_row_weights_and_their_sum_give_the_numpy_backends_mean(label, compute):
     NumpyBackend().softmax_cross_entropy(logits, labels, options, theirs, sample)
     assert ulps(loss[0], theirs["loss"], kind) <= 4
     assert ulps(ours["delta"], theirs["delta"], kind) <= 4
+
+
+def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
+    memory, verbs = Guarded(9), Verbs(device=DeviceProperties(multiprocessors=1))
+    logits, labels = memory.normal((700, 33), np.float32), memory.rng.integers(0, 33, 700)
+    result = {
+        "row_loss": memory.empty((700,), np.float32),
+        "delta": memory.empty((700, 33), np.float32),
+    }
+    verbs.softmax_cross_entropy(logits, labels, result)
+    loss, delta = references.cross_entropy(wide(logits), labels, reduction="none")
+    assert ulps(result["row_loss"], loss, np.float32) <= 4
+    assert ulps(result["delta"], delta, np.float32) <= 4
+    targets = memory.normal((700, 33), np.float32)
+    verbs.pointwise_loss(logits, targets, "squared_error", result)
+    assert np.array_equal(result["delta"], logits - targets)
+    weights, counts = memory.empty((20_000,), np.float32), np.arange(20_000) % 7
+    verbs.row_weights(counts, weights, class_weight=np.arange(7, dtype=np.float32), classes=7)
+    assert np.array_equal(weights, counts)
+    memory.check()
 
 
 def test_the_mean_over_no_row_is_nan_or_zero():

@@ -1,7 +1,7 @@
 """What each kernel moves, against the minimum: a table that is printed and asserted.
 
-Reads and writes are in units of the buffer. Sectors are 32-byte pieces of memory touched by a warp's
-request, over the fewest that its bytes need: 1.00 is perfectly coalesced. It needs no GPU.
+Reads and writes are in units of the buffer. Sectors are 32-byte pieces of memory that a warp's
+request touches, over the fewest that its bytes need: 1.00 is perfectly coalesced. It needs no GPU.
 """
 
 from __future__ import annotations
@@ -145,12 +145,12 @@ def test_column_sum_reads_once_and_dropout_keeps_no_mask():
 
 @pytest.mark.parametrize(
     ("name", "storage", "bytes_each"),
-    [("adam", "f32", 28), ("adamw", "f32_bf16", 28), ("sgd", "f32", 20), ("gradient_descent", "f32", 12),
-     ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20)],
+    [("adam", "f32", 28), ("adamw", "f32_bf16", 28), ("sgd", "f32", 20),
+     ("gradient_descent", "f32", 12), ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20)],
 )  # fmt: skip
 def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
-    """Adam in float32: p, m, v read and written, g read: 28 bytes. With a bf16 gradient and copy too:
-    2 bytes less for g, 2 more for the copy."""
+    """Adam in float32: p, m, v read and written, g read: 28 bytes. With a gradient and a copy in
+    bf16 also: 2 bytes less, 2 more."""
     memory, count = Guarded(), 8192
     types = {"f32_bf16": ("f32", "bf16"), "f32_f16": ("f32", "f16")}.get(
         storage, (storage, storage)
@@ -204,8 +204,8 @@ def test_norm_and_gather_read_once():
 
 @pytest.mark.parametrize("classes", [10, 1000, 4096])
 def test_losses_read_and_write_no_more_than_they_say(classes):
-    """The pointwise losses once each; the simple softmax kernel reads the logits three times, and once
-    more their label's column: an upper bound that the fast family has to beat."""
+    """The pointwise losses once each; the simple softmax kernel reads the logits three times, which
+    the fast family has to beat."""
     memory, rows = Guarded(), 64
     z, delta = (memory.normal((rows, classes), np.float32) for _ in range(2))
     labels = memory.put(memory.rng.integers(0, classes, rows))

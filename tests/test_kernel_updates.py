@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import NumpyBackend
-from gpubackprop.backends.cupy_launch import UPDATE_STORAGE
+from gpubackprop.backends.cupy_launch import UPDATE_STORAGE, DeviceProperties
 from gpubackprop.formulas import UPDATES
 from tests import emulator
-from tests.emulator.arrays import Guarded, wide
+from tests.emulator.arrays import Guarded, ulps, wide
 from tests.emulator.verbs import (
     COEFFICIENTS,
     DECAY,
@@ -22,7 +22,6 @@ from tests.emulator.verbs import (
     UNSCALE,
     Verbs,
 )  # fmt: skip
-from tests.tolerances import ulps
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -122,6 +121,16 @@ def test_any_count_and_alignment(count, shifts):
     Verbs().update("adam", "f32", p, g, slots, c)
     memory.check()
     assert ulps(p, wanted, np.float32) <= 2
+
+
+def test_blocks_take_parts_in_turn_where_the_grid_is_smaller_than_the_buffer():
+    memory, verbs = Guarded(6), Verbs(device=DeviceProperties(multiprocessors=1))
+    p, g = (memory.normal((80_001,), np.float32, shift=1) for _ in range(2))
+    c = coefficients("gradient_descent", np.dtype(np.float32))
+    wanted = p - g * c[0]
+    verbs.update("gradient_descent", "f32", p, g, (), c)
+    memory.check()
+    assert ulps(p, wanted, np.float32) <= 1
 
 
 def test_a_step_that_may_not_proceed_writes_nothing():

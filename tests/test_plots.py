@@ -43,7 +43,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
     """The figures that are written, for a look at what is in them."""
     figures = []
     write = plots._write
-    monkeypatch.setattr(plots, "_write", lambda figure, path: (figures.append(figure), write(figure, path)))
+    monkeypatch.setattr(
+        plots, "_write", lambda figure, path: (figures.append(figure), write(figure, path))
+    )
     return figures
 
 
@@ -54,13 +56,21 @@ def test_pictures_are_png_files_wide_enough_for_a_slide(tmp_path):
     assert plots.DPI >= 150
     assert png_size(tmp_path / "curve.png")[0] > 1500
     assert min(*png_size(tmp_path / "matrix.png"), *png_size(tmp_path / "scatter.png")) > 600
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "matrix.png", "scatter.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "curve.png",
+        "matrix.png",
+        "scatter.png",
+    ]
 
 
 def test_the_learning_curve_shows_both_losses_and_marks_the_best_epoch(tmp_path, drawn):
     plots.learning_curve(some_history(), tmp_path / "a.png", title="T", loss_label="cross entropy")
     loss, accuracy = drawn[0].axes
-    assert (loss.get_xlabel(), loss.get_ylabel(), accuracy.get_ylabel()) == ("epoch", "cross entropy", "accuracy")
+    assert (loss.get_xlabel(), loss.get_ylabel(), accuracy.get_ylabel()) == (
+        "epoch",
+        "cross entropy",
+        "accuracy",
+    )
     curves = {line.get_label(): line for line in loss.get_lines()}
     assert list(curves["training"].get_ydata()) == [1.0, 1 / 2, 1 / 3, 1 / 4]
     assert list(curves["validation"].get_ydata()) == [1.2, 1.2 / 2, 1.2 / 3, 1.2 / 4]
@@ -109,11 +119,20 @@ def test_pairs_of_unequal_length_are_refused():
 
 
 def test_cells_show_count_and_share_of_the_true_class_and_zeros_stay_empty(tmp_path, drawn):
-    plots.confusion_matrix([0] * 3 + [1] * 4, [0, 0, 1, 1, 1, 1, 1], ["no", "yes"], tmp_path / "a.png")
+    plots.confusion_matrix(
+        [0] * 3 + [1] * 4, [0, 0, 1, 1, 1, 1, 1], ["no", "yes"], tmp_path / "a.png"
+    )
     axes = drawn[0].axes[0]
     texts = {(t.get_position()[0], round(t.get_position()[1]), t.get_text()) for t in axes.texts}
     cells = {text for text in texts if not text[2].startswith("rows")}
-    assert cells == {(0, 0, "2"), (0, 0, "66.7%"), (1, 0, "1"), (1, 0, "33.3%"), (1, 1, "4"), (1, 1, "100%")}
+    assert cells == {
+        (0, 0, "2"),
+        (0, 0, "66.7%"),
+        (1, 0, "1"),
+        (1, 0, "33.3%"),
+        (1, 1, "4"),
+        (1, 1, "100%"),
+    }
     assert [label.get_text() for label in axes.get_xticklabels()] == ["no", "yes"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
 
@@ -149,7 +168,9 @@ def test_long_class_names_are_turned_and_shortened(tmp_path, drawn):
 
 def test_predictions_have_a_panel_for_each_target_with_its_error(tmp_path, drawn):
     true = np.array([[0.0, 10.0], [2.0, 30.0]])
-    plots.predictions(true, true + [[1.0, -3.0]], tmp_path / "a.png", names=["speed", "height"])
+    plots.predictions(
+        true, true + np.array([1.0, -3.0]), tmp_path / "a.png", names=["speed", "height"]
+    )
     first, second = drawn[0].axes
     assert (first.get_xlabel(), second.get_ylabel()) == ("true speed", "predicted height")
     assert first.get_title().startswith("rmse 1,  R² 0.000")  # 1 - (1 + 1) / (1 + 1)

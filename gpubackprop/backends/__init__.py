@@ -19,13 +19,17 @@ __all__ = ["LossOptions", "NumpyBackend", "Total", "UpdateRule", "get"]
 def get(device: str = "cpu") -> Any:
     """A backend that computes on `device`: "auto", "cpu", "cuda" or "cuda:N".
 
+    Its `reason` says in a line why "auto" took that one.
+
     Raises
     ------
     OptionError : no such name. DeviceUnavailable : CUDA was asked for and something is missing.
     """
-    name = device if device == "cpu" else devices.choose(device)[0]
-    if name == "cpu":
-        return NumpyBackend()
-    from gpubackprop.backends.cupy import CupyBackend
+    name, reason = (device, "") if device == "cpu" else devices.choose(device)
+    backend: Any = NumpyBackend()
+    if name != "cpu":
+        from gpubackprop.backends.cupy import CupyBackend
 
-    return CupyBackend(int(re.sub(r"\D", "", name)))
+        backend = CupyBackend(int(re.sub(r"\D", "", name)))
+    backend.reason = reason
+    return backend

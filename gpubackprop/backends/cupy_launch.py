@@ -1,9 +1,9 @@
 """Launch shapes of the CUDA kernels: one table, and `plan`, a pure function of sizes.
 
 Nothing here needs a GPU or CuPy, so the arithmetic (limits of the grid, 64-bit counts, the scratch
-memory of two-stage sums) is tested on any machine. The constants are first choices by reasoning, each
-with its reason; not measured on a GPU. Values never depend on them, except for the order in which
-sums are added, which is fixed for one device.
+memory of two-stage sums) is tested on any machine. The constants are first choices, each with its
+reason; not measured on a GPU. Values never depend on them, except for the order in which sums are
+added, which is fixed for one device.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ STRIP_COLUMNS, STRIP_ROWS = 32, 8  # threads of a strip, as in include/strip.cuh
 FLAT_THREADS, FINISH_THREADS, ROW_THREADS = 256, 512, 256
 MAX_GRID_X, MAX_GRID_Y = 2**31 - 1, 65535  # limits of every card since sm_30
 
-# Eight blocks of 256 threads fill a multiprocessor (2048 threads). Flat kernels get four such waves,
-# so that one slow block does not hold up the end.
+# Eight blocks of 256 threads fill a multiprocessor (2048 threads); with the registers that strips
+# take, two or three run at once. Flat kernels get four times as many, so that one slow block does
+# not hold up the end.
 BLOCKS_PER_MULTIPROCESSOR = 8
 FLAT_WAVES = 4
-# A strip's block takes at least four rows for each thread: four loads are in flight at once, and the
-# partial sums (one row for each chunk) stay below 1/30 of what is read.
+# A strip's block takes at least four rows for each thread: four loads are in flight at once, and
+# the partial sums (one row for each chunk) stay below 1/30 of what is read.
 MIN_CHUNK_ROWS = 4 * STRIP_ROWS
 MAX_PARTIAL_BLOCKS = 1024  # threads of sum_of_squares_finish
 WIDE_ROW = 1024  # elements from which a row gets a block and not a warp
@@ -260,7 +261,7 @@ def _squares(
 def _gather(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """Threads along a row of `out`, as many as it has packs; long rows are cut where rows are few."""
+    """Threads along a row of `out`, one for each pack; long rows are cut where rows are few."""
     rows, cols = shape
     pack = VECTOR_BYTES // itemsize
     if rows == 0 or cols == 0:

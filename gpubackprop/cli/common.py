@@ -90,7 +90,10 @@ def add_device_options(parser: Any) -> None:
         help='"auto" (a GPU where all of CUDA works, else the CPU), "cpu", "cuda" or "cuda:1"',
     )
     parser.add_argument(
-        "--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores)"
+        "--threads",
+        type=whole(1),
+        metavar="N",
+        help="CPU threads (default: all cores; 1 for small networks)",
     )
 
 

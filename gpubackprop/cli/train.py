@@ -140,7 +140,7 @@ def print_result(
         if f"{part}_loss" in summary:
             rows, loss = summary["data"][f"{part}_rows"], summary[f"{part}_loss"]
             score = _score(metric, summary[f"{part}_{metric}"])
-            say.line(f"{part:<12}{rows:>9,}  {loss:>9.4g}  {score:>9}")
+            say.line(f"{part:<12}{rows:>9,}  {_figure(loss):>9}  {score:>9}")
     say.line()
     best = summary["best_epoch"]
     say.line(
@@ -160,6 +160,10 @@ def print_result(
 
 def _score(metric: str, value: float) -> str:
     return f"{value:.4f}" if metric == "accuracy" else f"{value:.5g}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
 
 
 def _why(stopped: str) -> str:

@@ -147,9 +147,9 @@ def elu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     np.add(out, work[0], out)
 
 
-# log(erfc(x) exp(x^2) / (1 - w)) / w as a polynomial in w = x / (2 + x), highest power first; fitted
-# with mpmath (docs/decisions/2026-11-23-normal-cdf.md). One formula for the whole line, so no masks;
-# the factor w keeps the digits near 0, where the units of a network are.
+# log(erfc(x) exp(x^2) / (1 - w)) / w as a polynomial in w = x / (2 + x), highest power first;
+# fitted with mpmath (docs/decisions/2026-11-23-normal-cdf.md). One formula for the whole line, so
+# no masks; the factor w keeps the digits near 0, where the units of a network are.
 _ERFC_POLYNOMIAL = {
     np.dtype(np.float32): (
         -0.160354740335, 0.519616153668, -0.546667793414, 0.213015533736, -0.159874306828,

@@ -36,7 +36,8 @@ def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
         return np.asarray(values, dtype)
     except (TypeError, ValueError) as error:
         raise DtypeError(
-            f"{name} is no array of numbers for {op} ({error}); give numbers, every row of one length"
+            f"{name} is no array of numbers for {op} ({error}); give numbers, every row of one "
+            f"length"
         ) from None
 
 

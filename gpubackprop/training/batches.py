@@ -64,7 +64,9 @@ class Batches:
         weights = checks.sample_weights(sample_weight, "training", len(x))
         weights = None if weights is None else weights.astype(network.dtype)
         if not _is_mapped(x):
-            x = network.backend.place_inputs(x, network.dtype)
+            # Integers of any size keep their digits until they are standardised.
+            wide = network.dtype if standardizer is None else np.float64
+            x = network.backend.place_inputs(x, wide)
         return cls(x, targets, weights, None, standardizer)
 
     def __len__(self) -> int:
@@ -128,10 +130,12 @@ class Batches:
             batch = self.x[rows]
             return batch if fitted is None else fitted.transform(batch, dtype=network.dtype)
         out = backend.empty((len(rows), self.x.shape[1]), network.dtype)
-        raw = out if fitted is None else backend.empty(out.shape, self.x.dtype)
+        raw = out if fitted is None else backend.empty(out.shape, gathered_dtype(self.x.dtype))
         backend.gather_rows(self.x, backend.asarray(rows, np.int64), raw)
         if fitted is not None:
-            backend.standardize(raw, backend.asarray(fitted.mean), backend.asarray(fitted.scale), out)
+            backend.standardize(
+                raw, backend.asarray(fitted.mean), backend.asarray(fitted.scale), out
+            )
         return out
 
     def sampled(self, network: MLP, rows: Array) -> Array:
@@ -146,6 +150,11 @@ class Batches:
     def require_rows(self, what: str) -> None:
         if not len(self):
             raise DataError(f"{what} has 0 rows; training wants at least one")
+
+
+def gathered_dtype(dtype: np.dtype) -> np.dtype:
+    """In what a GPU gathers rows to standardise: uint8 and 16 bits are exact in float32."""
+    return dtype if dtype in (np.float32, np.float64) else np.dtype(np.float32)
 
 
 class Standardize:

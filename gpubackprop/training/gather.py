@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.network import MLP
-from gpubackprop.training.batches import Batches, Standardize
+from gpubackprop.training.batches import Batches, Standardize, gathered_dtype
 
 Array = Any  # of the network's device
 
@@ -15,8 +15,8 @@ Array = Any  # of the network's device
 class Source:
     """The rows that a step gathers, on the device of its network.
 
-    On a GPU all rows lie there, and an epoch's row numbers are copied there once. A memory map stays
-    with the host: its batches are gathered there and copied, which waits for that copy.
+    On a GPU all rows lie there, and an epoch's row numbers are copied there once. A memory map
+    stays with the host: its batches are gathered there and copied, which may wait for that copy.
 
     Attributes
     ----------
@@ -55,7 +55,9 @@ class Source:
         standardized = data.standardizer is not None
         if not standardized and (data.x.dtype == self.dtype or self.backend.converts_rows):
             return x
-        dtype = np.float64 if self.from_host else data.x.dtype
+        dtype = data.x.dtype
+        if self.backend.asynchronous:
+            dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
         return self.backend.empty((rows, columns), dtype)
 
     def emit_inputs(self, verbs: Any, index: Array, raw: Array, x: Array) -> None:

@@ -56,7 +56,9 @@ class Run:
             trainer._position, step=0, first_epoch=trainer._position.epoch,
             best_loss=math.inf, bad_epochs=0, seconds=0.0,
         )  # fmt: skip
-        self.best = self.network.parameters.copy()  # safe weights: the best epoch's, or the first
+        backend, parameters = self.network.backend, self.network.parameters
+        self.best = backend.empty(parameters.shape, parameters.dtype)  # safe weights: the best
+        backend.copy(parameters, self.best)  # epoch's, or the first
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
         self.saved_at = time.monotonic()
         self.checkpoint = None
@@ -214,10 +216,10 @@ class Run:
         )
 
     def _report_bad_step(self, steps_since: int = 0) -> None:
-        number = self.step.steps - 1 - steps_since
+        number, batch = self.step.steps - 1 - steps_since, self.position.step - steps_since
         raise NonFiniteLossError(
             f"the loss became NaN or infinite at step {number} (epoch {self.position.epoch + 1}, "
-            f"batch {self.position.step - steps_since} of {self.steps_per_epoch}); lower the learning rate "
+            f"batch {batch} of {self.steps_per_epoch}); lower the learning rate "
             f"({self.trainer.optimizer.lr:g}), set clip_norm, or look for huge or NaN inputs. "
             f"{self._given_back()}",
             number,

@@ -111,9 +111,7 @@ class BatchStep:
         self.source.put_rows(rows, index)
         replay()
 
-    def figures(
-        self, totals: np.ndarray, loss: float, penalty: float = 0.0
-    ) -> dict[str, float]:
+    def figures(self, totals: np.ndarray, loss: float, penalty: float = 0.0) -> dict[str, float]:
         """The loss, and accuracy or rmse where there is one; accuracy is of the rows so far."""
         values = {"loss": float(loss + penalty)}
         if "correct" in self.buffers.result:
@@ -193,9 +191,7 @@ class TrainStep(BatchStep):
             formula, optimizer.hyperparameters, optimizer.lr, optimizer.weight_decay,
             regularization.l2, regularization.clip_norm, network.layout.weights_end,
         )  # fmt: skip
-        self.updater = backend.updater(
-            backend, rule, network.parameters, self.gradient, self.slots
-        )
+        self.updater = backend.updater(backend, rule, network.parameters, self.gradient, self.slots)
 
     def update(self, rows: Array, lr: float) -> None:
         """Train on the batch of these row numbers with learning rate `lr`."""

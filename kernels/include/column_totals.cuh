@@ -12,7 +12,8 @@ constexpr int SEQUENCE = 16;  // terms that a thread adds one after another befo
                               // the rounding error then grows with N / 16 + 16, not with N
 
 template <class C, int E>
-__device__ __forceinline__ void write_column_totals(const Strip<E>& strip, const C (&total)[E], C* partial) {
+__device__ __forceinline__ void write_column_totals(
+    const Strip<E>& strip, const C (&total)[E], C* partial) {
     constexpr int COLUMNS = STRIP_COLUMNS * E;
     __shared__ C sums[E][STRIP_ROWS][STRIP_COLUMNS];  // lanes of a warp in neighbouring banks
     __shared__ C column_sums[COLUMNS];
@@ -39,7 +40,8 @@ __device__ __forceinline__ void write_column_totals(const Strip<E>& strip, const
         return;
     }
     int64 column = strip.origin + int64(blockIdx.x) * COLUMNS + thread;
-    bool exists = thread < COLUMNS &&
-                  (strip.joined ? column < strip.origin + strip.width : column >= 0 && column < strip.width);
-    if (exists) partial[blockIdx.y * strip.width + (column < 0 ? column + strip.width : column)] = column_sums[thread];
+    bool exists = strip.joined ? column < strip.origin + strip.width
+                               : column >= 0 && column < strip.width;
+    if (column < 0) column += strip.width;
+    if (thread < COLUMNS && exists) partial[blockIdx.y * strip.width + column] = column_sums[thread];
 }

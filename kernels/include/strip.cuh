@@ -58,7 +58,7 @@ template <int E> struct Strip {
     }
     // Place of the pack's first element in the matrix without gaps between rows.
     __device__ __forceinline__ int64 place(int64 r) const {
-        return r * (joined ? width : cols) + column;
+        return r * width + column;
     }
     // Column of the matrix in which the thread's first element lies.
     __device__ __forceinline__ int64 first_column() const {

@@ -1,4 +1,4 @@
-"""Arrays as awkward as the ones that callers bring: shifted by an element, with gaps between rows."""
+"""Arrays as awkward as those that callers bring: shifted by an element, with gaps between rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from tests import tolerances
+
 Array = np.ndarray
 SENTINEL = 77.0  # exact in every float type; surrounds each array
 
 
 class Guarded:
-    """Makes arrays inside larger ones and afterwards checks that nothing around them was written."""
+    """Makes arrays inside larger ones and checks afterwards that nothing around was written."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -62,3 +64,9 @@ class Guarded:
 def wide(array: Array) -> Array:
     """Its values in float64."""
     return np.asarray(array).astype(np.float64)
+
+
+def ulps(got: Any, oracle: Any, dtype: Any, scale: tolerances.Scale = "tensor") -> float:
+    """`tolerances.ulps` where NaN and infinities are in the same places, and an error where not."""
+    tolerances.assert_same_pattern(got, oracle)
+    return tolerances.ulps(got, oracle, dtype, scale)

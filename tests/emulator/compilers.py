@@ -18,7 +18,13 @@ from tests.emulator.module import KERNELS
 
 # What the backend passes too. No fast-math, and subnormal numbers are kept (-ftz=false).
 OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Of a multiprocessor: most threads at once, KiB of shared memory (CUDA Programming Guide, table
+# "Technical Specifications per Compute Capability").
+MULTIPROCESSOR = {
+    75: (1024, 64), 80: (2048, 164), 86: (1536, 100), 89: (1536, 100), 90: (2048, 228),
+    100: (2048, 228), 120: (1536, 100),
+}  # fmt: skip
+ARCHITECTURES = tuple(MULTIPROCESSOR)
 Defines = Sequence[tuple[str, str]]
 
 
@@ -31,13 +37,17 @@ class Resources:
     stack: int
     spills: int
 
-    def occupancy(self, threads: int) -> float:
-        """Share of a multiprocessor's 2048 threads that registers and shared memory leave room for
-        (65,536 registers in portions of 8 a thread; 100 KiB of shared memory)."""
-        warps = threads // 32
-        by_registers = 65536 // (-(-self.registers // 8) * 8 * 32) // warps * warps
-        by_shared = (102400 // (self.shared + 1024)) * warps
-        return min(by_registers, by_shared, 64) / 64
+    def occupancy(self, threads: int, architecture: int) -> float:
+        """Share of a multiprocessor's threads that run at once, in blocks of `threads`: what its
+        65,536 registers (in portions of 8 a thread) and its shared memory leave room for."""
+        most_threads, shared_kib = MULTIPROCESSOR[architecture]
+        registers = -(-max(self.registers, 1) // 8) * 8
+        blocks = min(
+            most_threads // threads,
+            65536 // (registers * threads),
+            shared_kib * 1024 // (self.shared + 1024),
+        )
+        return blocks * threads / most_threads
 
 
 class CompileError(Exception):
@@ -68,9 +78,8 @@ class Nvrtc:
         """(PTX, ptxas's report) of a file below kernels/."""
         program = ctypes.c_void_p()
         text = (KERNELS / source).read_bytes()
-        self._call(
-            "nvrtcCreateProgram", ctypes.byref(program), ctypes.c_char_p(text), source.encode(), 0, None, None
-        )  # fmt: skip
+        name = source.encode()
+        self._call("nvrtcCreateProgram", ctypes.byref(program), text, name, 0, None, None)
         options = [
             *OPTIONS, f"--gpu-architecture=sm_{architecture}", f"--include-path={KERNELS}",
             "--ptxas-options=-v", *(f"--define-macro={name}={value}" for name, value in defines),
@@ -94,8 +103,8 @@ class Nvcc:
         options = [option.replace("--", "-", 1) for option in OPTIONS if option != "--std=c++17"]
         with tempfile.TemporaryDirectory() as scratch:
             result = subprocess.run(
-                ["nvcc", "-std=c++17", *options, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v",
-                 "--keep", "--keep-dir", scratch, "-o", f"{scratch}/out.cubin",
+                ["nvcc", "-std=c++17", *options, f"-arch=sm_{architecture}", "-cubin",
+                 "-Xptxas", "-v", "--keep", "--keep-dir", scratch, "-o", f"{scratch}/out.cubin",
                  *(f"-D{name}={value}" for name, value in defines), str(KERNELS / source)],
                 capture_output=True, text=True,
             )  # fmt: skip

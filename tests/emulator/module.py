@@ -72,7 +72,7 @@ class Module:
     Parameters
     ----------
     source : file name below kernels/, or a path.
-    mode : "values", "address" (AddressSanitizer and UBSan), "thread" (ThreadSanitizer) or "traffic".
+    mode : "values", "address" (AddressSanitizer, UBSan), "thread" (ThreadSanitizer), "traffic".
         The sanitizers' modes must run in a process of their own: `sanitizers.run_sanitized`.
     defines : macros to set, e.g. {"ONLY_FORMULA": "relu", "ONLY_DTYPE": "f32"}.
     load : False compiles only; nothing can be called then.
@@ -127,6 +127,11 @@ class Module:
 def signatures(path: Path, defines: dict[str, str] | None = None) -> dict[str, list[str]]:
     """The parameters of each entry of a source; nothing is compiled."""
     return _signatures(_preprocess(path, tuple(sorted((defines or {}).items()))))
+
+
+def preprocessed(path: Path) -> str:
+    """A source with its headers in place; nothing is compiled."""
+    return _preprocess(path, ())
 
 
 def _signatures(text: str) -> dict[str, list[str]]:

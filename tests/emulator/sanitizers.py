@@ -126,7 +126,7 @@ class _ExactCopies:
         self._owned: list[int] = []
 
     def address(self, array: _Memory) -> int:
-        """Where the copy is; arrays of the same address and length share one, as they did before."""
+        """Where the copy is; arrays of one address and length share it, as they did before."""
         key = array.address, len(array.data)
         if key not in self._copies:
             shift = array.address % 16

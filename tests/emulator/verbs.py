@@ -78,8 +78,8 @@ class Verbs:
         self.run, self.device = run, device
 
     def _issue(
-        self, kernel: str, shape: tuple[int, ...], dtype: Any, arguments: Callable[[Launch], tuple[Any, ...]],
-        **options: Any,
+        self, kernel: str, shape: tuple[int, ...], dtype: Any,
+        arguments: Callable[[Launch], tuple[Any, ...]], **options: Any,
     ) -> Launch:  # fmt: skip
         launch = plan(kernel, shape, dtype, self.device, **options)
         if not launch.empty:
@@ -117,8 +117,8 @@ class Verbs:
             nonlocal partial
             partial = None if grad_b is None else np.full(launch.partial, np.nan, compute)
             return (
-                grad_h, saved, delta, partial, np.int64(rows), np.int64(cols), np.int32(launch.join),
-                stride(grad_h), stride(saved), stride(delta), compute.type(k),
+                grad_h, saved, delta, partial, np.int64(rows), np.int64(cols),
+                np.int32(launch.join), stride(grad_h), stride(saved), stride(delta), compute.type(k),
             )  # fmt: skip
 
         self._issue(

@@ -1,7 +1,7 @@
 """The CUDA backend: the verbs of `gpubackprop.backends.numpy` on CuPy arrays.
 
-Every verb writes into arrays that the caller gives, and returns before the GPU has done the work: it
-is queued on the caller's current CuPy stream of the backend's device. A verb called on a
+Every verb writes into arrays that the caller gives, and returns before the GPU has done the work,
+which is queued on the caller's current CuPy stream of the backend's device. A verb called on a
 `CupyBackend` is issued at once; ``plan(emit)`` records the verbs that ``emit(verbs)`` calls and
 returns a function that issues them again. Only `to_host`, `all_finite` and `check_labels` wait for
 the device.
@@ -19,8 +19,9 @@ import numpy as np
 from gpubackprop.backends.cupy import elementwise, losses, updates
 from gpubackprop.backends.cupy.launcher import Launcher, compute_dtype, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
-from gpubackprop.backends.cupy.memory import INPUT_DTYPES, Memory
+from gpubackprop.backends.cupy.memory import Memory
 from gpubackprop.backends.cupy.tape import CupyProducts, Products, Tape
+from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch
 from gpubackprop.backends.numpy import LossOptions
@@ -33,7 +34,7 @@ Array = Any  # cupy.ndarray
 OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
 
 
-class CupyBackend:
+class CupyBackend(DeviceMemory):
     """Verbs of backpropagation on CuPy arrays of one device (see the module's docstring).
 
     Parameters
@@ -46,8 +47,7 @@ class CupyBackend:
     DeviceUnavailable : CuPy, the driver or the device is missing.
     """
 
-    asynchronous = True  # reading a result waits for the device
-    converts_rows = True  # gather_rows converts on the way
+    reason = ""
 
     def __init__(self, index: int = 0, products: Products | None = None) -> None:
         self.cupy, self.index, self.device = import_cupy(), index, f"cuda:{index}"
@@ -69,15 +69,18 @@ class CupyBackend:
         recorder.memory._bad_label = self.memory.bad_label
         recorder._labels = [False]
         emit(recorder)
-        run, labels = tape.run, recorder._labels[0]
+        graph, labels = None, recorder._labels[0]
         if tape.capturable:
             with explained(self.cupy, "capturing a step"), self.cupy.cuda.Device(self.index):
-                run = tape.capture(self.cupy).launch
+                graph = tape.capture(self.cupy)
 
         def replay() -> None:
             self._labels[0] |= labels
             with explained(self.cupy, "a step on the GPU"), self.cupy.cuda.Device(self.index):
-                run()
+                if graph is None:
+                    tape.run()
+                else:  # it has the addresses alone: the arrays are kept by `tape`
+                    graph.launch()
 
         return replay
 
@@ -112,76 +115,7 @@ class CupyBackend:
             entry, call = self.launcher.bind(kernel, launch, arguments(launch), formula)
             self._issue(entry, *call)
 
-    # -- memory -----------------------------------------------------------------------------------
-
-    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        """Uninitialised array of the device, aligned to 128 bytes and more."""
-        return self.memory.empty(shape, dtype)
-
-    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        return self.memory.full(shape, 0, dtype)
-
-    def asarray(self, array: Any, dtype: Any = None) -> Array:
-        """C-contiguous array of the device: itself, or a view of CUDA memory, or a copy.
-
-        `array` is NumPy's or whatever NumPy takes, CuPy's, or has __cuda_array_interface__ or
-        DLPack. What lies on another GPU is an error.
-        """
-        return self.memory.asarray(array, dtype)
-
-    def inputs(self, x: Any, dtype: Any) -> Array:
-        """`x` in that dtype, on the device."""
-        return self.memory.asarray(x, dtype)
-
-    def place(self, array: Any, dtype: Any) -> Array | None:
-        """Targets or weights on the device, in the dtype that the kernels want."""
-        return None if array is None else self.memory.asarray(array, dtype)
-
-    def place_inputs(self, x: Any, dtype: Any) -> Array:
-        """All rows of x on the device, of a dtype that `gather_rows` reads: its own, or `dtype`."""
-        return self.memory.asarray(x, None if x.dtype.name in INPUT_DTYPES else dtype)
-
-    def is_device_array(self, array: Any) -> bool:
-        return self.memory.is_device_array(array)
-
-    def to_host(self, array: Array) -> np.ndarray:
-        """A copy as a NumPy array. Waits, and so reports labels that were out of range."""
-        host = self.memory.read(array)
-        self.check_labels()
-        return host
-
-    def from_host(self, host: np.ndarray, out: Array) -> None:
-        """out = host, queued; `host` may be changed afterwards."""
-        self.memory.write(host, out)
-
-    def fill(self, array: Array, value: float) -> None:
-        """Every element of `array` = value, queued."""
-        self._issue(array.fill, value)
-
-    def copy(self, source: Array, out: Array) -> None:
-        """out = source, both contiguous arrays of one dtype on this device."""
-        if source.shape != out.shape or source.dtype != out.dtype or not source.size:
-            if source.shape != out.shape or source.dtype != out.dtype:
-                raise ShapeError(
-                    f"a copy from {source.dtype} {source.shape} to {out.dtype} {out.shape}"
-                )
-            return
-        self._issue(out.data.copy_from_device_async, source.data, source.nbytes)
-
-    def all_finite(self, x: Array) -> bool:
-        """Whether no element of the flat array is NaN or infinite. Waits."""
-        out = self.memory.scratch("finite", (2,), compute_dtype(x.dtype))
-        self.sum_of_squares(x, out)
-        return bool(self.to_host(out)[1] == 0)
-
-    def labels_used(self) -> None:
-        self._labels[0] = True
-
-    def check_labels(self) -> None:
-        """TargetRangeError where a loss has met a label outside [0, K); waits if one could have."""
-        if self._labels[0]:
-            self._labels[0] = False
-            self.memory.raise_bad_label()
+    # -- rows -------------------------------------------------------------------------------------
 
     def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
         """A copy that does not change any more, such as class weights."""

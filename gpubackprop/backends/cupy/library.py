@@ -70,6 +70,8 @@ def explained(cupy: Any, what: str, wanted: int | None = None) -> Iterator[None]
             f"`gpubackprop info` shows driver and libraries"
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
+        if type(error).__name__ == "CUBLASError":
+            raise DeviceUnavailable(f"{what}: cuBLAS failed ({one_line(error)})") from error
         if not _is_missing_library(error):
             raise
         raise DeviceUnavailable(
@@ -88,14 +90,15 @@ def _out_of_memory(
     except Exception:  # a device out of memory may answer no more
         room = ""
     return DeviceUnavailable(
-        f"{what}: the GPU is out of memory: {size}{room}; use a smaller batch_size or network, "
-        f'or device="cpu"'
+        f"{what}: the GPU is out of memory: {size}{room}; use a smaller batch_size or network, x "
+        f'from np.load(..., mmap_mode="r"), which stays on the host, or device="cpu"'
     )
 
 
 def _is_missing_library(error: BaseException) -> bool:
+    """CuPy loads NVRTC and cuBLAS at their first use; what it raises then depends on how."""
     text = f"{type(error).__name__} {error}".lower()
-    return any(name in text for name in ("nvrtc", "cublas", "dynamiclib", ".so", ".dll"))
+    return any(sign in text for sign in ("dynamiclib", "failed to load", "cannot open", "dlopen"))
 
 
 def one_line(error: BaseException) -> str:

@@ -136,7 +136,7 @@ def _divisor(
 
 def _upstream(verbs: CupyBackend, upstream: Any, compute: np.dtype) -> Any:
     """None for 1, else an array of 0 or 1 dimensions."""
-    if np.ndim(upstream) == 0 and not hasattr(upstream, "device"):
+    if not verbs.is_device_array(upstream):
         return None if float(upstream) == 1.0 else verbs.memory.constant(float(upstream), compute)
     return verbs.converted(upstream, compute, "upstream")
 

@@ -46,7 +46,7 @@ SUM_ROWS = 8  # rows added one after another before partial sums are formed, in 
 class NumpyBackend(HostMemory):
     """Verbs of backpropagation on NumPy arrays (see the module's docstring)."""
 
-    device = "cpu"
+    device, reason = "cpu", ""
 
     def __init__(self) -> None:
         self._call: Callable[..., None] = run_now

@@ -1,0 +1,35 @@
+"""What the stages share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gpubackprop import backends
+from gpubackprop.backends import devices
+from gpubackprop.errors import DeviceUnavailable
+
+SKIPPED = 77
+
+
+def cuda_backend() -> Any:
+    """The backend of the first GPU; ends the stage as skipped, with the reason, without one."""
+    try:
+        name, _ = devices.choose("cuda")
+        return backends.get(name)
+    except DeviceUnavailable as error:
+        skip(str(error))
+
+
+def skip(reason: str) -> NoReturn:
+    print(f"not measured on a GPU: {reason}", flush=True)
+    sys.exit(SKIPPED)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: a stage may be stopped at any moment."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(path)

@@ -1,0 +1,73 @@
+"""Launch every kernel with awkward shapes, for compute-sanitizer: odd sizes, rows with gaps, starts
+off 16 bytes, and every formula in float32 and the two 16-bit types.
+
+    compute-sanitizer --tool memcheck python -m tools.gpu.every_kernel OUT.json
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from gpubackprop.backends.cupy.launcher import PARAMETERS, Launcher
+from gpubackprop.cli import parity
+from tools.gpu.common import cuda_backend, write_json
+
+
+def launch_all(backend: Any) -> tuple[set[str], set[str]]:
+    """Names of the kernels and of the entries launched."""
+    kernels: set[str] = set()
+    entries: set[str] = set()
+    bind = Launcher.bind
+
+    def counting(self: Any, kernel: str, launch: Any, *rest: Any) -> Any:
+        kernels.add(kernel)
+        entries.add(launch.entry)
+        return bind(self, kernel, launch, *rest)
+
+    with patch.object(Launcher, "bind", counting):
+        types = parity.dtypes()
+        for name in [name for name in types if name != "float64"]:
+            for case in parity.cases(short=True):
+                if name == "float32" or case.operation not in parity.FULL_PRECISION:
+                    _run(backend, case, types[name])
+        for _ in parity.training_results(backend.device, short=True):
+            pass
+    backend.to_host(backend.zeros(1, np.float32))  # waits: what went wrong shows here
+    return kernels, entries
+
+
+def _run(backend: Any, case: parity.Case, dtype: np.dtype) -> None:
+    """The case as it is, and with its matrices in the middle of wider ones."""
+    arrays = parity.cast(case, dtype)
+    case.emit(backend, **{key: backend.asarray(array) for key, array in arrays.items()})
+    if case.operation in ("activation_forward", "activation_backward", "column_sum"):
+        case.emit(backend, **{key: _shifted(backend, array) for key, array in arrays.items()})
+
+
+def _shifted(backend: Any, array: np.ndarray) -> Any:
+    """A view that starts one element in; of a matrix also with gaps between the rows."""
+    if array.ndim == 0:
+        return backend.asarray(array)
+    wide = np.zeros((*array.shape[:-1], array.shape[-1] + 3), array.dtype)
+    wide[..., 1:-2] = array
+    return backend.asarray(wide)[..., 1:-2]
+
+
+def main() -> int:
+    kernels, entries = launch_all(cuda_backend())
+    left_out = sorted(set(PARAMETERS) - kernels)
+    write_json(
+        Path(sys.argv[1]),
+        {"kernels": sorted(kernels), "entries": sorted(entries), "not_launched": left_out},
+    )
+    print(f"{len(entries)} entries of {len(kernels)} kernels; not launched: {left_out or 'none'}")
+    return 1 if left_out else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
