@@ -41,7 +41,7 @@ check: ## run ruff, mypy and the fast tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not emulated"
 
 bench: ## run the benchmarks
 	$(environment) dev

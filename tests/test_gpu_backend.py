@@ -5,6 +5,7 @@ Not measured on a GPU so far: these tests have run nowhere yet.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -110,6 +111,28 @@ def test_a_label_out_of_range_raises_at_the_next_wait_and_touches_no_other_row(c
     assert np.isfinite(delta[[0, 1, 3]]).all()
 
 
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    "classes", [1, 2, 10, *range(16, 33), 1000, 1023, 1024, 1025, 50_257, 128_256]
+)
+def test_any_number_of_classes_rows_with_gaps_and_starts_off_16_bytes(cuda, classes, dtype, shift):
+    wide = normal(5, classes + shift, dtype=dtype)
+    z, labels = wide[:, shift:].astype(np.float64), np.arange(5) * 7 % classes
+    result = loss_arrays(cuda, 5, classes, dtype)
+    logits = cuda.asarray(wide)[:, shift:]
+    options = LossOptions(reduction="sum")
+    cuda.softmax_cross_entropy(logits, cuda.asarray(labels), options, result)
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    losses = -np.log(p[np.arange(5), labels])
+    np.testing.assert_allclose(cuda.to_host(result["row_loss"]), losses, rtol=1e-5, atol=1e-6)
+    p[np.arange(5), labels] -= 1
+    found, unit = cuda.to_host(result["delta"]), float(np.finfo(dtype).eps)
+    smallest = float(np.finfo(dtype).smallest_subnormal)
+    np.testing.assert_allclose(found, p, rtol=0, atol=16 * unit * np.abs(p).max() + smallest)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(33_000, 65_537), (70_001, 65_537)])
 def test_offsets_beyond_2_to_31_and_2_to_32_elements_are_right(cuda, cupy, rows, columns):
     need = 2 * rows * columns  # bytes: float16, in place
@@ -153,7 +176,7 @@ def test_an_entry_is_compiled_once_for_all_shapes_and_soon(cuda, tmp_path):
         "seconds(7, 'identity')\n"
         "print(seconds(7, 'gelu'), seconds(8, 'gelu'))\n"
     )
-    environment = {**__import__("os").environ, "CUPY_CACHE_DIR": str(tmp_path)}
+    environment = {**os.environ, "CUPY_CACHE_DIR": str(tmp_path)}
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -82,8 +82,13 @@ def test_a_sample_does_not_change_with_an_edit_elsewhere():
 
 def test_every_equivalent_mutant_still_exists():
     """An entry whose line was edited says nothing any more."""
-    made = {(m.file, m.after.strip()) for m in mutants.all_mutants(KERNELS)}
-    assert set(mutants.EQUIVALENT) - made == set()
+    made = mutants.all_mutants(KERNELS)
+    stale = [
+        (file, old, new)
+        for file, old, new in mutants.EQUIVALENT
+        if not any(m.file == file and m.before.replace(old, new, 1) == m.after for m in made)
+    ]
+    assert stale == []
 
 
 @pytest.mark.slow

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gpubackprop import backends
 from gpubackprop.backends import devices
+from gpubackprop.cli.common import to_json
 from gpubackprop.errors import DeviceUnavailable
 
 SKIPPED = 77
@@ -29,7 +29,7 @@ def skip(reason: str) -> NoReturn:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a stage may be stopped at any moment."""
+    """Whole or not at all: a stage may be stopped at any moment. NaN becomes null."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.write_text(to_json(value) + "\n")
     part.replace(path)

@@ -52,7 +52,8 @@ class Bench:
         device = self.cupy.cuda.Device(backend.index)
         free, _ = self.cupy.cuda.runtime.memGetInfo()
         self.room = int(free) // 2
-        self.l2 = int(device.attributes.get("L2CacheSize", 0)) or 64 << 20
+        l2 = int(device.attributes.get("L2CacheSize", 0)) or 64 << 20
+        self.l2 = int(l2 * scale)
         self._noise = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
 
     def elements(self, itemsize: int) -> int:

@@ -1,0 +1,279 @@
+"""`make gpu`: its stages as far as they go without a GPU, and the table of tests/README.md.
+
+The stages themselves run here on the CuPy stand-in and the emulated kernels, in processes of their
+own. Not measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpubackprop.backends import devices
+from gpubackprop.cli import parity
+from tests import emulator
+from tools.gpu import __main__ as proof
+from tools.gpu import parity as parity_stage
+
+TESTS = Path(__file__).parent
+emulated = pytest.mark.skipif(
+    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+)
+STAND_IN = """
+import sys, time, types
+from pathlib import Path
+from gpubackprop.backends import devices
+from gpubackprop.backends.cupy import CupyBackend
+from tests.emulator import cupy_stub
+
+devices.choose = lambda device: ("cpu", "") if device == "cpu" else ("cuda:0", "emulated")
+
+class Event:
+    def record(self): self.time = time.perf_counter()
+    def synchronize(self): pass
+
+module = cupy_stub.module()
+module.cuda.Event = Event
+module.cuda.get_elapsed_time = lambda start, end: 1e3 * (end.time - start.time)
+module.get_default_memory_pool = lambda: types.SimpleNamespace(free_all_blocks=lambda: None)
+out = Path(sys.argv[1])
+with cupy_stub.installed():
+"""
+
+
+def on_the_stand_in(program: str, out: Path) -> subprocess.CompletedProcess[str]:
+    text = STAND_IN + "".join(f"    {line}\n" for line in program.strip().splitlines())
+    return subprocess.run(
+        [sys.executable, "-c", text, str(out)], capture_output=True, text=True, timeout=280
+    )
+
+
+def stage(name: str, program: str, seconds: float = 60) -> proof.Stage:
+    return proof.Stage(name, seconds, lambda out: [sys.executable, "-c", program])
+
+
+# -- the stages one after another -----------------------------------------------------------------
+
+
+def test_a_stage_that_fails_hangs_or_is_missing_stops_none_of_the_next(tmp_path):
+    stages = [
+        stage("one", "print('all well')"),
+        stage("two", "raise SystemExit('no good')"),
+        stage("three", "import time; time.sleep(60)", seconds=1.5),
+        proof.Stage("four", 9, lambda out: "the tool is not installed"),
+        proof.Stage("five", 9, lambda out: [str(tmp_path / "nowhere")]),
+        stage("six", f"print('no card'); raise SystemExit({proof.SKIPPED})"),
+        stage("seven", "print('the last')"),
+    ]
+    outcomes = proof.run_all(stages, tmp_path, 60)
+    assert [one.status for one in outcomes] == [
+        "ok", "failed", "timeout", "skipped", "failed", "skipped", "ok"
+    ]  # fmt: skip
+    assert outcomes[1].note == "exit code 1: no good"
+    assert outcomes[2].seconds < 10
+    assert outcomes[5].note == "no card"
+    written = json.loads((tmp_path / "stages.json").read_text())
+    assert [row["name"] for row in written] == [one.name for one in stages]
+    assert "| seven | ok |" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_stage_leaves_no_process_behind(tmp_path):
+    child = "import time; time.sleep(1.5); open('left', 'w')"
+    program = (
+        f"import os, subprocess, sys, time; os.chdir({str(tmp_path)!r});"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    )
+    proof.run_stage(stage("parent", program), tmp_path, 1.0)
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(2)"], check=True)
+    assert not (tmp_path / "left").exists()
+
+
+def test_when_the_time_is_up_the_rest_is_skipped(tmp_path):
+    outcomes = proof.run_all([stage("one", "1"), stage("two", "1")], tmp_path, 0)
+    assert {one.note for one in outcomes} == {"no time was left"}
+
+
+def test_the_stages_come_in_order_and_end_within_ten_minutes(tmp_path, capsys):
+    names = [one.name for one in proof.STAGES]
+    assert names == [
+        "environment", "pytest", "parity", "memcheck", "racecheck", "timing", "check"
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        proof.main([str(tmp_path), "--stages", "environment,nonsense"])
+    assert "no stage 'nonsense'" in capsys.readouterr().err
+
+
+def test_tests_that_were_all_skipped_are_not_a_success(tmp_path):
+    xml = tmp_path / "pytest.xml"
+    case = '<testcase><skipped message="needs a GPU: none"/></testcase>'
+    for counts, code, wanted in (
+        ('tests="1" failures="0" errors="0" skipped="1"', 0, "skipped"),
+        ('tests="2" failures="0" errors="0" skipped="1"', 0, "ok"),
+        ('tests="2" failures="1" errors="0" skipped="1"', 1, "failed"),
+        ('tests="2" failures="0" errors="1" skipped="1"', 1, "failed"),
+    ):
+        xml.write_text(f"<testsuites><testsuite {counts}>{case}</testsuite></testsuites>")
+        status, note = proof.judge_pytest(code, xml)
+        assert status == wanted
+        assert ("needs a GPU" in note) == (wanted == "skipped")
+    assert proof.judge_pytest(0, tmp_path / "none.xml")[0] == "failed"
+
+
+def test_a_sanitizer_that_ran_nothing_is_a_failure(tmp_path):
+    log = tmp_path / "memcheck.log"
+    log.write_text("========= Device not supported\n")
+    assert proof.judge("memcheck", 0, log, tmp_path)[0] == "failed"
+    (tmp_path / "memcheck.json").write_text("{}")
+    assert proof.judge("memcheck", 0, log, tmp_path)[0] == "ok"
+    assert proof.judge("memcheck", 86, log, tmp_path)[0] == "failed"
+
+
+def test_an_error_of_cuda_on_a_gpu_is_no_skip(tmp_path):
+    log = tmp_path / "check.log"
+    log.write_text("error: a step on the GPU: cudaErrorIllegalAddress\n")
+    assert proof.judge("check", 1, log, tmp_path)[0] == "failed"
+    log.write_text('error: device="cuda" was asked for but no NVIDIA driver found\n')
+    assert proof.judge("check", 1, log, tmp_path)[0] == "skipped"
+
+
+def test_without_a_gpu_every_stage_says_why_and_the_environment_is_written(tmp_path):
+    if devices.choose("auto")[0] != "cpu":
+        pytest.skip("this machine has a GPU that works")
+    names = "environment,parity,timing,check"
+    assert proof.main([str(tmp_path), "--stages", names]) == 0
+    found = json.loads((tmp_path / "stages.json").read_text())
+    assert [row["status"] for row in found] == ["ok", "skipped", "skipped", "skipped"]
+    assert all("was asked for but" in row["note"] for row in found[1:])
+    assert "not measured on a GPU" in (tmp_path / "summary.md").read_text()
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["device"] == "cpu"
+    assert {"nvidia_smi", "versions", "commit", "probe", "cupy"} <= environment.keys()
+
+
+# -- the stages on the stand-in -------------------------------------------------------------------
+
+
+@emulated
+@pytest.mark.slow
+def test_every_kernel_but_those_without_a_verb_is_launched(tmp_path):
+    program = """
+from tools.gpu.every_kernel import main
+sys.argv = ["every_kernel", str(out / "memcheck.json")]
+sys.exit(main())
+"""
+    done = on_the_stand_in(program, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "memcheck.json").read_text())
+    assert found["not_launched"] == []
+    assert len(found["entries"]) > 80
+
+
+@emulated
+@pytest.mark.slow
+def test_every_kernel_gets_a_time_and_a_share_of_the_copy(tmp_path):
+    program = """
+from tools.gpu import timing
+timing.ROUNDS, timing.ROUND_MS = 2, 0
+rows = timing.time_all(out, CupyBackend(0), scale=1e-5)
+assert not [row for row in rows if "error" in row], rows
+"""
+    done = on_the_stand_in(program, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "timing.json").read_text())["rows"]
+    assert len(rows) > 40
+    assert all(row["ms"] > 0 and row["share_of_copy"] > 0 for row in rows)
+    adam = next(row for row in rows if row["case"] == "update/adam")
+    assert adam["bytes"] == 28 * adam["shape"][0]
+
+
+@emulated
+@pytest.mark.slow
+def test_check_on_a_device_compares_every_verb_and_then_the_gradients(tmp_path):
+    program = """
+from gpubackprop.cli import check, main
+check.check_all = lambda seed, device: iter([("a gradient on " + device, 1e-9, True)])
+sys.exit(main(["check", "--device", "cuda"]))
+"""
+    done = on_the_stand_in(program, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a gradient on cuda:0" in done.stdout
+    for name in ("softmax_cross_entropy", "activation_backward", "update", "training"):
+        assert re.search(rf"^{name} +float32 +[0-9.]+ units .* ok$", done.stdout, re.MULTILINE)
+    assert "comparisons of cuda:0 with the CPU, 0 failed" in done.stdout
+
+
+@emulated
+def test_check_on_a_device_fails_where_a_verb_is_wrong(tmp_path):
+    program = """
+from gpubackprop.cli import check, main, parity
+check.check_all = lambda seed, device: iter([("a", 1e-9, True)])
+check.parity.training_results = lambda *args, **options: iter(())
+every = parity.cases
+parity.cases = lambda *args: (case for case in every(*args) if case.operation == "column_sum")
+def wrong(self, x, out):
+    out.fill(3)
+CupyBackend.column_sum = wrong
+sys.exit(main(["check", "--device", "cuda", "--quiet"]))
+"""
+    done = on_the_stand_in(program, tmp_path)
+    assert done.returncode == 1
+    assert "column_sum 7x33 float64" in done.stdout
+    assert re.search(
+        r"comparisons of cuda:0 with the CPU failed, the first: column_sum", done.stderr
+    )
+
+
+def test_a_verb_that_raises_is_a_row_of_the_table_and_not_its_end(tmp_path):
+    class Broken:
+        device = "cuda:0"
+
+        def asarray(self, array):
+            raise RuntimeError("out of order\nand more")
+
+    rows = [
+        parity.compare(Broken(), case, "float32") for case in list(parity.cases(short=True))[:3]
+    ]
+    assert [row.error for row in rows] == ["RuntimeError: out of order"] * 3
+    assert not any(row.passed for row in rows)
+    parity_stage.write(tmp_path, rows)
+    table = (tmp_path / "parity.md").read_text()
+    assert "| activation_forward | float32 |" in table
+    assert "## Failed" in table
+    assert len(json.loads((tmp_path / "parity.json").read_text())) == 3
+
+
+def test_every_operation_has_cases_and_every_result_a_limit():
+    operations = {case.operation for case in parity.cases(short=True)}
+    assert operations == {
+        "activation_forward", "activation_backward", "affine_forward", "affine_backward",
+        "column_sum", "softmax_cross_entropy", "pointwise_loss", "update", "sum_of_squares",
+        "gather_rows", "output",
+    }  # fmt: skip
+
+
+# -- tests/README.md ------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_readme_names_exists():
+    text = (TESTS / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)\.py::(test_\w+)`", text))
+    assert len(named) > 60
+    missing = []
+    for file, test in sorted(named):
+        path = TESTS / f"{file}.py"
+        if not path.exists() or f"def {test}(" not in path.read_text(encoding="utf-8"):
+            missing.append(f"{file}.py::{test}")
+    assert missing == []
+
+
+def test_every_row_of_the_case_tables_names_a_test_or_says_that_there_is_none():
+    text = (TESTS / "README.md").read_text(encoding="utf-8").partition("## Nasty cases")[2]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith(("| case", "| ---"))]
+    assert len(rows) > 30
+    assert [row for row in rows if "::test_" not in row and "not covered yet" not in row] == []
