@@ -11,7 +11,6 @@ import pytest
 
 from gpubackprop.backends import devices
 
-
 EMULATED = ("test_kernel_", "test_cupy_", "test_emulator", "test_gpu_", "test_mutants")
 
 
