@@ -68,6 +68,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("sum_of_squares.cu", "i < 0 ?", "i <= 0 ?"): SAME,
     ("sum_of_squares.cu", "count - i < E ?", "count - i <= E ?"): SAME,
     ("sum_of_squares.cu", "penalized - i < hi ?", "penalized - i <= hi ?"): SAME,
+    ("sum_of_squares.cu", "SEQUENCE && i < count", "SEQUENCE && i <= count"):
+        "a pack that begins at the end is empty: nothing is read, zeros are added",
     ("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?"): SAME,
     ("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0"): "the grid is one block",
     ("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?"): SAME,
