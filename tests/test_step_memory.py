@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpubackprop.backends.numpy import blocks
 from gpubackprop.backends.numpy.blocks import aligned_empty
 from gpubackprop.backends.numpy.tape import get_num_threads, set_num_threads
 from gpubackprop.data import Standardizer
@@ -104,7 +105,10 @@ ROW_SCALES: dict[str, dict[str, Any]] = {
     [(case, 1) for case in CASES]
     + [(case, 2) for case in ("plain", "gelu", "label_smoothing", "binary")],
 )
-def test_a_hundred_steps_allocate_no_array(case: str, threads: int) -> None:
+def test_a_hundred_steps_allocate_no_array(
+    case: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "PLANNED_THREAD_BYTES", blocks.THREAD_BYTES)  # split small steps
     set_num_threads(threads)
     growth, peak = growth_and_peak(make_step(**CASES[case]))
     assert growth < 1024

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gpubackprop.backends import NumpyBackend, Total
+from gpubackprop.backends.numpy import blocks
 from gpubackprop.backends.numpy.tape import get_num_threads, set_num_threads
 from gpubackprop.data import Standardizer
 from gpubackprop.losses import Loss, SoftmaxCrossEntropy, SquaredError, loss
@@ -182,7 +183,10 @@ def test_losses_equal_a_plain_numpy_computation() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_results_do_not_depend_on_the_number_of_threads(activation: str) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "PLANNED_THREAD_BYTES", 1 << 18)  # so that this small step is split
     x, labels = some_data(2048, 64, 40)
     found = []
     for threads in (1, 2, 3):
