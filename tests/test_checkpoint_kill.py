@@ -23,7 +23,11 @@ from gpubackprop.training import Trainer
 from tests.small_training import make_trainer, some_data
 
 ROOT = Path(__file__).resolve().parents[1]
-KILLS, EPOCHS, STEPS = 200, 20, 60  # steps of the whole training, each with a checkpoint
+EPOCHS, STEPS = 20, 60  # steps of the whole training, each with a checkpoint
+# Killing goes on until all of these were seen: how often a kill falls into a phase depends on the
+# machine's speed, that each phase is hit this often does not. in_write: while a temporary file was
+# being written; in_epoch: a checkpoint in mid-epoch was left; moved: training had got further.
+WANTED = {"kills": 200, "in_write": 20, "in_epoch": 20, "moved": 40, "finished": 3}
 
 
 def train(path: Path | None) -> str:
@@ -93,13 +97,13 @@ class Observer:
 
 
 def main(folder: Path) -> None:
-    """Kill children until KILLS have died; this process has no threads, so it may fork."""
+    """Kill children until all of WANTED was seen; this process has no threads, so it may fork."""
     rng, wanted, observer = random.Random(2024), train(None), Observer(folder)
     began = time.monotonic()
     assert finish(fork_training(folder)) == 0
     longest = max(0.03, (time.monotonic() - began) / 4)
     observer.after_end(wanted)
-    while observer.seen["kills"] < KILLS:
+    while any(observer.seen[what] < wanted for what, wanted in WANTED.items()):
         child = fork_training(folder)
         time.sleep(rng.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
@@ -125,13 +129,7 @@ def test_killed_at_200_random_moments_training_always_resumes_bit_for_bit(tmp_pa
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     print(seen)
-    assert seen["kills"] == KILLS
-    # How many of each depends on the machine's speed and load: seen were 36 to 117. The bounds only
-    # say that the kills fell into every phase, and that trainings ended in between.
-    assert seen["in_write"] >= 5  # while a temporary file was being written
-    assert seen["in_epoch"] >= 5
-    assert seen["moved"] >= 10
-    assert seen["finished"] >= 2
+    assert all(seen[what] >= wanted for what, wanted in WANTED.items())
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from gpubackprop.backends.numpy.tape import WORKERS, Call, Tape, get_num_threads
 # Bytes of one array in a block. A NumPy call costs about half a microsecond whatever its size, so
 # blocks may not be small; larger ones fall out of the second-level cache. See benchmarks/README.md.
 BLOCK_BYTES = 1 << 18
-# Work smaller than this runs on the caller's thread: waking another costs about 20 microseconds. In
-# a plan the limit is higher: after a matrix product OpenBLAS's threads spin for some time and keep
+# Work smaller than this runs on the caller's thread: handing a part over costs time too. In a plan
+# the limit is higher: after a matrix product OpenBLAS's threads spin for some time and keep
 # the other cores busy, so that threads of ours gain nothing there (benchmarks/README.md).
 THREAD_BYTES, PLANNED_THREAD_BYTES = 1 << 18, 1 << 24
-# NumPy's type stubs know no positional `out`; by keyword a call costs twice as much.
+# NumPy's type stubs know no positional `out`, which the tapes pass.
 add_reduce: Any = np.add.reduce
 maximum_reduce: Any = np.maximum.reduce
 logical_and_reduce: Any = np.logical_and.reduce
