@@ -40,14 +40,22 @@ _SUFFIX = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
     "int64": "i64", "int32": "i32", "uint8": "u8",
 }  # fmt: skip
-_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1}
+BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1}
 
 
 @dataclass(frozen=True)
 class DeviceProperties:
-    """What a plan needs to know of a card."""
+    """What a plan needs to know of a card.
+
+    Attributes
+    ----------
+    shared_bytes : of dynamic shared memory that one block may have (opted in for).
+    capability : (major, minor); thread-block clusters came with (9, 0).
+    """
 
     multiprocessors: int
+    shared_bytes: int = 49_152
+    capability: tuple[int, int] = (7, 5)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Launch:
     Attributes
     ----------
     source : file below kernels/. entry : the symbol. defines : macros that leave this entry alone
-        in the file. grid, block : dimensions. shared_bytes : dynamic shared memory (none so far).
+        in the file. grid, block : dimensions. shared_bytes : dynamic shared memory. shared_packs :
+        the argument of that name of a softmax kernel.
     join : the `join` argument of a strip kernel (include/strip.cuh).
     partial : shape of the scratch array of a two-stage sum; its rows are the `rows` argument of
         column_sum_finish, its second dimension the `blocks` argument of sum_of_squares_finish.
@@ -70,6 +79,7 @@ class Launch:
     block: tuple[int, int, int]
     shared_bytes: int = 0
     join: int = 0
+    shared_packs: int = 0
     partial: tuple[int, int] | None = None
 
     @property
@@ -131,7 +141,7 @@ def plan(
     source_formula = _SUFFIX.get(formula, formula)
     if row is None or (source_formula, suffix) not in row.combinations():
         raise OptionError(f"no kernel {kernel!r} with formula {formula!r} and dtype {suffix!r}")
-    itemsize = _BYTES[suffix.split("_")[0]]
+    itemsize = BYTES[suffix.split("_")[0]]
     grid, block, join, partial = row.shape_of(shape, itemsize, device, contiguous)
     if grid[0] > MAX_GRID_X or grid[1] > MAX_GRID_Y:
         raise OptionError(f"{kernel}: {shape} is more than one launch covers (grid {grid})")
@@ -182,11 +192,11 @@ def join_rows(cols: int, pack: int) -> int:
     return whole * max(1, STRIP_COLUMNS * pack // (whole * cols))
 
 
-def _ceil(a: int, b: int) -> int:
+def ceil_division(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _power_of_two(n: int, most: int) -> int:
+def power_of_two(n: int, most: int) -> int:
     """Smallest power of two that is at least n, but no more than `most`."""
     return min(most, 1 << max(0, n - 1).bit_length())
 
@@ -204,11 +214,11 @@ def _strip(
     head = pack - 1  # elements by which the grid of packs may have to start earlier
     if join:
         width = join * cols
-        strips, long_rows = _ceil(width, STRIP_COLUMNS * pack), _ceil(rows * cols + head, width)
+        strips, long_rows = ceil_division(width, STRIP_COLUMNS * pack), ceil_division(rows * cols + head, width)
     else:
-        strips, long_rows = _ceil(cols + head, STRIP_COLUMNS * pack), rows
-    wanted = _ceil(BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors, strips)
-    chunks = max(1, min(wanted, _ceil(long_rows, MIN_CHUNK_ROWS), MAX_GRID_Y))
+        strips, long_rows = ceil_division(cols + head, STRIP_COLUMNS * pack), rows
+    wanted = ceil_division(BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors, strips)
+    chunks = max(1, min(wanted, ceil_division(long_rows, MIN_CHUNK_ROWS), MAX_GRID_Y))
     folded = join > 0 and strips == 1
     partial_rows = chunks if folded else chunks * max(join, 1)
     return (strips, chunks), block, join, (partial_rows, cols)
@@ -218,8 +228,8 @@ def _column_finish(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
     """All threads of a block on at most 32 columns; shape is that of the partial sums."""
-    x = _power_of_two(shape[1], 32)
-    return (_ceil(shape[1], x), 1), (x, FINISH_THREADS // x), 0, None
+    x = power_of_two(shape[1], 32)
+    return (ceil_division(shape[1], x), 1), (x, FINISH_THREADS // x), 0, None
 
 
 def _rows(
@@ -227,10 +237,10 @@ def _rows(
 ) -> tuple[Any, ...]:
     """A group of threads to a row; blocks take rows in turn."""
     rows, cols = shape
-    x = ROW_THREADS if cols > WIDE_ROW else _power_of_two(cols, 32)
+    x = ROW_THREADS if cols > WIDE_ROW else power_of_two(cols, 32)
     y = ROW_THREADS // x
     most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
-    return (min(_ceil(rows, y), most), 1), (x, y), 0, None
+    return (min(ceil_division(rows, y), most), 1), (x, y), 0, None
 
 
 def _flat(elements_per_thread: int) -> Callable[..., tuple[Any, ...]]:
@@ -243,7 +253,7 @@ def _flat(elements_per_thread: int) -> Callable[..., tuple[Any, ...]]:
         pack = elements_per_thread or VECTOR_BYTES // max(itemsize, 4)
         count = math.prod(shape)
         most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
-        blocks = _ceil(count + pack - 1, FLAT_THREADS * pack) if count else 0
+        blocks = ceil_division(count + pack - 1, FLAT_THREADS * pack) if count else 0
         return (min(blocks, most), 1), (FLAT_THREADS, 1), 0, None
 
     return shape_of
@@ -254,7 +264,7 @@ def _squares(
 ) -> tuple[Any, ...]:
     count, pack = math.prod(shape), VECTOR_BYTES // itemsize
     most = min(BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors, MAX_PARTIAL_BLOCKS)
-    blocks = min(_ceil(count + pack - 1, FLAT_THREADS * pack), most) if count else 0
+    blocks = min(ceil_division(count + pack - 1, FLAT_THREADS * pack), most) if count else 0
     return (blocks, 1), (FLAT_THREADS, 1), 0, (2, blocks)
 
 
@@ -266,12 +276,12 @@ def _gather(
     pack = VECTOR_BYTES // itemsize
     if rows == 0 or cols == 0:
         return (0, 0), (1, 1), 0, None
-    packs = _ceil(cols + pack - 1, pack)
-    x = _power_of_two(packs, 32)
+    packs = ceil_division(cols + pack - 1, pack)
+    x = power_of_two(packs, 32)
     y = FLAT_THREADS // x
     most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
-    blocks = min(_ceil(rows, y), most)
-    parts = max(1, min(_ceil(packs, 4 * x), most // blocks, MAX_GRID_Y))
+    blocks = min(ceil_division(rows, y), most)
+    parts = max(1, min(ceil_division(packs, 4 * x), most // blocks, MAX_GRID_Y))
     return (blocks, parts), (x, y), 0, None
 
 
@@ -284,6 +294,15 @@ def _one(block: int) -> Callable[..., tuple[Any, ...]]:
     return shape_of
 
 
+def _elsewhere(*_: Any) -> tuple[Any, ...]:
+    raise OptionError("the softmax kernels are planned by plan_softmax")
+
+
+SOFTMAX_FORMS = tuple(
+    f"{form}_{kind}"
+    for form in ("rows", "cluster2", "cluster4", "cluster8", "parts", "finish")
+    for kind in ("labels", "general")
+)
 UPDATE_STORAGE = ("f64", "f32", "f32_f16", "f32_bf16", "f16", "bf16")
 _GATHER_PAIRS = (
     *((source, out) for source in ("u8", "f16", "bf16", "f32", "f64") for out in FLOATS),
@@ -297,8 +316,12 @@ KERNELS: dict[str, Kernel] = {
     "column_sum_finish": Kernel("column_sum.cu", _column_finish),
     "dropout": Kernel("dropout.cu", _strip),
     "pointwise_loss": Kernel("pointwise_loss.cu", _rows, tuple(POINTWISE_LOSSES)),
-    "softmax_cross_entropy": Kernel("softmax_cross_entropy.cu", _rows, ("i32", "i64", "prob")),
-    "row_weights": Kernel("row_weights.cu", _flat(1), ("i32", "i64"), COMPUTE),
+    # Planned by gpubackprop.backends.softmax_plan.
+    "softmax_cross_entropy": Kernel("softmax_cross_entropy.cu", _elsewhere, SOFTMAX_FORMS),
+    "softmax_cross_entropy_short": Kernel(
+        "softmax_cross_entropy_short.cu", _elsewhere, ("labels", "general")
+    ),
+    "row_weights": Kernel("row_weights.cu", _flat(1), ("u8", "i32", "i64"), COMPUTE),
     "update": Kernel("update.cu", _flat(0), tuple(UPDATES), UPDATE_STORAGE),
     "prepare_update": Kernel("prepare_update.cu", _one(32), tuple(UPDATES), COMPUTE),
     "sum_of_squares": Kernel("sum_of_squares.cu", _squares),

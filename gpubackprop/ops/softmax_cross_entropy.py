@@ -128,8 +128,8 @@ def cross_entropy_options(
         None if ignore_index is None else int(ignore_index),
         checks.number(label_smoothing, "label_smoothing", 0.0, 1.0),
         checks.number(z_loss, "z_loss", 0.0),
-        checks.choice(reduction, "reduction", REDUCTIONS),
-        checks.choice(empty, "empty", ("nan", "zero")),
+        reduction=checks.choice(reduction, "reduction", REDUCTIONS),
+        empty=checks.choice(empty, "empty", ("nan", "zero")),
     )
 
 

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, Launch, plan
+from gpubackprop.backends.softmax_plan import plan_softmax
 from tests.emulator import sanitizers
 from tests.emulator.module import Module
 
@@ -51,7 +52,7 @@ def collect(launches: list[sanitizers.Launch]) -> Run:
         launches.append(
             sanitizers.Launch(
                 launch.source, launch.entry, launch.grid, launch.block, arguments,
-                defines=dict(launch.defines),
+                launch.shared_bytes, dict(launch.defines),
             )
         )  # fmt: skip
 
@@ -183,26 +184,43 @@ class Verbs:
         )  # fmt: skip
 
     def softmax_cross_entropy(
-        self, logits: Array, targets: Array, result: dict[str, Array], *,
+        self, logits: Array, targets: Array | None, result: dict[str, Array], *,
         sample_weight: Array | None = None, upstream: Array | None = None,
         divisor: Array | None = None, class_weight: Array | None = None,
-        label_smoothing: float = 0.0, z_loss: float = 0.0, ignore_index: int | None = None,
-    ) -> None:  # fmt: skip
-        labels = targets.ndim == 1
+        label_smoothing: float = 0.0, z_loss: float = 0.0, soft_cap: float = 0.0,
+        ignore_index: int | None = None, log: bool = False, general: bool = False,
+        cluster: int | None = None,
+    ) -> tuple[Launch, ...]:  # fmt: skip
+        labels = targets if targets is not None and targets.ndim == 1 else None
+        probabilities = targets if labels is None else None
         delta, scalar = result.get("delta"), compute_dtype(logits.dtype).type
-        self._issue(
-            "softmax_cross_entropy", logits.shape, logits.dtype,
-            lambda launch: (
-                logits, targets, np.int64(0) if labels else stride(targets), delta,
-                result["row_loss"], result.get("lse"), result.get("correct"), sample_weight,
-                upstream, np.int64(upstream is not None and upstream.size > 1), divisor,
-                class_weight, scalar(label_smoothing), scalar(z_loss),
-                np.int64(ignore_index or 0), np.int32(ignore_index is not None),
-                result.get("bad_label"), np.int64(logits.shape[0]), np.int64(logits.shape[1]),
-                stride(logits), stride(delta),
-            ),
-            formula=str(targets.dtype) if labels else "prob",
+        spread = class_weight is not None and label_smoothing > 0
+        launches = plan_softmax(
+            *logits.shape, logits.dtype, self.device,
+            general=general or probabilities is not None or spread or soft_cap > 0 or log,
+            contiguous=_contiguous(logits, delta),
+            aligned=logits.ctypes.data % 16 == 0 and stride(logits) * logits.itemsize % 16 == 0,
+            cluster=cluster,
         )  # fmt: skip
+        arguments = (
+            logits, labels, np.int32(0 if labels is None else labels.itemsize), probabilities,
+            stride(probabilities), delta, result.get("row_loss"), result.get("lse"),
+            result.get("predicted"), result.get("correct"), sample_weight, upstream,
+            np.int64(upstream is not None and upstream.size > 1), divisor, class_weight,
+            scalar(label_smoothing), scalar(z_loss), scalar(soft_cap), np.int64(ignore_index or 0),
+            np.int32(ignore_index is not None), np.int32(log), result.get("bad_label"),
+            np.int64(logits.shape[0]), np.int64(logits.shape[1]), stride(logits), stride(delta),
+        )  # fmt: skip
+        statistics = None
+        for launch in launches:
+            if launch.source == "softmax_cross_entropy_short.cu":
+                self.run(launch, arguments)
+                continue
+            if launch.partial is not None and statistics is None:
+                words = 3 if scalar is np.float32 else 5
+                statistics = np.full((*launch.partial, words), np.nan)
+            self.run(launch, (*arguments, statistics, np.int32(launch.shared_packs)))
+        return launches
 
     def row_weights(
         self, labels: Array | None, out: Array, sample_weight: Array | None = None,

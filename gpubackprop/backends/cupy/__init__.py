@@ -112,8 +112,14 @@ class CupyBackend(DeviceMemory):
         empty. `formula` as in `gpubackprop.backends.cupy_launch.plan`."""
         launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
         if not launch.empty:
-            entry, call = self.launcher.bind(kernel, launch, arguments(launch), formula)
-            self._issue(entry, *call)
+            self.issue(kernel, launch, arguments(launch), formula)
+
+    def issue(
+        self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
+    ) -> None:
+        """Issue one planned launch."""
+        entry, call = self.launcher.bind(kernel, launch, arguments, formula)
+        self._issue(entry, *call)
 
     # -- rows -------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ does not fit is an error here instead of a wrong number on the GPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,18 @@ from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
 
 # Parameters of each kernel. With *, arrays: T storage, C compute type, F the type that the formula
-# names (labels, source), P G N parameters, gradient and narrow copy, u8 bytes or bool, and plain
-# dtypes. Without, scalars: l int64, i int32, C compute type.
+# names (the source of a gather), L labels of any type that `LABELS` has, P G N parameters, gradient
+# and narrow copy, u8 bytes or bool, and plain dtypes. Without, scalars: l int64, i int32, C compute
+# type.
+_SOFTMAX = "T* L* i C* l T* C* C* i64* u8* C* C* l C* C* C C C l i i i64* l l l l"
 PARAMETERS = {
     "affine_epilogue": "T* T* T* T* l l i l l l C",
     "activation_backward": "T* T* T* C* l l i l l l C",
     "column_sum": "T* C* l l i l",
     "column_sum_finish": "C* T* l l C* i",
     "pointwise_loss": "T* C* T* C* u8* C* C* l C* l l l l l",
-    "softmax_cross_entropy": "T* F* l T* C* C* u8* C* C* l C* C* C C l i i64* l l l l",
+    "softmax_cross_entropy": f"{_SOFTMAX} f64* i",
+    "softmax_cross_entropy_short": _SOFTMAX,
     "row_weights": "F* C* C* l i C l C* l",
     "update": "P* G* C* C* N* C* u64* l l",
     "prepare_update": "f64* f64* C* C* C*",
@@ -40,6 +43,7 @@ _DTYPES = {
     "f64": np.float64, "f32": np.float32, "f16": np.float16, "i64": np.int64, "i32": np.int32,
     "u64": np.uint64, "u8": np.uint8,
 }  # fmt: skip
+LABELS = (np.uint8, np.int32, np.int64)
 NULL = np.uintp(0)  # a null pointer as CuPy passes it: the eight bytes of a NumPy scalar
 
 
@@ -77,7 +81,11 @@ class Launcher:
     def __init__(self, cupy: Any, index: int) -> None:
         self.cupy, self.index = cupy, index
         attributes = cupy.cuda.Device(index).attributes
-        self.properties = DeviceProperties(int(attributes["MultiProcessorCount"]))
+        self.properties = DeviceProperties(
+            int(attributes["MultiProcessorCount"]),
+            int(attributes["MaxSharedMemoryPerBlockOptin"]),
+            (int(attributes["ComputeCapabilityMajor"]), int(attributes["ComputeCapabilityMinor"])),
+        )
 
     def plan(self, kernel: str, shape: tuple[int, ...], dtype: Any, **options: Any) -> Launch:
         return plan(kernel, shape, dtype, self.properties, **options)
@@ -96,7 +104,11 @@ class Launcher:
             else _scalar(kind, letters, value)
             for number, (kind, value) in enumerate(zip(parameters, arguments, strict=True))
         )
-        return self.entry(launch), (launch.grid, launch.block, cast)
+        entry = self.entry(launch)
+        if launch.shared_bytes:
+            entry.max_dynamic_shared_size_bytes = launch.shared_bytes
+            entry = partial(entry, shared_mem=launch.shared_bytes)
+        return entry, (launch.grid, launch.block, cast)
 
     def entry(self, launch: Launch) -> Any:
         """The compiled kernel."""
@@ -150,6 +162,8 @@ def _scalar(kind: str, letters: dict[str, str], value: Any) -> Any:
 def _fits(dtype: Any, suffix: str) -> bool:
     if suffix == "bf16":
         return bool(np.dtype(dtype).name == "bfloat16")
+    if suffix == "L":
+        return dtype in LABELS
     if suffix == "u8":
         return dtype in (np.uint8, np.bool_)
     return bool(dtype == _DTYPES[suffix])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy.launcher import compute_dtype, row_stride
+from gpubackprop.backends.cupy.launcher import LABELS, compute_dtype, dense, row_stride
+from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
 
 if TYPE_CHECKING:
     from gpubackprop.backends.cupy import CupyBackend
-    from gpubackprop.backends.numpy import LossOptions
 
 Result = dict[str, Any]
+# Words of 8 bytes in Statistics<C> of kernels/include/softmax.cuh: four C and an int64.
+STATISTICS_WORDS = {"float32": 3, "float64": 5}
 
 
 def softmax_cross_entropy(
@@ -30,32 +34,72 @@ def softmax_cross_entropy(
     compute = compute_dtype(logits.dtype)
     by_label = targets.ndim == 1
     _check_shapes(targets, (rows,) if by_label else (rows, classes), result, logits.shape)
-    if by_label and targets.dtype not in (np.int32, np.int64):
-        raise DtypeError(f"labels are {targets.dtype} but the GPU wants int32 or int64")
+    if by_label and targets.dtype not in LABELS:
+        raise DtypeError(f"labels are {targets.dtype} but the GPU wants uint8, int32 or int64")
     sample_weight = verbs.converted(sample_weight, compute, "sample_weight")
     if not by_label:
         targets = verbs.converted(targets, compute, "probabilities")
     class_weight = verbs.on_device(options.class_weight, compute)
-    divisor = _divisor(
-        verbs, targets if by_label else None, sample_weight, class_weight, options, result, classes
-    )
-    upstream = _upstream(verbs, upstream, compute)
-    delta = result.get("delta")
-    verbs.launch(
-        "softmax_cross_entropy", logits.shape, logits.dtype,
-        lambda launch: (
-            logits, targets, 0 if by_label else row_stride(targets), delta, result["row_loss"],
-            result.get("lse"), result.get("correct"), sample_weight, upstream,
-            0 if upstream is None else upstream.ndim, divisor, class_weight,
-            options.label_smoothing, options.z_loss, options.ignore_index or 0,
-            options.ignore_index is not None, verbs.memory.bad_label, rows, classes,
-            row_stride(logits), row_stride(delta),
-        ),
-        formula=str(targets.dtype) if by_label else "prob",
+    labels = targets if by_label else None
+    divisor = _divisor(verbs, labels, sample_weight, class_weight, options, result, classes)
+    launch_softmax(
+        verbs, logits, labels, None if by_label else targets, result, options,
+        sample_weight=sample_weight, upstream=_upstream(verbs, upstream, compute), divisor=divisor,
+        class_weight=class_weight,
     )  # fmt: skip
     if by_label:
         verbs.labels_used()
     _reduce(verbs, divisor, options, result)
+
+
+def softmax(verbs: CupyBackend, logits: Any, out: Any, *, log: bool = False) -> None:
+    """out = softmax(logits), or its logarithm; (N, K) of one dtype; out may be logits."""
+    launch_softmax(verbs, logits, None, None, {"delta": out}, LossOptions(), log=log)
+
+
+def launch_softmax(
+    verbs: CupyBackend,
+    logits: Any,
+    labels: Any,
+    probabilities: Any,
+    result: Result,
+    options: LossOptions,
+    *,
+    sample_weight: Any = None,
+    upstream: Any = None,
+    divisor: Any = None,
+    class_weight: Any = None,
+    log: bool = False,
+) -> None:
+    """Issue the entries that `plan_softmax` chooses, with the parameters of kernels/include/
+    softmax.cuh; without labels and probabilities the softmax itself, or its logarithm."""
+    rows, classes = logits.shape
+    delta = result.get("delta")
+    spread = class_weight is not None and options.label_smoothing > 0
+    launches = plan_softmax(
+        rows, classes, logits.dtype, verbs.launcher.properties,
+        general=probabilities is not None or spread or options.soft_cap > 0 or log,
+        contiguous=dense(logits, delta),
+        aligned=logits.data.ptr % 16 == 0 and row_stride(logits) * logits.itemsize % 16 == 0,
+    )  # fmt: skip
+    arguments = (
+        logits, labels, 0 if labels is None else labels.itemsize, probabilities,
+        row_stride(probabilities), delta, result.get("row_loss"), result.get("lse"),
+        result.get("predicted"), result.get("correct"), sample_weight, upstream,
+        0 if upstream is None else upstream.ndim, divisor, class_weight, options.label_smoothing,
+        options.z_loss, options.soft_cap, options.ignore_index or 0,
+        options.ignore_index is not None, log, verbs.memory.bad_label, rows, classes,
+        row_stride(logits), row_stride(delta),
+    )  # fmt: skip
+    for launch in launches:
+        if launch.source == "softmax_cross_entropy_short.cu":
+            verbs.issue("softmax_cross_entropy_short", launch, arguments)
+            continue
+        statistics = None
+        if launch.partial is not None:
+            count = math.prod(launch.partial) * STATISTICS_WORDS[compute_dtype(logits.dtype).name]
+            statistics = verbs.memory.scratch("statistics", (count,), np.float64)
+        verbs.issue("softmax_cross_entropy", launch, (*arguments, statistics, launch.shared_packs))
 
 
 def pointwise_loss(
@@ -89,7 +133,7 @@ def _check_shapes(
 ) -> None:
     """A kernel would read or write beyond a smaller array."""
     shapes = {"row_loss": logits[:1], "scale": logits[:1], "lse": logits[:1], "correct": logits[:1]}
-    shapes |= {"delta": logits}
+    shapes |= {"predicted": logits[:1], "delta": logits}
     named = [("targets", targets, wanted)]
     named += [(name, result[name], shape) for name, shape in shapes.items() if name in result]
     for name, array, shape in named:

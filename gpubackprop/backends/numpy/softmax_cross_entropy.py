@@ -39,6 +39,7 @@ class LossOptions:
     ignore_index : label whose rows count for nothing, or None.
     label_smoothing : eps in [0, 1]; targets become (1 - eps) * target + eps / K.
     z_loss : factor of lse^2 added to each row's loss.
+    soft_cap : c > 0 replaces each logit z by c tanh(z / c); 0 for none.
     reduction : "mean", "sum", "none"; pointwise also "elementwise_mean".
     empty : mean over no row at all: "nan" (as PyTorch) or "zero".
     """
@@ -47,6 +48,7 @@ class LossOptions:
     ignore_index: int | None = None
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    soft_cap: float = 0.0
     reduction: str = "mean"
     empty: str = "nan"
 

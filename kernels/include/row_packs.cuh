@@ -1,0 +1,302 @@
+// row_packs.cuh - one thread's packs of a row in registers, shared memory and memory; see
+// softmax_cross_entropy.cu. blockDim.x is a power of two from 32 on.
+#pragma once
+#include "softmax.cuh"
+#include "vector.cuh"
+
+constexpr int HELD_VALUES = 16;      // of a row that a thread keeps in registers, in packs
+constexpr int GROUP_THREADS = 256;  // of a block, at most
+
+// Statistics of a group of threads in each of them. `turn` alternates, so that one barrier is enough:
+// who comes to write a slot again has passed the barrier after which the others had read it.
+template <int CLUSTER, class C>
+__device__ __forceinline__ Statistics<C> combine_group(
+    Statistics<C> own, bool spread, bool best, int turn) {
+    own = combine_lanes(own, 32, spread, best);
+    if (CLUSTER == 1 && blockDim.x == 32) return own;
+    __shared__ Statistics<C> slots[2][GROUP_THREADS / 32];
+    int warps = int(blockDim.x) / 32, lane = int(threadIdx.x) % 32;
+    if (lane == 0) slots[turn][threadIdx.x / 32] = own;
+    if constexpr (CLUSTER > 1) ptx::cluster_sync();
+    else __syncthreads();
+    Statistics<C> all = Statistics<C>::none();
+    for (int i = lane; i < CLUSTER * warps; i += 32) {
+        const Statistics<C>* slot = &slots[turn][i & (warps - 1)];
+        if constexpr (CLUSTER > 1) slot = ptx::shared_of_rank(slot, i / warps);
+        all = merge(all, *slot);
+    }
+    return combine_lanes(all, 32, spread, best);
+}
+
+// The same of what the blocks of a row have left in memory.
+template <class C>
+__device__ __forceinline__ Statistics<C> combine_parts(
+    const Statistics<C>* partial, int parts, bool spread, bool best) {
+    Statistics<C> all = Statistics<C>::none();
+    for (int i = int(threadIdx.x) % 32; i < parts; i += 32) all = merge(all, partial[i]);
+    return combine_lanes(all, 32, spread, best);
+}
+
+template <class T, bool GENERAL> struct RowPacks {
+    using C = compute_of<T>;
+    static constexpr int E = PACK<T>, HELD = HELD_VALUES / E;
+    using Values = C[E];
+
+    const Problem<T>& p;
+    int64 row;
+    const T* z;          // the row's logits
+    int64 head;          // columns by which pack 0 begins before the row
+    int64 first, last;   // this part's packs
+    int64 limit;         // packs from here on are not read: `last`, or `first` for an ignored row
+    int shared_packs;    // of each thread
+    C kept[HELD][E];     // exponentials, or logits in the general form
+    Exponential<T> kept_x;       // of those
+
+    __device__ __forceinline__ RowPacks(
+        const Problem<T>& p, int64 row, int part, int parts, int shared_packs)
+        : p(p), row(row), z(p.logits + row * p.stride_logits), head(misalignment(z)),
+          shared_packs(shared_packs), kept_x(C(0)) {
+        int64 packs = row < p.rows ? (head + p.cols + E - 1) / E : 0;
+        int64 each = (packs + parts - 1) / parts;
+        first = each * part < packs ? each * part : packs;
+        last = first + each < packs ? first + each : packs;
+        limit = last;
+    }
+
+    __device__ __forceinline__ int64 pack(int64 turn) const {
+        return first + turn * blockDim.x + threadIdx.x;
+    }
+    __device__ __forceinline__ int64 column(int64 pack) const { return pack * E - head; }
+    __device__ __forceinline__ int lo(int64 k) const { return k < 0 ? int(-k) : 0; }
+    __device__ __forceinline__ int hi(int64 k) const { return p.cols - k < E ? int(p.cols - k) : E; }
+
+    // One thread of all that work on the row: whose pack has column `label`; any one for -1.
+    __device__ __forceinline__ bool owns(int64 label) const {
+        if (label < 0) return first == 0 && threadIdx.x == 0 && (last > 0 || blockIdx.x == 0);
+        int64 pack = (label + head) / E;
+        return pack >= first && pack < last && ((pack - first) & (blockDim.x - 1)) == threadIdx.x;
+    }
+
+    // -- reading ---------------------------------------------------------------------------------
+
+    __device__ __forceinline__ Pack<T, E> read(int64 pack) const {
+        int64 k = column(pack);
+        if (pack < limit && k >= 0 && k + E <= p.cols) return ::load<T, E>(z + k);
+        Pack<T, E> raw;
+        int from = lo(k), to = pack < limit ? hi(k) : 0;
+#pragma unroll
+        for (int e = 0; e < E; ++e)
+            raw.v[e] = e >= from && e < to ? z[k + e] : narrow<T>(minus_infinity<C>());
+        return raw;
+    }
+    static __device__ __forceinline__ T* shared_slot(int turn) {
+        extern __shared__ uint4 row_in_shared_memory[];
+        return reinterpret_cast<T*>(row_in_shared_memory + turn * int(blockDim.x) + threadIdx.x);
+    }
+    __device__ __forceinline__ void fetch(int64 pack, T* slot) const {
+        int64 k = column(pack);
+        if (pack < limit && k >= 0 && k + E <= p.cols) ptx::copy_async<16>(slot, z + k);
+        else store<T, E>(slot, read(pack));
+    }
+    __device__ __forceinline__ void widen_all(const Pack<T, E>& raw, Values& v) const {
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+            v[e] = C(widen(raw.v[e]));
+            if constexpr (GENERAL) v[e] = p.capped(v[e]);
+        }
+    }
+
+    // Start the copies to shared memory, then fill the registers.
+    __device__ __forceinline__ void load(bool wanted) {
+        if (!wanted) limit = first;
+        for (int s = 0; s < shared_packs; ++s)
+            if (pack(HELD + s) < last) fetch(pack(HELD + s), shared_slot(s));
+        ptx::copy_async_commit();
+        Pack<T, E> raw[HELD];
+#pragma unroll
+        for (int j = 0; j < HELD; ++j) raw[j] = read(pack(j));
+#pragma unroll
+        for (int j = 0; j < HELD; ++j) widen_all(raw[j], kept[j]);
+    }
+
+    // -- statistics ------------------------------------------------------------------------------
+
+    static __device__ __forceinline__ C largest(const Values& v) {
+        C m = v[0];
+#pragma unroll
+        for (int e = 1; e < E; ++e) m = Maximum::of(v[e], m);
+        return Maximum::of(m, minus_infinity<C>());  // where v[0] is NaN
+    }
+    __device__ __forceinline__ int64 place_of(C value, const Values& v, int64 k) const {
+        int64 place = Statistics<C>::none().best;
+#pragma unroll
+        for (int e = E - 1; e >= 0; --e)
+            if (v[e] == value) place = k + e;
+        return place;
+    }
+    __device__ __forceinline__ void taus(int64 k, Values& tau) const {
+        int from = lo(k), to = hi(k);
+        if (p.probabilities != nullptr) {
+            Pack<C, E> t = load_part<C, E>(p.probabilities + row * p.stride_probabilities + k, from, to);
+#pragma unroll
+            for (int e = 0; e < E; ++e) tau[e] = p.keep * t.v[e] + p.uniform;
+        } else {
+#pragma unroll
+            for (int e = 0; e < E; ++e) tau[e] = p.uniform;
+        }
+        if (p.class_weight == nullptr) return;
+        Pack<C, E> w = load_part<C, E>(p.class_weight + k, from, to);
+#pragma unroll
+        for (int e = 0; e < E; ++e) tau[e] *= w.v[e];
+    }
+    // Add tau (z - origin) and tau of a pack.
+    __device__ __forceinline__ void add_targets(
+        const Values& v, int64 k, C origin, Statistics<C>& s) const {
+        Values tau;
+        if constexpr (GENERAL) taus(k, tau);
+        int from = lo(k), to = hi(k);
+        C picked = C(0), total = C(0);
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+            C t = C(1);
+            if constexpr (GENERAL) t = tau[e];
+            if (e >= from && e < to) picked += t * (v[e] - origin), total += t;
+        }
+        if constexpr (!GENERAL) picked *= p.uniform, total *= p.uniform;
+        s.picked += picked;
+        s.total += total;
+    }
+    // Add a pack to statistics that are relative to `x`, and move both to a larger maximum.
+    __device__ __forceinline__ void add(
+        const Values& v, int64 k, Statistics<C>& s, Exponential<T>& x) const {
+        C m = largest(v);
+        if (m > s.maximum) {
+            s.move_to(m);
+            x = Exponential<T>(m);
+            if (p.wants_best()) s.best = place_of(m, v, k);
+        }
+        C sum = C(0);
+#pragma unroll
+        for (int e = 0; e < E; ++e) sum += x.of(v[e]);
+        s.sum += sum;
+        if (p.spread()) add_targets(v, k, x.origin, s);
+    }
+
+    __device__ __forceinline__ Statistics<C> statistics() {
+        Statistics<C> s = Statistics<C>::none();
+#pragma unroll
+        for (int j = 0; j < HELD; ++j) {
+            C m = largest(kept[j]);
+            if (m > s.maximum) {
+                s.maximum = m;
+                if (p.wants_best()) s.best = place_of(m, kept[j], column(pack(j)));
+            }
+        }
+        kept_x = Exponential<T>(s.maximum);
+#pragma unroll
+        for (int j = 0; j < HELD; ++j) {
+            if (p.spread() && pack(j) < limit)
+                add_targets(kept[j], column(pack(j)), kept_x.origin, s);
+            C sum = C(0);
+#pragma unroll
+            for (int e = 0; e < E; ++e) {
+                C x = kept_x.of(kept[j][e]);
+                sum += x;
+                if constexpr (!GENERAL) kept[j][e] = x;
+            }
+            s.sum += sum;
+        }
+        Exponential<T> running = kept_x;
+        ptx::copy_async_wait<0>();
+        int64 turn = HELD;
+        for (; turn < HELD + shared_packs && pack(turn) < limit; ++turn) {
+            Values v;
+            widen_all(::load<T, E>(shared_slot(int(turn) - HELD)), v);
+            add(v, column(pack(turn)), s, running);
+        }
+#pragma unroll 2
+        for (; pack(turn) < limit; ++turn) {
+            Values v;
+            widen_all(read(pack(turn)), v);
+            add(v, column(pack(turn)), s, running);
+        }
+        return s;
+    }
+
+    // -- writing ---------------------------------------------------------------------------------
+
+    __device__ __forceinline__ void put(int64 pack, const Pack<T, E>& out) const {
+        int64 k = column(pack);
+        store_part<T, E>(p.delta + row * p.stride_delta + k, out, lo(k), hi(k));
+    }
+    __device__ __forceinline__ void write_zeros() const {
+        Pack<T, E> zeros;
+#pragma unroll
+        for (int e = 0; e < E; ++e) zeros.v[e] = narrow<T>(C(0));
+        for (int64 turn = 0; pack(turn) < last; ++turn) put(pack(turn), zeros);
+    }
+    // delta of a pack of logits; `share` takes x.of(z) to the softmax times what multiplies it.
+    __device__ __forceinline__ void put_logits(
+        int64 pack, const Values& v, const Exponential<T>& x, C share, const Target<C>& target,
+        const Outcome<T>& outcome, C log_sum) const {
+        Pack<T, E> out;
+        if constexpr (GENERAL) {
+            Values tau;
+            if (p.spread()) taus(column(pack), tau);
+            C inverse = p.soft_cap == C(0) ? C(0) : C(1) / p.soft_cap;
+#pragma unroll
+            for (int e = 0; e < E; ++e) {
+                C d = x.of(v[e]) * share;
+                if (p.spread()) d -= tau[e] * target.factor;
+                d *= cap_slope(v[e], inverse);
+                if (p.log_output) d = v[e] - outcome.origin - log_sum;
+                out.v[e] = narrow<T>(d);
+            }
+        } else {
+            C uniform = p.uniform * target.factor;
+#pragma unroll
+            for (int e = 0; e < E; ++e) out.v[e] = narrow<T>(::fma(x.of(v[e]), share, -uniform));
+        }
+        put(pack, out);
+    }
+    template <bool ALL_FROM_MEMORY>
+    __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
+        Exponential<T> x(outcome.all.maximum);
+        C share = x.to(outcome.origin) * outcome.share;
+        C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
+        int64 turn = 0;
+        if constexpr (!ALL_FROM_MEMORY) {
+            write_held(target, outcome, x, share, log_sum);
+            turn = HELD;
+            for (; turn < HELD + shared_packs && pack(turn) < last; ++turn) {
+                Values v;
+                widen_all(::load<T, E>(shared_slot(int(turn) - HELD)), v);
+                put_logits(pack(turn), v, x, share, target, outcome, log_sum);
+            }
+        }
+#pragma unroll 2
+        for (; pack(turn) < last; ++turn) {
+            Values v;
+            widen_all(read(pack(turn)), v);
+            put_logits(pack(turn), v, x, share, target, outcome, log_sum);
+        }
+    }
+    __device__ __forceinline__ void write_held(
+        const Target<C>& target, const Outcome<T>& outcome, const Exponential<T>& x, C share,
+        C log_sum) const {
+        C own = kept_x.to(outcome.origin) * outcome.share;
+        C uniform = p.uniform * target.factor;
+#pragma unroll
+        for (int j = 0; j < HELD; ++j) {
+            if (pack(j) >= last) break;
+            if constexpr (GENERAL) {
+                put_logits(pack(j), kept[j], x, share, target, outcome, log_sum);
+            } else {
+                Pack<T, E> out;
+#pragma unroll
+                for (int e = 0; e < E; ++e) out.v[e] = narrow<T>(::fma(kept[j][e], own, -uniform));
+                put(pack(j), out);
+            }
+        }
+    }
+};

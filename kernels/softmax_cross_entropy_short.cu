@@ -1,0 +1,168 @@
+// softmax_cross_entropy_short<T>: softmax_cross_entropy of rows of at most 256 columns without gaps
+//   the mathematics and the parameters are those of softmax_cross_entropy.cu
+//   Rows this short lie badly for 16-byte accesses: ten float32 are two and a half of them. So a block
+//   brings a tile of whole rows, which is contiguous, to shared memory in packs; there blockDim.x lanes
+//   take a row, each every blockDim.x-th element, and leave delta in place of the logits; the tile goes
+//   back in packs. Any number of columns moves at full width, and every byte once.
+//   block (x, y): x a power of two up to 32 with SHORT_VALUES * x >= cols, x * y = SHORT_THREADS
+//   moves 2 * rows * cols * sizeof(T): reads logits once, writes delta once
+//   measured: not measured on a GPU
+#include "include/entries.cuh"
+#include "include/softmax.cuh"
+#include "include/vector.cuh"
+
+constexpr int SHORT_THREADS = 256, SHORT_VALUES = 8;  // values that a lane keeps in registers
+
+// Elements of a tile: 8 KiB, or one row for each group of lanes where that is more.
+template <class T> constexpr int TILE =
+    8192 / int(sizeof(T)) > SHORT_THREADS * SHORT_VALUES ? 8192 / int(sizeof(T))
+                                                         : SHORT_THREADS * SHORT_VALUES;
+
+// How much of the pack at `at` lies in [0, count).
+template <int E> struct Part {
+    int lo, hi;
+    __device__ __forceinline__ Part(int at, int count)
+        : lo(at < 0 ? -at : 0), hi(count - at < E ? count - at : E) {}
+};
+
+template <class T>
+__device__ __forceinline__ void bring_tile(const T* from, T* tile, int begin, int count, int thread) {
+    constexpr int E = PACK<T>;
+    for (int at = begin + thread * E; at < count; at += SHORT_THREADS * E) {
+        Part<E> part(at, count);
+        if (part.hi - part.lo == E) ptx::copy_async<16>(tile + at, from + at);
+        else
+            for (int e = part.lo; e < part.hi; ++e) tile[at + e] = from[at + e];
+    }
+    ptx::copy_async_commit();
+    ptx::copy_async_wait<0>();
+    __syncthreads();
+}
+
+template <class T>
+__device__ __forceinline__ void return_tile(const T* tile, T* to, int count, int thread) {
+    constexpr int E = PACK<T>;
+    __syncthreads();
+    for (int at = thread * E - misalignment(to); at < count; at += SHORT_THREADS * E) {
+        Part<E> part(at, count);
+        store_part<T, E>(to + at, load_part<T, E>(tile + at, part.lo, part.hi), part.lo, part.hi);
+    }
+    __syncthreads();
+}
+
+template <class T, bool GENERAL> struct ShortRow {
+    using C = compute_of<T>;
+    const Problem<T>& p;
+    T* z;  // the row in the tile: logits, then delta
+    const C* probabilities;
+    int lanes, lane, cols;
+    C v[SHORT_VALUES];  // exponentials, or capped logits in the general form
+    Exponential<T> x;
+
+    __device__ __forceinline__ ShortRow(const Problem<T>& p, int64 row, T* z)
+        : p(p), z(z), probabilities(nullptr), lanes(int(blockDim.x)), lane(int(threadIdx.x)),
+          cols(row < p.rows ? int(p.cols) : 0), x(C(0)) {
+        if (GENERAL && p.probabilities != nullptr)
+            probabilities = p.probabilities + row * p.stride_probabilities;
+    }
+
+    __device__ __forceinline__ int column(int j) const { return lane + j * lanes; }
+    // tau of column k, but for what the label itself adds.
+    __device__ __forceinline__ C tau(int k) const {
+        C t = p.uniform;
+        if (!GENERAL || !p.spread()) return t;
+        if (probabilities != nullptr) t += p.keep * probabilities[k];
+        return p.class_weight == nullptr ? t : t * p.class_weight[k];
+    }
+
+    __device__ __forceinline__ Statistics<C> statistics(bool wanted) {
+        Statistics<C> s = Statistics<C>::none();
+        int count = wanted ? cols : 0;
+#pragma unroll
+        for (int j = 0; j < SHORT_VALUES; ++j) {
+            v[j] = minus_infinity<C>();
+            if (column(j) < count) v[j] = C(widen(z[column(j)]));
+            if constexpr (GENERAL) v[j] = p.capped(v[j]);
+            if (v[j] > s.maximum) s.maximum = v[j], s.best = column(j);
+        }
+        x = Exponential<T>(s.maximum);
+#pragma unroll
+        for (int j = 0; j < SHORT_VALUES; ++j) {
+            if (p.spread() && column(j) < count) {
+                C t = tau(column(j));
+                s.picked += t * (v[j] - x.origin);
+                s.total += t;
+            }
+            C e = x.of(v[j]);
+            s.sum += e;
+            if constexpr (!GENERAL) v[j] = e;
+        }
+        return s;
+    }
+    __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) {
+        C share = x.to(outcome.origin) * outcome.share;
+        C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
+        C inverse = GENERAL && p.soft_cap != C(0) ? C(1) / p.soft_cap : C(0);
+#pragma unroll
+        for (int j = 0; j < SHORT_VALUES; ++j) {
+            if (column(j) >= cols) continue;
+            C e = GENERAL ? x.of(v[j]) : v[j];
+            C d = ::fma(e, share, -tau(column(j)) * target.factor);
+            if constexpr (GENERAL) {
+                d *= cap_slope(v[j], inverse);
+                if (p.log_output) d = v[j] - outcome.origin - log_sum;
+            }
+            z[column(j)] = narrow<T>(target.ignored ? C(0) : d);
+        }
+    }
+};
+
+template <class T, bool GENERAL>
+__device__ __forceinline__ void softmax_cross_entropy_short(const Problem<T>& p) {
+    using C = compute_of<T>;
+    __align__(16) __shared__ T tile[TILE<T> + PACK<T>];
+    int cols = int(p.cols), groups = int(blockDim.y), lanes = int(blockDim.x);
+    int thread = int(threadIdx.y) * lanes + int(threadIdx.x);
+    int turns = TILE<T> / cols / groups;  // rows of a group in a tile
+    int64 rows = int64(turns) * groups;   // of a tile
+    for (int64 first = blockIdx.x * rows; first < p.rows; first += gridDim.x * rows) {
+        int count = int(p.rows - first < rows ? p.rows - first : rows) * cols;
+        const T* from = p.logits + first * cols;
+        T* begin = tile + misalignment(from);
+        bring_tile(from, begin, -misalignment(from), count, thread);
+        for (int turn = 0; turn < turns && first + turn * groups < p.rows; ++turn) {
+            int local = turn * groups + int(threadIdx.y);
+            ShortRow<T, GENERAL> mine(p, first + local, begin + local * cols);
+            Target<C> target(p, first + local);
+            bool exists = first + local < p.rows;
+            bool owns = exists && (target.label < 0 ? 0 : target.label & (lanes - 1)) == mine.lane;
+            C z_label = C(0);
+            if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.z[target.label])));
+            Statistics<C> own = mine.statistics(!target.ignored || p.reads_ignored());
+            own = combine_lanes(own, lanes, p.spread(), p.wants_best());
+            Outcome<T> outcome(p, target, own);
+            if (p.delta != nullptr) mine.write(target, outcome);
+            if (!owns) continue;
+            if (target.label >= 0) mine.z[target.label] = outcome.label_delta(p, target, z_label);
+            outcome.store_row(p, target, first + local, z_label);
+        }
+        if (p.delta != nullptr) return_tile(begin, p.delta + first * cols, count, thread);
+        else __syncthreads();
+    }
+}
+
+#define ENTRY_(form, T, GENERAL)                                                     \
+    extern "C" __global__ void __launch_bounds__(SHORT_THREADS, GENERAL ? 2 : 4)     \
+        softmax_cross_entropy_short_##form##_##T(SOFTMAX_PARAMETERS(T)) {            \
+        softmax_cross_entropy_short<T, GENERAL>(SOFTMAX_PROBLEM(T));                 \
+    }
+#define ENTRY_labels(T) ENTRY_(labels, T, false)
+#define ENTRY_general(T) ENTRY_(general, T, true)
+#define JOIN(form) ENTRY_##form
+#define ENTRY(form, T) NAMED(form)(T)
+#define NAMED(form) JOIN(form)
+#ifdef ONLY_FORMULA
+FOR_EACH_DTYPE(ENTRY, ONLY_FORMULA)
+#else
+FOR_EACH_DTYPE(ENTRY, labels) FOR_EACH_DTYPE(ENTRY, general)
+#endif
