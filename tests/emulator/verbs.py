@@ -51,7 +51,7 @@ def collect(launches: list[sanitizers.Launch]) -> Run:
         launches.append(
             sanitizers.Launch(
                 launch.source, launch.entry, launch.grid, launch.block, arguments,
-                defines=dict(launch.defines),
+                launch.shared_bytes, dict(launch.defines),
             )
         )  # fmt: skip
 
