@@ -16,7 +16,7 @@ from tests.emulator.module import HERE
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
 )
-FAULTS = str(HERE / "faults.cu")
+FAULTS, PROBE = str(HERE / "faults.cu"), str(HERE / "ptx_probe.cu")
 
 
 def arguments(count: int = 128) -> tuple[np.ndarray, np.ndarray, np.int64]:
@@ -24,7 +24,8 @@ def arguments(count: int = 128) -> tuple[np.ndarray, np.ndarray, np.int64]:
 
 
 def sanitized(entry: str, mode: str, threads: int = 128, shared: int = 0) -> str:
-    return run_sanitized([Launch(FAULTS, entry, (1,), (threads,), arguments(), shared)], mode)
+    grid = (Module(FAULTS, load=False).clusters[entry],)
+    return run_sanitized([Launch(FAULTS, entry, grid, (threads,), arguments(), shared)], mode)
 
 
 def test_a_kernel_without_fault_computes_and_passes_all_checkers():
@@ -44,40 +45,142 @@ def test_a_kernel_without_fault_computes_and_passes_all_checkers():
         ("shared_overrun", "index 32 out of bounds"),
         ("dynamic_overrun", "use-after-poison"),
         ("shift_too_far", "shift exponent"),
+        ("distributed_overrun", "use-after-poison"),
+        ("ends_while_read", "use-after-poison"),
+        ("copy_past_the_end", "heap-buffer-overflow"),
     ],
 )
 def test_address_mode_finds(entry, said):
-    report = sanitized(
-        entry, "address", threads=129 if entry == "reads_past_the_end" else 64, shared=32
-    )
+    threads = {"reads_past_the_end": 129, "ends_while_read": 32}.get(entry, 64)
+    report = sanitized(entry, "address", threads, shared=32)
     assert said in report
     assert "faults.cu" in report, "the report must name the line"
 
 
-@pytest.mark.parametrize("entry", ["missing_barrier", "lanes_without_barrier"])
-def test_thread_mode_finds_a_missing_barrier_at_its_line(entry):
-    report = sanitized(entry, "thread", threads=128 if entry == "missing_barrier" else 32)
+@pytest.mark.parametrize(
+    ("entry", "threads"),
+    [
+        ("missing_barrier", 128),
+        ("lanes_without_barrier", 32),
+        ("no_barrier_after_copies", 128),
+        ("no_cluster_barrier", 32),
+        ("ends_while_read", 32),
+    ],
+)
+def test_thread_mode_finds_a_missing_barrier_at_its_line(entry, threads):
+    report = sanitized(entry, "thread", threads)
     assert "data race" in report
     assert "faults.cu" in report
 
 
-def test_a_barrier_that_half_the_threads_miss_is_a_deadlock_with_names():
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("half_the_block_waits", "deadlock in block (0, 0, 0)"),
+        ("half_the_block_waits", "waits in __shfl_xor_sync"),
+        ("one_block_waits", "thread (5, 0, 0) of block (0, 0, 0) waits in cluster_wait"),
+        ("waits_without_arrival", "cluster_wait without cluster_arrive"),
+        ("no_such_rank", "shared memory of rank 2 in a cluster of 2"),
+        ("rank_of_global_memory", "outside the block's own shared memory"),
+        ("misaligned_copy", "asynchronous copy of 8 bytes between misaligned addresses"),
+        ("copy_to_global_memory", "outside the block's shared memory"),
+        ("source_changes_in_flight", "the source of an asynchronous copy changed before its wait"),
+    ],
+)
+def test_what_no_card_allows_ends_the_process_with_the_threads_name(entry, said):
     program = (
-        "from tests.test_emulator import *; x, y, n = arguments();"
-        "Module(FAULTS)('half_the_block_waits', (1,), (64,), (x, y, n))"
+        "from tests.test_emulator import *; x, y, n = arguments(); module = Module(FAULTS);"
+        f"module({entry!r}, (module.clusters[{entry!r}],), (64,), (x, y, n))"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=HERE.parents[1]
     )
     assert result.returncode != 0
-    assert "deadlock in block (0, 0, 0)" in result.stderr
-    assert "waits in __shfl_xor_sync" in result.stderr
+    assert said in result.stderr
 
 
 def test_shared_memory_that_was_never_written_is_nan():
     x, y, n = arguments()
     Module(FAULTS)("unwritten_shared", (1,), (64,), (x, y, n), shared=256)
     assert np.isnan(y[:64]).all()
+
+
+@pytest.mark.parametrize("entry", ["no_wait_for_copies", "waits_for_the_group_before"])
+def test_what_a_copy_brings_is_nan_before_its_wait(entry):
+    x, y, n = arguments()
+    Module(FAULTS)(entry, (1,), (128,), (x, y, n))
+    assert np.isnan(y).all()
+
+
+def test_shared_memory_of_a_block_that_ended_is_nan():
+    x, y, n = arguments()
+    Module(FAULTS)("ends_while_read", (2,), (32,), (x, y, n))
+    assert np.isnan(y[32:63]).all(), "of block 0, which ended before most of block 1 read"
+
+
+def test_asynchronous_copies_arrive_group_by_group_and_count_as_reads():
+    x, y, _ = arguments(256)
+    Module(PROBE)("copies", (1,), (128,), (x, y, np.int64(256)))
+    assert np.array_equal(y, x[np.arange(256) ^ 64])
+    source = Guarded().normal((256,), np.float32)
+    read, *_ = count_traffic(
+        Module(PROBE, "traffic"), "copies", (1,), (128,), (source, y, np.int64(256))
+    )
+    assert (read.reads, read.widest, read.sectors_per_minimum) == (1, 16, 1)
+
+
+@pytest.mark.parametrize("blocks", [2, 8])
+@pytest.mark.parametrize("rotation", [0, 1, 6])
+def test_blocks_of_a_cluster_share_sums_through_distributed_memory(blocks, rotation):
+    rows, cols = 3, 101
+    x = np.arange(rows * cols, dtype=np.float32).reshape(rows, cols)
+    y = np.zeros(rows, np.float32)
+    launch = f"cluster_of_{blocks}", (rows * blocks,), (64,), (x, y, np.int64(cols))
+    Module(PROBE)(*launch, shared=4 * 64, rotation=rotation)
+    assert np.array_equal(y, x.sum(1))
+    if rotation:
+        return
+    read, written, _ = count_traffic(Module(PROBE, "traffic"), *launch, shared=4 * 64)
+    assert (read.reads, written.writes) == (1, 1), "distributed shared memory is no global memory"
+
+
+def test_clusters_and_copies_without_fault_pass_the_sanitizers():
+    x, y, n = np.ones((2, 101), np.float32), np.zeros(256, np.float32), np.int64(101)
+    launches = [
+        Launch(PROBE, f"cluster_of_{blocks}", (2 * blocks,), (64,), (x, y, n), shared=4 * 64)
+        for blocks in (2, 8)
+    ]
+    launches.append(Launch(PROBE, "copies", (1,), (128,), (np.ones(256, np.float32), y, n)))
+    launches.append(Launch(FAULTS, "cluster_in_order", (4,), (32,), arguments()))
+    assert run_sanitized(launches, "address") == ""
+    assert run_sanitized(launches, "thread") == ""
+
+
+def test_a_grid_that_is_no_multiple_of_the_cluster_is_refused():
+    with pytest.raises(EmulatorError, match="no multiple of its clusters of 8"):
+        Module(PROBE)("cluster_of_8", (12,), (64,), (*arguments()[:2], np.int64(1)))
+
+
+def test_a_cluster_that_not_every_card_can_run_is_refused(tmp_path):
+    source = tmp_path / "wide.cu"
+    source.write_text(
+        'extern "C" __global__ void __cluster_dims__(16, 1, 1) wide(float* y) { y[0] = 1; }'
+    )
+    with pytest.raises(EmulatorError, match="from 1 to 8"):
+        Module(source)
+
+
+def test_streams_and_exponentials_equal_their_plain_forms():
+    x, y = (Guarded().normal((size,), np.float32) for size in (128, 256))
+    Module(PROBE)("streams", (1,), (32,), (x, y, np.int64(32)))
+    assert np.array_equal(y, np.tile(x, 2))
+    x[:5] = -126.5, -149, -150, np.inf, np.nan
+    Module(PROBE)("exponentials", (1,), (128,), (x, y, np.int64(128)))
+    want = np.exp2(x.astype(np.float64)).astype(np.float32)
+    tiny = np.finfo(np.float32).tiny
+    np.testing.assert_array_max_ulp(y[5:128], want[5:], 1)
+    assert np.array_equal(y[:5], want[:5], equal_nan=True)
+    assert np.array_equal(y[128:133], np.where(want[:5] < tiny, 0, want[:5]), equal_nan=True)
 
 
 def test_another_order_of_threads_shows_what_depends_on_it():

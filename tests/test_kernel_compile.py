@@ -13,6 +13,7 @@ import pytest
 from gpubackprop.backends.cupy_launch import KERNELS, entries
 from tests.emulator import compilers
 from tests.emulator.compilers import ARCHITECTURES, Resources
+from tests.emulator.module import HERE
 
 pytestmark = pytest.mark.skipif(compilers.compiler() is None, reason=compilers.NONE_FOUND)
 
@@ -33,6 +34,7 @@ ONLY_NARROW_STREAMS = (
     "update_gradient_descent_bf16",
     "gather_rows_i",
 )
+PTX_PROBE = HERE / "ptx_probe.cu"
 THREADS = {"column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 32}
 MAX_REGISTERS = 128  # two blocks of 256 threads in 65,536 registers
 LINES: dict[str, str] = {}
@@ -133,3 +135,16 @@ def test_every_entry_of_a_file_compiles_within_its_resources(source, architectur
 def test_a_broken_source_is_refused_with_the_compilers_message():
     with pytest.raises(compilers.CompileError, match="sm_90"):
         compilers.compiler().compile("update.cu", 90, (("ONLY_FORMULA", "no_such_rule"),))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_ptx_wrappers_compile_for_every_card(architecture):
+    ptx, _ = compilers.compiler().compile(str(PTX_PROBE), architecture)
+    text = bodies(ptx)
+    assert ("cp.async.cg.shared.global" in text["copies"]) == (architecture >= 80)
+    assert ("mapa.u64" in text["cluster_of_8"]) == (architecture >= 90)
+    assert ("reqnctapercluster 8" in text["cluster_of_8"]) == (architecture >= 90)
+    for instruction in ("ld.global.L1::no_allocate.v4", "ld.global.nc.L1::no_allocate.v4"):
+        assert instruction in text["streams"]
+    assert "st.global.cs.v4" in text["streams"]
+    assert {"ex2.approx.f32", "ex2.approx.ftz.f32"} <= set(text["exponentials"].split())

@@ -90,4 +90,184 @@ __device__ __forceinline__ float double_to_float_rz(double d) {
 #endif
 }
 
+// 2^x, relative error about 2^-22; infinities, NaN and subnormal results as exp2f has them.
+__device__ __forceinline__ float exp2_approx(float x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return ::exp2f(x);
+#endif
+}
+
+// The same, but 0 where 2^x is subnormal (x < -126): one instruction where the other takes four.
+__device__ __forceinline__ float exp2_approx_ftz(float x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    float y = ::exp2f(x);
+    return y < 1.17549435e-38f ? 0.0f : y;
+#endif
+}
+
+// ---- 16 bytes that are used once, at a multiple of 16 --------------------------------------------
+
+// Does not displace what L1 holds. Ordered with stores, so it serves data that is changed in place.
+__device__ __forceinline__ uint4 load_streaming(const uint4* p) {
+#ifdef __CUDA_ARCH__
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+#else
+    return *p;
+#endif
+}
+
+// The same through the read-only path. Nobody may write this memory while the kernel runs: not for
+// what is changed in place.
+__device__ __forceinline__ uint4 load_streaming_readonly(const uint4* p) {
+#ifdef __CUDA_ARCH__
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
+// The first to leave the caches.
+__device__ __forceinline__ void store_streaming(uint4* p, uint4 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};"
+                 : : "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#else
+    *p = v;
+#endif
+}
+
+// ---- asynchronous copies from global to shared memory --------------------------------------------
+//   Issued, committed as a group, waited for: what a thread copied is there for that thread after its
+//   wait, and for the block after a barrier behind it. Before sm_80 the copy is done at once.
+
+template <int BYTES> __device__ __forceinline__ void copy_async(void* shared, const void* global) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint64 to;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(to) : "l"(shared));
+    if constexpr (BYTES == 16)  // past L1
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                     : : "r"(uint32(to)), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+                     : : "r"(uint32(to)), "l"(global), "n"(BYTES) : "memory");
+#elif defined(__CUDA_ARCH__)
+    if constexpr (BYTES == 16)
+        *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+    else if constexpr (BYTES == 8)
+        *static_cast<uint2*>(shared) = *static_cast<const uint2*>(global);
+    else
+        *static_cast<uint32*>(shared) = *static_cast<const uint32*>(global);
+#else
+    __pipeline_memcpy_async(shared, global, BYTES);
+#endif
+}
+
+__device__ __forceinline__ void copy_async_commit() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" : : : "memory");
+#elif !defined(__CUDA_ARCH__)
+    __pipeline_commit();
+#endif
+}
+
+// Until at most the N youngest groups of this thread are still on their way.
+template <int N> __device__ __forceinline__ void copy_async_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
+#elif !defined(__CUDA_ARCH__)
+    __pipeline_wait_prior(N);
+#endif
+}
+
+// ---- thread-block clusters -----------------------------------------------------------------------
+//   An entry declared  __global__ void __launch_bounds__(256) CLUSTER_DIMS(4) name(...)  runs in
+//   clusters of 4 blocks from sm_90 on, in a grid whose x is a multiple of 4. For older cards it
+//   compiles to clusters of one block, and the planner must launch it as such.
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define CLUSTER_DIMS(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define CLUSTER_DIMS(blocks)
+#endif
+
+// Of this block in its cluster.
+__device__ __forceinline__ uint32 cluster_rank() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    uint32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+#elif defined(__CUDA_ARCH__)
+    return 0;
+#else
+    return __clusterRelativeBlockRank();
+#endif
+}
+
+// Blocks of a cluster.
+__device__ __forceinline__ uint32 cluster_size() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    uint32 size;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+#elif defined(__CUDA_ARCH__)
+    return 1;
+#else
+    return __clusterSizeInBlocks();
+#endif
+}
+
+// The cluster's barrier in two halves: what was written before an arrival (release) is seen by every
+// thread of the cluster after its wait (acquire). The threads of a warp come together.
+__device__ __forceinline__ void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+#elif !defined(__CUDA_ARCH__)
+    __cluster_barrier_arrive();
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+#elif defined(__CUDA_ARCH__)
+    __syncthreads();
+#else
+    __cluster_barrier_wait();
+#endif
+}
+
+__device__ __forceinline__ void cluster_sync() {
+    cluster_arrive();
+    cluster_wait();
+}
+
+// Where block `rank` of the cluster keeps what this block keeps at `shared`. Plain loads and stores
+// reach it as long as that block runs: a block that others read ends behind a cluster barrier.
+template <class T> __device__ __forceinline__ T* shared_of_rank(T* shared, uint32 rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    T* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+    return there;
+#elif defined(__CUDA_ARCH__)
+    return shared;
+#else
+    return static_cast<T*>(__cluster_map_shared_rank(shared, rank));
+#endif
+}
+
 }  // namespace ptx

@@ -1,5 +1,5 @@
 // Faults planted for tests/test_emulator.py: each checker must find its own. None of it is shipped.
-using int64 = long long;
+#include "include/ptx.cuh"
 
 extern "C" __global__ void doubled(const float* x, float* y, int64 n) {  // nothing wrong here
     int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -64,4 +64,87 @@ extern "C" __global__ void strided(const float* x, float* y, int64 n) {
 extern "C" __global__ void twice(const float* x, float* y, int64 n) {
     volatile const float* again = x;
     y[threadIdx.x] = again[threadIdx.x] + again[threadIdx.x];
+}
+
+extern "C" __global__ void CLUSTER_DIMS(2) no_cluster_barrier(const float* x, float* y, int64 n) {
+    __shared__ float t[32];
+    t[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();  // orders the threads of a block only
+    y[blockIdx.x * 32 + threadIdx.x] = ptx::shared_of_rank(t, ptx::cluster_rank() ^ 1)[threadIdx.x];
+    ptx::cluster_sync();
+}
+extern "C" __global__ void CLUSTER_DIMS(2) ends_while_read(const float* x, float* y, int64 n) {
+    __shared__ float t[32];
+    t[threadIdx.x] = x[threadIdx.x];
+    ptx::cluster_sync();
+    y[blockIdx.x * 32 + threadIdx.x] = ptx::shared_of_rank(t, ptx::cluster_rank() ^ 1)[threadIdx.x];
+}
+extern "C" __global__ void CLUSTER_DIMS(2) cluster_in_order(const float* x, float* y, int64 n) {  // nothing wrong
+    __shared__ float t[32];
+    t[threadIdx.x] = x[threadIdx.x] + ptx::cluster_rank();
+    ptx::cluster_sync();
+    float other = ptx::shared_of_rank(t, ptx::cluster_rank() ^ 1)[threadIdx.x];
+    ptx::cluster_arrive();
+    y[blockIdx.x * 32 + threadIdx.x] = other;
+    ptx::cluster_wait();
+}
+extern "C" __global__ void CLUSTER_DIMS(2) distributed_overrun(const float* x, float* y, int64 n) {
+    __shared__ float t[32];
+    t[threadIdx.x % 32] = x[0];
+    ptx::cluster_sync();
+    y[threadIdx.x] = ptx::shared_of_rank(t, 1)[threadIdx.x];
+    ptx::cluster_sync();
+}
+extern "C" __global__ void CLUSTER_DIMS(2) no_such_rank(const float* x, float* y, int64 n) {
+    __shared__ float t[32];
+    y[threadIdx.x] = *ptx::shared_of_rank(t, ptx::cluster_rank() + 1);
+}
+extern "C" __global__ void CLUSTER_DIMS(2) rank_of_global_memory(const float* x, float* y, int64 n) {
+    y[threadIdx.x] = *ptx::shared_of_rank(x, 0);
+}
+extern "C" __global__ void CLUSTER_DIMS(2) one_block_waits(const float* x, float* y, int64 n) {
+    if (ptx::cluster_rank() == 0 || threadIdx.x < 32) ptx::cluster_sync();
+    else __syncthreads();
+}
+extern "C" __global__ void CLUSTER_DIMS(2) waits_without_arrival(const float* x, float* y, int64 n) {
+    ptx::cluster_wait();
+}
+extern "C" __global__ void no_wait_for_copies(const float* x, float* y, int64 n) {
+    __shared__ __align__(16) float t[128];
+    ptx::copy_async<4>(t + threadIdx.x, x + threadIdx.x);
+    ptx::copy_async_commit();
+    y[threadIdx.x] = t[threadIdx.x];
+}
+extern "C" __global__ void waits_for_the_group_before(const float* x, float* y, int64 n) {
+    __shared__ __align__(16) float t[128];
+    ptx::copy_async_commit();
+    ptx::copy_async<4>(t + threadIdx.x, x + threadIdx.x);
+    ptx::copy_async_commit();
+    ptx::copy_async_wait<1>();
+    y[threadIdx.x] = t[threadIdx.x];
+}
+extern "C" __global__ void no_barrier_after_copies(const float* x, float* y, int64 n) {
+    __shared__ __align__(16) float t[128];
+    ptx::copy_async<4>(t + threadIdx.x, x + threadIdx.x);
+    ptx::copy_async_commit();
+    ptx::copy_async_wait<0>();  // for this thread's own copies only
+    y[threadIdx.x] = t[threadIdx.x ^ 64];
+}
+extern "C" __global__ void copy_past_the_end(const float* x, float* y, int64 n) {
+    __shared__ __align__(16) float t[256];
+    ptx::copy_async<16>(t, x + n);
+}
+extern "C" __global__ void misaligned_copy(const float* x, float* y, int64 n) {
+    __shared__ __align__(16) float t[8];
+    ptx::copy_async<8>(t + 1, x);
+}
+extern "C" __global__ void copy_to_global_memory(const float* x, float* y, int64 n) {
+    ptx::copy_async<4>(y, x);
+}
+extern "C" __global__ void source_changes_in_flight(const float* x, float* y, int64 n) {
+    __shared__ __align__(16) float t[128];
+    ptx::copy_async<4>(t + threadIdx.x, y + threadIdx.x);
+    ptx::copy_async_commit();
+    y[threadIdx.x] = 7;
+    ptx::copy_async_wait<0>();
 }

@@ -42,15 +42,26 @@ FLAGS = (
 )  # fmt: skip
 
 _ENTRY = re.compile(
-    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^()]*\)\s*)?(\w+)\s*\(([^)]*)\)'
+    r'extern\s+"C"\s+__global__\s+void\s+(?P<attributes>(?:__\w+__\s*\([^()]*\)\s*)*)'
+    r"(?P<name>\w+)\s*\((?P<parameters>[^)]*)\)"
 )
+_CLUSTER = re.compile(r"__cluster_dims__\s*\(\s*(\w+)\s*(?:,\s*1\s*){0,2}\)")
+_ALIGNMENT = r"(?:(?:__align__|alignas)\s*\(\s*(?P<alignment>\w+)\s*\)\s*)?"
 _DYNAMIC_SHARED = re.compile(
-    r"extern\s+__shared__\s+(?:(?:__align__|alignas)\s*\(\s*\w+\s*\)\s*)?([\w:<>]+)\s+(\w+)\s*\[\s*\]\s*;"
+    rf"extern\s+__shared__\s+{_ALIGNMENT}(?P<type>[\w:<>]+)\s+(?P<name>\w+)\s*\[\s*\]\s*;"
+)
+_DECLARATOR = r"(\w+)\s*((?:\[[^\];]+\]\s*)*)"
+_STATIC_SHARED = re.compile(
+    rf"__shared__\s+{_ALIGNMENT}(?P<type>[^;\[]+?)\s+"
+    rf"(?P<names>{_DECLARATOR}(?:,\s*{_DECLARATOR})*);"
 )
 _SCALARS = {
     "int": np.int32, "i32": np.int32, "int64": np.int64, "i64": np.int64, "uint64": np.uint64,
     "float": np.float32, "f32": np.float32, "double": np.float64, "f64": np.float64,
 }  # fmt: skip
+
+
+MAX_CLUSTER, MAX_SHARED = 8, 232448  # as in include/: blocks; bytes of dynamic shared memory
 
 
 class EmulatorError(Exception):
@@ -90,8 +101,9 @@ class Module:
         text = _preprocess(path, tuple(sorted((defines or {}).items())))
         self.mode = mode
         self.signatures = _signatures(text)
-        self.library_path = _compile(text, tuple(self.signatures), mode)
-        self.library = ctypes.CDLL(str(self.library_path)) if load else None
+        self.clusters = _clusters(text)
+        self.library_path = _compile(text, tuple(self.clusters.items()), mode)
+        self.library = _load(self.library_path) if load else None
 
     def __call__(
         self,
@@ -108,7 +120,7 @@ class Module:
         """
         if entry not in self.signatures:
             raise EmulatorError(f"no entry {entry}; there are {', '.join(sorted(self.signatures))}")
-        shape = _launch_shape(entry, grid, block)
+        shape = _launch_shape(entry, grid, block, self.clusters[entry], shared)
         parameters = self.signatures[entry]
         if len(arguments) != len(parameters):
             raise EmulatorError(
@@ -136,12 +148,30 @@ def preprocessed(path: Path) -> str:
 
 def _signatures(text: str) -> dict[str, list[str]]:
     return {
-        name: [parameter.strip() for parameter in parameters.split(",")]
-        for name, parameters in _ENTRY.findall(text)
+        match["name"]: [parameter.strip() for parameter in match["parameters"].split(",")]
+        for match in _ENTRY.finditer(text)
     }
 
 
-def _launch_shape(entry: str, grid: Sequence[int], block: Sequence[int]) -> Any:
+def _clusters(text: str) -> dict[str, int]:
+    """Blocks of a cluster, by entry; 1 without ``__cluster_dims__``."""
+    result = {}
+    for entry in _ENTRY.finditer(text):
+        result[entry["name"]] = 1
+        if "__cluster_dims__" in entry["attributes"]:
+            size = _CLUSTER.search(entry["attributes"])
+            if size is None or not size[1].isdigit() or not 1 <= int(size[1]) <= MAX_CLUSTER:
+                raise EmulatorError(
+                    f"{entry['name']}: __cluster_dims__ must be (n, 1, 1) with n a number from 1 to "
+                    f"{MAX_CLUSTER}, which every card with clusters can run"
+                )
+            result[entry["name"]] = int(size[1])
+    return result
+
+
+def _launch_shape(
+    entry: str, grid: Sequence[int], block: Sequence[int], cluster: int, shared: int
+) -> Any:
     """The six numbers of a launch, held to the limits that a card has."""
     full_grid, full_block = (tuple(int(n) for n in (*part, 1, 1)[:3]) for part in (grid, block))
     limits = (2**31 - 1, 65535, 65535, 1024, 1024, 64)
@@ -150,6 +180,12 @@ def _launch_shape(entry: str, grid: Sequence[int], block: Sequence[int]) -> Any:
         raise EmulatorError(f"{entry}: grid {full_grid}, block {full_block} is no valid launch")
     if int(np.prod(full_block)) > 1024:
         raise EmulatorError(f"{entry}: block {full_block} has more than 1024 threads")
+    if full_grid[0] % cluster:
+        raise EmulatorError(
+            f"{entry}: grid {full_grid} is no multiple of its clusters of {cluster} blocks"
+        )
+    if not 0 <= shared <= MAX_SHARED:
+        raise EmulatorError(f"{entry}: {shared} bytes of shared memory, at most {MAX_SHARED}")
     return (ctypes.c_uint * 6)(*shape)
 
 
@@ -175,14 +211,38 @@ def _argument(entry: str, parameter: str, value: Any) -> Any:
 
 @cache
 def _preprocess(path: Path, defines: tuple[tuple[str, str], ...]) -> str:
-    command = ["g++", "-E", "-std=c++17", "-x", "c++", str(path)]
+    command = ["g++", "-E", "-std=c++17", f"-I{KERNELS}", "-x", "c++", str(path)]
     command += [f"-D{name}={value}" for name, value in defines]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise EmulatorError(f"{path.name}: {result.stderr}")
-    return _DYNAMIC_SHARED.sub(
-        r"\1* \2 = reinterpret_cast<\1*>(emu::shared_memory());", result.stdout
-    )
+    return result.stdout
+
+
+def _shared_memory(text: str) -> str:
+    """``__shared__`` variables as references into the window of the block (include/shared.h)."""
+
+    def static(match: re.Match[str]) -> str:
+        kind = match["type"]
+        alignment = match["alignment"] or f"alignof({kind})"
+        return " ".join(
+            f"using {name}_shared = {kind} {extent}; static emu::Place {name}_place; "
+            f"{name}_shared& {name} = emu::shared<{name}_shared, {alignment}>({name}_place);"
+            for name, extent in re.findall(_DECLARATOR, match["names"])
+        )
+
+    dynamic = r"\g<type>* \g<name> = reinterpret_cast<\g<type>*>(emu::shared_memory());"
+    return _STATIC_SHARED.sub(static, _DYNAMIC_SHARED.sub(dynamic, text))
+
+
+_fibers = ctypes.c_void_p()  # of the first library loaded; the others use them too
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.emu_fibers.restype = ctypes.c_void_p
+    _fibers.value = library.emu_fibers(_fibers)
+    return library
 
 
 def _cache_directory() -> Path:
@@ -199,10 +259,10 @@ def _support_files() -> str:
 
 
 @cache
-def _compile(text: str, entries: tuple[str, ...], mode: str) -> Path:
+def _compile(text: str, clusters: tuple[tuple[str, int], ...], mode: str) -> Path:
     """The shared library of a preprocessed source, from the cache or made now."""
-    exports = "\n".join(f"EMU_EXPORT({name})" for name in entries)
-    code = f'#include "cuda_names.h"\n{text}\n#line 1 "exports"\n{exports}\n'
+    exports = "\n".join(f"EMU_EXPORT({name}, {cluster})" for name, cluster in clusters)
+    code = f'#include "cuda_names.h"\n{_shared_memory(text)}\n#line 1 "exports"\n{exports}\n'
     flags = (*FLAGS, *MODES[mode])
     key = hashlib.sha256("\0".join((code, _support_files(), *flags)).encode()).hexdigest()[:24]
     library = _cache_directory() / f"{key}.so"

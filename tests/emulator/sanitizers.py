@@ -8,7 +8,6 @@ misalignment), so that the very first byte beyond it is forbidden.
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import pickle
 import subprocess
@@ -23,7 +22,6 @@ import numpy as np
 
 from tests.emulator.module import HERE, Module
 
-THREADS_IN_A_PROCESS = 1536
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:halt_on_error=1:exitcode=99",
@@ -68,30 +66,10 @@ def run_sanitized(launches: Sequence[Launch], mode: str) -> str:
     """
     for launch in launches:  # compiled here: the fresh process finds the libraries made
         Module(launch.source, mode, launch.defines, load=False)
-    return "".join(_run_in_a_process(batch, mode) for batch in _batches(launches, mode))
+    return _run_in_a_process(launches, mode)
 
 
-def _batches(launches: Sequence[Launch], mode: str) -> list[list[Launch]]:
-    """All together; under ThreadSanitizer at most THREADS_IN_A_PROCESS CUDA threads together, since
-    each library keeps its own and the runtime's memory for them ends somewhere."""
-    if mode != "thread":
-        return [list(launches)]
-    groups: dict[tuple[Any, ...], list[Launch]] = {}
-    for launch in launches:
-        groups.setdefault((launch.source, *sorted(launch.defines.items())), []).append(launch)
-    batches: list[list[Launch]] = [[]]
-    threads = 0
-    for group in groups.values():
-        own = max(math.prod(launch.block) for launch in group)
-        if threads + own > THREADS_IN_A_PROCESS and batches[-1]:
-            batches.append([])
-            threads = 0
-        batches[-1] += group
-        threads += own
-    return batches
-
-
-def _run_in_a_process(launches: list[Launch], mode: str) -> str:
+def _run_in_a_process(launches: Sequence[Launch], mode: str) -> str:
     preload = subprocess.run(
         ["g++", f"-print-file-name={RUNTIME[mode]}"], capture_output=True, text=True, check=True
     ).stdout.strip()

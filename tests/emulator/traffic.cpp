@@ -35,8 +35,8 @@ size_t strays;
 bool counting;
 
 void count_request(int buffer, uintptr_t address, size_t size, uintptr_t instruction) {
-    unsigned thread = emu::current->number;
-    unsigned execution = executions[instruction * emu::MAX_THREADS + thread]++;
+    unsigned thread = emu::current->place();
+    unsigned execution = executions[instruction * emu::MAX_CLUSTER * emu::MAX_THREADS + thread]++;
     Request& request = requests[{{thread / 32, instruction}, execution}];
     request.buffer = buffer;
     request.bytes += size;
@@ -59,7 +59,7 @@ void touch(const volatile void* p, size_t size, bool store, void* instruction) {
             return;
         }
     }
-    const emu::Fiber& own = emu::current->fiber;
+    const emu::Fiber& own = *emu::current->fiber;
     uintptr_t stack = reinterpret_cast<uintptr_t>(own.stack);
     if (address >= stack && address < stack + own.size) return;
     for (Buffer& b : buffers)
@@ -80,7 +80,7 @@ void emu_traffic_start() {
     counting = true;
 }
 void emu_traffic_register(uintptr_t begin, size_t size) { buffers.push_back({begin, begin + size, 0, 0, 0, 0, 0}); }
-void emu_traffic_block_ended() {
+void emu_traffic_cluster_ended() {
     for (auto& [key, request] : requests) {
         buffers[size_t(request.buffer)].sectors += request.sectors.size();
         buffers[size_t(request.buffer)].least_sectors += (request.bytes + SECTOR - 1) / SECTOR;

@@ -13,9 +13,9 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-#define __shared__ static  // blocks run one after another; `extern __shared__` is rewritten in module.py
+#define __cluster_dims__(...)  // read by module.py, which also rewrites __shared__
 #define threadIdx (emu::current->index)
-#define blockIdx (emu::block_index)
+#define blockIdx (emu::current->block->index)
 #define blockDim (emu::block_shape)
 #define gridDim (emu::grid_shape)
 #define warpSize 32
@@ -32,6 +32,16 @@ EMU_BARE inline int __syncthreads_and(int p) { return emu::block_barrier(p == 0)
 EMU_BARE inline void __syncwarp(unsigned mask = ~0u) { emu::warp_barrier(mask, "__syncwarp"); }
 inline void __threadfence() {}
 
+EMU_BARE inline unsigned __clusterRelativeBlockRank() { return emu::current->block->rank; }
+EMU_BARE inline unsigned __clusterSizeInBlocks() { return emu::cluster_size; }
+EMU_BARE inline void __cluster_barrier_arrive() { emu::cluster_arrive(); }
+EMU_BARE inline void __cluster_barrier_wait() { emu::cluster_wait(); }
+EMU_BARE inline void* __cluster_map_shared_rank(const void* p, unsigned rank) { return emu::map_shared_rank(p, rank); }
+
+#define __pipeline_memcpy_async(to, from, bytes) emu::copy_async<bytes>(to, from)
+EMU_BARE inline void __pipeline_commit() { emu::commit_copies(); }
+inline void __pipeline_wait_prior(unsigned pending) { emu::wait_for_copies(pending); }
+
 namespace emu {
 
 EMU_BARE inline unsigned lane() { return current->number % 32; }
@@ -39,7 +49,7 @@ EMU_BARE inline unsigned lane() { return current->number % 32; }
 // Every lane of the mask leaves its value; each takes that of lane `source`.
 template <class T> EMU_BARE T exchange(unsigned mask, T value, unsigned source, const char* what) {
     static_assert(sizeof(T) <= 8, "a shuffle moves up to 8 bytes");
-    Warp& warp = warps[current->number / 32];
+    Warp& warp = current->block->warps[current->number / 32];
     uint64_t* slot = warp.slot[warp.round[__builtin_ctz(mask)] % 2];
     uint64_t word = 0;
     memcpy(&word, &value, sizeof value);
@@ -80,7 +90,7 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by, int wid
     return emu::exchange(mask, value, in_group >= by ? me - by : me, "__shfl_up_sync");
 }
 EMU_BARE inline unsigned __ballot_sync(unsigned mask, int vote) {
-    emu::Warp& warp = emu::warps[emu::current->number / 32];
+    emu::Warp& warp = emu::current->block->warps[emu::current->number / 32];
     uint64_t* slot = warp.slot[warp.round[__builtin_ctz(mask)] % 2];
     unsigned alive = mask & warp.alive, result = 0;
     slot[emu::lane()] = vote != 0;
@@ -104,9 +114,10 @@ inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
 // The entry `name`, exported with cuLaunchKernel's convention of arguments.
-#define EMU_EXPORT(name)                                                                           \
+#define EMU_EXPORT(name, cluster)                                                                  \
     extern "C" __attribute__((visibility("default"))) void emu_##name(                             \
         const unsigned* shape, size_t shared, unsigned rotation, void** arguments) {               \
-        emu::launch(&name, dim3(shape[0], shape[1], shape[2]), dim3(shape[3], shape[4], shape[5]), \
-                    shared, rotation, arguments);                                                  \
+        static_assert(1 <= (cluster) && (cluster) <= emu::MAX_CLUSTER, "blocks of a cluster");     \
+        emu::launch(&name, cluster, dim3(shape[0], shape[1], shape[2]),                            \
+                    dim3(shape[3], shape[4], shape[5]), shared, rotation, arguments);              \
     }

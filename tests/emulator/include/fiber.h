@@ -46,6 +46,7 @@ emu_switch:
 namespace emu {
 
 constexpr size_t STACK = size_t(128) << 10, GUARD = 4096;
+constexpr unsigned MAX_THREADS = 1024;  // of a block
 
 struct Fiber {
     void* sp = nullptr;
@@ -77,6 +78,12 @@ struct Fiber {
     }
 };
 
+// The fibers of a process. Each library has a place for them; module.py gives all libraries those of
+// the first, since the mappings of stacks, and ThreadSanitizer's threads, are limited.
+inline Fiber own_fibers[8 * MAX_THREADS];
+inline Fiber* shared_fibers = own_fibers;
+EMU_BARE inline Fiber* fibers() { return shared_fibers; }
+
 EMU_BARE inline void acquire(void* what) { if (__tsan_acquire) __tsan_acquire(what); }
 EMU_BARE inline void release(void* what) { if (__tsan_release) __tsan_release(what); }
 
@@ -90,3 +97,8 @@ EMU_BARE inline void switch_fiber(Fiber& from, Fiber& to, bool from_ends) {
 }
 
 }  // namespace emu
+
+extern "C" __attribute__((visibility("default"), used)) inline void* emu_fibers(void* others) {
+    if (others != nullptr) emu::shared_fibers = static_cast<emu::Fiber*>(others);
+    return emu::shared_fibers;
+}
