@@ -37,7 +37,7 @@ __device__ __forceinline__ void softmax_cross_entropy(
     int64 blocks = PHASE == WHOLE ? gridDim.x / CLUSTER : gridDim.y;
     int64 block = PHASE == WHOLE ? blockIdx.x / CLUSTER : blockIdx.y;
     int parts = PHASE == WHOLE ? CLUSTER : int(gridDim.x);
-    int part = PHASE == WHOLE ? ptx::cluster_rank<CLUSTER>() : int(blockIdx.x);
+    int part = PHASE == WHOLE ? CLUSTER > 1 ? int(ptx::cluster_rank()) : 0 : int(blockIdx.x);
     int turn = 0;
     for (int64 first = block * blockDim.y; first < p.rows; first += blocks * blockDim.y, turn ^= 1) {
         int64 row = first + threadIdx.y;
@@ -57,7 +57,7 @@ __device__ __forceinline__ void softmax_cross_entropy(
         if constexpr (PHASE == PARTS) {
             if (threadIdx.x == 0) partial[row * parts + part] = all;
         } else {
-            Outcome<T> outcome(p, target, all);
+            Outcome<T> outcome(p, target, all, GENERAL ? C(1) : p.uniform);
             if (p.delta != nullptr && row < p.rows) {
                 if (target.ignored) mine.write_zeros();
                 else mine.template write<PHASE == FINISH>(target, outcome);
@@ -76,21 +76,22 @@ __device__ __forceinline__ void softmax_cross_entropy(
         SOFTMAX_PARAMETERS(T), Statistics<compute_of<T>>* partial, int shared_packs) {           \
         softmax_cross_entropy<T, CLUSTER, GENERAL, PHASE>(SOFTMAX_PROBLEM(T), partial, shared_packs); \
     }
-// Three blocks at once: at most 80 registers; two in the general form.
-#define BLOCKS(GENERAL) __launch_bounds__(GROUP_THREADS, GENERAL ? 2 : 3)
-#define CLUSTERED(n, GENERAL) __cluster_dims__(n, 1, 1) BLOCKS(GENERAL)
-#define ENTRY_rows_labels(T) ENTRY_(rows_labels, T, BLOCKS(false), 1, false, WHOLE)
-#define ENTRY_rows_general(T) ENTRY_(rows_general, T, BLOCKS(true), 1, true, WHOLE)
-#define ENTRY_cluster2_labels(T) ENTRY_(cluster2_labels, T, CLUSTERED(2, false), 2, false, WHOLE)
-#define ENTRY_cluster2_general(T) ENTRY_(cluster2_general, T, CLUSTERED(2, true), 2, true, WHOLE)
-#define ENTRY_cluster4_labels(T) ENTRY_(cluster4_labels, T, CLUSTERED(4, false), 4, false, WHOLE)
-#define ENTRY_cluster4_general(T) ENTRY_(cluster4_general, T, CLUSTERED(4, true), 4, true, WHOLE)
-#define ENTRY_cluster8_labels(T) ENTRY_(cluster8_labels, T, CLUSTERED(8, false), 8, false, WHOLE)
-#define ENTRY_cluster8_general(T) ENTRY_(cluster8_general, T, CLUSTERED(8, true), 8, true, WHOLE)
-#define ENTRY_parts_labels(T) ENTRY_(parts_labels, T, BLOCKS(false), 1, false, PARTS)
-#define ENTRY_parts_general(T) ENTRY_(parts_general, T, BLOCKS(true), 1, true, PARTS)
-#define ENTRY_finish_labels(T) ENTRY_(finish_labels, T, BLOCKS(false), 1, false, FINISH)
-#define ENTRY_finish_general(T) ENTRY_(finish_general, T, BLOCKS(true), 1, true, FINISH)
+// Blocks that run at once: three leave each thread 80 registers.
+template <class T, bool GENERAL> constexpr int AT_ONCE = GENERAL || sizeof(T) == 8 ? 2 : 3;
+#define BLOCKS(T, GENERAL) __launch_bounds__(GROUP_THREADS, AT_ONCE<T, GENERAL>)
+#define CLUSTERED(n, T, GENERAL) CLUSTER_DIMS(n) BLOCKS(T, GENERAL)
+#define ENTRY_rows_labels(T) ENTRY_(rows_labels, T, BLOCKS(T, false), 1, false, WHOLE)
+#define ENTRY_rows_general(T) ENTRY_(rows_general, T, BLOCKS(T, true), 1, true, WHOLE)
+#define ENTRY_cluster2_labels(T) ENTRY_(cluster2_labels, T, CLUSTERED(2, T, false), 2, false, WHOLE)
+#define ENTRY_cluster2_general(T) ENTRY_(cluster2_general, T, CLUSTERED(2, T, true), 2, true, WHOLE)
+#define ENTRY_cluster4_labels(T) ENTRY_(cluster4_labels, T, CLUSTERED(4, T, false), 4, false, WHOLE)
+#define ENTRY_cluster4_general(T) ENTRY_(cluster4_general, T, CLUSTERED(4, T, true), 4, true, WHOLE)
+#define ENTRY_cluster8_labels(T) ENTRY_(cluster8_labels, T, CLUSTERED(8, T, false), 8, false, WHOLE)
+#define ENTRY_cluster8_general(T) ENTRY_(cluster8_general, T, CLUSTERED(8, T, true), 8, true, WHOLE)
+#define ENTRY_parts_labels(T) ENTRY_(parts_labels, T, BLOCKS(T, false), 1, false, PARTS)
+#define ENTRY_parts_general(T) ENTRY_(parts_general, T, BLOCKS(T, true), 1, true, PARTS)
+#define ENTRY_finish_labels(T) ENTRY_(finish_labels, T, BLOCKS(T, false), 1, false, FINISH)
+#define ENTRY_finish_general(T) ENTRY_(finish_general, T, BLOCKS(T, true), 1, true, FINISH)
 #define JOIN(form) ENTRY_##form
 #define ENTRY(form, T) NAMED(form)(T)
 #define NAMED(form) JOIN(form)
@@ -100,7 +101,7 @@ FOR_EACH_DTYPE(ENTRY, ONLY_FORMULA)
 FOR_EACH_DTYPE(ENTRY, rows_labels) FOR_EACH_DTYPE(ENTRY, rows_general)
 FOR_EACH_DTYPE(ENTRY, parts_labels) FOR_EACH_DTYPE(ENTRY, parts_general)
 FOR_EACH_DTYPE(ENTRY, finish_labels) FOR_EACH_DTYPE(ENTRY, finish_general)
-#if defined(TMP_CLUSTERS) || __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 FOR_EACH_DTYPE(ENTRY, cluster2_labels) FOR_EACH_DTYPE(ENTRY, cluster2_general)
 FOR_EACH_DTYPE(ENTRY, cluster4_labels) FOR_EACH_DTYPE(ENTRY, cluster4_general)
 FOR_EACH_DTYPE(ENTRY, cluster8_labels) FOR_EACH_DTYPE(ENTRY, cluster8_general)

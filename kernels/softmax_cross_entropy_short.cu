@@ -11,12 +11,9 @@
 #include "include/softmax.cuh"
 #include "include/vector.cuh"
 
-constexpr int SHORT_THREADS = 256, SHORT_VALUES = 8;  // values that a lane keeps in registers
-
-// Elements of a tile: 8 KiB, or one row for each group of lanes where that is more.
-template <class T> constexpr int TILE =
-    8192 / int(sizeof(T)) > SHORT_THREADS * SHORT_VALUES ? 8192 / int(sizeof(T))
-                                                         : SHORT_THREADS * SHORT_VALUES;
+constexpr int SHORT_THREADS = 128, SHORT_VALUES = 8;  // values that a lane keeps in registers
+template <class T> constexpr int SHORT_BLOCKS = sizeof(T) == 8 ? 3 : 5;  // that run at once
+template <class T> constexpr int TILE = 8192 / int(sizeof(T));  // elements
 
 // How much of the pack at `at` lies in [0, count).
 template <int E> struct Part {
@@ -50,13 +47,15 @@ __device__ __forceinline__ void return_tile(const T* tile, T* to, int count, int
     __syncthreads();
 }
 
+// A lane's elements of a row. The labels form keeps exponentials in registers; the general one, whose
+// elements cost more than a second read, takes the logits from the tile each time.
 template <class T, bool GENERAL> struct ShortRow {
     using C = compute_of<T>;
     const Problem<T>& p;
     T* z;  // the row in the tile: logits, then delta
     const C* probabilities;
     int lanes, lane, cols;
-    C v[SHORT_VALUES];  // exponentials, or capped logits in the general form
+    C v[GENERAL ? 1 : SHORT_VALUES];
     Exponential<T> x;
 
     __device__ __forceinline__ ShortRow(const Problem<T>& p, int64 row, T* z)
@@ -65,12 +64,12 @@ template <class T, bool GENERAL> struct ShortRow {
         if (GENERAL && p.probabilities != nullptr)
             probabilities = p.probabilities + row * p.stride_probabilities;
     }
+    __device__ __forceinline__ C logit(int k) const { return p.capped(C(widen(z[k]))); }
 
-    __device__ __forceinline__ int column(int j) const { return lane + j * lanes; }
     // tau of column k, but for what the label itself adds.
     __device__ __forceinline__ C tau(int k) const {
         C t = p.uniform;
-        if (!GENERAL || !p.spread()) return t;
+        if (!p.spread()) return C(0);
         if (probabilities != nullptr) t += p.keep * probabilities[k];
         return p.class_weight == nullptr ? t : t * p.class_weight[k];
     }
@@ -78,41 +77,58 @@ template <class T, bool GENERAL> struct ShortRow {
     __device__ __forceinline__ Statistics<C> statistics(bool wanted) {
         Statistics<C> s = Statistics<C>::none();
         int count = wanted ? cols : 0;
+        if constexpr (GENERAL) {
+            for (int k = lane; k < count; k += lanes) {
+                C value = logit(k);
+                if (value > s.maximum) s.maximum = value, s.best = k;
+            }
+            x = Exponential<T>(s.maximum);
+            for (int k = lane; k < count; k += lanes) {
+                C value = logit(k), t = tau(k);
+                s.sum += x.of(value);
+                if (p.spread()) s.picked += t * (value - x.origin);
+                s.total += t;
+            }
+            return s;
+        }
 #pragma unroll
         for (int j = 0; j < SHORT_VALUES; ++j) {
-            v[j] = minus_infinity<C>();
-            if (column(j) < count) v[j] = C(widen(z[column(j)]));
-            if constexpr (GENERAL) v[j] = p.capped(v[j]);
-            if (v[j] > s.maximum) s.maximum = v[j], s.best = column(j);
+            int k = lane + j * lanes;
+            v[j] = k < count ? C(widen(z[k])) : minus_infinity<C>();
+            if (v[j] > s.maximum) s.maximum = v[j], s.best = k;
         }
         x = Exponential<T>(s.maximum);
 #pragma unroll
         for (int j = 0; j < SHORT_VALUES; ++j) {
-            if (p.spread() && column(j) < count) {
-                C t = tau(column(j));
-                s.picked += t * (v[j] - x.origin);
-                s.total += t;
+            if (p.spread() && lane + j * lanes < count) {
+                s.picked += v[j] - x.origin;
+                s.total += C(1);
             }
-            C e = x.of(v[j]);
-            s.sum += e;
-            if constexpr (!GENERAL) v[j] = e;
+            v[j] = x.of(v[j]);
+            s.sum += v[j];
         }
         return s;
     }
-    __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) {
+
+    __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
         C share = x.to(outcome.origin) * outcome.share;
-        C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
-        C inverse = GENERAL && p.soft_cap != C(0) ? C(1) / p.soft_cap : C(0);
-#pragma unroll
-        for (int j = 0; j < SHORT_VALUES; ++j) {
-            if (column(j) >= cols) continue;
-            C e = GENERAL ? x.of(v[j]) : v[j];
-            C d = ::fma(e, share, -tau(column(j)) * target.factor);
-            if constexpr (GENERAL) {
-                d *= cap_slope(v[j], inverse);
-                if (p.log_output) d = v[j] - outcome.origin - log_sum;
+        if (target.ignored) {
+            for (int k = lane; k < cols; k += lanes) z[k] = narrow<T>(C(0));
+        } else if constexpr (GENERAL) {
+            C log_sum = p.log_output ? ::log(outcome.all.sum) : C(0);
+            C inverse = p.soft_cap == C(0) ? C(0) : C(1) / p.soft_cap;
+            for (int k = lane; k < cols; k += lanes) {
+                C value = logit(k);
+                C d = ::fma(x.of(value), share, -tau(k) * target.factor) * cap_slope(value, inverse);
+                z[k] = narrow<T>(p.log_output ? value - outcome.origin - log_sum : d);
             }
-            z[column(j)] = narrow<T>(target.ignored ? C(0) : d);
+        } else {
+            C uniform = p.uniform * target.factor;
+#pragma unroll
+            for (int j = 0; j < SHORT_VALUES; ++j) {
+                int k = lane + j * lanes;
+                if (k < cols) z[k] = narrow<T>(::fma(v[j], share, -uniform));
+            }
         }
     }
 };
@@ -120,7 +136,7 @@ template <class T, bool GENERAL> struct ShortRow {
 template <class T, bool GENERAL>
 __device__ __forceinline__ void softmax_cross_entropy_short(const Problem<T>& p) {
     using C = compute_of<T>;
-    __align__(16) __shared__ T tile[TILE<T> + PACK<T>];
+    __shared__ __align__(16) T tile[TILE<T> + PACK<T>];
     int cols = int(p.cols), groups = int(blockDim.y), lanes = int(blockDim.x);
     int thread = int(threadIdx.y) * lanes + int(threadIdx.x);
     int turns = TILE<T> / cols / groups;  // rows of a group in a tile
@@ -140,7 +156,7 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const Problem<T>& p)
             if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.z[target.label])));
             Statistics<C> own = mine.statistics(!target.ignored || p.reads_ignored());
             own = combine_lanes(own, lanes, p.spread(), p.wants_best());
-            Outcome<T> outcome(p, target, own);
+            Outcome<T> outcome(p, target, own, GENERAL ? C(1) : p.uniform);
             if (p.delta != nullptr) mine.write(target, outcome);
             if (!owns) continue;
             if (target.label >= 0) mine.z[target.label] = outcome.label_delta(p, target, z_label);
@@ -152,7 +168,7 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const Problem<T>& p)
 }
 
 #define ENTRY_(form, T, GENERAL)                                                     \
-    extern "C" __global__ void __launch_bounds__(SHORT_THREADS, GENERAL ? 2 : 4)     \
+    extern "C" __global__ void __launch_bounds__(SHORT_THREADS, SHORT_BLOCKS<T>)     \
         softmax_cross_entropy_short_##form##_##T(SOFTMAX_PARAMETERS(T)) {            \
         softmax_cross_entropy_short<T, GENERAL>(SOFTMAX_PROBLEM(T));                 \
     }

@@ -26,9 +26,9 @@ from gpubackprop.backends.cupy_launch import (
 )
 from gpubackprop.errors import OptionError
 
-HELD_VALUES = 16  # of a row that a thread keeps in registers (kernels/include/row_packs.cuh)
+HELD_BYTES = {"f64": 64, "f32": 64, "f16": 32, "bf16": 32}  # of a row in a thread's registers
 GROUP_THREADS = 256  # of a block on one row, and of a block of warps
-SHORT_THREADS, SHORT_VALUES = 256, 8  # of softmax_cross_entropy_short.cu
+SHORT_THREADS, SHORT_VALUES = 128, 8  # of softmax_cross_entropy_short.cu
 SHORT_COLUMNS = 32 * SHORT_VALUES
 TILE_BYTES = 8192
 CLUSTERS = (2, 4, 8)  # more than 8 is not portable
@@ -82,7 +82,7 @@ def plan_softmax(
         return (_short(rows, cols, suffix, kind),)
     pack = VECTOR_BYTES // BYTES[suffix]
     packs = ceil_division(cols + (0 if aligned else pack - 1), pack)
-    held = HELD_VALUES // pack
+    held = HELD_BYTES[suffix] // VECTOR_BYTES
     if packs <= 32 * held and cluster is None:
         blocks = min(ceil_division(rows, GROUP_THREADS // 32), MAX_GRID_X)
         return (_launch(f"rows_{kind}", suffix, (blocks, 1), (32, GROUP_THREADS // 32)),)
@@ -128,8 +128,7 @@ def _short(rows: int, cols: int, suffix: str, kind: str) -> Launch:
     """As many lanes to a row as keep at most SHORT_VALUES elements each."""
     lanes = power_of_two(ceil_division(cols, SHORT_VALUES), 32)
     groups = SHORT_THREADS // lanes
-    elements = max(TILE_BYTES // BYTES[suffix], SHORT_THREADS * SHORT_VALUES)
-    tile = elements // cols // groups * groups  # rows of a tile, as the kernel has them
+    tile = TILE_BYTES // BYTES[suffix] // cols // groups * groups  # rows, as the kernel has them
     blocks = min(ceil_division(rows, tile), MAX_GRID_X)
     return _launch(kind, suffix, (blocks, 1), (lanes, groups), kernel="softmax_cross_entropy_short")
 

@@ -4,7 +4,8 @@
 #include "softmax.cuh"
 #include "vector.cuh"
 
-constexpr int HELD_VALUES = 16;      // of a row that a thread keeps in registers, in packs
+// Elements of a row that a thread keeps in registers, in packs.
+template <class T> constexpr int HELD_VALUES = sizeof(T) == 8 ? 8 : 16;
 constexpr int GROUP_THREADS = 256;  // of a block, at most
 
 // Statistics of a group of threads in each of them. `turn` alternates, so that one barrier is enough:
@@ -22,7 +23,7 @@ __device__ __forceinline__ Statistics<C> combine_group(
     Statistics<C> all = Statistics<C>::none();
     for (int i = lane; i < CLUSTER * warps; i += 32) {
         const Statistics<C>* slot = &slots[turn][i & (warps - 1)];
-        if constexpr (CLUSTER > 1) slot = ptx::shared_of_rank(slot, i / warps);
+        if constexpr (CLUSTER > 1) slot = ptx::shared_of_rank(slot, uint32(i / warps));
         all = merge(all, *slot);
     }
     return combine_lanes(all, 32, spread, best);
@@ -39,7 +40,7 @@ __device__ __forceinline__ Statistics<C> combine_parts(
 
 template <class T, bool GENERAL> struct RowPacks {
     using C = compute_of<T>;
-    static constexpr int E = PACK<T>, HELD = HELD_VALUES / E;
+    static constexpr int E = PACK<T>, HELD = HELD_VALUES<T> / E;
     using Values = C[E];
 
     const Problem<T>& p;
@@ -98,12 +99,15 @@ template <class T, bool GENERAL> struct RowPacks {
         if (pack < limit && k >= 0 && k + E <= p.cols) ptx::copy_async<16>(slot, z + k);
         else store<T, E>(slot, read(pack));
     }
-    __device__ __forceinline__ void widen_all(const Pack<T, E>& raw, Values& v) const {
+    // The logits of a pack, capped; -inf where there are none, which counts for nothing.
+    __device__ __forceinline__ void logits_of(const Pack<T, E>& raw, int64 pack, Values& v) const {
 #pragma unroll
-        for (int e = 0; e < E; ++e) {
-            v[e] = C(widen(raw.v[e]));
-            if constexpr (GENERAL) v[e] = p.capped(v[e]);
-        }
+        for (int e = 0; e < E; ++e) v[e] = C(widen(raw.v[e]));
+        if (!GENERAL || p.soft_cap == C(0) || pack >= limit) return;
+        int from = lo(column(pack)), to = hi(column(pack));
+#pragma unroll
+        for (int e = 0; e < E; ++e)
+            if (e >= from && e < to) v[e] = soft_capped<T>(v[e], p.soft_cap);
     }
 
     // Start the copies to shared memory, then fill the registers.
@@ -116,7 +120,7 @@ template <class T, bool GENERAL> struct RowPacks {
 #pragma unroll
         for (int j = 0; j < HELD; ++j) raw[j] = read(pack(j));
 #pragma unroll
-        for (int j = 0; j < HELD; ++j) widen_all(raw[j], kept[j]);
+        for (int j = 0; j < HELD; ++j) logits_of(raw[j], pack(j), kept[j]);
     }
 
     // -- statistics ------------------------------------------------------------------------------
@@ -149,7 +153,7 @@ template <class T, bool GENERAL> struct RowPacks {
 #pragma unroll
         for (int e = 0; e < E; ++e) tau[e] *= w.v[e];
     }
-    // Add tau (z - origin) and tau of a pack.
+    // Add tau (z - origin) and tau of a pack; in the labels form in units of eps / K.
     __device__ __forceinline__ void add_targets(
         const Values& v, int64 k, C origin, Statistics<C>& s) const {
         Values tau;
@@ -162,7 +166,6 @@ template <class T, bool GENERAL> struct RowPacks {
             if constexpr (GENERAL) t = tau[e];
             if (e >= from && e < to) picked += t * (v[e] - origin), total += t;
         }
-        if constexpr (!GENERAL) picked *= p.uniform, total *= p.uniform;
         s.picked += picked;
         s.total += total;
     }
@@ -211,13 +214,13 @@ template <class T, bool GENERAL> struct RowPacks {
         int64 turn = HELD;
         for (; turn < HELD + shared_packs && pack(turn) < limit; ++turn) {
             Values v;
-            widen_all(::load<T, E>(shared_slot(int(turn) - HELD)), v);
+            logits_of(::load<T, E>(shared_slot(int(turn) - HELD)), pack(turn), v);
             add(v, column(pack(turn)), s, running);
         }
 #pragma unroll 2
         for (; pack(turn) < limit; ++turn) {
             Values v;
-            widen_all(read(pack(turn)), v);
+            logits_of(read(pack(turn)), pack(turn), v);
             add(v, column(pack(turn)), s, running);
         }
         return s;
@@ -270,14 +273,14 @@ template <class T, bool GENERAL> struct RowPacks {
             turn = HELD;
             for (; turn < HELD + shared_packs && pack(turn) < last; ++turn) {
                 Values v;
-                widen_all(::load<T, E>(shared_slot(int(turn) - HELD)), v);
+                logits_of(::load<T, E>(shared_slot(int(turn) - HELD)), pack(turn), v);
                 put_logits(pack(turn), v, x, share, target, outcome, log_sum);
             }
         }
 #pragma unroll 2
         for (; pack(turn) < last; ++turn) {
             Values v;
-            widen_all(read(pack(turn)), v);
+            logits_of(read(pack(turn)), pack(turn), v);
             put_logits(pack(turn), v, x, share, target, outcome, log_sum);
         }
     }

@@ -15,7 +15,7 @@ template <class C> __device__ __forceinline__ C origin_of(C maximum) {
 //   Not 2^(z log2 e - m log2 e) in one fused multiply-add: m log2 e is rounded, so the largest term
 //   would not be 1, and the loss of a confident row would be that rounding.
 template <class T, class C> __device__ __forceinline__ C exponential(C x) {
-    if constexpr (sizeof(T) == 2) return ptx::exp2_approx(x * 1.44269504f);
+    if constexpr (sizeof(T) == 2) return ptx::exp2_approx_ftz(x * 1.44269504f);
     else return ::exp(x);
 }
 
@@ -34,7 +34,7 @@ template <class T> struct Exponential {
 template <class T, class C> __device__ __forceinline__ C soft_capped(C z, C cap) {
     if constexpr (sizeof(T) == 2) {
         constexpr float TWICE_LOG2_E = 2.88539008f;
-        return cap - 2.f * cap / (1.f + ptx::exp2_approx(z / cap * TWICE_LOG2_E));
+        return cap - 2.f * cap / (1.f + ptx::exp2_approx_ftz(z / cap * TWICE_LOG2_E));
     } else {
         return cap * ::tanh(z / cap);
     }
@@ -180,9 +180,11 @@ template <class T> struct Outcome {
     Statistics<C> all;
     C origin, share;  // delta = exp(z - origin) * share - tau * factor
 
+    // tau_unit: what picked and total count in; eps / K in the labels form, whose total is then exact.
     __device__ __forceinline__ Outcome(
-        const Problem<T>& p, const Target<C>& target, Statistics<C> combined)
+        const Problem<T>& p, const Target<C>& target, Statistics<C> combined, C tau_unit)
         : all(combined), origin(origin_of(combined.maximum)) {
+        if (p.spread()) all.picked *= tau_unit, all.total *= tau_unit;
         if (all.maximum == minus_infinity<C>()) all.sum = not_a_number<C>();  // no logit, or all -inf
         all.total += target.extra;
         if (p.labels == nullptr && p.probabilities == nullptr) all.total = C(1);  // softmax itself
