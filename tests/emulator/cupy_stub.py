@@ -335,12 +335,17 @@ class RawModule:
 class RawKernel:
     def __init__(self, module: Module, name: str, device: int) -> None:
         self._module, self.__name__, self._device = module, name, device
+        self.max_dynamic_shared_size_bytes = 49_152
 
-    def __call__(self, grid: Any, block: Any, args: tuple[Any, ...]) -> None:
+    def __call__(
+        self, grid: Any, block: Any, args: tuple[Any, ...], *, shared_mem: int = 0
+    ) -> None:
         assert STATE.device == self._device, "compiled for another device"
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         values = [self._value(number, value) for number, value in enumerate(args)]
         STATE.counts.kernels.append(self.__name__)
-        _queue(lambda: self._module(self.__name__, grid, block, values))
+        _queue(lambda: self._module(self.__name__, grid, block, values, shared=shared_mem))
 
     def _value(self, number: int, value: Any) -> Any:
         if isinstance(value, ndarray):
@@ -365,7 +370,14 @@ class Device:
         self.id = STATE.device if index is None else index
         self._before: list[int] = []
 
-    attributes = property(lambda self: {"MultiProcessorCount": 2})
+    attributes = property(
+        lambda self: {
+            "MultiProcessorCount": 2,
+            "MaxSharedMemoryPerBlockOptin": 232_448,
+            "ComputeCapabilityMajor": 9,
+            "ComputeCapabilityMinor": 0,
+        }
+    )
 
     def __enter__(self) -> Device:
         self._before.append(STATE.device)

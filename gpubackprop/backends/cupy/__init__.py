@@ -286,7 +286,7 @@ class CupyBackend(DeviceMemory):
         if not a.size:
             return
         if kind == "softmax":
-            self.call(elementwise.softmax_rows, self.cupy, a, out)
+            losses.softmax(self, a, out)
         elif kind == "exp":
             self._issue(elementwise.kernel(self.cupy, "exponential"), a, out)
         elif kind == "logistic" or out is not a:
@@ -305,7 +305,7 @@ class CupyBackend(DeviceMemory):
     ) -> None:
         """Loss and delta, as `NumpyBackend.softmax_cross_entropy`.
 
-        result["scale"] is working memory here. Labels int32 or int64; one out of range makes loss
+        result["scale"] is working memory here. Labels uint8, int32 or int64; one out of range makes loss
         and delta of its row NaN, and the next wait for the device raises TargetRangeError.
         """
         losses.softmax_cross_entropy(

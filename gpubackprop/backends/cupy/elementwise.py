@@ -26,10 +26,3 @@ def kernel(cupy: Any, name: str) -> Any:
     """CuPy's kernel of that name; compiled at its first call for each pair of dtypes."""
     inputs, outputs, operation = KERNELS[name]
     return cupy.ElementwiseKernel(inputs, outputs, operation, f"gpubackprop_{name}")
-
-
-def softmax_rows(cupy: Any, a: Any, out: Any) -> None:
-    """out[i] = softmax(a[i]); out may be a. Takes two (N, 1) arrays from CuPy's pool."""
-    cupy.subtract(a, cupy.amax(a, axis=1, keepdims=True), out)
-    cupy.exp(out, out)
-    cupy.divide(out, cupy.sum(out, axis=1, keepdims=True), out)

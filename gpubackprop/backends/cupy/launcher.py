@@ -80,6 +80,7 @@ class Launcher:
 
     def __init__(self, cupy: Any, index: int) -> None:
         self.cupy, self.index = cupy, index
+        self._shared: dict[str, int] = {}  # dynamic shared memory that an entry may have by now
         attributes = cupy.cuda.Device(index).attributes
         self.properties = DeviceProperties(
             int(attributes["MultiProcessorCount"]),
@@ -106,9 +107,16 @@ class Launcher:
         )
         entry = self.entry(launch)
         if launch.shared_bytes:
-            entry.max_dynamic_shared_size_bytes = launch.shared_bytes
+            self._allow_shared(entry, launch)
             entry = partial(entry, shared_mem=launch.shared_bytes)
         return entry, (launch.grid, launch.block, cast)
+
+    def _allow_shared(self, entry: Any, launch: Launch) -> None:
+        """CUDA gives an entry more than 48 KiB of dynamic shared memory only where that was asked
+        for; the attribute lasts, so it is set once for each larger size."""
+        if launch.shared_bytes > self._shared.get(launch.entry, 49_152):
+            entry.max_dynamic_shared_size_bytes = launch.shared_bytes
+            self._shared[launch.entry] = launch.shared_bytes
 
     def entry(self, launch: Launch) -> Any:
         """The compiled kernel."""

@@ -197,8 +197,9 @@ class NumpyBackend(HostMemory):
         """Loss and delta; the formulas are in `softmax_cross_entropy`'s docstring.
 
         `result` holds the arrays to fill: "loss" (), "row_loss" (N,) and "scale" (N,) of the
-        compute dtype; optionally "delta" (N, K), which may be the logits, "lse" (N,), "correct"
-        (N,) bool: the label is the first of the row's largest logits, as argmax finds it. Where
+        compute dtype; optionally "delta" (N, K), which may be the logits, "lse" (N,), "predicted"
+        (N,) int64: the first of the row's largest logits, -1 for a row with NaN, "correct" (N,)
+        bool: that is the label. Where
         "scale" is the same for every batch it is filled now and not by the plan: do not share it.
         """
         labels = targets if targets.ndim == 1 else None

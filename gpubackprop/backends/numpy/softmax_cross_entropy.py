@@ -1,6 +1,6 @@
 """Softmax cross entropy on NumPy: loss and delta of a block of rows while it is in cache.
 
-For targets tau (class weights and label smoothing included), T = sum_k tau_k, m = max_k z_k and
+For logits z (after the soft cap), targets tau (class weights and label smoothing included), T = sum_k tau_k, m = max_k z_k and
 S = sum_k exp(z_k - m):
 
     loss  = T log S - sum_k tau_k (z_k - m) + z_loss * lse^2,      lse = m + log S
@@ -62,7 +62,8 @@ class CrossEntropy:
     Parameters
     ----------
     z : (N, K) logits of any float dtype. out : (N, K) delta, may be z; None: loss only.
-    result : "scale" and "row_loss" (N,) of the compute dtype, optionally "lse" and "correct".
+    result : "scale" and "row_loss" (N,) of the compute dtype, optionally "lse", "predicted" (N,)
+        int64 and, with labels, "correct".
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class CrossEntropy:
     ) -> None:
         self.z, self.out, self.options, self.scratch = z, out, options, scratch
         self.scale, self.loss, self.lse = result["scale"], result["row_loss"], result.get("lse")
-        self.dtype = self.loss.dtype
+        self.dtype, self.predicted = self.loss.dtype, result.get("predicted")
         rows, self.k = z.shape
         self.narrow = self.k <= NARROW
         self.direct = (
@@ -86,7 +87,7 @@ class CrossEntropy:
         )
         # m = max_k z_k, s = sum_k exp(z_k - m), dot = sum_k tau_k (z_k - m), total = T
         self.m, self.s, self.dot, self.total, self.spare = np.empty((5, rows), self.dtype)
-        blocks = (0 if self.direct else 1) + self.scratch_blocks()
+        blocks = (0 if self.direct else 1) + self.scratch_blocks() + (options.soft_cap > 0)
         limit = SCRATCH_BYTES // max(1, blocks * get_num_threads())
         self.block_bytes = min(BLOCK_BYTES, limit)
         weight = options.class_weight
@@ -105,6 +106,10 @@ class CrossEntropy:
         """Loss terms and delta of a block of rows."""
         z, m, s = self.z[rows], self.m[rows], self.s[rows]
         d = self.out[rows] if self.direct and self.out is not None else self.take(0, z.shape, slot)
+        slope = None
+        if self.options.soft_cap:
+            slope = self.cap(z, d, slot)
+            z = d
         self.predict(z, rows, slot)
         if self.narrow or z.dtype != d.dtype:
             np.copyto(d, z)
@@ -120,14 +125,28 @@ class CrossEntropy:
         np.divide(self.scaled_total(rows), s, factor)
         np.multiply(d, factor[:, None], d)
         self.subtract(d, target, rows)
+        if slope is not None:
+            np.multiply(d, slope, d)
         if not self.direct:
             np.copyto(self.out[rows], d, casting="unsafe")
 
     def take(self, number: int, shape: tuple[int, ...], slot: int) -> Array:
         return self.scratch.take(slot, number, shape, self.dtype, "F" if self.narrow else "C")
 
+    def cap(self, z: Array, d: Array, slot: int) -> Array:
+        """d = c tanh(z / c); returns its derivative 1 - (d / c)^2."""
+        slope = self.take(4, d.shape, slot)
+        np.divide(z, self.options.soft_cap, d)
+        np.tanh(d, d)
+        np.multiply(d, d, slope)
+        np.subtract(1.0, slope, slope)
+        np.multiply(d, self.options.soft_cap, d)
+        return slope
+
     def predict(self, z: Array, rows: slice, slot: int) -> None:
-        """Note which rows are right, where that is asked for."""
+        """Note the first of each row's largest logits, where that is asked for."""
+        if self.predicted is not None:
+            z.argmax(1, self.predicted[rows])
 
     def gather(self, d: Array, rows: slice, slot: int) -> tuple[Array, ...]:
         """Fill `dot` from d = z - m; returns what `subtract` needs."""
@@ -151,6 +170,8 @@ class CrossEntropy:
     def epilogue(self) -> None:
         """row_loss = T log S - dot + z_loss lse^2; lse."""
         log_s, lse, z_loss = self.s, self.lse, self.options.z_loss
+        if self.predicted is not None:  # argmax finds a NaN; its row has no prediction
+            np.copyto(self.predicted, -1, where=~np.isfinite(self.s))
         np.log(self.s, log_s)
         np.multiply(self.total, log_s, self.loss)
         np.subtract(self.loss, self.dot, self.loss)
@@ -208,6 +229,7 @@ class IndexCrossEntropy(CrossEntropy):
         np.add(self.tau_y, self.uniform * self.sum_w, self.total)
 
     def predict(self, z: Array, rows: slice, slot: int) -> None:
+        super().predict(z, rows, slot)
         if self.correct is not None:
             first = self.scratch.take(slot, 1, (len(z),), np.intp)
             z.argmax(1, first)

@@ -1,0 +1,206 @@
+"""Softmax cross entropy: what each form moves, and what the sanitizers say of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends.cupy_launch import DeviceProperties, Launch
+from tests import emulator
+from tests.emulator import count_traffic
+from tests.emulator.arrays import Guarded
+from tests.emulator.verbs import DTYPES, Verbs, collect, compute_dtype
+from tests.test_kernel_traffic import module
+
+pytestmark = pytest.mark.skipif(
+    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+)
+H200 = DeviceProperties(2, 232_448, (9, 0))
+LINES: list[str] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    yield
+    print("\n\nSoftmax cross entropy, traffic by the emulator (times the buffer; sectors / minimum)")
+    print("\n".join(LINES))
+
+
+def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=None, **options):
+    """Traffic of logits and delta, summed over the launches, and their entries."""
+    memory, kind = Guarded(), DTYPES[dtype]
+    z = memory.normal((rows, cols), kind, shift=shift)
+    delta = z if in_place else memory.empty((rows, cols), kind, shift=shift)
+    labels = memory.rng.integers(0, cols, rows) if targets is None else targets
+    names, totals = [], {"logits": [], "delta": []}
+
+    def run(launch: Launch, arguments: tuple) -> None:
+        names.append(launch.entry)
+        counts = count_traffic(
+            module(launch.source, launch.defines), launch.entry, launch.grid, launch.block,
+            arguments, shared=launch.shared_bytes,
+        )  # fmt: skip
+        for argument, traffic in zip(arguments, counts, strict=True):
+            if traffic is not None and argument is z:
+                totals["logits"].append(traffic)
+            elif traffic is not None and argument is delta:
+                totals["delta"].append(traffic)
+
+    result = {"row_loss": np.empty(rows, compute_dtype(kind)), "delta": delta}
+    Verbs(run=run, device=device).softmax_cross_entropy(z, labels, result, **options)
+    both = totals["logits"] + totals["delta"]
+    reads = sum(t.reads for t in totals["logits"])
+    writes = sum(t.writes for t in both)
+    sectors = max(t.sectors_per_minimum for t in both)
+    LINES.append(
+        f"  {names[0][22:]:24} ({rows}, {cols}) {'in place' if in_place else '':9}"
+        f"{reads:.3f} read {writes:.3f} written, {sectors:.2f} sectors, "
+        f"{max(t.widest for t in both)} B"
+    )
+    return reads, writes, sectors, names
+
+
+# Beside every element once: the label's logit is read, and its delta written, once more.
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "cols", "dtype", "form", "options"),
+    [
+        (1024, 10, "f32", "short", {}),
+        (512, 33, "bf16", "short", {}),
+        (256, 256, "f32", "short", {}),
+        (64, 512, "bf16", "rows", {}),
+        (16, 4096, "f32", "rows", {}),
+        (8, 8192, "bf16", "rows", {}),
+        (2, 32_000, "bf16", "rows", {}),
+        (1, 100_000, "bf16", "rows", {"cluster": 1}),
+        (1, 128_256, "bf16", "cluster4", {"cluster": 4}),
+        (1, 262_144, "f16", "cluster8", {"cluster": 8}),
+        (1, 131_072, "f32", "cluster8", {"cluster": 8}),
+    ],
+)
+def test_each_logit_is_read_once_and_each_gradient_written_once(
+    rows, cols, dtype, form, options, in_place
+):
+    reads, writes, sectors, names = moved(rows, cols, dtype, in_place=in_place, **options)
+    assert names[0].removeprefix("softmax_cross_entropy_").startswith(form)
+    # In a tile the label's logit comes from shared memory, and its delta goes there.
+    extra = 0 if form == "short" else 1 / cols
+    assert reads == pytest.approx(1 + extra, abs=1e-9)
+    assert writes == pytest.approx(1 + extra, abs=1e-9)
+    assert sectors <= 1.001, "not coalesced"
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "dtype"),
+    [(64, 501, "f32"), (2, 50_257, "bf16"), (4, 9001, "f32"), (16, 1003, "f16")],
+)
+def test_odd_rows_are_still_moved_once_with_few_sectors_more(rows, cols, dtype):
+    """Head and tail of a row are peeled; each is a sector or two of its own."""
+    reads, writes, sectors, _ = moved(rows, cols, dtype)
+    assert (reads, writes) == pytest.approx((1 + 1 / cols, 1 + 1 / cols), abs=1e-9)
+    itemsize = DTYPES[dtype].itemsize
+    assert sectors <= 1.001 + 16 * (32 // itemsize) / cols
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize("cols", [1, 3, 10, 33, 255])
+def test_short_rows_of_any_length_move_whole_packs(cols, shift):
+    """A tile is contiguous: only its ends are partial, whatever the rows are."""
+    rows = 8192 // 4 // cols
+    reads, writes, sectors, _ = moved(rows, cols, "f32", shift=shift)
+    assert (reads, writes) == (1, 1)
+    assert sectors <= 1.03
+
+
+def test_every_option_reads_each_logit_once():
+    weight = np.ones(8192, np.float32)
+    options = {
+        "class_weight": weight, "label_smoothing": 0.1, "z_loss": 0.1, "soft_cap": 30.0,
+        "ignore_index": 3, "sample_weight": np.ones(4, np.float32),
+        "upstream": np.ones(4, np.float32),
+    }  # fmt: skip
+    reads, writes, _, names = moved(4, 8192, "bf16", **options)
+    assert "general" in names[0]
+    assert (reads, writes) == pytest.approx((1 + 1 / 8192, 1 + 1 / 8192))
+
+
+def test_what_fits_nowhere_is_read_twice_and_parts_are_too():
+    small = DeviceProperties(2, 8192)
+    reads, writes, _, _ = moved(1, 9001, "f32", small, cluster=1)
+    on_chip = 256 * (4 + 1) * 4  # elements in registers and in 4 KiB of shared memory
+    assert reads == pytest.approx(1 + (9001 - on_chip) / 9001, abs=1e-3)
+    assert writes == pytest.approx(1, abs=1e-3)
+    reads, writes, _, names = moved(1, 33_000, "f32", DeviceProperties(100))
+    assert [name.split("_")[3] for name in names] == ["parts", "finish"]
+    assert reads == pytest.approx(2, abs=1e-3)
+    assert writes == pytest.approx(1, abs=1e-3)
+
+
+def test_an_ignored_row_is_not_read():
+    labels = np.array([5, -1, -1, 7])
+    reads, writes, _, _ = moved(4, 4096, "f32", targets=labels, ignore_index=-1)
+    assert reads == pytest.approx(0.5, abs=1e-3)
+    assert writes == pytest.approx(1, abs=1e-3)
+
+
+# -- sanitizers -----------------------------------------------------------------------------------
+
+# name: card, blocks to a row, columns
+FORMS = {
+    "short": (H200, None, 33),
+    "warp": (H200, None, 300),
+    "block": (H200, 1, 700),
+    "shared": (DeviceProperties(2, 12_288, (9, 0)), 1, 6001),
+    "memory": (DeviceProperties(2, 8192, (9, 0)), 1, 7001),
+    "cluster2": (DeviceProperties(2, 8192, (9, 0)), 2, 1501),
+    "cluster4": (H200, 4, 600),
+    "cluster8": (H200, 8, 600),
+    "parts": (DeviceProperties(4), None, 16_999),
+}
+
+
+def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)) -> None:
+    """Every form with labels (a bad one among them) and in its general form, from awkward pointers;
+    for the sanitizers."""
+    kind = DTYPES[dtype]
+    compute = compute_dtype(kind)
+    for name in names:
+        card, cluster, cols = FORMS[name]
+        if name == "parts":
+            cols = 17_000 if kind.itemsize < 8 else 9_000
+        own, rows = Verbs(run=verbs.run, device=card), 1 if name == "parts" else 3
+        for shift, gap in ((0, 0), (1, 0 if name == "short" else 2)):
+            memory = Guarded()
+            z = memory.normal((rows, cols), kind, shift=shift, gap=gap)
+            t = memory.empty((rows, cols), compute, shift=1, gap=1)
+            t[...] = 0.25
+            per_row, per_class = np.ones(rows, compute), np.ones(cols, compute)
+            result = {
+                "row_loss": np.empty(rows, compute), "lse": np.empty(rows, compute),
+                "predicted": np.empty(rows, np.int64), "correct": np.empty(rows, np.uint8),
+                "bad_label": np.array([-1, -1]), "delta": z,
+            }  # fmt: skip
+            labels = np.array([cols - 1, 2**40, 0])[:rows]
+            own.softmax_cross_entropy(
+                z, labels, result, label_smoothing=0.1, z_loss=0.1, sample_weight=per_row,
+                cluster=cluster,
+            )  # fmt: skip
+            own.softmax_cross_entropy(
+                z, t, result, label_smoothing=0.1, class_weight=per_class, soft_cap=9.0,
+                upstream=per_row, cluster=cluster,
+            )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["address", "thread"])
+def test_no_finding_in_any_form(mode):
+    launches: list[emulator.Launch] = []
+    verbs = Verbs(run=collect(launches))
+    launch_forms(verbs, "f32")
+    if mode == "address":
+        launch_forms(verbs, "bf16")
+    forms = {launch.entry.removeprefix("softmax_cross_entropy_").split("_")[0] for launch in launches}
+    assert forms == {"short", "rows", "cluster2", "cluster4", "cluster8", "parts", "finish"}
+    for launch in launches:  # one compilation for all forms of a dtype
+        launch.defines = {"ONLY_DTYPE": launch.defines["ONLY_DTYPE"]}
+    assert emulator.run_sanitized(launches, mode) == ""

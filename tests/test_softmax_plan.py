@@ -1,0 +1,121 @@
+"""Which softmax kernel takes which matrix, and its launch: arithmetic alone, for any card."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.backends.softmax_plan import plan_softmax
+from gpubackprop.errors import OptionError
+
+T4 = DeviceProperties(40, 65_536, (7, 5))
+A100 = DeviceProperties(108, 166_912, (8, 0))
+RTX4090 = DeviceProperties(128, 101_376, (8, 9))
+H200 = DeviceProperties(132, 232_448, (9, 0))
+CARDS = {"T4": T4, "A100": A100, "RTX 4090": RTX4090, "H200": H200}
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+LENGTHS = [1, 2, 10, 31, 32, 33, 255, 256, 257, 1000, 1023, 1024, 1025, 4096, 8192, 32_000, 50_257]
+LENGTHS += [65_537, 100_000, 128_256, 262_144, 1_000_003, 2**31 + 1]
+ROWS = [1, 2, 7, 132, 4096, 65_535, 65_536, 10**6, 2**31 - 1, 2**31, 2**33]
+
+
+def elements_on_chip(launch, itemsize: int) -> int:
+    """Of a row, in registers and shared memory of all blocks that work on it."""
+    threads = launch.block[0]
+    held = (64 if itemsize >= 4 else 32) // 16
+    blocks = int(launch.entry.partition("cluster")[2][:1] or 1)
+    return blocks * threads * (held + launch.shared_packs) * 16 // itemsize
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("card", CARDS)
+def test_every_plan_is_a_launch_that_the_card_takes_and_covers_every_row(card, dtype, contiguous):
+    device = CARDS[card]
+    for rows in ROWS:
+        for cols in LENGTHS:
+            launches = plan_softmax(rows, cols, dtype, device, contiguous=contiguous)
+            for launch in launches:
+                threads = math.prod(launch.block)
+                assert threads in (32, 64, 128, 256)
+                assert 1 <= launch.grid[0] < 2**31
+                assert 1 <= launch.grid[1] <= 65_535
+                assert launch.shared_bytes == launch.shared_packs * launch.block[0] * 16
+                assert launch.shared_bytes <= device.shared_bytes - 1024
+                if "cluster" in launch.entry:
+                    assert device.capability >= (9, 0)
+                    assert launch.grid[0] % int(launch.entry.partition("cluster")[2][0]) == 0
+            if len(launches) == 2:
+                assert launches[0].partial == (rows, launches[0].grid[0])
+                assert launches[0].grid == launches[1].grid
+            elif "short" in launches[0].entry:
+                lanes, groups, _ = launches[0].block
+                assert contiguous
+                assert lanes * 8 >= cols
+                assert lanes * groups == 128
+                assert groups * cols * BYTES[dtype] <= 8192, "a tile has a row for every group"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("cols", [n for n in LENGTHS if n <= 100_000])
+def test_one_block_holds_16_bit_rows_of_up_to_100_000_columns(cols, dtype):
+    """So each logit is read from memory once, also without clusters."""
+    (launch,) = plan_softmax(4096, cols, dtype, H200, cluster=1)
+    assert elements_on_chip(launch, 2) >= cols + 7
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [("bfloat16", 900_000), ("float32", 262_144), ("float64", 131_000)]
+)
+def test_clusters_hold_longer_rows_still(dtype, largest):
+    for cols in [n for n in LENGTHS if 256 < n <= largest]:
+        (launch,) = plan_softmax(4096, cols, dtype, H200)
+        assert elements_on_chip(launch, BYTES[dtype]) >= cols + 16 // BYTES[dtype] - 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "dtype", "device", "form"),
+    [
+        (10**6, 10, "float32", H200, "short"),
+        (10**6, 256, "bfloat16", H200, "short"),
+        (4096, 500, "bfloat16", H200, "rows"),
+        (4096, 32_000, "bfloat16", H200, "rows"),
+        (4096, 50_257, "bfloat16", H200, "cluster2"),
+        (4096, 131_072, "bfloat16", H200, "cluster4"),
+        (4096, 262_144, "bfloat16", H200, "cluster8"),
+        (4096, 262_144, "float32", H200, "cluster8"),
+        (4096, 131_072, "bfloat16", A100, "rows"),
+        (1, 1_000_003, "float32", H200, "parts"),
+        (4, 262_144, "bfloat16", H200, "parts"),
+        (1, 4096, "float32", H200, "rows"),
+    ],
+)
+def test_the_form_goes_by_the_length_of_the_row(rows, cols, dtype, device, form):
+    entry = plan_softmax(rows, cols, dtype, device)[0].entry
+    assert entry.removeprefix("softmax_cross_entropy_").startswith(form)
+
+
+def test_labels_and_general_forms_differ_in_nothing_else():
+    for cols in LENGTHS:
+        ours = plan_softmax(4096, cols, "float32", H200)
+        general = plan_softmax(4096, cols, "float32", H200, general=True)
+        assert [a.entry.replace("labels", "general") for a in ours] == [b.entry for b in general]
+        assert [a.grid for a in ours] == [b.grid for b in general]
+
+
+def test_aligned_rows_need_no_room_for_a_head():
+    assert plan_softmax(64, 8192, "bfloat16", H200, aligned=True)[0].shared_packs == 2
+    assert plan_softmax(64, 8192, "bfloat16", H200)[0].shared_packs == 3
+
+
+@pytest.mark.parametrize("shape", [(0, 10), (10, 0), (0, 100_000)])
+def test_nothing_to_do_is_no_launch(shape):
+    assert plan_softmax(*shape, "float32", H200) == ()
+
+
+@pytest.mark.parametrize("cluster", [3, 0, 16, -1])
+def test_a_number_of_blocks_that_no_entry_has_is_refused(cluster):
+    with pytest.raises(OptionError, match="cluster is"):
+        plan_softmax(10, 10_000, "float32", H200, cluster=cluster)
