@@ -2,12 +2,13 @@
 python -m tools.mutants --sample 20     a seeded sample, whatever is on record
 python -m tools.mutants                 what is on record, and how much of it is out of date
 
---only TEXT and --kind TEXT choose files and kinds. Ctrl-C loses nothing: --all goes on from there.
+--only and --kind choose files and kinds. Ctrl-C loses nothing: --all goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything = all_mutants()
     if wrong := stale(everything):
         raise SystemExit("error: tools/mutants/equivalent.py:\n" + "\n".join(wrong))
-    mutants = [m for m in everything if options.only in m.file and options.kind in m.kind]
+    mutants = [m for m in everything if re.search(options.only, m.file) and options.kind in m.kind]
     record = Record()
     if options.write:
         report.write(record)
@@ -48,7 +49,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="run and put on record")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="run so many, no record")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="TEXT", help="files whose name contains it")
+    parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
     parser.add_argument("--kind", default="", help="operator, bound, barrier, lane, scale, store")
     parser.add_argument("--tests", default="", metavar="TEXT", help="tests whose name contains it")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")

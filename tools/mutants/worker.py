@@ -24,10 +24,10 @@ from typing import Any
 
 import pytest
 
-CPU_LIMIT = 10.0  # seconds of one test's own, compilers not counted; tests take a tenth of it
+CPU_LIMIT = 6.0  # seconds of one test's own, compilers not counted; tests take a tenth of it
 WALL_LIMIT = 300.0  # seconds of one test, whatever it waits for
 MEMORY_LIMIT = 6 << 30  # bytes; a broken index in a sparse map of 100 GiB can take it all
-# Each has its own stacks, 512 mappings or more for a block; a process has 65,530 (vm.max_map_count).
+# Each has its own stacks, 512 mappings or more; a process has 65,530 (vm.max_map_count).
 LIBRARIES = 32
 STUBBORN = re.compile(r"EmulatorError: (g\+\+|\w+\.cuh?: )")
 
