@@ -1,12 +1,12 @@
-"""Pointwise losses, softmax cross entropy, the weights of rows and the totals: emulated kernels
-against PyTorch in float64 and against the NumPy backend."""
+"""Pointwise losses, softmax cross entropy and the weights of rows: emulated kernels against
+PyTorch in float64 and against the NumPy backend."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gpubackprop.backends import LossOptions, NumpyBackend, Total
+from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.formulas import POINTWISE_LOSSES
 from tests import emulator, references
@@ -243,7 +243,7 @@ def test_an_ignored_row_of_nan_adds_nothing():
     assert not result["delta"][1].any()
 
 
-# -- weights of rows, mean, totals ----------------------------------------------------------------
+# -- weights of rows, mean ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compute", ["f32", "f64"])
@@ -316,22 +316,3 @@ def test_row_weights_without_labels_and_with_a_bad_one():
     assert (out == 4).all()
     Verbs().row_weights(np.full(300, 9), out, classes=9)
     assert np.isnan(out).all()
-
-
-@pytest.mark.parametrize("compute", ["f32", "f64"])
-def test_accumulate_follows_the_numpy_backend(compute):
-    kind, rng = DTYPES[compute], np.random.default_rng(8)
-    ours, theirs = np.zeros(Total.SIZE), np.zeros(Total.SIZE)
-    ours[Total.BAD_STEP] = theirs[Total.BAD_STEP] = -1
-    for step, value in enumerate([0.5, 0.25, np.nan, 1.0, np.inf]):
-        loss, correct = np.array([value], kind), (rng.random(700) < 0.3).astype(np.uint8)
-        hits = None if step == 1 else correct
-        weights2, l2 = np.array([3.5], kind), np.array([0.125], kind)
-        penalty = None if step == 3 else (weights2, l2)
-        Verbs().accumulate(loss, 700, hits, penalty, ours)
-        host = None if penalty is None else (weights2[0], l2[0])
-        NumpyBackend().accumulate(
-            loss[0], 700, None if hits is None else hits.astype(bool), host, theirs
-        )
-    assert np.array_equal(ours, theirs, equal_nan=True)
-    assert ours[Total.BAD_STEP] == 2

@@ -21,12 +21,12 @@ NEIGHBOURS = 6  # tests that killed the mutants nearest in the file are tried fi
 
 
 class Order:
-    """Which tests a mutant is shown: only those that compile its file, likely killers first.
+    """Which tests a mutant is shown: only those that use its file, likely killers first.
 
     Parameters
     ----------
     tests : all there are.
-    baseline : what each took and compiled without a mutant; None: not known, all are shown.
+    baseline : what each took and used without a mutant; None: not known, all are shown.
     """
 
     def __init__(self, tests: Sequence[str], baseline: Reply | None = None) -> None:
@@ -43,14 +43,14 @@ class Order:
         if killer in self._variant:
             self._killers.setdefault(mutant.file, []).append((mutant.line, killer))
 
-    def for_mutant(self, mutant: Mutant, kernels: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The quick tests and the slow ones. `kernels`: the .cu files that include its file."""
+    def for_mutant(self, mutant: Mutant, sources: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The quick tests and the slow ones. `sources`: the .cu files that include its file."""
         killers = self._killers.get(mutant.file, [])
         nearest = [test for _, test in sorted(killers, key=lambda k: abs(k[0] - mutant.line))]
         most = [test for test, _ in Counter(test for _, test in killers).most_common()]
         likely = list(dict.fromkeys([*nearest[:NEIGHBOURS], *most]))
         rest = sorted(self.tests, key=lambda test: (self._variant[test], self._seconds(test)))
-        tests = [t for t in dict.fromkeys([*likely, *rest]) if self._concerns(t, kernels)]
+        tests = [t for t in dict.fromkeys([*likely, *rest]) if self._concerns(t, sources)]
         return (
             [test for test in tests if self._seconds(test) < SLOW],
             [test for test in tests if self._seconds(test) >= SLOW],
@@ -59,11 +59,8 @@ class Order:
     def _seconds(self, test: str) -> float:
         return self.baseline.seconds[test] if self.baseline else 0.0
 
-    def _concerns(self, test: str, kernels: Sequence[str]) -> bool:
-        """A source that is no kernel is a test's own and includes nobody knows what."""
-        if self.baseline is None:
-            return True
-        return any(s.startswith("/") or s in kernels for s in self.baseline.sources[test])
+    def _concerns(self, test: str, sources: Sequence[str]) -> bool:
+        return self.baseline is None or any(s in sources for s in self.baseline.sources[test])
 
 
 class Judge:
@@ -71,18 +68,19 @@ class Judge:
 
     def __init__(self, copy: Copy, order: Order) -> None:
         self.copy, self.order = copy, order
-        self.users = users(copy.kernels)
+        self.kernels = users(copy.kernels)
+        self.sources = users(copy.kernels, (copy.path / "tests" / "emulator").glob("*.cu"))
         self._original = cache(lambda kernel: object_code(copy.kernels / kernel))
 
     def verdict(self, mutant: Mutant, first: str = "") -> str:
         """The test that kills it (and how, if not by failing), SURVIVED, SAME_CODE or
         DOES_NOT_COMPILE. `first`: a test to begin with."""
-        kernels = self.users[mutant.file]
+        kernels = self.kernels[mutant.file]
         for kernel in kernels:  # made before the file is broken
             self._original(kernel)
-        quick, slow = self.order.for_mutant(mutant, kernels)
+        quick, slow = self.order.for_mutant(mutant, self.sources[mutant.file])
         if first in self.order.tests:
-            quick.insert(0, first)
+            quick = list(dict.fromkeys([first, *quick]))
         with self.copy.broken(mutant):
             reply = self.copy.worker.run(quick)
             if not reply.failed and self._same_code(kernels):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,25 +136,27 @@ def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
     return sorted(mutants, key=rank)[:count]
 
 
-def users(kernels: Path) -> dict[str, list[str]]:
-    """For each source below kernels/, the .cu files whose text it is part of, shortest first."""
+def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
+    """For each source below kernels/, the .cu files whose text it is part of, by name, shortest
+    first; then those of `others`, by path."""
     kernels = kernels.resolve()
-    includes = {
-        path: {
-            (path.parent / name).resolve()
-            for name in re.findall(r'#include "([^"]+)"', path.read_text())
-        }
-        for path in kernels.rglob("*.cu*")
-    }
+    own = sorted(kernels.glob("*.cu"), key=lambda path: path.stat().st_size)
     result: dict[str, list[str]] = {}
-    for kernel in sorted(kernels.glob("*.cu"), key=lambda path: path.stat().st_size):
+    for source in (*own, *others):
         reached: set[Path] = set()
-        waiting = [kernel]
+        waiting = [source.resolve()]
         while waiting:
             path = waiting.pop()
             if path not in reached:
                 reached.add(path)
-                waiting += includes[path]
+                waiting += _included(path)
+        name = source.name if source in own else str(source)
         for path in reached:
-            result.setdefault(path.relative_to(kernels).as_posix(), []).append(kernel.name)
+            if path.is_relative_to(kernels):
+                result.setdefault(path.relative_to(kernels).as_posix(), []).append(name)
     return result
+
+
+def _included(path: Path) -> list[Path]:
+    names = re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)
+    return [(path.parent / name).resolve() for name in names]

@@ -3,7 +3,7 @@
     python -m tools.mutants.worker REQUESTS REPLIES
 
 in a copy of the tree, with two inherited pipes of JSON lines: a request is `{"tests": [...],
-"to_the_end": false}`, its reply a `Reply`. The sources of the kernels may change between two
+"to_the_end": false}` with each test once, its reply a `Reply`. The kernels may change between two
 requests: only the children read them. A child compiles entry by entry, as launches need them.
 """
 
@@ -24,9 +24,10 @@ from typing import Any
 
 import pytest
 
-CPU_LIMIT = 6.0  # seconds of one test's own, compilers not counted; tests take a tenth of it
+CPU_LIMIT = 8.0  # seconds of one test, compilers not counted; without a mutant it takes 2 at most
 WALL_LIMIT = 300.0  # seconds of one test, whatever it waits for
 MEMORY_LIMIT = 6 << 30  # bytes; a broken index in a sparse map of 100 GiB can take it all
+COMPILERS = ("g++", "cc1plus", "as", "collect2", "ld")
 # Each has its own stacks, 512 mappings or more; a process has 65,530 (vm.max_map_count).
 LIBRARIES = 32
 STUBBORN = re.compile(r"EmulatorError: (g\+\+|\w+\.cuh?: )")
@@ -40,7 +41,7 @@ class Reply:
     ----------
     failed : the first test that did not pass, or "". how : "failed", "does not compile", "time
         limit", "memory limit" or "signal N". message : of the failure.
-    seconds, sources : for each test that was run: what it took, and the .cu files that it compiled.
+    seconds, sources : for each test that was run: what it took, and the .cu files that it used.
     """
 
     failed: str = ""
@@ -57,7 +58,8 @@ class Server:
         self.requests, self.replies = os.fdopen(requests), os.fdopen(replies, "w")
         self.items: dict[str, pytest.Item] = {}
         self.failure: tuple[str, str] | None = None
-        self.compiled: list[str] = []
+        self.used: set[str] = set()  # by the test that runs
+        self.libraries = 0  # of the child
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
@@ -113,17 +115,14 @@ class Server:
         os.dup2(log, 1)
         os.dup2(log, 2)
         self._compile_entry_by_entry()
-        libraries = 0
         for name in names:
             os.write(events, json.dumps({"begun": name}).encode() + b"\n")
-            self.failure, self.compiled = None, []
+            self.failure, self.used = None, set()
             item = self.items[name]
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
-            sources = sorted(set(self.compiled))
-            ended = {"ended": name, "sources": sources, "failure": self.failure}
+            ended = {"ended": name, "sources": sorted(self.used), "failure": self.failure}
             os.write(events, json.dumps(ended).encode() + b"\n")
-            libraries += len(self.compiled)
-            if libraries > LIBRARIES or (self.failure and not to_the_end):
+            if self.libraries > LIBRARIES or (self.failure and not to_the_end):
                 break
 
     def _compile_entry_by_entry(self) -> None:
@@ -138,13 +137,24 @@ class Server:
             one(source, entry, mode)(entry, *args, **options)
 
         verbs.module = lambda source, mode="values": partial(launch, source, mode)  # type: ignore
-        create, compiled = module.Module.__init__, self
+        self._note_uses(module.Module)
 
-        def noted(self: Any, source: str | Path, *args: Any, **options: Any) -> None:
-            compiled.compiled.append(str(source))
-            create(self, source, *args, **options)
+    def _note_uses(self, kind: type) -> None:
+        """Of the emulator's `Module`: which sources a test compiles or calls, what it loads."""
+        create, call = kind.__init__, kind.__call__  # type: ignore[misc]
+        sources: dict[int, str] = {}
 
-        module.Module.__init__ = noted  # type: ignore[method-assign]
+        def noted_create(module: Any, source: str | Path, *args: Any, **options: Any) -> None:
+            sources[id(module)] = str(source)
+            self.used.add(str(source))
+            self.libraries += 1
+            create(module, source, *args, **options)
+
+        def noted_call(module: Any, *args: Any, **options: Any) -> None:
+            self.used.add(sources[id(module)])
+            call(module, *args, **options)
+
+        kind.__init__, kind.__call__ = noted_create, noted_call  # type: ignore[misc,method-assign]
 
 
 class Watch:
@@ -179,7 +189,8 @@ class Watch:
     def _note(self, event: dict[str, Any]) -> None:
         now = time.monotonic()
         if "begun" in event:
-            self.running, self.since, self.cpu_before = event["begun"], now, self._cpu_seconds()
+            self.running, self.since = event["begun"], now
+            self.cpu_before = self._cpu_seconds(str(self.pid))
             return
         self.result.seconds[event["ended"]] = now - self.since
         self.result.sources[event["ended"]] = event["sources"]
@@ -190,15 +201,23 @@ class Watch:
     def _limit_passed(self) -> str:
         if not self.running:
             return ""
-        over = self._cpu_seconds() - self.cpu_before > CPU_LIMIT
-        if over or time.monotonic() - self.since > WALL_LIMIT:
+        waited = time.monotonic() - self.since
+        over = waited > CPU_LIMIT and self._cpu_seconds() - self.cpu_before > CPU_LIMIT
+        if over or waited > WALL_LIMIT:
             return "time limit"
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return "memory limit" if pages * os.sysconf("SC_PAGESIZE") > MEMORY_LIMIT else ""
 
-    def _cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def _cpu_seconds(self, processes: str = "[0-9]*") -> float:
+        """Of the child and of what it has started, whose session is the child's."""
+        ticks = 0
+        for path in Path("/proc").glob(f"{processes}/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                name, _, fields = path.read_text().partition(" (")[2].rpartition(") ")
+                _, _, _, session, *rest = fields.split()
+                if int(session) == self.pid and name not in COMPILERS:
+                    ticks += int(rest[7]) + int(rest[8])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
