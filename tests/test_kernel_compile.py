@@ -28,6 +28,8 @@ VECTORISED = (
     "update",
     "sum_of_squares",
     "gather_rows",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_short",
 )
 ONLY_NARROW_STREAMS = (
     "update_gradient_descent_f16",
@@ -35,7 +37,10 @@ ONLY_NARROW_STREAMS = (
     "gather_rows_i",
 )
 PTX_PROBE = HERE / "ptx_probe.cu"
-THREADS = {"column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 32}
+THREADS = {
+    "column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 32,
+    "softmax_cross_entropy_short": 128,
+}  # fmt: skip
 MAX_REGISTERS = 128  # two blocks of 256 threads in 65,536 registers
 LINES: dict[str, str] = {}
 
@@ -60,7 +65,10 @@ def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         "activation_backward": ("gelu_f32", "gelu_tanh_f16", "relu_bf16", "identity_f32"),
         "column_sum": ("f32", "f16"), "column_sum_finish": ("f32",), "dropout": ("f32", "bf16"),
         "pointwise_loss": ("binary_cross_entropy_f32",),
-        "softmax_cross_entropy": ("i64_f32", "prob_bf16"),
+        "softmax_cross_entropy": (
+            "rows_labels_f32", "rows_general_bf16", "cluster8_labels_bf16", "finish_labels_f16",
+        ),
+        "softmax_cross_entropy_short": ("labels_f32", "general_bf16"),
         "row_weights": ("i64_f32",), "update": ("adam_f32", "adamw_f32_bf16", "lion_f16"),
         "prepare_update": ("adam_f32",), "sum_of_squares": ("f32", "bf16"),
         "sum_of_squares_finish": ("f32",), "gather_rows": ("u8_f32", "f32_bf16"),
@@ -90,8 +98,10 @@ def check(entry: str, architecture: int, text: str, used: Resources) -> None:
         assert not re.search(r"^\s+\w+[\w.]*\.f64", text, re.MULTILINE), "FP64 arithmetic"
     if kernel in VECTORISED and not entry.startswith(ONLY_NARROW_STREAMS):
         wide = re.compile(r"st\.(global\.)?(v4\.[bfu]32|v2\.[bfu]64)")
-        reads = re.compile(r"ld\.(global\.)?(v4\.[bfu]32|v2\.[bfu]64)")
-        if kernel not in ("column_sum", "sum_of_squares"):
+        reads = re.compile(
+            r"ld\.(global\.)?(v4\.[bfu]32|v2\.[bfu]64)|cp\.async\.\w+\.shared\.global .*, 16"
+        )
+        if kernel not in ("column_sum", "sum_of_squares") and "parts" not in entry:
             assert wide.search(text), "no 128-bit store"
         if kernel != "gather_rows":
             assert reads.search(text), "no 128-bit load"

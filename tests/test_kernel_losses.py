@@ -1,12 +1,12 @@
-"""Pointwise losses, softmax cross entropy, the weights of rows and the totals: emulated kernels
-against PyTorch in float64 and against the NumPy backend."""
+"""Pointwise losses, softmax cross entropy and the weights of rows: emulated kernels against
+PyTorch in float64 and against the NumPy backend."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gpubackprop.backends import LossOptions, NumpyBackend, Total
+from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.formulas import POINTWISE_LOSSES
 from tests import emulator, references
@@ -99,9 +99,6 @@ def test_pointwise_special_values_follow_the_numpy_backend(name):
         assert ulps(ours[key], theirs[key], np.float32, scale="elements") <= 4
 
 
-# -- softmax cross entropy ------------------------------------------------------------------------
-
-
 def labels_for(rng: np.random.Generator, rows: int, classes: int, ignore: int | None) -> np.ndarray:
     labels = rng.integers(0, classes, rows)
     if ignore is not None:
@@ -109,141 +106,7 @@ def labels_for(rng: np.random.Generator, rows: int, classes: int, ignore: int | 
     return labels
 
 
-OPTIONS = {
-    "plain": {},
-    "smoothing": {"label_smoothing": 0.1},
-    "class weights": {"class_weight": True},
-    "weights and smoothing": {"class_weight": True, "label_smoothing": 0.2},
-    "ignored": {"ignore_index": -100},
-    "ignored inside": {"ignore_index": 0, "class_weight": True},
-    "z loss": {"z_loss": 1e-3},
-    "everything": {"class_weight": True, "label_smoothing": 0.1, "z_loss": 1e-2, "ignore_index": 1},
-}
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("target", ["i64", "i32", "prob"])
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_every_softmax_entry_matches_pytorch_in_float64(dtype, target, options):
-    memory, kind, shape = Guarded(3), DTYPES[dtype], (13, 33)
-    compute = compute_dtype(kind)
-    options = dict(options)
-    if target == "prob":
-        options.pop("ignore_index", None)
-        targets = memory.put(memory.rng.random(shape).astype(compute), gap=1)
-    else:
-        labels = labels_for(memory.rng, 13, 33, options.get("ignore_index"))
-        targets = memory.put(labels.astype(DTYPES[target]))
-    if options.pop("class_weight", False):
-        options["class_weight"] = memory.rng.random(33).astype(compute) + compute.type(0.5)
-    logits = memory.normal(shape, kind, shift=1, gap=2, scale=4)
-    weight = memory.rng.random(13).astype(compute)
-    result = buffers(memory, shape, kind, gap=1)
-    Verbs().softmax_cross_entropy(logits, targets, result, sample_weight=weight, **options)
-    memory.check()
-    outside = {key: wide(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
-    z, t = wide(logits), targets if targets.ndim == 1 else wide(targets)
-    rows, _ = references.cross_entropy(
-        z, t, sample_weight=wide(weight), reduction="none", **outside
-    )
-    _, delta = references.cross_entropy(
-        z, t, sample_weight=wide(weight), reduction="sum", **outside
-    )
-    assert ulps(result["row_loss"], rows, compute) <= UNITS["f64" if dtype == "f64" else "f32"]
-    assert ulps(result["delta"], delta, kind) <= UNITS[dtype]
-    lse = np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1)
-    assert ulps(result["lse"], lse, compute) <= 2
-    if targets.ndim == 1:
-        counted = targets != options.get("ignore_index")
-        right = z[np.arange(13), np.where(counted, targets, 0)] == z.max(1)
-        assert np.array_equal(result["correct"], right & counted)
-    assert result["bad_label"].tolist() == [-1, -1]
-
-
-@pytest.mark.parametrize("classes", [1, 2, 10, 31, 32, 33, 100, 1000, 1023, 1024, 1025, 5001])
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_any_number_of_classes_also_in_place(classes, dtype):
-    memory, kind = Guarded(4), DTYPES[dtype]
-    logits = memory.normal((9, classes), kind, shift=1, scale=3)
-    labels = memory.rng.integers(0, classes, 9)
-    _, wanted = references.cross_entropy(wide(logits), labels)
-    result = buffers(memory, logits.shape, kind) | {"delta": logits}
-    Verbs().softmax_cross_entropy(logits, labels, result, divisor=one(9, kind))
-    memory.check()
-    assert ulps(logits, wanted, kind) <= UNITS[dtype]
-
-
-@pytest.mark.parametrize("position", range(5))
-@pytest.mark.parametrize("other", [-np.inf, np.inf, np.nan, -3.4e38])
-def test_special_logits_give_pytorchs_pattern(position, other):
-    logits = np.full((1, 5), other if other != np.inf else 0.0, np.float32)
-    logits[0, position] = 2.0 if other != np.inf else np.inf
-    for label in range(5):
-        result = {"row_loss": np.empty(1, np.float32), "delta": np.empty_like(logits)}
-        Verbs().softmax_cross_entropy(logits, np.array([label]), result)
-        loss, delta = references.cross_entropy(
-            logits, np.array([label]), dtype="float32", reduction="sum"
-        )
-        assert_same_pattern(result["row_loss"], np.atleast_1d(loss))
-        assert_same_pattern(result["delta"], delta)
-
-
-def test_a_large_common_offset_and_a_confident_row_keep_their_digits():
-    z = np.random.default_rng(5).standard_normal((6, 12))
-    z[0, 3] += 40.0
-    shifted = (z + 1e4).astype(np.float32)
-    labels = np.array([3, 1, 2, 5, 7, 11])
-    loss, delta = references.cross_entropy(wide(shifted), labels, reduction="none")
-    result = {"row_loss": np.empty(6, np.float32), "delta": np.empty_like(shifted)}
-    Verbs().softmax_cross_entropy(shifted, labels, result)
-    assert ulps(result["row_loss"], loss, np.float32) <= 4
-    assert ulps(result["delta"], delta, np.float32, scale="rows") <= 4
-
-
-@pytest.mark.parametrize("offset", [-1e4, 1e4])
-@pytest.mark.parametrize("classes", [1025, 5001])
-def test_a_common_offset_of_rows_that_take_a_whole_block(classes, offset):
-    """Below 0 too: what a warp that does not exist left in shared memory must not win the maximum."""
-    z = (np.random.default_rng(9).standard_normal((3, classes)) + offset).astype(np.float32)
-    labels = np.array([0, classes - 1, 7])
-    loss, delta = references.cross_entropy(wide(z), labels, reduction="none")
-    result = {"row_loss": np.empty(3, np.float32), "delta": np.empty_like(z)}
-    Verbs().softmax_cross_entropy(z, labels, result)
-    assert ulps(result["row_loss"], loss, np.float32) <= 4
-    assert ulps(result["delta"], delta, np.float32, scale="rows") <= 4
-
-
-@pytest.mark.parametrize("bad", [-1, 10, -(2**31), 2**31 - 1])
-@pytest.mark.parametrize("dtype", ["i32", "i64"])
-def test_a_bad_label_gives_a_row_of_nan_and_a_sticky_flag_and_reads_nothing_outside(bad, dtype):
-    memory = Guarded(6)
-    logits = memory.normal((7, 10), np.float32)
-    labels = memory.put(memory.rng.integers(0, 10, 7).astype(DTYPES[dtype]))
-    labels[4] = bad
-    result = buffers(memory, (7, 10), np.dtype(np.float32))
-    Verbs().softmax_cross_entropy(logits, labels, result, ignore_index=-100)
-    memory.check()
-    assert np.isnan(result["delta"][4]).all()
-    assert np.isnan(result["row_loss"][4])
-    good = np.arange(7) != 4
-    assert np.isfinite(result["delta"][good]).all()
-    assert np.isfinite(result["row_loss"][good]).all()
-    assert result["bad_label"].tolist() == [4, bad]
-    labels[4], labels[2] = 0, bad
-    Verbs().softmax_cross_entropy(logits, labels, result)
-    assert result["bad_label"].tolist() == [4, bad], "the first stays until the host has read it"
-
-
-def test_an_ignored_row_of_nan_adds_nothing():
-    logits = np.zeros((3, 4), np.float32)
-    logits[1] = np.nan
-    result = {"row_loss": np.empty(3, np.float32), "delta": np.empty_like(logits)}
-    Verbs().softmax_cross_entropy(logits, np.array([0, -5, 1]), result, ignore_index=-5)
-    assert result["row_loss"][1] == 0
-    assert not result["delta"][1].any()
-
-
-# -- weights of rows, mean, totals ----------------------------------------------------------------
+# -- weights of rows, mean ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compute", ["f32", "f64"])
@@ -316,22 +179,3 @@ def test_row_weights_without_labels_and_with_a_bad_one():
     assert (out == 4).all()
     Verbs().row_weights(np.full(300, 9), out, classes=9)
     assert np.isnan(out).all()
-
-
-@pytest.mark.parametrize("compute", ["f32", "f64"])
-def test_accumulate_follows_the_numpy_backend(compute):
-    kind, rng = DTYPES[compute], np.random.default_rng(8)
-    ours, theirs = np.zeros(Total.SIZE), np.zeros(Total.SIZE)
-    ours[Total.BAD_STEP] = theirs[Total.BAD_STEP] = -1
-    for step, value in enumerate([0.5, 0.25, np.nan, 1.0, np.inf]):
-        loss, correct = np.array([value], kind), (rng.random(700) < 0.3).astype(np.uint8)
-        hits = None if step == 1 else correct
-        weights2, l2 = np.array([3.5], kind), np.array([0.125], kind)
-        penalty = None if step == 3 else (weights2, l2)
-        Verbs().accumulate(loss, 700, hits, penalty, ours)
-        host = None if penalty is None else (weights2[0], l2[0])
-        NumpyBackend().accumulate(
-            loss[0], 700, None if hits is None else hits.astype(bool), host, theirs
-        )
-    assert np.array_equal(ours, theirs, equal_nan=True)
-    assert ours[Total.BAD_STEP] == 2

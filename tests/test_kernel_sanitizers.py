@@ -4,6 +4,7 @@ offsets beyond 2^32 elements."""
 from __future__ import annotations
 
 import mmap
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tests.emulator.verbs import (
     collect,
     compute_dtype,
 )
+from tests import softmax_forms
 from tests.test_kernel_updates import STORAGE, settings
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +34,7 @@ SHAPES = [(1, 1), (7, 3), (65, 33), (3, 300), (150, 2), (40, 64)]
 # What has shared memory; the others' threads never meet and wait for the slow test.
 WITH_BARRIERS = (
     "activation_backward.cu", "column_sum.cu", "pointwise_loss.cu", "softmax_cross_entropy.cu",
-    "sum_of_squares.cu", "accumulate.cu",
+    "softmax_cross_entropy_short.cu", "sum_of_squares.cu", "accumulate.cu",
 )  # fmt: skip
 LAYOUTS = [(0, 0), (1, 0), (0, 3), (1, 8)]  # shift, gap
 
@@ -76,10 +78,6 @@ def losses(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
                 verbs.pointwise_loss(z, t, name, result, per_row, per_row, per_row[:1])
             labels = np.arange(rows) % classes
             labels[-1] = 2**40  # a bad one: nothing outside the row may be touched
-            options = {"class_weight": per_class, "label_smoothing": 0.1, "z_loss": 0.1}
-            verbs.softmax_cross_entropy(z, labels, result, ignore_index=0, **options)
-            verbs.softmax_cross_entropy(z, labels.astype(np.int32), result, sample_weight=per_row)
-            verbs.softmax_cross_entropy(z, t, result, **options)
             if dtype in ("f64", "f32"):
                 for kind_of_label in (np.int32, np.int64):
                     some = labels.astype(kind_of_label)
@@ -136,23 +134,33 @@ def two_of_each(launches: list[emulator.Launch]) -> list[emulator.Launch]:
     ]
 
 
-@pytest.mark.parametrize("mode", ["address", "thread"])
-def test_no_finding_in_one_entry_of_each_kernel(mode):
-    """The generic code of each kernel once, with the dtypes of 4 and 2 bytes; formulas share it."""
+SOURCES = sorted({kernel.source for kernel in KERNELS.values()})
+
+
+@cache
+def launches_of_one_entry_each() -> list[emulator.Launch]:
     launches: list[emulator.Launch] = []
     verbs = Verbs(run=collect(launches))
     layers(verbs, "f32", ("gelu",))
     layers(verbs, "bf16", ("relu",))
     losses(verbs, "f32", ("poisson",))
+    softmax_forms.launch_forms(verbs, "f32")
+    softmax_forms.launch_forms(verbs, "bf16")
     updates(verbs, ("adam",))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
-    assert {launch.source for launch in launches} == {kernel.source for kernel in KERNELS.values()}
+    return launches
+
+
+@pytest.mark.parametrize(
+    ("mode", "source"),
+    [*(("address", source) for source in SOURCES), *(("thread", s) for s in WITH_BARRIERS)],
+)
+def test_no_finding_in_one_entry_of_each_kernel(mode, source):
+    """The generic code of each kernel once, with the dtypes of 4 and 2 bytes; formulas share it."""
+    launches = [launch for launch in launches_of_one_entry_each() if launch.source == source]
+    assert launches
     if mode == "thread":
-        launches = two_of_each(
-            [one for one in launches if one.source in WITH_BARRIERS and one.entry.endswith("f32")]
-        )
-        for launch in launches:  # whole files: fewer libraries, hence fewer CUDA threads in all
-            launch.defines = {}
+        launches = two_of_each([launch for launch in launches if launch.entry.endswith("f32")])
     assert emulator.run_sanitized(launches, mode) == ""
 
 
@@ -164,11 +172,13 @@ def test_no_finding_in_any_entry(mode):
     for dtype in ("f64", "f32", "f16", "bf16"):
         layers(verbs, dtype, tuple(ACTIVATIONS))
         losses(verbs, dtype, tuple(POINTWISE_LOSSES))
+        softmax_forms.launch_forms(verbs, dtype)
     updates(verbs, tuple(UPDATES))
     gathers(verbs, KERNELS["gather_rows"].pairs)
     assert {launch.entry for launch in launches} == {entry for _, entry, _ in entries()}
-    for launch in launches:  # whole files: one compilation each
-        launch.defines = {}
+    for launch in launches:  # whole files: one compilation each; of the softmax, for each dtype
+        keep = "softmax" in launch.source
+        launch.defines = {"ONLY_DTYPE": launch.defines["ONLY_DTYPE"]} if keep else {}
     if mode == "thread":
         launches = two_of_each(launches)
     assert emulator.run_sanitized(launches, mode) == ""

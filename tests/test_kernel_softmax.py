@@ -107,9 +107,10 @@ def reference(z, targets, weight, upstream, *, soft_cap=0.0, **options):
 def assert_right(dtype, result, wanted, targets, options) -> None:
     kind = DTYPES[dtype]
     compute = compute_dtype(kind)
-    assert ulps(result["row_loss"], wanted["row_loss"], compute) <= UNITS[
-        "f64" if dtype == "f64" else "f32"
-    ]
+    assert (
+        ulps(result["row_loss"], wanted["row_loss"], compute)
+        <= UNITS["f64" if dtype == "f64" else "f32"]
+    )
     if dtype != "f64":  # PyTorch's own error is larger there: see the test in extended precision
         assert ulps(result["delta"], wanted["delta"], kind) <= UNITS[dtype]
     assert ulps(result["lse"], wanted["lse"], compute) <= 2
@@ -303,7 +304,9 @@ def test_softmax_and_log_softmax_are_the_same_parts(form, log, dtype):
     exact = wide(z) - wide(z).max(1, keepdims=True)
     exact = exact - np.log(np.exp(exact).sum(1, keepdims=True))
     out = memory.empty(z.shape, kind, shift=1)
-    Verbs(device=card).softmax_cross_entropy(z, None, {"delta": out}, log=log, cluster=FORMS[form][1])
+    Verbs(device=card).softmax_cross_entropy(
+        z, None, {"delta": out}, log=log, cluster=FORMS[form][1]
+    )
     memory.check()
     assert ulps(out, exact if log else np.exp(exact), kind) <= UNITS[dtype]
 
@@ -319,7 +322,9 @@ def test_loss_only_gives_the_same_loss_and_writes_nothing_else(form):
     assert np.array_equal(z, before)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 7, 8, 9, 10, 31, 32, 33, 63, 64, 65, 100, 255, 256, 257])
+@pytest.mark.parametrize(
+    "classes", [1, 2, 3, 7, 8, 9, 10, 31, 32, 33, 63, 64, 65, 100, 255, 256, 257]
+)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rows_of_every_length_without_gaps_in_place_and_of_any_number(classes, dtype):
     """Tiles that end inside a row, and pointers of logits and delta that differ by an element."""

@@ -203,19 +203,11 @@ def test_norm_and_gather_read_once():
 
 
 @pytest.mark.parametrize("classes", [10, 1000, 4096])
-def test_losses_read_and_write_no_more_than_they_say(classes):
-    """The pointwise losses once each; the simple softmax kernel reads the logits three times, which
-    the fast family has to beat."""
+def test_pointwise_losses_read_and_write_once(classes):
     memory, rows = Guarded(), 64
     z, delta = (memory.normal((rows, classes), np.float32) for _ in range(2))
-    labels = memory.put(memory.rng.integers(0, classes, rows))
     result = {"row_loss": memory.empty((rows,), np.float32), "delta": delta}
     counted = Counted()
-    counted.verbs.softmax_cross_entropy(z, labels, result)
-    note(f"softmax_cross_entropy K={classes}", logits=counted[z], delta=counted[delta])
-    assert counted[z].reads == 3
-    assert counted[delta].writes == 1
-    assert counted[delta].reads == 0
     targets = memory.normal((rows, classes), np.float32)
     counted.verbs.pointwise_loss(z, targets, "squared_error", result)
     note(

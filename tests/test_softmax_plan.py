@@ -42,7 +42,7 @@ def test_every_plan_is_a_launch_that_the_card_takes_and_covers_every_row(card, d
                 assert threads in (32, 64, 128, 256)
                 assert 1 <= launch.grid[0] < 2**31
                 assert 1 <= launch.grid[1] <= 65_535
-                assert launch.shared_bytes == launch.shared_packs * launch.block[0] * 16
+                assert launch.shared_bytes == launch.shared_packs * threads * 16
                 assert launch.shared_bytes <= device.shared_bytes - 1024
                 if "cluster" in launch.entry:
                     assert device.capability >= (9, 0)
@@ -97,12 +97,14 @@ def test_the_form_goes_by_the_length_of_the_row(rows, cols, dtype, device, form)
     assert entry.removeprefix("softmax_cross_entropy_").startswith(form)
 
 
-def test_labels_and_general_forms_differ_in_nothing_else():
-    for cols in LENGTHS:
+def test_the_general_form_has_in_shared_memory_what_the_other_has_in_registers():
+    for cols in LENGTHS[:17]:
         ours = plan_softmax(4096, cols, "float32", H200)
         general = plan_softmax(4096, cols, "float32", H200, general=True)
-        assert [a.entry.replace("labels", "general") for a in ours] == [b.entry for b in general]
+        names = [a.entry.replace("labels", "general") for a in ours]
+        assert names == [b.entry for b in general]
         assert [a.grid for a in ours] == [b.grid for b in general]
+        assert general[0].shared_packs >= ours[0].shared_packs
 
 
 def test_aligned_rows_need_no_room_for_a_head():

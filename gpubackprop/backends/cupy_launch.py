@@ -214,7 +214,10 @@ def _strip(
     head = pack - 1  # elements by which the grid of packs may have to start earlier
     if join:
         width = join * cols
-        strips, long_rows = ceil_division(width, STRIP_COLUMNS * pack), ceil_division(rows * cols + head, width)
+        strips, long_rows = (
+            ceil_division(width, STRIP_COLUMNS * pack),
+            ceil_division(rows * cols + head, width),
+        )
     else:
         strips, long_rows = ceil_division(cols + head, STRIP_COLUMNS * pack), rows
     wanted = ceil_division(BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors, strips)

@@ -26,7 +26,8 @@ from gpubackprop.backends.cupy_launch import (
 )
 from gpubackprop.errors import OptionError
 
-HELD_BYTES = {"f64": 64, "f32": 64, "f16": 32, "bf16": 32}  # of a row in a thread's registers
+# Of a row in a thread's registers, in the labels form (kernels/include/row_packs.cuh).
+HELD_BYTES = {"f64": 64, "f32": 64, "f16": 32, "bf16": 32}
 GROUP_THREADS = 256  # of a block on one row, and of a block of warps
 SHORT_THREADS, SHORT_VALUES = 128, 8  # of softmax_cross_entropy_short.cu
 SHORT_COLUMNS = 32 * SHORT_VALUES
@@ -82,17 +83,20 @@ def plan_softmax(
         return (_short(rows, cols, suffix, kind),)
     pack = VECTOR_BYTES // BYTES[suffix]
     packs = ceil_division(cols + (0 if aligned else pack - 1), pack)
-    held = HELD_BYTES[suffix] // VECTOR_BYTES
-    if packs <= 32 * held and cluster is None:
+    in_registers = HELD_BYTES[suffix] // VECTOR_BYTES
+    held = 0 if general else in_registers
+    if packs <= 32 * in_registers and cluster is None:
         blocks = min(ceil_division(rows, GROUP_THREADS // 32), MAX_GRID_X)
-        return (_launch(f"rows_{kind}", suffix, (blocks, 1), (32, GROUP_THREADS // 32)),)
+        shared = ceil_division(packs, 32) - held
+        block = (32, GROUP_THREADS // 32)
+        return (_launch(f"rows_{kind}", suffix, (blocks, 1), block, shared_packs=max(0, shared)),)
     most = max(0, device.shared_bytes - STATIC_SHARED) // (GROUP_THREADS * VECTOR_BYTES)
     size = cluster or _cluster(packs, held, most, device)
     alone = 2 * rows * size <= device.multiprocessors
-    if cluster is None and alone and packs > 4 * GROUP_THREADS * held:
-        return _in_parts(rows, packs, held, suffix, kind, device)
+    if cluster is None and alone and packs > 4 * GROUP_THREADS * in_registers:
+        return _in_parts(rows, packs, in_registers, suffix, kind, device)
     each = ceil_division(packs, size)
-    threads = max(32, min(GROUP_THREADS, power_of_two(ceil_division(each, held), GROUP_THREADS)))
+    threads = max(32, power_of_two(ceil_division(each, in_registers), GROUP_THREADS))
     shared = min(most, ceil_division(max(0, each - threads * held), threads))
     form = f"cluster{size}_{kind}" if size > 1 else f"rows_{kind}"
     groups = min(rows, MAX_GRID_X // size)
@@ -112,11 +116,11 @@ def _cluster(packs: int, held: int, most: int, device: DeviceProperties) -> int:
 
 
 def _in_parts(
-    rows: int, packs: int, held: int, suffix: str, kind: str, device: DeviceProperties
+    rows: int, packs: int, in_registers: int, suffix: str, kind: str, device: DeviceProperties
 ) -> tuple[Launch, Launch]:
     """Few long rows: cut each, so that every multiprocessor has a block or two."""
     wanted = ceil_division(2 * device.multiprocessors, rows)
-    parts = max(1, min(wanted, ceil_division(packs, GROUP_THREADS * held), MAX_PARTS))
+    parts = max(1, min(wanted, ceil_division(packs, GROUP_THREADS * in_registers), MAX_PARTS))
     grid, partial = (parts, min(rows, MAX_GRID_Y)), (rows, parts)
     return (
         _launch(f"parts_{kind}", suffix, grid, (GROUP_THREADS, 1), partial=partial),
@@ -149,7 +153,7 @@ def _launch(
         entry_defines(form, suffix),
         (*grid, 1),
         (*block, 1),
-        shared_bytes=shared_packs * block[0] * VECTOR_BYTES,
+        shared_bytes=shared_packs * block[0] * block[1] * VECTOR_BYTES,
         shared_packs=shared_packs,
         partial=partial,
     )

@@ -4,8 +4,8 @@
 #include "softmax.cuh"
 #include "vector.cuh"
 
-// Elements of a row that a thread keeps in registers, in packs.
-template <class T> constexpr int HELD_VALUES = sizeof(T) == 8 ? 8 : 16;
+// Bytes of a row that a thread keeps in registers; as many elements as fit 16 words of 32 bits.
+template <class T> constexpr int HELD_BYTES = sizeof(T) == 2 ? 32 : 64;
 constexpr int GROUP_THREADS = 256;  // of a block, at most
 
 // Statistics of a group of threads in each of them. `turn` alternates, so that one barrier is enough:
@@ -40,7 +40,7 @@ __device__ __forceinline__ Statistics<C> combine_parts(
 
 template <class T, bool GENERAL> struct RowPacks {
     using C = compute_of<T>;
-    static constexpr int E = PACK<T>, HELD = HELD_VALUES<T> / E;
+    static constexpr int E = PACK<T>, HELD = GENERAL ? 0 : HELD_BYTES<T> / 16;
     using Values = C[E];
 
     const Problem<T>& p;
@@ -50,13 +50,13 @@ template <class T, bool GENERAL> struct RowPacks {
     int64 first, last;   // this part's packs
     int64 limit;         // packs from here on are not read: `last`, or `first` for an ignored row
     int shared_packs;    // of each thread
-    C kept[HELD][E];     // exponentials, or logits in the general form
-    Exponential<T> kept_x;       // of those
+    C kept[HELD == 0 ? 1 : HELD][E];  // exponentials
+    Exponential<T> kept_x;            // of those
 
     __device__ __forceinline__ RowPacks(
         const Problem<T>& p, int64 row, int part, int parts, int shared_packs)
         : p(p), row(row), z(p.logits + row * p.stride_logits), head(misalignment(z)),
-          shared_packs(shared_packs), kept_x(C(0)) {
+          shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
         int64 packs = row < p.rows ? (head + p.cols + E - 1) / E : 0;
         int64 each = (packs + parts - 1) / parts;
         first = each * part < packs ? each * part : packs;
@@ -91,8 +91,9 @@ template <class T, bool GENERAL> struct RowPacks {
         return raw;
     }
     static __device__ __forceinline__ T* shared_slot(int turn) {
-        extern __shared__ uint4 row_in_shared_memory[];
-        return reinterpret_cast<T*>(row_in_shared_memory + turn * int(blockDim.x) + threadIdx.x);
+        extern __shared__ uint4 rows_in_shared_memory[];
+        int thread = (turn * int(blockDim.y) + int(threadIdx.y)) * int(blockDim.x) + int(threadIdx.x);
+        return reinterpret_cast<T*>(rows_in_shared_memory + thread);
     }
     __device__ __forceinline__ void fetch(int64 pack, T* slot) const {
         int64 k = column(pack);
@@ -116,11 +117,13 @@ template <class T, bool GENERAL> struct RowPacks {
         for (int s = 0; s < shared_packs; ++s)
             if (pack(HELD + s) < last) fetch(pack(HELD + s), shared_slot(s));
         ptx::copy_async_commit();
-        Pack<T, E> raw[HELD];
+        if constexpr (HELD > 0) {
+            Pack<T, E> raw[HELD];
 #pragma unroll
-        for (int j = 0; j < HELD; ++j) raw[j] = read(pack(j));
+            for (int j = 0; j < HELD; ++j) raw[j] = read(pack(j));
 #pragma unroll
-        for (int j = 0; j < HELD; ++j) logits_of(raw[j], pack(j), kept[j]);
+            for (int j = 0; j < HELD; ++j) logits_of(raw[j], pack(j), kept[j]);
+        }
     }
 
     // -- statistics ------------------------------------------------------------------------------
@@ -187,6 +190,26 @@ template <class T, bool GENERAL> struct RowPacks {
 
     __device__ __forceinline__ Statistics<C> statistics() {
         Statistics<C> s = Statistics<C>::none();
+        add_held(s);
+        Exponential<T> running = kept_x;
+        ptx::copy_async_wait<0>();
+        int64 turn = HELD;
+#pragma unroll 1
+        for (; turn < HELD + shared_packs && pack(turn) < limit; ++turn) {
+            Values v;
+            logits_of(::load<T, E>(shared_slot(int(turn) - HELD)), pack(turn), v);
+            add(v, column(pack(turn)), s, running);
+        }
+#pragma unroll 1
+        for (; pack(turn) < limit; ++turn) {
+            Values v;
+            logits_of(read(pack(turn)), pack(turn), v);
+            add(v, column(pack(turn)), s, running);
+        }
+        return s;
+    }
+    // What is in registers, all at once: there the maximum is known before the first exponential.
+    __device__ __forceinline__ void add_held(Statistics<C>& s) {
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
             C m = largest(kept[j]);
@@ -198,32 +221,12 @@ template <class T, bool GENERAL> struct RowPacks {
         kept_x = Exponential<T>(s.maximum);
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
-            if (p.spread() && pack(j) < limit)
-                add_targets(kept[j], column(pack(j)), kept_x.origin, s);
+            if (p.spread() && pack(j) < limit) add_targets(kept[j], column(pack(j)), kept_x.origin, s);
             C sum = C(0);
 #pragma unroll
-            for (int e = 0; e < E; ++e) {
-                C x = kept_x.of(kept[j][e]);
-                sum += x;
-                if constexpr (!GENERAL) kept[j][e] = x;
-            }
+            for (int e = 0; e < E; ++e) sum += kept[j][e] = kept_x.of(kept[j][e]);
             s.sum += sum;
         }
-        Exponential<T> running = kept_x;
-        ptx::copy_async_wait<0>();
-        int64 turn = HELD;
-        for (; turn < HELD + shared_packs && pack(turn) < limit; ++turn) {
-            Values v;
-            logits_of(::load<T, E>(shared_slot(int(turn) - HELD)), pack(turn), v);
-            add(v, column(pack(turn)), s, running);
-        }
-#pragma unroll 2
-        for (; pack(turn) < limit; ++turn) {
-            Values v;
-            logits_of(read(pack(turn)), pack(turn), v);
-            add(v, column(pack(turn)), s, running);
-        }
-        return s;
     }
 
     // -- writing ---------------------------------------------------------------------------------
@@ -269,15 +272,16 @@ template <class T, bool GENERAL> struct RowPacks {
         C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
         int64 turn = 0;
         if constexpr (!ALL_FROM_MEMORY) {
-            write_held(target, outcome, x, share, log_sum);
+            write_held(target, outcome);
             turn = HELD;
+#pragma unroll 1
             for (; turn < HELD + shared_packs && pack(turn) < last; ++turn) {
                 Values v;
                 logits_of(::load<T, E>(shared_slot(int(turn) - HELD)), pack(turn), v);
                 put_logits(pack(turn), v, x, share, target, outcome, log_sum);
             }
         }
-#pragma unroll 2
+#pragma unroll 1
         for (; pack(turn) < last; ++turn) {
             Values v;
             logits_of(read(pack(turn)), pack(turn), v);
@@ -285,21 +289,15 @@ template <class T, bool GENERAL> struct RowPacks {
         }
     }
     __device__ __forceinline__ void write_held(
-        const Target<C>& target, const Outcome<T>& outcome, const Exponential<T>& x, C share,
-        C log_sum) const {
-        C own = kept_x.to(outcome.origin) * outcome.share;
-        C uniform = p.uniform * target.factor;
+        const Target<C>& target, const Outcome<T>& outcome) const {
+        C share = kept_x.to(outcome.origin) * outcome.share, uniform = p.uniform * target.factor;
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
             if (pack(j) >= last) break;
-            if constexpr (GENERAL) {
-                put_logits(pack(j), kept[j], x, share, target, outcome, log_sum);
-            } else {
-                Pack<T, E> out;
+            Pack<T, E> out;
 #pragma unroll
-                for (int e = 0; e < E; ++e) out.v[e] = narrow<T>(::fma(kept[j][e], own, -uniform));
-                put(pack(j), out);
-            }
+            for (int e = 0; e < E; ++e) out.v[e] = narrow<T>(::fma(kept[j][e], share, -uniform));
+            put(pack(j), out);
         }
     }
 };

@@ -146,6 +146,17 @@ def preprocessed(path: Path) -> str:
     return _preprocess(path, ())
 
 
+def object_code(path: Path) -> bytes:
+    """What g++ makes of a source at -O2: equal for two sources that differ in nothing."""
+    text = _preprocess.__wrapped__(path, ())
+    with tempfile.TemporaryDirectory() as scratch:
+        flags = [flag for flag in FLAGS if flag not in ("-O1", "-g1")]
+        made = Path(scratch) / "made.o"
+        command = ["g++", *flags, "-O2", "-x", "c++", "-c", "-o", str(made), "-"]
+        _run(command, _translation_unit(text, tuple(_clusters(text).items())))
+        return made.read_bytes()
+
+
 def _signatures(text: str) -> dict[str, list[str]]:
     return {
         match["name"]: [parameter.strip() for parameter in match["parameters"].split(",")]
@@ -258,11 +269,15 @@ def _support_files() -> str:
     return "\0".join(path.read_text() for path in files)
 
 
+def _translation_unit(text: str, clusters: tuple[tuple[str, int], ...]) -> str:
+    exports = "\n".join(f"EMU_EXPORT({name}, {cluster})" for name, cluster in clusters)
+    return f'#include "cuda_names.h"\n{_shared_memory(text)}\n#line 1 "exports"\n{exports}\n'
+
+
 @cache
 def _compile(text: str, clusters: tuple[tuple[str, int], ...], mode: str) -> Path:
     """The shared library of a preprocessed source, from the cache or made now."""
-    exports = "\n".join(f"EMU_EXPORT({name}, {cluster})" for name, cluster in clusters)
-    code = f'#include "cuda_names.h"\n{_shared_memory(text)}\n#line 1 "exports"\n{exports}\n'
+    code = _translation_unit(text, clusters)
     flags = (*FLAGS, *MODES[mode])
     key = hashlib.sha256("\0".join((code, _support_files(), *flags)).encode()).hexdigest()[:24]
     library = _cache_directory() / f"{key}.so"

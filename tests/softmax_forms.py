@@ -1,0 +1,55 @@
+"""The forms of the softmax kernels at sizes that an emulator likes, for the sanitizers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from tests.emulator.arrays import Guarded
+from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
+
+H200 = DeviceProperties(2, 232_448, (9, 0))
+# name: card, blocks to a row, columns
+FORMS = {
+    "short": (H200, None, 33),
+    "warp": (H200, None, 300),
+    "block": (H200, 1, 700),
+    "shared": (DeviceProperties(2, 12_288, (9, 0)), 1, 6001),
+    "memory": (DeviceProperties(2, 8192, (9, 0)), 1, 7001),
+    "cluster2": (DeviceProperties(2, 8192, (9, 0)), 2, 1501),
+    "cluster4": (H200, 4, 600),
+    "cluster8": (H200, 8, 600),
+    "parts": (DeviceProperties(4), None, 16_999),
+}
+
+
+def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)) -> None:
+    """Every form with labels (a bad one among them) and in its general form, from awkward pointers;
+    for the sanitizers."""
+    kind = DTYPES[dtype]
+    compute = compute_dtype(kind)
+    for name in names:
+        card, cluster, cols = FORMS[name]
+        if name == "parts":
+            cols = 17_000 if kind.itemsize < 8 else 9_000
+        own, rows = Verbs(run=verbs.run, device=card), 1 if name == "parts" else 3
+        for shift, gap in ((0, 0), (1, 0 if name == "short" else 2)):
+            memory = Guarded()
+            z = memory.normal((rows, cols), kind, shift=shift, gap=gap)
+            t = memory.empty((rows, cols), compute, shift=1, gap=1)
+            t[...] = 0.25
+            per_row, per_class = np.ones(rows, compute), np.ones(cols, compute)
+            result = {
+                "row_loss": np.empty(rows, compute), "lse": np.empty(rows, compute),
+                "predicted": np.empty(rows, np.int64), "correct": np.empty(rows, np.uint8),
+                "bad_label": np.array([-1, -1]), "delta": z,
+            }  # fmt: skip
+            labels = np.array([cols - 1, 2**40, 0])[:rows]
+            own.softmax_cross_entropy(
+                z, labels, result, label_smoothing=0.1, z_loss=0.1, sample_weight=per_row,
+                cluster=cluster,
+            )  # fmt: skip
+            own.softmax_cross_entropy(
+                z, t, result, label_smoothing=0.1, class_weight=per_class, soft_cap=9.0,
+                upstream=per_row, cluster=cluster,
+            )  # fmt: skip

@@ -1,0 +1,116 @@
+"""python -m tools.mutants --all          every mutant that has no verdict yet, or one out of date
+python -m tools.mutants --sample 20     a seeded sample, whatever is on record
+python -m tools.mutants                 what is on record, and how much of it is out of date
+
+--only and --kind choose files and kinds. Ctrl-C loses nothing: --all goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+from tools.mutants import report
+from tools.mutants.equivalent import reason_of, stale
+from tools.mutants.mutations import Mutant, all_mutants, sample
+from tools.mutants.record import Record, Sources
+from tools.mutants.running import Crew, shown
+
+WANTED = 0.95  # of the mutants that are not equivalent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    everything = all_mutants()
+    if wrong := stale(everything):
+        raise SystemExit("error: tools/mutants/equivalent.py:\n" + "\n".join(wrong))
+    mutants = [m for m in everything if re.search(options.only, m.file) and options.kind in m.kind]
+    record = Record()
+    if options.write:
+        report.write(record)
+        return 0
+    if options.sample:
+        return _sample(sample(mutants, options.sample, options.seed), record, options)
+    if not options.all:
+        print(_status(mutants, record))
+        return 0
+    return _all(mutants, everything, record, options)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.mutants",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--all", action="store_true", help="run and put on record")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="run so many, no record")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
+    parser.add_argument("--kind", default="", help="operator, bound, barrier, lane, scale, store")
+    parser.add_argument("--tests", default="", metavar="TEXT", help="tests whose name contains it")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
+    parser.add_argument("--write", action="store_true", help="tables into tests/README.md and .md")
+    return parser.parse_args(arguments)
+
+
+def _status(mutants: Sequence[Mutant], record: Record) -> str:
+    sources = Sources()
+    waiting = [m for m in mutants if not record.standing(m, sources)]
+    return report.table(record) + f"{len(waiting)} of {len(mutants)} mutants are not on record\n"
+
+
+def _sample(mutants: Sequence[Mutant], record: Record, options: argparse.Namespace) -> int:
+    """Those that were killed are killed again; a survivor's word is taken."""
+    sources = Sources()
+    standing = {mutant: record.standing(mutant, sources) for mutant in mutants}
+    verdicts = {m: v for m, v in standing.items() if v and "::" not in v}
+    crew = Crew(options.jobs, options.tests)
+    for mutant, verdict in crew.judge([m for m in mutants if m not in verdicts], record):
+        verdicts[mutant] = verdict
+    crew.check_killers(list(verdicts.values()))
+    crew.close()
+    print("\n".join(shown(mutant, verdicts[mutant]) for mutant in mutants))
+    return _outcome(verdicts)
+
+
+def _all(
+    mutants: Sequence[Mutant],
+    everything: Sequence[Mutant],
+    record: Record,
+    options: argparse.Namespace,
+) -> int:
+    sources, stop = Sources(), time.time() + 60 * options.minutes
+    waiting = [mutant for mutant in mutants if not record.standing(mutant, sources)]
+    print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
+    if waiting:
+        crew = Crew(options.jobs, options.tests)
+        sources = Sources(crew.copies[0].path)
+        results = crew.judge(waiting, record, baseline=crew.baseline(), stop=stop)
+        for mutant, verdict in results:
+            record.keep(mutant, verdict, sources)
+            print(shown(mutant, verdict), flush=True)
+        crew.close()
+    record.forget_all_but(everything)
+    return _outcome({mutant: record.verdict(mutant) for mutant in mutants})
+
+
+def _outcome(verdicts: dict[Mutant, str]) -> int:
+    """Print the sum; 0 where enough were killed."""
+    for mutant, verdict in verdicts.items():
+        if report.outcome(mutant.file, verdict, mutant.before, mutant.after) == "survivors":
+            print(shown(mutant, verdict.upper()))
+        if "::" in verdict and reason_of(mutant.file, mutant.before, mutant.after):
+            raise SystemExit(f"error: listed as equivalent, but killed:\n{shown(mutant, verdict)}")
+    counts = report.count(verdicts)
+    print(f"{counts.killed} killed, {counts.survivors} survived: {counts.share:.1%} of those that "
+          f"are not equivalent ({counts.equivalent})")  # fmt: skip
+    return 0 if counts.share >= WANTED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Mutants that no test can kill, each with the reason.
+
+An entry is strict: the mutant can change no output. What only makes a kernel slower or less
+repeatable is not here but has a test (traffic, bitwise agreement). A run that kills one, and an
+entry that is no mutant of today's sources, is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tools.mutants.mutations import Mutant
+
+
+class Equivalent(NamedTuple):
+    """`old` stands once or more in each of `times` lines of `file`; the mutant says `new` there."""
+
+    file: str
+    old: str
+    new: str
+    reason: str
+    times: int = 1
+
+    def matches(self, file: str, before: str, after: str) -> bool:
+        return file == self.file and any(
+            before[:at] + self.new + before[at + len(self.old) :] == after
+            for at in range(len(before))
+            if before.startswith(self.old, at)
+        )
+
+
+SAME = "both branches give the same where the two sides are equal"
+ONE_BLOCK = "the grid is one block"
+
+TABLE = (
+    Equivalent("activations.cuh", "x > C(40) ?", "x >= C(40) ?", SAME),
+    Equivalent("activations.cuh", "(a > C(0) ? a : C(0)) +", "(a >= C(0) ? a : C(0)) +", SAME),
+    Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
+    Equivalent("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0", ONE_BLOCK),
+    Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
+    Equivalent("include/strip.cuh", "at >= 0 ?", "at > 0 ?", SAME),
+    Equivalent("include/strip.cuh", "at <= -E ?", "at < -E ?", SAME),
+    Equivalent("include/strip.cuh", "left >= E ?", "left > E ?", SAME),
+    Equivalent("include/strip.cuh", "left < 0 ?", "left <= 0 ?", SAME),
+)
+
+
+def reason_of(file: str, before: str, after: str) -> str:
+    """Why the mutant is equivalent, or ""."""
+    return next((entry.reason for entry in TABLE if entry.matches(file, before, after)), "")
+
+
+def stale(mutants: Iterable[Mutant]) -> list[str]:
+    """What is wrong with the table: entries that match not `times` mutants."""
+    found = dict.fromkeys(TABLE, 0)
+    for mutant in mutants:
+        for entry in TABLE:
+            found[entry] += entry.matches(mutant.file, mutant.before, mutant.after)
+    return [
+        f"{entry.file}: {entry.old!r} -> {entry.new!r} is {found[entry]} mutants, not {entry.times}"
+        for entry in TABLE
+        if found[entry] != entry.times
+    ]

@@ -1,0 +1,109 @@
+"""What becomes of a mutant: the test that kills it, or the reason why none can, or nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+from tests.emulator.module import EmulatorError, object_code
+from tools.mutants.copies import Copy
+from tools.mutants.mutations import Mutant, users
+from tools.mutants.worker import Reply
+
+SURVIVED = "survived"
+SAME_CODE = "same code"  # g++ -O2 makes the same of it, in every entry
+DOES_NOT_COMPILE = "does not compile"
+HOW = re.compile(r" \((time limit|memory limit|signal \d+|exit code \d+)\)$")
+SLOW = 1.0  # seconds without a mutant from which a test waits until the quick ones have passed
+NEIGHBOURS = 6  # tests that killed the mutants nearest in the file are tried first
+
+
+class Order:
+    """Which tests a mutant is shown: only those that use its file, likely killers first.
+
+    Parameters
+    ----------
+    tests : all there are.
+    baseline : what each took and used without a mutant; None: not known, all are shown.
+    """
+
+    def __init__(self, tests: Sequence[str], baseline: Reply | None = None) -> None:
+        self.tests, self.baseline = list(tests), baseline
+        variants: Counter[str] = Counter()
+        self._variant = {}
+        for test in tests:  # the first case of each test function before the second of any
+            function = test.partition("[")[0]
+            self._variant[test] = variants[function]
+            variants[function] += 1
+        self._killers: dict[str, list[tuple[int, str]]] = {}
+
+    def note(self, mutant: Mutant, killer: str) -> None:
+        if killer in self._variant:
+            self._killers.setdefault(mutant.file, []).append((mutant.line, killer))
+
+    def for_mutant(self, mutant: Mutant, sources: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The quick tests and the slow ones. `sources`: the .cu files that include its file."""
+        killers = self._killers.get(mutant.file, [])
+        nearest = [test for _, test in sorted(killers, key=lambda k: abs(k[0] - mutant.line))]
+        most = [test for test, _ in Counter(test for _, test in killers).most_common()]
+        likely = list(dict.fromkeys([*nearest[:NEIGHBOURS], *most]))
+        rest = sorted(self.tests, key=lambda test: (self._variant[test], self._seconds(test)))
+        tests = [t for t in dict.fromkeys([*likely, *rest]) if self._concerns(t, sources)]
+        return (
+            [test for test in tests if self._seconds(test) < SLOW],
+            [test for test in tests if self._seconds(test) >= SLOW],
+        )
+
+    def _seconds(self, test: str) -> float:
+        return self.baseline.seconds[test] if self.baseline else 0.0
+
+    def _concerns(self, test: str, sources: Sequence[str]) -> bool:
+        return self.baseline is None or any(s in sources for s in self.baseline.sources[test])
+
+
+class Judge:
+    """Judges mutants in one copy."""
+
+    def __init__(self, copy: Copy, order: Order) -> None:
+        self.copy, self.order = copy, order
+        self.kernels = users(copy.kernels)
+        self.sources = users(copy.kernels, (copy.path / "tests" / "emulator").glob("*.cu"))
+        self._original = cache(lambda kernel: object_code(copy.kernels / kernel))
+
+    def verdict(self, mutant: Mutant, first: str = "") -> str:
+        """The test that kills it (and how, if not by failing), SURVIVED, SAME_CODE or
+        DOES_NOT_COMPILE. `first`: a test to begin with."""
+        kernels = self.kernels[mutant.file]
+        for kernel in kernels:  # made before the file is broken
+            self._original(kernel)
+        quick, slow = self.order.for_mutant(mutant, self.sources[mutant.file])
+        if first in self.order.tests:
+            quick = list(dict.fromkeys([first, *quick]))
+        with self.copy.broken(mutant):
+            reply = self.copy.worker.run(quick)
+            if not reply.failed and self._same_code(kernels):
+                return SAME_CODE
+            if not reply.failed:
+                reply = self.copy.worker.run(slow)
+        if not reply.failed:
+            return SURVIVED
+        if reply.how == DOES_NOT_COMPILE:
+            return DOES_NOT_COMPILE
+        self.order.note(mutant, reply.failed)
+        return reply.failed if reply.how == "failed" else f"{reply.failed} ({reply.how})"
+
+    def _same_code(self, kernels: Sequence[str]) -> bool:
+        try:
+            return all(
+                object_code(self.copy.kernels / kernel) == self._original(kernel)
+                for kernel in kernels
+            )
+        except EmulatorError:
+            return False  # one that no test compiles: the tests' gap
+
+
+def killer_of(verdict: str) -> str:
+    """The test's name, or "" where the verdict names none."""
+    return HOW.sub("", verdict) if "::" in verdict else ""

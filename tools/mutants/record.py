@@ -1,0 +1,144 @@
+"""tests/mutants.json: what came of each mutant, so that a run does only what changed since.
+
+A verdict rests on the preprocessed text of the kernels that include the mutant's file (a comment
+changes nothing) and on the test that killed it; that of a survivor on all kernel tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from datetime import date
+from pathlib import Path
+
+from tools.mutants.judge import SAME_CODE, SURVIVED, killer_of
+from tools.mutants.mutations import ROOT, Mutant, users
+
+PATH = ROOT / "tests" / "mutants.json"
+
+
+class Sources:
+    """Hashes of the kernels and of the tests in a tree."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        kernels = root / "kernels"
+        text = {path.name: _preprocessed(path) for path in kernels.glob("*.cu")}
+        self.code = {
+            file: _hash(*(text[kernel] for kernel in sorted(names)))
+            for file, names in users(kernels).items()
+        }
+        tests = sorted((root / "tests").glob("test_kernel_*.py"))
+        support = sorted((root / "tests" / "emulator").rglob("*.*"))
+        self.tests = _hash(*(p.read_text() for p in [*tests, *support] if p.suffix != ".pyc"))
+        self.functions = {
+            f"tests/{path.name}::{node.name}": _hash(ast.unparse(node))
+            for path in tests
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef)
+        }
+
+    def tests_behind(self, verdict: str) -> str:
+        """The hash of the tests that a verdict rests on: the killer, all, or none."""
+        if verdict == SURVIVED:
+            return self.tests
+        return self.functions.get(killer_of(verdict).partition("[")[0], "")
+
+
+def _preprocessed(path: Path) -> str:
+    command = ["g++", "-E", "-P", "-std=c++17", "-x", "c++", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One verdict on record. `code` and `tests` are hashes of what it rests on; the last three are
+    there where the report shows the mutant."""
+
+    code: str
+    tests: str
+    verdict: str
+    line: int = 0
+    before: str = ""
+    after: str = ""
+
+
+class Record:
+    """The file, read once; `keep` writes it anew with one verdict more."""
+
+    def __init__(self, path: Path = PATH) -> None:
+        self.path = path
+        self.dates: dict[str, str] = {}
+        self.entries: dict[str, dict[str, Entry]] = {}
+        for file, kept in (json.loads(path.read_text()) if path.exists() else {}).items():
+            self.dates[file] = kept["date"]
+            self.entries[file] = {key: Entry(*e) for key, e in kept["verdicts"].items()}
+
+    def verdict(self, mutant: Mutant) -> str:
+        """The verdict on record, however old; "" if there is none."""
+        entry = self.entries.get(mutant.file, {}).get(mutant.key)
+        return entry.verdict if entry else ""
+
+    def standing(self, mutant: Mutant, sources: Sources) -> str:
+        """The verdict on record, if nothing that it rests on has changed; else ""."""
+        entry = self.entries.get(mutant.file, {}).get(mutant.key)
+        if entry is None or entry.code != sources.code[mutant.file]:
+            return ""
+        return entry.verdict if entry.tests == sources.tests_behind(entry.verdict) else ""
+
+    def keep(self, mutant: Mutant, verdict: str, sources: Sources) -> None:
+        """Another run may write to the same file: what it added stays."""
+        entry = Entry(sources.code[mutant.file], sources.tests_behind(verdict), verdict)
+        if verdict in (SURVIVED, SAME_CODE):
+            shown = mutant.line, mutant.before.strip(), mutant.after.strip()
+            entry = Entry(entry.code, entry.tests, verdict, *shown)
+        with self._latest():
+            self.entries.setdefault(mutant.file, {})[mutant.key] = entry
+            self.dates[mutant.file] = date.today().isoformat()
+
+    def forget_all_but(self, mutants: Iterable[Mutant]) -> None:
+        """Drop what is no mutant of today's sources."""
+        keys = {(mutant.file, mutant.key) for mutant in mutants}
+        with self._latest():
+            for file, entries in self.entries.items():
+                self.entries[file] = {k: e for k, e in entries.items() if (file, k) in keys}
+
+    @contextmanager
+    def _latest(self) -> Iterator[None]:
+        lock = Path(tempfile.gettempdir()) / f"gpubackprop-mutants-{os.getuid()}.lock"
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            latest = Record(self.path)
+            self.entries, self.dates = latest.entries, latest.dates
+            yield
+            made = self.path.with_suffix(".new")
+            made.write_text(self._text())
+            os.replace(made, self.path)
+
+    def _text(self) -> str:
+        """JSON with a line for each mutant."""
+        files = []
+        for file in sorted(self.entries):
+            lines = [
+                f"   {json.dumps(key)}: {json.dumps(_trimmed(entry))}"
+                for key, entry in sorted(self.entries[file].items())
+            ]
+            head = f'  "date": {json.dumps(self.dates[file])}, "verdicts": {{\n'
+            files.append(f" {json.dumps(file)}: {{\n{head}" + ",\n".join(lines) + "\n  }\n }")
+        return "{\n" + ",\n".join(files) + "\n}\n"
+
+
+def _trimmed(entry: Entry) -> list[str | int]:
+    values = list(astuple(entry))
+    return values if entry.line else values[:3]

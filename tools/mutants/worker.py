@@ -1,0 +1,232 @@
+"""pytest as a server: it imports and collects once, then forks for each list of tests to be run.
+
+    python -m tools.mutants.worker REQUESTS REPLIES
+
+in a copy of the tree, with two inherited pipes of JSON lines: a request is `{"tests": [...],
+"to_the_end": false}` with each test once, its reply a `Reply`. The kernels may change between two
+requests: only the children read them. A child compiles entry by entry, as launches need them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CPU_LIMIT = 8.0  # seconds of one test, compilers not counted; without a mutant it takes 2 at most
+WALL_LIMIT = 300.0  # seconds of one test, whatever it waits for
+MEMORY_LIMIT = 6 << 30  # bytes; a broken index in a sparse map of 100 GiB can take it all
+COMPILERS = ("g++", "cc1plus", "as", "collect2", "ld")
+# Each has its own stacks, 512 mappings or more; a process has 65,530 (vm.max_map_count).
+LIBRARIES = 32
+STUBBORN = re.compile(r"EmulatorError: (g\+\+|\w+\.cuh?: )")
+
+
+@dataclass
+class Reply:
+    """What came of a request.
+
+    Attributes
+    ----------
+    failed : the first test that did not pass, or "". how : "failed", "does not compile", "time
+        limit", "memory limit" or "signal N". message : of the failure.
+    seconds, sources : for each test that was run: what it took, and the .cu files that it used.
+    """
+
+    failed: str = ""
+    how: str = ""
+    message: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Server:
+    """The pytest plugin: answers requests in the place of running the collected tests."""
+
+    def __init__(self, requests: int, replies: int) -> None:
+        self.requests, self.replies = os.fdopen(requests), os.fdopen(replies, "w")
+        self.items: dict[str, pytest.Item] = {}
+        self.failure: tuple[str, str] | None = None
+        self.used: set[str] = set()  # by the test that runs
+        self.libraries = 0  # of the child
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        self._reply({"tests": list(self.items)})
+        for line in self.requests:
+            request = json.loads(line)
+            self._reply(asdict(self._serve(request["tests"], request["to_the_end"])))
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.failure is None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = crash.message if crash else str(report.longrepr)
+            self.failure = "does not compile" if STUBBORN.search(message) else "failed", message
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=self.replies, flush=True)
+
+    def _serve(self, names: list[str], to_the_end: bool) -> Reply:
+        """In as many children as it takes, see LIBRARIES."""
+        whole = Reply()
+        while names and not (whole.failed and not to_the_end):
+            part = self._serve_a_part(names, to_the_end)
+            whole.seconds |= part.seconds
+            whole.sources |= part.sources
+            if part.failed and not whole.failed:
+                whole.failed, whole.how, whole.message = part.failed, part.how, part.message
+            if part.failed and part.failed not in part.seconds:
+                break  # the child did not survive it
+            names = names[len(part.seconds) :]
+        return whole
+
+    def _serve_a_part(self, names: list[str], to_the_end: bool) -> Reply:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(read)
+                self._run_tests(names, to_the_end, write)
+                os._exit(0)
+            finally:
+                os._exit(98)
+        os.close(write)
+        try:
+            return Watch(pid, read).reply()
+        finally:
+            os.close(read)
+
+    def _run_tests(self, names: list[str], to_the_end: bool, events: int) -> None:
+        """In the child."""
+        os.setsid()
+        log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        self._compile_entry_by_entry()
+        for name in names:
+            os.write(events, json.dumps({"begun": name}).encode() + b"\n")
+            self.failure, self.used = None, set()
+            item = self.items[name]
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            ended = {"ended": name, "sources": sorted(self.used), "failure": self.failure}
+            os.write(events, json.dumps(ended).encode() + b"\n")
+            if self.libraries > LIBRARIES or (self.failure and not to_the_end):
+                break
+
+    def _compile_entry_by_entry(self) -> None:
+        """A mutant's library serves few launches: most of a file would be compiled in vain."""
+        from gpubackprop.backends.cupy_launch import entries
+        from tests.emulator import module, verbs
+
+        defines = {entry: dict(chosen) for _, entry, chosen in entries()}
+        one = cache(lambda source, entry, mode: module.Module(source, mode, defines[entry]))
+
+        def launch(source: str, mode: str, entry: str, *args: Any, **options: Any) -> None:
+            one(source, entry, mode)(entry, *args, **options)
+
+        verbs.module = lambda source, mode="values": partial(launch, source, mode)  # type: ignore
+        self._note_uses(module.Module)
+
+    def _note_uses(self, kind: type) -> None:
+        """Of the emulator's `Module`: which sources a test compiles or calls, what it loads."""
+        create, call = kind.__init__, kind.__call__  # type: ignore[misc]
+        sources: dict[int, str] = {}
+
+        def noted_create(module: Any, source: str | Path, *args: Any, **options: Any) -> None:
+            sources[id(module)] = str(source)
+            self.used.add(str(source))
+            self.libraries += 1
+            create(module, source, *args, **options)
+
+        def noted_call(module: Any, *args: Any, **options: Any) -> None:
+            self.used.add(sources[id(module)])
+            call(module, *args, **options)
+
+        kind.__init__, kind.__call__ = noted_create, noted_call  # type: ignore[misc,method-assign]
+
+
+class Watch:
+    """Reads the events of a child until it ends, and ends it at a limit."""
+
+    def __init__(self, pid: int, events: int) -> None:
+        self.pid, self.events = pid, events
+        self.result = Reply()
+        self.running = ""
+        self.since = self.cpu_before = 0.0
+
+    def reply(self) -> Reply:
+        text = b""
+        while not (limit := self._limit_passed()):
+            if not select.select([self.events], [], [], 0.2)[0]:
+                continue
+            if not (piece := os.read(self.events, 1 << 16)):
+                break
+            *lines, text = (text + piece).split(b"\n")
+            for line in lines:
+                self._note(json.loads(line))
+        if limit:
+            os.kill(self.pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # a sanitizer's process that hangs
+        if limit or code:
+            self.result.failed = self.running
+            self.result.how = limit or (f"signal {-code}" if code < 0 else f"exit code {code}")
+        return self.result
+
+    def _note(self, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if "begun" in event:
+            self.running, self.since = event["begun"], now
+            self.cpu_before = self._cpu_seconds(str(self.pid))
+            return
+        self.result.seconds[event["ended"]] = now - self.since
+        self.result.sources[event["ended"]] = event["sources"]
+        if event["failure"] and not self.result.failed:
+            self.result.failed = event["ended"]
+            self.result.how, self.result.message = event["failure"]
+
+    def _limit_passed(self) -> str:
+        if not self.running:
+            return ""
+        waited = time.monotonic() - self.since
+        over = waited > CPU_LIMIT and self._cpu_seconds() - self.cpu_before > CPU_LIMIT
+        if over or waited > WALL_LIMIT:
+            return "time limit"
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return "memory limit" if pages * os.sysconf("SC_PAGESIZE") > MEMORY_LIMIT else ""
+
+    def _cpu_seconds(self, processes: str = "[0-9]*") -> float:
+        """Of the child and of what it has started, whose session is the child's."""
+        ticks = 0
+        for path in Path("/proc").glob(f"{processes}/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                name, _, fields = path.read_text().partition(" (")[2].rpartition(") ")
+                _, _, _, session, *rest = fields.split()
+                if int(session) == self.pid and name not in COMPILERS:
+                    ticks += int(rest[7]) + int(rest[8])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    server = Server(int(sys.argv[1]), int(sys.argv[2]))
+    tests = [str(path) for path in sorted(Path("tests").glob("test_kernel_*.py"))]
+    tests.remove("tests/test_kernel_compile.py")  # looks at what the GPU compilers make of it
+    options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-o", "timeout=0", "--tb=short"]
+    return int(pytest.main([*options, "--basetemp=scratch", *tests], plugins=[server]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
