@@ -101,7 +101,9 @@ FOR_EACH_DTYPE(ENTRY, ONLY_FORMULA)
 FOR_EACH_DTYPE(ENTRY, rows_labels) FOR_EACH_DTYPE(ENTRY, rows_general)
 FOR_EACH_DTYPE(ENTRY, parts_labels) FOR_EACH_DTYPE(ENTRY, parts_general)
 FOR_EACH_DTYPE(ENTRY, finish_labels) FOR_EACH_DTYPE(ENTRY, finish_general)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 FOR_EACH_DTYPE(ENTRY, cluster2_labels) FOR_EACH_DTYPE(ENTRY, cluster2_general)
 FOR_EACH_DTYPE(ENTRY, cluster4_labels) FOR_EACH_DTYPE(ENTRY, cluster4_general)
 FOR_EACH_DTYPE(ENTRY, cluster8_labels) FOR_EACH_DTYPE(ENTRY, cluster8_general)
+#endif
 #endif

@@ -11,7 +11,7 @@ import pytest
 
 from gpubackprop.backends.cupy_launch import KERNELS, entries
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
-from tests import emulator
+from tests import emulator, softmax_forms
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.module import KERNELS as KERNELS_FOLDER
 from tests.emulator.module import preprocessed
@@ -24,7 +24,6 @@ from tests.emulator.verbs import (
     collect,
     compute_dtype,
 )
-from tests import softmax_forms
 from tests.test_kernel_updates import STORAGE, settings
 
 pytestmark = pytest.mark.skipif(
@@ -145,7 +144,6 @@ def launches_of_one_entry_each() -> list[emulator.Launch]:
     layers(verbs, "bf16", ("relu",))
     losses(verbs, "f32", ("poisson",))
     softmax_forms.launch_forms(verbs, "f32")
-    softmax_forms.launch_forms(verbs, "bf16")
     updates(verbs, ("adam",))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
     return launches

@@ -223,7 +223,7 @@ def test_the_largest_numbers_of_16_bits(form, dtype):
 def test_a_large_common_offset_and_a_confident_row_keep_their_digits(form):
     z = np.random.default_rng(5).standard_normal((3, columns(form)))
     z[0, 3] += 40.0
-    shifted = (z + [[1e4], [-1e4], [1e4]]).astype(np.float32)
+    shifted = (z + np.array([[1e4], [-1e4], [1e4]])).astype(np.float32)
     labels = np.array([3, 1, columns(form) - 1])
     result = run(form, shifted, labels)
     loss, delta = references.cross_entropy(wide(shifted), labels, reduction="none")

@@ -1,8 +1,9 @@
 """Which form of the softmax kernels takes a matrix, and how it is launched: a pure function.
 
-The forms are one algorithm with different storage (kernels/softmax_cross_entropy.cu); the story with
-its bytes is in kernels/README.md. Every form reads the logits once and writes the gradient once,
-except where a row fits nowhere, whose rest is read twice, and where few rows are cut into parts.
+The forms are one algorithm with different storage (kernels/softmax_cross_entropy.cu); the story
+with its bytes is in kernels/README.md. Every form reads the logits once and writes the gradient
+once, except where a row fits nowhere, whose rest is read twice, and where few rows are cut into
+parts.
 The thresholds are first choices, each with its reason; not measured on a GPU.
 """
 
@@ -104,8 +105,8 @@ def plan_softmax(
 
 
 def _cluster(packs: int, held: int, most: int, device: DeviceProperties) -> int:
-    """The fewest blocks to a row whose shares leave room for `BLOCKS_AT_ONCE` of them, or, where not
-    even eight do, that hold the row at all."""
+    """The fewest blocks to a row whose shares leave room for `BLOCKS_AT_ONCE` of them, or, where
+    not even eight do, that hold the row at all."""
     if device.capability < (9, 0):
         return 1
     for limit in (most // BLOCKS_AT_ONCE, most):

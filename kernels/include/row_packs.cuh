@@ -95,6 +95,11 @@ template <class T, bool GENERAL> struct RowPacks {
         int thread = (turn * int(blockDim.y) + int(threadIdx.y)) * int(blockDim.x) + int(threadIdx.x);
         return reinterpret_cast<T*>(rows_in_shared_memory + thread);
     }
+    // A pack beyond the registers: in shared memory, or else read again.
+    __device__ __forceinline__ Pack<T, E> kept_outside(int64 turn) const {
+        if (turn < HELD + shared_packs) return ::load<T, E>(shared_slot(int(turn) - HELD));
+        return read(pack(turn));
+    }
     __device__ __forceinline__ void fetch(int64 pack, T* slot) const {
         int64 k = column(pack);
         if (pack < limit && k >= 0 && k + E <= p.cols) ptx::copy_async<16>(slot, z + k);
@@ -193,17 +198,10 @@ template <class T, bool GENERAL> struct RowPacks {
         add_held(s);
         Exponential<T> running = kept_x;
         ptx::copy_async_wait<0>();
-        int64 turn = HELD;
 #pragma unroll 1
-        for (; turn < HELD + shared_packs && pack(turn) < limit; ++turn) {
+        for (int64 turn = HELD; pack(turn) < limit; ++turn) {
             Values v;
-            logits_of(::load<T, E>(shared_slot(int(turn) - HELD)), pack(turn), v);
-            add(v, column(pack(turn)), s, running);
-        }
-#pragma unroll 1
-        for (; pack(turn) < limit; ++turn) {
-            Values v;
-            logits_of(read(pack(turn)), pack(turn), v);
+            logits_of(kept_outside(turn), pack(turn), v);
             add(v, column(pack(turn)), s, running);
         }
         return s;
@@ -270,21 +268,11 @@ template <class T, bool GENERAL> struct RowPacks {
         Exponential<T> x(outcome.all.maximum);
         C share = x.to(outcome.origin) * outcome.share;
         C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
-        int64 turn = 0;
-        if constexpr (!ALL_FROM_MEMORY) {
-            write_held(target, outcome);
-            turn = HELD;
+        if constexpr (!ALL_FROM_MEMORY) write_held(target, outcome);
 #pragma unroll 1
-            for (; turn < HELD + shared_packs && pack(turn) < last; ++turn) {
-                Values v;
-                logits_of(::load<T, E>(shared_slot(int(turn) - HELD)), pack(turn), v);
-                put_logits(pack(turn), v, x, share, target, outcome, log_sum);
-            }
-        }
-#pragma unroll 1
-        for (; pack(turn) < last; ++turn) {
+        for (int64 turn = ALL_FROM_MEMORY ? 0 : HELD; pack(turn) < last; ++turn) {
             Values v;
-            logits_of(read(pack(turn)), pack(turn), v);
+            logits_of(ALL_FROM_MEMORY ? read(pack(turn)) : kept_outside(turn), pack(turn), v);
             put_logits(pack(turn), v, x, share, target, outcome, log_sum);
         }
     }

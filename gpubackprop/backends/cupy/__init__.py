@@ -305,8 +305,8 @@ class CupyBackend(DeviceMemory):
     ) -> None:
         """Loss and delta, as `NumpyBackend.softmax_cross_entropy`.
 
-        result["scale"] is working memory here. Labels uint8, int32 or int64; one out of range makes loss
-        and delta of its row NaN, and the next wait for the device raises TargetRangeError.
+        result["scale"] is working memory here. Labels uint8, int32 or int64; one out of range makes
+        loss and delta of its row NaN, and the next wait for the device raises TargetRangeError.
         """
         losses.softmax_cross_entropy(
             self, logits, targets, options, result, sample_weight, upstream

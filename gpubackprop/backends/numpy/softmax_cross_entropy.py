@@ -1,7 +1,7 @@
 """Softmax cross entropy on NumPy: loss and delta of a block of rows while it is in cache.
 
-For logits z (after the soft cap), targets tau (class weights and label smoothing included), T = sum_k tau_k, m = max_k z_k and
-S = sum_k exp(z_k - m):
+For logits z (after the soft cap), targets tau (class weights and label smoothing included),
+T = sum_k tau_k, m = max_k z_k and S = sum_k exp(z_k - m):
 
     loss  = T log S - sum_k tau_k (z_k - m) + z_loss * lse^2,      lse = m + log S
     delta = scale * ((T + 2 z_loss lse) exp(z - m) / S - tau)
