@@ -99,8 +99,8 @@ def table(counts: Iterable[Count]) -> str:
     heading = "".join(f"{name:>11}" for name in COLUMNS)
     units = "".join(f"{unit:>7}" for unit in UNITS)
     lines = [
-        "instructions per element of the main loops; times of the units as shares of one read and one",
-        "write at 4.2 TB/s on an H200, and the bound in TB/s; not measured on a GPU",
+        "instructions per element of the main loops; times of the units as shares of one read and",
+        "one write at 4.2 TB/s on an H200, and the bound in TB/s; not measured on a GPU",
         f"{'entry':42}{heading}{units}{'bound':>7}  widths, elements per iteration",
     ]
     for one in counts:
