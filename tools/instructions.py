@@ -5,8 +5,13 @@
 
 Needs NVRTC (or nvcc) and nvdisasm, but no GPU: nothing is measured. Instructions are counted on the
 path of an entry's main loops (`tests.emulator.sass`); heads, tails and what happens once a row are
-not in it. The table gives the time of each unit that could be slower than memory, as a share of the
-time in which an element is read once and written once at 4.2 TB/s:
+not in it. An entry with several loops has a line for each ("elements of an iteration: bytes of its
+accesses"). Passes over a row add up, as the entry's own line has them; but where a kernel keeps
+parts of a row in different places, an element meets only the loops of its own place. Stores narrower
+than the loads say that the compiler has split them.
+
+The table gives the time of each unit that could be slower than memory, as a share of the time in
+which an element is read once and written once at 4.2 TB/s:
 
     issue    4 schedulers, 1 instruction of a warp each a clock: 128 instructions of a thread
     exp      16 results a clock on the special function units (MUFU)
@@ -42,35 +47,27 @@ _BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Count:
-    """Of one entry.
-
-    Attributes
-    ----------
-    per_element : instructions of a thread, by class (`COLUMNS`). widths : bytes of its accesses to
-    global memory in loads and in stores. loops : elements in one iteration of each main loop.
-    itemsize : bytes of an element.
-    """
+    """Of one entry: its main loops, and the bytes of an element."""
 
     entry: str
-    per_element: dict[str, float]
-    widths: tuple[tuple[int, ...], tuple[int, ...]]
-    loops: tuple[float, ...]
+    loops: tuple[sass.Region, ...]
     itemsize: int
 
-    def shares(self) -> dict[str, float]:
-        """By unit: its time over that of 2 * itemsize bytes at `MEMORY`."""
-        memory = 2 * self.itemsize / MEMORY
-        counts = self.per_element | {
-            "special": self.per_element.get("exp", 0) + self.per_element.get("mufu", 0)
-        }
-        return {
-            unit: counts.get(kind, 0) / (rate * MULTIPROCESSORS * CLOCK) / memory
-            for unit, (kind, rate) in UNITS.items()
-        }
 
-    def bound(self) -> float:
-        """Bytes a second that the slowest unit leaves."""
-        return MEMORY / max(self.shares().values())
+def shares(per_element: dict[str, float], itemsize: int) -> dict[str, float]:
+    """By unit: its time for an element over that of moving 2 * itemsize bytes at `MEMORY`."""
+    memory = 2 * itemsize / MEMORY
+    special = per_element.get("exp", 0) + per_element.get("mufu", 0)
+    counts = {**per_element, "special": special}
+    return {
+        unit: counts.get(kind, 0) / (rate * MULTIPROCESSORS * CLOCK) / memory
+        for unit, (kind, rate) in UNITS.items()
+    }
+
+
+def bound(per_element: dict[str, float], itemsize: int) -> float:
+    """Bytes a second that the slowest unit leaves."""
+    return MEMORY / max(shares(per_element, itemsize).values())
 
 
 def count(source: str, entry: str, defines: compilers.Defines, architecture: int) -> Count:
@@ -83,36 +80,42 @@ def count(source: str, entry: str, defines: compilers.Defines, architecture: int
     """
     body = sass.bodies(compilers.sass(source, architecture, defines))[entry]
     itemsize = _BYTES[next(part for part in reversed(entry.split("_")) if part in _BYTES)]
-    regions = sass.main_regions(body, itemsize)
-    if not regions:
+    loops = sass.main_regions(body, itemsize)
+    if not loops:
         raise ValueError(f"{entry}: no main loop found")
-    widths = tuple(
-        tuple(sorted({w for r in regions for w in r.widths(space)}, reverse=True))
-        for space in ("load", "store")
-    )
-    loops = tuple(region.elements for region in regions)
-    return Count(entry, sass.per_element(regions), (widths[0], widths[1]), loops, itemsize)
+    return Count(entry, tuple(loops), itemsize)
 
 
 def table(counts: Iterable[Count]) -> str:
-    """One line for each entry, with a heading."""
+    """One line for each entry, the sum of its loops, and one for each loop where it has several."""
     heading = "".join(f"{name:>11}" for name in COLUMNS)
     units = "".join(f"{unit:>7}" for unit in UNITS)
     lines = [
         "instructions per element of the main loops; times of the units as shares of one read and",
         "one write at 4.2 TB/s on an H200, and the bound in TB/s; not measured on a GPU",
-        f"{'entry':42}{heading}{units}{'bound':>7}  widths, elements per iteration",
+        f"{'entry':46}{heading}{units}{'bound':>7}",
     ]
     for one in counts:
-        numbers = "".join(f"{one.per_element.get(name, 0):11.2f}" for name in COLUMNS)
-        shares = "".join(f"{share:7.0%}" for share in one.shares().values())
-        widths = " ".join(
-            f"{name} {'+'.join(map(str, w)) or '-'}"
-            for name, w in zip(("LDG", "STG"), one.widths, strict=True)
-        )
-        loops = " + ".join(f"{elements:g}" for elements in one.loops)
-        lines.append(f"{one.entry:42}{numbers}{shares}{one.bound() / 1e12:7.1f}  {widths}, {loops}")
+        lines.append(_line(one.entry, one.loops, one.itemsize))
+        for loop in one.loops if len(one.loops) > 1 else ():
+            lines.append(_line(f"  {_described(loop)}", (loop,), one.itemsize))
     return "\n".join(lines)
+
+
+def _described(loop: sass.Region) -> str:
+    """Elements of an iteration, and bytes of its accesses: "16: LDG 16 STG 16"."""
+    names = {"load": "LDG", "store": "STG", "shared": "LDS"}
+    widths = {name: "+".join(map(str, loop.widths(space))) for space, name in names.items()}
+    return f"{loop.elements:g}: " + " ".join(f"{name} {w}" for name, w in widths.items() if w)
+
+
+def _line(name: str, loops: tuple[sass.Region, ...], itemsize: int) -> str:
+    counts = sass.per_element(loops)
+    if len(loops) == 1 and not name.startswith(" "):
+        name = f"{name}  {_described(loops[0])}"
+    numbers = "".join(f"{counts.get(column, 0):11.2f}" for column in COLUMNS)
+    parts = "".join(f"{share:7.0%}" for share in shares(counts, itemsize).values())
+    return f"{name:46}{numbers}{parts}{bound(counts, itemsize) / 1e12:7.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -144,7 +144,7 @@ def main_regions(body: str, itemsize: int) -> list[Region]:
     return walk.regions
 
 
-def per_element(regions: list[Region]) -> dict[str, float]:
+def per_element(regions: Iterable[Region]) -> dict[str, float]:
     """Instructions of a thread for each element, by class."""
     sums: Counter[str] = Counter()
     for region in regions:
