@@ -7,8 +7,8 @@ Needs NVRTC (or nvcc) and nvdisasm, but no GPU: nothing is measured. Instruction
 path of an entry's main loops (`tests.emulator.sass`); heads, tails and what happens once a row are
 not in it. An entry with several loops has a line for each ("elements of an iteration: bytes of its
 accesses"). Passes over a row add up, as the entry's own line has them; but where a kernel keeps
-parts of a row in different places, an element meets only the loops of its own place. Stores narrower
-than the loads say that the compiler has split them.
+parts of a row in different places, an element meets only the loops of its own place. Stores that
+are narrower than the loads were split by the compiler.
 
 The table gives the time of each unit that could be slower than memory, as a share of the time in
 which an element is read once and written once at 4.2 TB/s:
