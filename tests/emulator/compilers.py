@@ -76,6 +76,13 @@ class Nvrtc:
 
     def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
         """(PTX, ptxas's report) of a file below kernels/."""
+        ptx, report, _ = self._outputs(source, architecture, defines)
+        return ptx, report
+
+    def cubin(self, source: str, architecture: int, defines: Defines = ()) -> bytes:
+        return self._outputs(source, architecture, defines)[2]
+
+    def _outputs(self, source: str, architecture: int, defines: Defines) -> tuple[str, str, bytes]:
         program = ctypes.c_void_p()
         text = (KERNELS / source).read_bytes()
         name = source.encode()
@@ -89,9 +96,9 @@ class Nvrtc:
         log = self._text(program, "ProgramLog").decode(errors="replace")
         if code != 0:
             raise CompileError(f"{source} for sm_{architecture}: {log}")
-        ptx = self._text(program, "PTX").decode()
+        ptx, cubin = self._text(program, "PTX").decode(), self._text(program, "CUBIN")
         self._call("nvrtcDestroyProgram", ctypes.byref(program))
-        return ptx, log
+        return ptx, log, cubin
 
 
 class Nvcc:
@@ -100,6 +107,13 @@ class Nvcc:
     name = "nvcc"
 
     def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
+        ptx, report, _ = self._outputs(source, architecture, defines)
+        return ptx, report
+
+    def cubin(self, source: str, architecture: int, defines: Defines = ()) -> bytes:
+        return self._outputs(source, architecture, defines)[2]
+
+    def _outputs(self, source: str, architecture: int, defines: Defines) -> tuple[str, str, bytes]:
         options = [option.replace("--", "-", 1) for option in OPTIONS if option != "--std=c++17"]
         with tempfile.TemporaryDirectory() as scratch:
             result = subprocess.run(
@@ -111,7 +125,7 @@ class Nvcc:
             if result.returncode:
                 raise CompileError(f"{source} for sm_{architecture}: {result.stderr}")
             (ptx,) = Path(scratch).glob("*.ptx")
-            return ptx.read_text(), result.stderr
+            return ptx.read_text(), result.stderr, Path(scratch, "out.cubin").read_bytes()
 
 
 @cache
@@ -127,6 +141,34 @@ def compiler() -> Nvrtc | Nvcc | None:
     return Nvcc() if shutil.which("nvcc") else None
 
 
+@cache
+def disassembler() -> str | None:
+    """Where nvdisasm is: the wheel nvidia-cuda-nvdisasm, the search path, a toolkit; else None."""
+    site = Path(sysconfig.get_path("purelib")) / "nvidia"
+    wheels = [*site.glob("cu1*/bin/nvdisasm"), *site.glob("cuda_nvdisasm/bin/nvdisasm")]
+    toolkit = Path("/usr/local/cuda/bin/nvdisasm")
+    return (
+        next(map(str, wheels), None)
+        or shutil.which("nvdisasm")
+        or (str(toolkit) if toolkit.exists() else None)
+    )
+
+
+def sass(source: str, architecture: int, defines: Defines = ()) -> str:
+    """What `disassembler` prints of a file below kernels/."""
+    tool, gpu_compiler = disassembler(), compiler()
+    if tool is None or gpu_compiler is None:
+        raise CompileError(NONE_FOUND if gpu_compiler is None else NO_DISASSEMBLER)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(gpu_compiler.cubin(source, architecture, defines))
+        file.flush()
+        result = subprocess.run([tool, "-c", file.name], capture_output=True, text=True)
+    if result.returncode:
+        raise CompileError(f"nvdisasm {source}: {result.stderr}")
+    return result.stdout
+
+
+NO_DISASSEMBLER = "no nvdisasm found; run: pip install nvidia-cuda-nvdisasm"
 NONE_FOUND = "no CUDA compiler found; run: pip install nvidia-cuda-nvrtc"
 
 _REPORT = re.compile(
