@@ -45,7 +45,7 @@ __device__ __forceinline__ void softmax_cross_entropy(
         Target<C> target(p, row);
         bool owns = mine.owns(target.label);
         C z_label = C(0);
-        if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.z[target.label])));
+        if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.logit(target.label))));
 
         Statistics<C> all;
         if constexpr (PHASE == FINISH) {

@@ -42,7 +42,9 @@ __device__ __forceinline__ void return_tile(const T* tile, T* to, int count, int
     __syncthreads();
     for (int at = thread * E - misalignment(to); at < count; at += SHORT_THREADS * E) {
         Part<E> part(at, count);
-        store_part<T, E>(to + at, load_part<T, E>(tile + at, part.lo, part.hi), part.lo, part.hi);
+        Words<T, E> both;
+        both.pack = load_part<T, E>(tile + at, part.lo, part.hi);
+        store_words<T>(to + at, both, part.lo, part.hi);
     }
     __syncthreads();
 }

@@ -93,8 +93,8 @@ def plan_softmax(
         return (_launch(f"rows_{kind}", suffix, (blocks, 1), block, shared_packs=max(0, shared)),)
     most = max(0, device.shared_bytes - STATIC_SHARED) // (GROUP_THREADS * VECTOR_BYTES)
     size = cluster or _cluster(packs, held, most, device)
-    alone = 2 * rows * size <= device.multiprocessors
-    if cluster is None and alone and packs > 4 * GROUP_THREADS * in_registers:
+    alone = 2 * rows * size <= device.multiprocessors and packs > 4 * GROUP_THREADS * in_registers
+    if cluster is None and (alone or cols >= 2**31):  # a block counts its elements in 32 bits
         return _in_parts(rows, packs, in_registers, suffix, kind, device)
     each = ceil_division(packs, size)
     threads = max(32, power_of_two(ceil_division(each, in_registers), GROUP_THREADS))

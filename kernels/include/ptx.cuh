@@ -73,6 +73,26 @@ __device__ __forceinline__ unsigned short float_to_bfloat(float f) {
 #endif
 }
 
+// Two at once, the first in the lower half. The instructions came with sm_80.
+__device__ __forceinline__ uint32 float_to_half_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#else
+    return float_to_half(low) | uint32(float_to_half(high)) << 16;
+#endif
+}
+__device__ __forceinline__ uint32 float_to_bfloat_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#else
+    return float_to_bfloat(low) | uint32(float_to_bfloat(high)) << 16;
+#endif
+}
+
 // float64 -> float32, towards zero.
 __device__ __forceinline__ float double_to_float_rz(double d) {
 #ifdef __CUDA_ARCH__
@@ -147,6 +167,24 @@ __device__ __forceinline__ void store_streaming(uint4* p, uint4 v) {
                  : : "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 #else
     *p = v;
+#endif
+}
+
+// One store of 16 bytes, which a compiler that sees the elements would split where it is one branch of
+// two.
+__device__ __forceinline__ void store_global(uint4* p, uint4 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 : : "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#else
+    *p = v;
+#endif
+}
+
+// As four registers: where two branches meet, the compiler would keep a vector's 16-bit elements apart.
+__device__ __forceinline__ void as_words(uint4& v) {
+#ifdef __CUDA_ARCH__
+    asm("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
 #endif
 }
 

@@ -9,7 +9,7 @@ struct Sum {
     template <class C> static __device__ __forceinline__ C neutral() { return C(0); }
 };
 struct Maximum {  // a NaN is not kept: the sum of exponentials that follows brings it back
-    template <class C> static __device__ __forceinline__ C of(C a, C b) { return a > b ? a : b; }
+    template <class C> static __device__ __forceinline__ C of(C a, C b) { return ::fmax(a, b); }
     template <class C> static __device__ __forceinline__ C neutral() { return minus_infinity<C>(); }
 };
 

@@ -42,75 +42,91 @@ template <class T, bool GENERAL> struct RowPacks {
     using C = compute_of<T>;
     static constexpr int E = PACK<T>, HELD = GENERAL ? 0 : HELD_BYTES<T> / 16;
     using Values = C[E];
+    using Raw = Words<T, E>;  // a pack as it lies in memory
 
     const Problem<T>& p;
-    int64 row;
-    const T* z;          // the row's logits
-    int64 head;          // columns by which pack 0 begins before the row
-    int64 first, last;   // this part's packs
-    int64 limit;         // packs from here on are not read: `last`, or `first` for an ignored row
-    int shared_packs;    // of each thread
+    int64 row, base;   // base: column of the row at which pack 0 begins, below 0 in a head
+    const T* z;        // pack 0 of the logits, on 16 bytes
+    T* delta;          // its place in the gradient
+    int begin, end;    // elements of the packs that the row has, from pack 0 on: 32 bits are enough
+    int packs, limit;  // limit: packs from here on are not read: `packs`, or 0 for an ignored row
+    int shared_packs;  // of each thread
     C kept[HELD == 0 ? 1 : HELD][E];  // exponentials
     Exponential<T> kept_x;            // of those
 
     __device__ __forceinline__ RowPacks(
         const Problem<T>& p, int64 row, int part, int parts, int shared_packs)
-        : p(p), row(row), z(p.logits + row * p.stride_logits), head(misalignment(z)),
-          shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
-        int64 packs = row < p.rows ? (head + p.cols + E - 1) / E : 0;
-        int64 each = (packs + parts - 1) / parts;
-        first = each * part < packs ? each * part : packs;
-        last = first + each < packs ? first + each : packs;
-        limit = last;
+        : p(p), row(row), shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
+        const T* first = p.logits + row * p.stride_logits;
+        int head = misalignment(first);
+        int64 all = row < p.rows ? (head + p.cols + E - 1) / E : 0;
+        int64 each = (all + parts - 1) / parts, from = each * part < all ? each * part : all;
+        base = from * E - head;
+        z = first + base;
+        delta = p.delta + row * p.stride_delta + base;
+        packs = int(from + each < all ? each : all - from);
+        begin = base < 0 ? int(-base) : 0;
+        end = p.cols - base < int64(packs) * E ? int(p.cols - base) : packs * E;
+        limit = packs;
     }
 
-    __device__ __forceinline__ int64 pack(int64 turn) const {
-        return first + turn * blockDim.x + threadIdx.x;
+    __device__ __forceinline__ int pack(int turn) const {
+        return turn * int(blockDim.x) + int(threadIdx.x);
     }
-    __device__ __forceinline__ int64 column(int64 pack) const { return pack * E - head; }
-    __device__ __forceinline__ int lo(int64 k) const { return k < 0 ? int(-k) : 0; }
-    __device__ __forceinline__ int hi(int64 k) const { return p.cols - k < E ? int(p.cols - k) : E; }
+    __device__ __forceinline__ int lo(int pack) const { return pack == 0 ? begin : 0; }
+    __device__ __forceinline__ int hi(int pack) const {
+        return end - pack * E < E ? end - pack * E : E;
+    }
+    __device__ __forceinline__ bool whole(int pack) const {
+        return (pack > 0 || begin == 0) && pack * E + E <= end;
+    }
 
     // One thread of all that work on the row: whose pack has column `label`; any one for -1.
     __device__ __forceinline__ bool owns(int64 label) const {
-        if (label < 0) return first == 0 && threadIdx.x == 0 && (last > 0 || blockIdx.x == 0);
-        int64 pack = (label + head) / E;
-        return pack >= first && pack < last && ((pack - first) & (blockDim.x - 1)) == threadIdx.x;
+        if (label < 0) return base <= 0 && threadIdx.x == 0 && (packs > 0 || blockIdx.x == 0);
+        int64 at = label - base;
+        return at >= begin && at < end && (int(at) / E & int(blockDim.x - 1)) == int(threadIdx.x);
     }
+    __device__ __forceinline__ T logit(int64 label) const { return z[label - base]; }
 
     // -- reading ---------------------------------------------------------------------------------
 
-    __device__ __forceinline__ Pack<T, E> read(int64 pack) const {
-        int64 k = column(pack);
-        if (pack < limit && k >= 0 && k + E <= p.cols) return ::load<T, E>(z + k);
-        Pack<T, E> raw;
-        int from = lo(k), to = pack < limit ? hi(k) : 0;
+    __device__ __forceinline__ Raw read(int pack) const {
+        Raw raw;
+        if (pack < limit && whole(pack)) {
+            raw.words[0] = *reinterpret_cast<const uint4*>(z + pack * E);
+        } else {
+            int from = lo(pack), to = pack < limit ? hi(pack) : 0;
 #pragma unroll
-        for (int e = 0; e < E; ++e)
-            raw.v[e] = e >= from && e < to ? z[k + e] : narrow<T>(minus_infinity<C>());
+            for (int e = 0; e < E; ++e)
+                raw.pack.v[e] = e >= from && e < to ? z[pack * E + e] : narrow<T>(minus_infinity<C>());
+        }
+        ptx::as_words(raw.words[0]);
         return raw;
     }
-    static __device__ __forceinline__ T* shared_slot(int turn) {
+    static __device__ __forceinline__ uint4* shared_slot(int turn) {
         extern __shared__ uint4 rows_in_shared_memory[];
         int thread = (turn * int(blockDim.y) + int(threadIdx.y)) * int(blockDim.x) + int(threadIdx.x);
-        return reinterpret_cast<T*>(rows_in_shared_memory + thread);
+        return rows_in_shared_memory + thread;
     }
     // A pack beyond the registers: in shared memory, or else read again.
-    __device__ __forceinline__ Pack<T, E> kept_outside(int64 turn) const {
-        if (turn < HELD + shared_packs) return ::load<T, E>(shared_slot(int(turn) - HELD));
-        return read(pack(turn));
+    __device__ __forceinline__ Raw kept_outside(int turn) const {
+        Raw raw;
+        if (turn < HELD + shared_packs) raw.words[0] = *shared_slot(turn - HELD);
+        else raw = read(pack(turn));
+        ptx::as_words(raw.words[0]);
+        return raw;
     }
-    __device__ __forceinline__ void fetch(int64 pack, T* slot) const {
-        int64 k = column(pack);
-        if (pack < limit && k >= 0 && k + E <= p.cols) ptx::copy_async<16>(slot, z + k);
-        else store<T, E>(slot, read(pack));
+    __device__ __forceinline__ void fetch(int pack, uint4* slot) const {
+        if (pack < limit && whole(pack)) ptx::copy_async<16>(slot, z + pack * E);
+        else *slot = read(pack).words[0];
     }
     // The logits of a pack, capped; -inf where there are none, which counts for nothing.
-    __device__ __forceinline__ void logits_of(const Pack<T, E>& raw, int64 pack, Values& v) const {
+    __device__ __forceinline__ void logits_of(const Raw& raw, int pack, Values& v) const {
 #pragma unroll
-        for (int e = 0; e < E; ++e) v[e] = C(widen(raw.v[e]));
+        for (int e = 0; e < E; ++e) v[e] = C(widen(raw.pack.v[e]));
         if (!GENERAL || p.soft_cap == C(0) || pack >= limit) return;
-        int from = lo(column(pack)), to = hi(column(pack));
+        int from = lo(pack), to = hi(pack);
 #pragma unroll
         for (int e = 0; e < E; ++e)
             if (e >= from && e < to) v[e] = soft_capped<T>(v[e], p.soft_cap);
@@ -118,12 +134,12 @@ template <class T, bool GENERAL> struct RowPacks {
 
     // Start the copies to shared memory, then fill the registers.
     __device__ __forceinline__ void load(bool wanted) {
-        if (!wanted) limit = first;
-        for (int s = 0; s < shared_packs; ++s)
-            if (pack(HELD + s) < last) fetch(pack(HELD + s), shared_slot(s));
+        if (!wanted) limit = 0;
+        for (int s = 0; s < shared_packs && pack(HELD + s) < packs; ++s)
+            fetch(pack(HELD + s), shared_slot(s));
         ptx::copy_async_commit();
         if constexpr (HELD > 0) {
-            Pack<T, E> raw[HELD];
+            Raw raw[HELD];
 #pragma unroll
             for (int j = 0; j < HELD; ++j) raw[j] = read(pack(j));
 #pragma unroll
@@ -134,20 +150,21 @@ template <class T, bool GENERAL> struct RowPacks {
     // -- statistics ------------------------------------------------------------------------------
 
     static __device__ __forceinline__ C largest(const Values& v) {
-        C m = v[0];
+        C m = minus_infinity<C>();
 #pragma unroll
-        for (int e = 1; e < E; ++e) m = Maximum::of(v[e], m);
-        return Maximum::of(m, minus_infinity<C>());  // where v[0] is NaN
+        for (int e = 0; e < E; ++e) m = Maximum::of(v[e], m);
+        return m;
     }
-    __device__ __forceinline__ int64 place_of(C value, const Values& v, int64 k) const {
-        int64 place = Statistics<C>::none().best;
+    __device__ __forceinline__ int64 place_of(C value, const Values& v, int pack) const {
+        int place = 0;
 #pragma unroll
         for (int e = E - 1; e >= 0; --e)
-            if (v[e] == value) place = k + e;
-        return place;
+            if (v[e] == value) place = e;
+        return base + pack * E + place;
     }
-    __device__ __forceinline__ void taus(int64 k, Values& tau) const {
-        int from = lo(k), to = hi(k);
+    __device__ __forceinline__ void taus(int pack, Values& tau) const {
+        int from = lo(pack), to = hi(pack);
+        int64 k = base + pack * E;
         if (p.probabilities != nullptr) {
             Pack<C, E> t = load_part<C, E>(p.probabilities + row * p.stride_probabilities + k, from, to);
 #pragma unroll
@@ -163,10 +180,10 @@ template <class T, bool GENERAL> struct RowPacks {
     }
     // Add tau (z - origin) and tau of a pack; in the labels form in units of eps / K.
     __device__ __forceinline__ void add_targets(
-        const Values& v, int64 k, C origin, Statistics<C>& s) const {
+        const Values& v, int pack, C origin, Statistics<C>& s) const {
         Values tau;
-        if constexpr (GENERAL) taus(k, tau);
-        int from = lo(k), to = hi(k);
+        if constexpr (GENERAL) taus(pack, tau);
+        int from = lo(pack), to = hi(pack);
         C picked = C(0), total = C(0);
 #pragma unroll
         for (int e = 0; e < E; ++e) {
@@ -179,18 +196,18 @@ template <class T, bool GENERAL> struct RowPacks {
     }
     // Add a pack to statistics that are relative to `x`, and move both to a larger maximum.
     __device__ __forceinline__ void add(
-        const Values& v, int64 k, Statistics<C>& s, Exponential<T>& x) const {
+        const Values& v, int pack, Statistics<C>& s, Exponential<T>& x) const {
         C m = largest(v);
         if (m > s.maximum) {
             s.move_to(m);
             x = Exponential<T>(m);
-            if (p.wants_best()) s.best = place_of(m, v, k);
+            if (p.wants_best()) s.best = place_of(m, v, pack);
         }
         C sum = C(0);
 #pragma unroll
         for (int e = 0; e < E; ++e) sum += x.of(v[e]);
         s.sum += sum;
-        if (p.spread()) add_targets(v, k, x.origin, s);
+        if (p.spread()) add_targets(v, pack, x.origin, s);
     }
 
     __device__ __forceinline__ Statistics<C> statistics() {
@@ -199,10 +216,10 @@ template <class T, bool GENERAL> struct RowPacks {
         Exponential<T> running = kept_x;
         ptx::copy_async_wait<0>();
 #pragma unroll 1
-        for (int64 turn = HELD; pack(turn) < limit; ++turn) {
+        for (int turn = HELD; pack(turn) < limit; ++turn) {
             Values v;
             logits_of(kept_outside(turn), pack(turn), v);
-            add(v, column(pack(turn)), s, running);
+            add(v, pack(turn), s, running);
         }
         return s;
     }
@@ -213,13 +230,13 @@ template <class T, bool GENERAL> struct RowPacks {
             C m = largest(kept[j]);
             if (m > s.maximum) {
                 s.maximum = m;
-                if (p.wants_best()) s.best = place_of(m, kept[j], column(pack(j)));
+                if (p.wants_best()) s.best = place_of(m, kept[j], pack(j));
             }
         }
         kept_x = Exponential<T>(s.maximum);
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
-            if (p.spread() && pack(j) < limit) add_targets(kept[j], column(pack(j)), kept_x.origin, s);
+            if (p.spread() && pack(j) < limit) add_targets(kept[j], pack(j), kept_x.origin, s);
             C sum = C(0);
 #pragma unroll
             for (int e = 0; e < E; ++e) sum += kept[j][e] = kept_x.of(kept[j][e]);
@@ -229,39 +246,35 @@ template <class T, bool GENERAL> struct RowPacks {
 
     // -- writing ---------------------------------------------------------------------------------
 
-    __device__ __forceinline__ void put(int64 pack, const Pack<T, E>& out) const {
-        int64 k = column(pack);
-        store_part<T, E>(p.delta + row * p.stride_delta + k, out, lo(k), hi(k));
+    __device__ __forceinline__ void put(int pack, const Values& d) const {
+        store_words<T>(delta + pack * E, narrow_all<T>(d), lo(pack), hi(pack));
     }
     __device__ __forceinline__ void write_zeros() const {
-        Pack<T, E> zeros;
-#pragma unroll
-        for (int e = 0; e < E; ++e) zeros.v[e] = narrow<T>(C(0));
-        for (int64 turn = 0; pack(turn) < last; ++turn) put(pack(turn), zeros);
+        Values zeros = {};
+        for (int turn = 0; pack(turn) < packs; ++turn) put(pack(turn), zeros);
     }
     // delta of a pack of logits; `share` takes x.of(z) to the softmax times what multiplies it.
     __device__ __forceinline__ void put_logits(
-        int64 pack, const Values& v, const Exponential<T>& x, C share, const Target<C>& target,
+        int pack, const Values& v, const Exponential<T>& x, C share, const Target<C>& target,
         const Outcome<T>& outcome, C log_sum) const {
-        Pack<T, E> out;
+        Values d;
         if constexpr (GENERAL) {
             Values tau;
-            if (p.spread()) taus(column(pack), tau);
+            if (p.spread()) taus(pack, tau);
             C inverse = p.soft_cap == C(0) ? C(0) : C(1) / p.soft_cap;
 #pragma unroll
             for (int e = 0; e < E; ++e) {
-                C d = x.of(v[e]) * share;
-                if (p.spread()) d -= tau[e] * target.factor;
-                d *= cap_slope(v[e], inverse);
-                if (p.log_output) d = v[e] - outcome.origin - log_sum;
-                out.v[e] = narrow<T>(d);
+                d[e] = x.of(v[e]) * share;
+                if (p.spread()) d[e] -= tau[e] * target.factor;
+                d[e] *= cap_slope(v[e], inverse);
+                if (p.log_output) d[e] = v[e] - outcome.origin - log_sum;
             }
         } else {
             C uniform = p.uniform * target.factor;
 #pragma unroll
-            for (int e = 0; e < E; ++e) out.v[e] = narrow<T>(::fma(x.of(v[e]), share, -uniform));
+            for (int e = 0; e < E; ++e) d[e] = ::fma(x.of(v[e]), share, -uniform);
         }
-        put(pack, out);
+        put(pack, d);
     }
     template <bool ALL_FROM_MEMORY>
     __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
@@ -270,7 +283,7 @@ template <class T, bool GENERAL> struct RowPacks {
         C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
         if constexpr (!ALL_FROM_MEMORY) write_held(target, outcome);
 #pragma unroll 1
-        for (int64 turn = ALL_FROM_MEMORY ? 0 : HELD; pack(turn) < last; ++turn) {
+        for (int turn = ALL_FROM_MEMORY ? 0 : HELD; pack(turn) < packs; ++turn) {
             Values v;
             logits_of(ALL_FROM_MEMORY ? read(pack(turn)) : kept_outside(turn), pack(turn), v);
             put_logits(pack(turn), v, x, share, target, outcome, log_sum);
@@ -281,11 +294,11 @@ template <class T, bool GENERAL> struct RowPacks {
         C share = kept_x.to(outcome.origin) * outcome.share, uniform = p.uniform * target.factor;
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
-            if (pack(j) >= last) break;
-            Pack<T, E> out;
+            if (pack(j) >= packs) break;
+            Values d;
 #pragma unroll
-            for (int e = 0; e < E; ++e) out.v[e] = narrow<T>(::fma(kept[j][e], share, -uniform));
-            put(pack(j), out);
+            for (int e = 0; e < E; ++e) d[e] = ::fma(kept[j][e], share, -uniform);
+            put(pack(j), d);
         }
     }
 };

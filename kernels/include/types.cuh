@@ -50,6 +50,15 @@ template <> struct narrowing<bfloat16> {
 };
 template <class T, class C> __device__ __forceinline__ T narrow(C x) { return narrowing<T>::of(x); }
 
+// Two 16-bit numbers in one word, the first in its lower half.
+template <class T> __device__ __forceinline__ uint32 narrow_pair(float low, float high);
+template <> __device__ __forceinline__ uint32 narrow_pair<float16>(float low, float high) {
+    return ptx::float_to_half_pair(low, high);
+}
+template <> __device__ __forceinline__ uint32 narrow_pair<bfloat16>(float low, float high) {
+    return ptx::float_to_bfloat_pair(low, high);
+}
+
 template <class C> __device__ __forceinline__ bool is_finite(C x) { return x - x == C(0); }
 template <class C> __device__ __forceinline__ C not_a_number() {
     return C(ptx::float_of(0x7fc00000u));

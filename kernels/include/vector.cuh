@@ -70,3 +70,31 @@ __device__ __forceinline__ void store_part(T* p, const Pack<T, E>& pack, int lo,
     for (int e = 0; e < E; ++e)
         if (e >= lo && e < hi) p[e] = pack.v[e];
 }
+
+// 16 bytes of elements, rounded once; 16-bit types two at a time.
+template <class T, class C>
+__device__ __forceinline__ Words<T, PACK<T>> narrow_all(const C (&v)[PACK<T>]) {
+    Words<T, PACK<T>> both;
+    if constexpr (sizeof(T) == 2) {
+        union { uint32 pairs[4]; uint4 word; } made;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) made.pairs[i] = narrow_pair<T>(v[2 * i], v[2 * i + 1]);
+        both.words[0] = made.word;
+    } else {
+#pragma unroll
+        for (int e = 0; e < PACK<T>; ++e) both.pack.v[e] = narrow<T>(v[e]);
+    }
+    return both;
+}
+
+// `store_part` of 16 bytes to global memory alone: a whole pack is one instruction.
+template <class T>
+__device__ __forceinline__ void store_words(T* p, const Words<T, PACK<T>>& both, int lo, int hi) {
+    if (lo == 0 && hi == PACK<T> && aligned<T, PACK<T>>(p)) {
+        ptx::store_global(reinterpret_cast<uint4*>(p), both.words[0]);
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < PACK<T>; ++e)
+        if (e >= lo && e < hi) p[e] = both.pack.v[e];
+}
