@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +236,17 @@ def test_arguments_of_the_wrong_kind_are_refused(change, said):
 def test_a_launch_that_no_card_takes_is_refused(grid, block):
     with pytest.raises(EmulatorError, match=r"no valid launch|more than 1024"):
         Module(FAULTS)("doubled", grid, block, arguments())
+
+
+def test_all_libraries_of_a_process_share_the_stacks_of_their_threads():
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    x, y, n = arguments(4096)
+    Module(FAULTS)("doubled", (1,), (1024,), (x, y, n))
+    before = mappings()
+    Module(PROBE)("streams", (1,), (1024,), (x, np.zeros(8192, np.float32), np.int64(1024)))
+    assert mappings() - before < 100, "a stack and its guard are two mappings; a process has 65,530"
 
 
 def test_an_edited_header_is_compiled_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gpubackprop.backends.cupy_launch import entries
 from tests.emulator import compilers, sass
 from tools import instructions
 
@@ -132,7 +133,7 @@ extern "C" __global__ void powers_f32(const float* x, float* y, int64 count) {
 
 
 @needs_tools
-@pytest.mark.parametrize("architecture", compilers.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [75, 90, 120])
 def test_a_kernel_of_one_fma_and_one_exponential_is_counted_as_such(tmp_path, architecture):
     source = tmp_path / "powers.cu"
     source.write_text(SOURCE)
@@ -142,6 +143,17 @@ def test_a_kernel_of_one_fma_and_one_exponential_is_counted_as_such(tmp_path, ar
     assert per_element["exp"] == per_element["fma"] == 1
     assert per_element["load"] == per_element["store"] == 0.25
     assert 3 < per_element["total"] < 6
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    "entry", ["affine_epilogue_relu_f32", "activation_backward_relu_bf16", "update_adam_f32"]
+)
+def test_main_loops_move_16_bytes_at_a_time_in_and_out(entry):
+    (chosen,) = (one for one in entries() if one[1] == entry)
+    for loop in instructions.count(*chosen, 90).loops:
+        assert loop.widths("store") == (16,), "the compiler has split a store"
+        assert max(loop.widths("load")) == 16
 
 
 @needs_tools
