@@ -11,9 +11,11 @@ import pytest
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, activation
-from gpubackprop.ops import activation_backward, activation_forward
 from tests import references
 from tests.tolerances import assert_by_the_rule, assert_equal_in_float64, assert_same_pattern, ulps
+from tests.ways import activation_backward, activation_forward
+
+pytestmark = pytest.mark.usefixtures("way")
 
 SPECS = (*ACTIVATIONS, "leaky_relu(0.2)", "leaky_relu(0.3)", "elu(0.5)", "elu(1.7)")
 GRID = np.concatenate([np.linspace(-30.0, 30.0, 4001), np.linspace(-2.0, 2.0, 2001)])

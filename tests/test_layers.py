@@ -10,7 +10,9 @@ from gpubackprop.backends import NumpyBackend
 from gpubackprop.backends.numpy import get_num_threads, set_num_threads
 from gpubackprop.errors import DtypeError, GpubackpropError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, activation
-from gpubackprop.ops import (
+from tests import references
+from tests.tolerances import Draws, assert_equal_in_float64
+from tests.ways import (
     activation_backward,
     activation_forward,
     affine_backward,
@@ -18,8 +20,8 @@ from gpubackprop.ops import (
     column_sum,
     pointwise_loss,
 )
-from tests import references
-from tests.tolerances import Draws, assert_equal_in_float64
+
+pytestmark = pytest.mark.usefixtures("way")
 
 # rows, D_in, D_out: one unit on either side, batch 1 and 7, a few units, no rows
 SHAPES = [

@@ -11,9 +11,11 @@ from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.numpy import get_num_threads, set_num_threads
 from gpubackprop.errors import DtypeError, GpubackpropError, OptionError, ShapeError
 from gpubackprop.formulas import OUTPUTS, POINTWISE_LOSSES
-from gpubackprop.ops import pointwise_loss
 from tests import references
 from tests.tolerances import Draws, assert_equal_in_float64, assert_same_pattern
+from tests.ways import pointwise_loss
+
+pytestmark = pytest.mark.usefixtures("way")
 
 LOSSES = pytest.mark.parametrize("name", POINTWISE_LOSSES)
 REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import LossOptions, NumpyBackend
-from gpubackprop.ops import softmax, softmax_cross_entropy
 from tests import references
 from tests.tolerances import assert_by_the_rule, assert_equal_in_float64, assert_same_pattern
+from tests.ways import softmax, softmax_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("way")
 
 # Known shortfall against "no worse than PyTorch": NumPy's float32 exp errs by up to 2.4 units in
 # the last place and log by 3.5, PyTorch's by 0.6 and 0.9. The largest errors seen, rounded up, in

@@ -12,7 +12,9 @@ from gpubackprop.errors import (
     ShapeError,
     TargetRangeError,
 )
-from gpubackprop.ops import softmax, softmax_cross_entropy
+from tests.ways import softmax, softmax_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("way")
 
 Z = np.zeros((6, 4))
 T = np.array([0, 1, 2, 3, 0, 1])

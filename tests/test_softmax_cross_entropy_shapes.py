@@ -9,10 +9,12 @@ import pytest
 
 from gpubackprop.backends.numpy import get_num_threads, set_num_threads
 from gpubackprop.errors import OptionError, ShapeError
-from gpubackprop.ops import softmax_cross_entropy
 from tests import references
 from tests.test_softmax_cross_entropy import assert_matches
 from tests.tolerances import assert_equal_in_float64
+from tests.ways import softmax_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("way")
 
 CLASSES = (
     1,

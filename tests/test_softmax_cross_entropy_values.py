@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpubackprop.ops import softmax_cross_entropy
 from tests import references
 from tests.test_softmax_cross_entropy import PRIMITIVE_DELTA, PRIMITIVE_ROW_LOSS
 from tests.tolerances import assert_by_the_rule, assert_same_pattern, ulps
+from tests.ways import softmax_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("way")
 
 LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (np.float16, np.float32, np.float64)}
 DTYPES = pytest.mark.parametrize("dtype", LARGEST, ids=lambda dtype: dtype.__name__)
