@@ -39,7 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name.startswith(EMULATED):
             item.add_marker(pytest.mark.emulated)
-    marked = [item for item in items if item.get_closest_marker("gpu")]
+    marked = [
+        item
+        for item in items
+        if item.get_closest_marker("gpu") and "way" not in item.fixturenames  # it skips by itself
+    ]
     if not marked:
         return
     device, reason = devices.choose("auto")

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from gpubackprop.losses import loss
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import OPTIMIZERS, GradientDescent, optimizer
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.step import Regularization, TrainStep
 from tests import references
 from tests.tolerances import assert_equal_in_float64
+from tests.ways import MLP, host
+
+pytestmark = pytest.mark.usefixtures("way")
 
 WIDTHS = (7, 5, 3)
 
@@ -48,9 +50,9 @@ def test_alignment_gaps_of_parameters_gradient_and_slots_stay_zero(name, dtype):
         step.update(np.arange(30), 0.1)
     empty = gaps(step.network)
     assert empty.sum() > 20
-    for flat in (step.network.parameters, step.gradient):
+    for flat in (host(step.network.parameters), step.gradient):
         assert (flat[empty] == 0).all()
-    assert np.isfinite(step.network.parameters).all()
+    assert np.isfinite(host(step.network.parameters)).all()
     for slot in step.slots:
         assert np.isfinite(slot).all()
 
@@ -85,7 +87,7 @@ def test_clipping_a_gradient_of_zero_divides_by_nothing():
     for _ in range(3):
         step.update(np.arange(4), 0.1)
     np.testing.assert_array_equal(step.gradient, 0.0)
-    np.testing.assert_array_equal(network.parameters, 0.0)
+    np.testing.assert_array_equal(host(network.parameters), 0.0)
 
 
 def test_l2_adds_its_penalty_to_the_weights_gradient_and_leaves_the_biases():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -154,7 +155,7 @@ def can_be_moved(array: np.ndarray) -> bool:
 
 def skip_unless_moved(*values: Any) -> None:
     """Skip a case on CUDA whose arrays CuPy cannot hold: the host's checks are what it is about."""
-    if CURRENT[-1].name == "numpy":
+    if on_host():
         return
     for value in values:
         try:
@@ -165,7 +166,28 @@ def skip_unless_moved(*values: Any) -> None:
             pytest.skip(f"CuPy has no arrays of dtype {array.dtype}")
 
 
+def skip_if_large(*shape: int) -> None:
+    """Skip a case that the emulator, one fiber for each CUDA thread, would take seconds for."""
+    if is_emulated() and math.prod(shape) > EMULATED_ELEMENTS:
+        pytest.skip(f"more than {EMULATED_ELEMENTS:,} elements take the emulator too long")
+
+
+def on_host() -> bool:
+    """Whether the current way is NumPy's."""
+    return CURRENT[-1].name == "numpy"
+
+
+def is_emulated() -> bool:
+    return CURRENT[-1].name == "cuda-emulated"
+
+
+def by_way(numpy: float, cuda: float) -> float:
+    """A known shortfall (`tests/tolerances.py`) of the current way."""
+    return numpy if on_host() else cuda
+
+
 CURRENT: list[Way] = [Way()]
+EMULATED_ELEMENTS = 30_000
 _CHECKED = (ops.softmax_cross_entropy, ops.pointwise_loss)
 
 
@@ -216,7 +238,13 @@ def put(array: Any, values: Any) -> None:
 
 @contextmanager
 def taken(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
-    """The way `name` is the current one while this lasts."""
+    """The way `name` is the current one while this lasts; a skip where it cannot be taken."""
+    if name == "cuda-emulated" and emulator.missing_compiler():
+        pytest.skip(emulator.missing_compiler())
+    if name == "cuda":
+        device, reason = devices.choose("auto")
+        if device == "cpu":
+            pytest.skip(f"needs a GPU: {reason}")
     way = {"numpy": Way, "cuda-emulated": _Emulated, "cuda": _Gpu}[name]()
     CURRENT.append(way)
     try:
@@ -237,13 +265,5 @@ def _choose_emulated(device: str) -> tuple[str, str]:
 
 def parameter(name: str) -> Any:
     """One way as a parameter of the fixture, with its marks."""
-    missing = emulator.missing_compiler()
-    marks = {
-        "numpy": (),
-        "cuda-emulated": (
-            pytest.mark.emulated,
-            pytest.mark.skipif(bool(missing), reason=missing or "-"),
-        ),
-        "cuda": (pytest.mark.gpu,),
-    }[name]
+    marks = {"numpy": (), "cuda-emulated": pytest.mark.emulated, "cuda": pytest.mark.gpu}[name]
     return pytest.param(name, id=name, marks=marks)
