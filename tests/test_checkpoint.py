@@ -63,7 +63,7 @@ def state(trainer: Trainer) -> dict[str, Any]:
     rows = [{k: v for k, v in row.items() if k not in timing} for row in trainer.history.rows]
     return {
         "parameters": host(trainer.network.parameters).tobytes(),
-        "slots": [slot.tobytes() for slot in trainer._step.slots],
+        "slots": [slot.tobytes() for slot in host(trainer._step.slots)],
         "history": rows,
         "best": (trainer.history.best_epoch, trainer.history.stopped),
         "rng": trainer._rng.bit_generator.state,

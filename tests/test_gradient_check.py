@@ -34,6 +34,7 @@ def test_right_gradients_agree_to_1e_7(dtype):
     assert result.skipped == 0
 
 
+@pytest.mark.ways("numpy", reason="the wrong slope is a Python function")
 @pytest.mark.parametrize("factor", [1.00001, 0.9, -1.0])
 def test_a_slope_that_is_off_by_a_factor_is_found(factor):
     tanh = ACTIVATIONS["tanh"]

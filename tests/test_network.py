@@ -141,7 +141,8 @@ def test_the_deep_and_thin_network_equals_the_product_of_scalar_derivatives(name
     rng = np.random.default_rng(0)
     w, b = rng.uniform(0.4, 0.9, layers), rng.uniform(-0.3, 0.3, layers)
     for layer in range(layers):
-        network.W[layer][...], network.b[layer][...] = w[layer], b[layer]
+        put(network.W[layer], w[layer])
+        put(network.b[layer], b[layer])
     x, t = 0.7, -0.4
     h, slopes = [x], []
     for layer in range(layers):
@@ -164,6 +165,7 @@ def test_the_deep_and_thin_network_equals_the_product_of_scalar_derivatives(name
     assert abs(delta) < 1e-2, "the gradient vanishes on its way down; relative accuracy is kept"
 
 
+@pytest.mark.ways("numpy", reason="counts the products of NumPy; test_cupy_training the others")
 @pytest.mark.parametrize("layers", [1, 2, 3, 7])
 def test_each_matrix_product_is_computed_once_3l_minus_1_in_all(layers, monkeypatch):
     calls, products = [], []
@@ -177,6 +179,7 @@ def test_each_matrix_product_is_computed_once_3l_minus_1_in_all(layers, monkeypa
     assert len(calls) == len(products) == 3 * layers - 1
 
 
+@pytest.mark.ways("numpy", reason="writes single parameters; test_gradient_check runs all ways")
 def test_gradients_are_central_differences_of_the_loss():
     network, x, targets = problem((3, 4, 3), "gelu_tanh", rows=5)
     got = host(network.gradients(x, targets))
@@ -192,6 +195,7 @@ def test_gradients_are_central_differences_of_the_loss():
                 assert abs((above - below) / 2e-5 - g[place]) < 1e-10
 
 
+@pytest.mark.ways("numpy", reason="memory of the host")
 def test_gradients_own_their_memory_and_leave_inputs_and_parameters_alone():
     network, x, targets = problem((5, 6, 7, 4), ["identity", "relu"])
     before = x.copy(), host(network.parameters).copy()

@@ -30,7 +30,7 @@ from gpubackprop.optimizers import (
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.step import Regularization, TrainStep
-from tests import references
+from tests import references, ways
 from tests.ways import MLP, host
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -66,7 +66,8 @@ def make_step(
 
 
 def batches(rows: int = ROWS, steps: int = STEPS, batch: int = BATCH) -> list[Array]:
-    """Row numbers of each step, with a short batch at the end of every epoch."""
+    """Row numbers of each step, with a short batch at the end of every epoch; emulated, a few."""
+    steps = min(steps, 12) if ways.is_emulated() else steps
     rng, found = np.random.default_rng(11), []
     while len(found) < steps:
         order = rng.permutation(rows)
@@ -175,6 +176,7 @@ def plain_training(step: TrainStep, x: Array, labels: Array, rows: list[Array], 
     return np.array(losses)
 
 
+@pytest.mark.ways("numpy", "cuda", reason="fifty steps take the emulator too long")
 def test_losses_equal_a_plain_numpy_computation() -> None:
     x, _ = some_data()
     labels = x[:, :5].argmax(1)
@@ -185,6 +187,7 @@ def test_losses_equal_a_plain_numpy_computation() -> None:
     np.testing.assert_allclose(losses, wanted, rtol=1e-12)
 
 
+@pytest.mark.ways("numpy", reason="threads of the NumPy backend")
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_results_do_not_depend_on_the_number_of_threads(
     activation: str, monkeypatch: pytest.MonkeyPatch
@@ -205,6 +208,9 @@ def test_results_do_not_depend_on_the_number_of_threads(
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.ways(
+    "numpy", reason="counts the plans of the NumPy backend; test_cupy_training the others"
+)
 def test_a_plan_is_recorded_once_for_each_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
     plan = NumpyBackend.plan
@@ -225,7 +231,7 @@ def test_short_last_batch_equals_a_step_planned_for_its_size() -> None:
     for other in (step, reference):
         other.reset_totals()
         other.update(short, 0.1)
-    assert step.totals.tobytes() == reference.totals.tobytes()
+    assert host(step.totals).tobytes() == host(reference.totals).tobytes()
     assert host(step.network.parameters).tobytes() == host(reference.network.parameters).tobytes()
 
 
@@ -234,7 +240,7 @@ def test_batch_larger_than_the_data_takes_all_rows() -> None:
     step = make_step(x, labels, batch=1000)
     assert step.batch_size == 10
     step.update(np.arange(10), 0.1)
-    assert step.totals[Total.ROWS] == 10
+    assert host(step.totals)[Total.ROWS] == 10
 
 
 def test_integer_sample_weights_equal_repeated_rows() -> None:
@@ -251,6 +257,10 @@ def test_integer_sample_weights_equal_repeated_rows() -> None:
     )
 
 
+@pytest.mark.ways(
+    "numpy",
+    reason="memory maps and layouts of the host; test_cupy_training has the inputs of a GPU",
+)
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", ">f4", "bool"])
 @pytest.mark.parametrize("layout", ["C", "F", "strided", "memmap", "fortran_memmap"])
 def test_any_dtype_and_layout_of_x_trains_as_its_copy(
@@ -329,6 +339,7 @@ def test_sum_reduction_trains_on_the_sum_and_reports_the_mean_per_row() -> None:
     )
 
 
+@pytest.mark.ways("numpy", "cuda", reason="two hundred steps take the emulator too long")
 @pytest.mark.parametrize("make", [Momentum, Lion])
 def test_optimizers_without_a_twin_in_pytorch_lower_the_loss(
     make: Callable[..., Optimizer],
