@@ -83,8 +83,8 @@ def test_reduction_none_is_refused():
 
 
 @pytest.mark.slow
-def test_every_activation_loss_and_option_and_the_deep_thin_network_pass_at_1e_7():
-    rows = list(check_all(seed=1))
+def test_every_activation_loss_and_option_and_the_deep_thin_network_pass_at_1e_7(way):
+    rows = list(check_all(seed=1, device=way.device))
     labels = [label for label, _, _ in rows]
     assert len(set(labels)) == len(labels)
     for name in ACTIVATIONS:

@@ -93,7 +93,7 @@ def test_every_epoch_takes_every_row_once_in_a_new_order(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         TrainStep,
         "update",
-        lambda self, rows, lr: seen.append(rows.copy()) or update(self, rows, lr),
+        lambda self, rows, lr: seen.append(host(rows).copy()) or update(self, rows, lr),
     )
     make_trainer().fit(*some_data(), epochs=2)
     epochs = [np.concatenate(seen[:4]), np.concatenate(seen[4:])]

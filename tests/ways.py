@@ -123,6 +123,8 @@ class _Moved:
                 value = np.asarray(value)
             except ValueError:  # rows of unequal lengths
                 return value
+        if isinstance(value, tuple):
+            return tuple(map(self.there, value))
         if not isinstance(value, np.ndarray) or not can_be_moved(value):
             return value
         if id(value) not in self._there:
@@ -213,6 +215,11 @@ column_sum = _on_the_way(ops.column_sum)
 pointwise_loss = _on_the_way(ops.pointwise_loss)
 softmax = _on_the_way(ops.softmax)
 softmax_cross_entropy = _on_the_way(ops.softmax_cross_entropy)
+
+
+def verb(name: str, *args: Any) -> None:
+    """The verb of that name of the current way's backend, on NumPy arrays."""
+    CURRENT[-1].call(getattr(CURRENT[-1].backend, name), args, {})
 
 
 def MLP(*args: Any, **options: Any) -> gpubackprop.MLP:
