@@ -321,12 +321,14 @@ REFUSED = [
 ]
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 @pytest.mark.parametrize(("name", "options", "text"), REFUSED)
 def test_hyperparameters_out_of_range_are_refused_by_name(name, options, text):
     with pytest.raises(OptionError, match=text):
         optimizer(name, **options)
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_config_names_every_hyperparameter(name):
     chosen = optimizer(name, lr=0.125)

@@ -111,6 +111,7 @@ def test_bad_input_is_named_and_leaves_network_and_trainer_as_they_were(case: st
     assert len(trainer.history) == 0
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
