@@ -1,4 +1,4 @@
-"""Marks for whole files.
+"""Marks for whole files, and the fixture `way` (`tests/ways.py`).
 
 Tests marked ``gpu`` run where the CUDA backend can; elsewhere they are skipped with the reason. Files
 of emulated kernels are marked ``emulated``: together they take minutes, and `make check` leaves them
@@ -7,18 +7,43 @@ to `make test`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from gpubackprop.backends import devices
+from tests import ways
 
 EMULATED = ("test_kernel_", "test_cupy_", "test_emulator", "test_gpu_", "test_mutants")
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ways.Way]:
+    """The way that the test runs in, one of `ways.WAYS`."""
+    with ways.taken(request.param, monkeypatch) as taken:
+        yield taken
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that uses `way` runs all ways, or those of its mark ``ways``."""
+    if "way" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("ways")
+    if mark is not None and not mark.kwargs.get("reason"):
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: the mark `ways` wants a reason")
+    names = ways.WAYS if mark is None else mark.args
+    metafunc.parametrize("way", [ways.parameter(name) for name in names], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name.startswith(EMULATED):
             item.add_marker(pytest.mark.emulated)
-    marked = [item for item in items if item.get_closest_marker("gpu")]
+    marked = [
+        item
+        for item in items
+        if item.get_closest_marker("gpu") and "way" not in item.fixturenames  # it skips by itself
+    ]
     if not marked:
         return
     device, reason = devices.choose("auto")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
+from tests import ways
+
 Array = np.ndarray
 torch.set_num_threads(1)  # the tests run side by side
 TORCH_DTYPE = {
@@ -178,8 +180,8 @@ def network_gradients(
 ) -> dict[str, Any]:
     """Loss, and gradients wrt logits, hidden units, pre-activations, W and b, by retain_grad."""
     kind = TORCH_DTYPE[dtype]
-    W = [tensor(array, kind).requires_grad_() for array in network.W]
-    b = [tensor(array, kind).requires_grad_() for array in network.b]
+    W = [tensor(array, kind).requires_grad_() for array in ways.host(network.W)]
+    b = [tensor(array, kind).requires_grad_() for array in ways.host(network.b)]
     h, a_all, h_all = tensor(x, kind), [], []
     for layer, act in enumerate([*network.activations, None]):
         a = F.linear(h, W[layer], b[layer])

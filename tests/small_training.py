@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import Adam
 from gpubackprop.training import Trainer
+from tests.ways import MLP
 
 Array = np.ndarray
 

@@ -11,9 +11,11 @@ import pytest
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, activation
-from gpubackprop.ops import activation_backward, activation_forward
-from tests import references
+from tests import references, ways
 from tests.tolerances import assert_by_the_rule, assert_equal_in_float64, assert_same_pattern, ulps
+from tests.ways import activation_backward, activation_forward
+
+pytestmark = pytest.mark.usefixtures("way")
 
 SPECS = (*ACTIVATIONS, "leaky_relu(0.2)", "leaky_relu(0.3)", "elu(0.5)", "elu(1.7)")
 GRID = np.concatenate([np.linspace(-30.0, 30.0, 4001), np.linspace(-2.0, 2.0, 2001)])
@@ -32,6 +34,7 @@ def value_and_slope(entry, a):
     return h[0], slope[0]
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 def test_the_references_know_every_activation():
     assert set(references.ACTIVATIONS) == set(ACTIVATIONS)
 
@@ -45,7 +48,8 @@ def test_activation_value_and_slope_match_pytorch_in_float64(entry):
 
 # Known shortfalls against "no worse than PyTorch": NumPy's float32 exp errs by up to 2.4 units in
 # the last place, tanh by 1.4, expm1 by 2.2, PyTorch's by 0.6 (measured, AVX-512). The bounds are
-# the largest errors seen, rounded up. (value, slope), in units of `tolerances`.
+# the largest errors seen, rounded up. (value, slope), in units of `tolerances`. The CUDA kernels
+# stay within them too, but for tanh's 1.07.
 PRIMITIVE = {
     "logistic": (1.4, 1.5), "tanh": (1.0, 1.3), "elu": (1.5, 1.0), "gelu": (1.9, 1.0),
     "gelu_tanh": (1.6, 2.0), "silu": (1.5, 2.1), "softplus": (1.4, 1.3),
@@ -59,7 +63,8 @@ def test_activation_value_and_slope_keep_the_tolerance_in_float32(entry, reach):
     h, slope = value_and_slope(entry, a)
     oracle_h, oracle_slope = references.activation_oracle(entry.name, a, entry.parameter)
     torch_h, torch_slope = references.activation(entry.name, a, entry.parameter)
-    of_value, of_slope = PRIMITIVE.get(entry.name, (1.0, 1.0))
+    primitives = PRIMITIVE if ways.on_host() else PRIMITIVE | {"tanh": (1.1, 1.3)}
+    of_value, of_slope = primitives.get(entry.name, (1.0, 1.0))
     assert_by_the_rule(h, torch_h, oracle_h, primitive=of_value)
     assert_by_the_rule(slope, torch_slope, oracle_slope, primitive=of_slope)
 
@@ -232,6 +237,7 @@ def test_relu_slope_at_zero_is_zero_as_in_pytorch():
     assert references.activation("relu", np.zeros(3), 0.0)[1].tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 def test_activation_names_are_found_with_and_without_a_parameter():
     assert activation("leaky_relu(0.2)").parameter == 0.2
     assert str(activation("elu(0.5)")) == "elu(0.5)"
@@ -241,6 +247,7 @@ def test_activation_names_are_found_with_and_without_a_parameter():
         assert activation(str(entry)) == entry
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
@@ -270,6 +277,7 @@ def test_activation_of_wrong_shapes_and_dtypes_says_what_is_wanted():
         activation_backward(np.zeros((2, 3), np.float32), np.zeros((2, 3)), "relu")
 
 
+@pytest.mark.ways("numpy", reason="plans and threads of the NumPy backend")
 def test_activation_planned_and_run_at_once_agree_bitwise(entry):
     """Blocks, threads and the recorded plan leave no trace."""
     a = np.random.default_rng(6).normal(0, 3, (301, 257)).astype(np.float32)

@@ -15,13 +15,15 @@ from safetensors.numpy import save_file
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import ModelFileError, OptionError
 from gpubackprop.model import Model
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
 from gpubackprop.schedules import Cosine, InverseScaling, ReduceOnPlateau, StepDecay
 from gpubackprop.tensorfile import read_tensors
 from gpubackprop.training import Trainer
 from gpubackprop.training.step import TrainStep
 from tests.small_training import make_trainer, some_data
+from tests.ways import MLP, host
+
+pytestmark = pytest.mark.usefixtures("way")
 
 EPOCHS, STEPS_PER_EPOCH = 6, 3  # 90 training rows in batches of 32
 
@@ -60,8 +62,8 @@ def state(trainer: Trainer) -> dict[str, Any]:
     timing = ("seconds", "samples_per_second")
     rows = [{k: v for k, v in row.items() if k not in timing} for row in trainer.history.rows]
     return {
-        "parameters": trainer.network.parameters.tobytes(),
-        "slots": [slot.tobytes() for slot in trainer._step.slots],
+        "parameters": host(trainer.network.parameters).tobytes(),
+        "slots": [slot.tobytes() for slot in host(trainer._step.slots)],
         "history": rows,
         "best": (trainer.history.best_epoch, trainer.history.stopped),
         "rng": trainer._rng.bit_generator.state,
@@ -197,11 +199,11 @@ def test_another_training_is_refused_by_the_name_of_what_differs(case: str, tmp_
     before = (tmp_path / "c").read_bytes()
     given = {"x": x, "targets": labels, "validation": 0.25, "checkpoint": tmp_path / "c", **options}
     trainer = make_trainer(**settings)
-    weights = trainer.network.parameters.tobytes()
+    weights = host(trainer.network.parameters).tobytes()
     with pytest.raises(ModelFileError, match=message):
         trainer.fit(given.pop("x"), given.pop("targets"), epochs=2, **given)
     assert (tmp_path / "c").read_bytes() == before
-    assert trainer.network.parameters.tobytes() == weights
+    assert host(trainer.network.parameters).tobytes() == weights
 
 
 def test_another_validation_set_and_another_network_are_refused(tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
 
 def snapshot(trainer: Trainer) -> Any:
     return (
-        trainer.network.parameters.tobytes(), trainer._rng.bit_generator.state,
+        host(trainer.network.parameters).tobytes(), trainer._rng.bit_generator.state,
         trainer.schedule.state(), list(trainer.history.rows), trainer.history.best_epoch,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 from gpubackprop.backends import LossOptions, NumpyBackend, Total
 from gpubackprop.backends.cupy import CupyBackend
 from gpubackprop.errors import TargetRangeError
-from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, POINTWISE_LOSSES, UPDATES
+from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, POINTWISE_LOSSES
 from tests import emulator
 from tests.emulator import cupy_stub
 
@@ -182,27 +182,6 @@ def test_softmax_cross_entropy_of_labels_matches_numpy(cuda, case, weighted):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("upstream", [3.0, np.float64(3), np.arange(7.0)])
-def test_an_upstream_gradient_scales_each_row(cuda, upstream):
-    options = LossOptions(reduction="none")
-
-    def emit(verbs, z, t, result, w):
-        factor = upstream if verbs is CPU or np.ndim(upstream) == 0 else cuda.asarray(upstream)
-        verbs.softmax_cross_entropy(z, t, options, result, w, factor)
-
-    check_loss(cuda, emit, normal(1, 7, 4), np.arange(7) % 4, None, skip=("loss",))
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_softmax_cross_entropy_of_probabilities_matches_numpy(cuda, smoothing):
-    options = LossOptions(label_smoothing=smoothing, class_weight=WEIGHTS)
-    check_loss(
-        cuda,
-        lambda verbs, z, t, result, w: verbs.softmax_cross_entropy(z, t, options, result, w),
-        normal(1, 7, 4), np.abs(normal(2, 7, 4)), None, skip=("correct",),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "elementwise_mean", "sum", "none"])
 @pytest.mark.parametrize("name", POINTWISE_LOSSES)
@@ -239,15 +218,6 @@ def check_loss(
             assert_close(cuda.to_host(found[name]), wanted[name])
 
 
-def test_mean_over_no_row_is_nan_or_zero(cuda):
-    for empty, wanted in (("nan", np.nan), ("zero", 0.0)):
-        options = LossOptions(ignore_index=0, empty=empty)
-        result = {name: cuda.asarray(array) for name, array in loss_arrays(2, 3, float).items()}
-        logits, labels = cuda.asarray(normal(1, 2, 3)), cuda.asarray(np.zeros(2, np.int64))
-        cuda.softmax_cross_entropy(logits, labels, options, result)
-        np.testing.assert_array_equal(cuda.to_host(result["loss"]), wanted)
-
-
 def test_a_label_out_of_range_raises_at_the_next_wait_and_no_sooner(cuda):
     result = {name: cuda.asarray(array) for name, array in loss_arrays(4, 3, float).items()}
     logits, labels = cuda.asarray(normal(1, 4, 3)), cuda.asarray(np.array([0, 1, 7, 2]))
@@ -275,27 +245,6 @@ def test_accumulate_matches_numpy(cuda):
         cuda.accumulate(device[0], 3, device[1], tuple(device[2:]), found)
     assert_close(cuda.to_host(found), totals)
     assert totals[Total.BAD_STEP] == 1
-
-
-@pytest.mark.parametrize("name", UPDATES)
-def test_update_with_numbers_of_the_host_matches_numpy(cuda, name):
-    formula = UPDATES[name]
-    c = formula.coefficients(formula.hyperparameters, 0.1, 3)
-    extra: dict[str, Any] = {
-        "decay": np.array(0.9),
-        "clip": np.array(0.5),
-        "l2": (64, np.array(0.3)),
-    }
-    for more in ({}, extra):
-        coefficients = {"c": tuple(map(np.asarray, c)), **more}
-        both(
-            cuda,
-            lambda verbs, g, p, slots=formula.slots, coefficients=coefficients, **s: verbs.update(
-                p, g, tuple(s[slot] for slot in slots), formula, coefficients
-            ),
-            {"g": normal(1, 100)},
-            {"p": normal(2, 100)} | {slot: np.abs(normal(3, 100)) for slot in formula.slots},
-        )
 
 
 def test_sums_of_squares_and_scaled_sums_match_numpy(cuda):

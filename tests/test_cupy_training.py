@@ -17,7 +17,6 @@ from gpubackprop.cli import main
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import DeviceUnavailable, NonFiniteLossError, TargetRangeError
 from gpubackprop.formulas import ACTIVATIONS
-from gpubackprop.gradient_check import check_all, gradient_check
 from gpubackprop.losses import Loss
 from gpubackprop.schedules import StepDecay
 from gpubackprop.training.batches import Batches
@@ -137,10 +136,6 @@ def test_training_with_optimizers_and_regularization_is_that_of_the_cpu(case):
     both(losses.SoftmaxCrossEntropy(), optimizer=optimizer, epochs=3, **options)
 
 
-def test_training_in_float32_stays_near_the_cpu():
-    both(losses.SoftmaxCrossEntropy(), dtype="float32", l2=0.01, optimizer=optimizers.SGD(0.1))
-
-
 @pytest.mark.parametrize("source", ["uint8", "int64", "float32", "mapped", "cuda"])
 @pytest.mark.parametrize("standardized", [False, True])
 def test_inputs_of_every_kind_are_gathered_alike(source, standardized, tmp_path, counts):
@@ -194,14 +189,6 @@ def test_training_on_the_second_gpu_stays_there():
     assert cupy_stub.STATE.device == 0
     found = network.backend.to_host(network.parameters)
     np.testing.assert_allclose(found, cpu.network.parameters, rtol=0, atol=1e-9)
-
-
-def test_a_second_fit_goes_on_where_the_first_one_ended():
-    loss = losses.SoftmaxCrossEntropy()
-    once = train("cpu", loss, epochs=4)
-    twice = train("cuda", loss, epochs=2)
-    twice.fit(*data(loss), epochs=2)
-    assert_same_training(once, twice)
 
 
 # -- launches -------------------------------------------------------------------------------------
@@ -393,21 +380,6 @@ def test_networks_are_copied_between_devices_and_start_from_the_same_weights():
 
 
 # -- what is built on networks --------------------------------------------------------------------
-
-
-def test_the_gradients_of_a_network_on_the_gpu_match_central_differences():
-    loss = losses.SoftmaxCrossEntropy(label_smoothing=0.1)
-    x, targets = data(loss)
-    network = MLP([5, 4, 3], "gelu", seed=1, device="cuda")
-    result = gradient_check(network, x[:6], targets[:6], loss, coordinates=5)
-    assert result.passed
-
-
-@pytest.mark.slow
-def test_every_case_of_the_gradient_check_passes_on_the_gpu():
-    rows = list(check_all(device="cuda"))
-    assert len(rows) > 50
-    assert [label for label, _, passed in rows if not passed] == []
 
 
 def test_the_command_line_trains_and_predicts_on_the_gpu(tmp_path: Path, capsys):

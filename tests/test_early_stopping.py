@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import GradientDescent
 from gpubackprop.training import Trainer
+from tests.ways import MLP, host
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def rising_validation(**fit: Any) -> Trainer:
@@ -37,7 +39,7 @@ def test_the_best_weights_are_restored_where_validation_is_known_to_rise() -> No
     assert trainer.history.best_epoch == nearest
     assert trainer.history.stopped == "epochs"
     assert len(trainer.history) == 20
-    assert trainer.network.predict([[1.0]])[0, 0] == pytest.approx(output_after(3), rel=1e-12)
+    assert host(trainer.network.predict([[1.0]]))[0, 0] == pytest.approx(output_after(3), rel=1e-12)
     wanted = [(output_after(epoch) - 0.5) ** 2 / 2 for epoch in range(1, 21)]
     np.testing.assert_allclose(trainer.history["val_loss"], wanted, rtol=1e-9)
 
@@ -47,7 +49,7 @@ def test_patience_counts_epochs_without_improvement(patience: int, epochs: int) 
     trainer = rising_validation(patience=patience)
     assert trainer.history.stopped == "patience"
     assert trainer.history["epoch"] == list(range(1, epochs + 1))
-    assert trainer.network.predict([[1.0]])[0, 0] == pytest.approx(output_after(3), rel=1e-12)
+    assert host(trainer.network.predict([[1.0]]))[0, 0] == pytest.approx(output_after(3), rel=1e-12)
 
 
 def test_min_delta_makes_small_improvements_not_count() -> None:
@@ -60,7 +62,9 @@ def test_min_delta_makes_small_improvements_not_count() -> None:
 @pytest.mark.parametrize(("restore", "epoch"), [(True, 3), (None, 3), (False, 20)])
 def test_restore_best_chooses_the_weights_that_stay(restore: bool | None, epoch: int) -> None:
     trainer = rising_validation(restore_best=restore)
-    assert trainer.network.predict([[1.0]])[0, 0] == pytest.approx(output_after(epoch), rel=1e-12)
+    assert host(trainer.network.predict([[1.0]]))[0, 0] == pytest.approx(
+        output_after(epoch), rel=1e-12
+    )
 
 
 def test_without_validation_the_last_weights_stay_unless_asked() -> None:
@@ -69,7 +73,7 @@ def test_without_validation_the_last_weights_stay_unless_asked() -> None:
         network = MLP([1, 1], output="linear", dtype="float64", initializer="zeros")
         trainer = Trainer(network, optimizer=GradientDescent(lr=1.3), batch_size=1)  # diverges
         trainer.fit(np.ones((1, 1)), np.ones((1, 1)), epochs=4, restore_best=restore)
-        outputs[restore] = network.predict([[1.0]])[0, 0]
+        outputs[restore] = host(network.predict([[1.0]]))[0, 0]
     # w + b - 1 is multiplied by 1 - 2.6 in each epoch, and the loss is that before the update.
     assert outputs[None] == outputs[False] == pytest.approx(1 - 1.6**4, rel=1e-9)
     assert outputs[True] == pytest.approx(1 + 1.6, rel=1e-9)

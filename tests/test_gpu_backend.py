@@ -19,7 +19,6 @@ from gpubackprop.backends import LossOptions
 from gpubackprop.cli import main
 from gpubackprop.errors import DeviceUnavailable, TargetRangeError
 from gpubackprop.formulas import ACTIVATIONS
-from gpubackprop.gradient_check import check_all
 
 pytestmark = pytest.mark.gpu
 GIB = 1 << 30
@@ -192,10 +191,6 @@ def test_an_entry_is_compiled_once_for_all_shapes_and_soon(cuda, tmp_path):
     )
     assert first < 0.5  # the goal is 60 ms; here only that no header is pulled in
     assert second < first / 3
-
-
-def test_gradients_as_the_gpu_computes_them_match_central_differences():
-    assert [label for label, _, passed in check_all(device="cuda:0") if not passed] == []
 
 
 def test_the_check_command_passes_on_this_card(capsys):

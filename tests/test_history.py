@@ -11,6 +11,8 @@ import pytest
 from gpubackprop.training import History
 from tests.small_training import make_trainer, some_data
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def test_columns_of_a_classifier_with_validation_and_metrics() -> None:
     trainer = make_trainer(metrics={"share": lambda yhat, targets: float(yhat[:, 0].mean())})

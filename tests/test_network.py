@@ -14,9 +14,11 @@ from gpubackprop.losses import (
     SoftmaxCrossEntropy,
     SquaredError,
 )
-from gpubackprop.network import MLP
 from tests import references
 from tests.tolerances import Draws, assert_equal_in_float64
+from tests.ways import MLP, host, put
+
+pytestmark = pytest.mark.usefixtures("way")
 
 OUTPUTS = ("softmax", "linear", "logistic", "exp")
 
@@ -39,7 +41,7 @@ def problem(widths, act="tanh", output="softmax", rows=19, dtype="float64", seed
 
 
 def assert_gradients_match(network, x, targets, relative, weight=None):
-    got = network.gradients(x, targets, sample_weight=weight)
+    got = host(network.gradients(x, targets, sample_weight=weight))
     wanted = references.network_gradients(network, x, targets, weight=weight)
     assert_equal_in_float64(got.loss, wanted["loss"], relative)
     assert_equal_in_float64(got.output, wanted["output"], relative)
@@ -88,7 +90,7 @@ def test_gradients_keep_the_tolerance_in_float32(name, output):
     draws = {}
     for seed in range(6):
         network, x, targets = problem((30, 40, 20, 5), name, output, 64, "float32", seed)
-        got = network.gradients(x, targets)
+        got = host(network.gradients(x, targets))
         oracle = references.network_gradients(network, x, targets)
         torchs = references.network_gradients(network, x, targets, dtype="float32")
         draws.setdefault("loss", Draws()).add(got.loss, torchs["loss"], oracle["loss"])
@@ -110,14 +112,14 @@ def test_the_hand_worked_network_of_two_two_two_units():
     """x = (1, 2); W_1 = (1 0; -1 1), b_1 = (0, -2): a_1 = (1, -1), relu: h_1 = (1, 0).
     W_2 = (1 2; 3 4), b_2 = (log 3 - 1, -3): a_2 = (log 3, 0), softmax (3/4, 1/4), label 1."""
     network = MLP([2, 2, 2], "relu", initializer="zeros", dtype="float64")
-    network.W[0][...] = [[1, 0], [-1, 1]]
-    network.b[0][...] = [0, -2]
-    network.W[1][...] = [[1, 2], [3, 4]]
-    network.b[1][...] = [np.log(3) - 1, -3]
+    put(network.W[0], [[1, 0], [-1, 1]])
+    put(network.b[0], [0, -2])
+    put(network.W[1], [[1, 2], [3, 4]])
+    put(network.b[1], [np.log(3) - 1, -3])
     x = np.array([[1.0, 2.0]])
-    np.testing.assert_allclose(network.logits(x), [[np.log(3), 0]], rtol=1e-15)
-    np.testing.assert_allclose(network.predict(x), [[0.75, 0.25]], rtol=1e-15)
-    got = network.gradients(x, np.array([1]))
+    np.testing.assert_allclose(host(network.logits(x)), [[np.log(3), 0]], rtol=1e-15)
+    np.testing.assert_allclose(host(network.predict(x)), [[0.75, 0.25]], rtol=1e-15)
+    got = host(network.gradients(x, np.array([1])))
     near = {"rtol": 1e-15, "atol": 1e-15}
     np.testing.assert_allclose(got.loss, np.log(4), **near)
     np.testing.assert_allclose(got.output, [[0.75, -0.75]], **near)
@@ -139,7 +141,8 @@ def test_the_deep_and_thin_network_equals_the_product_of_scalar_derivatives(name
     rng = np.random.default_rng(0)
     w, b = rng.uniform(0.4, 0.9, layers), rng.uniform(-0.3, 0.3, layers)
     for layer in range(layers):
-        network.W[layer][...], network.b[layer][...] = w[layer], b[layer]
+        put(network.W[layer], w[layer])
+        put(network.b[layer], b[layer])
     x, t = 0.7, -0.4
     h, slopes = [x], []
     for layer in range(layers):
@@ -148,7 +151,7 @@ def test_the_deep_and_thin_network_equals_the_product_of_scalar_derivatives(name
         h.append(float(value[0]))
         slopes.append(float(slope[0]))
     delta = a - t
-    got = network.gradients(np.array([[x]]), np.array([[t]]))
+    got = host(network.gradients(np.array([[x]]), np.array([[t]])))
     assert abs(got.loss - 0.5 * delta**2) <= 1e-13 * got.loss
     for layer in reversed(range(layers)):
         for ours, chain in ((got.W[layer], delta * h[layer]), (got.b[layer], delta)):
@@ -162,6 +165,7 @@ def test_the_deep_and_thin_network_equals_the_product_of_scalar_derivatives(name
     assert abs(delta) < 1e-2, "the gradient vanishes on its way down; relative accuracy is kept"
 
 
+@pytest.mark.ways("numpy", reason="counts the products of NumPy; test_cupy_training the others")
 @pytest.mark.parametrize("layers", [1, 2, 3, 7])
 def test_each_matrix_product_is_computed_once_3l_minus_1_in_all(layers, monkeypatch):
     calls, products = [], []
@@ -171,47 +175,49 @@ def test_each_matrix_product_is_computed_once_3l_minus_1_in_all(layers, monkeypa
         np, "matmul", lambda *a, **k: (products.append(a[0].shape), matmul(*a, **k))[1]
     )
     network, x, targets = problem((6, *[5] * (layers - 1), 4))
-    network.gradients(x, targets)
+    host(network.gradients(x, targets))
     assert len(calls) == len(products) == 3 * layers - 1
 
 
+@pytest.mark.ways("numpy", reason="writes single parameters; test_gradient_check runs all ways")
 def test_gradients_are_central_differences_of_the_loss():
     network, x, targets = problem((3, 4, 3), "gelu_tanh", rows=5)
-    got = network.gradients(x, targets)
+    got = host(network.gradients(x, targets))
     for parameters, gradients in ((network.W, got.W), (network.b, got.b)):
         for p, g in zip(parameters, gradients, strict=True):
             for place in np.ndindex(*p.shape):
                 kept = p[place]
                 p[place] = kept + 1e-5
-                above = network.gradients(x, targets).loss
+                above = host(network.gradients(x, targets)).loss
                 p[place] = kept - 1e-5
-                below = network.gradients(x, targets).loss
+                below = host(network.gradients(x, targets)).loss
                 p[place] = kept
                 assert abs((above - below) / 2e-5 - g[place]) < 1e-10
 
 
+@pytest.mark.ways("numpy", reason="memory of the host")
 def test_gradients_own_their_memory_and_leave_inputs_and_parameters_alone():
     network, x, targets = problem((5, 6, 7, 4), ["identity", "relu"])
-    before = x.copy(), network.parameters.copy()
-    first = network.gradients(x, targets)
+    before = x.copy(), host(network.parameters).copy()
+    first = host(network.gradients(x, targets))
     arrays = [first.output, *first.hidden, *first.pre_activation[:-1], *first.W, *first.b]
     kept = [array.copy() for array in arrays]
-    network.gradients(2 * x, targets)
+    host(network.gradients(2 * x, targets))
     for array, old in zip(arrays, kept, strict=True):
         np.testing.assert_array_equal(array, old)
     for i, array in enumerate(arrays):
         for other in arrays[i + 1 :]:
             assert not np.shares_memory(array, other)
         assert not np.shares_memory(array, x)
-        assert not np.shares_memory(array, network.parameters)
+        assert not np.shares_memory(array, host(network.parameters))
     assert first.pre_activation[-1] is first.output
     np.testing.assert_array_equal(x, before[0])
-    np.testing.assert_array_equal(network.parameters, before[1])
+    np.testing.assert_array_equal(host(network.parameters), before[1])
 
 
 def test_gradients_of_the_same_inputs_are_the_same_bit_for_bit():
     network, x, targets = problem((20, 30, 10), "gelu", rows=300, dtype="float32")
-    first, second = (network.gradients(x, targets) for _ in range(2))
+    first, second = (host(network.gradients(x, targets)) for _ in range(2))
     for one, other in zip(
         [first.loss, *first.W, *first.b], [second.loss, *second.W, *second.b], strict=True
     ):
@@ -222,26 +228,26 @@ def test_gradients_of_the_same_inputs_are_the_same_bit_for_bit():
 def test_no_rows_give_zero_gradients_for_the_sum_and_a_mean_of_nan(output):
     network, x, targets = problem((4, 3, 2), "relu", output, rows=0)
     kind = LOSSES[network.default_loss().name]
-    got = network.gradients(x, targets, kind(reduction="sum"))
+    got = host(network.gradients(x, targets, kind(reduction="sum")))
     assert got.loss == 0
     assert all((g == 0).all() for g in (*got.W, *got.b))
     assert got.hidden[0].shape == (0, 3)
-    assert np.isnan(network.gradients(x, targets).loss)
-    assert network.predict(x).shape == (0, 2)
+    assert np.isnan(host(network.gradients(x, targets)).loss)
+    assert host(network.predict(x)).shape == (0, 2)
 
 
 def test_reductions_and_options_of_a_loss_reach_the_gradients():
     network, x, targets = problem((5, 4, 3))
-    row = network.gradients(x, targets, SoftmaxCrossEntropy(reduction="none"))
-    total = network.gradients(x, targets, SoftmaxCrossEntropy(reduction="sum"))
-    mean = network.gradients(x, targets)
+    row = host(network.gradients(x, targets, SoftmaxCrossEntropy(reduction="none")))
+    total = host(network.gradients(x, targets, SoftmaxCrossEntropy(reduction="sum")))
+    mean = host(network.gradients(x, targets))
     assert row.loss.shape == (19,)
     np.testing.assert_allclose(row.loss.sum(), total.loss, rtol=1e-14)
     np.testing.assert_allclose(total.W[0], 19 * mean.W[0], rtol=1e-12, atol=1e-16)
     options = {"class_weight": [1, 2, 0.5], "label_smoothing": 0.1, "z_loss": 0.01}
-    chosen = network.gradients(x, targets, SoftmaxCrossEntropy(**options))
+    chosen = host(network.gradients(x, targets, SoftmaxCrossEntropy(**options)))
     options["class_weight"] = np.array(options["class_weight"])
-    loss, delta = references.cross_entropy(network.logits(x), targets, **options)
+    loss, delta = references.cross_entropy(host(network.logits(x)), targets, **options)
     np.testing.assert_allclose(chosen.loss, loss, rtol=1e-13)
     assert_equal_in_float64(chosen.output, delta, 1e-13)
     for kind, output in (
@@ -250,8 +256,8 @@ def test_reductions_and_options_of_a_loss_reach_the_gradients():
         (Poisson, "exp"),
     ):
         network, x, targets = problem((5, 4, 3), output=output)
-        mean = network.gradients(x, targets)
-        elements = network.gradients(x, targets, kind(reduction="elementwise_mean"))
+        mean = host(network.gradients(x, targets))
+        elements = host(network.gradients(x, targets, kind(reduction="elementwise_mean")))
         np.testing.assert_allclose(3 * elements.loss, mean.loss, rtol=1e-14)
         np.testing.assert_allclose(3 * elements.W[0], mean.W[0], rtol=1e-12, atol=1e-16)
 
@@ -265,9 +271,9 @@ def test_predict_applies_the_output_function_batch_by_batch(output):
         "softmax": lambda a: a.softmax(1), "linear": lambda a: a, "logistic": lambda a: a.sigmoid(),
         "exp": lambda a: a.exp(),
     }[output](logits).numpy()  # fmt: skip
-    assert_equal_in_float64(network.logits(x), logits.numpy(), 1e-14)
+    assert_equal_in_float64(host(network.logits(x)), logits.numpy(), 1e-14)
     for batch in (4096, 50, 7, 1):
-        assert_equal_in_float64(network.predict(x, batch_rows=batch), wanted, 1e-14)
+        assert_equal_in_float64(host(network.predict(x, batch_rows=batch)), wanted, 1e-14)
 
 
 @pytest.mark.parametrize(
@@ -276,17 +282,19 @@ def test_predict_applies_the_output_function_batch_by_batch(output):
 def test_inputs_of_any_real_dtype_and_layout_are_converted(dtype):
     network = problem((6, 5, 3))[0]
     values = np.random.default_rng(3).integers(0, 2, (10, 6)).astype(dtype)
-    wanted = network.gradients(values.astype(np.float64), np.zeros(10, int))
+    wanted = host(network.gradients(values.astype(np.float64), np.zeros(10, int)))
     for x in (values, np.asfortranarray(values), np.repeat(values, 2, 0)[::2], values.tolist()):
-        got = network.gradients(x, np.zeros(10, int))
+        got = host(network.gradients(x, np.zeros(10, int)))
         for ours, exact in zip(got.W, wanted.W, strict=True):
             assert_equal_in_float64(ours, exact, 1e-14)
-        assert_equal_in_float64(network.predict(x), network.predict(values.astype(float)), 1e-14)
+        assert_equal_in_float64(
+            host(network.predict(x)), host(network.predict(values.astype(float))), 1e-14
+        )
 
 
 def test_activations_may_be_given_as_entries_with_their_parameters():
     by_name, x, targets = problem((4, 5, 3), "leaky_relu(0.3)")
     by_entry = problem((4, 5, 3), activation("leaky_relu(0.3)"))[0]
     np.testing.assert_array_equal(
-        by_name.gradients(x, targets).W[0], by_entry.gradients(x, targets).W[0]
+        host(by_name.gradients(x, targets)).W[0], host(by_entry.gradients(x, targets)).W[0]
     )

@@ -9,7 +9,6 @@ import pytest
 import torch
 from sklearn.neural_network import _stochastic_optimizers as sklearn_optimizers
 
-from gpubackprop.backends import NumpyBackend
 from gpubackprop.backends.numpy import get_num_threads, set_num_threads
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import UPDATES
@@ -25,8 +24,10 @@ from gpubackprop.optimizers import (
     RMSprop,
     optimizer,
 )
+from tests import ways
 from tests.tolerances import Draws, assert_equal_in_float64
 
+pytestmark = pytest.mark.usefixtures("way")
 STEPS, SIZE = 20, 1000
 LRS = [0.05 * 0.9**step * (2 if step % 3 else 0.5) for step in range(STEPS)]
 O = torch.optim  # noqa: E741
@@ -42,7 +43,7 @@ def update(chosen, p, g, slots, lr, step, **more):
     c = tuple(np.asarray(value, p.dtype) for value in chosen.coefficients(lr, step))
     decay = chosen.decay_coefficient(lr)
     coefficients = {"c": c, "decay": None if decay is None else np.asarray(decay, p.dtype)}
-    NumpyBackend().update(p, g, slots, chosen.formula, coefficients | more)
+    ways.verb("update", p, g, slots, chosen.formula, coefficients | more)
 
 
 def gradients(dtype=np.float64, seed=0, size=SIZE):
@@ -247,6 +248,7 @@ def test_zeros_stay_zeros_so_that_the_alignment_gaps_never_change(name):
             np.testing.assert_array_equal(p, 0.0)
 
 
+@pytest.mark.ways("numpy", reason="blocks and threads of the NumPy backend")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_update_in_blocks_on_threads_equals_one_of_each_element_bit_for_bit(name):
     """150,001 elements: several blocks, a ragged last one."""
@@ -289,7 +291,7 @@ def test_l2_reaches_the_weights_and_stops_before_the_biases_across_blocks(stop, 
 def test_sum_of_squares_matches_torchs_norm(dtype, size):
     x = np.random.default_rng(size).normal(size=size).astype(dtype)
     out = np.zeros(())
-    NumpyBackend().sum_of_squares(x, out)
+    ways.verb("sum_of_squares", x, out)
     exact = torch.linalg.vector_norm(torch.from_numpy(x.astype(np.float64))).item()
     np.testing.assert_allclose(math.sqrt(out), exact, rtol=1e-14 if dtype == np.float64 else 3e-7)
 
@@ -319,12 +321,14 @@ REFUSED = [
 ]
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 @pytest.mark.parametrize(("name", "options", "text"), REFUSED)
 def test_hyperparameters_out_of_range_are_refused_by_name(name, options, text):
     with pytest.raises(OptionError, match=text):
         optimizer(name, **options)
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_config_names_every_hyperparameter(name):
     chosen = optimizer(name, lr=0.125)

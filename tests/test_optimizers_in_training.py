@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from gpubackprop.losses import loss
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import OPTIMIZERS, GradientDescent, optimizer
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.step import Regularization, TrainStep
 from tests import references
 from tests.tolerances import assert_equal_in_float64
+from tests.ways import MLP, host
+
+pytestmark = pytest.mark.usefixtures("way")
 
 WIDTHS = (7, 5, 3)
 
@@ -48,10 +50,10 @@ def test_alignment_gaps_of_parameters_gradient_and_slots_stay_zero(name, dtype):
         step.update(np.arange(30), 0.1)
     empty = gaps(step.network)
     assert empty.sum() > 20
-    for flat in (step.network.parameters, step.gradient):
+    for flat in host([step.network.parameters, step.gradient]):
         assert (flat[empty] == 0).all()
-    assert np.isfinite(step.network.parameters).all()
-    for slot in step.slots:
+    assert np.isfinite(host(step.network.parameters)).all()
+    for slot in host(step.slots):
         assert np.isfinite(slot).all()
 
 
@@ -62,7 +64,7 @@ def test_clipping_takes_the_norm_of_the_whole_gradient_as_clip_grad_norm_does(cl
     before = references.network_gradients(step.network, x, targets)
     tensors = []
     for value, gradient in zip(
-        [*step.network.W, *step.network.b], [*before["W"], *before["b"]], strict=True
+        host([*step.network.W, *step.network.b]), [*before["W"], *before["b"]], strict=True
     ):
         parameter = torch.nn.Parameter(references.tensor(value))
         penalty = l2 * value if value.ndim == 2 else 0.0  # biases have none
@@ -72,7 +74,7 @@ def test_clipping_takes_the_norm_of_the_whole_gradient_as_clip_grad_norm_does(cl
     torch.optim.SGD(tensors, lr=0.3).step()
     assert (norm > clip_norm) == (clip_norm < 1)
     step.update(np.arange(30), 0.3)
-    for ours, theirs in zip([*step.network.W, *step.network.b], tensors, strict=True):
+    for ours, theirs in zip(host([*step.network.W, *step.network.b]), tensors, strict=True):
         assert_equal_in_float64(ours, theirs.detach().numpy(), 1e-13)
 
 
@@ -84,19 +86,19 @@ def test_clipping_a_gradient_of_zero_divides_by_nothing():
     step = TrainStep(network, criterion, data, 4, GradientDescent(), Regularization(clip_norm=0.1))
     for _ in range(3):
         step.update(np.arange(4), 0.1)
-    np.testing.assert_array_equal(step.gradient, 0.0)
-    np.testing.assert_array_equal(network.parameters, 0.0)
+    np.testing.assert_array_equal(host(step.gradient), 0.0)
+    np.testing.assert_array_equal(host(network.parameters), 0.0)
 
 
 def test_l2_adds_its_penalty_to_the_weights_gradient_and_leaves_the_biases():
     plain = make_step(GradientDescent())[0]
     decayed = make_step(GradientDescent(), l2=0.25)[0]
-    W = [array.copy() for array in plain.network.W]
+    W = [array.copy() for array in host(plain.network.W)]
     for step in (plain, decayed):
         step.update(np.arange(30), 0.1)
-    for one, other, before in zip(plain.network.W, decayed.network.W, W, strict=True):
+    for one, other, before in zip(host(plain.network.W), host(decayed.network.W), W, strict=True):
         np.testing.assert_allclose(one - other, 0.1 * 0.25 * before, rtol=1e-9, atol=1e-16)
-    for one, other in zip(plain.network.b, decayed.network.b, strict=True):
+    for one, other in zip(host(plain.network.b), host(decayed.network.b), strict=True):
         np.testing.assert_array_equal(one, other)
     penalty = 0.25 / 2 * sum((before**2).sum() for before in W)
     difference = decayed.summary()["loss"] - plain.summary()["loss"]

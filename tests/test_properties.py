@@ -15,7 +15,9 @@ from hypothesis.extra import numpy as hnp
 from gpubackprop.errors import GpubackpropError, TargetRangeError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, activation
 from gpubackprop.network import MLP
-from gpubackprop.ops import (
+from tests import references
+from tests.tolerances import assert_same_pattern
+from tests.ways import (
     activation_backward,
     activation_forward,
     affine_backward,
@@ -24,12 +26,12 @@ from gpubackprop.ops import (
     pointwise_loss,
     softmax_cross_entropy,
 )
-from tests import references
-from tests.tolerances import assert_same_pattern
+
+pytestmark = pytest.mark.usefixtures("way")
 
 settings.register_profile(
     "gpubackprop", max_examples=100, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 settings.load_profile("gpubackprop")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpubackprop.ops import softmax_cross_entropy
-from tests import references
-from tests.test_softmax_cross_entropy import PRIMITIVE_DELTA, PRIMITIVE_ROW_LOSS
+from tests import references, ways
+from tests.test_softmax_cross_entropy import CUDA_ROW_LOSS, PRIMITIVE_DELTA, PRIMITIVE_ROW_LOSS
 from tests.tolerances import assert_by_the_rule, assert_same_pattern, ulps
+from tests.ways import softmax_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("way")
 
 LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (np.float16, np.float32, np.float64)}
 DTYPES = pytest.mark.parametrize("dtype", LARGEST, ids=lambda dtype: dtype.__name__)
@@ -19,6 +21,10 @@ OPTIONS = [
     {"class_weight": np.array([1.0, 2.0, 0.5, 1.0, 3.0])},
     {"class_weight": np.array([1.0, 2.0, 0.5, 1.0, 3.0]), "label_smoothing": 0.1},
 ]
+
+
+def row_loss_shortfall():
+    return ways.by_way(PRIMITIVE_ROW_LOSS, CUDA_ROW_LOSS)
 
 
 def special_rows(dtype):
@@ -43,6 +49,8 @@ def test_special_logits_have_pytorchs_pattern_of_nan_and_infinities(dtype, optio
     """16-bit logits are computed in float32 here and compared with PyTorch's float32. The z-loss is
     no function of PyTorch's; where lse^2 overflows, autograd of the expression gives inf * 0."""
     z = special_rows(dtype)
+    if "label_smoothing" in options and not ways.on_host():
+        z = z[~(z == LARGEST[dtype]).any(1)]  # a finite loss, where PyTorch's sum overflows to inf
     if "z_loss" in options:
         z = z[~(np.abs(z) == LARGEST[dtype]).any(1)]
     reference_dtype = "float64" if dtype == np.float64 else "float32"
@@ -133,7 +141,7 @@ def test_a_common_offset_costs_no_digit_beyond_those_of_the_logits(offset):
         oracle = references.cross_entropy(z, t, reduction="none", **options)
         torchs = references.cross_entropy(z, t, dtype="float32", reduction="none", **options)
         loss, delta = softmax_cross_entropy(z, t, reduction="none", **options)
-        assert_by_the_rule(loss, torchs[0], oracle[0], primitive=PRIMITIVE_ROW_LOSS)
+        assert_by_the_rule(loss, torchs[0], oracle[0], primitive=row_loss_shortfall())
         assert_by_the_rule(delta, torchs[1], oracle[1], primitive=PRIMITIVE_DELTA)
         assert ulps(loss, oracle[0], np.float32, "elements") < 8
 
@@ -192,7 +200,7 @@ def test_16_bit_logits_give_a_float32_loss_and_a_delta_rounded_once(name, classe
         loss, delta = softmax_cross_entropy(z, t, reduction="none", **options)
         assert loss.dtype == np.float32
         assert delta.dtype == dtype
-        assert_by_the_rule(loss, torchs32[0], oracle[0], primitive=PRIMITIVE_ROW_LOSS)
+        assert_by_the_rule(loss, torchs32[0], oracle[0], primitive=row_loss_shortfall())
         assert_by_the_rule(delta, torchs[1], oracle[1])
         # one rounding (1/2) after an error of a few float32 epsilons of the row's terms of size 1
         by_row = ulps(delta.astype(np.float64), oracle[1], dtype, "elements")
@@ -213,7 +221,7 @@ def test_float32_error_over_many_draws_is_no_worse_than_pytorchs():
         oracle = references.cross_entropy(z, t)
         torchs = references.cross_entropy(z, t, dtype="float32")
         loss, delta = softmax_cross_entropy(z, t)
-        assert_by_the_rule(loss, torchs[0], oracle[0])
+        assert_by_the_rule(loss, torchs[0], oracle[0], primitive=ways.by_way(1.0, CUDA_ROW_LOSS))
         squares += [np.square(x - oracle[1]).sum() for x in (delta, torchs[1])]
     # 1.2: NumPy's exp has 1.2 times the root mean square error of PyTorch's (see PRIMITIVE_DELTA)
     assert squares[0] <= 1.2**2 * squares[1], np.sqrt(squares[0] / squares[1])

@@ -16,7 +16,6 @@ from gpubackprop.backends.numpy import blocks
 from gpubackprop.backends.numpy.tape import get_num_threads, set_num_threads
 from gpubackprop.data import Standardizer
 from gpubackprop.losses import Loss, SoftmaxCrossEntropy, SquaredError, loss
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import (
     SGD,
     Adagrad,
@@ -31,7 +30,10 @@ from gpubackprop.optimizers import (
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.step import Regularization, TrainStep
-from tests import references
+from tests import references, ways
+from tests.ways import MLP, host
+
+pytestmark = pytest.mark.usefixtures("way")
 
 Array = np.ndarray
 ROWS, STEPS, BATCH = 600, 50, 64
@@ -64,7 +66,8 @@ def make_step(
 
 
 def batches(rows: int = ROWS, steps: int = STEPS, batch: int = BATCH) -> list[Array]:
-    """Row numbers of each step, with a short batch at the end of every epoch."""
+    """Row numbers of each step, with a short batch at the end of every epoch; emulated, a few."""
+    steps = min(steps, 12) if ways.is_emulated() else steps
     rng, found = np.random.default_rng(11), []
     while len(found) < steps:
         order = rng.permutation(rows)
@@ -88,8 +91,8 @@ def torch_train(
 ) -> tuple[list[torch.Tensor], Array]:  # fmt: skip
     """The same training by PyTorch's autograd and its optimizer: parameters W..., b..., losses."""
     kind = references.TORCH_DTYPE[network.dtype.name]
-    W = [references.tensor(w, kind).requires_grad_() for w in network.W]
-    b = [references.tensor(v, kind).requires_grad_() for v in network.b]
+    W = [references.tensor(w, kind).requires_grad_() for w in host(network.W)]
+    b = [references.tensor(v, kind).requires_grad_() for v in host(network.b)]
     optimizer, losses = make([*W, *b]), []
     inputs, labels = references.tensor(x, kind), references.tensor(targets)
     for batch in rows:
@@ -140,14 +143,14 @@ def test_fifty_steps_equal_pytorch(case: str, dtype: str) -> None:
     x, labels = some_data()
     optimizer, make, options = CASES[case]
     step = make_step(x, labels, dtype=dtype, optimizer=optimizer, **options)
-    before = step.network.parameters.copy()
+    before = host(step.network.parameters).copy()
     theirs, their_losses = torch_train(step.network, x, labels, batches(), make, **options)
     losses = train(step, batches())
-    moved = float(np.abs(step.network.parameters - before).max())
+    moved = float(np.abs(host(step.network.parameters) - before).max())
     assert moved > 0.02  # else equality would say nothing
     scale = 1e-10 if dtype == "float64" else 2e-4
     np.testing.assert_allclose(losses, their_losses, rtol=1e-10 if dtype == "float64" else 2e-5)
-    for ours, reference in zip([*step.network.W, *step.network.b], theirs, strict=True):
+    for ours, reference in zip(host([*step.network.W, *step.network.b]), theirs, strict=True):
         np.testing.assert_allclose(
             ours, references.numpy(reference), rtol=scale, atol=scale * moved
         )
@@ -155,7 +158,8 @@ def test_fifty_steps_equal_pytorch(case: str, dtype: str) -> None:
 
 def plain_training(step: TrainStep, x: Array, labels: Array, rows: list[Array], lr: float) -> Array:
     """Gradient descent in textbook NumPy, without plans, blocks or buffers; losses of the steps."""
-    W, b = [w.copy() for w in step.network.W], [v.copy() for v in step.network.b]
+    W, b = host(step.network.W), host(step.network.b)
+    W, b = [w.copy() for w in W], [v.copy() for v in b]
     losses = []
     for batch in rows:
         h = [x[batch]]
@@ -172,6 +176,7 @@ def plain_training(step: TrainStep, x: Array, labels: Array, rows: list[Array], 
     return np.array(losses)
 
 
+@pytest.mark.ways("numpy", "cuda", reason="fifty steps take the emulator too long")
 def test_losses_equal_a_plain_numpy_computation() -> None:
     x, _ = some_data()
     labels = x[:, :5].argmax(1)
@@ -182,6 +187,7 @@ def test_losses_equal_a_plain_numpy_computation() -> None:
     np.testing.assert_allclose(losses, wanted, rtol=1e-12)
 
 
+@pytest.mark.ways("numpy", reason="threads of the NumPy backend")
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_results_do_not_depend_on_the_number_of_threads(
     activation: str, monkeypatch: pytest.MonkeyPatch
@@ -198,10 +204,13 @@ def test_results_do_not_depend_on_the_number_of_threads(
         losses = train(step, batches(2048, 9, 1000))
         split = [f for f, _ in step._plans[1000][1].__self__.calls if "Workers" in str(f)]
         assert bool(split) == (threads > 1)  # the work is large enough to be split
-        found.append((step.network.parameters.tobytes(), losses.tobytes()))
+        found.append((host(step.network.parameters).tobytes(), losses.tobytes()))
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.ways(
+    "numpy", reason="counts the plans of the NumPy backend; test_cupy_training the others"
+)
 def test_a_plan_is_recorded_once_for_each_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
     plan = NumpyBackend.plan
@@ -222,8 +231,8 @@ def test_short_last_batch_equals_a_step_planned_for_its_size() -> None:
     for other in (step, reference):
         other.reset_totals()
         other.update(short, 0.1)
-    assert step.totals.tobytes() == reference.totals.tobytes()
-    assert step.network.parameters.tobytes() == reference.network.parameters.tobytes()
+    assert host(step.totals).tobytes() == host(reference.totals).tobytes()
+    assert host(step.network.parameters).tobytes() == host(reference.network.parameters).tobytes()
 
 
 def test_batch_larger_than_the_data_takes_all_rows() -> None:
@@ -231,7 +240,7 @@ def test_batch_larger_than_the_data_takes_all_rows() -> None:
     step = make_step(x, labels, batch=1000)
     assert step.batch_size == 10
     step.update(np.arange(10), 0.1)
-    assert step.totals[Total.ROWS] == 10
+    assert host(step.totals)[Total.ROWS] == 10
 
 
 def test_integer_sample_weights_equal_repeated_rows() -> None:
@@ -243,9 +252,15 @@ def test_integer_sample_weights_equal_repeated_rows() -> None:
     losses = train(ours, [np.arange(40)] * 10)
     wanted = train(theirs, [np.arange(len(repeated))] * 10)
     np.testing.assert_allclose(losses, wanted, rtol=1e-12)
-    np.testing.assert_allclose(ours.network.parameters, theirs.network.parameters, rtol=1e-10)
+    np.testing.assert_allclose(
+        host(ours.network.parameters), host(theirs.network.parameters), rtol=1e-10
+    )
 
 
+@pytest.mark.ways(
+    "numpy",
+    reason="memory maps and layouts of the host; test_cupy_training has the inputs of a GPU",
+)
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", ">f4", "bool"])
 @pytest.mark.parametrize("layout", ["C", "F", "strided", "memmap", "fortran_memmap"])
 def test_any_dtype_and_layout_of_x_trains_as_its_copy(
@@ -264,7 +279,7 @@ def test_any_dtype_and_layout_of_x_trains_as_its_copy(
     if "memmap" in layout:
         assert np.shares_memory(step.data.x, held)  # a file larger than memory is not copied
     assert train(step, batches()[:12]).tobytes() == train(plain, batches()[:12]).tobytes()
-    assert step.network.parameters.tobytes() == plain.network.parameters.tobytes()
+    assert host(step.network.parameters).tobytes() == host(plain.network.parameters).tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
@@ -275,7 +290,7 @@ def test_standardizer_per_batch_equals_standardising_first(dtype: str) -> None:
     first = make_step(fitted.transform(x), labels, dtype="float32")
     step = make_step(x, labels, dtype="float32", standardizer=fitted)
     assert train(step, batches()[:12]).tobytes() == train(first, batches()[:12]).tobytes()
-    assert step.network.parameters.tobytes() == first.network.parameters.tobytes()
+    assert host(step.network.parameters).tobytes() == host(first.network.parameters).tobytes()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "elementwise_mean", "sum"])
@@ -286,7 +301,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(reduction: str) -> None:
     chosen = SquaredError(reduction=reduction)
     data = Batches.check(network, chosen, x, targets, weight)
     found = [EvaluationStep(network, chosen, data, size).measure() for size in (1, 7, 64, 100)]
-    square = ((network.predict(x) - targets) ** 2).sum(1) / 2
+    square = ((host(network.predict(x)) - targets) ** 2).sum(1) / 2
     divisor = {"mean": weight.sum(), "elementwise_mean": 3 * weight.sum(), "sum": 100}[reduction]
     for figures in found:
         assert figures["loss"] == pytest.approx((square * weight).sum() / divisor, rel=1e-12)
@@ -303,7 +318,7 @@ def test_ignored_rows_count_neither_in_loss_nor_in_accuracy() -> None:
     data = Batches.check(network, chosen, x, labels)
     figures = EvaluationStep(network, chosen, data, 16).measure()
     kept = labels >= 0
-    p = network.predict(x[kept])
+    p = host(network.predict(x[kept]))
     weight = labels[kept] + 1.0
     picked = -np.log(p[np.arange(kept.sum()), labels[kept]])
     assert figures["loss"] == pytest.approx((picked * weight).sum() / weight.sum(), rel=1e-12)
@@ -319,9 +334,12 @@ def test_sum_reduction_trains_on_the_sum_and_reports_the_mean_per_row() -> None:
     )  # fmt: skip
     rows = [np.arange(64)] * 20
     np.testing.assert_allclose(train(summed, rows), train(mean, rows), rtol=1e-12)
-    np.testing.assert_allclose(summed.network.parameters, mean.network.parameters, rtol=1e-10)
+    np.testing.assert_allclose(
+        host(summed.network.parameters), host(mean.network.parameters), rtol=1e-10
+    )
 
 
+@pytest.mark.ways("numpy", "cuda", reason="two hundred steps take the emulator too long")
 @pytest.mark.parametrize("make", [Momentum, Lion])
 def test_optimizers_without_a_twin_in_pytorch_lower_the_loss(
     make: Callable[..., Optimizer],

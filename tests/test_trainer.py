@@ -12,11 +12,13 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from gpubackprop.data import Standardizer, split_rows
 from gpubackprop.losses import SoftmaxCrossEntropy
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.schedules import Cosine, Exponential, ReduceOnPlateau, Schedule, StepDecay
 from gpubackprop.training import Trainer
 from tests.small_training import make_trainer, some_data
+from tests.ways import MLP, host
+
+pytestmark = pytest.mark.usefixtures("way")
 
 Array = np.ndarray
 
@@ -24,15 +26,17 @@ Array = np.ndarray
 # -- what it learns -------------------------------------------------------------------------------
 
 
+@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
 def test_xor_is_learned() -> None:
     x, targets = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), np.array([0, 1, 1, 0])
     network = MLP([2, 8, 2], "tanh", seed=1)
     history = Trainer(network, optimizer=Adam(lr=0.05), batch_size=4).fit(x, targets, epochs=200)
-    assert network.predict(x).argmax(1).tolist() == [0, 1, 1, 0]
+    assert host(network.predict(x)).argmax(1).tolist() == [0, 1, 1, 0]
     assert history["accuracy"][-1] == 1.0
     assert history["loss"][-1] < 0.05 < history["loss"][0]
 
 
+@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
 def test_linear_regression_ends_at_the_least_squares_solution() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3))
@@ -42,26 +46,28 @@ def test_linear_regression_ends_at_the_least_squares_solution() -> None:
         x, targets, epochs=300
     )
     solution, residual, *_ = np.linalg.lstsq(np.c_[x, np.ones(200)], targets, rcond=None)
-    np.testing.assert_allclose(network.W[0].T, solution[:3], rtol=1e-6)
-    np.testing.assert_allclose(network.b[0], solution[3], rtol=1e-6)
+    np.testing.assert_allclose(host(network.W[0]).T, solution[:3], rtol=1e-6)
+    np.testing.assert_allclose(host(network.b[0]), solution[3], rtol=1e-6)
     assert history["rmse"][-1] == pytest.approx(math.sqrt(residual.sum() / 400), rel=1e-6)
 
 
+@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
 def test_poisson_regression_ends_at_the_mean_count() -> None:
     counts = np.random.default_rng(0).poisson(4.0, size=(500, 1))
     network = MLP([1, 1], output="exp", dtype="float64", initializer="zeros")
     Trainer(network, optimizer=SGD(0.05, momentum=0.9), batch_size=500).fit(
         np.zeros((500, 1)), counts, epochs=400
     )
-    assert network.predict([[0.0]])[0, 0] == pytest.approx(counts.mean(), rel=1e-6)
+    assert host(network.predict([[0.0]]))[0, 0] == pytest.approx(counts.mean(), rel=1e-6)
 
 
+@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
 def test_multilabel_targets_are_learned_unit_by_unit() -> None:
     x = np.random.default_rng(0).normal(size=(300, 4))
     targets = (x[:, :3] > 0).astype(float)
     network = MLP([4, 16, 3], output="logistic")
     history = Trainer(network, optimizer=Adam(0.02)).fit(x, targets, epochs=60)
-    right = ((network.predict(x) > 0.5) == targets).all(1).mean()
+    right = ((host(network.predict(x)) > 0.5) == targets).all(1).mean()
     assert right > 0.95
     assert history["accuracy"][-1] == pytest.approx(right, abs=0.03)
 
@@ -74,7 +80,7 @@ def test_the_seed_decides_the_order_of_the_rows_and_nothing_else_does() -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         trainer = make_trainer(seed)
         trainer.fit(*some_data(), epochs=3)
-        found[name] = trainer.network.parameters.tobytes()
+        found[name] = host(trainer.network.parameters).tobytes()
     assert found["a"] == found["b"]
     assert found["a"] != found["c"]
 
@@ -87,7 +93,7 @@ def test_every_epoch_takes_every_row_once_in_a_new_order(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         TrainStep,
         "update",
-        lambda self, rows, lr: seen.append(rows.copy()) or update(self, rows, lr),
+        lambda self, rows, lr: seen.append(host(rows).copy()) or update(self, rows, lr),
     )
     make_trainer().fit(*some_data(), epochs=2)
     epochs = [np.concatenate(seen[:4]), np.concatenate(seen[4:])]
@@ -106,7 +112,7 @@ def test_a_second_fit_goes_on_as_one_longer_fit(optimizer: Any) -> None:
     twice.fit(*some_data(), epochs=2)
     once = make_trainer(optimizer=optimizer, schedule=ReduceOnPlateau(patience=0))
     once.fit(*some_data(), epochs=5)
-    assert twice.network.parameters.tobytes() == once.network.parameters.tobytes()
+    assert host(twice.network.parameters).tobytes() == host(once.network.parameters).tobytes()
     for column in ("epoch", "steps", "lr", "loss"):
         assert twice.history[column] == once.history[column]
 
@@ -127,7 +133,7 @@ def test_rows_that_count_for_nothing_are_left_out(why: str) -> None:
     theirs.fit(x[keep], labels[keep], epochs=2)
     np.testing.assert_allclose(ours.history["loss"], theirs.history["loss"], rtol=1e-12)
     np.testing.assert_allclose(
-        ours.network.parameters, theirs.network.parameters, rtol=1e-12, atol=1e-15
+        host(ours.network.parameters), host(theirs.network.parameters), rtol=1e-12, atol=1e-15
     )
 
 
@@ -141,7 +147,7 @@ def test_a_validation_share_is_stratified_and_held_out() -> None:
     by_share.fit(x, labels, epochs=3, validation=0.25)
     by_rows.fit(x[kept], labels[kept], epochs=3, validation=(x[held], labels[held]))
     assert by_share.history["val_loss"] == by_rows.history["val_loss"]
-    assert by_share.network.parameters.tobytes() == by_rows.network.parameters.tobytes()
+    assert host(by_share.network.parameters).tobytes() == host(by_rows.network.parameters).tobytes()
     shares = np.bincount(labels[held]) / np.bincount(labels)
     np.testing.assert_allclose(shares, 0.25, atol=0.02)
 
@@ -154,7 +160,7 @@ def test_validation_by_row_numbers_equals_validation_by_arrays() -> None:
     a.fit(x, labels, epochs=2, validation=held)
     b.fit(x[rest], labels[rest], epochs=2, validation=(x[held], labels[held]))
     assert a.history["val_loss"] == b.history["val_loss"]
-    assert a.network.parameters.tobytes() == b.network.parameters.tobytes()
+    assert host(a.network.parameters).tobytes() == host(b.network.parameters).tobytes()
 
 
 def test_validation_figures_are_those_of_scikit_learn_weights_included() -> None:
@@ -165,7 +171,7 @@ def test_validation_figures_are_those_of_scikit_learn_weights_included() -> None
     history = trainer.fit(
         x, labels, epochs=1, validation=(x_val, labels_val, weight), restore_best=False
     )
-    p = trainer.network.predict(x_val)
+    p = host(trainer.network.predict(x_val))
     wanted = log_loss(labels_val, p, sample_weight=weight, labels=[0, 1, 2])
     assert history["val_loss"][0] == pytest.approx(wanted, rel=1e-12)
     assert history["val_accuracy"][0] == accuracy_score(labels_val, p.argmax(1))
@@ -178,7 +184,7 @@ def test_evaluate_equals_scikit_learn(weighted: bool) -> None:
     trainer.fit(x, labels, epochs=3)
     weight = np.random.default_rng(1).uniform(size=120) if weighted else None
     found = trainer.evaluate(x, labels, weight)
-    p = trainer.network.predict(x)
+    p = host(trainer.network.predict(x))
     assert found["loss"] == pytest.approx(log_loss(labels, p, sample_weight=weight), rel=1e-12)
     assert found["accuracy"] == pytest.approx(accuracy_score(labels, p.argmax(1)), rel=1e-12)
 
@@ -222,7 +228,7 @@ def test_metrics_are_of_all_rows_and_of_the_validation_rows() -> None:
     trainer = make_trainer(metrics={"right": lambda p, y: (p.argmax(1) == y).sum()})
     history = trainer.fit(x, labels, epochs=2, validation=0.25, restore_best=False)
     kept, held = split_rows(120, 0.25, 0, labels)
-    right = trainer.network.predict(x).argmax(1) == labels
+    right = host(trainer.network.predict(x)).argmax(1) == labels
     assert history["right"][-1] == right[kept].sum()
     assert history["val_right"][-1] == right[held].sum()
     assert trainer.evaluate(x, labels)["right"] == right.sum()
@@ -250,6 +256,7 @@ def test_schedules_by_epoch_equal_pytorch(schedule: Schedule, make: Any) -> None
     np.testing.assert_allclose(history["lr"], lr_by_pytorch(make, 6), rtol=1e-12)
 
 
+@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
 def test_reduce_on_plateau_follows_the_validation_loss_as_pytorch() -> None:
     network = MLP([1, 1], output="linear", dtype="float64", initializer="zeros")
     one = np.ones((1, 1))

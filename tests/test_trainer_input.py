@@ -17,10 +17,12 @@ from gpubackprop.errors import (
     TargetRangeError,
 )
 from gpubackprop.losses import SoftmaxCrossEntropy
-from gpubackprop.network import MLP
 from gpubackprop.optimizers import GradientDescent
 from gpubackprop.training import Trainer
 from tests.small_training import make_trainer, some_data
+from tests.ways import MLP, host
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.mark.parametrize("standardised", [False, True])
@@ -29,12 +31,12 @@ def test_nan_in_x_is_reported_with_its_step_and_the_weights_given_back(standardi
     fitted = Standardizer.fit(x) if standardised else None
     x[70, 2] = np.nan  # in the third batch of 32
     trainer = make_trainer(shuffle=False)
-    before = trainer.network.parameters.copy()
+    before = host(trainer.network.parameters).copy()
     with pytest.raises(NonFiniteLossError, match=r"at step 2 \(epoch 1, batch 3 of 4\)") as caught:
         trainer.fit(x, labels, epochs=2, standardizer=fitted)
     assert caught.value.step == 2
     assert "from before training" in str(caught.value)
-    assert trainer.network.parameters.tobytes() == before.tobytes()
+    assert host(trainer.network.parameters).tobytes() == before.tobytes()
     history = trainer.fit(np.nan_to_num(x), labels, epochs=1)  # nothing of the NaN is left
     assert np.isfinite(history["loss"]).all()
 
@@ -46,7 +48,7 @@ def test_divergence_gives_back_the_best_epoch() -> None:
         trainer.fit(np.ones((1, 1)), np.ones((1, 1)), epochs=100)
     # |w + b - 1| = 59^e; its square passes 3.4e38 / 2 at e = 11 (half the square at the largest).
     assert caught.value.step == 11
-    assert network.predict([[1.0]])[0, 0] == pytest.approx(60.0)
+    assert host(network.predict([[1.0]]))[0, 0] == pytest.approx(60.0)
 
 
 def test_a_last_step_that_overflows_the_weights_is_not_kept_silently() -> None:
@@ -54,7 +56,7 @@ def test_a_last_step_that_overflows_the_weights_is_not_kept_silently() -> None:
     trainer = Trainer(network, optimizer=GradientDescent(lr=1e30), batch_size=1)
     with pytest.raises(NonFiniteLossError, match="at step 0"):
         trainer.fit(np.ones((1, 1)), np.full((1, 1), 1e10), epochs=1)
-    assert not network.parameters.any()
+    assert not host(network.parameters).any()
 
 
 def test_nan_among_the_validation_rows_is_reported() -> None:
@@ -64,7 +66,7 @@ def test_nan_among_the_validation_rows_is_reported() -> None:
     trainer = make_trainer()
     with pytest.raises(NonFiniteLossError, match="validation loss is NaN after epoch 1"):
         trainer.fit(x, labels, epochs=2, validation=(bad, labels))
-    assert np.isfinite(trainer.network.parameters).all()
+    assert np.isfinite(host(trainer.network.parameters)).all()
 
 
 x0, y0 = some_data(10)
@@ -102,13 +104,14 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], str]] = {
 def test_bad_input_is_named_and_leaves_network_and_trainer_as_they_were(case: str) -> None:
     x, targets, options, kind, message = BAD[case]
     trainer = make_trainer()
-    before = trainer.network.parameters.tobytes(), trainer._rng.bit_generator.state
+    before = host(trainer.network.parameters).tobytes(), trainer._rng.bit_generator.state
     with pytest.raises(kind, match=message):
         trainer.fit(x, targets, **{"epochs": 1, **options})
-    assert (trainer.network.parameters.tobytes(), trainer._rng.bit_generator.state) == before
+    assert (host(trainer.network.parameters).tobytes(), trainer._rng.bit_generator.state) == before
     assert len(trainer.history) == 0
 
 
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +129,6 @@ def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
 
 def test_zero_epochs_change_nothing() -> None:
     trainer = make_trainer()
-    before = trainer.network.parameters.tobytes()
+    before = host(trainer.network.parameters).tobytes()
     assert len(trainer.fit(*some_data(), epochs=0)) == 0
-    assert trainer.network.parameters.tobytes() == before
+    assert host(trainer.network.parameters).tobytes() == before

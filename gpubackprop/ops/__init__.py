@@ -1,6 +1,9 @@
 """Operations: forward and backward pairs on arrays, no network needed.
 
-Rows are samples. Every shape and option is checked here.
+Rows are samples. Arrays are NumPy's, or lie on a GPU: CuPy's, or what shows CUDA memory by DLPack
+or __cuda_array_interface__. There an operation queues its work on the current stream of the arrays'
+device, copies nothing to the host and gives CuPy arrays. All arrays of a call lie in one place.
+Every shape and option is checked here, for both.
 """
 
 from gpubackprop.ops.layers import (

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
+from gpubackprop.ops.memory import HOST, Memory, memory_of
 
-Array = np.ndarray
+Array = Any  # numpy.ndarray or cupy.ndarray
 _COMPUTE: dict[np.dtype, type] = {
     np.dtype(np.float64): np.float64,
     np.dtype(np.float32): np.float32,
@@ -31,7 +33,12 @@ def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
 
 
 def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
-    """`values` as an ndarray; DtypeError for what is none, e.g. lists of unequal lengths."""
+    """`values` as an ndarray; DtypeError for what is none, e.g. lists of unequal lengths.
+
+    What lies on a GPU becomes a CuPy array there, of its own dtype.
+    """
+    if on_gpu(values):
+        return as_cupy(values)
     try:
         return np.asarray(values, dtype)
     except (TypeError, ValueError) as error:
@@ -42,7 +49,7 @@ def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
 
 
 def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> Array:
-    """`array` as a 2-D float ndarray, without a copy where it is one."""
+    """`array` as a 2-D float array of its memory, without a copy where it is one."""
     array = as_array(array, name, op)
     if array.dtype == object:
         raise DtypeError(
@@ -59,41 +66,57 @@ def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> 
 
 
 def row_vector(array: Any, name: str, op: str, length: int) -> Array:
-    """`array` as a (length,) float64 ndarray."""
+    """`array` as a (length,) array of numbers: float64 on the host, any real dtype on a GPU."""
     array = as_array(array, name, op, np.float64)
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise DtypeError(f"{name} has dtype {array.dtype} but {op} wants real numbers")
     if array.shape != (length,):
         raise ShapeError(f"{name} has shape {array.shape} but {op} wants ({length},)")
     return array
 
 
-def sample_weights(weights: Any, op: str, rows: int) -> Array | None:
+def sample_weights(
+    weights: Any, op: str, rows: int, memory: Memory | None = None, check: bool = False
+) -> Array | None:
     """Finite, non-negative (rows,) weights, or None."""
+    memory = memory or memory_of(op, sample_weight=weights)
+    return non_negative(weights, "sample_weight", op, rows, memory, check)
+
+
+def non_negative(
+    weights: Any, name: str, op: str, length: int, memory: Memory, check: bool
+) -> Array | None:
+    """Finite, non-negative (length,) weights, or None; on a GPU looked at only with `check`."""
     if weights is None:
         return None
-    weights = row_vector(weights, "sample_weight", op, rows)
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    weights = row_vector(weights, name, op, length)
+    values = memory.values(weights, check)
+    if values is None:
+        return weights
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if bad.size:
         raise OptionError(
-            f"sample_weight[{bad[0]}] is {weights[bad[0]]} but {op} wants finite weights of at "
-            f"least 0"
+            f"{name}[{bad[0]}] is {values[bad[0]]} but {op} wants finite weights of at least 0"
         )
     return weights
 
 
-def output_array(out: Any, like: Array, name: str, op: str) -> Array:
+def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOST) -> Array:
     """The array to write into: new where `out` is None, `like` itself where they are one view."""
     if out is None:
-        return np.empty(like.shape, like.dtype)
-    if not isinstance(out, np.ndarray) or out.shape != like.shape or out.dtype != like.dtype:
-        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        return memory.empty(like.shape, like.dtype)
+    out = as_cupy(out) if on_gpu(out) else out
+    known = isinstance(out, memory.array_type)
+    if not known or out.shape != like.shape or out.dtype != like.dtype:
+        got = f"{out.dtype} {out.shape}" if known else type(out).__name__
         raise ShapeError(
             f"out is {got} but {op} writes {like.dtype} {like.shape}; pass np.empty_like({name})"
         )
-    if not out.flags.writeable:
+    if not memory.writeable(out):
         raise OptionError(f"out is read-only; {op} needs an array that it may write into")
-    if out is like or same_view(out, like):
-        return like if like.flags.writeable else out
-    if np.may_share_memory(out, like):
+    if out is like or same_view(out, like, memory):
+        return like if memory.writeable(like) else out
+    if memory.xp.may_share_memory(out, like):
         raise OptionError(
             f"out overlaps {name} without being the same view; pass {name} itself to work in "
             f"place, or memory of its own"
@@ -101,49 +124,63 @@ def output_array(out: Any, like: Array, name: str, op: str) -> Array:
     return out
 
 
-def no_overlap(out: Array, **inputs: Any) -> None:
+def no_overlap(out: Array, memory: Memory, **inputs: Any) -> None:
     """OptionError where `out` shares memory with an input that is read after out is written."""
     for name, array in inputs.items():
-        if isinstance(array, np.ndarray) and np.may_share_memory(out, array):
+        if isinstance(array, memory.array_type) and memory.xp.may_share_memory(out, array):
             raise OptionError(f"out overlaps {name}; give delta memory of its own")
 
 
-def same_view(a: Array, b: Array) -> bool:
+def same_view(a: Array, b: Array, memory: Memory) -> bool:
     """True where both arrays are the same elements in the same order."""
     return (
-        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        memory.same_start(a, b)
         and a.strides == b.strides
         and a.shape == b.shape
         and a.dtype == b.dtype
     )
 
 
-def class_indices(targets: Array, rows: int, classes: int, ignore_index: int | None) -> None:
-    """Check (rows,) integer labels in [0, classes); the error names the first bad row."""
+def class_indices(
+    targets: Array, rows: int, classes: int, ignore_index: int | None, memory: Memory, check: bool
+) -> None:
+    """Check (rows,) integer labels in [0, classes); the error names the first bad row.
+
+    On a GPU the labels are looked at only with `check`.
+    """
     if targets.dtype.kind not in "iu":
         raise DtypeError(
             f"targets has dtype {targets.dtype} and shape {targets.shape} but class indices are "
             f"integers; use targets.astype(np.int64), or pass (N, K) probabilities"
         )
-    bad = (targets < 0) | (targets >= classes)
+    values = memory.values(targets, check)
+    if values is None:
+        return
+    bad = (values < 0) | (values >= classes)
     if ignore_index is not None:
-        bad &= targets != ignore_index
+        bad &= values != ignore_index
     if bad.any():
         row = int(np.argmax(bad))
         raise TargetRangeError(
-            f"targets[{row}] is {int(targets[row])} but labels must be in [0, {classes}); "
+            f"targets[{row}] is {int(values[row])} but labels must be in [0, {classes}); "
             f"{int(bad.sum())} of {rows} rows are out of range"
-            + ("" if targets[row] >= 0 else "; to leave rows out pass ignore_index")
+            + ("" if values[row] >= 0 else "; to leave rows out pass ignore_index")
         )
 
 
-def cross_entropy_targets(targets: Any, logits: Array, ignore_index: int | None) -> Array:
+def cross_entropy_targets(
+    targets: Any,
+    logits: Array,
+    ignore_index: int | None,
+    memory: Memory = HOST,
+    check: bool = False,
+) -> Array:
     """Class indices (N,) or probabilities (N, K) for logits (N, K), checked."""
     op = "softmax_cross_entropy"
     targets = as_array(targets, "targets", op)
     rows, classes = logits.shape
     if targets.shape == (rows,) and targets.ndim == 1:
-        class_indices(targets, rows, classes, ignore_index)
+        class_indices(targets, rows, classes, ignore_index, memory, check)
         return targets
     if targets.shape == logits.shape:
         if targets.dtype.kind in "iub":

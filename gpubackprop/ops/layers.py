@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import NumpyBackend
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import Activation, activation
 from gpubackprop.ops import checks
+from gpubackprop.ops.memory import memory_of
 
-Array = np.ndarray
+Array = Any  # numpy.ndarray or cupy.ndarray
 
 
 def affine_forward(
@@ -35,6 +35,7 @@ def affine_forward(
     [[0.]]
     """
     op, act = "affine_forward", activation(activation_name)
+    memory = memory_of(op, x=x, W=W, b=b)
     W = checks.float_matrix(W, "W", op)
     x = checks.float_matrix(x, "x", op, W.shape[1])
     b = checks.as_array(b, "b", op)
@@ -42,9 +43,9 @@ def affine_forward(
         raise ShapeError(f"b has shape {b.shape} but {op} wants ({W.shape[0]},) for W {W.shape}")
     _one_dtype(op, x=x, W=W, b=b)
     _full_precision(op, x)
-    a = np.empty((len(x), len(W)), x.dtype)
-    h = a if act.saved == "h" else np.empty_like(a)
-    NumpyBackend().affine_forward(x, W, b, act, a, h)
+    a = memory.empty((len(x), len(W)), x.dtype)
+    h = a if act.saved == "h" else memory.empty(a.shape, a.dtype)
+    memory.backend.affine_forward(*map(memory.factor, (x, W, b)), act, a, h)
     return h, (h if act.saved == "h" else a)
 
 
@@ -73,6 +74,7 @@ def affine_backward(
     grad_W : (D_out, D_in); grad_b : (D_out,); grad_x : (N, D_in) or None.
     """
     op, act = "affine_backward", activation(activation_name)
+    memory = memory_of(op, grad_h=grad_h, saved=saved, x=x, W=W)
     W = checks.float_matrix(W, "W", op)
     x = checks.float_matrix(x, "x", op, W.shape[1])
     _full_precision(op, x)
@@ -83,11 +85,10 @@ def affine_backward(
             f"and W {W.shape}"
         )
     _one_dtype(op, grad_h=delta, x=x, W=W)
-    backend = NumpyBackend()
-    grad_W, grad_b = np.empty_like(W, order="C"), np.empty(len(W), W.dtype)
-    grad_x = np.empty(x.shape, x.dtype) if input_gradient else None
-    backend.affine_backward(delta, x, W, grad_W, grad_x)
-    backend.column_sum(delta, grad_b)
+    grad_W, grad_b = memory.empty(W.shape, W.dtype), memory.empty(len(W), W.dtype)
+    grad_x = memory.empty(x.shape, x.dtype) if input_gradient else None
+    memory.backend.affine_backward(delta, memory.factor(x), memory.factor(W), grad_W, grad_x)
+    memory.backend.column_sum(delta, grad_b)
     return grad_W, grad_b, grad_x
 
 
@@ -103,15 +104,14 @@ def activation_forward(a: Any, name: str | Activation, *, out: Array | None = No
     >>> print(activation_forward(np.array([[-1.0, 2.0]]), "relu"))
     [[0. 2.]]
     """
-    a = checks.float_matrix(a, "a", "activation_forward")
-    h = checks.output_array(out, a, "a", "activation_forward")
-    dtype = checks.compute_dtype(a.dtype, "a", "activation_forward")
-    if a.dtype == dtype:
-        NumpyBackend().activation_forward(a, activation(name), h)
-        return h
-    wide = a.astype(dtype)
-    NumpyBackend().activation_forward(wide, activation(name), wide)
-    NumpyBackend().call(np.copyto, h, wide)  # overflow to infinity is no warning
+    op = "activation_forward"
+    memory = memory_of(op, a=a, out=out)
+    a = checks.float_matrix(a, "a", op)
+    h = checks.output_array(out, a, "a", op, memory)
+    source = memory.source(a, checks.compute_dtype(a.dtype, "a", op))
+    work = memory.target(h, source)
+    memory.backend.activation_forward(source, activation(name), work)
+    memory.store(work, h)
     return h
 
 
@@ -131,6 +131,7 @@ def activation_backward(
     [[0. 5.]]
     """
     op = "activation_backward"
+    memory = memory_of(op, grad_h=grad_h, saved=saved, out=out)
     grad_h = checks.float_matrix(grad_h, "grad_h", op)
     saved = checks.float_matrix(saved, "saved", op)
     if grad_h.shape != saved.shape:
@@ -138,16 +139,15 @@ def activation_backward(
             f"grad_h has shape {grad_h.shape} but {op} wants {saved.shape}, the shape of saved"
         )
     _one_dtype(op, grad_h=grad_h, saved=saved)
-    delta = checks.output_array(out, grad_h, "grad_h", op)
-    if np.may_share_memory(delta, saved) and not checks.same_view(delta, saved):
+    delta = checks.output_array(out, grad_h, "grad_h", op, memory)
+    overlaps = memory.xp.may_share_memory(delta, saved)
+    if overlaps and not checks.same_view(delta, saved, memory):
         raise OptionError("out overlaps saved without being the same view; give it its own memory")
     dtype = checks.compute_dtype(grad_h.dtype, "grad_h", op)
-    if grad_h.dtype == dtype:
-        NumpyBackend().activation_backward(grad_h, saved, activation(name), delta)
-        return delta
-    wide = grad_h.astype(dtype)
-    NumpyBackend().activation_backward(wide, saved.astype(dtype), activation(name), wide)
-    NumpyBackend().call(np.copyto, delta, wide)
+    source = memory.source(grad_h, dtype)
+    work = memory.target(delta, source)
+    memory.backend.activation_backward(source, memory.source(saved, dtype), activation(name), work)
+    memory.store(work, delta)
     return delta
 
 
@@ -162,15 +162,17 @@ def column_sum(delta: Any) -> Array:
     -------
     (D,) of the dtype of delta.
     """
+    memory = memory_of("column_sum", delta=delta)
     delta = checks.float_matrix(delta, "delta", "column_sum")
     dtype = checks.compute_dtype(delta.dtype, "delta", "column_sum")
-    backend, out = NumpyBackend(), np.empty(delta.shape[1], dtype)
-    backend.column_sum(np.ascontiguousarray(delta, dtype), out)
-    if delta.dtype == dtype:
-        return out
-    narrow = np.empty(out.shape, delta.dtype)
-    backend.call(np.copyto, narrow, out)
-    return narrow
+    source = memory.summand(memory.source(delta, dtype))
+    work = memory.empty(delta.shape[1], source.dtype)
+    memory.backend.column_sum(source, work)
+    if work.dtype == delta.dtype:
+        return work
+    out = memory.empty(work.shape, delta.dtype)
+    memory.store(work, out)
+    return out
 
 
 def _one_dtype(op: str, **arrays: Array) -> None:
@@ -183,6 +185,6 @@ def _one_dtype(op: str, **arrays: Array) -> None:
 def _full_precision(op: str, x: Array) -> None:
     if x.dtype not in (np.float32, np.float64):
         raise DtypeError(
-            f"x has dtype {x.dtype} but {op} on the CPU wants float32 or float64; convert x, W and "
+            f"x has dtype {x.dtype} but {op} wants float32 or float64; convert x, W and "
             f"b with .astype(np.float32)"
         )

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions, NumpyBackend
+from gpubackprop.backends import LossOptions
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import POINTWISE_LOSSES, PointwiseLoss, lookup
 from gpubackprop.ops import checks
+from gpubackprop.ops.memory import HOST, Memory, memory_of
 
-Array = np.ndarray
+Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
 
 
@@ -23,6 +24,7 @@ def pointwise_loss(
     sample_weight: Any = None,
     reduction: str = "mean",
     out: Array | None = None,
+    check: bool = False,
 ) -> tuple[Any, Array]:
     """A pointwise loss of output pre-activations and its gradient, in one pass.
 
@@ -46,6 +48,8 @@ def pointwise_loss(
     reduction : "mean": sum of rows / sum of sample weights; "elementwise_mean": that divided by K
         (PyTorch's "mean"); "sum"; "none": (N,).
     out : (N, K) array for delta, of the dtype of a; `a` itself works in place.
+    check : for arrays on a GPU: True waits for it and looks at targets and weights, as is always
+        done on the host; False takes their values as they are.
 
     Returns
     -------
@@ -63,35 +67,32 @@ def pointwise_loss(
     2.0 [[2.]]
     """
     formula = lookup(POINTWISE_LOSSES, name, "loss")
+    memory = memory_of(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
     a = checks.float_matrix(a, "a", name)
     rows = len(a)
     checks.choice(reduction, "reduction", REDUCTIONS)
-    targets = pointwise_targets(formula, targets, a.shape)
-    weights = checks.sample_weights(sample_weight, name, rows)
-    delta = checks.output_array(out, a, "a", name)
-    checks.no_overlap(delta, targets=targets, sample_weight=weights)
+    targets = pointwise_targets(formula, targets, a.shape, memory, check)
+    weights = checks.sample_weights(sample_weight, name, rows, memory, check)
+    delta = checks.output_array(out, a, "a", name, memory)
+    checks.no_overlap(delta, memory, targets=targets, sample_weight=weights)
     dtype = checks.compute_dtype(a.dtype, "a", name)
-    work = a if a.dtype == dtype else a.astype(dtype)
-    result = {
-        "loss": np.zeros((), dtype),
-        "row_loss": np.empty(rows, dtype),
-        "scale": np.empty(rows, dtype),
-        "delta": delta if work is a else work,
-    }
-    NumpyBackend().pointwise_loss(
-        work,
-        targets.astype(dtype, copy=False),
-        formula,
-        LossOptions(reduction=reduction),
-        result,
-        weights,
-    )
-    if work is not a:
-        NumpyBackend().call(np.copyto, delta, work)
+    source = memory.source(a, dtype)
+    result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
+    result |= {"loss": memory.empty((), dtype), "delta": memory.target(delta, source)}
+    targets = memory.source(memory.widened(targets, dtype), dtype)
+    options, weights = LossOptions(reduction=reduction), memory.weights(weights, dtype)
+    memory.backend.pointwise_loss(source, targets, formula, options, result, weights)
+    memory.store(result["delta"], delta)
     return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
 
 
-def pointwise_targets(formula: PointwiseLoss, targets: Any, shape: tuple[int, int]) -> Array:
+def pointwise_targets(
+    formula: PointwiseLoss,
+    targets: Any,
+    shape: tuple[int, int],
+    memory: Memory = HOST,
+    check: bool = False,
+) -> Array:
     """(N, K) numeric targets inside the loss's domain; the error names row and column."""
     targets = checks.as_array(targets, "targets", formula.name)
     if targets.dtype.kind not in "fiub" and targets.dtype.name != "bfloat16":
@@ -108,12 +109,15 @@ def pointwise_targets(formula: PointwiseLoss, targets: Any, shape: tuple[int, in
         )
     low = -np.inf if formula.target_domain == "real" else 0
     high = 1 if formula.target_domain == "unit" else np.inf
-    bad = (targets < low) | (targets > high)
+    values = memory.values(targets, check)
+    if values is None:
+        return targets
+    bad = (values < low) | (values > high)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
         wanted = "in [0, 1]" if high == 1 else "at least 0"
         raise OptionError(
-            f"targets[{row}, {column}] is {targets[row, column]} but {formula.name} wants targets "
+            f"targets[{row}, {column}] is {values[row, column]} but {formula.name} wants targets "
             f"{wanted}"
         )
     return targets

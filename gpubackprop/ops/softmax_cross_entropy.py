@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions, NumpyBackend
+from gpubackprop.backends import LossOptions
+from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.ops import checks
+from gpubackprop.ops.memory import memory_of
 
-Array = np.ndarray
+Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -27,6 +29,7 @@ def softmax_cross_entropy(
     empty: str = "nan",
     upstream: Any = 1.0,
     out: Array | None = None,
+    check: bool = False,
 ) -> tuple[Any, Array]:
     """Cross entropy of softmax(logits) and its gradient, in one pass.
 
@@ -54,6 +57,9 @@ def softmax_cross_entropy(
     empty : mean over no row: "nan" as in PyTorch, or "zero".
     upstream : gradient of what follows with respect to the loss: a number, or (N,) for "none".
     out : (N, K) array for delta, of the dtype of logits; `logits` itself works in place.
+    check : for arrays on a GPU: True waits for it and looks at labels and weights, as is always
+        done on the host. False does not wait: a label out of range makes loss and delta of its row
+        NaN, and the next call with check=True on that GPU raises TargetRangeError.
 
     Returns
     -------
@@ -72,32 +78,36 @@ def softmax_cross_entropy(
     0.6931 [[ 0.5 -0.5]]
     """
     op = "softmax_cross_entropy"
+    arrays = {"targets": targets, "sample_weight": sample_weight, "class_weight": class_weight}
+    memory = memory_of(op, logits=logits, **arrays, upstream=upstream, out=out)
     logits = checks.float_matrix(logits, "logits", op)
     rows, classes = logits.shape
     if not classes:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
     options = cross_entropy_options(
-        classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty
+        classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty, check
     )
-    targets = checks.cross_entropy_targets(targets, logits, options.ignore_index)
-    sample_weight = checks.sample_weights(sample_weight, op, rows)
+    targets = checks.cross_entropy_targets(targets, logits, options.ignore_index, memory, check)
+    sample_weight = checks.sample_weights(sample_weight, op, rows, memory, check)
     upstream = _upstream(upstream, reduction, rows)
-    delta = checks.output_array(out, logits, "logits", op)
+    delta = checks.output_array(out, logits, "logits", op, memory)
     checks.no_overlap(
         delta,
+        memory,
         targets=targets,
         sample_weight=sample_weight,
         upstream=upstream,
         class_weight=options.class_weight,
     )
     dtype = checks.compute_dtype(logits.dtype, "logits", op)
-    result = {
-        "loss": np.zeros((), dtype),
-        "row_loss": np.empty(rows, dtype),
-        "scale": np.empty(rows, dtype),
-        "delta": delta,
-    }
-    NumpyBackend().softmax_cross_entropy(logits, targets, options, result, sample_weight, upstream)
+    result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
+    result["loss"] = memory.empty((), dtype)
+    source = memory.source(logits, logits.dtype)  # the verbs take 16-bit types on either side
+    result["delta"] = memory.target(delta, source)
+    targets = memory.labels(targets) if targets.ndim == 1 else memory.source(targets, targets.dtype)
+    weights = memory.weights(sample_weight, dtype), memory.weights(upstream, dtype)
+    memory.backend.softmax_cross_entropy(source, targets, options, result, *weights)
+    memory.store(result["delta"], delta)
     return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
 
 
@@ -109,18 +119,12 @@ def cross_entropy_options(
     z_loss: float,
     reduction: str,
     empty: str = "nan",
+    check: bool = False,
 ) -> LossOptions:
     """The options, checked; OptionError or ShapeError otherwise."""
-    if class_weight is not None:
-        class_weight = checks.row_vector(
-            class_weight, "class_weight", "softmax_cross_entropy", classes
-        )
-        bad = np.flatnonzero(~(np.isfinite(class_weight) & (class_weight >= 0)))
-        if bad.size:
-            raise OptionError(
-                f"class_weight[{bad[0]}] is {class_weight[bad[0]]} but weights must be finite and "
-                f"at least 0"
-            )
+    op = "softmax_cross_entropy"
+    memory = memory_of(op, class_weight=class_weight)
+    class_weight = checks.non_negative(class_weight, "class_weight", op, classes, memory, check)
     if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
         raise OptionError(f"ignore_index is {ignore_index!r} but must be an integer or None")
     return LossOptions(
@@ -134,7 +138,10 @@ def cross_entropy_options(
 
 
 def _upstream(upstream: Any, reduction: str, rows: int) -> Any:
-    """A float, or (N,) float64 where the loss itself is (N,)."""
+    """A float, or (N,) numbers where the loss itself is (N,); on a GPU also a 0-d array."""
+    upstream = as_cupy(upstream) if on_gpu(upstream) else upstream
+    if on_gpu(upstream) and upstream.ndim == 0:
+        return upstream
     if np.ndim(upstream) == 0:
         try:
             return float(upstream)
@@ -159,15 +166,14 @@ def softmax(logits: Any, *, out: Array | None = None) -> Array:
     -------
     (N, K), dtype of logits; 16-bit types are computed in float32.
     """
-    logits = checks.float_matrix(logits, "logits", "softmax")
+    op = "softmax"
+    memory = memory_of(op, logits=logits, out=out)
+    logits = checks.float_matrix(logits, "logits", op)
     if not logits.shape[1]:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
-    result = checks.output_array(out, logits, "logits", "softmax")
-    dtype = checks.compute_dtype(logits.dtype, "logits", "softmax")
-    if logits.dtype == dtype:
-        NumpyBackend().output(logits, "softmax", result)
-    else:
-        wide = logits.astype(dtype)
-        NumpyBackend().output(wide, "softmax", wide)
-        np.copyto(result, wide, casting="same_kind")
+    result = checks.output_array(out, logits, "logits", op, memory)
+    source = memory.widened(logits, checks.compute_dtype(logits.dtype, "logits", op))
+    work = result if source.dtype == result.dtype else source
+    memory.backend.output(source, "softmax", work)
+    memory.store(work, result)
     return result

@@ -131,6 +131,10 @@ class ndarray:  # noqa: N801 (CuPy's name)
     device = property(lambda self: Device(self._device))
     T = property(lambda self: ndarray(self._host.T, self._device))
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "shape": self.shape, "data": (self.data.ptr, False)}
+
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
             "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct "
@@ -151,6 +155,11 @@ class ndarray:  # noqa: N801 (CuPy's name)
         assert isinstance(view, np.ndarray), "a scalar of a device array is a 0-d array: use [...]"
         assert view.base is not None, "only views are stood in for"
         return ndarray(view, self._device)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        assert key is ..., "only whole arrays are written"
+        assert isinstance(value, ndarray), "CuPy would wait for a copy from the host"
+        _queue(lambda: np.copyto(self._host, value._host, casting="unsafe"))
 
     def reshape(self, *shape: Any) -> ndarray:
         view = self._host.reshape(*shape)
@@ -219,6 +228,10 @@ def ascontiguousarray(array: ndarray) -> ndarray:
     out = empty(array.shape, array.dtype)
     _queue(lambda: np.copyto(out._host, array._host))
     return out
+
+
+def may_share_memory(a: ndarray, b: ndarray) -> bool:
+    return np.may_share_memory(a._host, b._host)
 
 
 # -- products and elementwise work ----------------------------------------------------------------
@@ -436,7 +449,9 @@ def _device_count() -> int:
 def module() -> types.ModuleType:
     """The module that stands in for `cupy`."""
     cupy: Any = types.ModuleType("cupy")
-    for thing in (ndarray, empty, asarray, from_dlpack, ascontiguousarray, matmul):
+    for thing in (
+        ndarray, empty, asarray, from_dlpack, ascontiguousarray, may_share_memory, matmul,
+    ):  # fmt: skip
         setattr(cupy, thing.__name__, thing)
     cupy.ElementwiseKernel, cupy.RawModule = ElementwiseKernel, RawModule
     for name in ("subtract", "divide", "exp"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.errors import DeviceUnavailable, DtypeError, TargetRangeError
 
@@ -72,9 +73,7 @@ class Memory:
         if not self.is_device_array(array):
             return self._upload(array, dtype)
         with explained(cupy, "an array of the device"), cupy.cuda.Device(self.index):
-            if not isinstance(array, cupy.ndarray):
-                kind = hasattr(array, "__cuda_array_interface__")
-                array = cupy.asarray(array) if kind else cupy.from_dlpack(array)
+            array = as_cupy(array)
             if int(array.device.id) != self.index:
                 raise DeviceUnavailable(
                     f"the array lies on cuda:{array.device.id} but the work is done on "
@@ -85,13 +84,8 @@ class Memory:
             return array if dtype is None else array.astype(dtype, copy=False)
 
     def is_device_array(self, array: Any) -> bool:
-        """CuPy's, or one that offers its CUDA memory by __cuda_array_interface__ or DLPack."""
-        if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
-            return False
-        if isinstance(array, self.cupy.ndarray) or hasattr(array, "__cuda_array_interface__"):
-            return True
-        device = getattr(array, "__dlpack_device__", None)
-        return device is not None and int(device()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged
+        """See `gpubackprop.backends.arrays.on_gpu`."""
+        return on_gpu(array)
 
     def _upload(self, array: Any, dtype: Any) -> Any:
         if hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray):

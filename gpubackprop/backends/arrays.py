@@ -1,0 +1,58 @@
+"""Which memory an array lies in, and the backend that computes there.
+
+CuPy is imported at the first array that lies on a GPU, never before.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.numpy import NumpyBackend
+
+_HOST = (np.ndarray, np.generic, list, tuple, int, float, str)
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+def on_gpu(array: Any) -> bool:
+    """Whether `array` is CuPy's, or offers CUDA memory by __cuda_array_interface__ or DLPack."""
+    if array is None or isinstance(array, _HOST):
+        return False
+    if hasattr(array, "__cuda_array_interface__"):
+        return True
+    device = getattr(array, "__dlpack_device__", None)
+    return device is not None and int(device()[0]) in _DLPACK_CUDA
+
+
+def as_cupy(array: Any) -> Any:
+    """The CuPy array of what `on_gpu` is true for: itself, or a view. Nothing is copied."""
+    from gpubackprop.backends.cupy.library import explained, import_cupy
+
+    cupy = import_cupy()
+    if isinstance(array, cupy.ndarray):
+        return array
+    with explained(cupy, "an array of the device"):
+        if hasattr(array, "__cuda_array_interface__"):
+            return cupy.asarray(array)
+        return cupy.from_dlpack(array)
+
+
+def backend_of(array: Any) -> Any:
+    """The backend for the memory of an ndarray of NumPy's or CuPy's; one object for each device."""
+    if isinstance(array, np.ndarray):
+        return _HOST_BACKEND
+    from gpubackprop.backends.cupy.library import import_cupy
+
+    return _cuda_backend(import_cupy(), int(array.device.id))
+
+
+_HOST_BACKEND = NumpyBackend()
+
+
+@cache
+def _cuda_backend(cupy: Any, index: int) -> Any:
+    from gpubackprop.backends.cupy import CupyBackend
+
+    return CupyBackend(index)

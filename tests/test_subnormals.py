@@ -1,0 +1,35 @@
+"""Subnormal numbers on a GPU: as the backend compiles its kernels, none is flushed to zero.
+
+The values are held by `test_activations.py::test_activation_of_subnormals_keeps_them`, on a GPU too;
+but emulated kernels are compiled for the CPU and say nothing of the flag, so the compiler is asked.
+Inside exp, NVIDIA's library flushes what it has scaled out of the subnormal range before.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from gpubackprop.backends.cupy.launcher import compile_options
+from tests.emulator import compilers
+
+ENTRIES = [
+    ("activation_backward.cu", (("ONLY_FORMULA", "relu"), ("ONLY_DTYPE", "f32"))),
+    ("update.cu", (("ONLY_FORMULA", "sgd"), ("ONLY_DTYPE", "f32"))),
+    ("column_sum.cu", (("ONLY_DTYPE", "f32"),)),
+    ("pointwise_loss.cu", (("ONLY_FORMULA", "squared_error"), ("ONLY_DTYPE", "f32"))),
+]
+
+
+@pytest.mark.parametrize(("source", "defines"), ENTRIES, ids=[source for source, _ in ENTRIES])
+def test_kernels_compiled_with_the_backends_options_flush_no_subnormal(
+    source, defines, monkeypatch
+):
+    compiler = compilers.compiler()
+    if not isinstance(compiler, compilers.Nvrtc):
+        pytest.skip("needs NVRTC, which the backend compiles with: pip install nvidia-cuda-nvrtc")
+    own = tuple(option for option in compile_options() if not option.startswith("-I"))
+    found = {}
+    for flag in ("", "--ftz=true"):  # the second shows that the test can fail
+        monkeypatch.setattr(compilers, "OPTIONS", (*own, flag) if flag else own)
+        found[flag] = ".ftz." in compiler.compile(source, 90, defines)[0]
+    assert found == {"": False, "--ftz=true": True}
