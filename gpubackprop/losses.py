@@ -80,13 +80,15 @@ class SoftmaxCrossEntropy(Loss):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        soft_cap: float = 0.0,
         reduction: str = "mean",
         empty: str = "nan",
     ) -> None:
         classes = 0 if class_weight is None else np.size(class_weight)
         self.options = cross_entropy_options(
-            classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty
-        )
+            classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty,
+            soft_cap=soft_cap,
+        )  # fmt: skip
 
     def check_units(self, units: int) -> None:
         weight = self.options.class_weight

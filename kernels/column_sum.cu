@@ -62,14 +62,9 @@ __device__ __forceinline__ void column_sum_finish(
     __shared__ C sums[FINISH_THREADS];
     int64 column = int64(blockIdx.x) * blockDim.x + threadIdx.x;
     int64 row = threadIdx.y;
-    C total = C(0);
-    while (column < cols && row < rows) {
-        C part = C(0);
-        for (int n = 0; n < SEQUENCE && row < rows; ++n, row += blockDim.y)
-            part += partial[row * cols + column];
-        total += part;
-    }
-    sums[threadIdx.y * blockDim.x + threadIdx.x] = total;
+    Compensated<C> total;
+    for (; column < cols && row < rows; row += blockDim.y) total.add(partial[row * cols + column]);
+    sums[threadIdx.y * blockDim.x + threadIdx.x] = total.value();
     for (int half = blockDim.y / 2; half > 0; half /= 2) {  // blockDim.y is a power of two
         __syncthreads();
         if (int(threadIdx.y) < half)

@@ -86,6 +86,12 @@ def softmax_rows(a: Array, out: Array) -> None:
     np.divide(out, out.sum(1, keepdims=True), out)
 
 
+def log_softmax_rows(a: Array, out: Array) -> None:
+    """out[i] = log softmax(a[i]); out may be a."""
+    np.subtract(a, a.max(1, keepdims=True), out)
+    np.subtract(out, np.log(np.exp(out).sum(1, keepdims=True)), out)
+
+
 def _linear(a: Array, out: Array) -> None:
     if out is not a:
         np.copyto(out, a)

@@ -14,14 +14,21 @@ from gpubackprop.ops.layers import (
     column_sum,
 )
 from gpubackprop.ops.pointwise_loss import pointwise_loss
-from gpubackprop.ops.softmax_cross_entropy import softmax, softmax_cross_entropy
+from gpubackprop.ops.softmax_cross_entropy import (
+    RowDetails,
+    log_softmax,
+    softmax,
+    softmax_cross_entropy,
+)
 
 __all__ = [
+    "RowDetails",
     "activation_backward",
     "activation_forward",
     "affine_backward",
     "affine_forward",
     "column_sum",
+    "log_softmax",
     "pointwise_loss",
     "softmax",
     "softmax_cross_entropy",

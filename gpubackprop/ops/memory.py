@@ -67,6 +67,10 @@ class HostMemory:
     def labels(self, array: Array) -> Array:
         return array
 
+    def count(self, flags: Array) -> Array:
+        """How many of (N,) bool are true."""
+        return np.count_nonzero(flags)
+
     def weights(self, array: Any, dtype: Any) -> Any:
         """A vector as the losses read it; None and numbers as they are."""
         return array
@@ -115,8 +119,13 @@ class GpuMemory:
         return array
 
     def labels(self, array: Array) -> Array:
-        """int32 or int64, contiguous."""
-        return self.backend.asarray(array, None if array.dtype == np.int32 else np.int64)
+        """uint8, int32 or int64, contiguous."""
+        kept = array.dtype in (np.uint8, np.int32)
+        return self.backend.asarray(array, None if kept else np.int64)
+
+    def count(self, flags: Array) -> Array:
+        with self.xp.cuda.Device(self.backend.index):
+            return self.xp.sum(flags)
 
     def weights(self, array: Any, dtype: Any) -> Any:
         return self.backend.asarray(array, dtype) if on_gpu(array) else array

@@ -1,8 +1,8 @@
-"""Cross entropy of a softmax output and its gradient, with every option."""
+"""Cross entropy of a softmax output and its gradient, with every option; softmax and its log."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,21 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "sum", "none")
 
 
+class RowDetails(NamedTuple):
+    """What `softmax_cross_entropy` knows of each row beside its loss.
+
+    Attributes
+    ----------
+    lse : (N,) log sum_k exp(logits_ik), of the loss's dtype.
+    predicted : (N,) int64, the first of the largest logits; -1 for a row with NaN.
+    correct : how many rows' labels are predicted, a 0-d integer array; None for probabilities.
+    """
+
+    lse: Any
+    predicted: Any
+    correct: Any
+
+
 def softmax_cross_entropy(
     logits: Any,
     targets: Any,
@@ -25,12 +40,15 @@ def softmax_cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    soft_cap: float = 0.0,
     reduction: str = "mean",
     empty: str = "nan",
     upstream: Any = 1.0,
     out: Array | None = None,
+    gradient: bool = True,
+    details: bool = False,
     check: bool = False,
-) -> tuple[Any, Array]:
+) -> Any:
     """Cross entropy of softmax(logits) and its gradient, in one pass.
 
     With tau the targets after smoothing and class weights, T_i = sum_k tau_ik and
@@ -53,10 +71,14 @@ def softmax_cross_entropy(
     ignore_index : label of rows that add nothing to loss, count or gradient, even if NaN.
     label_smoothing : eps in [0, 1]: tau = (1 - eps) target + eps / K, times the class weight.
     z_loss : factor of lse^2, at least 0.
+    soft_cap : c > 0 puts c tanh(logits / c) in place of the logits; delta is with respect to the
+        logits themselves. 0 for none.
     reduction : "mean", "sum" or "none".
     empty : mean over no row: "nan" as in PyTorch, or "zero".
     upstream : gradient of what follows with respect to the loss: a number, or (N,) for "none".
     out : (N, K) array for delta, of the dtype of logits; `logits` itself works in place.
+    gradient : False computes the loss alone; delta is None then.
+    details : True gives `RowDetails` as third result, from the same pass.
     check : for arrays on a GPU: True waits for it and looks at labels and weights, as is always
         done on the host. False does not wait: a label out of range makes loss and delta of its row
         NaN, and the next call with check=True on that GPU raises TargetRangeError.
@@ -65,13 +87,14 @@ def softmax_cross_entropy(
     -------
     loss : scalar, or (N,) for "none"; float32, or float64 for float64 logits.
     delta : (N, K), dtype of logits.
+    details : `RowDetails`, where they are asked for.
 
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetRangeError (names the row and the label)
 
     Source: Goodfellow et al. 2016, ch. 6.2.2; label smoothing: Szegedy et al. 2016; z-loss:
-    Chowdhery et al. 2022.
+    Chowdhery et al. 2022; soft cap: Bello et al. 2016, Gemma 2 (2024).
 
     >>> loss, delta = softmax_cross_entropy(np.zeros((1, 2)), np.array([1]))
     >>> print(loss.round(4), delta)
@@ -85,30 +108,45 @@ def softmax_cross_entropy(
     if not classes:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
     options = cross_entropy_options(
-        classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty, check
-    )
+        classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty, check,
+        soft_cap,
+    )  # fmt: skip
     targets = checks.cross_entropy_targets(targets, logits, options.ignore_index, memory, check)
     sample_weight = checks.sample_weights(sample_weight, op, rows, memory, check)
     upstream = _upstream(upstream, reduction, rows)
-    delta = checks.output_array(out, logits, "logits", op, memory)
-    checks.no_overlap(
-        delta,
-        memory,
-        targets=targets,
-        sample_weight=sample_weight,
-        upstream=upstream,
-        class_weight=options.class_weight,
-    )
+    if not gradient and out is not None:
+        raise OptionError("out is for delta, which gradient=False does not compute; leave one out")
     dtype = checks.compute_dtype(logits.dtype, "logits", op)
     result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
     result["loss"] = memory.empty((), dtype)
     source = memory.source(logits, logits.dtype)  # the verbs take 16-bit types on either side
-    result["delta"] = memory.target(delta, source)
+    delta = None
+    if gradient:
+        delta = checks.output_array(out, logits, "logits", op, memory)
+        checks.no_overlap(
+            delta,
+            memory,
+            targets=targets,
+            sample_weight=sample_weight,
+            upstream=upstream,
+            class_weight=options.class_weight,
+        )
+        result["delta"] = memory.target(delta, source)
+    if details:
+        result["lse"], result["predicted"] = memory.empty(rows, dtype), memory.empty(rows, np.int64)
+        if targets.ndim == 1:
+            result["correct"] = memory.empty(rows, np.bool_)
     targets = memory.labels(targets) if targets.ndim == 1 else memory.source(targets, targets.dtype)
     weights = memory.weights(sample_weight, dtype), memory.weights(upstream, dtype)
     memory.backend.softmax_cross_entropy(source, targets, options, result, *weights)
-    memory.store(result["delta"], delta)
-    return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
+    if gradient:
+        memory.store(result["delta"], delta)
+    loss = result["row_loss"] if reduction == "none" else result["loss"][()]
+    if not details:
+        return loss, delta
+    right = result.get("correct")
+    count = None if right is None else memory.count(right)
+    return loss, delta, RowDetails(result["lse"], result["predicted"], count)
 
 
 def cross_entropy_options(
@@ -120,6 +158,7 @@ def cross_entropy_options(
     reduction: str,
     empty: str = "nan",
     check: bool = False,
+    soft_cap: float = 0.0,
 ) -> LossOptions:
     """The options, checked; OptionError or ShapeError otherwise."""
     op = "softmax_cross_entropy"
@@ -132,6 +171,7 @@ def cross_entropy_options(
         None if ignore_index is None else int(ignore_index),
         checks.number(label_smoothing, "label_smoothing", 0.0, 1.0),
         checks.number(z_loss, "z_loss", 0.0),
+        checks.number(soft_cap, "soft_cap", 0.0),
         reduction=checks.choice(reduction, "reduction", REDUCTIONS),
         empty=checks.choice(empty, "empty", ("nan", "zero")),
     )
@@ -165,15 +205,31 @@ def softmax(logits: Any, *, out: Array | None = None) -> Array:
     Returns
     -------
     (N, K), dtype of logits; 16-bit types are computed in float32.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError
     """
-    op = "softmax"
+    return _of_rows("softmax", logits, out)
+
+
+def log_softmax(logits: Any, *, out: Array | None = None) -> Array:
+    """log_softmax(logits)[i, k] = logits[i, k] - log sum_j exp(logits[i, j]); as `softmax`.
+
+    >>> log_softmax(np.zeros((1, 2))).round(4)
+    array([[-0.6931, -0.6931]])
+    """
+    return _of_rows("log_softmax", logits, out)
+
+
+def _of_rows(op: str, logits: Any, out: Array | None) -> Array:
     memory = memory_of(op, logits=logits, out=out)
     logits = checks.float_matrix(logits, "logits", op)
     if not logits.shape[1]:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
     result = checks.output_array(out, logits, "logits", op, memory)
-    source = memory.widened(logits, checks.compute_dtype(logits.dtype, "logits", op))
-    work = result if source.dtype == result.dtype else source
-    memory.backend.output(source, "softmax", work)
+    source = memory.source(logits, checks.compute_dtype(logits.dtype, "logits", op))
+    work = memory.target(result, source)
+    memory.backend.softmax(source, work, log=op == "log_softmax")
     memory.store(work, result)
     return result

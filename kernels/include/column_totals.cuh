@@ -6,6 +6,7 @@
 //   column_sum_finish adds the rows of partial. The order of all additions follows from the launch
 //   shape alone, so two runs on one machine agree bitwise; no atomics.
 #pragma once
+#include "reduce.cuh"
 #include "strip.cuh"
 
 constexpr int SEQUENCE = 16;  // terms that a thread adds one after another before it starts afresh:
@@ -23,19 +24,19 @@ __device__ __forceinline__ void write_column_totals(
     int thread = threadIdx.y * STRIP_COLUMNS + threadIdx.x;
     if (thread < COLUMNS) {  // COLUMNS <= STRIP_THREADS for packs of up to 8
         int lane = thread / E, e = thread % E;
-        C sum = C(0);
-        for (int y = 0; y < STRIP_ROWS; ++y) sum += sums[e][y][lane];
-        column_sums[thread] = sum;
+        Compensated<C> sum;
+        for (int y = 0; y < STRIP_ROWS; ++y) sum.add(sums[e][y][lane]);
+        column_sums[thread] = sum.value();
     }
     __syncthreads();
     if (strip.joined && gridDim.x == 1) {
         for (int64 c = thread; c < strip.cols; c += STRIP_THREADS) {
-            C sum = C(0);
+            Compensated<C> sum;
             for (int64 j = c; j < strip.width; j += strip.cols) {
                 int64 at = j - strip.origin;  // the head's columns stand at the far end of the row
-                sum += column_sums[at < strip.width ? at : at - strip.width];
+                sum.add(column_sums[at < strip.width ? at : at - strip.width]);
             }
-            partial[blockIdx.y * strip.cols + c] = sum;
+            partial[blockIdx.y * strip.cols + c] = sum.value();
         }
         return;
     }

@@ -286,11 +286,16 @@ class CupyBackend(DeviceMemory):
         if not a.size:
             return
         if kind == "softmax":
-            losses.softmax(self, a, out)
+            self.softmax(a, out)
         elif kind == "exp":
             self._issue(elementwise.kernel(self.cupy, "exponential"), a, out)
         elif kind == "logistic" or out is not a:
             self.activation_forward(a, OUTPUT_ACTIVATIONS[kind], out)
+
+    def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
+        """out = softmax(a) or its logarithm, (N, K) of one dtype; out may be a."""
+        _same_shape(a, out)
+        losses.softmax(self, a, out, log=log)
 
     # -- losses -----------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
 from gpubackprop.backends.numpy.tape import Tape, get_num_threads, run_now, set_num_threads
 from gpubackprop.backends.numpy.updater import NumpyUpdater
 from gpubackprop.formulas import OUTPUTS, Activation, PointwiseLoss, Update
+from gpubackprop.formulas.losses import log_softmax_rows
 
 __all__ = ["LossOptions", "NumpyBackend", "Total", "get_num_threads", "set_num_threads"]
 
@@ -176,10 +177,16 @@ class NumpyBackend(HostMemory):
 
     def output(self, a: Array, kind: str, out: Array) -> None:
         """yhat = O(a), O one of softmax, linear, logistic, exp; out may be a."""
+        self._by_rows(OUTPUTS[kind], a, out)
 
+    def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
+        """out = softmax(a) or its logarithm, (N, K) of one dtype; out may be a."""
+        self._by_rows(log_softmax_rows if log else OUTPUTS["softmax"], a, out)
+
+    def _by_rows(self, function: Callable[[Array, Array], None], a: Array, out: Array) -> None:
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
             block = a[rows]
-            call(OUTPUTS[kind], block, block if out is a else out[rows])
+            call(function, block, block if out is a else out[rows])
 
         for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
 
