@@ -19,11 +19,13 @@ import numpy as np
 
 from gpubackprop import backends
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, activation, lookup
+from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
+from gpubackprop.formulas.dropout import MAX_STREAM
 from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
 from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
 from gpubackprop.ops import checks
+from gpubackprop.ops.dropout import dropout_rate
 
 Array = np.ndarray
 IDENTITY = ACTIVATIONS["identity"]
@@ -63,6 +65,9 @@ class MLP:
     seed : int or `numpy.random.Generator`; the same seed gives the same weights.
     dtype : "float32" or "float64".
     device : "cpu", "cuda", "cuda:N", or "auto": a GPU where all of CUDA works, else the CPU.
+    dropout : rate p in [0, 1) of every hidden layer, or one for each: while training, a hidden unit
+        is 0 with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits`
+        and `gradients` are without.
 
     Attributes
     ----------
@@ -88,9 +93,11 @@ class MLP:
         seed: int | np.random.Generator | None = 0,
         dtype: str = "float32",
         device: str = "cpu",
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         self.widths = _check_widths(widths)
         self.activations = _check_activations(activation, len(self.widths) - 2)
+        self.dropout = _check_dropout(dropout, len(self.widths) - 2)
         lookup(OUTPUTS, output, "output")
         self.output = output
         self.dtype = _check_dtype(dtype)
@@ -237,26 +244,29 @@ class MLP:
             initializer="zeros",
             dtype=self.dtype.name,
             device=device or self.device,
+            dropout=self.dropout,
         )
         twin.backend.from_host(self.backend.to_host(self.parameters), twin.parameters)
         return twin
 
     def config(self) -> dict[str, Any]:
         """The architecture as JSON values; ``MLP(**config)`` builds it again."""
-        return {
+        values = {
             "widths": list(self.widths),
             "activation": [str(act) for act in self.activations],
             "output": self.output,
             "dtype": self.dtype.name,
         }
+        return values | ({"dropout": list(self.dropout)} if any(self.dropout) else {})
 
     def __repr__(self) -> str:
         names = [str(act) for act in self.activations]
         where = "" if self.device == "cpu" else f", device={self.device!r}"
         shown: Any = names[0] if len(set(names)) == 1 else names
+        rates = "" if not any(self.dropout) else f", dropout={list(self.dropout)}"
         return (
             f"MLP({list(self.widths)}, activation={shown!r}, output={self.output!r}, "
-            f"dtype={self.dtype.name!r}{where})"
+            f"dtype={self.dtype.name!r}{rates}{where})"
         )
 
 
@@ -268,19 +278,23 @@ class PassBuffers:
     separate : every quantity has its own memory (`MLP.gradients`). False, for training: h
         overwrites a where the slope allows it, delta overwrites grad_h and, at the output, the
         logits, and the grad_h of alternate layers share memory.
+    random : (2,) uint64 {seed, step} on the device, for a pass with dropout; None for one without.
     """
 
-    def __init__(self, network: MLP, rows: int, *, separate: bool) -> None:
+    def __init__(self, network: MLP, rows: int, *, separate: bool, random: Any = None) -> None:
         backend, dtype, widths = network.backend, network.dtype, network.widths[1:]
         self.a = [backend.empty((rows, width), dtype) for width in widths]
-        self.h = [
-            a if not separate and act.saved == "h" else backend.empty(a.shape, dtype)
-            for a, act in zip(self.a[:-1], network.activations, strict=True)
+        self.dropout = [
+            Dropout(rate, layer, random) if rate and random is not None else None
+            for layer, rate in enumerate(network.dropout)
         ]
-        self.saved = [
-            a if act.saved == "a" else h
-            for a, h, act in zip(self.a[:-1], self.h, network.activations, strict=True)
-        ]
+        self.h, self.saved = [], []
+        for a, act, dropout in zip(self.a[:-1], network.activations, self.dropout, strict=True):
+            # h that was dropped out does for the slope only where a factor does not change that.
+            one = act.saved == "h" and (dropout is None or act.homogeneous)
+            h = a if one and not separate else backend.empty(a.shape, dtype)
+            self.h.append(h)
+            self.saved.append(h if one else a)
         hidden = widths[:-1]
         if separate:
             self.grad_h = [backend.empty((rows, width), dtype) for width in hidden]
@@ -297,6 +311,7 @@ class PassBuffers:
     def first_rows(self, rows: int) -> PassBuffers:
         """The same memory seen as buffers of fewer rows (contiguous), for a short last batch."""
         cut = object.__new__(PassBuffers)
+        cut.dropout = self.dropout
         seen: dict[int, Array] = {}
         for name in ("a", "h", "saved", "grad_h", "delta"):
             arrays = getattr(self, name)
@@ -307,7 +322,7 @@ class PassBuffers:
 def emit_forward(verbs: Any, network: MLP, x: Array, buffers: PassBuffers) -> None:
     """Issue the forward pass; the logits land in buffers.a[-1]."""
     outputs = [*buffers.h, buffers.a[-1]]
-    inputs = [x, *buffers.h]
+    inputs, dropout = [x, *buffers.h], [*buffers.dropout, None]
     for layer, act in enumerate(network.layer_activations):
         verbs.affine_forward(
             inputs[layer],
@@ -316,6 +331,7 @@ def emit_forward(verbs: Any, network: MLP, x: Array, buffers: PassBuffers) -> No
             act,
             buffers.a[layer],
             outputs[layer],
+            dropout[layer],
         )
 
 
@@ -338,7 +354,12 @@ def emit_backward(
         if below is not None:
             act = network.activations[layer - 1]
             verbs.activation_backward(
-                below, buffers.saved[layer - 1], act, buffers.delta[layer - 1], grad_b[layer - 1]
+                below,
+                buffers.saved[layer - 1],
+                act,
+                buffers.delta[layer - 1],
+                grad_b[layer - 1],
+                buffers.dropout[layer - 1],
             )
 
 
@@ -377,3 +398,18 @@ def _check_activations(
             f"give one for each, or a single name for all"
         )
     return chosen
+
+
+def _check_dropout(spec: float | Sequence[float], hidden: int) -> tuple[float, ...]:
+    if isinstance(spec, (str, bytes)) or not isinstance(spec, Sequence):
+        rates = (dropout_rate(spec),) * hidden
+    else:
+        rates = tuple(dropout_rate(rate) for rate in spec)
+    if len(rates) != hidden:
+        raise ShapeError(
+            f"dropout has {len(rates)} entries but the network has {hidden} hidden layers; give "
+            f"one for each, or a single rate for all"
+        )
+    if any(rates) and hidden > MAX_STREAM:
+        raise OptionError(f"dropout is for at most {MAX_STREAM:,} hidden layers, not {hidden:,}")
+    return rates

@@ -37,14 +37,14 @@ def _threads() -> Iterator[None]:
 def make_step(
     *, x: Any = None, chosen: Loss | None = None, weight: Any = None,
     standardizer: Standardizer | None = None, activation: str = "relu", update: str = "adam",
-    output: str = "softmax", targets: Any = None, **regularization: Any,
+    output: str = "softmax", targets: Any = None, dropout: float = 0.0, **regularization: Any,
 ) -> TrainStep:  # fmt: skip
     rng = np.random.default_rng(0)
     if x is None:
         x = rng.normal(size=(BATCH + 100, COLUMNS)).astype(np.float32)
     if targets is None:
         targets = rng.integers(0, CLASSES, len(x))
-    network = MLP([COLUMNS, 8, CLASSES], activation, output=output)
+    network = MLP([COLUMNS, 8, CLASSES], activation, output=output, dropout=dropout)
     chosen = network.check_loss(chosen)
     data = Batches.check(network, chosen, x, targets, weight, standardizer)
     options = Regularization(**regularization)
@@ -77,6 +77,7 @@ weights = np.arange(1.0, CLASSES + 1)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "gelu": {"activation": "gelu"},
+    "dropout": {"dropout": 0.5},
     "silu_sgd": {"activation": "silu", "update": "sgd"},
     "lion": {"update": "lion"},
     "label_smoothing": {"chosen": cross_entropy(label_smoothing=0.1)},

@@ -39,7 +39,8 @@ TEST_LIMIT = 60  # seconds for one test; longer is a deadlock or an endless loop
 
 # The tests that look at the values of a kernel; traffic and sanitizers look at all kernels.
 VALUE_TESTS = {
-    "test_kernel_layers.py": ("activation_backward", "affine_epilogue", "column_sum", "dropout"),
+    "test_kernel_layers.py": ("activation_backward", "affine_epilogue", "column_sum"),
+    "test_kernel_dropout.py": ("activation_backward", "affine_epilogue", "prepare_update"),
     "test_kernel_losses.py": (
         "accumulate", "column_sum", "pointwise_loss", "row_weights", "softmax_cross_entropy",
     ),

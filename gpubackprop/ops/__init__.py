@@ -3,6 +3,7 @@
 Rows are samples. Every shape and option is checked here.
 """
 
+from gpubackprop.ops.dropout import dropout_backward, dropout_forward, dropout_mask
 from gpubackprop.ops.layers import (
     activation_backward,
     activation_forward,
@@ -19,6 +20,9 @@ __all__ = [
     "affine_backward",
     "affine_forward",
     "column_sum",
+    "dropout_backward",
+    "dropout_forward",
+    "dropout_mask",
     "pointwise_loss",
     "softmax",
     "softmax_cross_entropy",

@@ -150,9 +150,7 @@ class Checkpoint:
         return position, steps, history
 
     def _arrays(self) -> dict[str, Array]:
-        slots = zip(self.step.optimizer.formula.slots, self.step.slots, strict=True)
-        arrays = {"parameters": self.trainer.network.parameters, "totals": self.step.totals}
-        return arrays | {f"slot.{name}": slot for name, slot in slots}
+        return {"parameters": self.trainer.network.parameters} | self.step.state()
 
     def _position(self, found: dict[str, Any]) -> Position:
         names = {field.name for field in fields(Position)}

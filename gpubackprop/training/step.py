@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import Total, UpdateRule
+from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP, PassBuffers, emit_backward, emit_forward
 from gpubackprop.optimizers import Optimizer
@@ -36,7 +37,9 @@ class Regularization:
 class BatchBuffers:
     """One batch and everything that a pass over it needs."""
 
-    def __init__(self, network: MLP, loss: Loss, source: Source, rows: int) -> None:
+    def __init__(
+        self, network: MLP, loss: Loss, source: Source, rows: int, random: Array | None
+    ) -> None:
         backend, data = network.backend, source.data
         self.index = backend.zeros(rows, np.int64)
         self.x = backend.empty((rows, network.widths[0]), network.dtype)
@@ -45,7 +48,7 @@ class BatchBuffers:
         self.weights = None
         if source.sample_weight is not None:
             self.weights = backend.empty(rows, network.dtype)
-        self.passes = PassBuffers(network, rows, separate=False)
+        self.passes = PassBuffers(network, rows, separate=False, random=random)
         self.result = loss.buffers(backend, rows, network.dtype)
         if loss.output in ("softmax", "logistic") and not (
             loss.output == "softmax" and data.targets.ndim == 2
@@ -75,13 +78,22 @@ class BatchStep:
     ----------
     totals : (Total.SIZE,) float64 on the network's device, see `gpubackprop.backends.Total`; the
         loss there is per row. `read_totals` waits for them.
+    random : (2,) uint64 {seed, updates done} there, from which masks are drawn; None without.
     """
 
-    def __init__(self, network: MLP, loss: Loss, data: Batches, batch_size: int) -> None:
+    def __init__(
+        self,
+        network: MLP,
+        loss: Loss,
+        data: Batches,
+        batch_size: int,
+        random: Array | None = None,
+    ) -> None:
+        self.random = random
         self.network, self.loss, self.data = network, loss, data
         self.batch_size = max(1, min(batch_size, len(data)))
         self.source = Source(network, data)
-        self.buffers = BatchBuffers(network, loss, self.source, self.batch_size)
+        self.buffers = BatchBuffers(network, loss, self.source, self.batch_size, random)
         backend = network.backend
         fresh = np.zeros(Total.SIZE)
         fresh[Total.BAD_STEP] = -1
@@ -160,6 +172,7 @@ class TrainStep(BatchStep):
     network, loss, data, batch_size : what to train, on what.
     optimizer : formula and hyperparameters.
     regularization : L2 penalty and gradient clipping.
+    seed : of the dropout masks, where the network has dropout.
 
     Attributes
     ----------
@@ -176,8 +189,10 @@ class TrainStep(BatchStep):
         batch_size: int,
         optimizer: Optimizer,
         regularization: Regularization,
+        seed: int = 0,
     ) -> None:
-        super().__init__(network, loss, data, batch_size)
+        random = network.backend.asarray(random_state(seed)) if any(network.dropout) else None
+        super().__init__(network, loss, data, batch_size, random)
         backend, dtype, size = network.backend, network.dtype, network.layout.size
         self.optimizer, self.regularization = optimizer, regularization
         self.gradient = backend.zeros(size, dtype)
@@ -191,7 +206,22 @@ class TrainStep(BatchStep):
             formula, optimizer.hyperparameters, optimizer.lr, optimizer.weight_decay,
             regularization.l2, regularization.clip_norm, network.layout.weights_end,
         )  # fmt: skip
-        self.updater = backend.updater(backend, rule, network.parameters, self.gradient, self.slots)
+        self.updater = backend.updater(
+            backend, rule, network.parameters, self.gradient, self.slots, random
+        )
+
+    def state(self) -> dict[str, Array]:
+        """The arrays that a training needs to go on where this step stands, parameters aside."""
+        named = zip(self.optimizer.formula.slots, self.slots, strict=True)
+        arrays = {f"slot.{name}": slot for name, slot in named} | {"totals": self.totals}
+        return arrays | ({} if self.random is None else {"random": self.random})
+
+    def go_on_from(self, other: TrainStep) -> None:
+        """Take over the state of a step of the same network, loss and optimizer."""
+        self.steps = other.steps
+        mine = self.state()
+        for name, array in other.state().items():
+            self.network.backend.copy(array, mine[name])
 
     def update(self, rows: Array, lr: float) -> None:
         """Train on the batch of these row numbers with learning rate `lr`."""

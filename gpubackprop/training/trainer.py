@@ -42,7 +42,8 @@ class Trainer:
     batch_size : rows per step; a larger one than there are rows means all rows.
     l2 : penalty l2 / 2 * sum of squared weights, biases excepted, added to the loss.
     clip_norm : largest global norm of the gradient, or None.
-    shuffle : a new order of the rows in every epoch, drawn from `seed`.
+    shuffle : a new order of the rows in every epoch.
+    seed : of the shuffles, of the share of validation rows, and of the network's dropout.
     metrics : name -> function(yhat, targets) -> float, computed after each epoch on the training
         rows and on the validation rows ("val_" + name).
     callbacks : called as callback(trainer, row) after each epoch; True stops training.
@@ -210,12 +211,11 @@ class Trainer:
 
     def _new_step(self, data: Batches) -> TrainStep:
         step = TrainStep(
-            self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization
-        )
+            self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization,
+            self.seed,
+        )  # fmt: skip
         if self._step is not None:  # a second fit goes on where the first one ended
-            step.steps = self._step.steps
-            for new, old in zip(step.slots, self._step.slots, strict=True):
-                self.network.backend.copy(old, new)
+            step.go_on_from(self._step)
         self._step = step
         return step
 

@@ -33,6 +33,7 @@ class CupyUpdater:
     Parameters
     ----------
     backend : `CupyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
+    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class CupyUpdater:
         parameters: Any,
         gradient: Any,
         slots: tuple[Any, ...],
+        random: Any = None,
     ) -> None:
-        self.backend, self.rule = backend, rule
+        self.backend, self.rule, self.random = backend, rule, random
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         compute = compute_dtype(parameters.dtype)
         numbers = [rule.lr, rule.weight_decay, rule.l2, rule.clip_norm or 0.0, 0.0]
@@ -90,7 +92,9 @@ class CupyUpdater:
             _squares(verbs, self.gradient, norm, weights, l2, penalized)
         verbs.launch(
             "prepare_update", (1,), self._c.dtype,
-            lambda launch: (self._settings, self._state, norm, self._c, self._scaling),
+            lambda launch: (
+                self._settings, self._state, norm, self._c, self._scaling, self.random
+            ),
             formula=rule.formula.name,
         )  # fmt: skip
         prepared = {"prepared": self._c, "penalized": rule.penalized if rule.l2 else 0}

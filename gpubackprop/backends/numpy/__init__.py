@@ -19,13 +19,13 @@ from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_block
 from gpubackprop.backends.numpy.calls import (
     Total,
     accumulate,
-    emit_value,
     gather_rows,
     reduce_rows,
     sum_of_squares,
     units_right,
     zero_where_empty,
 )
+from gpubackprop.backends.numpy.layers import LayerVerbs
 from gpubackprop.backends.numpy.memory import HostMemory
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
@@ -35,15 +35,14 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
 )
 from gpubackprop.backends.numpy.tape import Tape, get_num_threads, run_now, set_num_threads
 from gpubackprop.backends.numpy.updater import NumpyUpdater
-from gpubackprop.formulas import OUTPUTS, Activation, PointwiseLoss, Update
+from gpubackprop.formulas import PointwiseLoss, Update
 
 __all__ = ["LossOptions", "NumpyBackend", "Total", "get_num_threads", "set_num_threads"]
 
 Array = np.ndarray
-SUM_ROWS = 8  # rows added one after another before partial sums are formed, in column_sum
 
 
-class NumpyBackend(HostMemory):
+class NumpyBackend(LayerVerbs, HostMemory):
     """Verbs of backpropagation on NumPy arrays (see the module's docstring)."""
 
     device, reason = "cpu", ""
@@ -78,110 +77,6 @@ class NumpyBackend(HostMemory):
     def divide(self, x: Array, divisor: float, out: Array) -> None:
         """out = x / divisor."""
         self._call(np.divide, x, divisor, out)
-
-    # -- layers -----------------------------------------------------------------------------------
-
-    def matmul(self, x: Array, y: Array, out: Array) -> None:
-        """out = x @ y. Every matrix product of a training step comes through here."""
-        self._call(np.matmul, x, y, out)
-
-    def affine_forward(
-        self, x: Array, W: Array, b: Array, activation: Activation, a: Array, h: Array
-    ) -> None:
-        """a = x W^T + b; h = g(a). h may be a; a is then not kept.
-
-        x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
-        """
-        self.matmul(x, W.T, a)
-        scratch = self._scratch()
-
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            block, out = a[rows], a[rows] if h is a else h[rows]
-            call(np.add, block, b, block)
-            emit_value(call, activation, block, block if h is a else out, scratch, slot)
-
-        for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
-
-    def activation_forward(self, a: Array, activation: Activation, h: Array) -> None:
-        """h = g(a), elementwise; (N, D) both; h may be a."""
-        scratch = self._scratch()
-
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            block = a[rows]
-            emit_value(call, activation, block, block if h is a else h[rows], scratch, slot)
-
-        for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
-
-    def activation_backward(
-        self,
-        grad_h: Array,
-        saved: Array,
-        activation: Activation,
-        delta: Array,
-        grad_b: Array | None = None,
-    ) -> None:
-        """delta = grad_h * g'; grad_b = sum_i delta[i], where it is given.
-
-        `saved` is h or a as activation.saved says; delta may be grad_h.
-        """
-        scratch = self._scratch()
-
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            g, s, d = grad_h[rows], saved[rows], delta[rows]
-            slope, *work = (scratch.take(slot, i, s.shape, s.dtype) for i in range(4))
-            if activation.backward is not None:
-                call(activation.backward, g, s, d, tuple(work), activation.parameter)
-                return
-            call(activation.slope, s, slope, tuple(work), activation.parameter)
-            call(np.multiply, g, slope, d)
-
-        if activation.name != "identity":
-            for_row_blocks(self._call, len(saved), saved.shape[1] * saved.itemsize, emit)
-        elif delta is not grad_h:
-            self._call(np.copyto, delta, grad_h)
-        if grad_b is not None:
-            self.column_sum(delta, grad_b)
-
-    def affine_backward(
-        self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
-    ) -> None:
-        """grad_W = delta^T h_prev; grad_h = delta W, the gradient for the layer below (or None)."""
-        self.matmul(delta.T, h_prev, grad_W)
-        if grad_h is not None:
-            self.matmul(delta, W, grad_h)
-
-    def column_sum(self, delta: Array, out: Array) -> None:
-        """out[j] = sum_i delta[i, j] by a tree of fixed shape.
-
-        At most SUM_ROWS terms are added in a row, so that the error grows with log N, not N, and
-        half as many near the root, where the sums are large. Short rows are joined into long ones,
-        which is what NumPy adds fast.
-        """
-        rows, columns = delta.shape
-        scratch, level = self._scratch(), 0
-        while rows > SUM_ROWS // 2 and delta.flags.c_contiguous:
-            terms = SUM_ROWS if rows > 16 * SUM_ROWS else SUM_ROWS // 2
-            join = max(1, min(512 // max(columns, 1), rows // (4 * terms)))
-            group = terms * join
-            whole = rows // group
-            tail = rows - whole * group
-            partial = scratch.take(0, 20 + level % 2, (whole * join + tail, columns), out.dtype)
-            view = delta[: whole * group].reshape(whole, terms, join * columns)
-            sums = partial[: whole * join].reshape(whole, join * columns)
-            self._call(add_reduce, view, 1, out.dtype, sums)
-            if tail:
-                self._call(np.copyto, partial[whole * join :], delta[whole * group :])
-            delta, rows, level = partial, len(partial), level + 1
-        self._call(add_reduce, delta, 0, out.dtype, out)
-
-    def output(self, a: Array, kind: str, out: Array) -> None:
-        """yhat = O(a), O one of softmax, linear, logistic, exp; out may be a."""
-
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            block = a[rows]
-            call(OUTPUTS[kind], block, block if out is a else out[rows])
-
-        for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
 
     # -- losses -----------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ class NumpyUpdater:
     Parameters
     ----------
     backend : `NumpyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
+    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
     """
 
     def __init__(
@@ -29,8 +30,9 @@ class NumpyUpdater:
         parameters: Array,
         gradient: Array,
         slots: tuple[Array, ...],
+        random: Array | None = None,
     ) -> None:
-        self.rule = rule
+        self.rule, self.random = rule, random
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         dtype = parameters.dtype
         count = len(rule.formula.coefficients(rule.hyperparameters, rule.lr, 1))
@@ -74,7 +76,13 @@ class NumpyUpdater:
             verbs.sum_of_squares(self.gradient, self._norm2)
             verbs.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
             coefficients["clip"] = self._clip
+        if self.random is not None:
+            verbs.call(_count, self.random)
         verbs.update(self.parameters, self.gradient, self.slots, rule.formula, coefficients)
+
+
+def _count(random: Array) -> None:
+    random[1] += np.uint64(1)
 
 
 def _clip_factor(norm2: Array, clip_norm: float, clip: Array) -> None:
