@@ -97,8 +97,10 @@ template <class Parameter, class Gradient, class Copy> struct of {
 };
 using f64 = of<double, double, double>;
 using f32 = of<float, float, float>;
-using f32_f16 = of<float, float16, float16>;     // master weights in float32, products in 16 bits
+using f32_f16 = of<float, float16, float16>;     // master weights in float32, all else in 16 bits
 using f32_bf16 = of<float, bfloat16, bfloat16>;
+using f32_f32_f16 = of<float, float, float16>;   // the gradient in float32 too, as products give it
+using f32_f32_bf16 = of<float, float, bfloat16>;
 using f16 = of<float16, float16, float16>;       // no master: stochastic rounding belongs here
 using bf16 = of<bfloat16, bfloat16, bfloat16>;
 }  // namespace storage
@@ -117,6 +119,6 @@ using bf16 = of<bfloat16, bfloat16, bfloat16>;
 #else
 #define ENTRIES(rule)                                                            \
     ENTRY(rule, f64) ENTRY(rule, f32) ENTRY(rule, f32_f16) ENTRY(rule, f32_bf16) \
-    ENTRY(rule, f16) ENTRY(rule, bf16)
+    ENTRY(rule, f32_f32_f16) ENTRY(rule, f32_f32_bf16) ENTRY(rule, f16) ENTRY(rule, bf16)
 #endif
 FOR_EACH_UPDATE(ENTRIES)

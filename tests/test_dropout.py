@@ -21,7 +21,7 @@ from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.formulas.dropout import Philox, random_state
 from gpubackprop.losses import SoftmaxCrossEntropy
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.step import Regularization, TrainStep
+from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 from tests import emulator, philox, references
 from tests.emulator import cupy_stub
 from tests.tolerances import assert_by_the_rule, assert_equal_in_float64
@@ -187,7 +187,13 @@ def make_step(
     batches = Batches.check(network, SoftmaxCrossEntropy(), x, targets)
     optimizer = options.pop("optimizer", optimizers.GradientDescent(0.0))
     step = TrainStep(
-        network, SoftmaxCrossEntropy(), batches, 11, optimizer, Regularization(**options), SEED
+        network,
+        SoftmaxCrossEntropy(),
+        batches,
+        11,
+        optimizer,
+        Regularization(**options),
+        StepOptions(SEED),
     )
     return step, x, targets
 

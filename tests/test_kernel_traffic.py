@@ -160,19 +160,19 @@ def test_dropout_is_fused_and_keeps_no_mask(dtype):
 @pytest.mark.parametrize(
     ("name", "storage", "bytes_each"),
     [("adam", "f32", 28), ("adamw", "f32_bf16", 28), ("sgd", "f32", 20),
-     ("gradient_descent", "f32", 12), ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20)],
+     ("gradient_descent", "f32", 12), ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20),
+     ("adam", "f32_f32_bf16", 30)],
 )  # fmt: skip
 def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
     """Adam in float32: p, m, v read and written, g read: 28 bytes. With a gradient and a copy in
     bf16 also: 2 bytes less, 2 more."""
     memory, count = Guarded(), 8192
-    types = {"f32_bf16": ("f32", "bf16"), "f32_f16": ("f32", "f16")}.get(
-        storage, (storage, storage)
-    )
+    parts = storage.split("_")
+    types = parts[0], parts[1 % len(parts)]
     p, g = memory.normal((count,), DTYPES[types[0]]), memory.normal((count,), DTYPES[types[1]])
     compute = compute_dtype(p.dtype)
     slots = tuple(memory.normal((count,), compute) for _ in UPDATES[name].slots)
-    copy = memory.empty((count,), g.dtype) if "_" in storage else None
+    copy = memory.empty((count,), DTYPES[parts[-1]]) if "_" in storage else None
     c = np.zeros(COEFFICIENTS, compute)
     c[PROCEED] = 1
     counted = Counted()

@@ -290,7 +290,10 @@ def _one(block: int) -> Callable[..., tuple[Any, ...]]:
     return shape_of
 
 
-UPDATE_STORAGE = ("f64", "f32", "f32_f16", "f32_bf16", "f16", "bf16")
+# Parameters, gradient and narrow copy of an update; of two, the second stands for both the latter.
+UPDATE_STORAGE = (
+    "f64", "f32", "f32_f16", "f32_bf16", "f32_f32_f16", "f32_f32_bf16", "f16", "bf16",
+)  # fmt: skip
 _GATHER_PAIRS = (
     *((source, out) for source in ("u8", "f16", "bf16", "f32", "f64") for out in FLOATS),
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),

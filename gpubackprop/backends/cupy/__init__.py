@@ -152,8 +152,15 @@ class CupyBackend(DeviceMemory):
         )  # fmt: skip
 
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
-        """out = (raw - mean) / scale in float64, rounded once; (N, D), with mean, scale (D,)."""
-        self._issue(elementwise.kernel(self.cupy, "standardize"), raw, mean, scale, out)
+        """out = (raw - mean) / scale in float64, rounded once (16 bits: by way of float32).
+
+        raw, out (N, D); mean, scale (D,).
+        """
+        narrow = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16
+        wide = self.memory.scratch("standardized", out.shape, np.float32) if narrow else out
+        self._issue(elementwise.kernel(self.cupy, "standardize"), raw, mean, scale, wide)
+        if narrow:
+            self.gather_rows(wide, None, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
         """out = x / divisor."""
@@ -336,10 +343,11 @@ class CupyBackend(DeviceMemory):
         options: LossOptions,
         result: dict[str, Array],
         sample_weight: Array | None = None,
+        upstream: Array | float = 1.0,
     ) -> None:
         """Loss and delta of squared error, binary cross entropy or Poisson; targets of the compute
         dtype."""
-        losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight)
+        losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight, upstream)
 
     def accumulate(
         self,
@@ -382,6 +390,11 @@ class CupyBackend(DeviceMemory):
         "penalized": how many parameters its L2 penalty concerns.
         """
         updates.update(self, parameters, gradient, slots, formula, coefficients)
+
+    def narrow(self, x: Array, out: Array, random: Array | None = None) -> None:
+        """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
+        `update` writes its copy."""
+        updates.narrow(self, x, out, random)
 
     updater = CupyUpdater
 

@@ -136,7 +136,7 @@ def _letters(launch: Launch, formula: Any) -> dict[str, str]:
     compute = compute_suffix(parts[0])
     return {
         "T": parts[0], "C": compute, "F": compute if source == "prob" else source,
-        "P": parts[0], "G": parts[-1], "N": parts[-1],
+        "P": parts[0], "G": parts[1 % len(parts)], "N": parts[-1],
     }  # fmt: skip
 
 

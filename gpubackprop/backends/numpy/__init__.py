@@ -19,7 +19,9 @@ from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_block
 from gpubackprop.backends.numpy.calls import (
     Total,
     accumulate,
+    emit_narrow,
     gather_rows,
+    narrow_type,
     reduce_rows,
     sum_of_squares,
     units_right,
@@ -67,12 +69,15 @@ class NumpyBackend(LayerVerbs, HostMemory):
 
     # -- rows -------------------------------------------------------------------------------------
 
-    def gather_rows(self, source: Array, rows: Array, out: Array) -> None:
-        """out[i] = source[rows[i]], converted to the dtype of out.
+    def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
+        """out[i] = source[rows[i]], converted to the dtype of out; rows None: out = source.
 
         `rows` is read when the call runs, so a plan gathers another batch each time it is replayed.
         """
-        self._call(gather_rows, source, rows, out)
+        if rows is None:
+            self._call(np.copyto, out, source, "unsafe")
+        else:
+            self._call(gather_rows, source, rows, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
         """out = x / divisor."""
@@ -123,7 +128,8 @@ class NumpyBackend(LayerVerbs, HostMemory):
         denominator = np.ones(())
         by_label = options.ignore_index is not None or options.class_weight is not None
         args = (labels if by_label else None, sample_weight, upstream, options, result, denominator)
-        if sample_weight is None and not (labels is not None and by_label):
+        fixed = not isinstance(upstream, np.ndarray) or upstream.ndim > 0
+        if fixed and sample_weight is None and not (labels is not None and by_label):
             with np.errstate(all="ignore"):  # the same for every batch: not part of the plan
                 row_scales(*args)
         else:
@@ -154,6 +160,7 @@ class NumpyBackend(LayerVerbs, HostMemory):
         options: LossOptions,
         result: dict[str, Array],
         sample_weight: Array | None = None,
+        upstream: Array | float = 1.0,
     ) -> None:
         """Loss and delta of squared error, binary cross entropy or Poisson.
 
@@ -162,22 +169,30 @@ class NumpyBackend(LayerVerbs, HostMemory):
         """
         result = result | {"units": np.asarray(a.shape[1])}
         row_loss, delta, scratch = result["row_loss"], result.get("delta"), self._scratch()
+        narrow = narrow_type(a.dtype)
         scale = result["scale"][:, None]
-        denominator = self._scales(None, sample_weight, 1.0, options, result)
+        denominator = self._scales(None, sample_weight, upstream, options, result)
 
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
             block = a[rows]
             value, work = (scratch.take(slot, i, block.shape, row_loss.dtype) for i in (0, 1))
-            out = (
-                scratch.take(slot, 2, block.shape, row_loss.dtype) if delta is None else delta[rows]
-            )
+            if delta is None or narrow:
+                out = scratch.take(slot, 2, block.shape, row_loss.dtype)
+            else:
+                out = delta[rows]
             if "correct" in result:
                 signs = [scratch.take(slot, i, block.shape, np.bool_) for i in (3, 4)]
                 call(units_right, block, targets[rows], result["correct"][rows], *signs)
+            if narrow:
+                wide = scratch.take(slot, 5, block.shape, row_loss.dtype)
+                call(np.copyto, wide, block)
+                block = wide
             call(formula.value_and_delta, block, targets[rows], value, out, work)
             call(add_reduce, value, 1, None, row_loss[rows])
             if delta is not None:
                 call(np.multiply, out, scale[rows], out)
+                if narrow:
+                    call(np.copyto, delta[rows], out)
 
         for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
         self._reduce_loss(sample_weight, denominator, options, result)
@@ -227,9 +242,11 @@ class NumpyBackend(LayerVerbs, HostMemory):
         `coefficients` holds 0-d arrays, read when the call runs: "c" the formula's tuple, "decay"
         the weight decay (coupled) or 1 - lr * weight decay (decoupled) or None, "clip" a factor on
         the gradient or None, "l2" None or (stop, factor): factor * p is added to the gradient of
-        parameters[:stop].
+        parameters[:stop]. "copy" None or the parameters in 16 bits, written too: rounded to
+        nearest, or stochastically where "random" is {seed, step}.
         """
         scratch, c = self._scratch(), coefficients["c"]
+        copy, random = coefficients.get("copy"), coefficients.get("random")
         decay, clip, l2 = (coefficients.get(name) for name in ("decay", "clip", "l2"))
 
         def emit(call: Callable[..., None], block: slice, slot: int) -> None:
@@ -253,6 +270,8 @@ class NumpyBackend(LayerVerbs, HostMemory):
             elif decay is not None:
                 call(np.multiply, p, decay, p)
             call(formula.apply, p, g, s, c, tuple(work))
+            if copy is not None:
+                emit_narrow(call, p, copy[block], random, block.start, scratch, slot)
 
         bytes_each = parameters.itemsize * (3 + len(slots))
         for_row_blocks(
@@ -262,5 +281,15 @@ class NumpyBackend(LayerVerbs, HostMemory):
             emit,
             total_bytes=len(parameters) * bytes_each,
         )
+
+    def narrow(self, x: Array, out: Array, random: Array | None = None) -> None:
+        """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
+        `update` writes its copy."""
+        scratch = self._scratch()
+
+        def emit(call: Callable[..., None], block: slice, slot: int) -> None:
+            emit_narrow(call, x[block], out[block], random, block.start, scratch, slot)
+
+        for_row_blocks(self._call, len(x), x.itemsize, emit)
 
     updater = NumpyUpdater

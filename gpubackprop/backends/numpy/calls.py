@@ -10,7 +10,8 @@ import numpy as np
 
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, logical_and_reduce
 from gpubackprop.formulas import Activation, Dropout
-from gpubackprop.formulas.dropout import Philox, drop
+from gpubackprop.formulas.dropout import ROUNDING_STREAM, Philox, drop
+from gpubackprop.formulas.rounding import round_stochastic
 
 Array = np.ndarray
 DROPPED, RANDOM = 10, 11  # numbers of scratch arrays; the generator takes five
@@ -59,6 +60,26 @@ def emit_drop(
         words = Philox(dropout.state, dropout.layer, first, x.size, take)
         dropped = scratch.take(slot, DROPPED, x.shape, np.bool_)
         call(drop, x, out, dropout, words, dropped)
+
+
+def emit_narrow(
+    call: Callable[..., None],
+    x: Array,
+    out: Array,
+    random: Array | None,
+    first: int,
+    scratch: Scratch,
+    slot: int,
+) -> None:
+    """Issue out = x in 16 bits, of a block that begins with element `first` of its buffer."""
+
+    def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:
+        return scratch.take(slot, RANDOM + number, shape, dtype)
+
+    if random is None:
+        call(np.copyto, out, x)
+    elif x.size:
+        call(round_stochastic, x, out, Philox(random, ROUNDING_STREAM, first, x.size, take))
 
 
 def narrow_type(dtype: np.dtype) -> bool:
