@@ -70,6 +70,7 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
         dtype=args.dtype,
         device=device.name,
         dropout=dropout,
+        precision=args.precision,
     )
     return Trainer(
         network,
@@ -131,6 +132,7 @@ def print_head(
     say.line(
         f"network    {'-'.join(map(str, network.widths))}, {', '.join(names)}, {network.output}; "
         f"{parameter_count(network.widths):,} parameters, {network.dtype.name}"
+        + (f", computed in {network.precision.name}" if network.narrow else "")
     )
     say.line(
         f"training   {args.optimizer}, learning rate {trainer.optimizer.lr:g} "

@@ -139,6 +139,12 @@ def _network_options(group: Any) -> None:
         "(default 0)",
     )
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    group.add_argument(
+        "--precision",
+        choices=["bfloat16", "float16"],
+        help="compute in 16 bits, with parameters in float32; float16 with loss scaling (default: "
+        "as --dtype)",
+    )
 
 
 def _training_options(group: Any) -> None:

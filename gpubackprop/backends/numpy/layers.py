@@ -67,20 +67,24 @@ class LayerVerbs:
         homogeneous activation has its slope from h as it is.
         x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
         """
-        self.matmul(x, W.T, a)
-        self._activate(a, self._widened(b, self._scratch(), WIDE_BIAS), activation, h, dropout)
+        scratch, product = self._scratch(), a
+        if narrow_type(a.dtype):  # rounded once, with its bias
+            product = scratch.take(0, PRODUCT, a.shape, np.float32)
+        self.matmul(x, W.T, product)
+        self._activate(product, self._widened(b, scratch, WIDE_BIAS), activation, a, h, dropout)
 
     def activation_forward(
         self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
     ) -> None:
         """h = g(a), elementwise, dropped out where `dropout` is given; (N, D) both; h may be a."""
-        self._activate(a, None, activation, h, dropout)
+        self._activate(a, None, activation, a, h, dropout)
 
     def _activate(
         self,
-        a: Array,
+        product: Array,
         b: Array | None,
         activation: Activation,
+        a: Array,
         h: Array,
         dropout: Dropout | None,
     ) -> None:
@@ -91,8 +95,9 @@ class LayerVerbs:
         def emit(call: Call, rows: slice, slot: int) -> None:
             block = a[rows]
             out = block if in_place else h[rows]
-            wide = scratch.take(slot, WIDE, block.shape, np.float32) if narrow else block
-            if narrow:
+            wide = product[rows]
+            if narrow and product is a:
+                wide = scratch.take(slot, WIDE, block.shape, np.float32)
                 call(np.copyto, wide, block)
             if b is not None:
                 call(np.add, wide, b, wide)
