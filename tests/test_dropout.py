@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from gpubackprop import MLP, Model, Trainer, ops, optimizers
-from gpubackprop.backends import Total, devices
+from gpubackprop.backends import NumpyBackend, Total, devices
 from gpubackprop.backends.numpy.tape import get_num_threads, set_num_threads
 from gpubackprop.errors import GpubackpropError, ModelFileError, OptionError, ShapeError
-from gpubackprop.formulas import ACTIVATIONS
+from gpubackprop.formulas import ACTIVATIONS, Dropout
 from gpubackprop.formulas.dropout import Philox, random_state
 from gpubackprop.losses import SoftmaxCrossEntropy
 from gpubackprop.training.batches import Batches
@@ -101,8 +101,12 @@ def test_blocks_and_threads_change_nothing():
     finally:
         set_num_threads(before)
     kept = ops.dropout_mask(x.shape, 0.25, seed=SEED, step=9, layer=2)
+    wanted = np.where(kept, x * np.float32(1 / 0.75), 0)
     for y in results:
-        assert np.array_equal(y, np.where(kept, x * np.float32(1 / 0.75), 0))
+        assert np.array_equal(y, wanted)
+    backend, dropout = NumpyBackend(), Dropout(0.25, 2, random_state(SEED, 9))
+    backend.activation_backward(x, x, ACTIVATIONS["identity"], x, None, dropout)
+    assert np.array_equal(x, wanted), "the backward pass counts its elements through all blocks"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
