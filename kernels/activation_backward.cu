@@ -37,7 +37,8 @@ __device__ __forceinline__ void activation_backward(
     int join, int64 stride_grad, int64 stride_saved, int64 stride_delta, compute_of<T> k,
     const Drop& drop) {
     using C = compute_of<T>;
-    constexpr int E = PACK<T>, UNROLL = sizeof(T) == 8 ? 2 : 4;
+    constexpr int E = PACK<T>;
+    constexpr int UNROLL = sizeof(T) == 8 || Drop::ON ? 2 : 4;  // the random words take registers
     Strip<E> strip(rows, cols, join, misalignment(delta));
     int64 row = strip.first + threadIdx.y;
     Walk<const T, E> grad(strip, grad_h, row, stride_grad), save = grad;
