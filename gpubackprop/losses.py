@@ -47,8 +47,12 @@ class Loss(ABC):
         targets: Array,
         result: dict[str, Array],
         sample_weight: Array | None = None,
+        upstream: Any = 1.0,
     ) -> None:
-        """Issue loss and delta on a backend; see `NumpyBackend.softmax_cross_entropy`."""
+        """Issue loss and delta on a backend; see `NumpyBackend.softmax_cross_entropy`.
+
+        `upstream`, a number or a 0-d array read when the call runs, multiplies delta.
+        """
 
     def check_units(self, units: int) -> None:  # noqa: B027 (most losses take any number)
         """OptionError where the loss cannot have `units` output units."""
@@ -108,8 +112,9 @@ class SoftmaxCrossEntropy(Loss):
         targets: Array,
         result: dict[str, Array],
         sample_weight: Array | None = None,
+        upstream: Any = 1.0,
     ) -> None:
-        verbs.softmax_cross_entropy(logits, targets, self.options, result, sample_weight)
+        verbs.softmax_cross_entropy(logits, targets, self.options, result, sample_weight, upstream)
 
 
 class _Pointwise(Loss):
@@ -129,8 +134,11 @@ class _Pointwise(Loss):
         targets: Array,
         result: dict[str, Array],
         sample_weight: Array | None = None,
+        upstream: Any = 1.0,
     ) -> None:
-        verbs.pointwise_loss(logits, targets, self.formula, self.options, result, sample_weight)
+        verbs.pointwise_loss(
+            logits, targets, self.formula, self.options, result, sample_weight, upstream
+        )
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name, "reduction": self.options.reduction}

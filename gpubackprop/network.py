@@ -11,6 +11,7 @@ Each product is computed once: L forward, L for the weights, L - 1 for the hidde
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import backends
-from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, activation, lookup
+from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
+from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
+from gpubackprop.formulas.dropout import MAX_STREAM
 from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
 from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
 from gpubackprop.ops import checks
+from gpubackprop.ops.dropout import dropout_rate
 
 Array = np.ndarray
 IDENTITY = ACTIVATIONS["identity"]
@@ -61,8 +64,14 @@ class MLP:
     initializer : "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "torch", "sklearn",
         "zeros".
     seed : int or `numpy.random.Generator`; the same seed gives the same weights.
-    dtype : "float32" or "float64".
+    dtype : "float32" or "float64", of the parameters, their gradients and the losses.
+    precision : None for `dtype`; "bfloat16" or "float16" for float32 parameters of which products
+        take a copy in 16 bits: x, activations and deltas are stored in 16 bits, computed and summed
+        in float32. float16 holds 6e-8 to 65504: `Trainer` then scales the loss.
     device : "cpu", "cuda", "cuda:N", or "auto": a GPU where all of CUDA works, else the CPU.
+    dropout : rate p in [0, 1) of every hidden layer, or one for each: while training, a hidden unit
+        is 0 with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits`
+        and `gradients` are without.
 
     Attributes
     ----------
@@ -88,16 +97,21 @@ class MLP:
         seed: int | np.random.Generator | None = 0,
         dtype: str = "float32",
         device: str = "cpu",
+        dropout: float | Sequence[float] = 0.0,
+        precision: str | None = None,
     ) -> None:
         self.widths = _check_widths(widths)
         self.activations = _check_activations(activation, len(self.widths) - 2)
+        self.dropout = _check_dropout(dropout, len(self.widths) - 2)
         lookup(OUTPUTS, output, "output")
         self.output = output
         self.dtype = _check_dtype(dtype)
+        self.precision = _check_precision(precision, self.dtype)
         self.backend = backends.get(device)
-        self.layout = ParameterLayout(self.widths, self.dtype)
+        self.layout = ParameterLayout(self.widths, self.precision)
         self.parameters = self.backend.zeros(self.layout.size, self.dtype)
         self.W, self.b = self.layout.views(self.parameters)
+        self._narrow: Array | None = None
         self.initialize(initializer, seed)
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
@@ -114,6 +128,21 @@ class MLP:
         for W, b, act in zip(*self.layout.views(host), following, strict=True):
             fill(rng, W, b, gain_of(act, initializer))
         self.backend.from_host(host, self.parameters)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether products take 16 bits."""
+        return self.precision != self.dtype
+
+    def working_parameters(self) -> tuple[list[Array], list[Array]]:
+        """(W, b) as the products take them: the parameters, or their copy rounded to 16 bits now,
+        in memory that the next call writes anew."""
+        if not self.narrow:
+            return self.W, self.b
+        if self._narrow is None:
+            self._narrow = self.backend.empty(self.layout.size, self.precision)
+        self.backend.narrow(self.parameters, self._narrow)
+        return self.layout.views(self._narrow)
 
     @property
     def device(self) -> str:
@@ -176,12 +205,29 @@ class MLP:
 
     def logits(self, x: Any) -> Array:
         """a_L for each row of x: (N, D_0) -> (N, K), before the output function."""
-        h = x = self.backend.inputs(self.check_inputs(x), self.dtype)
-        for W, b, act in zip(self.W, self.b, self.layer_activations, strict=True):
-            a = self.backend.empty((len(x), len(W)), self.dtype)
-            self.backend.affine_forward(h, W, b, act, a, a)
+        return self._logits(x, *self.working_parameters())
+
+    def _logits(self, x: Any, weights: list[Array], biases: list[Array]) -> Array:
+        backend = self.backend
+        h = x = self._inputs(self.check_inputs(x))
+        for W, b, act in zip(weights, biases, self.layer_activations, strict=True):
+            a = backend.empty((len(x), len(W)), self.precision)
+            backend.affine_forward(h, W, b, act, a, a)
             h = a
-        return h
+        if not self.narrow:
+            return h
+        wide = backend.empty(h.shape, self.dtype)
+        backend.gather_rows(h, None, wide)
+        return wide
+
+    def _inputs(self, x: Array) -> Array:
+        """Checked inputs as the first product takes them."""
+        if not self.narrow:
+            return self.backend.inputs(x, self.dtype)
+        x = self.backend.place_inputs(x, self.dtype)
+        out = self.backend.empty(x.shape, self.precision)
+        self.backend.gather_rows(x, None, out)
+        return out
 
     def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
         """yhat = O(a_L): (N, D_0) -> (N, K), in batches, so that x may be a memory map.
@@ -191,8 +237,9 @@ class MLP:
         x = self.check_inputs(x)
         batch_rows = int(checks.number(batch_rows, "batch_rows", 1))
         result = self.backend.empty((len(x), self.widths[-1]), self.dtype)
+        parameters = self.working_parameters()
         for start in range(0, len(x), batch_rows):
-            logits = self.logits(x[start : start + batch_rows])
+            logits = self._logits(x[start : start + batch_rows], *parameters)
             self.backend.output(logits, self.output, result[start : start + batch_rows])
         return result
 
@@ -209,10 +256,11 @@ class MLP:
 
         Returns
         -------
-        Gradients, every array its own memory.
+        Gradients, every array its own memory; in 16 bits where `precision` is, but for the loss and
+        the gradients of W and b.
         """
         chosen = self.check_loss(loss)
-        x = self.backend.asarray(self.check_inputs(x), self.dtype)
+        x = self.backend.asarray(self._inputs(self.check_inputs(x)))
         targets = self.check_targets(chosen, targets, len(x))
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
         weights = self.backend.place(weights, self.dtype)
@@ -221,9 +269,10 @@ class MLP:
         grad_W, grad_b = self.layout.views(gradient)
         result = chosen.buffers(self.backend, len(x), self.dtype)
         result["delta"] = buffers.delta[-1]
-        emit_forward(self.backend, self, x, buffers)
+        W, b = self.working_parameters()
+        emit_forward(self.backend, self, x, buffers, W, b)
         chosen.emit(self.backend, buffers.a[-1], targets, result, weights)
-        emit_backward(self.backend, self, x, buffers, grad_W, grad_b)
+        emit_backward(self.backend, self, x, buffers, W, grad_W, grad_b)
         value = result["row_loss"] if chosen.options.reduction == "none" else result["loss"][()]
         return Gradients(value, buffers.delta[-1], buffers.grad_h, buffers.delta, grad_W, grad_b)
 
@@ -237,26 +286,35 @@ class MLP:
             initializer="zeros",
             dtype=self.dtype.name,
             device=device or self.device,
+            dropout=self.dropout,
+            precision=self.precision.name,
         )
         twin.backend.from_host(self.backend.to_host(self.parameters), twin.parameters)
         return twin
 
     def config(self) -> dict[str, Any]:
         """The architecture as JSON values; ``MLP(**config)`` builds it again."""
-        return {
+        values = {
             "widths": list(self.widths),
             "activation": [str(act) for act in self.activations],
             "output": self.output,
             "dtype": self.dtype.name,
         }
+        if any(self.dropout):
+            values["dropout"] = list(self.dropout)
+        if self.narrow:
+            values["precision"] = self.precision.name
+        return values
 
     def __repr__(self) -> str:
         names = [str(act) for act in self.activations]
         where = "" if self.device == "cpu" else f", device={self.device!r}"
         shown: Any = names[0] if len(set(names)) == 1 else names
+        more = f", dropout={list(self.dropout)}" if any(self.dropout) else ""
+        more += f", precision={self.precision.name!r}" if self.narrow else ""
         return (
             f"MLP({list(self.widths)}, activation={shown!r}, output={self.output!r}, "
-            f"dtype={self.dtype.name!r}{where})"
+            f"dtype={self.dtype.name!r}{more}{where})"
         )
 
 
@@ -268,19 +326,23 @@ class PassBuffers:
     separate : every quantity has its own memory (`MLP.gradients`). False, for training: h
         overwrites a where the slope allows it, delta overwrites grad_h and, at the output, the
         logits, and the grad_h of alternate layers share memory.
+    random : (2,) uint64 {seed, step} on the device, for a pass with dropout; None for one without.
     """
 
-    def __init__(self, network: MLP, rows: int, *, separate: bool) -> None:
-        backend, dtype, widths = network.backend, network.dtype, network.widths[1:]
+    def __init__(self, network: MLP, rows: int, *, separate: bool, random: Any = None) -> None:
+        backend, dtype, widths = network.backend, network.precision, network.widths[1:]
         self.a = [backend.empty((rows, width), dtype) for width in widths]
-        self.h = [
-            a if not separate and act.saved == "h" else backend.empty(a.shape, dtype)
-            for a, act in zip(self.a[:-1], network.activations, strict=True)
+        self.dropout = [
+            Dropout(rate, layer, random) if rate and random is not None else None
+            for layer, rate in enumerate(network.dropout)
         ]
-        self.saved = [
-            a if act.saved == "a" else h
-            for a, h, act in zip(self.a[:-1], self.h, network.activations, strict=True)
-        ]
+        self.h, self.saved = [], []
+        for a, act, dropout in zip(self.a[:-1], network.activations, self.dropout, strict=True):
+            # h that was dropped out does for the slope only where a factor does not change that.
+            one = act.saved == "h" and (dropout is None or act.homogeneous)
+            h = a if one and not separate else backend.empty(a.shape, dtype)
+            self.h.append(h)
+            self.saved.append(h if one else a)
         hidden = widths[:-1]
         if separate:
             self.grad_h = [backend.empty((rows, width), dtype) for width in hidden]
@@ -297,6 +359,7 @@ class PassBuffers:
     def first_rows(self, rows: int) -> PassBuffers:
         """The same memory seen as buffers of fewer rows (contiguous), for a short last batch."""
         cut = object.__new__(PassBuffers)
+        cut.dropout = self.dropout
         seen: dict[int, Array] = {}
         for name in ("a", "h", "saved", "grad_h", "delta"):
             arrays = getattr(self, name)
@@ -304,18 +367,21 @@ class PassBuffers:
         return cut
 
 
-def emit_forward(verbs: Any, network: MLP, x: Array, buffers: PassBuffers) -> None:
-    """Issue the forward pass; the logits land in buffers.a[-1]."""
+def emit_forward(
+    verbs: Any, network: MLP, x: Array, buffers: PassBuffers, W: list[Array], b: list[Array]
+) -> None:
+    """Issue the forward pass with these weights and biases; the logits land in buffers.a[-1]."""
     outputs = [*buffers.h, buffers.a[-1]]
-    inputs = [x, *buffers.h]
+    inputs, dropout = [x, *buffers.h], [*buffers.dropout, None]
     for layer, act in enumerate(network.layer_activations):
         verbs.affine_forward(
             inputs[layer],
-            network.W[layer],
-            network.b[layer],
+            W[layer],
+            b[layer],
             act,
             buffers.a[layer],
             outputs[layer],
+            dropout[layer],
         )
 
 
@@ -324,6 +390,7 @@ def emit_backward(
     network: MLP,
     x: Array,
     buffers: PassBuffers,
+    W: list[Array],
     grad_W: list[Array],
     grad_b: list[Array],
 ) -> None:
@@ -334,11 +401,16 @@ def emit_backward(
         below = buffers.grad_h[layer - 1] if layer else None
         if layer == network.n_layers - 1:
             verbs.column_sum(delta, grad_b[layer])
-        verbs.affine_backward(delta, inputs[layer], network.W[layer], grad_W[layer], below)
+        verbs.affine_backward(delta, inputs[layer], W[layer], grad_W[layer], below)
         if below is not None:
             act = network.activations[layer - 1]
             verbs.activation_backward(
-                below, buffers.saved[layer - 1], act, buffers.delta[layer - 1], grad_b[layer - 1]
+                below,
+                buffers.saved[layer - 1],
+                act,
+                buffers.delta[layer - 1],
+                grad_b[layer - 1],
+                buffers.dropout[layer - 1],
             )
 
 
@@ -347,6 +419,30 @@ def _check_dtype(dtype: Any) -> np.dtype:
         if dtype in (candidate.name, candidate, candidate.type):
             return candidate
     raise DtypeError(f"dtype is {dtype!r} but the parameters of a network are float32 or float64")
+
+
+def _check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
+    if precision is None or precision in (dtype.name, dtype, dtype.type):
+        return dtype
+    name = str(getattr(precision, "name", precision))
+    if name not in ("bfloat16", "float16"):
+        raise DtypeError(
+            f"precision is {precision!r} but must be bfloat16, float16, or {dtype.name}, the dtype "
+            f"of the parameters"
+        )
+    if dtype != np.float32:
+        raise DtypeError(
+            f"precision {name} goes with float32 parameters, not with dtype {dtype.name}"
+        )
+    if name == "float16":
+        return np.dtype(np.float16)
+    try:
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        raise MissingDependencyError(
+            'precision="bfloat16" needs the package ml_dtypes, which brings the type to NumPy; '
+            "run: pip install ml_dtypes"
+        ) from None
 
 
 def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
@@ -377,3 +473,18 @@ def _check_activations(
             f"give one for each, or a single name for all"
         )
     return chosen
+
+
+def _check_dropout(spec: float | Sequence[float], hidden: int) -> tuple[float, ...]:
+    if isinstance(spec, (str, bytes)) or not isinstance(spec, Sequence):
+        rates = (dropout_rate(spec),) * hidden
+    else:
+        rates = tuple(dropout_rate(rate) for rate in spec)
+    if len(rates) != hidden:
+        raise ShapeError(
+            f"dropout has {len(rates)} entries but the network has {hidden} hidden layers; give "
+            f"one for each, or a single rate for all"
+        )
+    if any(rates) and hidden > MAX_STREAM:
+        raise OptionError(f"dropout is for at most {MAX_STREAM:,} hidden layers, not {hidden:,}")
+    return rates

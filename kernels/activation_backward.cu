@@ -1,5 +1,7 @@
-// activation_backward<Act, T>: gradient through an activation, with the bias gradient
+// activation_backward<Act, T, Drop>: gradient through an activation, with the bias gradient
 //   delta = grad_h * Act::slope(saved, k);  partial[...] = sums of delta over chunks of rows
+//   with dropout, entries activation_backward_dropout_...: grad_h is first dropped and scaled as the
+//   forward pass did with h, by the same words (include/dropout.cuh)
 //   grad_h, saved, delta: T[rows, cols], rows `stride_...` elements apart; delta may be grad_h or saved
 //   saved is a where Act::SAVES_A, else h; null where the slope is constant (identity)
 //   partial: see include/column_totals.cuh; null: no bias gradient. column_sum_finish is the second stage
@@ -9,28 +11,34 @@
 //   measured: not measured on a GPU
 #include "activations.cuh"
 #include "include/column_totals.cuh"
+#include "include/dropout.cuh"
 #include "include/entries.cuh"
 
-// delta in place of g; sum += delta where the elements exist.
-template <class Act, class T, int E>
+// delta in place of g; sum += delta where the elements exist. `first`: number of the pack's first one.
+template <class Act, class Drop, class T, int E>
 __device__ __forceinline__ void times_slope(
-    Pack<T, E>& g, const Pack<T, E>& saved, compute_of<T> k, compute_of<T> (&sum)[E], int lo = 0,
-    int hi = E) {
+    Pack<T, E>& g, const Pack<T, E>& saved, compute_of<T> k, const Drop& drop, int64 first,
+    compute_of<T> (&sum)[E], int lo = 0, int hi = E) {
     using C = compute_of<T>;
+    C factor[E] = {};
+    drop.draw(first, factor);
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-        C d = widen(g.v[e]) * Act::slope(C(widen(saved.v[e])), k);
+        C d = C(widen(g.v[e])) * Act::slope(C(widen(saved.v[e])), k);
+        d = dropped<Drop>(d, factor[e]);
         sum[e] += e >= lo && e < hi ? d : C(0);
         g.v[e] = narrow<T>(d);
     }
 }
 
-template <class Act, class T>
+template <class Act, class T, class Drop>
 __device__ __forceinline__ void activation_backward(
     const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows, int64 cols,
-    int join, int64 stride_grad, int64 stride_saved, int64 stride_delta, compute_of<T> k) {
+    int join, int64 stride_grad, int64 stride_saved, int64 stride_delta, compute_of<T> k,
+    const Drop& drop) {
     using C = compute_of<T>;
-    constexpr int E = PACK<T>, UNROLL = sizeof(T) == 8 ? 2 : 4;
+    constexpr int E = PACK<T>;
+    constexpr int UNROLL = sizeof(T) == 8 || Drop::ON ? 2 : 4;  // the random words take registers
     Strip<E> strip(rows, cols, join, misalignment(delta));
     int64 row = strip.first + threadIdx.y;
     Walk<const T, E> grad(strip, grad_h, row, stride_grad), save = grad;
@@ -51,7 +59,7 @@ __device__ __forceinline__ void activation_backward(
                 }
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u) {
-                    times_slope<Act>(g[u], s[u], k, part);
+                    times_slope<Act>(g[u], s[u], k, drop, strip.place(row + u * STRIP_ROWS), part);
                     store(out.at + u * out.step, g[u]);
                 }
                 row += UNROLL * STRIP_ROWS;
@@ -60,7 +68,7 @@ __device__ __forceinline__ void activation_backward(
                 int lo = strip.lo(row), hi = strip.hi(row);
                 g[0] = load_part<T, E>(grad.at, lo, hi);
                 if (Act::READS_SAVED) s[0] = load_part<T, E>(save.at, lo, hi);
-                times_slope<Act>(g[0], s[0], k, part, lo, hi);
+                times_slope<Act>(g[0], s[0], k, drop, strip.place(row), part, lo, hi);
                 store_part(out.at, g[0], lo, hi);
                 row += STRIP_ROWS;
                 grad.advance(1), save.advance(1), out.advance(1);
@@ -78,7 +86,25 @@ __device__ __forceinline__ void activation_backward(
         int64 cols, int join, int64 stride_grad, int64 stride_saved, int64 stride_delta,            \
         compute_of<T> k) {                                                                          \
         activation_backward<activations::act, T>(grad_h, saved, delta, partial, rows, cols, join,   \
-                                                 stride_grad, stride_saved, stride_delta, k);       \
+                                                 stride_grad, stride_saved, stride_delta, k,        \
+                                                 NoDropout{});                                      \
+    }
+#define DROPOUT_ENTRY_(act, T)                                                                      \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2)                                  \
+        activation_backward_dropout_##act##_##T(                                                    \
+            const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows,          \
+            int64 cols, int join, int64 stride_grad, int64 stride_saved, int64 stride_delta,        \
+            compute_of<T> k, const uint64* state, int64 threshold, compute_of<T> scale,             \
+            int64 layer) {                                                                          \
+        activation_backward<activations::act, T>(                                                   \
+            grad_h, saved, delta, partial, rows, cols, join, stride_grad, stride_saved,             \
+            stride_delta, k, Dropout<compute_of<T>>(state, threshold, scale, layer));               \
     }
 #define ENTRY(act, T) ENTRY_(act, T)
+#define DROPOUT_ENTRY(act, T) DROPOUT_ENTRY_(act, T)
+#ifndef ONLY_DROPOUT
 FOR_EACH_ACTIVATION(ENTRY)
+#endif
+#if defined(ONLY_DROPOUT) || !defined(ONLY_DTYPE)
+FOR_EACH_ACTIVATION(DROPOUT_ENTRY)
+#endif

@@ -6,6 +6,8 @@
 //   sum_of_squares; null: taken as finite, no clipping
 //   writes c[COEFFICIENTS] for `update`, and scaling = {loss scale, 1 / loss scale} for the next step:
 //   the loss kernels' `upstream` and sum_of_squares' `unscale`
+//   random = {seed, step} on the device, of dropout and of stochastic rounding: its step is counted
+//   where the update's is; null: none
 //   clipping: GRADIENT_FACTOR = min(1, clip_norm / (norm + 1e-6)), as PyTorch
 //   not finite: PROCEED = 0, the step is not counted, the loss scale halves; it doubles after
 //   growth_interval finite steps. Nothing is read back by the host
@@ -20,7 +22,7 @@ constexpr int FIRST_HYPERPARAMETER = 5;  // in settings
 
 template <class Rule, class C>
 __device__ __forceinline__ void prepare_update(
-    const double* settings, double* state, const C* norm, C* c, C* scaling) {
+    const double* settings, double* state, const C* norm, C* c, C* scaling, uint64* random) {
     if (threadIdx.x != 0 || blockIdx.x != 0) return;
     double lr = settings[0], weight_decay = settings[1], clip_norm = settings[3], interval = settings[4];
     double own[FORMULA_COEFFICIENTS] = {};
@@ -37,6 +39,7 @@ __device__ __forceinline__ void prepare_update(
     c[PROCEED] = finite ? C(1) : C(0);
 
     state[finite ? 0 : 1] += 1.0;
+    if (random != nullptr && finite) random[1] += 1;
     state[3] += 1.0;
     if (interval > 0.0 && (!finite || state[3] >= interval)) {
         state[2] *= finite ? 2.0 : 0.5;
@@ -48,8 +51,9 @@ __device__ __forceinline__ void prepare_update(
 
 #define ENTRY_(rule, C)                                                           \
     extern "C" __global__ void __launch_bounds__(32) prepare_update_##rule##_##C( \
-        const double* settings, double* state, const C* norm, C* c, C* scaling) { \
-        prepare_update<rule, C>(settings, state, norm, c, scaling);               \
+        const double* settings, double* state, const C* norm, C* c, C* scaling,   \
+        uint64* random) {                                                         \
+        prepare_update<rule, C>(settings, state, norm, c, scaling, random);       \
     }
 #define ENTRY(rule, C) ENTRY_(rule, C)
 #define ENTRIES(rule) FOR_EACH_COMPUTE_DTYPE(ENTRY, rule)

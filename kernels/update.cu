@@ -6,8 +6,8 @@
 //   s0, s1 null where Rule has fewer slots; copy null: none
 //   c: C[COEFFICIENTS] on the device, written by prepare_update, so that a replayed graph follows the
 //   schedule; c[PROCEED] == 0 (the gradients are not finite): nothing is read further and nothing written
-//   random = {seed, offset} on the device: p and copy are rounded to 16 bits stochastically, with word i
-//   of Philox for element i; null: to nearest
+//   random = {seed, step} on the device: p and copy are rounded to 16 bits stochastically, with word i
+//   of Philox for element i (include/philox.cuh: ROUNDING_STREAM); null: to nearest
 //   moves 2 sizeof(P) + sizeof(G) + 2 SLOTS sizeof(C) + sizeof(N) bytes a parameter; Adam in f32: 28
 //   accesses of 16 bytes to the float32 and float64 streams, 8 to the 16-bit ones; head and tail peeled
 //   measured: not measured on a GPU
@@ -53,7 +53,8 @@ __device__ __forceinline__ void update(
     C unscale = c[UNSCALE], l2 = c[L2], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
     if (l2 == C(0)) penalized = 0;
     C *const states[2] = {s0, s1};
-    uint64 seed = random == nullptr ? 0 : random[0], offset = random == nullptr ? 0 : random[1];
+    uint64 seed = random == nullptr ? 0 : random[0];
+    uint64 offset = random == nullptr ? 0 : stream(random[1], ROUNDING_STREAM);
     int64 step = int64(gridDim.x) * THREADS * E;
     int head = int((uint64)p % (E * sizeof(P)) / sizeof(P));
     for (int64 i = (int64(blockIdx.x) * THREADS + threadIdx.x) * E - head; i < count; i += step) {
@@ -96,8 +97,10 @@ template <class Parameter, class Gradient, class Copy> struct of {
 };
 using f64 = of<double, double, double>;
 using f32 = of<float, float, float>;
-using f32_f16 = of<float, float16, float16>;     // master weights in float32, products in 16 bits
+using f32_f16 = of<float, float16, float16>;     // master weights in float32, all else in 16 bits
 using f32_bf16 = of<float, bfloat16, bfloat16>;
+using f32_f32_f16 = of<float, float, float16>;   // the gradient in float32 too, as products give it
+using f32_f32_bf16 = of<float, float, bfloat16>;
 using f16 = of<float16, float16, float16>;       // no master: stochastic rounding belongs here
 using bf16 = of<bfloat16, bfloat16, bfloat16>;
 }  // namespace storage
@@ -116,6 +119,6 @@ using bf16 = of<bfloat16, bfloat16, bfloat16>;
 #else
 #define ENTRIES(rule)                                                            \
     ENTRY(rule, f64) ENTRY(rule, f32) ENTRY(rule, f32_f16) ENTRY(rule, f32_bf16) \
-    ENTRY(rule, f16) ENTRY(rule, bf16)
+    ENTRY(rule, f32_f32_f16) ENTRY(rule, f32_f32_bf16) ENTRY(rule, f16) ENTRY(rule, bf16)
 #endif
 FOR_EACH_UPDATE(ENTRIES)

@@ -183,6 +183,7 @@ def test_every_parameter_table_row_has_the_count_of_its_entry():
     for name, parameters in launching.PARAMETERS.items():
         formula, dtype = backends_kernels()[name].combinations()[0]
         defines = {"ONLY_DTYPE": dtype} | ({"ONLY_FORMULA": formula} if formula else {})
+        defines |= dict(backends_kernels()[name].defines)
         module = emulator.Module(sources[name], defines=defines, load=False)
         (entry,) = [
             e for e in module.signatures if e == "_".join(filter(None, (name, formula, dtype)))

@@ -23,8 +23,9 @@ SCALAR_FLOAT64 = ("prepare_update", "accumulate")
 VECTORISED = (
     "affine_epilogue",
     "activation_backward",
+    "affine_epilogue_dropout",
+    "activation_backward_dropout",
     "column_sum",
-    "dropout",
     "update",
     "sum_of_squares",
     "gather_rows",
@@ -63,7 +64,9 @@ def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     heavy = {
         "affine_epilogue": ("gelu_f32", "gelu_bf16", "relu_f16"),
         "activation_backward": ("gelu_f32", "gelu_tanh_f16", "relu_bf16", "identity_f32"),
-        "column_sum": ("f32", "f16"), "column_sum_finish": ("f32",), "dropout": ("f32", "bf16"),
+        "column_sum": ("f32", "f16"), "column_sum_finish": ("f32",),
+        "affine_epilogue_dropout": ("gelu_f32", "relu_bf16"),
+        "activation_backward_dropout": ("gelu_f32", "gelu_tanh_f16", "relu_f32"),
         "pointwise_loss": ("binary_cross_entropy_f32",),
         "softmax_cross_entropy": (
             "rows_labels_f32", "rows_general_bf16", "cluster8_labels_bf16", "finish_labels_f16",

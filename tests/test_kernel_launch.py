@@ -45,7 +45,7 @@ def formula_of(kernel: str) -> str:
         ("affine_epilogue", "f32"),
         ("activation_backward", "bf16"),
         ("column_sum", "f64"),
-        ("dropout", "f16"),
+        ("affine_epilogue_dropout", "f16"),
     ],
 )
 def test_strips_cover_every_element_within_the_limits(kernel, dtype, shape, contiguous, device):

@@ -1,4 +1,4 @@
-"""Bias + activation, its backward pass with the bias gradient, column sums, dropout: the emulated
+"""Bias + activation, its backward pass with the bias gradient, column sums: the emulated
 kernels against float64 formulas and against the NumPy backend."""
 
 from __future__ import annotations
@@ -174,66 +174,3 @@ def test_identity_reads_no_saved_tensor_and_zero_rows_give_a_zero_bias_gradient(
     assert np.array_equal(delta, grad)
     Verbs().column_sum(np.empty((0, 4), np.float32), grad_b)
     assert np.array_equal(grad_b, np.zeros(4))
-
-
-# -- dropout --------------------------------------------------------------------------------------
-
-
-def philox_words(count: int, offset: int, seed: int) -> np.ndarray:
-    """Philox4x32-10 from the paper (Salmon et al. 2011, section 3.3), in Python's integers."""
-    words = []
-    for block in range(-(-count // 4)):
-        x = [block & 0xFFFFFFFF, block >> 32, offset & 0xFFFFFFFF, offset >> 32]
-        key = [seed & 0xFFFFFFFF, seed >> 32]
-        words += philox_block(x, key)
-    return np.array(words[:count], np.uint64)
-
-
-def philox_block(x: list[int], key: list[int]) -> list[int]:
-    k0, k1 = key
-    for _ in range(10):
-        left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
-        x = [right >> 32 ^ x[1] ^ k0, right & 0xFFFFFFFF, left >> 32 ^ x[3] ^ k1, left & 0xFFFFFFFF]
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return x
-
-
-def test_the_reference_generator_reproduces_random123s_known_answers():
-    full = 0xFFFFFFFF
-    assert philox_block([0] * 4, [0] * 2) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    assert philox_block([full] * 4, [full] * 2) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
-    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0]
-    assert philox_block(*pi) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("shift", "gap"), [(0, 0), (1, 0), (0, 3), (3, 8)])
-def test_dropout_keeps_what_philox_says_under_any_layout(dtype, shift, gap):
-    memory, kind, p = Guarded(8), DTYPES[dtype], 0.3
-    x = memory.normal((23, 13), kind, shift=shift, gap=gap)
-    out = memory.empty(x.shape, kind, shift=(shift * 2) % 4, gap=gap)
-    seed, offset = 0x123456789ABCDEF0, 0xFEDCBA9876543210
-    Verbs().dropout(x, out, np.array([seed, offset], np.uint64), p)
-    memory.check()
-    keep = philox_words(x.size, offset, seed).reshape(x.shape) >= round(p * 2**32)
-    scale = compute_dtype(kind).type(1 / (1 - p))
-    wanted = np.where(keep, x.astype(compute_dtype(kind)) * scale, 0).astype(kind)
-    assert np.array_equal(out, wanted)
-    ones = np.ones_like(out)
-    Verbs().dropout(ones, ones, np.array([seed, offset], np.uint64), p)  # backward: the same mask
-    assert np.array_equal(ones != 0, keep)
-
-
-def test_a_word_equal_to_the_threshold_is_kept():
-    word = int(philox_words(6, 0, 11)[5])
-    x = np.ones((1, 6), np.float32)
-    Verbs().dropout(x, x, np.array([11, 0], np.uint64), word / 2**32)
-    assert x[0, 5] != 0
-
-
-@pytest.mark.parametrize(("p", "kept"), [(0.0, 1.0), (1.0, 0.0), (0.25, 0.75)])
-def test_dropout_rate(p, kept):
-    x = np.ones((64, 64), np.float32)
-    Verbs().dropout(x, x, np.array([7, 0], np.uint64), p)
-    assert abs((x != 0).mean() - kept) < 0.03
-    assert np.isfinite(x).all()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends.cupy_launch import KERNELS, entries
-from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
+from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
+from gpubackprop.formulas.dropout import random_state
 from tests import emulator, softmax_forms
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.module import KERNELS as KERNELS_FOLDER
@@ -36,6 +37,7 @@ WITH_BARRIERS = (
     "softmax_cross_entropy_short.cu", "sum_of_squares.cu", "accumulate.cu",
 )  # fmt: skip
 LAYOUTS = [(0, 0), (1, 0), (0, 3), (1, 8)]  # shift, gap
+DROPOUT = Dropout(0.5, 1, random_state(1, 2))
 
 
 def layers(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
@@ -53,8 +55,9 @@ def layers(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
                 verbs.affine_epilogue(x, bias, a, h, name)
                 verbs.affine_epilogue(x, None, None, x, name)
                 verbs.activation_backward(x, a, h, name, 0.0, bias)
+                verbs.affine_epilogue(x, bias, a, h, name, 0.0, DROPOUT)
+                verbs.activation_backward(x, a, h, name, 0.0, bias, DROPOUT)
             verbs.column_sum(x, bias)
-            verbs.dropout(x, h, np.array([1, 2], np.uint64), 0.5)
 
 
 def losses(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
@@ -220,8 +223,8 @@ def test_offsets_beyond_32_bits_in_every_matrix_kernel():
     assert np.allclose(sums, wanted, rtol=1e-5, atol=1e-6), "joined rows are added in another order"
     verbs.column_sum(x, sums)
     assert np.allclose(sums, wide(values).sum(0), rtol=1e-6, atol=1e-6)
-    verbs.dropout(x, z, np.array([1, 0], np.uint64), 0.5)
-    verbs.dropout(values, near, np.array([1, 0], np.uint64), 0.5)
+    verbs.affine_epilogue(x, None, None, z, "silu", 0.0, DROPOUT)
+    verbs.affine_epilogue(values, None, None, near, "silu", 0.0, DROPOUT)
     assert np.array_equal(z, near)
     far, close = ({"row_loss": np.empty(3, np.float32), "delta": d} for d in (z, near))
     verbs.pointwise_loss(x, y, "squared_error", far)

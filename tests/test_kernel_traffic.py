@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, Launch
-from gpubackprop.formulas import UPDATES
+from gpubackprop.formulas import UPDATES, Dropout
+from gpubackprop.formulas.dropout import random_state
 from tests import emulator
 from tests.emulator import Module, Traffic, count_traffic
 from tests.emulator.arrays import Guarded
@@ -130,35 +131,48 @@ def test_a_shifted_matrix_peels_its_head_and_stays_vectorised(dtype):
         assert bool(counted[array].read) == bool(reads)
 
 
-def test_column_sum_reads_once_and_dropout_keeps_no_mask():
+def test_column_sum_reads_once():
     memory = Guarded()
-    x, out = memory.normal(SHAPE, np.float32), memory.empty(SHAPE, np.float32)
-    sums, state = memory.empty(SHAPE[1:], np.float32), np.array([1, 2], np.uint64)
+    x, sums = memory.normal(SHAPE, np.float32), memory.empty(SHAPE[1:], np.float32)
     counted = Counted()
     counted.verbs.column_sum(x, sums)
     assert_once(counted[x], 1, 0)
-    counted.verbs.dropout(x, out, state, 0.5)
-    note("dropout f32", x=counted[x], out=counted[out])
-    assert_once(counted[x], 1, 0)
-    assert_once(counted[out], 0, 1)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_dropout_is_fused_and_keeps_no_mask(dtype):
+    memory, kind, dropout = Guarded(), DTYPES[dtype], Dropout(0.5, 0, random_state(1, 2))
+    x, saved = memory.normal(SHAPE, kind), memory.normal(SHAPE, kind)
+    counted = Counted()
+    counted.verbs.affine_epilogue(x, None, None, x, "relu", 0.0, dropout)
+    note(f"affine_epilogue dropout relu {dtype}", product=counted[x])
+    assert_once(counted[x], 1, 1)
+    state = counted[dropout.state].read  # 16 bytes, by each thread: from the cache
+    assert counted.total - state < 2.1 * x.nbytes
+    counted = Counted()
+    counted.verbs.activation_backward(x, saved, x, "tanh", 0.0, None, dropout)
+    note(f"activation_backward dropout tanh {dtype}", grad=counted[x], saved=counted[saved])
+    assert_once(counted[x], 1, 1)
+    assert_once(counted[saved], 1, 0)
+    assert counted.total - counted[dropout.state].read < 3.1 * x.nbytes
 
 
 @pytest.mark.parametrize(
     ("name", "storage", "bytes_each"),
     [("adam", "f32", 28), ("adamw", "f32_bf16", 28), ("sgd", "f32", 20),
-     ("gradient_descent", "f32", 12), ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20)],
+     ("gradient_descent", "f32", 12), ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20),
+     ("adam", "f32_f32_bf16", 30)],
 )  # fmt: skip
 def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
     """Adam in float32: p, m, v read and written, g read: 28 bytes. With a gradient and a copy in
     bf16 also: 2 bytes less, 2 more."""
     memory, count = Guarded(), 8192
-    types = {"f32_bf16": ("f32", "bf16"), "f32_f16": ("f32", "f16")}.get(
-        storage, (storage, storage)
-    )
+    parts = storage.split("_")
+    types = parts[0], parts[1 % len(parts)]
     p, g = memory.normal((count,), DTYPES[types[0]]), memory.normal((count,), DTYPES[types[1]])
     compute = compute_dtype(p.dtype)
     slots = tuple(memory.normal((count,), compute) for _ in UPDATES[name].slots)
-    copy = memory.empty((count,), g.dtype) if "_" in storage else None
+    copy = memory.empty((count,), DTYPES[parts[-1]]) if "_" in storage else None
     c = np.zeros(COEFFICIENTS, compute)
     c[PROCEED] = 1
     counted = Counted()

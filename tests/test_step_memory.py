@@ -37,14 +37,17 @@ def _threads() -> Iterator[None]:
 def make_step(
     *, x: Any = None, chosen: Loss | None = None, weight: Any = None,
     standardizer: Standardizer | None = None, activation: str = "relu", update: str = "adam",
-    output: str = "softmax", targets: Any = None, **regularization: Any,
+    output: str = "softmax", targets: Any = None, dropout: float = 0.0, precision: Any = None,
+    **regularization: Any,
 ) -> TrainStep:  # fmt: skip
     rng = np.random.default_rng(0)
     if x is None:
         x = rng.normal(size=(BATCH + 100, COLUMNS)).astype(np.float32)
     if targets is None:
         targets = rng.integers(0, CLASSES, len(x))
-    network = MLP([COLUMNS, 8, CLASSES], activation, output=output)
+    network = MLP(
+        [COLUMNS, 8, CLASSES], activation, output=output, dropout=dropout, precision=precision
+    )
     chosen = network.check_loss(chosen)
     data = Batches.check(network, chosen, x, targets, weight, standardizer)
     options = Regularization(**regularization)
@@ -77,6 +80,13 @@ weights = np.arange(1.0, CLASSES + 1)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "gelu": {"activation": "gelu"},
+    "dropout": {"dropout": 0.5},
+    "float16": {"precision": "float16"},
+    "bfloat16_pointwise": {
+        "precision": "bfloat16",
+        "output": "linear",
+        "targets": np.ones((BATCH + 100, CLASSES)),
+    },
     "silu_sgd": {"activation": "silu", "update": "sgd"},
     "lion": {"update": "lion"},
     "label_smoothing": {"chosen": cross_entropy(label_smoothing=0.1)},

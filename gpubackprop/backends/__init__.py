@@ -11,9 +11,9 @@ from typing import Any
 
 from gpubackprop.backends import devices
 from gpubackprop.backends.numpy import LossOptions, NumpyBackend, Total
-from gpubackprop.backends.updater import UpdateRule
+from gpubackprop.backends.updater import LossScaling, UpdateRule
 
-__all__ = ["LossOptions", "NumpyBackend", "Total", "UpdateRule", "get"]
+__all__ = ["LossOptions", "LossScaling", "NumpyBackend", "Total", "UpdateRule", "get"]
 
 
 def get(device: str = "cpu") -> Any:

@@ -97,6 +97,7 @@ class Kernel:
     source : file below kernels/. shape_of : gives (grid, block, join, partial).
     formulas : what may stand in the entry's name before the dtype; ("",) for none.
     dtypes : what may stand at its end; `pairs` overrides both where not all combinations exist.
+    defines : macros that choose this kernel's entries in a file that has another's too.
     """
 
     source: str
@@ -104,6 +105,7 @@ class Kernel:
     formulas: tuple[str, ...] = ("",)
     dtypes: tuple[str, ...] = FLOATS
     pairs: tuple[tuple[str, str], ...] = ()
+    defines: tuple[tuple[str, str], ...] = ()
 
     def combinations(self) -> tuple[tuple[str, str], ...]:
         return self.pairs or tuple((f, d) for f in self.formulas for d in self.dtypes)
@@ -148,7 +150,7 @@ def plan(
     return Launch(
         row.source,
         entry_name(kernel, source_formula, suffix),
-        entry_defines(source_formula, suffix),
+        (*row.defines, *entry_defines(source_formula, suffix)),
         (*grid, 1),
         (*block, 1),
         join=join,
@@ -176,7 +178,11 @@ def entry_defines(formula: str, suffix: str) -> tuple[tuple[str, str], ...]:
 def entries() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     """(source, entry, defines) of every entry that exists."""
     return [
-        (row.source, entry_name(name, formula, suffix), entry_defines(formula, suffix))
+        (
+            row.source,
+            entry_name(name, formula, suffix),
+            (*row.defines, *entry_defines(formula, suffix)),
+        )
         for name, row in KERNELS.items()
         for formula, suffix in row.combinations()
     ]
@@ -306,18 +312,27 @@ SOFTMAX_FORMS = tuple(
     for form in ("rows", "cluster2", "cluster4", "cluster8", "parts", "finish")
     for kind in ("labels", "general")
 )
-UPDATE_STORAGE = ("f64", "f32", "f32_f16", "f32_bf16", "f16", "bf16")
+# Parameters, gradient and narrow copy of an update; of two, the second stands for both the latter.
+UPDATE_STORAGE = (
+    "f64", "f32", "f32_f16", "f32_bf16", "f32_f32_f16", "f32_f32_bf16", "f16", "bf16",
+)  # fmt: skip
 _GATHER_PAIRS = (
     *((source, out) for source in ("u8", "f16", "bf16", "f32", "f64") for out in FLOATS),
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
 )  # fmt: skip
+_DROPOUT = (("ONLY_DROPOUT", "1"),)
 
 KERNELS: dict[str, Kernel] = {
     "affine_epilogue": Kernel("affine_epilogue.cu", _strip, tuple(ACTIVATIONS)),
+    "affine_epilogue_dropout": Kernel(
+        "affine_epilogue.cu", _strip, tuple(ACTIVATIONS), defines=_DROPOUT
+    ),
     "activation_backward": Kernel("activation_backward.cu", _strip, tuple(ACTIVATIONS)),
+    "activation_backward_dropout": Kernel(
+        "activation_backward.cu", _strip, tuple(ACTIVATIONS), defines=_DROPOUT
+    ),
     "column_sum": Kernel("column_sum.cu", _strip),
     "column_sum_finish": Kernel("column_sum.cu", _column_finish),
-    "dropout": Kernel("dropout.cu", _strip),
     "pointwise_loss": Kernel("pointwise_loss.cu", _rows, tuple(POINTWISE_LOSSES)),
     # Planned by gpubackprop.backends.softmax_plan.
     "softmax_cross_entropy": Kernel("softmax_cross_entropy.cu", _elsewhere, SOFTMAX_FORMS),

@@ -9,6 +9,24 @@ from gpubackprop.formulas import Update
 
 
 @dataclass(frozen=True)
+class LossScaling:
+    """What the gradients are multiplied by so that float16 holds them, taken out in the update.
+
+    Attributes
+    ----------
+    scale : the first, or the fixed one.
+    growth_interval : the scale doubles after so many updates in a row, and halves where a gradient
+        is not finite; 0: it stays. A step whose gradient is not finite is skipped in either case.
+    """
+
+    scale: float = 2.0**16
+    growth_interval: int = 2000
+
+
+STEPS, SKIPPED, SCALE, SINCE = range(4)  # of an updater's state, float64: updates done and left out
+
+
+@dataclass(frozen=True)
 class UpdateRule:
     """An optimizer with the regularisation that is folded into its update.
 
@@ -18,6 +36,8 @@ class UpdateRule:
     weight_decay : coupled or decoupled as formula.decay says; 0 for none.
     l2 : l2 * p is added to the gradient of parameters[:penalized].
     clip_norm : largest global norm of the gradient, penalty included, or None.
+    scaling : of the loss, or None.
+    stochastic : the narrow copy of the parameters is rounded stochastically.
     """
 
     formula: Update
@@ -27,3 +47,5 @@ class UpdateRule:
     l2: float = 0.0
     clip_norm: float | None = None
     penalized: int = 0
+    scaling: LossScaling | None = None
+    stochastic: bool = False

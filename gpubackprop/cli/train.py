@@ -55,24 +55,22 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
     ------
     OptionError, ShapeError
     """
-    acts = args.activation
-    if len(acts) not in (1, len(args.hidden)):
-        raise ShapeError(
-            f"--activation names {count(len(acts), 'activation')} but --hidden has "
-            f"{count(len(args.hidden), 'layer')}; give one for each, or a single one for all"
-        )
+    acts = _for_each_layer(args, "activation")
+    dropout = _for_each_layer(args, "dropout")
     counts = None
     if data.classes is not None:
         counts = np.bincount(data.targets[data.train], minlength=data.units)
     loss = options.make_loss(args, data.task, counts)
     network = MLP(
         [data.x.shape[1], *args.hidden, data.units],
-        acts if len(acts) > 1 else acts[0],
+        acts,
         output=LOSSES[options.TASKS[data.task]].output,
         initializer=args.initializer,
         seed=args.seed,
         dtype=args.dtype,
         device=device.name,
+        dropout=dropout,
+        precision=args.precision,
     )
     return Trainer(
         network,
@@ -85,6 +83,17 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
         seed=args.seed,
         progress=False if args.quiet else None,
     )
+
+
+def _for_each_layer(args: argparse.Namespace, name: str) -> Any:
+    """The option's one value for all hidden layers, or its list with one for each."""
+    values = getattr(args, name)
+    if len(values) not in (1, len(args.hidden)):
+        raise ShapeError(
+            f"--{name} has {count(len(values), 'value')} but --hidden has "
+            f"{count(len(args.hidden), 'layer')}; give one for each, or a single one for all"
+        )
+    return values if len(values) > 1 else values[0]
 
 
 def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> Device:
@@ -110,6 +119,9 @@ def print_head(
     if data.classes is not None:
         what += f" into {count(data.units, 'class')}"
     names = list(dict.fromkeys(str(act) for act in network.activations)) or ["no hidden layer"]
+    if any(network.dropout):
+        rates = list(dict.fromkeys(f"{rate:g}" for rate in network.dropout))
+        names.append(f"dropout {', '.join(rates)}")
     parts = [f"{len(data.train):,} training", f"{len(data.validation):,} validation"]
     parts += [f"{len(data.test):,} test"]
     say.line(f"data       {data.source}: {what}")
@@ -120,6 +132,7 @@ def print_head(
     say.line(
         f"network    {'-'.join(map(str, network.widths))}, {', '.join(names)}, {network.output}; "
         f"{parameter_count(network.widths):,} parameters, {network.dtype.name}"
+        + (f", computed in {network.precision.name}" if network.narrow else "")
     )
     say.line(
         f"training   {args.optimizer}, learning rate {trainer.optimizer.lr:g} "

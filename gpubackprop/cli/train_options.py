@@ -130,7 +130,21 @@ def _network_options(group: Any) -> None:
         metavar="NAME",
         help=f"{', '.join(INITIALIZERS)} (default glorot_uniform)",
     )
+    group.add_argument(
+        "--dropout",
+        type=rates,
+        default=[0.0],
+        metavar="P",
+        help="rate at which hidden units are 0 while training, or one for each layer P,Q,... "
+        "(default 0)",
+    )
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    group.add_argument(
+        "--precision",
+        choices=["bfloat16", "float16"],
+        help="compute in 16 bits, with parameters in float32; float16 with loss scaling (default: "
+        "as --dtype)",
+    )
 
 
 def _training_options(group: Any) -> None:
@@ -223,6 +237,11 @@ def widths(text: str) -> list[int]:
             f"{text!r} is not a list of whole numbers of at least 1 such as 512,512 (0: no hidden "
             "layer)"
         ) from None
+
+
+def rates(text: str) -> list[float]:
+    """ "0.2,0.5" -> [0.2, 0.5]."""
+    return [real(0, 1)(part.strip()) for part in text.split(",")]
 
 
 def activations(text: str) -> list[Activation]:

@@ -67,6 +67,7 @@ def summarize(
         "threads": device.threads,
         "blas": device.blas,
         "dtype": network.dtype.name,
+        "precision": network.precision.name,
         "epochs": len(history),
         "stopped": outcome.stopped,
         "resumed": outcome.resumed,

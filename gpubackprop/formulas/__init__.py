@@ -1,6 +1,7 @@
 """The mathematics as data: activations, pointwise losses and updates, each one registry entry."""
 
 from gpubackprop.formulas.activations import ACTIVATIONS, Activation, activation
+from gpubackprop.formulas.dropout import Dropout
 from gpubackprop.formulas.losses import OUTPUTS, POINTWISE_LOSSES, PointwiseLoss
 from gpubackprop.formulas.registry import lookup
 from gpubackprop.formulas.updates import UPDATES, Update
@@ -11,6 +12,7 @@ __all__ = [
     "POINTWISE_LOSSES",
     "UPDATES",
     "Activation",
+    "Dropout",
     "PointwiseLoss",
     "Update",
     "activation",

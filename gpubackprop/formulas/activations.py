@@ -46,6 +46,8 @@ class Activation:
     parameter, parameter_name : the formula's one parameter, e.g. the negative slope; "" if none.
     kinks : True where the first or second derivative jumps at a = 0 (the gradient check steps
         around it).
+    homogeneous : True where g(c a) = c g(a) for c > 0: the slope is the same from c h as from h, so
+        that dropout may scale h in place.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Activation:
     parameter: float = 0.0
     parameter_name: str = ""
     kinks: bool = False
+    homogeneous: bool = False
     backward: Backward | None = None
 
     def __str__(self) -> str:
@@ -292,19 +295,22 @@ def softplus_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> N
 
 
 _ENTRIES = (
-    Activation("identity", "h", identity_value, identity_slope),
+    Activation("identity", "h", identity_value, identity_slope, homogeneous=True),
     Activation("logistic", "h", logistic_value, logistic_slope),
     Activation("tanh", "h", tanh_value, tanh_slope),
-    Activation("relu", "h", relu_value, relu_slope, kinks=True, backward=relu_backward),
     Activation(
-        "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope", kinks=True
+        "relu", "h", relu_value, relu_slope, kinks=True, homogeneous=True, backward=relu_backward
+    ),
+    Activation(
+        "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope",
+        kinks=True, homogeneous=True,
     ),
     Activation("elu", "h", elu_value, elu_slope, 1.0, "alpha", kinks=True),
     Activation("gelu", "a", gelu_value, gelu_slope),
     Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope),
     Activation("silu", "a", silu_value, silu_slope),
     Activation("softplus", "h", softplus_value, softplus_slope),
-)
+)  # fmt: skip
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
 
 _WITH_PARAMETER = re.compile(r"(\w+)\((.+)\)")

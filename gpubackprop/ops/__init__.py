@@ -6,6 +6,7 @@ device, copies nothing to the host and gives CuPy arrays. All arrays of a call l
 Every shape and option is checked here, for both.
 """
 
+from gpubackprop.ops.dropout import dropout_backward, dropout_forward, dropout_mask
 from gpubackprop.ops.layers import (
     activation_backward,
     activation_forward,
@@ -28,6 +29,9 @@ __all__ = [
     "affine_backward",
     "affine_forward",
     "column_sum",
+    "dropout_backward",
+    "dropout_forward",
+    "dropout_mask",
     "log_softmax",
     "pointwise_loss",
     "softmax",

@@ -125,7 +125,7 @@ class Checkpoint:
         trainer.schedule.restore(values["schedule"])
         for name, target in targets.items():
             trainer.network.backend.from_host(arrays[name], target)
-        step.steps = steps
+        step.restored(steps)
         trainer.history.rows[:] = history.rows
         trainer.history.best_epoch, trainer.history.stopped = history.best_epoch, history.stopped
         return position, arrays["best"]
@@ -150,9 +150,7 @@ class Checkpoint:
         return position, steps, history
 
     def _arrays(self) -> dict[str, Array]:
-        slots = zip(self.step.optimizer.formula.slots, self.step.slots, strict=True)
-        arrays = {"parameters": self.trainer.network.parameters, "totals": self.step.totals}
-        return arrays | {f"slot.{name}": slot for name, slot in slots}
+        return {"parameters": self.trainer.network.parameters} | self.step.state()
 
     def _position(self, found: dict[str, Any]) -> Position:
         names = {field.name for field in fields(Position)}
@@ -189,6 +187,7 @@ def _fingerprint(trainer: Trainer, step: TrainStep, held_out: Batches | None) ->
         "shuffle": trainer.shuffle,
         "seed": trainer.seed,
     }
+    settings |= trainer.numerics()
     data = {
         f"{part} {name}": value
         for part, batches in (("training", step.data), ("validation", held_out))

@@ -28,6 +28,7 @@ class EvaluationStep(BatchStep):
     def measure(self) -> dict[str, float]:
         """The loss (without penalty) over all rows, and accuracy or rmse where there is one."""
         self.reset_totals()
+        self.W, self.b = self.network.working_parameters()  # the same memory each time
         order = self.place(self.data.order(None))
         for start in range(0, len(order), self.batch_size):
             self.run(order[start : start + self.batch_size])

@@ -25,7 +25,7 @@ class Source:
     """
 
     def __init__(self, network: MLP, data: Batches) -> None:
-        self.backend, self.dtype, self.data = network.backend, network.dtype, data
+        self.backend, self.dtype, self.data = network.backend, network.precision, data
         self.x = data.x
         self.from_host = self.backend.asynchronous and isinstance(data.x, np.ndarray)
         labels = data.targets.ndim == 1

@@ -21,6 +21,8 @@ from gpubackprop.training.interrupt import InterruptGuard
 from gpubackprop.training.progress import ProgressBar
 from gpubackprop.training.step import TrainStep
 
+MAX_SKIPPED = 50  # updates left out in a row: no loss scale, from 2^16 down, makes them finite
+
 if TYPE_CHECKING:
     from gpubackprop.training.trainer import Trainer
 
@@ -61,6 +63,7 @@ class Run:
         backend.copy(parameters, self.best)  # epoch's, or the first
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
         self.saved_at = time.monotonic()
+        self.updates = (-1, 0)  # done and left out when one was last done
         self.checkpoint = None
         if options.checkpoint is not None:
             self.checkpoint = Checkpoint(
@@ -157,8 +160,24 @@ class Run:
         totals = self.step.read_totals()
         if totals[Total.BAD_STEP] >= 0:
             self._report_bad_step(int(totals[Total.STEPS] - totals[Total.BAD_STEP]) - 1)
-        if self.step.updater.skipped():
+        if self.trainer.scaling is None and self.step.updater.skipped():
             self._report_bad_step()
+
+    def _check_skipped(self) -> None:
+        """That not every update of late was left out, where a gradient that is not finite is."""
+        if self.trainer.scaling is None:
+            return
+        done, skipped = self.step.updater.counts()
+        if done != self.updates[0]:
+            self.updates = done, skipped
+        elif skipped - self.updates[1] >= MAX_SKIPPED:
+            raise NonFiniteLossError(
+                f"the gradient was NaN or infinite in each of the last {skipped - self.updates[1]} "
+                f"steps, whatever the loss scale; lower the learning rate "
+                f"({self.trainer.optimizer.lr:g}), or use precision bfloat16 or float32. "
+                f"{self._given_back()}",
+                self.step.steps - 1,
+            )
 
     def _save_after_epoch(self) -> None:
         """Write the checkpoint, unless the last one is younger than `checkpoint_seconds`."""
@@ -170,6 +189,7 @@ class Run:
 
     def _finish_epoch(self, bar: ProgressBar, lr: float) -> None:
         position, step, trainer = self.position, self.step, self.trainer
+        self._check_skipped()
         if not self.network.backend.all_finite(self.network.parameters):  # the last step's doing
             self._report_bad_step()
         row: Row = {"epoch": position.epoch + 1, "steps": step.steps, "lr": lr}

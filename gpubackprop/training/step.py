@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Total, UpdateRule
+from gpubackprop.backends import LossScaling, Total, UpdateRule
+from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP, PassBuffers, emit_backward, emit_forward
 from gpubackprop.optimizers import Optimizer
@@ -22,6 +23,16 @@ from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source
 
 Array = Any  # of the network's device
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """seed: of dropout and of stochastic rounding. scaling: of the loss, or None.
+    stochastic_rounding: of the weights in 16 bits."""
+
+    seed: int = 0
+    scaling: LossScaling | None = None
+    stochastic_rounding: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,16 +47,18 @@ class Regularization:
 class BatchBuffers:
     """One batch and everything that a pass over it needs."""
 
-    def __init__(self, network: MLP, loss: Loss, source: Source, rows: int) -> None:
+    def __init__(
+        self, network: MLP, loss: Loss, source: Source, rows: int, random: Array | None
+    ) -> None:
         backend, data = network.backend, source.data
         self.index = backend.zeros(rows, np.int64)
-        self.x = backend.empty((rows, network.widths[0]), network.dtype)
+        self.x = backend.empty((rows, network.widths[0]), network.precision)
         self.raw = source.raw_buffer(rows, self.x)
         self.targets = backend.empty((rows, *source.targets.shape[1:]), source.targets.dtype)
         self.weights = None
         if source.sample_weight is not None:
             self.weights = backend.empty(rows, network.dtype)
-        self.passes = PassBuffers(network, rows, separate=False)
+        self.passes = PassBuffers(network, rows, separate=False, random=random)
         self.result = loss.buffers(backend, rows, network.dtype)
         if loss.output in ("softmax", "logistic") and not (
             loss.output == "softmax" and data.targets.ndim == 2
@@ -75,13 +88,24 @@ class BatchStep:
     ----------
     totals : (Total.SIZE,) float64 on the network's device, see `gpubackprop.backends.Total`; the
         loss there is per row. `read_totals` waits for them.
+    W, b : what the products take, see `MLP.working_parameters`.
+    random : (2,) uint64 {seed, updates done} there, from which masks are drawn; None without.
     """
 
-    def __init__(self, network: MLP, loss: Loss, data: Batches, batch_size: int) -> None:
+    def __init__(
+        self,
+        network: MLP,
+        loss: Loss,
+        data: Batches,
+        batch_size: int,
+        random: Array | None = None,
+    ) -> None:
+        self.random = random
+        self.W, self.b = network.W, network.b
         self.network, self.loss, self.data = network, loss, data
         self.batch_size = max(1, min(batch_size, len(data)))
         self.source = Source(network, data)
-        self.buffers = BatchBuffers(network, loss, self.source, self.batch_size)
+        self.buffers = BatchBuffers(network, loss, self.source, self.batch_size, random)
         backend = network.backend
         fresh = np.zeros(Total.SIZE)
         fresh[Total.BAD_STEP] = -1
@@ -138,13 +162,19 @@ class BatchStep:
         verbs.gather_rows(source.targets, buffers.index, buffers.targets)
         if buffers.weights is not None:
             verbs.gather_rows(source.sample_weight, buffers.index, buffers.weights)
-        emit_forward(verbs, self.network, buffers.x, buffers.passes)
+        emit_forward(verbs, self.network, buffers.x, buffers.passes, self.W, self.b)
 
     def _emit_loss(
-        self, verbs: Any, buffers: BatchBuffers, loss: Loss, result: dict[str, Array]
+        self,
+        verbs: Any,
+        buffers: BatchBuffers,
+        loss: Loss,
+        result: dict[str, Array],
+        upstream: Any = 1.0,
     ) -> Array:
         """Issue the loss; returns the 0-d array of the loss per row."""
-        loss.emit(verbs, buffers.passes.a[-1], buffers.targets, result, buffers.weights)
+        logits = buffers.passes.a[-1]
+        loss.emit(verbs, logits, buffers.targets, result, buffers.weights, upstream)
         if loss.options.reduction != "sum":
             return result["loss"]
         per_row = verbs.zeros((), self.network.dtype)
@@ -160,12 +190,14 @@ class TrainStep(BatchStep):
     network, loss, data, batch_size : what to train, on what.
     optimizer : formula and hyperparameters.
     regularization : L2 penalty and gradient clipping.
+    options : seed, loss scaling, rounding.
 
     Attributes
     ----------
     gradient : (layout.size,) flat buffer of the last step's gradient, without L2 and clipping
-        (with L2 where both are on). slots : the optimizer's state, same layout.
-    steps : updates done.
+        (with L2 where both are on; on a GPU times the loss's scale).
+    slots : the optimizer's state, same layout.
+    steps : batches done, those whose update was left out among them.
     """
 
     def __init__(
@@ -176,8 +208,12 @@ class TrainStep(BatchStep):
         batch_size: int,
         optimizer: Optimizer,
         regularization: Regularization,
+        options: StepOptions | None = None,
     ) -> None:
-        super().__init__(network, loss, data, batch_size)
+        options = options or StepOptions()
+        drawn = any(network.dropout) or options.stochastic_rounding
+        random = network.backend.asarray(random_state(options.seed)) if drawn else None
+        super().__init__(network, loss, data, batch_size, random)
         backend, dtype, size = network.backend, network.dtype, network.layout.size
         self.optimizer, self.regularization = optimizer, regularization
         self.gradient = backend.zeros(size, dtype)
@@ -190,8 +226,45 @@ class TrainStep(BatchStep):
         rule = UpdateRule(
             formula, optimizer.hyperparameters, optimizer.lr, optimizer.weight_decay,
             regularization.l2, regularization.clip_norm, network.layout.weights_end,
+            options.scaling, options.stochastic_rounding,
         )  # fmt: skip
-        self.updater = backend.updater(backend, rule, network.parameters, self.gradient, self.slots)
+        self.narrow = backend.empty(size, network.precision) if network.narrow else None
+        self.updater = backend.updater(
+            backend, rule, network.parameters, self.gradient, self.slots, random, self.narrow
+        )
+        if self.narrow is not None:
+            self.W, self.b = network.layout.views(self.narrow)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """The weights in 16 bits, as the last update left them."""
+        if self.narrow is not None:
+            random = self.random if self.updater.rule.stochastic else None
+            self.network.backend.narrow(self.network.parameters, self.narrow, random)
+
+    def state(self) -> dict[str, Array]:
+        """The arrays that a training needs to go on where this step stands, parameters aside."""
+        named = zip(self.optimizer.formula.slots, self.slots, strict=True)
+        arrays = {f"slot.{name}": slot for name, slot in named} | {"totals": self.totals}
+        if self.random is not None:
+            arrays["random"] = self.random
+        if self.updater.rule.scaling is not None:
+            arrays["scaling"] = self.updater.state
+        return arrays
+
+    def restored(self, steps: int) -> None:
+        """The arrays of `state`, and the parameters, were written: those after `steps` steps."""
+        self.steps = steps
+        if self.updater.rule.scaling is not None:
+            self.updater.restored(steps + 1)
+        self._refresh()
+
+    def go_on_from(self, other: TrainStep) -> None:
+        """Take over the state of a step of the same network, loss and optimizer."""
+        mine = self.state()
+        for name, array in other.state().items():
+            self.network.backend.copy(array, mine[name])
+        self.restored(other.steps)
 
     def update(self, rows: Array, lr: float) -> None:
         """Train on the batch of these row numbers with learning rate `lr`."""
@@ -212,9 +285,10 @@ class TrainStep(BatchStep):
         network, passes, rows = self.network, buffers.passes, len(buffers.index)
         result = buffers.result | {"delta": passes.delta[-1]}
         self._emit_batch(verbs, buffers)
-        loss = self._emit_loss(verbs, buffers, self.loss, result)
+        upstream = 1.0 if self.updater.upstream is None else self.updater.upstream
+        loss = self._emit_loss(verbs, buffers, self.loss, result, upstream)
         summed = self.loss.options.reduction == "sum"
         penalty = self.updater.penalty(verbs, rows if summed else 1)
         verbs.accumulate(loss, rows, result.get("correct"), penalty, self.totals)
-        emit_backward(verbs, network, buffers.x, passes, self.grad_W, self.grad_b)
+        emit_backward(verbs, network, buffers.x, passes, self.W, self.grad_W, self.grad_b)
         self.updater.emit(verbs)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import optimizers, schedules
+from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.losses import Loss
@@ -23,7 +24,7 @@ from gpubackprop.training.checkpoint import Position
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.run import FitOptions, Run
-from gpubackprop.training.step import Regularization, TrainStep
+from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 
 Array = np.ndarray
 Callback = Callable[["Trainer", Row], Any]
@@ -42,7 +43,14 @@ class Trainer:
     batch_size : rows per step; a larger one than there are rows means all rows.
     l2 : penalty l2 / 2 * sum of squared weights, biases excepted, added to the loss.
     clip_norm : largest global norm of the gradient, or None.
-    shuffle : a new order of the rows in every epoch, drawn from `seed`.
+    shuffle : a new order of the rows in every epoch.
+    seed : of the shuffles, of the share of validation rows, and of the network's dropout.
+    loss_scale : what the loss is multiplied by before the backward pass, so that float16 holds its
+        gradients; the update divides it out. "dynamic": 2^16 at first, halved where a gradient is
+        not finite, and that step skipped, doubled after 2,000 good steps (PyTorch's GradScaler).
+        A number: that one, steps skipped likewise. None: "dynamic" for float16, else no scaling.
+    stochastic_rounding : round the 16-bit copy of the weights up or down by chance, in proportion
+        to the distances, instead of to nearest.
     metrics : name -> function(yhat, targets) -> float, computed after each epoch on the training
         rows and on the validation rows ("val_" + name).
     callbacks : called as callback(trainer, row) after each epoch; True stops training.
@@ -73,6 +81,8 @@ class Trainer:
         clip_norm: float | None = None,
         shuffle: bool = True,
         seed: int = 0,
+        loss_scale: str | float | None = None,
+        stochastic_rounding: bool = False,
         metrics: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
@@ -87,6 +97,13 @@ class Trainer:
         clip = None if clip_norm is None else number(clip_norm, "clip_norm", 0.0)
         self.regularization = Regularization(number(l2, "l2", 0.0), clip)
         self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
+        self.scaling = _check_scaling(loss_scale, network)
+        self.stochastic_rounding = bool(stochastic_rounding)
+        if self.stochastic_rounding and not network.narrow:
+            raise OptionError(
+                "stochastic_rounding is of weights in 16 bits; build the network with "
+                'MLP(..., precision="bfloat16") or "float16"'
+            )
         self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
         self.history = History()
         self._rng = np.random.default_rng(self.seed)
@@ -195,6 +212,15 @@ class Trainer:
 
     # -- used by a run ----------------------------------------------------------------------------
 
+    def numerics(self) -> dict[str, Any]:
+        """What must be equal for a resumed training to be the same, where it is not the default."""
+        values: dict[str, Any] = {}
+        if self.scaling is not None:
+            values["loss_scale"] = [self.scaling.scale, self.scaling.growth_interval]
+        if self.stochastic_rounding:
+            values["stochastic_rounding"] = True
+        return values
+
     def custom_metrics(self, data: Batches) -> dict[str, float]:
         """The metrics of the caller over all rows of `data`."""
         if not self.metrics:
@@ -210,12 +236,11 @@ class Trainer:
 
     def _new_step(self, data: Batches) -> TrainStep:
         step = TrainStep(
-            self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization
-        )
+            self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization,
+            StepOptions(self.seed, self.scaling, self.stochastic_rounding),
+        )  # fmt: skip
         if self._step is not None:  # a second fit goes on where the first one ended
-            step.steps = self._step.steps
-            for new, old in zip(step.slots, self._step.slots, strict=True):
-                self.network.backend.copy(old, new)
+            step.go_on_from(self._step)
         self._step = step
         return step
 
@@ -247,3 +272,13 @@ class Trainer:
         )  # fmt: skip
         data.require_rows("the validation set")
         return train, data
+
+
+def _check_scaling(spec: Any, network: MLP) -> LossScaling | None:
+    if spec is None:
+        return LossScaling() if network.precision == np.float16 else None
+    if spec == "dynamic":
+        return LossScaling()
+    if isinstance(spec, str):
+        raise OptionError(f'loss_scale is {spec!r} but must be "dynamic", a number or None')
+    return LossScaling(number(spec, "loss_scale", 2.0**-24, 2.0**64), 0)

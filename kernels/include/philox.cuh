@@ -1,8 +1,15 @@
 // philox.cuh - Philox4x32-10, the counter-based generator of Salmon et al. 2011 (Random123).
 //   random word of element i = word i % 4 of philox(counter = {i / 4, offset}, key = seed): a pure
 //   function of the element's number, so a mask is the same under any launch shape and on any path.
+//   offset = stream(step, number): dropout of hidden layer l (from 0) has number l, the stochastic
+//   rounding of the weights ROUNDING_STREAM. gpubackprop/formulas/dropout.py is the NumPy twin.
 #pragma once
 #include "types.cuh"
+
+constexpr uint64 ROUNDING_STREAM = 0xffff;
+
+// Steps below 2^48, numbers below 2^16.
+__device__ __forceinline__ uint64 stream(uint64 step, uint64 number) { return step << 16 | number; }
 
 struct Philox { uint32 word[4]; };
 
@@ -23,17 +30,24 @@ __device__ __forceinline__ Philox philox(uint64 block, uint64 offset, uint64 see
     return {{c0, c1, c2, c3}};
 }
 
-// The random words of E elements from number `first` on (which may be below 0 in a peeled head).
+// The random words of E elements from number `first` on (which may be below 0 in a peeled head): one
+// block of four words for every four elements, and one more where `first` is no multiple of four.
 template <int E>
 __device__ __forceinline__ void random_words(int64 first, uint64 offset, uint64 seed, uint32 (&out)[E]) {
-    Philox block{};
+    constexpr int BLOCKS = (E + 6) / 4;
+    int shift = int(first & 3);
+    uint32 word[4 * BLOCKS] = {};
+#pragma unroll
+    for (int b = 0; b < BLOCKS; ++b) {
+        if (4 * b >= shift + E) continue;
+        Philox block = philox(uint64(first >> 2) + b, offset, seed);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) word[4 * b + w] = block.word[w];
+    }
+    // selected, not indexed: an index known only at run time would put the words in local memory
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-        int64 i = first + e;
-        if (e == 0 || (i & 3) == 0) block = philox(uint64(i >> 2), offset, seed);
-        // selected, not indexed: an index known only at run time would put the words in local memory
-        uint32 low = i & 1 ? block.word[1] : block.word[0];
-        uint32 high = i & 1 ? block.word[3] : block.word[2];
-        out[e] = i & 2 ? high : low;
+        uint32 low = shift & 2 ? word[e + 2] : word[e], high = shift & 2 ? word[e + 3] : word[e + 1];
+        out[e] = shift & 1 ? high : low;
     }
 }

@@ -10,6 +10,7 @@ implicit conversion to NumPy. It counts launches, products, waits and allocation
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 import types
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
@@ -255,6 +257,50 @@ def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
     return out
 
 
+CUDA_TYPES = {0: np.float32, 2: np.float16, 14: ml_dtypes.bfloat16}
+
+
+def gemm_ex(
+    handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: int, a: int,
+    a_type: int, lda: int, b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int,
+    compute: int, algorithm: int,
+) -> None:  # fmt: skip
+    """cublasGemmEx: C = alpha op(A) op(B) + beta C, column by column, in float32."""
+    if STATE.graph is not None:
+        raise NotImplementedError(
+            "calling cuBLAS API during stream capture is currently unsupported"
+        )
+    assert (handle, compute, algorithm) == (HANDLE, 68, -1)
+    assert _memory(alpha, 1, np.float32)[0] == 1
+    assert _memory(beta, 1, np.float32)[0] == 0
+    assert a_type == b_type != 0
+
+    def operand(
+        pointer: int, kind: int, rows: int, columns: int, ld: int, trans: int
+    ) -> np.ndarray:
+        stored = (columns, rows) if trans else (rows, columns)
+        assert ld >= max(1, stored[0])
+        flat = _memory(pointer, ld * stored[1], CUDA_TYPES[kind])
+        matrix = flat.reshape(stored[1], ld)[:, : stored[0]].T.astype(np.float32)
+        return matrix.T if trans else matrix
+
+    left = operand(a, a_type, m, k, lda, trans_a)
+    right = operand(b, b_type, k, n, ldb, trans_b)
+    STATE.counts.products += 1
+    assert ldc >= m
+    out = _memory(c, ldc * n, CUDA_TYPES[c_type]).reshape(n, ldc)
+    with np.errstate(all="ignore"):
+        out[:, :m] = (left @ right).T.astype(out.dtype)
+
+
+HANDLE = 7  # of cuBLAS
+
+
+def _memory(pointer: int, count: int, dtype: Any) -> np.ndarray:
+    size = count * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(pointer), dtype)
+
+
 def _ufunc(name: str, function: Any) -> Any:
     def call(*args: ndarray) -> ndarray:
         STATE.counts.kernels.append(name)
@@ -460,6 +506,8 @@ def module() -> types.ModuleType:
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,
+        cublas=types.SimpleNamespace(gemmEx=gemm_ex),
+        device=types.SimpleNamespace(get_cublas_handle=lambda: HANDLE),
         get_current_stream=lambda: STATE.streams[-1],
         runtime=types.SimpleNamespace(
             getDeviceCount=_device_count,

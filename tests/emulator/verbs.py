@@ -15,6 +15,7 @@ import numpy as np
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, Launch, plan
 from gpubackprop.backends.softmax_plan import plan_softmax
+from gpubackprop.formulas import Dropout
 from tests.emulator import sanitizers
 from tests.emulator.module import Module
 
@@ -72,6 +73,18 @@ def _contiguous(*arrays: Array | None) -> bool:
     return all(array is None or stride(array) == array.shape[1] for array in arrays)
 
 
+def variant(dropout: Dropout | None) -> str:
+    return "" if dropout is None else "_dropout"
+
+
+def of_dropout(dropout: Dropout | None, scalar: Any) -> tuple[Any, ...]:
+    """What the entries with dropout take more."""
+    if dropout is None:
+        return ()
+    numbers = np.int64(dropout.threshold), scalar(dropout.scale), np.int64(dropout.layer)
+    return dropout.state, *numbers
+
+
 class Verbs:
     """One method for each verb; every scalar is cast, every output is given."""
 
@@ -95,21 +108,22 @@ class Verbs:
         h: Array,
         name: str,
         k: float = 0.0,
+        dropout: Dropout | None = None,
     ) -> None:
         rows, cols = product.shape
         scalar = compute_dtype(h.dtype).type
         self._issue(
-            "affine_epilogue", product.shape, h.dtype,
+            "affine_epilogue" + variant(dropout), product.shape, h.dtype,
             lambda launch: (
                 product, bias, a, h, np.int64(rows), np.int64(cols), np.int32(launch.join),
-                stride(product), stride(a), stride(h), scalar(k),
+                stride(product), stride(a), stride(h), scalar(k), *of_dropout(dropout, scalar),
             ),
             formula=name, contiguous=_contiguous(product, a, h),
         )  # fmt: skip
 
     def activation_backward(
         self, grad_h: Array, saved: Array | None, delta: Array, name: str, k: float = 0.0,
-        grad_b: Array | None = None,
+        grad_b: Array | None = None, dropout: Dropout | None = None,
     ) -> None:  # fmt: skip
         rows, cols = grad_h.shape
         compute, partial = compute_dtype(delta.dtype), None
@@ -120,10 +134,11 @@ class Verbs:
             return (
                 grad_h, saved, delta, partial, np.int64(rows), np.int64(cols),
                 np.int32(launch.join), stride(grad_h), stride(saved), stride(delta), compute.type(k),
+                *of_dropout(dropout, compute.type),
             )  # fmt: skip
 
         self._issue(
-            "activation_backward", grad_h.shape, delta.dtype, arguments, formula=name,
+            "activation_backward" + variant(dropout), grad_h.shape, delta.dtype, arguments, formula=name,
             contiguous=_contiguous(grad_h, saved, delta),
         )  # fmt: skip
         if grad_b is not None:
@@ -152,18 +167,6 @@ class Verbs:
             lambda launch: (
                 partial, out, np.int64(rows), np.int64(cols), divisor, np.int32(empty_is_zero)
             ),
-        )  # fmt: skip
-
-    def dropout(self, x: Array, out: Array, state: Array, p: float) -> None:
-        rows, cols = x.shape
-        scalar = compute_dtype(x.dtype).type
-        self._issue(
-            "dropout", x.shape, x.dtype,
-            lambda launch: (
-                x, out, state, np.int64(round(p * 2**32)), scalar(0 if p == 1 else 1 / (1 - p)),
-                np.int64(rows), np.int64(cols), np.int32(launch.join), stride(x), stride(out),
-            ),
-            contiguous=_contiguous(x, out),
         )  # fmt: skip
 
     def pointwise_loss(
@@ -275,10 +278,12 @@ class Verbs:
         )  # fmt: skip
 
     def prepare_update(
-        self, name: str, settings: Array, state: Array, norm: Array | None, c: Array, scaling: Array
-    ) -> None:
+        self, name: str, settings: Array, state: Array, norm: Array | None, c: Array, scaling: Array,
+        random: Array | None = None,
+    ) -> None:  # fmt: skip
         self._issue(
-            "prepare_update", (1,), c.dtype, lambda launch: (settings, state, norm, c, scaling),
+            "prepare_update", (1,), c.dtype,
+            lambda launch: (settings, state, norm, c, scaling, random),
             formula=name,
         )  # fmt: skip
 

@@ -26,7 +26,7 @@ from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch
 from gpubackprop.backends.numpy import LossOptions
 from gpubackprop.errors import ShapeError
-from gpubackprop.formulas import ACTIVATIONS, Activation, PointwiseLoss, Update
+from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss, Update
 
 __all__ = ["CupyBackend", "CupyProducts", "Products"]
 
@@ -158,8 +158,15 @@ class CupyBackend(DeviceMemory):
         )  # fmt: skip
 
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
-        """out = (raw - mean) / scale in float64, rounded once; (N, D), with mean, scale (D,)."""
-        self._issue(elementwise.kernel(self.cupy, "standardize"), raw, mean, scale, out)
+        """out = (raw - mean) / scale in float64, rounded once (16 bits: by way of float32).
+
+        raw, out (N, D); mean, scale (D,).
+        """
+        narrow = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16
+        wide = self.memory.scratch("standardized", out.shape, np.float32) if narrow else out
+        self._issue(elementwise.kernel(self.cupy, "standardize"), raw, mean, scale, wide)
+        if narrow:
+            self.gather_rows(wide, None, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
         """out = x / divisor."""
@@ -176,31 +183,50 @@ class CupyBackend(DeviceMemory):
         self._issue(self.products, x, y, out)
 
     def affine_forward(
-        self, x: Array, W: Array, b: Array, activation: Activation, a: Array, h: Array
+        self,
+        x: Array,
+        W: Array,
+        b: Array,
+        activation: Activation,
+        a: Array,
+        h: Array,
+        dropout: Dropout | None = None,
     ) -> None:
-        """a = x W^T + b; h = g(a). h may be a; a is then not kept.
+        """a = x W^T + b; h = g(a), dropped out where `dropout` is given. h may be a; a is then
+        not kept.
 
+        With dropout and h apart, a is left holding what the slope is a function of: a, or g(a); a
+        homogeneous activation has its slope from h as it is.
         x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
         """
         if b.shape != a.shape[1:]:
             raise ShapeError(f"b has shape {b.shape} but a has {a.shape}")
         self.matmul(x, W.T, a)
-        self._epilogue(a, b, activation, None if h is a else a, h)
+        self._epilogue(a, b, activation, None if h is a else a, h, dropout)
 
-    def activation_forward(self, a: Array, activation: Activation, h: Array) -> None:
-        """h = g(a), elementwise; (N, D) both; h may be a."""
-        self._epilogue(a, None, activation, None, h)
+    def activation_forward(
+        self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
+    ) -> None:
+        """h = g(a), elementwise, dropped out where `dropout` is given; (N, D) both; h may be a."""
+        keep = dropout is not None and activation.saved == "h" and not activation.homogeneous
+        self._epilogue(a, None, activation, a if keep and h is not a else None, h, dropout)
 
     def _epilogue(
-        self, product: Array, b: Array | None, activation: Activation, a: Array | None, h: Array
+        self,
+        product: Array,
+        b: Array | None,
+        activation: Activation,
+        a: Array | None,
+        h: Array,
+        dropout: Dropout | None,
     ) -> None:
         _same_shape(product, h)
         rows, columns = product.shape
         self.launch(
-            "affine_epilogue", product.shape, h.dtype,
+            "affine_epilogue" + _variant(dropout), product.shape, h.dtype,
             lambda launch: (
                 product, b, a, h, rows, columns, launch.join, row_stride(product), row_stride(a),
-                row_stride(h), activation.parameter,
+                row_stride(h), activation.parameter, *_dropout_arguments(dropout),
             ),
             formula=activation.name, contiguous=dense(product, a, h),
         )  # fmt: skip
@@ -212,8 +238,10 @@ class CupyBackend(DeviceMemory):
         activation: Activation,
         delta: Array,
         grad_b: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
-        """delta = grad_h * g'; grad_b = sum_i delta[i] in the same pass, where it is given.
+        """delta = grad_h * g', dropped out as h was; grad_b = sum_i delta[i] in the same pass,
+        where it is given.
 
         `saved` is h or a as activation.saved says; delta may be grad_h.
         """
@@ -226,10 +254,11 @@ class CupyBackend(DeviceMemory):
             return (
                 grad_h, saved, delta, partial[0], rows, columns, launch.join, row_stride(grad_h),
                 row_stride(saved), row_stride(delta), activation.parameter,
+                *_dropout_arguments(dropout),
             )  # fmt: skip
 
         self.launch(
-            "activation_backward", delta.shape, delta.dtype, arguments,
+            "activation_backward" + _variant(dropout), delta.shape, delta.dtype, arguments,
             formula=activation.name, contiguous=dense(grad_h, saved, delta),
         )  # fmt: skip
         if grad_b is not None:
@@ -325,10 +354,11 @@ class CupyBackend(DeviceMemory):
         options: LossOptions,
         result: dict[str, Array],
         sample_weight: Array | None = None,
+        upstream: Array | float = 1.0,
     ) -> None:
         """Loss and delta of squared error, binary cross entropy or Poisson; targets of the compute
         dtype."""
-        losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight)
+        losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight, upstream)
 
     def accumulate(
         self,
@@ -372,7 +402,24 @@ class CupyBackend(DeviceMemory):
         """
         updates.update(self, parameters, gradient, slots, formula, coefficients)
 
+    def narrow(self, x: Array, out: Array, random: Array | None = None) -> None:
+        """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
+        `update` writes its copy."""
+        updates.narrow(self, x, out, random)
+
     updater = CupyUpdater
+
+
+def _variant(dropout: Dropout | None) -> str:
+    """Of an entry's name."""
+    return "" if dropout is None else "_dropout"
+
+
+def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
+    """What the entries with dropout take more than those without."""
+    if dropout is None:
+        return ()
+    return dropout.state, dropout.threshold, dropout.scale, dropout.layer
 
 
 def _same_shape(*arrays: Array) -> None:

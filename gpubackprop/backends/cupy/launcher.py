@@ -25,7 +25,9 @@ from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, Shape
 _SOFTMAX = "T* L* i C* l T* C* C* i64* u8* C* C* l C* C* C C C l i i i64* l l l l"
 PARAMETERS = {
     "affine_epilogue": "T* T* T* T* l l i l l l C",
+    "affine_epilogue_dropout": "T* T* T* T* l l i l l l C u64* l C l",
     "activation_backward": "T* T* T* C* l l i l l l C",
+    "activation_backward_dropout": "T* T* T* C* l l i l l l C u64* l C l",
     "column_sum": "T* C* l l i l",
     "column_sum_finish": "C* T* l l C* i",
     "pointwise_loss": "T* C* T* C* u8* C* C* l C* l l l l l",
@@ -33,7 +35,7 @@ PARAMETERS = {
     "softmax_cross_entropy_short": _SOFTMAX,
     "row_weights": "F* C* C* l i C l C* l",
     "update": "P* G* C* C* N* C* u64* l l",
-    "prepare_update": "f64* f64* C* C* C*",
+    "prepare_update": "f64* f64* C* C* C* u64*",
     "sum_of_squares": "T* C* C* C* l C* l",
     "sum_of_squares_finish": "C* l C*",
     "gather_rows": "F* i64* T* l l l l l",
@@ -154,7 +156,7 @@ def _letters(launch: Launch, formula: Any) -> dict[str, str]:
     compute = compute_suffix(parts[0])
     return {
         "T": parts[0], "C": compute, "F": compute if source == "prob" else source,
-        "P": parts[0], "G": parts[-1], "N": parts[-1],
+        "P": parts[0], "G": parts[1 % len(parts)], "N": parts[-1],
     }  # fmt: skip
 
 

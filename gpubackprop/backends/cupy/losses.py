@@ -110,18 +110,21 @@ def pointwise_loss(
     options: LossOptions,
     result: Result,
     sample_weight: Any,
+    upstream: Any,
 ) -> None:
     rows, units = a.shape
     compute = compute_dtype(a.dtype)
     _check_shapes(targets, a.shape, result, a.shape)
     sample_weight = verbs.converted(sample_weight, compute, "sample_weight")
     divisor = _divisor(verbs, None, sample_weight, None, options, result, units)
+    upstream = _upstream(verbs, upstream, compute)
     delta = result.get("delta")
     verbs.launch(
         "pointwise_loss", a.shape, a.dtype,
         lambda launch: (
-            a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, None, 0,
-            divisor, rows, units, row_stride(a), row_stride(targets), row_stride(delta),
+            a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, upstream,
+            0 if upstream is None else upstream.ndim, divisor, rows, units, row_stride(a),
+            row_stride(targets), row_stride(delta),
         ),
         formula=formula.name,
     )  # fmt: skip

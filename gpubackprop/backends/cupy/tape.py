@@ -11,6 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+# cuBLAS's and CUDA's own numbers (cublas_api.h, library_types.h).
+CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
+COMPUTE_32F, GEMM_DEFAULT, OP_N, OP_T = 68, -1, 0, 1
+
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
@@ -68,10 +74,37 @@ class CupyProducts(Products):
     CuPy refuses to call cuBLAS while a stream is captured. It copies nothing for operands that are
     C- or F-contiguous and an `out` that is C-contiguous and shares no memory with them; a product
     with one element goes through a reduction of CuPy's, whose temporary comes from CuPy's pool.
+
+    16-bit operands go to cublasGemmEx directly, by CuPy's binding: cupy.matmul knows no bfloat16
+    and gives float16 back from float16. Sums are float32, and so may `out` be.
     """
 
     def __init__(self, cupy: Any) -> None:
-        self._matmul = cupy.matmul
+        self._cupy, self._matmul = cupy, cupy.matmul
+        self._one, self._zero = np.ones((), np.float32), np.zeros((), np.float32)
 
     def __call__(self, x: Any, y: Any, out: Any) -> None:
-        self._matmul(x, y, out=out)
+        if x.itemsize > 2:
+            self._matmul(x, y, out=out)
+        elif out.size:
+            self._narrow(x, y, out)
+
+    def _narrow(self, x: Any, y: Any, out: Any) -> None:
+        """cuBLAS's matrices are column by column: out^T = y^T x^T."""
+        cuda, (rows, columns) = self._cupy.cuda, out.shape
+        transpose_x, stride_x = _as_columns(x)
+        transpose_y, stride_y = _as_columns(y)
+        cuda.cublas.gemmEx(
+            cuda.device.get_cublas_handle(), transpose_y, transpose_x, columns, rows, x.shape[1],
+            self._one.ctypes.data, y.data.ptr, CUDA_TYPES[y.dtype.name], stride_y,
+            x.data.ptr, CUDA_TYPES[x.dtype.name], stride_x,
+            self._zero.ctypes.data, out.data.ptr, CUDA_TYPES[out.dtype.name], columns,
+            COMPUTE_32F, GEMM_DEFAULT,
+        )  # fmt: skip
+
+
+def _as_columns(x: Any) -> tuple[int, int]:
+    """(operation, leading dimension) that make x^T of a matrix which cuBLAS reads by columns."""
+    if x.flags.c_contiguous:
+        return OP_N, x.shape[1]
+    return OP_T, x.shape[0]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.backends.cupy.launcher import compute_dtype
+from gpubackprop.backends.cupy_launch import suffix_of
+from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS
 from gpubackprop.errors import ShapeError
-from gpubackprop.formulas import Update
+from gpubackprop.formulas import UPDATES, Update
 
 if TYPE_CHECKING:
     from gpubackprop.backends.cupy import CupyBackend
@@ -20,7 +22,6 @@ FORMULA_COEFFICIENTS = 8
 DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS = range(8, 14)
 # settings of kernels/prepare_update.cu
 LR, WEIGHT_DECAY, L2_PENALTY, CLIP_NORM, GROWTH_INTERVAL, HYPERPARAMETERS = range(6)
-STEPS, SKIPPED, LOSS_SCALE = range(3)  # of state
 
 
 class CupyUpdater:
@@ -33,6 +34,10 @@ class CupyUpdater:
     Parameters
     ----------
     backend : `CupyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
+    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
+    narrow : the parameters in 16 bits, written by the update, or None.
+
+    Attributes as `NumpyUpdater`; where the loss is scaled, the gradient keeps the scale.
     """
 
     def __init__(
@@ -42,33 +47,49 @@ class CupyUpdater:
         parameters: Any,
         gradient: Any,
         slots: tuple[Any, ...],
+        random: Any = None,
+        narrow: Any = None,
     ) -> None:
-        self.backend, self.rule = backend, rule
+        self.backend, self.rule, self.random, self.narrow = backend, rule, random, narrow
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         compute = compute_dtype(parameters.dtype)
-        numbers = [rule.lr, rule.weight_decay, rule.l2, rule.clip_norm or 0.0, 0.0]
+        interval = float(rule.scaling.growth_interval) if rule.scaling else 0.0
+        numbers = [rule.lr, rule.weight_decay, rule.l2, rule.clip_norm or 0.0, interval]
         if rule.clip_norm == 0:  # 0 on the device means no clipping; the least number clips to 0
             numbers[CLIP_NORM] = float(np.nextafter(0.0, 1.0))
         numbers += [rule.hyperparameters[name] for name in rule.formula.hyperparameters]
         self._settings = backend.asarray(np.array(numbers, np.float64))
-        self._state = backend.asarray(np.array([0.0, 0.0, 1.0, 0.0]))
+        scale = rule.scaling.scale if rule.scaling else 1.0
+        self.state = backend.asarray(np.array([0.0, 0.0, scale, 0.0]))
         self._c = backend.zeros(COEFFICIENTS, compute)
-        self._scaling = backend.zeros(2, compute)
+        self._scaling = backend.asarray(np.array([scale, 1.0 / scale], compute))
+        self.upstream = None if rule.scaling is None else self._scaling[:1].reshape(())
         self._norm, self._weights2 = (backend.zeros(2, compute) for _ in range(2))
-        self._lr, self._next_step = float(rule.lr), 1
+        self._lr, self.next_step = float(rule.lr), 1
+
+    def restored(self, next_step: int) -> None:
+        """`state` was written; `set` goes on with update number `next_step`. Waits."""
+        self.next_step = next_step
+        scale = float(self.backend.to_host(self.state)[SCALE])
+        self.backend.from_host(np.array([scale, 1.0 / scale]), self._scaling)
 
     def set(self, lr: float, step: int) -> None:
         """Learning rate and number (from 1) of the next update; queued only where they changed."""
         if lr != self._lr:
             self.backend.fill(self._settings[LR : LR + 1], lr)
             self._lr = lr
-        if step != self._next_step:  # a checkpoint, or a second fit
-            self.backend.fill(self._state[STEPS : STEPS + 1], float(step - 1))
-        self._next_step = step + 1
+        if step != self.next_step:  # a checkpoint, or a second fit
+            self.backend.fill(self.state[STEPS : STEPS + 1], float(step - 1))
+        self.next_step = step + 1
 
     def skipped(self) -> int:
         """Updates left out because the gradient was not finite. Waits."""
-        return int(self.backend.to_host(self._state)[SKIPPED])
+        return self.counts()[1]
+
+    def counts(self) -> tuple[int, int]:
+        """Updates done and left out. Waits."""
+        state = self.backend.to_host(self.state)
+        return int(state[STEPS]), int(state[SKIPPED])
 
     def penalty(self, verbs: CupyBackend, divisor: float) -> tuple[Any, Any] | None:
         """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
@@ -82,18 +103,26 @@ class CupyUpdater:
     def emit(self, verbs: CupyBackend) -> None:
         """Issue norm (where it is needed), coefficients and update."""
         rule, norm = self.rule, None
-        if rule.clip_norm is not None:
+        if rule.clip_norm is not None or rule.scaling is not None:
             norm = self._norm
             weights = self.parameters if rule.l2 else None
             penalized = rule.penalized if rule.l2 else 0
             l2 = self._settings_in_compute(verbs) if rule.l2 else None
-            _squares(verbs, self.gradient, norm, weights, l2, penalized)
+            unscale = None if rule.scaling is None else self._scaling[1:]
+            _squares(verbs, self.gradient, norm, weights, l2, penalized, unscale)
         verbs.launch(
             "prepare_update", (1,), self._c.dtype,
-            lambda launch: (self._settings, self._state, norm, self._c, self._scaling),
+            lambda launch: (
+                self._settings, self.state, norm, self._c, self._scaling, self.random
+            ),
             formula=rule.formula.name,
         )  # fmt: skip
-        prepared = {"prepared": self._c, "penalized": rule.penalized if rule.l2 else 0}
+        prepared = {
+            "prepared": self._c,
+            "penalized": rule.penalized if rule.l2 else 0,
+            "copy": self.narrow,
+            "random": self.random if rule.stochastic else None,
+        }
         verbs.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
 
     def _settings_in_compute(self, verbs: CupyBackend) -> Any:
@@ -111,13 +140,21 @@ def sum_of_squares(verbs: CupyBackend, x: Any, out: Any) -> None:
     verbs.gather_rows(pair[:1], None, out.reshape(1))
 
 
-def _squares(verbs: CupyBackend, x: Any, out: Any, weights: Any, l2: Any, penalized: int) -> None:
+def _squares(
+    verbs: CupyBackend,
+    x: Any,
+    out: Any,
+    weights: Any,
+    l2: Any,
+    penalized: int,
+    unscale: Any = None,
+) -> None:
     compute = compute_dtype(x.dtype)
     partial = []
 
     def arguments(launch: Any) -> tuple[Any, ...]:
         partial.append(verbs.memory.scratch("square_sums", launch.partial, compute))
-        return x, weights, None, l2, penalized, partial[0], x.size
+        return x, weights, unscale, l2, penalized, partial[0], x.size
 
     verbs.launch("sum_of_squares", (x.size,), x.dtype, arguments)
     sums = partial[0] if partial else None
@@ -143,13 +180,22 @@ def update(
     if c is None:
         c, penalized = _uploaded(verbs, parameters, formula, coefficients)
     s0, s1 = (*slots, None, None)[:2]
+    copy, random = coefficients.get("copy"), coefficients.get("random")
     verbs.launch(
-        "update", (parameters.size,), parameters.dtype,
+        "update", (parameters.size,), _storage(parameters, gradient, copy),
         lambda launch: (
-            parameters, gradient, s0, s1, None, c, None, penalized, parameters.size
+            parameters, gradient, s0, s1, copy, c, random, penalized, parameters.size
         ),
         formula=formula.name,
     )  # fmt: skip
+
+
+def _storage(parameters: Any, gradient: Any, copy: Any) -> str:
+    """The name of these streams' types in entries, see `UPDATE_STORAGE`."""
+    streams = [parameters.dtype]
+    if copy is not None:
+        streams += [copy.dtype] if gradient.dtype == copy.dtype else [gradient.dtype, copy.dtype]
+    return "_".join(suffix_of(dtype) for dtype in streams)
 
 
 def _uploaded(
@@ -172,3 +218,12 @@ def _uploaded(
 
     verbs.call(fill)
     return vector, 0 if l2 is None else int(l2[0])
+
+
+def narrow(verbs: CupyBackend, x: Any, out: Any, random: Any) -> None:
+    if random is None:
+        verbs.gather_rows(x, None, out)
+        return
+    # The copy that an update writes which changes nothing: p - 0 * 0.
+    still = {"c": (0.0,), "copy": out, "random": random}
+    update(verbs, x, verbs.zeros(x.shape, x.dtype), (), UPDATES["gradient_descent"], still)

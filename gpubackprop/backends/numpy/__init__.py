@@ -19,13 +19,15 @@ from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_block
 from gpubackprop.backends.numpy.calls import (
     Total,
     accumulate,
-    emit_value,
+    emit_narrow,
     gather_rows,
+    narrow_type,
     reduce_rows,
     sum_of_squares,
     units_right,
     zero_where_empty,
 )
+from gpubackprop.backends.numpy.layers import LayerVerbs
 from gpubackprop.backends.numpy.memory import HostMemory
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
@@ -35,16 +37,14 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
 )
 from gpubackprop.backends.numpy.tape import Tape, get_num_threads, run_now, set_num_threads
 from gpubackprop.backends.numpy.updater import NumpyUpdater
-from gpubackprop.formulas import OUTPUTS, Activation, PointwiseLoss, Update
-from gpubackprop.formulas.losses import log_softmax_rows
+from gpubackprop.formulas import PointwiseLoss, Update
 
 __all__ = ["LossOptions", "NumpyBackend", "Total", "get_num_threads", "set_num_threads"]
 
 Array = np.ndarray
-SUM_ROWS = 8  # rows added one after another before partial sums are formed, in column_sum
 
 
-class NumpyBackend(HostMemory):
+class NumpyBackend(LayerVerbs, HostMemory):
     """Verbs of backpropagation on NumPy arrays (see the module's docstring)."""
 
     device, reason = "cpu", ""
@@ -69,126 +69,19 @@ class NumpyBackend(HostMemory):
 
     # -- rows -------------------------------------------------------------------------------------
 
-    def gather_rows(self, source: Array, rows: Array, out: Array) -> None:
-        """out[i] = source[rows[i]], converted to the dtype of out.
+    def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
+        """out[i] = source[rows[i]], converted to the dtype of out; rows None: out = source.
 
         `rows` is read when the call runs, so a plan gathers another batch each time it is replayed.
         """
-        self._call(gather_rows, source, rows, out)
+        if rows is None:
+            self._call(np.copyto, out, source, "unsafe")
+        else:
+            self._call(gather_rows, source, rows, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
         """out = x / divisor."""
         self._call(np.divide, x, divisor, out)
-
-    # -- layers -----------------------------------------------------------------------------------
-
-    def matmul(self, x: Array, y: Array, out: Array) -> None:
-        """out = x @ y. Every matrix product of a training step comes through here."""
-        self._call(np.matmul, x, y, out)
-
-    def affine_forward(
-        self, x: Array, W: Array, b: Array, activation: Activation, a: Array, h: Array
-    ) -> None:
-        """a = x W^T + b; h = g(a). h may be a; a is then not kept.
-
-        x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
-        """
-        self.matmul(x, W.T, a)
-        scratch = self._scratch()
-
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            block, out = a[rows], a[rows] if h is a else h[rows]
-            call(np.add, block, b, block)
-            emit_value(call, activation, block, block if h is a else out, scratch, slot)
-
-        for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
-
-    def activation_forward(self, a: Array, activation: Activation, h: Array) -> None:
-        """h = g(a), elementwise; (N, D) both; h may be a."""
-        scratch = self._scratch()
-
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            block = a[rows]
-            emit_value(call, activation, block, block if h is a else h[rows], scratch, slot)
-
-        for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
-
-    def activation_backward(
-        self,
-        grad_h: Array,
-        saved: Array,
-        activation: Activation,
-        delta: Array,
-        grad_b: Array | None = None,
-    ) -> None:
-        """delta = grad_h * g'; grad_b = sum_i delta[i], where it is given.
-
-        `saved` is h or a as activation.saved says; delta may be grad_h.
-        """
-        scratch = self._scratch()
-
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            g, s, d = grad_h[rows], saved[rows], delta[rows]
-            slope, *work = (scratch.take(slot, i, s.shape, s.dtype) for i in range(4))
-            if activation.backward is not None:
-                call(activation.backward, g, s, d, tuple(work), activation.parameter)
-                return
-            call(activation.slope, s, slope, tuple(work), activation.parameter)
-            call(np.multiply, g, slope, d)
-
-        if activation.name != "identity":
-            for_row_blocks(self._call, len(saved), saved.shape[1] * saved.itemsize, emit)
-        elif delta is not grad_h:
-            self._call(np.copyto, delta, grad_h)
-        if grad_b is not None:
-            self.column_sum(delta, grad_b)
-
-    def affine_backward(
-        self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
-    ) -> None:
-        """grad_W = delta^T h_prev; grad_h = delta W, the gradient for the layer below (or None)."""
-        self.matmul(delta.T, h_prev, grad_W)
-        if grad_h is not None:
-            self.matmul(delta, W, grad_h)
-
-    def column_sum(self, delta: Array, out: Array) -> None:
-        """out[j] = sum_i delta[i, j] by a tree of fixed shape.
-
-        At most SUM_ROWS terms are added in a row, so that the error grows with log N, not N, and
-        half as many near the root, where the sums are large. Short rows are joined into long ones,
-        which is what NumPy adds fast.
-        """
-        rows, columns = delta.shape
-        scratch, level = self._scratch(), 0
-        while rows > SUM_ROWS // 2 and delta.flags.c_contiguous:
-            terms = SUM_ROWS if rows > 16 * SUM_ROWS else SUM_ROWS // 2
-            join = max(1, min(512 // max(columns, 1), rows // (4 * terms)))
-            group = terms * join
-            whole = rows // group
-            tail = rows - whole * group
-            partial = scratch.take(0, 20 + level % 2, (whole * join + tail, columns), out.dtype)
-            view = delta[: whole * group].reshape(whole, terms, join * columns)
-            sums = partial[: whole * join].reshape(whole, join * columns)
-            self._call(add_reduce, view, 1, out.dtype, sums)
-            if tail:
-                self._call(np.copyto, partial[whole * join :], delta[whole * group :])
-            delta, rows, level = partial, len(partial), level + 1
-        self._call(add_reduce, delta, 0, out.dtype, out)
-
-    def output(self, a: Array, kind: str, out: Array) -> None:
-        """yhat = O(a), O one of softmax, linear, logistic, exp; out may be a."""
-        self._by_rows(OUTPUTS[kind], a, out)
-
-    def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
-        """out = softmax(a) or its logarithm, (N, K) of one dtype; out may be a."""
-        self._by_rows(log_softmax_rows if log else OUTPUTS["softmax"], a, out)
-
-    def _by_rows(self, function: Callable[[Array, Array], None], a: Array, out: Array) -> None:
-        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
-            block = a[rows]
-            call(function, block, block if out is a else out[rows])
-
-        for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
 
     # -- losses -----------------------------------------------------------------------------------
 
@@ -236,7 +129,8 @@ class NumpyBackend(HostMemory):
         denominator = np.ones(())
         by_label = options.ignore_index is not None or options.class_weight is not None
         args = (labels if by_label else None, sample_weight, upstream, options, result, denominator)
-        if sample_weight is None and not (labels is not None and by_label):
+        fixed = not isinstance(upstream, np.ndarray) or upstream.ndim > 0
+        if fixed and sample_weight is None and not (labels is not None and by_label):
             with np.errstate(all="ignore"):  # the same for every batch: not part of the plan
                 row_scales(*args)
         else:
@@ -267,6 +161,7 @@ class NumpyBackend(HostMemory):
         options: LossOptions,
         result: dict[str, Array],
         sample_weight: Array | None = None,
+        upstream: Array | float = 1.0,
     ) -> None:
         """Loss and delta of squared error, binary cross entropy or Poisson.
 
@@ -275,22 +170,30 @@ class NumpyBackend(HostMemory):
         """
         result = result | {"units": np.asarray(a.shape[1])}
         row_loss, delta, scratch = result["row_loss"], result.get("delta"), self._scratch()
+        narrow = narrow_type(a.dtype)
         scale = result["scale"][:, None]
-        denominator = self._scales(None, sample_weight, 1.0, options, result)
+        denominator = self._scales(None, sample_weight, upstream, options, result)
 
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
             block = a[rows]
             value, work = (scratch.take(slot, i, block.shape, row_loss.dtype) for i in (0, 1))
-            out = (
-                scratch.take(slot, 2, block.shape, row_loss.dtype) if delta is None else delta[rows]
-            )
+            if delta is None or narrow:
+                out = scratch.take(slot, 2, block.shape, row_loss.dtype)
+            else:
+                out = delta[rows]
             if "correct" in result:
                 signs = [scratch.take(slot, i, block.shape, np.bool_) for i in (3, 4)]
                 call(units_right, block, targets[rows], result["correct"][rows], *signs)
+            if narrow:
+                wide = scratch.take(slot, 5, block.shape, row_loss.dtype)
+                call(np.copyto, wide, block)
+                block = wide
             call(formula.value_and_delta, block, targets[rows], value, out, work)
             call(add_reduce, value, 1, None, row_loss[rows])
             if delta is not None:
                 call(np.multiply, out, scale[rows], out)
+                if narrow:
+                    call(np.copyto, delta[rows], out)
 
         for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
         self._reduce_loss(sample_weight, denominator, options, result)
@@ -340,9 +243,11 @@ class NumpyBackend(HostMemory):
         `coefficients` holds 0-d arrays, read when the call runs: "c" the formula's tuple, "decay"
         the weight decay (coupled) or 1 - lr * weight decay (decoupled) or None, "clip" a factor on
         the gradient or None, "l2" None or (stop, factor): factor * p is added to the gradient of
-        parameters[:stop].
+        parameters[:stop]. "copy" None or the parameters in 16 bits, written too: rounded to
+        nearest, or stochastically where "random" is {seed, step}.
         """
         scratch, c = self._scratch(), coefficients["c"]
+        copy, random = coefficients.get("copy"), coefficients.get("random")
         decay, clip, l2 = (coefficients.get(name) for name in ("decay", "clip", "l2"))
 
         def emit(call: Callable[..., None], block: slice, slot: int) -> None:
@@ -366,6 +271,8 @@ class NumpyBackend(HostMemory):
             elif decay is not None:
                 call(np.multiply, p, decay, p)
             call(formula.apply, p, g, s, c, tuple(work))
+            if copy is not None:
+                emit_narrow(call, p, copy[block], random, block.start, scratch, slot)
 
         bytes_each = parameters.itemsize * (3 + len(slots))
         for_row_blocks(
@@ -375,5 +282,15 @@ class NumpyBackend(HostMemory):
             emit,
             total_bytes=len(parameters) * bytes_each,
         )
+
+    def narrow(self, x: Array, out: Array, random: Array | None = None) -> None:
+        """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
+        `update` writes its copy."""
+        scratch = self._scratch()
+
+        def emit(call: Callable[..., None], block: slice, slot: int) -> None:
+            emit_narrow(call, x[block], out[block], random, block.start, scratch, slot)
+
+        for_row_blocks(self._call, len(x), x.itemsize, emit)
 
     updater = NumpyUpdater

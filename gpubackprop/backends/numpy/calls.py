@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, logical_and_reduce
-from gpubackprop.formulas import Activation
+from gpubackprop.formulas import Activation, Dropout
+from gpubackprop.formulas.dropout import ROUNDING_STREAM, Philox, drop
+from gpubackprop.formulas.rounding import round_stochastic
 
 Array = np.ndarray
+DROPPED, RANDOM = 10, 11  # numbers of scratch arrays; the generator takes five
 
 
 class Total:
@@ -36,6 +40,51 @@ def emit_value(
     call(activation.value, a, work[3] if apart else h, work[:3], activation.parameter)
     if apart:
         call(np.copyto, h, work[3])
+
+
+def emit_drop(
+    call: Callable[..., None],
+    x: Array,
+    out: Array,
+    dropout: Dropout,
+    first: int,
+    scratch: Scratch,
+    slot: int,
+) -> None:
+    """Issue dropout of a block whose first element is number `first` of its matrix."""
+
+    def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:
+        return scratch.take(slot, RANDOM + number, shape, dtype)
+
+    if x.size:
+        words = Philox(dropout.state, dropout.layer, first, x.size, take)
+        dropped = scratch.take(slot, DROPPED, x.shape, np.bool_)
+        call(drop, x, out, dropout, words, dropped)
+
+
+def emit_narrow(
+    call: Callable[..., None],
+    x: Array,
+    out: Array,
+    random: Array | None,
+    first: int,
+    scratch: Scratch,
+    slot: int,
+) -> None:
+    """Issue out = x in 16 bits, of a block that begins with element `first` of its buffer."""
+
+    def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:
+        return scratch.take(slot, RANDOM + number, shape, dtype)
+
+    if random is None:
+        call(np.copyto, out, x)
+    elif x.size:
+        call(round_stochastic, x, out, Philox(random, ROUNDING_STREAM, first, x.size, take))
+
+
+def narrow_type(dtype: np.dtype) -> bool:
+    """Whether it is float16 or bfloat16, which are computed in float32."""
+    return dtype.itemsize == 2
 
 
 def gather_rows(source: Array, rows: Array, out: Array) -> None:

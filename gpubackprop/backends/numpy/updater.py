@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.updater import UpdateRule
+from gpubackprop.backends.updater import SCALE, SINCE, SKIPPED, STEPS, UpdateRule
 
 Array = np.ndarray
 NORM_FLOOR = 1e-6  # added to the norm when clipping, as PyTorch does
@@ -20,6 +21,15 @@ class NumpyUpdater:
     Parameters
     ----------
     backend : `NumpyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
+    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
+    narrow : the parameters in 16 bits, written by the update, or None.
+
+    Attributes
+    ----------
+    state : (4,) float64 {updates done, left out, loss scale, updates since it changed}; kept where
+        the loss is scaled.
+    upstream : 0-d, what the loss's gradient is to be multiplied by, or None.
+    next_step : number (from 1) of the next call of `set` that follows the last.
     """
 
     def __init__(
@@ -29,18 +39,39 @@ class NumpyUpdater:
         parameters: Array,
         gradient: Array,
         slots: tuple[Array, ...],
+        random: Array | None = None,
+        narrow: Array | None = None,
     ) -> None:
-        self.rule = rule
+        self.rule, self.random, self.narrow = rule, random, narrow
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         dtype = parameters.dtype
         count = len(rule.formula.coefficients(rule.hyperparameters, rule.lr, 1))
         self._c = np.zeros(count, dtype)
-        self._decay, self._clip, self._l2 = (np.ones((), dtype) for _ in range(3))
+        self._decay, self._clip, self._l2, self._unscale = (np.ones((), dtype) for _ in range(4))
         self._l2[...] = rule.l2
         self._norm2, self._weights2 = np.zeros(()), np.zeros(())
+        self.state, self.next_step, self._lr = np.array([0.0, 0.0, 1.0, 0.0]), 1, rule.lr
+        self.upstream = None if rule.scaling is None else np.ones((), dtype)
+        if rule.scaling is not None:
+            self.state[SCALE] = rule.scaling.scale
+            self.restored(1)
+
+    def restored(self, next_step: int) -> None:
+        """`state` was written; `set` goes on with update number `next_step`."""
+        self.next_step = next_step
+        if self.upstream is not None:
+            self.upstream[...] = self.state[SCALE]
 
     def set(self, lr: float, step: int) -> None:
         """Learning rate and number (from 1) of the next update."""
+        if self.rule.scaling is None:
+            self._set_coefficients(lr, step)
+            return
+        if step != self.next_step:
+            self.state[STEPS] = step - 1
+        self._lr, self.next_step = lr, step + 1
+
+    def _set_coefficients(self, lr: float, step: int) -> None:
         rule = self.rule
         self._c[:] = rule.formula.coefficients(rule.hyperparameters, lr, step)
         if rule.weight_decay:
@@ -48,8 +79,13 @@ class NumpyUpdater:
             self._decay[...] = rule.weight_decay if coupled else 1.0 - lr * rule.weight_decay
 
     def skipped(self) -> int:
-        """Updates left out because the gradient was not finite: none, they show in the loss."""
-        return 0
+        """Updates left out because the gradient was not finite: only where the loss is scaled;
+        elsewhere they show in the loss."""
+        return self.counts()[1]
+
+    def counts(self) -> tuple[int, int]:
+        """Updates done and left out, where the loss is scaled."""
+        return int(self.state[STEPS]), int(self.state[SKIPPED])
 
     def penalty(self, verbs: Any, divisor: float) -> tuple[Array, Array] | None:
         """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
@@ -59,10 +95,53 @@ class NumpyUpdater:
         return self._weights2, self._l2 if divisor == 1 else self._l2 / divisor
 
     def emit(self, verbs: Any) -> None:
-        """Issue norm and clipping factor (where they are wanted) and update."""
+        """Issue norm and clipping factor (where they are wanted) and update.
+
+        Where the loss is scaled, the gradient is left without the scale, and what changes the
+        parameters runs only if all of it is finite.
+        """
+        if self.rule.scaling is None:
+            self._emit_update(verbs)
+            return
+        verbs.call(self._unscale_gradient)
+        verbs.call(_if_finite, self.gradient, self._proceed(verbs), self._skip)
+
+    def _proceed(self, verbs: Any) -> Callable[[], None]:
+        update = verbs.plan(self._emit_update)
+
+        def proceed() -> None:
+            self._set_coefficients(self._lr, int(self.state[STEPS]) + 1)
+            update()
+            self.state[STEPS] += 1
+            self._count_since(2.0)
+
+        return proceed
+
+    def _skip(self) -> None:
+        self.state[SKIPPED] += 1
+        self._count_since(0.5)
+
+    def _count_since(self, factor: float) -> None:
+        """The scale doubles after an interval without change and halves at once."""
+        scaling, state = self.rule.scaling, self.state
+        state[SINCE] += 1
+        if scaling is None or not scaling.growth_interval or self.upstream is None:
+            return
+        if factor < 1 or state[SINCE] >= scaling.growth_interval:
+            state[SCALE] *= factor
+            state[SINCE] = 0
+        self.upstream[...] = state[SCALE]
+
+    def _unscale_gradient(self) -> None:
+        self._unscale[...] = 1.0 / self.state[SCALE]
+        np.multiply(self.gradient, self._unscale, self.gradient)
+
+    def _emit_update(self, verbs: Any) -> None:
         rule, end = self.rule, self.rule.penalized
         coefficients: dict[str, Any] = {
-            "c": tuple(self._c[i : i + 1].reshape(()) for i in range(len(self._c)))
+            "c": tuple(self._c[i : i + 1].reshape(()) for i in range(len(self._c))),
+            "copy": self.narrow,
+            "random": self.random if rule.stochastic else None,
         }
         if rule.weight_decay:
             coefficients["decay"] = self._decay
@@ -74,7 +153,19 @@ class NumpyUpdater:
             verbs.sum_of_squares(self.gradient, self._norm2)
             verbs.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
             coefficients["clip"] = self._clip
+        if self.random is not None:
+            verbs.call(_count, self.random)
         verbs.update(self.parameters, self.gradient, self.slots, rule.formula, coefficients)
+
+
+def _count(random: Array) -> None:
+    random[1] += np.uint64(1)
+
+
+def _if_finite(x: Array, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """Largest and smallest, not a sum of squares, which may overflow; both keep a NaN."""
+    finite = math.isfinite(np.maximum.reduce(x)) and math.isfinite(np.minimum.reduce(x))
+    (then if finite else otherwise)()
 
 
 def _clip_factor(norm2: Array, clip_norm: float, clip: Array) -> None:

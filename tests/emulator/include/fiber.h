@@ -60,7 +60,10 @@ struct Fiber {
         if (stack == nullptr) {
             void* memory = mmap(nullptr, STACK + GUARD, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (memory == MAP_FAILED || mprotect(memory, GUARD, PROT_NONE) != 0) {
+            // A guard is a mapping of its own, and a process may have 65,530: 512 in each library that
+            // is loaded. So only the sanitizers, which load few, have guards.
+            bool guarded = __asan_unpoison_memory_region || __tsan_create_fiber;
+            if (memory == MAP_FAILED || (guarded && mprotect(memory, GUARD, PROT_NONE) != 0)) {
                 perror("emulator: no stack");
                 abort();
             }

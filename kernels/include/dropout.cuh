@@ -1,0 +1,35 @@
+// dropout.cuh - inverted dropout as a template parameter of a kernel over a matrix, forward and back.
+//   d(i) = keep(i) ? scale * x(i) : 0,  keep(i) = word(i) >= threshold; word(i): include/philox.cuh
+//   i = row * cols + column in 64 bits; threshold = p * 2^32, scale = 1 / (1 - p); layer: its number
+//   state = {seed, step} on the device: prepare_update counts the step, so a replayed graph draws anew
+//   No mask is stored: the backward pass computes the words again. A NaN that is dropped is 0.
+#pragma once
+#include "philox.cuh"
+
+struct NoDropout {
+    static constexpr bool ON = false;
+    template <int E, class C> __device__ __forceinline__ void draw(int64, C (&)[E]) const {}
+};
+
+template <class C> struct Dropout {
+    static constexpr bool ON = true;
+    uint64 seed, offset;
+    uint32 threshold;
+    C scale;
+
+    __device__ __forceinline__ Dropout(const uint64* state, int64 threshold, C scale, int64 layer)
+        : seed(state[0]), offset(stream(state[1], uint64(layer))), threshold(uint32(threshold)),
+          scale(scale) {}
+    // What elements `first`, first + 1, ... are multiplied by: scale, or 0 for those that are dropped.
+    template <int E> __device__ __forceinline__ void draw(int64 first, C (&factor)[E]) const {
+        uint32 words[E];
+        random_words<E>(first, offset, seed, words);
+#pragma unroll
+        for (int e = 0; e < E; ++e) factor[e] = words[e] >= threshold ? scale : C(0);
+    }
+};
+
+// x * factor, and 0 where that is 0 whatever x is.
+template <class Drop, class C> __device__ __forceinline__ C dropped(C x, C factor) {
+    return !Drop::ON ? x : factor == C(0) ? C(0) : x * factor;
+}
