@@ -138,7 +138,8 @@ class _Moved:
 
     def _back(self, result: Any) -> Any:
         if isinstance(result, tuple):
-            return tuple(map(self._back, result))
+            parts = tuple(map(self._back, result))
+            return type(result)(*parts) if hasattr(result, "_fields") else parts
         if id(result) in self._here:
             return self._here[id(result)][0]
         return host(result)
@@ -213,6 +214,7 @@ affine_backward = _on_the_way(ops.affine_backward)
 affine_forward = _on_the_way(ops.affine_forward)
 column_sum = _on_the_way(ops.column_sum)
 pointwise_loss = _on_the_way(ops.pointwise_loss)
+log_softmax = _on_the_way(ops.log_softmax)
 softmax = _on_the_way(ops.softmax)
 softmax_cross_entropy = _on_the_way(ops.softmax_cross_entropy)
 

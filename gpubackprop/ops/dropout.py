@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import NumpyBackend
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Dropout
 from gpubackprop.formulas.dropout import MAX_STREAM, keep_mask, random_state
 from gpubackprop.ops import checks
+from gpubackprop.ops.memory import memory_of
 
-Array = np.ndarray
+Array = Any  # numpy.ndarray or cupy.ndarray
 _MAX_STEP = (1 << 48) - 1
 
 
@@ -40,10 +41,17 @@ def dropout_forward(
     [[2. 2. 2. 2.]
      [2. 2. 0. 2.]]
     """
+    op = "dropout_forward"
     dropout = _dropout(p, seed, step, layer)
-    x = checks.float_matrix(x, "x", "dropout_forward")
-    result = checks.output_array(out, x, "x", "dropout_forward")
-    NumpyBackend().activation_forward(x, ACTIVATIONS["identity"], result, dropout)
+    memory = memory_of(op, x=x, out=out)
+    x = checks.float_matrix(x, "x", op)
+    result = checks.output_array(out, x, "x", op, memory)
+    source = memory.source(x, x.dtype)
+    work = memory.target(result, source)
+    state = memory.backend.asarray(dropout.state)
+    there = replace(dropout, state=state)
+    memory.backend.activation_forward(source, ACTIVATIONS["identity"], work, there)
+    memory.store(work, result)
     return result
 
 

@@ -313,9 +313,9 @@ def _ufunc(name: str, function: Any) -> Any:
 
 
 def _reduction(name: str, function: Any) -> Any:
-    def call(a: ndarray, axis: int, keepdims: bool) -> ndarray:
+    def call(a: ndarray, axis: int | None = None, keepdims: bool = False) -> ndarray:
         STATE.counts.kernels.append(name)
-        result = function(a._host, axis=axis, keepdims=keepdims)
+        result = np.asarray(function(a._host, axis=axis, keepdims=keepdims))
         out = empty(result.shape, result.dtype)
         np.copyto(out._host, result)
         return out
