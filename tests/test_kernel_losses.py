@@ -82,6 +82,20 @@ def test_pointwise_loss_in_place_with_an_upstream_gradient_for_each_row():
     assert ulps(a, wanted, np.float32) <= 2
 
 
+@pytest.mark.parametrize("wanted", [(), ("delta",), ("correct",)], ids=str)
+def test_pointwise_loss_gives_what_is_wanted_and_no_more(wanted):
+    memory, shape = Guarded(3), (9, 40)
+    a, targets = memory.normal(shape, np.float32), memory.normal(shape, np.float32)
+    both = buffers(memory, shape, a.dtype)
+    Verbs().pointwise_loss(a, targets, "squared_error", both)
+    result = {"row_loss": memory.empty(shape[:1], np.float32)}
+    result |= {key: np.zeros_like(both[key]) for key in wanted}
+    Verbs().pointwise_loss(a, targets, "squared_error", result)
+    memory.check()
+    for key, array in result.items():
+        assert np.array_equal(array, both[key])
+
+
 @pytest.mark.parametrize("name", POINTWISE_LOSSES)
 def test_pointwise_special_values_follow_the_numpy_backend(name):
     special = [0.0, -0.0, 104.0, -104.0, 1e30, -1e30, np.inf, -np.inf, np.nan]

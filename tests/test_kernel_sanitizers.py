@@ -118,7 +118,9 @@ def updates(verbs: Verbs, names: tuple[str, ...]) -> None:
 
 def gathers(verbs: Verbs, pairs: tuple[tuple[str, str], ...]) -> None:
     for source, out in pairs:
-        for (rows, cols), (shift, gap) in zip(SHAPES, [*LAYOUTS, (2, 2), (0, 0), (3, 1)], strict=True):
+        for (rows, cols), (shift, gap) in zip(
+            SHAPES, [*LAYOUTS, (2, 2), (0, 0), (3, 1)], strict=True
+        ):
             memory = Guarded()
             table = memory.empty((9, cols), DTYPES[source], shift=shift, gap=gap)
             result = memory.empty((rows, cols), DTYPES[out], shift=1, gap=gap)

@@ -1,4 +1,4 @@
-"""python -m tools.mutants --all          every mutant that has no verdict yet, or one out of date
+"""python -m tools.mutants --all          what has no verdict yet or one out of date; the tables
 python -m tools.mutants --sample 20     a seeded sample, whatever is on record
 python -m tools.mutants                 what is on record, and how much of it is out of date
 
@@ -54,7 +54,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tests", default="", metavar="TEXT", help="tests whose name contains it")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
-    parser.add_argument("--write", action="store_true", help="tables into tests/README.md and .md")
+    parser.add_argument("--write", action="store_true", help="the tables only, as --all does")
     return parser.parse_args(arguments)
 
 
@@ -90,12 +90,13 @@ def _all(
     if waiting:
         crew = Crew(options.jobs, options.tests)
         sources = Sources(crew.copies[0].path)
-        results = crew.judge(waiting, record, baseline=crew.baseline(), stop=stop)
+        results = crew.judge(waiting, record, baseline=crew.baseline(sources), stop=stop)
         for mutant, verdict in results:
             record.keep(mutant, verdict, sources)
             print(shown(mutant, verdict), flush=True)
         crew.close()
     record.forget_all_but(everything)
+    report.write(record)
     return _outcome({mutant: record.verdict(mutant) for mutant in mutants})
 
 
@@ -113,4 +114,7 @@ def _outcome(verdicts: dict[Mutant, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

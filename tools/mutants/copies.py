@@ -103,6 +103,10 @@ class Worker:
         self._requests.close()
         self._process.wait()
 
+    def kill(self) -> None:
+        """At once, with the tests that run."""
+        self._process.kill()
+
     def _receive(self) -> dict[str, Any]:
         line = self._replies.readline()
         if not line:

@@ -37,13 +37,19 @@ class Sources:
         }
         tests = sorted((root / "tests").glob("test_kernel_*.py"))
         support = sorted((root / "tests" / "emulator").rglob("*.*"))
-        self.tests = _hash(*(p.read_text() for p in [*tests, *support] if p.suffix != ".pyc"))
+        shared = _hash(*(path.read_text() for path in support if path.suffix != ".pyc"))
+        self.files = {f"tests/{path.name}": _hash(shared, path.read_text()) for path in tests}
+        self.tests = _hash(*self.files.values())
         self.functions = {
             f"tests/{path.name}::{node.name}": _hash(ast.unparse(node))
             for path in tests
             for node in ast.parse(path.read_text()).body
             if isinstance(node, ast.FunctionDef)
         }
+
+    def behind(self, test: str) -> str:
+        """A hash of what a test without a mutant depends on."""
+        return _hash(self.files[test.partition("::")[0]], *self.code.values())
 
     def tests_behind(self, verdict: str) -> str:
         """The hash of the tests that a verdict rests on: the killer, all, or none."""

@@ -10,6 +10,7 @@ requests: only the children read them. A child compiles entry by entry, as launc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -27,6 +28,7 @@ import pytest
 CPU_LIMIT = 8.0  # seconds of one test, compilers not counted; without a mutant it takes 2 at most
 WALL_LIMIT = 300.0  # seconds of one test, whatever it waits for
 MEMORY_LIMIT = 6 << 30  # bytes; a broken index in a sparse map of 100 GiB can take it all
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: the signal that follows the parent's end
 COMPILERS = ("g++", "cc1plus", "as", "collect2", "ld")
 # Each has its own stacks, 512 mappings or more; a process has 65,530 (vm.max_map_count).
 LIBRARIES = 32
@@ -111,6 +113,7 @@ class Server:
     def _run_tests(self, names: list[str], to_the_end: bool, events: int) -> None:
         """In the child."""
         os.setsid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -147,7 +150,7 @@ class Server:
         def noted_create(module: Any, source: str | Path, *args: Any, **options: Any) -> None:
             sources[id(module)] = str(source)
             self.used.add(str(source))
-            self.libraries += 1
+            self.libraries += options.get("load", True)
             create(module, source, *args, **options)
 
         def noted_call(module: Any, *args: Any, **options: Any) -> None:
