@@ -72,10 +72,11 @@ def test_every_pointwise_entry_matches_pytorch_in_float64(name, dtype, shape):
     assert np.array_equal(result["correct"], right)
 
 
-def test_pointwise_loss_in_place_with_an_upstream_gradient_for_each_row():
+@pytest.mark.parametrize("numbers", [1, 20])
+def test_pointwise_loss_in_place_with_an_upstream_gradient_for_all_rows_or_each(numbers):
     memory = Guarded(2)
     a, targets = memory.normal((20, 7), np.float32), memory.normal((20, 7), np.float32)
-    upstream = memory.rng.standard_normal(20).astype(np.float32)
+    upstream = memory.rng.standard_normal(numbers).astype(np.float32)
     wanted = (wide(a) - wide(targets)) * wide(upstream)[:, None]
     result = {"row_loss": np.empty(20, np.float32), "delta": a}
     Verbs().pointwise_loss(a, targets, "squared_error", result, upstream=upstream)
