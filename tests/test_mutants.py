@@ -99,7 +99,7 @@ KILLED = "tests/test_kernel_x.py::test_it[1-(2, 3)] (signal 11)"
 @pytest.fixture
 def sources() -> Sources:
     made = Sources.__new__(Sources)
-    made.code, made.tests = {"x.cu": "c0"}, "t0"
+    made.code, made.everything = {"x.cu": "c0"}, "t0"
     made.functions = {"tests/test_kernel_x.py::test_it": "f0"}
     return made
 
@@ -122,11 +122,11 @@ def test_a_verdict_stands_until_what_it_rests_on_changes(tmp_path, sources):
     assert standing() == (KILLED, SURVIVED)
     assert again.standing(replace(dead, line=7), sources) == KILLED, "the line has moved"
     assert again.standing(replace(dead, after="b"), sources) == ""
-    sources.tests = "t1"
+    sources.everything = "t1"
     assert standing() == (KILLED, ""), "any test may kill a survivor"
     sources.functions = {"tests/test_kernel_x.py::test_it": "f1"}
     assert standing() == ("", "")
-    sources.functions, sources.tests = {"tests/test_kernel_x.py::test_it": "f0"}, "t0"
+    sources.functions, sources.everything = {"tests/test_kernel_x.py::test_it": "f0"}, "t0"
     sources.code = {"x.cu": "c1"}
     assert standing() == ("", "")
 

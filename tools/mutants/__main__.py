@@ -47,6 +47,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--all", action="store_true", help="run and put on record")
+    parser.add_argument("--again", action="store_true", help="with --all: all are out of date")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="run so many, no record")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
@@ -85,7 +86,7 @@ def _all(
     options: argparse.Namespace,
 ) -> int:
     sources, stop = Sources(), time.time() + 60 * options.minutes
-    waiting = [mutant for mutant in mutants if not record.standing(mutant, sources)]
+    waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
     print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
     if waiting:
         crew = Crew(options.jobs, options.tests)

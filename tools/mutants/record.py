@@ -1,7 +1,8 @@
 """tests/mutants.json: what came of each mutant, so that a run does only what changed since.
 
-A verdict rests on the preprocessed text of the kernels that include the mutant's file (a comment
-changes nothing) and on the test that killed it; that of a survivor on all kernel tests.
+A verdict rests on the code of the mutant's file (a comment changes nothing) and on the test that
+killed it; that of a mutant that was not killed on all kernels and kernel tests. What is not seen is
+that an edit of another file may save a mutant that was killed: `--again` runs all anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +20,9 @@ from datetime import date
 from pathlib import Path
 
 from tools.mutants.judge import SAME_CODE, SURVIVED, killer_of
-from tools.mutants.mutations import ROOT, Mutant, users
+from tools.mutants.mutations import ROOT, Mutant
 
+SUPPORT = (".py", ".h", ".cu", ".cpp")
 PATH = ROOT / "tests" / "mutants.json"
 
 
@@ -30,16 +31,15 @@ class Sources:
 
     def __init__(self, root: Path = ROOT) -> None:
         kernels = root / "kernels"
-        text = {path.name: _preprocessed(path) for path in kernels.glob("*.cu")}
         self.code = {
-            file: _hash(*(text[kernel] for kernel in sorted(names)))
-            for file, names in users(kernels).items()
+            path.relative_to(kernels).as_posix(): _hash(_code(path))
+            for path in sorted(kernels.rglob("*.cu*"))
         }
         tests = sorted((root / "tests").glob("test_kernel_*.py"))
         support = sorted((root / "tests" / "emulator").rglob("*.*"))
-        shared = _hash(*(path.read_text() for path in support if path.suffix != ".pyc"))
+        shared = _hash(*(path.read_text() for path in support if path.suffix in SUPPORT))
         self.files = {f"tests/{path.name}": _hash(shared, path.read_text()) for path in tests}
-        self.tests = _hash(*self.files.values())
+        self.everything = _hash(*self.files.values(), *self.code.values())
         self.functions = {
             f"tests/{path.name}::{node.name}": _hash(ast.unparse(node))
             for path in tests
@@ -51,16 +51,16 @@ class Sources:
         """A hash of what a test without a mutant depends on."""
         return _hash(self.files[test.partition("::")[0]], *self.code.values())
 
-    def tests_behind(self, verdict: str) -> str:
-        """The hash of the tests that a verdict rests on: the killer, all, or none."""
-        if verdict == SURVIVED:
-            return self.tests
+    def rests_on(self, verdict: str) -> str:
+        """The hash of what else a verdict rests on: the killer, everything, or nothing."""
+        if verdict in (SURVIVED, SAME_CODE):
+            return self.everything
         return self.functions.get(killer_of(verdict).partition("[")[0], "")
 
 
-def _preprocessed(path: Path) -> str:
-    command = ["g++", "-E", "-P", "-std=c++17", "-x", "c++", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _code(path: Path) -> str:
+    lines = (" ".join(line.partition("//")[0].split()) for line in path.read_text().splitlines())
+    return "\n".join(line for line in lines if line)
 
 
 def _hash(*texts: str) -> str:
@@ -69,11 +69,11 @@ def _hash(*texts: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One verdict on record. `code` and `tests` are hashes of what it rests on; the last three are
+    """One verdict on record. `code` and `other` are hashes of what it rests on; the last three are
     there where the report shows the mutant."""
 
     code: str
-    tests: str
+    other: str
     verdict: str
     line: int = 0
     before: str = ""
@@ -101,14 +101,14 @@ class Record:
         entry = self.entries.get(mutant.file, {}).get(mutant.key)
         if entry is None or entry.code != sources.code[mutant.file]:
             return ""
-        return entry.verdict if entry.tests == sources.tests_behind(entry.verdict) else ""
+        return entry.verdict if entry.other == sources.rests_on(entry.verdict) else ""
 
     def keep(self, mutant: Mutant, verdict: str, sources: Sources) -> None:
         """Another run may write to the same file: what it added stays."""
-        entry = Entry(sources.code[mutant.file], sources.tests_behind(verdict), verdict)
+        entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict)
         if verdict in (SURVIVED, SAME_CODE):
             shown = mutant.line, mutant.before.strip(), mutant.after.strip()
-            entry = Entry(entry.code, entry.tests, verdict, *shown)
+            entry = Entry(entry.code, entry.other, verdict, *shown)
         with self._latest():
             self.entries.setdefault(mutant.file, {})[mutant.key] = entry
             self.dates[mutant.file] = date.today().isoformat()
