@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
 )
 SEQUENCE = 16  # terms that a thread adds before it starts afresh
+TERMS = 17 * SEQUENCE  # of each thread: as many as tell 16 from 17
 # In float32 its neighbours are 8 apart: ones that are added to it singly are lost, 16 together not.
 LARGE = 2.0**26
 
@@ -27,36 +28,36 @@ def run_alone(source: str, entry: str, block: tuple[int, ...], *arguments: Any) 
 
 
 def test_a_thread_of_a_column_sum_starts_afresh_after_16_rows():
-    terms, cols = 3 * SEQUENCE, 128
-    x = np.ones((terms * STRIP_ROWS, cols), np.float32)
+    cols = 128
+    x = np.ones((TERMS * STRIP_ROWS, cols), np.float32)
     x[0], sums = LARGE, np.empty((1, cols), np.float32)
     numbers = np.int64(len(x)), np.int64(cols), np.int32(1), np.int64(cols)
     run_alone("column_sum.cu", "column_sum_f32", (32, STRIP_ROWS), x, sums, *numbers)
-    first = LARGE + 2 * SEQUENCE
-    assert sums.tolist() == [[first + (STRIP_ROWS - 1) * terms] * cols]
+    first = LARGE + TERMS - SEQUENCE
+    assert sums.tolist() == [[first + (STRIP_ROWS - 1) * TERMS] * cols]
 
 
 @pytest.mark.parametrize("cols", [1, 5])
 def test_a_thread_of_the_second_stage_starts_afresh_after_16_rows(cols):
-    threads, terms = 64, 3 * SEQUENCE
-    partial, out = np.ones((terms * threads, cols), np.float32), np.empty(cols, np.float32)
+    threads = 64
+    partial, out = np.ones((TERMS * threads, cols), np.float32), np.empty(cols, np.float32)
     partial[0] = LARGE
     numbers = np.int64(len(partial)), np.int64(cols), None, np.int32(0)
     run_alone("column_sum.cu", "column_sum_finish_f32", (8, threads), partial, out, *numbers)
-    assert out.tolist() == [LARGE + 2 * SEQUENCE + (threads - 1) * terms] * cols
+    assert out.tolist() == [LARGE + TERMS - SEQUENCE + (threads - 1) * TERMS] * cols
 
 
 def test_a_thread_of_a_sum_of_squares_starts_afresh_after_16_packs():
-    threads, pack, packs = 256, 4, 3 * SEQUENCE
-    x, partial = emulated_ones(threads * pack * packs), np.empty((2, 1), np.float32)
+    threads, pack = 256, 4
+    x, partial = aligned_ones(threads * pack * TERMS), np.empty((2, 1), np.float32)
     x[0] = LARGE**0.5
     numbers = np.int64(0), partial, np.int64(len(x))
     run_alone("sum_of_squares.cu", "sum_of_squares_f32", (threads,), x, None, None, None, *numbers)
-    first = LARGE + 2 * SEQUENCE * pack
-    assert partial.tolist() == [[first + (threads - 1) * packs * pack], [0]]
+    first = LARGE + (TERMS - SEQUENCE) * pack
+    assert partial.tolist() == [[first + (threads - 1) * TERMS * pack], [0]]
 
 
-def emulated_ones(count: int) -> np.ndarray:
+def aligned_ones(count: int) -> np.ndarray:
     """On a multiple of 16 bytes, so that packs are whole."""
     raw = np.ones(count + 4, np.float32)
     return raw[-raw.ctypes.data % 16 // 4 :][:count]

@@ -34,6 +34,7 @@ SAME = "both branches give the same where the two sides are equal"
 ONE_BLOCK = "the grid is one block"
 
 TABLE = (
+    Equivalent("column_sum.cu", "STRIP_ROWS < strip.last ?", "STRIP_ROWS <= strip.last ?", SAME),
     Equivalent("activations.cuh", "x > C(40) ?", "x >= C(40) ?", SAME),
     Equivalent("activations.cuh", "(a > C(0) ? a : C(0)) +", "(a >= C(0) ? a : C(0)) +", SAME),
     Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
