@@ -26,7 +26,7 @@ class Copy:
     is still good then; a lock keeps two runs apart."""
 
     def __init__(self) -> None:
-        base = Path(tempfile.gettempdir()) / f"gpubackprop-mutants-{os.getuid()}"
+        base = Path(tempfile.gettempdir()).resolve() / f"gpubackprop-mutants-{os.getuid()}"
         base.mkdir(mode=0o700, exist_ok=True)
         for number in range(64):
             self._lock = (base / f"{number}.lock").open("w")
@@ -38,11 +38,12 @@ class Copy:
         else:
             raise SystemExit(f"error: all places for copies in {base} are taken")
         self.path, self.cache = base / str(number), base / f"{number}.cache"
-        self.kernels = self.path / "kernels"
+        self.kernels, self.original = self.path / "kernels", self.path / "original"
         shutil.rmtree(self.path, ignore_errors=True)
         for name in COPIED:
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, self.path / name, ignore=ignored)
+        shutil.copytree(ROOT / "kernels", self.original)
         shutil.copy2(ROOT / "pyproject.toml", self.path)
         self.cache.mkdir(mode=0o700, exist_ok=True)
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from tests.emulator.module import EmulatorError, object_code
 from tools.mutants.copies import Copy
@@ -70,14 +71,11 @@ class Judge:
         self.copy, self.order = copy, order
         self.kernels = users(copy.kernels)
         self.sources = users(copy.kernels, (copy.path / "tests" / "emulator").glob("*.cu"))
-        self._original = cache(lambda kernel: object_code(copy.kernels / kernel))
 
     def verdict(self, mutant: Mutant, first: str = "") -> str:
         """The test that kills it (and how, if not by failing), SURVIVED, SAME_CODE or
         DOES_NOT_COMPILE. `first`: a test to begin with."""
         kernels = self.kernels[mutant.file]
-        for kernel in kernels:  # made before the file is broken
-            self._original(kernel)
         quick, slow = self.order.for_mutant(mutant, self.sources[mutant.file])
         if first in self.order.tests:
             quick = list(dict.fromkeys([first, *quick]))
@@ -97,11 +95,17 @@ class Judge:
     def _same_code(self, kernels: Sequence[str]) -> bool:
         try:
             return all(
-                object_code(self.copy.kernels / kernel) == self._original(kernel)
+                object_code(self.copy.kernels / kernel)
+                == _original_code(self.copy.original / kernel)
                 for kernel in kernels
             )
         except EmulatorError:
             return False  # one that no test compiles: the tests' gap
+
+
+@cache
+def _original_code(path: Path) -> bytes:
+    return object_code(path)
 
 
 def killer_of(verdict: str) -> str:

@@ -1,8 +1,8 @@
 """tests/mutants.json: what came of each mutant, so that a run does only what changed since.
 
 A verdict rests on the code of the mutant's file (a comment changes nothing) and on the test that
-killed it; that of a mutant that was not killed on all kernels and kernel tests. What is not seen is
-that an edit of another file may save a mutant that was killed: `--again` runs all anew.
+killed it; that of a survivor on all kernels and kernel tests, unless it is listed as equivalent. What
+is not seen is that an edit of another file may save a mutant that was killed: `--again` runs all.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import astuple, dataclass
 from datetime import date
 from pathlib import Path
 
+from tools.mutants.equivalent import reason_of
 from tools.mutants.judge import SAME_CODE, SURVIVED, killer_of
 from tools.mutants.mutations import ROOT, Mutant
 
@@ -39,7 +40,8 @@ class Sources:
         support = sorted((root / "tests" / "emulator").rglob("*.*"))
         shared = _hash(*(path.read_text() for path in support if path.suffix in SUPPORT))
         self.files = {f"tests/{path.name}": _hash(shared, path.read_text()) for path in tests}
-        self.everything = _hash(*self.files.values(), *self.code.values())
+        self.kernels = _hash(*self.code.values())
+        self.everything = _hash(self.kernels, *self.files.values())
         self.functions = {
             f"tests/{path.name}::{node.name}": _hash(ast.unparse(node))
             for path in tests
@@ -52,9 +54,11 @@ class Sources:
         return _hash(self.files[test.partition("::")[0]], *self.code.values())
 
     def rests_on(self, verdict: str) -> str:
-        """The hash of what else a verdict rests on: the killer, everything, or nothing."""
-        if verdict in (SURVIVED, SAME_CODE):
+        """The hash of what else a verdict rests on."""
+        if verdict == SURVIVED:
             return self.everything
+        if verdict == SAME_CODE:
+            return self.kernels
         return self.functions.get(killer_of(verdict).partition("[")[0], "")
 
 
@@ -101,7 +105,9 @@ class Record:
         entry = self.entries.get(mutant.file, {}).get(mutant.key)
         if entry is None or entry.code != sources.code[mutant.file]:
             return ""
-        return entry.verdict if entry.other == sources.rests_on(entry.verdict) else ""
+        listed = entry.verdict == SURVIVED and reason_of(mutant.file, mutant.before, mutant.after)
+        stands = listed or entry.other == sources.rests_on(entry.verdict)
+        return entry.verdict if stands else ""
 
     def keep(self, mutant: Mutant, verdict: str, sources: Sources) -> None:
         """Another run may write to the same file: what it added stays."""
