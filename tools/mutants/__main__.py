@@ -1,5 +1,5 @@
 """python -m tools.mutants --all          what has no verdict yet or one out of date; the tables
-python -m tools.mutants --sample 20     a seeded sample, whatever is on record
+python -m tools.mutants --sample 20     a seeded sample of what is on record, killed again
 python -m tools.mutants                 what is on record, and how much of it is out of date
 
 --only and --kind choose files and kinds. Ctrl-C loses nothing: --all goes on from there.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.write(record)
         return 0
     if options.sample:
-        return _sample(sample(mutants, options.sample, options.seed), record, options)
+        known = [mutant for mutant in mutants if record.verdict(mutant)]
+        return _sample(sample(known or mutants, options.sample, options.seed), record, options)
     if not options.all:
         print(_status(mutants, record))
         return 0
@@ -66,10 +68,10 @@ def _status(mutants: Sequence[Mutant], record: Record) -> str:
 
 
 def _sample(mutants: Sequence[Mutant], record: Record, options: argparse.Namespace) -> int:
-    """Those that were killed are killed again; a survivor's word is taken."""
-    sources = Sources()
-    standing = {mutant: record.standing(mutant, sources) for mutant in mutants}
-    verdicts = {m: v for m, v in standing.items() if v and "::" not in v}
+    """Those that were killed are killed again; what the record says of the others is taken as it
+    is, since each of them would take all tests."""
+    recorded = {mutant: record.verdict(mutant) for mutant in mutants}
+    verdicts = {m: v for m, v in recorded.items() if v and "::" not in v}
     crew = Crew(options.jobs, options.tests)
     for mutant, verdict in crew.judge([m for m in mutants if m not in verdicts], record):
         verdicts[mutant] = verdict
@@ -115,6 +117,7 @@ def _outcome(verdicts: dict[Mutant, str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """tests/mutants.json: what came of each mutant, so that a run does only what changed since.
 
 A verdict rests on the code of the mutant's file (a comment changes nothing) and on the test that
-killed it; that of a survivor on all kernels and kernel tests, unless it is listed as equivalent. What
-is not seen is that an edit of another file may save a mutant that was killed: `--again` runs all.
+killed it; that of a survivor on all kernels and kernel tests, unless it is listed as equivalent.
+What is not seen is that an edit of another file may save a mutant that was killed: `--again`.
 """
 
 from __future__ import annotations

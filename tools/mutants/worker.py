@@ -91,6 +91,8 @@ class Server:
                 whole.failed, whole.how, whole.message = part.failed, part.how, part.message
             if part.failed and part.failed not in part.seconds:
                 break  # the child did not survive it
+            if not part.seconds:
+                raise RuntimeError(f"no test was begun: {part.how}")
             names = names[len(part.seconds) :]
         return whole
 
