@@ -97,6 +97,14 @@ def test_pointwise_loss_gives_what_is_wanted_and_no_more(wanted):
         assert np.array_equal(array, both[key])
 
 
+def test_a_unit_at_zero_is_on_the_side_of_targets_up_to_one_half():
+    a = np.array([[0.0], [0.0], [1.0], [1.0], [-1.0]], np.float32)
+    targets = np.array([[0.5], [0.6], [0.5], [0.6], [0.5]], np.float32)
+    result = {"row_loss": np.empty(5, np.float32), "correct": np.empty(5, np.uint8)}
+    Verbs().pointwise_loss(a, targets, "binary_cross_entropy", result)
+    assert result["correct"].tolist() == [1, 0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("name", POINTWISE_LOSSES)
 def test_pointwise_special_values_follow_the_numpy_backend(name):
     special = [0.0, -0.0, 104.0, -104.0, 1e30, -1e30, np.inf, -np.inf, np.nan]

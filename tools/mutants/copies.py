@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.mutants.mutations import ROOT, Mutant
-from tools.mutants.worker import Reply
+from tools.mutants.worker import CPU_LIMIT, Reply
 
 COPIED = ("gpubackprop", "kernels", "tests", "tools")
 
@@ -92,11 +92,14 @@ class Worker:
         self._log = log
         self.tests: list[str] = self._receive()["tests"]
 
-    def run(self, tests: Sequence[str], *, to_the_end: bool = False) -> Reply:
-        """Run the tests in this order, up to the first that fails."""
+    def run(
+        self, tests: Sequence[str], limit: float = CPU_LIMIT, *, to_the_end: bool = False
+    ) -> Reply:
+        """Run the tests in this order, up to the first that fails or takes more than `limit`
+        seconds of processor time."""
         if not tests:
             return Reply()
-        request = {"tests": list(tests), "to_the_end": to_the_end}
+        request = {"tests": list(tests), "limit": limit, "to_the_end": to_the_end}
         print(json.dumps(request), file=self._requests, flush=True)
         return Reply(**self._receive())
 
