@@ -72,14 +72,37 @@ def test_every_pointwise_entry_matches_pytorch_in_float64(name, dtype, shape):
     assert np.array_equal(result["correct"], right)
 
 
-def test_pointwise_loss_in_place_with_an_upstream_gradient_for_each_row():
+@pytest.mark.parametrize("numbers", [1, 20])
+def test_pointwise_loss_in_place_with_an_upstream_gradient_for_all_rows_or_each(numbers):
     memory = Guarded(2)
     a, targets = memory.normal((20, 7), np.float32), memory.normal((20, 7), np.float32)
-    upstream = memory.rng.standard_normal(20).astype(np.float32)
+    upstream = memory.rng.standard_normal(numbers).astype(np.float32)
     wanted = (wide(a) - wide(targets)) * wide(upstream)[:, None]
     result = {"row_loss": np.empty(20, np.float32), "delta": a}
     Verbs().pointwise_loss(a, targets, "squared_error", result, upstream=upstream)
     assert ulps(a, wanted, np.float32) <= 2
+
+
+@pytest.mark.parametrize("wanted", [(), ("delta",), ("correct",)], ids=str)
+def test_pointwise_loss_gives_what_is_wanted_and_no_more(wanted):
+    memory, shape = Guarded(3), (9, 40)
+    a, targets = memory.normal(shape, np.float32), memory.normal(shape, np.float32)
+    both = buffers(memory, shape, a.dtype)
+    Verbs().pointwise_loss(a, targets, "squared_error", both)
+    result = {"row_loss": memory.empty(shape[:1], np.float32)}
+    result |= {key: np.zeros_like(both[key]) for key in wanted}
+    Verbs().pointwise_loss(a, targets, "squared_error", result)
+    memory.check()
+    for key, array in result.items():
+        assert np.array_equal(array, both[key])
+
+
+def test_a_unit_at_zero_is_on_the_side_of_targets_up_to_one_half():
+    a = np.array([[0.0], [0.0], [1.0], [1.0], [-1.0]], np.float32)
+    targets = np.array([[0.5], [0.6], [0.5], [0.6], [0.5]], np.float32)
+    result = {"row_loss": np.empty(5, np.float32), "correct": np.empty(5, np.uint8)}
+    Verbs().pointwise_loss(a, targets, "binary_cross_entropy", result)
+    assert result["correct"].tolist() == [1, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("name", POINTWISE_LOSSES)

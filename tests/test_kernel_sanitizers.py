@@ -30,7 +30,8 @@ from tests.test_kernel_updates import STORAGE, settings
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
 )
-SHAPES = [(1, 1), (7, 3), (65, 33), (3, 300), (150, 2), (40, 64)]
+# The first is the only one of rows enough for loops that are unrolled.
+SHAPES = [(200, 128), (1, 1), (7, 3), (65, 33), (3, 300), (150, 2), (40, 64)]
 # What has shared memory; the others' threads never meet and wait for the slow test.
 WITH_BARRIERS = (
     "activation_backward.cu", "column_sum.cu", "pointwise_loss.cu", "softmax_cross_entropy.cu",
@@ -116,7 +117,9 @@ def updates(verbs: Verbs, names: tuple[str, ...]) -> None:
 
 def gathers(verbs: Verbs, pairs: tuple[tuple[str, str], ...]) -> None:
     for source, out in pairs:
-        for (rows, cols), (shift, gap) in zip(SHAPES, [*LAYOUTS, (0, 0), (3, 1)], strict=True):
+        for (rows, cols), (shift, gap) in zip(
+            SHAPES, [*LAYOUTS, (2, 2), (0, 0), (3, 1)], strict=True
+        ):
             memory = Guarded()
             table = memory.empty((9, cols), DTYPES[source], shift=shift, gap=gap)
             result = memory.empty((rows, cols), DTYPES[out], shift=1, gap=gap)

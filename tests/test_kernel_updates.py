@@ -212,19 +212,23 @@ def test_prepare_update_gives_the_registrys_coefficients(name, compute):
         assert np.allclose(
             c[: len(own)], np.array(own, kind), rtol=2**-23 if compute == "f32" else 1e-15, atol=0
         )
+        assert not c[len(own) : DECAY].any()
         assert c[DECAY] == kind.type(1 - 0.01 * 0.1 if entry.decay == "decoupled" else 0.1)
         assert c[L2:].tolist() == [0.5, 1 / 1024, 1.0, 1.0]
         assert state.tolist() == [steps_done + 1, 0, 1024, 1]
         assert scaling.tolist() == [1024, 1 / 1024]
 
 
-def test_clipping_follows_pytorch_and_small_gradients_are_left_alone():
+@pytest.mark.parametrize(
+    ("clip", "norm2", "wanted"),
+    [(2.0, 16.0, 2.0 / (4.0 + 1e-6)), (2.0, 1.0, 1.0), (2.0, None, 1.0), (0.0, 16.0, 1.0)],
+)
+def test_clipping_follows_pytorch_and_small_gradients_are_left_alone(clip, norm2, wanted):
     c, scaling = np.empty(COEFFICIENTS, np.float32), np.empty(2, np.float32)
-    for norm2, wanted in ((16.0, 2.0 / (4.0 + 1e-6)), (1.0, 1.0)):
-        state = np.array([0.0, 0.0, 1.0, 0.0])
-        norm = np.array([norm2, 0.0], np.float32)
-        Verbs().prepare_update("adam", settings("adam", clip=2.0), state, norm, c, scaling)
-        assert c[GRADIENT_FACTOR] == np.float32(wanted)
+    state = np.array([0.0, 0.0, 1.0, 0.0])
+    norm = None if norm2 is None else np.array([norm2, 0.0], np.float32)
+    Verbs().prepare_update("adam", settings("adam", clip=clip), state, norm, c, scaling)
+    assert c[GRADIENT_FACTOR] == np.float32(wanted)
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_and_halves_the_scale():

@@ -1,21 +1,27 @@
-"""tools/mutants.py: mutants are made as it says, and a sample of them is killed."""
+"""tools/mutants: mutants are made as it says, its tables are those of its record, and a sample of the
+mutants is killed."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from tests import emulator
-from tools import mutants
+from tools.mutants import equivalent, report
+from tools.mutants.judge import SURVIVED, killer_of
+from tools.mutants.mutations import KERNELS, ROOT, Mutant, all_mutants, mutants_of, sample, users
+from tools.mutants.record import Record, Sources
 
-KERNELS = mutants.ROOT / "kernels"
+needs_compiler = pytest.mark.skipif(
+    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+)
 
 
 def lines_of(text: str, kind: str) -> set[str]:
-    return {m.after.strip() for m in mutants.mutants_of("x.cu", text) if m.kind == kind}
+    return {m.after.strip() for m in mutants_of("x.cu", text) if m.kind == kind}
 
 
 def test_one_place_of_one_line_is_changed():
@@ -55,48 +61,115 @@ def test_comments_directives_and_lines_for_gpu_compilers_are_left_alone():
             "c + d;",
         ]
     )
-    assert {m.line for m in mutants.mutants_of("x.cu", text)} == {7}
+    assert {m.line for m in mutants_of("x.cu", text)} == {7}
 
 
-def test_every_source_is_mutated_and_every_kernel_has_tests_of_its_values():
-    made = mutants.all_mutants(KERNELS)
-    with_code = {m.file for m in made}
+def test_every_source_is_mutated():
+    with_code = {m.file for m in all_mutants()}
     without = {p.relative_to(KERNELS).as_posix() for p in KERNELS.rglob("*.cu*")} - with_code
     assert without == {"include/entries.cuh"}
-    stems = {stem for names in mutants.VALUE_TESTS.values() for stem in names}
-    assert stems == {path.stem for path in KERNELS.glob("*.cu")}
-    users = mutants.users(KERNELS)
-    assert users["include/reduce.cuh"] >= {"accumulate", "pointwise_loss", "sum_of_squares"}
-    assert users["update.cu"] == {"update"}
-    for name in (*mutants.VALUE_TESTS, *mutants.OTHER_TESTS):
-        assert (mutants.ROOT / "tests" / name).is_file()
+    using = users(KERNELS)
+    assert set(using["include/reduce.cuh"]) >= {"accumulate.cu", "pointwise_loss.cu"}
+    assert using["update.cu"] == ["update.cu"]
 
 
 def test_a_sample_does_not_change_with_an_edit_elsewhere():
-    made = mutants.all_mutants(KERNELS)
-    chosen = mutants.sample(made, 20, seed=3)
+    made = all_mutants()
+    chosen = sample(made, 20, seed=3)
     others = [m for m in made if m not in chosen]
-    assert mutants.sample([*others[100:], *chosen], 20, seed=3) == chosen
-    assert mutants.sample(made, 20, seed=4) != chosen
+    assert sample([*others[100:], *chosen], 20, seed=3) == chosen
+    assert sample(made, 20, seed=4) != chosen
+
+
+def test_mutants_of_equal_lines_have_keys_of_their_own():
+    made = list(mutants_of("x.cu", "    x = a + b;\n    y = 1;\n    x = a + b;\n"))
+    assert len({m.key for m in made}) == len(made) > len({(m.before, m.after) for m in made})
 
 
 def test_every_equivalent_mutant_still_exists():
     """An entry whose line was edited says nothing any more."""
-    made = mutants.all_mutants(KERNELS)
-    stale = [
-        (file, old, new)
-        for file, old, new in mutants.EQUIVALENT
-        if not any(m.file == file and m.before.replace(old, new, 1) == m.after for m in made)
-    ]
-    assert stale == []
+    assert equivalent.stale(all_mutants()) == []
+
+
+# -- the record -----------------------------------------------------------------------------------
+
+KILLED = "tests/test_kernel_x.py::test_it[1-(2, 3)] (signal 11)"
+
+
+@pytest.fixture
+def sources() -> Sources:
+    made = Sources.__new__(Sources)
+    made.code, made.everything = {"x.cu": "c0"}, "t0"
+    made.functions = {"tests/test_kernel_x.py::test_it": "f0"}
+    return made
+
+
+def test_the_killer_is_the_name_without_how_it_ended():
+    assert killer_of(KILLED) == "tests/test_kernel_x.py::test_it[1-(2, 3)]"
+    assert killer_of(SURVIVED) == ""
+
+
+def test_a_verdict_stands_until_what_it_rests_on_changes(tmp_path, sources):
+    dead, alive = Mutant("x.cu", 1, "scale", "a * b", "a"), Mutant("x.cu", 2, "store", "c;", ";")
+    record = Record(tmp_path / "record.json")
+    record.keep(dead, KILLED, sources)
+    record.keep(alive, SURVIVED, sources)
+    again = Record(tmp_path / "record.json")
+
+    def standing() -> tuple[str, str]:
+        return again.standing(dead, sources), again.standing(alive, sources)
+
+    assert standing() == (KILLED, SURVIVED)
+    assert again.standing(replace(dead, line=7), sources) == KILLED, "the line has moved"
+    assert again.standing(replace(dead, after="b"), sources) == ""
+    sources.everything = "t1"
+    assert standing() == (KILLED, ""), "any test may kill a survivor"
+    sources.functions = {"tests/test_kernel_x.py::test_it": "f1"}
+    assert standing() == ("", "")
+    sources.functions, sources.everything = {"tests/test_kernel_x.py::test_it": "f0"}, "t0"
+    sources.code = {"x.cu": "c1"}
+    assert standing() == ("", "")
+
+
+def test_a_record_forgets_what_is_no_mutant_any_more(tmp_path, sources):
+    first, second = (Mutant("x.cu", n, "scale", f"a * {n}", "a") for n in range(2))
+    record = Record(tmp_path / "record.json")
+    record.keep(first, KILLED, sources)
+    record.keep(second, KILLED, sources)
+    record.forget_all_but([second])
+    assert (record.verdict(first), record.verdict(second)) == ("", KILLED)
+
+
+def test_the_tables_are_those_of_the_record():
+    """python -m tools.mutants --write makes them."""
+    record = Record()
+    assert report.README.read_text() == report.readme_with(report.README.read_text(), record)
+    assert report.LIST.read_text() == report.listing(record)
+
+
+# -- running them ---------------------------------------------------------------------------------
+
+
+def run_mutants(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.mutants", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-")
+@needs_compiler
 def test_a_sample_of_the_mutants_is_killed(capsys):
-    """At least 95 %: of so few, all."""
-    command = [sys.executable, "tools/mutants.py", "--sample", "8", "--seed", "0"]
-    result = subprocess.run(command, cwd=Path(mutants.ROOT), capture_output=True, text=True)
+    """At least 95 % of those that are not equivalent."""
+    result = run_mutants("--sample", "16", "--seed", "0")
     with capsys.disabled():
         print(f"\n{result.stdout}")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_mutant_whose_tests_are_turned_off_is_reported_as_a_survivor():
+    """The tool itself: what it calls killed, a test must have killed."""
+    result = run_mutants("--sample", "1", "--only", "accumulate", "--tests", "test_kernel_launch")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "SURVIVED" in result.stdout
+    assert "0 killed, 1 survived" in result.stdout

@@ -1,5 +1,5 @@
-"""python -m tools.mutants --all          every mutant that has no verdict yet, or one out of date
-python -m tools.mutants --sample 20     a seeded sample, whatever is on record
+"""python -m tools.mutants --all          what has no verdict yet or one out of date; the tables
+python -m tools.mutants --sample 20     a seeded sample of what is on record, killed again
 python -m tools.mutants                 what is on record, and how much of it is out of date
 
 --only and --kind choose files and kinds. Ctrl-C loses nothing: --all goes on from there.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.write(record)
         return 0
     if options.sample:
-        return _sample(sample(mutants, options.sample, options.seed), record, options)
+        known = [mutant for mutant in mutants if record.verdict(mutant)]
+        return _sample(sample(known or mutants, options.sample, options.seed), record, options)
     if not options.all:
         print(_status(mutants, record))
         return 0
@@ -47,6 +49,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--all", action="store_true", help="run and put on record")
+    parser.add_argument("--again", action="store_true", help="with --all: all are out of date")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="run so many, no record")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
@@ -54,7 +57,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tests", default="", metavar="TEXT", help="tests whose name contains it")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
-    parser.add_argument("--write", action="store_true", help="tables into tests/README.md and .md")
+    parser.add_argument("--write", action="store_true", help="the tables only, as --all does")
     return parser.parse_args(arguments)
 
 
@@ -65,10 +68,10 @@ def _status(mutants: Sequence[Mutant], record: Record) -> str:
 
 
 def _sample(mutants: Sequence[Mutant], record: Record, options: argparse.Namespace) -> int:
-    """Those that were killed are killed again; a survivor's word is taken."""
-    sources = Sources()
-    standing = {mutant: record.standing(mutant, sources) for mutant in mutants}
-    verdicts = {m: v for m, v in standing.items() if v and "::" not in v}
+    """Those that were killed are killed again; what the record says of the others is taken as it
+    is, since each of them would take all tests."""
+    recorded = {mutant: record.verdict(mutant) for mutant in mutants}
+    verdicts = {m: v for m, v in recorded.items() if v and "::" not in v}
     crew = Crew(options.jobs, options.tests)
     for mutant, verdict in crew.judge([m for m in mutants if m not in verdicts], record):
         verdicts[mutant] = verdict
@@ -85,17 +88,18 @@ def _all(
     options: argparse.Namespace,
 ) -> int:
     sources, stop = Sources(), time.time() + 60 * options.minutes
-    waiting = [mutant for mutant in mutants if not record.standing(mutant, sources)]
+    waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
     print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
     if waiting:
         crew = Crew(options.jobs, options.tests)
         sources = Sources(crew.copies[0].path)
-        results = crew.judge(waiting, record, baseline=crew.baseline(), stop=stop)
+        results = crew.judge(waiting, record, baseline=crew.baseline(sources), stop=stop)
         for mutant, verdict in results:
             record.keep(mutant, verdict, sources)
             print(shown(mutant, verdict), flush=True)
         crew.close()
     record.forget_all_but(everything)
+    report.write(record)
     return _outcome({mutant: record.verdict(mutant) for mutant in mutants})
 
 
@@ -113,4 +117,8 @@ def _outcome(verdicts: dict[Mutant, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

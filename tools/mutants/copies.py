@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.mutants.mutations import ROOT, Mutant
-from tools.mutants.worker import Reply
+from tools.mutants.worker import CPU_LIMIT, Reply
 
 COPIED = ("gpubackprop", "kernels", "tests", "tools")
 
@@ -26,7 +26,7 @@ class Copy:
     is still good then; a lock keeps two runs apart."""
 
     def __init__(self) -> None:
-        base = Path(tempfile.gettempdir()) / f"gpubackprop-mutants-{os.getuid()}"
+        base = Path(tempfile.gettempdir()).resolve() / f"gpubackprop-mutants-{os.getuid()}"
         base.mkdir(mode=0o700, exist_ok=True)
         for number in range(64):
             self._lock = (base / f"{number}.lock").open("w")
@@ -38,11 +38,12 @@ class Copy:
         else:
             raise SystemExit(f"error: all places for copies in {base} are taken")
         self.path, self.cache = base / str(number), base / f"{number}.cache"
-        self.kernels = self.path / "kernels"
+        self.kernels, self.original = self.path / "kernels", self.path / "original"
         shutil.rmtree(self.path, ignore_errors=True)
         for name in COPIED:
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, self.path / name, ignore=ignored)
+        shutil.copytree(ROOT / "kernels", self.original)
         shutil.copy2(ROOT / "pyproject.toml", self.path)
         self.cache.mkdir(mode=0o700, exist_ok=True)
 
@@ -91,17 +92,24 @@ class Worker:
         self._log = log
         self.tests: list[str] = self._receive()["tests"]
 
-    def run(self, tests: Sequence[str], *, to_the_end: bool = False) -> Reply:
-        """Run the tests in this order, up to the first that fails."""
+    def run(
+        self, tests: Sequence[str], limit: float = CPU_LIMIT, *, to_the_end: bool = False
+    ) -> Reply:
+        """Run the tests in this order, up to the first that fails or takes more than `limit`
+        seconds of processor time."""
         if not tests:
             return Reply()
-        request = {"tests": list(tests), "to_the_end": to_the_end}
+        request = {"tests": list(tests), "limit": limit, "to_the_end": to_the_end}
         print(json.dumps(request), file=self._requests, flush=True)
         return Reply(**self._receive())
 
     def close(self) -> None:
         self._requests.close()
         self._process.wait()
+
+    def kill(self) -> None:
+        """At once, with the tests that run."""
+        self._process.kill()
 
     def _receive(self) -> dict[str, Any]:
         line = self._replies.readline()

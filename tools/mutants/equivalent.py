@@ -31,11 +31,21 @@ class Equivalent(NamedTuple):
 
 
 SAME = "both branches give the same where the two sides are equal"
+EMPTY = "a pack that begins at the end is empty: nothing of it is read or written"
 ONE_BLOCK = "the grid is one block"
 
 TABLE = (
     Equivalent("activations.cuh", "x > C(40) ?", "x >= C(40) ?", SAME),
     Equivalent("activations.cuh", "(a > C(0) ? a : C(0)) +", "(a >= C(0) ? a : C(0)) +", SAME),
+    Equivalent("column_sum.cu", "STRIP_ROWS < strip.last ?", "STRIP_ROWS <= strip.last ?", SAME),
+    Equivalent("gather_rows.cu", "from < 0 ?", "from <= 0 ?", SAME),
+    Equivalent("gather_rows.cu", "j < 0 ?", "j <= 0 ?", SAME),
+    Equivalent("gather_rows.cu", "cols - j < E ?", "cols - j <= E ?", SAME),
+    Equivalent("gather_rows.cu", "j < cols;", "j <= cols;", EMPTY),
+    Equivalent("sum_of_squares.cu", "i < 0 ?", "i <= 0 ?", SAME),
+    Equivalent("sum_of_squares.cu", "count - i < E ?", "count - i <= E ?", SAME),
+    Equivalent("sum_of_squares.cu", "penalized - i < hi ?", "penalized - i <= hi ?", SAME),
+    Equivalent("sum_of_squares.cu", "SEQUENCE && i < count", "SEQUENCE && i <= count", EMPTY),
     Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
     Equivalent("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0", ONE_BLOCK),
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),

@@ -6,17 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from tests.emulator.module import EmulatorError, object_code
 from tools.mutants.copies import Copy
 from tools.mutants.mutations import Mutant, users
-from tools.mutants.worker import Reply
+from tools.mutants.worker import CPU_LIMIT, Reply
 
 SURVIVED = "survived"
 SAME_CODE = "same code"  # g++ -O2 makes the same of it, in every entry
 DOES_NOT_COMPILE = "does not compile"
 HOW = re.compile(r" \((time limit|memory limit|signal \d+|exit code \d+)\)$")
 SLOW = 1.0  # seconds without a mutant from which a test waits until the quick ones have passed
+QUICK_LIMIT = 3.0  # seconds of processor time for a quick one; longer is an endless loop
 NEIGHBOURS = 6  # tests that killed the mutants nearest in the file are tried first
 
 
@@ -70,23 +72,21 @@ class Judge:
         self.copy, self.order = copy, order
         self.kernels = users(copy.kernels)
         self.sources = users(copy.kernels, (copy.path / "tests" / "emulator").glob("*.cu"))
-        self._original = cache(lambda kernel: object_code(copy.kernels / kernel))
 
     def verdict(self, mutant: Mutant, first: str = "") -> str:
         """The test that kills it (and how, if not by failing), SURVIVED, SAME_CODE or
         DOES_NOT_COMPILE. `first`: a test to begin with."""
         kernels = self.kernels[mutant.file]
-        for kernel in kernels:  # made before the file is broken
-            self._original(kernel)
         quick, slow = self.order.for_mutant(mutant, self.sources[mutant.file])
-        if first in self.order.tests:
-            quick = list(dict.fromkeys([first, *quick]))
+        run = self.copy.worker.run
         with self.copy.broken(mutant):
-            reply = self.copy.worker.run(quick)
+            reply = run([first] if first in self.order.tests else [])
+            if not reply.failed:
+                reply = run(quick, QUICK_LIMIT if self.order.baseline else CPU_LIMIT)
             if not reply.failed and self._same_code(kernels):
                 return SAME_CODE
             if not reply.failed:
-                reply = self.copy.worker.run(slow)
+                reply = run(slow)
         if not reply.failed:
             return SURVIVED
         if reply.how == DOES_NOT_COMPILE:
@@ -97,11 +97,17 @@ class Judge:
     def _same_code(self, kernels: Sequence[str]) -> bool:
         try:
             return all(
-                object_code(self.copy.kernels / kernel) == self._original(kernel)
+                object_code(self.copy.kernels / kernel)
+                == _original_code(self.copy.original / kernel)
                 for kernel in kernels
             )
         except EmulatorError:
             return False  # one that no test compiles: the tests' gap
+
+
+@cache
+def _original_code(path: Path) -> bytes:
+    return object_code(path)
 
 
 def killer_of(verdict: str) -> str:

@@ -1,7 +1,8 @@
 """tests/mutants.json: what came of each mutant, so that a run does only what changed since.
 
-A verdict rests on the preprocessed text of the kernels that include the mutant's file (a comment
-changes nothing) and on the test that killed it; that of a survivor on all kernel tests.
+A verdict rests on the code of the mutant's file (a comment changes nothing) and on the test that
+killed it; that of a survivor on all kernels and kernel tests, unless it is listed as equivalent.
+What is not seen is that an edit of another file may save a mutant that was killed: `--again`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,9 +19,11 @@ from dataclasses import astuple, dataclass
 from datetime import date
 from pathlib import Path
 
+from tools.mutants.equivalent import reason_of
 from tools.mutants.judge import SAME_CODE, SURVIVED, killer_of
-from tools.mutants.mutations import ROOT, Mutant, users
+from tools.mutants.mutations import ROOT, Mutant
 
+SUPPORT = (".py", ".h", ".cu", ".cpp")
 PATH = ROOT / "tests" / "mutants.json"
 
 
@@ -30,14 +32,16 @@ class Sources:
 
     def __init__(self, root: Path = ROOT) -> None:
         kernels = root / "kernels"
-        text = {path.name: _preprocessed(path) for path in kernels.glob("*.cu")}
         self.code = {
-            file: _hash(*(text[kernel] for kernel in sorted(names)))
-            for file, names in users(kernels).items()
+            path.relative_to(kernels).as_posix(): _hash(_code(path))
+            for path in sorted(kernels.rglob("*.cu*"))
         }
         tests = sorted((root / "tests").glob("test_kernel_*.py"))
         support = sorted((root / "tests" / "emulator").rglob("*.*"))
-        self.tests = _hash(*(p.read_text() for p in [*tests, *support] if p.suffix != ".pyc"))
+        shared = _hash(*(path.read_text() for path in support if path.suffix in SUPPORT))
+        self.files = {f"tests/{path.name}": _hash(shared, path.read_text()) for path in tests}
+        self.kernels = _hash(*self.code.values())
+        self.everything = _hash(self.kernels, *self.files.values())
         self.functions = {
             f"tests/{path.name}::{node.name}": _hash(ast.unparse(node))
             for path in tests
@@ -45,16 +49,22 @@ class Sources:
             if isinstance(node, ast.FunctionDef)
         }
 
-    def tests_behind(self, verdict: str) -> str:
-        """The hash of the tests that a verdict rests on: the killer, all, or none."""
+    def behind(self, test: str) -> str:
+        """A hash of what a test without a mutant depends on."""
+        return _hash(self.files[test.partition("::")[0]], *self.code.values())
+
+    def rests_on(self, verdict: str) -> str:
+        """The hash of what else a verdict rests on."""
         if verdict == SURVIVED:
-            return self.tests
+            return self.everything
+        if verdict == SAME_CODE:
+            return self.kernels
         return self.functions.get(killer_of(verdict).partition("[")[0], "")
 
 
-def _preprocessed(path: Path) -> str:
-    command = ["g++", "-E", "-P", "-std=c++17", "-x", "c++", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _code(path: Path) -> str:
+    lines = (" ".join(line.partition("//")[0].split()) for line in path.read_text().splitlines())
+    return "\n".join(line for line in lines if line)
 
 
 def _hash(*texts: str) -> str:
@@ -63,11 +73,11 @@ def _hash(*texts: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One verdict on record. `code` and `tests` are hashes of what it rests on; the last three are
+    """One verdict on record. `code` and `other` are hashes of what it rests on; the last three are
     there where the report shows the mutant."""
 
     code: str
-    tests: str
+    other: str
     verdict: str
     line: int = 0
     before: str = ""
@@ -95,14 +105,16 @@ class Record:
         entry = self.entries.get(mutant.file, {}).get(mutant.key)
         if entry is None or entry.code != sources.code[mutant.file]:
             return ""
-        return entry.verdict if entry.tests == sources.tests_behind(entry.verdict) else ""
+        listed = entry.verdict == SURVIVED and reason_of(mutant.file, mutant.before, mutant.after)
+        stands = listed or entry.other == sources.rests_on(entry.verdict)
+        return entry.verdict if stands else ""
 
     def keep(self, mutant: Mutant, verdict: str, sources: Sources) -> None:
         """Another run may write to the same file: what it added stays."""
-        entry = Entry(sources.code[mutant.file], sources.tests_behind(verdict), verdict)
+        entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict)
         if verdict in (SURVIVED, SAME_CODE):
             shown = mutant.line, mutant.before.strip(), mutant.after.strip()
-            entry = Entry(entry.code, entry.tests, verdict, *shown)
+            entry = Entry(entry.code, entry.other, verdict, *shown)
         with self._latest():
             self.entries.setdefault(mutant.file, {})[mutant.key] = entry
             self.dates[mutant.file] = date.today().isoformat()

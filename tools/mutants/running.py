@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
 
 from tools.mutants.copies import Copy
 from tools.mutants.judge import Judge, Order, killer_of
 from tools.mutants.mutations import Mutant
-from tools.mutants.record import Record
+from tools.mutants.record import Record, Sources
 from tools.mutants.worker import Reply
 
 
@@ -26,9 +28,22 @@ class Crew:
         self.copies = [Copy() for _ in range(jobs)]
         self.tests = [test for test in self.copies[0].worker.tests if tests in test]
 
-    def baseline(self) -> Reply:
-        """All tests without a mutant: what each takes and compiles. They must pass."""
-        return self._must_pass(self.tests)
+    def baseline(self, sources: Sources) -> Reply:
+        """All tests without a mutant: what each takes and uses. They must pass. What is known from
+        a run before is not run again until a kernel or the test's file changes."""
+        kept = self.copies[0].cache / "baseline.json"
+        known = json.loads(kept.read_text()) if kept.exists() else {}
+        mark = {test: sources.behind(test) for test in self.tests}
+        new = [test for test in self.tests if known.get(test, [""])[0] != mark[test]]
+        for _, tests in groupby(new, lambda test: test.partition("::")[0]):
+            reply = self._must_pass(list(tests))
+            for test, seconds in reply.seconds.items():
+                known[test] = [mark[test], seconds, reply.sources[test]]
+            kept.write_text(json.dumps(known))
+        return Reply(
+            seconds={test: known[test][1] for test in self.tests},
+            sources={test: known[test][2] for test in self.tests},
+        )
 
     def check_killers(self, verdicts: Sequence[str]) -> None:
         """Tests that killed must pass without a mutant; else their verdicts are worth nothing."""
@@ -58,13 +73,15 @@ class Crew:
                 free.put(judge)
 
         with ThreadPoolExecutor(len(self.copies)) as pool:
-            waiting = [pool.submit(one, mutant) for mutant in mutants]
             try:
-                for future in as_completed(waiting):
+                for future in as_completed([pool.submit(one, mutant) for mutant in mutants]):
                     if (result := future.result()) is not None:
                         yield result
-            finally:
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for copy in self.copies:
+                    copy.worker.kill()
+                raise
 
     def close(self) -> None:
         for copy in self.copies:

@@ -3,13 +3,14 @@
     python -m tools.mutants.worker REQUESTS REPLIES
 
 in a copy of the tree, with two inherited pipes of JSON lines: a request is `{"tests": [...],
-"to_the_end": false}` with each test once, its reply a `Reply`. The kernels may change between two
-requests: only the children read them. A child compiles entry by entry, as launches need them.
+"limit": 10.0, "to_the_end": false}` with each test once, its reply a `Reply`. The kernels may
+change between two requests: only the children read them. A child compiles entry by entry.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -24,9 +25,10 @@ from typing import Any
 
 import pytest
 
-CPU_LIMIT = 8.0  # seconds of one test, compilers not counted; without a mutant it takes 2 at most
+CPU_LIMIT = 10.0  # seconds of one test, compilers not counted; the longest takes 3
 WALL_LIMIT = 300.0  # seconds of one test, whatever it waits for
 MEMORY_LIMIT = 6 << 30  # bytes; a broken index in a sparse map of 100 GiB can take it all
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: the signal that follows the parent's end
 COMPILERS = ("g++", "cc1plus", "as", "collect2", "ld")
 # Each has its own stacks, 512 mappings or more; a process has 65,530 (vm.max_map_count).
 LIBRARIES = 32
@@ -66,7 +68,7 @@ class Server:
         self._reply({"tests": list(self.items)})
         for line in self.requests:
             request = json.loads(line)
-            self._reply(asdict(self._serve(request["tests"], request["to_the_end"])))
+            self._reply(asdict(self._serve(**request)))
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -78,44 +80,47 @@ class Server:
     def _reply(self, message: dict[str, Any]) -> None:
         print(json.dumps(message), file=self.replies, flush=True)
 
-    def _serve(self, names: list[str], to_the_end: bool) -> Reply:
+    def _serve(self, tests: list[str], limit: float, to_the_end: bool) -> Reply:
         """In as many children as it takes, see LIBRARIES."""
         whole = Reply()
-        while names and not (whole.failed and not to_the_end):
-            part = self._serve_a_part(names, to_the_end)
+        while tests and not (whole.failed and not to_the_end):
+            part = self._serve_a_part(tests, limit, to_the_end)
             whole.seconds |= part.seconds
             whole.sources |= part.sources
             if part.failed and not whole.failed:
                 whole.failed, whole.how, whole.message = part.failed, part.how, part.message
             if part.failed and part.failed not in part.seconds:
                 break  # the child did not survive it
-            names = names[len(part.seconds) :]
+            if not part.seconds:
+                raise RuntimeError(f"no test was begun: {part.how}")
+            tests = tests[len(part.seconds) :]
         return whole
 
-    def _serve_a_part(self, names: list[str], to_the_end: bool) -> Reply:
+    def _serve_a_part(self, tests: list[str], limit: float, to_the_end: bool) -> Reply:
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 os.close(read)
-                self._run_tests(names, to_the_end, write)
+                self._run_tests(tests, to_the_end, write)
                 os._exit(0)
             finally:
                 os._exit(98)
         os.close(write)
         try:
-            return Watch(pid, read).reply()
+            return Watch(pid, read, limit).reply()
         finally:
             os.close(read)
 
-    def _run_tests(self, names: list[str], to_the_end: bool, events: int) -> None:
+    def _run_tests(self, tests: list[str], to_the_end: bool, events: int) -> None:
         """In the child."""
         os.setsid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         self._compile_entry_by_entry()
-        for name in names:
+        for name in tests:
             os.write(events, json.dumps({"begun": name}).encode() + b"\n")
             self.failure, self.used = None, set()
             item = self.items[name]
@@ -147,7 +152,7 @@ class Server:
         def noted_create(module: Any, source: str | Path, *args: Any, **options: Any) -> None:
             sources[id(module)] = str(source)
             self.used.add(str(source))
-            self.libraries += 1
+            self.libraries += options.get("load", True)
             create(module, source, *args, **options)
 
         def noted_call(module: Any, *args: Any, **options: Any) -> None:
@@ -160,8 +165,8 @@ class Server:
 class Watch:
     """Reads the events of a child until it ends, and ends it at a limit."""
 
-    def __init__(self, pid: int, events: int) -> None:
-        self.pid, self.events = pid, events
+    def __init__(self, pid: int, events: int, cpu_limit: float) -> None:
+        self.pid, self.events, self.cpu_limit = pid, events, cpu_limit
         self.result = Reply()
         self.running = ""
         self.since = self.cpu_before = 0.0
@@ -202,7 +207,7 @@ class Watch:
         if not self.running:
             return ""
         waited = time.monotonic() - self.since
-        over = waited > CPU_LIMIT and self._cpu_seconds() - self.cpu_before > CPU_LIMIT
+        over = waited > self.cpu_limit < self._cpu_seconds() - self.cpu_before
         if over or waited > WALL_LIMIT:
             return "time limit"
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
