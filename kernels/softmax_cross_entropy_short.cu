@@ -118,10 +118,11 @@ template <class T, bool GENERAL> struct ShortRow {
             for (int k = lane; k < cols; k += lanes) z[k] = narrow<T>(C(0));
         } else if constexpr (GENERAL) {
             C log_sum = p.log_output ? ::log(outcome.all.sum) : C(0);
-            C inverse = p.soft_cap == C(0) ? C(0) : C(1) / p.soft_cap;
+            C inverse = C(1) / p.soft_cap;
             for (int k = lane; k < cols; k += lanes) {
                 C value = logit(k);
-                C d = ::fma(x.of(value), share, -tau(k) * target.factor) * cap_slope(value, inverse);
+                C d = ::fma(x.of(value), share, -tau(k) * target.factor);
+                if (p.soft_cap != C(0)) d *= cap_slope(value, inverse);
                 z[k] = narrow<T>(p.log_output ? value - outcome.origin - log_sum : d);
             }
         } else {

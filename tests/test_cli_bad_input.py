@@ -131,7 +131,7 @@ def test_an_option_of_another_optimizer_or_schedule_is_wrong_usage(arguments, sa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--hidden", "4", "--activation", "relu,tanh"), "2 activations but --hidden has 1 layer"),
+        (("--hidden", "4", "--activation", "relu,tanh"), "2 values but --hidden has 1 layer"),
         (("--optimizer-option", "beta2=2"), "beta2"),
         (("--device", "gpu"), "'gpu' is not a device"),
         (("--hidden", "99999999,99999999"), "out of memory"),

@@ -236,7 +236,7 @@ def test_offsets_beyond_32_bits_in_every_matrix_kernel():
     for a, b in ((np.array([0, 69, 5]), np.array([0, 69, 5])), (y, values)):
         verbs.softmax_cross_entropy(x, a, far)
         verbs.softmax_cross_entropy(values, b, close)
-        assert np.array_equal(z, near)
+        assert np.allclose(z, near, rtol=0, atol=1e-6), "rows without gaps have another kernel"
     rows = np.array([2, 0, 1])
     verbs.gather_rows(x, rows, z)
     assert np.array_equal(z, values[rows])

@@ -38,13 +38,14 @@ def test_a_thread_of_a_column_sum_starts_afresh_after_16_rows():
 
 
 @pytest.mark.parametrize("cols", [1, 5])
-def test_a_thread_of_the_second_stage_starts_afresh_after_16_rows(cols):
+def test_the_second_stage_loses_nothing_of_what_is_small_beside_the_first_row(cols):
     threads = 64
     partial, out = np.ones((TERMS * threads, cols), np.float32), np.empty(cols, np.float32)
     partial[0] = LARGE
     numbers = np.int64(len(partial)), np.int64(cols), None, np.int32(0)
     run_alone("column_sum.cu", "column_sum_finish_f32", (8, threads), partial, out, *numbers)
-    assert out.tolist() == [LARGE + TERMS - SEQUENCE + (threads - 1) * TERMS] * cols
+    exact = LARGE + TERMS * threads - 1  # ones added to LARGE one by one would all be lost
+    assert np.abs(out - exact).max() <= np.spacing(np.float32(LARGE))
 
 
 def test_a_thread_of_a_sum_of_squares_starts_afresh_after_16_packs():

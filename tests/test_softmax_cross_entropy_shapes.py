@@ -114,25 +114,29 @@ def layouts(z):
 @pytest.mark.parametrize("classes", [5, 33, 300])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16], ids=lambda d: d.__name__)
 def test_any_memory_layout_of_the_logits_gives_the_same_result(classes, dtype):
+    """Bit for bit on the host; on a GPU another layout may take another form of the kernel."""
     z, t = problem(150, classes, dtype)
     loss, delta = softmax_cross_entropy(z, t)
+    unit = np.finfo(dtype).eps * abs(delta).max() * ways.by_way(1, 4)
     for name, view in layouts(z):
         before = np.array(view)
         got_loss, got_delta = softmax_cross_entropy(view, t)
         np.testing.assert_allclose(
             got_loss, loss, rtol=2e-7 if dtype != np.float64 else 1e-14, err_msg=name
         )
-        np.testing.assert_allclose(
-            got_delta, delta, rtol=0, atol=np.finfo(dtype).eps * abs(delta).max(), err_msg=name
-        )
+        np.testing.assert_allclose(got_delta, delta, rtol=0, atol=unit, err_msg=name)
         np.testing.assert_array_equal(view, before, err_msg=f"{name}: the logits were changed")
         if not isinstance(view, list) and view.flags.writeable and view.dtype == dtype:
             softmax_cross_entropy(view, t, out=view)
-            np.testing.assert_array_equal(view, got_delta, err_msg=f"{name}, in place")
+            np.testing.assert_allclose(
+                view, got_delta, rtol=0, atol=ways.by_way(0, unit), err_msg=f"{name}, in place"
+            )
         for other, out in layouts(np.zeros_like(z)):
             if isinstance(out, np.ndarray) and out.flags.writeable and out.dtype == dtype:
                 softmax_cross_entropy(z, t, out=out)
-                np.testing.assert_array_equal(out, delta, err_msg=f"out: {other}")
+                np.testing.assert_allclose(
+                    out, delta, rtol=0, atol=ways.by_way(0, unit), err_msg=f"out: {other}"
+                )
 
 
 def test_writing_into_a_wide_view_leaves_its_surroundings_alone():

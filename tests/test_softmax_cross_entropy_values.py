@@ -205,6 +205,8 @@ def test_16_bit_logits_give_a_float32_loss_and_a_delta_rounded_once(name, classe
         # one rounding (1/2) after an error of a few float32 epsilons of the row's terms of size 1
         by_row = ulps(delta.astype(np.float64), oracle[1], dtype, "elements")
         assert by_row <= 0.51 or np.abs(delta.astype(np.float64) - oracle[1]).max() < 2.0**-11
+        if not ways.on_host():  # 16 bits have an exponential of their own there
+            continue
         wide = softmax_cross_entropy(z.astype(np.float32), t, reduction="none", **options)
         np.testing.assert_array_equal(loss, wide[0])
         np.testing.assert_array_equal(

@@ -261,12 +261,12 @@ template <class T, bool GENERAL> struct RowPacks {
         if constexpr (GENERAL) {
             Values tau;
             if (p.spread()) taus(pack, tau);
-            C inverse = p.soft_cap == C(0) ? C(0) : C(1) / p.soft_cap;
+            C inverse = C(1) / p.soft_cap;
 #pragma unroll
             for (int e = 0; e < E; ++e) {
                 d[e] = x.of(v[e]) * share;
                 if (p.spread()) d[e] -= tau[e] * target.factor;
-                d[e] *= cap_slope(v[e], inverse);
+                if (p.soft_cap != C(0)) d[e] *= cap_slope(v[e], inverse);
                 if (p.log_output) d[e] = v[e] - outcome.origin - log_sum;
             }
         } else {
