@@ -14,7 +14,7 @@ from unittest.mock import patch
 import numpy as np
 
 from gpubackprop.backends.cupy.launcher import PARAMETERS, Launcher
-from gpubackprop.cli import parity
+from gpubackprop.cli import parity, parity_cases
 from tools.gpu.common import cuda_backend, write_json
 
 
@@ -32,7 +32,7 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
     with patch.object(Launcher, "bind", counting):
         types = parity.dtypes()
         for name in [name for name in types if name != "float64"]:
-            for case in parity.cases(short=True):
+            for case in parity_cases.cases(short=True):
                 if name == "float32" or case.operation not in parity.FULL_PRECISION:
                     _run(backend, case, types[name])
         for _ in parity.training_results(backend.device, short=True):
@@ -41,7 +41,7 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
     return kernels, entries
 
 
-def _run(backend: Any, case: parity.Case, dtype: np.dtype) -> None:
+def _run(backend: Any, case: parity_cases.Case, dtype: np.dtype) -> None:
     """The case as it is, and with its matrices in the middle of wider ones."""
     arrays = parity.cast(case, dtype)
     case.emit(backend, **{key: backend.asarray(array) for key, array in arrays.items()})
