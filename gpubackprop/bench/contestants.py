@@ -29,7 +29,8 @@ class Contestant:
     name : as shown. module : of this package, with ``place`` and ``setup``.
     kinds : "cpu", "cuda" or both. ops : what it is set up for; None for everything.
     group : what ``--peers`` calls it; "" for what always takes part.
-    slow : takes part in key cases only: it compiles for seconds.
+    slow : takes part in key cases only, with all threads: it compiles for seconds.
+    plain : takes part in cases without a variant only.
     distribution : whose version is recorded.
     """
 
@@ -40,11 +41,14 @@ class Contestant:
     group: str = ""
     slow: bool = False
     distribution: str = ""
+    plain: bool = False
 
     def takes_part(self, case: Case, device: str, peers: frozenset[str]) -> bool:
         """Whether it is asked to do this case on "cpu" or "cuda:N"."""
         kind = device.partition(":")[0]
         if kind not in self.kinds or (self.ops is not None and case.op not in self.ops):
+            return False
+        if self.plain and case.variant:
             return False
         return not self.group or (self.group in peers and (case.key or not self.slow))
 
@@ -57,7 +61,8 @@ CONTESTANTS = (
     Contestant(LIMIT, "limits", _BOTH, TORCH_OPS - {"cold_start"}),
     Contestant("NumPy by hand", "expressions", ("cpu",)),
     Contestant(
-        "NumPy by hand, two exps", "expressions", ("cpu",), frozenset({"softmax_cross_entropy"})
+        "NumPy by hand, two exps", "expressions", ("cpu",), frozenset({"softmax_cross_entropy"}),
+        plain=True,
     ),
     Contestant("torch eager", "torch_peer", _BOTH, TORCH_OPS, "torch", distribution="torch"),
     Contestant(
@@ -68,7 +73,7 @@ CONTESTANTS = (
         "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch"
     ),
     Contestant(
-        "torch.compile max-autotune", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch"
+        "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True, "torch"
     ),
     Contestant(
         "Liger", "torch_peer", ("cuda",), frozenset({"softmax_cross_entropy"}), "liger",

@@ -26,7 +26,6 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.errors import GpubackpropError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-REFERENCES = ("NumPy by hand", "cupy_arrays")  # take part wherever ours does
 COLD_ROUNDS = 3
 
 
@@ -99,12 +98,14 @@ class Plan:
     Attributes
     ----------
     rounds : timed rounds, after one that warms up. seconds : length of a round of one contestant.
-    peers : groups of peers that take part. small : sizes of the limits for trying out.
+    peers : groups of peers that take part. threads : all that there are; the slow peers do not
+        take part with fewer. small : sizes of the limits for trying out.
     """
 
     rounds: int = 7
     seconds: float = 0.08
     peers: frozenset[str] = frozenset()
+    threads: int = 1
     small: bool = False
 
 
@@ -183,7 +184,9 @@ class Harness:
     def run_case(self, case: Case, device: str, threads: int) -> list[Row]:
         """Every contestant of `case` that is installed and right, timed; the others with a note."""
         names = [
-            one.name for one in CONTESTANTS if one.takes_part(case, device, self.plan.peers)
+            one.name for one in CONTESTANTS
+            if one.takes_part(case, device, self.plan.peers)
+            and not (one.slow and device == "cpu" and threads < self.plan.threads)
         ]  # fmt: skip
         if case.op == "cold_start":
             rows = {name: _row(case, name, device, threads) for name in names}
@@ -242,7 +245,8 @@ class Harness:
     def _cold(self, case: Case, row: Row) -> Iterator[Row]:
         """Import, and the first steps with all that precedes them, each time in a new process."""
         found: dict[str, list[float]] = {"import": [], "first": []}
-        for _ in range(1 if self.plan.small else COLD_ROUNDS):
+        once = self.plan.small or BY_NAME[row.contestant].slow
+        for _ in range(1 if once else COLD_ROUNDS):
             answer = _cold_process(case, row, self.plan)
             row.note = answer.get("wrong", "")
             row.error = answer.get("error")
@@ -342,8 +346,3 @@ def run_all(
             rows[0].note = f"not measured: {error}"
         done(rows)
     return []
-
-
-def installed(peers: frozenset[str]) -> list[str]:
-    """Names of the peers of these groups."""
-    return [one.name for one in BY_NAME.values() if one.group in peers]
