@@ -26,6 +26,7 @@ from gpubackprop.bench import table
 from gpubackprop.bench.contestants import peer_groups
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.bench.shapes import SIZES
+from gpubackprop.errors import GpubackpropError, OptionError
 
 RESULTS = Path(__file__).parent / "results"
 SCRIPTS = ("benchmarks.bench_sklearn", "benchmarks.bench_torch")
@@ -33,6 +34,14 @@ SCRIPTS = ("benchmarks.bench_sklearn", "benchmarks.bench_torch")
 
 def main(arguments: list[str] | None = None) -> int:
     args = _arguments(arguments)
+    try:
+        return run(args)
+    except GpubackpropError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, OptionError) else 1
+
+
+def run(args: argparse.Namespace) -> int:
     name, reason = devices.choose(args.device)
     threads = tuple(args.threads or sorted({1, probe_cpu().cores}))
     settings = Settings(

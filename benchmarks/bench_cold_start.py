@@ -13,7 +13,9 @@ def bench_cold_start(backend, benchmark, request):
     if backend == "cupy_raw" and device == "cpu":
         pytest.skip(f"needs a GPU: {reason}")
     size = request.config.getoption("--size")
-    (case, *_) = [case for case in cases("smoke" if size == "smoke" else "full") if case.op == "cold_start"]
+    (case, *_) = [
+        case for case in cases("smoke" if size == "smoke" else "full") if case.op == "cold_start"
+    ]
     benchmark.group = case.name
     with Harness(Plan(small=True)) as harness:
         rows = benchmark.pedantic(harness.run_case, (case, device, 1), rounds=1)

@@ -192,10 +192,8 @@ def shares(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     values = np.array([row.share for row in found], float)
     spread = np.array([[row.share_p20 or row.share, row.share_p80 or row.share] for row in found])
     axes.barh(
-        range(len(found)), values, xerr=np.abs(spread.T - values), color=[
-            COLORS[0] if row.limit == "copy" else COLORS[1] if row.limit == "products" else COLORS[2]
-            for row in found
-        ], ecolor="#444444", height=0.7,
+        range(len(found)), values, xerr=np.abs(spread.T - values), height=0.7, ecolor="#444444",
+        color=[COLORS[("copy", "products", "read").index(row.limit)] for row in found],
     )  # fmt: skip
     many = len({row.device for row in found}) > 1
     names = [row.case + (f", {place(row)}" if many else "") for row in found]

@@ -51,12 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def newest(results: Path) -> list[Record]:
     """Of each machine: what was measured on its last day, one record."""
-    found = by_machine([records.load(path) for path in sorted(results.glob("*/*.json"))])
-    return found
+    return by_machine([records.load(path) for path in sorted(results.glob("*/*.json"))])
 
 
 def by_machine(loaded: list[Record]) -> list[Record]:
-    """One record for each machine: of its newest day, later runs replacing cases of earlier ones."""
+    """One record for each machine: its newest day, later runs replacing cases of earlier."""
     machines: dict[str, Record] = {}
     for record in sorted(loaded, key=lambda record: (record["date"], record.get("time", ""))):
         card = records.card(record)
@@ -84,8 +83,8 @@ def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
     page.write_text("\n".join(text) + "\n", encoding="utf-8")
     written.append(page)
     if readme.exists():
-        readme.write_text(with_section(readme.read_text(encoding="utf-8"), section(found, written)),
-                          encoding="utf-8")  # fmt: skip
+        new = with_section(readme.read_text(encoding="utf-8"), section(found, written))
+        readme.write_text(new, encoding="utf-8")
         written.append(readme)
     return written
 
@@ -95,8 +94,8 @@ def section(found: list[Record], written: list[Path]) -> str:
     text: list[str] = []
     for record in found:
         card = records.card(record)
-        shown = [path for path in written
-                 if path.stem in (f"benchmark_{card}_peers", f"benchmark_{card}_batch")]  # fmt: skip
+        stems = {f"benchmark_{card}_{title}" for title in ("peers", "batch")}
+        shown = [path for path in written if path.stem in stems]
         text += [tables.machine(record), "", tables.key_table(record), ""]
         goals = tables.goals(record)
         text += [goals, ""] if goals else []

@@ -11,6 +11,10 @@ from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.shapes import cases
 
 Record = dict[str, Any]
+PACKAGES = {
+    "numpy": "NumPy", "torch": "PyTorch", "scikit-learn": "scikit-learn", "jax": "JAX",
+    "thinc": "thinc", "liger-kernel": "Liger", "cupy-cuda12x": "CuPy", "cupy-cuda13x": "CuPy",
+}  # fmt: skip
 
 
 def ours(rows: list[Row]) -> list[Row]:
@@ -22,12 +26,8 @@ def machine(record: Record) -> str:
     """Where and when it was measured, in a sentence."""
     versions = record["versions"]
     packages = ", ".join(
-        f"{name} {versions[key]}"
-        for name, key in (("NumPy", "numpy"), ("PyTorch", "torch"), ("scikit-learn", "scikit-learn"),
-                          ("JAX", "jax"), ("thinc", "thinc"), ("Liger", "liger-kernel"),
-                          ("CuPy", "cupy-cuda13x"), ("CuPy", "cupy-cuda12x"))
-        if key in versions
-    )  # fmt: skip
+        f"{name} {versions[key]}" for key, name in PACKAGES.items() if key in versions
+    )
     cpu, gpu = record["cpu"], record["gpu"]
     where = f"{cpu['model']}, {cpu['cores']} cores, {cpu['blas']}"
     if gpu:
@@ -49,9 +49,8 @@ def key_table(record: Record) -> str:
     order = list(dict.fromkeys(row.case for row in rows))
     for row in sorted(ours(rows), key=lambda row: (order.index(row.case), row.device, row.threads)):
         by_name = {other.contestant: other for other in rows if _same(other, row)}
-        cells = [
-            row.case, place(row), f"{table.time_text(row.seconds or 0)} ({_noise(row)})", _share(row)
-        ]  # fmt: skip
+        time = f"{table.time_text(row.seconds or 0)} ({_noise(row)})"
+        cells = [row.case, place(row), time, _share(row)]
         cells += [_ratio(by_name.get(name)) for name in names]
         lines.append(_cells(cells))
     return "\n".join(lines)
@@ -100,9 +99,10 @@ def goals(record: Record) -> str:
     missed = [row for row in rows if (row.ratio or 0) > (row.goal or 0)]
     if not rows:
         return ""
-    lines = [f"Goals on a CPU: {len(rows) - len(missed)} of {len(rows)} met."]
+    lines = [f"Goals on a CPU: {len(rows) - len(missed)} of {len(rows)} met.", ""]
     lines += [
-        f"- {row.case}, {place(row)}: {row.ratio:.2f} of {row.contestant}, goal {row.goal:.2f}"
+        f"- Not met: {row.case}, {place(row)}: {row.ratio:.2f} of {row.contestant}, "
+        f"goal {row.goal:.2f}"
         for row in missed
     ]
     return "\n".join(lines)

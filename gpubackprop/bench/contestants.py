@@ -57,7 +57,7 @@ _BOTH = ("cpu", "cuda")
 CONTESTANTS = (
     Contestant("numpy", "ours", ("cpu",)),
     Contestant("cupy_raw", "ours", ("cuda",)),
-    Contestant("cupy_arrays", "expressions", ("cuda",)),
+    Contestant("cupy_arrays", "expressions", ("cuda",), TORCH_OPS),
     Contestant(LIMIT, "limits", _BOTH, TORCH_OPS - {"cold_start"}),
     Contestant("NumPy by hand", "expressions", ("cpu",)),
     Contestant(
@@ -73,7 +73,8 @@ CONTESTANTS = (
         "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch"
     ),
     Contestant(
-        "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True, "torch"
+        "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True,
+        "torch",
     ),
     Contestant(
         "Liger", "torch_peer", ("cuda",), frozenset({"softmax_cross_entropy"}), "liger",

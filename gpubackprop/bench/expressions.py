@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import problems
-from gpubackprop.bench.operations import five_lines_two_exps
+from gpubackprop.bench.losses import five_lines_two_exps
 from gpubackprop.bench.places import CupyPlace, Place, Work
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import StepData, by_hand

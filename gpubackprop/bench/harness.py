@@ -7,6 +7,7 @@ meant to be compared.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -122,23 +123,32 @@ class Process:
 
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
         """Its answer; {"missing": ...} where it has died."""
+        self.tell(what, **values)
+        return self.answer()
+
+    def tell(self, what: str, **values: Any) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `answer` reports it
             self._process.stdin.write(json.dumps({"do": what, **values}) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             return {"missing": f"its process ended with code {self._process.wait()}; see above"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def close(self) -> None:
-        if self._process.poll() is None:
+        if not self.ended:
             assert self._process.stdin is not None
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
@@ -173,7 +183,7 @@ class Harness:
 
     def process(self, contestant: str, device: str, threads: int) -> Process:
         key = (contestant, device, threads)
-        if key not in self._processes:
+        if key not in self._processes or self._processes[key].ended:
             self._processes[key] = Process(contestant, device, threads, self.plan)
         return self._processes[key]
 
@@ -194,26 +204,43 @@ class Harness:
         problem = problems.get(case.op)
         rows = {name: _row(case, name, device, threads) for name in names}
         for row in rows.values():
-            row.bytes, row.flops, row.limit = problem.bytes(case), problem.flops(case), problem.limit
+            row.bytes, row.flops, row.limit = (
+                problem.bytes(case),
+                problem.flops(case),
+                problem.limit,
+            )
         try:
-            graphs = {name: self._prepare(case, row) for name, row in rows.items()}
-            timed = {name: graph for name, graph in graphs.items() if not rows[name].note}
-            self._rounds(timed, rows)
+            self._rounds(self._prepare(case, rows), rows)
         finally:
             for name in names:
                 self.process(name, device, threads).ask("drop")
         summarise(rows, OURS[device.partition(":")[0]])
         return list(rows.values())
 
-    def _prepare(self, case: Case, row: Row) -> bool:
-        """Set up and check one contestant; whether it has a CUDA graph."""
-        process = self.process(row.contestant, row.device, row.threads)
-        answer = process.ask("prepare", case=asdict(case))
-        row.error = answer.get("error")
-        if "missing" in answer:
-            row.note = f"not measured: {answer['missing']}"
-        row.note = answer.get("wrong", row.note)
-        return bool(answer.get("replay"))
+    def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, bool]:
+        """Set up and check everybody: who can be timed, and whether there is a CUDA graph.
+
+        Side by side, but for those who time things while they set up.
+        """
+        alone = [name for name in rows if BY_NAME[name].slow or name == LIMIT]
+        together = [name for name in rows if name not in alone]
+        timed: dict[str, bool] = {}
+        for group in (together, *([name] for name in alone)):
+            processes = [
+                self.process(rows[name].contestant, rows[name].device, rows[name].threads)
+                for name in group
+            ]
+            for process in processes:
+                process.tell("prepare", case=asdict(case))
+            for name, process in zip(group, processes, strict=True):
+                answer, row = process.answer(), rows[name]
+                row.error = answer.get("error")
+                if "missing" in answer:
+                    row.note = f"not measured: {answer['missing']}"
+                row.note = answer.get("wrong", row.note)
+                if not row.note:
+                    timed[name] = bool(answer.get("replay"))
+        return {name: timed[name] for name in rows if name in timed}
 
     def _rounds(self, timed: dict[str, bool], rows: dict[str, Row]) -> None:
         modes = [(name, False) for name in timed]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import problems
-from gpubackprop.bench.operations import IGNORED, entropy_options
+from gpubackprop.bench.losses import IGNORED, entropy_options
 from gpubackprop.bench.places import JaxPlace, Place, Work
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case

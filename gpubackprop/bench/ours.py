@@ -9,7 +9,7 @@ import numpy as np
 from gpubackprop import backends, ops, optimizers
 from gpubackprop.backends import Total
 from gpubackprop.bench import problems
-from gpubackprop.bench.operations import entropy_options
+from gpubackprop.bench.losses import entropy_options
 from gpubackprop.bench.places import CupyPlace, Place, Work
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData

@@ -1,4 +1,4 @@
-"""Clocks: the time of work on the host, by CUDA events of CuPy or PyTorch, or by waiting for JAX."""
+"""Clocks: time on the host, by CUDA events of CuPy or PyTorch, or by waiting for JAX."""
 
 from __future__ import annotations
 

@@ -175,15 +175,6 @@ def _parts(found: Array, wanted: Array, block: int | None) -> Iterator[tuple[Any
         yield part, wanted[: len(part)] if block else wanted[start : start + step]
 
 
-def scratch(case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """The results that a loss fills."""
-    rows = case.shape[:1]
-    return {
-        "loss": ((), compute(case)), "row_loss": (rows, compute(case)),
-        "scale": (rows, compute(case)), "delta": (case.shape, storage(case)),
-    }  # fmt: skip
-
-
 def count(case: Case) -> int:
     return int(np.prod(case.shape, dtype=np.int64))
 

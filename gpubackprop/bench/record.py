@@ -53,7 +53,7 @@ def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the checkout that runs, with "-changed" where files differ; "" for an installed package."""
+    """Of the checkout that runs, with "-changed" where files differ; "" for an installed one."""
     if not (ROOT / ".git").exists():
         return ""
     found = _output("git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD").strip()

@@ -7,6 +7,7 @@ stopped by its budget.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -204,7 +205,7 @@ def products(case: Case) -> list[tuple[int, int, int]]:
     if case.op != "training_step":
         return []
     batch, *widths = case.shape
-    layers = list(zip(widths, widths[1:], strict=False))
+    layers = list(itertools.pairwise(widths))
     forward = [(batch, i, o) for i, o in layers]
     weights = [(o, batch, i) for i, o in layers]
     hidden = [(batch, o, i) for i, o in layers[1:]]
@@ -212,7 +213,7 @@ def products(case: Case) -> list[tuple[int, int, int]]:
 
 
 def parameter_count(widths: tuple[int, ...]) -> int:
-    return sum(i * o + o for i, o in zip(widths, widths[1:], strict=False))
+    return sum(i * o + o for i, o in itertools.pairwise(widths))
 
 
 def elements(case: Case) -> int:

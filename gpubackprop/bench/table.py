@@ -22,9 +22,7 @@ def time_text(seconds: float) -> str:
     >>> time_text(0.00123456), time_text(2.5), time_text(1.5e-05)
     ('1.23 ms', '2.5 s', '15 us')
     """
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            break
+    unit, size = ("us", 1e-6) if seconds < 1e-3 else ("ms", 1e-3) if seconds < 1 else ("s", 1.0)
     return f"{seconds / size:.3g} {unit}"
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import problems
-from gpubackprop.bench.operations import IGNORED, LEARNING_RATE, entropy_options
+from gpubackprop.bench.losses import IGNORED, entropy_options
+from gpubackprop.bench.operations import LEARNING_RATE
 from gpubackprop.bench.places import Place, TorchPlace, Work
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case

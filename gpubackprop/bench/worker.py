@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -37,8 +38,9 @@ def main() -> None:
         _answer(out, cold_start(Case.from_json(json.loads(args.cold)), args))
         return
     session = Session(args.contestant, args.device)
-    for line in sys.stdin:
-        _answer(out, session.do(json.loads(line)))
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent says what happened
+        for line in sys.stdin:
+            _answer(out, session.do(json.loads(line)))
 
 
 def _answer(out: TextIO, values: dict[str, Any]) -> None:

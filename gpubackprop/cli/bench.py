@@ -47,7 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="every case at a tiny size: does it work? Its times mean nothing",
     )  # fmt: skip
     parser.add_argument("--op", default="", metavar="TEXT", help="cases whose name contains TEXT")
-    parser.add_argument("--peers", default="none", metavar="NAMES", help='default "none"; see below')
+    parser.add_argument(
+        "--peers", default="none", metavar="NAMES", help='default "none"; see below'
+    )
     parser.add_argument(
         "--budget", type=real(1.0), default=float("inf"), metavar="SECONDS",
         help="start no case after this time",
