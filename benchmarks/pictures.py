@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import key_names, ours, place
+from benchmarks.tables import key_names, ours
 from gpubackprop._optional import require
 from gpubackprop.bench.contestants import LIMIT, OURS
 from gpubackprop.bench.harness import Row
@@ -20,6 +21,16 @@ from gpubackprop.tensorfile import write_atomically
 # Okabe & Ito 2008, told apart with every common colour blindness; ours is always the first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
 MARKERS = "osD^vPX*"
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Colour and marker of the number-th thing; the pairs repeat after 64."""
+    shift = number // len(COLORS)
+    return {
+        "color": COLORS[number % len(COLORS)], "marker": MARKERS[(number + shift) % len(MARKERS)]
+    }  # fmt: skip
+
+
 TITLES = {
     "roofline": "Roofline", "batch": "Time against batch size", "share": "Share of the limit",
     "peers": "Beside its peers", "classes": "Softmax cross entropy by number of classes",
@@ -79,13 +90,16 @@ def roofline(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     ops = list(dict.fromkeys(row.op for row in points))
     for number, op in enumerate(ops):
         mine = [row for row in points if row.op == op]
+        color, marker = _look(number).values()
+        hollow = [row.device == "cpu" and bool(record["gpu"]) for row in mine]
         axes.scatter(
             [row.flops / row.bytes for row in mine], [row.flops / _seconds(row) for row in mine],
-            s=36, marker=MARKERS[number % len(MARKERS)], color=COLORS[number % len(COLORS)],
-            facecolors=["none" if row.device == "cpu" and "cuda:0" in limits else None
-                        for row in mine] if "cuda:0" in limits else None,
-            label=op.replace("_", " "), zorder=3,
+            s=36, marker=marker, edgecolors=color, zorder=3,
+            facecolors=["none" if empty else color for empty in hollow],
         )  # fmt: skip
+        axes.scatter([], [], marker=marker, color=color, label=op.replace("_", " "))
+    if record["gpu"]:
+        axes.scatter([], [], marker="o", facecolors="none", edgecolors="black", label="on the CPU")
     axes.set_xscale("log")
     axes.set_yscale("log")
     ratios = [row.flops / row.bytes for row in points]
@@ -120,7 +134,8 @@ def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     if not networks:
         return False
     figure.set_size_inches(5.6 * len(networks) + 0.4, 4.8)
-    draw = _speed_up if record["gpu"] else _samples
+    names = list(dict.fromkeys(row.contestant for row in steps))
+    draw = _speed_up if record["gpu"] else functools.partial(_samples, names)
     for number, network in enumerate(networks):
         axes = figure.add_subplot(1, len(networks), number + 1)
         draw(axes, [row for row in steps if _batch(row)[0] == network])
@@ -133,14 +148,16 @@ def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     return True
 
 
-def _samples(axes: Axes, rows: list[Row]) -> None:
-    for number, name in enumerate(dict.fromkeys(row.contestant for row in rows)):
+def _samples(names: list[str], axes: Axes, rows: list[Row]) -> None:
+    for number, name in enumerate(names):
         mine = sorted((row for row in rows if row.contestant == name), key=lambda r: _batch(r)[1])
+        if not mine:
+            continue
         batches = np.array([_batch(row)[1] for row in mine])
         rates = batches / np.array([_seconds(row) for row in mine])
-        axes.plot(batches, rates, marker=MARKERS[number % 8], markersize=5,
-                  color=COLORS[number % len(COLORS)], label=name,
-                  zorder=4 if not number else 3)  # fmt: skip
+        axes.plot(
+            batches, rates, label=name, markersize=5, zorder=3 + (number == 0), **_look(number)
+        )
     axes.set_ylabel("samples per second")
 
 
@@ -177,11 +194,14 @@ def crossing(batches: list[int], ratios: list[float]) -> float | None:
 
 
 def shares(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
-    """Bars: the share of the limit of each operation, at its largest shape; p20 and p80."""
+    """Bars: the share of the limit of each operation or network, at its largest shape, with p20
+    and p80; on the GPU where there is one."""
     best: dict[tuple[str, str], Row] = {}
     for row in ours(rows):
         parts = row.case.split("/")
-        key = ("/".join(parts[:-2]) if row.op != "training_step" else row.case, row.device)
+        key = ("/".join(parts[:-1]), row.device)
+        if record["gpu"] and row.device == "cpu":
+            continue
         if row.share and row.bytes >= getattr(best.get(key), "bytes", 0):
             best[key] = row
     found = list(best.values())[::-1]
@@ -195,9 +215,7 @@ def shares(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
         range(len(found)), values, xerr=np.abs(spread.T - values), height=0.7, ecolor="#444444",
         color=[COLORS[("copy", "products", "read").index(row.limit)] for row in found],
     )  # fmt: skip
-    many = len({row.device for row in found}) > 1
-    names = [row.case + (f", {place(row)}" if many else "") for row in found]
-    axes.set_yticks(range(len(found)), names, fontsize=9)
+    axes.set_yticks(range(len(found)), [row.case for row in found], fontsize=9)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("limit's time / time; blue: copy, red: products alone, green: read")
     axes.grid(True, axis="x")
@@ -249,21 +267,24 @@ def peers(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
 def classes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     """Softmax cross entropy: the share of the copy rate against the number of classes."""
     device = record["device"] if record["gpu"] else "cpu"
-    found: dict[str, dict[int, float]] = {}
+    largest: dict[int, Row] = {}  # of each number of classes the case of most rows
+    found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         match = re.fullmatch(r"softmax_cross_entropy/f32/(\d+)x(\d+)", row.case)
-        if match and row.device == device and row.share:
-            kept = found.setdefault(row.contestant, {})
-            kept[int(match[2])] = row.share  # where a K was measured twice: the later, larger one
-    if max((len(shares) for shares in found.values()), default=0) < 3:
+        if match and row.device == device and row.contestant == OURS[device.partition(":")[0]]:
+            k = int(match[2])
+            largest[k] = max(largest.get(k, row), row, key=lambda row: row.bytes)
+    for k, case in sorted((k, row.case) for k, row in largest.items()):
+        for row in rows:
+            if (row.case, row.device) == (case, device) and row.share:
+                found.setdefault(row.contestant, []).append((k, row.share))
+    if max(map(len, found.values()), default=0) < 3:
         return False
     figure.set_size_inches(9, 5)
     axes = figure.add_subplot()
-    for number, (name, shares_of) in enumerate(found.items()):
-        sizes = sorted(shares_of)
-        axes.plot(sizes, [shares_of[k] for k in sizes], marker=MARKERS[number % 8], markersize=5,
-                  color=COLORS[number % len(COLORS)], label=name,
-                  zorder=4 if not number else 3)  # fmt: skip
+    for number, (name, points) in enumerate(found.items()):
+        k, share = zip(*points, strict=True)
+        axes.plot(k, share, label=name, markersize=5, zorder=3 + (number == 0), **_look(number))
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("classes")

@@ -31,6 +31,7 @@ class Contestant:
     group : what ``--peers`` calls it; "" for what always takes part.
     slow : takes part in key cases only, with all threads: it compiles for seconds.
     plain : takes part in cases without a variant only.
+    slow_for : operations of which a slow one does all cases on a GPU.
     distribution : whose version is recorded.
     """
 
@@ -42,6 +43,7 @@ class Contestant:
     slow: bool = False
     distribution: str = ""
     plain: bool = False
+    slow_for: frozenset[str] = frozenset()
 
     def takes_part(self, case: Case, device: str, peers: frozenset[str]) -> bool:
         """Whether it is asked to do this case on "cpu" or "cuda:N"."""
@@ -50,7 +52,8 @@ class Contestant:
             return False
         if self.plain and case.variant:
             return False
-        return not self.group or (self.group in peers and (case.key or not self.slow))
+        often = case.key or not self.slow or (kind == "cuda" and case.op in self.slow_for)
+        return not self.group or (self.group in peers and often)
 
 
 _BOTH = ("cpu", "cuda")
@@ -70,7 +73,8 @@ CONTESTANTS = (
         "torch", distribution="torch",
     ),
     Contestant(
-        "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch"
+        "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch",
+        slow_for=frozenset({"softmax_cross_entropy"}),
     ),
     Contestant(
         "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True,

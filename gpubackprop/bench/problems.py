@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubackprop.bench.shapes import Case, products
-from gpubackprop.errors import DtypeError
+from gpubackprop.formulas import lookup
 
 Array = np.ndarray
 Arrays = dict[str, Any]  # of NumPy or CuPy
@@ -189,11 +189,13 @@ def product_flops(case: Case) -> int:
     return sum(2 * m * k * n for m, k, n in products(case))
 
 
-def get(op: str) -> Problem:
-    """The problem of that name; DtypeError where there is none."""
+def registry() -> dict[str, Problem]:
+    """Every operation's problem, and the training step's."""
     from gpubackprop.bench import operations, steps
 
-    registry = operations.PROBLEMS | {"training_step": steps.TrainingStep()}
-    if op not in registry:
-        raise DtypeError(f"no operation {op!r}; there are {', '.join(sorted(registry))}")
-    return registry[op]
+    return operations.PROBLEMS | {"training_step": steps.TrainingStep()}
+
+
+def get(op: str) -> Problem:
+    """The problem of that name; OptionError where there is none."""
+    return lookup(registry(), op, "operation")

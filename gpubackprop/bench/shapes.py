@@ -84,13 +84,12 @@ def cases(size: str = "full", device: str = "cpu") -> list[Case]:
     """
     if size not in SIZES:
         raise OptionError(f"size is {size!r}; valid are {', '.join(SIZES)}")
-    found = dict.fromkeys(case for case in _all(device) if device in case.devices)
-    if size == "smoke":
-        small: dict[str, Case] = {}
-        for case in map(smaller, found):
-            small.setdefault(case.name, case)
-        return list(small.values())
-    return [case for case in found if size == "full" or case.quick]
+    found: dict[str, Case] = {}
+    for case in _all(device):
+        if device in case.devices:
+            case = smaller(case) if size == "smoke" else case
+            found.setdefault(case.name, case)
+    return [case for case in found.values() if size != "quick" or case.quick]
 
 
 def smaller(case: Case) -> Case:
