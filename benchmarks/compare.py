@@ -56,7 +56,7 @@ Key = tuple[str, str, int, str]
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Comparison:
-    """What is outside the noise of both runs (p20 to p80 do not overlap) and beyond 3 %."""
+    """What changed by more than p20 to p80 of both runs together, and by more than 3 %."""
     before, after = _by_key(rows_of(old)), _by_key(rows_of(new))
     changes: list[Change] = []
     wrong, missing = [], []
@@ -85,8 +85,9 @@ def _change(
 ) -> Change | None:  # fmt: skip
     for against, first, second in _measures(old, new, before, after):
         (low, middle, high), (new_low, new_middle, new_high) = first, second
+        noise = (high - low) + (new_high - new_low)
         factor = new_middle / middle
-        if abs(factor - 1) > LEAST_CHANGE and (new_low > high or new_high < low):
+        if abs(factor - 1) > LEAST_CHANGE and abs(new_middle - middle) > noise:
             return Change(new.case, place(new), against, factor)
         return None
     return None

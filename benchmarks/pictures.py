@@ -120,7 +120,7 @@ def _seconds(row: Row) -> float:
 
 def _batch(row: Row) -> tuple[str, int]:
     """(network, batch) of a training step's name."""
-    found = re.fullmatch(r"training_step/\w+/\w+/([\d-]+)/batch(\d+)", row.case)
+    found = re.fullmatch(r"training_step/\w+/\w+/([\dx-]+)/batch(\d+)", row.case)
     return (found[1], int(found[2])) if found else ("", 0)
 
 
@@ -216,6 +216,7 @@ def shares(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
         color=[COLORS[("copy", "products", "read").index(row.limit)] for row in found],
     )  # fmt: skip
     axes.set_yticks(range(len(found)), [row.case for row in found], fontsize=9)
+    axes.set_ylim(-0.7, len(found) - 0.3)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("limit's time / time; blue: copy, red: products alone, green: read")
     axes.grid(True, axis="x")

@@ -79,7 +79,7 @@ class Row:
         return self.note.startswith("WRONG")
 
     def json(self) -> dict[str, Any]:
-        """Without what is not there; floats to five digits."""
+        """Without what is not there; floats to four digits."""
         return {
             key: _rounded(value) for key, value in asdict(self).items()
             if value is not None and value != "" and value != [] and value is not False
@@ -88,7 +88,7 @@ class Row:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.4g}")
     return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 

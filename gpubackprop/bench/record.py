@@ -13,8 +13,8 @@ from typing import Any
 
 from gpubackprop import __version__
 from gpubackprop.backends.host import probe_cpu
-from gpubackprop.bench.contestants import package_versions
-from gpubackprop.bench.harness import Row
+from gpubackprop.bench.contestants import OURS, package_versions
+from gpubackprop.bench.harness import Row, summarise
 from gpubackprop.tensorfile import write_atomically
 
 FORMAT = 2
@@ -116,7 +116,17 @@ def load(path: Path) -> dict[str, Any]:
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is no result of these benchmarks (format {FORMAT} is wanted)")
+    if "cases" in values:
+        values["rows"] = [row for case in values.pop("cases") for row in _unpacked(case)]
     return values
+
+
+def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one case of a file, percentiles computed again from the rounds."""
+    shared = {key: value for key, value in case.items() if key != "contestants"}
+    rows = {row["contestant"]: Row(**shared, **row) for row in case["contestants"]}
+    summarise(rows, OURS[shared["device"].partition(":")[0]])
+    return [row.json() for row in rows.values()]
 
 
 def rows_of(record: dict[str, Any]) -> list[Row]:
@@ -142,10 +152,25 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["case"], row["device"], row["threads"]
 
 
+SHARED = ("case", "op", "device", "threads", "limit", "bytes", "flops")  # by a case's contestants
+DERIVED = ("p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80")  # from the rounds
+
+
 def write(path: Path, record: dict[str, Any]) -> None:
-    """One line for each row, so that files stay small and their differences readable."""
+    """Cases with their contestants, a line for each, so that files stay small and differences
+    readable; `load` gives the rows back."""
     head = {key: value for key, value in record.items() if key != "rows"}
     text = json.dumps(head, indent=1)[:-2]
-    rows = ",\n".join("  " + json.dumps(row, separators=(",", ":")) for row in record["rows"])
+    groups: dict[str, list[str]] = {}
+    for row in record["rows"]:
+        shared = json.dumps({key: row[key] for key in SHARED if key in row})
+        dropped = SHARED + (DERIVED if row.get("rounds") else ())
+        own = {key: value for key, value in row.items() if key not in dropped}
+        groups.setdefault(shared, []).append(json.dumps(own, separators=(",", ":")))
+    cases = [
+        f'  {shared[:-1]}, "contestants": [\n   ' + ",\n   ".join(rows) + "]}"
+        for shared, rows in groups.items()
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, f'{text},\n "rows": [\n{rows}\n ]\n}}\n'.encode())
+    body = ",\n".join(cases)
+    write_atomically(path, f'{text},\n "cases": [\n{body}\n ]\n}}\n'.encode())

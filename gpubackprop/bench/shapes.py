@@ -32,7 +32,8 @@ LOSS_OPTIONS = ("label_smoothing", "class_weight", "ignore_index", "z_loss", "no
 BATCHES = tuple(2**power for power in range(21))
 PEER_ACTIVATIONS = ("relu", "gelu", "tanh")
 SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-BOTH, CPU, CUDA = ("cpu", "cuda"), ("cpu",), ("cuda",)
+SHOWN_WIDTHS = 8  # in a name, of equal ones
+BOTH, CUDA = ("cpu", "cuda"), ("cuda",)
 CPU_ELEMENTS, CUDA_ELEMENTS = 1 << 22, 1 << 26  # of a matrix: 16 MiB, and 256 MiB (beyond any L2)
 
 
@@ -61,9 +62,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """E.g. training_step/adam/f32/784-512-512-10/batch256."""
+        """E.g. training_step/adam/f32/784-512-512-10/batch256; 64x33 for 33 equal widths."""
         if self.op in ("training_step", "cold_start"):
-            shape = "-".join(map(str, self.shape[1:])) + f"/batch{self.shape[0]}"
+            batch, *widths = self.shape
+            deep = len(widths) > SHOWN_WIDTHS and len(set(widths)) == 1
+            shape = f"{widths[0]}x{len(widths)}" if deep else "-".join(map(str, widths))
+            shape += f"/batch{batch}"
         else:
             shape = "x".join(map(str, self.shape))
         parts = (self.op, self.variant, SHORT[self.dtype], shape)
