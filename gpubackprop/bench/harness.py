@@ -145,16 +145,15 @@ class Process:
         return self._process.poll() is not None
 
     def close(self) -> None:
-        if not self.ended:
-            assert self._process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._process.wait()
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._process.stdout.close()
 
 
@@ -183,7 +182,9 @@ class Harness:
 
     def process(self, contestant: str, device: str, threads: int) -> Process:
         key = (contestant, device, threads)
-        if key not in self._processes or self._processes[key].ended:
+        if key in self._processes and self._processes[key].ended:
+            self._processes.pop(key).close()
+        if key not in self._processes:
             self._processes[key] = Process(contestant, device, threads, self.plan)
         return self._processes[key]
 
