@@ -18,10 +18,9 @@ from gpubackprop.tensorfile import write_atomically
 
 _EPILOG = f"""\
 examples:
-  gpubackprop bench                                the most important cases, under a minute
-  gpubackprop bench --full --peers all             everything, beside every peer installed
-  gpubackprop bench --op softmax --peers torch     the cases whose name contains "softmax"
-  gpubackprop bench --json bench.json              with the raw figures
+  gpubackprop bench
+  gpubackprop bench --full --peers all
+  gpubackprop bench --op softmax --peers torch --json bench.json
 
 peers: all, none, or some of {", ".join(GROUPS)}
 
