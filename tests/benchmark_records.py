@@ -1,15 +1,39 @@
-"""Made-up records of benchmarks, for the tests of tables and pictures: nothing here was measured."""
+"""For the tests of the benchmarks: workers in this process, and records that are made up."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import problems
+from gpubackprop.bench import problems, worker
 from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, LIMIT, OURS
-from gpubackprop.bench.harness import GOALS, Row, summarise
+from gpubackprop.bench.harness import GOALS, Plan, Row, summarise
 from gpubackprop.bench.shapes import Case, cases
+
+
+class InProcess:
+    """Stands in for `harness.Process`: the worker's session, in this process."""
+
+    ended = False
+
+    def __init__(self, contestant: str, device: str, threads: int, plan: Plan) -> None:
+        self.session = worker.Session(contestant, device)
+
+    def tell(self, what: str, **values: Any) -> None:
+        self.answered = self.session.do({"do": what, **json.loads(json.dumps(values))})
+
+    def answer(self) -> Any:
+        return json.loads(json.dumps(self.answered))
+
+    def ask(self, what: str, **values: Any) -> Any:
+        self.tell(what, **values)
+        return self.answer()
+
+    def close(self) -> None:
+        self.ended = True
+
 
 ROUNDS = 7
 RATES = {"cpu": (4e10, 1e11), "cuda": (4.2e12, 5e13)}  # copy, product
@@ -18,7 +42,7 @@ SPEED = {LIMIT: 1.0, "numpy": 0.5, "cupy_raw": 0.9, "cupy_arrays": 0.2, "torch e
 
 
 def made_up(*, gpu: bool, factor: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """A record with a row for everybody who would take part; ours takes `factor` as long."""
+    """A record, nothing of which was measured, with a row for everybody who would take part; ours takes `factor` as long."""
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
     for device in ["cpu", *["cuda:0"] * gpu]:

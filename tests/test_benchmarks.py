@@ -29,32 +29,11 @@ from gpubackprop.bench import run as runs
 from gpubackprop.bench.harness import Harness, Plan, Row, summarise
 from gpubackprop.bench.shapes import Case
 from gpubackprop.errors import OptionError
+from tests.benchmark_records import InProcess
 
 ENTROPY = Case("softmax_cross_entropy", (9, 41))
 STEP = Case("training_step", (4, 6, 5, 3), variant="adam")
 SMALL = Plan(rounds=3, seconds=1e-4, small=True)
-
-
-class InProcess:
-    """Stands in for `harness.Process`: the worker's session, in this process."""
-
-    ended = False
-
-    def __init__(self, contestant, device, threads, plan):
-        self.session = worker.Session(contestant, device)
-
-    def tell(self, what, **values):
-        self.answered = self.session.do({"do": what, **json.loads(json.dumps(values))})
-
-    def answer(self):
-        return json.loads(json.dumps(self.answered))
-
-    def ask(self, what, **values):
-        self.tell(what, **values)
-        return self.answer()
-
-    def close(self):
-        self.ended = True
 
 
 @pytest.fixture

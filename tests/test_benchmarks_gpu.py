@@ -5,6 +5,7 @@ Every line that runs on a card runs here first, down to graph replay; times mean
 
 from __future__ import annotations
 
+import re
 import types
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -12,9 +13,11 @@ from dataclasses import asdict
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import limits, places, torch_peer, worker
+from gpubackprop.bench import harness, limits, places, run, table, torch_peer, worker
+from gpubackprop.bench import record as records
 from gpubackprop.bench.shapes import Case, cases
 from tests import emulator
+from tests.benchmark_records import InProcess
 from tests.emulator import cupy_arrays
 
 pytestmark = [
@@ -136,6 +139,31 @@ def test_a_card_whose_cublaslt_is_at_hand_takes_the_faster_product(card, monkeyp
     run = limits.product_run(where, "float32", [(3, 4, 5)])
     assert len(chosen) == 2
     run()
+
+
+def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):
+    monkeypatch.setattr(harness, "Process", InProcess)
+    monkeypatch.setitem(run.ROUNDS, "smoke", (2, 1e-6))
+    settings = run.Settings("smoke", "cuda:0", "emulated", "/tanh/f32", threads=(1,))
+    record = run.measure(settings)
+    assert set(record["limits"]) == {"cpu", "cuda:0"}
+    rows = records.rows_of(record)
+    ours = next(row for row in rows if row.contestant == "cupy_raw" and "backward" in row.op)
+    assert ours.graph
+    assert ours.plain
+    assert ours.host
+    assert ours.share
+    assert {row.contestant for row in rows if row.device == "cuda:0"} == {
+        "cupy_raw", "cupy_arrays", "limit"
+    }  # fmt: skip
+    arrays = next(row for row in rows if row.contestant == "cupy_arrays")
+    assert arrays.ratio
+    head, *lines = table.lines(rows)
+    assert "speed-up" in head
+    shown = r"activation_backward/tanh/f32/9x40 +[\d.]+ [um]s +[\d.]+ [um]s +[\d.e-]+ +[\d.]+ copy"
+    assert any(re.match(shown, line) for line in lines), lines
+    assert records.card(record) == "unknown-card"
+    assert "unknown card" in table.summary(record)
 
 
 class FakeEvent:

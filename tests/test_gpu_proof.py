@@ -136,7 +136,7 @@ def test_an_error_of_cuda_on_a_gpu_is_no_skip(tmp_path):
 def test_without_a_gpu_every_stage_says_why_and_the_environment_is_written(tmp_path):
     if devices.choose("auto")[0] != "cpu":
         pytest.skip("this machine has a GPU that works")
-    names = "environment,parity,timing,check"
+    names = "environment,parity,benchmarks,check"
     assert proof.main([str(tmp_path), "--stages", names]) == 0
     found = json.loads((tmp_path / "stages.json").read_text())
     assert [row["status"] for row in found] == ["ok", "skipped", "skipped", "skipped"]

@@ -120,7 +120,9 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def rate(value: float, unit: str) -> str:
-    """>>> rate(4.25e12, "B/s")
+    """Three significant digits and a prefix.
+
+    >>> rate(4.25e12, "B/s")
     '4.25 TB/s'
     """
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
