@@ -160,7 +160,7 @@ def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):
     assert arrays.ratio
     head, *lines = table.lines(rows)
     assert "speed-up" in head
-    shown = r"activation_backward/tanh/f32/9x40 +[\d.]+ [um]s +[\d.]+ [um]s +[\d.e-]+ +[\d.]+ copy"
+    shown = r"affine_layer/tanh/f32/5x7x6 +[\d.]+ [um]s +[\d.]+ [um]s +[\d.e-]+ +[\d.]+ products"
     assert any(re.match(shown, line) for line in lines), lines
     assert records.card(record) == "unknown-card"
     assert "unknown card" in table.summary(record)
@@ -192,7 +192,8 @@ def torch_card(monkeypatch):
     captured = []
     graph = types.SimpleNamespace(replay=lambda: captured.append("replayed"))
     fakes = {
-        "is_available": lambda: True, "Event": FakeEvent, "synchronize": lambda: None,
+        "is_available": lambda: True, "set_device": lambda number: None, "Event": FakeEvent,
+        "synchronize": lambda: None,
         "empty_cache": lambda: None, "Stream": FakeStream, "current_stream": FakeStream,
         "stream": lambda stream: nullcontext(), "CUDAGraph": lambda: graph,
         "graph": lambda graph: nullcontext(),

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpubackprop.bench import problems
 from gpubackprop.bench.losses import IGNORED, entropy_options
-from gpubackprop.bench.places import JaxPlace, Place, Work
+from gpubackprop.bench.places import JaxPlace, Place, Work, number
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData
@@ -20,7 +20,7 @@ def place(device: str, contestant: str) -> Place:
 
     platform = "cpu" if device == "cpu" else "gpu"
     try:
-        jax.config.update("jax_default_device", jax.devices(platform)[0])
+        jax.config.update("jax_default_device", jax.devices(platform)[number(device)])
     except RuntimeError as error:
         raise ImportError(f"the installed JAX has no {platform}: {error}".splitlines()[0]) from None
     jax.config.update("jax_default_matmul_precision", "highest")  # float32, as everybody's

@@ -74,6 +74,7 @@ class CupyPlace(Place):
 
     def __init__(self, device: str) -> None:
         self.device, self.xp = device, import_cupy()
+        self.xp.cuda.Device(number(device)).use()
         self._pools: list[Any] = []
 
     def time(self, run: Run, count: int) -> Times:
@@ -128,6 +129,7 @@ class TorchPlace(Place):
 
     def __init__(self, device: str) -> None:
         self.device, self.torch = device, importlib.import_module("torch")
+        self.torch.cuda.set_device(number(device))
 
     def time(self, run: Run, count: int) -> Times:
         begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -189,6 +191,11 @@ class JaxPlace(Place):
 
     def l2_bytes(self) -> int:
         return 0 if self.device == "cpu" else 64 << 20
+
+
+def number(device: str) -> int:
+    """1 of "cuda:1"."""
+    return int(device.partition(":")[2] or 0)
 
 
 def _first_line(error: BaseException) -> str:

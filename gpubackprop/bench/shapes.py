@@ -92,8 +92,14 @@ def cases(size: str = "full", device: str = "cpu") -> list[Case]:
     for case in _all(device):
         if device in case.devices:
             case = smaller(case) if size == "smoke" else case
-            found.setdefault(case.name, case)
+            found[case.name] = _joined(found.get(case.name, case), case)
     return [case for case in found.values() if size != "quick" or case.quick]
+
+
+def _joined(a: Case, b: Case) -> Case:
+    """One case for two of the same name."""
+    devices = tuple(dict.fromkeys((*a.devices, *b.devices)))
+    return replace(a, devices=devices, key=a.key or b.key, quick=a.quick or b.quick)
 
 
 def smaller(case: Case) -> Case:
@@ -137,7 +143,7 @@ def _batches(device: str) -> Iterator[Case]:
     for network, step in (("lecture", 2), ("tabular, small", 3)):
         for power in sorted({*range(0, largest, step), largest}, key=lambda power: abs(power - 9)):
             devices = BOTH if power <= 13 else CUDA
-            quick = network == "lecture" and power in (0, 4, 13)
+            quick = network == "lecture" and power in (0, 4, 10)
             shape = (BATCHES[power], *NETWORKS[network])
             yield Case("training_step", shape, variant="adam", devices=devices, quick=quick)
 
@@ -164,7 +170,8 @@ def _layers(device: str) -> Iterator[Case]:
     for name in names if device == "cuda" else PEER_ACTIVATIONS:
         quick = name == "relu"
         for op in ("activation_forward", "activation_backward"):
-            yield Case(op, (rows, 1024), variant=name, devices=(device,), quick=quick)
+            devices = BOTH if quick else (device,)
+            yield Case(op, (rows, 1024), variant=name, devices=devices, quick=quick)
             if device == "cuda" and name in PEER_ACTIVATIONS:
                 yield Case(op, (rows, 1024), "bfloat16", name, CUDA)
     yield Case("column_sum", (rows, 1024), devices=(device,))
@@ -176,7 +183,7 @@ def _layers(device: str) -> Iterator[Case]:
 
 def _parameters(device: str) -> Iterator[Case]:
     count = CUDA_ELEMENTS if device == "cuda" else CPU_ELEMENTS
-    yield Case("update", (count,), variant="adam", devices=(device,), quick=True)
+    yield Case("update", (count,), variant="adam", quick=True)
     yield Case("update_many", (1000 * 4096,), variant="adam")
     for name in UPDATES if device == "cuda" else ("sgd", "momentum"):
         if name != "adam" and name in UPDATES:

@@ -7,6 +7,7 @@ same. Contestants are held to the oracle's losses of the first steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
@@ -29,6 +30,9 @@ LOSS_TOLERANCE = 2e-4  # relative, of each of the first losses
 STEPS_CHECKED, STEPS_CHECKED_LARGE, LARGE = 10, 3, 8 << 20
 ORACLE_WORK = 1 << 28  # rows times parameters of one step of the oracle
 MOST_ROWS = 256
+# Batches of one run by the products of a step: a run takes tenths of a second on a CPU at most.
+BATCHES_BY_FLOPS = ((1e9, 16), (1e10, 4), (math.inf, 2))
+ORACLES: dict[str, Array] = {}  # by the case's name: found once, and told to the other processes
 
 
 class StepData:
@@ -45,7 +49,7 @@ class StepData:
         self.widths = tuple(widths)
         size = parameter_count(self.widths)
         self.distinct = min(self.batch, max(8, min(MOST_ROWS, ORACLE_WORK // size)))
-        self.batches = 16 if self.batch <= 1024 else 4
+        self.batches = next(n for most, n in BATCHES_BY_FLOPS if product_flops(case) <= most)
         self.steps_checked = STEPS_CHECKED_LARGE if size > LARGE else STEPS_CHECKED
 
     def data(self) -> tuple[Array, Array]:
@@ -93,11 +97,12 @@ class TrainingStep(Problem):
 
 def oracle_losses(case: Case) -> Array:
     """Losses of the first steps in float64, each distinct row of a batch once."""
-    data = StepData(case)
-    step = by_hand(np, data, np.float64, data.distinct)
-    return np.array(
-        [float(step(data.rows(i, data.distinct))) for i in range(data.steps_checked)]
-    )  # fmt: skip
+    if case.name not in ORACLES:
+        data = StepData(case)
+        step = by_hand(np, data, np.float64, data.distinct)
+        rows = [data.rows(number, data.distinct) for number in range(data.steps_checked)]
+        ORACLES[case.name] = np.array([float(step(batch)) for batch in rows])
+    return ORACLES[case.name]
 
 
 def by_hand(xp: Any, data: StepData, dtype: Any, batch: int) -> Callable[[Any], Any]:

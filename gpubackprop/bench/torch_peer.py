@@ -29,10 +29,9 @@ def place(device: str, contestant: str) -> Place:
     if device == "cpu":
         importlib.import_module("torch")
         return Place()
-    where = TorchPlace(device)
-    if not where.torch.cuda.is_available():
+    if not importlib.import_module("torch").cuda.is_available():
         raise ImportError("the installed PyTorch has no CUDA")
-    return where
+    return TorchPlace(device)
 
 
 def setup(case: Case, where: Place, contestant: str) -> Work:

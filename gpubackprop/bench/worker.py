@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from gpubackprop.bench import limits, problems
+import numpy as np
+
+from gpubackprop.bench import limits, problems, steps
 from gpubackprop.bench.contestants import LIMIT, module_name
 from gpubackprop.bench.places import Place, Work, rotated
 from gpubackprop.bench.shapes import Case
@@ -56,11 +58,11 @@ class Session:
         self._place: Place | None = None
 
     def do(self, message: dict[str, Any]) -> dict[str, Any]:
-        """One of prepare, round, drop, machine; an exception becomes {"missing": its text}."""
+        """One of prepare, round, drop, machine, oracle; an exception is {"missing": its text}."""
         try:
             action = {
                 "prepare": self._prepare, "round": self._round, "drop": self._drop,
-                "machine": lambda message: limits.machine(self.device),
+                "machine": lambda message: limits.machine(self.device), "oracle": self._oracle,
             }[message["do"]]  # fmt: skip
             return action(message)
         except Exception as error:  # one contestant's trouble must not end the run
@@ -76,6 +78,8 @@ class Session:
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
         case = Case.from_json(message["case"])
+        if message.get("losses"):
+            steps.ORACLES[case.name] = np.array(message["losses"])
         module = importlib.import_module(module_name(self.contestant))
         works = [module.setup(case, self.place, self.contestant)]
         answer: dict[str, Any] = {}
@@ -92,6 +96,10 @@ class Session:
         self.work.run()
         self.place.wait()
         return answer
+
+    def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A step's losses, which take time and memory to find: once for all processes."""
+        return {"losses": steps.oracle_losses(Case.from_json(message["case"])).tolist()}
 
     def _more(self, case: Case) -> Iterator[int]:
         """Further sets of arrays, until they exceed a GPU's cache."""

@@ -132,9 +132,11 @@ def installed() -> Iterator[Any]:
         cupy.cuda.using_allocator = lambda malloc: nullcontext()
         pool = types.SimpleNamespace(free_all_blocks=lambda: None)
         cupy.get_default_memory_pool = lambda: pool
+        cupy_stub.Device.use = lambda self: setattr(STATE, "device", self.id)
         try:
             yield cupy
         finally:
+            del cupy_stub.Device.use
             for namespace, values in zip((cupy, cupy.cuda), saved, strict=True):
                 vars(namespace).clear()
                 vars(namespace).update(values)
