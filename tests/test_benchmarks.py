@@ -17,6 +17,7 @@ from gpubackprop.bench import (
     expressions,
     harness,
     losses,
+    ours,
     places,
     problems,
     record,
@@ -156,6 +157,11 @@ def test_a_large_batch_repeats_its_rows_and_its_oracle_does_not():
     step = steps.by_hand(np, data, np.float64, data.batch)
     whole = [float(step(data.rows(number))) for number in range(3)]
     assert whole == pytest.approx(list(steps.oracle_losses(some)[:3]), rel=1e-12)
+    case = Case("training_step", (5000, 6, 5, 3), variant="adam")  # more than different rows
+    assert large.batches * large.distinct < 5000
+    work = ours.setup(case, places.Place(), "numpy")
+    assert problems.get(case.op).check(case, work.outputs())[0] <= 1
+    work.run()
 
 
 def test_an_input_of_many_rows_is_a_block_over_and_over_and_all_of_it_is_compared():

@@ -68,7 +68,9 @@ def training_step(case: Case, where: Place) -> Work:
     for mine, theirs in zip([*network.W, *network.b], [*W, *b], strict=True):
         network.backend.from_host(theirs, mine)
     loss = network.default_loss()
-    rows = Batches.check(network, loss, *data.data())
+    # A `TrainStep` takes no batch of more rows than there are.
+    x, y = (np.resize(a, (max(len(a), data.batch), *a.shape[1:])) for a in data.data())
+    rows = Batches.check(network, loss, x, y)
     adam = optimizers.Adam(LEARNING_RATE, eps=EPS)
     step = TrainStep(network, loss, rows, data.batch, adam, Regularization())
     batches = [step.place(data.rows(i)) for i in range(data.batches)]
