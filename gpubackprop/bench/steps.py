@@ -48,7 +48,9 @@ class StepData:
         self.batch, *widths = case.shape
         self.widths = tuple(widths)
         size = parameter_count(self.widths)
-        self.distinct = min(self.batch, max(8, min(MOST_ROWS, ORACLE_WORK // size)))
+        most = min(self.batch, max(8, min(MOST_ROWS, ORACLE_WORK // size)))
+        # Each as often as the others, or the mean would be another one.
+        self.distinct = next(rows for rows in range(most, 0, -1) if self.batch % rows == 0)
         self.batches = next(n for most, n in BATCHES_BY_FLOPS if product_flops(case) <= most)
         self.steps_checked = STEPS_CHECKED_LARGE if size > LARGE else STEPS_CHECKED
 
