@@ -27,7 +27,8 @@ from gpubackprop.bench.shapes import Case, parameter_count
 LEARNING_RATE = 1e-3
 EPS = 1e-12  # of Adam: so small that its placement, in which scikit-learn differs, does not matter
 LOSS_TOLERANCE = 2e-4  # relative, of each of the first losses
-STEPS_CHECKED, STEPS_CHECKED_LARGE, LARGE = 10, 3, 8 << 20
+# A large network takes the oracle long; in a deep one rounding grows from step to step.
+STEPS_CHECKED, STEPS_CHECKED_FEW, LARGE, DEEP = 10, 3, 8 << 20, 16
 ORACLE_WORK = 1 << 28  # rows times parameters of one step of the oracle
 MOST_ROWS = 256
 # Batches of one run by the products of a step: a run takes tenths of a second on a CPU at most.
@@ -52,7 +53,8 @@ class StepData:
         # Each as often as the others, or the mean would be another one.
         self.distinct = next(rows for rows in range(most, 0, -1) if self.batch % rows == 0)
         self.batches = next(n for most, n in BATCHES_BY_FLOPS if product_flops(case) <= most)
-        self.steps_checked = STEPS_CHECKED_LARGE if size > LARGE else STEPS_CHECKED
+        few = size > LARGE or len(self.widths) > DEEP
+        self.steps_checked = STEPS_CHECKED_FEW if few else STEPS_CHECKED
 
     def data(self) -> tuple[Array, Array]:
         """x float32 in [0, 1), labels int64."""
