@@ -43,12 +43,12 @@ check: ## run ruff, mypy and the fast tests
 	$(PY) -m mypy
 	$(PYTEST) -m "not slow and not emulated"
 
-bench: ## run the benchmarks
-	$(environment) dev
-	$(PY) -m benchmarks
+bench: ## run every benchmark against every peer, into benchmarks/results/ and the README
+	$(environment) dev,bench
+	PYTHONPATH=. $(PY) -m benchmarks
 
-gpu: ## run the proof on an NVIDIA GPU: make gpu OUT=dir [PYTHON=python3] [STAGES=pytest,timing]
-	$(environment) $(or $(EXTRAS),dev,cuda13)
+gpu: ## run the proof on an NVIDIA GPU: make gpu OUT=dir [PYTHON=python3] [STAGES=pytest,benchmarks]
+	$(environment) $(or $(EXTRAS),dev,bench,cuda13)
 	PYTHONPATH=. $(PY) -m tools.gpu $(or $(OUT),runs/gpu) --stages "$(STAGES)"
 
 clean: ## remove .venv, caches and builds; runs/ stays

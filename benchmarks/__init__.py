@@ -1,4 +1,5 @@
-"""Benchmarks: each contestant in its own process, checked against the oracle before it is timed.
+"""Front ends of `gpubackprop.bench`: the whole run, pytest-benchmark files, tables and pictures.
 
 python -m benchmarks --help
+python -m benchmarks.report --help
 """

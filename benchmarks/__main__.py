@@ -1,96 +1,127 @@
-"""python -m benchmarks: the CPU benchmarks, as a table and as JSON."""
+"""python -m benchmarks: everything this machine can measure, into benchmarks/results/.
+
+    python -m benchmarks                      all cases, all peers that are installed
+    python -m benchmarks --op softmax         some of them; the rest of today's file is kept
+    python -m benchmarks --device cuda        with the GPU (the default where one works)
+    python -m benchmarks --size smoke         does it work? Writes no results
+
+Afterwards the tables, pictures and the README's performance section are made anew. What the drop-in
+front ends measure themselves (bench_sklearn, bench_torch) runs at the end.
+"""
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
+import importlib.util
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES
-from benchmarks.harness import Row, run_case
+from benchmarks import report
+from gpubackprop.backends import devices
+from gpubackprop.backends.host import probe_cpu
+from gpubackprop.bench import record as records
+from gpubackprop.bench import table
+from gpubackprop.bench.contestants import peer_groups
+from gpubackprop.bench.run import Settings, measure
+from gpubackprop.bench.shapes import SIZES
+from gpubackprop.errors import GpubackpropError, OptionError
 
-PACKAGES = ("gpubackprop", "numpy", "torch", "scikit-learn")
-
-
-def main() -> int:
-    args = _arguments()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = args.threads or sorted({1, cores or 1})
-    names = [name for name in CASES if not args.case or args.case in name]
-    if not names:
-        print(f"no case contains {args.case!r}; there are {', '.join(CASES)}", file=sys.stderr)
-        return 2
-    rounds, seconds = (3, 0.05) if args.quick else (args.rounds, 0.4)
-    rows: list[Row] = []
-    for name in names:
-        for count in threads:
-            rows += run_case(CASES[name], count, rounds, seconds)
-            _show([row for row in rows if row.case == name and row.threads == count])
-    if args.json:
-        record = environment() | {"rounds": rounds, "rows": [row.json() for row in rows]}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"written: {args.json}")
-    return 1 if any(row.note.startswith("WRONG") for row in rows) else 0
+RESULTS = Path(__file__).parent / "results"
+SCRIPTS = ("benchmarks.bench_sklearn", "benchmarks.bench_torch")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--case", help="only the cases whose name contains this")
-    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")
-    parser.add_argument("--quick", action="store_true", help="3 short rounds: does it work?")
-    parser.add_argument("--json", type=Path, help="write the raw results to this file")
-    return parser.parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    args = _arguments(arguments)
+    try:
+        return run(args)
+    except GpubackpropError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, OptionError) else 1
 
 
-def environment() -> dict[str, Any]:
-    """What a reader of the figures must know."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+def run(args: argparse.Namespace) -> int:
+    name, reason = devices.choose(args.device)
+    threads = tuple(args.threads or sorted({1, probe_cpu().cores}))
+    settings = Settings(
+        args.size, name, reason, args.op, peer_groups(args.peers), threads, args.budget
     )
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
-        "device": "cpu",
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+    save = Saver(args.json, write=args.size != "smoke" or args.json is not None)
+    print(f"device: {name} ({reason}); threads: {', '.join(map(str, threads))}", flush=True)
+    measured = measure(settings, lambda text: print(text, flush=True), save)
+    record = save.record or measured
+    for line in (*table.lines(records.rows_of(record)), "", "not measured:"):
+        print(line)
+    for line in table.left_out(record) or ["nothing"]:
+        print(f"  {line}")
+    print(f"\n{table.summary(record)}")
+    if save.path is not None:
+        print(f"written: {save.path}")
+        if args.json is None:
+            report.refresh(report.newest(RESULTS))
+    failed = any(row.wrong for row in records.rows_of(measured))
+    if args.scripts and not args.op and args.size != "smoke":
+        failed |= run_scripts()
+    return int(failed)
 
 
-def _cpu_model() -> str:
-    from gpubackprop.backends.host import probe_cpu
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--op", default="", help="only the cases whose name contains this")
+    parser.add_argument("--device", default="auto", help='"auto", "cpu", "cuda" or "cuda:N"')
+    parser.add_argument("--peers", default="all", help='"all", "none", or names with commas')
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
+    parser.add_argument(
+        "--budget", type=float, default=float("inf"), help="start no case after these seconds"
+    )
+    parser.add_argument("--json", type=Path, help="this file instead of one in results/")
+    parser.add_argument(
+        "--no-scripts", dest="scripts", action="store_false",
+        help="leave bench_sklearn and bench_torch out",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
 
-    return probe_cpu().model
+
+class Saver:
+    """Writes the record after each case, with what an earlier run of that file measured.
+
+    Attributes
+    ----------
+    path : the file; None before the first call, or where nothing is to be written.
+    record : what it holds.
+    """
+
+    def __init__(self, path: Path | None, *, write: bool) -> None:
+        self._given, self._write = path, write
+        self.path: Path | None = None
+        self.record: dict[str, Any] | None = None
+        self._before: dict[str, Any] | None = None
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if not self._write:
+            return
+        if self.path is None:
+            self.path = self._given or records.default_path(record, RESULTS)
+            if self.path.exists():
+                self._before = records.load(self.path)
+        self.record = record if self._before is None else records.merged(self._before, record)
+        records.write(self.path, self.record)
 
 
-def _show(rows: list[Row]) -> None:
-    first = rows[0]
-    print(f"\n{first.case}, {first.threads} thread{'s' if first.threads > 1 else ''}")
-    print(f"  {'':28s}{'median':>11s}{'p20':>11s}{'p80':>11s}{'ours/its':>10s}  goal")
-    for row in rows:
-        if row.seconds is None or row.p20 is None or row.p80 is None:
-            print(f"  {row.contestant:28s}{row.note}")
+def run_scripts() -> bool:
+    """The front ends' own benchmarks, where they are there; whether one failed."""
+    failed = False
+    for name in SCRIPTS:
+        if importlib.util.find_spec(name) is None:
             continue
-        times = "".join(f"{value * 1e3:8.3f} ms" for value in (row.seconds, row.p20, row.p80))
-        ratio = f"{row.ratio:10.2f}" if row.ratio is not None else f"{'':10s}"
-        goal = f"  <= {row.goal:.2f} {'met' if row.met else 'NOT met'}" if row.goal else ""
-        print(f"  {row.contestant:28s}{times}{ratio}{goal}")
+        print(f"\n== {name}", flush=True)
+        failed |= bool(subprocess.run([sys.executable, "-m", name], check=False).returncode)
+    return failed
 
 
 if __name__ == "__main__":

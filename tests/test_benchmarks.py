@@ -1,81 +1,390 @@
-"""Every benchmark runs, checks before it times, and reports a wrong contestant as wrong.
+"""The benchmarks: what is measured, that it is checked before it is timed, and what is made of it.
 
-No time is asserted.
+No time is asserted. Workers run in this process here; test_benchmarks_run has the real ones.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from benchmarks.cases import CASES, five_lines_once
-from benchmarks.harness import Row, summarise, verdict
+from gpubackprop.bench import (
+    contestants,
+    expressions,
+    harness,
+    losses,
+    ours,
+    places,
+    problems,
+    record,
+    shapes,
+    steps,
+    table,
+    worker,
+)
+from gpubackprop.bench import run as runs
+from gpubackprop.bench.harness import Harness, Plan, Row, summarise
+from gpubackprop.bench.shapes import Case
+from gpubackprop.errors import OptionError
+from tests.benchmark_records import InProcess
+
+ENTROPY = Case("softmax_cross_entropy", (9, 41))
+STEP = Case("training_step", (4, 6, 5, 3), variant="adam")
+SMALL = Plan(rounds=3, seconds=1e-4, small=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_every_contestant_of_a_case_agrees_with_the_oracle_and_runs(case):
-    oracle = np.array(CASES[case].contestants["oracle"]()[0]())
-    for name, setup in CASES[case].contestants.items():
-        check, run = setup()
-        assert verdict({"check": check()}, oracle, CASES[case].tolerance) == "", name
-        if name != "oracle":
-            run()
+@pytest.fixture
+def here(monkeypatch):
+    """Workers in this process, limits of small sizes."""
+    monkeypatch.setattr(harness, "Process", InProcess)
+    for name in ("COPY_BYTES", "SQUARE"):
+        monkeypatch.setattr(worker.limits, name, dict.fromkeys(("cpu", "cuda"), 1 << 8))
+    monkeypatch.setitem(worker.limits.COPY_BYTES, "cpu", 1 << 14)
 
 
-def test_a_wrong_result_is_named_and_not_timed():
-    case = CASES["softmax_cross_entropy/f32/4096x10"]
-    check, _ = case.contestants["gpubackprop"]()
-    right = np.array(check())
-    assert verdict({"check": right}, right, case.tolerance) == ""
-    wrong = right.copy()
-    wrong[0] *= 1.001
-    assert verdict({"check": wrong}, right, case.tolerance).startswith("WRONG")
-    assert verdict({"check": right * np.nan}, right, case.tolerance).startswith("WRONG")
-    assert verdict({"missing": "No module named 'torch'"}, right, 1.0).startswith("not measured")
+def rows_of(case, **plan):
+    with Harness(replace(SMALL, **plan)) as measured:
+        return {row.contestant: row for row in measured.run_case(case, "cpu", 1)}
 
 
-def test_the_digest_changes_with_any_of_loss_and_gradient():
-    z, y = np.zeros((4, 3)), np.array([0, 1, 2, 0])
-    loss, delta = five_lines_once(z, y)
-    assert loss == pytest.approx(np.log(3))
-    assert delta[0] == pytest.approx([-1 / 6, 1 / 12, 1 / 12])
+# -- the registry ---------------------------------------------------------------------------------
 
 
-def test_the_ratio_is_the_median_of_the_ratios_within_a_round():
-    ours = Row("case", "gpubackprop", 1, rounds=[1.0, 2.0, 9.0])
-    theirs = Row("case", "peer", 1, rounds=[2.0, 4.0, 3.0], goal=0.5)
-    absent = Row("case", "absent", 1, note="not measured: no module")
-    summarise({"gpubackprop": ours, "peer": theirs, "absent": absent})
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("size", shapes.SIZES)
+def test_cases_have_names_of_their_own_and_problems(size, device):
+    found = shapes.cases(size, device)
+    names = [case.name for case in found]
+    assert len(names) == len(set(names)) > 5
+    assert all(device in case.devices for case in found)
+    assert {case.op for case in found} <= {*problems.registry(), "cold_start"}
+
+
+def test_the_shapes_that_were_asked_for_are_there():
+    found = shapes.cases("full", "cuda")
+    on_gpu = {case.name for case in found}
+    for network in shapes.NETWORKS.values():
+        assert any(network == case.shape[1:] for case in found), network
+    for classes in (10, 1000, 32_000, 50_257, 128_256, 262_144):
+        assert any(name.endswith(f"x{classes}") and "softmax" in name for name in on_gpu)
+    batches = {case.shape[0] for case in shapes.cases("full", "cuda") if case.op == "training_step"}
+    assert {1, 1 << 20} <= batches
+    assert {case.op for case in shapes.cases("full", "cuda")} >= set(problems.registry())
+
+
+def test_smoke_has_every_operation_and_variant_of_full():
+    full, smoke = ({(c.op, c.variant, c.dtype) for c in shapes.cases(size, "cuda")}
+                   for size in ("full", "smoke"))  # fmt: skip
+    assert full == smoke
+    assert max(np.prod(case.shape) for case in shapes.cases("smoke", "cuda")) < 6000
+
+
+def test_a_case_goes_through_json():
+    case = shapes.cases("full", "cuda")[3]
+    assert Case.from_json(json.loads(json.dumps(asdict(case)))) == case
+
+
+def test_a_network_of_l_layers_has_3_l_minus_1_products():
+    sizes = shapes.products(Case("training_step", (7, 5, 4, 3), variant="adam"))
+    assert sizes == [(7, 5, 4), (7, 4, 3), (4, 7, 5), (3, 7, 4), (7, 3, 4)]
+
+
+def test_an_unknown_size_operation_or_peer_says_what_there_is():
+    with pytest.raises(OptionError, match="quick"):
+        shapes.cases("huge", "cpu")
+    with pytest.raises(OptionError, match="softmax_cross_entropy"):
+        runs.work(runs.Settings(op="nonsense"))
+    with pytest.raises(OptionError, match=r"no peer 'tensorflow'; valid are all, none, torch"):
+        contestants.peer_groups("torch,tensorflow")
+
+
+# -- oracles --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["", *shapes.LOSS_OPTIONS])
+def test_the_oracle_of_softmax_cross_entropy_is_pytorchs(variant):
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch")
+    case = replace(ENTROPY, variant=variant, dtype="float64")
+    problem, options = problems.get(case.op), losses.entropy_options(case)
+    inputs = problem.inputs(case)
+    z = torch.tensor(inputs["logits"], requires_grad=True)
+    y = torch.tensor(inputs["labels"])
+    weight = torch.tensor(inputs["class_weight"]) if options["weighted"] else None
+    loss = torch.nn.functional.cross_entropy(
+        z, y, weight=weight, ignore_index=-100, label_smoothing=options["label_smoothing"]
+    )
+    counts = y != -100
+    divisor = counts.sum() if weight is None else (weight[y.clamp_min(0)] * counts).sum()
+    loss = loss + options["z_loss"] * (z.logsumexp(1) ** 2 * counts).sum() / divisor
+    loss.backward()
+    ratio, error = problem.check(case, {"loss": loss.item(), "delta": z.grad.numpy()})
+    assert ratio <= 1
+    assert error < 1e-13
+
+
+def test_the_oracle_of_a_step_is_pytorchs():
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch")
+    data = steps.StepData(STEP)
+    W, b = data.weights()
+    x, y = data.data()
+    params = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in (*W, *b)]
+    adam = torch.optim.Adam(params, steps.LEARNING_RATE, eps=steps.EPS)
+    found = []
+    for number in range(data.steps_checked):
+        rows = data.rows(number)
+        h = torch.tensor(x[rows], dtype=torch.float64)
+        h = torch.relu(h @ params[0].T + params[2]) @ params[1].T + params[3]
+        loss = torch.nn.functional.cross_entropy(h, torch.tensor(y[rows]))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        found.append(loss.item())
+    assert found == pytest.approx(list(steps.oracle_losses(STEP)), rel=1e-12)
+    assert len(found) == 10
+
+
+def test_a_large_batch_repeats_its_rows_and_its_oracle_does_not():
+    large = steps.StepData(Case("training_step", (5000, 6, 5, 3), variant="adam"))
+    rows = large.rows(1)
+    assert len(rows) == 5000
+    assert len(np.unique(rows)) == large.distinct == 250
+    assert set(np.bincount(rows)[np.unique(rows)]) == {20}
+    some = Case("training_step", (3 * 256, 6, 5, 3), variant="adam")
+    data = steps.StepData(some)
+    step = steps.by_hand(np, data, np.float64, data.batch)
+    whole = [float(step(data.rows(number))) for number in range(3)]
+    assert whole == pytest.approx(list(steps.oracle_losses(some)[:3]), rel=1e-12)
+    case = Case("training_step", (5000, 6, 5, 3), variant="adam")  # more than different rows
+    assert large.batches * large.distinct < 5000
+    work = ours.setup(case, places.Place(), "numpy")
+    assert problems.get(case.op).check(case, work.outputs())[0] <= 1
+    work.run()
+
+
+def test_an_input_of_many_rows_is_a_block_over_and_over_and_all_of_it_is_compared():
+    case = Case("activation_backward", (2600, 1024), variant="tanh")
+    problem = problems.get(case.op)
+    tiling = problem.tiling(case)
+    assert tiling == problems.Tiling(2600, 1023)
+    inputs = problem.inputs(case)
+    np.testing.assert_array_equal(inputs["grad_h"][1023], inputs["grad_h"][0])
+    found = problem.expressions(np, case, inputs)
+    assert problem.check(case, found)[0] <= 1
+    found["delta"][2599, 7] += 0.01  # in the last block, which is not whole
+    assert problem.check(case, found)[0] > 1
+
+
+@pytest.mark.parametrize("fault", ["nan", "shape", "small"])
+def test_a_fault_in_one_element_is_seen(fault):
+    problem = problems.get(ENTROPY.op)
+    found = problem.expressions(np, ENTROPY, problem.inputs(ENTROPY))
+    assert problem.check(ENTROPY, found)[0] <= 1
+    if fault == "shape":
+        found["delta"] = found["delta"][:-1]
+    else:
+        found["delta"][8, 40] += np.nan if fault == "nan" else 1e-4
+    assert not problem.check(ENTROPY, found)[0] <= 1
+
+
+# -- checking and timing --------------------------------------------------------------------------
+
+
+def test_every_contestant_gets_time_share_ratio_bytes_and_flops(here):
+    rows = rows_of(ENTROPY)
+    assert set(rows) == {"numpy", "limit", "NumPy by hand", "NumPy by hand, two exps"}
+    ours = rows["numpy"]
+    assert ours.ratio == 1.0
+    assert ours.bytes == 2 * 9 * 41 * 4 + 8 * 9
+    assert ours.share is not None
+    assert ours.limit == "copy"
+    for row in rows.values():
+        assert len(row.rounds) == 3
+        assert row.p20 <= row.seconds <= row.p80
+    assert rows["NumPy by hand"].error < 1e-6
+
+
+def test_a_wrong_contestant_is_reported_as_wrong_and_never_timed(here, monkeypatch):
+    right = expressions.setup
+
+    def wrong(case, where, contestant):
+        work = right(case, where, contestant)
+        outputs = work.outputs
+        work.outputs = lambda: outputs() | {"loss": outputs()["loss"] * 1.001}
+        work.run = lambda: pytest.fail("it was timed")
+        return work
+
+    monkeypatch.setattr(expressions, "setup", wrong)
+    row = rows_of(ENTROPY)["NumPy by hand"]
+    assert row.wrong
+    assert row.note.startswith("WRONG: differs from the oracle by 1.0e-03")
+    assert row.seconds is None
+    assert row.rounds == []
+
+
+def test_what_is_not_installed_or_fails_is_a_note_and_the_others_are_timed(here, monkeypatch):
+    def broken(case, where, contestant):
+        raise MemoryError("no more\nto be had")
+
+    monkeypatch.setattr(expressions, "setup", broken)
+    monkeypatch.setitem(worker.sys.modules, "jax", None)
+    rows = rows_of(ENTROPY, peers=frozenset({"jax"}))
+    assert rows["NumPy by hand"].note == "not measured: MemoryError: no more"
+    assert rows["JAX jit"].note.startswith("not measured: import of jax halted")
+    assert rows["numpy"].seconds
+
+
+def test_a_training_step_is_timed_by_the_step(here, monkeypatch):
+    monkeypatch.setattr(places.Place, "time", lambda self, run, count: (run(), (1.6, 1.6))[1])
+    rows = rows_of(STEP)
+    assert rows["numpy"].seconds == pytest.approx(0.1)  # sixteen batches
+    assert rows["limit"].seconds == 1.6  # products of one step
+
+
+def test_ratios_and_shares_are_medians_within_a_round():
+    ours = Row("case", "op", "numpy", "cpu", 1, rounds=[1.0, 2.0, 9.0])
+    theirs = Row("case", "op", "peer", "cpu", 1, rounds=[2.0, 4.0, 3.0])
+    limit = Row("case", "op", "limit", "cpu", 1, rounds=[0.5, 0.5, 0.9])
+    absent = Row("case", "op", "absent", "cpu", 1, note="not measured: no module")
+    every = {row.contestant: row for row in (ours, theirs, limit, absent)}
+    summarise(every, "numpy")
     assert theirs.ratio == 0.5  # of 0.5, 0.5, 3.0
-    assert theirs.met is True
+    assert theirs.ratio_p80 == pytest.approx(2.0)
+    assert ours.share == 0.25  # of 0.5, 0.25, 0.1
+    assert limit.share is None
     assert absent.seconds is None
-    late = replace(theirs, goal=0.4, ratio=None)
-    summarise({"gpubackprop": ours, "peer": late})
-    assert late.met is False
 
 
-@pytest.mark.slow
-def test_the_command_prints_a_table_and_writes_json(tmp_path):
-    out = tmp_path / "result.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--case", "4096x10", "--threads", "1"]
-    done = subprocess.run([*command, "--json", out], capture_output=True, text=True, check=True)
-    assert "numpy, five lines" in done.stdout
-    record = json.loads(out.read_text())
-    assert {row["contestant"] for row in record["rows"]} >= {"gpubackprop", "torch autograd"}
-    ours = next(row for row in record["rows"] if row["contestant"] == "gpubackprop")
-    assert ours["ratio"] == 1.0
-    assert len(ours["rounds"]) == record["rounds"]
-    assert record["versions"]["numpy"] == np.__version__
+def test_slow_peers_take_part_in_key_cases_only():
+    compiled = contestants.BY_NAME["torch.compile"]
+    peers = contestants.peer_groups("all")
+    assert not compiled.takes_part(STEP, "cpu", peers)
+    assert compiled.takes_part(replace(STEP, key=True), "cpu", peers)
+    assert not compiled.takes_part(replace(STEP, key=True), "cpu", frozenset({"torch"}))
 
 
-def test_an_unknown_case_is_a_usage_error():
-    command = [sys.executable, "-m", "benchmarks", "--case", "no such case"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "softmax_cross_entropy" in done.stderr
+def test_the_budget_leaves_cases_out_and_names_them(here):
+    work = [(ENTROPY, "cpu", 1), (STEP, "cpu", 1)]
+    done = []
+    with Harness(SMALL) as measured:
+        left = harness.run_all(measured, work, -1.0, lambda text: None, done.append)
+    assert left == [f"{ENTROPY.name} on cpu", f"{STEP.name} on cpu"]
+    assert done == []
+
+
+def test_a_machine_without_a_gpu_measures_the_key_cases_with_each_number_of_threads():
+    work = runs.work(runs.Settings("quick", threads=(1, 2)))
+    counts = {case.name: [t for c, _, t in work if c.name == case.name] for case, _, _ in work}
+    assert all(counts[case.name] == ([2, 1] if case.key else [2]) for case, _, _ in work)
+    assert {device for _, device, _ in work} == {"cpu"}
+    both = runs.work(runs.Settings("quick", "cuda:0", threads=(2,)))
+    assert [device for _, device, _ in both[:2]] == ["cuda:0", "cpu"]
+
+
+# -- record and table -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(here, monkeypatch):
+    monkeypatch.setitem(runs.ROUNDS, "smoke", (2, 1e-5))
+    settings = runs.Settings("smoke", op="tanh", threads=(1,), device_reason="no driver")
+    return runs.measure(settings)
+
+
+def test_a_record_says_where_with_what_and_how(measured, tmp_path):
+    assert {"date", "commit", "cpu", "versions", "settings", "limits", "load_before"} <= set(
+        measured
+    )
+    assert measured["versions"]["numpy"] == np.__version__
+    assert set(measured["limits"]["cpu"]) == {"copy", "read", "product"}
+    path = tmp_path / "result.json"
+    record.write(path, measured)
+    loaded = record.load(path)
+    for row, kept in zip(measured["rows"], loaded["rows"], strict=True):
+        assert row.keys() == kept.keys()
+        for key, value in row.items():
+            numeric = isinstance(value, (float, list))
+            assert kept[key] == (pytest.approx(value, rel=2e-3) if numeric else value)
+    assert {k: v for k, v in loaded.items() if k != "rows"} == {
+        k: v for k, v in json.loads(json.dumps(measured)).items() if k != "rows"
+    }
+    assert path.read_text().count('"case":') == len({row["case"] for row in measured["rows"]})
+    path.write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="format 2 is wanted"):
+        record.load(path)
+
+
+def test_a_partial_run_replaces_its_cases_and_keeps_the_others(measured):
+    old = measured | {"left_out": ["column_sum/f32/9x40 on cpu", "x on cpu"]}
+    again = [row | {"seconds": 7.0} for row in measured["rows"] if row["op"] == "affine_layer"]
+    other = {"case": "column_sum/f32/9x40", "op": "column_sum", "contestant": "numpy",
+             "device": "cpu", "threads": 1, "seconds": 1.0}  # fmt: skip
+    new = measured | {"rows": [*again, other], "left_out": []}
+    both = record.merged(old, new)
+    assert len(both["rows"]) == len(measured["rows"]) + 1
+    changed = {row["op"] for row in both["rows"] if row.get("seconds") == 7.0}
+    assert changed == {"affine_layer"}
+    assert both["left_out"] == ["x on cpu"]
+    assert [run["commit"] for run in both["earlier_runs"]] == [old["commit"]]
+
+
+def test_the_folder_of_a_machine_is_its_card_or_processor():
+    cpu = {"device": "cpu", "cpu": {"model": "AMD EPYC (tm)", "cores": 2}}
+    assert record.card(cpu) == "cpu-amd-epyc-tm-2-cores"
+    assert record.card({"device": "cuda:0", "gpu": {"name": "NVIDIA H200"}}) == "nvidia-h200"
+
+
+def test_the_table_has_both_devices_their_ratio_and_the_peers():
+    def row(contestant, device, **values):
+        return Row("step", "training_step", contestant, device, 2, limit="products", **values)
+
+    rows = [
+        row("numpy", "cpu", seconds=2e-3, share=0.7),
+        row("NumPy by hand", "cpu", seconds=2e-3, ratio=0.98),
+        row("cupy_raw", "cuda:0", seconds=1e-4, share=0.91),
+        row("torch eager", "cuda:0", seconds=5e-4, ratio=0.2),
+        row("JAX jit", "cuda:0", note="WRONG: differs from the oracle by 1.0e+00"),
+    ]
+    head, line = table.lines(rows)
+    for title, cell in (("CPU", "2 ms"), ("GPU", "100 us"), ("speed-up", "20"),
+                        ("of limit", "0.91 products")):  # fmt: skip
+        assert line[: head.index(title) + len(title)].endswith(cell)
+    assert line.endswith("torch eager 0.20, JAX jit WRONG")
+    assert table.lines(rows[:2])[1].endswith("0.70 products   NumPy by hand 0.98")
+
+
+def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):
+    step = {"case": table.HEADLINES[0][0], "op": "training_step", "contestant": "numpy",
+            "device": "cpu", "threads": 1, "seconds": 0.0123, "share": 0.5, "limit": "products"}  # fmt: skip
+    line = table.summary(measured | {"rows": [step]})
+    assert "\n" not in line
+    assert "1 thread |" in line
+    assert "step 784-512-512-10, batch 256: 12.3 ms (0.50 of products)" in line
+    assert "copy " in line
+
+
+def test_what_is_left_out_is_told_once_for_each_reason(measured):
+    missing = {"op": "o", "contestant": "Liger", "device": "cpu", "threads": 1, "note": "not there"}
+    rows = [missing | {"case": f"case {number}"} for number in range(3)]
+    lines = table.left_out(measured | {"rows": rows, "left_out": ["late on cpu"]})
+    assert lines == [
+        "Liger: not there (case 0 and 2 more)", "no time was left for late on cpu",
+        "the GPU: no driver",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5, "2.5 s"), (1.0, "1 s"), (0.0123456, "12.3 ms"), (1e-3, "1 ms"), (15e-6, "15 us")],
+)
+def test_times_have_three_digits_and_a_unit(seconds, text):
+    assert table.time_text(seconds) == text
+
+
+def test_percentiles_are_in_order_in_every_row(measured):
+    for row in record.rows_of(measured):
+        for low, high in pairwise((row.p20, row.seconds, row.p80)):
+            assert low <= high

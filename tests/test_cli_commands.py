@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -118,7 +119,7 @@ def test_without_threadpoolctl_a_started_blas_is_not_silently_left_alone(monkeyp
     monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     cpu = CpuReport("a CPU", 8, 8, "scipy-openblas", "0.3.31", 8)
     monkeypatch.setattr(common, "probe_cpu", lambda: cpu)
-    result = run_cli("bench", "--threads", "3")
+    result = run_cli("check", "--threads", "3")
     assert result.code == 1
     assert "OPENBLAS_NUM_THREADS=3" in result.err
 
@@ -187,40 +188,79 @@ def test_the_library_passes_its_check():
 # -- bench ----------------------------------------------------------------------------------------
 
 
-def test_bench_prints_a_table_and_writes_json(monkeypatch, tmp_path):
-    times = iter([(0.9e-3, 1.0e-3, 1.1e-3), (0.4e-3, 0.5e-3, 0.6e-3), (2e-3, 3e-3, 4e-3)])
-    monkeypatch.setattr(bench, "measure", lambda work, seconds: next(times))
-    result = ok("bench", "--quick", "--json", tmp_path / "bench.json")
+STEP = "training_step/adam/f32/784-512-512-10/batch256"
+
+
+def measured(rows):
+    """Stands in for `measure`: a record of these rows; nothing is timed."""
+    from gpubackprop.bench import record
+
+    def measure(settings, progress):
+        progress(f"[1/1] {STEP}")
+        return record.new(settings.device, settings.json()) | {"rows": rows}
+
+    return measure
+
+
+def bench_row(contestant, **values):
+    shared = {"case": STEP, "op": "training_step", "device": "cpu", "threads": 1}
+    return shared | {"contestant": contestant} | values
+
+
+def test_bench_prints_a_table_what_is_left_out_and_a_line_to_paste(monkeypatch, tmp_path):
+    ours = bench_row("numpy", seconds=2e-3, share=0.7, limit="products")
+    theirs = bench_row("torch eager", seconds=4e-3, ratio=0.5)
+    absent = bench_row("thinc", note="not measured: No module named 'thinc'")
+    monkeypatch.setattr(bench, "measure", measured([ours, theirs, absent]))
+    result = ok("bench", "--device", "cpu", "--threads", "1", "--json", tmp_path / "bench.json")
     assert "device: cpu" in result.out
-    assert "softmax cross entropy takes 0.50 of the time" in result.out
-    values = json.loads((tmp_path / "bench.json").read_text())
-    assert [row["median_s"] for row in values["results"]] == [1.0e-3, 0.5e-3, 3e-3]
-    assert "784-512-512-10" in values["results"][2]["name"]
+    assert re.search(rf"{STEP} +2 ms +0.70 products +torch eager 0.50", result.out)
+    assert "thinc: not measured: No module named 'thinc'" in result.out
+    assert "the GPU: the CPU was asked for" in result.out
+    assert "step 784-512-512-10, batch 256: 2 ms (0.70 of products)" in result.out.splitlines()[-1]
+    assert f"[1/1] {STEP}" in result.err
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"][1]["ratio"] == 0.5
 
 
 def test_bench_json_to_stdout_is_only_json(monkeypatch):
-    monkeypatch.setattr(bench, "measure", lambda work, seconds: (1.0, 2.0, 3.0))
-    assert len(ok("bench", "--json", "-").json["results"]) == 3
+    monkeypatch.setattr(bench, "measure", measured([bench_row("numpy", seconds=1.0)]))
+    values = ok("bench", "--device", "cpu", "--threads", "1", "--json", "-").json
+    assert [row["contestant"] for row in values["rows"]] == ["numpy"]
 
 
-def test_what_is_timed_computes_the_same_thing():
-    import numpy as np
-
-    (_, five_lines), (_, ours), (_, step) = bench.cases()
-    (loss, gradient), (our_loss, delta) = five_lines(), ours()
-    assert our_loss == pytest.approx(loss, rel=1e-4)
-    np.testing.assert_allclose(delta, gradient, atol=1e-9)
-    step()
+def test_bench_fails_where_a_result_is_wrong(monkeypatch):
+    wrong = bench_row("numpy", note="WRONG: differs from the oracle by 1.0e-01")
+    monkeypatch.setattr(bench, "measure", measured([wrong]))
+    result = run_cli("bench", "--device", "cpu", "--threads", "1")
+    assert result.code == 1
+    assert "1 result differed from the oracle, the first: numpy on" in result.err
 
 
-def test_percentiles_are_those_of_the_times_of_the_calls_after_warming_up(monkeypatch):
-    clock, durations = [0.0], iter([9.0] * 3 + [1.0, 2.0, 3.0, 4.0, 5.0, 100.0])
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+def test_bench_passes_its_options_on(monkeypatch):
+    given = []
+    monkeypatch.setattr(bench, "measure", lambda settings, progress: given.append(settings) or
+                        measured([])(settings, progress))  # fmt: skip
+    ok("bench", "--full", "--op", "softmax", "--peers", "torch,jax", "--device", "cpu",
+       "--threads", "1", "--budget", "30")  # fmt: skip
+    (settings,) = given
+    assert (settings.size, settings.op, settings.budget) == ("full", "softmax", 30.0)
+    assert settings.peers == {"torch", "jax"}
+    assert settings.all_threads == (1,)
+    ok("bench", "--device", "cpu", "--threads", "1")
+    assert (given[1].size, given[1].peers) == ("quick", frozenset())
 
-    def work():
-        clock[0] += next(durations)
 
-    assert bench.measure(work, 0.0) == pytest.approx((1.8, 3.0, 4.2))  # of 1 to 5
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--peers", "tensorflow"], "no peer 'tensorflow'; valid are all, none, torch"),
+        (["--op", "nonsense"], "no case contains 'nonsense'; operations are"),
+    ],
+)
+def test_bench_says_what_it_does_not_know(arguments, said):
+    result = run_cli("bench", "--device", "cpu", "--threads", "1", *arguments)
+    assert result.code == 1
+    assert said in result.err
 
 
 # -- info -----------------------------------------------------------------------------------------
@@ -287,9 +327,6 @@ def test_commands_without_use_for_a_gpu_run_on_the_cpu_and_say_so(monkeypatch):
     monkeypatch.setattr(check, "check_all", fake_checks(("a", 0.0, True)))
     monkeypatch.setattr(devices, "choose", lambda device: ("cuda:0", "NVIDIA H200"))
     assert "on cpu" in ok("check").out
-    result = run_cli("bench", "--device", "cuda")
-    assert result.code == 1
-    assert "runs on the CPU" in result.err
 
 
 def test_a_gpu_that_is_not_there_names_the_remedy():

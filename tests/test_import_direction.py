@@ -21,13 +21,13 @@ LAYERS = (
     ("network", "losses", "optimizers", "initializers", "schedules"),
     ("training", "checkpoint", "model", "data", "gradient_check"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
-    ("sklearn", "torch", "distributed", "cli", "plots", "__main__"),
+    ("sklearn", "torch", "distributed", "bench", "cli", "plots", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow", "scipy", "sklearn",
-    "torch",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow",
+    "scipy", "sklearn", "thinc", "torch",
 }  # fmt: skip
 
 # Front-ends that are of no use without their package, and may import it at module level.

@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "train a network on a data file, or on scikit-learn's handwritten digits",
     "predict": "apply a trained model to a data file",
     "check": "compare every gradient of the library with central differences",
-    "bench": "time a training step and the softmax cross entropy on this machine",
+    "bench": "measure the CPU and the GPU of this machine, with their limits and the peers",
     "info": "show the device, what CUDA lacks here, BLAS, threads and versions",
 }
 _EPILOG = """\

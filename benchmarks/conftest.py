@@ -1,0 +1,92 @@
+"""The cases as pytest-benchmark files: one for each operation, a group for each case.
+
+In one process, so for this library alone (`numpy`, `cupy_arrays`, `cupy_raw`): peers take part in
+``python -m benchmarks``, which gives each a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from gpubackprop.backends import devices
+from gpubackprop.bench import problems
+from gpubackprop.bench.contestants import BY_NAME, module_name
+from gpubackprop.bench.places import Place, Work
+from gpubackprop.bench.shapes import SIZES, Case, cases
+
+BACKENDS = {"numpy": "cpu", "cupy_arrays": "cuda", "cupy_raw": "cuda"}
+SECONDS, ROUNDS = 0.05, 7  # of a round
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--size", choices=SIZES, default="quick", help="which cases (default quick)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A file names its operations in OPS; each case meets each backend of its devices."""
+    if "work" not in metafunc.fixturenames:
+        return
+    size, ops = metafunc.config.getoption("--size"), metafunc.module.OPS
+    found = [
+        (case, backend)
+        for backend, kind in BACKENDS.items()
+        for case in cases(size, kind)
+        if case.op in ops
+    ]
+    ids = [f"{case.name}-{backend}" for case, backend in found]
+    metafunc.parametrize("case_and_backend", found, ids=ids)
+
+
+@pytest.fixture
+def work(case_and_backend: tuple[Case, str]) -> Iterator[tuple[Case, str, Place, Work]]:
+    """The case set up on its backend, its result held to the float64 oracle."""
+    case, backend = case_and_backend
+    device, reason = "cpu", ""
+    if BACKENDS[backend] == "cuda":
+        device, reason = devices.choose("auto")
+        if device == "cpu":
+            pytest.skip(f"needs a GPU: {reason}")
+    module = importlib.import_module(module_name(BY_NAME[backend].name))
+    place = module.place(device, backend)
+    try:
+        made = module.setup(case, place, backend)
+    except problems.Unsupported as why:
+        pytest.skip(str(why))
+    ratio, error = problems.get(case.op).check(case, made.outputs())
+    assert ratio <= 1, f"WRONG: differs from the oracle by {error:.1e}; not timed"
+    yield case, backend, place, made
+    place.release()
+
+
+@pytest.fixture
+def measure(work: tuple[Case, str, Place, Work], benchmark: Any) -> Callable[[], None]:
+    """Times the work: host time by pytest-benchmark, on a GPU until it is done; `extra_info` has
+    the time by CUDA events and by graph replay, bytes and flops."""
+    case, backend, place, made = work
+    problem, info = problems.get(case.op), benchmark.extra_info
+    benchmark.group = case.name
+    info |= {"backend": backend, "bytes": problem.bytes(case), "flops": problem.flops(case)}
+    info["units"] = made.units
+
+    def run() -> None:
+        made.run()
+        place.wait()
+
+    def measured() -> None:
+        if not benchmark.enabled:
+            benchmark(run)
+            return
+        once = max(place.time(made.run, 2)[0], 1e-7)
+        count = max(1, min(1000, round(SECONDS / once)))
+        if place.device != "cpu":
+            info["events_s"], info["host_s"] = place.time(made.run, count)
+            info["graph"] = made.uncaptured
+            if made.replay is not None:
+                info["graph_s"], _ = place.time(made.replay, count)
+        benchmark.pedantic(run, rounds=ROUNDS, iterations=count, warmup_rounds=1)
+
+    return measured

@@ -1,0 +1,97 @@
+"""python -m benchmarks.profile_step: which calls the time of a NumPy training step goes to.
+
+A step is a tape of NumPy calls; each is a line of this profile. Calls are timed by the processor
+time of this thread, with one BLAS thread, so that what else the machine does matters little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from typing import Any
+
+import threadpoolctl
+
+from gpubackprop.backends.numpy import set_num_threads
+from gpubackprop.backends.numpy.tape import Tape
+from gpubackprop.bench.ours import setup
+from gpubackprop.bench.places import Place
+from gpubackprop.bench.shapes import NETWORKS, Case
+
+
+class Profile:
+    """Stands in for `Tape.run`: nanoseconds of each call, added up over the steps."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.spent: dict[tuple[str, str], int] = defaultdict(int)
+        self.calls: dict[tuple[str, str], int] = defaultdict(int)
+
+    def run(self, tape: Tape) -> None:
+        for function, args in tape.calls:
+            start = time.thread_time_ns()
+            function(*args)
+            taken = time.thread_time_ns() - start
+            line = (_name(function), _shapes(args))
+            self.spent[line] += taken
+            self.calls[line] += 1
+
+    def lines(self, steps: int, least: float) -> list[str]:
+        """Calls with at least that share of the whole, the largest first; the rest in one line."""
+        total, rest = sum(self.spent.values()), 0
+        text = [f"{'share':>7}{'calls':>7}  call"]
+        for line, taken in sorted(self.spent.items(), key=lambda item: -item[1]):
+            if taken / total < least:
+                rest += taken
+                continue
+            calls = self.calls[line] / steps
+            text.append(f"{taken / total:>7.1%}{calls:>7.0f}  {line[0]}{line[1]}")
+        return [*text, f"{rest / total:>7.1%}{'':>7}  all others"]
+
+
+def _name(function: Any) -> str:
+    owner = getattr(function, "__self__", None)
+    prefix = f"{type(owner).__name__}." if owner is not None and hasattr(owner, "__dict__") else ""
+    return prefix + str(getattr(function, "__name__", function))
+
+
+def _shapes(args: tuple[Any, ...]) -> str:
+    shapes = ("x".join(map(str, arg.shape)) or "()" for arg in args if hasattr(arg, "shape"))
+    return "(" + ", ".join(shapes) + ")"
+
+
+def profile(case: Case, passes: int) -> tuple[Profile, int]:
+    """The profile of that training step, and how many steps went into it."""
+    found, original = Profile(), Tape.run
+    set_num_threads(1)
+    with threadpoolctl.threadpool_limits(1):
+        Tape.run = lambda self: found.run(self)  # type: ignore[method-assign]  # plans keep it
+        try:
+            work = setup(case, Place(), "numpy")
+            work.outputs()
+            found.clear()
+            for _ in range(passes):
+                work.run()
+        finally:
+            Tape.run = original  # type: ignore[method-assign]
+    return found, passes * work.units
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile_step", description=__doc__)
+    parser.add_argument("--network", choices=NETWORKS, default="lecture")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--passes", type=int, default=20, help="over 16 batches (default 20)")
+    parser.add_argument("--least", type=float, default=0.005, help="share that gets a line")
+    args = parser.parse_args(arguments)
+    case = Case("training_step", (args.batch, *NETWORKS[args.network]), variant="adam")
+    found, steps = profile(case, args.passes)
+    print(f"{case.name}, {steps} steps, one thread")
+    print("\n".join(found.lines(steps, args.least)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""python -m benchmarks.report: results as Markdown, pictures and the README's section.
+
+    python -m benchmarks.report                    the newest of each machine in results/
+    python -m benchmarks.report FILE ...           these
+    python -m benchmarks.report --compare OLD NEW  what became slower or faster beyond the noise
+
+Writes docs/benchmarks.md and docs/images/benchmark_*.png, and the part of README.md between the
+benchmark markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pictures, tables
+from benchmarks.compare import compare
+from gpubackprop.bench import record as records
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+Record = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
+    parser.add_argument("--out", type=Path, default=ROOT, help="where README.md and docs/ are")
+    args = parser.parse_args(arguments)
+    try:
+        if args.compare:
+            found = compare(*(records.load(path) for path in args.compare))
+            print("\n".join(found.lines()))
+            return int(found.regressed)
+        loaded = [records.load(path) for path in args.files]
+    except (OSError, ValueError) as error:
+        print(f"benchmarks.report: error: {error}", file=sys.stderr)
+        return 2
+    chosen = by_machine(loaded) if loaded else newest(ROOT / "benchmarks" / "results")
+    for path in refresh(chosen, args.out):
+        print(f"written: {path}")
+    return 0
+
+
+def newest(results: Path) -> list[Record]:
+    """Of each machine: what was measured on its last day, one record."""
+    return by_machine([records.load(path) for path in sorted(results.glob("*/*.json"))])
+
+
+def by_machine(loaded: list[Record]) -> list[Record]:
+    """One record for each machine: its newest day, later runs replacing cases of earlier."""
+    machines: dict[str, Record] = {}
+    for record in sorted(loaded, key=lambda record: (record["date"], record.get("time", ""))):
+        card = records.card(record)
+        before = machines.get(card)
+        same_day = before is not None and before["date"] == record["date"]
+        machines[card] = records.merged(before, record) if same_day and before else record
+    return list(machines.values())
+
+
+def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
+    """Write pictures, docs/benchmarks.md and the README's section; the files written."""
+    written: list[Path] = []
+    text = ["# Benchmarks", "", "Made by `python -m benchmarks.report` from `benchmarks/results/`."]
+    for record in found:
+        card = records.card(record)
+        images = pictures.draw_all(record, out / "docs" / "images", card)
+        written += images
+        text += ["", f"## {card}", "", tables.machine(record), "", *_image_links(images, "images")]
+        text += ["", "### Limits", "", tables.limits_table(record)]
+        text += ["", "### All cases", "", tables.full_table(record)]
+    if not any(record["gpu"] for record in found):
+        text += ["", "Not measured on a GPU."]
+    page, readme = out / "docs" / "benchmarks.md", out / "README.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(text) + "\n", encoding="utf-8")
+    written.append(page)
+    if readme.exists():
+        new = with_section(readme.read_text(encoding="utf-8"), section(found, written))
+        readme.write_text(new, encoding="utf-8")
+        written.append(readme)
+    return written
+
+
+def section(found: list[Record], written: list[Path]) -> str:
+    """What stands between the README's markers."""
+    text: list[str] = []
+    for record in found:
+        card = records.card(record)
+        stems = {f"benchmark_{card}_{title}" for title in ("peers", "batch")}
+        shown = [path for path in written if path.stem in stems]
+        text += [tables.machine(record), "", tables.key_table(record), ""]
+        goals = tables.goals(record)
+        text += [goals, ""] if goals else []
+        text += [*_image_links(shown, "docs/images"), ""] if shown else []
+    if not any(record["gpu"] for record in found):
+        text += ["On a GPU: not measured.", ""]
+    return "\n".join(text)
+
+
+def _image_links(images: list[Path], folder: str) -> list[str]:
+    links = []
+    for path in images:
+        title = path.stem.rpartition("_")[2]
+        links.append(f"![{pictures.TITLES[title]}]({folder}/{path.name})")
+    return links
+
+
+def with_section(readme: str, section: str) -> str:
+    """`readme` with `section` between its markers.
+
+    Raises
+    ------
+    ValueError : it has not both markers.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(readme):
+        raise ValueError(f"the README has no {BEGIN} ... {END}")
+    return pattern.sub(lambda match: f"{BEGIN}\n{section}{END}", readme, count=1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

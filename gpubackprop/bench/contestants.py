@@ -1,0 +1,130 @@
+"""Who takes part: this library, array expressions, the limit, and the peers where installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from gpubackprop.bench.shapes import Case
+from gpubackprop.errors import OptionError
+
+TORCH_OPS = frozenset({
+    "softmax_cross_entropy", "pointwise_loss", "activation_forward", "activation_backward",
+    "column_sum", "sum_of_squares", "gather_rows", "update", "update_many", "affine_layer",
+    "training_step", "cold_start",
+})  # fmt: skip
+STEP = frozenset({"training_step", "cold_start"})
+OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
+LIMIT = "limit"
+_PACKAGE = "gpubackprop.bench"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to do a case.
+
+    Attributes
+    ----------
+    name : as shown. module : of this package, with ``place`` and ``setup``.
+    kinds : "cpu", "cuda" or both. ops : what it is set up for; None for everything.
+    group : what ``--peers`` calls it; "" for what always takes part.
+    slow : takes part in key cases only, with all threads: it compiles for seconds.
+    plain : takes part in cases without a variant only.
+    slow_for : operations of which a slow one does all cases on a GPU.
+    distribution : whose version is recorded.
+    """
+
+    name: str
+    module: str
+    kinds: tuple[str, ...]
+    ops: frozenset[str] | None = None
+    group: str = ""
+    slow: bool = False
+    distribution: str = ""
+    plain: bool = False
+    slow_for: frozenset[str] = frozenset()
+
+    def takes_part(self, case: Case, device: str, peers: frozenset[str]) -> bool:
+        """Whether it is asked to do this case on "cpu" or "cuda:N"."""
+        kind = device.partition(":")[0]
+        if kind not in self.kinds or (self.ops is not None and case.op not in self.ops):
+            return False
+        if self.plain and case.variant:
+            return False
+        often = case.key or not self.slow or (kind == "cuda" and case.op in self.slow_for)
+        return not self.group or (self.group in peers and often)
+
+
+_BOTH = ("cpu", "cuda")
+CONTESTANTS = (
+    Contestant("numpy", "ours", ("cpu",)),
+    Contestant("cupy_raw", "ours", ("cuda",)),
+    Contestant("cupy_arrays", "expressions", ("cuda",), TORCH_OPS),
+    Contestant(LIMIT, "limits", _BOTH, TORCH_OPS - {"cold_start"}),
+    Contestant("NumPy by hand", "expressions", ("cpu",)),
+    Contestant(
+        "NumPy by hand, two exps", "expressions", ("cpu",), frozenset({"softmax_cross_entropy"}),
+        plain=True,
+    ),
+    Contestant("torch eager", "torch_peer", _BOTH, TORCH_OPS, "torch", distribution="torch"),
+    Contestant(
+        "torch fused", "torch_peer", _BOTH, frozenset({"update", "update_many", "training_step"}),
+        "torch", distribution="torch",
+    ),
+    Contestant(
+        "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch",
+        slow_for=frozenset({"softmax_cross_entropy"}),
+    ),
+    Contestant(
+        "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True,
+        "torch",
+    ),
+    Contestant(
+        "Liger", "torch_peer", ("cuda",), frozenset({"softmax_cross_entropy"}), "liger",
+        distribution="liger-kernel",
+    ),
+    Contestant(
+        "JAX jit", "jax_peer", _BOTH,
+        STEP | {"softmax_cross_entropy", "activation_forward", "affine_layer"}, "jax",
+        distribution="jax",
+    ),
+    Contestant(
+        "scikit-learn", "other_peers", ("cpu",), STEP, "scikit-learn", distribution="scikit-learn"
+    ),
+    Contestant("thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc"),
+)  # fmt: skip
+GROUPS = tuple(dict.fromkeys(one.group for one in CONTESTANTS if one.group))
+BY_NAME = {one.name: one for one in CONTESTANTS}
+
+
+def peer_groups(text: str) -> frozenset[str]:
+    """The groups that "none", "all" or a list with commas names.
+
+    Raises
+    ------
+    OptionError : an unknown one.
+    """
+    if text in ("none", "all"):
+        return frozenset(GROUPS) if text == "all" else frozenset()
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    for name in sorted(names - set(GROUPS)):
+        raise OptionError(f"no peer {name!r}; valid are all, none, {', '.join(GROUPS)}")
+    return names
+
+
+def module_name(contestant: str) -> str:
+    return f"{_PACKAGE}.{BY_NAME[contestant].module}"
+
+
+def package_versions() -> dict[str, str]:
+    """Of everything that may take part and is installed."""
+    names = {one.distribution for one in CONTESTANTS if one.distribution}
+    names |= {"numpy", "scipy", "triton", "nvmath-python", "cupy-cuda12x", "cupy-cuda13x"}
+    found: dict[str, Any] = {}
+    for name in sorted(names):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

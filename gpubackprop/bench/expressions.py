@@ -1,0 +1,56 @@
+"""Array expressions of NumPy and CuPy: what one writes without a library, a pass for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.bench import problems
+from gpubackprop.bench.losses import five_lines_two_exps
+from gpubackprop.bench.places import CupyPlace, Place, Work
+from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.steps import StepData, by_hand
+
+
+def place(device: str, contestant: str) -> Place:
+    return Place() if device == "cpu" else CupyPlace(device)
+
+
+def setup(case: Case, where: Place, contestant: str) -> Work:
+    if case.dtype == "bfloat16":
+        raise problems.Unsupported("CuPy and NumPy do not compute in bfloat16")
+    if case.op == "training_step":
+        return training_step(case, where)
+    problem = problems.get(case.op)
+    arrays = {name: where.xp.asarray(array) for name, array in problem.inputs(case).items()}
+    if "two exps" in contestant:
+        if case.variant:
+            raise problems.Unsupported("the five lines have no options")
+        run: Any = lambda: five_lines_two_exps(**arrays)  # noqa: E731
+    else:
+        run = lambda: problem.expressions(where.xp, case, arrays)  # noqa: E731
+
+    def outputs() -> dict[str, Any]:
+        return {name: where.host(array) for name, array in run().items()}
+
+    if case.op.startswith("update"):  # in place: what is captured would step once more
+        return Work(run, outputs)
+    replay, why = where.capture(run)
+    return Work(run, outputs, replay=replay, uncaptured=why)
+
+
+def training_step(case: Case, where: Place) -> Work:
+    data, xp = StepData(case), where.xp
+    step = by_hand(xp, data, np.float32, data.batch)
+    batches = [xp.asarray(data.rows(i)) for i in range(data.batches)]
+
+    def losses() -> dict[str, Any]:
+        found = [step(batches[i % data.batches]) for i in range(data.steps_checked)]
+        return {"losses": [float(loss) for loss in found]}
+
+    def run() -> None:
+        for batch in batches:
+            step(batch)
+
+    return Work(run, losses, data.batches)

@@ -1,0 +1,385 @@
+"""Runs cases: a process for each contestant, one timed round each in turn.
+
+Thread pools of different libraries disturb one another in one process, and a machine's speed
+drifts: rounds are interleaved, one contestant working at a time, and only ratios within a run are
+meant to be compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.bench import problems
+from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, LIMIT, OURS
+from gpubackprop.bench.shapes import Case
+from gpubackprop.errors import GpubackpropError
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+COLD_ROUNDS = 3
+LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
+
+
+@dataclass
+class Row:
+    """One contestant's result.
+
+    Attributes
+    ----------
+    seconds : of one piece of work, the median over the rounds; p20, p80 : percentiles. On a GPU by
+        CUDA events: of a graph's replay where there is one (`graph`), else of the plain calls.
+        None where it was not timed.
+    plain : median of the plain calls by events, where `seconds` is a graph's. host : median time
+        after which the host was free again.
+    ratio : our time over its time: median over the rounds of the ratio within a round, with
+        percentiles. goal : largest ratio wanted.
+    share : the limit's time over this one's time, with percentiles. limit : what the limit is.
+    bytes, flops : of one piece of work, at least.
+    error : the worst relative difference from the oracle.
+    note : why it was not timed; "WRONG: ..." if its result was.
+    """
+
+    case: str
+    op: str
+    contestant: str
+    device: str
+    threads: int
+    seconds: float | None = None
+    p20: float | None = None
+    p80: float | None = None
+    graph: bool = False
+    plain: float | None = None
+    host: float | None = None
+    ratio: float | None = None
+    ratio_p20: float | None = None
+    ratio_p80: float | None = None
+    goal: float | None = None
+    share: float | None = None
+    share_p20: float | None = None
+    share_p80: float | None = None
+    limit: str = ""
+    bytes: int = 0
+    flops: int = 0
+    error: float | None = None
+    note: str = ""
+    rounds: list[float] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> bool:
+        return self.note.startswith("WRONG")
+
+    def json(self) -> dict[str, Any]:
+        """Without what is not there; floats to four digits."""
+        return {
+            key: _rounded(value) for key, value in asdict(self).items()
+            if value is not None and value != "" and value != [] and value is not False
+        }  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
+
+    Attributes
+    ----------
+    rounds : timed rounds, after one that warms up. seconds : length of a round of one contestant.
+    peers : groups of peers that take part. threads : all that there are; the slow peers do not
+        take part with fewer. small : sizes of the limits for trying out.
+    """
+
+    rounds: int = 7
+    seconds: float = 0.08
+    peers: frozenset[str] = frozenset()
+    threads: int = 1
+    small: bool = False
+
+
+class Process:
+    """A worker, and the pipes to it."""
+
+    def __init__(self, contestant: str, device: str, threads: int, plan: Plan) -> None:
+        command = [sys.executable, "-m", "gpubackprop.bench.worker", contestant, device]
+        command += ["--small"] * plan.small
+        self._process = subprocess.Popen(
+            command, env=environment(threads), text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def ask(self, what: str, **values: Any) -> dict[str, Any]:
+        """Its answer; {"missing": ...} where it has died."""
+        self.tell(what, **values)
+        return self.answer()
+
+    def tell(self, what: str, **values: Any) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `answer` reports it
+            self._process.stdin.write(json.dumps({"do": what, **values}) + "\n")
+            self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            return {"missing": f"its process ended with code {self._process.wait()}; see above"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Of a worker: its threads, and this package where the parent found it."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    more = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return os.environ | more | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+class Harness:
+    """Measures cases; `with Harness(plan) as harness` ends its processes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._processes: dict[tuple[str, str, int], Process] = {}
+
+    def __enter__(self) -> Harness:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes.values():
+            process.close()
+        self._processes.clear()
+
+    def process(self, contestant: str, device: str, threads: int) -> Process:
+        key = (contestant, device, threads)
+        if key in self._processes and self._processes[key].ended:
+            self._processes.pop(key).close()
+        if key not in self._processes:
+            self._processes[key] = Process(contestant, device, threads, self.plan)
+        return self._processes[key]
+
+    def machine(self, device: str, threads: int) -> dict[str, float]:
+        """Best rates of copy, read (bytes/s) and product (flops/s); see `limits.machine`."""
+        return self.process(LIMIT, device, threads).ask("machine")
+
+    def run_case(self, case: Case, device: str, threads: int) -> list[Row]:
+        """Every contestant of `case` that is installed and right, timed; the others with a note."""
+        names = [
+            one.name for one in CONTESTANTS
+            if one.takes_part(case, device, self.plan.peers)
+            and not (one.slow and device == "cpu" and threads < self.plan.threads)
+        ]  # fmt: skip
+        if case.op == "cold_start":
+            rows = {name: _row(case, name, device, threads) for name in names}
+            return [row for row in rows.values() for row in self._cold(case, row)]
+        problem = problems.get(case.op)
+        rows = {name: _row(case, name, device, threads) for name in names}
+        for row in rows.values():
+            row.bytes, row.flops, row.limit = (
+                problem.bytes(case),
+                problem.flops(case),
+                problem.limit,
+            )
+        try:
+            self._rounds(self._prepare(case, rows), rows)
+        finally:
+            for name in names:
+                self.process(name, device, threads).ask("drop")
+        summarise(rows, OURS[device.partition(":")[0]])
+        return list(rows.values())
+
+    def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, bool]:
+        """Set up and check everybody: who can be timed, and whether there is a CUDA graph.
+
+        Side by side, but for those who time things while they set up.
+        """
+        alone = [name for name in rows if BY_NAME[name].slow or name == LIMIT]
+        together = [name for name in rows if name not in alone]
+        timed: dict[str, bool] = {}
+        message: dict[str, Any] = {"case": asdict(case)}
+        if case.op == "training_step":
+            one = next(iter(rows.values()))
+            message |= self.process(LIMIT, one.device, one.threads).ask("oracle", **message)
+        for group in (together, *([name] for name in alone)):
+            processes = [
+                self.process(rows[name].contestant, rows[name].device, rows[name].threads)
+                for name in group
+            ]
+            for process in processes:
+                process.tell("prepare", **message)
+            for name, process in zip(group, processes, strict=True):
+                answer, row = process.answer(), rows[name]
+                row.error = answer.get("error")
+                if "missing" in answer:
+                    row.note = f"not measured: {answer['missing']}"
+                row.note = answer.get("wrong", row.note)
+                if not row.note:
+                    timed[name] = bool(answer.get("replay"))
+        return {name: timed[name] for name in rows if name in timed}
+
+    def _rounds(self, timed: dict[str, bool], rows: dict[str, Row]) -> None:
+        longest = 0.0
+        modes = [(name, False) for name in timed]
+        modes += [(name, True) for name, graph in timed.items() if graph]
+        repeats, found = {}, {mode: ([], []) for mode in modes}  # type: ignore[var-annotated]
+        for name, replay in modes:
+            raw = self._time(rows[name], replay, 1)["raw"]
+            if raw < LONG_CALL:  # the first call may have warmed something up
+                raw = self._time(rows[name], replay, 1)["raw"]
+            longest = max(longest, raw)
+            repeats[name, replay] = max(1, min(1000, round(self.plan.seconds / max(raw, 1e-7))))
+        for _ in range(min(self.plan.rounds, 5) if longest > LONG_CALL else self.plan.rounds):
+            for name, replay in modes:
+                answer = self._time(rows[name], replay, repeats[name, replay])
+                found[name, replay][0].append(answer["seconds"])
+                found[name, replay][1].append(answer["host"])
+        for name, graph in timed.items():
+            row = rows[name]
+            row.rounds, row.graph = found[name, graph][0], graph
+            if graph:
+                row.plain = float(np.median(found[name, False][0]))
+            if row.device != "cpu":
+                row.host = float(np.median(found[name, False][1]))
+
+    def _time(self, row: Row, replay: bool, repeats: int) -> dict[str, Any]:
+        process = self.process(row.contestant, row.device, row.threads)
+        answer = process.ask("round", replay=replay, repeats=repeats)
+        if "missing" in answer:
+            raise RoundFailed(f"{row.contestant} failed while it was timed: {answer['missing']}")
+        return answer
+
+    def _cold(self, case: Case, row: Row) -> Iterator[Row]:
+        """Import, and the first steps with all that precedes them, each time in a new process."""
+        found: dict[str, list[float]] = {"import": [], "first": []}
+        once = self.plan.small or BY_NAME[row.contestant].slow
+        for _ in range(1 if once else COLD_ROUNDS):
+            answer = _cold_process(case, row, self.plan)
+            row.note = answer.get("wrong", "")
+            row.error = answer.get("error")
+            if "missing" in answer:
+                row.note = f"not measured: {answer['missing']}"
+            if row.note:
+                yield row
+                return
+            for key, times in found.items():
+                times.append(answer[key])
+        for key, times in found.items():
+            part = Row(**asdict(row) | {"case": f"{case.name}/{key}", "rounds": times})
+            summarise({row.contestant: part}, "")
+            yield part
+
+
+class RoundFailed(GpubackpropError, RuntimeError):  # noqa: N818 (reads as a sentence)
+    """A contestant that was prepared could not be timed."""
+
+
+def _cold_process(case: Case, row: Row, plan: Plan) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as cache:  # of compiled kernels: none are there
+        command = [sys.executable, "-m", "gpubackprop.bench.worker", row.contestant, row.device]
+        command += ["--cold", json.dumps(asdict(case)), *["--small"] * plan.small]
+        caches = {"CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
+        done = subprocess.run(
+            command, env=environment(row.threads) | caches, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    if done.returncode:
+        return {"missing": f"its process ended with code {done.returncode}"}
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _row(case: Case, contestant: str, device: str, threads: int) -> Row:
+    return Row(
+        case.name, case.op, contestant, device, threads,
+        goal=GOALS.get((case.name, contestant)) if device == "cpu" else None,
+    )  # fmt: skip
+
+
+# Largest ratio of our time to theirs that the project wants on a CPU.
+GOALS = {
+    ("softmax_cross_entropy/f32/4096x1000", "NumPy by hand"): 0.60,
+    ("softmax_cross_entropy/f32/4096x1000", "torch eager"): 1.00,
+    ("softmax_cross_entropy/f32/256x50257", "NumPy by hand"): 0.60,
+    ("softmax_cross_entropy/f32/256x50257", "torch eager"): 1.00,
+    ("training_step/adam/f32/784-512-512-10/batch256", "NumPy by hand"): 1.00,
+    ("training_step/adam/f32/784-512-512-10/batch256", "torch eager"): 1.00,
+    ("training_step/adam/f32/784-512-512-10/batch256", "scikit-learn"): 0.50,
+}
+
+
+def summarise(rows: dict[str, Row], ours: str) -> None:
+    """Medians and percentiles of the rounds, and of the ratios within a round."""
+    own = np.array(rows[ours].rounds) if ours in rows else np.zeros(0)
+    limit = np.array(rows[LIMIT].rounds) if LIMIT in rows else np.zeros(0)
+    for name, row in rows.items():
+        if not row.rounds:
+            continue
+        times = np.array(row.rounds)
+        row.p20, row.seconds, row.p80 = _percentiles(times)
+        if own.size:
+            row.ratio_p20, row.ratio, row.ratio_p80 = _percentiles(own / times)
+        if limit.size and name != LIMIT:
+            row.share_p20, row.share, row.share_p80 = _percentiles(limit / times)
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
+    p20, median, p80 = np.percentile(values, [20, 50, 80])
+    return float(p20), float(median), float(p80)
+
+
+Progress = Callable[[str], None]
+
+
+def run_all(
+    harness: Harness, work: list[tuple[Case, str, int]], budget: float, progress: Progress,
+    done: Callable[[list[Row]], None],
+) -> list[str]:  # fmt: skip
+    """Every (case, device, threads) in order, `done(rows)` after each.
+
+    Returns the names of the cases that were left out because `budget` seconds had passed.
+    """
+    end = time.monotonic() + budget
+    for number, (case, device, threads) in enumerate(work):
+        if time.monotonic() > end:
+            return [f"{left.name} on {where}" for left, where, _ in work[number:]]
+        plural = "s" if threads > 1 else ""
+        at = f"{threads} thread{plural}" if device == "cpu" else device
+        progress(f"[{number + 1}/{len(work)}] {case.name}, {at}")
+        try:
+            rows = harness.run_case(case, device, threads)
+        except RoundFailed as error:
+            rows = [_row(case, OURS[device.partition(":")[0]], device, threads)]
+            rows[0].note = f"not measured: {error}"
+        done(rows)
+    return []

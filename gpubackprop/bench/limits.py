@@ -1,0 +1,148 @@
+"""What a machine can do at most: copy, read, multiply; measured beside each case, in its rounds.
+
+A copy moves 1 GiB and more on a GPU (256 MiB on a CPU, beyond its caches), on all threads of the
+run; its time is scaled to the case's bytes. Products are those of the case itself, by the fastest
+library at hand, without the elementwise work around them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.bench import problems
+from gpubackprop.bench.places import CupyPlace, Place, Run, Work
+from gpubackprop.bench.problems import Unsupported
+from gpubackprop.bench.shapes import Case, products
+
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+SQUARE = {"cpu": 2048, "cuda": 8192}  # of the product that stands for the machine's peak
+
+
+def make_small() -> None:
+    """Sizes for trying the program out; what is then measured means nothing."""
+    COPY_BYTES.update(cpu=1 << 16, cuda=1 << 16)
+    SQUARE.update(cpu=16, cuda=16)
+
+
+def kind(device: str) -> str:
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def place(device: str, contestant: str) -> Place:
+    return Place() if device == "cpu" else CupyPlace(device)
+
+
+def setup(case: Case, where: Place, contestant: str) -> Work:
+    """The limit of that case: its time, had it no other work to do."""
+    problem = problems.get(case.op)
+    if not problem.limit:
+        raise Unsupported("no limit is measured for this operation")
+    if problem.limit == "products":
+        return Work(product_run(where, case.dtype, products(case)), dict)
+    run, moved = memory_run(where, problem.limit)
+    return Work(run, dict, scale=problem.bytes(case) / moved)
+
+
+def memory_run(where: Place, what: str) -> tuple[Run, int]:
+    """The call and the bytes that it moves, read plus written."""
+    size = COPY_BYTES[kind(where.device)]
+    noise = np.random.default_rng(0).random(1 << 16, dtype=np.float32)
+    source = where.xp.asarray(np.resize(noise, size // 4))
+    if what == "read":
+        if where.device != "cpu":
+            return (lambda: source.sum()), source.nbytes
+        return _threaded(lambda part: np.add.reduce(part), source), source.nbytes
+    target = where.xp.empty_like(source)
+    if where.device != "cpu":
+        return _device_copy(source, target), 2 * source.nbytes
+    return _threaded(lambda part, out: np.copyto(out, part), source, target), 2 * source.nbytes
+
+
+def _device_copy(source: Any, target: Any) -> Run:
+    def copy() -> None:
+        target.data.copy_from_device_async(source.data, source.nbytes)
+
+    return copy
+
+
+def _threaded(function: Callable[..., Any], *arrays: np.ndarray) -> Run:
+    """`function` on equal parts of the arrays, a thread for each."""
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
+    parts = list(zip(*(np.array_split(array, threads) for array in arrays), strict=True))
+    if threads == 1:
+        return lambda: function(*arrays)
+    pool = ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(lambda part: function(*part), parts))
+
+
+def product_run(where: Place, dtype: str, shapes: list[tuple[int, int, int]]) -> Run:
+    """All these products (rows, inner, columns), one after another, each by the fastest way."""
+    if dtype == "bfloat16":
+        raise Unsupported("no product of bfloat16 is at hand")
+    calls = [_product(where, dtype, shape) for shape in shapes]
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _product(where: Place, dtype: str, shape: tuple[int, int, int]) -> Run:
+    rows, inner, columns = shape
+    xp, rng = where.xp, np.random.default_rng(0)
+    x, y = (
+        xp.asarray(np.resize(rng.standard_normal(1 << 16).astype(dtype), size))
+        for size in ((rows, inner), (inner, columns))
+    )
+    out = xp.empty((rows, columns), dtype)
+
+    def library() -> Any:
+        return xp.matmul(x, y, out=out)
+
+    ways = [library, *_cublaslt(where, x, y)]
+    return min(ways, key=lambda way: _quick_time(where, way)) if len(ways) > 1 else library
+
+
+def _cublaslt(where: Place, x: Any, y: Any) -> list[Run]:
+    """cuBLASLt with its best algorithm, by nvmath-python where that is installed."""
+    if where.device == "cpu":
+        return []
+    try:
+        matmul = importlib.import_module("nvmath.linalg.advanced").Matmul(x, y)
+        matmul.plan()
+        matmul.autotune(iterations=3)
+    except Exception:  # absent, or no algorithm for these sizes: CuPy's product is the limit
+        return []
+    return [matmul.execute]
+
+
+def _quick_time(where: Place, run: Run) -> float:
+    run()
+    return min(where.time(run, 3)[0] for _ in range(3))
+
+
+def machine(device: str) -> dict[str, float]:
+    """Best rates found: copy and read in bytes/s, product in flops/s (float32, square)."""
+    where, found = place(device, ""), {}
+    for what in ("copy", "read"):
+        run, moved = memory_run(where, what)
+        found[what] = moved / best_time(where, run)
+        where.release()
+    size = SQUARE[kind(device)]
+    run = product_run(where, "float32", [(size, size, size)])
+    found["product"] = 2 * size**3 / best_time(where, run)
+    return found
+
+
+def best_time(where: Place, run: Run, rounds: int = 5) -> float:
+    run()
+    once = max(where.time(run, 1)[0], 1e-7)
+    count = max(1, min(100, int(0.05 / once)))
+    return min(where.time(run, count)[0] for _ in range(rounds))

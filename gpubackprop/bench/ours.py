@@ -1,0 +1,100 @@
+"""This library: the verbs of the NumPy backend, or of the CUDA backend with its raw kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop import backends, ops, optimizers
+from gpubackprop.backends import Total
+from gpubackprop.bench import problems
+from gpubackprop.bench.losses import entropy_options
+from gpubackprop.bench.places import CupyPlace, Place, Work
+from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData
+from gpubackprop.network import MLP
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.step import Regularization, TrainStep
+
+
+def place(device: str, contestant: str) -> Place:
+    return Place() if device == "cpu" else CupyPlace(device)
+
+
+def setup(case: Case, where: Place, contestant: str) -> Work:
+    """The case's work on the device of `where`; a GPU's verbs singly, and as a plan."""
+    if case.op == "training_step":
+        return training_step(case, where)
+    if case.op == "transfer":
+        return transfer(case, where)
+    if case.op == "softmax_cross_entropy" and where.device == "cpu":
+        return public_cross_entropy(case)
+    problem, backend = problems.get(case.op), backends.get(where.device)
+    arrays = {name: backend.asarray(array) for name, array in problem.inputs(case).items()}
+    for name, (shape, dtype) in problem.results(case).items():
+        arrays[name] = backend.zeros(shape, dtype)
+    emit = problem.emitter(backend, case, arrays)
+    plan = backend.plan(emit)
+
+    def outputs() -> dict[str, Any]:
+        plan()
+        return {name: backend.to_host(array) for name, array in arrays.items()}
+
+    if where.device == "cpu":
+        return Work(plan, outputs)
+    return Work(lambda: emit(backend), outputs, replay=plan)
+
+
+def public_cross_entropy(case: Case) -> Work:
+    """The operation as its users call it, checks included."""
+    arrays, options = problems.get(case.op).inputs(case), entropy_options(case)
+    del options["weighted"]
+    logits, labels = arrays["logits"], arrays["labels"]
+    out = np.empty_like(logits)
+
+    def run() -> Any:
+        return ops.softmax_cross_entropy(
+            logits, labels, class_weight=arrays.get("class_weight"), out=out, **options
+        )
+
+    return Work(run, lambda: dict(zip(("loss", "delta"), run(), strict=True)))
+
+
+def training_step(case: Case, where: Place) -> Work:
+    data = StepData(case)
+    network = MLP(data.widths, "relu", device=where.device)
+    W, b = data.weights()
+    for mine, theirs in zip([*network.W, *network.b], [*W, *b], strict=True):
+        network.backend.from_host(theirs, mine)
+    loss = network.default_loss()
+    # A `TrainStep` takes no batch of more rows than there are.
+    x, y = (np.resize(a, (max(len(a), data.batch), *a.shape[1:])) for a in data.data())
+    rows = Batches.check(network, loss, x, y)
+    adam = optimizers.Adam(LEARNING_RATE, eps=EPS)
+    step = TrainStep(network, loss, rows, data.batch, adam, Regularization())
+    batches = [step.place(data.rows(i)) for i in range(data.batches)]
+
+    def losses() -> dict[str, Any]:
+        found, before = [], 0.0
+        for number in range(data.steps_checked):
+            step.update(batches[number % data.batches], LEARNING_RATE)
+            total = float(step.read_totals()[Total.LOSS])
+            found.append((total - before) / data.batch)
+            before = total
+        return {"losses": found}
+
+    def run() -> None:
+        for batch in batches:
+            step.update(batch, LEARNING_RATE)
+
+    return Work(run, losses, len(batches))
+
+
+def transfer(case: Case, where: Place) -> Work:
+    backend = backends.get(where.device)
+    host = problems.get(case.op).inputs(case)["x"]
+    there = backend.asarray(host)
+    if case.variant == "to_host":
+        return Work(lambda: backend.to_host(there), lambda: {"out": backend.to_host(there)})
+    return Work(lambda: backend.from_host(host, there), lambda: {"out": backend.to_host(there)})

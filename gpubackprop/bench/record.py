@@ -1,0 +1,176 @@
+"""The raw results of a run: machine, versions, settings and rows, as one JSON file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from gpubackprop import __version__
+from gpubackprop.backends.host import probe_cpu
+from gpubackprop.bench.contestants import OURS, package_versions
+from gpubackprop.bench.harness import Row, summarise
+from gpubackprop.tensorfile import write_atomically
+
+FORMAT = 2
+ROOT = Path(__file__).resolve().parents[2]
+_GPU_QUERY = (
+    "index,name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
+    "power.limit,temperature.gpu,memory.total,memory.used,ecc.mode.current"
+)
+
+
+def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A record without rows. `device` is where the run's own kernels ran: "cpu" or "cuda:N"."""
+    cpu = probe_cpu()
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "format": FORMAT,
+        "date": now.date().isoformat(),
+        "time": now.strftime("%H:%M:%SZ"),
+        "commit": commit(),
+        "device": device,
+        "gpu": gpu(device),
+        "cpu": {
+            "model": cpu.model, "cores": cpu.cores, "machine_cores": cpu.machine_cores,
+            "blas": f"{cpu.blas} {cpu.blas_version}", "mhz_as_found": _megahertz(),
+        },
+        "load_before": [round(load, 2) for load in os.getloadavg()]
+        if hasattr(os, "getloadavg") else None,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {"gpubackprop": __version__, **package_versions()},
+        "settings": settings,
+        "limits": {},
+        "left_out": [],
+        "rows": [],
+    }  # fmt: skip
+
+
+def commit() -> str:
+    """Of the checkout that runs, with "-changed" where files differ; "" for an installed one."""
+    if not (ROOT / ".git").exists():
+        return ""
+    found = _output("git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD").strip()
+    tracked = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    changed = _output("git", "-C", str(ROOT), *tracked).strip()
+    return found + ("-changed" if found and changed else "")
+
+
+def gpu(device: str) -> dict[str, str] | None:
+    """What nvidia-smi says of that card, clocks as found; None on a CPU."""
+    if device == "cpu":
+        return None
+    text = _output("nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader")
+    cards = [dict(zip(_GPU_QUERY.split(","), line.split(", "), strict=False))
+             for line in text.splitlines()]  # fmt: skip
+    index = int(device.partition(":")[2] or 0)
+    return cards[index] if index < len(cards) else {"name": "unknown card"}
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _megahertz() -> float | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"cpu MHz\s*:\s*([\d.]+)", text)
+    return float(found[1]) if found else None
+
+
+def card(record: dict[str, Any]) -> str:
+    """Folder of the machine's results, e.g. nvidia-h200, cpu-amd-epyc-2-cores."""
+    if record["device"] != "cpu":
+        return _slug((record["gpu"] or {}).get("name", "unknown card"))
+    return _slug(f"cpu {record['cpu']['model']} {record['cpu']['cores']} cores")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def default_path(record: dict[str, Any], results: Path) -> Path:
+    """<results>/<card>/<date>-<commit>.json."""
+    return results / card(record) / f"{record['date']}-{record['commit'] or 'installed'}.json"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A record of this format.
+
+    Raises
+    ------
+    ValueError : it is no such file.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{path} is no result of these benchmarks (format {FORMAT} is wanted)")
+    if "cases" in values:
+        values["rows"] = [row for case in values.pop("cases") for row in _unpacked(case)]
+    return values
+
+
+def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one case of a file, percentiles computed again from the rounds."""
+    shared = {key: value for key, value in case.items() if key != "contestants"}
+    rows = {row["contestant"]: Row(**shared, **row) for row in case["contestants"]}
+    summarise(rows, OURS[shared["device"].partition(":")[0]])
+    return [row.json() for row in rows.values()]
+
+
+def rows_of(record: dict[str, Any]) -> list[Row]:
+    return [Row(**row) for row in record["rows"]]
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`new`, with the cases of `old` that it did not measure."""
+    measured = {_key(row) for row in new["rows"]}
+    rows = [row for row in old["rows"] if _key(row) not in measured] + new["rows"]
+    left = [name for name in old["left_out"] if name not in new["left_out"]]
+    done = {f"{row['case']} on {row['device']}" for row in rows}
+    left = [name for name in [*left, *new["left_out"]] if name not in done]
+    runs = [*old.get("earlier_runs", [])]
+    this = {key: old[key] for key in ("date", "time", "commit", "settings")}
+    return new | {
+        "rows": rows, "left_out": left, "limits": old["limits"] | new["limits"],
+        "earlier_runs": [*runs, this],
+    }  # fmt: skip
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["case"], row["device"], row["threads"]
+
+
+SHARED = ("case", "op", "device", "threads", "limit", "bytes", "flops")  # by a case's contestants
+DERIVED = ("p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80")  # from the rounds
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Cases with their contestants, a line for each, so that files stay small and differences
+    readable; `load` gives the rows back."""
+    head = {key: value for key, value in record.items() if key != "rows"}
+    text = json.dumps(head, indent=1)[:-2]
+    groups: dict[str, list[str]] = {}
+    for row in record["rows"]:
+        shared = json.dumps({key: row[key] for key in SHARED if key in row})
+        dropped = SHARED + (DERIVED if row.get("rounds") else ())
+        own = {key: value for key, value in row.items() if key not in dropped}
+        groups.setdefault(shared, []).append(json.dumps(own, separators=(",", ":")))
+    cases = [
+        f'  {shared[:-1]}, "contestants": [\n   ' + ",\n   ".join(rows) + "]}"
+        for shared, rows in groups.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = ",\n".join(cases)
+    write_atomically(path, f'{text},\n "cases": [\n{body}\n ]\n}}\n'.encode())

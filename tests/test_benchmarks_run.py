@@ -1,0 +1,120 @@
+"""Every benchmark once at a small size, with real processes and every peer that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from gpubackprop.bench import harness, shapes
+from gpubackprop.bench.contestants import CONTESTANTS, peer_groups
+from gpubackprop.bench.harness import Harness, Plan
+from gpubackprop.bench.record import load
+from tests.cli_runs import ENVIRONMENT, ROOT
+
+pytestmark = pytest.mark.slow
+MODULES = {"torch": "torch", "jax": "jax", "scikit-learn": "sklearn", "thinc": "thinc"}
+WIDEST = {name: max((one for one in CONTESTANTS if one.group == name), key=lambda one: len(one.ops or ()))
+          for name in MODULES}  # fmt: skip
+
+
+def test_every_pytest_benchmark_runs_once():
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--size", "smoke", "-q",
+               "--benchmark-disable", "-p", "no:xdist"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = int(done.stdout.rpartition(" passed")[0].split()[-1])
+    assert ran >= len(shapes.cases("smoke", "cpu"))
+
+
+def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
+    out = tmp_path / "timed.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_gather_rows.py", "--size", "smoke",
+               "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    (row,) = json.loads(out.read_text())["benchmarks"]
+    assert row["group"] == "gather_rows/f32/9x40"
+    assert row["extra_info"]["backend"] == "numpy"
+    assert row["extra_info"]["bytes"] == 2 * 9 * 40 * 4 + 8 * 9
+
+
+@pytest.mark.parametrize("group", MODULES)
+def test_a_peer_does_what_the_oracle_does(group, tmp_path):
+    if importlib.util.find_spec(MODULES[group]) is None:
+        pytest.skip(f"{MODULES[group]} is not installed")
+    plan = Plan(rounds=1, seconds=1e-4, peers=peer_groups(group), small=True)
+    alone = {"numpy", "limit", "NumPy by hand", "NumPy by hand, two exps"}
+    compared, seen = 0, set()
+    with Harness(plan) as measured:
+        for case in shapes.cases("smoke", "cpu"):
+            first = (case.op, case.variant) not in seen and case.op != "cold_start"
+            seen.add((case.op, case.variant))
+            one = WIDEST[group]
+            if not (first or case.op == "training_step") or not one.takes_part(
+                case, "cpu", plan.peers
+            ):
+                continue
+            for row in measured.run_case(case, "cpu", 1):
+                assert not row.wrong, (row.case, row.contestant, row.note)
+                compared += bool(row.seconds) and row.contestant not in alone
+    assert compared >= 3
+
+
+def test_the_whole_run_writes_one_file_and_merges_into_it(tmp_path, capsys):
+    out = tmp_path / "result.json"
+    arguments = ["--size", "smoke", "--peers", "none", "--threads", "1", "--json", str(out),
+                 "--device", "cpu"]  # fmt: skip
+    assert main([*arguments, "--op", "tanh"]) == 0
+    first = load(out)
+    assert main([*arguments, "--op", "cold_start"]) == 0
+    both = load(out)
+    assert {row["op"] for row in both["rows"]} == {
+        "activation_forward", "activation_backward", "affine_layer", "cold_start"
+    }  # fmt: skip
+    assert len(both["rows"]) > len(first["rows"])
+    cold = {row["case"].rpartition("/")[2] for row in both["rows"] if row["op"] == "cold_start"}
+    assert cold == {"import", "first"}
+    assert "written:" in capsys.readouterr().out
+    assert main(["--size", "smoke", "--op", "nonsense", "--device", "cpu"]) == 2
+    assert "no case contains 'nonsense'" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_is_a_note_and_a_new_one_starts(monkeypatch):
+    case = shapes.Case("gather_rows", (9, 40))
+    with Harness(Plan(rounds=1, seconds=1e-4, small=True)) as measured:
+        measured.run_case(case, "cpu", 1)
+        measured.process("NumPy by hand", "cpu", 1).ask("drop")
+        victim = measured.process("NumPy by hand", "cpu", 1)
+        victim._process.kill()
+        victim._process.wait()
+        rows = {row.contestant: row for row in measured.run_case(case, "cpu", 1)}
+    assert rows["NumPy by hand"].seconds
+    dying = harness.Process("NumPy by hand", "cpu", 1, Plan(small=True))
+    dying._process.kill()
+    assert "its process ended with code -9" in dying.ask("drop")["missing"]
+    dying.close()
+
+
+def test_the_command_runs_away_from_the_repository(tmp_path):
+    command = [sys.executable, "-m", "gpubackprop", "bench", "--smoke", "--op", "gather",
+               "--threads", "1", "--device", "cpu"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gather_rows/f32/9x40" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("gpubackprop ")
+    assert "[1/1] gather_rows" in done.stderr
+    package = Path(ROOT, "gpubackprop", "bench")
+    for path in package.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "import pytest" not in text
+        assert "from tests" not in text
+        assert "from benchmarks" not in text
