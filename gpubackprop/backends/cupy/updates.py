@@ -55,7 +55,7 @@ class CupyUpdater:
         self._c = backend.zeros(COEFFICIENTS, compute)
         self._scaling = backend.zeros(2, compute)
         self._norm, self._weights2 = (backend.zeros(2, compute) for _ in range(2))
-        self._lr, self._next_step = float(rule.lr), 1
+        self._lr, self._penalty, self._next_step = float(rule.lr), float(rule.l2), 1
 
     def set(self, lr: float, step: int) -> None:
         """Learning rate and number (from 1) of the next update; queued only where they changed."""
@@ -65,6 +65,12 @@ class CupyUpdater:
         if step != self._next_step:  # a checkpoint, or a second fit
             self.backend.fill(self._state[STEPS : STEPS + 1], float(step - 1))
         self._next_step = step + 1
+
+    def set_l2(self, l2: float) -> None:
+        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
+        if l2 != self._penalty:
+            self.backend.fill(self._settings[L2_PENALTY : L2_PENALTY + 1], l2)
+            self._penalty = l2
 
     def skipped(self) -> int:
         """Updates left out because the gradient was not finite. Waits."""
