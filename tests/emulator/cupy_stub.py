@@ -254,7 +254,7 @@ def _ufunc(name: str, function: Any) -> Any:
 
 
 def _reduction(name: str, function: Any) -> Any:
-    def call(a: ndarray, axis: int, keepdims: bool) -> ndarray:
+    def call(a: ndarray, axis: int, keepdims: bool = False) -> ndarray:
         STATE.counts.kernels.append(name)
         result = function(a._host, axis=axis, keepdims=keepdims)
         out = empty(result.shape, result.dtype)
@@ -427,9 +427,10 @@ def module() -> types.ModuleType:
     for thing in (ndarray, empty, asarray, from_dlpack, ascontiguousarray, matmul):
         setattr(cupy, thing.__name__, thing)
     cupy.ElementwiseKernel, cupy.RawModule = ElementwiseKernel, RawModule
-    for name in ("subtract", "divide", "exp"):
+    for name in ("subtract", "divide", "exp", "log"):
         setattr(cupy, name, _ufunc(name, getattr(np, name)))
-    cupy.amax, cupy.sum = _reduction("amax", np.amax), _reduction("sum", np.sum)
+    for name in ("amax", "argmax", "sum"):
+        setattr(cupy, name, _reduction(name, getattr(np, name)))
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,
