@@ -298,6 +298,29 @@ def test_a_fit_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, options):
     same(longer, small(max_iter=11, **options).fit(x, y))
 
 
+def test_a_warm_start_goes_on_from_its_checkpoint_with_its_own_best_parameters(tmp_path):
+    x, y = digits(120)
+    path = tmp_path / "fit.safetensors"
+
+    def started(**options):
+        model = small(warm_start=True, early_stopping=True, max_iter=3).fit(x, y)
+        model.best_validation_score_ = -1.0
+        return model.set_params(max_iter=6, **options)
+
+    def interrupt(estimator, row):
+        if row["epoch"] == 5:
+            raise StopError
+
+    whole = started().fit(x, y)
+    scores = whole.validation_scores_[3:]
+    assert max(scores[:4]) >= max(scores)  # nothing better is found after the interruption
+    with pytest.raises(StopError):
+        started(checkpoint=path, callbacks=[interrupt]).fit(x, y)
+    same(started(checkpoint=path).fit(x, y), whole)
+    with pytest.raises(ModelFileError, match="split"):  # a first fit draws other rows to hold out
+        small(early_stopping=True, max_iter=6, checkpoint=path).fit(x, y)
+
+
 def test_a_checkpoint_of_another_fit_is_refused_and_named(tmp_path):
     x, y = digits(120)
     path = tmp_path / "fit.safetensors"

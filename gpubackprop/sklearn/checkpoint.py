@@ -104,6 +104,7 @@ class FitCheckpoint:
             "network": network.config(),
             "optimizer": fit.session.state.optimizer.config(),
             "rows": len(fit.order),
+            "split": zlib.crc32(np.ascontiguousarray(fit.rows).tobytes()),
             "batch_rows": int(fit.plan.counts[0]),
             "data": zlib.crc32(content.tobytes()),
             "alpha": float(e.alpha),
