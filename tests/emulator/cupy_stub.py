@@ -500,9 +500,10 @@ def module() -> types.ModuleType:
     ):  # fmt: skip
         setattr(cupy, thing.__name__, thing)
     cupy.ElementwiseKernel, cupy.RawModule = ElementwiseKernel, RawModule
-    for name in ("subtract", "divide", "exp"):
+    for name in ("subtract", "divide", "exp", "log"):
         setattr(cupy, name, _ufunc(name, getattr(np, name)))
-    cupy.amax, cupy.sum = _reduction("amax", np.amax), _reduction("sum", np.sum)
+    for name in ("amax", "argmax", "sum"):
+        setattr(cupy, name, _reduction(name, getattr(np, name)))
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,

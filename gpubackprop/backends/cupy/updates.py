@@ -65,7 +65,7 @@ class CupyUpdater:
         self._scaling = backend.asarray(np.array([scale, 1.0 / scale], compute))
         self.upstream = None if rule.scaling is None else self._scaling[:1].reshape(())
         self._norm, self._weights2 = (backend.zeros(2, compute) for _ in range(2))
-        self._lr, self.next_step = float(rule.lr), 1
+        self._lr, self._penalty, self.next_step = float(rule.lr), float(rule.l2), 1
 
     def restored(self, next_step: int) -> None:
         """`state` was written; `set` goes on with update number `next_step`. Waits."""
@@ -81,6 +81,12 @@ class CupyUpdater:
         if step != self.next_step:  # a checkpoint, or a second fit
             self.backend.fill(self.state[STEPS : STEPS + 1], float(step - 1))
         self.next_step = step + 1
+
+    def set_l2(self, l2: float) -> None:
+        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
+        if l2 != self._penalty:
+            self.backend.fill(self._settings[L2_PENALTY : L2_PENALTY + 1], l2)
+            self._penalty = l2
 
     def skipped(self) -> int:
         """Updates left out because the gradient was not finite. Waits."""

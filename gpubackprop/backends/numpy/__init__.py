@@ -55,7 +55,7 @@ class NumpyBackend(LayerVerbs, HostMemory):
 
     def plan(self, emit: Callable[[NumpyBackend], None]) -> Callable[[], None]:
         """Record the verbs that `emit` calls; the returned function replays them."""
-        recorder, tape = NumpyBackend(), Tape()
+        recorder, tape = type(self)(), Tape()
         recorder._call, recorder._shared_scratch = tape, Scratch()
         emit(recorder)
         return tape.run

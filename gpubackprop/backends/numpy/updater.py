@@ -78,6 +78,10 @@ class NumpyUpdater:
             coupled = rule.formula.decay == "coupled"
             self._decay[...] = rule.weight_decay if coupled else 1.0 - lr * rule.weight_decay
 
+    def set_l2(self, l2: float) -> None:
+        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
+        self._l2[...] = l2
+
     def skipped(self) -> int:
         """Updates left out because the gradient was not finite: only where the loss is scaled;
         elsewhere they show in the loss."""

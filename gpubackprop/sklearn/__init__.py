@@ -1,0 +1,21 @@
+"""scikit-learn's `MLPClassifier` and `MLPRegressor`, computed by this package.
+
+    from gpubackprop.sklearn import MLPClassifier, MLPRegressor
+
+in place of ``from sklearn.neural_network import ...`` and nothing else changed: the same
+parameters, defaults, attributes, warnings and errors, and on the CPU the same numbers for the same
+seed. Where there is a GPU that this package can use, it computes (``device="auto"``).
+
+``accelerate()`` runs a program that was written for scikit-learn with the two classes exchanged;
+``python -m gpubackprop.sklearn script.py`` does so from a shell.
+"""
+
+from gpubackprop._optional import require
+
+require("sklearn", "sklearn", "use gpubackprop.sklearn")
+
+from gpubackprop.sklearn.accelerate import accelerate  # noqa: E402
+from gpubackprop.sklearn.classifier import MLPClassifier  # noqa: E402
+from gpubackprop.sklearn.regressor import MLPRegressor  # noqa: E402
+
+__all__ = ["MLPClassifier", "MLPRegressor", "accelerate"]

@@ -1,0 +1,124 @@
+"""Arrays in and out: NumPy's, SciPy's sparse ones, data frames, CuPy's and PyTorch's."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.utils.validation import validate_data
+
+from gpubackprop import backends
+from gpubackprop._optional import require
+from gpubackprop.errors import DtypeError, ShapeError
+
+Array = Any
+
+
+def device_of(x: Any) -> str:
+    """Where `x` lies: "cpu", or "cuda:N" for an array or tensor of a GPU."""
+    device = getattr(x, "device", "cpu")
+    if sparse.issparse(x) or isinstance(x, np.ndarray) or str(device) == "cpu":
+        return "cpu"
+    index = getattr(device, "index", getattr(device, "id", None))  # PyTorch's, CuPy's
+    return f"cuda:{index or 0}"
+
+
+def on_gpu(x: Any) -> bool:
+    return device_of(x) != "cpu"
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether `x` is PyTorch's."""
+    return type(x).__module__.partition(".")[0] == "torch"
+
+
+def to_host(x: Any) -> Any:
+    """A NumPy array of a tensor or of a GPU's array; anything else as it is."""
+    if is_tensor(x):
+        return x.detach().cpu().numpy()
+    return x.get() if on_gpu(x) and hasattr(x, "get") else x
+
+
+def like(result: Array, x: Any) -> Array:
+    """`result` as the kind of array that `x` is, on its device; class names stay on the host."""
+    if result.dtype.kind not in "fiub":
+        return result
+    if on_gpu(x) and isinstance(result, np.ndarray):
+        result = backend_of(x).asarray(result)
+    if not is_tensor(x):
+        return result
+    torch: Any = require("torch", "torch", "return a tensor")
+    return torch.from_numpy(result) if isinstance(result, np.ndarray) else torch.from_dlpack(result)
+
+
+def backend_of(x: Any) -> Any:
+    """The backend of the GPU where `x` lies."""
+    return backends.get(device_of(x))
+
+
+def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> tuple[Any, Any]:
+    """X as float32 or float64 (NumPy, CSR, or of its GPU) and y on the host, by scikit-learn's
+    checks.
+
+    `reset`: remember the features of X; else compare them with those of the fit.
+    """
+    precision, y = estimator.precision, to_host(y)
+    X = X if on_gpu(X) else to_host(X)
+    dtype = (np.float64, np.float32) if precision is None else np.dtype(precision)
+    if on_gpu(X):
+        X = validate_on_gpu(estimator, X, reset=reset)
+        X = X if precision is None else X.astype(dtype, copy=False)
+        stand_in = np.broadcast_to(np.float32(0), X.shape)
+        return X, validate_data(estimator, stand_in, y, multi_output=True, reset=False, **checks)[1]
+    X, y = validate_data(
+        estimator, X, y, accept_sparse=["csr", "csc"], multi_output=True, dtype=dtype, reset=reset,
+        **checks,
+    )  # fmt: skip
+    return X.tocsr() if sparse.issparse(X) else X, y
+
+
+def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
+    """An array or tensor of a GPU, checked there as scikit-learn checks NumPy's: float32 or
+    float64, 2-D, finite, with the number of columns of the fit. Waits for the device."""
+    x = backend_of(x).asarray(x.detach() if is_tensor(x) else x)
+    if x.dtype.kind not in "fiub":
+        raise DtypeError(f"X has dtype {x.dtype} but must be real numbers")
+    if x.dtype not in (np.float32, np.float64):
+        x = x.astype(np.float64 if x.dtype.kind in "iub" else np.float32)
+    if x.ndim != 2 or not x.size:
+        raise ShapeError(f"X has shape {x.shape} but must be (N, D) with N and D at least 1")
+    if reset:
+        estimator.n_features_in_ = x.shape[1]
+    elif x.shape[1] != estimator.n_features_in_:
+        raise ShapeError(
+            f"X has {x.shape[1]} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input"
+        )
+    if not backend_of(x).all_finite(x.reshape(-1)):
+        raise ValueError("Input X contains NaN or infinity.")
+    return x
+
+
+def take_rows(backend: Any, array: Any, rows: np.ndarray) -> Any:
+    """array[rows] on the device of `backend`."""
+    if not backend.asynchronous:
+        return array[rows]
+    out = backend.empty((len(rows), *array.shape[1:]), array.dtype)
+    backend.gather_rows(array, backend.asarray(rows, np.int64), out)
+    return out
+
+
+def batch_rows(batch_size: Any, rows: int) -> int:
+    """Rows of a batch, from the parameter `batch_size` and the rows to learn from."""
+    if batch_size == "auto":
+        return min(200, rows)
+    if batch_size == "full":
+        return rows
+    if batch_size > rows:
+        warnings.warn(
+            "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+            stacklevel=2,
+        )
+    return int(np.clip(batch_size, 1, rows))

@@ -1,0 +1,232 @@
+"""`MLPClassifier`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
+
+from gpubackprop.sklearn import arrays
+from gpubackprop.sklearn.estimator import BaseMLP
+from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS
+from gpubackprop.sklearn.prediction import two_columns
+
+Array = Any
+
+
+class MLPClassifier(ClassifierMixin, BaseMLP):
+    """Multi-layer perceptron classifier, a drop-in for `sklearn.neural_network.MLPClassifier`.
+
+    Cross entropy of a softmax output; of logistic outputs for two classes or multi-label targets.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : units of each hidden layer, or a number for one layer.
+    activation : of the hidden layers: "identity", "logistic", "tanh", "relu". *Beyond
+        scikit-learn:* every name of `gpubackprop.formulas.ACTIVATIONS` ("gelu",
+        "leaky_relu(0.2)"), or a list with one for each hidden layer.
+    solver : "adam", "sgd", "lbfgs". *Beyond:* a name of `gpubackprop.optimizers.OPTIMIZERS` with
+        that optimizer's defaults and `learning_rate_init`, or an `Optimizer` with its own rate.
+    alpha : L2 penalty on the weights, divided by the rows of a batch (the sum of their weights).
+    batch_size : rows of a batch; "auto" is min(200, n_samples). *Beyond:* "full", all rows.
+    learning_rate : "constant", "invscaling", "adaptive" for "sgd" (Adam's is constant). *Beyond:* a
+        name of `gpubackprop.schedules.SCHEDULES` or a `Schedule`, for every solver but "lbfgs".
+    learning_rate_init, power_t : initial rate, and the exponent of "invscaling".
+    max_iter, max_fun : most epochs (iterations of "lbfgs"), and function calls of "lbfgs".
+    shuffle : a new order of the rows in every epoch.
+    random_state : int, `RandomState` or None: initial weights, validation split, orders.
+    tol, n_iter_no_change : training ends when the loss (or validation score) has not improved by
+        `tol` in so many epochs in a row.
+    verbose : print the device, and loss and score of each epoch.
+    warm_start : `fit` goes on from the last solution.
+    momentum, nesterovs_momentum : of "sgd". beta_1, beta_2, epsilon : of "adam".
+    early_stopping, validation_fraction : hold out that share of the rows, stop by the score on
+        them, and keep the best parameters.
+    device : *beyond scikit-learn, as all that follows:* "auto" (a GPU where CUDA works, else the
+        CPU), "cpu", "cuda", "cuda:1". X on a GPU is computed there.
+    precision : "float32" or "float64" to compute in; None: that of X.
+    class_weight : {class: weight}, "balanced" or None: factors on the sample weights.
+    callbacks : functions called as ``callback(estimator, row)`` after each epoch, `row` with epoch,
+        loss, and val_loss, val_score where rows are held out; True ends training.
+    progress : show a progress bar.
+    checkpoint, checkpoint_every : file from which an interrupted `fit` goes on bit for bit, written
+        every so many epochs; for each fit its own. With a larger `max_iter` a finished one goes on.
+
+    Attributes
+    ----------
+    classes_ : (n_classes,) labels, or a list of arrays for multi-label targets.
+    coefs_, intercepts_ : arrays (fan_in, fan_out) and (fan_out,) of each layer, on the host; they
+        may be assigned or edited before `predict` and `partial_fit`.
+    loss_, best_loss_, loss_curve_ : loss of the last, the best and of each epoch, L2 included.
+    validation_scores_, best_validation_score_ : accuracies on the held-out rows, or None.
+    validation_loss_curve_ : loss on the held-out rows (no penalty), or None. *Beyond.*
+    n_iter_, t_ : epochs done, and rows seen. n_layers_, n_outputs_, out_activation_.
+    n_features_in_, feature_names_in_ : of X.
+    device_ : "cpu" or "cuda:N", where the last fit ran. *Beyond.*
+
+    Notes
+    -----
+    On the CPU in float64 the loss curve is scikit-learn's (1.9) to rounding, from the same seed:
+    the same draws in the same order, the same Adam, penalty and stopping rules.
+
+    >>> X, y = [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [0, 1, 1, 0]
+    >>> clf = MLPClassifier(8, solver="lbfgs", random_state=1, device="cpu").fit(X, y)
+    >>> clf.predict(X)
+    array([0, 1, 1, 0])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **NETWORK_CONSTRAINTS,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    loss = "log_loss"
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        solver: Any = "adam",
+        alpha: float = 0.0001,
+        batch_size: Any = "auto",
+        learning_rate: Any = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: Any = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        device: str = "auto",
+        precision: str | None = None,
+        class_weight: Any = None,
+        callbacks: Any = (),
+        progress: bool = False,
+        checkpoint: Any = None,
+        checkpoint_every: int = 1,
+    ) -> None:
+        self._store(locals())
+
+    # -- targets ----------------------------------------------------------------------------------
+
+    def _n_classes(self) -> int:
+        return len(self.classes_)
+
+    def _output_activation(self) -> str:
+        return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
+
+    def _validate_input(
+        self, X: Any, y: Any, incremental: bool, reset: bool
+    ) -> tuple[Any, np.ndarray]:
+        X, y = self._checked(X, y, reset)
+        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
+            self._label_binarizer = LabelBinarizer().fit(y)
+            self.classes_ = self._label_binarizer.classes_
+        elif not self.warm_start:
+            self._refuse_unknown(y)
+        elif set(classes := unique_labels(y)) != set(self.classes_):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same "
+                "classes as in the previous call to fit. Previously "
+                f"got {self.classes_}, `y` has {classes}"
+            )
+        return X, y
+
+    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+        X, y = self._checked(X, y, False)
+        self._refuse_unknown(y)
+        return X, y
+
+    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
+        X, y = arrays.validate(self, X, y, reset=reset)
+        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
+    def _refuse_unknown(self, y: np.ndarray) -> None:
+        classes = unique_labels(y)
+        if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
+            raise ValueError(
+                "`y` has classes not in `self.classes_`. "
+                f"`self.classes_` has {self.classes_}. 'y' has {classes}."
+            )
+
+    def _encode(self, y: Any) -> np.ndarray:
+        return self._label_binarizer.transform(y).astype(bool)
+
+    def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray | None:
+        if self.class_weight is None:
+            return sample_weight
+        by_class = compute_sample_weight(self.class_weight, y)
+        return by_class if sample_weight is None else by_class * sample_weight
+
+    # -- public verbs -----------------------------------------------------------------------------
+
+    @available_if(lambda estimator: estimator._check_solver())
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
+    ) -> MLPClassifier:
+        """Update the network with one epoch over the given data.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features), as for `fit`. y : (n_samples,) labels, or indicators.
+        sample_weight : (n_samples,), or None.
+        classes : (n_classes,) all classes of all calls; needed in the first.
+
+        Returns
+        -------
+        self
+        """
+        if _check_partial_fit_first_call(self, classes):
+            multilabel = type_of_target(arrays.to_host(y)).startswith("multilabel")
+            self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> Array:
+        """Predicted class of each row: (n_samples,), or (n_samples, n_classes) indicators."""
+        if arrays.on_gpu(X) and self._label_binarizer.y_type_ in ("binary", "multiclass"):
+            codes = arrays.backend_of(X).cupy.argmax(self._probabilities(X), axis=1)
+            if np.array_equal(self.classes_, np.arange(len(self.classes_))):
+                return arrays.like(codes, X)
+            return arrays.like(self.classes_[arrays.to_host(codes)], X)
+        y_pred = arrays.to_host(self._outputs(X))
+        if self.n_outputs_ == 1:
+            y_pred = y_pred.ravel()
+        return arrays.like(self._label_binarizer.inverse_transform(y_pred), X)
+
+    def predict_proba(self, X: Any) -> Array:
+        """(n_samples, n_classes) probabilities, in the order of ``classes_``."""
+        return arrays.like(self._probabilities(X), X)
+
+    def _probabilities(self, X: Any) -> Array:
+        """(n_samples, n_classes), where the network's output lies."""
+        y_pred = self._outputs(X)
+        return y_pred if self.n_outputs_ > 1 else two_columns(y_pred)
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """log of `predict_proba`."""
+        y_prob = self._probabilities(X)
+        log = arrays.backend_of(X).cupy.log if arrays.on_gpu(X) else np.log
+        return arrays.like(log(y_prob, y_prob), X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

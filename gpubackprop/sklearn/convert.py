@@ -1,0 +1,73 @@
+"""From scikit-learn's own classes and back, for programs that look at the class."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+from gpubackprop.errors import OptionError
+from gpubackprop.sklearn.parameters import SKLEARN_ACTIVATIONS, SKLEARN_RATES, SKLEARN_SOLVERS
+
+ORIGINALS = {"MLPClassifier": MLPClassifier, "MLPRegressor": MLPRegressor}
+KEPT = ("_label_binarizer", "_no_improvement_count")  # private state that both classes have
+OURS = ("device_", "validation_loss_curve_")
+
+
+def to_sklearn(estimator: Any) -> Any:
+    """scikit-learn's estimator with the same parameters and, if fitted, the same network."""
+    original = ORIGINALS["MLPClassifier" if hasattr(estimator, "predict_proba") else "MLPRegressor"]
+    activation = estimator.activation
+    if not isinstance(activation, str) and len(set(activation)) == 1:
+        activation = activation[0]
+    if activation not in SKLEARN_ACTIVATIONS:
+        raise OptionError(
+            f"activation {activation!r} has no counterpart in scikit-learn, which has "
+            f"{', '.join(sorted(SKLEARN_ACTIVATIONS))} for all hidden layers alike"
+        )
+    ours = estimator.get_params(deep=False) | {"activation": activation}
+    known = original().get_params(deep=False)
+    for name, values in (("solver", SKLEARN_SOLVERS), ("learning_rate", SKLEARN_RATES)):
+        if not (isinstance(ours[name], str) and ours[name] in values):
+            warnings.warn(
+                f"scikit-learn has no {name}={ours[name]!r}: the converted estimator predicts the "
+                f"same, but would go on training with {known[name]!r}",
+                stacklevel=3,
+            )
+            ours[name] = known[name]
+    if ours["batch_size"] == "full":
+        ours["batch_size"] = estimator.t_ // estimator.n_iter_ if _fitted(estimator) else "auto"
+    result = original(**{name: ours[name] for name in known})
+    _copy_state(estimator, result)
+    if _fitted(estimator) and result.early_stopping:  # what a warm start would fall back to
+        result._best_coefs = [coef.copy() for coef in result.coefs_]
+        result._best_intercepts = [intercept.copy() for intercept in result.intercepts_]
+    return result
+
+
+def from_sklearn(cls: type, estimator: Any) -> Any:
+    """This package's `cls` with the parameters and network of scikit-learn's `estimator`."""
+    original = ORIGINALS["MLPClassifier" if hasattr(cls, "predict_proba") else "MLPRegressor"]
+    if not isinstance(estimator, original):
+        raise OptionError(
+            f"{cls.__name__}.from_sklearn wants scikit-learn's {original.__name__} but got "
+            f"{type(estimator).__name__}"
+        )
+    known = original().get_params(deep=False)
+    result = cls(**{name: getattr(estimator, name) for name in known})
+    _copy_state(estimator, result)
+    return result
+
+
+def _fitted(estimator: Any) -> bool:
+    return hasattr(estimator, "coefs_")
+
+
+def _copy_state(source: Any, target: Any) -> None:
+    """Fitted attributes; not the moments of the optimizer, which the two keep differently."""
+    for name, value in vars(source).items():
+        public = name.endswith("_") and not name.startswith("_") and name not in OURS
+        if public or name in KEPT:
+            setattr(target, name, copy.deepcopy(value))

@@ -1,0 +1,149 @@
+"""What the classifier and the regressor share towards the user."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from gpubackprop.errors import OptionError
+from gpubackprop.sklearn import arrays, report
+from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
+from gpubackprop.sklearn.fitting import Fitting, ValidationData
+from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, hidden_sizes
+from gpubackprop.sklearn.prediction import outputs
+
+Array = Any
+
+
+class BaseMLP(Fitting):
+    """The estimator behind both classes; not for direct use."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = NETWORK_CONSTRAINTS
+
+    def _store(self, parameters: dict[str, Any]) -> None:
+        """Set the parameters of a constructor, given as its local names, as attributes."""
+        for name, value in parameters.items():
+            if name not in ("self", "__class__"):
+                setattr(self, name, value)
+
+    # -- fitting ----------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, validation_data: ValidationData = None
+    ) -> BaseMLP:
+        """Fit the network to X and y.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) array, data frame, CSR or CSC matrix, or tensor.
+        y : (n_samples,) or (n_samples, n_outputs) labels or numbers.
+        sample_weight : (n_samples,), or None.
+        validation_data : (X, y) or (X, y, sample_weight) to evaluate after each epoch; with
+            ``early_stopping=True`` in place of a part of the training rows. Beyond scikit-learn.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, sample_weight, validation_data=validation_data)
+
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        incremental: bool = False,
+        validation_data: ValidationData = None,
+    ) -> BaseMLP:
+        started = time.perf_counter()
+        sizes = hidden_sizes(self.hidden_layer_sizes)
+        self._check_options(validation_data)
+        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        X, y = self._validate_input(X, y, incremental, first)
+        weights = self._weights(y, self._check_weights(sample_weight, X))
+        y = self._encode(y)
+        self.n_outputs_ = y.shape[1]
+        self._random_state = check_random_state(self.random_state)
+        if first:
+            self._initialize([X.shape[1], *sizes, self.n_outputs_], X.dtype)
+        if self.solver == "lbfgs":
+            self._fit_lbfgs(X, y, weights)
+        else:
+            self._fit_stochastic(X, y, weights, incremental, validation_data)
+        if not all(np.isfinite(array).all() for array in [*self.coefs_, *self.intercepts_]):
+            raise ValueError(
+                "Solver produced non-finite parameter weights. The input data may"
+                " contain large values and need to be preprocessed."
+            )
+        report.add(self, X.shape, time.perf_counter() - started)
+        return self
+
+    def _check_weights(self, weights: Any, X: Any) -> np.ndarray | None:
+        if weights is None:
+            return None
+        stand_in = np.empty((X.shape[0], 1)) if arrays.on_gpu(X) else X
+        return _check_sample_weight(arrays.to_host(weights), stand_in)
+
+    def _check_options(self, validation_data: ValidationData) -> None:
+        """OptionError for what "lbfgs" would leave out without a word."""
+        if validation_data is not None and len(validation_data) not in (2, 3):
+            raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")
+        wanted = {
+            "validation_data": validation_data is not None,
+            "callbacks": bool(self.callbacks),
+            "progress": self.progress,
+            "checkpoint": self.checkpoint is not None,
+        }
+        if self.solver == "lbfgs" and any(wanted.values()):
+            names = ", ".join(name for name, is_wanted in wanted.items() if is_wanted)
+            raise OptionError(f'solver="lbfgs" has no epochs, so leave out {names}')
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: without the plans, which are made again."""
+        return {k: v for k, v in super().__getstate__().items() if k != "_kept_session"}
+
+    # -- predicting -------------------------------------------------------------------------------
+
+    def _outputs(self, X: Any) -> Array:
+        """Checked X -> yhat (N, K), on the device that computes."""
+        check_is_fitted(self)
+        if arrays.on_gpu(X):
+            return outputs(self, arrays.validate_on_gpu(self, X, reset=False))
+        X = validate_data(self, arrays.to_host(X), accept_sparse=["csr", "csc"], reset=False)
+        return outputs(self, X.tocsr() if sparse.issparse(X) else X)
+
+    def to_sklearn(self) -> Any:
+        """scikit-learn's own estimator with these parameters and this network, for programs that
+        look at the class. A `partial_fit` of it begins with a fresh optimizer.
+
+        Raises
+        ------
+        OptionError : the activation is none of scikit-learn's.
+        """
+        return to_sklearn(self)
+
+    @classmethod
+    def from_sklearn(cls, estimator: Any) -> BaseMLP:
+        """This class with the parameters and network of scikit-learn's own `estimator`."""
+        return from_sklearn(cls, estimator)
+
+    def _check_solver(self) -> bool:
+        if self.solver == "lbfgs":
+            raise AttributeError(
+                "partial_fit is only available for stochastic"
+                f" optimizers. {self.solver} is not stochastic."
+            )
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags

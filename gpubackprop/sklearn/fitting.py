@@ -1,0 +1,211 @@
+"""How the estimators fit: initial parameters, data on the device, the two solvers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+
+from gpubackprop.network import MLP
+from gpubackprop.sklearn import arrays
+from gpubackprop.sklearn.checkpoint import FitCheckpoint
+from gpubackprop.sklearn.epochs import BetweenEpochs
+from gpubackprop.sklearn.held_out import HeldOut
+from gpubackprop.sklearn.lbfgs import LossAndGradient, fit_lbfgs
+from gpubackprop.sklearn.objective import Objective
+from gpubackprop.sklearn.passes import Rows
+from gpubackprop.sklearn.rates import SolverState
+from gpubackprop.sklearn.session import (
+    Session,
+    chosen_device,
+    draw_parameters,
+    initial_factor,
+    make_network,
+    read_parameters,
+    widths_of,
+    write_parameters,
+)
+from gpubackprop.sklearn.stochastic import StochasticFit
+
+Array = Any
+ValidationData = tuple[Any, ...] | None
+
+
+class Fitting(BaseEstimator):
+    """The inner part of `BaseMLP`: from checked data to fitted attributes."""
+
+    # -- what the classes above say ---------------------------------------------------------------
+
+    def _validate_input(
+        self, X: Any, y: Any, incremental: bool, reset: bool
+    ) -> tuple[Any, np.ndarray]:
+        """Checked X and y; sets the classes of a classifier."""
+        raise NotImplementedError
+
+    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+        """Checked X and y to evaluate on, after `_validate_input`."""
+        raise NotImplementedError
+
+    def _encode(self, y: Any) -> np.ndarray:
+        """Checked y as (N, K) one-hot, indicator or numbers."""
+        raise NotImplementedError
+
+    def _output_activation(self) -> str:
+        raise NotImplementedError
+
+    def _n_classes(self) -> int:
+        """Number of classes; 0 for a regressor."""
+        return 0
+
+    def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray | None:
+        return sample_weight
+
+    # -- from checked data to fitted attributes ---------------------------------------------------
+
+    def _initialize(self, units: list[int], dtype: np.dtype) -> None:
+        """Draw the parameters and reset what training reports."""
+        self.n_iter_ = self.t_ = 0
+        self.n_layers_ = len(units)
+        self.out_activation_ = self._output_activation()
+        self.coefs_, self.intercepts_ = draw_parameters(
+            self._random_state, units, initial_factor(self.activation), dtype
+        )
+        if self.solver == "lbfgs":
+            return
+        self.loss_curve_: list[float] = []
+        self._no_improvement_count = 0
+        stops = self.early_stopping
+        self.validation_scores_: list[float] | None = [] if stops else None
+        self.best_validation_score_ = -np.inf if stops else None
+        self.best_loss_ = None if stops else np.inf
+        self.validation_loss_curve_: list[float] | None = None
+
+    def _place(self, X: Any, y: np.ndarray, dtype: np.dtype) -> tuple[MLP, Objective, Rows]:
+        """Network, loss and data on the device that computes."""
+        network = make_network(self, dtype, X)
+        read_parameters(self, network)
+        self.device_ = network.device
+        if self.verbose:
+            why = f" ({network.backend.reason})" if network.backend.reason else ""
+            print(f"Computing on {self.device_}{why}, {dtype}")
+        objective = Objective(self.out_activation_, self.n_outputs_)
+        return network, objective, self._rows(network, objective, X, y)
+
+    def _rows(self, network: MLP, objective: Objective, X: Any, y: np.ndarray) -> Rows:
+        backend, dtype = network.backend, network.dtype
+        targets = objective.targets(y, dtype)
+        if sparse.issparse(X):
+            x = X.astype(dtype, copy=False)
+        else:
+            x = backend.asarray(X, dtype)
+        return Rows(x, backend.place(targets, targets.dtype), borrowed=x is X)
+
+    def _fit_lbfgs(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
+        dtype = np.dtype(self.precision or np.float64)  # SciPy's parameters are float64
+        network, objective, data = self._place(X, y, dtype)
+        fit_lbfgs(self, LossAndGradient(network, objective, data, y, weights, float(self.alpha)))
+
+    def _fit_stochastic(
+        self,
+        X: Any,
+        y: np.ndarray,
+        weights: np.ndarray | None,
+        incremental: bool,
+        validation_data: ValidationData,
+    ) -> None:
+        if self.early_stopping and incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        train, held = self._split(y, validation_data)
+        batch_rows = arrays.batch_rows(self.batch_size, len(train))
+        session = self._session(X, y, batch_rows, weights is not None, incremental)
+        held_out = self._held_out(session, X, y, weights, held, validation_data)
+        self.n_iter_ = 0
+        own = None if weights is None else weights[train]
+        fit = StochasticFit(self, session, train, batch_rows, y[train], own, held_out)
+        checkpoint = None
+        if self.checkpoint is not None and not incremental:
+            checkpoint = FitCheckpoint(self.checkpoint, session.passes.data.x)
+            if checkpoint.resume(fit):
+                write_parameters(self, session.network)
+                return
+        with BetweenEpochs(fit, checkpoint) as between:
+            fit.run(incremental=incremental, between=between)
+        session.passes.release()
+
+    def _split(
+        self, y: np.ndarray, validation_data: ValidationData
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Numbers of the rows to learn from, and of those held out for early stopping."""
+        rows = np.arange(len(y))
+        if not self.early_stopping or validation_data is not None:
+            return rows, None
+        stratify = y if self._n_classes() and self.n_outputs_ == 1 else None
+        train, held = train_test_split(
+            rows,
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=stratify,
+        )
+        if len(held) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' "
+                "or the size of your dataset."
+            )
+        return train, held
+
+    def _held_out(
+        self,
+        session: Session,
+        X: Any,
+        y: np.ndarray,
+        weights: np.ndarray | None,
+        held: np.ndarray | None,
+        validation_data: ValidationData,
+    ) -> HeldOut | None:
+        network, objective = session.network, session.objective
+        if validation_data is not None:
+            X, y, weights = (*validation_data, None)[:3]
+            X, y = self._validate_new(X, y)
+            weights = self._check_weights(weights, X)
+            y = self._encode(y)
+            data = self._rows(network, objective, X, y)
+        elif held is not None:
+            own, backend = session.passes.data, network.backend
+            data = Rows(
+                arrays.take_rows(backend, own.x, held), arrays.take_rows(backend, own.targets, held)
+            )
+            y, weights = y[held], None if weights is None else weights[held]
+        else:
+            return None
+        if getattr(self, "validation_loss_curve_", None) is None:  # after from_sklearn
+            self.validation_loss_curve_ = []
+        return HeldOut(network, objective, data, y, weights, self._n_classes())
+
+    def _session(
+        self, X: Any, y: np.ndarray, batch_rows: int, weighted: bool, incremental: bool
+    ) -> Session:
+        """That of the last `partial_fit` with X and y loaded, where it fits; or a new one."""
+        dtype = np.result_type(X.dtype, self.coefs_[0].dtype)
+        state = getattr(self, "_optimizer", None) if incremental else None
+        objective = Objective(self.out_activation_, self.n_outputs_)
+        key = (
+            chosen_device(self, X), sparse.issparse(X), dtype, widths_of(self.coefs_), objective,
+            str(self.activation), batch_rows, weighted, float(self.alpha),
+        )  # fmt: skip
+        kept: Session | None = getattr(self, "_kept_session", None)
+        if incremental and kept is not None and kept.key == key and kept.state is state:
+            read_parameters(self, kept.network)
+            kept.passes.load(self._rows(kept.network, objective, X, y))
+            return kept
+        network, objective, data = self._place(X, y, dtype)
+        if state is None:
+            state = self._optimizer = SolverState(self, network)
+        session = Session(
+            key, network, objective, state, data, batch_rows,
+            weighted=weighted, alpha=float(self.alpha),
+        )  # fmt: skip
+        self._kept_session = session if incremental else None
+        return session

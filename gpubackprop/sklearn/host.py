@@ -1,0 +1,68 @@
+"""The CPU's verbs as these estimators use them: sparse rows, and fewer calls for small networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends.numpy.blocks import add_reduce
+
+Array = np.ndarray
+
+# OpenBLAS multiplies small matrices faster by a copy of W^T than by W^T itself, for few units.
+FEW_UNITS, SMALL_PRODUCT = 16, 10**6
+SQUARES = 1 << 16  # numbers that one BLAS call squares and adds
+PLAIN_SUM_ROWS = 512  # a tree costs more calls; beyond, its error is worth them
+
+
+class SparseBatch:
+    """CSR rows where a plan expects an array: as x of the first layer. `matrix` may change."""
+
+    def __init__(self) -> None:
+        self.matrix: Any = None
+
+    def times(self, W_T: Array, out: Array) -> None:
+        """out = x W^T."""
+        out[...] = self.matrix @ W_T
+
+    def transposed_times(self, delta_T: Array, out: Array) -> None:
+        """out = delta^T x."""
+        out[...] = (self.matrix.T @ delta_T.T).T
+
+
+class HostBackend(NumpyBackend):
+    """The NumPy backend of these estimators.
+
+    Products also take a `SparseBatch` for x; the bias gradients of ordinary batches are added row
+    after row, as scikit-learn adds them.
+    """
+
+    def column_sum(self, delta: Array, out: Array) -> None:
+        if len(delta) > PLAIN_SUM_ROWS:
+            super().column_sum(delta, out)
+        else:
+            self._call(add_reduce, delta, 0, None, out)
+
+    def sum_of_squares(self, x: Array, out: Array) -> None:
+        """out = sum x^2, in larger blocks: it is read in the reported loss alone."""
+        self._call(_large_squares, x, out)
+
+    def matmul(self, x: Any, y: Any, out: Array) -> None:
+        few_units = not isinstance(y, SparseBatch) and y.shape[1] <= FEW_UNITS
+        if isinstance(x, SparseBatch):
+            self._call(x.times, y, out)
+        elif isinstance(y, SparseBatch):
+            self._call(y.transposed_times, x, out)
+        elif few_units and y.flags.f_contiguous and out.size * y.shape[0] <= SMALL_PRODUCT:
+            copied = self._scratch().take(0, 30, y.shape, y.dtype)
+            self._call(np.copyto, copied, y)
+            self._call(np.matmul, x, copied, out)
+        else:
+            super().matmul(x, y, out)
+
+
+def _large_squares(x: Array, out: Array) -> None:
+    blocks = (x[start : start + SQUARES] for start in range(0, len(x), SQUARES))
+    out[...] = sum(float(np.dot(block, block)) for block in blocks)

@@ -1,0 +1,96 @@
+"""Training on all rows at once by SciPy's L-BFGS-B."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy
+from scipy.optimize import minimize
+from sklearn.utils.optimize import _check_optimize_result
+
+from gpubackprop.network import MLP
+from gpubackprop.sklearn.objective import Objective
+from gpubackprop.sklearn.passes import Passes, Rows
+
+Array = np.ndarray
+
+
+class LossAndGradient:
+    """Loss and gradient as functions of all parameters, packed as scikit-learn packs them: the
+    coefs (D_{l-1}, D_l) of all layers, then the intercepts.
+
+    Parameters
+    ----------
+    y : (N, K) targets as the estimator encodes them. weights : (N,) of the rows, or None.
+    alpha : L2 penalty, divided by the sum of the weights.
+    """
+
+    def __init__(
+        self,
+        network: MLP,
+        objective: Objective,
+        data: Rows,
+        y: Array,
+        weights: Array | None,
+        alpha: float,
+    ) -> None:
+        self.network, self.objective, self.y = network, objective, y
+        backend, layout, rows = network.backend, network.layout, len(data)
+        self._flat = np.zeros(layout.size, network.dtype)
+        total = float(rows if weights is None else weights.sum())
+        self._l2 = alpha / total
+        self._shares = self._placed = None
+        if weights is not None:
+            self._shares = weights / total
+            self._placed = backend.asarray(self._shares, network.dtype)
+        gradient = backend.zeros(layout.size, network.dtype)
+        self._passes = Passes(
+            network, objective, data, rows, weighted=weights is not None, gradient=gradient
+        )
+
+    def __call__(self, packed: Array) -> tuple[float, Array]:
+        network, passes = self.network, self._passes
+        self.unpack(packed)
+        record = network.backend.to_host(passes.run_all(self._placed))
+        values = self.objective.row_values(record, self.y, self._shares)
+        value = float(values.mean() if self._shares is None else values @ self._shares)
+        weights = self._flat[: network.layout.weights_end]
+        gradient = network.backend.to_host(passes.gradient).astype(np.float64)
+        gradient[: len(weights)] += self._l2 * weights
+        return value + 0.5 * self._l2 * float(np.dot(weights, weights)), self.pack(gradient)
+
+    def pack(self, flat: Array) -> Array:
+        """The flat buffer of the network's layout -> the vector that SciPy sees."""
+        W, b = self.network.layout.views(flat)
+        return np.concatenate([view.T.ravel() for view in W] + list(b))
+
+    def unpack(self, packed: Array) -> None:
+        """Set the network's parameters from that vector."""
+        start = 0
+        W, b = self.network.layout.views(self._flat)
+        for view in W:
+            view[...] = packed[start : start + view.size].reshape(view.shape[::-1]).T
+            start += view.size
+        for view in b:
+            view[...] = packed[start : start + view.size]
+            start += view.size
+        self.network.backend.from_host(self._flat, self.network.parameters)
+
+
+def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
+    """Minimise; sets n_iter_, loss_, coefs_ and intercepts_."""
+    e = estimator
+    options: dict[str, Any] = {"maxfun": e.max_fun, "maxiter": e.max_iter, "gtol": e.tol}
+    if tuple(int(part) for part in scipy.__version__.split(".")[:2]) < (1, 15):
+        options["iprint"] = 1 if e.verbose else -1
+    start = np.concatenate(
+        [coef.ravel() for coef in e.coefs_] + [np.ravel(b) for b in e.intercepts_]
+    )
+    result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
+    e.n_iter_ = _check_optimize_result("lbfgs", result, e.max_iter)
+    e.loss_ = result.fun
+    function.unpack(result.x)
+    W, b = function.network.layout.views(function._flat)
+    e.coefs_ = [view.T.copy("C") for view in W]
+    e.intercepts_ = [view.copy() for view in b]

@@ -1,0 +1,89 @@
+"""What the solvers minimise: the package's losses, reported as scikit-learn reports them.
+
+The gradients are those of `gpubackprop.losses`. The reported value differs from theirs:
+scikit-learn bounds probabilities away from 0 and 1 by one eps, takes the logarithms of rounded
+probabilities, divides the squared error by the number of outputs (its gradient not), and adds the
+constants of the Poisson deviance. So a pass records what each row's value is computed from, and
+`Objective.row_values` does that for a whole epoch at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, xlogy
+
+from gpubackprop.losses import BinaryCrossEntropy, Loss, Poisson, SoftmaxCrossEntropy, SquaredError
+
+Array = np.ndarray
+
+# scikit-learn's out_activation_: output function of the network, and its loss
+OUTPUTS: dict[str, tuple[str, type[Loss]]] = {
+    "softmax": ("softmax", SoftmaxCrossEntropy),
+    "logistic": ("logistic", BinaryCrossEntropy),
+    "identity": ("linear", SquaredError),
+    "exp": ("exp", Poisson),
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Loss of a network with `units` output units, as one of scikit-learn's loss functions.
+
+    Attributes
+    ----------
+    out_activation : "softmax", "logistic", "identity" or "exp". units : output units K.
+    """
+
+    out_activation: str
+    units: int
+
+    @property
+    def output(self) -> str:
+        """The network's output function."""
+        return OUTPUTS[self.out_activation][0]
+
+    @property
+    def records_logits(self) -> bool:
+        """Whether a pass records the logits (rows, K), and not the loss of each row (rows, 1)."""
+        return self.out_activation == "logistic"
+
+    @property
+    def record_width(self) -> int:
+        return self.units if self.records_logits else 1
+
+    def loss(self, weighted: bool) -> Loss:
+        """The package's loss: the mean over rows, or the sum of rows with weights that sum to 1."""
+        make: Any = OUTPUTS[self.out_activation][1]
+        return make(reduction="sum" if weighted else "mean")
+
+    def targets(self, y: Array, dtype: Any) -> Array:
+        """scikit-learn's y, (N, K) one-hot, indicator or numbers, as the loss takes it."""
+        if self.out_activation == "softmax":
+            return y.argmax(1)
+        return np.ascontiguousarray(y, dtype)
+
+    def row_values(self, record: Array, y: Array, weights: Array | None = None) -> Array:
+        """(N,) reported loss of each row, in float64, without the weights of the rows.
+
+        Parameters
+        ----------
+        record : (N, record_width) of the network's dtype. y : (N, K), as `targets` is given it.
+        weights : (N,) of the loss that was recorded; a row of weight 0 gets 0.
+        """
+        eps = float(np.finfo(record.dtype).eps)
+        if self.records_logits:
+            p = np.clip(expit(record), eps, 1 - eps)
+            return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
+        values = record[:, 0].astype(np.float64)
+        if weights is not None:
+            values = np.divide(values, weights, out=np.zeros_like(values), where=weights != 0)
+        if self.out_activation == "softmax":
+            return np.clip(values, -math.log1p(-eps), -math.log(eps))
+        if self.out_activation == "identity":
+            return values / self.units
+        wide = y.astype(np.float64)
+        return values + (xlogy(wide, wide) - wide).sum(1)

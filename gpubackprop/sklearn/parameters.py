@@ -1,0 +1,77 @@
+"""What the estimators' parameters may be, in the form that scikit-learn validates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+
+from gpubackprop.errors import GpubackpropError
+from gpubackprop.formulas import ACTIVATIONS, activation
+from gpubackprop.optimizers import OPTIMIZERS, Optimizer
+from gpubackprop.schedules import SCHEDULES, Schedule
+
+SKLEARN_ACTIVATIONS = frozenset({"identity", "logistic", "tanh", "relu"})
+SKLEARN_SOLVERS = frozenset({"lbfgs", "sgd", "adam"})
+SKLEARN_RATES = frozenset({"constant", "invscaling", "adaptive"})
+
+
+class ActivationName(StrOptions):
+    """A registry name, also with its parameter: "leaky_relu(0.2)"."""
+
+    def __init__(self) -> None:
+        super().__init__(set(ACTIVATIONS))
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        try:
+            return isinstance(val, str) and bool(activation(val))
+        except GpubackpropError:
+            return False
+
+
+NETWORK_CONSTRAINTS: dict[str, list[Any]] = {
+    "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+    "activation": [ActivationName(), list, tuple],
+    "solver": [StrOptions(set(SKLEARN_SOLVERS) | set(OPTIMIZERS)), Optimizer],
+    "alpha": [Interval(Real, 0, None, closed="left")],
+    "batch_size": [StrOptions({"auto", "full"}), Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [StrOptions(set(SKLEARN_RATES) | set(SCHEDULES)), Schedule],
+    "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+    "power_t": [Interval(Real, 0, None, closed="left")],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "shuffle": ["boolean"],
+    "random_state": ["random_state"],
+    "tol": [Interval(Real, 0, None, closed="left")],
+    "verbose": ["verbose"],
+    "warm_start": ["boolean"],
+    "momentum": [Interval(Real, 0, 1, closed="both")],
+    "nesterovs_momentum": ["boolean"],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+    "beta_1": [Interval(Real, 0, 1, closed="left")],
+    "beta_2": [Interval(Real, 0, 1, closed="left")],
+    "epsilon": [Interval(Real, 0, None, closed="neither")],
+    "n_iter_no_change": [
+        Interval(Integral, 1, None, closed="left"),
+        Options(Real, {np.inf}),
+    ],
+    "max_fun": [Interval(Integral, 1, None, closed="left")],
+    "device": [str],
+    "precision": [StrOptions({"float32", "float64"}), None],
+    "callbacks": [list, tuple],
+    "progress": ["boolean"],
+    "checkpoint": [str, os.PathLike, None],
+    "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
+}
+
+
+def hidden_sizes(value: Any) -> list[int]:
+    """`hidden_layer_sizes` as a list; ValueError, in scikit-learn's words, unless all are > 0."""
+    sizes = list(value) if isinstance(value, Iterable) else [value]
+    if np.any(np.array(sizes) <= 0):
+        raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+    return sizes

@@ -1,0 +1,77 @@
+"""Output of a fitted estimator for new rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from gpubackprop import backends
+from gpubackprop.formulas import ACTIVATIONS, Activation, activation
+from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
+from gpubackprop.sklearn.host import HostBackend, SparseBatch
+from gpubackprop.sklearn.objective import Objective
+
+Array = Any
+BATCH_ROWS = 16384  # rows whose hidden units are in memory at a time
+
+
+def outputs(estimator: Any, x: Any) -> Array:
+    """yhat (N, K), from coefs_ and intercepts_ as they are now.
+
+    Parameters
+    ----------
+    x : (N, D_0) checked; a NumPy array, CSR matrix, or array of a GPU, where the result then lies.
+    """
+    e, host = estimator, not on_gpu(x)
+    backend = backends.get("cpu" if sparse.issparse(x) else e.device if host else device_of(x))
+    if not backend.asynchronous:
+        backend = HostBackend()
+    wide = np.dtype(e.precision or np.result_type(x.dtype, e.coefs_[0].dtype))
+    dtype = wide if wide in (np.float32, np.float64) else np.dtype(np.float64)
+    # On the CPU these are views: nothing is copied where the dtype is right.
+    W = [backend.inputs(coef, dtype).T for coef in e.coefs_]
+    b = [backend.inputs(intercept, dtype) for intercept in e.intercepts_]
+    layers = [*_hidden(e.activation, len(W) - 1), ACTIVATIONS["identity"]]
+    kind = Objective(e.out_activation_, len(e.intercepts_[-1])).output
+    result = backend.empty((x.shape[0], len(e.intercepts_[-1])), dtype)
+    for start in range(0, x.shape[0], BATCH_ROWS):
+        out = result[start : start + BATCH_ROWS]
+        h = _batch(backend, x[start : start + BATCH_ROWS], dtype)
+        for layer, act in enumerate(layers):
+            width = b[layer].shape[0]
+            last = layer == len(layers) - 1
+            a = out if last else backend.empty((out.shape[0], width), dtype)
+            backend.affine_forward(h, W[layer], b[layer], act, a, a)
+            h = a
+        backend.output(out, kind, out)
+    return backend.to_host(result) if host else result
+
+
+def two_columns(positive: Array) -> Array:
+    """(N, 1) probabilities of the second of two classes -> (N, 2) of both, where they lie."""
+    if isinstance(positive, np.ndarray):
+        return np.concatenate([1 - positive, positive], axis=1)
+    backend, rows = backend_of(positive), positive.shape[0]
+    both, negative = (backend.empty((rows, width), positive.dtype) for width in (2, 1))
+    backend.fill(negative, 1.0)
+    minus = backend.zeros((), positive.dtype)
+    backend.fill(minus, -1.0)
+    backend.add_scaled(positive.reshape(-1), minus, negative.reshape(-1))
+    backend.gather_rows(negative, None, both[:, :1])
+    backend.gather_rows(positive, None, both[:, 1:])
+    return both
+
+
+def _hidden(spec: Any, layers: int) -> list[Activation]:
+    """The activation of each hidden layer, from one name for all or a list of names."""
+    return [activation(spec)] * layers if isinstance(spec, str) else [activation(s) for s in spec]
+
+
+def _batch(backend: Any, x: Any, dtype: np.dtype) -> Any:
+    if not sparse.issparse(x):
+        return backend.inputs(x, dtype)
+    batch = SparseBatch()
+    batch.matrix = x.astype(dtype, copy=False)
+    return batch

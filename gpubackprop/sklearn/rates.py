@@ -1,0 +1,108 @@
+"""The optimizer of a fit, and its learning rate from epoch to epoch as scikit-learn moves it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from gpubackprop import optimizers
+from gpubackprop.backends import UpdateRule
+from gpubackprop.formulas import UPDATES
+from gpubackprop.network import MLP
+from gpubackprop.optimizers import Optimizer
+from gpubackprop.schedules import Progress, Schedule, schedule
+from gpubackprop.sklearn.arrays import to_host
+from gpubackprop.sklearn.parameters import SKLEARN_RATES
+
+Array = Any
+SMALLEST_RATE = 1e-6  # below it, an adaptive rate is not divided further
+
+
+def chosen_optimizer(estimator: Any) -> Optimizer:
+    """Update formula, learning rate and hyperparameters that an estimator's parameters name.
+
+    "adam" and "sgd" are scikit-learn's; every other name is the one of `gpubackprop.optimizers`.
+    """
+    e = estimator
+    if isinstance(e.solver, Optimizer):
+        return e.solver
+    if e.solver == "adam":
+        decay = {"beta1": e.beta_1, "beta2": e.beta_2, "eps": e.epsilon}
+        return Optimizer(UPDATES["adam_epsilon_hat"], float(e.learning_rate_init), decay)
+    if e.solver == "sgd":
+        formula = UPDATES["nesterov" if e.nesterovs_momentum else "momentum"]
+        return Optimizer(formula, float(e.learning_rate_init), {"momentum": float(e.momentum)})
+    return optimizers.optimizer(e.solver, lr=float(e.learning_rate_init))
+
+
+class SolverState:
+    """What a solver keeps between calls of `partial_fit`: formula, rate, step count, slots.
+
+    Attributes
+    ----------
+    learning_rate : of the next step, without a library schedule's factor.
+    steps : updates done. slots : flat arrays of the optimizer, on the network's device.
+    """
+
+    def __init__(self, estimator: Any, network: MLP) -> None:
+        self.optimizer = chosen_optimizer(estimator)
+        self.learning_rate_init = self.learning_rate = self.optimizer.lr
+        rate, self.power_t = estimator.learning_rate, float(estimator.power_t)
+        self.policy = "constant"  # scikit-learn's, which Adam does not follow
+        self.schedule: Schedule | None = None
+        if isinstance(rate, Schedule) or rate not in SKLEARN_RATES:
+            self.schedule = copy.deepcopy(schedule(rate))  # it learns from this fit
+        elif estimator.solver != "adam":
+            self.policy = rate
+        self.steps = 0
+        formula = self.optimizer.formula
+        backend, size = network.backend, network.layout.size
+        self.slots = [backend.zeros(size, network.dtype) for _ in formula.slots]
+        if formula.initial:
+            for slot in self.slots:
+                backend.fill(slot, self.optimizer.hyperparameters[formula.initial])
+
+    def rule(self, l2: float, penalized: int) -> UpdateRule:
+        o = self.optimizer
+        return UpdateRule(
+            o.formula, o.hyperparameters, o.lr, o.weight_decay, l2, penalized=penalized
+        )
+
+    def rate(self, epoch: int, total_steps: int) -> float:
+        """Learning rate of the next step."""
+        if self.schedule is None:
+            return self.learning_rate
+        return self.learning_rate * self.schedule.factor(Progress(self.steps, epoch, total_steps))
+
+    def epoch_ends(self, samples_seen: int, monitored: float) -> None:
+        """After an epoch, with the samples seen so far and the loss that is to fall."""
+        if self.policy == "invscaling":
+            self.learning_rate = self.learning_rate_init / (samples_seen + 1) ** self.power_t
+        if self.schedule is not None:
+            self.schedule.observe(monitored)
+
+    def stops(self, message: str, verbose: Any) -> bool:
+        """Whether training ends that makes no progress; an adaptive rate is divided first."""
+        stop = True
+        if self.policy != "adaptive":
+            message += " Stopping."
+        elif self.learning_rate <= SMALLEST_RATE:
+            message += " Learning rate too small. Stopping."
+        else:
+            stop = False
+            self.learning_rate /= 5.0
+            message += f" Setting learning rate to {self.learning_rate:f}"
+        if verbose:
+            print(message)
+        return stop
+
+    def place(self, network: MLP) -> None:
+        """Bring the slots to the network's device and dtype, where they are not there already."""
+        backend = network.backend
+        if not backend.asynchronous:
+            self.slots = [to_host(slot) for slot in self.slots]
+        self.slots = [backend.asarray(slot, network.dtype) for slot in self.slots]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: the slots on the host."""
+        return self.__dict__ | {"slots": [to_host(slot) for slot in self.slots]}

@@ -1,0 +1,157 @@
+"""A network on its device with its plans: made by a fit, kept between calls of `partial_fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from gpubackprop.errors import OptionError
+from gpubackprop.network import MLP
+from gpubackprop.sklearn.arrays import device_of
+from gpubackprop.sklearn.host import HostBackend
+from gpubackprop.sklearn.objective import Objective
+from gpubackprop.sklearn.passes import Passes, Rows
+from gpubackprop.sklearn.rates import SolverState
+
+Array = Any
+
+
+def widths_of(coefs: Sequence[np.ndarray]) -> list[int]:
+    return [coefs[0].shape[0], *(coef.shape[1] for coef in coefs)]
+
+
+def chosen_device(estimator: Any, x: Any) -> str:
+    """The estimator's device; where it leaves the choice, that of `x`.
+
+    Raises
+    ------
+    OptionError : `x` is sparse or lies on a GPU, and the estimator's device does not fit.
+    """
+    device, own = estimator.device, device_of(x)
+    if sparse.issparse(x):
+        if device in ("auto", "cpu"):
+            return "cpu"
+        raise OptionError(
+            f"device={device!r} was asked for but X is sparse, which is computed on the CPU; use "
+            f'device="cpu" (or "auto"), or pass X.toarray()'
+        )
+    if own == "cpu" or device == own:
+        return device
+    if device == "auto" or (device == "cuda" and own == "cuda:0"):
+        return own
+    raise OptionError(f'device={device!r} was asked for but X lies on {own}; use device="{own}"')
+
+
+def make_network(estimator: Any, dtype: np.dtype, x: Any) -> MLP:
+    """A network of the estimator's architecture on the device for `x`; the parameters are 0.
+
+    Raises
+    ------
+    DeviceUnavailable : the estimator's device is a GPU and something is missing.
+    OptionError : no such device, or it does not fit `x`.
+    """
+    activation = estimator.activation
+    network = MLP(
+        widths_of(estimator.coefs_),
+        activation if isinstance(activation, str) else list(activation),
+        output=Objective(estimator.out_activation_, estimator.n_outputs_).output,
+        initializer="zeros",
+        dtype=dtype.name,
+        device=chosen_device(estimator, x),
+    )
+    if not network.backend.asynchronous:
+        reason = "X is sparse" if sparse.issparse(x) else network.backend.reason
+        network.backend = HostBackend()
+        network.backend.reason = reason
+    return network
+
+
+def initial_factor(activation: Any) -> float:
+    """6, or 2 before logistic units, as in scikit-learn."""
+    names = {activation} if isinstance(activation, str) else set(activation)
+    return 2.0 if names == {"logistic"} else 6.0
+
+
+def draw_parameters(
+    random_state: np.random.RandomState, units: list[int], factor: float, dtype: np.dtype
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """coefs_ and intercepts_ ~ U(-r, r), r = sqrt(factor / (fan_in + fan_out)) (Glorot & Bengio
+    2010), in scikit-learn's order: layer by layer, weights before biases, in float64."""
+    coefs, intercepts = [], []
+    for fan_in, fan_out in pairwise(units):
+        bound = np.sqrt(factor / (fan_in + fan_out))
+        coefs.append(random_state.uniform(-bound, bound, (fan_in, fan_out)))
+        intercepts.append(random_state.uniform(-bound, bound, fan_out))
+    return [c.astype(dtype, copy=False) for c in coefs], [
+        b.astype(dtype, copy=False) for b in intercepts
+    ]
+
+
+def read_parameters(estimator: Any, network: MLP) -> None:
+    """The network's parameters = coefs_ and intercepts_, which may have been edited."""
+    backend = network.backend
+    flat = network.parameters
+    if backend.asynchronous:
+        flat = np.zeros(network.layout.size, network.dtype)
+    W, b = network.layout.views(flat)
+    for view, coef in zip(W, estimator.coefs_, strict=True):
+        view[...] = coef.T
+    for view, intercept in zip(b, estimator.intercepts_, strict=True):
+        view[...] = intercept
+    backend.from_host(flat, network.parameters)
+
+
+def write_parameters(estimator: Any, network: MLP) -> None:
+    """coefs_ and intercepts_ = the network's parameters, in the arrays that are there."""
+    W, b = network.layout.views(network.backend.to_host(network.parameters))
+    estimator.coefs_ = [
+        _written(old, view.T) for old, view in zip(estimator.coefs_, W, strict=True)
+    ]
+    estimator.intercepts_ = [
+        _written(old, view) for old, view in zip(estimator.intercepts_, b, strict=True)
+    ]
+
+
+def _written(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    if not old.flags.writeable:
+        return np.array(new, old.dtype, order="C")
+    np.copyto(old, new, "same_kind")
+    return old
+
+
+class Session:
+    """A network, its plans and its optimizer for batches of up to `batch_rows` rows.
+
+    Parameters
+    ----------
+    key : what it was made for.
+    """
+
+    def __init__(
+        self,
+        key: tuple[Any, ...],
+        network: MLP,
+        objective: Objective,
+        state: SolverState,
+        data: Rows,
+        batch_rows: int,
+        *,
+        weighted: bool,
+        alpha: float,
+    ) -> None:
+        self.key, self.network, self.objective, self.state = key, network, objective, state
+        backend, layout = network.backend, network.layout
+        state.place(network)
+        gradient = backend.zeros(layout.size, network.dtype)
+        rule = state.rule(alpha, layout.weights_end)
+        self.updater = backend.updater(
+            backend, rule, network.parameters, gradient, tuple(state.slots)
+        )
+        self.passes = Passes(
+            network, objective, data, batch_rows,
+            weighted=weighted, gradient=gradient, updater=self.updater,
+        )  # fmt: skip

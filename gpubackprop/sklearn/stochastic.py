@@ -1,0 +1,189 @@
+"""Training by mini-batches, epoch by epoch, stopping where scikit-learn stops."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from gpubackprop.sklearn.held_out import HeldOut, Scores
+from gpubackprop.sklearn.session import Session, write_parameters
+
+Array = np.ndarray
+
+
+class EpochPlan:
+    """What does not change from epoch to epoch: where the batches lie, and what their rows count.
+
+    Attributes
+    ----------
+    starts : first row of each batch, and the number of rows at the end.
+    counts : rows of each batch. rows_of : for each row, the rows of its batch.
+    """
+
+    def __init__(self, rows: int, batch_rows: int) -> None:
+        self.rows = rows
+        self.starts = np.append(np.arange(0, rows, batch_rows), rows)
+        self.counts = np.diff(self.starts)
+        self.rows_of = np.repeat(self.counts, self.counts)
+
+    def weight_sums(self, weights: Array) -> Array:
+        """Sum of the weights of each batch; these in the order of the epoch."""
+        sums = np.add.reduceat(weights, self.starts[:-1])
+        if not sums.all():
+            raise ZeroDivisionError("Weights sum to zero, can't be normalized")
+        return sums
+
+
+class StochasticFit:
+    """The epochs of one call of `fit` or `partial_fit`.
+
+    Parameters
+    ----------
+    estimator : whose public attributes are kept up to date.
+    order : (N,) row numbers of the session's data to learn from.
+    y, weights : (N, K) targets of these rows, as the estimator encodes them; (N,) or None.
+    held_out : what to score after each epoch, or None.
+
+    Attributes
+    ----------
+    scores : of the held-out rows after the last epoch, or None.
+    best, has_best : parameters that early stopping ends with, where there are any.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        session: Session,
+        order: Array,
+        batch_rows: int,
+        y: Array,
+        weights: Array | None,
+        held_out: HeldOut | None,
+    ) -> None:
+        self.estimator, self.session, self.held_out = estimator, session, held_out
+        self.rows, self.y, self.weights = order, y, weights
+        self.scores: Scores | None = None
+        self.plan = EpochPlan(len(order), batch_rows)
+        self.order = np.arange(len(order))  # shuffled anew, from where it stands, in every epoch
+        network, backend = session.network, session.network.backend
+        width = session.objective.record_width
+        self.record = backend.zeros((len(order), width), network.dtype)
+        self.squares = backend.zeros(len(self.plan.counts), network.dtype)
+        # scikit-learn's first fit falls back to the initial parameters; a warm start that never
+        # improves the best score keeps the last ones.
+        self.best, self.has_best = None, False
+        if estimator.early_stopping:
+            self.has_best = not estimator.validation_scores_
+            self.best = backend.empty(network.layout.size, network.dtype)
+            backend.copy(network.parameters, self.best)
+
+    def run(self, *, incremental: bool, between: Callable[[bool], bool]) -> None:
+        """Train to the end, or for one epoch if `incremental`; Ctrl-C keeps what was learned.
+
+        `between` is called after each epoch with whether it was the last; it says so again.
+        """
+        e, session = self.estimator, self.session
+        try:
+            while e.n_iter_ < e.max_iter:
+                self._epoch()
+                if between(self._out_of_patience()) or incremental:
+                    break
+                if e.n_iter_ == e.max_iter:
+                    warnings.warn(
+                        f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) "
+                        "reached and the optimization hasn't converged yet.",
+                        ConvergenceWarning,
+                        stacklevel=2,
+                    )
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+        finally:
+            if self.best is not None and self.has_best:
+                session.network.backend.copy(self.best, session.network.parameters)
+            write_parameters(e, session.network)
+
+    def _epoch(self) -> None:
+        e, state = self.estimator, self.session.state
+        if e.shuffle:
+            self.order = self.order[e._random_state.permutation(len(self.order))]
+        e.loss_ = self._train(None if self.weights is None else self.weights[self.order])
+        e.n_iter_ += 1
+        e.t_ += len(self.order)
+        e.loss_curve_.append(e.loss_)
+        if e.verbose:
+            print(f"Iteration {e.n_iter_}, loss = {e.loss_:.8f}")
+        self.scores = None if self.held_out is None else self.held_out.evaluate()
+        if self.scores is not None:
+            e.validation_loss_curve_.append(self.scores.loss)
+        self._count_improvement()
+        monitored = e.loss_ if self.scores is None else self.scores.loss
+        state.epoch_ends(e.t_, monitored)
+
+    def _train(self, weights: Array | None) -> float:
+        """One epoch of updates; returns its mean loss, penalty included."""
+        session, plan, alpha = self.session, self.plan, self.estimator.alpha
+        network, passes, state = session.network, session.passes, session.state
+        updater, backend = session.updater, network.backend
+        sums, shares, placed = plan.counts, None, None
+        if weights is not None:
+            sums = plan.weight_sums(weights)
+            shares = weights / np.repeat(sums, plan.counts)
+            placed = backend.asarray(shares, network.dtype)
+        rows = backend.place(self.rows[self.order], np.int64)
+        l2 = (alpha / sums).tolist()
+        total_steps = self.estimator.max_iter * len(plan.counts)
+        squares = passes.squares.reshape(-1)[:1]
+        for batch, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
+            updater.set(state.rate(self.estimator.n_iter_, total_steps), state.steps + 1)
+            if alpha:
+                updater.set_l2(l2[batch])
+            record = passes.run(rows[start:stop], None if placed is None else placed[start:stop])
+            backend.copy(record, self.record[start:stop])
+            backend.copy(squares, self.squares[batch : batch + 1])
+            state.steps += 1
+        penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
+        return (self._loss_sum(shares) + penalty) / plan.rows
+
+    def _loss_sum(self, shares: Array | None) -> float:
+        """Sum over batches of rows times mean loss; `shares`: of each row in its batch's mean."""
+        session = self.session
+        record = session.network.backend.to_host(self.record)
+        values = session.objective.row_values(record, self.y[self.order], shares)
+        return float(values.sum() if shares is None else values @ (shares * self.plan.rows_of))
+
+    def _count_improvement(self) -> None:
+        """Count the epochs without one, and keep the best parameters of early stopping."""
+        e, network = self.estimator, self.session.network
+        if not e.early_stopping:
+            stalled = e.loss_curve_[-1] > e.best_loss_ - e.tol
+            e.best_loss_ = min(e.best_loss_, e.loss_curve_[-1])
+        else:
+            assert self.scores is not None
+            score = self.scores.score
+            e.validation_scores_.append(score)
+            if e.verbose:
+                print(f"Validation score: {score:f}")
+            stalled = score < e.best_validation_score_ + e.tol
+            if score > e.best_validation_score_:
+                e.best_validation_score_, self.has_best = score, True
+                network.backend.copy(network.parameters, self.best)
+        e._no_improvement_count = e._no_improvement_count + 1 if stalled else 0
+
+    def _out_of_patience(self) -> bool:
+        e = self.estimator
+        if e._no_improvement_count <= e.n_iter_no_change:
+            return False
+        what = "Validation score" if e.early_stopping else "Training loss"
+        stops = self.session.state.stops(
+            f"{what} did not improve more than tol={e.tol:f} for {e.n_iter_no_change} "
+            "consecutive epochs.",
+            e.verbose,
+        )
+        if not stops:
+            e._no_improvement_count = 0
+        return stops
