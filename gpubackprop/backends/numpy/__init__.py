@@ -93,6 +93,10 @@ class NumpyBackend(HostMemory):
         x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
         """
         self.matmul(x, W.T, a)
+        self.affine_epilogue(a, b, activation, h)
+
+    def affine_epilogue(self, a: Array, b: Array, activation: Activation, h: Array) -> None:
+        """What follows the product of a layer: a += b; h = g(a). h may be a."""
         scratch = self._scratch()
 
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
