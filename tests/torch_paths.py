@@ -23,13 +23,20 @@ class EmulatedBridge(bridge.CudaBridge):
 
     @contextmanager
     def verbs(self, like: torch.Tensor) -> Iterator[Any]:
-        yield self.backend(0, 0, capturing=False)
+        yield self.backend(0, 0, self.capturing())
 
     def array(self, tensor: torch.Tensor | None) -> Any:
         return None if tensor is None else cupy_stub.ndarray(bridge.numpy_view(tensor), 0)
 
-    def _pinned(self) -> torch.Tensor:
-        return torch.full((2,), -1, dtype=torch.int64)
+    def capturing(self) -> bool:
+        return cupy_stub.STATE.graph is not None
+
+    def _pinned(self, host: torch.Tensor) -> torch.Tensor:
+        assert not self.capturing(), "cudaHostAlloc cannot be captured"
+        return host.clone()
+
+    def _copy_pinned(self, pinned: torch.Tensor, out: torch.Tensor) -> None:
+        cupy_stub._queue(lambda: out.copy_(pinned))
 
     def _device_view(self, pinned: torch.Tensor, index: int) -> Any:
         return cupy_stub.ndarray(bridge.numpy_view(pinned), 0)

@@ -8,7 +8,7 @@ stays empty and what is captured into a CUDA graph lives in the graph's own pool
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from gpubackprop._optional import require
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.errors import DeviceUnavailable, DtypeError, TargetRangeError
+from gpubackprop.formulas import UPDATES
 from gpubackprop.ops import checks
 
 Tensor = torch.Tensor
@@ -85,6 +86,8 @@ class CudaBridge(HostBridge):
     def __init__(self) -> None:
         self._backends: dict[tuple[int, int], Any] = {}  # by device and stream
         self._flags: dict[int, tuple[np.ndarray, Any]] = {}  # by device
+        self._spare: dict[Any, Tensor] = {}  # pinned memory for uploads in a capture
+        self._captured: list[Tensor] = []  # pinned memory that graphs read
 
     @contextmanager
     def verbs(self, like: Tensor) -> Iterator[Any]:
@@ -98,7 +101,7 @@ class CudaBridge(HostBridge):
             cupy.cuda.ExternalStream(stream, index),
             cupy.cuda.using_allocator(lambda size: _allocate(cupy, size, index)),
         ):
-            yield self.backend(index, stream, torch.cuda.is_current_stream_capturing())
+            yield self.backend(index, stream, self.capturing())
 
     def backend(self, index: int, stream: int, capturing: bool) -> Any:
         """A backend for one stream: the constants that it keeps are filled there.
@@ -143,18 +146,78 @@ class CudaBridge(HostBridge):
                     "the first call on a device allocates and compiles, which a CUDA graph cannot "
                     "capture; run the step once before the capture, as PyTorch asks anyway"
                 )
-            pinned = self._pinned()
+            pinned = self._pinned(torch.tensor([-1, -1]))
             self._flags[index] = numpy_view(pinned), self._device_view(pinned, index)
         return self._flags[index]
 
-    def _pinned(self) -> Tensor:
-        return torch.full((2,), -1, dtype=torch.int64, pin_memory=True)
+    def _pinned(self, host: Tensor) -> Tensor:
+        return host.pin_memory()
 
     def _device_view(self, pinned: Tensor, index: int) -> Any:
         from gpubackprop.backends.cupy.library import import_cupy
 
         memory = _unowned(import_cupy(), pinned, index)
         return import_cupy().ndarray((2,), np.int64, memory)
+
+    def capturing(self) -> bool:
+        """Whether the work that is queued now becomes part of a CUDA graph."""
+        return bool(torch.cuda.is_current_stream_capturing())
+
+    def upload(self, host: Tensor, like: Tensor) -> Tensor:
+        """A copy of `host` on the device of `like`, queued without a wait.
+
+        The copy of a graph is made anew in each replay, from pinned memory that is kept for it.
+        Pinned memory cannot be allocated during a capture, so each upload leaves a spare.
+        """
+        out = torch.empty(host.shape, dtype=host.dtype, device=like.device)
+        key = (host.shape, host.dtype)
+        pinned = self._spare.pop(key, None)
+        if self.capturing():
+            if pinned is None:
+                raise DeviceUnavailable(
+                    "the optimizer has not made a step with these parameters before the capture of "
+                    "a CUDA graph: run a few steps on a side stream first, as PyTorch asks anyway"
+                )
+            self._captured.append(pinned)
+        else:
+            pinned = self._pinned(host)
+            self._spare[key] = self._pinned(host)
+        pinned.copy_(host)
+        self._copy_pinned(pinned, out)
+        return out
+
+    def _copy_pinned(self, pinned: Tensor, out: Tensor) -> None:
+        if not self.capturing():
+            out.copy_(pinned, non_blocking=True)  # PyTorch reuses `pinned` after the copy
+            return
+        from gpubackprop.backends.cupy.library import import_cupy
+
+        runtime, stream = import_cupy().cuda.runtime, torch.cuda.current_stream(_index(out))
+        runtime.memcpyAsync(
+            out.data_ptr(), pinned.data_ptr(), pinned.nbytes, runtime.memcpyHostToDevice,
+            stream.cuda_stream,
+        )  # fmt: skip
+
+    def update_table(
+        self, rule: str, like: Tensor, table: Tensor, settings: Tensor, coefficients: Tensor,
+        chunks: int, rates: Mapping[int, Tensor], scale: Tensor | None, found_inf: Tensor | None,
+    ) -> None:  # fmt: skip
+        """One step on the tensors of a table; see `gpubackprop.backends.cupy.updates`.
+
+        `rates`: learning rates of groups that are tensors of the device, read when the step runs.
+        """
+        from gpubackprop.backends.cupy.updates import update_table
+
+        with self.verbs(like) as verbs:
+            for group, lr in rates.items():
+                target = self.array(settings[group, :1])
+                verbs.gather_rows(self.array(lr.reshape(1)), None, target)
+            arrays = [
+                self.array(t if t is None else t.reshape(-1) if t.dim() < 2 else t)
+                for t in (table.view(torch.uint64), settings, coefficients, scale, found_inf)
+            ]
+            dtype = self.array(like).dtype
+            update_table(verbs, UPDATES[rule], dtype, *arrays[:3], chunks, *arrays[3:])
 
     def check_targets(self, labels: Tensor, classes: int, ignore_index: int) -> None:
         self.raise_bad_label(_index(labels))

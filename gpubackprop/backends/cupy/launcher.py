@@ -30,6 +30,8 @@ PARAMETERS = {
     "softmax_cross_entropy": "T* F* l T* C* C* u8* C* C* l C* C* C C l i i64* l l l l",
     "row_weights": "F* C* C* l i C l C* l",
     "update": "P* G* C* C* N* C* u64* l l",
+    "update_table": "u64* C* l",
+    "prepare_table": "u64* f64* f32* f32* C* l",
     "prepare_update": "f64* f64* C* C* C*",
     "sum_of_squares": "T* C* C* C* l C* l",
     "sum_of_squares_finish": "C* l C*",

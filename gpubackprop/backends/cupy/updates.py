@@ -172,3 +172,31 @@ def _uploaded(
 
     verbs.call(fill)
     return vector, 0 if l2 is None else int(l2[0])
+
+
+def update_table(
+    verbs: CupyBackend,
+    formula: Update,
+    dtype: Any,
+    table: Any,
+    settings: Any,
+    coefficients: Any,
+    chunks: int,
+    scale: Any,
+    found_inf: Any,
+) -> None:
+    """One step on many tensors of one dtype, two launches; see kernels/update_table.cu.
+
+    table (tensors, 8) uint64; settings (groups, 8) float64; coefficients (tensors, COEFFICIENTS) of
+    the compute dtype, working memory; scale, found_inf: float32 of one element, or None.
+    """
+    tensors = table.shape[0]
+    verbs.launch(
+        "prepare_table", (tensors,), dtype,
+        lambda launch: (table, settings, scale, found_inf, coefficients, tensors),
+        formula=formula.name,
+    )  # fmt: skip
+    verbs.launch(
+        "update_table", (chunks,), dtype, lambda launch: (table, coefficients, tensors),
+        formula=formula.name,
+    )  # fmt: skip
