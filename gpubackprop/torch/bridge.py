@@ -23,6 +23,7 @@ from gpubackprop.ops import checks
 
 Tensor = torch.Tensor
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SLOTS = 32  # one for whole calls, the others for chunks of rows
 LABELS = (torch.int64, torch.int32)  # of the kernels; other integers are converted
 
 
@@ -62,6 +63,9 @@ class HostBridge:
         """The backend that works on the device of `like`, where its current stream is."""
         yield NumpyBackend()
 
+    def report_rows_from(self, verbs: Any, like: Tensor, chunk: int, row: int) -> None:
+        """Labels of the next call are those of a chunk that begins with `row`: errors count on."""
+
     def array(self, tensor: Tensor | None) -> Any:
         """`tensor` as an array of the backend, on the same memory."""
         return None if tensor is None else numpy_view(tensor)
@@ -86,6 +90,7 @@ class CudaBridge(HostBridge):
     def __init__(self) -> None:
         self._backends: dict[tuple[int, int], Any] = {}  # by device and stream
         self._flags: dict[int, tuple[np.ndarray, Any]] = {}  # by device
+        self._first_rows: dict[tuple[int, int], int] = {}  # by device and slot of the flag
         self._spare: dict[Any, Tensor] = {}  # pinned memory for uploads in a capture
         self._captured: list[Tensor] = []  # pinned memory that graphs read
 
@@ -111,16 +116,18 @@ class CudaBridge(HostBridge):
         from gpubackprop.backends.cupy import CupyBackend
 
         if (index, stream) not in self._backends:
-            backend = CupyBackend(index)
-            backend.memory.bad_label = self.flag(index, capturing)[1]
-            self._backends[index, stream] = backend
+            self._backends[index, stream] = CupyBackend(index)
         backend = self._backends[index, stream]
-        if not capturing:
-            return backend
-        fresh = copy.copy(backend)
-        fresh.memory = type(backend.memory)(backend.cupy, index)
-        fresh.memory.bad_label = self.flag(index, capturing)[1]
-        return fresh
+        if capturing:
+            backend = copy.copy(backend)
+            backend.memory = type(backend.memory)(backend.cupy, index)
+        backend.memory.bad_label = self.flag(index, capturing)[1][0]
+        return backend
+
+    def report_rows_from(self, verbs: Any, like: Tensor, chunk: int, row: int) -> None:
+        slot = 1 + chunk % (SLOTS - 1)
+        self._first_rows[_index(like), slot] = row
+        verbs.memory.bad_label = self.flag(_index(like))[1][slot]
 
     def array(self, tensor: Tensor | None) -> Any:
         if tensor is None:
@@ -138,15 +145,15 @@ class CudaBridge(HostBridge):
         return matrix if neighbours and matrix.stride(0) >= columns else matrix.contiguous()
 
     def flag(self, index: int, capturing: bool = False) -> tuple[np.ndarray, Any]:
-        """{row, label} of a label out of range, or {-1, -1}: memory of the host that the kernels
-        write into, so that the host can look without waiting."""
+        """SLOTS times {row, label} of a label out of range, or {-1, -1}: memory of the host that
+        the kernels write into, so that the host can look without waiting."""
         if index not in self._flags:
             if capturing:
                 raise DeviceUnavailable(
                     "the first call on a device allocates and compiles, which a CUDA graph cannot "
                     "capture; run the step once before the capture, as PyTorch asks anyway"
                 )
-            pinned = self._pinned(torch.tensor([-1, -1]))
+            pinned = self._pinned(torch.full((SLOTS, 2), -1))
             self._flags[index] = numpy_view(pinned), self._device_view(pinned, index)
         return self._flags[index]
 
@@ -157,7 +164,7 @@ class CudaBridge(HostBridge):
         from gpubackprop.backends.cupy.library import import_cupy
 
         memory = _unowned(import_cupy(), pinned, index)
-        return import_cupy().ndarray((2,), np.int64, memory)
+        return import_cupy().ndarray((SLOTS, 2), np.int64, memory)
 
     def capturing(self) -> bool:
         """Whether the work that is queued now becomes part of a CUDA graph."""
@@ -227,9 +234,11 @@ class CudaBridge(HostBridge):
         if index not in self._flags:
             return
         host = self._flags[index][0]
-        row, label = (int(number) for number in host)
-        if row < 0:
+        if host[:, 0].max() < 0:
             return
+        slot = int(np.argmax(host[:, 0]))
+        row, label = (int(number) for number in host[slot])
+        row += self._first_rows.get((index, slot), 0)
         host[:] = -1
         hint = "" if label >= 0 else "; to leave rows out pass ignore_index"
         raise LabelError(

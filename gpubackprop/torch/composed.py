@@ -41,21 +41,27 @@ def dense_targets(z: Tensor, targets: Tensor, weight: Tensor | None, smoothing: 
 
 
 def shares(
-    z: Tensor, targets: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
-) -> Tensor:
-    """s_i (N,): 0 for ignored rows, NaN for labels out of range, divided by the mean's count."""
-    one = torch.ones(z.shape[:-1], dtype=z.dtype, device=z.device)
+    targets: Tensor,
+    classes: int,
+    dtype: torch.dtype,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """(s_i (N,), divisor ()): s_i is 0 for ignored rows, NaN for labels out of range, and divided
+    by the mean's divisor, the sum of the class weights of the rows that count; else that is 1."""
     if targets.is_floating_point():
-        return one / z.shape[-2] if reduction == "mean" else one
-    bad = (targets < 0) | (targets >= z.shape[-1])
-    ignored = ignored_rows(targets, ignore_index)
-    share = torch.where(ignored, 0.0, torch.where(bad, math.nan, one))
+        share = counted = torch.ones_like(targets[..., 0], dtype=dtype)
+    else:
+        bad = (targets < 0) | (targets >= classes)
+        share = torch.where(bad, math.nan, torch.ones_like(targets, dtype=dtype))
+        share = counted = torch.where(ignored_rows(targets, ignore_index), 0.0, share)
+        if weight is not None:
+            counted = share * weight[torch.where(bad, 0, targets)]
     if reduction != "mean":
-        return share
-    counted = share
-    if weight is not None:
-        counted = share * weight[torch.where(bad, 0, targets)]
-    return share / counted.sum(-1, keepdim=True)
+        return share, torch.ones_like(share.sum(-1))
+    divisor = counted.sum(-1)
+    return share / divisor[..., None], divisor
 
 
 def loss(
@@ -73,7 +79,7 @@ def loss(
     tau = dense_targets(z, targets, weight, label_smoothing)
     terms = torch.where(tau == 0, 0.0, tau * torch.log_softmax(z, -1))
     lse = torch.logsumexp(z, -1)
-    share = shares(z, targets, weight, reduction, ignore_index)
+    share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
     row_loss = share * (z_loss * lse * lse - terms.sum(-1))
     return (row_loss if reduction == "none" else row_loss.sum(-1)), lse
 
@@ -88,10 +94,10 @@ def gradient_of_targets(
 ) -> Tensor:
     """-g_i s_i (1 - smoothing) w_k log p_ik, for probability targets."""
     z = logits.to(compute_dtype(logits.dtype))
-    per_row = grad_loss * shares(z, targets, weight, reduction, -1)
+    share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, -1)
     by_class = -torch.log_softmax(z, 1) * (1 - smoothing)
     by_class = by_class if weight is None else by_class * weight
-    return (per_row[:, None] * by_class).to(targets.dtype)
+    return ((grad_loss * share)[:, None] * by_class).to(targets.dtype)
 
 
 def gradients_of_gradient(
@@ -112,7 +118,7 @@ def gradients_of_gradient(
     p, lse = torch.softmax(z, 1), torch.logsumexp(z, 1)
     tau = dense_targets(z, targets, weight, smoothing)
     slope = tau.sum(1) + 2 * z_loss * lse
-    share = shares(z, targets, weight, reduction, ignore_index)
+    share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
     scale, u = (grad_loss * share)[:, None], (v * p).sum(1)
     grad_grad = share * (slope * u - (v * tau).sum(1))
     u = u[:, None]

@@ -93,26 +93,30 @@ def run_verb(
     lse: Tensor | None,
     delta: Tensor | None,
     upstream: Tensor | None = None,
+    chunk: tuple[int, int] | None = None,
 ) -> None:
     """The backend's verb on tensors; loss () or (N,) as options.reduction says, delta may be the
-    logits, upstream () or (N,) of the compute dtype."""
-    bridge_, rows = bridge.of(logits), logits.shape[0]
+    logits, upstream () or (N,) of the compute dtype. `chunk`: its number and first row, where the
+    rows are but a part of those that the caller knows."""
+    of, rows = bridge.of(logits), logits.shape[0]
     if targets.dim() == 1:
-        bridge_.check_targets(targets, logits.shape[1], options.ignore_index or 0)
+        of.check_targets(targets, logits.shape[1], options.ignore_index or 0)
     scratch = logits.new_empty((2, rows), dtype=bridge.compute_dtype(logits.dtype))
     kept = {"scale": scratch[0], "row_loss": scratch[1], "loss": loss, "lse": lse, "delta": delta}
     if options.reduction == "none":
         kept |= {"row_loss": loss, "loss": scratch.new_empty(())}
-    targets = targets.contiguous() if targets.dim() == 1 else bridge_.rows(targets)
-    with bridge_.verbs(logits) as verbs:
-        result = {name: bridge_.array(t) for name, t in kept.items() if t is not None}
+    targets = targets.contiguous() if targets.dim() == 1 else of.rows(targets)
+    with of.verbs(logits) as verbs:
+        if chunk is not None:
+            of.report_rows_from(verbs, logits, *chunk)
+        result = {name: of.array(t) for name, t in kept.items() if t is not None}
         verbs.softmax_cross_entropy(
-            bridge_.array(bridge_.rows(logits)),
-            bridge_.array(targets),
+            of.array(of.rows(logits)),
+            of.array(targets),
             options,
             result,
             None,
-            1.0 if upstream is None else bridge_.array(upstream.contiguous()),
+            1.0 if upstream is None else of.array(upstream.contiguous()),
         )
 
 

@@ -40,11 +40,8 @@ def linear_act(
     >>> linear_act(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([-5.0]))
     tensor([[0.]])
     """
-    formula, kind = activation(activation_name), input.device.type
-    if torch.is_autocast_enabled(kind):
-        narrow = torch.get_autocast_dtype(kind)
-        input, weight = input.to(narrow), weight.to(narrow)
-        bias = None if bias is None else bias.to(narrow)
+    formula = activation(activation_name)
+    input, weight, bias = autocast(input, weight, bias)
     _check(input, weight, bias)
     if bridge.transformed():
         value, _ = FORMULAS[formula.name]
@@ -52,6 +49,17 @@ def linear_act(
     flat = input.reshape(-1, input.shape[-1])
     h, _ = _linear_act(flat, weight, bias, str(formula))
     return h.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def autocast(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of a layer in the type that autocast asks for; float64 stays, as in PyTorch."""
+    kind = input.device.type
+    if not torch.is_autocast_enabled(kind) or torch.float64 in (input.dtype, weight.dtype):
+        return input, weight, bias
+    narrow = torch.get_autocast_dtype(kind)
+    return input.to(narrow), weight.to(narrow), None if bias is None else bias.to(narrow)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
