@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
-from torch import nn
+from torch import Tensor, nn
 
-Tensor = torch.Tensor
 Formula = Callable[[Tensor, float], Tensor]
 
 

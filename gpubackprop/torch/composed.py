@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from gpubackprop.torch.bridge import compute_dtype
-
-Tensor = torch.Tensor
 
 
 def ignored_rows(targets: Tensor, ignore_index: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import _reduction
 
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
@@ -12,8 +13,6 @@ from gpubackprop.ops import checks
 from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
 from gpubackprop.torch import bridge, composed
 from gpubackprop.torch.cross_entropy_ops import softmax_cross_entropy
-
-Tensor = torch.Tensor
 
 
 def cross_entropy(

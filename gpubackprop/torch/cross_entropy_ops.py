@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpubackprop.backends import LossOptions
 from gpubackprop.torch import bridge, composed
 
-Tensor = torch.Tensor
 _OPTIONS = "str reduction, int ignore_index, float label_smoothing, float z_loss"
 
 
@@ -42,7 +42,9 @@ def softmax_cross_entropy(
     """
     loss, lse, delta = _outputs(logits, reduction, keep_delta, want_lse)
     options = _options(logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss)
-    run_verb(logits, targets, options, loss, lse if want_lse else None, delta if keep_delta else None)
+    run_verb(
+        logits, targets, options, loss, lse if want_lse else None, delta if keep_delta else None
+    )
     return loss, lse, delta
 
 
@@ -148,9 +150,7 @@ def softmax_cross_entropy_backward(
 
 
 @softmax_cross_entropy_backward.register_fake
-def _(
-    grad_loss, logits, targets, weight, delta, reduction, ignore_index, label_smoothing, z_loss
-):
+def _(grad_loss, logits, targets, weight, delta, reduction, ignore_index, label_smoothing, z_loss):
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 

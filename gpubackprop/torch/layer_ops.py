@@ -13,12 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpubackprop.formulas import activation
 from gpubackprop.torch import bridge
 from gpubackprop.torch.activations import FORMULAS
-
-Tensor = torch.Tensor
 
 
 @torch.library.custom_op(
@@ -39,9 +38,7 @@ def linear_act(
     of = bridge.of(x)
     with of.verbs(x) as verbs:
         product = of.array(a)
-        verbs.affine_epilogue(
-            product, of.array(bias), formula, product if h is a else of.array(h)
-        )
+        verbs.affine_epilogue(product, of.array(bias), formula, product if h is a else of.array(h))
     return h.to(x.dtype), (nothing if h is a else a.to(x.dtype))
 
 
@@ -54,7 +51,7 @@ def _(x, W, b, activation_name):
 
 def _workable(tensor: Tensor) -> Tensor:
     """16-bit tensors of the CPU in float32: NumPy computes in no less."""
-    if isinstance(bridge.of(tensor), bridge.CudaBridge):
+    if bridge.of(tensor).is_cuda:
         return tensor
     return tensor.to(bridge.compute_dtype(tensor.dtype))
 
@@ -115,9 +112,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
         ctx.mark_non_differentiable(output[1])
 
 
-def _backward(
-    ctx: Any, grad_h: Tensor | None, grad_a: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_h: Tensor | None, grad_a: Tensor | None) -> tuple[Tensor | None, ...]:
     x, W, *saved = ctx.saved_tensors
     delta, grad_b = grad_a, None
     if grad_h is not None and saved:

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
+from torch import Tensor
 
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.formulas import activation
 from gpubackprop.torch import bridge
 from gpubackprop.torch.activations import FORMULAS
 from gpubackprop.torch.layer_ops import linear_act as _linear_act
-
-Tensor = torch.Tensor
 
 
 def linear_act(

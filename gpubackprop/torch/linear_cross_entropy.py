@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
+from torch import Tensor
 
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.ops import checks
@@ -14,8 +14,6 @@ from gpubackprop.torch import bridge
 from gpubackprop.torch.cross_entropy import cross_entropy
 from gpubackprop.torch.layers import autocast
 from gpubackprop.torch.linear_cross_entropy_ops import linear_cross_entropy as _fused
-
-Tensor = torch.Tensor
 
 
 def linear_cross_entropy(
@@ -56,6 +54,7 @@ def linear_cross_entropy(
     ------
     ShapeError, DtypeError, OptionError, DeviceUnavailable, LabelError: see `cross_entropy`.
 
+    >>> import torch
     >>> x, W = torch.tensor([[1.0, 2.0]]), torch.zeros(4, 2)
     >>> round(linear_cross_entropy(x, W, torch.tensor([3])).item(), 4)
     1.3863
@@ -75,7 +74,7 @@ def linear_cross_entropy(
     if dense or places or bridge.transformed():
         bias = None if linear_bias is None else linear_bias.reshape(-1)
         logits = F.linear(input, linear_weight.reshape(-1, input.shape[-1]), bias)
-        return cross_entropy(logits.reshape(logits_shape), target, weight, **kept)  # type: ignore[return-value]
+        return cross_entropy(logits.reshape(logits_shape), target, weight, **kept)
     checks.choice(reduction, "reduction", REDUCTIONS)
     smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
     z_factor = checks.number(z_loss, "z_loss", 0.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpubackprop.errors import OptionError
 from gpubackprop.torch import bridge
@@ -17,7 +18,6 @@ from gpubackprop.torch.update_table import (
     update_on_host,
 )
 
-Tensor = torch.Tensor
 Batch = tuple[torch.device, torch.dtype, str]
 
 
@@ -77,10 +77,12 @@ class _TableOptimizer(torch.optim.Optimizer):
         for number, group in enumerate(self.param_groups):
             rule = self._rule(group)
             for p in group["params"]:
-                if p.grad is None or not p.numel():
+                if p.grad is None:
                     continue
                 g = gradient_like(p)
                 slots, step = self._state_of(p, group)
+                if not p.numel():
+                    continue
                 batch = batches.setdefault((p.device, p.dtype, rule), [])
                 batch.append(Entry(p, g, slots, step, number))
         return batches

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from gpubackprop.backends.cupy.updates import COEFFICIENTS, update_table
 from gpubackprop.backends.cupy_launch import TABLE_CHUNK
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import UPDATES
 from gpubackprop.torch import bridge
 
-Tensor = torch.Tensor
 WORDS, SETTINGS = 8, 8  # columns of kernels/update_table.cu
-FIRST_HYPERPARAMETER = 3
-COEFFICIENTS = 13
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ class Settings:
     def row(self, device: torch.device) -> list[float]:
         """A row of the kernel's `settings`; lr 0 where it is a tensor of the device."""
         lr = 0.0 if on_device(self.lr, device) else float(self.lr)
-        row = [lr, self.weight_decay, -1.0 if self.maximize else 1.0, *self.hyperparameters.values()]
+        row = [
+            lr,
+            self.weight_decay,
+            -1.0 if self.maximize else 1.0,
+            *self.hyperparameters.values(),
+        ]
         return row + [0.0] * (SETTINGS - len(row))
 
 
@@ -76,7 +81,9 @@ def gradient_like(p: Tensor) -> Tensor:
     if g.is_sparse or p.is_complex():
         raise DtypeError("sparse gradients and complex parameters are not offered; use torch.optim")
     if p.dtype not in bridge.FLOATS or g.dtype != p.dtype:
-        raise DtypeError(f"a parameter of {p.dtype} has a gradient of {g.dtype}; wanted one float type")
+        raise DtypeError(
+            f"a parameter of {p.dtype} has a gradient of {g.dtype}; wanted one float type"
+        )
     if not is_dense(p):
         raise ShapeError(
             f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has gaps between its "
@@ -148,10 +155,32 @@ class UpdateTable:
         if self.of.capturing():
             self._captured.append(dict(self._tensors))
         rates = {n: group.lr for n, group in enumerate(groups) if on_device(group.lr, like.device)}
-        self.of.update_table(
-            self.rule, like, **self._tensors, chunks=chunks, rates=rates, scale=scale,
-            found_inf=found_inf,
-        )  # fmt: skip
+        self._launch(like, chunks, rates, scale, found_inf)
+
+    def _launch(
+        self,
+        like: Tensor,
+        chunks: int,
+        rates: Mapping[int, Any],
+        scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        of, tensors = self.of, self._tensors
+        with of.verbs(like) as verbs:
+            for group, lr in rates.items():
+                target = of.array(tensors["settings"][group, :1])
+                verbs.gather_rows(of.array(lr.reshape(1)), None, target)
+            numbers = (None if t is None else t.reshape(1) for t in (scale, found_inf))
+            update_table(
+                verbs,
+                UPDATES[self.rule],
+                of.array(like).dtype,
+                of.array(tensors["table"].view(torch.uint64)),
+                of.array(tensors["settings"]),
+                of.array(tensors["coefficients"]),
+                chunks,
+                *map(of.array, numbers),
+            )
 
 
 def on_device(lr: float | Tensor, device: torch.device) -> bool:
