@@ -17,7 +17,7 @@ from tests.emulator.compilers import ARCHITECTURES, Resources
 pytestmark = pytest.mark.skipif(compilers.compiler() is None, reason=compilers.NONE_FOUND)
 
 # One thread of them does scalar work that is float64 by meaning: coefficients and totals.
-SCALAR_FLOAT64 = ("prepare_update", "accumulate")
+SCALAR_FLOAT64 = ("prepare_update", "prepare_table", "accumulate")
 # Kernels whose header promises 16-byte accesses, as the compiler writes them.
 VECTORISED = (
     "affine_epilogue",
@@ -25,12 +25,15 @@ VECTORISED = (
     "column_sum",
     "dropout",
     "update",
+    "update_table",
     "sum_of_squares",
     "gather_rows",
 )
 ONLY_NARROW_STREAMS = (
     "update_gradient_descent_f16",
     "update_gradient_descent_bf16",
+    "update_table_gradient_descent_f16",
+    "update_table_gradient_descent_bf16",
     "gather_rows_i",
 )
 THREADS = {"column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 32}
@@ -60,6 +63,7 @@ def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         "pointwise_loss": ("binary_cross_entropy_f32",),
         "softmax_cross_entropy": ("i64_f32", "prob_bf16"),
         "row_weights": ("i64_f32",), "update": ("adam_f32", "adamw_f32_bf16", "lion_f16"),
+        "update_table": ("adam_f32", "adamw_bf16"), "prepare_table": ("adam_f32",),
         "prepare_update": ("adam_f32",), "sum_of_squares": ("f32", "bf16"),
         "sum_of_squares_finish": ("f32",), "gather_rows": ("u8_f32", "f32_bf16"),
         "accumulate": ("f32",),

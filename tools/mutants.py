@@ -44,6 +44,7 @@ VALUE_TESTS = {
         "accumulate", "column_sum", "pointwise_loss", "row_weights", "softmax_cross_entropy",
     ),
     "test_kernel_updates.py": ("prepare_update", "sum_of_squares", "update"),
+    "test_kernel_update_table.py": ("update_table",),
     "test_kernel_gather.py": ("gather_rows",),
 }  # fmt: skip
 OTHER_TESTS = (
