@@ -33,23 +33,23 @@ template <class Rule, class C>
 __device__ __forceinline__ void prepare_table(
     const uint64* table, const double* settings, const float* scale, const float* found_inf, C* c,
     int64 tensors) {
+    int64 t = int64(blockIdx.x) * THREADS + threadIdx.x;
+    if (t >= tensors) return;
+    const uint64* row = table + t * WORDS;
+    const double* setting = settings + row[GROUP] * SETTINGS;
+    float* steps = reinterpret_cast<float*>(row[STEP_ADDRESS]);
+    double step = double(*steps) + 1.0, lr = setting[0], weight_decay = setting[1];
+    double own[FORMULA_COEFFICIENTS] = {};
+    Rule::prepare(setting + FIRST_HYPERPARAMETER, lr, step, own);
+    C* mine = c + t * COEFFICIENTS;
+    for (int i = 0; i < FORMULA_COEFFICIENTS; ++i) mine[i] = C(own[i]);
     bool proceed = found_inf == nullptr || *found_inf == 0.f;
-    for (int64 t = int64(blockIdx.x) * THREADS + threadIdx.x; t < tensors; t += int64(gridDim.x) * THREADS) {
-        const uint64* row = table + t * WORDS;
-        const double* setting = settings + row[GROUP] * SETTINGS;
-        float* steps = reinterpret_cast<float*>(row[STEP_ADDRESS]);
-        double step = double(*steps) + 1.0, lr = setting[0], weight_decay = setting[1];
-        double own[FORMULA_COEFFICIENTS] = {};
-        Rule::prepare(setting + FIRST_HYPERPARAMETER, lr, step, own);
-        C* mine = c + t * COEFFICIENTS;
-        for (int i = 0; i < FORMULA_COEFFICIENTS; ++i) mine[i] = C(own[i]);
-        mine[DECAY] = C(Rule::DECOUPLED ? 1.0 - lr * weight_decay : weight_decay);
-        mine[L2] = C(0);
-        mine[UNSCALE] = scale == nullptr ? C(1) : C(1.0 / double(*scale));
-        mine[GRADIENT_FACTOR] = C(setting[2]);
-        mine[PROCEED] = proceed ? C(1) : C(0);
-        if (proceed) *steps = float(step);
-    }
+    mine[DECAY] = C(Rule::DECOUPLED ? 1.0 - lr * weight_decay : weight_decay);
+    mine[L2] = C(0);
+    mine[UNSCALE] = scale == nullptr ? C(1) : C(1.0 / double(*scale));
+    mine[GRADIENT_FACTOR] = C(setting[2]);
+    mine[PROCEED] = proceed ? C(1) : C(0);
+    if (proceed) *steps = float(step);
 }
 
 // The last tensor whose first chunk is not beyond `chunk`.
@@ -72,15 +72,20 @@ __device__ __forceinline__ void update_table(
     const uint64* row = table + tensor * WORDS;
     const C* c = coefficients + tensor * COEFFICIENTS;
     if (c[PROCEED] == C(0)) return;
-    T* p = reinterpret_cast<T*>(row[P_ADDRESS]);
-    const T* g = reinterpret_cast<const T*>(row[G_ADDRESS]);
-    C* const states[2] = {reinterpret_cast<C*>(row[S0_ADDRESS]), reinterpret_cast<C*>(row[S1_ADDRESS])};
+    // Of the chunk, elements [first, last) are inside the tensor; 32 bits for what is counted here.
+    uint64 address = row[P_ADDRESS];
+    int first = int(address % (E * sizeof(T)) / sizeof(T));
+    int64 begin = (int64(blockIdx.x) - int64(row[FIRST_CHUNK])) * CHUNK - first;
+    int64 left = int64(row[COUNT]) - begin;
+    int last = left < CHUNK ? int(left) : CHUNK;
+    if (begin > 0) first = 0;
+    T* p = reinterpret_cast<T*>(address) + begin;
+    const T* g = reinterpret_cast<const T*>(row[G_ADDRESS]) + begin;
+    C* const states[2] = {
+        reinterpret_cast<C*>(row[S0_ADDRESS]) + begin, reinterpret_cast<C*>(row[S1_ADDRESS]) + begin};
     C unscale = c[UNSCALE], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
-    int64 head = int64((uint64)p % (E * sizeof(T)) / sizeof(T)), count = int64(row[COUNT]);
-    int64 begin = (int64(blockIdx.x) - int64(row[FIRST_CHUNK])) * CHUNK - head;
-    int64 end = begin + CHUNK < count ? begin + CHUNK : count;
-    for (int64 i = begin + int64(threadIdx.x) * E; i < end; i += THREADS * E) {
-        int lo = i < 0 ? int(-i) : 0, hi = end - i < E ? int(end - i) : E;
+    for (int i = int(threadIdx.x) * E; i < last; i += THREADS * E) {
+        int lo = i < first ? first : 0, hi = last - i < E ? last - i : E;
         Pack<T, E> weights = load_part<T, E>(p + i, lo, hi), gradient = load_part<T, E>(g + i, lo, hi);
         Pack<C, E> slots[2] = {};
 #pragma unroll

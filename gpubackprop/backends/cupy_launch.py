@@ -296,6 +296,13 @@ def _chunks(
     return (shape[0], 1), (FLAT_THREADS, 1), 0, None
 
 
+def _each(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """A thread for each tensor of a table."""
+    return (_ceil(shape[0], FLAT_THREADS), 1), (FLAT_THREADS, 1), 0, None
+
+
 # What the optimizers of PyTorch need of the registry.
 TABLE_UPDATES = ("gradient_descent", "sgd", "sgd_nesterov", "adam", "adamw")
 UPDATE_STORAGE = ("f64", "f32", "f32_f16", "f32_bf16", "f16", "bf16")
@@ -316,7 +323,7 @@ KERNELS: dict[str, Kernel] = {
     "update": Kernel("update.cu", _flat(0), tuple(UPDATES), UPDATE_STORAGE),
     "prepare_update": Kernel("prepare_update.cu", _one(32), tuple(UPDATES), COMPUTE),
     "update_table": Kernel("update_table.cu", _chunks, TABLE_UPDATES),
-    "prepare_table": Kernel("update_table.cu", _flat(1), TABLE_UPDATES),
+    "prepare_table": Kernel("update_table.cu", _each, TABLE_UPDATES),
     "sum_of_squares": Kernel("sum_of_squares.cu", _squares),
     "sum_of_squares_finish": Kernel("sum_of_squares.cu", _one(1024), dtypes=COMPUTE),
     "gather_rows": Kernel("gather_rows.cu", _gather, pairs=_GATHER_PAIRS),
