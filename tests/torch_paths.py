@@ -62,6 +62,8 @@ class Path:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        if self.name == "cuda" and not torch.cuda.is_available():
+            pytest.skip(f"needs a GPU: PyTorch {torch.__version__} sees none")
         if self.name != "emulated":
             yield
             return
@@ -76,3 +78,16 @@ PATHS = [
     pytest.param("emulated", marks=pytest.mark.emulated),
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The three ways, one after the other; import it where a test wants them."""
+    chosen = Path(request.param)
+    with chosen():
+        yield chosen
+
+
+def array(tensor: torch.Tensor) -> Any:
+    """Its values for a comparison, in NumPy's type of the same name."""
+    return bridge.numpy_view(tensor.detach().cpu())

@@ -74,12 +74,14 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss, lse): what `torch.vmap` maps."""
     z = logits.to(compute_dtype(logits.dtype))
-    z = torch.where(ignored_rows(targets, ignore_index)[..., None], 0.0, z)
+    lse = torch.logsumexp(z, -1)
+    ignored = ignored_rows(targets, ignore_index)
+    z = torch.where(ignored[..., None], 0.0, z)
     tau = dense_targets(z, targets, weight, label_smoothing)
     terms = torch.where(tau == 0, 0.0, tau * torch.log_softmax(z, -1))
-    lse = torch.logsumexp(z, -1)
+    square = torch.where(ignored, 0.0, lse) ** 2
     share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
-    row_loss = share * (z_loss * lse * lse - terms.sum(-1))
+    row_loss = share * (z_loss * square - terms.sum(-1))
     return (row_loss if reduction == "none" else row_loss.sum(-1)), lse
 
 

@@ -158,9 +158,9 @@ def _(grad_loss, logits, targets, weight, delta, reduction, ignore_index, label_
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, weight, *options, _, _ = inputs
+    logits, targets, weight, *options, _, want_lse = inputs
     ctx.save_for_backward(logits, targets, weight, output[2])
-    ctx.mark_non_differentiable(output[2])
+    ctx.mark_non_differentiable(*output[2 if want_lse else 1 :])
     ctx.set_materialize_grads(False)
     ctx.options = options
 
