@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
@@ -54,7 +55,6 @@ def linear_cross_entropy(
     ------
     ShapeError, DtypeError, OptionError, DeviceUnavailable, LabelError: see `cross_entropy`.
 
-    >>> import torch
     >>> x, W = torch.tensor([[1.0, 2.0]]), torch.zeros(4, 2)
     >>> round(linear_cross_entropy(x, W, torch.tensor([3])).item(), 4)
     1.3863
@@ -86,9 +86,12 @@ def linear_cross_entropy(
     targets = target.reshape(-1)
     targets = targets if targets.dtype in bridge.LABELS else targets.long()
     x = input.reshape(-1, input.shape[-1])
-    loss, _ = _fused(
-        x, linear_weight, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor
-    )
+    operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
+    keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    loss, _, _ = _fused(
+        x, linear_weight, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor,
+        keep_sums,
+    )  # fmt: skip
     return loss.reshape(target.shape) if reduction == "none" else loss
 
 

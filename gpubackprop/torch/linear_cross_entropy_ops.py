@@ -3,12 +3,13 @@
 Forward, for chunks of rows: z = x W^T + b, row losses and lse by the backend's verb. Backward, for
 chunks of classes, from lse:
 
-    delta = s_i (A exp(z - lse) - tau),  A = T + 2 z_loss lse
+    delta = s_i (A exp(z - lse) / r - tau),  A = T + 2 z_loss lse,  r = sum_k exp(z_k - lse)
     grad_x += delta W;  grad_W[chunk] = delta^T x;  grad_b[chunk] = sum_i delta_i
 
 so that each row of grad_W is one product, summed in float32 by the product itself; chunks of rows
-would need the sum of all chunks in float32, as large as W. Costs a fourth product, since the logits
-are computed twice. 16-bit operands are multiplied to float32 results.
+would need the sum of all chunks in float32, as large as W. r is 1 but for the rounding of lse,
+which would be an error of every element; the forward pass finds it. Costs a fourth product, since
+the logits are computed twice. 16-bit operands are multiplied to float32 results.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gpubackprop.torch.cross_entropy_ops import run_verb
 _OPTIONS = "str reduction, int ignore_index, float label_smoothing, float z_loss"
 # Chunks of the rows and of the classes; as few as leave the memory below 1/8 of what logits,
 # their logarithms and their gradient take, so that the products stay large.
-ROW_CHUNKS, CLASS_CHUNKS = 8, 32
+ROW_CHUNKS, CLASS_CHUNKS = 8, 64
 
 
 def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -> int:
@@ -34,22 +35,23 @@ def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -
 
     >>> theirs = 3 * 4096 * 128256 * 2  # log-softmax, its gradient, that of the logits, bfloat16
     >>> round(working_memory(4096, 4096, 128256, torch.bfloat16) / theirs, 3)
-    0.095
+    0.1
     """
     wide, narrow = bridge.compute_dtype(dtype).itemsize, dtype.itemsize
     forward = -(-rows // ROW_CHUNKS) * classes * wide
     chunk = -(-classes // CLASS_CHUNKS)
     backward = rows * chunk * wide
-    if narrow < wide:  # delta in 16 bits; sum and term of grad_x, a part of grad_W in float32
-        backward += rows * chunk * narrow + 2 * rows * features * wide + chunk * features * wide
+    if narrow < wide:  # delta in 16 bits; in float32 x, grad_x, its terms, parts of W and grad_W
+        backward += rows * chunk * narrow + (3 * rows + 2 * chunk) * features * wide
+        forward += chunk * features * wide
     return max(forward, backward) + 16 * rows * wide
 
 
 @torch.library.custom_op(
     "gpubackprop::linear_cross_entropy",
     mutates_args=(),
-    schema=f"(Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, {_OPTIONS}) "
-    "-> (Tensor, Tensor)",
+    schema=f"(Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, {_OPTIONS}, "
+    "bool keep_sums) -> (Tensor, Tensor, Tensor)",
 )
 def linear_cross_entropy(
     x: Tensor,
@@ -61,32 +63,36 @@ def linear_cross_entropy(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
-) -> tuple[Tensor, Tensor]:
-    """(loss, lse (N,)) of x (N, D), W (C, D), b (C,), targets (N,)."""
+    keep_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, lse, r) of x (N, D), W (C, D), b (C,), targets (N,); lse (N,), r (N,) or (0,)."""
     rows, classes, compute = x.shape[0], W.shape[0], bridge.compute_dtype(x.dtype)
     row_loss, lse = x.new_empty((rows,), dtype=compute), x.new_empty((rows,), dtype=compute)
+    sums = x.new_empty((rows if keep_sums else 0,), dtype=compute)
     of, weight = bridge.of(x), _wide(weight, compute)
     of.check_targets(targets, classes, ignore_index)
     options = LossOptions(of.array(weight), ignore_index, label_smoothing, z_loss, "none")
     for number, part in enumerate(_chunks(rows, ROW_CHUNKS)):
-        z = _product(x[part], W.t())
-        if b is not None:
-            z += b
+        z = _logits(x[part], W, b)
         run_verb(
             z, targets[part], options, row_loss[part], lse[part], None,
             chunk=(number, part.start),
         )  # fmt: skip
+        if keep_sums:
+            torch.sum(z.sub_(lse[part, None]).exp_(), 1, out=sums[part])
+        del z  # before the next one is made
     if reduction == "none":
-        return row_loss, lse
+        return row_loss, lse, sums
     _, divisor = composed.shares(targets, classes, compute, weight, reduction, ignore_index)
-    return row_loss.sum() / divisor, lse
+    return row_loss.sum() / divisor, lse, sums
 
 
 @linear_cross_entropy.register_fake
-def _(x, W, b, targets, weight, reduction, ignore_index, label_smoothing, z_loss):
-    compute = bridge.compute_dtype(x.dtype)
-    loss = x.new_empty((x.shape[0],) if reduction == "none" else (), dtype=compute)
-    return loss, x.new_empty((x.shape[0],), dtype=compute)
+def _(x, W, b, targets, weight, reduction, ignore_index, label_smoothing, z_loss, keep_sums):
+    compute, rows = bridge.compute_dtype(x.dtype), x.shape[0]
+    loss = x.new_empty((rows,) if reduction == "none" else (), dtype=compute)
+    sums = x.new_empty((rows if keep_sums else 0,), dtype=compute)
+    return loss, x.new_empty((rows,), dtype=compute), sums
 
 
 def _chunks(length: int, count: int) -> Iterator[slice]:
@@ -97,6 +103,18 @@ def _chunks(length: int, count: int) -> Iterator[slice]:
 
 def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
+
+
+def _logits(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """x W^T + b in the compute dtype; W is widened in parts."""
+    compute = bridge.compute_dtype(x.dtype)
+    if x.dtype == compute or x.device.type == "cuda":
+        z = _product(x, W.t())
+    else:
+        z = torch.empty((len(x), len(W)), dtype=compute)
+        for part in _chunks(len(W), CLASS_CHUNKS):
+            z[:, part] = _product(x, W[part].t())
+    return z if b is None else z.add_(b)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -114,7 +132,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     "gpubackprop::linear_cross_entropy_backward",
     mutates_args=(),
     schema="(Tensor grad_loss, Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, "
-    f"Tensor lse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"Tensor lse, Tensor sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
 )
 def linear_cross_entropy_backward(
     grad_loss: Tensor,
@@ -124,6 +142,7 @@ def linear_cross_entropy_backward(
     targets: Tensor,
     weight: Tensor | None,
     lse: Tensor,
+    sums: Tensor,
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
@@ -139,11 +158,13 @@ def linear_cross_entropy_backward(
     total = uniform.sum() if weight is None else (uniform := uniform * weight).sum()
     if weight is not None:
         at_label = at_label * weight[targets.clamp(0, classes - 1)]
-    factor = at_label + scale * (total + 2 * z_loss * lse if z_loss else total)
+    factor = (at_label + scale * (total + 2 * z_loss * lse if z_loss else total)) / sums
     grad_x = torch.zeros(x.shape, dtype=compute, device=x.device)
     grad_W, grad_b = torch.empty_like(W), W.new_empty(classes)
+    x_ = x if x.device.type == "cuda" else x.to(compute)
     for part in _chunks(classes, CLASS_CHUNKS):
-        z = _product(x, W[part].t())
+        W_ = W[part].to(x_.dtype)
+        z = _product(x_, W_.t())
         if b is not None:
             z += b[part]
         z.sub_(lse[:, None]).exp_().mul_(factor[:, None])
@@ -154,10 +175,11 @@ def linear_cross_entropy_backward(
         place = place.clamp(0, z.shape[1] - 1)
         z.scatter_add_(1, place[:, None], torch.where(inside, -at_label, 0.0)[:, None])
         z.masked_fill_(composed.ignored_rows(targets, ignore_index)[:, None], 0.0)
-        delta = z.to(x.dtype) if x.device.type == "cuda" else z
-        grad_x += _product(delta, W[part].to(delta.dtype))
-        grad_W[part] = _product(delta.t(), x.to(delta.dtype))
         grad_b[part] = z.sum(0)
+        delta = z.to(x_.dtype)
+        grad_x += _product(delta, W_)
+        grad_W[part] = _product(delta.t(), x_)
+        del z, delta, W_  # before the next ones are made
     return grad_x.to(x.dtype), grad_W, grad_b
 
 
@@ -170,24 +192,24 @@ def _(grad_loss, x, W, b, targets, weight, lse, reduction, ignore_index, label_s
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.reduction, ctx.ignore_index, ctx.smoothing, ctx.z_loss = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
+    *tensors, ctx.reduction, ctx.ignore_index, ctx.smoothing, ctx.z_loss, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, grad_lse: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 9
+        return (None,) * 10
     grads = linear_cross_entropy_backward(
         grad_loss, *ctx.saved_tensors, ctx.reduction, ctx.ignore_index, ctx.smoothing, ctx.z_loss
     )
     needed = zip(grads, ctx.needs_input_grad[:3], strict=True)
-    return *(grad if needs else None for grad, needs in needed), *([None] * 6)
+    return *(grad if needs else None for grad, needs in needed), *([None] * 7)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_loss, x, W, b, targets, weight, _, *ctx.options = inputs
+    grad_loss, x, W, b, targets, weight, _, _, *ctx.options = inputs
     ctx.save_for_backward(grad_loss, x, W, b, targets, weight)
 
 
@@ -205,7 +227,7 @@ def _double_backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
     inputs = (x, W) if b is None else (x, W, b)
     _, pullback = torch.func.vjp(gradients, grad_loss, *inputs)
     grads = pullback(v[: len(inputs)])
-    return *grads, *([None] * (11 - len(grads)))
+    return *grads, *([None] * (12 - len(grads)))
 
 
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
