@@ -100,27 +100,37 @@ def update_on_host(
     """The NumPy twin of `UpdateTable.update`: the backend's verb, tensor by tensor."""
     if found_inf is not None and float(found_inf):
         return
-    formula = UPDATES[rule]
-    for entry in entries:
-        settings = groups[entry.group]
-        entry.step += 1
-        lr, h = float(settings.lr), settings.hyperparameters
-        dtype = bridge.compute_dtype(entry.p.dtype)
-        p, g = (bridge.numpy_view(flat(t).to(dtype)) for t in (entry.p, entry.g))
-        numbers = formula.coefficients(h, lr, int(entry.step))
-        coefficients: dict[str, Any] = {"c": tuple(p.dtype.type(n) for n in numbers)}
-        factor = (-1.0 if settings.maximize else 1.0) / (1.0 if scale is None else float(scale))
-        if factor != 1.0:
-            coefficients["clip"] = p.dtype.type(factor)
-        if settings.weight_decay:
-            decay = settings.weight_decay
-            decoupled = formula.decay == "decoupled"
-            coefficients["decay"] = p.dtype.type(1.0 - lr * decay if decoupled else decay)
-        slots = tuple(bridge.numpy_view(flat(slot)) for slot in entry.slots)
-        with bridge.HOST.verbs(entry.p) as verbs:
-            verbs.update(p, g, slots, formula, coefficients)
-        if dtype != entry.p.dtype:
-            flat(entry.p).copy_(torch.from_numpy(p))
+    dtype = bridge.compute_dtype(entries[0].p.dtype)
+    unscale = 1.0 if scale is None else 1.0 / float(scale)
+    known: dict[tuple[int, int], dict[str, Any]] = {}
+    with bridge.HOST.verbs(entries[0].p) as verbs:
+        for entry in entries:
+            entry.step += 1
+            key = entry.group, int(entry.step)
+            if key not in known:
+                known[key] = _host_coefficients(rule, groups[key[0]], key[1], unscale, dtype)
+            p, g = (bridge.numpy_view(flat(t).to(dtype)) for t in (entry.p, entry.g))
+            slots = tuple(bridge.numpy_view(flat(slot)) for slot in entry.slots)
+            verbs.update(p, g, slots, UPDATES[rule], known[key])
+            if dtype != entry.p.dtype:
+                flat(entry.p).copy_(torch.from_numpy(p))
+
+
+def _host_coefficients(
+    rule: str, settings: Settings, step: int, unscale: float, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What `NumpyBackend.update` wants to know of a step."""
+    number = np.float64 if dtype == torch.float64 else np.float32
+    formula, lr = UPDATES[rule], float(settings.lr)
+    own = formula.coefficients(settings.hyperparameters, lr, step)
+    coefficients: dict[str, Any] = {"c": tuple(map(number, own))}
+    factor = -unscale if settings.maximize else unscale
+    if factor != 1.0:
+        coefficients["clip"] = number(factor)
+    if settings.weight_decay:
+        decay = settings.weight_decay
+        coefficients["decay"] = number(1.0 - lr * decay if formula.decay == "decoupled" else decay)
+    return coefficients
 
 
 class UpdateTable:
