@@ -66,6 +66,7 @@ def test_gradients_and_second_derivatives_are_those_of_differences(case, path: P
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_transforms_of_torch_func_give_what_autograd_gives(case, path: Path):  # noqa: F811
     function, inputs = functions(path)[case]

@@ -155,6 +155,7 @@ def test_patch_concerns_scripts_and_their_own_names_and_ends():
     assert script.Adam is originals[0]
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_its_three_curves_agree(capsys):
     where = ROOT / "examples" / "torch_training_loop.py"
     specification = importlib.util.spec_from_file_location("torch_training_loop", where)
@@ -169,6 +170,7 @@ def test_the_example_runs_and_its_three_curves_agree(capsys):
     assert curves[0][-1] < curves[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [("import gpubackprop", "torch"), ("import gpubackprop.torch", "cupy")],
