@@ -50,8 +50,8 @@ def curve(network: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer)
     return torch.stack(losses).double().tolist()
 
 
-def fresh(dtype: torch.dtype, device: str) -> Net:
-    torch.manual_seed(0)
+def fresh(dtype: torch.dtype, device: str, seed: int = 0) -> Net:
+    torch.manual_seed(seed)
     return Net().to(device, dtype)
 
 
@@ -74,17 +74,22 @@ def test_50_steps_in_float64_are_those_of_pytorch(name, path: Path):  # noqa: F8
 
 
 def test_50_steps_in_float32_stay_as_near_to_float64_as_pytorchs(path: Path):  # noqa: F811
-    def distance(module: ModuleType) -> float:
-        network = fresh(torch.float32, path.device)
-        network = gt.convert(network).module if module is gt else network
-        loss = (gt if module is gt else nn).CrossEntropyLoss()
-        losses = curve(network, loss, module.Adam(network.parameters(), lr=0.01))
-        return max(abs(a - b) for a, b in zip(losses, wanted, strict=True))
+    """In the mean of some draws, within a half: after 50 steps it is chance which one is nearer; a
+    wrong formula is off by orders of magnitude."""
 
-    exact = fresh(torch.float64, path.device)
-    wanted = curve(exact, nn.CrossEntropyLoss(), torch.optim.Adam(exact.parameters(), lr=0.01))
-    # chance decides within a factor; a wrong formula is off by orders of magnitude
-    assert distance(gt) <= max(4 * distance(torch.optim), 4 * 2.0**-23 * wanted[0])
+    def losses(module: ModuleType, dtype: torch.dtype, seed: int) -> list[float]:
+        network = fresh(dtype, path.device, seed)
+        network = gt.convert(network).module if module is gt else network
+        criterion = (gt if module is gt else nn).CrossEntropyLoss()
+        return curve(network, criterion, module.Adam(network.parameters(), lr=0.01))
+
+    distances: list[list[float]] = [[], []]
+    for seed in range(1 if path.name == "emulated" else 4):
+        exact = losses(torch.optim, torch.float64, seed)
+        for module, found in zip((gt, torch.optim), distances, strict=True):
+            got = losses(module, torch.float32, seed)
+            found.append(max(abs(a - b) for a, b in zip(got, exact, strict=True)))
+    assert sum(distances[0]) <= 1.5 * sum(distances[1])
 
 
 def test_convert_keeps_parameters_names_and_outputs_and_reports_what_it_left(path: Path):  # noqa: F811

@@ -120,22 +120,22 @@ class CudaBridge(HostBridge):
         """A copy of `host` on the device of `like`, queued without a wait.
 
         The copy of a graph is made anew in each replay, from pinned memory that is kept for it.
-        Pinned memory cannot be allocated during a capture, so each upload leaves a spare.
+        Pinned memory cannot be allocated during a capture, so the first upload leaves a spare.
         """
         out = torch.empty(host.shape, dtype=host.dtype, device=like.device)
         key = (host.shape, host.dtype)
-        pinned = self._spare.pop(key, None)
         if self.capturing():
+            pinned = self._spare.pop(key, None)
             if pinned is None:
                 raise DeviceUnavailable(
                     "the optimizer has not made a step with these parameters before the capture of "
                     "a CUDA graph: run a few steps on a side stream first, as PyTorch asks anyway"
                 )
-            self._captured.append(pinned)
+            self._captured.append(pinned.copy_(host))
         else:
             pinned = self._pinned(host)
-            self._spare[key] = self._pinned(host)
-        pinned.copy_(host)
+            if key not in self._spare:
+                self._spare[key] = self._pinned(host)
         self._copy_pinned(pinned, out)
         return out
 
