@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from random import Random
 from typing import Any
 
 import pytest
@@ -97,6 +98,32 @@ def test_every_option_has_no_more_error_than_pytorch(dtype, kind, reduction, pat
             for key, value in keywords.items()
         }
         here["reduction"] = reduction
+        judge(logits.to(path.device), target.to(path.device), here, draws)
+    if dtype != torch.float64:
+        for errors in draws:
+            errors.check()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_random_cases_have_no_more_error_than_pytorch(dtype, path: Path):  # noqa: F811
+    random = Random(7)
+    draws = Draws(), Draws()
+    for seed in range(12 if path.name == "emulated" else 60):
+        shape = (random.randint(1, 40), random.randint(1, 60), random.randint(1, 3))
+        kind = random.choice(["indices", "probabilities"])
+        options = tuple(option for option in ALL if random.random() < 0.5)
+        if kind == "probabilities":
+            options = tuple(o for o in options if o != IGNORE)
+        chosen = problem(shape[: random.randint(2, 3)], dtype, kind, options, 1000 + seed)
+        logits, target, keywords = chosen
+        if "ignore_index" in keywords and shape[1] == 1:
+            keywords["ignore_index"] = -7
+            target = target.clamp(max=0)
+        here = {
+            key: value.to(path.device) if isinstance(value, torch.Tensor) else value
+            for key, value in keywords.items()
+        }
+        here["reduction"] = random.choice(["mean", "sum", "none"])
         judge(logits.to(path.device), target.to(path.device), here, draws)
     if dtype != torch.float64:
         for errors in draws:
