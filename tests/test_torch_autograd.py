@@ -189,6 +189,15 @@ def test_a_compiled_function_is_one_graph_and_gives_the_same(case):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
+def test_a_compiled_transform_of_torch_func_gives_what_the_transform_gives():
+    function, inputs = functions(Path("numpy"))["linear_cross_entropy mean"]
+    x, *others = (tensor.detach() for tensor in inputs)
+    transform = torch.func.grad(lambda x: function(x, *others))
+    compiled = torch.compile(lambda x: transform(x), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), transform(x), rtol=1e-12, atol=1e-14)
+
+
 def test_autocast_gives_the_types_that_pytorch_gives(path: Path):  # noqa: F811
     x, y = made(path, 4, 3).detach().float(), torch.tensor([0, 3, 1, 2], device=path.device)
     theirs = torch.nn.Linear(3, 5).to(path.device)

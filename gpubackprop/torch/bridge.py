@@ -55,9 +55,7 @@ def transformed() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp, ...) is going on. They cannot see through
     custom operators with registered gradients, so the functions of this package are then composed
     of PyTorch's own operators."""
-    return not torch.compiler.is_compiling() and (
-        torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def check_labels() -> None:
