@@ -18,7 +18,7 @@ from tests.emulator.module import HERE
 pytestmark = pytest.mark.skipif(compilers.compiler() is None, reason=compilers.NONE_FOUND)
 
 # One thread of them does scalar work that is float64 by meaning: coefficients and totals.
-SCALAR_FLOAT64 = ("prepare_update", "accumulate")
+SCALAR_FLOAT64 = ("prepare_update", "prepare_table", "accumulate")
 # Kernels whose header promises 16-byte accesses, as the compiler writes them.
 VECTORISED = (
     "affine_epilogue",
@@ -27,6 +27,7 @@ VECTORISED = (
     "activation_backward_dropout",
     "column_sum",
     "update",
+    "update_table",
     "sum_of_squares",
     "gather_rows",
     "softmax_cross_entropy",
@@ -35,6 +36,8 @@ VECTORISED = (
 ONLY_NARROW_STREAMS = (
     "update_gradient_descent_f16",
     "update_gradient_descent_bf16",
+    "update_table_gradient_descent_f16",
+    "update_table_gradient_descent_bf16",
     "gather_rows_i",
 )
 PTX_PROBE = HERE / "ptx_probe.cu"
@@ -73,6 +76,7 @@ def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         ),
         "softmax_cross_entropy_short": ("labels_f32", "general_bf16"),
         "row_weights": ("i64_f32",), "update": ("adam_f32", "adamw_f32_bf16", "lion_f16"),
+        "update_table": ("adam_f32", "adamw_bf16"), "prepare_table": ("adam_f32",),
         "prepare_update": ("adam_f32",), "sum_of_squares": ("f32", "bf16"),
         "sum_of_squares_finish": ("f32",), "gather_rows": ("u8_f32", "f32_bf16"),
         "accumulate": ("f32",),

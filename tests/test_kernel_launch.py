@@ -115,6 +115,17 @@ def test_flat_kernels_stay_within_the_limits(count):
             assert launch.grid[0] <= 1024, "the finish has one thread for each"
 
 
+@pytest.mark.parametrize("chunks", [0, 1, 2**31 - 1, 2**31])
+def test_a_table_of_tensors_has_a_block_for_each_chunk(chunks):
+    if chunks > MAX_GRID_X:
+        with pytest.raises(OptionError, match="more than one launch covers"):
+            plan("update_table", (chunks,), "f32", H200, formula="adam")
+        return
+    launch = plan("update_table", (chunks,), "f32", H200, formula="adam")
+    assert launch.empty == (chunks == 0)
+    assert launch.grid == (chunks, 1, 1)
+
+
 @pytest.mark.parametrize("cols", [1, 2, 3, 16, 31, 32, 33, 50257, 2**31])
 def test_the_second_stage_has_a_thread_for_every_column(cols):
     launch = plan("column_sum_finish", (1000, cols), "f32", H200)
@@ -194,6 +205,11 @@ def test_the_constants_agree_with_the_sources():
     assert f"FINISH_THREADS = {cupy_launch.FINISH_THREADS};" in column
     rows = (SOURCES / "include" / "rows.cuh").read_text()
     assert f"ROW_THREADS = {cupy_launch.ROW_THREADS};" in rows
+    table = (SOURCES / "update_table.cu").read_text()
+    assert (
+        f"THREADS = {cupy_launch.FLAT_THREADS}, CHUNK = {cupy_launch.TABLE_CHUNK}, SETTINGS"
+        in table
+    )
     squares = (SOURCES / "sum_of_squares.cu").read_text()
     assert (
         f"THREADS = {cupy_launch.FLAT_THREADS}, FINISH_THREADS = {cupy_launch.MAX_PARTIAL_BLOCKS};"

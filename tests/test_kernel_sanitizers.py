@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy_launch import KERNELS, entries
+from gpubackprop.backends.cupy_launch import KERNELS, TABLE_UPDATES, entries
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
 from tests import emulator, softmax_forms
@@ -25,6 +25,7 @@ from tests.emulator.verbs import (
     collect,
     compute_dtype,
 )
+from tests.test_kernel_update_table import table_of, table_settings
 from tests.test_kernel_updates import STORAGE, settings
 
 pytestmark = pytest.mark.skipif(
@@ -115,6 +116,14 @@ def updates(verbs: Verbs, names: tuple[str, ...]) -> None:
             verbs.prepare_update(name, settings(name), np.ones(4), norm, c, scaling)
 
 
+def tables(verbs: Verbs, names: tuple[str, ...], dtypes: tuple[str, ...]) -> None:
+    for name in names:
+        for dtype in dtypes:
+            tensors = table_of(name, dtype, (1, 4096, 5, 4099), Guarded())
+            verbs.update_table(name, tensors, table_settings(name), *np.ones((2, 1), np.float32))
+            verbs.update_table(name, tensors, table_settings(name), None, np.zeros(1, np.float32))
+
+
 def gathers(verbs: Verbs, pairs: tuple[tuple[str, str], ...]) -> None:
     for source, out in pairs:
         for (rows, cols), (shift, gap) in zip(
@@ -151,6 +160,7 @@ def launches_of_one_entry_each() -> list[emulator.Launch]:
     losses(verbs, "f32", ("poisson",))
     softmax_forms.launch_forms(verbs, "f32")
     updates(verbs, ("adam",))
+    tables(verbs, ("adam",), ("f32", "bf16"))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
     return launches
 
@@ -178,6 +188,7 @@ def test_no_finding_in_any_entry(mode):
         losses(verbs, dtype, tuple(POINTWISE_LOSSES))
         softmax_forms.launch_forms(verbs, dtype)
     updates(verbs, tuple(UPDATES))
+    tables(verbs, TABLE_UPDATES, ("f64", "f32", "f16", "bf16"))
     gathers(verbs, KERNELS["gather_rows"].pairs)
     assert {launch.entry for launch in launches} == {entry for _, entry, _ in entries()}
     for launch in launches:  # whole files: one compilation each; of the softmax, for each dtype

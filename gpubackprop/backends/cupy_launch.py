@@ -316,6 +316,27 @@ SOFTMAX_FORMS = tuple(
 UPDATE_STORAGE = (
     "f64", "f32", "f32_f16", "f32_bf16", "f32_f32_f16", "f32_f32_bf16", "f16", "bf16",
 )  # fmt: skip
+# Elements of a chunk of update_table.cu, four packs for each thread: tensors of a few thousand
+# elements, of which models have many, are then one block each.
+TABLE_CHUNK = 4096
+
+
+def _chunks(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """A block for each chunk of a table of tensors."""
+    return (shape[0], 1), (FLAT_THREADS, 1), 0, None
+
+
+def _each(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """A thread for each tensor of a table."""
+    return (ceil_division(shape[0], FLAT_THREADS), 1), (FLAT_THREADS, 1), 0, None
+
+
+# What the optimizers of PyTorch need of the registry.
+TABLE_UPDATES = ("gradient_descent", "sgd", "sgd_nesterov", "adam", "adamw")
 _GATHER_PAIRS = (
     *((source, out) for source in ("u8", "f16", "bf16", "f32", "f64") for out in FLOATS),
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
@@ -342,6 +363,8 @@ KERNELS: dict[str, Kernel] = {
     "row_weights": Kernel("row_weights.cu", _flat(1), ("u8", "i32", "i64"), COMPUTE),
     "update": Kernel("update.cu", _flat(0), tuple(UPDATES), UPDATE_STORAGE),
     "prepare_update": Kernel("prepare_update.cu", _one(32), tuple(UPDATES), COMPUTE),
+    "update_table": Kernel("update_table.cu", _chunks, TABLE_UPDATES),
+    "prepare_table": Kernel("update_table.cu", _each, TABLE_UPDATES),
     "sum_of_squares": Kernel("sum_of_squares.cu", _squares),
     "sum_of_squares_finish": Kernel("sum_of_squares.cu", _one(1024), dtypes=COMPUTE),
     "gather_rows": Kernel("gather_rows.cu", _gather, pairs=_GATHER_PAIRS),

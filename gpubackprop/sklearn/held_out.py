@@ -61,7 +61,7 @@ class HeldOut:
         if sparse.issparse(x):
             x = SparseBatch()
             x.matrix = self.rows.x
-        emit_forward(verbs, self.network, x, self._passes)
+        emit_forward(verbs, self.network, x, self._passes, self.network.W, self.network.b)
         logits = self._passes.a[-1]
         verbs.output(logits, self.objective.output, self._yhat)
         if not self.objective.records_logits:

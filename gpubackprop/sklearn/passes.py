@@ -174,7 +174,7 @@ class Passes:
         if batch.index is not None:
             verbs.gather_rows(self.data.x, batch.index, batch.x)
             verbs.gather_rows(self.data.targets, batch.index, batch.targets)
-        emit_forward(verbs, network, batch.x, passes)
+        emit_forward(verbs, network, batch.x, passes, network.W, network.b)
         logits = passes.a[-1]
         if self.objective.records_logits:
             verbs.activation_forward(logits, IDENTITY, batch.record)
@@ -186,7 +186,8 @@ class Passes:
             )
         else:
             self.loss.emit(verbs, logits, batch.targets, result, batch.weights)
-        emit_backward(verbs, network, batch.x, passes, *network.layout.views(self.gradient))
+        gradients = network.layout.views(self.gradient)
+        emit_backward(verbs, network, batch.x, passes, network.W, *gradients)
         verbs.sum_of_squares(network.parameters[: network.layout.weights_end], self.squares)
         if self.updater is not None:
             self.updater.emit(verbs)

@@ -52,7 +52,23 @@ class _Memory:
     data: bytes
 
 
+@dataclass(frozen=True)
+class PointerTable:
+    """An argument that holds addresses: `words` uint64, some of them those of the `arrays`."""
+
+    words: np.ndarray
+    arrays: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class _Table:
+    words: np.ndarray
+    arrays: tuple[_Memory, ...]
+
+
 def _memory(argument: Any) -> Any:
+    if isinstance(argument, PointerTable):
+        return _Table(argument.words, tuple(map(_memory, argument.arrays)))
     if not isinstance(argument, np.ndarray):
         return argument
     low, high = np.lib.array_utils.byte_bounds(argument)
@@ -114,6 +130,18 @@ class _ExactCopies:
             self._copies[key] = memory + shift
         return self._copies[key]
 
+    def table(self, table: _Table) -> int:
+        """The table's copy, in which the addresses are those of the arrays' copies."""
+        words = table.words.copy()
+        for array in table.arrays:
+            words[table.words == array.address] = self.address(array)
+        return self.address(_memory(words))
+
+    def argument(self, argument: Any) -> Any:
+        if isinstance(argument, _Table):
+            return self.table(argument)
+        return self.address(argument) if isinstance(argument, _Memory) else argument
+
     def free(self) -> None:
         for memory in self._owned:
             self._libc.free(memory)
@@ -129,7 +157,7 @@ def main(path: str) -> None:
         if key not in modules:
             modules[key] = Module(launch.source, mode, launch.defines)
         copies = _ExactCopies()
-        arguments = [copies.address(a) if isinstance(a, _Memory) else a for a in launch.arguments]
+        arguments = [copies.argument(argument) for argument in launch.arguments]
         modules[key](launch.entry, launch.grid, launch.block, arguments, shared=launch.shared)
         copies.free()
     print("all launches done", file=sys.stderr)

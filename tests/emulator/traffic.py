@@ -51,15 +51,17 @@ def count_traffic(
     grid: Sequence[int],
     block: Sequence[int],
     arguments: Sequence[Any],
+    also: Sequence[np.ndarray] = (),
     **options: int,
 ) -> list[Traffic | None]:
     """Run an entry of a module in mode "traffic"; one result for each array among `arguments`, at
-    its place (an array passed twice is counted at the first)."""
+    its place (an array passed twice is counted at the first), and for each of `also`, whose
+    addresses stand in a table among the arguments."""
     library = module.library
     library.emu_traffic_stop.restype = ctypes.c_size_t
     library.emu_traffic_start()
     places: dict[tuple[int, int], int] = {}
-    for i, array in enumerate(arguments):
+    for i, array in enumerate((*arguments, *also)):
         if isinstance(array, np.ndarray) and array.size:
             low, high = np.lib.array_utils.byte_bounds(array)
             if (low, high) not in places:
@@ -70,7 +72,7 @@ def count_traffic(
     strays = library.emu_traffic_stop(numbers)
     if strays:
         raise EmulatorError(f"{entry}: {strays} accesses just outside a buffer")
-    result: list[Traffic | None] = [None] * len(arguments)
+    result: list[Traffic | None] = [None] * (len(arguments) + len(also))
     for n, ((low, high), place) in enumerate(places.items()):
         result[place] = Traffic(*numbers[5 * n : 5 * n + 5], size=high - low)
     return result

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gpubackprop.backends.cupy_launch import DeviceProperties, Launch, plan
+from gpubackprop.backends.cupy_launch import TABLE_CHUNK, DeviceProperties, Launch, plan
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.formulas import Dropout
 from tests.emulator import sanitizers
@@ -41,6 +41,7 @@ def module(source: str, mode: str = "values") -> Module:
 
 
 def run_now(launch: Launch, arguments: tuple[Any, ...]) -> None:
+    arguments = tuple(a.words if isinstance(a, sanitizers.PointerTable) else a for a in arguments)
     module(launch.source)(
         launch.entry, launch.grid, launch.block, arguments, shared=launch.shared_bytes
     )
@@ -297,3 +298,35 @@ class Verbs:
             lambda launch: (p, g, s0, s1, copy, c, random, np.int64(penalized), np.int64(len(p))),
             formula=name,
         )  # fmt: skip
+
+    def update_table(
+        self, name: str, tensors: list[dict[str, Any]], settings: Array,
+        scale: Array | None = None, found_inf: Array | None = None,
+    ) -> None:  # fmt: skip
+        """`tensors`: p, g, slots, step (float32 of one element), group."""
+        table, chunks = pointer_table(tensors)
+        p = tensors[0]["p"]
+        c = np.full((len(tensors), COEFFICIENTS), np.nan, compute_dtype(p.dtype))
+        self._issue(
+            "prepare_table", (len(tensors),), p.dtype,
+            lambda launch: (table, settings, scale, found_inf, c, np.int64(len(tensors))),
+            formula=name,
+        )  # fmt: skip
+        self._issue(
+            "update_table", (chunks,), p.dtype,
+            lambda launch: (table, c, np.int64(len(tensors))), formula=name,
+        )  # fmt: skip
+
+
+def pointer_table(tensors: list[dict[str, Any]]) -> tuple[sanitizers.PointerTable, int]:
+    """The table of kernels/update_table.cu, and how many chunks it has."""
+    words, chunks, arrays = np.zeros((len(tensors), 8), np.uint64), 0, []
+    for row, tensor in zip(words, tensors, strict=True):
+        p, g, slots, step = (tensor[key] for key in ("p", "g", "slots", "step"))
+        pack = 2 if p.dtype == np.float64 else 4
+        head = p.ctypes.data // p.itemsize % pack
+        addresses = [array.ctypes.data for array in (p, g, *slots)] + [0] * (2 - len(slots))
+        row[:] = [*addresses, step.ctypes.data, len(p), chunks, tensor["group"]]
+        chunks += -(-(head + len(p)) // TABLE_CHUNK)
+        arrays += [p, g, *slots, step]
+    return sanitizers.PointerTable(words, tuple(arrays)), chunks

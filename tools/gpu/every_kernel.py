@@ -13,8 +13,10 @@ from unittest.mock import patch
 
 import numpy as np
 
+from gpubackprop.backends.cupy import updates
 from gpubackprop.backends.cupy.launcher import PARAMETERS, Launcher
 from gpubackprop.cli import parity, parity_cases
+from gpubackprop.formulas import UPDATES
 from tools.gpu.common import cuda_backend, write_json
 
 
@@ -35,6 +37,7 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
             for case in parity_cases.cases(short=True):
                 if name == "float32" or case.operation not in parity.FULL_PRECISION:
                     _run(backend, case, types[name])
+        _update_table(backend)
         for _ in parity.training_results(backend.device, short=True):
             pass
     backend.to_host(backend.zeros(1, np.float32))  # waits: what went wrong shows here
@@ -47,6 +50,20 @@ def _run(backend: Any, case: parity_cases.Case, dtype: np.dtype) -> None:
     case.emit(backend, **{key: backend.asarray(array) for key, array in arrays.items()})
     if case.operation in ("activation_forward", "activation_backward", "column_sum"):
         case.emit(backend, **{key: _shifted(backend, array) for key, array in arrays.items()})
+
+
+def _update_table(backend: Any) -> None:
+    """One step of Adam on two tensors through a table of pointers, which no case above uses."""
+    arrays = [[backend.zeros(n, np.float32) for _ in range(5)] for n in (3, 4099)]
+    words = np.zeros((2, 8), np.uint64)
+    for row, group in zip(words, arrays, strict=True):
+        row[:5] = [array.data.ptr for array in group]
+        row[5] = group[0].size
+    words[1, 6] = 1  # the first tensor has one chunk
+    settings = backend.asarray(np.array([[0.1, 0.0, 1.0, 0.9, 0.999, 1e-8, 0.0, 0.0]]))
+    work = backend.empty((2, updates.COEFFICIENTS), np.float32)
+    table = backend.asarray(words)
+    updates.update_table(backend, UPDATES["adam"], np.float32, table, settings, work, 3, None, None)
 
 
 def _shifted(backend: Any, array: np.ndarray) -> Any:

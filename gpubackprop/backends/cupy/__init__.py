@@ -66,7 +66,7 @@ class CupyBackend(DeviceMemory):
         recorder, tape = object.__new__(CupyBackend), Tape()
         recorder.__dict__ |= self.__dict__
         recorder._tape, recorder.memory = tape, Memory(self.cupy, self.index, keeps_scratch=True)
-        recorder.memory._bad_label = self.memory.bad_label
+        recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
         emit(recorder)
         graph, labels = None, recorder._labels[0]
@@ -199,9 +199,20 @@ class CupyBackend(DeviceMemory):
         homogeneous activation has its slope from h as it is.
         x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
         """
+        self.matmul(x, W.T, a)
+        self.affine_epilogue(a, b, activation, h, dropout)
+
+    def affine_epilogue(
+        self,
+        a: Array,
+        b: Array,
+        activation: Activation,
+        h: Array,
+        dropout: Dropout | None = None,
+    ) -> None:
+        """What follows the product of a layer: a += b; h = g(a). h may be a."""
         if b.shape != a.shape[1:]:
             raise ShapeError(f"b has shape {b.shape} but a has {a.shape}")
-        self.matmul(x, W.T, a)
         self._epilogue(a, b, activation, None if h is a else a, h, dropout)
 
     def activation_forward(

@@ -36,6 +36,8 @@ PARAMETERS = {
     "row_weights": "F* C* C* l i C l C* l",
     "update": "P* G* C* C* N* C* u64* l l",
     "prepare_update": "f64* f64* C* C* C* u64*",
+    "update_table": "u64* C* l",
+    "prepare_table": "u64* f64* f32* f32* C* l",
     "sum_of_squares": "T* C* C* C* l C* l",
     "sum_of_squares_finish": "C* l C*",
     "gather_rows": "F* i64* T* l l l l l",

@@ -122,6 +122,10 @@ class Memory:
             self._bad_label = self.full(2, -1, np.int64)
         return self._bad_label
 
+    @bad_label.setter
+    def bad_label(self, array: Any) -> None:
+        self._bad_label = array
+
     def raise_bad_label(self) -> None:
         """TargetRangeError where a kernel met a label out of range; waits for the device."""
         if self._bad_label is None:

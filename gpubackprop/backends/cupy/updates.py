@@ -233,3 +233,31 @@ def narrow(verbs: CupyBackend, x: Any, out: Any, random: Any) -> None:
     # The copy that an update writes which changes nothing: p - 0 * 0.
     still = {"c": (0.0,), "copy": out, "random": random}
     update(verbs, x, verbs.zeros(x.shape, x.dtype), (), UPDATES["gradient_descent"], still)
+
+
+def update_table(
+    verbs: CupyBackend,
+    formula: Update,
+    dtype: Any,
+    table: Any,
+    settings: Any,
+    coefficients: Any,
+    chunks: int,
+    scale: Any,
+    found_inf: Any,
+) -> None:
+    """One step on many tensors of one dtype, two launches; see kernels/update_table.cu.
+
+    table (tensors, 8) uint64; settings (groups, 8) float64; coefficients (tensors, COEFFICIENTS) of
+    the compute dtype, working memory; scale, found_inf: float32 of one element, or None.
+    """
+    tensors = table.shape[0]
+    verbs.launch(
+        "prepare_table", (tensors,), dtype,
+        lambda launch: (table, settings, scale, found_inf, coefficients, tensors),
+        formula=formula.name,
+    )  # fmt: skip
+    verbs.launch(
+        "update_table", (chunks,), dtype, lambda launch: (table, coefficients, tensors),
+        formula=formula.name,
+    )  # fmt: skip

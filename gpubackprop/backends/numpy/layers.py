@@ -74,6 +74,10 @@ class LayerVerbs:
         self.matmul(x, W.T, product)
         self._activate(product, self._widened(b, scratch, WIDE_BIAS), activation, a, h, dropout)
 
+    def affine_epilogue(self, a: Array, b: Array, activation: Activation, h: Array) -> None:
+        """What follows the product of a layer: a += b; h = g(a). h may be a. 32 or 64 bits."""
+        self._activate(a, b, activation, a, h, None)
+
     def activation_forward(
         self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
     ) -> None:

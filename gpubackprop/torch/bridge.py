@@ -1,0 +1,73 @@
+"""The bridge from a tensor to the backend of its device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpubackprop.errors import DeviceUnavailable
+from gpubackprop.torch.cuda_bridge import CudaBridge
+from gpubackprop.torch.host_bridge import (
+    FLOATS,
+    LABELS,
+    HostBridge,
+    LabelError,
+    compute_dtype,
+    numpy_view,
+)
+
+__all__ = [
+    "FLOATS",
+    "HOST",
+    "LABELS",
+    "ROUTES",
+    "CudaBridge",
+    "HostBridge",
+    "LabelError",
+    "check_labels",
+    "compute_dtype",
+    "numpy_view",
+    "of",
+    "transformed",
+]
+
+HOST, CUDA = HostBridge(), CudaBridge()
+ROUTES: dict[str, HostBridge] = {"cpu": HOST, "cuda": CUDA}
+
+
+def of(tensor: Tensor) -> HostBridge:
+    """The bridge of the tensor's device.
+
+    Raises
+    ------
+    DeviceUnavailable : neither the CPU nor a CUDA device.
+    """
+    bridge = ROUTES.get(tensor.device.type)
+    if bridge is None:
+        raise DeviceUnavailable(
+            f"a tensor lies on {tensor.device} but gpubackprop works on cpu and cuda; move it "
+            f'with .to("cpu")'
+        )
+    return bridge
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) is going on. They cannot see through
+    custom operators with registered gradients, so the functions of this package are then composed
+    of PyTorch's own operators."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def check_labels() -> None:
+    """Wait for all work queued on CUDA devices; LabelError where it met a label out of range.
+
+    A label out of range on a GPU makes loss and gradient of its row NaN and leaves row and label in
+    memory that the host can see; the next call of this package on that device raises as soon as the
+    GPU has got there. This function does not leave it to chance.
+    """
+    for bridge in ROUTES.values():
+        if isinstance(bridge, CudaBridge):
+            for index in bridge.flagged():
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize(index)
+                bridge.raise_bad_label(index)

@@ -1,0 +1,136 @@
+"""Softmax cross entropy composed of PyTorch's operators: what is asked for rarely.
+
+With tau the targets after smoothing and class weights, T = sum_k tau_k, p = softmax(z), g_i the
+upstream gradient and s_i the row's share in the reduction:
+
+    loss_i = T lse - sum_k tau_k z_k + z_loss lse^2
+    dz_ik  = g_i s_i (A p_k - tau_k),  A = T + 2 z_loss lse
+
+and, for v the gradient with respect to dz, with u = sum_k v_k p_k, the gradients of <v, dz>:
+
+    for g_i   s_i (A u - sum_k v_k tau_k)
+    for z_ik  g_i s_i (A (v_k - u) p_k + 2 z_loss u p_k)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gpubackprop.torch.bridge import compute_dtype
+
+
+def ignored_rows(targets: Tensor, ignore_index: int) -> Tensor:
+    """Whether a row counts for nothing, (N,)."""
+    if targets.is_floating_point():
+        return torch.zeros_like(targets[..., 0], dtype=torch.bool)
+    return targets == ignore_index
+
+
+def dense_targets(z: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
+    """tau (N, K), of the dtype of z."""
+    if targets.is_floating_point():
+        dense = targets.to(z.dtype)
+    else:
+        dense = (targets[..., None] == torch.arange(z.shape[-1], device=z.device)).to(z.dtype)
+    tau = dense * (1 - smoothing) + smoothing / z.shape[-1]
+    return tau if weight is None else tau * weight
+
+
+def shares(
+    targets: Tensor,
+    classes: int,
+    dtype: torch.dtype,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """(s_i (N,), divisor ()): s_i is 0 for ignored rows, NaN for labels out of range, and divided
+    by the mean's divisor, the sum of the class weights of the rows that count; else that is 1."""
+    if targets.is_floating_point():
+        share = counted = torch.ones_like(targets[..., 0], dtype=dtype)
+    else:
+        bad = (targets < 0) | (targets >= classes)
+        share = torch.where(bad, math.nan, torch.ones_like(targets, dtype=dtype))
+        share = counted = torch.where(ignored_rows(targets, ignore_index), 0.0, share)
+        if weight is not None:
+            counted = share * weight[torch.where(bad, 0, targets)]
+    if reduction != "mean":
+        return share, torch.ones_like(share.sum(-1))
+    divisor = counted.sum(-1)
+    return share / divisor[..., None], divisor
+
+
+def loss(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> tuple[Tensor, Tensor]:
+    """(loss, lse): what `torch.vmap` maps."""
+    z = logits.to(compute_dtype(logits.dtype))
+    lse = torch.logsumexp(z, -1)
+    ignored = ignored_rows(targets, ignore_index)
+    z = torch.where(ignored[..., None], 0.0, z)
+    tau = dense_targets(z, targets, weight, label_smoothing)
+    terms = torch.where(tau == 0, 0.0, tau * torch.log_softmax(z, -1))
+    square = torch.where(ignored, 0.0, lse) ** 2
+    share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
+    row_loss = share * (z_loss * square - terms.sum(-1))
+    return (row_loss if reduction == "none" else row_loss.sum(-1)), lse
+
+
+def gradient_of_targets(
+    grad_loss: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    smoothing: float,
+) -> Tensor:
+    """-g_i s_i (1 - smoothing) w_k log p_ik, for probability targets."""
+    z = logits.to(compute_dtype(logits.dtype))
+    share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, -1)
+    by_class = -torch.log_softmax(z, 1) * (1 - smoothing)
+    by_class = by_class if weight is None else by_class * weight
+    return ((grad_loss * share)[:, None] * by_class).to(targets.dtype)
+
+
+def gradients_of_gradient(
+    v: Tensor,
+    grad_loss: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    smoothing: float,
+    z_loss: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of <v, dz> with respect to g, z and probability targets."""
+    compute = compute_dtype(logits.dtype)
+    ignored = ignored_rows(targets, ignore_index)[:, None]
+    z, v = torch.where(ignored, 0.0, logits.to(compute)), v.to(compute)
+    p, lse = torch.softmax(z, 1), torch.logsumexp(z, 1)
+    tau = dense_targets(z, targets, weight, smoothing)
+    slope = tau.sum(1) + 2 * z_loss * lse
+    share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
+    scale, u = (grad_loss * share)[:, None], (v * p).sum(1)
+    grad_grad = share * (slope * u - (v * tau).sum(1))
+    u = u[:, None]
+    curve = slope[:, None] * (v - u) * p + 2 * z_loss * u * p
+    grad_targets = None
+    if targets.is_floating_point():
+        by_class = (u - v) * (1 - smoothing)
+        by_class = by_class if weight is None else by_class * weight
+        grad_targets = (scale * by_class).to(targets.dtype)
+    return (
+        (grad_grad if reduction == "none" else grad_grad.sum()).to(grad_loss.dtype),
+        (scale * curve).to(logits.dtype),
+        grad_targets,
+    )

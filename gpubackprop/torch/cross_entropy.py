@@ -1,0 +1,191 @@
+"""Cross entropy with PyTorch's signature, computed by the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction
+
+from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
+from gpubackprop.ops import checks
+from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
+from gpubackprop.torch import bridge, composed
+from gpubackprop.torch.cross_entropy_ops import softmax_cross_entropy
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`torch.nn.functional.cross_entropy` in one pass over the logits.
+
+    With p = softmax(input) over the classes and w the class weights, a label y costs
+    -w_y log p_y + z_loss * lse^2, where lse = log sum_k exp(input_k).
+
+    Parameters
+    ----------
+    input : (C,), (N, C) or (N, C, d1, ...) float64, float32, float16 or bfloat16; any strides.
+    target : class indices in [0, C), of any integer type, shaped as `input` without C; or
+        probabilities, shaped as `input`.
+    weight : (C,) class weights. Not differentiable, as in PyTorch for class indices.
+    size_average, reduce : deprecated in PyTorch; see its documentation.
+    ignore_index : label of rows that add nothing to loss, count or gradient, even if NaN.
+    reduction : "mean", "sum" or "none".
+    label_smoothing : in [0, 1].
+    z_loss : factor of lse^2, at least 0. It is reduced as the rest of its row.
+    return_lse : return lse too.
+
+    Returns
+    -------
+    loss : (), or shaped as the class indices for "none". float32 for 16-bit input (PyTorch rounds
+        it to 16 bits, except under autocast), else the dtype of `input`.
+    lse : shaped as the class indices, differentiable; with `return_lse`.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, DeviceUnavailable; LabelError (an IndexError) where a label
+    is out of range: at once on a CPU; on a GPU, loss and gradient of that row are NaN and a later
+    call raises, see `check_labels`.
+
+    >>> logits = torch.zeros(1, 2, requires_grad=True)
+    >>> loss = cross_entropy(logits, torch.tensor([1]))
+    >>> loss.backward()
+    >>> print(round(loss.item(), 4), logits.grad)
+    0.6931 tensor([[ 0.5000, -0.5000]])
+    """
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    checks.choice(reduction, "reduction", REDUCTIONS)
+    label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+    ignore_index = int(ignore_index)
+    z_loss = checks.number(z_loss, "z_loss", 0.0)
+    _check(input, target, weight, ignore_index)
+    classes = 0 if input.dim() == 1 else 1
+    rows_shape = (*input.shape[:classes], *input.shape[classes + 1 :])
+    logits = input.movedim(classes, -1).reshape(-1, input.shape[classes])
+    if target.shape == input.shape:
+        targets = target.movedim(classes, -1).reshape(logits.shape)
+    else:
+        targets = target.reshape(-1)
+        targets = targets if targets.dtype in bridge.LABELS else targets.long()
+    if bridge.transformed():
+        loss, lse = composed.loss(
+            logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss
+        )
+    else:
+        loss, lse = _fused(
+            logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss, return_lse
+        )
+    loss = loss.reshape(rows_shape) if reduction == "none" else loss
+    return (loss, lse.reshape(rows_shape)) if return_lse else loss
+
+
+def _fused(logits: Tensor, targets: Tensor, weight: Tensor | None, *options: Any) -> Any:
+    keep_delta = (
+        bridge.of(logits).keeps_delta
+        and logits.requires_grad
+        and torch.is_grad_enabled()
+        and logits.dtype in (torch.float64, torch.float32)  # 1/N would be lost in 16 bits
+    )
+    *options_, want_lse = options
+    return softmax_cross_entropy(logits, targets, weight, *options_, keep_delta, want_lse)[:2]
+
+
+def _check(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> None:
+    op = "cross_entropy"
+    bridge.of(input)
+    if input.dtype not in bridge.FLOATS:
+        raise DtypeError(
+            f"input has dtype {input.dtype} but {op} wants float64, float32, float16 or bfloat16; "
+            f"convert it with input.float()"
+        )
+    if input.dim() == 0:
+        raise ShapeError(f"input has no dimension but {op} wants (C,), (N, C) or (N, C, d1, ...)")
+    classes = input.shape[0 if input.dim() == 1 else 1]
+    if not classes:
+        raise ShapeError(f"input has shape {tuple(input.shape)}: {op} wants at least one class")
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.device != input.device:
+            raise DeviceUnavailable(
+                f"{name} lies on {tensor.device} but input on {input.device}; move it with "
+                f"{name}.to(input.device)"
+            )
+    if weight is not None and (weight.shape != (classes,) or weight.requires_grad):
+        raise ShapeError(
+            f"weight has shape {tuple(weight.shape)} but {op} wants ({classes},), one for each "
+            f"class, that does not require a gradient"
+        )
+    _check_target(input, target, classes, ignore_index)
+
+
+def _check_target(input: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
+    op = "cross_entropy"
+    if target.shape == input.shape:
+        if target.dtype not in bridge.FLOATS:
+            raise DtypeError(
+                f"target has the shape of input, {tuple(target.shape)}, and so holds probabilities "
+                f"of the classes, but its dtype is {target.dtype}; pass target.float(), or class "
+                f"indices without the dimension of the classes, e.g. target.argmax(1)"
+            )
+        if ignore_index >= 0:
+            raise OptionError(
+                f"ignore_index={ignore_index} goes with class indices; target holds probabilities"
+            )
+        return
+    wanted = (*input.shape[:1], *input.shape[2:]) if input.dim() > 1 else ()
+    if target.shape != wanted:
+        raise ShapeError(
+            f"target has shape {tuple(target.shape)} but {op} wants class indices {wanted}, or "
+            f"probabilities {tuple(input.shape)}, for input {tuple(input.shape)}"
+        )
+    if target.is_floating_point() or target.is_complex():
+        raise DtypeError(
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)} but class indices "
+            f"are integers; use target.long(), or pass probabilities {tuple(input.shape)}"
+        )
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """`torch.nn.CrossEntropyLoss` with `cross_entropy`, `z_loss` added to its arguments.
+
+    Parameters, shapes, errors: see `cross_entropy`; `weight` is a buffer, as in PyTorch.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.z_loss = z_loss
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits `input` for `target`."""
+        loss = cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
+        assert isinstance(loss, Tensor)
+        return loss

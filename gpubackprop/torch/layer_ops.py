@@ -1,0 +1,166 @@
+"""An affine layer with its activation as custom operators of PyTorch, with their gradients.
+
+    a = x W^T + b,  h = g(a)
+    delta = dL/dh * g'(a),  grad_b = sum_i delta_i: one pass;  grad_W = delta^T x,  grad_x = delta W
+
+The products are PyTorch's (its BLAS, its workspace, capturable); what follows and precedes them is
+the backend's verb. Where the slope is a function of a, a is an output too, so that PyTorch can
+differentiate the backward pass with respect to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpubackprop.formulas import activation
+from gpubackprop.torch import bridge
+from gpubackprop.torch.activations import FORMULAS
+
+
+@torch.library.custom_op(
+    "gpubackprop::linear_act",
+    mutates_args=(),
+    schema="(Tensor x, Tensor W, Tensor? b, str activation_name) -> (Tensor, Tensor)",
+)
+def linear_act(
+    x: Tensor, W: Tensor, b: Tensor | None, activation_name: str
+) -> tuple[Tensor, Tensor]:
+    """(h, a) of x (N, D_in), W (D_out, D_in), b (D_out,); a is (0, 0) where h serves the slope."""
+    formula, nothing = activation(activation_name), x.new_empty((0, 0))
+    if formula.name == "identity":
+        return (torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())), nothing
+    a = _workable(torch.mm(x, W.t()))
+    h = a if formula.saved == "h" else torch.empty_like(a)
+    bias = a.new_zeros(a.shape[1]) if b is None else b.to(a.dtype).contiguous()
+    of = bridge.of(x)
+    with of.verbs(x) as verbs:
+        product = of.array(a)
+        verbs.affine_epilogue(product, of.array(bias), formula, product if h is a else of.array(h))
+    return h.to(x.dtype), (nothing if h is a else a.to(x.dtype))
+
+
+@linear_act.register_fake
+def _(x, W, b, activation_name):
+    h = x.new_empty((x.shape[0], W.shape[0]))
+    keeps_a = activation(activation_name).saved == "a"
+    return h, (torch.empty_like(h) if keeps_a else x.new_empty((0, 0)))
+
+
+def _workable(tensor: Tensor) -> Tensor:
+    """16-bit tensors of the CPU in float32: NumPy computes in no less."""
+    if bridge.of(tensor).is_cuda:
+        return tensor
+    return tensor.to(bridge.compute_dtype(tensor.dtype))
+
+
+@torch.library.custom_op(
+    "gpubackprop::activation_backward",
+    mutates_args=(),
+    schema="(Tensor grad_h, Tensor saved, str activation_name) -> (Tensor, Tensor)",
+)
+def activation_backward(
+    grad_h: Tensor, saved: Tensor, activation_name: str
+) -> tuple[Tensor, Tensor]:
+    """delta (N, D) and its column sums (D,); `saved` (N, D) is h or a, as the registry says."""
+    dtype, of = saved.dtype, bridge.of(saved)
+    grad_h, saved = of.rows(_workable(grad_h.to(dtype))), of.rows(_workable(saved))
+    delta = torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
+    grad_b = delta.new_empty(delta.shape[1])
+    with of.verbs(saved) as verbs:
+        verbs.activation_backward(
+            of.array(grad_h), of.array(saved), activation(activation_name), of.array(delta),
+            of.array(grad_b),
+        )  # fmt: skip
+    return delta.to(dtype), grad_b.to(dtype)
+
+
+@activation_backward.register_fake
+def _(grad_h, saved, activation_name):
+    return saved.new_empty(saved.shape), saved.new_empty(saved.shape[1])
+
+
+@torch.library.custom_op("gpubackprop::column_sum", mutates_args=(), schema="(Tensor x) -> Tensor")
+def column_sum(x: Tensor) -> Tensor:
+    """sum_i x_ij of x (N, D), float32 for 16 bits on the way, in an order that is fixed."""
+    of = bridge.of(x)
+    wide = of.rows(_workable(x))
+    out = wide.new_empty(wide.shape[1])
+    with of.verbs(wide) as verbs:
+        verbs.column_sum(of.array(wide), of.array(out))
+    return out.to(x.dtype)
+
+
+@column_sum.register_fake
+def _(x):
+    return x.new_empty(x.shape[1])
+
+
+# -- autograd -------------------------------------------------------------------------------------
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, W, b, name = inputs
+    saved = activation(name).saved
+    kept = () if name == "identity" else (output[0] if saved == "h" else output[1],)
+    ctx.save_for_backward(x, W, *kept)
+    ctx.name, ctx.has_bias = name, b is not None
+    ctx.set_materialize_grads(False)
+    if saved == "h":
+        ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_h: Tensor | None, grad_a: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, W, *saved = ctx.saved_tensors
+    delta, grad_b = grad_a, None
+    if grad_h is not None and saved:
+        delta, grad_b = activation_backward(grad_h, saved[0], ctx.name)
+        if grad_a is not None:
+            delta, grad_b = delta + grad_a, grad_b + grad_a.sum(0)
+    elif grad_h is not None:
+        delta = grad_h
+    if delta is None:
+        return None, None, None, None
+    needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
+    if needs_b and grad_b is None:
+        grad_b = column_sum(delta)
+    return (
+        torch.mm(delta, W) if needs_x else None,
+        torch.mm(delta.t(), x) if needs_W else None,
+        grad_b if needs_b else None,
+        None,
+    )
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad_h, saved, ctx.name = inputs
+    ctx.save_for_backward(grad_h, saved)
+    ctx.set_materialize_grads(False)
+
+
+def _double_backward(
+    ctx: Any, v_delta: Tensor | None, v_b: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """With v = v_delta + v_b: v g' for grad_h, v grad_h g'' for what was saved."""
+    grad_h, saved = ctx.saved_tensors
+    parts = [v for v in (v_delta, v_b) if v is not None]
+    if not parts:
+        return None, None, None
+    v = sum(parts[1:], parts[0]).expand(saved.shape)
+    formula = activation(ctx.name)
+
+    def slope(s: Tensor) -> Tensor:
+        return FORMULAS[formula.name][1](s, formula.parameter)
+
+    value, pullback = torch.func.vjp(slope, saved)
+    return v * value, pullback((v * grad_h).to(value.dtype))[0], None
+
+
+linear_act.register_autograd(_backward, setup_context=_setup)
+activation_backward.register_autograd(_double_backward, setup_context=_setup_backward)
+column_sum.register_autograd(
+    lambda ctx, grad: grad.expand(ctx.shape),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "shape", inputs[0].shape),
+)

@@ -1,0 +1,110 @@
+"""Cross entropy of an affine layer without its logits, with PyTorch's signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
+from torch import Tensor
+
+from gpubackprop.errors import OptionError, ShapeError
+from gpubackprop.ops import checks
+from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
+from gpubackprop.torch import bridge
+from gpubackprop.torch.cross_entropy import cross_entropy
+from gpubackprop.torch.layers import autocast
+from gpubackprop.torch.linear_cross_entropy_ops import linear_cross_entropy as _fused
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """`torch.nn.functional.linear_cross_entropy`: cross_entropy(linear(input, ...), target, ...).
+
+    For class indices the logits never exist: they are computed in chunks, summed in float32, and
+    once more in the backward pass. Memory beyond inputs and gradients:
+    `linear_cross_entropy_ops.working_memory`.
+
+    Parameters
+    ----------
+    input : (D,) or (N, D).
+    linear_weight : (C, D); or (C, d1, ..., D), whose logits (N, C, d1, ...) are computed whole.
+    target : class indices (), (N,) or (N, d1, ...); or probabilities, shaped as the logits, which
+        are then computed whole too.
+    linear_bias : as linear_weight without D.
+    weight, reduction, label_smoothing, z_loss : as in `cross_entropy`.
+    ignore_index : None is -100, and the only choice for probabilities.
+    options : accepted, not read: the chunks follow from the sizes.
+
+    Returns
+    -------
+    loss : (), or shaped as the class indices for "none"; float32 for 16-bit input.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, DeviceUnavailable, LabelError: see `cross_entropy`.
+
+    >>> x, W = torch.tensor([[1.0, 2.0]]), torch.zeros(4, 2)
+    >>> round(linear_cross_entropy(x, W, torch.tensor([3])).item(), 4)
+    1.3863
+    """
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    _check(input, linear_weight, linear_bias)
+    classes, *places = linear_weight.shape[:-1]
+    logits_shape = (*input.shape[:-1], classes, *places)
+    dense = target.shape == logits_shape
+    if dense and ignore_index is not None:
+        raise OptionError("ignore_index goes with class indices; target holds probabilities")
+    ignored = -100 if ignore_index is None else int(ignore_index)
+    kept: dict[str, Any] = {
+        "ignore_index": ignored, "label_smoothing": label_smoothing, "z_loss": z_loss,
+        "reduction": reduction,
+    }  # fmt: skip
+    if dense or places or bridge.transformed():
+        bias = None if linear_bias is None else linear_bias.reshape(-1)
+        logits = F.linear(input, linear_weight.reshape(-1, input.shape[-1]), bias)
+        return cross_entropy(logits.reshape(logits_shape), target, weight, **kept)
+    checks.choice(reduction, "reduction", REDUCTIONS)
+    smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+    z_factor = checks.number(z_loss, "z_loss", 0.0)
+    if target.shape != input.shape[:-1] or target.is_floating_point():
+        raise ShapeError(
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)} but the logits "
+            f"{logits_shape} want class indices {tuple(input.shape[:-1])} or probabilities"
+        )
+    targets = target.reshape(-1)
+    targets = targets if targets.dtype in bridge.LABELS else targets.long()
+    x = input.reshape(-1, input.shape[-1])
+    operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
+    keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    loss, _, _ = _fused(
+        x, linear_weight, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor,
+        keep_sums,
+    )  # fmt: skip
+    return loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    bridge.of(input)
+    if input.dim() not in (1, 2) or weight.dim() < 2 or input.shape[-1] != weight.shape[-1]:
+        raise ShapeError(
+            f"input has shape {tuple(input.shape)} and linear_weight {tuple(weight.shape)} but "
+            f"wanted are (N, D) or (D,), and (C, D) or (C, d1, ..., D)"
+        )
+    if bias is not None and bias.shape != weight.shape[:-1]:
+        raise ShapeError(
+            f"linear_bias has shape {tuple(bias.shape)}, wanted {tuple(weight.shape[:-1])}"
+        )
+    if weight.dim() > 2 and input.dim() == 1:
+        raise ShapeError("a linear_weight of more than two dimensions wants input (N, D)")

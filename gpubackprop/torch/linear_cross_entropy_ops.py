@@ -1,0 +1,234 @@
+"""Cross entropy of an affine layer as custom operators of PyTorch: the logits never exist.
+
+Forward, for chunks of rows: z = x W^T + b, row losses and lse by the backend's verb. Backward, for
+chunks of classes, from lse:
+
+    delta = s_i (A exp(z - lse) / r - tau),  A = T + 2 z_loss lse,  r = sum_k exp(z_k - lse)
+    grad_x += delta W;  grad_W[chunk] = delta^T x;  grad_b[chunk] = sum_i delta_i
+
+so that each row of grad_W is one product, summed in float32 by the product itself; chunks of rows
+would need the sum of all chunks in float32, as large as W. r is 1 but for the rounding of lse,
+which would be an error of every element; the forward pass finds it. Costs a fourth product, since
+the logits are computed twice. 16-bit operands are multiplied to float32 results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpubackprop.backends import LossOptions
+from gpubackprop.torch import bridge, composed
+from gpubackprop.torch.cross_entropy_ops import run_verb
+
+_OPTIONS = "str reduction, int ignore_index, float label_smoothing, float z_loss"
+# Chunks of the rows and of the classes; as few as leave the memory below 1/8 of what logits,
+# their logarithms and their gradient take, so that the products stay large.
+ROW_CHUNKS, CLASS_CHUNKS = 8, 64
+
+
+def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -> int:
+    """Bytes that forward and backward pass take beyond inputs and gradients, at most.
+
+    >>> theirs = 3 * 4096 * 128256 * 2  # log-softmax, its gradient, that of the logits, bfloat16
+    >>> round(working_memory(4096, 4096, 128256, torch.bfloat16) / theirs, 3)
+    0.1
+    """
+    wide, narrow = bridge.compute_dtype(dtype).itemsize, dtype.itemsize
+    forward = -(-rows // ROW_CHUNKS) * classes * wide
+    chunk = -(-classes // CLASS_CHUNKS)
+    backward = rows * chunk * wide
+    if narrow < wide:  # delta in 16 bits; in float32 x, grad_x, its terms, parts of W and grad_W
+        backward += rows * chunk * narrow + (3 * rows + 2 * chunk) * features * wide
+        forward += chunk * features * wide
+    return max(forward, backward) + 16 * rows * wide
+
+
+@torch.library.custom_op(
+    "gpubackprop::linear_cross_entropy",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, {_OPTIONS}, "
+    "bool keep_sums) -> (Tensor, Tensor, Tensor)",
+)
+def linear_cross_entropy(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    targets: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    keep_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, lse, r) of x (N, D), W (C, D), b (C,), targets (N,); lse (N,), r (N,) or (0,)."""
+    rows, classes, compute = x.shape[0], W.shape[0], bridge.compute_dtype(x.dtype)
+    row_loss, lse = x.new_empty((rows,), dtype=compute), x.new_empty((rows,), dtype=compute)
+    sums = x.new_empty((rows if keep_sums else 0,), dtype=compute)
+    of, weight = bridge.of(x), _wide(weight, compute)
+    of.check_targets(targets, classes, ignore_index)
+    options = LossOptions(of.array(weight), ignore_index, label_smoothing, z_loss, reduction="none")
+    for number, part in enumerate(_chunks(rows, ROW_CHUNKS)):
+        z = _logits(x[part], W, b)
+        run_verb(
+            z, targets[part], options, row_loss[part], lse[part], None,
+            chunk=(number, part.start),
+        )  # fmt: skip
+        if keep_sums:
+            torch.sum(z.sub_(lse[part, None]).exp_(), 1, out=sums[part])
+        del z  # before the next one is made
+    if reduction == "none":
+        return row_loss, lse, sums
+    _, divisor = composed.shares(targets, classes, compute, weight, reduction, ignore_index)
+    return row_loss.sum() / divisor, lse, sums
+
+
+@linear_cross_entropy.register_fake
+def _(x, W, b, targets, weight, reduction, ignore_index, label_smoothing, z_loss, keep_sums):
+    compute, rows = bridge.compute_dtype(x.dtype), x.shape[0]
+    loss = x.new_empty((rows,) if reduction == "none" else (), dtype=compute)
+    sums = x.new_empty((rows if keep_sums else 0,), dtype=compute)
+    return loss, x.new_empty((rows,), dtype=compute), sums
+
+
+def _chunks(length: int, count: int) -> Iterator[slice]:
+    size = max(1, -(-length // count))
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype).contiguous()
+
+
+def _logits(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """x W^T + b in the compute dtype; W is widened in parts."""
+    compute = bridge.compute_dtype(x.dtype)
+    if x.dtype == compute or x.device.type == "cuda":
+        z = _product(x, W.t())
+    else:
+        z = torch.empty((len(x), len(W)), dtype=compute)
+        for part in _chunks(len(W), CLASS_CHUNKS):
+            z[:, part] = _product(x, W[part].t())
+    return z if b is None else z.add_(b)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the compute dtype of a. On a GPU 16-bit operands are multiplied as they are, with
+    float32 sums and results; on a CPU they are widened first."""
+    compute = bridge.compute_dtype(a.dtype)
+    if a.dtype == compute:
+        return torch.mm(a, b)
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=compute)
+    return torch.mm(a.to(compute), b.to(compute))
+
+
+@torch.library.custom_op(
+    "gpubackprop::linear_cross_entropy_backward",
+    mutates_args=(),
+    schema="(Tensor grad_loss, Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, "
+    f"Tensor lse, Tensor sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+)
+def linear_cross_entropy_backward(
+    grad_loss: Tensor,
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    targets: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    sums: Tensor,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(grad_x, grad_W, grad_b) for grad_loss () or, for "none", (N,)."""
+    classes, compute = W.shape[0], lse.dtype
+    weight = _wide(weight, compute)
+    share, _ = composed.shares(targets, classes, compute, weight, reduction, ignore_index)
+    scale = grad_loss.to(compute) * share
+    at_label = scale * (1 - label_smoothing)
+    uniform = x.new_full((classes,), label_smoothing / classes, dtype=compute)
+    total = uniform.sum() if weight is None else (uniform := uniform * weight).sum()
+    if weight is not None:
+        at_label = at_label * weight[targets.clamp(0, classes - 1)]
+    factor = (at_label + scale * (total + 2 * z_loss * lse if z_loss else total)) / sums
+    grad_x = torch.zeros(x.shape, dtype=compute, device=x.device)
+    grad_W, grad_b = torch.empty_like(W), W.new_empty(classes)
+    x_ = x if x.device.type == "cuda" else x.to(compute)
+    for part in _chunks(classes, CLASS_CHUNKS):
+        W_ = W[part].to(x_.dtype)
+        z = _product(x_, W_.t())
+        if b is not None:
+            z += b[part]
+        z.sub_(lse[:, None]).exp_().mul_(factor[:, None])
+        if label_smoothing:
+            z.addr_(scale, uniform[part], alpha=-1)
+        place = targets - part.start
+        inside = (place >= 0) & (place < z.shape[1]) & (targets != ignore_index)
+        place = place.clamp(0, z.shape[1] - 1)
+        z.scatter_add_(1, place[:, None], torch.where(inside, -at_label, 0.0)[:, None])
+        z.masked_fill_(composed.ignored_rows(targets, ignore_index)[:, None], 0.0)
+        grad_b[part] = z.sum(0)
+        delta = z.to(x_.dtype)
+        grad_x += _product(delta, W_)
+        grad_W[part] = _product(delta.t(), x_)
+        del z, delta, W_  # before the next ones are made
+    return grad_x.to(x.dtype), grad_W, grad_b
+
+
+@linear_cross_entropy_backward.register_fake
+def _(grad_loss, x, W, b, *others):
+    return torch.empty_like(x), torch.empty_like(W), W.new_empty(W.shape[0])
+
+
+# -- autograd -------------------------------------------------------------------------------------
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.reduction, ctx.ignore_index, ctx.smoothing, ctx.z_loss, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 10
+    grads = linear_cross_entropy_backward(
+        grad_loss, *ctx.saved_tensors, ctx.reduction, ctx.ignore_index, ctx.smoothing, ctx.z_loss
+    )
+    needed = zip(grads, ctx.needs_input_grad[:3], strict=True)
+    return *(grad if needs else None for grad, needs in needed), *([None] * 7)
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_loss, x, W, b, targets, weight, _, _, *ctx.options = inputs
+    ctx.save_for_backward(grad_loss, x, W, b, targets, weight)
+
+
+def _double_backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+    """By PyTorch's operators, with logits: second derivatives need them."""
+    grad_loss, x, W, b, targets, weight = ctx.saved_tensors
+
+    def gradients(grad: Tensor, *inputs: Tensor) -> Any:
+        def loss(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+            z = torch.nn.functional.linear(x, W, b)
+            return composed.loss(z, targets, weight, *ctx.options)[0]
+
+        return torch.func.vjp(loss, *inputs)[1](grad)
+
+    inputs = (x, W) if b is None else (x, W, b)
+    _, pullback = torch.func.vjp(gradients, grad_loss, *inputs)
+    grads = pullback(v[: len(inputs)])
+    return *grads, *([None] * (12 - len(grads)))
+
+
+linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
+linear_cross_entropy_backward.register_autograd(_double_backward, setup_context=_setup_backward)

@@ -1,0 +1,124 @@
+// update_table<Rule, T>: one step of an optimizer on many tensors, one launch, for PyTorch's parameters
+//   g' = factor * unscale * g + decay * p (coupled);  p, s = Rule::apply(p, g', s), before it p *= decay
+//   (decoupled), as update.cu; coefficients of its own for each tensor, which has its own step count
+// prepare_table<Rule, T>: those coefficients, and the step counts, by one thread a tensor
+//   table: uint64[tensors][WORDS] on the device: addresses of p, g: T[count]; s0, s1: compute_of<T>
+//   [count] (0 where Rule has fewer slots) and of the step count: f32; count; the first of the tensor's
+//   chunks, counted over all tensors, never more than the next tensor's; its row of `settings`
+//   settings: f64[groups][8] = {lr, weight_decay, factor of the gradient (-1: maximize), the rule's
+//   hyperparameters in the registry's order}
+//   scale, found_inf: f32 of a gradient scaler, or null: the gradient is divided by *scale, and where
+//   *found_inf != 0 the step is neither counted nor taken
+//   c: compute_of<T>[tensors][COEFFICIENTS]
+//   A block finds its tensor by bisection over the first chunks; a chunk is CHUNK elements, counted from
+//   the last multiple of a pack's bytes at or before p, so that accesses to p are aligned
+//   moves 2 sizeof(T) + sizeof(T) + 2 SLOTS sizeof(C) bytes a parameter; Adam in f32: 28
+//   accesses of 16 bytes; head and tail, and arrays that are aligned otherwise, element by element
+//   measured: not measured on a GPU
+#include "include/vector.cuh"
+#include "updates.cuh"
+
+#ifndef ONLY_FORMULA
+#undef FOR_EACH_UPDATE
+#define FOR_EACH_UPDATE(ENTRIES) \
+    ENTRIES(gradient_descent) ENTRIES(sgd) ENTRIES(sgd_nesterov) ENTRIES(adam) ENTRIES(adamw)
+#endif
+
+constexpr int THREADS = 256, CHUNK = 4096, SETTINGS = 8, FIRST_HYPERPARAMETER = 3;
+using namespace updates;
+
+enum Word { P_ADDRESS, G_ADDRESS, S0_ADDRESS, S1_ADDRESS, STEP_ADDRESS, COUNT, FIRST_CHUNK, GROUP, WORDS };
+
+template <class Rule, class C>
+__device__ __forceinline__ void prepare_table(
+    const uint64* table, const double* settings, const float* scale, const float* found_inf, C* c,
+    int64 tensors) {
+    int64 t = int64(blockIdx.x) * THREADS + threadIdx.x;
+    if (t >= tensors) return;
+    const uint64* row = table + t * WORDS;
+    const double* setting = settings + row[GROUP] * SETTINGS;
+    float* steps = reinterpret_cast<float*>(row[STEP_ADDRESS]);
+    double step = double(*steps) + 1.0, lr = setting[0], weight_decay = setting[1];
+    double own[FORMULA_COEFFICIENTS] = {};
+    Rule::prepare(setting + FIRST_HYPERPARAMETER, lr, step, own);
+    C* mine = c + t * COEFFICIENTS;
+    for (int i = 0; i < FORMULA_COEFFICIENTS; ++i) mine[i] = C(own[i]);
+    bool proceed = found_inf == nullptr || *found_inf == 0.f;
+    mine[DECAY] = C(Rule::DECOUPLED ? 1.0 - lr * weight_decay : weight_decay);
+    mine[L2] = C(0);
+    mine[UNSCALE] = scale == nullptr ? C(1) : C(1.0 / double(*scale));
+    mine[GRADIENT_FACTOR] = C(setting[2]);
+    mine[PROCEED] = proceed ? C(1) : C(0);
+    if (proceed) *steps = float(step);
+}
+
+// The last tensor whose first chunk is not beyond `chunk`.
+__device__ __forceinline__ int64 tensor_of(const uint64* table, int64 tensors, uint64 chunk) {
+    int64 lo = 0, hi = tensors;
+    while (hi - lo > 1) {
+        int64 middle = (lo + hi) / 2;
+        if (table[middle * WORDS + FIRST_CHUNK] <= chunk) lo = middle;
+        else hi = middle;
+    }
+    return lo;
+}
+
+template <class Rule, class T>
+__device__ __forceinline__ void update_table(
+    const uint64* table, const compute_of<T>* coefficients, int64 tensors) {
+    using C = compute_of<T>;
+    constexpr int E = PACK<C>;
+    int64 tensor = tensor_of(table, tensors, blockIdx.x);
+    const uint64* row = table + tensor * WORDS;
+    const C* c = coefficients + tensor * COEFFICIENTS;
+    if (c[PROCEED] == C(0)) return;
+    // Of the chunk, elements [first, last) are inside the tensor; 32 bits for what is counted here.
+    uint64 address = row[P_ADDRESS];
+    int first = int(address % (E * sizeof(T)) / sizeof(T));
+    int64 begin = (int64(blockIdx.x) - int64(row[FIRST_CHUNK])) * CHUNK - first;
+    int64 left = int64(row[COUNT]) - begin;
+    int last = left < CHUNK ? int(left) : CHUNK;
+    if (begin > 0) first = 0;
+    T* p = reinterpret_cast<T*>(address) + begin;
+    const T* g = reinterpret_cast<const T*>(row[G_ADDRESS]) + begin;
+    C* const states[2] = {
+        reinterpret_cast<C*>(row[S0_ADDRESS]) + begin, reinterpret_cast<C*>(row[S1_ADDRESS]) + begin};
+    C unscale = c[UNSCALE], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
+    for (int i = int(threadIdx.x) * E; i < last; i += THREADS * E) {
+        int lo = i < first ? first : 0, hi = last - i < E ? last - i : E;
+        Pack<T, E> weights = load_part<T, E>(p + i, lo, hi), gradient = load_part<T, E>(g + i, lo, hi);
+        Pack<C, E> slots[2] = {};
+#pragma unroll
+        for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = load_part<C, E>(states[n] + i, lo, hi);
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+            C x = widen(weights.v[e]), y = C(widen(gradient.v[e])) * unscale * factor;
+            if (Rule::DECOUPLED) x *= decay;
+            else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
+            C state[2] = {slots[0].v[e], slots[1].v[e]};
+            weights.v[e] = narrow<T>(Rule::apply(x, y, state, c));
+            slots[0].v[e] = state[0], slots[1].v[e] = state[1];
+        }
+        store_part(p + i, weights, lo, hi);
+#pragma unroll
+        for (int n = 0; n < Rule::SLOTS; ++n) store_part(states[n] + i, slots[n], lo, hi);
+    }
+}
+
+#define ENTRY_(rule, T)                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS) update_table_##rule##_##T(         \
+        const uint64* table, const compute_of<T>* c, int64 tensors) {                        \
+        update_table<rule, T>(table, c, tensors);                                            \
+    }                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS) prepare_table_##rule##_##T(        \
+        const uint64* table, const double* settings, const float* scale,                     \
+        const float* found_inf, compute_of<T>* c, int64 tensors) {                           \
+        prepare_table<rule, compute_of<T>>(table, settings, scale, found_inf, c, tensors);   \
+    }
+#define ENTRY(rule, T) ENTRY_(rule, T)
+#ifdef ONLY_DTYPE
+#define ENTRIES(rule) ENTRY(rule, ONLY_DTYPE)
+#else
+#define ENTRIES(rule) ENTRY(rule, f64) ENTRY(rule, f32) ENTRY(rule, f16) ENTRY(rule, bf16)
+#endif
+FOR_EACH_UPDATE(ENTRIES)

@@ -1,0 +1,84 @@
+"""Bad input to `gpubackprop.torch`: each error says what, got, wanted and what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
+
+import gpubackprop.torch as gt
+from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
+from tests.emulator.module import missing_compiler
+from tests.torch_paths import emulated
+
+Z, Y = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40])
+def test_a_label_out_of_range_is_an_index_error_that_names_row_and_label(label):
+    y = torch.tensor([0, 1, label, 0])
+    with pytest.raises(IndexError):
+        F.cross_entropy(Z, y)
+    with pytest.raises(gt.LabelError, match=rf"target\[2\] is {label} but .* \[0, 3\)") as caught:
+        gt.cross_entropy(Z, y)
+    assert isinstance(caught.value, IndexError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler() or "-")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_on_a_gpu_it_is_a_row_of_nan_and_the_error_of_a_later_call(reduction):
+    with emulated() as counts:
+        z, y = Z.clone().requires_grad_(), torch.tensor([0, 1, 7, 0])
+        loss = gt.cross_entropy(z, y, reduction=reduction)
+        assert loss.isnan().any()
+        assert counts.waits == 0
+        with pytest.raises(IndexError, match=r"target\[2\] of an earlier call on cuda:0 was 7"):
+            gt.cross_entropy(z, Y)
+        assert gt.cross_entropy(z, Y).isfinite(), "raised once, and the context lives"
+        gt.cross_entropy(z, torch.tensor([0, 1, -5, 0]))
+        with pytest.raises(IndexError, match="pass ignore_index"):
+            gt.check_labels()
+        gt.cross_entropy(z, y)
+        optimizer = gt.SGD([z], lr=0.1)
+        z.grad = torch.zeros_like(z)
+        with pytest.raises(IndexError, match="was 7"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "said"),
+    [
+        ((Z, Y[:3]), {}, ShapeError, r"target has shape \(3,\) but .* indices \(4,\)"),
+        ((Z, Y.float()), {}, DtypeError, r"are integers; use target.long\(\)"),
+        ((Z, torch.ones(4, 3).long()), {}, DtypeError, r"e.g. target.argmax\(1\)"),
+        ((Z.long(), Y), {}, DtypeError, r"input has dtype torch.int64"),
+        ((torch.zeros(()), Y[0]), {}, ShapeError, "no dimension"),
+        ((torch.zeros(4, 0), Y), {}, ShapeError, "at least one class"),
+        ((Z, Y), {"weight": torch.ones(4)}, ShapeError, r"weight has shape \(4,\) .* \(3,\)"),
+        ((Z, Y), {"reduction": "avg"}, OptionError, "'mean', 'sum', 'none'"),
+        ((Z, Y), {"label_smoothing": 1.5}, OptionError, "label_smoothing is 1.5"),
+        ((Z, Y), {"z_loss": -1.0}, OptionError, "z_loss is -1.0"),
+        ((Z, torch.rand(4, 3)), {"ignore_index": 1}, OptionError, "goes with class indices"),
+        ((Z, Y.to("meta")), {}, DeviceUnavailable, r"move it with target.to\(input.device\)"),
+        ((Z.to("meta"), Y.to("meta")), {}, DeviceUnavailable, "works on cpu and cuda"),
+    ],
+)
+def test_bad_arguments_of_cross_entropy_say_what_to_do(arguments, options, error, said):
+    with pytest.raises(error, match=said):
+        gt.cross_entropy(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ((torch.zeros(2, 3), torch.zeros(4, 5)), ShapeError, r"wants \(\.\.\., 5\)"),
+        ((torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(5)), ShapeError, r"wanted \(4,\)"),
+        ((torch.zeros(2, 5).double(), torch.zeros(4, 5)), DtypeError, "one float type"),
+        ((torch.zeros(2, 5), torch.zeros(4, 5), None, "rleu"), OptionError, "relu"),
+    ],
+)
+def test_bad_arguments_of_a_layer_say_what_to_do(arguments, error, said):
+    with pytest.raises(error, match=said):
+        gt.linear_act(*arguments)

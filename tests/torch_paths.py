@@ -1,0 +1,93 @@
+"""The three ways of `gpubackprop.torch`: CPU tensors, emulated kernels, a GPU.
+
+Emulated: CPU tensors are led through the CUDA backend, on the stand-in for CuPy, so that the very
+same operators, launches and kernels work on their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from gpubackprop.torch import bridge
+from tests.emulator import cupy_stub
+from tests.emulator.module import missing_compiler
+
+
+class EmulatedBridge(bridge.CudaBridge):
+    """`CudaBridge` for memory of the host: all but pointers and streams is its code."""
+
+    @contextmanager
+    def verbs(self, like: torch.Tensor) -> Iterator[Any]:
+        yield self.backend(0, 0, self.capturing())
+
+    def array(self, tensor: torch.Tensor | None) -> Any:
+        return None if tensor is None else cupy_stub.ndarray(bridge.numpy_view(tensor), 0)
+
+    def capturing(self) -> bool:
+        return cupy_stub.STATE.graph is not None
+
+    def _pinned(self, host: torch.Tensor) -> torch.Tensor:
+        assert not self.capturing(), "cudaHostAlloc cannot be captured"
+        return host.clone()
+
+    def _copy_pinned(self, pinned: torch.Tensor, out: torch.Tensor) -> None:
+        cupy_stub._queue(lambda: out.copy_(pinned))
+
+    def _device_view(self, pinned: torch.Tensor, index: int) -> Any:
+        return cupy_stub.ndarray(bridge.numpy_view(pinned), 0)
+
+
+@contextmanager
+def emulated() -> Iterator[cupy_stub.Counts]:
+    """CPU tensors go to emulated kernels while this lasts; gives the counts of launches."""
+    before = bridge.ROUTES["cpu"]
+    with cupy_stub.installed() as counts:
+        bridge.ROUTES["cpu"] = EmulatedBridge()
+        try:
+            yield counts
+        finally:
+            bridge.ROUTES["cpu"] = before
+
+
+class Path:
+    """Where a test computes: `device` for its tensors."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.device = name, "cuda" if name == "cuda" else "cpu"
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self.name == "cuda" and not torch.cuda.is_available():
+            pytest.skip(f"needs a GPU: PyTorch {torch.__version__} sees none")
+        if self.name != "emulated":
+            yield
+            return
+        if missing_compiler():
+            pytest.skip(missing_compiler())
+        with emulated():
+            yield
+
+
+PATHS = [
+    "numpy",
+    pytest.param("emulated", marks=pytest.mark.emulated),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The three ways, one after the other; import it where a test wants them."""
+    chosen = Path(request.param)
+    with chosen():
+        yield chosen
+
+
+def array(tensor: torch.Tensor) -> Any:
+    """Its values for a comparison, in NumPy's type of the same name."""
+    return bridge.numpy_view(tensor.detach().cpu())
