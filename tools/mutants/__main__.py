@@ -72,11 +72,10 @@ def _sample(mutants: Sequence[Mutant], record: Record, options: argparse.Namespa
     is, since each of them would take all tests."""
     recorded = {mutant: record.verdict(mutant) for mutant in mutants}
     verdicts = {m: v for m, v in recorded.items() if v and "::" not in v}
-    crew = Crew(options.jobs, options.tests)
-    for mutant, verdict in crew.judge([m for m in mutants if m not in verdicts], record):
-        verdicts[mutant] = verdict
-    crew.check_killers(list(verdicts.values()))
-    crew.close()
+    with Crew(options.jobs, options.tests) as crew:
+        for mutant, verdict in crew.judge([m for m in mutants if m not in verdicts], record):
+            verdicts[mutant] = verdict
+        crew.check_killers(list(verdicts.values()))
     print("\n".join(shown(mutant, verdicts[mutant]) for mutant in mutants))
     return _outcome(verdicts)
 
@@ -89,15 +88,15 @@ def _all(
 ) -> int:
     sources, stop = Sources(), time.time() + 60 * options.minutes
     waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
+    waiting.sort(key=lambda m: bool(reason_of(m.file, m.before, m.after)))  # these take all tests
     print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
     if waiting:
-        crew = Crew(options.jobs, options.tests)
-        sources = Sources(crew.copies[0].path)
-        results = crew.judge(waiting, record, baseline=crew.baseline(sources), stop=stop)
-        for mutant, verdict in results:
-            record.keep(mutant, verdict, sources)
-            print(shown(mutant, verdict), flush=True)
-        crew.close()
+        with Crew(options.jobs, options.tests) as crew:
+            sources = Sources(crew.copies[0].path)
+            known = crew.baseline(sources)
+            for mutant, verdict in crew.judge(waiting, record, baseline=known, stop=stop):
+                record.keep(mutant, verdict, sources)
+                print(shown(mutant, verdict), flush=True)
     record.forget_all_but(everything)
     report.write(record)
     return _outcome({mutant: record.verdict(mutant) for mutant in mutants})
