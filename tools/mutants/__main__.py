@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from tools.mutants import report
 from tools.mutants.equivalent import reason_of, stale
+from tools.mutants.judge import SURVIVED
 from tools.mutants.mutations import Mutant, all_mutants, sample
 from tools.mutants.record import Record, Sources
 from tools.mutants.running import Crew, shown
@@ -54,7 +55,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
     parser.add_argument("--kind", default="", help="operator, bound, barrier, lane, scale, store")
-    parser.add_argument("--tests", default="", metavar="TEXT", help="tests whose name contains it")
+    parser.add_argument("--tests", default="", metavar="TEXT", help="these only; keep no survivor")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
     parser.add_argument("--write", action="store_true", help="the tables only, as --all does")
@@ -95,7 +96,8 @@ def _all(
             sources = Sources(crew.copies[0].path)
             known = crew.baseline(sources)
             for mutant, verdict in crew.judge(waiting, record, baseline=known, stop=stop):
-                record.keep(mutant, verdict, sources)
+                if verdict != SURVIVED or not options.tests:
+                    record.keep(mutant, verdict, sources)
                 print(shown(mutant, verdict), flush=True)
     record.forget_all_but(everything)
     report.write(record)
