@@ -35,7 +35,7 @@ class Counts:
     def row(self, name: str, made: int, when: str) -> str:
         run = self.killed + self.equivalent + self.survivors + self.broken
         numbers = (made, made - run, self.broken, self.equivalent, self.killed, self.survivors)
-        share = f"{self.share:.1%}" if self.killed + self.survivors else ""
+        share = f"{self.share:.1%}" if run == made else ""  # of a part it would say too much
         return "| " + " | ".join([name, *map(str, numbers), share, when]) + " |"
 
 
@@ -61,14 +61,17 @@ def table(record: Record) -> str:
         "| killed of the last two | last run |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    total: Counter[str] = Counter()
+    whole: Counter[str] = Counter()
+    all_made = 0
     for file, entries in sorted(record.entries.items()):
         found = Counter(outcome(file, e.verdict, e.before, e.after) for e in entries.values())
-        total += found
         made, when = record.made[file], record.dates.get(file, "")
+        if made == len(entries):
+            whole += found
+            all_made += made
         lines.append(Counts(**found).row(f"`{file}`", made, when))
     newest = max(record.dates.values(), default="")
-    lines.append(Counts(**total).row("all", sum(record.made.values()), newest))
+    lines.append(Counts(**whole).row("all that were run whole", all_made, newest))
     return "\n".join(lines) + "\n"
 
 
