@@ -58,6 +58,13 @@ def test_threads_share_a_matrix_out(shape, joined, misaligned, chunks):
         np.add.at(taken, (place + e)[exists & (lo <= e) & (e < hi)], 1)
     assert (taken == 1).all(), "each element belongs to exactly one thread"
 
+    # No more is visited than needs be, and each of the chunks takes as many (joined) rows.
+    assert joined or exists[visited].all()
+    long_rows = -(-(rows * cols + misaligned) // width) if joined else rows
+    assert said["row"][visited].max() == long_rows - 1
+    chunk = np.arange(len(visited))[:, None] // (STRIP_ROWS * STRIP_COLUMNS) // grid[0]
+    assert (said["row"] // -(-long_rows // chunks) == chunk)[visited].all()
+
     whole = visited & (lo == 0) & (hi == E)
     for count in (1, 2, 4):  # in this row and in the next that the thread visits
         wanted = whole.copy()

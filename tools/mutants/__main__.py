@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from tools.mutants import report
 from tools.mutants.equivalent import reason_of, stale
+from tools.mutants.judge import SURVIVED
 from tools.mutants.mutations import Mutant, all_mutants, sample
 from tools.mutants.record import Record, Sources
 from tools.mutants.running import Crew, shown
@@ -54,7 +55,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
     parser.add_argument("--kind", default="", help="operator, bound, barrier, lane, scale, store")
-    parser.add_argument("--tests", default="", metavar="TEXT", help="tests whose name contains it")
+    parser.add_argument("--tests", default="", metavar="TEXT", help="these only; keep no survivor")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
     parser.add_argument("--write", action="store_true", help="the tables only, as --all does")
@@ -72,11 +73,10 @@ def _sample(mutants: Sequence[Mutant], record: Record, options: argparse.Namespa
     is, since each of them would take all tests."""
     recorded = {mutant: record.verdict(mutant) for mutant in mutants}
     verdicts = {m: v for m, v in recorded.items() if v and "::" not in v}
-    crew = Crew(options.jobs, options.tests)
-    for mutant, verdict in crew.judge([m for m in mutants if m not in verdicts], record):
-        verdicts[mutant] = verdict
-    crew.check_killers(list(verdicts.values()))
-    crew.close()
+    with Crew(options.jobs, options.tests) as crew:
+        for mutant, verdict in crew.judge([m for m in mutants if m not in verdicts], record):
+            verdicts[mutant] = verdict
+        crew.check_killers(list(verdicts.values()))
     print("\n".join(shown(mutant, verdicts[mutant]) for mutant in mutants))
     return _outcome(verdicts)
 
@@ -89,15 +89,16 @@ def _all(
 ) -> int:
     sources, stop = Sources(), time.time() + 60 * options.minutes
     waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
+    waiting.sort(key=lambda m: bool(reason_of(m.file, m.before, m.after)))  # these take all tests
     print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
     if waiting:
-        crew = Crew(options.jobs, options.tests)
-        sources = Sources(crew.copies[0].path)
-        results = crew.judge(waiting, record, baseline=crew.baseline(sources), stop=stop)
-        for mutant, verdict in results:
-            record.keep(mutant, verdict, sources)
-            print(shown(mutant, verdict), flush=True)
-        crew.close()
+        with Crew(options.jobs, options.tests) as crew:
+            sources = Sources(crew.copies[0].path)
+            known = crew.baseline(sources)
+            for mutant, verdict in crew.judge(waiting, record, baseline=known, stop=stop):
+                if verdict != SURVIVED or not options.tests:
+                    record.keep(mutant, verdict, sources)
+                print(shown(mutant, verdict), flush=True)
     record.forget_all_but(everything)
     report.write(record)
     return _outcome({mutant: record.verdict(mutant) for mutant in mutants})

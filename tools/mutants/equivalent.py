@@ -46,6 +46,8 @@ TABLE = (
     Equivalent("sum_of_squares.cu", "count - i < E ?", "count - i <= E ?", SAME),
     Equivalent("sum_of_squares.cu", "penalized - i < hi ?", "penalized - i <= hi ?", SAME),
     Equivalent("sum_of_squares.cu", "SEQUENCE && i < count", "SEQUENCE && i <= count", EMPTY),
+    Equivalent("losses.cuh", "- (a < C(0) ?", "- (a <= C(0) ?", SAME),
+    Equivalent("sum_of_squares.cu", "i < penalized)", "i <= penalized)", EMPTY),
     Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
     Equivalent("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0", ONE_BLOCK),
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),

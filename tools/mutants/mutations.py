@@ -138,7 +138,7 @@ def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
 
 def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
     """For each source below kernels/, the .cu files whose text it is part of, by name, shortest
-    first; then those of `others`, by path."""
+    first; then those of `others`, by path from the root."""
     kernels = kernels.resolve()
     own = sorted(kernels.glob("*.cu"), key=lambda path: path.stat().st_size)
     result: dict[str, list[str]] = {}
@@ -150,7 +150,7 @@ def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
             if path not in reached:
                 reached.add(path)
                 waiting += _included(path)
-        name = source.name if source in own else str(source)
+        name = source.name if source in own else str(source.relative_to(kernels.parent))
         for path in reached:
             if path.is_relative_to(kernels):
                 result.setdefault(path.relative_to(kernels).as_posix(), []).append(name)

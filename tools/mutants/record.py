@@ -90,9 +90,10 @@ class Record:
     def __init__(self, path: Path = PATH) -> None:
         self.path = path
         self.dates: dict[str, str] = {}
+        self.made: dict[str, int] = {}  # mutants of a file, on record or not
         self.entries: dict[str, dict[str, Entry]] = {}
         for file, kept in (json.loads(path.read_text()) if path.exists() else {}).items():
-            self.dates[file] = kept["date"]
+            self.dates[file], self.made[file] = kept["date"], kept["made"]
             self.entries[file] = {key: Entry(*e) for key, e in kept["verdicts"].items()}
 
     def verdict(self, mutant: Mutant) -> str:
@@ -120,11 +121,16 @@ class Record:
             self.dates[mutant.file] = date.today().isoformat()
 
     def forget_all_but(self, mutants: Iterable[Mutant]) -> None:
-        """Drop what is no mutant of today's sources."""
-        keys = {(mutant.file, mutant.key) for mutant in mutants}
+        """Drop what is no mutant of today's sources, and count those."""
+        keys: dict[str, set[str]] = {}
+        for mutant in mutants:
+            keys.setdefault(mutant.file, set()).add(mutant.key)
         with self._latest():
-            for file, entries in self.entries.items():
-                self.entries[file] = {k: e for k, e in entries.items() if (file, k) in keys}
+            old, self.made = self.entries, {file: len(own) for file, own in keys.items()}
+            self.entries = {
+                file: {key: e for key, e in old.get(file, {}).items() if key in own}
+                for file, own in keys.items()
+            }
 
     @contextmanager
     def _latest(self) -> Iterator[None]:
@@ -132,7 +138,7 @@ class Record:
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             latest = Record(self.path)
-            self.entries, self.dates = latest.entries, latest.dates
+            self.entries, self.dates, self.made = latest.entries, latest.dates, latest.made
             yield
             made = self.path.with_suffix(".new")
             made.write_text(self._text())
@@ -146,7 +152,8 @@ class Record:
                 f"   {json.dumps(key)}: {json.dumps(_trimmed(entry))}"
                 for key, entry in sorted(self.entries[file].items())
             ]
-            head = f'  "date": {json.dumps(self.dates[file])}, "verdicts": {{\n'
+            facts = {"date": self.dates.get(file, ""), "made": self.made.get(file, len(lines))}
+            head = f'  {json.dumps(facts)[1:-1]}, "verdicts": {{\n'
             files.append(f" {json.dumps(file)}: {{\n{head}" + ",\n".join(lines) + "\n  }\n }")
         return "{\n" + ",\n".join(files) + "\n}\n"
 

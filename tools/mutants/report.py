@@ -20,51 +20,58 @@ SAME_OBJECT = "g++ -O2 makes the same object code of it, in every entry"
 
 @dataclass
 class Counts:
-    """Of the mutants that compile."""
+    """How many mutants ended how."""
 
     killed: int = 0
     equivalent: int = 0
     survivors: int = 0
+    broken: int = 0  # they do not compile
 
     @property
     def share(self) -> float:
         """Killed, of those that are not equivalent."""
         return self.killed / max(1, self.killed + self.survivors)
 
-    def row(self, name: str, when: str) -> str:
-        mutants = self.killed + self.equivalent + self.survivors
-        counts = f"{mutants} | {self.killed} | {self.equivalent} | {self.survivors}"
-        return f"| {name} | {counts} | {self.share:.1%} | {when} |"
+    def row(self, name: str, made: int, when: str) -> str:
+        run = self.killed + self.equivalent + self.survivors + self.broken
+        numbers = (made, made - run, self.broken, self.equivalent, self.killed, self.survivors)
+        share = f"{self.share:.1%}" if run == made else ""  # of a part it would say too much
+        return "| " + " | ".join([name, *map(str, numbers), share, when]) + " |"
 
 
 def outcome(file: str, verdict: str, before: str, after: str) -> str:
-    """ "killed", "equivalent", "survivors" or, where it does not compile, ""."""
+    """The attribute of `Counts` in which it counts."""
     if verdict == DOES_NOT_COMPILE:
-        return ""
+        return "broken"
     if verdict == SAME_CODE or (verdict == SURVIVED and reason_of(file, before, after)):
         return "equivalent"
     return "survivors" if verdict == SURVIVED else "killed"
 
 
 def count(verdicts: dict[Mutant, str]) -> Counts:
-    found = Counter(outcome(m.file, v, m.before, m.after) for m, v in verdicts.items())
-    return Counts(found["killed"], found["equivalent"], found["survivors"])
+    return Counts(
+        **Counter(outcome(m.file, v, m.before, m.after) for m, v in verdicts.items() if v)
+    )
 
 
 def table(record: Record) -> str:
     """By source file, and all together."""
     lines = [
-        "| source | mutants | killed | equivalent | survivors | killed of the rest | run |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| source | mutants | not run | do not compile | equivalent | killed | survivors "
+        "| killed of the last two | last run |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    total: Counter[str] = Counter()
+    whole: Counter[str] = Counter()
+    all_made = 0
     for file, entries in sorted(record.entries.items()):
         found = Counter(outcome(file, e.verdict, e.before, e.after) for e in entries.values())
-        total += found
-        counts = Counts(found["killed"], found["equivalent"], found["survivors"])
-        lines.append(counts.row(f"`{file}`", record.dates[file]))
-    counts = Counts(total["killed"], total["equivalent"], total["survivors"])
-    lines.append(counts.row("all", max(record.dates.values(), default="")))
+        made, when = record.made[file], record.dates.get(file, "")
+        if made == len(entries):
+            whole += found
+            all_made += made
+        lines.append(Counts(**found).row(f"`{file}`", made, when))
+    newest = max(record.dates.values(), default="")
+    lines.append(Counts(**whole).row("all that were run whole", all_made, newest))
     return "\n".join(lines) + "\n"
 
 

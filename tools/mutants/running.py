@@ -17,7 +17,7 @@ from tools.mutants.worker import Reply
 
 
 class Crew:
-    """Copies of the tree with a worker each.
+    """Copies of the tree with a worker each; a context, at whose end the workers end.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Crew:
     def baseline(self, sources: Sources) -> Reply:
         """All tests without a mutant: what each takes and uses. They must pass. What is known from
         a run before is not run again until a kernel or the test's file changes."""
-        kept = self.copies[0].cache / "baseline.json"
+        kept = self.copies[0].cache.parent / "baseline.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
         mark = {test: sources.behind(test) for test in self.tests}
         new = [test for test in self.tests if known.get(test, [""])[0] != mark[test]]
@@ -79,13 +79,21 @@ class Crew:
                         yield result
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for copy in self.copies:
-                    copy.worker.kill()
+                self._kill()
                 raise
 
-    def close(self) -> None:
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            self._kill()
         for copy in self.copies:
             copy.worker.close()
+
+    def _kill(self) -> None:
+        for copy in self.copies:
+            copy.worker.kill()
 
     def _must_pass(self, tests: Sequence[str]) -> Reply:
         reply = self.copies[0].worker.run(tests, to_the_end=True)

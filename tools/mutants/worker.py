@@ -150,8 +150,9 @@ class Server:
         sources: dict[int, str] = {}
 
         def noted_create(module: Any, source: str | Path, *args: Any, **options: Any) -> None:
-            sources[id(module)] = str(source)
-            self.used.add(str(source))
+            name = str(source).removeprefix(f"{Path.cwd()}/")
+            sources[id(module)] = name
+            self.used.add(name)
             self.libraries += options.get("load", True)
             create(module, source, *args, **options)
 
