@@ -13,6 +13,7 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +36,14 @@ _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, also for --help and wrong usage."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:  # one more, while the one before was dealt with
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return 130
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _set_threads_before_numpy(arguments)
     name = "gpubackprop"
@@ -46,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 for --help, 2 for wrong usage
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
