@@ -62,11 +62,12 @@ def by_hand(x, y, epochs, batch_rows):
     return curve, W
 
 
-def test_training_is_gradient_descent_with_the_masks_of_the_drawn_seed():
+def test_training_is_gradient_descent_with_the_masks_of_the_drawn_seed(way):
     x, y = regression()
     model = small(
         MLPRegressor, hidden_layer_sizes=(6, 5), dropout=RATES, solver="sgd", momentum=0.0,
         alpha=0.0, shuffle=False, batch_size=64, learning_rate_init=LEARNING_RATE, max_iter=3,
+        device=way.device,
     ).fit(x, y)  # fmt: skip
     curve, W = by_hand(x, y, 3, 64)  # batches of 64, 64 and 22
     np.testing.assert_allclose(model.loss_curve_, curve, rtol=1e-12)
@@ -128,9 +129,9 @@ def test_a_fit_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, seed):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_partial_fit_goes_on_with_the_masks_of_fit_also_in_a_copy(copied):
-    x, y = digits(100)
-    settings = {"dropout": 0.4, "shuffle": False}
+def test_partial_fit_goes_on_with_the_masks_of_fit_also_in_a_copy(copied, way):
+    x, y = digits(40)
+    settings = {"dropout": 0.4, "shuffle": False, "batch_size": 16, "device": way.device}
     model = small(max_iter=2, **settings).fit(x, y)
     twin = copied(model)
     same(twin.partial_fit(x, y).partial_fit(x, y), model.partial_fit(x, y).partial_fit(x, y))

@@ -52,9 +52,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         CPU), "cpu", "cuda", "cuda:1". X on a GPU is computed there.
     precision : "float32" or "float64" to compute in; None: that of X.
     class_weight : {class: weight}, "balanced" or None: factors on the sample weights.
-    dropout : rate p in [0, 1) of every hidden layer, or a list with one for each: in training, whose
-        loss `loss_curve_` has, a hidden unit is 0 with probability p, else divided by 1 - p;
-        predictions and scores are without. A seed is drawn from `random_state` where p > 0, once:
+    dropout : rate p in [0, 1) of every hidden layer, or a list with one for each. In training, and
+        so in `loss_curve_`, a hidden unit is 0 with probability p, else divided by 1 - p;
+        predictions and scores are without. Where p > 0 a seed is drawn from `random_state`, once:
         `partial_fit` and warm starts go on with its masks. Not for "lbfgs".
     callbacks : functions called as ``callback(estimator, row)`` after each epoch, `row` with epoch,
         loss, and val_loss, val_score where rows are held out; True ends training.
