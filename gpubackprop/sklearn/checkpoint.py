@@ -92,7 +92,8 @@ class FitCheckpoint:
             f"slot.{name}": slot
             for name, slot in zip(state.optimizer.formula.slots, state.slots, strict=True)
         }
-        return arrays if fit.best is None else arrays | {"best": fit.best}
+        optional = {"random": fit.session.random, "best": fit.best}
+        return arrays | {name: a for name, a in optional.items() if a is not None}
 
     def _fingerprint(self, fit: StochasticFit) -> dict[str, Any]:
         """What must be the same for the fit to go on; max_iter may grow."""

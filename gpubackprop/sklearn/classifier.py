@@ -52,6 +52,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         CPU), "cpu", "cuda", "cuda:1". X on a GPU is computed there.
     precision : "float32" or "float64" to compute in; None: that of X.
     class_weight : {class: weight}, "balanced" or None: factors on the sample weights.
+    dropout : rate p in [0, 1) of every hidden layer, or a list with one for each. In training, and
+        so in `loss_curve_`, a hidden unit is 0 with probability p, else divided by 1 - p;
+        predictions and scores are without. Where p > 0 a seed is drawn from `random_state`, once:
+        `partial_fit` and warm starts go on with its masks. Not for "lbfgs".
     callbacks : functions called as ``callback(estimator, row)`` after each epoch, `row` with epoch,
         loss, and val_loss, val_score where rows are held out; True ends training.
     progress : show a progress bar.
@@ -117,6 +121,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         device: str = "auto",
         precision: str | None = None,
         class_weight: Any = None,
+        dropout: Any = 0.0,
         callbacks: Any = (),
         progress: bool = False,
         checkpoint: Any = None,

@@ -6,6 +6,7 @@ import copy
 import warnings
 from typing import Any
 
+import numpy as np
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from gpubackprop.errors import OptionError
@@ -37,6 +38,12 @@ def to_sklearn(estimator: Any) -> Any:
                 stacklevel=3,
             )
             ours[name] = known[name]
+    if np.any(ours["dropout"]):
+        warnings.warn(
+            "scikit-learn has no dropout: the converted estimator predicts the same, but would go "
+            "on training without",
+            stacklevel=3,
+        )
     if ours["batch_size"] == "full":
         ours["batch_size"] = estimator.t_ // estimator.n_iter_ if _fitted(estimator) else "auto"
     result = original(**{name: ours[name] for name in known})

@@ -105,6 +105,11 @@ class BaseMLP(Fitting):
         if self.solver == "lbfgs" and any(wanted.values()):
             names = ", ".join(name for name, is_wanted in wanted.items() if is_wanted)
             raise OptionError(f'solver="lbfgs" has no epochs, so leave out {names}')
+        if self.solver == "lbfgs" and np.any(self.dropout):
+            raise OptionError(
+                f'solver="lbfgs" needs the same loss at every call, and dropout={self.dropout!r} '
+                f'changes it; use solver="adam" or another, or dropout=0.0'
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: without the plans, which are made again."""
@@ -122,7 +127,7 @@ class BaseMLP(Fitting):
 
     def to_sklearn(self) -> Any:
         """scikit-learn's own estimator with these parameters and this network, for programs that
-        look at the class. A `partial_fit` of it begins with a fresh optimizer.
+        look at the class. A `partial_fit` of it begins with a fresh optimizer, without dropout.
 
         Raises
         ------

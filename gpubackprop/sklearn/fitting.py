@@ -9,6 +9,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 
+from gpubackprop.formulas.dropout import random_state
 from gpubackprop.network import MLP
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
@@ -193,7 +194,7 @@ class Fitting(BaseEstimator):
         objective = Objective(self.out_activation_, self.n_outputs_)
         key = (
             chosen_device(self, X), sparse.issparse(X), dtype, widths_of(self.coefs_), objective,
-            str(self.activation), batch_rows, weighted, float(self.alpha),
+            str(self.activation), str(self.dropout), batch_rows, weighted, float(self.alpha),
         )  # fmt: skip
         kept: Session | None = getattr(self, "_kept_session", None)
         if incremental and kept is not None and kept.key == key and kept.state is state:
@@ -202,10 +203,20 @@ class Fitting(BaseEstimator):
             return kept
         network, objective, data = self._place(X, y, dtype)
         if state is None:
-            state = self._optimizer = SolverState(self, network)
+            state = self._solver_state(network)
+        if any(network.dropout) and state.random is None:
+            state.random = random_state(int(self._random_state.randint(2**64, dtype=np.uint64)))
         session = Session(
             key, network, objective, state, data, batch_rows,
             weighted=weighted, alpha=float(self.alpha),
         )  # fmt: skip
         self._kept_session = session if incremental else None
         return session
+
+    def _solver_state(self, network: MLP) -> SolverState:
+        """A new one; of a warm start, with the masks of dropout going on."""
+        before: SolverState | None = getattr(self, "_optimizer", None)
+        state = self._optimizer = SolverState(self, network)
+        if self.warm_start and before is not None:
+            state.random = before.random
+        return state

@@ -62,6 +62,7 @@ NETWORK_CONSTRAINTS: dict[str, list[Any]] = {
     "max_fun": [Interval(Integral, 1, None, closed="left")],
     "device": [str],
     "precision": [StrOptions({"float32", "float64"}), None],
+    "dropout": [Interval(Real, 0, 1, closed="left"), list, tuple],
     "callbacks": [list, tuple],
     "progress": ["boolean"],
     "checkpoint": [str, os.PathLike, None],

@@ -70,6 +70,7 @@ class Passes:
     batch_rows : rows of the largest batch. weighted : `run` is given weights of the rows.
     gradient : (layout.size,) flat; of the mean loss, without the L2 penalty.
     updater : updates network.parameters from `gradient` after each pass; None: they stay.
+    random : (2,) uint64 {seed, step} on the device, for passes with dropout; None: without.
 
     Attributes
     ----------
@@ -86,6 +87,7 @@ class Passes:
         weighted: bool,
         gradient: Array,
         updater: Any = None,
+        random: Array | None = None,
     ) -> None:
         self.network, self.objective, self.data = network, objective, data
         self.batch_rows, self.weighted = batch_rows, weighted
@@ -93,7 +95,7 @@ class Passes:
         self.gradient, self.updater = gradient, updater
         backend, dtype = network.backend, network.dtype
         self.squares = backend.zeros(2, dtype) if backend.asynchronous else np.zeros(())
-        self._passes = PassBuffers(network, batch_rows, separate=False)
+        self._passes = PassBuffers(network, batch_rows, separate=False, random=random)
         self._targets = backend.empty((batch_rows, *data.targets.shape[1:]), data.targets.dtype)
         self._x: Any = SparseBatch()
         if not sparse.issparse(data.x):

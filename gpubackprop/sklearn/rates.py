@@ -42,6 +42,7 @@ class SolverState:
     ----------
     learning_rate : of the next step, without a library schedule's factor.
     steps : updates done. slots : flat arrays of the optimizer, on the network's device.
+    random : (2,) uint64 {seed, updates done} of dropout, there; None where none was drawn yet.
     """
 
     def __init__(self, estimator: Any, network: MLP) -> None:
@@ -55,6 +56,7 @@ class SolverState:
         elif estimator.solver != "adam":
             self.policy = rate
         self.steps = 0
+        self.random: Array | None = None
         formula = self.optimizer.formula
         backend, size = network.backend, network.layout.size
         self.slots = [backend.zeros(size, network.dtype) for _ in formula.slots]
@@ -97,12 +99,15 @@ class SolverState:
         return stop
 
     def place(self, network: MLP) -> None:
-        """Bring the slots to the network's device and dtype, where they are not there already."""
+        """Bring slots and `random` to the network's device and dtype, if they are not there."""
         backend = network.backend
         if not backend.asynchronous:
-            self.slots = [to_host(slot) for slot in self.slots]
+            self.slots, self.random = [to_host(slot) for slot in self.slots], to_host(self.random)
         self.slots = [backend.asarray(slot, network.dtype) for slot in self.slots]
+        if self.random is not None:
+            self.random = backend.asarray(self.random)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: the slots on the host."""
-        return self.__dict__ | {"slots": [to_host(slot) for slot in self.slots]}
+        """For pickle: the arrays on the host."""
+        slots = [to_host(slot) for slot in self.slots]
+        return self.__dict__ | {"slots": slots, "random": to_host(self.random)}

@@ -47,6 +47,10 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     device : *beyond scikit-learn, as all that follows:* "auto" (a GPU where CUDA works, else the
         CPU), "cpu", "cuda", "cuda:1". X on a GPU is computed there.
     precision : "float32" or "float64" to compute in; None: that of X.
+    dropout : rate p in [0, 1) of every hidden layer, or a list with one for each. In training, and
+        so in `loss_curve_`, a hidden unit is 0 with probability p, else divided by 1 - p;
+        predictions and scores are without. Where p > 0 a seed is drawn from `random_state`, once:
+        `partial_fit` and warm starts go on with its masks. Not for "lbfgs".
     callbacks : functions called as ``callback(estimator, row)`` after each epoch, `row` with epoch,
         loss, and val_loss, val_score where rows are held out; True ends training.
     progress : show a progress bar.
@@ -110,6 +114,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         max_fun: int = 15000,
         device: str = "auto",
         precision: str | None = None,
+        dropout: Any = 0.0,
         callbacks: Any = (),
         progress: bool = False,
         checkpoint: Any = None,

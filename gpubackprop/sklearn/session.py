@@ -62,6 +62,7 @@ def make_network(estimator: Any, dtype: np.dtype, x: Any) -> MLP:
         initializer="zeros",
         dtype=dtype.name,
         device=chosen_device(estimator, x),
+        dropout=estimator.dropout,
     )
     if not network.backend.asynchronous:
         reason = "X is sparse" if sparse.issparse(x) else network.backend.reason
@@ -129,6 +130,11 @@ class Session:
     Parameters
     ----------
     key : what it was made for.
+
+    Attributes
+    ----------
+    random : (2,) uint64 {seed, updates done} on the device, from which masks are drawn; None
+        without dropout.
     """
 
     def __init__(
@@ -146,12 +152,13 @@ class Session:
         self.key, self.network, self.objective, self.state = key, network, objective, state
         backend, layout = network.backend, network.layout
         state.place(network)
+        self.random = state.random if any(network.dropout) else None
         gradient = backend.zeros(layout.size, network.dtype)
         rule = state.rule(alpha, layout.weights_end)
         self.updater = backend.updater(
-            backend, rule, network.parameters, gradient, tuple(state.slots)
+            backend, rule, network.parameters, gradient, tuple(state.slots), self.random
         )
         self.passes = Passes(
             network, objective, data, batch_rows,
-            weighted=weighted, gradient=gradient, updater=self.updater,
+            weighted=weighted, gradient=gradient, updater=self.updater, random=self.random,
         )  # fmt: skip
