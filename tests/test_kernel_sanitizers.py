@@ -83,7 +83,7 @@ def losses(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
             labels = np.arange(rows) % classes
             labels[-1] = 2**40  # a bad one: nothing outside the row may be touched
             if dtype in ("f64", "f32"):
-                for kind_of_label in (np.int32, np.int64):
+                for kind_of_label in (np.uint8, np.int32, np.int64):
                     some = labels.astype(kind_of_label)
                     verbs.row_weights(some, per_row, per_row.copy(), per_class, 0, 1.0, classes)
                 verbs.accumulate(per_row[:1], rows, result["correct"], None, np.zeros(6))

@@ -149,7 +149,7 @@ def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
             path = waiting.pop()
             if path not in reached:
                 reached.add(path)
-                waiting += _included(path)
+                waiting += _included(path, kernels)
         name = source.name if source in own else str(source.relative_to(kernels.parent))
         for path in reached:
             if path.is_relative_to(kernels):
@@ -157,6 +157,8 @@ def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
     return result
 
 
-def _included(path: Path) -> list[Path]:
+def _included(path: Path, kernels: Path) -> list[Path]:
+    """Headers beside the file, or else below kernels/, as the emulator's compiler finds them."""
     names = re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)
-    return [(path.parent / name).resolve() for name in names]
+    places = [(path.parent / name, kernels / name) for name in names]
+    return [(own if own.exists() else below).resolve() for own, below in places]
