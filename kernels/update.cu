@@ -106,7 +106,7 @@ using bf16 = of<bfloat16, bfloat16, bfloat16>;
 }  // namespace storage
 
 #define ENTRY_(rule, S)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS) update_##rule##_##S(               \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3) update_##rule##_##S(            \
         storage::S::P* p, const storage::S::G* g, storage::S::C* s0, storage::S::C* s1,      \
         storage::S::N* copy, const storage::S::C* c, const uint64* random, int64 penalized,  \
         int64 count) {                                                                       \
