@@ -2,7 +2,7 @@
 
 import sys
 
-from gpubackprop.cli import main
+from gpubackprop.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

@@ -34,16 +34,17 @@ examples:
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code, also for --help and wrong usage."""
+def script() -> int:
+    """The command of a process of its own: `main`, also where one Ctrl-C follows another."""
     try:
-        return _main(argv)
-    except KeyboardInterrupt:  # one more, while the one before was dealt with
+        return main()
+    except KeyboardInterrupt:  # while the one before was dealt with
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return 130
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, also for --help and wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _set_threads_before_numpy(arguments)
     name = "gpubackprop"
@@ -55,7 +56,6 @@ def _main(argv: Sequence[str] | None) -> int:
     except SystemExit as stop:  # argparse: 0 for --help, 2 for wrong usage
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
