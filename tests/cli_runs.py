@@ -18,7 +18,10 @@ from gpubackprop.backends.numpy import get_num_threads, set_num_threads
 from gpubackprop.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+# Without what pytest-xdist sets in its workers, which would switch pytest-benchmark off.
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
+} | {"PYTHONPATH": str(ROOT)}
 COMMAND = [sys.executable, "-m", "gpubackprop"]
 
 
