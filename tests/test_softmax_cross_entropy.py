@@ -19,9 +19,7 @@ pytestmark = pytest.mark.usefixtures("way")
 # units of `tolerances`. The mean of many rows has
 # no shortfall: they are added in float64 (see test_softmax_cross_entropy_values).
 PRIMITIVE_ROW_LOSS, PRIMITIVE_DELTA = 1.4, 3.7
-CUDA_ROW_LOSS = (
-    3.1  # known shortfall of the CUDA kernel: sums of a row, and of the rows, in float32
-)
+CUDA_ROW_LOSS = 1.1  # known shortfall: 1.063 seen, sums of a row in float32
 
 IGNORE = (None, -100, 3)
 GRID = [
