@@ -1,4 +1,4 @@
-"""Marks for whole files, and the fixture `way` (`tests/ways.py`).
+"""Marks for whole files, and the fixtures `way` (`tests/ways.py`) and `device`.
 
 Tests marked ``gpu`` run where the CUDA backend can; elsewhere they are skipped with the reason. Files
 of emulated kernels are marked ``emulated``: together they take minutes, and `make check` leaves them
@@ -22,6 +22,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The way that the test runs in, one of `ways.WAYS`."""
     with ways.taken(request.param, monkeypatch) as taken:
         yield taken
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.emulated)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What a network is built with: the NumPy backend, or the CUDA backend on emulated kernels."""
+    with ways.taken({"cpu": "numpy", "cuda": "cuda-emulated"}[request.param], monkeypatch):
+        yield request.param
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

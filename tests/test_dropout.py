@@ -4,7 +4,6 @@ differences and the CUDA backend (emulated)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,6 @@ from tests.emulator import cupy_stub
 from tests.tolerances import assert_by_the_rule, assert_equal_in_float64
 
 SEED = 5
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.emulated)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The NumPy backend, and the CUDA backend on emulated kernels."""
-    if request.param == "cpu":
-        yield "cpu"
-        return
-    if emulator.missing_compiler():
-        pytest.skip(emulator.missing_compiler())
-    monkeypatch.setattr(
-        devices, "choose", lambda name: ("cpu" if name == "cpu" else "cuda:0", "emulated")
-    )
-    with cupy_stub.installed():
-        yield "cuda"
 
 
 # -- masks ----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ nothing else changes."""
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,6 @@ from tests import emulator
 from tests.emulator import cupy_stub
 
 ROWS = 12
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.emulated)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The NumPy backend, and the CUDA backend on emulated kernels."""
-    if request.param == "cpu":
-        yield "cpu"
-        return
-    if emulator.missing_compiler():
-        pytest.skip(emulator.missing_compiler())
-    monkeypatch.setattr(
-        devices, "choose", lambda name: ("cpu" if name == "cpu" else "cuda:0", "emulated")
-    )
-    with cupy_stub.installed():
-        yield "cuda"
 
 
 def data(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:

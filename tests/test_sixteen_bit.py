@@ -34,21 +34,6 @@ needs_emulator = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.emulated)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The NumPy backend, and the CUDA backend on emulated kernels."""
-    if request.param == "cpu":
-        yield "cpu"
-        return
-    if emulator.missing_compiler():
-        pytest.skip(emulator.missing_compiler())
-    monkeypatch.setattr(
-        devices, "choose", lambda name: ("cpu" if name == "cpu" else "cuda:0", "emulated")
-    )
-    with cupy_stub.installed():
-        yield "cuda"
-
-
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The CUDA backend alone."""

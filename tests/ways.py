@@ -180,12 +180,6 @@ def on_host() -> bool:
     return CURRENT[-1].name == "numpy"
 
 
-def known_fault(request: pytest.FixtureRequest, reason: str) -> None:
-    """The test fails on CUDA, for this reason; it says so when it no longer does."""
-    if not on_host():
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-
-
 def is_emulated() -> bool:
     return CURRENT[-1].name == "cuda-emulated"
 
