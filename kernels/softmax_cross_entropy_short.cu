@@ -72,7 +72,7 @@ template <class T, bool GENERAL> struct ShortRow {
     __device__ __forceinline__ C tau(int k) const {
         C t = p.uniform;
         if (!p.spread()) return C(0);
-        if (probabilities != nullptr) t += p.keep * probabilities[k];
+        if (probabilities != nullptr) t = ::fma(p.keep, probabilities[k], t);
         return p.class_weight == nullptr ? t : t * p.class_weight[k];
     }
 
@@ -88,7 +88,7 @@ template <class T, bool GENERAL> struct ShortRow {
             for (int k = lane; k < count; k += lanes) {
                 C value = logit(k), t = tau(k);
                 s.sum += x.of(value);
-                if (p.spread()) s.picked += t * (value - x.origin);
+                if (p.spread()) s.picked = ::fma(t, value - x.origin, s.picked);
                 s.total += t;
             }
             return s;

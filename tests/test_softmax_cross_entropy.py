@@ -9,17 +9,18 @@ import pytest
 
 from gpubackprop.backends import LossOptions, NumpyBackend
 from tests import references, ways
-from tests.tolerances import assert_by_the_rule, assert_equal_in_float64, assert_same_pattern
+from tests.tolerances import Draws, assert_by_the_rule, assert_equal_in_float64, assert_same_pattern
 from tests.ways import softmax, softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("way")
 
 # Known shortfall against "no worse than PyTorch": NumPy's float32 exp errs by up to 2.4 units in
 # the last place and log by 3.5, PyTorch's by 0.6 and 0.9. The largest errors seen, rounded up, in
-# units of `tolerances`. The mean of many rows has
-# no shortfall: they are added in float64 (see test_softmax_cross_entropy_values).
-PRIMITIVE_ROW_LOSS, PRIMITIVE_DELTA = 1.4, 3.7
-CUDA_ROW_LOSS = 1.1  # known shortfall: 1.063 seen, sums of a row in float32
+# units of `tolerances`: of one draw, and in the mean over the options of delta (the loss has none).
+PRIMITIVE_ROW_LOSS, PRIMITIVE_DELTA, PRIMITIVE_MEAN_DELTA = 1.4, 3.7, 1.9
+# One draw of few rows, in multiples of the rule: a delta p - tau of two classes may be small beside
+# both. On CUDA 1.2 and 2.7 seen.
+CHANCE = {"numpy": (2.0, PRIMITIVE_DELTA), "cuda": (2.0, 3.0)}
 
 IGNORE = (None, -100, 3)
 GRID = [
@@ -46,8 +47,12 @@ def problem(targets, options, *, rows=37, classes=10, scale=4.0, seed=0):
     return z, t, options | {"class_weight": weight}
 
 
-def assert_matches(z, t, **options):
-    """Loss and delta as PyTorch's: to 1e-13 in float64, by the rule in float32."""
+def assert_matches(z, t, draws=None, **options):
+    """Loss and delta as PyTorch's: to 1e-13 in float64, and in float32 to what one draw may have.
+
+    draws : two `Draws`, of losses and of deltas, which the caller checks at the end.
+    """
+    draws = draws or (Draws(), Draws())
     oracle = references.cross_entropy(z, t, **options)
     for got, wanted in zip(softmax_cross_entropy(z, t, **options), oracle, strict=True):
         assert_equal_in_float64(got, wanted, 1e-13)
@@ -56,10 +61,11 @@ def assert_matches(z, t, **options):
     oracle = references.cross_entropy(z32, t32, **options)
     torchs = references.cross_entropy(z32, t32, dtype="float32", **options)
     got = softmax_cross_entropy(z32, t32, **options)
-    primitives = (ways.by_way(PRIMITIVE_ROW_LOSS, CUDA_ROW_LOSS), PRIMITIVE_DELTA)
-    for ours, theirs, exact, primitive in zip(got, torchs, oracle, primitives, strict=True):
-        assert ours.dtype == np.float32
-        assert_by_the_rule(ours, theirs, exact, primitive=primitive)
+    chances = ways.by_way(CHANCE["numpy"], CHANCE["cuda"])
+    for draw, chance, *results in zip(draws, chances, got, torchs, oracle, strict=True):
+        assert results[0].dtype == np.float32
+        draw.add(*results)
+        draw.check_each(chance)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -68,15 +74,17 @@ def assert_matches(z, t, **options):
 def test_loss_and_delta_match_pytorch_for_every_combination_of_options(
     targets, reduction, weighted
 ):
-    tried = 0
-    for options in GRID:
-        case = problem(targets, options)
+    tried, draws = 0, (Draws(), Draws())
+    for seed, options in enumerate(GRID):
+        case = problem(targets, options, seed=seed)
         if case is None:
             continue
         z, t, options = case
-        weight = np.random.default_rng(1).uniform(0, 2, len(z)) if weighted else None
-        assert_matches(z, t, reduction=reduction, sample_weight=weight, **options)
+        weight = np.random.default_rng(seed).uniform(0, 2, len(z)) if weighted else None
+        assert_matches(z, t, draws, reduction=reduction, sample_weight=weight, **options)
         tried += 1
+    draws[0].check()
+    draws[1].check(ways.by_way(PRIMITIVE_MEAN_DELTA, 1.0))
     assert tried == (len(GRID) if targets == "indices" else len(GRID) // len(IGNORE))
 
 

@@ -110,3 +110,10 @@ class Draws:
             f"{ours:.3f} units in the mean of {len(self.ours)} draws, PyTorch {theirs:.3f}, "
             f"allowed {primitive}"
         )
+
+    def check_each(self, chance: float = 2.0) -> None:
+        """A draw alone, which chance is a part of, may have `chance` times what the rule allows."""
+        for one, other in zip(self.ours, self.theirs, strict=True):
+            assert one <= chance * max(other, 1.0), (
+                f"{one:.3f} units in one draw, PyTorch {other:.3f}, allowed {chance} times"
+            )

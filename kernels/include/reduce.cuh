@@ -22,6 +22,11 @@ template <class C> struct Compensated {
         if (is_finite(next)) lost += (sum - (next - part)) + (x - part);
         sum = next;
     }
+    __device__ __forceinline__ void add_product(C a, C b) {
+        C product = rounded_product(a, b);
+        add(product);
+        if (is_finite(product)) lost += ::fma(a, b, -product);
+    }
     __device__ __forceinline__ C value() const { return sum + lost; }
 };
 

@@ -168,7 +168,7 @@ template <class T, bool GENERAL> struct RowPacks {
         if (p.probabilities != nullptr) {
             Pack<C, E> t = load_part<C, E>(p.probabilities + row * p.stride_probabilities + k, from, to);
 #pragma unroll
-            for (int e = 0; e < E; ++e) tau[e] = p.keep * t.v[e] + p.uniform;
+            for (int e = 0; e < E; ++e) tau[e] = ::fma(p.keep, t.v[e], p.uniform);
         } else {
 #pragma unroll
             for (int e = 0; e < E; ++e) tau[e] = p.uniform;
@@ -189,7 +189,7 @@ template <class T, bool GENERAL> struct RowPacks {
         for (int e = 0; e < E; ++e) {
             C t = C(1);
             if constexpr (GENERAL) t = tau[e];
-            if (e >= from && e < to) picked += t * (v[e] - origin), total += t;
+            if (e >= from && e < to) picked = ::fma(t, v[e] - origin, picked), total += t;
         }
         s.picked += picked;
         s.total += total;

@@ -62,7 +62,7 @@ template <class C> struct Statistics {
         if (maximum != larger && maximum != minus_infinity<C>()) {
             C by = maximum - larger;
             sum *= ::exp(by);
-            picked += total * by;
+            picked = ::fma(total, by, picked);
         }
         maximum = larger;
     }
@@ -207,11 +207,20 @@ template <class T> struct Outcome {
     __device__ __forceinline__ void store_row(
         const Problem<T>& p, const Target<C>& target, int64 row, C z_label) const {
         bool labelled = target.label >= 0;
-        C picked = all.picked;
-        if (labelled) picked += target.extra * (z_label - origin);
-        C loss = all.total * ::log(all.sum) - picked;
-        if (p.z_loss != C(0)) loss += p.z_loss * lse() * lse();
-        loss = target.ignored ? C(0) : target.bad ? not_a_number<C>() : loss * p.scale.weight(row);
+        Compensated<C> terms;  // log S and z_y - m are often of one size and far above the rest
+        terms.add_product(all.total, ::log(all.sum));
+        if (labelled) {
+            Compensated<C> from_origin;
+            from_origin.add(z_label);
+            from_origin.add(-origin);
+            terms.add_product(-target.extra, from_origin.sum);
+            terms.lost -= target.extra * from_origin.lost;
+        }
+        terms.add(-all.picked);
+        if (p.z_loss != C(0)) terms.add(p.z_loss * lse() * lse());
+        C loss = terms.value() * p.scale.weight(row);
+        if (target.bad) loss = not_a_number<C>();
+        if (target.ignored) loss = C(0);
         if (p.row_loss != nullptr) p.row_loss[row] = loss;
         if (p.lse != nullptr) p.lse[row] = lse();
         bool known = is_finite(all.sum);  // a row with NaN has no prediction

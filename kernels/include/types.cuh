@@ -59,6 +59,10 @@ template <> __device__ __forceinline__ uint32 narrow_pair<bfloat16>(float low, f
     return ptx::float_to_bfloat_pair(low, high);
 }
 
+// a * b rounded by itself: no compiler fuses it with the addition that follows.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 template <class C> __device__ __forceinline__ bool is_finite(C x) { return x - x == C(0); }
 template <class C> __device__ __forceinline__ C not_a_number() {
     return C(ptx::float_of(0x7fc00000u));

@@ -111,6 +111,8 @@ template <class T> T atomicCAS(T* p, T want, T v) {
 }
 
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
 // The entry `name`, exported with cuLaunchKernel's convention of arguments.
