@@ -110,6 +110,11 @@ template <class T> T atomicCAS(T* p, T want, T v) {
     return emu::modify(p, [want, v](T old) { return old == want ? v : old; });
 }
 
+// Rounded correctly: CUDA's tanhf is right to 1 unit, glibc's to 2, and not alike on every CPU.
+inline float emu_tanh(float x) { return float(::tanh(double(x))); }
+inline double emu_tanh(double x) { return ::tanh(x); }
+#define tanh(x) emu_tanh(x)
+
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
