@@ -191,6 +191,30 @@ def test_stochastic_rounding_leaves_exact_values_infinities_and_nan(storage):
     assert np.array_equal(wide(p), wide(old), equal_nan=True)
 
 
+# The third word of this seed in step 1 begins with 24 zero bits: no number is small enough for it,
+# but one that is exact must not be rounded up by it.
+ZERO_BITS = 5150906, 1
+
+
+@pytest.mark.parametrize("random", [ZERO_BITS, (2, 7)], ids=str)
+@pytest.mark.parametrize("copy", ["bf16", "f16"])
+def test_stochastic_rounding_is_the_numpy_backends_bit_for_bit(copy, random):
+    rng, state = np.random.default_rng(0), np.array(random, np.uint64)
+    limits = np.float32([65504, 2.0**-14, 2.0**-24, 65520, 0, np.inf])
+    near = np.concatenate([limits, np.nextafter(limits, np.float32(0))])
+    spread = rng.normal(size=1000) * 10.0 ** rng.uniform(-9, 5, 1000)
+    p = np.concatenate([spread, near, -near]).astype(np.float32)
+    p[2] = 3 * 2.0**-24
+    out, wanted = np.empty(len(p), DTYPES[copy]), np.empty(len(p), DTYPES[copy])
+    c = coefficients("gradient_descent", np.dtype(np.float32))
+    NumpyBackend().narrow(p, wanted, state)
+    Verbs().update(
+        "gradient_descent", f"f32_f32_{copy}", p, np.zeros_like(p), (), c, out, random=state
+    )
+    np.testing.assert_array_equal(out.view(np.uint16), wanted.view(np.uint16))
+    assert float(out[2]) == (p[2] if copy == "f16" else wanted[2])
+
+
 # -- coefficients and bookkeeping -----------------------------------------------------------------
 
 
