@@ -40,10 +40,16 @@ def test_the_table_of_storages_is_complete():
     assert tuple(STORAGE) == UPDATE_STORAGE
 
 
+def hyperparameters(name: str) -> dict[str, float]:
+    """The defaults, but for what would multiply by 1."""
+    defaults = dict(UPDATES[name].hyperparameters)
+    return defaults | ({"dampening": 0.3} if "dampening" in defaults else {})
+
+
 def coefficients(name: str, dtype: np.dtype, step: int = 3, **controls: float) -> np.ndarray:
     entry = UPDATES[name]
     c = np.zeros(COEFFICIENTS, dtype)
-    own = entry.coefficients(entry.hyperparameters, 0.01, step)
+    own = entry.coefficients(hyperparameters(name), 0.01, step)
     c[: len(own)] = own
     c[DECAY] = controls.get("decay", 1.0 if entry.decay == "decoupled" else 0.0)
     c[L2], c[UNSCALE] = controls.get("l2", 0.0), controls.get("unscale", 1.0)
@@ -220,7 +226,7 @@ def test_stochastic_rounding_is_the_numpy_backends_bit_for_bit(copy, random):
 
 def settings(name: str, *, lr: float = 0.01, decay: float = 0.0, l2: float = 0.0, clip: float = 0.0,
              interval: float = 0.0) -> np.ndarray:  # fmt: skip
-    return np.array([lr, decay, l2, clip, interval, *UPDATES[name].hyperparameters.values()])
+    return np.array([lr, decay, l2, clip, interval, *hyperparameters(name).values()])
 
 
 @pytest.mark.parametrize("compute", ["f32", "f64"])
@@ -232,7 +238,7 @@ def test_prepare_update_gives_the_registrys_coefficients(name, compute):
         c, scaling = np.full(COEFFICIENTS, np.nan, kind), np.empty(2, kind)
         Verbs().prepare_update(name, settings(name, decay=0.1, l2=0.5), state, None, c, scaling)
         entry = UPDATES[name]
-        own = entry.coefficients(entry.hyperparameters, 0.01, steps_done + 1)
+        own = entry.coefficients(hyperparameters(name), 0.01, steps_done + 1)
         assert np.allclose(
             c[: len(own)], np.array(own, kind), rtol=2**-23 if compute == "f32" else 1e-15, atol=0
         )
