@@ -41,9 +41,9 @@ def test_the_table_of_storages_is_complete():
 
 
 def hyperparameters(name: str) -> dict[str, float]:
-    """The defaults, but for what would multiply by 1."""
-    defaults = dict(UPDATES[name].hyperparameters)
-    return defaults | ({"dampening": 0.3} if "dampening" in defaults else {})
+    """The defaults, but for those that would change nothing."""
+    defaults, telling = dict(UPDATES[name].hyperparameters), {"dampening": 0.3, "lr_decay": 0.2}
+    return defaults | {key: telling[key] for key in defaults if key in telling}
 
 
 def coefficients(name: str, dtype: np.dtype, step: int = 3, **controls: float) -> np.ndarray:
@@ -108,6 +108,13 @@ def test_every_update_entry_matches_the_numpy_backend_in_float64(name, storage):
         assert ulps(slot, state, compute) <= 4
     if copy is not None:
         assert np.array_equal(copy, p.astype(copy_type))
+
+
+def test_lion_makes_no_step_without_a_gradient_and_keeps_nan():
+    p, g = np.array([1.0, 2.0, 3.0], np.float32), np.array([0.0, np.nan, -1.0], np.float32)
+    momentum = np.zeros(3, np.float32)
+    Verbs().update("lion", "f32", p, g, (momentum,), coefficients("lion", np.dtype(np.float32)))
+    np.testing.assert_array_equal(p, np.float32([1.0, np.nan, 3.01]))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 1021, 5000])
