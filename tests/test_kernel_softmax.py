@@ -42,6 +42,7 @@ OPTIONS = {
     "ignored inside": {"ignore_index": 0, "class_weight": True},
     "z loss": {"z_loss": 1e-3},
     "soft cap": {"soft_cap": 5.0},
+    "low soft cap": {"soft_cap": 3.0},  # what is no logit would count, as one of -3
     "everything": {
         "class_weight": True, "label_smoothing": 0.1, "z_loss": 1e-2, "ignore_index": 1,
         "soft_cap": 30.0,

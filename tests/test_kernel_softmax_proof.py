@@ -164,10 +164,14 @@ def test_what_fits_nowhere_is_read_twice_and_parts_are_too():
     assert writes == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 30.0}], ids=["labels", "general"])
 @pytest.mark.parametrize("shift", [0, 1])
-def test_an_ignored_row_is_not_read(shift):
+def test_an_ignored_row_is_not_read(shift, options):
     labels = np.array([5, -1, -1, 7])
-    reads, writes, *_ = moved(4, 4096, "f32", targets=labels, ignore_index=-1, shift=shift)
+    reads, writes, *_, names = moved(
+        4, 4096, "f32", targets=labels, ignore_index=-1, shift=shift, **options
+    )
+    assert names[0].endswith("general_f32" if options else "labels_f32")
     assert reads == pytest.approx(0.5 + 2 / (4 * 4096), abs=1e-9)
     assert writes == pytest.approx(1 + 2 / (4 * 4096), abs=1e-9)
 
