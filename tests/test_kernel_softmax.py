@@ -132,6 +132,25 @@ def test_every_form_with_every_option_matches_pytorch_in_float64(form, target, o
     assert_right(dtype, result, wanted, targets, options)
 
 
+@pytest.mark.parametrize(
+    ("card", "cluster", "classes", "name"),
+    [
+        *FORMS.values(),
+        (DeviceProperties(2, 232_448, (9, 0)), 8, 34_001, "cluster8"),  # of 64 warps
+        (DeviceProperties(100), None, 200_001, "parts"),  # 49 of them
+    ],
+)
+def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name):
+    memory = Guarded()
+    logits = memory.put(np.full((1, classes), 2.5, np.float32))
+    result = {"row_loss": np.empty(1, np.float32), "predicted": np.empty(1, np.int64)}
+    launches = Verbs(device=card).softmax_cross_entropy(
+        logits, np.array([3]), result, cluster=cluster
+    )
+    assert name in launches[0].entry
+    assert result["predicted"].tolist() == [0]
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_in_every_dtype_in_place_with_short_labels(form, dtype):
