@@ -141,6 +141,22 @@ def test_groups_closures_schedulers_and_hooks_work_as_in_pytorch(path: Path):  #
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_backward_pass_through_parameters_that_a_step_has_changed_raises(name, path: Path):  # noqa: F811
+    for dtype in (torch.float32, torch.bfloat16):
+        w = torch.nn.Parameter(torch.full((2,), 2.0, device=path.device, dtype=dtype))
+        x = torch.ones_like(w, requires_grad=True)
+        optimizer = getattr(gt, name)([w], lr=1.0)
+        for _ in range(2):  # the second step has the table of the first
+            loss = (x * w).sum()
+            w.grad = torch.ones_like(w)
+            optimizer.step()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+        for slot in optimizer.state[w].values():
+            assert slot._version > 0
+
+
 def test_a_gradient_that_is_not_finite_skips_the_step_where_a_scaler_says_so(path: Path):  # noqa: F811
     p = torch.nn.Parameter(torch.ones(3, device=path.device))
     optimizer = gt.AdamW([p], lr=0.1)

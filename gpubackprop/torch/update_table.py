@@ -114,6 +114,14 @@ def update_on_host(
             verbs.update(p, g, slots, UPDATES[rule], known[key])
             if dtype != entry.p.dtype:
                 flat(entry.p).copy_(torch.from_numpy(p))
+    _written(entries)
+
+
+def _written(entries: list[Entry]) -> None:
+    """Autograd learns what was written past it: a graph that needs an older value raises."""
+    torch.autograd.graph.increment_version(
+        [tensor for entry in entries for tensor in (entry.p, *entry.slots, entry.step)]
+    )
 
 
 def _host_coefficients(
@@ -166,6 +174,7 @@ class UpdateTable:
             self._captured.append(dict(self._tensors))
         rates = {n: group.lr for n, group in enumerate(groups) if on_device(group.lr, like.device)}
         self._launch(like, chunks, rates, scale, found_inf)
+        _written(entries)
 
     def _launch(
         self,
