@@ -107,7 +107,10 @@ def _counterpart(module: nn.Module) -> nn.Module | None:
 
 
 def _fuse(sequence: nn.Sequential, prefix: str, uses: Counter[int], report: Conversion) -> None:
-    """Linear and activation, one after the other, become LinearAct and Identity."""
+    """Linear and activation, one after the other, become LinearAct and Identity; not where a forward
+    of its own may call them in another order."""
+    if type(sequence).forward is not nn.Sequential.forward or "forward" in sequence.__dict__:
+        return
     names = list(sequence._modules)
     for first, second in pairwise(names):
         linear, act = sequence._modules[first], sequence._modules[second]
