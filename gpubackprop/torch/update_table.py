@@ -78,6 +78,7 @@ def gradient_like(p: Tensor) -> Tensor:
     """p.grad in the order of p's memory: itself, or a copy."""
     g = p.grad
     assert g is not None
+    bridge.of(p)
     if g.is_sparse or p.is_complex():
         raise DtypeError("sparse gradients and complex parameters are not offered; use torch.optim")
     if p.dtype not in bridge.FLOATS or g.dtype != p.dtype:
