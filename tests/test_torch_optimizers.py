@@ -181,7 +181,9 @@ def test_a_gradient_that_is_not_finite_skips_the_step_where_a_scaler_says_so(pat
 def test_gradients_are_left_unscaled_by_a_scalers_step(dtype, path: Path):  # noqa: F811
     found = []
     for module in (gt, torch.optim):
-        p, unused = (torch.nn.Parameter(torch.ones(3, device=path.device, dtype=dtype)) for _ in "ab")
+        p, unused = (
+            torch.nn.Parameter(torch.ones(3, device=path.device, dtype=dtype)) for _ in "ab"
+        )
         q = torch.nn.Parameter(p.detach().clone()[:0])  # empty
         optimizer = module.Adam([p, unused, q], lr=0.1)
         scaler = torch.amp.GradScaler(path.device, init_scale=1024.0)
@@ -209,7 +211,10 @@ def test_hooks_of_load_state_dict_are_honoured_as_in_pytorch(path: Path):  # noq
             """The first two of six, by other numbers."""
             state = {7: copy.deepcopy(loaded["state"][0]), 9: loaded["state"][0]}
             state[7]["exp_avg"].zero_()
-            return {"state": state, "param_groups": [loaded["param_groups"][0] | {"params": [7, 9]}]}
+            return {
+                "state": state,
+                "param_groups": [loaded["param_groups"][0] | {"params": [7, 9]}],
+            }
 
         def restart(optimizer: torch.optim.Optimizer, q=q) -> None:
             optimizer.state[q]["step"].zero_()

@@ -107,8 +107,8 @@ def _counterpart(module: nn.Module) -> nn.Module | None:
 
 
 def _fuse(sequence: nn.Sequential, prefix: str, uses: Counter[int], report: Conversion) -> None:
-    """Linear and activation, one after the other, become LinearAct and Identity; not where a forward
-    of its own may call them in another order."""
+    """Linear and activation, one after the other, become LinearAct and Identity; not where the
+    Sequential has a forward of its own, which may call them otherwise."""
     if type(sequence).forward is not nn.Sequential.forward or "forward" in sequence.__dict__:
         return
     names = list(sequence._modules)

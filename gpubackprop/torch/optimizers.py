@@ -71,7 +71,9 @@ class _TableOptimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         self._refuse(self.param_groups)
-        batches = self._batches()
+        self._launch(self._batches())
+
+    def _launch(self, batches: dict[Batch, list[Entry]]) -> None:
         settings = [self._settings(group) for group in self.param_groups]
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for key, entries in batches.items():
@@ -134,7 +136,7 @@ class _TableOptimizer(torch.optim.Optimizer):
 
 def unscale(parameters: list[Tensor], scale: Tensor) -> None:
     """Their gradients divided by the scale, in place, as GradScaler.unscale_ leaves them."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [g._values() if g.is_sparse else g for p in parameters if (g := p.grad) is not None]
     inverse = scale.double().reciprocal().float()
     torch._foreach_mul_(gradients, inverse.reshape(()))
 
