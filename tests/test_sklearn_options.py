@@ -11,6 +11,7 @@ import weakref
 import joblib
 import numpy as np
 import pytest
+import scipy
 import sklearn
 import sklearn.neural_network
 from scipy import sparse
@@ -26,7 +27,7 @@ from gpubackprop.errors import DeviceUnavailable, GpubackpropError, ModelFileErr
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
-from gpubackprop.sklearn import MLPClassifier, MLPRegressor
+from gpubackprop.sklearn import MLPClassifier, MLPRegressor, arrays, lbfgs
 from tests.sklearn_pairs import digits, regression
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -177,6 +178,62 @@ def test_a_device_that_is_not_there_is_an_error_and_no_fall_back(monkeypatch):
     fitted.device = "tpu"
     with pytest.raises(OptionError, match="tpu"):
         fitted.predict(x)
+
+
+def test_a_column_called_device_is_a_column():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    x, _ = regression()
+    names = ["device", "get", *(f"x{i}" for i in range(6))]
+    frame = pandas.DataFrame(x, columns=names)
+    model = small(MLPRegressor).fit(frame, frame[["get", "device"]])
+    plain = small(MLPRegressor).fit(x, x[:, [1, 0]])
+    same(model, plain)
+    np.testing.assert_array_equal(model.predict(frame), plain.predict(x))
+
+
+def test_an_attribute_of_the_caller_is_no_device():
+    class Frame:
+        device = np.arange(3)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array(x, dtype)
+
+    x, y = digits(50)
+    same(small().fit(Frame(), y), small().fit(x, y))
+
+
+class OtherArray:
+    """An array of another library, which has CUDA's protocol on every device, as JAX's has."""
+
+    __cuda_array_interface__ = property(lambda self: 1 / 0)
+
+    def __init__(self, values, kind):
+        self.values, self.kind, self.device = values, kind, "device 0 of that library"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+    def __dlpack_device__(self):
+        if self.kind is None:
+            raise BufferError("on several devices")
+        return self.kind, 1
+
+
+def test_where_an_array_lies_is_what_dlpack_says():
+    x, y = digits(50)
+    assert arrays.device_of(OtherArray(x, 2)) == "cuda:1"
+    for kind in (1, None):
+        same(small().fit(OtherArray(x, kind), OtherArray(y, kind)), small().fit(x, y))
+
+
+@pytest.mark.slow
+def test_arrays_of_jax_on_the_cpu_are_computed_there():
+    numpy = pytest.importorskip("jax.numpy", reason="JAX is not installed")
+    x, y = digits(50)
+    x = x.astype(np.float32)
+    model = small().fit(numpy.asarray(x), numpy.asarray(y))
+    same(model, small().fit(x, y))
+    np.testing.assert_array_equal(model.predict(numpy.asarray(x)), model.predict(x))
 
 
 def test_sparse_input_on_a_gpu_is_refused_with_what_to_do():
@@ -344,6 +401,32 @@ def test_ctrl_c_keeps_what_was_learned():
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         model = small(callbacks=[interrupt]).fit(x, y)
     same(model, small(max_iter=3).fit(x, y))
+
+
+def test_ctrl_c_in_lbfgs_keeps_the_point_that_scikit_learn_keeps(monkeypatch):
+    x, y = digits(100)
+    minimize = scipy.optimize.minimize
+
+    def interrupted(function, *arguments, **options):
+        calls = iter(range(5))
+
+        def until_then(*packed):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return function(*packed)
+
+        return minimize(until_then, *arguments, **options)
+
+    monkeypatch.setattr(scipy.optimize, "minimize", interrupted)
+    monkeypatch.setattr(lbfgs, "minimize", interrupted)
+    pair = [cls(8, solver="lbfgs", random_state=0)
+            for cls in (sklearn.neural_network.MLPClassifier, MLPClassifier)]  # fmt: skip
+    for model in pair:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(x, y)
+    theirs, ours = (model.coefs_ + model.intercepts_ for model in pair)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-10)
 
 
 # -- in scikit-learn's programs -------------------------------------------------------------------

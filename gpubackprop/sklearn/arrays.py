@@ -14,15 +14,22 @@ from gpubackprop._optional import require
 from gpubackprop.errors import DtypeError, ShapeError
 
 Array = Any
+DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def device_of(x: Any) -> str:
     """Where `x` lies: "cpu", or "cuda:N" for an array or tensor of a GPU."""
-    device = getattr(x, "device", "cpu")
-    if sparse.issparse(x) or isinstance(x, np.ndarray) or str(device) == "cpu":
-        return "cpu"
-    index = getattr(device, "index", getattr(device, "id", None))  # PyTorch's, CuPy's
-    return f"cuda:{index or 0}"
+    if is_tensor(x):
+        return f"cuda:{x.device.index or 0}" if x.device.type == "cuda" else "cpu"
+    if hasattr(type(x), "__dlpack_device__"):  # of the type: a data frame may have such a column
+        try:
+            kind, index = x.__dlpack_device__()
+        except (BufferError, RuntimeError, ValueError):  # JAX's array on several devices
+            return "cpu"
+        return f"cuda:{index}" if kind in DLPACK_CUDA else "cpu"
+    if hasattr(type(x), "__cuda_array_interface__"):
+        return f"cuda:{getattr(getattr(x, 'device', None), 'id', 0)}"
+    return "cpu"
 
 
 def on_gpu(x: Any) -> bool:
