@@ -384,11 +384,45 @@ def test_a_checkpoint_of_another_fit_is_refused_and_named(tmp_path):
     small(checkpoint=str(path)).fit(x, y)
     with pytest.raises(ModelFileError, match="batch_rows, alpha differ"):
         small(checkpoint=path, alpha=1.0, batch_size=10).fit(x, y)
-    with pytest.raises(ModelFileError, match="data differ"):
-        small(checkpoint=path).fit(x + 1, y)
+    with pytest.raises(ModelFileError, match="weights, random_state differ"):
+        small(checkpoint=path, random_state=1, class_weight="balanced").fit(x, y)
+    other, held = x.copy(), (x[:20], y[:20])
+    other[1] += 1  # one row
+    with pytest.raises(ModelFileError, match=": X differ"):
+        small(checkpoint=path).fit(other, y)
+    with pytest.raises(ModelFileError, match=": y differ"):
+        small(checkpoint=path).fit(x, y[::-1])
+    with pytest.raises(ModelFileError, match=": classes differ"):
+        small(checkpoint=path).fit(x, y + 1)
+    with pytest.raises(ModelFileError, match=": held-out rows differ"):
+        small(checkpoint=path).fit(x, y, validation_data=held)
+    with pytest.raises(ModelFileError, match=": X differ"):  # sparse and dense may round otherwise
+        small(checkpoint=path).fit(sparse.csr_array(x), y)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelFileError, match=r"fit\.safetensors"):
         small(checkpoint=path).fit(x, y)
+
+
+def test_a_checkpoint_of_sparse_rows_sees_a_change_of_one_value(tmp_path):
+    x, y = digits(120)
+    csr = sparse.csr_array(x)
+    model = small(checkpoint=tmp_path / "fit.safetensors")
+    same(clone(model).fit(csr, y), clone(model).fit(csr, y))
+    csr.data[7] += 1
+    with pytest.raises(ModelFileError, match=": X differ"):
+        model.fit(csr, y)
+
+
+def test_a_warm_start_from_scikit_learn_in_float32_has_checkpoints(tmp_path):
+    x, y = digits(120)
+    x = x.astype(np.float32)
+    theirs = sklearn.neural_network.MLPClassifier(8, max_iter=3, random_state=0, warm_start=True)
+    model = MLPClassifier.from_sklearn(theirs.fit(x, y))
+    whole = copy.deepcopy(model).fit(x, y)
+    assert whole.validation_loss_curve_ is None
+    for _ in range(2):
+        resumed = copy.deepcopy(model).set_params(checkpoint=tmp_path / "fit").fit(x, y)
+        same(resumed, whole)
 
 
 def test_ctrl_c_keeps_what_was_learned():

@@ -65,6 +65,8 @@ def from_sklearn(cls: type, estimator: Any) -> Any:
     known = original().get_params(deep=False)
     result = cls(**{name: getattr(estimator, name) for name in known})
     _copy_state(estimator, result)
+    if hasattr(result, "loss_curve_"):
+        result.validation_loss_curve_ = None
     return result
 
 

@@ -93,7 +93,6 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
     start = np.concatenate(
         [coef.ravel() for coef in e.coefs_] + [np.ravel(b) for b in e.intercepts_]
     )
-    end = start
     try:
         result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
         e.n_iter_ = _check_optimize_result("lbfgs", result, e.max_iter)
