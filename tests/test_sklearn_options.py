@@ -127,6 +127,23 @@ def test_class_weight_is_a_factor_on_the_sample_weights():
     same(small(class_weight=by_hand).fit(x, y, extra), expected)
 
 
+def test_class_weight_in_partial_fit_may_name_a_class_that_the_batch_lacks():
+    x, y = digits(150)
+    names = np.array([f"class {c}" for c in y])
+    for labels in (y, names, names.astype(object)):
+        by_hand = {labels[2]: 5.0}  # the others count 1
+        weighted, expected = small(class_weight=by_hand), small()
+        for rows in (slice(0, 30), labels == labels[1], labels == labels[2], slice(30, 150)):
+            weighted.partial_fit(x[rows], labels[rows], classes=np.unique(labels))
+            extra = np.where(labels == labels[2], 5.0, 1.0)[rows]
+            expected.partial_fit(x[rows], labels[rows], extra, classes=np.unique(labels))
+            same(weighted, expected)
+    with pytest.raises(ValueError, match="not in class_weight"):
+        small(class_weight={2: 5.0, 77: 1.0}).partial_fit(x, y, classes=range(10))
+    with pytest.raises(ValueError, match=r"not supported for partial_fit.*compute_class_weight"):
+        small(class_weight="balanced").partial_fit(x, y, classes=range(10))
+
+
 def test_batch_size_full_is_one_batch_of_all_rows():
     x, y = digits(250)
     same(small(batch_size="full").fit(x, y), small(batch_size=250).fit(x, y))
