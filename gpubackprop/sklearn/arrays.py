@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 from scipy import sparse
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils import column_or_1d
 from sklearn.utils.validation import validate_data
 
 from gpubackprop import backends
 from gpubackprop._optional import require
 from gpubackprop.errors import DtypeError, ShapeError
+from gpubackprop.sklearn.warn import warn
 
 Array = Any
 DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -86,6 +88,18 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
     return X.tocsr() if sparse.issparse(X) else X, y
 
 
+def column_raveled(y: np.ndarray) -> np.ndarray:
+    """y; (N, 1) as (N,), with scikit-learn's warning."""
+    if y.ndim != 2 or y.shape[1] != 1:
+        return y
+    warn(
+        "A column-vector y was passed when a 1d array was expected. Please change the shape of y "
+        "to (n_samples, ), for example using ravel().",
+        DataConversionWarning,
+    )
+    return column_or_1d(y)
+
+
 def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
     """An array or tensor of a GPU, checked there as scikit-learn checks NumPy's: float32 or
     float64, 2-D, finite, with the number of columns of the fit. Waits for the device."""
@@ -124,8 +138,5 @@ def batch_rows(batch_size: Any, rows: int) -> int:
     if batch_size == "full":
         return rows
     if batch_size > rows:
-        warnings.warn(
-            "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
-            stacklevel=2,
-        )
+        warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
     return int(np.clip(batch_size, 1, rows))

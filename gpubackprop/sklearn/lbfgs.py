@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import scipy
 from scipy.optimize import minimize
-from sklearn.utils.optimize import _check_optimize_result
+from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.passes import Passes, Rows
+from gpubackprop.sklearn.warn import warn
 
 Array = np.ndarray
 
@@ -95,8 +96,7 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
     )
     try:
         result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
-        e.n_iter_ = _check_optimize_result("lbfgs", result, e.max_iter)
-        e.loss_, end = result.fun, result.x
+        e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), result.fun, result.x
     except BaseException:  # Ctrl-C: what was learned stays, as scikit-learn has it
         end = start if function.point is None else function.point
         raise
@@ -105,3 +105,22 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
         W, b = function.network.layout.views(function._flat)
         e.coefs_ = [view.T.copy("C") for view in W]
         e.intercepts_ = [view.copy() for view in b]
+
+
+def _iterations(result: Any, max_iter: int) -> int:
+    """Iterations done; a warning in scikit-learn's words unless they converged."""
+    count = int(min(result.nit, max_iter))
+    if result.status != 0:
+        more = ""
+        if count == max_iter:
+            more = (
+                "\nIncrease the number of iterations to improve the convergence "
+                f"(max_iter={max_iter})."
+            )
+        warn(
+            f"lbfgs failed to converge after {count} iteration(s) (status={result.status}):\n"
+            f"{result.message}\n{more}\nYou might also want to scale the data as shown in:\n"
+            "    https://scikit-learn.org/stable/modules/preprocessing.html",
+            ConvergenceWarning,
+        )
+    return count

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
-from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
@@ -129,9 +128,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         self, X: Any, y: Any, incremental: bool, reset: bool
     ) -> tuple[Any, np.ndarray]:
         X, y = arrays.validate(self, X, y, reset=reset, y_numeric=True)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        return X, y
+        return X, arrays.column_raveled(y)
 
     def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         return self._validate_input(X, y, True, False)

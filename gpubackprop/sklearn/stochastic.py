@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.sklearn.held_out import HeldOut, Scores
 from gpubackprop.sklearn.session import Session, write_parameters
+from gpubackprop.sklearn.warn import warn
 
 Array = np.ndarray
 
@@ -94,14 +94,13 @@ class StochasticFit:
                 if between(self._out_of_patience()) or incremental:
                     break
                 if e.n_iter_ == e.max_iter:
-                    warnings.warn(
+                    warn(
                         f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) "
                         "reached and the optimization hasn't converged yet.",
                         ConvergenceWarning,
-                        stacklevel=2,
                     )
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warn("Training interrupted by user.")
         finally:
             if self.best is not None and self.has_best:
                 session.network.backend.copy(self.best, session.network.parameters)
