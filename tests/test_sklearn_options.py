@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from gpubackprop import optimizers, schedules
+from gpubackprop.backends import cuda_driver, devices
 from gpubackprop.errors import DeviceUnavailable, GpubackpropError, ModelFileError, OptionError
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.optimizers import OPTIMIZERS
@@ -183,8 +184,6 @@ def test_device_says_where_it_ran_and_verbose_prints_it(capsys):
 
 
 def test_a_device_that_is_not_there_is_an_error_and_no_fall_back(monkeypatch):
-    from gpubackprop.backends import devices
-
     x, y = digits(50)
     with pytest.raises(OptionError, match="tpu"):
         small(device="tpu").fit(x, y)
@@ -251,6 +250,29 @@ def test_arrays_of_jax_on_the_cpu_are_computed_there():
     model = small().fit(numpy.asarray(x), numpy.asarray(y))
     same(model, small().fit(x, y))
     np.testing.assert_array_equal(model.predict(numpy.asarray(x)), model.predict(x))
+
+
+def test_predict_asks_the_driver_once_in_a_process_and_again_after_an_error(monkeypatch):
+    x, y = digits(50)
+    model = small(device="cpu").fit(x, y).set_params(device="auto")
+    asked = []
+
+    def absent(name):
+        asked.append(name)
+        raise OSError
+
+    monkeypatch.setattr(cuda_driver, "load_library", absent)
+    monkeypatch.setattr(devices, "_CHOSEN", {})
+    for _ in range(3):
+        model.predict(x[:1])
+    assert len(asked) == 1
+    model.set_params(device="cuda")
+    for _ in range(2):
+        with pytest.raises(DeviceUnavailable):
+            model.predict(x[:1])
+    assert len(asked) == 3
+    devices.choose("auto")
+    assert len(asked) == 4
 
 
 def test_sparse_input_on_a_gpu_is_refused_with_what_to_do():

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from gpubackprop import backends
+from gpubackprop.backends import devices
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
 from gpubackprop.sklearn.host import HostBackend, SparseBatch
@@ -25,9 +26,8 @@ def outputs(estimator: Any, x: Any) -> Array:
     x : (N, D_0) checked; a NumPy array, CSR matrix, or array of a GPU, where the result then lies.
     """
     e, host = estimator, not on_gpu(x)
-    backend = backends.get("cpu" if sparse.issparse(x) else e.device if host else device_of(x))
-    if not backend.asynchronous:
-        backend = HostBackend()
+    own = "cpu" if sparse.issparse(x) else devices.chosen(e.device) if host else device_of(x)
+    backend = HostBackend() if own == "cpu" else backends.get(own)
     wide = np.dtype(e.precision or np.result_type(x.dtype, e.coefs_[0].dtype))
     dtype = wide if wide in (np.float32, np.float64) else np.dtype(np.float64)
     # On the CPU these are views: nothing is copied where the dtype is right.
