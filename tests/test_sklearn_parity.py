@@ -44,6 +44,23 @@ def test_a_fit_is_scikit_learns_for_every_solver_and_activation(name, solver, ac
     assert_same_fit(*pair, x)
 
 
+@pytest.mark.parametrize("options", [{}, {"solver": "lbfgs"}, {"early_stopping": True}], ids=str)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_reported_numbers_have_scikit_learns_types(options, dtype, tmp_path):
+    x, y = digits(150)
+    theirs, ours = fitted("MLPClassifier", x.astype(dtype), y, hidden_layer_sizes=4, **options)
+    checked = [theirs, ours]
+    if not options:
+        for _ in range(2):  # the second reads the first's
+            kept = estimators("MLPClassifier", hidden_layer_sizes=4)[1]
+            checked.append(kept.set_params(checkpoint=tmp_path / "fit").fit(x.astype(dtype), y))
+    for name in ("loss_", "best_loss_", "best_validation_score_", "n_iter_", "t_"):
+        assert len({type(getattr(model, name, None)) for model in checked}) == 1, name
+    for name in ("loss_curve_", "validation_scores_"):
+        assert len({type((getattr(model, name, None) or [0])[-1]) for model in checked}) == 1, name
+
+
 WARNED = {
     "epochs": ({}, lambda y: y),
     "batch": ({"batch_size": 500}, lambda y: y),

@@ -76,6 +76,10 @@ class FitCheckpoint:
             random_state = np.random.RandomState()
             random_state.set_state((kind, arrays["random_keys"], position, has_gauss, gauss))
             progress = {name: values["progress"][name] for name in PROGRESS}
+            progress["loss_"] = np.float64(progress["loss_"])
+            progress["loss_curve_"] = list(map(np.float64, progress["loss_curve_"]))
+            if progress["best_loss_"] is not None:
+                progress["best_loss_"] = np.float64(progress["best_loss_"])
             state.steps, state.learning_rate = values["steps"], values["learning_rate"]
             fit.has_best = values["has_best"]
             if state.schedule is not None:
@@ -144,5 +148,5 @@ def _checksum(to_host: Any, *arrays: Any) -> int:
             parts = [array.data, array.indices, array.indptr]
         for part in parts:
             host = part if isinstance(part, np.ndarray) else to_host(part)
-            value = zlib.crc32(np.ascontiguousarray(host).view(np.uint8), value)
+            value = zlib.crc32(np.ascontiguousarray(host).data, value)
     return value

@@ -96,7 +96,7 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
     )
     try:
         result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
-        e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), result.fun, result.x
+        e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), np.float64(result.fun), result.x
     except BaseException:  # Ctrl-C: what was learned stays, as scikit-learn has it
         end = start if function.point is None else function.point
         raise

@@ -123,7 +123,7 @@ class StochasticFit:
         monitored = e.loss_ if self.scores is None else self.scores.loss
         state.epoch_ends(e.t_, monitored)
 
-    def _train(self, weights: Array | None) -> float:
+    def _train(self, weights: Array | None) -> np.float64:
         """One epoch of updates; returns its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
         network, passes, state = session.network, session.passes, session.state
@@ -146,7 +146,7 @@ class StochasticFit:
             backend.copy(squares, self.squares[batch : batch + 1])
             state.steps += 1
         penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
-        return (self._loss_sum(shares) + penalty) / plan.rows
+        return np.float64((self._loss_sum(shares) + penalty) / plan.rows)
 
     def _loss_sum(self, shares: Array | None) -> float:
         """Sum over batches of rows times mean loss; `shares`: of each row in its batch's mean."""
