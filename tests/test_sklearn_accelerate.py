@@ -17,7 +17,7 @@ from sklearn.ensemble import BaggingClassifier
 from sklearn.model_selection import cross_val_score
 
 import gpubackprop.sklearn as ours
-from gpubackprop.sklearn import accelerate
+from gpubackprop.sklearn import __main__, accelerate
 from gpubackprop.sklearn.report import VARIABLE, Report
 from tests.sklearn_pairs import digits, regression
 
@@ -185,6 +185,18 @@ def test_a_script_runs_unchanged_with_its_arguments_and_reports_the_fits_of_its_
     as_module = run("-m", "program", "--jobs", "1", cwd=tmp_path)
     assert as_module.returncode == 0, as_module.stderr
     assert "2 fits of 45 x 64, 4 epochs" in as_module.stderr
+
+
+def test_the_program_has_its_arguments_and_file_as_python_gives_them(tmp_path, monkeypatch, capsys):
+    (tmp_path / "program.py").write_text("import sys; print(sys.argv[1:], __file__, sys.path[0])")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    for name in (["program.py"], ["-m", "program"]):
+        monkeypatch.setattr(sys, "argv", ["gpubackprop.sklearn", *name, "--", "-m", "--help"])
+        __main__.main()
+        said = capsys.readouterr().out
+        assert said.startswith(f"['--', '-m', '--help'] {tmp_path / 'program.py'} ")
+        assert name[0] == "-m" or said.endswith(f" {tmp_path}\n")
 
 
 @pytest.mark.slow

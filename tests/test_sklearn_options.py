@@ -24,7 +24,14 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from gpubackprop import optimizers, schedules
 from gpubackprop.backends import cuda_driver, devices
-from gpubackprop.errors import DeviceUnavailable, GpubackpropError, ModelFileError, OptionError
+from gpubackprop.errors import (
+    DeviceUnavailable,
+    DtypeError,
+    GpubackpropError,
+    ModelFileError,
+    OptionError,
+    ShapeError,
+)
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
@@ -321,6 +328,35 @@ def test_validation_data_may_lack_classes_but_not_have_others_also_after_a_warm_
         model.fit(x, y, validation_data=(x[:3],))
 
 
+def test_validation_data_with_other_outputs_is_refused():
+    x, y = digits(60)
+    several = np.stack([y > 3, y % 2 == 1], 1)
+    for cls, learned, other in (
+        (MLPRegressor, y, several), (MLPRegressor, several, y), (MLPClassifier, several, y % 2),
+        (MLPClassifier, y % 2, several),
+    ):  # fmt: skip
+        with pytest.raises(ShapeError, match=r"y of validation_data has shape .* column"):
+            small(cls).fit(x, learned, validation_data=(x, other))
+    with pytest.raises(OptionError, match=r"must be \(X, y\)"):
+        small().fit(x, y, validation_data=3)
+
+
+@pytest.mark.parametrize("kind", ["U", "datetime64[s]", "S"])
+def test_a_regressor_refuses_targets_that_are_no_numbers(kind):
+    x, y = digits(60)
+    with pytest.raises(DtypeError, match=r"y has dtype .* but must be real numbers"):
+        small(MLPRegressor).fit(x, y.astype(kind))
+
+
+def test_predict_takes_parameters_assigned_as_lists():
+    x, y = digits(60)
+    model = small().fit(x, y)
+    expected = model.predict_proba(x)
+    model.coefs_ = [coef.tolist() for coef in model.coefs_]
+    model.intercepts_ = [intercept.tolist() for intercept in model.intercepts_]
+    np.testing.assert_array_equal(model.predict_proba(x), expected)
+
+
 def test_lbfgs_refuses_what_needs_epochs():
     x, y = digits(50)
     with pytest.raises(OptionError, match="leave out validation_data, callbacks, progress"):
@@ -615,6 +651,16 @@ def test_to_sklearn_refuses_what_would_predict_otherwise_and_warns_of_the_rest()
     model = small(solver="adamw", activation=["relu"]).fit(x, y)
     with pytest.warns(UserWarning, match="'adamw'"):
         np.testing.assert_array_equal(model.to_sklearn().predict(x), model.predict(x))
+    with pytest.raises(OptionError, match=r"\['relu', 'tanh'\] has no counterpart"):
+        small(hidden_layer_sizes=(3, 3), activation=["relu", "tanh"]).fit(x, y).to_sklearn()
+    model = small(hidden_layer_sizes=(), activation=[]).fit(x, y)
+    np.testing.assert_array_equal(model.to_sklearn().predict(x), model.predict(x))
+    for options in ({"class_weight": "balanced"}, {"batch_size": "full"}):
+        (name,) = options
+        for model in (small(**options), small(**options, solver="lbfgs")):
+            with pytest.warns(UserWarning, match=f"scikit-learn has no {name}"):
+                theirs = model.fit(x, y).to_sklearn()
+            assert theirs.batch_size == "auto"
     assert not hasattr(small().to_sklearn(), "coefs_")
     with pytest.raises(
         OptionError, match="wants scikit-learn's MLPRegressor but got MLPClassifier"

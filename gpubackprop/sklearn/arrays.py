@@ -100,6 +100,17 @@ def column_raveled(y: np.ndarray) -> np.ndarray:
     return column_or_1d(y)
 
 
+def with_columns(y: Any, columns: int) -> Any:
+    """y of validation_data; ShapeError unless it has as many columns as that of the fit."""
+    found = 1 if y.ndim == 1 else y.shape[1]
+    if found != columns:
+        raise ShapeError(
+            f"y of validation_data has shape {y.shape} but the y that is learned has {columns} "
+            f"column{'s' * (columns > 1)}"
+        )
+    return y
+
+
 def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
     """An array or tensor of a GPU, checked there as scikit-learn checks NumPy's: float32 or
     float64, 2-D, finite, with the number of columns of the fit. Waits for the device."""

@@ -156,6 +156,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         X, y = self._checked(X, y, False)
+        multilabel = self._label_binarizer.y_type_.startswith("multilabel")
+        arrays.with_columns(y, self.n_outputs_ if multilabel else 1)
         self._refuse_unknown(y)
         return X, y
 

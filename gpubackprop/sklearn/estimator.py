@@ -95,7 +95,8 @@ class BaseMLP(Fitting):
 
     def _check_options(self, validation_data: ValidationData) -> None:
         """OptionError for what "lbfgs" would leave out without a word."""
-        if validation_data is not None and len(validation_data) not in (2, 3):
+        pair = validation_data is None or isinstance(validation_data, tuple | list)
+        if not pair or len(validation_data or (0, 0)) not in (2, 3):
             raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")
         wanted = {
             "validation_data": validation_data is not None,

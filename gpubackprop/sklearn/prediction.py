@@ -28,14 +28,15 @@ def outputs(estimator: Any, x: Any) -> Array:
     e, host = estimator, not on_gpu(x)
     own = "cpu" if sparse.issparse(x) else devices.chosen(e.device) if host else device_of(x)
     backend = HostBackend() if own == "cpu" else backends.get(own)
-    wide = np.dtype(e.precision or np.result_type(x.dtype, e.coefs_[0].dtype))
+    coefs, intercepts = ([np.asarray(a) for a in arrays] for arrays in (e.coefs_, e.intercepts_))
+    wide = np.dtype(e.precision or np.result_type(x.dtype, coefs[0].dtype))
     dtype = wide if wide in (np.float32, np.float64) else np.dtype(np.float64)
     # On the CPU these are views: nothing is copied where the dtype is right.
-    W = [backend.inputs(coef, dtype).T for coef in e.coefs_]
-    b = [backend.inputs(intercept, dtype) for intercept in e.intercepts_]
+    W = [backend.inputs(coef, dtype).T for coef in coefs]
+    b = [backend.inputs(intercept, dtype) for intercept in intercepts]
     layers = [*_hidden(e.activation, len(W) - 1), ACTIVATIONS["identity"]]
-    kind = Objective(e.out_activation_, len(e.intercepts_[-1])).output
-    result = backend.empty((x.shape[0], len(e.intercepts_[-1])), dtype)
+    kind = Objective(e.out_activation_, len(b[-1])).output
+    result = backend.empty((x.shape[0], len(b[-1])), dtype)
     for start in range(0, x.shape[0], BATCH_ROWS):
         out = result[start : start + BATCH_ROWS]
         h = _batch(backend, x[start : start + BATCH_ROWS], dtype)
