@@ -1,7 +1,7 @@
 """python -m benchmarks: everything this machine can measure, into benchmarks/results/.
 
     python -m benchmarks                      all cases, all peers that are installed
-    python -m benchmarks --op softmax         some of them; the rest of today's file is kept
+    python -m benchmarks --op softmax         some of them; all else stays as it was measured
     python -m benchmarks --device cuda        with the GPU (the default where one works)
     python -m benchmarks --size smoke         does it work? Writes no results
 

@@ -1,6 +1,6 @@
 """python -m benchmarks.report: results as Markdown, pictures and the README's section.
 
-    python -m benchmarks.report                    the newest of each machine in results/
+    python -m benchmarks.report                    the newest of each case and machine in results/
     python -m benchmarks.report FILE ...           these
     python -m benchmarks.report --compare OLD NEW  what became slower or faster beyond the noise
 
@@ -50,18 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def newest(results: Path) -> list[Record]:
-    """Of each machine: what was measured on its last day, one record."""
+    """Of each machine one record: of each case what was measured last."""
     return by_machine([records.load(path) for path in sorted(results.glob("*/*.json"))])
 
 
 def by_machine(loaded: list[Record]) -> list[Record]:
-    """One record for each machine: its newest day, later runs replacing cases of earlier."""
+    """One record for each machine, later runs replacing cases of earlier."""
     machines: dict[str, Record] = {}
     for record in sorted(loaded, key=lambda record: (record["date"], record.get("time", ""))):
         card = records.card(record)
-        before = machines.get(card)
-        same_day = before is not None and before["date"] == record["date"]
-        machines[card] = records.merged(before, record) if same_day and before else record
+        machines[card] = records.merged(machines[card], record) if card in machines else record
     return list(machines.values())
 
 

@@ -161,14 +161,41 @@ def test_compare_from_the_command_line_says_what_and_exits_1(on_a_cpu, tmp_path,
     assert "is no result of these benchmarks" in capsys.readouterr().err
 
 
-def test_results_of_one_day_are_one_record_and_machines_are_apart(on_a_cpu, on_a_gpu):
+def test_results_of_a_machine_are_one_record_and_machines_are_apart(on_a_cpu, on_a_gpu):
     part = [row for row in on_a_cpu["rows"] if row["op"] == "column_sum"]
     late = on_a_cpu | {"time": "09:00:00Z", "commit": "later", "rows": part}
-    earlier_day = on_a_cpu | {"date": "1999-12-31", "commit": "stale"}
-    found = report.by_machine([late, on_a_gpu, on_a_cpu, earlier_day])
+    found = sorted(report.by_machine([late, on_a_gpu, on_a_cpu]), key=record.card)
     assert [record.card(one) for one in found] == ["cpu-made-up-cpu-2-cores", "made-up-gpu"]
     assert len(found[0]["rows"]) == len(on_a_cpu["rows"])
     assert [run["commit"] for run in found[0]["earlier_runs"]] == ["made-up"]
+
+
+def test_a_part_that_is_measured_on_a_later_day_keeps_all_other_cases(on_a_cpu):
+    stale = on_a_cpu | {"date": "1999-12-31", "commit": "stale"}
+    part = [row | {"seconds": 7.0} for row in on_a_cpu["rows"] if row["op"] == "column_sum"]
+    versions = {"numpy": "0", "torch": "9"}
+    later = on_a_cpu | {"date": "2000-01-03", "commit": "later", "rows": part, "versions": versions}
+    (found,) = report.by_machine([later, on_a_cpu, stale])
+    assert len(found["rows"]) == len(on_a_cpu["rows"])
+    changed = {row["op"] for row in found["rows"] if row.get("seconds") == 7.0}
+    assert changed == {"column_sum"}
+    assert tables.goals(found) == tables.goals(on_a_cpu)
+    said = tables.machine(found)
+    assert said.startswith("Measured 2000-01-01 to 2000-01-03 at commits made-up, later: ")
+    assert said.endswith("; NumPy 0, PyTorch 9.")
+    lines = tables.full_table(found).splitlines()
+    assert {line.split("|")[-2].strip() for line in lines[2:] if "column_sum" in line} == {
+        "2000-01-03 later"
+    }
+    assert sum("2000-01-01 made-up" in line for line in lines) == len(found["rows"]) - len(part)
+
+
+def test_goals_that_were_not_measured_are_named(on_a_cpu):
+    rows = [row for row in on_a_cpu["rows"]
+            if not (row["op"] == "training_step" and row["contestant"] == "scikit-learn")]  # fmt: skip
+    named = "- Not measured: training_step/adam/f32/784-512-512-10/batch256 beside scikit-learn"
+    assert named in tables.goals(on_a_cpu | {"rows": rows})
+    assert named not in tables.goals(on_a_cpu)
 
 
 def test_committed_results_load_are_small_and_stand_in_their_folder():

@@ -51,6 +51,7 @@ class Row:
     bytes, flops : of one piece of work, at least.
     error : the worst relative difference from the oracle.
     note : why it was not timed; "WRONG: ..." if its result was.
+    run : date and commit.
     """
 
     case: str
@@ -76,6 +77,7 @@ class Row:
     flops: int = 0
     error: float | None = None
     note: str = ""
+    run: str = ""
     rounds: list[float] = field(default_factory=list)
 
     @property

@@ -107,7 +107,7 @@ def default_path(record: dict[str, Any], results: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A record of this format.
+    """A record of this format; every row has the `run` that it is of.
 
     Raises
     ------
@@ -118,7 +118,18 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no result of these benchmarks (format {FORMAT} is wanted)")
     if "cases" in values:
         values["rows"] = [row for case in values.pop("cases") for row in _unpacked(case)]
+    values["rows"] = stamped(values)
     return values
+
+
+def run_name(record: dict[str, Any]) -> str:
+    """Date and commit of a run."""
+    return f"{record['date']} {record['commit']}".strip()
+
+
+def stamped(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its rows, those that name no run as this run's."""
+    return [{"run": run_name(record), **row} for row in record["rows"]]
 
 
 def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
@@ -134,14 +145,14 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new`, with the cases of `old` that it did not measure."""
+    """`new`, with the cases of `old` that it did not measure; each row names its run."""
     measured = {_key(row) for row in new["rows"]}
-    rows = [row for row in old["rows"] if _key(row) not in measured] + new["rows"]
+    rows = [row for row in stamped(old) if _key(row) not in measured] + stamped(new)
     left = [name for name in old["left_out"] if name not in new["left_out"]]
     done = {f"{row['case']} on {row['device']}" for row in rows}
     left = [name for name in [*left, *new["left_out"]] if name not in done]
     runs = [*old.get("earlier_runs", [])]
-    this = {key: old[key] for key in ("date", "time", "commit", "settings")}
+    this = {key: old[key] for key in ("date", "time", "commit", "settings", "versions")}
     return new | {
         "rows": rows, "left_out": left, "limits": old["limits"] | new["limits"],
         "earlier_runs": [*runs, this],
@@ -152,7 +163,7 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["case"], row["device"], row["threads"]
 
 
-SHARED = ("case", "op", "device", "threads", "limit", "bytes", "flops")  # by a case's contestants
+SHARED = ("case", "op", "device", "threads", "limit", "bytes", "flops", "run")  # by a case's contestants
 DERIVED = ("p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80")  # from the rounds
 
 
