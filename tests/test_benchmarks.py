@@ -352,8 +352,20 @@ def test_the_table_has_both_devices_their_ratio_and_the_peers():
     for title, cell in (("CPU", "2 ms"), ("GPU", "100 us"), ("speed-up", "20"),
                         ("of limit", "0.91 products")):  # fmt: skip
         assert line[: head.index(title) + len(title)].endswith(cell)
-    assert line.endswith("torch eager 0.20, JAX jit WRONG")
+    assert line.endswith("torch eager 0.20, JAX jit WRONG; on the CPU NumPy by hand 0.98")
     assert table.lines(rows[:2])[1].endswith("0.70 products   NumPy by hand 0.98")
+
+
+def test_the_table_has_every_peer_and_who_beats_us_first():
+    def row(contestant, **values):
+        return Row("step", "training_step", contestant, "cpu", 2, seconds=1e-3, **values)
+
+    names = [one.name for one in contestants.CONTESTANTS if "cpu" in one.kinds][2:]
+    rows = [row("numpy"), *(row(name, ratio=0.1 * i) for i, name in enumerate(names, 3))]
+    _, line = table.lines(rows)
+    assert len(names) >= 8
+    assert all(f"{name} " in line for name in names)
+    assert line.rpartition("   ")[2].startswith(f"{names[-1]} 1.")
 
 
 def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):

@@ -9,7 +9,6 @@ from gpubackprop import __version__
 from gpubackprop.bench.contestants import LIMIT, OURS
 from gpubackprop.bench.harness import Row
 
-SHOWN_PEERS = 4
 HEADLINES = (
     ("training_step/adam/f32/784-512-512-10/batch256", "step 784-512-512-10, batch 256"),
     ("softmax_cross_entropy/f32/4096x1000", "softmax cross entropy 4096x1000"),
@@ -37,7 +36,7 @@ def lines(rows: list[Row]) -> list[str]:
     head = f"{'':<56}{'CPU':>10}"
     if gpu_cases:
         head += f"{'GPU':>10}{'speed-up':>10}"
-    text = [head + f"{'of limit':>14}   our time / theirs"]
+    text = [head + f"{'of limit':>14}   our time / theirs, who beats us first"]
     for (case, threads), group in groups.items():
         name = case + ("" if threads == most else f", {threads} thread")
         text.append(_line(name, group, bool(gpu_cases)))
@@ -55,7 +54,10 @@ def _line(name: str, group: list[Row], gpu: bool) -> str:
         text += f"{cpu.seconds / cuda.seconds:>10.3g}" if both else f"{'-':>10}"  # type: ignore
     best = cuda if cuda and cuda.seconds else cpu
     share = f"{best.share:.2f} {best.limit}" if best and best.share else "-"
-    return f"{text}{share:>14}   {_peers(group, best)}".rstrip()
+    peers = [_peers(group, best)]
+    if best is cuda and (on_cpu := _peers(group, cpu)):
+        peers.append(f"on the CPU {on_cpu}")
+    return f"{text}{share:>14}   {'; '.join(filter(None, peers))}".rstrip()
 
 
 def _time(row: Row | None) -> str:
@@ -69,8 +71,9 @@ def _peers(group: list[Row], best: Row | None) -> str:
         return ""
     theirs = [row for row in group if row.device == best.device
               and row.contestant not in (LIMIT, best.contestant)]  # fmt: skip
-    timed = [f"{row.contestant} {row.ratio:.2f}" for row in theirs if row.ratio][:SHOWN_PEERS]
-    return ", ".join([*timed, *(f"{row.contestant} WRONG" for row in theirs if row.wrong)])
+    timed = sorted((row for row in theirs if row.ratio), key=lambda row: -(row.ratio or 0))
+    text = [f"{row.contestant} {row.ratio:.2f}" for row in timed]
+    return ", ".join([*text, *(f"{row.contestant} WRONG" for row in theirs if row.wrong)])
 
 
 def left_out(record: dict[str, Any]) -> list[str]:
