@@ -289,7 +289,7 @@ class Harness:
         found: dict[str, list[float]] = {"import": [], "first": []}
         once = self.plan.small or BY_NAME[row.contestant].slow
         for _ in range(1 if once else COLD_ROUNDS):
-            answer = _cold_process(case, row, self.plan)
+            answer = _cold_process(case, row)
             row.note = answer.get("wrong", "")
             row.error = answer.get("error")
             if "missing" in answer:
@@ -309,17 +309,30 @@ class RoundFailed(GpubackpropError, RuntimeError):  # noqa: N818 (reads as a sen
     """A contestant that was prepared could not be timed."""
 
 
-def _cold_process(case: Case, row: Row, plan: Plan) -> dict[str, Any]:
+# The clock starts in a bare interpreter, for everybody alike.
+COLD = """\
+import time
+begin = time.perf_counter()
+{imports}
+imported = time.perf_counter() - begin
+from gpubackprop.bench.worker import cold_main
+cold_main(imported)
+"""
+
+
+def _cold_process(case: Case, row: Row) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:  # of compiled kernels: none are there
-        command = [sys.executable, "-m", "gpubackprop.bench.worker", row.contestant, row.device]
-        command += ["--cold", json.dumps(asdict(case)), *["--small"] * plan.small]
+        script = COLD.format(imports=BY_NAME[row.contestant].imports)
+        command = [sys.executable, "-c", script, row.contestant, row.device]
+        command += [json.dumps(asdict(case))]
         caches = {"CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
         done = subprocess.run(
             command, env=environment(row.threads) | caches, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
     if done.returncode:
-        return {"missing": f"its process ended with code {done.returncode}"}
+        last = "".join(done.stderr.splitlines()[-1:]).removeprefix("ModuleNotFoundError: ")
+        return {"missing": last or f"its process ended with code {done.returncode}"}
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
