@@ -237,6 +237,37 @@ def test_what_is_not_installed_or_fails_is_a_note_and_the_others_are_timed(here,
     assert rows["numpy"].seconds
 
 
+@pytest.mark.parametrize("round_of_failure", [0, 2])
+def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
+    here, monkeypatch, round_of_failure
+):
+    real, rounds = worker.Session.do, []
+
+    def fails(self, message):
+        if self.contestant == "NumPy by hand" and message["do"] == "round":
+            rounds.append(message)
+            if len(rounds) > round_of_failure:
+                return {"missing": "its process ended with code -9; see above"}
+        return real(self, message)
+
+    monkeypatch.setattr(worker.Session, "do", fails)
+    done = []
+    with Harness(SMALL) as measured:
+        left = harness.run_all(
+            measured, [(ENTROPY, "cpu", 1)], 1e9, lambda text: None, done.extend
+        )
+    assert left == []
+    rows = {row.contestant: row for row in done}
+    failed = rows.pop("NumPy by hand")
+    assert failed.note.startswith("not measured: failed while it was timed: its process ended")
+    assert (failed.seconds, failed.ratio, failed.rounds) == (None, None, [])
+    assert len(rounds) == round_of_failure + 1
+    assert rows["numpy"].share
+    for row in rows.values():
+        assert len(row.rounds) == 3
+        assert row.ratio
+
+
 def test_a_training_step_is_timed_by_the_step(here, monkeypatch):
     monkeypatch.setattr(places.Place, "time", lambda self, run, count: (run(), (1.6, 1.6))[1])
     rows = rows_of(STEP)

@@ -24,7 +24,6 @@ import numpy as np
 from gpubackprop.bench import problems
 from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, LIMIT, OURS
 from gpubackprop.bench.shapes import Case
-from gpubackprop.errors import GpubackpropError
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
@@ -254,6 +253,7 @@ class Harness:
         return {name: timed[name] for name in rows if name in timed}
 
     def _rounds(self, timed: dict[str, bool], rows: dict[str, Row]) -> None:
+        """One that fails has a note from then on, and the others go on without it."""
         longest = 0.0
         modes = [(name, False) for name in timed]
         modes += [(name, True) for name, graph in timed.items() if graph]
@@ -271,6 +271,8 @@ class Harness:
                 found[name, replay][1].append(answer["host"])
         for name, graph in timed.items():
             row = rows[name]
+            if row.note:
+                continue
             row.rounds, row.graph = found[name, graph][0], graph
             if graph:
                 row.plain = float(np.median(found[name, False][0]))
@@ -278,11 +280,13 @@ class Harness:
                 row.host = float(np.median(found[name, False][1]))
 
     def _time(self, row: Row, replay: bool, repeats: int) -> dict[str, Any]:
-        process = self.process(row.contestant, row.device, row.threads)
-        answer = process.ask("round", replay=replay, repeats=repeats)
-        if "missing" in answer:
-            raise RoundFailed(f"{row.contestant} failed while it was timed: {answer['missing']}")
-        return answer
+        if not row.note:
+            process = self.process(row.contestant, row.device, row.threads)
+            answer = process.ask("round", replay=replay, repeats=repeats)
+            if "missing" not in answer:
+                return answer
+            row.note = f"not measured: failed while it was timed: {answer['missing']}"
+        return dict.fromkeys(("seconds", "host", "raw"), 0.0)
 
     def _cold(self, case: Case, row: Row) -> Iterator[Row]:
         """Import, and the first steps with all that precedes them, each time in a new process."""
@@ -303,10 +307,6 @@ class Harness:
             part = Row(**asdict(row) | {"case": f"{case.name}/{key}", "rounds": times})
             summarise({row.contestant: part}, "")
             yield part
-
-
-class RoundFailed(GpubackpropError, RuntimeError):  # noqa: N818 (reads as a sentence)
-    """A contestant that was prepared could not be timed."""
 
 
 # The clock starts in a bare interpreter, for everybody alike.
@@ -394,10 +394,5 @@ def run_all(
         plural = "s" if threads > 1 else ""
         at = f"{threads} thread{plural}" if device == "cpu" else device
         progress(f"[{number + 1}/{len(work)}] {case.name}, {at}")
-        try:
-            rows = harness.run_case(case, device, threads)
-        except RoundFailed as error:
-            rows = [_row(case, OURS[device.partition(":")[0]], device, threads)]
-            rows[0].note = f"not measured: {error}"
-        done(rows)
+        done(harness.run_case(case, device, threads))
     return []
