@@ -226,7 +226,25 @@ def test_bfloat16_goes_to_pytorch_and_back_bit_for_bit(torch_card):
     bfloat16 = pytest.importorskip("ml_dtypes", reason="bfloat16 of NumPy").bfloat16
     array = np.array([[1.0, -2.5], [3e38, 1e-30]], bfloat16)
     peer = torch_peer.Torch(torch_card.torch, torch_card, "torch eager")
-    np.testing.assert_array_equal(torch_card.host(peer.tensor(array)), array.astype(np.float32))
+    found = torch_card.host(peer.tensor(array))
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found.view(np.int16), array.view(np.int16))
+
+
+@pytest.mark.parametrize("op", sorted({case.op for case in CASES if case.dtype == "bfloat16"}))
+def test_pytorchs_bfloat16_results_are_held_to_bfloat16s_tolerance(torch_card, op):
+    pytest.importorskip("ml_dtypes", reason="bfloat16 of NumPy")
+    from gpubackprop.bench import problems
+
+    for case in (case for case in CASES if (case.op, case.dtype) == (op, "bfloat16")):
+        work = torch_peer.setup(case, torch_card, "torch eager")
+        found = work.outputs()
+        ratio, _ = problems.get(op).check(case, found)
+        assert ratio <= 1, case.name
+        (name, *_) = (one for one, array in found.items() if array.ndim == 2)
+        found[name] = found[name].copy()
+        found[name][0, 0] += 1
+        assert problems.get(op).check(case, found)[0] > 1
 
 
 def test_liger_is_called_with_the_same_options_or_left_out(torch_card, monkeypatch):

@@ -167,8 +167,12 @@ class TorchPlace(Place):
         return graph.replay, ""
 
     def host(self, array: Any) -> np.ndarray:
+        """In its own dtype, by which it is compared; bfloat16 by its bits."""
         array = array.detach().cpu()
-        return np.asarray(array.float().numpy() if array.dtype == self.torch.bfloat16 else array)
+        if array.dtype != self.torch.bfloat16:
+            return np.asarray(array)
+        bits: np.ndarray = array.view(self.torch.int16).numpy()
+        return bits.view(importlib.import_module("ml_dtypes").bfloat16)
 
     def l2_bytes(self) -> int:
         properties = self.torch.cuda.get_device_properties(self.device)
