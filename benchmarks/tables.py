@@ -93,7 +93,7 @@ def full_table(record: Record) -> str:
         times = [table.time_text(t) if t else "" for t in (row.seconds, row.plain, row.host)]
         lines.append(
             _cells([
-                row.case, place(row), row.contestant, times[0] + (" (graph)" if row.graph else ""),
+                row.case, place(row), _name(row), times[0] + (" (graph)" if row.graph else ""),
                 _noise(row), times[1], times[2], f"{row.ratio:.2f}" if row.ratio else "",
                 _share(row), f"{row.bytes:.3g}" if row.bytes else "",
                 f"{row.flops:.3g}" if row.flops else "", f"{row.error:.1e}" if row.error else "",
@@ -101,6 +101,12 @@ def full_table(record: Record) -> str:
             ])
         )  # fmt: skip
     return "\n".join(lines)
+
+
+def _name(row: Row) -> str:
+    """The contestant, and what was different about it."""
+    threads = f"{row.workers} thread" + "s" * (row.workers != 1)
+    return f"{row.contestant}, {threads}" if row.workers else row.contestant
 
 
 def limits_table(record: Record) -> str:
@@ -159,7 +165,7 @@ def _ratio(row: Row | None) -> str:
 
 
 def _share(row: Row) -> str:
-    return f"{row.share:.2f} {row.limit}" if row.share else ""
+    return f"{table.share_text(row.share)} {row.limit}" if row.share else ""
 
 
 def _noise(row: Row) -> str:

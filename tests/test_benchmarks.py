@@ -275,6 +275,48 @@ def test_a_training_step_is_timed_by_the_step(here, monkeypatch):
     assert rows["limit"].seconds == 1.6  # products of one step
 
 
+def test_the_limit_of_products_has_the_threads_that_are_fastest(here, monkeypatch):
+    class Slower(InProcess):
+        """The more threads, the longer."""
+
+        def __init__(self, contestant, device, threads, plan):
+            super().__init__(contestant, device, threads, plan)
+            self.threads = threads
+
+        def answer(self):
+            found = super().answer()
+            return found | {"seconds": 0.1 * self.threads} if "seconds" in found else found
+
+    monkeypatch.setattr(harness, "Process", Slower)
+    with Harness(replace(SMALL, threads=4)) as measured:
+        rows = {row.contestant: row for row in measured.run_case(STEP, "cpu", 4)}
+        limit, ours = rows["limit"], rows["numpy"]
+        assert (limit.seconds, limit.workers, limit.threads) == (0.1, 1, 4)
+        assert (ours.seconds, ours.workers) == (0.4, None)
+        assert ours.share == pytest.approx(0.25)
+        copied = {row.contestant: row for row in measured.run_case(ENTROPY, "cpu", 4)}["limit"]
+        assert (copied.seconds, copied.workers) == (0.4, None)
+
+
+def test_a_product_of_the_limit_is_taken_in_the_best_layout(monkeypatch):
+    seen = []
+    monkeypatch.setattr(worker.limits, "_quick_time", lambda where, run: seen.append(run) or 1.0)
+    out = []
+    monkeypatch.setattr(np, "matmul", lambda x, y, out: seen.append((x.flags.f_contiguous,
+                                                                     y.flags.f_contiguous)))  # fmt: skip
+    worker.limits.product_run(places.Place(), "float32", [(3, 4, 5)])
+    ways, seen[:] = seen[:], out
+    for way in ways:
+        way()
+    assert sorted(seen) == [(False, False), (False, True), (True, False)]
+
+
+def test_a_share_above_one_is_marked():
+    row = Row("step", "training_step", "numpy", "cpu", 1, seconds=1.0, share=1.02, limit="products")
+    assert table.lines([row])[1].endswith("1.02 ! products")
+    assert table.lines([replace(row, share=1.001)])[1].endswith("1.00 products")
+
+
 def test_ratios_and_shares_are_medians_within_a_round():
     ours = Row("case", "op", "numpy", "cpu", 1, rounds=[1.0, 2.0, 9.0])
     theirs = Row("case", "op", "peer", "cpu", 1, rounds=[2.0, 4.0, 3.0])

@@ -36,6 +36,7 @@ def card(monkeypatch):
         monkeypatch.setattr(limits, name, {"cpu": 1 << 10, "cuda": 1 << 10})
     monkeypatch.setitem(limits.SQUARE, "cuda", 16)
     monkeypatch.setattr(worker, "SETS_OF_L2", 0)
+    monkeypatch.setattr(cupy_arrays.Event, "done", False, raising=False)
     with cupy_arrays.installed() as cupy:
         yield cupy
 
@@ -139,6 +140,37 @@ def test_a_card_whose_cublaslt_is_at_hand_takes_the_faster_product(card, monkeyp
     run = limits.product_run(where, "float32", [(3, 4, 5)])
     assert len(chosen) == 2
     run()
+
+
+def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(card, monkeypatch):
+    """A small product is done sooner than the host has launched it."""
+    log = []
+
+    class Event(cupy_arrays.Event):
+        def record(self):
+            super().record()
+            log.append("event")
+
+        @property
+        def done(self):
+            return log.count("busy") < 7  # the card was waiting for the host
+
+    monkeypatch.setattr(card.cuda, "Event", Event)
+    monkeypatch.setattr(limits, "_device_copy", lambda source, target: lambda: log.append("busy"))
+    where = places.CupyPlace("cuda:0")
+    clock = limits.device_clock(where, lambda: log.append("call"), 100)
+    assert clock(2)[0] > 0
+    assert log == [
+        *["busy"], *["event", "call", "call", "event"],
+        *["busy"] * 2, *["event", "call", "call", "event"],
+        *["busy"] * 4, *["event", "call", "call", "event"],
+    ]  # fmt: skip
+    log.clear()
+    Event.done = False
+    clock(1000)  # two of 100 launches fit into the queue, the others wait for theirs
+    assert log.count("call") == 2 * limits.MOST_QUEUES
+    work = limits.setup(next(case for case in CASES if case.op == "affine_layer"), where, "limit")
+    assert work.clock is not None
 
 
 def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):

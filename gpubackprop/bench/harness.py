@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ THREAD_VARIABLES = (
     "NPROC",  # heeded by XLA's own pool, which the others leave as it is
 )  # fmt: skip
 COLD_ROUNDS = 3
+SETTLE = 0.03  # seconds until the threads of who worked before, which spin for a while, sleep
 LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
 
 
@@ -47,6 +49,7 @@ class Row:
     ratio : our time over its time: median over the rounds of the ratio within a round, with
         percentiles. goal : largest ratio wanted.
     share : the limit's time over this one's time, with percentiles. limit : what the limit is.
+    workers : threads of a limit's process, where fewer than `threads` were the fastest.
     bytes, flops : of one piece of work, at least.
     error : the worst relative difference from the oracle.
     note : why it was not timed; "WRONG: ..." if its result was.
@@ -72,6 +75,7 @@ class Row:
     share_p20: float | None = None
     share_p80: float | None = None
     limit: str = ""
+    workers: int | None = None
     bytes: int = 0
     flops: int = 0
     error: float | None = None
@@ -218,10 +222,32 @@ class Harness:
         try:
             self._rounds(self._prepare(case, rows), rows)
         finally:
-            for name in names:
-                self.process(name, device, threads).ask("drop")
+            for row in rows.values():
+                self._worker(row).ask("drop")
         summarise(rows, OURS[device.partition(":")[0]])
         return list(rows.values())
+
+    def _worker(self, row: Row) -> Process:
+        return self.process(row.contestant, row.device, row.workers or row.threads)
+
+    def _fewer_threads(self, row: Row, message: dict[str, Any]) -> int | None:
+        """With how many threads a limit's products are the fastest, where not with all."""
+        counts = [1 << power for power in range(row.threads.bit_length()) if 1 << power < row.threads]
+        found: dict[int, float] = {}
+        for count in (*counts, row.threads):
+            process = self.process(row.contestant, row.device, count)
+            if "missing" in process.ask("prepare", **message):
+                return None
+            once = [process.ask("round", repeats=1).get("raw", 0.0) for _ in range(2)][-1]
+            repeats = self._repeats(once)
+            times = [process.ask("round", repeats=repeats).get("seconds") for _ in range(3)]
+            process.ask("drop")
+            found[count] = min((t for t in times if t), default=math.inf)
+        best = min(found, key=lambda count: found[count])
+        return best if best < row.threads else None
+
+    def _repeats(self, seconds: float) -> int:
+        return max(1, min(1000, round(self.plan.seconds / max(seconds, 1e-7))))
 
     def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, bool]:
         """Set up and check everybody: who can be timed, and whether there is a CUDA graph.
@@ -235,11 +261,11 @@ class Harness:
         if case.op == "training_step":
             one = next(iter(rows.values()))
             message |= self.process(LIMIT, one.device, one.threads).ask("oracle", **message)
+        limit = rows.get(LIMIT)
+        if limit is not None and limit.device == "cpu" and limit.limit == "products":
+            limit.workers = self._fewer_threads(limit, message)
         for group in (together, *([name] for name in alone)):
-            processes = [
-                self.process(rows[name].contestant, rows[name].device, rows[name].threads)
-                for name in group
-            ]
+            processes = [self._worker(rows[name]) for name in group]
             for process in processes:
                 process.tell("prepare", **message)
             for name, process in zip(group, processes, strict=True):
@@ -263,7 +289,7 @@ class Harness:
             if raw < LONG_CALL:  # the first call may have warmed something up
                 raw = self._time(rows[name], replay, 1)["raw"]
             longest = max(longest, raw)
-            repeats[name, replay] = max(1, min(1000, round(self.plan.seconds / max(raw, 1e-7))))
+            repeats[name, replay] = self._repeats(raw)
         for _ in range(min(self.plan.rounds, 5) if longest > LONG_CALL else self.plan.rounds):
             for name, replay in modes:
                 answer = self._time(rows[name], replay, repeats[name, replay])
@@ -281,8 +307,9 @@ class Harness:
 
     def _time(self, row: Row, replay: bool, repeats: int) -> dict[str, Any]:
         if not row.note:
-            process = self.process(row.contestant, row.device, row.threads)
-            answer = process.ask("round", replay=replay, repeats=repeats)
+            if row.device == "cpu" and row.threads > 1:
+                time.sleep(SETTLE)
+            answer = self._worker(row).ask("round", replay=replay, repeats=repeats)
             if "missing" not in answer:
                 return answer
             row.note = f"not measured: failed while it was timed: {answer['missing']}"

@@ -14,6 +14,7 @@ from gpubackprop.backends.cupy.library import import_cupy
 
 Run = Callable[[], Any]
 Times = tuple[float, float]  # seconds of a call: by the clock, and until the host was free again
+MOST_AHEAD = 1 << 10  # calls that keep a GPU busy while others are queued
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Work:
     units : pieces of work in a run (steps), by which its time is divided.
     replay : the same as a CUDA graph; None where it cannot be captured, `uncaptured` says why.
     scale : factor of the time (a limit is measured on other sizes than the case's).
+    clock : times that many calls instead of the place's, where that is not fit for it.
     """
 
     run: Run
@@ -35,6 +37,7 @@ class Work:
     replay: Run | None = None
     uncaptured: str = ""
     scale: float = 1.0
+    clock: Callable[[int], Times] | None = None
 
 
 class Place:
@@ -76,6 +79,7 @@ class CupyPlace(Place):
         self.device, self.xp = device, import_cupy()
         self.xp.cuda.Device(number(device)).use()
         self._pools: list[Any] = []
+        self._ahead = 1
 
     def time(self, run: Run, count: int) -> Times:
         events = self.xp.cuda
@@ -88,6 +92,26 @@ class CupyPlace(Place):
         end.record()
         end.synchronize()
         return float(events.get_elapsed_time(begin, end)) * 1e-3 / count, issued
+
+    def queued_time(self, run: Run, count: int, busy: Run) -> Times:
+        """As `time`, of the device alone: it does `busy`, as often as it takes, until the host has
+        queued all the calls."""
+        events = self.xp.cuda
+        while True:
+            begin, end = events.Event(), events.Event()
+            for _ in range(self._ahead):
+                busy()
+            begin.record()
+            start = time.perf_counter()
+            for _ in range(count):
+                run()
+            issued = (time.perf_counter() - start) / count
+            end.record()
+            host_was_late = begin.done
+            end.synchronize()
+            if not host_was_late or self._ahead >= MOST_AHEAD:
+                return float(events.get_elapsed_time(begin, end)) * 1e-3 / count, issued
+            self._ahead *= 2
 
     def wait(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()

@@ -53,11 +53,20 @@ def _line(name: str, group: list[Row], gpu: bool) -> str:
         text += f"{_time(cuda):>10}"
         text += f"{cpu.seconds / cuda.seconds:>10.3g}" if both else f"{'-':>10}"  # type: ignore
     best = cuda if cuda and cuda.seconds else cpu
-    share = f"{best.share:.2f} {best.limit}" if best and best.share else "-"
+    share = f"{share_text(best.share)} {best.limit}" if best and best.share else "-"
     peers = [_peers(group, best)]
     if best is cuda and (on_cpu := _peers(group, cpu)):
         peers.append(f"on the CPU {on_cpu}")
     return f"{text}{share:>14}   {'; '.join(filter(None, peers))}".rstrip()
+
+
+def share_text(share: float) -> str:
+    """The share of a limit; "!" where it was none.
+
+    >>> share_text(0.98), share_text(1.02)
+    ('0.98', '1.02 !')
+    """
+    return f"{share:.2f}" + " !" * (round(share, 2) > 1)
 
 
 def _time(row: Row | None) -> str:
@@ -117,7 +126,7 @@ def summary(record: dict[str, Any]) -> str:
     for case, name in HEADLINES:
         row = rows.get((case, OURS[kind], device), {})
         if "seconds" in row:
-            share = f" ({row['share']:.2f} of {row['limit']})" if "share" in row else ""
+            share = f" ({share_text(row['share'])} of {row['limit']})" if "share" in row else ""
             parts.append(f"{name}: {time_text(row['seconds'])}{share}")
     return " | ".join([*parts, record["date"]])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import sys
@@ -109,7 +110,8 @@ class Session:
         assert self.work is not None
         run = self.work.replay if message.get("replay") else self.work.run
         assert run is not None
-        seconds, issued = self.place.time(run, message["repeats"])
+        clock = self.work.clock or functools.partial(self.place.time, run)
+        seconds, issued = clock(message["repeats"])
         factor = self.work.scale / self.work.units
         return {"seconds": seconds * factor, "host": issued * factor, "raw": seconds}
 
