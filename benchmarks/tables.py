@@ -105,8 +105,8 @@ def full_table(record: Record) -> str:
 
 def _name(row: Row) -> str:
     """The contestant, and what was different about it."""
-    threads = f"{row.workers} thread" + "s" * (row.workers != 1)
-    return f"{row.contestant}, {threads}" if row.workers else row.contestant
+    threads = f"{row.workers} thread" + "s" * (row.workers != 1) if row.workers else ""
+    return ", ".join(filter(None, (row.contestant, threads, row.remark)))
 
 
 def limits_table(record: Record) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import harness, limits, places, run, table, torch_peer, worker
+from gpubackprop.bench import harness, limits, places, problems, run, table, torch_peer, worker
 from gpubackprop.bench import record as records
 from gpubackprop.bench.shapes import Case, cases
 from tests import emulator
@@ -266,8 +266,6 @@ def test_bfloat16_goes_to_pytorch_and_back_bit_for_bit(torch_card):
 @pytest.mark.parametrize("op", sorted({case.op for case in CASES if case.dtype == "bfloat16"}))
 def test_pytorchs_bfloat16_results_are_held_to_bfloat16s_tolerance(torch_card, op):
     pytest.importorskip("ml_dtypes", reason="bfloat16 of NumPy")
-    from gpubackprop.bench import problems
-
     for case in (case for case in CASES if (case.op, case.dtype) == (op, "bfloat16")):
         work = torch_peer.setup(case, torch_card, "torch eager")
         found = work.outputs()
@@ -277,6 +275,70 @@ def test_pytorchs_bfloat16_results_are_held_to_bfloat16s_tolerance(torch_card, o
         found[name] = found[name].copy()
         found[name][0, 0] += 1
         assert problems.get(op).check(case, found)[0] > 1
+
+
+UPDATES = [Case("update", (600,), variant="adam"), Case("update_many", (2 * 4096,), variant="adam"),
+           Case("training_step", (4, 6, 5, 3), variant="adam")]  # fmt: skip
+
+
+def prepared(contestant, case, where):
+    session = worker.Session(contestant, "cuda:0")
+    session._place = where
+    return session, session.do({"do": "prepare", "case": asdict(case)})
+
+
+@pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.op)
+@pytest.mark.parametrize("contestant", ["torch eager", "torch fused"])
+def test_pytorchs_updates_are_captured_after_they_were_compared(
+    torch_card, monkeypatch, contestant, case
+):
+    events, real = [], problems.get(case.op).check
+    monkeypatch.setattr(type(problems.get(case.op)), "check", lambda self, *args: (
+        events.append("checked"), real(*args))[1])  # fmt: skip
+    capture = torch_card.capture
+    monkeypatch.setattr(
+        torch_card, "capture", lambda run: (events.append("captured"), capture(run))[1]
+    )
+    monkeypatch.setattr(worker, "MOST_SETS", 2)
+    session, answer = prepared(contestant, case, torch_card)
+    assert answer["replay"], answer
+    sets = 1 if case.op == "training_step" else 2
+    assert events == ["checked", *["captured"] * sets]
+    assert "seconds" in session.do({"do": "round", "repeats": 1, "replay": True})
+    assert torch_card.captured == ["replayed"]
+
+
+@pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.op)
+def test_compiled_pytorch_has_its_optimizer_compiled_or_says_that_it_is_not(
+    torch_card, monkeypatch, case
+):
+    compiled, ran = [], []
+
+    def compile(function, **options):
+        compiled.append(function.__name__)
+
+        def call(*args):
+            ran.append(function.__name__)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch_card.torch, "compile", compile)
+    _, answer = prepared("torch.compile", case, torch_card)
+    assert answer["error"] < 1e-5
+    assert (answer["replay"], answer["remark"]) == (False, "")
+    assert ran.count("step") >= 2
+
+    def fails(function, **options):
+        def call(*args):
+            raise RuntimeError("no compiler")
+
+        return call if function.__name__ == "step" else function
+
+    monkeypatch.setattr(torch_card.torch, "compile", fails)
+    _, answer = prepared("torch.compile", case, torch_card)
+    assert answer["error"] < 1e-5
+    assert answer["remark"] == "optimizer eager: RuntimeError"
 
 
 def test_liger_is_called_with_the_same_options_or_left_out(torch_card, monkeypatch):
@@ -298,8 +360,6 @@ def test_liger_is_called_with_the_same_options_or_left_out(torch_card, monkeypat
     )  # fmt: skip
     case = Case("softmax_cross_entropy", (9, 40), variant="label_smoothing")
     work = torch_peer.setup(case, torch_card, "Liger")
-    from gpubackprop.bench import problems
-
     assert problems.get(case.op).check(case, work.outputs())[0] <= 1
     assert given == {"ignore_index": -100, "lse_square_scale": 0.0, "label_smoothing": 0.1}
     assert work.replay is None

@@ -71,6 +71,15 @@ def test_the_full_table_has_every_row_and_its_note(on_a_gpu):
     assert sum("No module named 'thinc'" in line for line in lines) > 3
 
 
+def test_the_full_table_says_what_was_different_about_a_contestant(on_a_cpu):
+    rows = [row | ({"remark": "optimizer eager: RuntimeError"} if "compile" in row["contestant"] else {})
+            for row in on_a_cpu["rows"]]  # fmt: skip
+    rows = [row | ({"workers": 1} if row["contestant"] == "limit" else {}) for row in rows]
+    text = tables.full_table(on_a_cpu | {"rows": rows})
+    assert "| limit, 1 thread |" in text
+    assert "| torch.compile, optimizer eager: RuntimeError |" in text
+
+
 def test_goals_are_counted_and_missed_ones_named(on_a_cpu):
     rows = [row | {"ratio": 0.61} if row["contestant"] == "scikit-learn" else row
             for row in on_a_cpu["rows"]]  # fmt: skip

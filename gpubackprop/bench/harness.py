@@ -53,7 +53,7 @@ class Row:
     bytes, flops : of one piece of work, at least.
     error : the worst relative difference from the oracle.
     note : why it was not timed; "WRONG: ..." if its result was.
-    run : date and commit.
+    remark : what was different about it. run : date and commit.
     """
 
     case: str
@@ -80,6 +80,7 @@ class Row:
     flops: int = 0
     error: float | None = None
     note: str = ""
+    remark: str = ""
     run: str = ""
     rounds: list[float] = field(default_factory=list)
 
@@ -274,6 +275,7 @@ class Harness:
                 if "missing" in answer:
                     row.note = f"not measured: {answer['missing']}"
                 row.note = answer.get("wrong", row.note)
+                row.remark = answer.get("remark", "")
                 if not row.note:
                     timed[name] = bool(answer.get("replay"))
         return {name: timed[name] for name in rows if name in timed}

@@ -27,8 +27,10 @@ class Work:
     outputs : the results of the first run as host arrays; called once, before `run`.
     units : pieces of work in a run (steps), by which its time is divided.
     replay : the same as a CUDA graph; None where it cannot be captured, `uncaptured` says why.
+    capture : makes `replay` when the results were compared, where it would change them.
     scale : factor of the time (a limit is measured on other sizes than the case's).
     clock : times that many calls instead of the place's, where that is not fit for it.
+    remark : what turned out to be different about it.
     """
 
     run: Run
@@ -38,6 +40,8 @@ class Work:
     uncaptured: str = ""
     scale: float = 1.0
     clock: Callable[[int], Times] | None = None
+    capture: Callable[[], tuple[Run | None, str]] | None = None
+    remark: Callable[[], str] = str
 
 
 class Place:
@@ -248,4 +252,5 @@ def rotated(works: list[Work]) -> Work:
     return Work(
         turn("run", runs), first.outputs, first.units,
         turn("replay", replays) if all(replays) else None, first.uncaptured, first.scale,
+        remark=first.remark,
     )  # fmt: skip

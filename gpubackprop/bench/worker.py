@@ -87,11 +87,15 @@ class Session:
                 self._drop({})
                 return {"wrong": f"WRONG: differs from the oracle by {error:.1e}", "error": error}
             works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
+        for work in works:
+            if work.capture is not None:
+                work.replay, work.uncaptured = work.capture()
         self.work = rotated(works)
         answer["replay"] = self.work.replay is not None
         answer["uncaptured"] = self.work.uncaptured
         self.work.run()
         self.place.wait()
+        answer["remark"] = self.work.remark()
         return answer
 
     def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
