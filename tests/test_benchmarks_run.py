@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from gpubackprop.bench import harness, shapes
+from gpubackprop.bench import harness, problems, shapes
 from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, peer_groups
 from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.record import load
@@ -44,6 +44,21 @@ def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
     assert row["group"] == "gather_rows/f32/9x40"
     assert row["extra_info"]["backend"] == "numpy"
     assert row["extra_info"]["bytes"] == 2 * 9 * 40 * 4 + 8 * 9
+
+
+def test_pytest_benchmark_says_that_a_call_is_several_steps(tmp_path):
+    out = tmp_path / "timed.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_training_step.py", "--size",
+               "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    cases = {case.name: case for case in shapes.cases("smoke", "cpu")}
+    for row in json.loads(out.read_text())["benchmarks"]:
+        name, _, several = row["group"].partition(", ")
+        problem, info = problems.get("training_step"), row["extra_info"]
+        assert several == "16 of them"
+        assert info["units"] == 16
+        assert info["bytes"] == 16 * problem.bytes(cases[name])
+        assert info["flops"] == 16 * problem.flops(cases[name])
 
 
 @pytest.mark.parametrize("group", MODULES)
