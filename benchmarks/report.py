@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import pictures, tables
 from benchmarks.compare import compare
 from gpubackprop.bench import record as records
+from gpubackprop.errors import DataError, GpubackpropError
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
@@ -40,11 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(found.lines()))
             return int(found.regressed)
         loaded = [records.load(path) for path in args.files]
-    except (OSError, ValueError) as error:
+        chosen = by_machine(loaded) if loaded else newest(ROOT / "benchmarks" / "results")
+        written = refresh(chosen, args.out)
+    except (OSError, GpubackpropError) as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
         return 2
-    chosen = by_machine(loaded) if loaded else newest(ROOT / "benchmarks" / "results")
-    for path in refresh(chosen, args.out):
+    for path in written:
         print(f"written: {path}")
     return 0
 
@@ -64,8 +66,17 @@ def by_machine(loaded: list[Record]) -> list[Record]:
 
 
 def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
-    """Write pictures, docs/benchmarks.md and the README's section; the files written."""
+    """Write pictures, docs/benchmarks.md and the README's section; the files written.
+
+    Raises
+    ------
+    DataError : the README has no place for it; nothing was written.
+    """
     written: list[Path] = []
+    page, readme = out / "docs" / "benchmarks.md", out / "README.md"
+    before = readme.read_text(encoding="utf-8") if readme.exists() else None
+    if before is not None:
+        with_section(before, "")
     text = ["# Benchmarks", "", "Made by `python -m benchmarks.report` from `benchmarks/results/`."]
     for record in found:
         card = records.card(record)
@@ -76,13 +87,11 @@ def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
         text += ["", "### All cases", "", tables.full_table(record)]
     if not any(record["gpu"] for record in found):
         text += ["", "Not measured on a GPU."]
-    page, readme = out / "docs" / "benchmarks.md", out / "README.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(text) + "\n", encoding="utf-8")
     written.append(page)
-    if readme.exists():
-        new = with_section(readme.read_text(encoding="utf-8"), section(found, written))
-        readme.write_text(new, encoding="utf-8")
+    if before is not None:
+        readme.write_text(with_section(before, section(found, written)), encoding="utf-8")
         written.append(readme)
     return written
 
@@ -116,11 +125,11 @@ def with_section(readme: str, section: str) -> str:
 
     Raises
     ------
-    ValueError : it has not both markers.
+    DataError : it has not both markers.
     """
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if not pattern.search(readme):
-        raise ValueError(f"the README has no {BEGIN} ... {END}")
+        raise DataError(f"the README has no {BEGIN} ... {END}")
     return pattern.sub(lambda match: f"{BEGIN}\n{section}{END}", readme, count=1)
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as whole_run
 from gpubackprop.bench import (
     contestants,
     expressions,
@@ -225,6 +227,37 @@ def test_a_wrong_contestant_is_reported_as_wrong_and_never_timed(here, monkeypat
     assert row.rounds == []
 
 
+@pytest.mark.parametrize("fault", ["nan", "shape"])
+def test_a_result_without_a_finite_error_is_wrong_and_goes_into_json(
+    here, monkeypatch, tmp_path, fault
+):
+    right = expressions.setup
+
+    def wrong(case, where, contestant):
+        work = right(case, where, contestant)
+        outputs = work.outputs
+        work.outputs = lambda: (
+            outputs() | {"delta": np.full(case.shape, np.nan) if fault == "nan" else np.zeros(3)}
+        )
+        return work
+
+    monkeypatch.setattr(expressions, "setup", wrong)
+    monkeypatch.setitem(runs.ROUNDS, "smoke", (1, 1e-5))
+    monkeypatch.setattr(runs, "cases", lambda *size: [ENTROPY])
+    measured = runs.measure(runs.Settings("smoke", threads=(1,)))
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    record.write(tmp_path / "result.json", measured)
+    for text in (json.dumps(measured), (tmp_path / "result.json").read_text()):
+        json.loads(text, parse_constant=refuse)
+    (row,) = (row for row in record.rows_of(record.load(tmp_path / "result.json"))
+              if row.contestant == "NumPy by hand")  # fmt: skip
+    assert row.wrong
+    assert row.error is None
+
+
 def test_what_is_not_installed_or_fails_is_a_note_and_the_others_are_timed(here, monkeypatch):
     def broken(case, where, contestant):
         raise MemoryError("no more\nto be had")
@@ -253,9 +286,7 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
     monkeypatch.setattr(worker.Session, "do", fails)
     done = []
     with Harness(SMALL) as measured:
-        left = harness.run_all(
-            measured, [(ENTROPY, "cpu", 1)], 1e9, lambda text: None, done.extend
-        )
+        left = harness.run_all(measured, [(ENTROPY, "cpu", 1)], 1e9, lambda text: None, done.extend)
     assert left == []
     rows = {row.contestant: row for row in done}
     failed = rows.pop("NumPy by hand")
@@ -402,6 +433,46 @@ def test_a_partial_run_replaces_its_cases_and_keeps_the_others(measured):
     assert changed == {"affine_layer"}
     assert both["left_out"] == ["x on cpu"]
     assert [run["commit"] for run in both["earlier_runs"]] == [old["commit"]]
+
+
+def test_the_card_of_a_record_is_the_one_that_cuda_sees(monkeypatch):
+    """CUDA_VISIBLE_DEVICES=1: CUDA's first card is nvidia-smi's second."""
+    asked = []
+
+    class Device:
+        def __init__(self, index):
+            self.pci_bus_id = {0: "0000:3B:00.0", 1: "0000:AF:00.0"}[index]
+
+    def nvidia_smi(*command):
+        asked.append(command)
+        (query,) = (part for part in command if part.startswith("--query-gpu="))
+        buses = ("00000000:18:00.0", "00000000:3b:00.0")
+        cards = [{"pci.bus_id": bus, "name": f"card {i}"} for i, bus in enumerate(buses)]
+        names = query.partition("=")[2].split(",")
+        return "\n".join(", ".join(card.get(name, "?") for name in names) for card in cards)
+
+    monkeypatch.setattr(record, "import_cupy", lambda: SimpleNamespace(
+        cuda=SimpleNamespace(Device=Device)))  # fmt: skip
+    monkeypatch.setattr(record, "_output", nvidia_smi)
+    assert record.gpu("cuda:0")["name"] == "card 1"
+    assert record.gpu("cuda:1") == {"name": "unknown card"}
+    assert record.gpu("cpu") is None
+    assert asked[0][0] == "nvidia-smi"
+
+
+@pytest.mark.parametrize("threads", ["0", "-3", "two"])
+def test_a_number_of_threads_below_one_is_refused(threads, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        whole_run.main(["--size", "smoke", "--threads", threads])
+    assert stopped.value.code == 2
+    assert f"'{threads}' is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_worker_has_its_threads_and_a_jax_that_leaves_memory_to_the_others(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    found = harness.environment(3)
+    assert {found[name] for name in harness.THREAD_VARIABLES} == {"3"}
+    assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
 def test_the_folder_of_a_machine_is_its_card_or_processor():

@@ -165,9 +165,30 @@ def test_compare_from_the_command_line_says_what_and_exits_1(on_a_cpu, tmp_path,
     assert "update/adam/f32/4194304, 2 threads: 1.5" in capsys.readouterr().out
     assert report.main(["--compare", str(old), str(old)]) == 0
     assert "slower: nothing" in capsys.readouterr().out
-    (tmp_path / "foreign.json").write_text("{}")
-    assert report.main([str(tmp_path / "foreign.json")]) == 2
-    assert "is no result of these benchmarks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "is no result of these benchmarks"),
+        ('{"format": 2}', "is no whole result: it lacks date, commit"),
+        ("nonsense", "is no JSON"),
+    ],
+)
+def test_a_foreign_file_is_an_error_of_one_line(tmp_path, capsys, text, said):
+    (tmp_path / "foreign.json").write_text(text)
+    assert report.main([str(tmp_path / "foreign.json"), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_readme_without_markers_is_said_before_anything_is_written(on_a_cpu, tmp_path, capsys):
+    record.write(tmp_path / "result.json", on_a_cpu)
+    (tmp_path / "README.md").write_text("nothing")
+    assert report.main([str(tmp_path / "result.json"), "--out", str(tmp_path)]) == 2
+    assert "the README has no <!-- benchmarks:begin -->" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "README.md"}
 
 
 def test_results_of_a_machine_are_one_record_and_machines_are_apart(on_a_cpu, on_a_gpu):

@@ -89,10 +89,11 @@ class Row:
         return self.note.startswith("WRONG")
 
     def json(self) -> dict[str, Any]:
-        """Without what is not there; floats to four digits."""
+        """Without what is not there and what JSON has no number for; floats to four digits."""
         return {
             key: _rounded(value) for key, value in asdict(self).items()
             if value is not None and value != "" and value != [] and value is not False
+            and not (isinstance(value, float) and not math.isfinite(value))
         }  # fmt: skip
 
 
@@ -168,11 +169,13 @@ class Process:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a worker: its threads, and this package where the parent found it."""
+    """Of a worker: its threads, this package where the parent found it, and a JAX that takes memory
+    as it needs it: at first it would take three quarters of a GPU's."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     more = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return os.environ | more | {"PYTHONPATH": os.pathsep.join(paths)}
+    more |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": os.pathsep.join(paths)}
+    return os.environ | more
 
 
 class Harness:
@@ -233,7 +236,9 @@ class Harness:
 
     def _fewer_threads(self, row: Row, message: dict[str, Any]) -> int | None:
         """With how many threads a limit's products are the fastest, where not with all."""
-        counts = [1 << power for power in range(row.threads.bit_length()) if 1 << power < row.threads]
+        counts = [
+            1 << power for power in range(row.threads.bit_length()) if 1 << power < row.threads
+        ]
         found: dict[int, float] = {}
         for count in (*counts, row.threads):
             process = self.process(row.contestant, row.device, count)

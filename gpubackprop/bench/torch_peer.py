@@ -82,7 +82,6 @@ class Torch:
             work.replay, work.uncaptured = self.where.capture(run)
         return work
 
-
     def in_place(self, work: Work) -> Work:
         """Work that changes what it starts from: its graph is captured after the comparison."""
         if not self.compiled and isinstance(self.where, TorchPlace):
@@ -228,7 +227,7 @@ def _optimizer(t: Torch, name: str, parameters: list[Any]) -> Any:
 
 
 class Update:
-    """An optimizer's step, compiled where the contestant is; eager where that fails, and a remark."""
+    """An optimizer's step, compiled where the contestant is; where that fails eager, with a remark."""
 
     def __init__(self, t: Torch, optimizer: Any) -> None:
         self._eager = self._step = optimizer.step
