@@ -22,6 +22,7 @@ from gpubackprop.bench import record as records
 from gpubackprop.errors import DataError, GpubackpropError
 
 ROOT = Path(__file__).resolve().parents[1]
+NO_LIMIT = '"!" behind a share: what was measured was no limit there (benchmarks/README.md).'
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 Record = dict[str, Any]
 
@@ -84,7 +85,7 @@ def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
         written += images
         text += ["", f"## {card}", "", tables.machine(record), "", *_image_links(images, "images")]
         text += ["", "### Limits", "", tables.limits_table(record)]
-        text += ["", "### All cases", "", tables.full_table(record)]
+        text += ["", "### All cases", "", *_with_note(tables.full_table(record))]
     if not any(record["gpu"] for record in found):
         text += ["", "Not measured on a GPU."]
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -103,13 +104,17 @@ def section(found: list[Record], written: list[Path]) -> str:
         card = records.card(record)
         stems = {f"benchmark_{card}_{title}" for title in ("peers", "batch")}
         shown = [path for path in written if path.stem in stems]
-        text += [tables.machine(record), "", tables.key_table(record), ""]
+        text += [tables.machine(record), "", *_with_note(tables.key_table(record)), ""]
         goals = tables.goals(record)
         text += [goals, ""] if goals else []
         text += [*_image_links(shown, "docs/images"), ""] if shown else []
     if not any(record["gpu"] for record in found):
         text += ["On a GPU: not measured.", ""]
     return "\n".join(text)
+
+
+def _with_note(table: str) -> list[str]:
+    return [table, "", NO_LIMIT] if " ! " in table else [table]
 
 
 def _image_links(images: list[Path], folder: str) -> list[str]:

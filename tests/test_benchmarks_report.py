@@ -80,6 +80,15 @@ def test_the_full_table_says_what_was_different_about_a_contestant(on_a_cpu):
     assert "| torch.compile, optimizer eager: RuntimeError |" in text
 
 
+def test_a_share_above_one_is_explained_below_its_table(on_a_cpu):
+    rows = [row | {"share": 1.5} if row["contestant"] == "numpy" else row
+            for row in on_a_cpu["rows"]]  # fmt: skip
+    text = report.section([on_a_cpu | {"rows": rows}], [])
+    assert "1.50 ! products" in text
+    assert report.NO_LIMIT in text
+    assert report.NO_LIMIT not in report.section([on_a_cpu], [])
+
+
 def test_goals_are_counted_and_missed_ones_named(on_a_cpu):
     rows = [row | {"ratio": 0.61} if row["contestant"] == "scikit-learn" else row
             for row in on_a_cpu["rows"]]  # fmt: skip

@@ -227,7 +227,7 @@ def _optimizer(t: Torch, name: str, parameters: list[Any]) -> Any:
 
 
 class Update:
-    """An optimizer's step, compiled where the contestant is; where that fails eager, with a remark."""
+    """An optimizer's step, compiled where the contestant is; eager, and a remark, if it fails."""
 
     def __init__(self, t: Torch, optimizer: Any) -> None:
         self._eager = self._step = optimizer.step
