@@ -151,6 +151,21 @@ def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name):
     assert result["predicted"].tolist() == [0]
 
 
+@pytest.mark.parametrize("wanted", ["predicted", "correct"])
+@pytest.mark.parametrize("form", ["short", "warp", "block"])
+def test_predictions_and_correct_rows_are_to_be_had_one_without_the_other(form, wanted):
+    card, cluster, classes, _ = FORMS[form]
+    memory = Guarded()
+    logits, labels = memory.normal((5, classes), np.dtype(np.float32)), np.arange(5)
+    best = logits.argmax(1)
+    labels[3:] = best[3:]
+    result = {"row_loss": np.empty(5, np.float32)}
+    result[wanted] = np.full(5, 7, np.int64 if wanted == "predicted" else np.uint8)
+    Verbs(device=card).softmax_cross_entropy(logits, labels, result, cluster=cluster)
+    expected = best if wanted == "predicted" else best == labels
+    assert result[wanted].tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_in_every_dtype_in_place_with_short_labels(form, dtype):

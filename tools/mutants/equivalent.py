@@ -43,7 +43,6 @@ TABLE_ACCESSES = (
 FIRST_CHUNK = "begin is 0 only in a first chunk without a head, whose first is 0"
 SKIPPED = "blocks of words beyond those that are used"
 UNUSED = "a pack beyond the end: its values, -inf without reading, are not used"
-GUARDED = "the condition inside keeps to the pack"
 NO_TURN = "loops over nothing"
 NOT_READ = "a number more, which nobody reads"
 LAST_TURN = "one more turn, in which no group has a row"
