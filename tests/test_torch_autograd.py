@@ -117,7 +117,7 @@ def ops(path: Path) -> dict[str, tuple[Any, tuple[Any, ...]]]:  # noqa: F811
         "gradient": (entropy.softmax_cross_entropy_backward, (g, z, y, None, nothing, *options)),
         "linear": (linear.linear_cross_entropy, (x, W, b, y, None, *options, True)),
         "linear gradient": (
-            linear.linear_cross_entropy_backward, (g, x, W, b, y, None, lse, torch.ones_like(lse), *options)
+            linear.linear_cross_entropy_backward, (g, x, W, b, y, None, lse, torch.stack([lse, lse]).exp(), *options)
         ),
         "layer": (layer_ops.linear_act, (x, W, b, "gelu")),
         "layer in place": (layer_ops.linear_act, (x, W, None, "relu")),

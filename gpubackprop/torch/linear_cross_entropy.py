@@ -83,8 +83,7 @@ def linear_cross_entropy(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)} but the logits "
             f"{logits_shape} want class indices {tuple(input.shape[:-1])} or probabilities"
         )
-    targets = target.reshape(-1)
-    targets = targets if targets.dtype in bridge.LABELS else targets.long()
+    targets = target.reshape(-1).long()
     x = input.reshape(-1, input.shape[-1])
     operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
     keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
