@@ -104,6 +104,35 @@ def test_vmap_shows_a_label_out_of_range_as_nan():
     assert torch.vmap(gt.cross_entropy)(z, y).isnan().tolist() == [False, True, False]
 
 
+LABEL_TYPES = [torch.int32, torch.int16, torch.uint8, torch.uint16]
+
+
+@pytest.mark.parametrize("label_type", LABEL_TYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_labels_of_every_integer_type_are_those_of_int64(label_type, weighted, path: Path):  # noqa: F811
+    """156 is -100 in a uint8: no label that is ignored."""
+    y = torch.tensor([156, 3, 156, 5], device=path.device)
+    z, x, W = made(path, 4, 200), made(path, 4, 5), made(path, 200, 5)
+    w = torch.rand(200, dtype=F64, device=path.device) + 0.1 if weighted else None
+
+    def everything(y: torch.Tensor) -> list[Any]:
+        def loss(z: torch.Tensor) -> torch.Tensor:
+            return gt.cross_entropy(z, y, w)
+
+        def whole(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+            return gt.linear_cross_entropy(x, W, y, weight=w)
+
+        first = torch.autograd.grad(whole(x, W), (x, W), create_graph=True)
+        by_row = torch.vmap(lambda z, y: gt.cross_entropy(z, y, w))
+        return [
+            loss(z), whole(x, W), by_row(z, y), torch.func.grad(loss)(z.detach()), *first,
+            *torch.autograd.grad(first[1].square().sum(), (x, W)),
+            torch.autograd.functional.hvp(loss, z, z.cos())[1],
+        ]  # fmt: skip
+
+    torch.testing.assert_close(everything(y.to(label_type)), everything(y), rtol=0, atol=0)
+
+
 def ops(path: Path) -> dict[str, tuple[Any, tuple[Any, ...]]]:  # noqa: F811
     z, x, W = made(path, 4, 5), made(path, 4, 3), made(path, 6, 3)
     b, y = made(path, 6), torch.tensor([0, 3, -100, 2], device=path.device)
