@@ -241,6 +241,30 @@ def test_autocast_gives_the_types_that_pytorch_gives(path: Path):  # noqa: F811
     assert theirs.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
+def test_autocast_rounds_the_operands_of_linear_cross_entropy_and_nothing_else(inside, path: Path):  # noqa: F811
+    x, W, y = made(path, 64, 256), made(path, 50, 256, seed=1), torch.arange(64) % 50
+    x, W = (tensor.detach().bfloat16() for tensor in (x, W))
+    y = y.to(path.device)
+
+    def results(dtype: torch.dtype, autocast: bool, inside: bool = False) -> list[torch.Tensor]:
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, W)]
+        with torch.autocast(path.device, torch.bfloat16, enabled=autocast):
+            loss = gt.linear_cross_entropy(*leaves, y, reduction="none")
+            if inside:
+                loss.sum().backward()
+        if not inside:
+            loss.sum().backward()
+        return [loss, *(leaf.grad for leaf in leaves)]
+
+    for got, wanted in zip(
+        results(torch.float32, True, inside), results(torch.bfloat16, False), strict=True
+    ):
+        torch.testing.assert_close(got, wanted.float(), rtol=0, atol=0)
+    exact = F.linear_cross_entropy(x.double(), W.double(), y, reduction="none")
+    torch.testing.assert_close(results(torch.float32, True)[0].double(), exact, rtol=0, atol=2**-15)
+
+
 def test_checkpointing_and_no_grad_and_inference_mode(path: Path):  # noqa: F811
     z, y = made(path, 6, 5), (torch.arange(6) % 5).to(path.device)
     wanted = gt.cross_entropy(z, y)

@@ -22,7 +22,8 @@ where A - tau_y is exactly 0 without smoothing and z-loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,12 +56,24 @@ def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -
     return max(forward, backward) + 16 * (rows + classes) * wide
 
 
+def _in_given_types(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body` without autocast, which would round operands that were widened for a product."""
+
+    @functools.wraps(body)
+    def run(first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return body(first, *others)
+
+    return run
+
+
 @torch.library.custom_op(
     "gpubackprop::linear_cross_entropy",
     mutates_args=(),
     schema=f"(Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, {_OPTIONS}, "
     "bool keep_sums) -> (Tensor, Tensor, Tensor)",
 )
+@_in_given_types
 def linear_cross_entropy(
     x: Tensor,
     W: Tensor,
@@ -146,6 +159,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     schema="(Tensor grad_loss, Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, "
     f"Tensor lse, Tensor sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
 )
+@_in_given_types
 def linear_cross_entropy_backward(
     grad_loss: Tensor,
     x: Tensor,
