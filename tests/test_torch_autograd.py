@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fw
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 
 import gpubackprop.torch as gt
@@ -97,6 +98,38 @@ def test_per_sample_gradients_by_vmap_equal_a_loop(path: Path):  # noqa: F811
         loss(leaf, label).backward()
         torch.testing.assert_close(grad, leaf.grad, rtol=1e-12, atol=1e-15)
     assert torch.func.hessian(lambda z: gt.cross_entropy(z, y))(z).shape == (6, 5, 6, 5)
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_entropy mean", "linear_cross_entropy none", "linear_act gelu"]
+)
+def test_forward_mode_has_the_tangent_of_reverse_mode(name, path: Path):  # noqa: F811
+    function, inputs = functions(path)[name]
+    plain = tuple(tensor.detach() for tensor in inputs)
+    with fw.dual_level():
+        out = function(*(fw.make_dual(tensor, tensor.cos()) for tensor in plain))
+        tangent = fw.unpack_dual(out[0] if isinstance(out, tuple) else out).tangent
+    out = function(*inputs)
+    out = out[0] if isinstance(out, tuple) else out
+    grads = torch.autograd.grad((out * out.detach().cos()).sum(), inputs)
+    wanted = sum((g * t.cos()).sum() for g, t in zip(grads, plain, strict=True))
+    torch.testing.assert_close((tangent * out.cos()).sum(), wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_entropy mean", "linear_cross_entropy mean", "linear_act relu"]
+)
+def test_gradients_for_a_batch_of_upstream_ones_are_those_one_by_one(name, path: Path):  # noqa: F811
+    function, inputs = functions(path)[name]
+    out = function(*inputs)
+    out = out[0] if isinstance(out, tuple) else out
+    upstream = torch.stack([torch.ones_like(out), out.detach().cos(), torch.zeros_like(out)])
+    got = torch.autograd.grad(out, inputs, upstream, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(out, inputs, u, retain_graph=True) for u in upstream]
+    for batch, *singles in zip(got, *one_by_one, strict=True):
+        torch.testing.assert_close(batch, torch.stack(singles), rtol=1e-12, atol=1e-14)
+    (last,) = torch.autograd.grad(out, inputs[:1], upstream, is_grads_batched=True)
+    torch.testing.assert_close(last, got[0], rtol=0, atol=0)
 
 
 def test_vmap_shows_a_label_out_of_range_as_nan():
