@@ -298,6 +298,28 @@ def test_autocast_rounds_the_operands_of_linear_cross_entropy_and_nothing_else(i
     torch.testing.assert_close(results(torch.float32, True)[0].double(), exact, rtol=0, atol=2**-15)
 
 
+@pytest.mark.parametrize("places", [(), (4,), (2, 2), (0,)], ids=str)
+@pytest.mark.parametrize(("features", "units"), [(0, 4), (3, 0)])
+def test_a_layer_of_no_features_or_no_units_is_pytorchs(features, units, places, path: Path):  # noqa: F811
+    x, W, b = made(path, *places, features), made(path, units, features), made(path, units)
+    for name, act in (("identity", lambda a: a), ("relu", F.relu), ("gelu", F.gelu)):
+        ours, theirs = gt.linear_act(x, W, b, name), act(F.linear(x, W, b))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+        ours, theirs = (torch.autograd.grad(out.sum(), (x, W, b)) for out in (ours, theirs))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("rows", [(), (4,), (0,)], ids=str)
+def test_a_loss_of_no_features_is_pytorchs(rows, path: Path):  # noqa: F811
+    x, W, b = made(path, *rows, 0), made(path, 6, 0), made(path, 6)
+    y = torch.zeros(rows, dtype=torch.long, device=path.device)
+    ours, theirs = (
+        (loss := f(x, W, y, linear_bias=b), *torch.autograd.grad(loss, (x, W, b)))
+        for f in (gt.linear_cross_entropy, F.linear_cross_entropy)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15, equal_nan=True)
+
+
 def test_checkpointing_and_no_grad_and_inference_mode(path: Path):  # noqa: F811
     z, y = made(path, 6, 5), (torch.arange(6) % 5).to(path.device)
     wanted = gt.cross_entropy(z, y)

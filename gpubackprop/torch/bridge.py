@@ -29,6 +29,7 @@ __all__ = [
     "compute_dtype",
     "numpy_view",
     "of",
+    "same_device",
     "transformed",
 ]
 
@@ -50,6 +51,17 @@ def of(tensor: Tensor) -> HostBridge:
             f'with .to("cpu")'
         )
     return bridge
+
+
+def same_device(name: str, like: Tensor, **others: Tensor | None) -> None:
+    """DeviceUnavailable where a tensor of `others` lies elsewhere than `like`, which is `name`."""
+    of(like)
+    for other, tensor in others.items():
+        if tensor is not None and tensor.device != like.device:
+            raise DeviceUnavailable(
+                f"{other} lies on {tensor.device} but {name} on {like.device}; move it with "
+                f"{other}.to({name}.device)"
+            )
 
 
 def transformed() -> bool:
