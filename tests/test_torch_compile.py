@@ -96,6 +96,33 @@ def test_values_are_eagers_for_changing_numbers_of_rows(name, dynamic, path: Pat
         torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
+class Classifier(torch.nn.Module):
+    """Layers that `convert` has exchanged, a loss module, and functions by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torch.nn.Linear(5, 6), torch.nn.GELU(), torch.nn.Linear(6, 5)
+        self.layers = gt.convert(torch.nn.Sequential(*layers)).module
+        self.loss = gt.CrossEntropyLoss()
+
+    def forward(self, x: Tensor, W: Tensor, y: Tensor) -> Tensor:
+        h = self.layers(x)
+        whole = gt.linear_cross_entropy(gt.linear_act(h, W[:5]), W, y)
+        return whole + self.loss(h, y) + gt.cross_entropy(h, y)
+
+
+def test_a_converted_model_can_be_traced_symbolically(path: Path):  # noqa: F811
+    model = Classifier().double().to(path.device)
+    traced = torch.fx.symbolic_trace(model)
+    called = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+    assert called.count("linear_act") == 3
+    assert called.count("cross_entropy") == 2
+    assert called.count("linear_cross_entropy") == 1
+    for rows in (4, 1):
+        x, W, y = problem(rows, path.device)
+        assert torch.equal(traced(x, W, y), model(x, W, y))
+
+
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "linear_cross_entropy"])
 def test_a_label_out_of_range_is_the_error_of_eager(name, path: Path):  # noqa: F811
     function, _ = compiled(FUNCTIONS[name])

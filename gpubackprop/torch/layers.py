@@ -15,6 +15,7 @@ from gpubackprop.torch.activations import FORMULAS
 from gpubackprop.torch.layer_ops import linear_act as _linear_act
 
 
+@torch.fx.wrap  # one node of a traced graph, as nn.Linear is
 def linear_act(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, activation_name: str = "relu"
 ) -> Tensor:
