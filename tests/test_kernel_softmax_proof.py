@@ -140,6 +140,13 @@ def test_short_rows_of_any_length_move_whole_packs(cols, shift):
     assert sectors <= 1.03
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 3)])
+@pytest.mark.parametrize("shift", [0, 1, 2, 3])
+def test_a_tile_of_less_than_a_pack_moves_that_and_no_more(shape, shift):
+    reads, writes, *_ = moved(*shape, "f32", shift=shift)
+    assert (reads, writes) == (1, 1)
+
+
 def test_every_option_reads_each_logit_once():
     weight = np.ones(8192, np.float32)
     options = {
