@@ -142,12 +142,13 @@ def test_every_form_with_every_option_matches_pytorch_in_float64(form, target, o
         (DeviceProperties(100), None, 200_001, "parts"),  # 49 of them
     ],
 )
-def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name):
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 30.0}], ids=["labels", "general"])
+def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name, options):
     memory = Guarded()
     logits = memory.put(np.full((1, classes), 2.5, np.float32))
     result = {"row_loss": np.empty(1, np.float32), "predicted": np.empty(1, np.int64)}
     launches = Verbs(device=card).softmax_cross_entropy(
-        logits, np.array([3]), result, cluster=cluster
+        logits, np.array([3]), result, cluster=cluster, **options
     )
     assert name in launches[0].entry
     assert result["predicted"].tolist() == [0]
