@@ -1,6 +1,6 @@
 """gpubackprop.torch beside PyTorch eager, torch.compile and Liger, in one process, interleaved.
 
-    python -m benchmarks.bench_torch OUT.json [--device cuda] [--rounds 7] [--cases cross_entropy]
+    python -m benchmarks.bench_torch [OUT.json] [--device cuda] [--rounds 7] [--cases cross_entropy]
 
 Forward and backward pass, or a step of an optimizer. Each contestant is checked against float64
 before it is timed; what is not installed, does not compile or is wrong says so and is not timed.
@@ -244,7 +244,7 @@ def environment(device: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", help="file for the results as JSON")
     parser.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", default="", help="names that begin so")
@@ -262,7 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
         milliseconds = f"{1e3 * row['seconds']:9.3f} ms" if "seconds" in row else " " * 12
         print(f"{row['case']:48} {row['contestant']:12} {milliseconds}  ours / theirs {ratio}")
     record = {"environment": environment(options.device), "rows": rows}
-    options.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if options.out is not None:
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 1 if any(row["note"].startswith("WRONG") for row in rows) else 0
 
 

@@ -93,7 +93,8 @@ def test_when_the_time_is_up_the_rest_is_skipped(tmp_path):
 def test_the_stages_come_in_order_and_end_within_ten_minutes(tmp_path, capsys):
     names = [one.name for one in proof.STAGES]
     assert names == [
-        "environment", "pytest", "parity", "memcheck", "racecheck", "benchmarks", "check"
+        "environment", "pytest", "parity", "memcheck", "racecheck", "benchmarks", "check",
+        "bench_torch", "bench_sklearn",
     ]  # fmt: skip
     with pytest.raises(SystemExit):
         proof.main([str(tmp_path), "--stages", "environment,nonsense"])
@@ -136,10 +137,10 @@ def test_an_error_of_cuda_on_a_gpu_is_no_skip(tmp_path):
 def test_without_a_gpu_every_stage_says_why_and_the_environment_is_written(tmp_path):
     if devices.choose("auto")[0] != "cpu":
         pytest.skip("this machine has a GPU that works")
-    names = "environment,parity,benchmarks,check"
+    names = "environment,parity,benchmarks,check,bench_torch,bench_sklearn"
     assert proof.main([str(tmp_path), "--stages", names]) == 0
     found = json.loads((tmp_path / "stages.json").read_text())
-    assert [row["status"] for row in found] == ["ok", "skipped", "skipped", "skipped"]
+    assert [row["status"] for row in found] == ["ok", *["skipped"] * 5]
     assert all("was asked for but" in row["note"] for row in found[1:])
     assert "not measured on a GPU" in (tmp_path / "summary.md").read_text()
     environment = json.loads((tmp_path / "environment.json").read_text())

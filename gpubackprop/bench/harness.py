@@ -391,7 +391,8 @@ GOALS = {
 
 
 def summarise(rows: dict[str, Row], ours: str) -> None:
-    """Medians and percentiles of the rounds, and of the ratios within a round."""
+    """Medians and percentiles of the rounds, and of the ratios within a round. A limit is the best
+    that the machine does, so its fastest round counts: two threads may wait long for one another."""
     own = np.array(rows[ours].rounds) if ours in rows else np.zeros(0)
     limit = np.array(rows[LIMIT].rounds) if LIMIT in rows else np.zeros(0)
     for name, row in rows.items():
@@ -402,7 +403,7 @@ def summarise(rows: dict[str, Row], ours: str) -> None:
         if own.size:
             row.ratio_p20, row.ratio, row.ratio_p80 = _percentiles(own / times)
         if limit.size and name != LIMIT:
-            row.share_p20, row.share, row.share_p80 = _percentiles(limit / times)
+            row.share_p20, row.share, row.share_p80 = _percentiles(limit.min() / times)
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float, float]:

@@ -36,7 +36,7 @@ def lines(rows: list[Row]) -> list[str]:
     head = f"{'':<56}{'CPU':>10}"
     if gpu_cases:
         head += f"{'GPU':>10}{'speed-up':>10}"
-    text = [head + f"{'of limit':>14}   our time / theirs, who beats us first"]
+    text = [head + f"{'of limit':>16}   our time / theirs, who beats us first"]
     for (case, threads), group in groups.items():
         name = case + ("" if threads == most else f", {threads} thread")
         text.append(_line(name, group, bool(gpu_cases)))
@@ -57,7 +57,7 @@ def _line(name: str, group: list[Row], gpu: bool) -> str:
     peers = [_peers(group, best)]
     if best is cuda and (on_cpu := _peers(group, cpu)):
         peers.append(f"on the CPU {on_cpu}")
-    return f"{text}{share:>14}   {'; '.join(filter(None, peers))}".rstrip()
+    return f"{text}{share:>16}   {'; '.join(filter(None, peers))}".rstrip()
 
 
 def share_text(share: float) -> str:

@@ -11,6 +11,7 @@ stage without a GPU, or without its tool, is "skipped" and never "ok". Not measu
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -22,6 +23,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
+
+from gpubackprop.backends import devices
+from gpubackprop.errors import DeviceUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK_SECONDS = 180.0  # after which no further case is started
@@ -85,6 +89,23 @@ def _check(out: Path) -> list[str] | str:
     return [sys.executable, "-m", "gpubackprop", "check", "--device", "cuda"]
 
 
+def _front_end(script: str, package: str, *arguments: str) -> Callable[[Path], list[str] | str]:
+    """A drop-in front end's own benchmark; "OUT" among the arguments is its file."""
+
+    def command(out: Path) -> list[str] | str:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+        try:
+            devices.choose("cuda")
+        except DeviceUnavailable as error:
+            return str(error)
+        target = str(out / f"{script}.json")
+        given = [target if argument == "OUT" else argument for argument in arguments]
+        return [sys.executable, "-m", f"benchmarks.{script}", "--device", "cuda", *given]
+
+    return command
+
+
 STAGES = (
     Stage("environment", 40, _module("environment")),
     Stage("pytest", 200, _pytest),
@@ -93,6 +114,12 @@ STAGES = (
     Stage("racecheck", 110, _sanitizer("racecheck")),
     Stage("benchmarks", BENCHMARK_SECONDS + 60, _benchmarks),
     Stage("check", 90, _check),
+    Stage("bench_torch", 150, _front_end("bench_torch", "torch", "OUT")),
+    Stage(
+        "bench_sklearn",
+        150,
+        _front_end("bench_sklearn", "sklearn", "--sizes", "--rounds", "3", "--out", "OUT"),
+    ),
 )
 
 
