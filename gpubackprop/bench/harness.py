@@ -392,7 +392,7 @@ GOALS = {
 
 def summarise(rows: dict[str, Row], ours: str) -> None:
     """Medians and percentiles of the rounds, and of the ratios within a round. A limit is the best
-    that the machine does, so its fastest round counts: two threads may wait long for one another."""
+    that the machine does, so its fastest round counts: two threads may wait for one another."""
     own = np.array(rows[ours].rounds) if ours in rows else np.zeros(0)
     limit = np.array(rows[LIMIT].rounds) if LIMIT in rows else np.zeros(0)
     for name, row in rows.items():
