@@ -14,11 +14,12 @@
 #include "include/dropout.cuh"
 #include "include/entries.cuh"
 
-// delta in place of g; sum += delta where the elements exist. `first`: number of the pack's first one.
+// delta in place of g; sum += delta, which is 0 where the elements do not exist: g is 0 there.
+// `first`: number of the pack's first element.
 template <class Act, class Drop, class T, int E>
 __device__ __forceinline__ void times_slope(
     Pack<T, E>& g, const Pack<T, E>& saved, compute_of<T> k, const Drop& drop, int64 first,
-    compute_of<T> (&sum)[E], int lo = 0, int hi = E) {
+    compute_of<T> (&sum)[E]) {
     using C = compute_of<T>;
     C factor[E] = {};
     drop.draw(first, factor);
@@ -26,7 +27,7 @@ __device__ __forceinline__ void times_slope(
     for (int e = 0; e < E; ++e) {
         C d = C(widen(g.v[e])) * Act::slope(C(widen(saved.v[e])), k);
         d = dropped<Drop>(d, factor[e]);
-        sum[e] += e >= lo && e < hi ? d : C(0);
+        sum[e] += d;
         g.v[e] = narrow<T>(d);
     }
 }
@@ -68,7 +69,7 @@ __device__ __forceinline__ void activation_backward(
                 int lo = strip.lo(row), hi = strip.hi(row);
                 g[0] = load_part<T, E>(grad.at, lo, hi);
                 if (Act::READS_SAVED) s[0] = load_part<T, E>(save.at, lo, hi);
-                times_slope<Act>(g[0], s[0], k, drop, strip.place(row), part, lo, hi);
+                times_slope<Act>(g[0], s[0], k, drop, strip.place(row), part);
                 store_part(out.at, g[0], lo, hi);
                 row += STRIP_ROWS;
                 grad.advance(1), save.advance(1), out.advance(1);
