@@ -3,7 +3,8 @@
     python -m benchmarks.fit_worker CONTESTANT
 
 CONTESTANT is "gpubackprop.sklearn", "sklearn.neural_network", "torch" or "torch-fused". A line is
-a case as JSON; the answer is {"seconds", "loss", "device"}.
+a case as JSON, with "check" where the loss curve is to be compared; the answer is
+{"seconds", "loss", "device"}.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ class TorchClassifier:
     Parameters
     ----------
     fused : PyTorch's fused Adam, else its default.
+    whole_loss : loss_curve_ has the penalty in it, which training does not need.
     parameters : of MLPClassifier, as far as bench_sklearn uses them; `device` as PyTorch names it.
     """
 
-    ALPHA, RATE = 1e-4, 1e-3  # scikit-learn's defaults
+    ALPHA, RATE, EPS, BETA2 = 1e-4, 1e-3, 1e-8, 0.999  # scikit-learn's defaults
 
-    def __init__(self, *, fused: bool, device: str = "cpu", **parameters: Any) -> None:
-        self.fused, self.device_, self.parameters = fused, device, parameters
+    def __init__(
+        self, *, fused: bool, whole_loss: bool, device: str = "cpu", **parameters: Any
+    ) -> None:
+        self.fused, self.whole_loss = fused, whole_loss
+        self.device_, self.parameters = device, parameters
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> None:
         import torch
@@ -48,17 +53,24 @@ class TorchClassifier:
         )
         data, labels = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         batch_rows = min(p["batch_size"], len(x))
-        order, self.loss_curve_ = np.arange(len(x)), []
+        order, self.loss_curve_, steps = np.arange(len(x)), [], 0
         for _ in range(p["max_iter"]):
             order = order[draws.permutation(len(order))]
             total = torch.zeros((), dtype=torch.float64, device=device)
             for rows in torch.from_numpy(order).to(device).split(batch_rows):
+                steps += 1
                 optimizer.param_groups[0]["weight_decay"] = self.ALPHA / len(rows)
+                for group in optimizer.param_groups:  # scikit-learn has eps beside the plain root
+                    group["eps"] = self.EPS / (1 - self.BETA2**steps) ** 0.5
                 loss = cross_entropy(model(data[rows]), labels[rows])
+                if self.whole_loss:
+                    squares = sum(w.detach().double().square().sum() for w in weights)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 total += loss.detach() * len(rows)
+                if self.whole_loss:
+                    total += 0.5 * self.ALPHA * squares
             self.loss_curve_.append(float(total) / len(x))
 
     @staticmethod
@@ -79,9 +91,9 @@ class TorchClassifier:
         return model, [layer.weight for layer in layers[::2]]
 
 
-def classifier(name: str, parameters: dict[str, Any]) -> Any:
+def classifier(name: str, parameters: dict[str, Any], *, check: bool) -> Any:
     if name.startswith("torch"):
-        return TorchClassifier(fused=name == "torch-fused", **parameters)
+        return TorchClassifier(fused=name == "torch-fused", whole_loss=check, **parameters)
     if name == "sklearn.neural_network":
         parameters = {key: value for key, value in parameters.items() if key != "device"}
     return importlib.import_module(name).MLPClassifier(**parameters)
@@ -104,7 +116,7 @@ def main(name: str) -> None:
     for line in sys.stdin:
         case = json.loads(line)
         x, y = data_of(case)
-        model = classifier(name, case["parameters"])
+        model = classifier(name, case["parameters"], check=case["check"])
         started = time.perf_counter()
         model.fit(x, y)
         seconds = time.perf_counter() - started

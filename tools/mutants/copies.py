@@ -60,7 +60,10 @@ class Copy:
         finally:
             path.write_text(text)
             for made in set(self.cache.iterdir()) - compiled:
-                made.unlink(missing_ok=True)
+                if made.is_dir():  # a compilation that was cut off
+                    shutil.rmtree(made)
+                else:
+                    made.unlink(missing_ok=True)
 
     @cached_property
     def worker(self) -> Worker:
