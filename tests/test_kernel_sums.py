@@ -37,6 +37,20 @@ def test_a_thread_of_a_column_sum_starts_afresh_after_16_rows():
     assert sums.tolist() == [[first + (STRIP_ROWS - 1) * TERMS] * cols]
 
 
+def test_a_thread_of_a_bias_gradient_starts_afresh_after_16_rows():
+    cols = 128
+    grad = np.ones((TERMS * STRIP_ROWS, cols), np.float32)
+    grad[0], sums, delta = LARGE, np.empty((1, cols), np.float32), np.empty_like(grad)
+    numbers = np.int64(len(grad)), np.int64(cols), np.int32(1), *[np.int64(cols)] * 3, np.float32(0)
+    run_alone(
+        "activation_backward.cu", "activation_backward_identity_f32", (32, STRIP_ROWS),
+        grad, None, delta, sums, *numbers,
+    )  # fmt: skip
+    first = LARGE + TERMS - SEQUENCE
+    assert sums.tolist() == [[first + (STRIP_ROWS - 1) * TERMS] * cols]
+    np.testing.assert_array_equal(delta, grad)
+
+
 @pytest.mark.parametrize("cols", [1, 5])
 def test_the_second_stage_loses_nothing_of_what_is_small_beside_the_first_row(cols):
     threads = 64

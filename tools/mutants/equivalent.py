@@ -38,6 +38,12 @@ IN_FLIGHT = "how many rows a thread loads before it uses the first: the same res
 LAST_TURN = "one more turn, in which no group has a row"
 
 TABLE = (
+    Equivalent(
+        "activations.cuh", "return a > C(0) ? a : k * ::ex", "return a >= C(0) ? a : k * ::ex", SAME
+    ),
+    Equivalent(
+        "activations.cuh", "return a > C(0) ? C(1) - t", "return a >= C(0) ? C(1) - t", SAME
+    ),
     Equivalent("activations.cuh", "x > C(40) ?", "x >= C(40) ?", SAME),
     Equivalent("activations.cuh", "(a > C(0) ? a : C(0)) +", "(a >= C(0) ? a : C(0)) +", SAME),
     Equivalent(
