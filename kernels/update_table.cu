@@ -45,7 +45,6 @@ __device__ __forceinline__ void prepare_table(
     for (int i = 0; i < FORMULA_COEFFICIENTS; ++i) mine[i] = C(own[i]);
     bool proceed = found_inf == nullptr || *found_inf == 0.f;
     mine[DECAY] = C(Rule::DECOUPLED ? 1.0 - lr * weight_decay : weight_decay);
-    mine[L2] = C(0);
     mine[UNSCALE] = scale == nullptr ? C(1) : C(1.0 / double(*scale));
     mine[GRADIENT_FACTOR] = C(setting[2]);
     mine[PROCEED] = proceed ? C(1) : C(0);

@@ -81,6 +81,8 @@ def test_thread_mode_finds_a_missing_barrier_at_its_line(entry, threads):
         ("half_the_block_waits", "waits in __shfl_xor_sync"),
         ("one_block_waits", "thread (5, 0, 0) of block (0, 0, 0) waits in cluster_wait"),
         ("waits_without_arrival", "cluster_wait without cluster_arrive"),
+        ("no_cluster_to_wait_for", "cluster_arrive in a kernel without a cluster"),
+        ("no_cluster_to_read_from", "shared_of_rank in a kernel without a cluster"),
         ("no_such_rank", "shared memory of rank 2 in a cluster of 2"),
         ("rank_of_global_memory", "outside the block's own shared memory"),
         ("misaligned_copy", "asynchronous copy of 8 bytes between misaligned addresses"),

@@ -186,6 +186,22 @@ def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
     assert counted.launches == [f"update_{name}_{storage}"]
 
 
+@pytest.mark.parametrize("storage", ["f32", "bf16", "f64"])
+def test_an_update_of_shifted_buffers_peels_its_head_and_stays_vectorised(storage):
+    memory, count, kind = Guarded(), 8192, DTYPES[storage]
+    p, g = (memory.normal((count,), kind, shift=1) for _ in range(2))
+    compute = compute_dtype(p.dtype)
+    m, v = (memory.normal((count,), compute, shift=1) for _ in range(2))
+    c = np.zeros(COEFFICIENTS, compute)
+    c[PROCEED] = 1
+    counted = Counted()
+    counted.verbs.update("adam", storage, p, g, (m, v), c)
+    note(f"update adam {storage} off 16 bytes", p=counted[p], g=counted[g])
+    for array in (p, g, m, v):
+        assert counted[array].widest == min(16, 16 // compute.itemsize * array.itemsize)
+        assert counted[array].sectors_per_minimum < 1.05
+
+
 def test_a_skipped_update_moves_nothing_but_the_flag():
     arrays = [np.ones(4096, np.float32) for _ in range(4)]
     counted = Counted()

@@ -40,10 +40,16 @@ def test_the_table_of_storages_is_complete():
     assert tuple(STORAGE) == UPDATE_STORAGE
 
 
+def hyperparameters(name: str) -> dict[str, float]:
+    """The defaults, but for those that would change nothing."""
+    defaults, telling = dict(UPDATES[name].hyperparameters), {"dampening": 0.3, "lr_decay": 0.2}
+    return defaults | {key: telling[key] for key in defaults if key in telling}
+
+
 def coefficients(name: str, dtype: np.dtype, step: int = 3, **controls: float) -> np.ndarray:
     entry = UPDATES[name]
     c = np.zeros(COEFFICIENTS, dtype)
-    own = entry.coefficients(entry.hyperparameters, 0.01, step)
+    own = entry.coefficients(hyperparameters(name), 0.01, step)
     c[: len(own)] = own
     c[DECAY] = controls.get("decay", 1.0 if entry.decay == "decoupled" else 0.0)
     c[L2], c[UNSCALE] = controls.get("l2", 0.0), controls.get("unscale", 1.0)
@@ -102,6 +108,13 @@ def test_every_update_entry_matches_the_numpy_backend_in_float64(name, storage):
         assert ulps(slot, state, compute) <= 4
     if copy is not None:
         assert np.array_equal(copy, p.astype(copy_type))
+
+
+def test_lion_makes_no_step_without_a_gradient_and_keeps_nan():
+    p, g = np.array([1.0, 2.0, 3.0], np.float32), np.array([0.0, np.nan, -1.0], np.float32)
+    momentum = np.zeros(3, np.float32)
+    Verbs().update("lion", "f32", p, g, (momentum,), coefficients("lion", np.dtype(np.float32)))
+    np.testing.assert_array_equal(p, np.float32([1.0, np.nan, 3.01]))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 1021, 5000])
@@ -191,12 +204,36 @@ def test_stochastic_rounding_leaves_exact_values_infinities_and_nan(storage):
     assert np.array_equal(wide(p), wide(old), equal_nan=True)
 
 
+# The third word of this seed in step 1 begins with 24 zero bits: no number is small enough for it,
+# but one that is exact must not be rounded up by it.
+ZERO_BITS = 5150906, 1
+
+
+@pytest.mark.parametrize("random", [ZERO_BITS, (2, 7)], ids=str)
+@pytest.mark.parametrize("copy", ["bf16", "f16"])
+def test_stochastic_rounding_is_the_numpy_backends_bit_for_bit(copy, random):
+    rng, state = np.random.default_rng(0), np.array(random, np.uint64)
+    limits = np.float32([65504, 2.0**-14, 2.0**-24, 65520, 0, np.inf])
+    near = np.concatenate([limits, np.nextafter(limits, np.float32(0))])
+    spread = rng.normal(size=1000) * 10.0 ** rng.uniform(-9, 5, 1000)
+    p = np.concatenate([spread, near, -near]).astype(np.float32)
+    p[2] = 3 * 2.0**-24
+    out, wanted = np.empty(len(p), DTYPES[copy]), np.empty(len(p), DTYPES[copy])
+    c = coefficients("gradient_descent", np.dtype(np.float32))
+    NumpyBackend().narrow(p, wanted, state)
+    Verbs().update(
+        "gradient_descent", f"f32_f32_{copy}", p, np.zeros_like(p), (), c, out, random=state
+    )
+    np.testing.assert_array_equal(out.view(np.uint16), wanted.view(np.uint16))
+    assert float(out[2]) == (p[2] if copy == "f16" else wanted[2])
+
+
 # -- coefficients and bookkeeping -----------------------------------------------------------------
 
 
 def settings(name: str, *, lr: float = 0.01, decay: float = 0.0, l2: float = 0.0, clip: float = 0.0,
              interval: float = 0.0) -> np.ndarray:  # fmt: skip
-    return np.array([lr, decay, l2, clip, interval, *UPDATES[name].hyperparameters.values()])
+    return np.array([lr, decay, l2, clip, interval, *hyperparameters(name).values()])
 
 
 @pytest.mark.parametrize("compute", ["f32", "f64"])
@@ -208,7 +245,7 @@ def test_prepare_update_gives_the_registrys_coefficients(name, compute):
         c, scaling = np.full(COEFFICIENTS, np.nan, kind), np.empty(2, kind)
         Verbs().prepare_update(name, settings(name, decay=0.1, l2=0.5), state, None, c, scaling)
         entry = UPDATES[name]
-        own = entry.coefficients(entry.hyperparameters, 0.01, steps_done + 1)
+        own = entry.coefficients(hyperparameters(name), 0.01, steps_done + 1)
         assert np.allclose(
             c[: len(own)], np.array(own, kind), rtol=2**-23 if compute == "f32" else 1e-15, atol=0
         )

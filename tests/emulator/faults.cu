@@ -109,6 +109,13 @@ extern "C" __global__ void CLUSTER_DIMS(2) one_block_waits(const float* x, float
 extern "C" __global__ void CLUSTER_DIMS(2) waits_without_arrival(const float* x, float* y, int64 n) {
     ptx::cluster_wait();
 }
+extern "C" __global__ void no_cluster_to_wait_for(const float* x, float* y, int64 n) {
+    ptx::cluster_sync();
+}
+extern "C" __global__ void no_cluster_to_read_from(const float* x, float* y, int64 n) {
+    __shared__ float t[1];
+    y[threadIdx.x] = *ptx::shared_of_rank(t, 0);
+}
 extern "C" __global__ void no_wait_for_copies(const float* x, float* y, int64 n) {
     __shared__ __align__(16) float t[128];
     ptx::copy_async<4>(t + threadIdx.x, x + threadIdx.x);

@@ -35,6 +35,13 @@ SAME = "both branches give the same where the two sides are equal"
 EMPTY = "a pack that begins at the end is empty: nothing of it is read or written"
 ONE_BLOCK = "the grid is one block"
 IN_FLIGHT = "how many rows a thread loads before it uses the first: the same results and bytes"
+EXACT = "that number is exact in 16 bits: both ways keep it"
+EIGHTH = "the formulas have seven coefficients at most"
+TABLE_ACCESSES = (
+    "more accesses for the same result; the emulator counts none through a table's pointers"
+)
+FIRST_CHUNK = "begin is 0 only in a first chunk without a head, whose first is 0"
+SKIPPED = "blocks of words beyond those that are used"
 LAST_TURN = "one more turn, in which no group has a row"
 
 TABLE = (
@@ -65,6 +72,22 @@ TABLE = (
     Equivalent("sum_of_squares.cu", "i < penalized)", "i <= penalized)", EMPTY),
     Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
     Equivalent("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0", ONE_BLOCK),
+    Equivalent("update.cu", "(::fabs(x) < 65504.f)", "(::fabs(x) <= 65504.f)", EXACT),
+    Equivalent("update.cu", "(::fabs(x) < smallest", "(::fabs(x) <= smallest", EXACT),
+    Equivalent("update.cu", "i < count;", "i <= count;", EMPTY),
+    Equivalent("update.cu", "i < 0 ?", "i <= 0 ?", SAME),
+    Equivalent("update.cu", "count - i < E ?", "count - i <= E ?", SAME),
+    Equivalent("update_table.cu", "FORMULA_COEFFICIENTS;", "FORMULA_COEFFICIENTS - 1;", EIGHTH),
+    Equivalent("update_table.cu", "% (E * sizeof(T)) /", "% (E) /", TABLE_ACCESSES),
+    Equivalent("update_table.cu", "begin > 0)", "begin >= 0)", FIRST_CHUNK),
+    Equivalent("update_table.cu", "i < last;", "i <= last;", EMPTY),
+    Equivalent("update_table.cu", "i < first ?", "i <= first ?", SAME),
+    Equivalent("update_table.cu", "last - i < E ?", "last - i <= E ?", SAME),
+    Equivalent("update_table.cu", "left < CHUNK ?", "left <= CHUNK ?", SAME),
+    Equivalent("include/philox.cuh", "(E + 6) / 4;", "(E + 6) * 4;", SKIPPED),
+    Equivalent("include/philox.cuh", "(E + 6) / 4;", "(E + 6);", SKIPPED),
+    Equivalent("include/philox.cuh", "b < BLOCKS;", "b <= BLOCKS;", SKIPPED),
+    Equivalent("include/philox.cuh", "b >= shift + E)", "b > shift + E)", SKIPPED),
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
     Equivalent("include/strip.cuh", "at >= 0 ?", "at > 0 ?", SAME),
     Equivalent("include/strip.cuh", "at <= -E ?", "at < -E ?", SAME),

@@ -150,6 +150,7 @@ EMU_BARE inline unsigned block_barrier(bool vote) {
 
 // The cluster's barrier is in two halves; a thread takes them in turn.
 EMU_BARE inline void cluster_arrive() {
+    demand_cluster("cluster_arrive");
     if (current->arrived) EMU_FAIL("cluster_arrive twice without cluster_wait");
     current->arrived = true;
     current->cluster_round = barrier_round;

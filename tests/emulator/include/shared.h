@@ -91,8 +91,14 @@ EMU_BARE inline bool in_own_window(const void* p) {
     return byte >= own && byte < own + WINDOW;
 }
 
+// What a kernel without cluster dimensions may not use: before sm_90 it is not there.
+EMU_BARE inline void demand_cluster(const char* what) {
+    if (cluster_size == 1) EMU_FAIL("%s in a kernel without a cluster", what);
+}
+
 // mapa: the same variable in block `rank` of the cluster.
 EMU_BARE inline void* map_shared_rank(const void* p, unsigned rank) {
+    demand_cluster("shared_of_rank");
     if (rank >= cluster_size) EMU_FAIL("shared memory of rank %u in a cluster of %u", rank, cluster_size);
     if (!in_own_window(p)) EMU_FAIL("shared_of_rank of an address outside the block's own shared memory");
     return windows[rank] + (static_cast<const unsigned char*>(p) - windows[current->block->rank]);
