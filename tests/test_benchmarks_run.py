@@ -67,6 +67,47 @@ def test_a_peer_does_what_the_oracle_does(group, tmp_path):
     assert compared >= 3
 
 
+BUSY_THREADS = """
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.worker import Session
+
+def ticks():
+    fields = {task.name: (task / "stat").read_text().rpartition(")")[2].split()
+              for task in Path("/proc/self/task").iterdir()}
+    return {name: int(own[11]) + int(own[12]) for name, own in fields.items()}  # utime, stime
+
+session = Session(sys.argv[1], "cpu")
+case = asdict(Case("softmax_cross_entropy", (4096, 1000)))
+answer = session.do({"do": "prepare", "case": case})
+assert "error" in answer, answer
+before = ticks()
+session.do({"do": "round", "repeats": 40})
+took = [after - before.get(name, 0) for name, after in ticks().items()]
+print(sum(one > 0.2 * sum(took) for one in took))
+"""
+
+
+@pytest.mark.parametrize(
+    ("contestant", "module"),
+    [("numpy", "numpy"), ("torch eager", "torch"), ("JAX jit", "jax")],
+)
+def test_one_thread_is_one_thread(contestant, module):
+    """XLA has a pool of its own, and took all cores in the rows of one thread once."""
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("the system does not tell the processor time of a thread")
+    command = [sys.executable, "-c", BUSY_THREADS, contestant]
+    done = subprocess.run(
+        command, env=ENVIRONMENT | harness.environment(1), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert int(done.stdout) == 1
+
+
 def test_the_whole_run_writes_one_file_and_merges_into_it(tmp_path, capsys):
     out = tmp_path / "result.json"
     arguments = ["--size", "smoke", "--peers", "none", "--threads", "1", "--json", str(out),

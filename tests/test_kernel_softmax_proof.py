@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -28,8 +30,19 @@ def table():
     print("\n".join(LINES))
 
 
+class Moved(NamedTuple):
+    """Of logits and delta, summed over the launches of `names`. reads, writes: times the buffer.
+    sectors : the worst ratio to the fewest that each request needs. touched : sectors in all."""
+
+    reads: float
+    writes: float
+    sectors: float
+    touched: int
+    names: list[str]
+
+
 def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=None, **options):
-    """Traffic of logits and delta, summed over the launches, and their entries."""
+    """What a call of the verb moves."""
     memory, kind = Guarded(), DTYPES[dtype]
     z = memory.normal((rows, cols), kind, shift=shift)
     delta = z if in_place else memory.empty((rows, cols), kind, shift=shift)
@@ -51,6 +64,7 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
     result = {"row_loss": np.empty(rows, compute_dtype(kind)), "delta": delta}
     Verbs(run=run, device=device).softmax_cross_entropy(z, labels, result, **options)
     both = totals["logits"] + totals["delta"]
+    touched = sum(t.sectors for t in both)
     reads = sum(t.reads for t in totals["logits"])
     writes = sum(t.writes for t in both)
     sectors = max(t.sectors_per_minimum for t in both)
@@ -59,7 +73,7 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
         f"{reads:.3f} read {writes:.3f} written, {sectors:.2f} sectors, "
         f"{max(t.widest for t in both)} B"
     )
-    return reads, writes, sectors, names
+    return Moved(reads, writes, sectors, touched, names)
 
 
 # Beside every element once: the label's logit is read, and its delta written, once more.
@@ -83,7 +97,7 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
 def test_each_logit_is_read_once_and_each_gradient_written_once(
     rows, cols, dtype, form, options, in_place
 ):
-    reads, writes, sectors, names = moved(rows, cols, dtype, in_place=in_place, **options)
+    reads, writes, sectors, _, names = moved(rows, cols, dtype, in_place=in_place, **options)
     assert names[0].removeprefix("softmax_cross_entropy_").startswith(form)
     # In a tile the label's logit comes from shared memory, and its delta goes there.
     extra = 0 if form == "short" else 1 / cols
@@ -93,12 +107,24 @@ def test_each_logit_is_read_once_and_each_gradient_written_once(
 
 
 @pytest.mark.parametrize(
+    ("rows", "cols", "dtype", "device"),
+    [(64, 512, "bf16", H200), (16, 4096, "f32", H200), (2, 9216, "f32", DeviceProperties(2, 8192))],
+)
+def test_every_pack_of_an_aligned_row_is_one_access(rows, cols, dtype, device):
+    """Element by element the last one would be as many sectors as elements."""
+    own = cols * DTYPES[dtype].itemsize // 32
+    again = (cols - 256 * (4 + 1) * 4) // 8 if device is not H200 else 0  # as in the test of that
+    found = moved(rows, cols, dtype, device, cluster=1)
+    assert found.touched == rows * (own + 1 + again + own + 1)  # 1: the label's
+
+
+@pytest.mark.parametrize(
     ("rows", "cols", "dtype"),
     [(64, 501, "f32"), (2, 50_257, "bf16"), (4, 9001, "f32"), (16, 1003, "f16")],
 )
 def test_odd_rows_are_still_moved_once_with_few_sectors_more(rows, cols, dtype):
     """Head and tail of a row are peeled; each is a sector or two of its own."""
-    reads, writes, sectors, _ = moved(rows, cols, dtype)
+    reads, writes, sectors, *_ = moved(rows, cols, dtype)
     assert (reads, writes) == pytest.approx((1 + 1 / cols, 1 + 1 / cols), abs=1e-9)
     itemsize = DTYPES[dtype].itemsize
     assert sectors <= 1.001 + 16 * (32 // itemsize) / cols
@@ -109,7 +135,7 @@ def test_odd_rows_are_still_moved_once_with_few_sectors_more(rows, cols, dtype):
 def test_short_rows_of_any_length_move_whole_packs(cols, shift):
     """A tile is contiguous: only its ends are partial, whatever the rows are."""
     rows = 8192 // 4 // cols
-    reads, writes, sectors, _ = moved(rows, cols, "f32", shift=shift)
+    reads, writes, sectors, *_ = moved(rows, cols, "f32", shift=shift)
     assert (reads, writes) == (1, 1)
     assert sectors <= 1.03
 
@@ -121,18 +147,18 @@ def test_every_option_reads_each_logit_once():
         "ignore_index": 3, "sample_weight": np.ones(4, np.float32),
         "upstream": np.ones(4, np.float32),
     }  # fmt: skip
-    reads, writes, _, names = moved(4, 8192, "bf16", **options)
+    reads, writes, *_, names = moved(4, 8192, "bf16", **options)
     assert "general" in names[0]
     assert (reads, writes) == pytest.approx((1 + 1 / 8192, 1 + 1 / 8192))
 
 
 def test_what_fits_nowhere_is_read_twice_and_parts_are_too():
     small = DeviceProperties(2, 8192)
-    reads, writes, _, _ = moved(1, 9001, "f32", small, cluster=1)
+    reads, writes, *_ = moved(1, 9001, "f32", small, cluster=1)
     on_chip = 256 * (4 + 1) * 4  # elements in registers and in 4 KiB of shared memory
     assert reads == pytest.approx(1 + (9001 - on_chip) / 9001, abs=1e-3)
     assert writes == pytest.approx(1, abs=1e-3)
-    reads, writes, _, names = moved(1, 33_000, "f32", DeviceProperties(100))
+    reads, writes, *_, names = moved(1, 33_000, "f32", DeviceProperties(100))
     assert [name.split("_")[3] for name in names] == ["parts", "finish"]
     assert reads == pytest.approx(2, abs=1e-3)
     assert writes == pytest.approx(1, abs=1e-3)
@@ -140,6 +166,6 @@ def test_what_fits_nowhere_is_read_twice_and_parts_are_too():
 
 def test_an_ignored_row_is_not_read():
     labels = np.array([5, -1, -1, 7])
-    reads, writes, _, _ = moved(4, 4096, "f32", targets=labels, ignore_index=-1)
+    reads, writes, *_ = moved(4, 4096, "f32", targets=labels, ignore_index=-1)
     assert reads == pytest.approx(0.5, abs=1e-3)
     assert writes == pytest.approx(1, abs=1e-3)

@@ -26,7 +26,10 @@ from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, LIMIT, OURS
 from gpubackprop.bench.shapes import Case
 from gpubackprop.errors import GpubackpropError
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+    "NPROC",  # heeded by XLA's own pool, which the others leave as it is
+)  # fmt: skip
 COLD_ROUNDS = 3
 LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
 

@@ -64,7 +64,7 @@ template <class T, bool GENERAL> struct RowPacks {
         base = from * E - head;
         z = first + base;
         delta = p.delta + row * p.stride_delta + base;
-        packs = int(from + each < all ? each : all - from);
+        packs = int(each);  // from `end` on they are empty
         begin = base < 0 ? int(-base) : 0;
         end = p.cols - base < int64(packs) * E ? int(p.cols - base) : packs * E;
         limit = packs;
@@ -81,10 +81,9 @@ template <class T, bool GENERAL> struct RowPacks {
         return (pack > 0 || begin == 0) && pack * E + E <= end;
     }
 
-    // One thread of all that work on the row: whose pack has column `label`; any one for -1.
+    // One thread of all that work on the row: whose pack has column `label`, or column 0 for -1.
     __device__ __forceinline__ bool owns(int64 label) const {
-        if (label < 0) return base <= 0 && threadIdx.x == 0 && (packs > 0 || blockIdx.x == 0);
-        int64 at = label - base;
+        int64 at = (label < 0 ? 0 : label) - base;
         return at >= begin && at < end && (int(at) / E & int(blockDim.x - 1)) == int(threadIdx.x);
     }
     __device__ __forceinline__ T logit(int64 label) const { return z[label - base]; }
