@@ -81,9 +81,10 @@ template <class T, bool GENERAL> struct RowPacks {
         return (pack > 0 || begin == 0) && pack * E + E <= end;
     }
 
-    // One thread of all that work on the row: whose pack has column `label`, or column 0 for -1.
+    // One thread of all that work on the row: whose pack has column `label`; the first one for -1.
     __device__ __forceinline__ bool owns(int64 label) const {
-        int64 at = (label < 0 ? 0 : label) - base;
+        if (label < 0) return base <= 0 && threadIdx.x == 0;
+        int64 at = label - base;
         return at >= begin && at < end && (int(at) / E & int(blockDim.x - 1)) == int(threadIdx.x);
     }
     __device__ __forceinline__ T logit(int64 label) const { return z[label - base]; }
