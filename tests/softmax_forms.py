@@ -53,3 +53,7 @@ def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)
                 z, t, result, label_smoothing=0.1, class_weight=per_class, soft_cap=9.0,
                 upstream=per_row, cluster=cluster,
             )  # fmt: skip
+            if shift:
+                own.softmax_cross_entropy(
+                    z, labels, result, label_smoothing=0.1, class_weight=per_class, cluster=cluster
+                )

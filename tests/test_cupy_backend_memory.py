@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpubackprop import backends
+from gpubackprop import backends, ops
 from gpubackprop.backends import LossOptions, NumpyBackend
-from gpubackprop.backends.cupy import CupyBackend, Products
-from gpubackprop.backends.cupy import launcher as launching
+from gpubackprop.backends.cupy import CupyBackend, Products, compiling
+from gpubackprop.backends.cupy.launcher import PARAMETERS
 from gpubackprop.errors import (
     DeviceUnavailable,
     DtypeError,
@@ -124,6 +124,19 @@ def test_work_on_the_second_gpu_runs_there(counts):
     assert cupy_stub.STATE.device == 0  # the caller's device is his again
 
 
+@pytest.mark.parametrize("columns", [16_384, 20_000])
+def test_a_row_in_shared_memory_on_the_second_gpu(columns):
+    """16,384 floats leave 48 KiB for shared memory, and the entry has some of its own besides: more
+    than CUDA gives without being asked. It is asked for on the GPU where the work is done."""
+    second = CupyBackend(1)
+    z = np.random.default_rng(0).standard_normal((2, columns)).astype(np.float32)
+    labels = np.array([3, columns - 1])
+    loss, delta = ops.softmax_cross_entropy(second.asarray(z), second.asarray(labels))
+    wanted_loss, wanted = ops.softmax_cross_entropy(z, labels)
+    assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-6)
+    np.testing.assert_allclose(second.to_host(delta), wanted, rtol=1e-5, atol=1e-9)
+
+
 def test_arrays_are_aligned_and_copies_stay_on_the_device(cuda, counts):
     source = cuda.asarray(X)
     out = cuda.empty(X.shape, float)
@@ -178,9 +191,9 @@ def test_rows_with_gaps_and_a_start_off_16_bytes_are_right(cuda):
 
 
 def test_every_parameter_table_row_has_the_count_of_its_entry():
-    assert launching.PARAMETERS.keys() <= backends_kernels().keys()
+    assert PARAMETERS.keys() <= backends_kernels().keys()
     sources = {name: row.source for name, row in backends_kernels().items()}
-    for name, parameters in launching.PARAMETERS.items():
+    for name, parameters in PARAMETERS.items():
         formula, dtype = backends_kernels()[name].combinations()[0]
         defines = {"ONLY_DTYPE": dtype} | ({"ONLY_FORMULA": formula} if formula else {})
         defines |= dict(backends_kernels()[name].defines)
@@ -299,7 +312,7 @@ def test_a_host_function_in_a_plan_keeps_it_from_becoming_a_graph(counts):
 
 
 def test_entries_are_compiled_at_their_first_use_and_once(cuda, counts):
-    launching.compiled.cache_clear()
+    compiling.compiled.cache_clear()
     a = cuda.zeros((2, 2), float)
     for shape in ((2, 2), (9, 5)):
         a = cuda.zeros(shape, float)
@@ -346,18 +359,21 @@ class CUBLASError(RuntimeError):
         (cupy_stub.CUDARuntimeError("cudaErrorIllegalAddress"), "the process must be restarted"),
     ],
 )
-def test_errors_of_cuda_become_one_line(cuda, monkeypatch, raised, said):
-    def refuse(**options: Any) -> Any:
+def test_errors_of_cuda_become_one_line(cuda, monkeypatch, tmp_path, raised, said):
+    def refuse(source: str, options: tuple[str, ...], **more: Any) -> Any:
         raise raised
 
-    launching.compiled.cache_clear()
-    monkeypatch.setattr(cuda.cupy, "RawModule", refuse)
+    compiling.compiled.cache_clear()
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cuda.cupy.cuda.compiler, "compile_using_nvrtc", refuse)
     a = cuda.zeros((2, 2), float)
     with pytest.raises(DeviceUnavailable) as caught:
         cuda.activation_forward(a, RELU, a)
     assert said in str(caught.value)
     assert "compiling affine_epilogue_relu_f64" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not any((tmp_path / "gpubackprop").iterdir())
 
 
 def test_get_gives_the_backend_of_a_device(monkeypatch):

@@ -42,6 +42,7 @@ OPTIONS = {
     "ignored inside": {"ignore_index": 0, "class_weight": True},
     "z loss": {"z_loss": 1e-3},
     "soft cap": {"soft_cap": 5.0},
+    "low soft cap": {"soft_cap": 3.0},  # what is no logit would count, as one of -3
     "everything": {
         "class_weight": True, "label_smoothing": 0.1, "z_loss": 1e-2, "ignore_index": 1,
         "soft_cap": 30.0,
@@ -129,6 +130,25 @@ def test_every_form_with_every_option_matches_pytorch_in_float64(form, target, o
     dtype = {"i64": "f32", "prob": "bf16"}[target]
     result, wanted, targets, _ = case(form, dtype, options, target=target)
     assert_right(dtype, result, wanted, targets, options)
+
+
+@pytest.mark.parametrize(
+    ("card", "cluster", "classes", "name"),
+    [
+        *FORMS.values(),
+        (DeviceProperties(2, 232_448, (9, 0)), 8, 34_001, "cluster8"),  # of 64 warps
+        (DeviceProperties(100), None, 200_001, "parts"),  # 49 of them
+    ],
+)
+def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name):
+    memory = Guarded()
+    logits = memory.put(np.full((1, classes), 2.5, np.float32))
+    result = {"row_loss": np.empty(1, np.float32), "predicted": np.empty(1, np.int64)}
+    launches = Verbs(device=card).softmax_cross_entropy(
+        logits, np.array([3]), result, cluster=cluster
+    )
+    assert name in launches[0].entry
+    assert result["predicted"].tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

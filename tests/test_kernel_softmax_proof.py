@@ -164,8 +164,21 @@ def test_what_fits_nowhere_is_read_twice_and_parts_are_too():
     assert writes == pytest.approx(1, abs=1e-3)
 
 
-def test_an_ignored_row_is_not_read():
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 30.0}], ids=["labels", "general"])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_an_ignored_row_is_not_read(shift, options):
     labels = np.array([5, -1, -1, 7])
-    reads, writes, *_ = moved(4, 4096, "f32", targets=labels, ignore_index=-1)
-    assert reads == pytest.approx(0.5, abs=1e-3)
-    assert writes == pytest.approx(1, abs=1e-3)
+    reads, writes, *_, names = moved(
+        4, 4096, "f32", targets=labels, ignore_index=-1, shift=shift, **options
+    )
+    assert names[0].endswith("general_f32" if options else "labels_f32")
+    assert reads == pytest.approx(0.5 + 2 / (4 * 4096), abs=1e-9)
+    assert writes == pytest.approx(1 + 2 / (4 * 4096), abs=1e-9)
+
+
+def test_a_label_at_the_edge_of_a_blocks_part_has_one_owner():
+    """With two of them, in two blocks, the second's gradient might come after the first's."""
+    cols, edge = 128_256, 4008 * 8  # a block has 4,008 packs of 8
+    for label in (edge - 1, edge):
+        reads, writes, *_ = moved(1, cols, "bf16", cluster=4, targets=np.array([label]))
+        assert (reads, writes) == pytest.approx((1 + 1 / cols, 1 + 1 / cols), abs=1e-9)

@@ -263,6 +263,14 @@ def test_the_precision_is_part_of_network_copy_file_and_repr(precision, tmp_path
     assert "precision" not in MLP([3, 2], precision="float32").config()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_batch_of_no_rows_has_gradients_of_zero(precision, device):
+    network = MLP([12, 7, 5], precision=precision, device=device)
+    gradients = network.gradients(np.zeros((0, 12)), np.zeros(0, int))
+    for W, shape in zip(gradients.W, [(7, 12), (5, 7)], strict=True):
+        assert np.array_equal(network.backend.to_host(W), np.zeros(shape))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

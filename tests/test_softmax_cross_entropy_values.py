@@ -132,6 +132,17 @@ def test_all_labels_ignored_give_a_gradient_of_exactly_zero_and_a_mean_of_nan(dt
         )
 
 
+def test_weights_of_nothing_but_zeros_give_a_zero_gradient_where_that_mean_is_zero():
+    z, t = np.random.default_rng(0).normal(size=(4, 6)), np.array([0, 1, 2, 5])
+    for weights in ({"class_weight": np.zeros(6)}, {"sample_weight": np.zeros(4)}):
+        loss, delta = softmax_cross_entropy(z, t, empty="zero", **weights)
+        assert loss == 0.0
+        np.testing.assert_array_equal(delta, 0.0)
+        loss, delta = softmax_cross_entropy(z, t, **weights)  # as in PyTorch
+        assert np.isnan(loss)
+        assert np.isnan(delta).all()
+
+
 @pytest.mark.parametrize("offset", [1e4, -1e4, 1e6])
 def test_a_common_offset_costs_no_digit_beyond_those_of_the_logits(offset):
     """lse - z_y would keep three decimals at 1e4 in float32. The oracle has the same logits."""

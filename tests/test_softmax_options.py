@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -58,6 +59,19 @@ def test_probabilities_and_in_place_with_a_soft_cap():
     assert delta is z
     assert_equal_in_float64(got, loss, 1e-13)
     assert_equal_in_float64(z, gradient, 1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("classes", [10, 300])
+def test_a_soft_cap_of_16_bit_logits_is_computed_in_float32(dtype, classes):
+    z, y = problem(classes=classes)
+    z = z.astype(dtype)
+    exact, gradient = torch_capped(z.astype(np.float64), y, 30.0, reduction="none")
+    loss, delta = softmax_cross_entropy(z, y, soft_cap=30.0, reduction="none")
+    np.testing.assert_allclose(loss, exact, rtol=0, atol=3e-5)  # 1e-6 of the cap
+    half_a_unit = float(ml_dtypes.finfo(dtype).eps) / 2
+    off = np.abs(delta.astype(np.float64) - gradient)
+    assert np.all(off <= half_a_unit * np.abs(gradient) + 3e-6)
 
 
 @pytest.mark.parametrize("cap", [-1.0, np.inf, np.nan, "a"])

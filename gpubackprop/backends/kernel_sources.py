@@ -1,4 +1,4 @@
-"""Where the CUDA C++ sources are, and a hash of them for CuPy's compile cache."""
+"""Where the CUDA C++ sources are, and a hash of them for the cache of compiled kernels."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def kernel_files() -> tuple[Path, ...]:
 def source_hash() -> str:
     """SHA-256, in hexadecimal, over the relative names and the contents of `kernel_files()`.
 
-    CuPy's cache key leaves out the text of included headers; this hash among the compile options
-    makes an edited header compile again.
+    It is a part of the key of a compiled kernel, so that an edited header compiles again.
     """
     directory = kernels_directory()
     digest = hashlib.sha256()

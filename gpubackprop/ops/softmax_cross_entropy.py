@@ -74,7 +74,7 @@ def softmax_cross_entropy(
     soft_cap : c > 0 puts c tanh(logits / c) in place of the logits; delta is with respect to the
         logits themselves. 0 for none.
     reduction : "mean", "sum" or "none".
-    empty : mean over no row: "nan" as in PyTorch, or "zero".
+    empty : mean over no row, or of weights that sum to 0: "nan" as in PyTorch, or "zero".
     upstream : gradient of what follows with respect to the loss: a number, or (N,) for "none".
     out : (N, K) array for delta, of the dtype of logits; `logits` itself works in place.
     gradient : False computes the loss alone; delta is None then.

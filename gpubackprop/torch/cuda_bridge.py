@@ -8,6 +8,7 @@ the graph's own pool. Not measured on a GPU.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,7 @@ class CudaBridge(HostBridge):
 
     def __init__(self) -> None:
         self._backends: dict[tuple[int, int], Any] = {}  # by device and stream
+        self._streams: dict[tuple[int, int], Any] = {}  # likewise
         self._flags: dict[int, tuple[np.ndarray, Any]] = {}  # by device
         self._first_rows: dict[tuple[int, int], int] = {}  # by device and slot of the flag
         self._spare: dict[Any, Tensor] = {}  # pinned memory for uploads in a capture
@@ -45,10 +47,19 @@ class CudaBridge(HostBridge):
         with (
             torch.cuda.device(index),
             cupy.cuda.Device(index),
-            cupy.cuda.ExternalStream(stream, index),
+            self._stream(cupy, index, stream),
             cupy.cuda.using_allocator(lambda size: _allocate(cupy, size, index)),
         ):
             yield self.backend(index, stream, self.capturing())
+
+    def _stream(self, cupy: Any, index: int, stream: int) -> Any:
+        """CuPy's view of a stream. CuPy 14 wants `Stream.from_external` in the place of this class,
+        but that one knows no device."""
+        if (index, stream) not in self._streams:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._streams[index, stream] = cupy.cuda.ExternalStream(stream, index)
+        return self._streams[index, stream]
 
     def backend(self, index: int, stream: int, capturing: bool) -> Any:
         """A backend for one stream: the constants that it keeps are filled there.

@@ -90,9 +90,10 @@ __device__ __forceinline__ Statistics<C> combine_lanes(
     return own;
 }
 
+// Both in one; b's columns come after a's.
 template <class C>
 __device__ __forceinline__ Statistics<C> merge(Statistics<C> a, Statistics<C> b) {
-    if (b.maximum > a.maximum || (b.maximum == a.maximum && b.best < a.best)) a.best = b.best;
+    if (b.maximum > a.maximum) a.best = b.best;
     C larger = Maximum::of(a.maximum, b.maximum);
     a.move_to(larger);
     b.move_to(larger);

@@ -14,10 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.backends.cupy.compiling import OPTIONS
 from tests.emulator.module import KERNELS
 
-# What the backend passes too. No fast-math, and subnormal numbers are kept (-ftz=false).
-OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
 # Of a multiprocessor: most threads at once, KiB of shared memory (CUDA Programming Guide, table
 # "Technical Specifications per Compute Capability").
 MULTIPROCESSOR = {

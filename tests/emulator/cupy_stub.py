@@ -11,18 +11,21 @@ implicit conversion to NumPy. It counts launches, products, waits and allocation
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import re
 import sys
 import types
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
+from gpubackprop.backends.kernel_sources import kernels_directory
 from tests.emulator.module import Module
 
 ALIGNMENT = 512  # of CuPy's memory pool
@@ -364,6 +367,9 @@ class ElementwiseKernel:
 
 # -- raw kernels ----------------------------------------------------------------------------------
 
+STATIC_SHARED = (
+    640  # bytes, what ptxas says of the softmax entries in float64: a part of the 48 KiB
+)
 _CODE = re.compile(r'((?:#define \w+ \w+\n)*)#line 1 "(\w+\.cu)"\n', re.ASCII)
 
 
@@ -372,17 +378,27 @@ def _module(source: str, defines: tuple[tuple[str, str], ...]) -> Module:
     return Module(source, defines=dict(defines))
 
 
+def compile_using_nvrtc(
+    source: str, options: tuple[str, ...] = (), *, cache_in_memory: bool = False
+) -> tuple[bytes, None]:
+    """What stands for machine code: the name of the source, and its macros."""
+    match = _CODE.match(source)
+    assert match, "the source does not start with its macros and its name"
+    directory = kernels_directory()
+    shipped = (directory / match[2]).read_text(encoding="utf-8")
+    assert source[match.end() :] == shipped, "the source is not the shipped file"
+    assert f"-I{directory}" in options
+    assert "--ftz=false" in options
+    defines = [line.split()[1:] for line in match[1].splitlines()]
+    return json.dumps([match[2], defines]).encode(), None
+
+
 class RawModule:
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> None:
-        match = _CODE.match(code)
-        assert match, "the source does not start with its macros and its name"
-        directory = kernels_directory()
-        shipped = (directory / match[2]).read_text(encoding="utf-8")
-        assert code[match.end() :] == shipped, "the source is not the shipped file"
-        assert f"-I{directory}" in options
-        assert any(source_hash() in option for option in options), "stale headers would be reused"
-        lines = match[1].splitlines()
-        self._module = _module(match[2], tuple((n, v) for _, n, v in map(str.split, lines)))
+    """Of a file with machine code. CuPy compiles text only with ``-ftz=true``, so not here."""
+
+    def __init__(self, *, path: str) -> None:
+        source, defines = json.loads(Path(path).read_bytes())
+        self._module = _module(source, tuple((name, value) for name, value in defines))
 
     def get_function(self, name: str) -> RawKernel:
         assert name in self._module.signatures
@@ -394,13 +410,22 @@ class RawModule:
 class RawKernel:
     def __init__(self, module: Module, name: str, device: int) -> None:
         self._module, self.__name__, self._device = module, name, device
-        self.max_dynamic_shared_size_bytes = 49_152
+        self._shared, self.shared_size_bytes = 48 * 1024 - STATIC_SHARED, STATIC_SHARED
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        return self._shared
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        assert STATE.device == self._device, "the current device's kernel would get it"
+        self._shared = size
 
     def __call__(
         self, grid: Any, block: Any, args: tuple[Any, ...], *, shared_mem: int = 0
     ) -> None:
         assert STATE.device == self._device, "compiled for another device"
-        if shared_mem > self.max_dynamic_shared_size_bytes:
+        if shared_mem > self._shared:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         values = [self._value(number, value) for number, value in enumerate(args)]
         STATE.counts.kernels.append(self.__name__)
@@ -429,14 +454,11 @@ class Device:
         self.id = STATE.device if index is None else index
         self._before: list[int] = []
 
+    # CuPy's dictionary has no compute capability.
     attributes = property(
-        lambda self: {
-            "MultiProcessorCount": 2,
-            "MaxSharedMemoryPerBlockOptin": 232_448,
-            "ComputeCapabilityMajor": 9,
-            "ComputeCapabilityMinor": 0,
-        }
+        lambda self: {"MultiProcessorCount": 2, "MaxSharedMemoryPerBlockOptin": 232_448}
     )
+    compute_capability = "90"
 
     def __enter__(self) -> Device:
         self._before.append(STATE.device)
@@ -517,7 +539,10 @@ def module() -> types.ModuleType:
         ),
         driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-        compiler=types.SimpleNamespace(CompileException=CompileException),
+        compiler=types.SimpleNamespace(
+            CompileException=CompileException, compile_using_nvrtc=compile_using_nvrtc
+        ),
+        nvrtc=types.SimpleNamespace(getVersion=lambda: (0, 0)),
     )
     return cupy
 
@@ -527,11 +552,17 @@ def installed() -> Any:
     """`cupy` is the stand-in while this lasts; gives the counts."""
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = module()
+    in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY")
+    os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # none of this goes to the user's cache
     STATE.counts.clear()
     STATE.device, STATE.devices, STATE.memory, STATE.graph = 0, 2, 1 << 34, None
     try:
         yield STATE.counts
     finally:
+        if in_memory is None:
+            del os.environ["CUPY_CACHE_IN_MEMORY"]
+        else:
+            os.environ["CUPY_CACHE_IN_MEMORY"] = in_memory
         if before is None:
             del sys.modules["cupy"]
         else:

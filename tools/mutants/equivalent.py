@@ -42,6 +42,10 @@ TABLE_ACCESSES = (
 )
 FIRST_CHUNK = "begin is 0 only in a first chunk without a head, whose first is 0"
 SKIPPED = "blocks of words beyond those that are used"
+UNUSED = "a pack beyond the end: its values, -inf without reading, are not used"
+GUARDED = "the condition inside keeps to the pack"
+NO_TURN = "loops over nothing"
+NOT_READ = "a number more, which nobody reads"
 LAST_TURN = "one more turn, in which no group has a row"
 
 TABLE = (
@@ -91,6 +95,16 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "base < 0 ?", "base <= 0 ?", SAME),
     Equivalent("include/row_packs.cuh", "base < int64", "base <= int64", SAME),
     Equivalent("include/row_packs.cuh", "label < 0)", "label <= 0)", SAME),
+    Equivalent("include/row_packs.cuh", "C(0) || pack >= limit", "C(0) || pack > limit", UNUSED),
+    Equivalent("include/row_packs.cuh", "&& pack(HELD + s) <", "&& pack(HELD - s) <", UNUSED),
+    Equivalent(
+        "include/row_packs.cuh", "pack(HELD + s) < packs", "pack(HELD + s) <= packs", UNUSED
+    ),
+    Equivalent("include/row_packs.cuh", "constexpr (HELD > 0)", "constexpr (HELD >= 0)", NO_TURN),
+    Equivalent("include/row_packs.cuh", "pack(j) < limit) add", "pack(j) <= limit) add", UNUSED),
+    Equivalent("include/row_packs.cuh", "< packs; ++turn", "<= packs; ++turn", EMPTY, 2),
+    Equivalent("include/row_packs.cuh", "pack(j) >= packs)", "pack(j) > packs)", EMPTY),
+    Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
     Equivalent("include/strip.cuh", "at >= 0 ?", "at > 0 ?", SAME),
     Equivalent("include/strip.cuh", "at <= -E ?", "at < -E ?", SAME),

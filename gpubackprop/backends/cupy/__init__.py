@@ -114,6 +114,10 @@ class CupyBackend(DeviceMemory):
         if not launch.empty:
             self.issue(kernel, launch, arguments(launch), formula)
 
+    def elementwise(self, name: str, *args: Any) -> None:
+        """Issue one of CuPy's elementwise kernels."""
+        self._issue(elementwise.kernel(self.cupy, name), *args)
+
     def issue(
         self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
     ) -> None:
@@ -164,13 +168,13 @@ class CupyBackend(DeviceMemory):
         """
         narrow = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16
         wide = self.memory.scratch("standardized", out.shape, np.float32) if narrow else out
-        self._issue(elementwise.kernel(self.cupy, "standardize"), raw, mean, scale, wide)
+        self.elementwise("standardize", raw, mean, scale, wide)
         if narrow:
             self.gather_rows(wide, None, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
         """out = x / divisor."""
-        self._issue(elementwise.kernel(self.cupy, "divide"), x, np.float64(divisor), out)
+        self.elementwise("divide", x, np.float64(divisor), out)
 
     # -- layers -----------------------------------------------------------------------------------
 
@@ -328,7 +332,7 @@ class CupyBackend(DeviceMemory):
         if kind == "softmax":
             self.softmax(a, out)
         elif kind == "exp":
-            self._issue(elementwise.kernel(self.cupy, "exponential"), a, out)
+            self.elementwise("exponential", a, out)
         elif kind == "logistic" or out is not a:
             self.activation_forward(a, OUTPUT_ACTIVATIONS[kind], out)
 
@@ -390,7 +394,7 @@ class CupyBackend(DeviceMemory):
 
     def add_scaled(self, x: Array, scale: Array, out: Array) -> None:
         """out += scale * x on flat arrays; `scale` a 0-d array read when the call runs."""
-        self._issue(elementwise.kernel(self.cupy, "add_scaled"), x, scale, out, out)
+        self.elementwise("add_scaled", x, scale, out, out)
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
         """out = sum x^2 of a flat x. `out`: (2,) of the compute dtype, its second element then 1

@@ -13,6 +13,7 @@ from typing import Any
 KERNELS = {
     "add_scaled": ("T x, T scale, T y", "T out", "out = y + scale * x"),
     "divide": ("T x, float64 divisor", "T out", "out = T(x / T(divisor))"),
+    "one_for_zero": ("T x", "T out", "out = x + T(x == 0)"),
     "exponential": ("T a", "T out", "out = exp(a)"),
     # float64, as `Standardizer.transform`: float32 would lose the digits of 1e8 + small.
     "standardize": (

@@ -8,14 +8,14 @@ does not fit is an error here instead of a wrong number on the GPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cupy.compiling import compiled
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy_launch import DeviceProperties, Launch, plan, suffix_of
-from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
 
 # Parameters of each kernel. With *, arrays: T storage, C compute type, F the type that the formula
@@ -84,12 +84,13 @@ class Launcher:
 
     def __init__(self, cupy: Any, index: int) -> None:
         self.cupy, self.index = cupy, index
-        self._shared: dict[str, int] = {}  # dynamic shared memory that an entry may have by now
-        attributes = cupy.cuda.Device(index).attributes
+        self._with_all_shared: set[str] = set()
+        device = cupy.cuda.Device(index)
+        attributes, capability = device.attributes, str(device.compute_capability)  # "90", "120"
         self.properties = DeviceProperties(
             int(attributes["MultiProcessorCount"]),
             int(attributes["MaxSharedMemoryPerBlockOptin"]),
-            (int(attributes["ComputeCapabilityMajor"]), int(attributes["ComputeCapabilityMinor"])),
+            (int(capability[:-1]), int(capability[-1])),
         )
 
     def plan(self, kernel: str, shape: tuple[int, ...], dtype: Any, **options: Any) -> Launch:
@@ -116,11 +117,17 @@ class Launcher:
         return entry, (launch.grid, launch.block, cast)
 
     def _allow_shared(self, entry: Any, launch: Launch) -> None:
-        """CUDA gives an entry more than 48 KiB of dynamic shared memory only where that was asked
-        for; the attribute lasts, so it is set once for each larger size."""
-        if launch.shared_bytes > self._shared.get(launch.entry, 49_152):
-            entry.max_dynamic_shared_size_bytes = launch.shared_bytes
-            self._shared[launch.entry] = launch.shared_bytes
+        """CUDA gives an entry more than 48 KiB, its static shared memory included, only where that
+        was asked for. All that there is, so that no other backend's wish is undone."""
+        if launch.entry in self._with_all_shared:
+            return
+        with (
+            explained(self.cupy, f"shared memory for {launch.entry}"),
+            self.cupy.cuda.Device(self.index),
+        ):
+            most = self.properties.shared_bytes - int(entry.shared_size_bytes)
+            entry.max_dynamic_shared_size_bytes = most
+        self._with_all_shared.add(launch.entry)
 
     def entry(self, launch: Launch) -> Any:
         """The compiled kernel."""
@@ -199,25 +206,3 @@ def _check_layout(entry: str, number: int, array: Any) -> None:
             f"{entry}: the rows of argument {number} overlap or run backwards (strides "
             f"{array.strides}); use cupy.ascontiguousarray"
         )
-
-
-@cache
-def compile_options() -> tuple[str, ...]:
-    """Options of every compilation, the same for all entries so that CuPy asks NVRTC but once what
-    it is; the hash of all sources is among them since CuPy's cache key has no text of headers."""
-    return ("--std=c++17", f"-I{kernels_directory()}", f"-DGPUBACKPROP_SOURCES={source_hash()}")
-
-
-@cache
-def compiled(
-    cupy: Any, index: int, source: str, entry: str, defines: tuple[tuple[str, str], ...]
-) -> Any:
-    """One entry, compiled by NVRTC for the current device or read from CuPy's cache on disk.
-
-    The macros that leave this entry alone stand in the text and not among the options: CuPy
-    compiles an empty file more for each new set of options.
-    """
-    macros = "".join(f"#define {name} {value}\n" for name, value in defines)
-    text = (kernels_directory() / source).read_text(encoding="utf-8")
-    code = f'{macros}#line 1 "{source}"\n{text}'
-    return cupy.RawModule(code=code, options=compile_options()).get_function(entry)

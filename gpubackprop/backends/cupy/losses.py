@@ -44,8 +44,8 @@ def softmax_cross_entropy(
     divisor = _divisor(verbs, labels, sample_weight, class_weight, options, result, classes)
     launch_softmax(
         verbs, logits, labels, None if by_label else targets, result, options,
-        sample_weight=sample_weight, upstream=_upstream(verbs, upstream, compute), divisor=divisor,
-        class_weight=class_weight,
+        sample_weight=sample_weight, upstream=_upstream(verbs, upstream, compute),
+        divisor=_of_gradients(verbs, divisor, options), class_weight=class_weight,
     )  # fmt: skip
     if by_label:
         verbs.labels_used()
@@ -118,12 +118,12 @@ def pointwise_loss(
     sample_weight = verbs.converted(sample_weight, compute, "sample_weight")
     divisor = _divisor(verbs, None, sample_weight, None, options, result, units)
     upstream = _upstream(verbs, upstream, compute)
-    delta = result.get("delta")
+    delta, of_gradients = result.get("delta"), _of_gradients(verbs, divisor, options)
     verbs.launch(
         "pointwise_loss", a.shape, a.dtype,
         lambda launch: (
             a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, upstream,
-            0 if upstream is None else upstream.ndim, divisor, rows, units, row_stride(a),
+            0 if upstream is None else upstream.ndim, of_gradients, rows, units, row_stride(a),
             row_stride(targets), row_stride(delta),
         ),
         formula=formula.name,
@@ -179,6 +179,15 @@ def _divisor(
     total = verbs.memory.scratch("divisor", (1,), compute)
     verbs.column_sum(weights.reshape(rows, 1), total)
     return total.reshape(())
+
+
+def _of_gradients(verbs: CupyBackend, divisor: Any, options: LossOptions) -> Any:
+    """The divisor, but 1 for 0 where a mean over nothing is 0: its gradients are, too."""
+    if divisor is None or options.empty != "zero":
+        return divisor
+    out = verbs.memory.scratch("divisor of gradients", (1,), divisor.dtype).reshape(())
+    verbs.elementwise("one_for_zero", divisor, out)
+    return out
 
 
 def _upstream(verbs: CupyBackend, upstream: Any, compute: np.dtype) -> Any:

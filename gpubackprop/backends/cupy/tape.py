@@ -98,7 +98,7 @@ class CupyProducts(Products):
             cuda.device.get_cublas_handle(), transpose_y, transpose_x, columns, rows, x.shape[1],
             self._one.ctypes.data, y.data.ptr, CUDA_TYPES[y.dtype.name], stride_y,
             x.data.ptr, CUDA_TYPES[x.dtype.name], stride_x,
-            self._zero.ctypes.data, out.data.ptr, CUDA_TYPES[out.dtype.name], columns,
+            self._zero.ctypes.data, out.data.ptr, CUDA_TYPES[out.dtype.name], max(1, columns),
             COMPUTE_32F, GEMM_DEFAULT,
         )  # fmt: skip
 
@@ -106,5 +106,5 @@ class CupyProducts(Products):
 def _as_columns(x: Any) -> tuple[int, int]:
     """(operation, leading dimension) that make x^T of a matrix which cuBLAS reads by columns."""
     if x.flags.c_contiguous:
-        return OP_N, x.shape[1]
-    return OP_T, x.shape[0]
+        return OP_N, max(1, x.shape[1])
+    return OP_T, max(1, x.shape[0])

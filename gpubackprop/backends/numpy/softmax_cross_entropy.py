@@ -41,7 +41,7 @@ class LossOptions:
     z_loss : factor of lse^2 added to each row's loss.
     soft_cap : c > 0 replaces each logit z by c tanh(z / c); 0 for none.
     reduction : "mean", "sum", "none"; pointwise also "elementwise_mean".
-    empty : mean over no row at all: "nan" (as PyTorch) or "zero".
+    empty : mean over no row, or of weights that sum to 0: "nan" (as PyTorch) or "zero".
     """
 
     class_weight: Array | None = None
@@ -136,6 +136,9 @@ class CrossEntropy:
     def cap(self, z: Array, d: Array, slot: int) -> Array:
         """d = c tanh(z / c); returns its derivative 1 - (d / c)^2."""
         slope = self.take(4, d.shape, slot)
+        if z.dtype != d.dtype:  # NumPy would divide 16 bits in 16 bits
+            np.copyto(d, z)
+            z = d
         np.divide(z, self.options.soft_cap, d)
         np.tanh(d, d)
         np.multiply(d, d, slope)
@@ -353,4 +356,5 @@ def row_scales(
     if options.reduction == "elementwise_mean":
         denominator *= result["units"]
     np.multiply(weight, upstream, scale)
-    np.divide(scale, denominator, scale, casting="unsafe")
+    none = options.empty == "zero" and denominator == 0
+    np.divide(scale, 1.0 if none else denominator, scale, casting="unsafe")

@@ -1,0 +1,88 @@
+"""Compiling the kernels with NVRTC, and keeping what came out on disk.
+
+CuPy's own `RawModule(code=...)` adds ``-ftz=true``, after which subnormal float32 are 0, and hashes
+no included header. So the source goes to NVRTC through CuPy's `compile_using_nvrtc`, which adds no
+such thing, and CuPy loads the result from a file of ours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
+
+Defines = tuple[tuple[str, str], ...]
+
+
+# Subnormal numbers are kept; division and square root are rounded correctly.
+OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
+
+
+@cache
+def compiled(cupy: Any, index: int, source: str, entry: str, defines: Defines) -> Any:
+    """One entry, compiled for the current device, number `index`, or read from the disk.
+
+    Parameters
+    ----------
+    source : a file of `kernels_directory()`. entry : name of its `__global__` function.
+    defines : macros that leave this entry alone; they stand before the text.
+    """
+    macros = "".join(f"#define {name} {value}\n" for name, value in defines)
+    text = (kernels_directory() / source).read_text(encoding="utf-8")
+    code = f'{macros}#line 1 "{source}"\n{text}'
+    file = cache_directory() / f"{_key(cupy, index, code)}.cubin"
+    if not file.exists():
+        _write(file, _compile(cupy, code))
+    return cupy.RawModule(path=str(file)).get_function(entry)
+
+
+def _compile(cupy: Any, code: str) -> bytes:
+    """Machine code for the current device; PTX, as bytes, where NVRTC is older than the card."""
+    options = (*OPTIONS, f"-I{kernels_directory()}")
+    made, _ = cupy.cuda.compiler.compile_using_nvrtc(code, options, cache_in_memory=True)
+    return made if isinstance(made, bytes) else str(made).encode()
+
+
+def _key(cupy: Any, index: int, code: str) -> str:
+    """A hash of all that the machine code depends on, the included files among it."""
+    version = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
+    card = str(cupy.cuda.Device(index).compute_capability)
+    parts = (version, card, *OPTIONS, source_hash(), code)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+
+def cache_directory() -> Path:
+    """`gpubackprop/` in CuPy's cache (CUPY_CACHE_DIR, else ~/.cupy/kernel_cache); where that cannot
+    be written to, or CUPY_CACHE_IN_MEMORY=1, one that lasts as long as this process."""
+    if os.environ.get("CUPY_CACHE_IN_MEMORY", "0") != "1":
+        given = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
+        directory = Path(given) / "gpubackprop"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                return directory
+        except OSError:
+            pass
+    return Path(_own_directory())
+
+
+@cache
+def _own_directory() -> str:
+    directory = tempfile.mkdtemp(prefix="gpubackprop-kernels-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _write(file: Path, content: bytes) -> None:
+    """All or nothing, whoever else compiles the same."""
+    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".new")
+    with os.fdopen(handle, "wb") as out:
+        out.write(content)
+    os.replace(name, file)
