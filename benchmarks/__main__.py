@@ -1,7 +1,7 @@
 """python -m benchmarks: everything this machine can measure, into benchmarks/results/.
 
     python -m benchmarks                      all cases, all peers that are installed
-    python -m benchmarks --op softmax         some of them; the rest of today's file is kept
+    python -m benchmarks --op softmax         some of them; all else stays as it was measured
     python -m benchmarks --device cuda        with the GPU (the default where one works)
     python -m benchmarks --size smoke         does it work? Writes no results
 
@@ -26,6 +26,7 @@ from gpubackprop.bench import table
 from gpubackprop.bench.contestants import peer_groups
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.bench.shapes import SIZES
+from gpubackprop.cli.common import whole
 from gpubackprop.errors import GpubackpropError, OptionError
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,7 +76,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--op", default="", help="only the cases whose name contains this")
     parser.add_argument("--device", default="auto", help='"auto", "cpu", "cuda" or "cuda:N"')
     parser.add_argument("--peers", default="all", help='"all", "none", or names with commas')
-    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
+    parser.add_argument("--threads", type=whole(1), nargs="+", help="default: 1 and all cores")
     parser.add_argument(
         "--budget", type=float, default=float("inf"), help="start no case after these seconds"
     )

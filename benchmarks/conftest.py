@@ -65,12 +65,15 @@ def work(case_and_backend: tuple[Case, str]) -> Iterator[tuple[Case, str, Place,
 @pytest.fixture
 def measure(work: tuple[Case, str, Place, Work], benchmark: Any) -> Callable[[], None]:
     """Times the work: host time by pytest-benchmark, on a GPU until it is done; `extra_info` has
-    the time by CUDA events and by graph replay, bytes and flops."""
+    the time by CUDA events and by graph replay, bytes and flops.
+
+    All of these are of one call, which for a training step is several steps, as the group says.
+    """
     case, backend, place, made = work
-    problem, info = problems.get(case.op), benchmark.extra_info
-    benchmark.group = case.name
-    info |= {"backend": backend, "bytes": problem.bytes(case), "flops": problem.flops(case)}
-    info["units"] = made.units
+    problem, units, info = problems.get(case.op), made.units, benchmark.extra_info
+    benchmark.group = case.name if units == 1 else f"{case.name}, {units} of them"
+    info |= {"backend": backend, "units": units}
+    info |= {"bytes": units * problem.bytes(case), "flops": units * problem.flops(case)}
 
     def run() -> None:
         made.run()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import key_names, ours
+from benchmarks.tables import dates, key_names, ours
 from gpubackprop._optional import require
 from gpubackprop.bench.contestants import LIMIT, OURS
 from gpubackprop.bench.harness import Row
@@ -72,7 +72,7 @@ def draw_all(record: dict[str, Any], folder: Path, card: str) -> list[Path]:
 
 def _machine(record: dict[str, Any]) -> str:
     name = record["gpu"]["name"] if record["gpu"] else record["cpu"]["model"]
-    return f"{name}, {record['date']}"
+    return f"{name}, {dates(record)}"
 
 
 def roofline(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """python -m benchmarks.report: results as Markdown, pictures and the README's section.
 
-    python -m benchmarks.report                    the newest of each machine in results/
+    python -m benchmarks.report                    the newest of each case and machine in results/
     python -m benchmarks.report FILE ...           these
     python -m benchmarks.report --compare OLD NEW  what became slower or faster beyond the noise
 
@@ -19,8 +19,10 @@ from typing import Any
 from benchmarks import pictures, tables
 from benchmarks.compare import compare
 from gpubackprop.bench import record as records
+from gpubackprop.errors import DataError, GpubackpropError
 
 ROOT = Path(__file__).resolve().parents[1]
+NO_LIMIT = '"!" behind a share: what was measured was no limit there (benchmarks/README.md).'
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 Record = dict[str, Any]
 
@@ -40,34 +42,42 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(found.lines()))
             return int(found.regressed)
         loaded = [records.load(path) for path in args.files]
-    except (OSError, ValueError) as error:
+        chosen = by_machine(loaded) if loaded else newest(ROOT / "benchmarks" / "results")
+        written = refresh(chosen, args.out)
+    except (OSError, GpubackpropError) as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
         return 2
-    chosen = by_machine(loaded) if loaded else newest(ROOT / "benchmarks" / "results")
-    for path in refresh(chosen, args.out):
+    for path in written:
         print(f"written: {path}")
     return 0
 
 
 def newest(results: Path) -> list[Record]:
-    """Of each machine: what was measured on its last day, one record."""
+    """Of each machine one record: of each case what was measured last."""
     return by_machine([records.load(path) for path in sorted(results.glob("*/*.json"))])
 
 
 def by_machine(loaded: list[Record]) -> list[Record]:
-    """One record for each machine: its newest day, later runs replacing cases of earlier."""
+    """One record for each machine, later runs replacing cases of earlier."""
     machines: dict[str, Record] = {}
     for record in sorted(loaded, key=lambda record: (record["date"], record.get("time", ""))):
         card = records.card(record)
-        before = machines.get(card)
-        same_day = before is not None and before["date"] == record["date"]
-        machines[card] = records.merged(before, record) if same_day and before else record
+        machines[card] = records.merged(machines[card], record) if card in machines else record
     return list(machines.values())
 
 
 def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
-    """Write pictures, docs/benchmarks.md and the README's section; the files written."""
+    """Write pictures, docs/benchmarks.md and the README's section; the files written.
+
+    Raises
+    ------
+    DataError : the README has no place for it; nothing was written.
+    """
     written: list[Path] = []
+    page, readme = out / "docs" / "benchmarks.md", out / "README.md"
+    before = readme.read_text(encoding="utf-8") if readme.exists() else None
+    if before is not None:
+        with_section(before, "")
     text = ["# Benchmarks", "", "Made by `python -m benchmarks.report` from `benchmarks/results/`."]
     for record in found:
         card = records.card(record)
@@ -75,16 +85,14 @@ def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
         written += images
         text += ["", f"## {card}", "", tables.machine(record), "", *_image_links(images, "images")]
         text += ["", "### Limits", "", tables.limits_table(record)]
-        text += ["", "### All cases", "", tables.full_table(record)]
+        text += ["", "### All cases", "", *_with_note(tables.full_table(record))]
     if not any(record["gpu"] for record in found):
         text += ["", "Not measured on a GPU."]
-    page, readme = out / "docs" / "benchmarks.md", out / "README.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(text) + "\n", encoding="utf-8")
     written.append(page)
-    if readme.exists():
-        new = with_section(readme.read_text(encoding="utf-8"), section(found, written))
-        readme.write_text(new, encoding="utf-8")
+    if before is not None:
+        readme.write_text(with_section(before, section(found, written)), encoding="utf-8")
         written.append(readme)
     return written
 
@@ -96,13 +104,17 @@ def section(found: list[Record], written: list[Path]) -> str:
         card = records.card(record)
         stems = {f"benchmark_{card}_{title}" for title in ("peers", "batch")}
         shown = [path for path in written if path.stem in stems]
-        text += [tables.machine(record), "", tables.key_table(record), ""]
+        text += [tables.machine(record), "", *_with_note(tables.key_table(record)), ""]
         goals = tables.goals(record)
         text += [goals, ""] if goals else []
         text += [*_image_links(shown, "docs/images"), ""] if shown else []
     if not any(record["gpu"] for record in found):
         text += ["On a GPU: not measured.", ""]
     return "\n".join(text)
+
+
+def _with_note(table: str) -> list[str]:
+    return [table, "", NO_LIMIT] if " ! " in table else [table]
 
 
 def _image_links(images: list[Path], folder: str) -> list[str]:
@@ -118,11 +130,11 @@ def with_section(readme: str, section: str) -> str:
 
     Raises
     ------
-    ValueError : it has not both markers.
+    DataError : it has not both markers.
     """
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if not pattern.search(readme):
-        raise ValueError(f"the README has no {BEGIN} ... {END}")
+        raise DataError(f"the README has no {BEGIN} ... {END}")
     return pattern.sub(lambda match: f"{BEGIN}\n{section}{END}", readme, count=1)
 
 

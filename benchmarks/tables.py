@@ -6,8 +6,8 @@ from typing import Any
 
 from gpubackprop.bench import table
 from gpubackprop.bench.contestants import LIMIT, OURS
-from gpubackprop.bench.harness import Row
-from gpubackprop.bench.record import rows_of
+from gpubackprop.bench.harness import GOALS, Row
+from gpubackprop.bench.record import rows_of, run_name
 from gpubackprop.bench.shapes import cases
 
 Record = dict[str, Any]
@@ -24,20 +24,38 @@ def ours(rows: list[Row]) -> list[Row]:
 
 def machine(record: Record) -> str:
     """Where and when it was measured, in a sentence."""
-    versions = record["versions"]
+    runs = shown_runs(record)
     packages = ", ".join(
-        f"{name} {versions[key]}" for key, name in PACKAGES.items() if key in versions
-    )
+        f"{name} {' and '.join(found)}"
+        for key, name in PACKAGES.items() if (found := _versions(runs, key))
+    )  # fmt: skip
     cpu, gpu = record["cpu"], record["gpu"]
     where = f"{cpu['model']}, {cpu['cores']} cores, {cpu['blas']}"
     if gpu:
         where = f"{gpu['name']} (driver {gpu.get('driver_version', '?')}) and {where}"
-    commits = [run["commit"] for run in record.get("earlier_runs", [])] + [record["commit"]]
-    commits = list(dict.fromkeys(commits))
+    commits = list(dict.fromkeys(run["commit"] for run in runs))
     return (
-        f"Measured {record['date']} at commit{'s' * (len(commits) > 1)} {', '.join(commits)}: "
+        f"Measured {dates(record)} at commit{'s' * (len(commits) > 1)} {', '.join(commits)}: "
         f"{where}; {packages}."
     )
+
+
+def _versions(runs: list[Record], package: str) -> list[str]:
+    found = [run.get("versions", {}).get(package) for run in runs]
+    return list(dict.fromkeys(version for version in found if version))
+
+
+def shown_runs(record: Record) -> list[Record]:
+    """The runs that rows of the record are of, oldest first."""
+    rows = {row.run for row in rows_of(record) if row.run}
+    runs = [*record.get("earlier_runs", []), record]
+    return [run for run in runs if not rows or run_name(run) in rows]
+
+
+def dates(record: Record) -> str:
+    """The day of its runs, or the first and the last."""
+    days = sorted({run["date"] for run in shown_runs(record)})
+    return " to ".join(dict.fromkeys((days[0], days[-1])))
 
 
 def key_table(record: Record) -> str:
@@ -64,22 +82,31 @@ def key_names() -> set[str]:
 def full_table(record: Record) -> str:
     """Every case and contestant, losing and missing ones as well."""
     head = ["case", "on", "contestant", "time", "p20 – p80", "plain call", "host", "ours / its",
-            "of the limit", "bytes", "flops", "error"]  # fmt: skip
+            "of the limit", "bytes", "flops", "error", "measured"]  # fmt: skip
     lines = [_cells(head), _cells(["---"] * len(head))]
     for row in rows_of(record):
         if row.note:
-            lines.append(_cells([row.case, place(row), row.contestant, row.note, *[""] * 8]))
+            lines.append(
+                _cells([row.case, place(row), row.contestant, row.note, *[""] * 8, row.run])
+            )
             continue
         times = [table.time_text(t) if t else "" for t in (row.seconds, row.plain, row.host)]
         lines.append(
             _cells([
-                row.case, place(row), row.contestant, times[0] + (" (graph)" if row.graph else ""),
+                row.case, place(row), _name(row), times[0] + (" (graph)" if row.graph else ""),
                 _noise(row), times[1], times[2], f"{row.ratio:.2f}" if row.ratio else "",
                 _share(row), f"{row.bytes:.3g}" if row.bytes else "",
                 f"{row.flops:.3g}" if row.flops else "", f"{row.error:.1e}" if row.error else "",
+                row.run,
             ])
         )  # fmt: skip
     return "\n".join(lines)
+
+
+def _name(row: Row) -> str:
+    """The contestant, and what was different about it."""
+    threads = f"{row.workers} thread" + "s" * (row.workers != 1) if row.workers else ""
+    return ", ".join(filter(None, (row.contestant, threads, row.remark)))
 
 
 def limits_table(record: Record) -> str:
@@ -94,7 +121,8 @@ def limits_table(record: Record) -> str:
 
 
 def goals(record: Record) -> str:
-    """The project's CPU goals: how many are met, and how far away the others are."""
+    """The project's CPU goals: how many are met, how far away the others are, and which were not
+    measured."""
     rows = [row for row in rows_of(record) if row.goal and row.ratio is not None]
     missed = [row for row in rows if (row.ratio or 0) > (row.goal or 0)]
     if not rows:
@@ -105,6 +133,11 @@ def goals(record: Record) -> str:
         f"goal {row.goal:.2f}"
         for row in missed
     ]
+    measured = {(row.case, row.contestant) for row in rows}
+    lines += [
+        f"- Not measured: {case} beside {name}" for case, name in GOALS
+        if (case, name) not in measured
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -132,7 +165,7 @@ def _ratio(row: Row | None) -> str:
 
 
 def _share(row: Row) -> str:
-    return f"{row.share:.2f} {row.limit}" if row.share else ""
+    return f"{table.share_text(row.share)} {row.limit}" if row.share else ""
 
 
 def _noise(row: Row) -> str:

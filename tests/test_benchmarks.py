@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as whole_run
 from gpubackprop.bench import (
     contestants,
     expressions,
@@ -225,6 +227,37 @@ def test_a_wrong_contestant_is_reported_as_wrong_and_never_timed(here, monkeypat
     assert row.rounds == []
 
 
+@pytest.mark.parametrize("fault", ["nan", "shape"])
+def test_a_result_without_a_finite_error_is_wrong_and_goes_into_json(
+    here, monkeypatch, tmp_path, fault
+):
+    right = expressions.setup
+
+    def wrong(case, where, contestant):
+        work = right(case, where, contestant)
+        outputs = work.outputs
+        work.outputs = lambda: (
+            outputs() | {"delta": np.full(case.shape, np.nan) if fault == "nan" else np.zeros(3)}
+        )
+        return work
+
+    monkeypatch.setattr(expressions, "setup", wrong)
+    monkeypatch.setitem(runs.ROUNDS, "smoke", (1, 1e-5))
+    monkeypatch.setattr(runs, "cases", lambda *size: [ENTROPY])
+    measured = runs.measure(runs.Settings("smoke", threads=(1,)))
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    record.write(tmp_path / "result.json", measured)
+    for text in (json.dumps(measured), (tmp_path / "result.json").read_text()):
+        json.loads(text, parse_constant=refuse)
+    (row,) = (row for row in record.rows_of(record.load(tmp_path / "result.json"))
+              if row.contestant == "NumPy by hand")  # fmt: skip
+    assert row.wrong
+    assert row.error is None
+
+
 def test_what_is_not_installed_or_fails_is_a_note_and_the_others_are_timed(here, monkeypatch):
     def broken(case, where, contestant):
         raise MemoryError("no more\nto be had")
@@ -237,11 +270,82 @@ def test_what_is_not_installed_or_fails_is_a_note_and_the_others_are_timed(here,
     assert rows["numpy"].seconds
 
 
+@pytest.mark.parametrize("round_of_failure", [0, 2])
+def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
+    here, monkeypatch, round_of_failure
+):
+    real, rounds = worker.Session.do, []
+
+    def fails(self, message):
+        if self.contestant == "NumPy by hand" and message["do"] == "round":
+            rounds.append(message)
+            if len(rounds) > round_of_failure:
+                return {"missing": "its process ended with code -9; see above"}
+        return real(self, message)
+
+    monkeypatch.setattr(worker.Session, "do", fails)
+    done = []
+    with Harness(SMALL) as measured:
+        left = harness.run_all(measured, [(ENTROPY, "cpu", 1)], 1e9, lambda text: None, done.extend)
+    assert left == []
+    rows = {row.contestant: row for row in done}
+    failed = rows.pop("NumPy by hand")
+    assert failed.note.startswith("not measured: failed while it was timed: its process ended")
+    assert (failed.seconds, failed.ratio, failed.rounds) == (None, None, [])
+    assert len(rounds) == round_of_failure + 1
+    assert rows["numpy"].share
+    for row in rows.values():
+        assert len(row.rounds) == 3
+        assert row.ratio
+
+
 def test_a_training_step_is_timed_by_the_step(here, monkeypatch):
     monkeypatch.setattr(places.Place, "time", lambda self, run, count: (run(), (1.6, 1.6))[1])
     rows = rows_of(STEP)
     assert rows["numpy"].seconds == pytest.approx(0.1)  # sixteen batches
     assert rows["limit"].seconds == 1.6  # products of one step
+
+
+def test_the_limit_of_products_has_the_threads_that_are_fastest(here, monkeypatch):
+    class Slower(InProcess):
+        """The more threads, the longer."""
+
+        def __init__(self, contestant, device, threads, plan):
+            super().__init__(contestant, device, threads, plan)
+            self.threads = threads
+
+        def answer(self):
+            found = super().answer()
+            return found | {"seconds": 0.1 * self.threads} if "seconds" in found else found
+
+    monkeypatch.setattr(harness, "Process", Slower)
+    with Harness(replace(SMALL, threads=4)) as measured:
+        rows = {row.contestant: row for row in measured.run_case(STEP, "cpu", 4)}
+        limit, ours = rows["limit"], rows["numpy"]
+        assert (limit.seconds, limit.workers, limit.threads) == (0.1, 1, 4)
+        assert (ours.seconds, ours.workers) == (0.4, None)
+        assert ours.share == pytest.approx(0.25)
+        copied = {row.contestant: row for row in measured.run_case(ENTROPY, "cpu", 4)}["limit"]
+        assert (copied.seconds, copied.workers) == (0.4, None)
+
+
+def test_a_product_of_the_limit_is_taken_in_the_best_layout(monkeypatch):
+    seen = []
+    monkeypatch.setattr(worker.limits, "_quick_time", lambda where, run: seen.append(run) or 1.0)
+    out = []
+    monkeypatch.setattr(np, "matmul", lambda x, y, out: seen.append((x.flags.f_contiguous,
+                                                                     y.flags.f_contiguous)))  # fmt: skip
+    worker.limits.product_run(places.Place(), "float32", [(3, 4, 5)])
+    ways, seen[:] = seen[:], out
+    for way in ways:
+        way()
+    assert sorted(seen) == [(False, False), (False, True), (True, False)]
+
+
+def test_a_share_above_one_is_marked():
+    row = Row("step", "training_step", "numpy", "cpu", 1, seconds=1.0, share=1.02, limit="products")
+    assert table.lines([row])[1].endswith("1.02 ! products")
+    assert table.lines([replace(row, share=1.001)])[1].endswith("1.00 products")
 
 
 def test_ratios_and_shares_are_medians_within_a_round():
@@ -331,6 +435,46 @@ def test_a_partial_run_replaces_its_cases_and_keeps_the_others(measured):
     assert [run["commit"] for run in both["earlier_runs"]] == [old["commit"]]
 
 
+def test_the_card_of_a_record_is_the_one_that_cuda_sees(monkeypatch):
+    """CUDA_VISIBLE_DEVICES=1: CUDA's first card is nvidia-smi's second."""
+    asked = []
+
+    class Device:
+        def __init__(self, index):
+            self.pci_bus_id = {0: "0000:3B:00.0", 1: "0000:AF:00.0"}[index]
+
+    def nvidia_smi(*command):
+        asked.append(command)
+        (query,) = (part for part in command if part.startswith("--query-gpu="))
+        buses = ("00000000:18:00.0", "00000000:3b:00.0")
+        cards = [{"pci.bus_id": bus, "name": f"card {i}"} for i, bus in enumerate(buses)]
+        names = query.partition("=")[2].split(",")
+        return "\n".join(", ".join(card.get(name, "?") for name in names) for card in cards)
+
+    monkeypatch.setattr(record, "import_cupy", lambda: SimpleNamespace(
+        cuda=SimpleNamespace(Device=Device)))  # fmt: skip
+    monkeypatch.setattr(record, "_output", nvidia_smi)
+    assert record.gpu("cuda:0")["name"] == "card 1"
+    assert record.gpu("cuda:1") == {"name": "unknown card"}
+    assert record.gpu("cpu") is None
+    assert asked[0][0] == "nvidia-smi"
+
+
+@pytest.mark.parametrize("threads", ["0", "-3", "two"])
+def test_a_number_of_threads_below_one_is_refused(threads, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        whole_run.main(["--size", "smoke", "--threads", threads])
+    assert stopped.value.code == 2
+    assert f"'{threads}' is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_worker_has_its_threads_and_a_jax_that_leaves_memory_to_the_others(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    found = harness.environment(3)
+    assert {found[name] for name in harness.THREAD_VARIABLES} == {"3"}
+    assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
 def test_the_folder_of_a_machine_is_its_card_or_processor():
     cpu = {"device": "cpu", "cpu": {"model": "AMD EPYC (tm)", "cores": 2}}
     assert record.card(cpu) == "cpu-amd-epyc-tm-2-cores"
@@ -352,8 +496,20 @@ def test_the_table_has_both_devices_their_ratio_and_the_peers():
     for title, cell in (("CPU", "2 ms"), ("GPU", "100 us"), ("speed-up", "20"),
                         ("of limit", "0.91 products")):  # fmt: skip
         assert line[: head.index(title) + len(title)].endswith(cell)
-    assert line.endswith("torch eager 0.20, JAX jit WRONG")
+    assert line.endswith("torch eager 0.20, JAX jit WRONG; on the CPU NumPy by hand 0.98")
     assert table.lines(rows[:2])[1].endswith("0.70 products   NumPy by hand 0.98")
+
+
+def test_the_table_has_every_peer_and_who_beats_us_first():
+    def row(contestant, **values):
+        return Row("step", "training_step", contestant, "cpu", 2, seconds=1e-3, **values)
+
+    names = [one.name for one in contestants.CONTESTANTS if "cpu" in one.kinds][2:]
+    rows = [row("numpy"), *(row(name, ratio=0.1 * i) for i, name in enumerate(names, 3))]
+    _, line = table.lines(rows)
+    assert len(names) >= 8
+    assert all(f"{name} " in line for name in names)
+    assert line.rpartition("   ")[2].startswith(f"{names[-1]} 1.")
 
 
 def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):

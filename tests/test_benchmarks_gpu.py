@@ -13,7 +13,7 @@ from dataclasses import asdict
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import harness, limits, places, run, table, torch_peer, worker
+from gpubackprop.bench import harness, limits, places, problems, run, table, torch_peer, worker
 from gpubackprop.bench import record as records
 from gpubackprop.bench.shapes import Case, cases
 from tests import emulator
@@ -36,6 +36,7 @@ def card(monkeypatch):
         monkeypatch.setattr(limits, name, {"cpu": 1 << 10, "cuda": 1 << 10})
     monkeypatch.setitem(limits.SQUARE, "cuda", 16)
     monkeypatch.setattr(worker, "SETS_OF_L2", 0)
+    monkeypatch.setattr(cupy_arrays.Event, "done", False, raising=False)
     with cupy_arrays.installed() as cupy:
         yield cupy
 
@@ -141,6 +142,37 @@ def test_a_card_whose_cublaslt_is_at_hand_takes_the_faster_product(card, monkeyp
     run()
 
 
+def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(card, monkeypatch):
+    """A small product is done sooner than the host has launched it."""
+    log = []
+
+    class Event(cupy_arrays.Event):
+        def record(self):
+            super().record()
+            log.append("event")
+
+        @property
+        def done(self):
+            return log.count("busy") < 7  # the card was waiting for the host
+
+    monkeypatch.setattr(card.cuda, "Event", Event)
+    monkeypatch.setattr(limits, "_device_copy", lambda source, target: lambda: log.append("busy"))
+    where = places.CupyPlace("cuda:0")
+    clock = limits.device_clock(where, lambda: log.append("call"), 100)
+    assert clock(2)[0] > 0
+    assert log == [
+        *["busy"], *["event", "call", "call", "event"],
+        *["busy"] * 2, *["event", "call", "call", "event"],
+        *["busy"] * 4, *["event", "call", "call", "event"],
+    ]  # fmt: skip
+    log.clear()
+    Event.done = False
+    clock(1000)  # two of 100 launches fit into the queue, the others wait for theirs
+    assert log.count("call") == 2 * limits.MOST_QUEUES
+    work = limits.setup(next(case for case in CASES if case.op == "affine_layer"), where, "limit")
+    assert work.clock is not None
+
+
 def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):
     monkeypatch.setattr(harness, "Process", InProcess)
     monkeypatch.setitem(run.ROUNDS, "smoke", (2, 1e-6))
@@ -226,7 +258,87 @@ def test_bfloat16_goes_to_pytorch_and_back_bit_for_bit(torch_card):
     bfloat16 = pytest.importorskip("ml_dtypes", reason="bfloat16 of NumPy").bfloat16
     array = np.array([[1.0, -2.5], [3e38, 1e-30]], bfloat16)
     peer = torch_peer.Torch(torch_card.torch, torch_card, "torch eager")
-    np.testing.assert_array_equal(torch_card.host(peer.tensor(array)), array.astype(np.float32))
+    found = torch_card.host(peer.tensor(array))
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found.view(np.int16), array.view(np.int16))
+
+
+@pytest.mark.parametrize("op", sorted({case.op for case in CASES if case.dtype == "bfloat16"}))
+def test_pytorchs_bfloat16_results_are_held_to_bfloat16s_tolerance(torch_card, op):
+    pytest.importorskip("ml_dtypes", reason="bfloat16 of NumPy")
+    for case in (case for case in CASES if (case.op, case.dtype) == (op, "bfloat16")):
+        work = torch_peer.setup(case, torch_card, "torch eager")
+        found = work.outputs()
+        ratio, _ = problems.get(op).check(case, found)
+        assert ratio <= 1, case.name
+        (name, *_) = (one for one, array in found.items() if array.ndim == 2)
+        found[name] = found[name].copy()
+        found[name][0, 0] += 1
+        assert problems.get(op).check(case, found)[0] > 1
+
+
+UPDATES = [Case("update", (600,), variant="adam"), Case("update_many", (2 * 4096,), variant="adam"),
+           Case("training_step", (4, 6, 5, 3), variant="adam")]  # fmt: skip
+
+
+def prepared(contestant, case, where):
+    session = worker.Session(contestant, "cuda:0")
+    session._place = where
+    return session, session.do({"do": "prepare", "case": asdict(case)})
+
+
+@pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.op)
+@pytest.mark.parametrize("contestant", ["torch eager", "torch fused"])
+def test_pytorchs_updates_are_captured_after_they_were_compared(
+    torch_card, monkeypatch, contestant, case
+):
+    events, real = [], problems.get(case.op).check
+    monkeypatch.setattr(type(problems.get(case.op)), "check", lambda self, *args: (
+        events.append("checked"), real(*args))[1])  # fmt: skip
+    capture = torch_card.capture
+    monkeypatch.setattr(
+        torch_card, "capture", lambda run: (events.append("captured"), capture(run))[1]
+    )
+    monkeypatch.setattr(worker, "MOST_SETS", 2)
+    session, answer = prepared(contestant, case, torch_card)
+    assert answer["replay"], answer
+    sets = 1 if case.op == "training_step" else 2
+    assert events == ["checked", *["captured"] * sets]
+    assert "seconds" in session.do({"do": "round", "repeats": 1, "replay": True})
+    assert torch_card.captured == ["replayed"]
+
+
+@pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.op)
+def test_compiled_pytorch_has_its_optimizer_compiled_or_says_that_it_is_not(
+    torch_card, monkeypatch, case
+):
+    compiled, ran = [], []
+
+    def compile(function, **options):
+        compiled.append(function.__name__)
+
+        def call(*args):
+            ran.append(function.__name__)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch_card.torch, "compile", compile)
+    _, answer = prepared("torch.compile", case, torch_card)
+    assert answer["error"] < 1e-5
+    assert (answer["replay"], answer["remark"]) == (False, "")
+    assert ran.count("step") >= 2
+
+    def fails(function, **options):
+        def call(*args):
+            raise RuntimeError("no compiler")
+
+        return call if function.__name__ == "step" else function
+
+    monkeypatch.setattr(torch_card.torch, "compile", fails)
+    _, answer = prepared("torch.compile", case, torch_card)
+    assert answer["error"] < 1e-5
+    assert answer["remark"] == "optimizer eager: RuntimeError"
 
 
 def test_liger_is_called_with_the_same_options_or_left_out(torch_card, monkeypatch):
@@ -248,8 +360,6 @@ def test_liger_is_called_with_the_same_options_or_left_out(torch_card, monkeypat
     )  # fmt: skip
     case = Case("softmax_cross_entropy", (9, 40), variant="label_smoothing")
     work = torch_peer.setup(case, torch_card, "Liger")
-    from gpubackprop.bench import problems
-
     assert problems.get(case.op).check(case, work.outputs())[0] <= 1
     assert given == {"ignore_index": -100, "lse_square_scale": 0.0, "label_smoothing": 0.1}
     assert work.replay is None

@@ -71,6 +71,24 @@ def test_the_full_table_has_every_row_and_its_note(on_a_gpu):
     assert sum("No module named 'thinc'" in line for line in lines) > 3
 
 
+def test_the_full_table_says_what_was_different_about_a_contestant(on_a_cpu):
+    rows = [row | ({"remark": "optimizer eager: RuntimeError"} if "compile" in row["contestant"] else {})
+            for row in on_a_cpu["rows"]]  # fmt: skip
+    rows = [row | ({"workers": 1} if row["contestant"] == "limit" else {}) for row in rows]
+    text = tables.full_table(on_a_cpu | {"rows": rows})
+    assert "| limit, 1 thread |" in text
+    assert "| torch.compile, optimizer eager: RuntimeError |" in text
+
+
+def test_a_share_above_one_is_explained_below_its_table(on_a_cpu):
+    rows = [row | {"share": 1.5} if row["contestant"] == "numpy" else row
+            for row in on_a_cpu["rows"]]  # fmt: skip
+    text = report.section([on_a_cpu | {"rows": rows}], [])
+    assert "1.50 ! products" in text
+    assert report.NO_LIMIT in text
+    assert report.NO_LIMIT not in report.section([on_a_cpu], [])
+
+
 def test_goals_are_counted_and_missed_ones_named(on_a_cpu):
     rows = [row | {"ratio": 0.61} if row["contestant"] == "scikit-learn" else row
             for row in on_a_cpu["rows"]]  # fmt: skip
@@ -156,19 +174,67 @@ def test_compare_from_the_command_line_says_what_and_exits_1(on_a_cpu, tmp_path,
     assert "update/adam/f32/4194304, 2 threads: 1.5" in capsys.readouterr().out
     assert report.main(["--compare", str(old), str(old)]) == 0
     assert "slower: nothing" in capsys.readouterr().out
-    (tmp_path / "foreign.json").write_text("{}")
-    assert report.main([str(tmp_path / "foreign.json")]) == 2
-    assert "is no result of these benchmarks" in capsys.readouterr().err
 
 
-def test_results_of_one_day_are_one_record_and_machines_are_apart(on_a_cpu, on_a_gpu):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "is no result of these benchmarks"),
+        ('{"format": 2}', "is no whole result: it lacks date, commit"),
+        ("nonsense", "is no JSON"),
+    ],
+)
+def test_a_foreign_file_is_an_error_of_one_line(tmp_path, capsys, text, said):
+    (tmp_path / "foreign.json").write_text(text)
+    assert report.main([str(tmp_path / "foreign.json"), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_readme_without_markers_is_said_before_anything_is_written(on_a_cpu, tmp_path, capsys):
+    record.write(tmp_path / "result.json", on_a_cpu)
+    (tmp_path / "README.md").write_text("nothing")
+    assert report.main([str(tmp_path / "result.json"), "--out", str(tmp_path)]) == 2
+    assert "the README has no <!-- benchmarks:begin -->" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "README.md"}
+
+
+def test_results_of_a_machine_are_one_record_and_machines_are_apart(on_a_cpu, on_a_gpu):
     part = [row for row in on_a_cpu["rows"] if row["op"] == "column_sum"]
     late = on_a_cpu | {"time": "09:00:00Z", "commit": "later", "rows": part}
-    earlier_day = on_a_cpu | {"date": "1999-12-31", "commit": "stale"}
-    found = report.by_machine([late, on_a_gpu, on_a_cpu, earlier_day])
+    found = sorted(report.by_machine([late, on_a_gpu, on_a_cpu]), key=record.card)
     assert [record.card(one) for one in found] == ["cpu-made-up-cpu-2-cores", "made-up-gpu"]
     assert len(found[0]["rows"]) == len(on_a_cpu["rows"])
     assert [run["commit"] for run in found[0]["earlier_runs"]] == ["made-up"]
+
+
+def test_a_part_that_is_measured_on_a_later_day_keeps_all_other_cases(on_a_cpu):
+    stale = on_a_cpu | {"date": "1999-12-31", "commit": "stale"}
+    part = [row | {"seconds": 7.0} for row in on_a_cpu["rows"] if row["op"] == "column_sum"]
+    versions = {"numpy": "0", "torch": "9"}
+    later = on_a_cpu | {"date": "2000-01-03", "commit": "later", "rows": part, "versions": versions}
+    (found,) = report.by_machine([later, on_a_cpu, stale])
+    assert len(found["rows"]) == len(on_a_cpu["rows"])
+    changed = {row["op"] for row in found["rows"] if row.get("seconds") == 7.0}
+    assert changed == {"column_sum"}
+    assert tables.goals(found) == tables.goals(on_a_cpu)
+    said = tables.machine(found)
+    assert said.startswith("Measured 2000-01-01 to 2000-01-03 at commits made-up, later: ")
+    assert said.endswith("; NumPy 0, PyTorch 9.")
+    lines = tables.full_table(found).splitlines()
+    assert {line.split("|")[-2].strip() for line in lines[2:] if "column_sum" in line} == {
+        "2000-01-03 later"
+    }
+    assert sum("2000-01-01 made-up" in line for line in lines) == len(found["rows"]) - len(part)
+
+
+def test_goals_that_were_not_measured_are_named(on_a_cpu):
+    rows = [row for row in on_a_cpu["rows"]
+            if not (row["op"] == "training_step" and row["contestant"] == "scikit-learn")]  # fmt: skip
+    named = "- Not measured: training_step/adam/f32/784-512-512-10/batch256 beside scikit-learn"
+    assert named in tables.goals(on_a_cpu | {"rows": rows})
+    assert named not in tables.goals(on_a_cpu)
 
 
 def test_committed_results_load_are_small_and_stand_in_their_folder():

@@ -6,13 +6,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
-from gpubackprop.bench import harness, shapes
-from gpubackprop.bench.contestants import CONTESTANTS, peer_groups
+from gpubackprop.bench import harness, problems, shapes
+from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, peer_groups
 from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.record import load
 from tests.cli_runs import ENVIRONMENT, ROOT
@@ -43,6 +44,21 @@ def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
     assert row["group"] == "gather_rows/f32/9x40"
     assert row["extra_info"]["backend"] == "numpy"
     assert row["extra_info"]["bytes"] == 2 * 9 * 40 * 4 + 8 * 9
+
+
+def test_pytest_benchmark_says_that_a_call_is_several_steps(tmp_path):
+    out = tmp_path / "timed.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_training_step.py", "--size",
+               "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    cases = {case.name: case for case in shapes.cases("smoke", "cpu")}
+    for row in json.loads(out.read_text())["benchmarks"]:
+        name, _, several = row["group"].partition(", ")
+        problem, info = problems.get("training_step"), row["extra_info"]
+        assert several == "16 of them"
+        assert info["units"] == 16
+        assert info["bytes"] == 16 * problem.bytes(cases[name])
+        assert info["flops"] == 16 * problem.flops(cases[name])
 
 
 @pytest.mark.parametrize("group", MODULES)
@@ -106,6 +122,53 @@ def test_one_thread_is_one_thread(contestant, module):
         check=True,
     )  # fmt: skip
     assert int(done.stdout) == 1
+
+
+WHAT_IS_IMPORTED = """
+import sys
+IMPORTS
+counted = set(sys.modules)
+from gpubackprop.bench import ours, worker
+late = {name for name in set(sys.modules) - counted if name.startswith("gpubackprop.")}
+print(*(name for name in late if not name.startswith("gpubackprop.bench")))
+"""
+GPU_MODULES = ("cupy", "kernel_sources", "softmax_plan")  # which a CPU's program does not import
+
+
+@pytest.mark.parametrize(("name", "others"), [("numpy", GPU_MODULES), ("cupy_raw", ())])
+def test_the_import_of_a_cold_start_is_all_that_we_need(name, others):
+    """Half of it had been imported by the harness before the clock started once."""
+    imports = BY_NAME[name].imports.replace("import cupy, ", "import ")
+    done = subprocess.run(
+        [sys.executable, "-c", WHAT_IS_IMPORTED.replace("IMPORTS", imports)], env=ENVIRONMENT,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    late = done.stdout.split()
+    assert [one for one in late if not any(part in one for part in others)] == []
+
+
+def test_the_clock_of_a_cold_start_runs_before_anything_is_imported():
+    """The contestant's line sees no module that it did not import itself."""
+    seen = "import sys; assert not {'numpy', 'gpubackprop'} & set(sys.modules); import numpy"
+    script = harness.COLD.format(imports=seen)
+    case = shapes.smaller(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"))
+    for contestant in ("numpy", "NumPy by hand"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, contestant, "cpu", json.dumps(asdict(case))],
+            env=ENVIRONMENT | harness.environment(1), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        answer = json.loads(done.stdout)
+        assert answer["import"] > 0
+        assert answer["first"] > 0
+        assert answer["error"] < 1e-4
+
+
+def test_a_cold_start_of_what_is_not_installed_says_so(monkeypatch):
+    absent = replace(BY_NAME["thinc"], imports="import no_such_module")
+    monkeypatch.setitem(harness.BY_NAME, "thinc", absent)
+    row = harness.Row("cold_start", "cold_start", "thinc", "cpu", 1)
+    answer = harness._cold_process(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"), row)
+    assert answer == {"missing": "No module named 'no_such_module'"}
 
 
 def test_the_whole_run_writes_one_file_and_merges_into_it(tmp_path, capsys):

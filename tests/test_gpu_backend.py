@@ -113,7 +113,8 @@ def test_a_label_out_of_range_raises_at_the_next_wait_and_touches_no_other_row(c
 @pytest.mark.parametrize("shift", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(
-    "classes", [1, 2, 10, *range(16, 33), 1000, 1023, 1024, 1025, 50_257, 128_256]
+    "classes",
+    [1, 2, 10, *range(16, 33), 1000, 1023, 1024, 1025, 16_384, 28_672, 50_257, 128_256],  # 48 KiB
 )
 def test_any_number_of_classes_rows_with_gaps_and_starts_off_16_bytes(cuda, classes, dtype, shift):
     wide = normal(5, classes + shift, dtype=dtype)

@@ -6,6 +6,8 @@ themselves: a card with little shared memory, or a number of blocks to a row.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from tests import emulator, references
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
+from tests.emulator.verbs import DTYPES, Verbs, compute_dtype, run_now
 from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
@@ -140,15 +142,117 @@ def test_every_form_with_every_option_matches_pytorch_in_float64(form, target, o
         (DeviceProperties(100), None, 200_001, "parts"),  # 49 of them
     ],
 )
-def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name):
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 30.0}], ids=["labels", "general"])
+def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name, options):
     memory = Guarded()
     logits = memory.put(np.full((1, classes), 2.5, np.float32))
     result = {"row_loss": np.empty(1, np.float32), "predicted": np.empty(1, np.int64)}
     launches = Verbs(device=card).softmax_cross_entropy(
-        logits, np.array([3]), result, cluster=cluster
+        logits, np.array([3]), result, cluster=cluster, **options
     )
     assert name in launches[0].entry
     assert result["predicted"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("form", "rows", "size"),
+    [("short", 150, 1), ("warp", 41, 1), ("block", 5, 1), ("cluster of 2", 5, 2), ("parts", 3, 0)],
+)
+def test_a_grid_of_fewer_groups_than_rows_takes_one_after_another(form, rows, size):
+    """As where there are more rows than a grid may have blocks. The gradients lie otherwise than
+    the logits, so that no thread of the short form has the same packs of both."""
+    card, cluster, classes, _ = FORMS[form]
+    found = []
+    for few in (False, True):
+
+        def run(launch, arguments, few=few):
+            if few:
+                launch = replace(launch, grid=(size or launch.grid[0], 1, 1))
+            run_now(launch, arguments)
+
+        memory = Guarded(5)
+        kind = np.dtype(np.float32)
+        z = memory.normal((rows, classes), kind)
+        labels = memory.rng.integers(0, classes, rows)
+        result = {
+            "row_loss": np.empty(rows, np.float32), "lse": np.empty(rows, np.float32),
+            "predicted": np.empty(rows, np.int64),
+            "delta": memory.empty((rows, classes), kind, shift=1),
+        }  # fmt: skip
+        Verbs(run, card).softmax_cross_entropy(z, labels, result, cluster=cluster)
+        memory.check()
+        found.append({name: array.tobytes() for name, array in result.items()})
+    assert found[0] == found[1]
+
+
+def test_a_loss_alone_waits_before_it_takes_the_next_tile():
+    card, _, classes, _ = FORMS["short"]
+    z = Guarded().normal((150, classes), np.dtype(np.float32))
+    found = []
+    for blocks in (None, 1):
+
+        def run(launch, arguments, blocks=blocks):
+            run_now(replace(launch, grid=(blocks or launch.grid[0], 1, 1)), arguments)
+
+        result = {"row_loss": np.empty(150, np.float32)}
+        Verbs(run, card).softmax_cross_entropy(z, np.arange(150) % classes, result)
+        found.append(result["row_loss"].tolist())
+    assert found[0] == found[1]
+
+
+def test_each_part_of_a_row_leaves_its_own_statistics():
+    card, _, classes, _ = FORMS["parts"]
+    memory, seen = Guarded(), []
+    z = memory.normal((3, classes), np.dtype(np.float32))
+
+    def run(launch, arguments):
+        run_now(launch, arguments)
+        if "parts" in launch.entry:
+            seen.append((launch.partial, arguments[-2].view(np.float32)))
+
+    result = {"row_loss": np.empty(3, np.float32)}
+    Verbs(run, card).softmax_cross_entropy(z, np.arange(3), result)
+    (((rows, parts), statistics),) = seen
+    largest = statistics.reshape(rows, parts, -1)[:, :, 0]
+    assert parts > 1
+    for row in range(rows):
+        head = z[row].ctypes.data % 16 // 4
+        all_packs = -(-(head + classes) // 4)
+        each = -(-all_packs // parts) * 4
+        for part in range(parts):
+            columns = z[row, max(0, part * each - head) : (part + 1) * each - head]
+            assert largest[row, part] == columns.max()
+
+
+@pytest.mark.parametrize("wanted", ["lse", "predicted"])
+@pytest.mark.parametrize("form", ["short", "warp", "block"])
+def test_an_ignored_row_is_read_where_something_of_it_is_wanted(form, wanted):
+    card, cluster, classes, _ = FORMS[form]
+    logits = Guarded().normal((3, classes), np.dtype(np.float32))
+    z = wide(logits)
+    result = {"row_loss": np.empty(3, np.float32)}
+    result[wanted] = np.zeros(3, np.float32 if wanted == "lse" else np.int64)
+    Verbs(device=card).softmax_cross_entropy(
+        logits, np.array([4, 9, 1]), result, ignore_index=9, cluster=cluster
+    )
+    expected = z.argmax(1) if wanted == "predicted" else np.log(np.exp(z).sum(1))
+    np.testing.assert_allclose(result[wanted], expected, rtol=1e-6)
+    assert result["row_loss"][1] == 0
+
+
+@pytest.mark.parametrize("wanted", ["predicted", "correct"])
+@pytest.mark.parametrize("form", ["short", "warp", "block"])
+def test_predictions_and_correct_rows_are_to_be_had_one_without_the_other(form, wanted):
+    card, cluster, classes, _ = FORMS[form]
+    memory = Guarded()
+    logits, labels = memory.normal((5, classes), np.dtype(np.float32)), np.arange(5)
+    best = logits.argmax(1)
+    labels[3:] = best[3:]
+    result = {"row_loss": np.empty(5, np.float32)}
+    result[wanted] = np.full(5, 7, np.int64 if wanted == "predicted" else np.uint8)
+    Verbs(device=card).softmax_cross_entropy(logits, labels, result, cluster=cluster)
+    expected = best if wanted == "predicted" else best == labels
+    assert result[wanted].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

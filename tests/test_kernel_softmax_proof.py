@@ -32,12 +32,14 @@ def table():
 
 class Moved(NamedTuple):
     """Of logits and delta, summed over the launches of `names`. reads, writes: times the buffer.
-    sectors : the worst ratio to the fewest that each request needs. touched : sectors in all."""
+    sectors : the worst ratio to the fewest that each request needs. touched : sectors in all.
+    losses : times that row_loss was written."""
 
     reads: float
     writes: float
     sectors: float
     touched: int
+    losses: float
     names: list[str]
 
 
@@ -47,7 +49,8 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
     z = memory.normal((rows, cols), kind, shift=shift)
     delta = z if in_place else memory.empty((rows, cols), kind, shift=shift)
     labels = memory.rng.integers(0, cols, rows) if targets is None else targets
-    names, totals = [], {"logits": [], "delta": []}
+    names, totals = [], {"logits": [], "delta": [], "row_loss": []}
+    result = {"row_loss": np.empty(rows, compute_dtype(kind)), "delta": delta}
 
     def run(launch: Launch, arguments: tuple) -> None:
         names.append(launch.entry)
@@ -60,11 +63,12 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
                 totals["logits"].append(traffic)
             elif traffic is not None and argument is delta:
                 totals["delta"].append(traffic)
+            elif traffic is not None and argument is result["row_loss"]:
+                totals["row_loss"].append(traffic)
 
-    result = {"row_loss": np.empty(rows, compute_dtype(kind)), "delta": delta}
     Verbs(run=run, device=device).softmax_cross_entropy(z, labels, result, **options)
     both = totals["logits"] + totals["delta"]
-    touched = sum(t.sectors for t in both)
+    touched, losses = sum(t.sectors for t in both), sum(t.writes for t in totals["row_loss"])
     reads = sum(t.reads for t in totals["logits"])
     writes = sum(t.writes for t in both)
     sectors = max(t.sectors_per_minimum for t in both)
@@ -73,7 +77,7 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
         f"{reads:.3f} read {writes:.3f} written, {sectors:.2f} sectors, "
         f"{max(t.widest for t in both)} B"
     )
-    return Moved(reads, writes, sectors, touched, names)
+    return Moved(reads, writes, sectors, touched, losses, names)
 
 
 # Beside every element once: the label's logit is read, and its delta written, once more.
@@ -97,7 +101,7 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
 def test_each_logit_is_read_once_and_each_gradient_written_once(
     rows, cols, dtype, form, options, in_place
 ):
-    reads, writes, sectors, _, names = moved(rows, cols, dtype, in_place=in_place, **options)
+    reads, writes, sectors, *_, names = moved(rows, cols, dtype, in_place=in_place, **options)
     assert names[0].removeprefix("softmax_cross_entropy_").startswith(form)
     # In a tile the label's logit comes from shared memory, and its delta goes there.
     extra = 0 if form == "short" else 1 / cols
@@ -135,9 +139,17 @@ def test_odd_rows_are_still_moved_once_with_few_sectors_more(rows, cols, dtype):
 def test_short_rows_of_any_length_move_whole_packs(cols, shift):
     """A tile is contiguous: only its ends are partial, whatever the rows are."""
     rows = 8192 // 4 // cols
-    reads, writes, sectors, *_ = moved(rows, cols, "f32", shift=shift)
+    reads, writes, sectors, _, losses, _ = moved(rows, cols, "f32", shift=shift)
     assert (reads, writes) == (1, 1)
+    assert losses == 1, "a row belongs to one tile"
     assert sectors <= 1.03
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 3)])
+@pytest.mark.parametrize("shift", [0, 1, 2, 3])
+def test_a_tile_of_less_than_a_pack_moves_that_and_no_more(shape, shift):
+    reads, writes, *_ = moved(*shape, "f32", shift=shift)
+    assert (reads, writes) == (1, 1)
 
 
 def test_every_option_reads_each_logit_once():

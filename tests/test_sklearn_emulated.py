@@ -10,6 +10,7 @@ import pytest
 
 from gpubackprop import backends
 from gpubackprop.backends import devices
+from gpubackprop.errors import ModelFileError
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor, arrays
 from tests import emulator
 from tests.emulator import cupy_stub
@@ -101,6 +102,18 @@ def test_partial_fit_on_the_gpu_goes_on_also_after_pickling_and_on_the_other_dev
         model.partial_fit(x, y)
     assert_same(cpu, gpu, x)
     assert_same(cpu, moved, x)
+
+
+def test_a_checkpoint_of_the_gpu_goes_on_on_either_device_and_with_no_other_data(tmp_path):
+    x, y = digits(40)
+    settings = {"hidden_layer_sizes": 5, "random_state": 0, "batch_size": 16, "max_iter": 2}
+    settings |= {"early_stopping": True, "checkpoint": tmp_path / "fit"}
+    MLPClassifier(**settings).fit(x, y, weights(40))
+    gpu = MLPClassifier(**settings).fit(x, y, weights(40))
+    cpu = MLPClassifier(**settings, device="cpu").fit(x, y, weights(40))
+    assert_same(cpu, gpu, x)
+    with pytest.raises(ModelFileError, match="X, held-out rows differ"):
+        MLPClassifier(**settings).fit(x + 1, y, weights(40))
 
 
 def test_arrays_of_the_gpu_stay_there():

@@ -11,6 +11,7 @@ import weakref
 import joblib
 import numpy as np
 import pytest
+import scipy
 import sklearn
 import sklearn.neural_network
 from scipy import sparse
@@ -22,11 +23,19 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from gpubackprop import optimizers, schedules
-from gpubackprop.errors import DeviceUnavailable, GpubackpropError, ModelFileError, OptionError
+from gpubackprop.backends import cuda_driver, devices
+from gpubackprop.errors import (
+    DeviceUnavailable,
+    DtypeError,
+    GpubackpropError,
+    ModelFileError,
+    OptionError,
+    ShapeError,
+)
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
-from gpubackprop.sklearn import MLPClassifier, MLPRegressor
+from gpubackprop.sklearn import MLPClassifier, MLPRegressor, arrays, lbfgs
 from tests.sklearn_pairs import digits, regression
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -126,6 +135,23 @@ def test_class_weight_is_a_factor_on_the_sample_weights():
     same(small(class_weight=by_hand).fit(x, y, extra), expected)
 
 
+def test_class_weight_in_partial_fit_may_name_a_class_that_the_batch_lacks():
+    x, y = digits(150)
+    names = np.array([f"class {c}" for c in y])
+    for labels in (y, names, names.astype(object)):
+        by_hand = {labels[2]: 5.0}  # the others count 1
+        weighted, expected = small(class_weight=by_hand), small()
+        for rows in (slice(0, 30), labels == labels[1], labels == labels[2], slice(30, 150)):
+            weighted.partial_fit(x[rows], labels[rows], classes=np.unique(labels))
+            extra = np.where(labels == labels[2], 5.0, 1.0)[rows]
+            expected.partial_fit(x[rows], labels[rows], extra, classes=np.unique(labels))
+            same(weighted, expected)
+    with pytest.raises(ValueError, match="not in class_weight"):
+        small(class_weight={2: 5.0, 77: 1.0}).partial_fit(x, y, classes=range(10))
+    with pytest.raises(ValueError, match=r"not supported for partial_fit.*compute_class_weight"):
+        small(class_weight="balanced").partial_fit(x, y, classes=range(10))
+
+
 def test_batch_size_full_is_one_batch_of_all_rows():
     x, y = digits(250)
     same(small(batch_size="full").fit(x, y), small(batch_size=250).fit(x, y))
@@ -165,8 +191,6 @@ def test_device_says_where_it_ran_and_verbose_prints_it(capsys):
 
 
 def test_a_device_that_is_not_there_is_an_error_and_no_fall_back(monkeypatch):
-    from gpubackprop.backends import devices
-
     x, y = digits(50)
     with pytest.raises(OptionError, match="tpu"):
         small(device="tpu").fit(x, y)
@@ -177,6 +201,85 @@ def test_a_device_that_is_not_there_is_an_error_and_no_fall_back(monkeypatch):
     fitted.device = "tpu"
     with pytest.raises(OptionError, match="tpu"):
         fitted.predict(x)
+
+
+def test_a_column_called_device_is_a_column():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    x, _ = regression()
+    names = ["device", "get", *(f"x{i}" for i in range(6))]
+    frame = pandas.DataFrame(x, columns=names)
+    model = small(MLPRegressor).fit(frame, frame[["get", "device"]])
+    plain = small(MLPRegressor).fit(x, x[:, [1, 0]])
+    same(model, plain)
+    np.testing.assert_array_equal(model.predict(frame), plain.predict(x))
+
+
+def test_an_attribute_of_the_caller_is_no_device():
+    class Frame:
+        device = np.arange(3)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array(x, dtype)
+
+    x, y = digits(50)
+    same(small().fit(Frame(), y), small().fit(x, y))
+
+
+class OtherArray:
+    """An array of another library, which has CUDA's protocol on every device, as JAX's has."""
+
+    __cuda_array_interface__ = property(lambda self: 1 / 0)
+
+    def __init__(self, values, kind):
+        self.values, self.kind, self.device = values, kind, "device 0 of that library"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+    def __dlpack_device__(self):
+        if self.kind is None:
+            raise BufferError("on several devices")
+        return self.kind, 1
+
+
+def test_where_an_array_lies_is_what_dlpack_says():
+    x, y = digits(50)
+    assert arrays.device_of(OtherArray(x, 2)) == "cuda:1"
+    for kind in (1, None):
+        same(small().fit(OtherArray(x, kind), OtherArray(y, kind)), small().fit(x, y))
+
+
+@pytest.mark.slow
+def test_arrays_of_jax_on_the_cpu_are_computed_there():
+    numpy = pytest.importorskip("jax.numpy", reason="JAX is not installed")
+    x, y = digits(50)
+    x = x.astype(np.float32)
+    model = small().fit(numpy.asarray(x), numpy.asarray(y))
+    same(model, small().fit(x, y))
+    np.testing.assert_array_equal(model.predict(numpy.asarray(x)), model.predict(x))
+
+
+def test_predict_asks_the_driver_once_in_a_process_and_again_after_an_error(monkeypatch):
+    x, y = digits(50)
+    model = small(device="cpu").fit(x, y).set_params(device="auto")
+    asked = []
+
+    def absent(name):
+        asked.append(name)
+        raise OSError
+
+    monkeypatch.setattr(cuda_driver, "load_library", absent)
+    monkeypatch.setattr(devices, "_CHOSEN", {})
+    for _ in range(3):
+        model.predict(x[:1])
+    assert len(asked) == 1
+    model.set_params(device="cuda")
+    for _ in range(2):
+        with pytest.raises(DeviceUnavailable):
+            model.predict(x[:1])
+    assert len(asked) == 3
+    devices.choose("auto")
+    assert len(asked) == 4
 
 
 def test_sparse_input_on_a_gpu_is_refused_with_what_to_do():
@@ -223,6 +326,35 @@ def test_validation_data_may_lack_classes_but_not_have_others_also_after_a_warm_
         model.fit(x, y, validation_data=(x[:3], [0, 1, 77]))
     with pytest.raises(OptionError, match=r"must be \(X, y\)"):
         model.fit(x, y, validation_data=(x[:3],))
+
+
+def test_validation_data_with_other_outputs_is_refused():
+    x, y = digits(60)
+    several = np.stack([y > 3, y % 2 == 1], 1)
+    for cls, learned, other in (
+        (MLPRegressor, y, several), (MLPRegressor, several, y), (MLPClassifier, several, y % 2),
+        (MLPClassifier, y % 2, several),
+    ):  # fmt: skip
+        with pytest.raises(ShapeError, match=r"y of validation_data has shape .* column"):
+            small(cls).fit(x, learned, validation_data=(x, other))
+    with pytest.raises(OptionError, match=r"must be \(X, y\)"):
+        small().fit(x, y, validation_data=3)
+
+
+@pytest.mark.parametrize("kind", ["U", "datetime64[s]", "S"])
+def test_a_regressor_refuses_targets_that_are_no_numbers(kind):
+    x, y = digits(60)
+    with pytest.raises(DtypeError, match=r"y has dtype .* but must be real numbers"):
+        small(MLPRegressor).fit(x, y.astype(kind))
+
+
+def test_predict_takes_parameters_assigned_as_lists():
+    x, y = digits(60)
+    model = small().fit(x, y)
+    expected = model.predict_proba(x)
+    model.coefs_ = [coef.tolist() for coef in model.coefs_]
+    model.intercepts_ = [intercept.tolist() for intercept in model.intercepts_]
+    np.testing.assert_array_equal(model.predict_proba(x), expected)
 
 
 def test_lbfgs_refuses_what_needs_epochs():
@@ -327,11 +459,45 @@ def test_a_checkpoint_of_another_fit_is_refused_and_named(tmp_path):
     small(checkpoint=str(path)).fit(x, y)
     with pytest.raises(ModelFileError, match="batch_rows, alpha differ"):
         small(checkpoint=path, alpha=1.0, batch_size=10).fit(x, y)
-    with pytest.raises(ModelFileError, match="data differ"):
-        small(checkpoint=path).fit(x + 1, y)
+    with pytest.raises(ModelFileError, match="weights, random_state differ"):
+        small(checkpoint=path, random_state=1, class_weight="balanced").fit(x, y)
+    other, held = x.copy(), (x[:20], y[:20])
+    other[1] += 1  # one row
+    with pytest.raises(ModelFileError, match=": X differ"):
+        small(checkpoint=path).fit(other, y)
+    with pytest.raises(ModelFileError, match=": y differ"):
+        small(checkpoint=path).fit(x, y[::-1])
+    with pytest.raises(ModelFileError, match=": classes differ"):
+        small(checkpoint=path).fit(x, y + 1)
+    with pytest.raises(ModelFileError, match=": held-out rows differ"):
+        small(checkpoint=path).fit(x, y, validation_data=held)
+    with pytest.raises(ModelFileError, match=": X differ"):  # sparse and dense may round otherwise
+        small(checkpoint=path).fit(sparse.csr_array(x), y)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelFileError, match=r"fit\.safetensors"):
         small(checkpoint=path).fit(x, y)
+
+
+def test_a_checkpoint_of_sparse_rows_sees_a_change_of_one_value(tmp_path):
+    x, y = digits(120)
+    csr = sparse.csr_array(x)
+    model = small(checkpoint=tmp_path / "fit.safetensors")
+    same(clone(model).fit(csr, y), clone(model).fit(csr, y))
+    csr.data[7] += 1
+    with pytest.raises(ModelFileError, match=": X differ"):
+        model.fit(csr, y)
+
+
+def test_a_warm_start_from_scikit_learn_in_float32_has_checkpoints(tmp_path):
+    x, y = digits(120)
+    x = x.astype(np.float32)
+    theirs = sklearn.neural_network.MLPClassifier(8, max_iter=3, random_state=0, warm_start=True)
+    model = MLPClassifier.from_sklearn(theirs.fit(x, y))
+    whole = copy.deepcopy(model).fit(x, y)
+    assert whole.validation_loss_curve_ is None
+    for _ in range(2):
+        resumed = copy.deepcopy(model).set_params(checkpoint=tmp_path / "fit").fit(x, y)
+        same(resumed, whole)
 
 
 def test_ctrl_c_keeps_what_was_learned():
@@ -344,6 +510,32 @@ def test_ctrl_c_keeps_what_was_learned():
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         model = small(callbacks=[interrupt]).fit(x, y)
     same(model, small(max_iter=3).fit(x, y))
+
+
+def test_ctrl_c_in_lbfgs_keeps_the_point_that_scikit_learn_keeps(monkeypatch):
+    x, y = digits(100)
+    minimize = scipy.optimize.minimize
+
+    def interrupted(function, *arguments, **options):
+        calls = iter(range(5))
+
+        def until_then(*packed):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return function(*packed)
+
+        return minimize(until_then, *arguments, **options)
+
+    monkeypatch.setattr(scipy.optimize, "minimize", interrupted)
+    monkeypatch.setattr(lbfgs, "minimize", interrupted)
+    pair = [cls(8, solver="lbfgs", random_state=0)
+            for cls in (sklearn.neural_network.MLPClassifier, MLPClassifier)]  # fmt: skip
+    for model in pair:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(x, y)
+    theirs, ours = (model.coefs_ + model.intercepts_ for model in pair)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-10)
 
 
 # -- in scikit-learn's programs -------------------------------------------------------------------
@@ -459,6 +651,16 @@ def test_to_sklearn_refuses_what_would_predict_otherwise_and_warns_of_the_rest()
     model = small(solver="adamw", activation=["relu"]).fit(x, y)
     with pytest.warns(UserWarning, match="'adamw'"):
         np.testing.assert_array_equal(model.to_sklearn().predict(x), model.predict(x))
+    with pytest.raises(OptionError, match=r"\['relu', 'tanh'\] has no counterpart"):
+        small(hidden_layer_sizes=(3, 3), activation=["relu", "tanh"]).fit(x, y).to_sklearn()
+    model = small(hidden_layer_sizes=(), activation=[]).fit(x, y)
+    np.testing.assert_array_equal(model.to_sklearn().predict(x), model.predict(x))
+    for options in ({"class_weight": "balanced"}, {"batch_size": "full"}):
+        (name,) = options
+        for model in (small(**options), small(**options, solver="lbfgs")):
+            with pytest.warns(UserWarning, match=f"scikit-learn has no {name}"):
+                theirs = model.fit(x, y).to_sklearn()
+            assert theirs.batch_size == "auto"
     assert not hasattr(small().to_sklearn(), "coefs_")
     with pytest.raises(
         OptionError, match="wants scikit-learn's MLPRegressor but got MLPClassifier"

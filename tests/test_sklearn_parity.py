@@ -44,6 +44,54 @@ def test_a_fit_is_scikit_learns_for_every_solver_and_activation(name, solver, ac
     assert_same_fit(*pair, x)
 
 
+@pytest.mark.parametrize("options", [{}, {"solver": "lbfgs"}, {"early_stopping": True}], ids=str)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_reported_numbers_have_scikit_learns_types(options, dtype, tmp_path):
+    x, y = digits(150)
+    theirs, ours = fitted("MLPClassifier", x.astype(dtype), y, hidden_layer_sizes=4, **options)
+    checked = [theirs, ours]
+    if not options:
+        for _ in range(2):  # the second reads the first's
+            kept = estimators("MLPClassifier", hidden_layer_sizes=4)[1]
+            checked.append(kept.set_params(checkpoint=tmp_path / "fit").fit(x.astype(dtype), y))
+    for name in ("loss_", "best_loss_", "best_validation_score_", "n_iter_", "t_"):
+        assert len({type(getattr(model, name, None)) for model in checked}) == 1, name
+    for name in ("loss_curve_", "validation_scores_"):
+        assert len({type((getattr(model, name, None) or [0])[-1]) for model in checked}) == 1, name
+
+
+WARNED = {
+    "epochs": ({}, lambda y: y),
+    "batch": ({"batch_size": 500}, lambda y: y),
+    "iterations": ({"solver": "lbfgs"}, lambda y: y),
+    "calls": ({"solver": "lbfgs", "max_fun": 2, "max_iter": 9}, lambda y: y),
+    "column": ({}, lambda y: y[:, None]),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+@pytest.mark.parametrize("name", BOTH)
+def test_warnings_are_scikit_learns_and_filters_of_its_module_hold(name, case):
+    (x, y), (options, shaped) = data(name), WARNED[case]
+    pair = estimators(name, hidden_layer_sizes=4, **({"max_iter": 2} | options))
+    for action in ("always", "default", "once"):
+        said = []
+        for model in pair:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter(action)
+                for _ in range(2):
+                    model.fit(x, shaped(y))
+            said.append([(w.category, str(w.message)) for w in caught])
+        assert said[0] == said[1]
+        assert said[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module=r"sklearn\.neural_network")
+        for model in pair:
+            model.fit(x, shaped(y))
+
+
 TARGETS = {
     "two classes": ("MLPClassifier", lambda: (digits(150)[0], digits(150)[1] > 4), {}),
     "class names": ("MLPClassifier", lambda: (digits(150)[0], digits(150)[1].astype(str)), {}),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fw
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 
 import gpubackprop.torch as gt
@@ -99,9 +100,70 @@ def test_per_sample_gradients_by_vmap_equal_a_loop(path: Path):  # noqa: F811
     assert torch.func.hessian(lambda z: gt.cross_entropy(z, y))(z).shape == (6, 5, 6, 5)
 
 
+@pytest.mark.parametrize(
+    "name", ["cross_entropy mean", "linear_cross_entropy none", "linear_act gelu"]
+)
+def test_forward_mode_has_the_tangent_of_reverse_mode(name, path: Path):  # noqa: F811
+    function, inputs = functions(path)[name]
+    plain = tuple(tensor.detach() for tensor in inputs)
+    with fw.dual_level():
+        out = function(*(fw.make_dual(tensor, tensor.cos()) for tensor in plain))
+        tangent = fw.unpack_dual(out[0] if isinstance(out, tuple) else out).tangent
+    out = function(*inputs)
+    out = out[0] if isinstance(out, tuple) else out
+    grads = torch.autograd.grad((out * out.detach().cos()).sum(), inputs)
+    wanted = sum((g * t.cos()).sum() for g, t in zip(grads, plain, strict=True))
+    torch.testing.assert_close((tangent * out.cos()).sum(), wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_entropy mean", "linear_cross_entropy mean", "linear_act relu"]
+)
+def test_gradients_for_a_batch_of_upstream_ones_are_those_one_by_one(name, path: Path):  # noqa: F811
+    function, inputs = functions(path)[name]
+    out = function(*inputs)
+    out = out[0] if isinstance(out, tuple) else out
+    upstream = torch.stack([torch.ones_like(out), out.detach().cos(), torch.zeros_like(out)])
+    got = torch.autograd.grad(out, inputs, upstream, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(out, inputs, u, retain_graph=True) for u in upstream]
+    for batch, *singles in zip(got, *one_by_one, strict=True):
+        torch.testing.assert_close(batch, torch.stack(singles), rtol=1e-12, atol=1e-14)
+    (last,) = torch.autograd.grad(out, inputs[:1], upstream, is_grads_batched=True)
+    torch.testing.assert_close(last, got[0], rtol=0, atol=0)
+
+
 def test_vmap_shows_a_label_out_of_range_as_nan():
     z, y = torch.randn(3, 5), torch.tensor([0, 7, 1])
     assert torch.vmap(gt.cross_entropy)(z, y).isnan().tolist() == [False, True, False]
+
+
+LABEL_TYPES = [torch.int32, torch.int16, torch.uint8, torch.uint16]
+
+
+@pytest.mark.parametrize("label_type", LABEL_TYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_labels_of_every_integer_type_are_those_of_int64(label_type, weighted, path: Path):  # noqa: F811
+    """156 is -100 in a uint8: no label that is ignored."""
+    y = torch.tensor([156, 3, 156, 5], device=path.device)
+    z, x, W = made(path, 4, 200), made(path, 4, 5), made(path, 200, 5)
+    w = torch.rand(200, dtype=F64, device=path.device) + 0.1 if weighted else None
+
+    def everything(y: torch.Tensor) -> list[Any]:
+        def loss(z: torch.Tensor) -> torch.Tensor:
+            return gt.cross_entropy(z, y, w)
+
+        def whole(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+            return gt.linear_cross_entropy(x, W, y, weight=w)
+
+        first = torch.autograd.grad(whole(x, W), (x, W), create_graph=True)
+        by_row = torch.vmap(lambda z, y: gt.cross_entropy(z, y, w))
+        return [
+            loss(z), whole(x, W), by_row(z, y), torch.func.grad(loss)(z.detach()), *first,
+            *torch.autograd.grad(first[1].square().sum(), (x, W)),
+            torch.autograd.functional.hvp(loss, z, z.cos())[1],
+        ]  # fmt: skip
+
+    torch.testing.assert_close(everything(y.to(label_type)), everything(y), rtol=0, atol=0)
 
 
 def ops(path: Path) -> dict[str, tuple[Any, tuple[Any, ...]]]:  # noqa: F811
@@ -117,7 +179,7 @@ def ops(path: Path) -> dict[str, tuple[Any, tuple[Any, ...]]]:  # noqa: F811
         "gradient": (entropy.softmax_cross_entropy_backward, (g, z, y, None, nothing, *options)),
         "linear": (linear.linear_cross_entropy, (x, W, b, y, None, *options, True)),
         "linear gradient": (
-            linear.linear_cross_entropy_backward, (g, x, W, b, y, None, lse, torch.ones_like(lse), *options)
+            linear.linear_cross_entropy_backward, (g, x, W, b, y, None, lse, torch.stack([lse, lse]).exp(), *options)
         ),
         "layer": (layer_ops.linear_act, (x, W, b, "gelu")),
         "layer in place": (layer_ops.linear_act, (x, W, None, "relu")),
@@ -210,6 +272,52 @@ def test_autocast_gives_the_types_that_pytorch_gives(path: Path):  # noqa: F811
     torch.testing.assert_close(a, b, rtol=2**-7, atol=2**-7)
     losses[0].backward()
     assert theirs.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
+def test_autocast_rounds_the_operands_of_linear_cross_entropy_and_nothing_else(inside, path: Path):  # noqa: F811
+    x, W, y = made(path, 64, 256), made(path, 50, 256, seed=1), torch.arange(64) % 50
+    x, W = (tensor.detach().bfloat16() for tensor in (x, W))
+    y = y.to(path.device)
+
+    def results(dtype: torch.dtype, autocast: bool, inside: bool = False) -> list[torch.Tensor]:
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, W)]
+        with torch.autocast(path.device, torch.bfloat16, enabled=autocast):
+            loss = gt.linear_cross_entropy(*leaves, y, reduction="none")
+            if inside:
+                loss.sum().backward()
+        if not inside:
+            loss.sum().backward()
+        return [loss, *(leaf.grad for leaf in leaves)]
+
+    for got, wanted in zip(
+        results(torch.float32, True, inside), results(torch.bfloat16, False), strict=True
+    ):
+        torch.testing.assert_close(got, wanted.float(), rtol=0, atol=0)
+    exact = F.linear_cross_entropy(x.double(), W.double(), y, reduction="none")
+    torch.testing.assert_close(results(torch.float32, True)[0].double(), exact, rtol=0, atol=2**-15)
+
+
+@pytest.mark.parametrize("places", [(), (4,), (2, 2), (0,)], ids=str)
+@pytest.mark.parametrize(("features", "units"), [(0, 4), (3, 0)])
+def test_a_layer_of_no_features_or_no_units_is_pytorchs(features, units, places, path: Path):  # noqa: F811
+    x, W, b = made(path, *places, features), made(path, units, features), made(path, units)
+    for name, act in (("identity", lambda a: a), ("relu", F.relu), ("gelu", F.gelu)):
+        ours, theirs = gt.linear_act(x, W, b, name), act(F.linear(x, W, b))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+        ours, theirs = (torch.autograd.grad(out.sum(), (x, W, b)) for out in (ours, theirs))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("rows", [(), (4,), (0,)], ids=str)
+def test_a_loss_of_no_features_is_pytorchs(rows, path: Path):  # noqa: F811
+    x, W, b = made(path, *rows, 0), made(path, 6, 0), made(path, 6)
+    y = torch.zeros(rows, dtype=torch.long, device=path.device)
+    ours, theirs = (
+        (loss := f(x, W, y, linear_bias=b), *torch.autograd.grad(loss, (x, W, b)))
+        for f in (gt.linear_cross_entropy, F.linear_cross_entropy)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15, equal_nan=True)
 
 
 def test_checkpointing_and_no_grad_and_inference_mode(path: Path):  # noqa: F811

@@ -57,6 +57,7 @@ def test_on_a_gpu_it_is_a_row_of_nan_and_the_error_of_a_later_call(reduction):
         ((torch.zeros(()), Y[0]), {}, ShapeError, "no dimension"),
         ((torch.zeros(4, 0), Y), {}, ShapeError, "at least one class"),
         ((Z, Y), {"weight": torch.ones(4)}, ShapeError, r"weight has shape \(4,\) .* \(3,\)"),
+        ((Z, Z), {"weight": torch.ones(3).requires_grad_()}, OptionError, "does not compute"),
         ((Z, Y), {"reduction": "avg"}, OptionError, "'mean', 'sum', 'none'"),
         ((Z, Y), {"label_smoothing": 1.5}, OptionError, "label_smoothing is 1.5"),
         ((Z, Y), {"z_loss": -1.0}, OptionError, "z_loss is -1.0"),
@@ -77,8 +78,50 @@ def test_bad_arguments_of_cross_entropy_say_what_to_do(arguments, options, error
         ((torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(5)), ShapeError, r"wanted \(4,\)"),
         ((torch.zeros(2, 5).double(), torch.zeros(4, 5)), DtypeError, "one float type"),
         ((torch.zeros(2, 5), torch.zeros(4, 5), None, "rleu"), OptionError, "relu"),
+        ((torch.zeros(2, 5).to("meta"), torch.zeros(4, 5)), DeviceUnavailable, "works on cpu"),
+        ((torch.zeros(2, 5), torch.zeros(4, 5).to("meta")), DeviceUnavailable, "weight lies on"),
+        ((torch.zeros(2, 5).long(), torch.zeros(4, 5)), DtypeError, "one float type"),
+        ((torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(4).double()), DtypeError, "one float"),
     ],
 )
-def test_bad_arguments_of_a_layer_say_what_to_do(arguments, error, said):
-    with pytest.raises(error, match=said):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bad_arguments_of_a_layer_say_what_to_do(arguments, error, said, autocast):
+    with torch.autocast("cpu", enabled=autocast), pytest.raises(error, match=said):
         gt.linear_act(*arguments)
+
+
+X, W = torch.zeros(4, 5), torch.zeros(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "said"),
+    [
+        ((X, W[:, :4], Y), {}, ShapeError, r"wanted are \(N, D\)"),
+        ((X, W[:0], Y), {}, ShapeError, "at least one class"),
+        ((X, W, Y), {"linear_bias": X[0]}, ShapeError, r"linear_bias .* wanted \(3,\)"),
+        ((X, W, Y), {"weight": torch.ones(2)}, ShapeError, r"weight has shape \(2,\) .* \(3,\)"),
+        ((X, W, Y), {"weight": torch.ones(99)}, ShapeError, r"weight has shape \(99,\)"),
+        ((X, W, Y), {"weight": torch.ones(3).requires_grad_()}, OptionError, r"weight.detach\(\)"),
+        ((X, W, Y), {"weight": torch.ones(3).to("meta")}, DeviceUnavailable, "weight lies on"),
+        ((X, W, Y.to("meta")), {}, DeviceUnavailable, "target lies on"),
+        ((X, W.to("meta"), Y), {}, DeviceUnavailable, "linear_weight lies on"),
+        ((X, W, Y), {"linear_bias": torch.zeros(3).double()}, DtypeError, "one float type"),
+        ((X.long(), W.long(), Y), {}, DtypeError, "one float type"),
+        ((X.double(), W, Y), {}, DtypeError, r"\.to\(linear_weight.dtype\)"),
+        ((X, W, Y.float()), {}, ShapeError, "class indices"),
+    ],
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bad_arguments_of_linear_cross_entropy_say_what_to_do(
+    arguments, options, error, said, autocast
+):
+    with torch.autocast("cpu", enabled=autocast), pytest.raises(error, match=said):
+        gt.linear_cross_entropy(*arguments, **options)
+
+
+def test_class_weights_that_require_a_gradient_are_taken_where_none_is_asked_for():
+    weight = torch.rand(3, requires_grad=True)
+    with torch.no_grad():
+        for function, arguments in ((F.cross_entropy, (Z, Y)), (F.linear_cross_entropy, (X, W, Y))):
+            ours = getattr(gt, function.__name__)(*arguments, weight=weight)
+            torch.testing.assert_close(ours, function(*arguments, weight=weight))

@@ -54,6 +54,48 @@ def test_loss_and_gradients_have_no_more_error_than_pytorchs(dtype, reduction, p
         errors.check()
 
 
+def certain(confidence: float, seed: int, device: str) -> tuple[torch.Tensor, ...]:
+    """x, W, b, labels; the logit of the label is about 64 times `confidence`, others -5 to 5."""
+    g = torch.Generator().manual_seed(seed)
+    W, y = torch.randn(128, 64, generator=g), torch.randint(128, (32,), generator=g)
+    x = W[y] * confidence + 0.05 * torch.randn(32, 64, generator=g)
+    return tuple(t.to(device) for t in (x, W, torch.randn(128, generator=g), y))
+
+
+@pytest.mark.parametrize("confidence", [0.15, 0.2, 0.3, 0.4, 0.6])
+@pytest.mark.parametrize("smoothing", [0.0, 1e-5, 0.1])
+def test_a_row_that_is_certain_has_no_more_error_in_its_gradient_than_pytorchs(
+    smoothing, confidence, path: Path,  # noqa: F811
+):  # fmt: skip
+    """Losses from 1 to 1e-9: the gradient is what is left of p - 1 at the label."""
+    draws = [Draws() for _ in range(3)]
+    for seed in range(12):
+        x, W, b, y = certain(confidence, seed, path.device)
+        weight = W[:, 0].abs() + 0.1 if seed % 2 else None
+        wide = (x.double(), W.double(), b.double(), y), None if weight is None else weight.double()
+        ours, theirs, exact = (
+            results(f, tensors, weight=w, label_smoothing=smoothing)[1:]
+            for f, (tensors, w) in (
+                (gt.linear_cross_entropy, ((x, W, b, y), weight)),
+                (F.linear_cross_entropy, ((x, W, b, y), weight)),
+                (F.linear_cross_entropy, wide),
+            )
+        )
+        for got, torch_result, wanted, errors in zip(ours, theirs, exact, draws, strict=True):
+            errors.add(array(got), array(torch_result), array(wanted))
+    for errors in draws:
+        errors.check()
+
+
+def test_a_row_whose_loss_is_zero_moves_nothing_but_by_what_the_others_keep(path: Path):  # noqa: F811
+    """Losses below 1e-16, where float64's p is 1; what goes to the label comes from the others."""
+    x, W, b, y = certain(2.0, 0, path.device)
+    _, _, grad_W, grad_b = results(gt.linear_cross_entropy, (x, W, b, y))
+    assert 0 < grad_b.abs().max() < 1e-19
+    assert grad_W.abs().max() < 1e-18
+    assert abs(grad_b.sum().item()) <= 1e-5 * grad_b.max().item()
+
+
 def test_shapes_that_need_the_logits_are_right_too(path: Path):  # noqa: F811
     x, W = torch.randn(5, 4).to(path.device), torch.randn(6, 2, 3, 4).to(path.device)
     y = torch.randint(6, (5, 2, 3)).to(path.device)

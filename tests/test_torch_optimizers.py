@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -141,6 +142,22 @@ def test_groups_closures_schedulers_and_hooks_work_as_in_pytorch(path: Path):  #
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_backward_pass_through_parameters_that_a_step_has_changed_raises(name, path: Path):  # noqa: F811
+    for dtype in (torch.float32, torch.bfloat16):
+        w = torch.nn.Parameter(torch.full((2,), 2.0, device=path.device, dtype=dtype))
+        x = torch.ones_like(w, requires_grad=True)
+        optimizer = getattr(gt, name)([w], lr=1.0)
+        for _ in range(2):  # the second step has the table of the first
+            loss = (x * w).sum()
+            w.grad = torch.ones_like(w)
+            optimizer.step()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+        for slot in optimizer.state[w].values():
+            assert slot._version > 0
+
+
 def test_a_gradient_that_is_not_finite_skips_the_step_where_a_scaler_says_so(path: Path):  # noqa: F811
     p = torch.nn.Parameter(torch.ones(3, device=path.device))
     optimizer = gt.AdamW([p], lr=0.1)
@@ -158,6 +175,64 @@ def test_a_gradient_that_is_not_finite_skips_the_step_where_a_scaler_says_so(pat
     q.grad = torch.full_like(q, 2.0)
     reference.step()
     torch.testing.assert_close(p.detach().cpu(), q.detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_are_left_unscaled_by_a_scalers_step(dtype, path: Path):  # noqa: F811
+    found = []
+    for module in (gt, torch.optim):
+        p, unused = (
+            torch.nn.Parameter(torch.ones(3, device=path.device, dtype=dtype)) for _ in "ab"
+        )
+        q = torch.nn.Parameter(p.detach().clone()[:0])  # empty
+        optimizer = module.Adam([p, unused, q], lr=0.1)
+        scaler = torch.amp.GradScaler(path.device, init_scale=1024.0)
+        scaler.scale((p * p).sum() + q.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        found.append((p.detach(), p.grad))
+        assert unused.grad is None
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][1].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_hooks_of_load_state_dict_are_honoured_as_in_pytorch(path: Path):  # noqa: F811
+    results = []
+    for module in (gt, torch.optim):
+        group = parameters(torch.float32, path.device)
+        optimizer = module.Adam(group, lr=0.1)
+        set_gradients([group], 5)
+        optimizer.step()
+        saved = copy.deepcopy(optimizer.state_dict())
+        p, q = (torch.nn.Parameter(group[0].detach().clone()) for _ in "ab")
+        other = module.Adam([p, q], lr=0.1)
+
+        def crop(_, loaded: dict[str, Any]) -> dict[str, Any]:
+            """The first two of six, by other numbers."""
+            state = {7: copy.deepcopy(loaded["state"][0]), 9: loaded["state"][0]}
+            state[7]["exp_avg"].zero_()
+            return {
+                "state": state,
+                "param_groups": [loaded["param_groups"][0] | {"params": [7, 9]}],
+            }
+
+        def restart(optimizer: torch.optim.Optimizer, q=q) -> None:
+            optimizer.state[q]["step"].zero_()
+
+        other.register_load_state_dict_pre_hook(crop)
+        other.register_load_state_dict_post_hook(restart)
+        for _ in range(2):  # nothing of the first call is left for the second
+            other.load_state_dict(copy.deepcopy(saved))
+        results.append([other.state[t][key] for t in (p, q) for key in ("step", "exp_avg")])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs.cpu(), rtol=1e-6, atol=0)
+    assert results[0][2].item() == 0
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_signatures_are_those_of_pytorch(name):
+    ours, theirs = (inspect.signature(getattr(module, name)) for module in (gt, torch.optim))
+    assert ours == theirs
 
 
 @pytest.mark.emulated
@@ -223,6 +298,9 @@ def test_what_is_not_offered_says_so(path: Path):  # noqa: F811
     for options in ({"amsgrad": True}, {"differentiable": True}):
         with pytest.raises(OptionError, match=r"not offered; use the optimizer of torch\.optim"):
             gt.Adam([p], **options)
+    optimizer = gt.SGD([p], lr=0.1)
+    with pytest.raises(OptionError, match="differentiable"):
+        optimizer.add_param_group({"params": [torch.ones(1)], "differentiable": True})
     optimizer = gt.SGD([p], lr=0.1)
     p.grad = torch.ones(4, 4, device=path.device).to_sparse()
     with pytest.raises(DtypeError, match="sparse"):

@@ -9,6 +9,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -129,6 +130,18 @@ def choose(device: str) -> tuple[str, str]:
         f'device="{device}" was asked for but {lack.what}; {lack.remedy}; without CUDA use '
         'device="cpu", or "auto" to fall back.'
     )
+
+
+_CHOSEN: dict[tuple[Any, ...], str] = {}
+
+
+def chosen(device: str) -> str:
+    """What `choose` said of `device` when this process first asked here; for small work, which
+    asking the driver would outlast. Errors are not kept."""
+    key = os.getpid(), choose, device  # tests replace `choose`
+    if key not in _CHOSEN:
+        _CHOSEN[key] = choose(device)[0]
+    return _CHOSEN[key]
 
 
 def has_cuda_backend() -> bool:

@@ -33,6 +33,7 @@ class Contestant:
     plain : takes part in cases without a variant only.
     slow_for : operations of which a slow one does all cases on a GPU.
     distribution : whose version is recorded.
+    imports : what a program that uses it imports, for those that take part in "cold_start".
     """
 
     name: str
@@ -44,6 +45,7 @@ class Contestant:
     distribution: str = ""
     plain: bool = False
     slow_for: frozenset[str] = frozenset()
+    imports: str = ""
 
     def takes_part(self, case: Case, device: str, peers: frozenset[str]) -> bool:
         """Whether it is asked to do this case on "cpu" or "cuda:N"."""
@@ -57,28 +59,34 @@ class Contestant:
 
 
 _BOTH = ("cpu", "cuda")
+_OWN = "from gpubackprop import MLP, Trainer"
 CONTESTANTS = (
-    Contestant("numpy", "ours", ("cpu",)),
-    Contestant("cupy_raw", "ours", ("cuda",)),
-    Contestant("cupy_arrays", "expressions", ("cuda",), TORCH_OPS),
+    Contestant("numpy", "ours", ("cpu",), imports=_OWN),
+    Contestant(
+        "cupy_raw", "ours", ("cuda",), imports=f"import cupy, gpubackprop.backends.cupy; {_OWN}"
+    ),
+    Contestant("cupy_arrays", "expressions", ("cuda",), TORCH_OPS, imports="import cupy"),
     Contestant(LIMIT, "limits", _BOTH, TORCH_OPS - {"cold_start"}),
-    Contestant("NumPy by hand", "expressions", ("cpu",)),
+    Contestant("NumPy by hand", "expressions", ("cpu",), imports="import numpy"),
     Contestant(
         "NumPy by hand, two exps", "expressions", ("cpu",), frozenset({"softmax_cross_entropy"}),
         plain=True,
     ),
-    Contestant("torch eager", "torch_peer", _BOTH, TORCH_OPS, "torch", distribution="torch"),
+    Contestant(
+        "torch eager", "torch_peer", _BOTH, TORCH_OPS, "torch", distribution="torch",
+        imports="import torch",
+    ),
     Contestant(
         "torch fused", "torch_peer", _BOTH, frozenset({"update", "update_many", "training_step"}),
         "torch", distribution="torch",
     ),
     Contestant(
         "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch",
-        slow_for=frozenset({"softmax_cross_entropy"}),
+        slow_for=frozenset({"softmax_cross_entropy"}), imports="import torch",
     ),
     Contestant(
         "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True,
-        "torch",
+        "torch", imports="import torch",
     ),
     Contestant(
         "Liger", "torch_peer", ("cuda",), frozenset({"softmax_cross_entropy"}), "liger",
@@ -87,12 +95,16 @@ CONTESTANTS = (
     Contestant(
         "JAX jit", "jax_peer", _BOTH,
         STEP | {"softmax_cross_entropy", "activation_forward", "affine_layer"}, "jax",
-        distribution="jax",
+        distribution="jax", imports="import jax, jax.numpy",
     ),
     Contestant(
-        "scikit-learn", "other_peers", ("cpu",), STEP, "scikit-learn", distribution="scikit-learn"
+        "scikit-learn", "other_peers", ("cpu",), STEP, "scikit-learn", distribution="scikit-learn",
+        imports="from sklearn.neural_network import MLPClassifier",
     ),
-    Contestant("thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc"),
+    Contestant(
+        "thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc",
+        imports="import thinc.api",
+    ),
 )  # fmt: skip
 GROUPS = tuple(dict.fromkeys(one.group for one in CONTESTANTS if one.group))
 BY_NAME = {one.name: one for one in CONTESTANTS}

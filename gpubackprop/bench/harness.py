@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,13 +25,13 @@ import numpy as np
 from gpubackprop.bench import problems
 from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, LIMIT, OURS
 from gpubackprop.bench.shapes import Case
-from gpubackprop.errors import GpubackpropError
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
     "NPROC",  # heeded by XLA's own pool, which the others leave as it is
 )  # fmt: skip
 COLD_ROUNDS = 3
+SETTLE = 0.03  # seconds until the threads of who worked before, which spin for a while, sleep
 LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
 
 
@@ -48,9 +49,11 @@ class Row:
     ratio : our time over its time: median over the rounds of the ratio within a round, with
         percentiles. goal : largest ratio wanted.
     share : the limit's time over this one's time, with percentiles. limit : what the limit is.
+    workers : threads of a limit's process, where fewer than `threads` were the fastest.
     bytes, flops : of one piece of work, at least.
     error : the worst relative difference from the oracle.
     note : why it was not timed; "WRONG: ..." if its result was.
+    remark : what was different about it. run : date and commit.
     """
 
     case: str
@@ -72,10 +75,13 @@ class Row:
     share_p20: float | None = None
     share_p80: float | None = None
     limit: str = ""
+    workers: int | None = None
     bytes: int = 0
     flops: int = 0
     error: float | None = None
     note: str = ""
+    remark: str = ""
+    run: str = ""
     rounds: list[float] = field(default_factory=list)
 
     @property
@@ -83,10 +89,11 @@ class Row:
         return self.note.startswith("WRONG")
 
     def json(self) -> dict[str, Any]:
-        """Without what is not there; floats to four digits."""
+        """Without what is not there and what JSON has no number for; floats to four digits."""
         return {
             key: _rounded(value) for key, value in asdict(self).items()
             if value is not None and value != "" and value != [] and value is not False
+            and not (isinstance(value, float) and not math.isfinite(value))
         }  # fmt: skip
 
 
@@ -162,11 +169,13 @@ class Process:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a worker: its threads, and this package where the parent found it."""
+    """Of a worker: its threads, this package where the parent found it, and a JAX that takes memory
+    as it needs it: at first it would take three quarters of a GPU's."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     more = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return os.environ | more | {"PYTHONPATH": os.pathsep.join(paths)}
+    more |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": os.pathsep.join(paths)}
+    return os.environ | more
 
 
 class Harness:
@@ -217,10 +226,34 @@ class Harness:
         try:
             self._rounds(self._prepare(case, rows), rows)
         finally:
-            for name in names:
-                self.process(name, device, threads).ask("drop")
+            for row in rows.values():
+                self._worker(row).ask("drop")
         summarise(rows, OURS[device.partition(":")[0]])
         return list(rows.values())
+
+    def _worker(self, row: Row) -> Process:
+        return self.process(row.contestant, row.device, row.workers or row.threads)
+
+    def _fewer_threads(self, row: Row, message: dict[str, Any]) -> int | None:
+        """With how many threads a limit's products are the fastest, where not with all."""
+        counts = [
+            1 << power for power in range(row.threads.bit_length()) if 1 << power < row.threads
+        ]
+        found: dict[int, float] = {}
+        for count in (*counts, row.threads):
+            process = self.process(row.contestant, row.device, count)
+            if "missing" in process.ask("prepare", **message):
+                return None
+            once = [process.ask("round", repeats=1).get("raw", 0.0) for _ in range(2)][-1]
+            repeats = self._repeats(once)
+            times = [process.ask("round", repeats=repeats).get("seconds") for _ in range(3)]
+            process.ask("drop")
+            found[count] = min((t for t in times if t), default=math.inf)
+        best = min(found, key=lambda count: found[count])
+        return best if best < row.threads else None
+
+    def _repeats(self, seconds: float) -> int:
+        return max(1, min(1000, round(self.plan.seconds / max(seconds, 1e-7))))
 
     def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, bool]:
         """Set up and check everybody: who can be timed, and whether there is a CUDA graph.
@@ -234,11 +267,11 @@ class Harness:
         if case.op == "training_step":
             one = next(iter(rows.values()))
             message |= self.process(LIMIT, one.device, one.threads).ask("oracle", **message)
+        limit = rows.get(LIMIT)
+        if limit is not None and limit.device == "cpu" and limit.limit == "products":
+            limit.workers = self._fewer_threads(limit, message)
         for group in (together, *([name] for name in alone)):
-            processes = [
-                self.process(rows[name].contestant, rows[name].device, rows[name].threads)
-                for name in group
-            ]
+            processes = [self._worker(rows[name]) for name in group]
             for process in processes:
                 process.tell("prepare", **message)
             for name, process in zip(group, processes, strict=True):
@@ -247,11 +280,13 @@ class Harness:
                 if "missing" in answer:
                     row.note = f"not measured: {answer['missing']}"
                 row.note = answer.get("wrong", row.note)
+                row.remark = answer.get("remark", "")
                 if not row.note:
                     timed[name] = bool(answer.get("replay"))
         return {name: timed[name] for name in rows if name in timed}
 
     def _rounds(self, timed: dict[str, bool], rows: dict[str, Row]) -> None:
+        """One that fails has a note from then on, and the others go on without it."""
         longest = 0.0
         modes = [(name, False) for name in timed]
         modes += [(name, True) for name, graph in timed.items() if graph]
@@ -261,7 +296,7 @@ class Harness:
             if raw < LONG_CALL:  # the first call may have warmed something up
                 raw = self._time(rows[name], replay, 1)["raw"]
             longest = max(longest, raw)
-            repeats[name, replay] = max(1, min(1000, round(self.plan.seconds / max(raw, 1e-7))))
+            repeats[name, replay] = self._repeats(raw)
         for _ in range(min(self.plan.rounds, 5) if longest > LONG_CALL else self.plan.rounds):
             for name, replay in modes:
                 answer = self._time(rows[name], replay, repeats[name, replay])
@@ -269,6 +304,8 @@ class Harness:
                 found[name, replay][1].append(answer["host"])
         for name, graph in timed.items():
             row = rows[name]
+            if row.note:
+                continue
             row.rounds, row.graph = found[name, graph][0], graph
             if graph:
                 row.plain = float(np.median(found[name, False][0]))
@@ -276,18 +313,21 @@ class Harness:
                 row.host = float(np.median(found[name, False][1]))
 
     def _time(self, row: Row, replay: bool, repeats: int) -> dict[str, Any]:
-        process = self.process(row.contestant, row.device, row.threads)
-        answer = process.ask("round", replay=replay, repeats=repeats)
-        if "missing" in answer:
-            raise RoundFailed(f"{row.contestant} failed while it was timed: {answer['missing']}")
-        return answer
+        if not row.note:
+            if row.device == "cpu" and row.threads > 1:
+                time.sleep(SETTLE)
+            answer = self._worker(row).ask("round", replay=replay, repeats=repeats)
+            if "missing" not in answer:
+                return answer
+            row.note = f"not measured: failed while it was timed: {answer['missing']}"
+        return dict.fromkeys(("seconds", "host", "raw"), 0.0)
 
     def _cold(self, case: Case, row: Row) -> Iterator[Row]:
         """Import, and the first steps with all that precedes them, each time in a new process."""
         found: dict[str, list[float]] = {"import": [], "first": []}
         once = self.plan.small or BY_NAME[row.contestant].slow
         for _ in range(1 if once else COLD_ROUNDS):
-            answer = _cold_process(case, row, self.plan)
+            answer = _cold_process(case, row)
             row.note = answer.get("wrong", "")
             row.error = answer.get("error")
             if "missing" in answer:
@@ -303,21 +343,30 @@ class Harness:
             yield part
 
 
-class RoundFailed(GpubackpropError, RuntimeError):  # noqa: N818 (reads as a sentence)
-    """A contestant that was prepared could not be timed."""
+# The clock starts in a bare interpreter, for everybody alike.
+COLD = """\
+import time
+begin = time.perf_counter()
+{imports}
+imported = time.perf_counter() - begin
+from gpubackprop.bench.worker import cold_main
+cold_main(imported)
+"""
 
 
-def _cold_process(case: Case, row: Row, plan: Plan) -> dict[str, Any]:
+def _cold_process(case: Case, row: Row) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:  # of compiled kernels: none are there
-        command = [sys.executable, "-m", "gpubackprop.bench.worker", row.contestant, row.device]
-        command += ["--cold", json.dumps(asdict(case)), *["--small"] * plan.small]
+        script = COLD.format(imports=BY_NAME[row.contestant].imports)
+        command = [sys.executable, "-c", script, row.contestant, row.device]
+        command += [json.dumps(asdict(case))]
         caches = {"CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
         done = subprocess.run(
             command, env=environment(row.threads) | caches, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
     if done.returncode:
-        return {"missing": f"its process ended with code {done.returncode}"}
+        last = "".join(done.stderr.splitlines()[-1:]).removeprefix("ModuleNotFoundError: ")
+        return {"missing": last or f"its process ended with code {done.returncode}"}
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -379,10 +428,5 @@ def run_all(
         plural = "s" if threads > 1 else ""
         at = f"{threads} thread{plural}" if device == "cpu" else device
         progress(f"[{number + 1}/{len(work)}] {case.name}, {at}")
-        try:
-            rows = harness.run_case(case, device, threads)
-        except RoundFailed as error:
-            rows = [_row(case, OURS[device.partition(":")[0]], device, threads)]
-            rows[0].note = f"not measured: {error}"
-        done(rows)
+        done(harness.run_case(case, device, threads))
     return []

@@ -2,11 +2,13 @@
 
 A copy moves 1 GiB and more on a GPU (256 MiB on a CPU, beyond its caches), on all threads of the
 run; its time is scaled to the case's bytes. Products are those of the case itself, by the fastest
-library at hand, without the elementwise work around them.
+library at hand and in the best layout, without the elementwise work around them; on a GPU without
+the host's time to launch them, which a small product is shorter than.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -16,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import problems
-from gpubackprop.bench.places import CupyPlace, Place, Run, Work
+from gpubackprop.bench.places import CupyPlace, Place, Run, Times, Work
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case, products
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 SQUARE = {"cpu": 2048, "cuda": 8192}  # of the product that stands for the machine's peak
+QUEUED = 256  # launches at a time: fewer than make the host wait for the GPU
+MOST_QUEUES = 8  # of those in a round
 
 
 def make_small() -> None:
@@ -44,14 +48,31 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
     if not problem.limit:
         raise Unsupported("no limit is measured for this operation")
     if problem.limit == "products":
-        return Work(product_run(where, case.dtype, products(case)), dict)
+        sizes = products(case)
+        run = product_run(where, case.dtype, sizes)
+        return Work(run, dict, clock=device_clock(where, run, len(sizes)))
     run, moved = memory_run(where, problem.limit)
     return Work(run, dict, scale=problem.bytes(case) / moved)
 
 
-def memory_run(where: Place, what: str) -> tuple[Run, int]:
+def device_clock(where: Place, run: Run, launches: int) -> Callable[[int], Times] | None:
+    """Of calls of that many launches, by the GPU alone; None on the host."""
+    if not isinstance(where, CupyPlace):
+        return None
+    busy, _ = memory_run(where, "copy", COPY_BYTES["cuda"] // 4)
+    most = max(1, QUEUED // launches)
+
+    def clock(count: int) -> Times:
+        queues = max(1, min(MOST_QUEUES, count // most))
+        times = [where.queued_time(run, min(count, most), busy) for _ in range(queues)]
+        return sum(t for t, _ in times) / queues, sum(t for _, t in times) / queues
+
+    return clock
+
+
+def memory_run(where: Place, what: str, size: int = 0) -> tuple[Run, int]:
     """The call and the bytes that it moves, read plus written."""
-    size = COPY_BYTES[kind(where.device)]
+    size = size or COPY_BYTES[kind(where.device)]
     noise = np.random.default_rng(0).random(1 << 16, dtype=np.float32)
     source = where.xp.asarray(np.resize(noise, size // 4))
     if what == "read":
@@ -106,8 +127,19 @@ def _product(where: Place, dtype: str, shape: tuple[int, int, int]) -> Run:
     def library() -> Any:
         return xp.matmul(x, y, out=out)
 
-    ways = [library, *_cublaslt(where, x, y)]
+    ways = [library, *_layouts(where, x, y, out), *_cublaslt(where, x, y)]
     return min(ways, key=lambda way: _quick_time(where, way)) if len(ways) > 1 else library
+
+
+def _layouts(where: Place, x: Any, y: Any, out: Any) -> list[Run]:
+    """A CPU's BLAS has code of its own for operands that are stored transposed."""
+    if where.device != "cpu":
+        return []
+    x_columns, y_columns = (np.asfortranarray(array) for array in (x, y))
+    return [
+        lambda: np.matmul(x, y_columns, out=out),
+        lambda: np.matmul(x_columns, y, out=out),
+    ]
 
 
 def _cublaslt(where: Place, x: Any, y: Any) -> list[Run]:
@@ -125,7 +157,8 @@ def _cublaslt(where: Place, x: Any, y: Any) -> list[Run]:
 
 def _quick_time(where: Place, run: Run) -> float:
     run()
-    return min(where.time(run, 3)[0] for _ in range(3))
+    clock = device_clock(where, run, 1) or functools.partial(where.time, run)
+    return min(clock(3)[0] for _ in range(3))
 
 
 def machine(device: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from gpubackprop.backends.cupy.library import import_cupy
 
 Run = Callable[[], Any]
 Times = tuple[float, float]  # seconds of a call: by the clock, and until the host was free again
+MOST_AHEAD = 1 << 10  # calls that keep a GPU busy while others are queued
 
 
 @dataclass
@@ -26,7 +27,10 @@ class Work:
     outputs : the results of the first run as host arrays; called once, before `run`.
     units : pieces of work in a run (steps), by which its time is divided.
     replay : the same as a CUDA graph; None where it cannot be captured, `uncaptured` says why.
+    capture : makes `replay` when the results were compared, where it would change them.
     scale : factor of the time (a limit is measured on other sizes than the case's).
+    clock : times that many calls instead of the place's, where that is not fit for it.
+    remark : what turned out to be different about it.
     """
 
     run: Run
@@ -35,6 +39,9 @@ class Work:
     replay: Run | None = None
     uncaptured: str = ""
     scale: float = 1.0
+    clock: Callable[[int], Times] | None = None
+    capture: Callable[[], tuple[Run | None, str]] | None = None
+    remark: Callable[[], str] = str
 
 
 class Place:
@@ -76,6 +83,7 @@ class CupyPlace(Place):
         self.device, self.xp = device, import_cupy()
         self.xp.cuda.Device(number(device)).use()
         self._pools: list[Any] = []
+        self._ahead = 1
 
     def time(self, run: Run, count: int) -> Times:
         events = self.xp.cuda
@@ -88,6 +96,26 @@ class CupyPlace(Place):
         end.record()
         end.synchronize()
         return float(events.get_elapsed_time(begin, end)) * 1e-3 / count, issued
+
+    def queued_time(self, run: Run, count: int, busy: Run) -> Times:
+        """As `time`, of the device alone: it does `busy`, as often as it takes, until the host has
+        queued all the calls."""
+        events = self.xp.cuda
+        while True:
+            begin, end = events.Event(), events.Event()
+            for _ in range(self._ahead):
+                busy()
+            begin.record()
+            start = time.perf_counter()
+            for _ in range(count):
+                run()
+            issued = (time.perf_counter() - start) / count
+            end.record()
+            host_was_late = begin.done
+            end.synchronize()
+            if not host_was_late or self._ahead >= MOST_AHEAD:
+                return float(events.get_elapsed_time(begin, end)) * 1e-3 / count, issued
+            self._ahead *= 2
 
     def wait(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
@@ -167,8 +195,12 @@ class TorchPlace(Place):
         return graph.replay, ""
 
     def host(self, array: Any) -> np.ndarray:
+        """In its own dtype, by which it is compared; bfloat16 by its bits."""
         array = array.detach().cpu()
-        return np.asarray(array.float().numpy() if array.dtype == self.torch.bfloat16 else array)
+        if array.dtype != self.torch.bfloat16:
+            return np.asarray(array)
+        bits: np.ndarray = array.view(self.torch.int16).numpy()
+        return bits.view(importlib.import_module("ml_dtypes").bfloat16)
 
     def l2_bytes(self) -> int:
         properties = self.torch.cuda.get_device_properties(self.device)
@@ -220,4 +252,5 @@ def rotated(works: list[Work]) -> Work:
     return Work(
         turn("run", runs), first.outputs, first.units,
         turn("replay", replays) if all(replays) else None, first.uncaptured, first.scale,
+        remark=first.remark,
     )  # fmt: skip

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from gpubackprop import __version__
+from gpubackprop.backends.cupy.library import import_cupy
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench.contestants import OURS, package_versions
 from gpubackprop.bench.harness import Row, summarise
+from gpubackprop.bench.places import number
+from gpubackprop.errors import DataError
 from gpubackprop.tensorfile import write_atomically
 
 FORMAT = 2
+_NEEDED = ("date", "commit", "device", "gpu", "cpu", "versions", "settings", "limits", "left_out")
 ROOT = Path(__file__).resolve().parents[2]
 _GPU_QUERY = (
-    "index,name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
+    "index,pci.bus_id,name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
     "power.limit,temperature.gpu,memory.total,memory.used,ecc.mode.current"
 )
 
@@ -69,8 +73,18 @@ def gpu(device: str) -> dict[str, str] | None:
     text = _output("nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader")
     cards = [dict(zip(_GPU_QUERY.split(","), line.split(", "), strict=False))
              for line in text.splitlines()]  # fmt: skip
-    index = int(device.partition(":")[2] or 0)
-    return cards[index] if index < len(cards) else {"name": "unknown card"}
+    bus = _bus_id(device)
+    mine = (card for card in cards if bus and card.get("pci.bus_id", "").lower().endswith(bus))
+    return next(mine, {"name": "unknown card"})
+
+
+def _bus_id(device: str) -> str:
+    """Which card it is: nvidia-smi counts all of them, CUDA those of CUDA_VISIBLE_DEVICES, in an
+    order of its own."""
+    try:
+        return str(import_cupy().cuda.Device(number(device)).pci_bus_id).lower()
+    except Exception:  # what has no GPU raises what it likes
+        return ""
 
 
 def _output(*command: str) -> str:
@@ -107,18 +121,35 @@ def default_path(record: dict[str, Any], results: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A record of this format.
+    """A record of this format; every row has the `run` that it is of.
 
     Raises
     ------
-    ValueError : it is no such file.
+    DataError : it is no such file.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"{path} is no result of these benchmarks (format {FORMAT} is wanted)")
+        raise DataError(f"{path} is no result of these benchmarks (format {FORMAT} is wanted)")
+    absent = [key for key in _NEEDED if key not in values]
+    if absent or not values.keys() & {"cases", "rows"}:
+        raise DataError(f"{path} is no whole result: it lacks {', '.join(absent) or 'cases'}")
     if "cases" in values:
         values["rows"] = [row for case in values.pop("cases") for row in _unpacked(case)]
+    values["rows"] = stamped(values)
     return values
+
+
+def run_name(record: dict[str, Any]) -> str:
+    """Date and commit of a run."""
+    return f"{record['date']} {record['commit']}".strip()
+
+
+def stamped(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its rows, those that name no run as this run's."""
+    return [{"run": run_name(record), **row} for row in record["rows"]]
 
 
 def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
@@ -134,14 +165,14 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new`, with the cases of `old` that it did not measure."""
+    """`new`, with the cases of `old` that it did not measure; each row names its run."""
     measured = {_key(row) for row in new["rows"]}
-    rows = [row for row in old["rows"] if _key(row) not in measured] + new["rows"]
+    rows = [row for row in stamped(old) if _key(row) not in measured] + stamped(new)
     left = [name for name in old["left_out"] if name not in new["left_out"]]
     done = {f"{row['case']} on {row['device']}" for row in rows}
     left = [name for name in [*left, *new["left_out"]] if name not in done]
     runs = [*old.get("earlier_runs", [])]
-    this = {key: old[key] for key in ("date", "time", "commit", "settings")}
+    this = {key: old[key] for key in ("date", "time", "commit", "settings", "versions")}
     return new | {
         "rows": rows, "left_out": left, "limits": old["limits"] | new["limits"],
         "earlier_runs": [*runs, this],
@@ -152,7 +183,16 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["case"], row["device"], row["threads"]
 
 
-SHARED = ("case", "op", "device", "threads", "limit", "bytes", "flops")  # by a case's contestants
+SHARED = (
+    "case",
+    "op",
+    "device",
+    "threads",
+    "limit",
+    "bytes",
+    "flops",
+    "run",
+)  # by a case's contestants
 DERIVED = ("p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80")  # from the rounds
 
 
@@ -160,13 +200,15 @@ def write(path: Path, record: dict[str, Any]) -> None:
     """Cases with their contestants, a line for each, so that files stay small and differences
     readable; `load` gives the rows back."""
     head = {key: value for key, value in record.items() if key != "rows"}
-    text = json.dumps(head, indent=1)[:-2]
+    text = json.dumps(head, indent=1, allow_nan=False)[:-2]
     groups: dict[str, list[str]] = {}
     for row in record["rows"]:
         shared = json.dumps({key: row[key] for key in SHARED if key in row})
         dropped = SHARED + (DERIVED if row.get("rounds") else ())
         own = {key: value for key, value in row.items() if key not in dropped}
-        groups.setdefault(shared, []).append(json.dumps(own, separators=(",", ":")))
+        groups.setdefault(shared, []).append(
+            json.dumps(own, separators=(",", ":"), allow_nan=False)
+        )
     cases = [
         f'  {shared[:-1]}, "contestants": [\n   ' + ",\n   ".join(rows) + "]}"
         for shared, rows in groups.items()

@@ -94,7 +94,7 @@ def measure(
             }
 
         def done(rows: list[Row]) -> None:
-            record["rows"] += [row.json() for row in rows]
+            record["rows"] += [row.json() | {"run": records.run_name(record)} for row in rows]
             save(record)
 
         record["left_out"] = run_all(harness, todo, settings.budget, progress, done)

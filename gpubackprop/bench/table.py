@@ -9,7 +9,6 @@ from gpubackprop import __version__
 from gpubackprop.bench.contestants import LIMIT, OURS
 from gpubackprop.bench.harness import Row
 
-SHOWN_PEERS = 4
 HEADLINES = (
     ("training_step/adam/f32/784-512-512-10/batch256", "step 784-512-512-10, batch 256"),
     ("softmax_cross_entropy/f32/4096x1000", "softmax cross entropy 4096x1000"),
@@ -37,7 +36,7 @@ def lines(rows: list[Row]) -> list[str]:
     head = f"{'':<56}{'CPU':>10}"
     if gpu_cases:
         head += f"{'GPU':>10}{'speed-up':>10}"
-    text = [head + f"{'of limit':>14}   our time / theirs"]
+    text = [head + f"{'of limit':>14}   our time / theirs, who beats us first"]
     for (case, threads), group in groups.items():
         name = case + ("" if threads == most else f", {threads} thread")
         text.append(_line(name, group, bool(gpu_cases)))
@@ -54,8 +53,20 @@ def _line(name: str, group: list[Row], gpu: bool) -> str:
         text += f"{_time(cuda):>10}"
         text += f"{cpu.seconds / cuda.seconds:>10.3g}" if both else f"{'-':>10}"  # type: ignore
     best = cuda if cuda and cuda.seconds else cpu
-    share = f"{best.share:.2f} {best.limit}" if best and best.share else "-"
-    return f"{text}{share:>14}   {_peers(group, best)}".rstrip()
+    share = f"{share_text(best.share)} {best.limit}" if best and best.share else "-"
+    peers = [_peers(group, best)]
+    if best is cuda and (on_cpu := _peers(group, cpu)):
+        peers.append(f"on the CPU {on_cpu}")
+    return f"{text}{share:>14}   {'; '.join(filter(None, peers))}".rstrip()
+
+
+def share_text(share: float) -> str:
+    """The share of a limit; "!" where it was none.
+
+    >>> share_text(0.98), share_text(1.02)
+    ('0.98', '1.02 !')
+    """
+    return f"{share:.2f}" + " !" * (round(share, 2) > 1)
 
 
 def _time(row: Row | None) -> str:
@@ -69,8 +80,9 @@ def _peers(group: list[Row], best: Row | None) -> str:
         return ""
     theirs = [row for row in group if row.device == best.device
               and row.contestant not in (LIMIT, best.contestant)]  # fmt: skip
-    timed = [f"{row.contestant} {row.ratio:.2f}" for row in theirs if row.ratio][:SHOWN_PEERS]
-    return ", ".join([*timed, *(f"{row.contestant} WRONG" for row in theirs if row.wrong)])
+    timed = sorted((row for row in theirs if row.ratio), key=lambda row: -(row.ratio or 0))
+    text = [f"{row.contestant} {row.ratio:.2f}" for row in timed]
+    return ", ".join([*text, *(f"{row.contestant} WRONG" for row in theirs if row.wrong)])
 
 
 def left_out(record: dict[str, Any]) -> list[str]:
@@ -114,7 +126,7 @@ def summary(record: dict[str, Any]) -> str:
     for case, name in HEADLINES:
         row = rows.get((case, OURS[kind], device), {})
         if "seconds" in row:
-            share = f" ({row['share']:.2f} of {row['limit']})" if "share" in row else ""
+            share = f" ({share_text(row['share'])} of {row['limit']})" if "share" in row else ""
             parts.append(f"{name}: {time_text(row['seconds'])}{share}")
     return " | ".join([*parts, record["date"]])
 

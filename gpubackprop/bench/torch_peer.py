@@ -82,6 +82,12 @@ class Torch:
             work.replay, work.uncaptured = self.where.capture(run)
         return work
 
+    def in_place(self, work: Work) -> Work:
+        """Work that changes what it starts from: its graph is captured after the comparison."""
+        if not self.compiled and isinstance(self.where, TorchPlace):
+            work.capture = lambda: self.where.capture(work.run)
+        return work
+
 
 def _host(tensor: Any) -> Any:
     return tensor.detach().numpy()
@@ -220,6 +226,29 @@ def _optimizer(t: Torch, name: str, parameters: list[Any]) -> Any:
     return makers[name]()
 
 
+class Update:
+    """An optimizer's step, compiled where the contestant is; eager, and a remark, if it fails."""
+
+    def __init__(self, t: Torch, optimizer: Any) -> None:
+        self._eager = self._step = optimizer.step
+        self._remark = ""
+        if t.compiled:
+            self._step = t.torch.compile(optimizer.step)
+
+    def __call__(self) -> None:
+        try:
+            self._step()
+        except Exception as error:
+            if self._step is self._eager:
+                raise
+            self._remark = f"optimizer eager: {type(error).__name__}"
+            self._step = self._eager
+            self._step()
+
+    def remark(self) -> str:
+        return self._remark
+
+
 def _update(t: Torch, case: Case) -> Work:
     arrays = t.inputs(case)
     p, g = arrays["p"], arrays["g"]
@@ -227,15 +256,13 @@ def _update(t: Torch, case: Case) -> Work:
     parts = [t.torch.nn.Parameter(part.clone()) for part in p.split(size)]
     for part, gradient in zip(parts, g.split(size), strict=True):
         part.grad = gradient.clone()
-    optimizer = _optimizer(t, case.variant or "adam", parts)
-    step = t.torch.compile(optimizer.step, fullgraph=False) if t.compiled else optimizer.step
+    step = Update(t, _optimizer(t, case.variant or "adam", parts))
 
-    def run() -> dict[str, Any]:
+    def outputs() -> dict[str, Any]:
         step()
-        return {"p": t.torch.cat([part.detach() for part in parts])}
+        return t.host({"p": t.torch.cat([part.detach() for part in parts])})
 
-    work = Work(step, lambda: t.host(run()))
-    return work
+    return t.in_place(Work(step, outputs, remark=step.remark))
 
 
 def _affine(t: Torch, case: Case) -> Work:
@@ -266,6 +293,7 @@ def _training_step(t: Torch, case: Case) -> Work:
     if t.where.device != "cpu":
         how["capturable"] = True
     adam = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=EPS, **how)
+    update = Update(t, adam)
     loss_of = t.fast(lambda x, y: torch.nn.functional.cross_entropy(model(x), y))
     batches = [t.tensor(data.rows(i)) for i in range(data.batches)]
 
@@ -273,7 +301,7 @@ def _training_step(t: Torch, case: Case) -> Work:
         adam.zero_grad()
         loss = loss_of(x[rows], y[rows])
         loss.backward()
-        adam.step()
+        update()
         return loss.detach()
 
     def losses() -> dict[str, Any]:
@@ -284,23 +312,7 @@ def _training_step(t: Torch, case: Case) -> Work:
         for rows in batches:
             step(rows)
 
-    return Work(run, losses, data.batches)
-
-
-def _captured_step(t: Torch, case: Case) -> Work:
-    """The eager step; its CUDA graph is captured when the losses were compared, not before."""
-    work = _training_step(t, case)
-    if t.compiled or t.where.device == "cpu":
-        return work
-    outputs = work.outputs
-
-    def losses() -> dict[str, Any]:
-        found = outputs()
-        work.replay, work.uncaptured = t.where.capture(work.run)
-        return found
-
-    work.outputs = losses
-    return work
+    return t.in_place(Work(run, losses, data.batches, remark=update.remark))
 
 
 _SETUPS: dict[str, Callable[[Torch, Case], Work]] = {
@@ -314,5 +326,5 @@ _SETUPS: dict[str, Callable[[Torch, Case], Work]] = {
     "update": _update,
     "update_many": _update,
     "affine_layer": _affine,
-    "training_step": _captured_step,
+    "training_step": _training_step,
 }

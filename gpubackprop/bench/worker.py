@@ -1,13 +1,14 @@
 """One contestant in a process of its own, told what to do by lines of JSON on its input.
 
-``python -m gpubackprop.bench.worker NAME DEVICE [--small]`` sets up, checks and times; with
-``--cold CASE`` it shows what a first call costs, and ends.
+``python -m gpubackprop.bench.worker NAME DEVICE [--small]`` sets up, checks and times;
+``cold_main`` shows what a first call costs, to a process that has imported the contestant alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import sys
@@ -31,14 +32,10 @@ def main() -> None:
     parser.add_argument("contestant")
     parser.add_argument("device")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--cold")
     args = parser.parse_args()
     out, sys.stdout = sys.stdout, sys.stderr  # libraries may print; the pipe is for answers
     if args.small:
         limits.make_small()
-    if args.cold:
-        _answer(out, cold_start(Case.from_json(json.loads(args.cold)), args))
-        return
     session = Session(args.contestant, args.device)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent says what happened
         for line in sys.stdin:
@@ -90,11 +87,15 @@ class Session:
                 self._drop({})
                 return {"wrong": f"WRONG: differs from the oracle by {error:.1e}", "error": error}
             works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
+        for work in works:
+            if work.capture is not None:
+                work.replay, work.uncaptured = work.capture()
         self.work = rotated(works)
         answer["replay"] = self.work.replay is not None
         answer["uncaptured"] = self.work.uncaptured
         self.work.run()
         self.place.wait()
+        answer["remark"] = self.work.remark()
         return answer
 
     def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +114,8 @@ class Session:
         assert self.work is not None
         run = self.work.replay if message.get("replay") else self.work.run
         assert run is not None
-        seconds, issued = self.place.time(run, message["repeats"])
+        clock = self.work.clock or functools.partial(self.place.time, run)
+        seconds, issued = clock(message["repeats"])
         factor = self.work.scale / self.work.units
         return {"seconds": seconds * factor, "host": issued * factor, "raw": seconds}
 
@@ -131,22 +133,30 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def cold_start(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of import, of the first step with all that precedes it, and of the next step."""
+def cold_main(imported: float) -> None:
+    """In a process that took `imported` seconds to import the contestant that it is given, with
+    device and case: answers with those and with the seconds of the first steps."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    contestant, device, case = sys.argv[1:]
+    answer = cold_start(Case.from_json(json.loads(case)), contestant, device)
+    _answer(out, {"import": imported, **answer})
+
+
+def cold_start(case: Case, contestant: str, device: str) -> dict[str, Any]:
+    """Seconds of the first steps with all that precedes them but the import."""
     try:
-        start = time.perf_counter()
-        module = importlib.import_module(module_name(args.contestant))
-        place = module.place(args.device, args.contestant)
-        imported = time.perf_counter()
+        module = importlib.import_module(module_name(contestant))
         step = Case("training_step", case.shape, case.dtype, case.variant)
-        work = module.setup(step, place, args.contestant)
+        start = time.perf_counter()
+        place = module.place(device, contestant)
+        work = module.setup(step, place, contestant)
         found = work.outputs()
         place.wait()
-        first = time.perf_counter()
+        seconds = time.perf_counter() - start
         ratio, error = problems.get("training_step").check(step, found)
         if not ratio <= 1:
             return {"wrong": f"WRONG: differs from the oracle by {error:.1e}"}
-        return {"import": imported - start, "first": first - imported, "error": error}
+        return {"first": seconds, "error": error}
     except Exception as error:
         return {"missing": explain(error)}
 

@@ -205,7 +205,8 @@ def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
         result = float(value)
     except (TypeError, ValueError):
         result = math.nan
-    if not (low <= result <= high and math.isfinite(result)):
+    # x - x is 0 for finite x alone; torch.compile traces it, where math.isfinite breaks the graph
+    if not (low <= result <= high and result - result == 0):
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise OptionError(f"{name} is {value!r} but must be a number of at least {low:g}{upper}")
     return result

@@ -19,17 +19,19 @@ def main() -> None:
     parser.add_argument("-m", dest="module", action="store_true", help="program is a module's name")
     parser.add_argument("program", help="path of a script, or a module's name with -m")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the program")
-    options = parser.parse_args()
+    own = 2 if sys.argv[1:2] == ["-m"] else 1  # what follows is the program's, "--" included
+    options = parser.parse_args(sys.argv[1 : 1 + own])
     program: str = options.program
     if not options.module and not os.path.exists(program):
         parser.error(f"there is no file {program}; for a module write -m {program}")
-    sys.argv = [program, *options.arguments]
+    sys.argv = [program, *sys.argv[1 + own :]]
     with accelerate():
         if options.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         else:
-            sys.path[0] = os.path.dirname(os.path.abspath(program))
-            runpy.run_path(program, run_name="__main__")
+            path = os.path.abspath(program)  # as Python's __file__
+            sys.path[0] = os.path.dirname(path)
+            runpy.run_path(path, run_name="__main__")
 
 
 if __name__ == "__main__":

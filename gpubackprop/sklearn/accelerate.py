@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import itertools
 import os
 import sys
 import tempfile
@@ -30,10 +32,12 @@ def accelerate(verbose: bool = True) -> Iterator[report.Report]:
 
     Inside the context every module has the exchanged classes, those that have imported the names
     before included; afterwards these are what they were, and modules first imported inside keep
-    the exchanged ones. Yields the `Report` of what was fitted
-    where, joblib's processes included; it is printed to stderr at the end if `verbose`. A fit that
-    scikit-learn's own code does after all (an estimator made or unpickled before, a subclass) is
-    listed as such.
+    the exchanged ones. Yields the `Report` of what was fitted where; it is printed to stderr at the
+    end if `verbose`. A fit that scikit-learn's own code does after all (an estimator made before,
+    an unpickled one, a subclass) is listed as such.
+
+    Other processes, joblib's for instance, fit and report the estimators that they are sent. What
+    they import from scikit-learn themselves is not exchanged there, and not reported.
 
     >>> import sklearn.neural_network as nn
     >>> with accelerate(verbose=False) as fits:
@@ -44,18 +48,15 @@ def accelerate(verbose: bool = True) -> Iterator[report.Report]:
     fits = report.Report()
     with contextlib.ExitStack() as stack:
         path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "fits.jsonl")
-        for original in EXCHANGED:
-            stack.enter_context(_binding(original, "fit", _observed(original.fit)))
+        for original, verb in itertools.product(EXCHANGED, ("fit", "partial_fit")):
+            observed = Observed(inspect.getattr_static(original, verb))
+            stack.enter_context(_binding(original, verb, observed))
         for module, name, ours in _bindings():
             stack.enter_context(_binding(module, name, ours))
-        before = os.environ.get(report.VARIABLE)
-        os.environ[report.VARIABLE] = path  # inherited by the processes of joblib
         try:
-            yield fits
+            with report.collecting(path):
+                yield fits
         finally:
-            os.environ.pop(report.VARIABLE)
-            if before is not None:
-                os.environ[report.VARIABLE] = before
             fits.read(path)
             if verbose:
                 print(fits, file=sys.stderr)
@@ -77,26 +78,43 @@ def _binding(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _bindings() -> list[tuple[Any, str, Any]]:
-    """(module, name, class of this package) wherever a name is bound to one of scikit-learn's."""
+    """(module, name, class of this package) wherever a name is bound to one of scikit-learn's, but
+    in the modules that define them: there pickle finds the class of an estimator of scikit-learn.
+    """
     ours = {id(original): exchanged for original, exchanged in EXCHANGED.items()}
+    home = {original.__module__ for original in EXCHANGED}
     return [
         (module, key, ours[id(value)])
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] != "gpubackprop" and hasattr(module, "__dict__")
+        if name.partition(".")[0] != "gpubackprop" and name not in home
+        if hasattr(module, "__dict__")
         for key, value in list(vars(module).items())
         if id(value) in ours
     ]
 
 
-def _observed(fit: Any) -> Any:
-    """`fit` of scikit-learn's own class, which then tells the report."""
+class Observed:
+    """`fit` or `partial_fit` of scikit-learn's own class, which then tells the report.
 
-    @functools.wraps(fit)
-    def observed(self: Any, X: Any, *args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        result = fit(self, X, *args, **kwargs)
-        shape = (_num_samples(X), self.n_features_in_)
-        report.add(self, shape, time.perf_counter() - started)
-        return result
+    Parameters
+    ----------
+    verb : as it lies in the class: a function, or the descriptor that hides it from "lbfgs".
+    """
 
-    return observed
+    def __init__(self, verb: Any) -> None:
+        self.verb = verb
+
+    def __get__(self, estimator: Any, owner: type) -> Any:
+        fit = self.verb.__get__(estimator, owner)
+        if estimator is None:
+            return fit
+
+        @functools.wraps(fit)
+        def observed(X: Any, *args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = fit(X, *args, **kwargs)
+            shape = (_num_samples(X), estimator.n_features_in_)
+            report.add(estimator, shape, time.perf_counter() - started)
+            return result
+
+        return observed

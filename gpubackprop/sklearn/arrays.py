@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 from scipy import sparse
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils import column_or_1d
 from sklearn.utils.validation import validate_data
 
 from gpubackprop import backends
 from gpubackprop._optional import require
 from gpubackprop.errors import DtypeError, ShapeError
+from gpubackprop.sklearn.warn import warn
 
 Array = Any
+DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def device_of(x: Any) -> str:
     """Where `x` lies: "cpu", or "cuda:N" for an array or tensor of a GPU."""
-    device = getattr(x, "device", "cpu")
-    if sparse.issparse(x) or isinstance(x, np.ndarray) or str(device) == "cpu":
-        return "cpu"
-    index = getattr(device, "index", getattr(device, "id", None))  # PyTorch's, CuPy's
-    return f"cuda:{index or 0}"
+    if is_tensor(x):
+        return f"cuda:{x.device.index or 0}" if x.device.type == "cuda" else "cpu"
+    if hasattr(type(x), "__dlpack_device__"):  # of the type: a data frame may have such a column
+        try:
+            kind, index = x.__dlpack_device__()
+        except (BufferError, RuntimeError, ValueError):  # JAX's array on several devices
+            return "cpu"
+        return f"cuda:{index}" if kind in DLPACK_CUDA else "cpu"
+    if hasattr(type(x), "__cuda_array_interface__"):
+        return f"cuda:{getattr(getattr(x, 'device', None), 'id', 0)}"
+    return "cpu"
 
 
 def on_gpu(x: Any) -> bool:
@@ -79,6 +88,29 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
     return X.tocsr() if sparse.issparse(X) else X, y
 
 
+def column_raveled(y: np.ndarray) -> np.ndarray:
+    """y; (N, 1) as (N,), with scikit-learn's warning."""
+    if y.ndim != 2 or y.shape[1] != 1:
+        return y
+    warn(
+        "A column-vector y was passed when a 1d array was expected. Please change the shape of y "
+        "to (n_samples, ), for example using ravel().",
+        DataConversionWarning,
+    )
+    return column_or_1d(y)
+
+
+def with_columns(y: Any, columns: int) -> Any:
+    """y of validation_data; ShapeError unless it has as many columns as that of the fit."""
+    found = 1 if y.ndim == 1 else y.shape[1]
+    if found != columns:
+        raise ShapeError(
+            f"y of validation_data has shape {y.shape} but the y that is learned has {columns} "
+            f"column{'s' * (columns > 1)}"
+        )
+    return y
+
+
 def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
     """An array or tensor of a GPU, checked there as scikit-learn checks NumPy's: float32 or
     float64, 2-D, finite, with the number of columns of the fit. Waits for the device."""
@@ -117,8 +149,5 @@ def batch_rows(batch_size: Any, rows: int) -> int:
     if batch_size == "full":
         return rows
     if batch_size > rows:
-        warnings.warn(
-            "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
-            stacklevel=2,
-        )
+        warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
     return int(np.clip(batch_size, 1, rows))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 
 from gpubackprop.errors import ModelFileError
 from gpubackprop.tensorfile import read_tensors, remove_leftovers, require_array, write_tensors
@@ -14,7 +16,7 @@ from gpubackprop.tensorfile import read_tensors, remove_leftovers, require_array
 if TYPE_CHECKING:
     from gpubackprop.sklearn.stochastic import StochasticFit
 
-KIND, VERSION = "sklearn-checkpoint", 1
+KIND, VERSION = "sklearn-checkpoint", 2
 PROGRESS = (  # attributes of the estimator, JSON values
     "n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "validation_scores_",
     "best_validation_score_", "validation_loss_curve_", "_no_improvement_count",
@@ -26,11 +28,12 @@ class FitCheckpoint:
 
     Parameters
     ----------
-    path : the file. x : the training rows, a sample of which is compared when the fit goes on.
+    path : the file. fit : all that it learns from is compared with the file's.
     """
 
-    def __init__(self, path: Any, x: Any) -> None:
-        self.path, self.x = Path(path), x
+    def __init__(self, path: Any, fit: StochasticFit) -> None:
+        self.path = Path(path)
+        self._fingerprint = _fingerprint(fit)
 
     def save(self, fit: StochasticFit, *, ended: bool) -> None:
         """Replace the file; StorageError if it cannot be written, the previous one then stays."""
@@ -39,7 +42,7 @@ class FitCheckpoint:
         values = {
             "kind": KIND,
             "version": VERSION,
-            "fingerprint": self._fingerprint(fit),
+            "fingerprint": self._fingerprint,
             "progress": {name: getattr(fit.estimator, name) for name in PROGRESS},
             "ended": ended,
             "has_best": fit.has_best,
@@ -48,9 +51,9 @@ class FitCheckpoint:
             "schedule": None if state.schedule is None else state.schedule.state(),
             "random_state": [kind, position, has_gauss, gauss],
         }
-        arrays = self._arrays(fit) | {"random_keys": keys, "order": fit.order}
         to_host = fit.session.network.backend.to_host
-        write_tensors(self.path, {n: to_host(a) for n, a in arrays.items()}, values)
+        arrays = {name: to_host(array) for name, array in self._arrays(fit).items()}
+        write_tensors(self.path, arrays | {"random_keys": keys, "order": fit.order}, values)
 
     def resume(self, fit: StochasticFit) -> bool:
         """Set fit and estimator to the file's state, if there is a file; whether training is over.
@@ -63,7 +66,7 @@ class FitCheckpoint:
         if not self.path.exists():
             return False
         arrays, values = read_tensors(self.path, KIND, VERSION)
-        self._compare(values.get("fingerprint", {}), self._fingerprint(fit))
+        self._compare(values.get("fingerprint", {}), self._fingerprint)
         estimator, state, backend = fit.estimator, fit.session.state, fit.session.network.backend
         targets = self._arrays(fit)
         for name, target in targets.items():
@@ -73,6 +76,10 @@ class FitCheckpoint:
             random_state = np.random.RandomState()
             random_state.set_state((kind, arrays["random_keys"], position, has_gauss, gauss))
             progress = {name: values["progress"][name] for name in PROGRESS}
+            progress["loss_"] = np.float64(progress["loss_"])
+            progress["loss_curve_"] = list(map(np.float64, progress["loss_curve_"]))
+            if progress["best_loss_"] is not None:
+                progress["best_loss_"] = np.float64(progress["best_loss_"])
             state.steps, state.learning_rate = values["steps"], values["learning_rate"]
             fit.has_best = values["has_best"]
             if state.schedule is not None:
@@ -95,25 +102,6 @@ class FitCheckpoint:
         optional = {"random": fit.session.random, "best": fit.best}
         return arrays | {name: a for name, a in optional.items() if a is not None}
 
-    def _fingerprint(self, fit: StochasticFit) -> dict[str, Any]:
-        """What must be the same for the fit to go on; max_iter may grow."""
-        e, network = fit.estimator, fit.session.network
-        rows = np.unique(np.linspace(0, self.x.shape[0] - 1, 64).astype(int))
-        sample = self.x[rows]
-        content = sample.toarray() if hasattr(sample, "toarray") else np.ascontiguousarray(sample)
-        return {
-            "network": network.config(),
-            "optimizer": fit.session.state.optimizer.config(),
-            "rows": len(fit.order),
-            "split": zlib.crc32(np.ascontiguousarray(fit.rows).tobytes()),
-            "batch_rows": int(fit.plan.counts[0]),
-            "data": zlib.crc32(content.tobytes()),
-            "alpha": float(e.alpha),
-            "learning_rate": str(e.learning_rate),
-            "shuffle": bool(e.shuffle),
-            "early_stopping": bool(e.early_stopping),
-        }
-
     def _compare(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
         changed = [name for name, value in ours.items() if theirs.get(name) != value]
         if changed:
@@ -121,3 +109,44 @@ class FitCheckpoint:
                 f"{self.path} is a checkpoint of another fit: {', '.join(changed)} differ; remove "
                 f"the file, or choose another checkpoint="
             )
+
+
+def _fingerprint(fit: StochasticFit) -> dict[str, Any]:
+    """What must be the same for the fit to go on; max_iter may grow."""
+    e, network, held_out = fit.estimator, fit.session.network, fit.held_out
+    to_host, seed = network.backend.to_host, e.random_state
+    held = None
+    if held_out is not None:
+        held = _checksum(to_host, held_out.rows.x, held_out.y, held_out.weights)
+    return {
+        "network": network.config(),
+        "optimizer": fit.session.state.optimizer.config(),
+        "rows": len(fit.order),
+        "split": _checksum(to_host, fit.rows),
+        "batch_rows": int(fit.plan.counts[0]),
+        "X": _checksum(to_host, fit.session.passes.data.x),
+        "y": _checksum(to_host, fit.y),
+        "classes": zlib.crc32(str(np.asarray(getattr(e, "classes_", ())).tolist()).encode()),
+        "weights": _checksum(to_host, fit.weights),
+        "held-out rows": held,
+        "random_state": int(seed) if isinstance(seed, Integral) else None,
+        "alpha": float(e.alpha),
+        "learning_rate": str(e.learning_rate),
+        "shuffle": bool(e.shuffle),
+        "early_stopping": bool(e.early_stopping),
+    }
+
+
+def _checksum(to_host: Any, *arrays: Any) -> int:
+    """CRC-32 of the contents; None is left out."""
+    value = 0
+    for array in arrays:
+        if array is None:
+            continue
+        parts = [array]
+        if sparse.issparse(array):
+            parts = [array.data, array.indices, array.indptr]
+        for part in parts:
+            host = part if isinstance(part, np.ndarray) else to_host(part)
+            value = zlib.crc32(np.ascontiguousarray(host).data, value)
+    return value

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.preprocessing import LabelBinarizer
-from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
@@ -156,12 +156,14 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         X, y = self._checked(X, y, False)
+        multilabel = self._label_binarizer.y_type_.startswith("multilabel")
+        arrays.with_columns(y, self.n_outputs_ if multilabel else 1)
         self._refuse_unknown(y)
         return X, y
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
         X, y = arrays.validate(self, X, y, reset=reset)
-        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+        return X, arrays.column_raveled(y)
 
     def _refuse_unknown(self, y: np.ndarray) -> None:
         classes = unique_labels(y)
@@ -177,7 +179,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray | None:
         if self.class_weight is None:
             return sample_weight
-        by_class = compute_sample_weight(self.class_weight, y)
+        if self.class_weight == "balanced" or y.ndim > 1:
+            by_class = compute_sample_weight(self.class_weight, y)
+        else:  # of all classes: a batch may lack some
+            factors = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            by_class = factors[np.searchsorted(self.classes_, y)]
         return by_class if sample_weight is None else by_class * sample_weight
 
     # -- public verbs -----------------------------------------------------------------------------
@@ -198,7 +204,17 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError : class_weight="balanced", which needs the labels of all batches.
         """
+        if self.class_weight == "balanced":
+            raise ValueError(
+                'class_weight="balanced" is not supported for partial_fit, which sees one batch at '
+                "a time; pass the dictionary of "
+                "sklearn.utils.compute_class_weight('balanced', classes=classes, y=y) of all labels"
+            )
         if _check_partial_fit_first_call(self, classes):
             multilabel = type_of_target(arrays.to_host(y)).startswith("multilabel")
             self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)

@@ -20,32 +20,38 @@ OURS = ("device_", "validation_loss_curve_")
 def to_sklearn(estimator: Any) -> Any:
     """scikit-learn's estimator with the same parameters and, if fitted, the same network."""
     original = ORIGINALS["MLPClassifier" if hasattr(estimator, "predict_proba") else "MLPRegressor"]
-    activation = estimator.activation
-    if not isinstance(activation, str) and len(set(activation)) == 1:
-        activation = activation[0]
-    if activation not in SKLEARN_ACTIVATIONS:
+    given = estimator.activation
+    names = {given} if isinstance(given, str) else set(given) or {"relu"}  # of no hidden layers
+    activation = names.pop()
+    if names or activation not in SKLEARN_ACTIVATIONS:
         raise OptionError(
-            f"activation {activation!r} has no counterpart in scikit-learn, which has "
+            f"activation {given!r} has no counterpart in scikit-learn, which has "
             f"{', '.join(sorted(SKLEARN_ACTIVATIONS))} for all hidden layers alike"
         )
     ours = estimator.get_params(deep=False) | {"activation": activation}
     known = original().get_params(deep=False)
-    for name, values in (("solver", SKLEARN_SOLVERS), ("learning_rate", SKLEARN_RATES)):
-        if not (isinstance(ours[name], str) and ours[name] in values):
-            warnings.warn(
-                f"scikit-learn has no {name}={ours[name]!r}: the converted estimator predicts the "
-                f"same, but would go on training with {known[name]!r}",
-                stacklevel=3,
-            )
-            ours[name] = known[name]
-    if np.any(ours["dropout"]):
+    refused = [
+        name
+        for name, values in (("solver", SKLEARN_SOLVERS), ("learning_rate", SKLEARN_RATES))
+        if not (isinstance(ours[name], str) and ours[name] in values)
+    ]
+    if ours["batch_size"] == "full":
+        refused.append("batch_size")
+    for name in refused:
         warnings.warn(
-            "scikit-learn has no dropout: the converted estimator predicts the same, but would go "
-            "on training without",
+            f"scikit-learn has no {name}={ours[name]!r}: the converted estimator predicts the "
+            f"same, but would go on training with {known[name]!r}",
             stacklevel=3,
         )
-    if ours["batch_size"] == "full":
-        ours["batch_size"] = estimator.t_ // estimator.n_iter_ if _fitted(estimator) else "auto"
+        ours[name] = known[name]
+    wanted = {"dropout": np.any(ours["dropout"]), "class_weight": ours.get("class_weight")}
+    for name, is_wanted in wanted.items():
+        if is_wanted:
+            warnings.warn(
+                f"scikit-learn has no {name}: the converted estimator predicts the same, but would "
+                "go on training without",
+                stacklevel=3,
+            )
     result = original(**{name: ours[name] for name in known})
     _copy_state(estimator, result)
     if _fitted(estimator) and result.early_stopping:  # what a warm start would fall back to
@@ -65,6 +71,8 @@ def from_sklearn(cls: type, estimator: Any) -> Any:
     known = original().get_params(deep=False)
     result = cls(**{name: getattr(estimator, name) for name in known})
     _copy_state(estimator, result)
+    if hasattr(result, "loss_curve_"):
+        result.validation_loss_curve_ = None
     return result
 
 

@@ -19,6 +19,7 @@ from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
 
 Array = Any
+REPORT = "_report"  # key of a pickled estimator: the file that its fits are reported in
 
 
 class BaseMLP(Fitting):
@@ -94,7 +95,8 @@ class BaseMLP(Fitting):
 
     def _check_options(self, validation_data: ValidationData) -> None:
         """OptionError for what "lbfgs" would leave out without a word."""
-        if validation_data is not None and len(validation_data) not in (2, 3):
+        pair = validation_data is None or isinstance(validation_data, tuple | list)
+        if not pair or len(validation_data or (0, 0)) not in (2, 3):
             raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")
         wanted = {
             "validation_data": validation_data is not None,
@@ -112,8 +114,15 @@ class BaseMLP(Fitting):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: without the plans, which are made again."""
-        return {k: v for k, v in super().__getstate__().items() if k != "_kept_session"}
+        """For pickle: without the plans, which are made again; inside `accelerate` with its file,
+        for a process that the estimator is sent to."""
+        state = {k: v for k, v in super().__getstate__().items() if k != "_kept_session"}
+        path = report.destination()
+        return state if path is None else state | {REPORT: path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        report.adopt(state.get(REPORT))
+        super().__setstate__({k: v for k, v in state.items() if k != REPORT})
 
     # -- predicting -------------------------------------------------------------------------------
 

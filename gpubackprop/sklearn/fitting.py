@@ -128,7 +128,7 @@ class Fitting(BaseEstimator):
         fit = StochasticFit(self, session, train, batch_rows, y[train], own, held_out)
         checkpoint = None
         if self.checkpoint is not None and not incremental:
-            checkpoint = FitCheckpoint(self.checkpoint, session.passes.data.x)
+            checkpoint = FitCheckpoint(self.checkpoint, fit)
             if checkpoint.resume(fit):
                 write_parameters(self, session.network)
                 return

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import scipy
 from scipy.optimize import minimize
-from sklearn.utils.optimize import _check_optimize_result
+from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.passes import Passes, Rows
+from gpubackprop.sklearn.warn import warn
 
 Array = np.ndarray
 
@@ -24,6 +25,10 @@ class LossAndGradient:
     ----------
     y : (N, K) targets as the estimator encodes them. weights : (N,) of the rows, or None.
     alpha : L2 penalty, divided by the sum of the weights.
+
+    Attributes
+    ----------
+    point : where it was called last, or None.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class LossAndGradient:
         self.network, self.objective, self.y = network, objective, y
         backend, layout, rows = network.backend, network.layout, len(data)
         self._flat = np.zeros(layout.size, network.dtype)
+        self.point: Array | None = None
         total = float(rows if weights is None else weights.sum())
         self._l2 = alpha / total
         self._shares = self._placed = None
@@ -51,6 +57,7 @@ class LossAndGradient:
 
     def __call__(self, packed: Array) -> tuple[float, Array]:
         network, passes = self.network, self._passes
+        self.point = packed.copy()
         self.unpack(packed)
         record = network.backend.to_host(passes.run_all(self._placed))
         values = self.objective.row_values(record, self.y, self._shares)
@@ -87,10 +94,33 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
     start = np.concatenate(
         [coef.ravel() for coef in e.coefs_] + [np.ravel(b) for b in e.intercepts_]
     )
-    result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
-    e.n_iter_ = _check_optimize_result("lbfgs", result, e.max_iter)
-    e.loss_ = result.fun
-    function.unpack(result.x)
-    W, b = function.network.layout.views(function._flat)
-    e.coefs_ = [view.T.copy("C") for view in W]
-    e.intercepts_ = [view.copy() for view in b]
+    try:
+        result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
+        e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), np.float64(result.fun), result.x
+    except BaseException:  # Ctrl-C: what was learned stays, as scikit-learn has it
+        end = start if function.point is None else function.point
+        raise
+    finally:
+        function.unpack(end)
+        W, b = function.network.layout.views(function._flat)
+        e.coefs_ = [view.T.copy("C") for view in W]
+        e.intercepts_ = [view.copy() for view in b]
+
+
+def _iterations(result: Any, max_iter: int) -> int:
+    """Iterations done; a warning in scikit-learn's words unless they converged."""
+    count = int(min(result.nit, max_iter))
+    if result.status != 0:
+        more = ""
+        if count == max_iter:
+            more = (
+                "\nIncrease the number of iterations to improve the convergence "
+                f"(max_iter={max_iter})."
+            )
+        warn(
+            f"lbfgs failed to converge after {count} iteration(s) (status={result.status}):\n"
+            f"{result.message}\n{more}\nYou might also want to scale the data as shown in:\n"
+            "    https://scikit-learn.org/stable/modules/preprocessing.html",
+            ConvergenceWarning,
+        )
+    return count

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from gpubackprop import backends
+from gpubackprop.backends import devices
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
 from gpubackprop.sklearn.host import HostBackend, SparseBatch
@@ -25,17 +26,17 @@ def outputs(estimator: Any, x: Any) -> Array:
     x : (N, D_0) checked; a NumPy array, CSR matrix, or array of a GPU, where the result then lies.
     """
     e, host = estimator, not on_gpu(x)
-    backend = backends.get("cpu" if sparse.issparse(x) else e.device if host else device_of(x))
-    if not backend.asynchronous:
-        backend = HostBackend()
-    wide = np.dtype(e.precision or np.result_type(x.dtype, e.coefs_[0].dtype))
+    own = "cpu" if sparse.issparse(x) else devices.chosen(e.device) if host else device_of(x)
+    backend = HostBackend() if own == "cpu" else backends.get(own)
+    coefs, intercepts = ([np.asarray(a) for a in arrays] for arrays in (e.coefs_, e.intercepts_))
+    wide = np.dtype(e.precision or np.result_type(x.dtype, coefs[0].dtype))
     dtype = wide if wide in (np.float32, np.float64) else np.dtype(np.float64)
     # On the CPU these are views: nothing is copied where the dtype is right.
-    W = [backend.inputs(coef, dtype).T for coef in e.coefs_]
-    b = [backend.inputs(intercept, dtype) for intercept in e.intercepts_]
+    W = [backend.inputs(coef, dtype).T for coef in coefs]
+    b = [backend.inputs(intercept, dtype) for intercept in intercepts]
     layers = [*_hidden(e.activation, len(W) - 1), ACTIVATIONS["identity"]]
-    kind = Objective(e.out_activation_, len(e.intercepts_[-1])).output
-    result = backend.empty((x.shape[0], len(e.intercepts_[-1])), dtype)
+    kind = Objective(e.out_activation_, len(b[-1])).output
+    result = backend.empty((x.shape[0], len(b[-1])), dtype)
     for start in range(0, x.shape[0], BATCH_ROWS):
         out = result[start : start + BATCH_ROWS]
         h = _batch(backend, x[start : start + BATCH_ROWS], dtype)

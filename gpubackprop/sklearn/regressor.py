@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
-from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
+from gpubackprop.errors import DtypeError
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.estimator import BaseMLP
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS
@@ -129,12 +129,13 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         self, X: Any, y: Any, incremental: bool, reset: bool
     ) -> tuple[Any, np.ndarray]:
         X, y = arrays.validate(self, X, y, reset=reset, y_numeric=True)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        return X, y
+        if y.dtype.kind not in "fiub":
+            raise DtypeError(f"y has dtype {y.dtype} but must be real numbers")
+        return X, arrays.column_raveled(y)
 
     def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
-        return self._validate_input(X, y, True, False)
+        X, y = self._validate_input(X, y, True, False)
+        return X, arrays.with_columns(y, self.n_outputs_)
 
     def _encode(self, y: Any) -> np.ndarray:
         return y.reshape(-1, 1) if y.ndim == 1 else y

@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 VARIABLE = "GPUBACKPROP_SKLEARN_REPORT"  # the file that `accelerate` collects the fits in
 ORIGINAL = "scikit-learn itself"  # in place of a device
+UNSEEN = "  (not seen: scikit-learn's own estimators in processes that the program started)"
+
+
+_open: list[str] = []  # files of the contexts of this process, the innermost last
+_sent: str | None = None  # file that came with the estimator unpickled last
+
+
+@contextlib.contextmanager
+def collecting(path: str) -> Iterator[None]:
+    """Fits are reported in the file `path`, those of processes started meanwhile included."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = path
+    _open.append(path)
+    try:
+        yield
+    finally:
+        _open.remove(path)
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
+def destination() -> str | None:
+    """The file that fits are reported in now, or None.
+
+    A worker of joblib lives longer than a context, and its environment is that of its start; so the
+    file travels with the estimators that it is sent.
+    """
+    return _open[-1] if _open else _sent or os.environ.get(VARIABLE)
+
+
+def adopt(path: str | None) -> None:
+    """Report in `path` from now on, which came with an estimator to a process without a context."""
+    global _sent
+    if path and not _open and os.path.isdir(os.path.dirname(path)):  # else a model file of before
+        _sent = path
 
 
 def add(estimator: Any, shape: tuple[int, ...], seconds: float) -> None:
-    """Append this fit to the report, if there is one."""
-    path = os.environ.get(VARIABLE)
+    """Append this fit to the report, if there is one; a report that is gone is no error."""
+    path = destination()
     if not path:
         return
     line = json.dumps(
@@ -27,8 +65,8 @@ def add(estimator: Any, shape: tuple[int, ...], seconds: float) -> None:
             "process": os.getpid(),
         }
     )
-    with open(path, "a", encoding="utf-8") as file:  # a short line is appended whole
-        file.write(line + "\n")
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")  # a short line is appended whole
 
 
 class Report:
@@ -50,7 +88,7 @@ class Report:
 
     def __str__(self) -> str:
         if not self.rows:
-            return "gpubackprop.sklearn: no MLPClassifier or MLPRegressor was fitted"
+            return f"gpubackprop.sklearn: no MLPClassifier or MLPRegressor was fitted\n{UNSEEN}"
         groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for row in self.rows:
             groups[row["estimator"], row["device"]].append(row)
@@ -65,7 +103,7 @@ class Report:
                 f"{sum(row['epochs'] for row in rows)} epochs, {seconds:.2f} s "
                 f"in {_count(processes, 'process', 'processes')}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, UNSEEN])
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.sklearn.held_out import HeldOut, Scores
 from gpubackprop.sklearn.session import Session, write_parameters
+from gpubackprop.sklearn.warn import warn
 
 Array = np.ndarray
 
@@ -94,14 +94,13 @@ class StochasticFit:
                 if between(self._out_of_patience()) or incremental:
                     break
                 if e.n_iter_ == e.max_iter:
-                    warnings.warn(
+                    warn(
                         f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) "
                         "reached and the optimization hasn't converged yet.",
                         ConvergenceWarning,
-                        stacklevel=2,
                     )
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warn("Training interrupted by user.")
         finally:
             if self.best is not None and self.has_best:
                 session.network.backend.copy(self.best, session.network.parameters)
@@ -124,7 +123,7 @@ class StochasticFit:
         monitored = e.loss_ if self.scores is None else self.scores.loss
         state.epoch_ends(e.t_, monitored)
 
-    def _train(self, weights: Array | None) -> float:
+    def _train(self, weights: Array | None) -> np.float64:
         """One epoch of updates; returns its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
         network, passes, state = session.network, session.passes, session.state
@@ -147,7 +146,7 @@ class StochasticFit:
             backend.copy(squares, self.squares[batch : batch + 1])
             state.steps += 1
         penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
-        return (self._loss_sum(shares) + penalty) / plan.rows
+        return np.float64((self._loss_sum(shares) + penalty) / plan.rows)
 
     def _loss_sum(self, shares: Array | None) -> float:
         """Sum over batches of rows times mean loss; `shares`: of each row in its batch's mean."""

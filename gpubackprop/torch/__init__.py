@@ -18,6 +18,8 @@ from gpubackprop._optional import require
 
 require("torch", "torch", "use gpubackprop.torch")
 
+from torch.fx import wrap as _wrap  # noqa: E402 (needs torch)
+
 from gpubackprop.torch.bridge import LabelError, check_labels  # noqa: E402 (needs torch)
 from gpubackprop.torch.conversion import Conversion, convert  # noqa: E402 (needs torch)
 from gpubackprop.torch.cross_entropy import CrossEntropyLoss, cross_entropy  # noqa: E402 (needs torch)
@@ -25,6 +27,9 @@ from gpubackprop.torch.layers import Linear, LinearAct, linear_act  # noqa: E402
 from gpubackprop.torch.linear_cross_entropy import linear_cross_entropy  # noqa: E402 (needs torch)
 from gpubackprop.torch.optimizers import SGD, Adam, AdamW  # noqa: E402 (needs torch)
 from gpubackprop.torch.patching import patch  # noqa: E402 (needs torch)
+
+for _name in ("cross_entropy", "linear_act", "linear_cross_entropy"):
+    _wrap(_name)  # one node of a graph that torch.fx traces, called by these names
 
 __all__ = [
     "SGD",

@@ -53,15 +53,17 @@ FORMULAS: dict[str, tuple[Formula, Formula]] = {
 
 
 def name_of(module: nn.Module) -> str | None:
-    """The activation that a module of PyTorch's computes, e.g. "leaky_relu(0.2)"; None: none."""
-    match module:
-        case nn.LeakyReLU() if module.negative_slope >= 0:
-            return f"leaky_relu({module.negative_slope!r})"
-        case nn.ELU() if module.alpha >= 0:
-            return f"elu({module.alpha!r})"
-        case nn.GELU():
-            return "gelu" if module.approximate == "none" else "gelu_tanh"
-        case nn.Softplus() if (module.beta, module.threshold) == (1.0, 20.0):
-            return "softplus"
+    """The activation that a module of PyTorch's computes, e.g. "leaky_relu(0.2)"; None: none, or a
+    subclass, which may compute something else."""
     plain = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu"}
-    return plain.get(type(module))
+    if type(module) in plain:
+        return plain[type(module)]
+    if type(module) is nn.LeakyReLU and module.negative_slope >= 0:
+        return f"leaky_relu({module.negative_slope!r})"
+    if type(module) is nn.ELU and module.alpha >= 0:
+        return f"elu({module.alpha!r})"
+    if type(module) is nn.GELU:
+        return "gelu" if module.approximate == "none" else "gelu_tanh"
+    if type(module) is nn.Softplus and (module.beta, module.threshold) == (1.0, 20.0):
+        return "softplus"
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gpubackprop.errors import DeviceUnavailable
 from gpubackprop.torch.cuda_bridge import CudaBridge
@@ -28,6 +29,7 @@ __all__ = [
     "compute_dtype",
     "numpy_view",
     "of",
+    "same_device",
     "transformed",
 ]
 
@@ -51,10 +53,26 @@ def of(tensor: Tensor) -> HostBridge:
     return bridge
 
 
+def same_device(name: str, like: Tensor, **others: Tensor | None) -> None:
+    """DeviceUnavailable where a tensor of `others` lies elsewhere than `like`, which is `name`."""
+    of(like)
+    for other, tensor in others.items():
+        if tensor is not None and tensor.device != like.device:
+            raise DeviceUnavailable(
+                f"{other} lies on {tensor.device} but {name} on {like.device}; move it with "
+                f"{other}.to({name}.device)"
+            )
+
+
 def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp, ...) is going on. They cannot see through
-    custom operators with registered gradients, so the functions of this package are then composed
-    of PyTorch's own operators."""
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode AD is going on. They
+    cannot see through custom operators with registered gradients, so the functions of this package
+    are then composed of PyTorch's own operators."""
+    return forward_ad._current_level >= 0 or _within_functorch()
+
+
+@torch.compiler.assume_constant_result  # Dynamo guards the stack, but models it as an object
+def _within_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 

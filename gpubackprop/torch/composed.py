@@ -22,6 +22,11 @@ from torch import Tensor
 from gpubackprop.torch.bridge import compute_dtype
 
 
+def _comparable(targets: Tensor) -> Tensor:
+    """Class indices as int64: to a uint8, -100 is 156, and to an index it is a mask."""
+    return targets if targets.is_floating_point() else targets.long()
+
+
 def ignored_rows(targets: Tensor, ignore_index: int) -> Tensor:
     """Whether a row counts for nothing, (N,)."""
     if targets.is_floating_point():
@@ -73,6 +78,7 @@ def loss(
     z_loss: float,
 ) -> tuple[Tensor, Tensor]:
     """(loss, lse): what `torch.vmap` maps."""
+    targets = _comparable(targets)
     z = logits.to(compute_dtype(logits.dtype))
     lse = torch.logsumexp(z, -1)
     ignored = ignored_rows(targets, ignore_index)
@@ -113,7 +119,7 @@ def gradients_of_gradient(
     z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of <v, dz> with respect to g, z and probability targets."""
-    compute = compute_dtype(logits.dtype)
+    compute, targets = compute_dtype(logits.dtype), _comparable(targets)
     ignored = ignored_rows(targets, ignore_index)[:, None]
     z, v = torch.where(ignored, 0.0, logits.to(compute)), v.to(compute)
     p, lse = torch.softmax(z, 1), torch.logsumexp(z, 1)

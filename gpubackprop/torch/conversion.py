@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,8 @@ class Conversion:
     ----------
     module : the converted module; the one given, except where that itself was exchanged.
     replaced : what was exchanged, by the module's name: "0: Linear and 1: ReLU -> LinearAct".
-    left : modules with parameters or losses that stayed, with the reason.
+    left : modules with parameters or losses that stayed, and activations that were not fused for
+        what comes after them, with the reason.
     """
 
     module: nn.Module
@@ -41,7 +43,13 @@ def convert(module: nn.Module) -> Conversion:
     `torch.nn.Linear` becomes `Linear`; followed by an activation in a Sequential it becomes
     `LinearAct`, and the activation an Identity, so that names and state_dict stay;
     `torch.nn.CrossEntropyLoss` becomes `CrossEntropyLoss`. The Parameters are the same objects: an
-    optimizer made before keeps working. Subclasses and modules with hooks are left.
+    optimizer made before keeps working; attributes go along. Subclasses and modules with hooks,
+    buffers or modules of their own are left.
+
+    In a Sequential the module of a fused Linear returns h and not a: who calls it alone, past the
+    Sequential, sees that. h of LeakyReLU, ELU and Softplus is kept for the backward pass, where
+    PyTorch keeps a: they are not fused before a module that works in place; where the program
+    itself changes such an h in place, PyTorch raises in the backward pass.
 
     >>> print(convert(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Conv1d(3, 1, 1))))
     replaced 1:
@@ -58,6 +66,8 @@ def convert(module: nn.Module) -> Conversion:
         report.module = new
         report.replaced.append(f"{type(module).__name__} -> {type(new).__name__}")
         return report
+    if _concerns(module):
+        report.left.append(f"{type(module).__name__} ({_reason(module)})")
     made: dict[int, nn.Module] = {}  # a module that is used twice stays one module
     for parent, path, child in list(_children(module)):
         name = path.rpartition(".")[2]
@@ -86,39 +96,87 @@ def _children(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, 
             yield from _children(child, f"{prefix}{name}.")
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Somebody watches what goes in or out."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks) or "forward" in module.__dict__
+_USUAL = set(vars(nn.Module()))
+_HELD = {nn.Linear: {"weight", "bias"}, nn.CrossEntropyLoss: {"weight"}}
+_RESERVED = {"activation", "z_loss"}  # what the exchanged modules have themselves
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What somebody has set beyond the attributes of the class."""
+    usual = _USUAL | set(getattr(module, "__constants__", ()))
+    return {name: value for name, value in vars(module).items() if name not in usual}
+
+
+def _own(module: nn.Module) -> str:
+    """What it has that an exchange would lose, for the report; "" for nothing."""
+    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
+    if any(hooks) or "forward" in vars(module):
+        return "has hooks"
+    held = [*module._parameters, *module._buffers, *module._modules]
+    own = [name for name in held if name not in _HELD.get(type(module), ())]
+    for name, value in _attributes(module).items():
+        if callable(value) or name in _RESERVED:
+            own.append(name)
+    return f"has something of its own: {', '.join(own)}" if own else ""
+
+
+def _carry(old: nn.Module, new: nn.Module) -> nn.Module:
+    """`new` with mode and attributes of `old`."""
+    new.__dict__.update(_attributes(old))
+    return new.train(old.training)
+
+
+def _over(linear: nn.Linear, activation: str | None = None) -> nn.Module:
+    layer = Linear.over(linear) if activation is None else LinearAct.over(linear, activation)
+    layer.__dict__.pop("bias", None)
+    layer.register_parameter("bias", linear.bias)
+    return _carry(linear, layer)
 
 
 def _counterpart(module: nn.Module) -> nn.Module | None:
     """The module that takes its place, or None."""
-    if _has_hooks(module):
+    if _own(module):
         return None
     if type(module) is nn.Linear:
-        return Linear.over(module)
+        return _over(module)
     if type(module) is nn.CrossEntropyLoss:
         new = CrossEntropyLoss(
             module.weight, None, module.ignore_index, None, module.reduction, module.label_smoothing
         )
-        return new.train(module.training)
+        return _carry(module, new)
     return None
 
 
+def _works_in_place(modules: list[nn.Module | None]) -> bool:
+    """Whether the first of `modules` to compute something overwrites its input."""
+    for module in modules:
+        while isinstance(module, nn.Sequential) and len(module):
+            module = module[0]
+        if not isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten)):
+            return bool(getattr(module, "inplace", False))
+    return False
+
+
 def _fuse(sequence: nn.Sequential, prefix: str, uses: Counter[int], report: Conversion) -> None:
-    """Linear and activation, one after the other, become LinearAct and Identity."""
+    """Linear and activation, one after the other, become LinearAct and Identity; not where the
+    Sequential has a forward of its own, which may call them otherwise."""
+    if type(sequence).forward is not nn.Sequential.forward or "forward" in sequence.__dict__:
+        return
     names = list(sequence._modules)
-    for first, second in pairwise(names):
+    for after, (first, second) in enumerate(pairwise(names), 2):
         linear, act = sequence._modules[first], sequence._modules[second]
         if type(linear) is not nn.Linear or act is None:
             continue
         activation = name_of(act)
-        watched = _has_hooks(linear) or _has_hooks(act) or uses[id(linear)] > 1
-        if activation is None or watched:
+        if activation is None or _own(linear) or _own(act) or uses[id(linear)] > 1:
             continue
-        setattr(sequence, first, LinearAct.over(linear, activation))
-        setattr(sequence, second, nn.Identity())
+        keeps_h = isinstance(act, (nn.LeakyReLU, nn.ELU, nn.Softplus))  # PyTorch keeps a
+        if keeps_h and _works_in_place([sequence._modules[name] for name in names[after:]]):
+            reason = "not fused: what comes after it works in place"
+            report.left.append(f"{prefix}{second}: {type(act).__name__} ({reason})")
+            continue
+        setattr(sequence, first, _over(linear, activation))
+        setattr(sequence, second, _carry(act, nn.Identity()))
         report.replaced.append(
             f"{prefix}{first}: Linear, {prefix}{second}: {type(act).__name__} -> LinearAct"
         )
@@ -133,5 +191,7 @@ def _concerns(module: nn.Module) -> bool:
 
 def _reason(module: nn.Module) -> str:
     if isinstance(module, (nn.Linear, nn.CrossEntropyLoss)):
-        return "has hooks" if _has_hooks(module) else "a subclass, whose forward may differ"
+        own = _own(module)
+        known = type(module) in _HELD or own == "has hooks"
+        return own if known else "a subclass, whose forward may differ"
     return "no counterpart"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
+from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.ops import checks
 from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
 from gpubackprop.torch import bridge, composed
 from gpubackprop.torch.cross_entropy_ops import softmax_cross_entropy
 
 
+@torch.fx.wrap  # one node of a traced graph
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -104,7 +105,7 @@ def _fused(logits: Tensor, targets: Tensor, weight: Tensor | None, *options: Any
 
 def _check(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> None:
     op = "cross_entropy"
-    bridge.of(input)
+    bridge.same_device("input", input, target=target, weight=weight)
     if input.dtype not in bridge.FLOATS:
         raise DtypeError(
             f"input has dtype {input.dtype} but {op} wants float64, float32, float16 or bfloat16; "
@@ -115,18 +116,24 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: i
     classes = input.shape[0 if input.dim() == 1 else 1]
     if not classes:
         raise ShapeError(f"input has shape {tuple(input.shape)}: {op} wants at least one class")
-    for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.device != input.device:
-            raise DeviceUnavailable(
-                f"{name} lies on {tensor.device} but input on {input.device}; move it with "
-                f"{name}.to(input.device)"
-            )
-    if weight is not None and (weight.shape != (classes,) or weight.requires_grad):
+    check_weight(weight, classes, op)
+    _check_target(input, target, classes, ignore_index)
+
+
+def check_weight(weight: Tensor | None, classes: int, op: str) -> None:
+    """ShapeError, OptionError for class weights that are no (C,) constants."""
+    if weight is None:
+        return
+    if weight.shape != (classes,):
         raise ShapeError(
             f"weight has shape {tuple(weight.shape)} but {op} wants ({classes},), one for each "
-            f"class, that does not require a gradient"
+            f"class"
         )
-    _check_target(input, target, classes, ignore_index)
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise OptionError(
+            f"weight requires a gradient, which {op} does not compute; pass weight.detach(), or "
+            f"call torch.nn.functional.{op}, which has it for probabilities"
+        )
 
 
 def _check_target(input: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
@@ -178,7 +185,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits `input` for `target`."""
-        loss = cross_entropy(
+        loss = cross_entropy(  # a Tensor, or what torch.fx traces in its place
             input,
             target,
             self.weight,
@@ -187,5 +194,4 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
-        assert isinstance(loss, Tensor)
-        return loss
+        return cast(Tensor, loss)

@@ -196,6 +196,8 @@ def _delta_is_the_gradient(grad_loss: Tensor, delta: Tensor, logits: Tensor) -> 
         return False
     if type(grad_loss) is not Tensor or grad_loss.dim() or grad_loss.device.type != "cpu":
         return False
+    if not torch._C._has_storage(grad_loss):  # of is_grads_batched=True: more than one number
+        return False
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return keeps_graph is not None and not keeps_graph() and grad_loss.item() == 1.0
 

@@ -15,6 +15,7 @@ from gpubackprop.torch.activations import FORMULAS
 from gpubackprop.torch.layer_ops import linear_act as _linear_act
 
 
+@torch.fx.wrap  # one node of a traced graph, as nn.Linear is
 def linear_act(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, activation_name: str = "relu"
 ) -> Tensor:
@@ -40,12 +41,13 @@ def linear_act(
     tensor([[0.]])
     """
     formula = activation(activation_name)
-    input, weight, bias = autocast(input, weight, bias)
     _check(input, weight, bias)
+    input, weight, bias = autocast(input, weight, bias)
+    check_types("weight", input, weight, bias)
     if bridge.transformed():
         value, _ = FORMULAS[formula.name]
         return value(F.linear(input, weight, bias), formula.parameter)
-    flat = input.reshape(-1, input.shape[-1])
+    flat = input.reshape(input.shape[:-1].numel(), input.shape[-1])
     h, _ = _linear_act(flat, weight, bias, str(formula))
     return h.reshape(*input.shape[:-1], weight.shape[0])
 
@@ -53,16 +55,18 @@ def linear_act(
 def autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands of a layer in the type that autocast asks for; float64 stays, as in PyTorch."""
-    kind = input.device.type
-    if not torch.is_autocast_enabled(kind) or torch.float64 in (input.dtype, weight.dtype):
+    """The operands of a layer in the type that autocast asks for; float64 and integers stay, as in
+    PyTorch."""
+    kind, narrowed = input.device.type, (torch.float32, torch.float16, torch.bfloat16)
+    dtypes = [tensor.dtype for tensor in (input, weight, bias) if tensor is not None]
+    if not torch.is_autocast_enabled(kind) or any(dtype not in narrowed for dtype in dtypes):
         return input, weight, bias
     narrow = torch.get_autocast_dtype(kind)
     return input.to(narrow), weight.to(narrow), None if bias is None else bias.to(narrow)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    bridge.of(input)
+    bridge.same_device("input", input, weight=weight, bias=bias)
     if weight.dim() != 2 or not input.dim() or input.shape[-1] != weight.shape[1]:
         raise ShapeError(
             f"input has shape {tuple(input.shape)} but a weight of {tuple(weight.shape)} wants "
@@ -70,11 +74,15 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"bias has shape {tuple(bias.shape)}, wanted ({weight.shape[0]},)")
+
+
+def check_types(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """DtypeError where a layer's operands, its weight being `name`, are not of one float type."""
     dtypes = {tensor.dtype for tensor in (input, weight, bias) if tensor is not None}
     if len(dtypes) > 1 or input.dtype not in bridge.FLOATS:
         raise DtypeError(
-            f"input, weight and bias have dtypes {sorted(map(str, dtypes))} but must be of one "
-            f"float type; convert with .to(weight.dtype)"
+            f"input, {name} and bias have dtypes {sorted(map(str, dtypes))} but must be of one "
+            f"float type; convert with .to({name}.dtype)"
         )
 
 

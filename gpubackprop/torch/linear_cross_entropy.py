@@ -12,8 +12,8 @@ from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.ops import checks
 from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
 from gpubackprop.torch import bridge
-from gpubackprop.torch.cross_entropy import cross_entropy
-from gpubackprop.torch.layers import autocast
+from gpubackprop.torch.cross_entropy import check_weight, cross_entropy
+from gpubackprop.torch.layers import autocast, check_types
 from gpubackprop.torch.linear_cross_entropy_ops import linear_cross_entropy as _fused
 
 
@@ -59,8 +59,11 @@ def linear_cross_entropy(
     >>> round(linear_cross_entropy(x, W, torch.tensor([3])).item(), 4)
     1.3863
     """
-    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     _check(input, linear_weight, linear_bias)
+    bridge.same_device("input", input, target=target, weight=weight)
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    check_types("linear_weight", input, linear_weight, linear_bias)
+    check_weight(weight, linear_weight.shape[0], "linear_cross_entropy")
     classes, *places = linear_weight.shape[:-1]
     logits_shape = (*input.shape[:-1], classes, *places)
     dense = target.shape == logits_shape
@@ -73,7 +76,7 @@ def linear_cross_entropy(
     }  # fmt: skip
     if dense or places or bridge.transformed():
         bias = None if linear_bias is None else linear_bias.reshape(-1)
-        logits = F.linear(input, linear_weight.reshape(-1, input.shape[-1]), bias)
+        logits = F.linear(input, linear_weight.flatten(0, -2), bias)
         return cross_entropy(logits.reshape(logits_shape), target, weight, **kept)
     checks.choice(reduction, "reduction", REDUCTIONS)
     smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
@@ -83,9 +86,8 @@ def linear_cross_entropy(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)} but the logits "
             f"{logits_shape} want class indices {tuple(input.shape[:-1])} or probabilities"
         )
-    targets = target.reshape(-1)
-    targets = targets if targets.dtype in bridge.LABELS else targets.long()
-    x = input.reshape(-1, input.shape[-1])
+    targets = target.reshape(-1).long()
+    x = input if input.dim() == 2 else input[None]
     operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
     keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
     loss, _, _ = _fused(
@@ -96,7 +98,7 @@ def linear_cross_entropy(
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    bridge.of(input)
+    bridge.same_device("input", input, linear_weight=weight, linear_bias=bias)
     if input.dim() not in (1, 2) or weight.dim() < 2 or input.shape[-1] != weight.shape[-1]:
         raise ShapeError(
             f"input has shape {tuple(input.shape)} and linear_weight {tuple(weight.shape)} but "
@@ -106,5 +108,7 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ShapeError(
             f"linear_bias has shape {tuple(bias.shape)}, wanted {tuple(weight.shape[:-1])}"
         )
+    if not weight.shape[0]:
+        raise ShapeError("linear_weight has no rows: wanted is at least one class")
     if weight.dim() > 2 and input.dim() == 1:
         raise ShapeError("a linear_weight of more than two dimensions wants input (N, D)")

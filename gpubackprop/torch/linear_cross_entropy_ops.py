@@ -10,11 +10,20 @@ so that each row of grad_W is one product, summed in float32 by the product itse
 would need the sum of all chunks in float32, as large as W. r is 1 but for the rounding of lse,
 which would be an error of every element; the forward pass finds it. Costs a fourth product, since
 the logits are computed twice. 16-bit operands are multiplied to float32 results.
+
+The two products round differently: exp(z - lse) / r of a label that is certain would be 1 but for
+some |z| ulp, more than the gradient of its row. The label's element, y, is therefore written from
+the forward pass's sum over the others:
+
+    delta_y = s_i (A - tau_y - A q / r),  q = sum_{k != y} exp(z_k - lse)
+
+where A - tau_y is exactly 0 without smoothing and z-loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,7 +44,7 @@ def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -
 
     >>> theirs = 3 * 4096 * 128256 * 2  # log-softmax, its gradient, that of the logits, bfloat16
     >>> round(working_memory(4096, 4096, 128256, torch.bfloat16) / theirs, 3)
-    0.1
+    0.102
     """
     wide, narrow = bridge.compute_dtype(dtype).itemsize, dtype.itemsize
     forward = -(-rows // ROW_CHUNKS) * classes * wide
@@ -44,7 +53,18 @@ def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -
     if narrow < wide:  # delta in 16 bits; in float32 x, grad_x, its terms, parts of W and grad_W
         backward += rows * chunk * narrow + (3 * rows + 2 * chunk) * features * wide
         forward += chunk * features * wide
-    return max(forward, backward) + 16 * rows * wide
+    return max(forward, backward) + (16 * rows + 8 * classes) * wide
+
+
+def _in_given_types(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body` without autocast, which would round operands that were widened for a product."""
+
+    @functools.wraps(body)
+    def run(first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return body(first, *others)
+
+    return run
 
 
 @torch.library.custom_op(
@@ -53,6 +73,7 @@ def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -
     schema=f"(Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, {_OPTIONS}, "
     "bool keep_sums) -> (Tensor, Tensor, Tensor)",
 )
+@_in_given_types
 def linear_cross_entropy(
     x: Tensor,
     W: Tensor,
@@ -65,10 +86,11 @@ def linear_cross_entropy(
     z_loss: float,
     keep_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, lse, r) of x (N, D), W (C, D), b (C,), targets (N,); lse (N,), r (N,) or (0,)."""
+    """(loss, lse, (r, q)) of x (N, D), W (C, D), b (C,), targets (N,) int64; lse (N,), sums (2, N)
+    or (2, 0)."""
     rows, classes, compute = x.shape[0], W.shape[0], bridge.compute_dtype(x.dtype)
     row_loss, lse = x.new_empty((rows,), dtype=compute), x.new_empty((rows,), dtype=compute)
-    sums = x.new_empty((rows if keep_sums else 0,), dtype=compute)
+    sums = x.new_empty((2, rows if keep_sums else 0), dtype=compute)
     of, weight = bridge.of(x), _wide(weight, compute)
     of.check_targets(targets, classes, ignore_index)
     options = LossOptions(of.array(weight), ignore_index, label_smoothing, z_loss, reduction="none")
@@ -79,7 +101,10 @@ def linear_cross_entropy(
             chunk=(number, part.start),
         )  # fmt: skip
         if keep_sums:
-            torch.sum(z.sub_(lse[part, None]).exp_(), 1, out=sums[part])
+            label = targets[part, None].clamp(0, classes - 1)
+            of_label = z.sub_(lse[part, None]).exp_().gather(1, label)[:, 0]
+            torch.sum(z.scatter_(1, label, 0.0), 1, out=sums[1, part])
+            torch.add(sums[1, part], of_label, out=sums[0, part])  # of q: the same error in q / r
         del z  # before the next one is made
     if reduction == "none":
         return row_loss, lse, sums
@@ -91,7 +116,7 @@ def linear_cross_entropy(
 def _(x, W, b, targets, weight, reduction, ignore_index, label_smoothing, z_loss, keep_sums):
     compute, rows = bridge.compute_dtype(x.dtype), x.shape[0]
     loss = x.new_empty((rows,) if reduction == "none" else (), dtype=compute)
-    sums = x.new_empty((rows if keep_sums else 0,), dtype=compute)
+    sums = x.new_empty((2, rows if keep_sums else 0), dtype=compute)
     return loss, x.new_empty((rows,), dtype=compute), sums
 
 
@@ -134,6 +159,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     schema="(Tensor grad_loss, Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, "
     f"Tensor lse, Tensor sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
 )
+@_in_given_types
 def linear_cross_entropy_backward(
     grad_loss: Tensor,
     x: Tensor,
@@ -149,16 +175,21 @@ def linear_cross_entropy_backward(
     z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_x, grad_W, grad_b) for grad_loss () or, for "none", (N,)."""
-    classes, compute = W.shape[0], lse.dtype
-    weight = _wide(weight, compute)
-    share, _ = composed.shares(targets, classes, compute, weight, reduction, ignore_index)
-    scale = grad_loss.to(compute) * share
+    classes, compute, exact = W.shape[0], lse.dtype, torch.float64  # what each row has one of
+    weight = _wide(weight, exact)
+    share, _ = composed.shares(targets, classes, exact, weight, reduction, ignore_index)
+    scale, labels = grad_loss.to(exact) * share, targets.clamp(0, classes - 1)
     at_label = scale * (1 - label_smoothing)
-    uniform = x.new_full((classes,), label_smoothing / classes, dtype=compute)
-    total = uniform.sum() if weight is None else (uniform := uniform * weight).sum()
+    uniform = x.new_full((classes,), label_smoothing / classes, dtype=exact)
     if weight is not None:
-        at_label = at_label * weight[targets.clamp(0, classes - 1)]
-    factor = (at_label + scale * (total + 2 * z_loss * lse if z_loss else total)) / sums
+        at_label, uniform = at_label * weight[labels], uniform * weight
+    total = uniform.sum() + 2 * z_loss * lse.to(exact) if z_loss else uniform.sum()
+    factor = at_label + scale * total
+    delta_label = scale * (total - uniform[labels]) - factor * (sums[1].to(exact) / sums[0])
+    factor = factor / sums[0]
+    factor, delta_label, scale, uniform = (
+        t.to(compute) for t in (factor, delta_label, scale, uniform)
+    )
     grad_x = torch.zeros(x.shape, dtype=compute, device=x.device)
     grad_W, grad_b = torch.empty_like(W), W.new_empty(classes)
     x_ = x if x.device.type == "cuda" else x.to(compute)
@@ -170,10 +201,9 @@ def linear_cross_entropy_backward(
         z.sub_(lse[:, None]).exp_().mul_(factor[:, None])
         if label_smoothing:
             z.addr_(scale, uniform[part], alpha=-1)
-        place = targets - part.start
-        inside = (place >= 0) & (place < z.shape[1]) & (targets != ignore_index)
-        place = place.clamp(0, z.shape[1] - 1)
-        z.scatter_add_(1, place[:, None], torch.where(inside, -at_label, 0.0)[:, None])
+        place = (labels - part.start).clamp(0, z.shape[1] - 1)[:, None]
+        here = (labels >= part.start) & (labels < part.stop)
+        z.scatter_(1, place, torch.where(here[:, None], delta_label[:, None], z.gather(1, place)))
         z.masked_fill_(composed.ignored_rows(targets, ignore_index)[:, None], 0.0)
         grad_b[part] = z.sum(0)
         delta = z.to(x_.dtype)

@@ -27,14 +27,24 @@ class _TableOptimizer(torch.optim.Optimizer):
 
     CUDA tensors: one launch (and a small one for the coefficients) for all tensors of a device and
     dtype, capturable always: step counts, learning rate and table are in device memory. CPU
-    tensors: NumPy. `foreach`, `fused` and `capturable` are accepted and change nothing.
+    tensors: NumPy. `foreach`, `fused` and `capturable` are accepted and change nothing. Where a
+    GradScaler leaves the scale to the step, gradients are unscaled after it in one more pass.
     """
 
     _step_supports_amp_scaling = True  # GradScaler leaves unscaling and skipping to `step`
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _refuse(self.param_groups)
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As PyTorch's; OptionError for amsgrad and differentiable."""
+        super().add_param_group(param_group)
+        self._refuse(self.param_groups[-1:])
+
+    def _refuse(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            for option in ("amsgrad", "differentiable"):
+                if group.get(option):
+                    raise OptionError(
+                        f"{option}=True is not offered; use the optimizer of torch.optim"
+                    )
 
     def _rule(self, group: dict[str, Any]) -> str:
         raise NotImplementedError
@@ -56,47 +66,79 @@ class _TableOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        _refuse(self.param_groups)
-        settings = [self._settings(group) for group in self.param_groups]
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for key, entries in self._batches().items():
-            device, _, rule = key
-            of = bridge.of(entries[0].p)
-            if not isinstance(of, bridge.CudaBridge):
-                update_on_host(rule, entries, settings, scale, found_inf)
-                continue
-            of.raise_bad_label(device.index or 0)
-            tables: dict[Batch, UpdateTable] = self.__dict__.setdefault("_tables", {})
-            table = tables.setdefault(key, UpdateTable(rule, of))
-            table.update(entries, settings, scale, found_inf)
+        self._update()
         return loss
 
+    def _update(self) -> None:
+        self._refuse(self.param_groups)
+        self._launch(self._batches())
+
+    def _launch(self, batches: dict[Batch, list[Entry]]) -> None:
+        settings = [self._settings(group) for group in self.param_groups]
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for key, entries in batches.items():
+            device, _, rule = key
+            of = bridge.of(entries[0].p)
+            if isinstance(of, bridge.CudaBridge):
+                of.raise_bad_label(device.index or 0)
+                tables: dict[Batch, UpdateTable] = self.__dict__.setdefault("_tables", {})
+                table = tables.setdefault(key, UpdateTable(rule, of))
+                table.update(entries, settings, scale, found_inf)
+            else:
+                update_on_host(rule, entries, settings, scale, found_inf)
+            if scale is not None:
+                unscale([entry.p for entry in entries], scale)
+
     def _batches(self) -> dict[Batch, list[Entry]]:
-        """The parameters that have a gradient, by what one launch can take."""
+        """The parameters that have a gradient, by what one launch can take. State is made after
+        all of them were found to be offered."""
+        ready = [
+            (number, p, gradient_like(p))
+            for number, group in enumerate(self.param_groups)
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        rules = [self._rule(group) for group in self.param_groups]
         batches: dict[Batch, list[Entry]] = {}
-        for number, group in enumerate(self.param_groups):
-            rule = self._rule(group)
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                g = gradient_like(p)
-                slots, step = self._state_of(p, group)
-                if not p.numel():
-                    continue
-                batch = batches.setdefault((p.device, p.dtype, rule), [])
+        for number, p, g in ready:
+            slots, step = self._state_of(p, self.param_groups[number])
+            if p.numel():
+                batch = batches.setdefault((p.device, p.dtype, rules[number]), [])
                 batch.append(Entry(p, g, slots, step, number))
         return batches
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As PyTorch's; but slots become float32 for 16-bit parameters and take the order of the
         parameter's memory, and step counts go to its device."""
-        super().load_state_dict(state_dict)
-        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        given: list[dict[str, Any]] = []  # what the pre-hooks made of state_dict
+
+        def adopt(_: torch.optim.Optimizer) -> None:
+            self._adopt(given[-1])
+
+        # between the user's hooks: after all of before, before all of after
+        before = self.register_load_state_dict_pre_hook(lambda _, loaded: given.append(loaded))
+        after = self.register_load_state_dict_post_hook(adopt, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _adopt(self, loaded: dict[str, Any]) -> None:
+        """Slots and step counts from `loaded`: PyTorch has rounded its own copy to p's dtype."""
+        numbers = [n for group in loaded["param_groups"] for n in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, parameters, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
+            for key, value in loaded["state"].get(number, {}).items():
+                if isinstance(value, Tensor) and p.dtype in bridge.FLOATS:
                     self.state[p][key] = _loaded(p, key, value)
+
+
+def unscale(parameters: list[Tensor], scale: Tensor) -> None:
+    """Their gradients divided by the scale, in place, as GradScaler.unscale_ leaves them."""
+    gradients = [g._values() if g.is_sparse else g for p in parameters if (g := p.grad) is not None]
+    inverse = scale.double().reciprocal().float()
+    torch._foreach_mul_(gradients, inverse.reshape(()))
 
 
 def _loaded(p: Tensor, key: str, value: Tensor) -> Tensor:
@@ -105,13 +147,6 @@ def _loaded(p: Tensor, key: str, value: Tensor) -> Tensor:
     slot = value.to(p.device, bridge.compute_dtype(p.dtype))
     same = slot.stride() == p.stride() or slot.shape != p.shape
     return slot if same else _slot(p).copy_(slot)
-
-
-def _refuse(groups: list[dict[str, Any]]) -> None:
-    for group in groups:
-        for option in ("amsgrad", "differentiable"):
-            if group.get(option):
-                raise OptionError(f"{option}=True is not offered; use the optimizer of torch.optim")
 
 
 def _slot(p: Tensor) -> Tensor:
@@ -152,9 +187,8 @@ class SGD(_TableOptimizer, torch.optim.SGD):
             steps[p] = _zero(p) + 1
         return (state["momentum_buffer"],), steps[p]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As PyTorch's."""
-        super().load_state_dict(state_dict)
+    def _adopt(self, loaded: dict[str, Any]) -> None:
+        super()._adopt(loaded)
         self.__dict__.pop("_steps", None)
 
 

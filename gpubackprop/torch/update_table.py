@@ -78,6 +78,7 @@ def gradient_like(p: Tensor) -> Tensor:
     """p.grad in the order of p's memory: itself, or a copy."""
     g = p.grad
     assert g is not None
+    bridge.of(p)
     if g.is_sparse or p.is_complex():
         raise DtypeError("sparse gradients and complex parameters are not offered; use torch.optim")
     if p.dtype not in bridge.FLOATS or g.dtype != p.dtype:
@@ -114,6 +115,14 @@ def update_on_host(
             verbs.update(p, g, slots, UPDATES[rule], known[key])
             if dtype != entry.p.dtype:
                 flat(entry.p).copy_(torch.from_numpy(p))
+    _written(entries)
+
+
+def _written(entries: list[Entry]) -> None:
+    """Autograd learns what was written past it: a graph that needs an older value raises."""
+    torch.autograd.graph.increment_version(
+        [tensor for entry in entries for tensor in (entry.p, *entry.slots, entry.step)]
+    )
 
 
 def _host_coefficients(
@@ -166,6 +175,7 @@ class UpdateTable:
             self._captured.append(dict(self._tensors))
         rates = {n: group.lr for n, group in enumerate(groups) if on_device(group.lr, like.device)}
         self._launch(like, chunks, rates, scale, found_inf)
+        _written(entries)
 
     def _launch(
         self,

@@ -43,11 +43,14 @@ TABLE_ACCESSES = (
 FIRST_CHUNK = "begin is 0 only in a first chunk without a head, whose first is 0"
 SKIPPED = "blocks of words beyond those that are used"
 UNUSED = "a pack beyond the end: its values, -inf without reading, are not used"
-GUARDED = "the condition inside keeps to the pack"
 NO_TURN = "loops over nothing"
 NOT_READ = "a number more, which nobody reads"
+RANK = "the rank of a block without a cluster is 0"
+NO_ROW = "turns more, in which no group has a row"
+NULL_STAYS = "a null pointer and a stride of 0"
 LAST_TURN = "one more turn, in which no group has a row"
 
+SHORT = "softmax_cross_entropy_short.cu"
 TABLE = (
     Equivalent(
         "activations.cuh", "return a > C(0) ? a : k * ::ex", "return a >= C(0) ? a : k * ::ex", SAME
@@ -105,6 +108,18 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "< packs; ++turn", "<= packs; ++turn", EMPTY, 2),
     Equivalent("include/row_packs.cuh", "pack(j) >= packs)", "pack(j) > packs)", EMPTY),
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
+    Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
+    Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
+    Equivalent(SHORT, "lo(at < 0", "lo(at <= 0", SAME),
+    Equivalent(SHORT, "hi(count - at < E", "hi(count - at <= E", SAME),
+    Equivalent(SHORT, "at < count;", "at <= count;", EMPTY, 2),
+    Equivalent(SHORT, "GENERAL && p.prob", "GENERAL || p.prob", NULL_STAYS),
+    Equivalent(SHORT, "first < p.rows;", "first <= p.rows;", EMPTY),
+    Equivalent(SHORT, "first + turn * groups <", "first - turn * groups <", NO_ROW),
+    Equivalent(SHORT, "first + turn * groups <", "first + turn / groups <", NO_ROW),
+    Equivalent(SHORT, "first + turn * groups <", "first + turn <", NO_ROW),
+    Equivalent(SHORT, "groups < p.rows;", "groups <= p.rows;", NO_ROW),
+    Equivalent(SHORT, "label < 0 ? 0", "label <= 0 ? 0", SAME),
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
     Equivalent("include/strip.cuh", "at >= 0 ?", "at > 0 ?", SAME),
     Equivalent("include/strip.cuh", "at <= -E ?", "at < -E ?", SAME),

@@ -1,0 +1,170 @@
+"""What `patch` puts in the place of PyTorch's functions and classes: these kernels, and PyTorch's
+own where something is not offered here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
+from gpubackprop.torch import bridge, optimizers
+from gpubackprop.torch.cross_entropy import cross_entropy as _cross_entropy
+from gpubackprop.torch.layers import linear_act
+from gpubackprop.torch.linear_cross_entropy import linear_cross_entropy as _linear_cross_entropy
+
+NOT_OFFERED = (DeviceUnavailable, DtypeError, OptionError, ShapeError)
+
+
+class Patched(list[str]):
+    """What `patch` replaced.
+
+    Attributes
+    ----------
+    left : what PyTorch computed nevertheless, with the first error of each kind.
+    originals : PyTorch's functions, by place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[str] = []
+        self.originals: dict[str, Callable[..., Any]] = {}
+
+    def leave(self, place: str, error: Exception) -> None:
+        start = f"{place}: left to PyTorch ({type(error).__name__}: "
+        if not any(line.startswith(start) for line in self.left):
+            self.left.append(f"{start}{error})")
+
+    def __str__(self) -> str:
+        lines = [f"replaced {len(self)}:", *(f"  {line}" for line in self)]
+        lines += [f"left {len(self.left)}:", *(f"  {line}" for line in self.left)]
+        return "\n".join(lines)
+
+
+report = Patched()  # of the contexts that last, or that ended last
+
+
+def _or_original(place: str, ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        for tensor in (*args, *kwargs.values()):
+            if isinstance(tensor, Tensor):
+                _check(tensor)
+        return ours(*args, **kwargs)
+    except NOT_OFFERED as error:
+        report.leave(place, error)
+    return report.originals[place](*args, **kwargs)
+
+
+def _check(tensor: Tensor) -> None:
+    bridge.of(tensor)
+    if tensor.layout != torch.strided:
+        raise DtypeError(f"a tensor has the layout {tensor.layout}; wanted torch.strided")
+
+
+def cross_entropy(*args: Any, **kwargs: Any) -> Any:
+    """See `gpubackprop.torch.cross_entropy`."""
+    return _or_original("torch.nn.functional.cross_entropy", _cross_entropy, *args, **kwargs)
+
+
+def linear_cross_entropy(*args: Any, **kwargs: Any) -> Any:
+    """See `gpubackprop.torch.linear_cross_entropy`."""
+    place = "torch.nn.functional.linear_cross_entropy"
+    return _or_original(place, _linear_cross_entropy, *args, **kwargs)
+
+
+def linear_forward(self: torch.nn.Linear, input: Tensor) -> Any:
+    """`forward` of `torch.nn.Linear`."""
+
+    def ours(*_: Any) -> Tensor:
+        _check(self.weight)
+        return linear_act(input, self.weight, self.bias, "identity")
+
+    return _or_original("torch.nn.Linear.forward", ours, self, input)
+
+
+class _AlsoOriginal(type):
+    """The class of a stand-in: what is an instance of PyTorch's class is one of its stand-in."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.__dict__.get("_original", ())) or super().__instancecheck__(
+            instance
+        )
+
+
+class _StandIn(optimizers._TableOptimizer):
+    """Goes over to PyTorch's own `step`, for good, where something is not offered."""
+
+    _original: type[torch.optim.Optimizer]
+    _left = False
+
+    def _leave(self, error: Exception) -> None:
+        self._left = True
+        report.leave(f"torch.optim.{self._original.__name__}", error)
+
+    def _refuse(self, groups: list[dict[str, Any]]) -> None:
+        try:
+            super()._refuse(groups)
+        except OptionError as error:
+            self._leave(error)
+
+    def _update(self) -> None:
+        self._refuse(self.param_groups)
+        batches = {}
+        if not self._left:
+            try:
+                batches = self._batches()
+            except NOT_OFFERED as error:
+                self._leave(error)
+        if self._left:
+            self._step_of_pytorch()
+        else:
+            self._launch(batches)
+
+    def _step_of_pytorch(self) -> None:
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if scale is not None:
+            optimizers.unscale([p for group in self.param_groups for p in group["params"]], scale)
+            self.grad_scale = None
+        if found_inf is not None:
+            self.found_inf = None
+            if float(found_inf):
+                return
+        step: Any = self._original.step
+        # without the hooks, which run around this step already
+        (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+
+    def _adopt(self, loaded: dict[str, Any]) -> None:
+        self._refuse(self.param_groups)
+        if not self._left:
+            super()._adopt(loaded)
+
+
+class SGD(_StandIn, optimizers.SGD, metaclass=_AlsoOriginal):
+    """`gpubackprop.torch.SGD`, or PyTorch's."""
+
+    _original = torch.optim.SGD
+
+
+class Adam(_StandIn, optimizers.Adam, metaclass=_AlsoOriginal):
+    """`gpubackprop.torch.Adam`, or PyTorch's."""
+
+    _original = torch.optim.Adam
+
+
+class AdamW(_StandIn, optimizers.AdamW, metaclass=_AlsoOriginal):
+    """`gpubackprop.torch.AdamW`, or PyTorch's."""
+
+    _original = torch.optim.AdamW
+
+
+# place, name, what takes its place. nn.CrossEntropyLoss calls functional.cross_entropy.
+PLACES: tuple[tuple[Any, str, Any], ...] = (
+    (torch.nn.functional, "cross_entropy", cross_entropy),
+    (torch.nn.functional, "linear_cross_entropy", linear_cross_entropy),
+    (torch.nn.Linear, "forward", linear_forward),
+    (torch.optim, "SGD", SGD),
+    (torch.optim, "Adam", Adam),
+    (torch.optim, "AdamW", AdamW),
+)
