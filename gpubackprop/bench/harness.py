@@ -403,7 +403,9 @@ def summarise(rows: dict[str, Row], ours: str) -> None:
         if own.size:
             row.ratio_p20, row.ratio, row.ratio_p80 = _percentiles(own / times)
         if limit.size and name != LIMIT:
-            row.share_p20, row.share, row.share_p80 = _percentiles(limit.min() / times)
+            fastest, usual = float(limit.min()), float(np.percentile(limit, 20))  # one is a draw
+            row.share_p20, row.share = fastest / row.p80, fastest / row.seconds
+            row.share_p80 = usual / row.p20
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
