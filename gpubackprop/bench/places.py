@@ -86,35 +86,35 @@ class CupyPlace(Place):
         self._ahead = 1
 
     def time(self, run: Run, count: int) -> Times:
-        events = self.xp.cuda
-        begin, end = events.Event(), events.Event()
+        begin, end, issued = self._queue(run, count)
+        return self._between(begin, end) / count, issued
+
+    def _queue(self, run: Run, count: int) -> tuple[Any, Any, float]:
+        """Events before and after that many calls, and the host's seconds for each."""
+        begin, end = self.xp.cuda.Event(), self.xp.cuda.Event()
         begin.record()
         start = time.perf_counter()
         for _ in range(count):
             run()
         issued = (time.perf_counter() - start) / count
         end.record()
+        return begin, end, issued
+
+    def _between(self, begin: Any, end: Any) -> float:
         end.synchronize()
-        return float(events.get_elapsed_time(begin, end)) * 1e-3 / count, issued
+        return float(self.xp.cuda.get_elapsed_time(begin, end)) * 1e-3
 
     def queued_time(self, run: Run, count: int, busy: Run) -> Times:
         """As `time`, of the device alone: it does `busy`, as often as it takes, until the host has
         queued all the calls."""
-        events = self.xp.cuda
         while True:
-            begin, end = events.Event(), events.Event()
             for _ in range(self._ahead):
                 busy()
-            begin.record()
-            start = time.perf_counter()
-            for _ in range(count):
-                run()
-            issued = (time.perf_counter() - start) / count
-            end.record()
+            begin, end, issued = self._queue(run, count)
             host_was_late = begin.done
-            end.synchronize()
+            seconds = self._between(begin, end)
             if not host_was_late or self._ahead >= MOST_AHEAD:
-                return float(events.get_elapsed_time(begin, end)) * 1e-3 / count, issued
+                return seconds / count, issued
             self._ahead *= 2
 
     def wait(self) -> None:

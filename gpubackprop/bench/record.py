@@ -183,16 +183,9 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["case"], row["device"], row["threads"]
 
 
-SHARED = (
-    "case",
-    "op",
-    "device",
-    "threads",
-    "limit",
-    "bytes",
-    "flops",
-    "run",
-)  # by a case's contestants
+SHARED = (  # by a case's contestants
+    "case", "op", "device", "threads", "limit", "bytes", "flops", "run",
+)  # fmt: skip
 DERIVED = ("p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80")  # from the rounds
 
 

@@ -19,8 +19,6 @@ from typing import Any
 from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 
 Defines = tuple[tuple[str, str], ...]
-
-
 # Subnormal numbers are kept; division and square root are rounded correctly.
 OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
 
@@ -50,11 +48,16 @@ def _compile(cupy: Any, code: str) -> bytes:
     return made if isinstance(made, bytes) else str(made).encode()
 
 
+@cache
+def _sources() -> str:
+    return source_hash()  # reads every file
+
+
 def _key(cupy: Any, index: int, code: str) -> str:
     """A hash of all that the machine code depends on, the included files among it."""
     version = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
     card = str(cupy.cuda.Device(index).compute_capability)
-    parts = (version, card, *OPTIONS, source_hash(), code)
+    parts = (version, card, *OPTIONS, _sources(), code)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
 
