@@ -32,7 +32,8 @@ def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)
         card, cluster, cols = FORMS[name]
         if name == "parts":
             cols = 17_000 if kind.itemsize < 8 else 9_000
-        own, rows = Verbs(run=verbs.run, device=card), 1 if name == "parts" else 3
+        own = Verbs(run=verbs.run, device=card)
+        rows = {"parts": 1, "short": 150}.get(name, 3)  # short: three tiles
         for shift, gap in ((0, 0), (1, 0 if name == "short" else 2)):
             memory = Guarded()
             z = memory.normal((rows, cols), kind, shift=shift, gap=gap)
@@ -44,7 +45,8 @@ def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)
                 "predicted": np.empty(rows, np.int64), "correct": np.empty(rows, np.uint8),
                 "bad_label": np.array([-1, -1]), "delta": z,
             }  # fmt: skip
-            labels = np.array([cols - 1, 2**40, 0])[:rows]
+            labels = np.arange(rows) % cols
+            labels[:3] = np.array([cols - 1, 2**40, 0])[:rows]
             own.softmax_cross_entropy(
                 z, labels, result, label_smoothing=0.1, z_loss=0.1, sample_weight=per_row,
                 cluster=cluster,
@@ -53,7 +55,14 @@ def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)
                 z, t, result, label_smoothing=0.1, class_weight=per_class, soft_cap=9.0,
                 upstream=per_row, cluster=cluster,
             )  # fmt: skip
-            if shift:
-                own.softmax_cross_entropy(
-                    z, labels, result, label_smoothing=0.1, class_weight=per_class, cluster=cluster
-                )
+            if shift:  # no thread has the same packs of the gradients as of the logits
+                result["delta"] = memory.empty((rows, cols), kind, shift=2 * shift, gap=gap)
+                for weights in (None, per_class):
+                    own.softmax_cross_entropy(
+                        z,
+                        labels,
+                        result,
+                        label_smoothing=0.1,
+                        class_weight=weights,
+                        cluster=cluster,
+                    )

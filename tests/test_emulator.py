@@ -35,6 +35,7 @@ def test_a_kernel_without_fault_computes_and_passes_all_checkers():
     assert np.array_equal(y, 2 * x)
     assert sanitized("doubled", "address") == ""
     assert sanitized("barrier_in_place", "thread") == ""
+    assert sanitized("lanes_in_order", "thread", 32) == ""
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,14 @@ def test_address_mode_finds(entry, said):
     ("entry", "threads"),
     [
         ("missing_barrier", 128),
+        ("missing_second_barrier", 128),
+        ("missing_last_barrier", 128),
         ("lanes_without_barrier", 32),
+        ("missing_second_syncwarp", 32),
+        ("shuffle_for_a_barrier", 32),
         ("no_barrier_after_copies", 128),
         ("no_cluster_barrier", 32),
+        ("missing_second_cluster_barrier", 32),
         ("ends_while_read", 32),
     ],
 )

@@ -4,6 +4,7 @@ offsets beyond 2^32 elements."""
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -80,6 +81,7 @@ def losses(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
             }  # fmt: skip
             for name in names:
                 verbs.pointwise_loss(z, t, name, result, per_row, per_row, per_row[:1])
+                verbs.pointwise_loss(z, t, name, {"row_loss": result["row_loss"]})
             labels = np.arange(rows) % classes
             labels[-1] = 2**40  # a bad one: nothing outside the row may be touched
             if dtype in ("f64", "f32"):
@@ -136,16 +138,26 @@ def gathers(verbs: Verbs, pairs: tuple[tuple[str, str], ...]) -> None:
 
 
 def two_of_each(launches: list[emulator.Launch]) -> list[emulator.Launch]:
-    """ThreadSanitizer takes 0.3 s for a block; which barriers run depends little on the shape. The
-    last shape of LAYOUTS' first (contiguous: joined rows) and of its last (gaps) are taken."""
+    """ThreadSanitizer takes 0.3 s for a block; which barriers run depends little on the shape. Of
+    each entry the last launch without gaps (joined rows), and the last of all in a grid so small that
+    a block takes one tile or row after another: a barrier may be there for the next one's sake."""
     by_entry: dict[str, list[emulator.Launch]] = {}
     for launch in launches:
         by_entry.setdefault(launch.entry, []).append(launch)
-    return [
-        launch
-        for group in by_entry.values()
-        for launch in (group[-len(LAYOUTS) :: len(LAYOUTS) - 1] or group[-1:])
-    ]
+    chosen = []
+    for group in by_entry.values():
+        last = group[-1]
+        cluster = emulator.Module(last.source, "thread", last.defines, load=False).clusters[
+            last.entry
+        ]
+        chosen += [launch for launch in group if not has_gaps(launch)][-1:]
+        chosen.append(replace(last, grid=(cluster, 1, 1)))
+    return chosen
+
+
+def has_gaps(launch: emulator.Launch) -> bool:
+    arrays = [argument for argument in launch.arguments if isinstance(argument, np.ndarray)]
+    return not all(array.flags.c_contiguous for array in arrays)
 
 
 SOURCES = sorted({kernel.source for kernel in KERNELS.values()})

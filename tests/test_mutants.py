@@ -39,6 +39,8 @@ def test_one_place_of_one_line_is_changed():
         ("for (int e = 0; e < E; ++e) f(e);", "operator", "for (int e = 0; e <= E; ++e) f(e);"),
         ("return a > b ? a : b;", "minimum and maximum", "return a < b ? a : b;"),
         ("if (lane == 0 && ok) __syncthreads();", "barrier", "if (lane == 0 && ok) ;"),
+        ("if (C > 1) ptx::cluster_sync();", "barrier", "if (C > 1) ;"),
+        ("ptx::copy_async_wait<0>();", "barrier", ";"),
         ("int lane = threadIdx.x % 32;", "lane", "int lane = threadIdx.x % 16;"),
         ("out[i] = weight;", "store", ";"),
         ("if (copy != nullptr) store_part(copy + i, narrowed, lo, hi);", "store",
@@ -59,9 +61,17 @@ def test_comments_directives_and_lines_for_gpu_compilers_are_left_alone():
             "a + b;",
             "#else",
             "c + d;",
+            "#endif",
+            "#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800",
+            "a + b;",
+            "#elif defined(__CUDA_ARCH__)",
+            "a + b;",
+            "#elif !defined(__CUDA_ARCH__)",
+            "c + d;",
+            "#endif",
         ]
     )
-    assert {m.line for m in mutants_of("x.cu", text)} == {7}
+    assert {m.line for m in mutants_of("x.cu", text)} == {7, 14}
 
 
 def test_every_source_is_mutated():

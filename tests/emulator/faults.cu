@@ -45,6 +45,45 @@ extern "C" __global__ void barrier_in_place(const float* x, float* y, int64 n) {
     __syncthreads();
     y[threadIdx.x] = t[threadIdx.x ^ 64];
 }
+extern "C" __global__ void missing_second_barrier(const float* x, float* y, int64 n) {
+    __shared__ float t[128];
+    t[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    t[threadIdx.x] += t[threadIdx.x ^ 64];
+    __syncthreads();
+    y[threadIdx.x] = t[threadIdx.x];
+}
+extern "C" __global__ void missing_last_barrier(const float* x, float* y, int64 n) {
+    __shared__ float t[128];
+    for (int turn = 0; turn < 2; ++turn) {
+        t[threadIdx.x] = x[threadIdx.x];
+        __syncthreads();
+        y[threadIdx.x] = t[threadIdx.x ^ 64];  // and the next turn writes t
+    }
+}
+extern "C" __global__ void shuffle_for_a_barrier(const float* x, float* y, int64 n) {
+    __shared__ float t[32];
+    t[threadIdx.x] = x[threadIdx.x];
+    y[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1.f, 1);
+    y[threadIdx.x] += t[threadIdx.x ^ 1];
+}
+extern "C" __global__ void lanes_in_order(const float* x, float* y, int64 n) {  // nothing wrong
+    __shared__ float t[32];
+    for (int turn = 0; turn < 2; ++turn) {
+        t[threadIdx.x] = x[threadIdx.x];
+        __syncwarp();
+        y[threadIdx.x] = t[threadIdx.x ^ 1];
+        __syncwarp();
+    }
+}
+extern "C" __global__ void missing_second_syncwarp(const float* x, float* y, int64 n) {
+    __shared__ float t[32];
+    for (int turn = 0; turn < 2; ++turn) {
+        t[threadIdx.x] = x[threadIdx.x];
+        __syncwarp();
+        y[threadIdx.x] = t[threadIdx.x ^ 1];
+    }
+}
 extern "C" __global__ void lanes_without_barrier(const float* x, float* y, int64 n) {
     __shared__ float t[32];
     t[threadIdx.x] = x[threadIdx.x];
@@ -78,6 +117,15 @@ extern "C" __global__ void CLUSTER_DIMS(2) ends_while_read(const float* x, float
     t[threadIdx.x] = x[threadIdx.x];
     ptx::cluster_sync();
     y[blockIdx.x * 32 + threadIdx.x] = ptx::shared_of_rank(t, ptx::cluster_rank() ^ 1)[threadIdx.x];
+}
+extern "C" __global__ void CLUSTER_DIMS(2) missing_second_cluster_barrier(const float* x, float* y, int64 n) {
+    __shared__ float t[32];
+    for (int turn = 0; turn < 2; ++turn) {
+        t[threadIdx.x] = x[threadIdx.x];
+        ptx::cluster_sync();
+        y[blockIdx.x * 32 + threadIdx.x] = ptx::shared_of_rank(t, ptx::cluster_rank() ^ 1)[threadIdx.x];
+    }
+    ptx::cluster_sync();
 }
 extern "C" __global__ void CLUSTER_DIMS(2) cluster_in_order(const float* x, float* y, int64 n) {  // nothing wrong
     __shared__ float t[32];

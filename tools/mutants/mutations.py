@@ -63,6 +63,9 @@ RULES: tuple[tuple[str, str, str], ...] = (  # kind, pattern, replacement
     ("bound", r"(?<=[a-z0-9])\[4\]", "[3]"),
     ("barrier", r"__syncthreads\(\);", ";"),
     ("barrier", r"__syncwarp\([^()]*\);", ";"),
+    ("barrier", r"\b(?:ptx::|__)?cluster_(?:barrier_)?(?:arrive|wait|sync)\(\);", ";"),
+    ("barrier", r"\bptx::copy_async_(?:commit|wait<\d+>)\(\);", ";"),
+    ("barrier", r"\b__pipeline_(?:commit|wait_prior)\([^()]*\);", ";"),
     ("lane", r"value, step, lanes", "value, step ^ 1, lanes"),
     ("lane", r"value, step, lanes", "value, step, 32"),
     ("lane", r"lanes / 2", "lanes / 4"),
@@ -106,7 +109,9 @@ def _code_lines(file: str, text: str) -> Iterator[tuple[int, str]]:
     gpu_only = in_define = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#"):
-            gpu_only = line.startswith("#if") and "__CUDA_ARCH__" in line
+            gpu_only = line.startswith(("#if", "#elif")) and bool(
+                re.search(r"(?<!!)defined\(__CUDA_ARCH__\)|#ifdef __CUDA_ARCH__", line)
+            )
         was_define = in_define
         in_define = line.endswith("\\") and (was_define or line.startswith("#define"))
         # rows.cuh has its loop over the rows in a macro; the other macros are tables

@@ -16,6 +16,7 @@ inline Fiber caller;
 inline const void* caller_stack;
 inline size_t caller_stack_size;
 inline unsigned alive_count, arrived_count, barrier_round;  // of the cluster, at its barrier
+inline char cluster_order[2];  // of this barrier and of the next: see block_barrier
 inline unsigned long idle_switches;
 inline void (*kernel_body)(void*);
 inline void* kernel_arguments;
@@ -131,12 +132,15 @@ EMU_BARE inline void run_cluster(uint3 first, unsigned rotation) {
 }
 
 // How many threads said yes; every thread of the block that is still alive must come.
+//   ThreadSanitizer is told of a barrier by a release and an acquire of one address. Two barriers in
+//   turn must not share it: the thread that completes one goes on, and may arrive at the next before
+//   another has left the first, which would then be ordered behind all that the quicker one did since.
 EMU_BARE inline unsigned block_barrier(bool vote) {
     Block& block = *current->block;
-    unsigned round = block.round;
-    if (block.arrived == 0) block.votes[round % 2] = 0;
-    block.votes[round % 2] += vote;
-    release(&block.round);
+    unsigned round = block.round, *votes = &block.votes[round % 2];
+    if (block.arrived == 0) *votes = 0;
+    *votes += vote;
+    release(votes);
     if (++block.arrived == block.alive) {
         block.arrived = 0;
         ++block.round;
@@ -144,8 +148,8 @@ EMU_BARE inline unsigned block_barrier(bool vote) {
         while (round == block.round) wait_in("__syncthreads");
     }
     idle_switches = 0;
-    acquire(&block.round);
-    return block.votes[round % 2];
+    acquire(votes);
+    return *votes;
 }
 
 // The cluster's barrier is in two halves; a thread takes them in turn.
@@ -154,7 +158,7 @@ EMU_BARE inline void cluster_arrive() {
     if (current->arrived) EMU_FAIL("cluster_arrive twice without cluster_wait");
     current->arrived = true;
     current->cluster_round = barrier_round;
-    release(&barrier_round);
+    release(&cluster_order[barrier_round % 2]);
     if (++arrived_count == alive_count) {
         arrived_count = 0;
         ++barrier_round;
@@ -166,17 +170,20 @@ EMU_BARE inline void cluster_wait() {
     while (current->cluster_round == barrier_round) wait_in("cluster_wait");
     current->arrived = false;
     idle_switches = 0;
-    acquire(&barrier_round);
+    acquire(&cluster_order[current->cluster_round % 2]);
 }
 
-EMU_BARE inline void warp_barrier(unsigned mask, const char* what) {
+// A shuffle or a vote waits for the lanes of its mask, but orders none of their accesses to memory, so
+// ThreadSanitizer is told of __syncwarp only.
+EMU_BARE inline void warp_barrier(unsigned mask, const char* what, bool orders_memory) {
     Warp& warp = current->block->warps[current->number / 32];
     unsigned lane = current->number % 32, key = unsigned(__builtin_ctz(mask)), round = warp.round[key];
     if (!(mask >> lane & 1)) {
         fprintf(stderr, "emulator: %s: lane %u is not in its own mask %08x\n", what, lane, mask);
         abort();
     }
-    release(&warp.round[key]);
+    uint64_t* order = &warp.slot[round % 2][key];
+    if (orders_memory) release(order);
     warp.arrived[key] |= 1u << lane;
     if ((warp.arrived[key] & warp.alive) == (mask & warp.alive)) {
         warp.arrived[key] = 0;
@@ -185,7 +192,7 @@ EMU_BARE inline void warp_barrier(unsigned mask, const char* what) {
         while (round == warp.round[key]) wait_in(what);
     }
     idle_switches = 0;
-    acquire(&warp.round[key]);
+    if (orders_memory) acquire(order);
 }
 
 template <class... A, size_t... I>

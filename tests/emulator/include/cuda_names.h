@@ -29,7 +29,7 @@ EMU_BARE inline void __syncthreads() { emu::block_barrier(false); }
 EMU_BARE inline int __syncthreads_count(int p) { return int(emu::block_barrier(p != 0)); }
 EMU_BARE inline int __syncthreads_or(int p) { return emu::block_barrier(p != 0) != 0; }
 EMU_BARE inline int __syncthreads_and(int p) { return emu::block_barrier(p == 0) == 0; }
-EMU_BARE inline void __syncwarp(unsigned mask = ~0u) { emu::warp_barrier(mask, "__syncwarp"); }
+EMU_BARE inline void __syncwarp(unsigned mask = ~0u) { emu::warp_barrier(mask, "__syncwarp", true); }
 inline void __threadfence() {}
 
 EMU_BARE inline unsigned __clusterRelativeBlockRank() { return emu::current->block->rank; }
@@ -54,7 +54,7 @@ template <class T> EMU_BARE T exchange(unsigned mask, T value, unsigned source, 
     uint64_t word = 0;
     memcpy(&word, &value, sizeof value);
     slot[lane()] = word;
-    warp_barrier(mask, what);
+    warp_barrier(mask, what, false);
     if (!(mask >> source & 1)) {
         fprintf(stderr, "emulator: %s takes from lane %u, which is not in mask %08x\n", what, source, mask);
         abort();
@@ -94,7 +94,7 @@ EMU_BARE inline unsigned __ballot_sync(unsigned mask, int vote) {
     uint64_t* slot = warp.slot[warp.round[__builtin_ctz(mask)] % 2];
     unsigned alive = mask & warp.alive, result = 0;
     slot[emu::lane()] = vote != 0;
-    emu::warp_barrier(mask, "__ballot_sync");
+    emu::warp_barrier(mask, "__ballot_sync", false);
     for (unsigned n = 0; n < 32; ++n)
         if (alive >> n & 1) result |= unsigned(slot[n] & 1) << n;
     return result;
