@@ -127,32 +127,6 @@ def test_shared_memory_of_a_block_that_ended_is_nan():
     assert np.isnan(y[32:63]).all(), "of block 0, which ended before most of block 1 read"
 
 
-def test_asynchronous_copies_arrive_group_by_group_and_count_as_reads():
-    x, y, _ = arguments(256)
-    Module(PROBE)("copies", (1,), (128,), (x, y, np.int64(256)))
-    assert np.array_equal(y, x[np.arange(256) ^ 64])
-    source = Guarded().normal((256,), np.float32)
-    read, *_ = count_traffic(
-        Module(PROBE, "traffic"), "copies", (1,), (128,), (source, y, np.int64(256))
-    )
-    assert (read.reads, read.widest, read.sectors_per_minimum) == (1, 16, 1)
-
-
-@pytest.mark.parametrize("blocks", [2, 8])
-@pytest.mark.parametrize("rotation", [0, 1, 6])
-def test_blocks_of_a_cluster_share_sums_through_distributed_memory(blocks, rotation):
-    rows, cols = 3, 101
-    x = np.arange(rows * cols, dtype=np.float32).reshape(rows, cols)
-    y = np.zeros(rows, np.float32)
-    launch = f"cluster_of_{blocks}", (rows * blocks,), (64,), (x, y, np.int64(cols))
-    Module(PROBE)(*launch, shared=4 * 64, rotation=rotation)
-    assert np.array_equal(y, x.sum(1))
-    if rotation:
-        return
-    read, written, _ = count_traffic(Module(PROBE, "traffic"), *launch, shared=4 * 64)
-    assert (read.reads, written.writes) == (1, 1), "distributed shared memory is no global memory"
-
-
 def test_clusters_and_copies_without_fault_pass_the_sanitizers():
     x, y, n = np.ones((2, 101), np.float32), np.zeros(256, np.float32), np.int64(101)
     launches = [
@@ -177,19 +151,6 @@ def test_a_cluster_that_not_every_card_can_run_is_refused(tmp_path):
     )
     with pytest.raises(EmulatorError, match="from 1 to 8"):
         Module(source)
-
-
-def test_streams_and_exponentials_equal_their_plain_forms():
-    x, y = (Guarded().normal((size,), np.float32) for size in (128, 256))
-    Module(PROBE)("streams", (1,), (32,), (x, y, np.int64(32)))
-    assert np.array_equal(y, np.tile(x, 2))
-    x[:5] = -126.5, -149, -150, np.inf, np.nan
-    Module(PROBE)("exponentials", (1,), (128,), (x, y, np.int64(128)))
-    want = np.exp2(x.astype(np.float64)).astype(np.float32)
-    tiny = np.finfo(np.float32).tiny
-    np.testing.assert_array_max_ulp(y[5:128], want[5:], 1)
-    assert np.array_equal(y[:5], want[:5], equal_nan=True)
-    assert np.array_equal(y[128:133], np.where(want[:5] < tiny, 0, want[:5]), equal_nan=True)
 
 
 def test_another_order_of_threads_shows_what_depends_on_it():

@@ -1,5 +1,5 @@
 // One entry for each group of wrappers in kernels/include/ptx.cuh: compiled for every card by
-// test_kernel_compile.py, run by test_emulator.py.
+// test_kernel_compile.py, run by test_kernel_ptx.py.
 #include "include/ptx.cuh"
 
 // y[row] = sum of x[row, :]; each block of the cluster adds its part and reads those of the others.
