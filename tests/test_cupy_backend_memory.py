@@ -312,7 +312,7 @@ def test_a_host_function_in_a_plan_keeps_it_from_becoming_a_graph(counts):
 
 
 def test_entries_are_compiled_at_their_first_use_and_once(cuda, counts):
-    compiling.compiled.cache_clear()
+    compiling._loaded.clear()
     a = cuda.zeros((2, 2), float)
     for shape in ((2, 2), (9, 5)):
         a = cuda.zeros(shape, float)
@@ -363,7 +363,7 @@ def test_errors_of_cuda_become_one_line(cuda, monkeypatch, tmp_path, raised, sai
     def refuse(source: str, options: tuple[str, ...], **more: Any) -> Any:
         raise raised
 
-    compiling.compiled.cache_clear()
+    compiling._loaded.clear()
     monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(cuda.cupy.cuda.compiler, "compile_using_nvrtc", refuse)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy import compiling
+from gpubackprop.backends.cupy import CupyBackend, compiling
 from gpubackprop.backends.cupy.launcher import Launcher
+from gpubackprop.errors import DeviceUnavailable
+from gpubackprop.formulas import ACTIVATIONS
 from tests import emulator
 from tests.emulator import cupy_stub
 
@@ -35,13 +39,13 @@ def cupy(monkeypatch, tmp_path) -> Iterator[SimpleNamespace]:
         monkeypatch.setattr(module.cuda.compiler, "compile_using_nvrtc", compile_and_note)
         monkeypatch.setattr(compiling, "_own_directory", lambda: own)
         yield SimpleNamespace(module=module, sources=sources, directory=tmp_path / "cache")
-        compiling.compiled.cache_clear()
+        compiling._loaded.clear()
 
 
 def compile_anew(cupy, index: int = 0, entry=ENTRY):
     """As a new process would."""
-    compiling.compiled.cache_clear()
-    return compiling.compiled(cupy.module, index, *entry)
+    compiling._loaded.clear()
+    return compiling.compiled(cupy.module, index, entry)
 
 
 def test_a_second_process_reads_what_the_first_compiled(cupy):
@@ -67,6 +71,55 @@ def test_whatever_the_code_depends_on_compiles_it_again(cupy, monkeypatch):
     assert len(cupy.sources) == 6
     compile_anew(cupy, index=1)  # another GPU of the same kind
     assert len(cupy.sources) == 6
+
+
+def test_what_a_plan_needs_is_compiled_at_the_same_time(cupy, monkeypatch):
+    """A barrier that only two compilations at a time can pass."""
+    monkeypatch.setattr(compiling, "usable_cores", lambda: 2)
+    compile_one, both = cupy.module.cuda.compiler.compile_using_nvrtc, threading.Barrier(2)
+
+    def compile_with_another(*args, **options):
+        both.wait(timeout=10)
+        return compile_one(*args, **options)
+
+    monkeypatch.setattr(cupy.module.cuda.compiler, "compile_using_nvrtc", compile_with_another)
+    backend = CupyBackend(0)
+    a, seen = backend.asarray(np.ones((3, 2))), []
+
+    def emit(verbs):
+        verbs.activation_forward(a, ACTIVATIONS["relu"], a)
+        verbs.call(seen.append, 1)
+        verbs.activation_forward(a, ACTIVATIONS["tanh"], a)
+        verbs.activation_forward(a, ACTIVATIONS["relu"], a)
+
+    compiling._loaded.clear()
+    replay = backend.plan(emit)
+    assert (len(cupy.sources), seen) == (2, [])
+    replay()
+    assert seen == [1]
+    assert np.array_equal(backend.to_host(a), np.full((3, 2), np.tanh(1.0)))
+    backend.plan(emit)
+    compiling._loaded.clear()  # a new process
+    backend.plan(emit)
+    assert len(cupy.sources) == 2, "they were on disk"
+
+
+def test_an_entry_of_a_plan_that_does_not_compile_is_named(cupy, monkeypatch):
+    def refuse(*args, **options):
+        raise cupy_stub.CompileException("a.cu(1): error: bad")
+
+    monkeypatch.setattr(cupy.module.cuda.compiler, "compile_using_nvrtc", refuse)
+    backend = CupyBackend(0)
+    a = backend.zeros((3, 2), float)
+
+    def emit(verbs):
+        verbs.activation_forward(a, ACTIVATIONS["relu"], a)
+        verbs.activation_forward(a, ACTIVATIONS["tanh"], a)
+
+    compiling._loaded.clear()
+    said = "compiling affine_epilogue_relu_f64, affine_epilogue_tanh_f64"
+    with pytest.raises(DeviceUnavailable, match=said):
+        backend.plan(emit)
 
 
 @pytest.mark.parametrize("reason", ["not a directory", "in memory"])

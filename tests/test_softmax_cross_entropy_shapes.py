@@ -184,6 +184,14 @@ def test_an_out_that_overlaps_something_is_refused_and_never_silently_wrong():
     if ways.on_host():  # CuPy has no read-only arrays
         with pytest.raises(OptionError, match="out is read-only"):
             softmax_cross_entropy(z, t, out=frozen)
+        for strides in ((0, 8), (48, 0), (8, 8)):
+            folded = np.lib.stride_tricks.as_strided(np.empty(60), (10, 6), strides)
+            with pytest.raises(OptionError, match="more elements than places in memory"):
+                softmax_cross_entropy(z, t, out=folded)
+        for order in (np.empty((6, 10)).T, np.empty((20, 7))[::-2, 1:]):
+            _, delta = softmax_cross_entropy(z, t, out=order)
+            assert delta is order
+            np.testing.assert_array_equal(delta, softmax_cross_entropy(z, t)[1])
     shapes_and_dtypes = [np.empty((10, 5)), np.empty((10, 6), np.float32)]
     for bad in [*shapes_and_dtypes, *([[[0.0] * 6] * 10] if ways.on_host() else [])]:
         with pytest.raises(

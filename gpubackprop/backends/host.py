@@ -27,20 +27,23 @@ class CpuReport:
 def probe_cpu() -> CpuReport:
     """The processor, the cores that this process may use, and NumPy's BLAS."""
     machine_cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     config: Any = np.show_config(mode="dicts")
     blas = config.get("Build Dependencies", {}).get("blas", {})
     return CpuReport(
         model=_cpu_model(),
-        cores=cores,
+        cores=usable_cores(),
         machine_cores=machine_cores,
         blas=blas.get("name", "unknown"),
         blas_version=blas.get("version", "unknown"),
         blas_threads=_blas_threads(),
     )
+
+
+def usable_cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
 
 
 def _cpu_model() -> str:

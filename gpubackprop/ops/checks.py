@@ -114,6 +114,11 @@ def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOS
         )
     if not memory.writeable(out):
         raise OptionError(f"out is read-only; {op} needs an array that it may write into")
+    if _meets_itself(out):
+        raise OptionError(
+            f"out has more elements than places in memory (strides {out.strides} for shape "
+            f"{out.shape}); pass np.empty_like({name})"
+        )
     if out is like or same_view(out, like, memory):
         return like if memory.writeable(like) else out
     if memory.xp.may_share_memory(out, like):
@@ -122,6 +127,16 @@ def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOS
             f"place, or memory of its own"
         )
     return out
+
+
+def _meets_itself(out: Array) -> bool:
+    """Whether a dimension steps within what smaller steps span: such as a broadcast one."""
+    spanned = int(out.itemsize)
+    for stride, size in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
+        if size > 1 and stride < spanned:
+            return bool(out.size)
+        spanned += stride * (size - 1)
+    return False
 
 
 def no_overlap(out: Array, memory: Memory, **inputs: Any) -> None:

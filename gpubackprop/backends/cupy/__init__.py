@@ -2,9 +2,9 @@
 
 Every verb writes into arrays that the caller gives, and returns before the GPU has done the work,
 which is queued on the caller's current CuPy stream of the backend's device. A verb called on a
-`CupyBackend` is issued at once; ``plan(emit)`` records the verbs that ``emit(verbs)`` calls and
-returns a function that issues them again. Only `to_host`, `all_finite` and `check_labels` wait for
-the device.
+`CupyBackend` is issued at once; ``plan(emit)`` records the verbs that ``emit(verbs)`` calls,
+compiles the kernels that they need and returns a function that issues them again. Only `to_host`,
+`all_finite` and `check_labels` wait for the device.
 
 CuPy is imported when a `CupyBackend` is made, never when this module is. Not measured on a GPU.
 """
@@ -69,6 +69,7 @@ class CupyBackend(DeviceMemory):
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
         emit(recorder)
+        tape.complete(self.launcher)
         graph, labels = None, recorder._labels[0]
         if tape.capturable:
             with explained(self.cupy, "capturing a step"), self.cupy.cuda.Device(self.index):
@@ -122,8 +123,11 @@ class CupyBackend(DeviceMemory):
         self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
     ) -> None:
         """Issue one planned launch."""
-        entry, call = self.launcher.bind(kernel, launch, arguments, formula)
-        self._issue(entry, *call)
+        call = self.launcher.bind(kernel, launch, arguments, formula)
+        if self._tape is not None:
+            self._tape.launch(launch, *call)
+        else:
+            self._issue(self.launcher.entry(launch), *call)
 
     # -- rows -------------------------------------------------------------------------------------
 

@@ -12,33 +12,63 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.backends.host import usable_cores
 from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 
 Defines = tuple[tuple[str, str], ...]
+Entry = tuple[str, str, Defines]
 # Subnormal numbers are kept; division and square root are rounded correctly.
 OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
 
 
-@cache
-def compiled(cupy: Any, index: int, source: str, entry: str, defines: Defines) -> Any:
+_loaded: dict[tuple[Any, int, Entry], Any] = {}
+
+
+def compiled(cupy: Any, index: int, entry: Entry) -> Any:
     """One entry, compiled for the current device, number `index`, or read from the disk.
 
     Parameters
     ----------
-    source : a file of `kernels_directory()`. entry : name of its `__global__` function.
-    defines : macros that leave this entry alone; they stand before the text.
+    entry : (source, name, defines), a file of `kernels_directory()`, the name of its `__global__`
+        function, and macros that leave this entry alone; they stand before the text.
     """
+    if (cupy, index, entry) not in _loaded:
+        file, code = _place(cupy, index, entry)
+        if not file.exists():
+            _write(file, _compile(cupy, code))
+        _loaded[cupy, index, entry] = cupy.RawModule(path=str(file)).get_function(entry[1])
+    return _loaded[cupy, index, entry]
+
+
+def compile_together(cupy: Any, index: int, entries: Iterable[Entry]) -> None:
+    """Put the machine code of several entries on disk, for `compiled`, if it is not there yet: in
+    as many threads as there are cores, since NVRTC runs without Python's lock."""
+    new = [entry for entry in entries if (cupy, index, entry) not in _loaded]
+    places = dict(_place(cupy, index, entry) for entry in new)
+    missing = [(file, code) for file, code in places.items() if not file.exists()]
+
+    def one(missing: tuple[Path, str]) -> None:
+        with cupy.cuda.Device(index):  # each thread has a current device of its own
+            _write(missing[0], _compile(cupy, missing[1]))
+
+    if len(missing) > 1:  # a single one is left to `compiled`
+        with ThreadPoolExecutor(min(len(missing), usable_cores())) as threads:
+            list(threads.map(one, missing))
+
+
+def _place(cupy: Any, index: int, entry: Entry) -> tuple[Path, str]:
+    """Where the machine code of an entry is kept, and the text that it is made of."""
+    source, _, defines = entry
     macros = "".join(f"#define {name} {value}\n" for name, value in defines)
     text = (kernels_directory() / source).read_text(encoding="utf-8")
     code = f'{macros}#line 1 "{source}"\n{text}'
-    file = cache_directory() / f"{_key(cupy, index, code)}.cubin"
-    if not file.exists():
-        _write(file, _compile(cupy, code))
-    return cupy.RawModule(path=str(file)).get_function(entry)
+    return cache_directory() / f"{_key(cupy, index, code)}.cubin", code
 
 
 def _compile(cupy: Any, code: str) -> bytes:

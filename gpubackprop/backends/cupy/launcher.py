@@ -7,13 +7,13 @@ does not fit is an error here instead of a wrong number on the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy.compiling import compiled
+from gpubackprop.backends.cupy.compiling import Entry, compile_together, compiled
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy_launch import DeviceProperties, Launch, plan, suffix_of
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
@@ -98,8 +98,8 @@ class Launcher:
 
     def bind(
         self, kernel: str, launch: Launch, arguments: Sequence[Any], formula: Any = ""
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """The compiled entry and its (grid, block, arguments), every argument checked and cast."""
+    ) -> tuple[Any, ...]:
+        """(grid, block, arguments) for the entry, every argument checked and cast."""
         letters = _letters(launch, formula)
         parameters = PARAMETERS[kernel].split()
         if len(arguments) != len(parameters):
@@ -110,11 +110,7 @@ class Launcher:
             else _scalar(kind, letters, value)
             for number, (kind, value) in enumerate(zip(parameters, arguments, strict=True))
         )
-        entry = self.entry(launch)
-        if launch.shared_bytes:
-            self._allow_shared(entry, launch)
-            entry = partial(entry, shared_mem=launch.shared_bytes)
-        return entry, (launch.grid, launch.block, cast)
+        return launch.grid, launch.block, cast
 
     def _allow_shared(self, entry: Any, launch: Launch) -> None:
         """CUDA gives an entry more than 48 KiB, its static shared memory included, only where that
@@ -130,9 +126,20 @@ class Launcher:
         self._with_all_shared.add(launch.entry)
 
     def entry(self, launch: Launch) -> Any:
-        """The compiled kernel."""
+        """The compiled kernel, which takes what `bind` gives."""
         with explained(self.cupy, f"compiling {launch.entry}"), self.cupy.cuda.Device(self.index):
-            return compiled(self.cupy, self.index, launch.source, launch.entry, launch.defines)
+            entry = compiled(self.cupy, self.index, _entry(launch))
+        if not launch.shared_bytes:
+            return entry
+        self._allow_shared(entry, launch)
+        return partial(entry, shared_mem=launch.shared_bytes)
+
+    def compile_together(self, launches: Iterable[Launch]) -> None:
+        """Compile those that were never used, several at a time."""
+        entries = {_entry(launch) for launch in launches}
+        what = "compiling " + ", ".join(sorted(name for _, name, _ in entries))
+        with explained(self.cupy, what), self.cupy.cuda.Device(self.index):
+            compile_together(self.cupy, self.index, entries)
 
     def _pointer(self, entry: str, number: int, array: Any, suffix: str) -> Any:
         if array is None:
@@ -155,6 +162,10 @@ class Launcher:
         if array.size:
             _check_layout(entry, number, array)
         return array
+
+
+def _entry(launch: Launch) -> Entry:
+    return launch.source, launch.entry, launch.defines
 
 
 def _letters(launch: Launch, formula: Any) -> dict[str, str]:

@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cupy.launcher import Launcher
+from gpubackprop.backends.cupy_launch import Launch
+
 # cuBLAS's and CUDA's own numbers (cublas_api.h, library_types.h).
 CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 COMPUTE_32F, GEMM_DEFAULT, OP_N, OP_T = 68, -1, 0, 1
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def _missing(*_: Any) -> None:
+    raise AssertionError("a tape was run before it was complete")
 
 
 class Tape:
@@ -31,9 +38,22 @@ class Tape:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.capturable = True
+        self._launches: dict[int, Launch] = {}  # whose entries are missing in `calls`
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> None:
         self.calls.append((function, args))
+
+    def launch(self, launch: Launch, *args: Any) -> None:
+        """Record a call of the launch's entry, which `complete` puts in."""
+        self._launches[len(self.calls)] = launch
+        self(_missing, *args)
+
+    def complete(self, launcher: Launcher) -> None:
+        """Get the entries: all that must be compiled are compiled together."""
+        launcher.compile_together(self._launches.values())
+        for place, launch in self._launches.items():
+            self.calls[place] = launcher.entry(launch), self.calls[place][1]
+        self._launches.clear()
 
     def run(self) -> None:
         for function, args in self.calls:

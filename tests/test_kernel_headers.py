@@ -1,0 +1,112 @@
+"""include/vector.cuh and include/reduce.cuh: parts of packs, and sums over groups of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import emulator
+from tests.emulator.arrays import Guarded, wide
+from tests.emulator.module import HERE, Module
+from tests.emulator.traffic import count_traffic
+from tests.emulator.verbs import DTYPES, compute_dtype
+
+pytestmark = pytest.mark.skipif(
+    bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+)
+PROBES = HERE / "probes.cu"
+STORAGE = ("f64", "f32", "f16", "bf16")
+
+
+def run(entry: str, *arguments: Any, block: tuple[int, ...] = (1,)) -> None:
+    Module(PROBES)(entry, (1,), block, arguments)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_a_part_of_a_pack_is_moved_and_nothing_beside_it(dtype):
+    kind = DTYPES[dtype]
+    elements = 16 // kind.itemsize
+    parts = [(lo, hi) for hi in range(elements + 1) for lo in range(hi + 1)]
+    for shift in range(elements):
+        for lo, hi in parts:
+            memory = Guarded()
+            x, loaded, stored, words = (
+                memory.normal((elements,), kind, shift=at) for at in (shift, 0, shift, shift)
+            )
+            want = [array.copy() for array in (loaded, stored, words)]
+            want[0][...] = 0
+            for array in want:
+                array[lo:hi] = x[lo:hi]
+            run(f"probe_part_{dtype}", x, loaded, stored, words, np.int32(lo), np.int32(hi))
+            memory.check()
+            for got, wanted in zip((loaded, stored, words), want, strict=True):
+                assert got.tobytes() == wanted.tobytes(), (shift, lo, hi)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_a_whole_pack_at_a_multiple_of_16_bytes_is_one_access(dtype):
+    kind = DTYPES[dtype]
+    elements = 16 // kind.itemsize
+    module = Module(PROBES, "traffic")
+    for shift, hi in ((0, elements), (1, elements), (0, elements - 1)):
+        arrays = [Guarded().normal((elements,), kind, shift=shift) for _ in range(4)]
+        arguments = (*arrays, np.int32(0), np.int32(hi))
+        counted = count_traffic(module, f"probe_part_{dtype}", (1,), (1,), arguments)
+        widest = 16 if (shift, hi) == (0, elements) else kind.itemsize
+        assert [counted[n].widest for n in (0, 2, 3)] == [widest] * 3, (shift, hi)
+        assert counted[0].reads == counted[2].writes == counted[3].writes == hi / elements
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_a_pack_is_rounded_to_nearest_even(dtype):
+    kind, compute = DTYPES[dtype], compute_dtype(DTYPES[dtype])
+    elements = 16 // kind.itemsize
+    x = np.random.default_rng(0).normal(size=elements).astype(compute)
+    x[:2] = 1 + 2.0**-11, 1 + 3 * 2.0**-8  # ties of float16 and of bfloat16
+    for shift in (0, 1):
+        rounded = Guarded().empty((elements,), kind, shift=shift)
+        run(f"probe_narrow_{dtype}", x, rounded)
+        assert rounded.tobytes() == x.astype(kind).tobytes()
+
+
+@pytest.mark.parametrize(
+    "block", [(1, 64), (2, 32), (8, 8), (16, 4), (32, 2), (64, 1), (96, 1), (1024, 1)], ids=str
+)
+def test_each_thread_has_the_sum_and_the_maximum_of_its_group(block):
+    x = np.random.default_rng(1).integers(-9, 9, (2, block[1], block[0])).astype(np.float32)
+    sums, maxima = np.empty_like(x), np.empty_like(x)
+    run("probe_groups", x, sums, maxima, block=block)
+    assert np.array_equal(sums, np.broadcast_to(x.sum(2, keepdims=True), x.shape))
+    assert np.array_equal(maxima, np.broadcast_to(x.max(2, keepdims=True), x.shape))
+
+
+def test_a_group_has_no_maximum_above_its_own_and_no_nan():
+    x = np.full((2, 1, 64), -np.inf, np.float32)
+    x[1] = np.nan
+    sums, maxima = np.empty_like(x), np.empty_like(x)
+    run("probe_groups", x, sums, maxima, block=(64, 1))
+    assert np.array_equal(maxima[0], x[0])
+    assert np.isnan(sums[1]).all()
+    x[1, 0, 3] = -7
+    run("probe_groups", x, sums, maxima, block=(64, 1))
+    assert (maxima[1] == -7).all()
+
+
+@pytest.mark.parametrize("large_first", [True, False])
+def test_a_compensated_sum_is_right_to_its_last_place(large_first):
+    rng = np.random.default_rng(2)
+    a, b = (rng.random(1000).astype(np.float32) for _ in range(2))
+    a[0 if large_first else -1] = 2.0**20
+    out = np.empty(2, np.float32)
+    run("probe_compensated", a, b, np.int64(len(a)), out)
+    want = np.array([wide(a).sum(), (wide(a) * wide(b)).sum()])
+    np.testing.assert_array_max_ulp(out, want.astype(np.float32), 1)
+
+
+def test_a_compensated_sum_that_overflows_is_infinite_and_not_nan():
+    out = np.empty(2, np.float32)
+    large = np.full(3, 3e38, np.float32)
+    run("probe_compensated", large, large, np.int64(3), out)
+    assert (out == np.inf).all()
