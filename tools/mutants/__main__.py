@@ -89,7 +89,7 @@ def _all(
 ) -> int:
     sources, stop = Sources(), time.time() + 60 * options.minutes
     waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
-    waiting.sort(key=lambda m: bool(reason_of(m.file, m.before, m.after)))  # these take all tests
+    waiting.sort(key=lambda m: bool(reason_of(m)))  # these take all tests
     print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
     if waiting:
         with Crew(options.jobs, options.tests) as crew:
@@ -107,9 +107,9 @@ def _all(
 def _outcome(verdicts: dict[Mutant, str]) -> int:
     """Print the sum; 0 where enough were killed."""
     for mutant, verdict in verdicts.items():
-        if report.outcome(mutant.file, verdict, mutant.before, mutant.after) == "survivors":
+        if report.outcome(mutant, verdict) == "survivors":
             print(shown(mutant, verdict.upper()))
-        if "::" in verdict and reason_of(mutant.file, mutant.before, mutant.after):
+        if "::" in verdict and reason_of(mutant):
             raise SystemExit(f"error: listed as equivalent, but killed:\n{shown(mutant, verdict)}")
     counts = report.count(verdicts)
     print(f"{counts.killed} killed, {counts.survivors} survived: {counts.share:.1%} of those that "

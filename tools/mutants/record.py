@@ -73,8 +73,8 @@ def _hash(*texts: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One verdict on record. `code` and `other` are hashes of what it rests on; the last three are
-    there where the report shows the mutant."""
+    """One verdict on record. `code` and `other` are hashes of what it rests on; what follows the
+    verdict is there where the report shows the mutant."""
 
     code: str
     other: str
@@ -82,6 +82,10 @@ class Entry:
     line: int = 0
     before: str = ""
     after: str = ""
+    nth: int = 0
+
+    def mutant(self, file: str) -> Mutant:
+        return Mutant(file, self.line, "", self.before, self.after, self.nth)
 
 
 class Record:
@@ -106,7 +110,7 @@ class Record:
         entry = self.entries.get(mutant.file, {}).get(mutant.key)
         if entry is None or entry.code != sources.code[mutant.file]:
             return ""
-        listed = entry.verdict == SURVIVED and reason_of(mutant.file, mutant.before, mutant.after)
+        listed = entry.verdict == SURVIVED and reason_of(mutant)
         stands = listed or entry.other == sources.rests_on(entry.verdict)
         return entry.verdict if stands else ""
 
@@ -114,7 +118,7 @@ class Record:
         """Another run may write to the same file: what it added stays."""
         entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict)
         if verdict in (SURVIVED, SAME_CODE):
-            shown = mutant.line, mutant.before.strip(), mutant.after.strip()
+            shown = mutant.line, mutant.before.strip(), mutant.after.strip(), mutant.nth
             entry = Entry(entry.code, entry.other, verdict, *shown)
         with self._latest():
             self.entries.setdefault(mutant.file, {})[mutant.key] = entry
