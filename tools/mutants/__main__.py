@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mutants = [m for m in everything if re.search(options.only, m.file) and options.kind in m.kind]
     record = Record()
     if options.write:
+        record.forget_all_but(everything)
         report.write(record)
         return 0
     if options.sample:
@@ -58,7 +59,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tests", default="", metavar="TEXT", help="these only; keep no survivor")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
-    parser.add_argument("--write", action="store_true", help="the tables only, as --all does")
+    parser.add_argument("--write", action="store_true", help="run none; drop what is no mutant any more, write the tables")
     return parser.parse_args(arguments)
 
 

@@ -65,6 +65,9 @@ TABLE = (
     Equivalent(
         "activations.cuh", "return a > C(0) ? C(1) - t", "return a >= C(0) ? C(1) - t", SAME
     ),
+    Equivalent(
+        "activations.cuh", "return a > C(0) ? a : k * a", "return a >= C(0) ? a : k * a", SAME
+    ),
     Equivalent("activations.cuh", "x > C(40) ?", "x >= C(40) ?", SAME),
     Equivalent("activations.cuh", "(a > C(0) ? a : C(0)) +", "(a >= C(0) ? a : C(0)) +", SAME),
     Equivalent(

@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -84,6 +84,13 @@ class Entry:
     after: str = ""
     nth: int = 0
 
+    def shown(self, mutant: Mutant) -> Entry:
+        """With what the report shows of it."""
+        if self.verdict not in (SURVIVED, SAME_CODE):
+            return self
+        before, after = mutant.before.strip(), mutant.after.strip()
+        return replace(self, line=mutant.line, before=before, after=after, nth=mutant.nth)
+
     def mutant(self, file: str) -> Mutant:
         return Mutant(file, self.line, "", self.before, self.after, self.nth)
 
@@ -116,23 +123,20 @@ class Record:
 
     def keep(self, mutant: Mutant, verdict: str, sources: Sources) -> None:
         """Another run may write to the same file: what it added stays."""
-        entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict)
-        if verdict in (SURVIVED, SAME_CODE):
-            shown = mutant.line, mutant.before.strip(), mutant.after.strip(), mutant.nth
-            entry = Entry(entry.code, entry.other, verdict, *shown)
+        entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict).shown(mutant)
         with self._latest():
             self.entries.setdefault(mutant.file, {})[mutant.key] = entry
             self.dates[mutant.file] = date.today().isoformat()
 
     def forget_all_but(self, mutants: Iterable[Mutant]) -> None:
-        """Drop what is no mutant of today's sources, and count those."""
-        keys: dict[str, set[str]] = {}
+        """Drop what is no mutant of today's sources, count those, and show them where they are."""
+        keys: dict[str, dict[str, Mutant]] = {}
         for mutant in mutants:
-            keys.setdefault(mutant.file, set()).add(mutant.key)
+            keys.setdefault(mutant.file, {})[mutant.key] = mutant
         with self._latest():
             old, self.made = self.entries, {file: len(own) for file, own in keys.items()}
             self.entries = {
-                file: {key: e for key, e in old.get(file, {}).items() if key in own}
+                file: {key: e.shown(own[key]) for key, e in old.get(file, {}).items() if key in own}
                 for file, own in keys.items()
             }
 
