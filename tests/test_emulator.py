@@ -24,8 +24,8 @@ def arguments(count: int = 128) -> tuple[np.ndarray, np.ndarray, np.int64]:
     return np.arange(count, dtype=np.float32), np.zeros(count, np.float32), np.int64(count)
 
 
-def sanitized(entry: str, mode: str, threads: int = 128, shared: int = 0) -> str:
-    grid = (Module(FAULTS, load=False).clusters[entry],)
+def sanitized(entry: str, mode: str, threads: int = 128, shared: int = 0, clusters: int = 1) -> str:
+    grid = (clusters * Module(FAULTS, load=False).clusters[entry],)
     return run_sanitized([Launch(FAULTS, entry, grid, (threads,), arguments(), shared)], mode)
 
 
@@ -36,6 +36,7 @@ def test_a_kernel_without_fault_computes_and_passes_all_checkers():
     assert sanitized("doubled", "address") == ""
     assert sanitized("barrier_in_place", "thread") == ""
     assert sanitized("lanes_in_order", "thread", 32) == ""
+    assert sanitized("blocks_apart", "thread", 64, clusters=2) == ""
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,13 @@ def test_address_mode_finds(entry, said):
 )
 def test_thread_mode_finds_a_missing_barrier_at_its_line(entry, threads):
     report = sanitized(entry, "thread", threads)
+    assert "data race" in report
+    assert "faults.cu" in report
+
+
+@pytest.mark.parametrize("entry", ["blocks_in_turn", "blocks_that_write_one_place"])
+def test_thread_mode_knows_that_blocks_run_at_the_same_time(entry):
+    report = sanitized(entry, "thread", 64, clusters=2)
     assert "data race" in report
     assert "faults.cu" in report
 

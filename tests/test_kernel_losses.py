@@ -200,5 +200,8 @@ def test_row_weights_without_labels_and_with_a_bad_one():
     out = np.empty(300, np.float32)
     Verbs().row_weights(None, out, factor=4.0)
     assert (out == 4).all()
+    sample = np.arange(300, dtype=np.float32)
+    Verbs().row_weights(None, out, sample, factor=4.0)
+    assert (out == 4 * sample).all()
     Verbs().row_weights(np.full(300, 9), out, classes=9)
     assert np.isnan(out).all()

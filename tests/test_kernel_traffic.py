@@ -232,6 +232,17 @@ def test_norm_and_gather_read_once():
     assert_once(counted[x], 0, 1)
 
 
+def test_weights_of_rows_read_and_write_once():
+    memory, rows = Guarded(), 20_000  # more than threads
+    labels, sample = memory.put(np.arange(rows) % 7), memory.normal((rows,), np.float32)
+    weights, counted = memory.empty((rows,), np.float32), Counted()
+    counted.verbs.row_weights(labels, weights, sample, classes=7)
+    note("row_weights i64", labels=counted[labels], out=counted[weights])
+    assert_once(counted[labels], 1, 0, widest=8)
+    assert_once(counted[sample], 1, 0, widest=4)
+    assert_once(counted[weights], 0, 1, widest=4)
+
+
 @pytest.mark.parametrize("classes", [10, 1000, 4096])
 def test_pointwise_losses_read_and_write_once(classes):
     memory, rows = Guarded(), 64

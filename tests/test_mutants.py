@@ -74,6 +74,16 @@ def test_comments_directives_and_lines_for_gpu_compilers_are_left_alone():
     assert {m.line for m in mutants_of("x.cu", text)} == {7, 14}
 
 
+def test_a_reason_may_be_of_one_of_several_equal_lines_or_of_the_end_of_a_line():
+    loop = "for (int i = 0; i < n; ++i)"
+    made = [m for m in mutants_of("x.cu", f"{loop}\n{loop}\n{loop} a[i];\n") if "<=" in m.after]
+    ends = equivalent.Equivalent("x.cu", "i < n; ++i)\n", "i <= n; ++i)\n", "a reason")
+    assert [ends.matches(m) for m in made] == [True, True, False]
+    second = ends._replace(nth=1)
+    assert [second.matches(m) for m in made] == [False, True, False]
+    assert not ends._replace(file="y.cu").matches(made[0])
+
+
 def test_every_source_is_mutated():
     with_code = {m.file for m in all_mutants()}
     without = {p.relative_to(KERNELS).as_posix() for p in KERNELS.rglob("*.cu*")} - with_code

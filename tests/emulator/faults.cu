@@ -105,6 +105,20 @@ extern "C" __global__ void twice(const float* x, float* y, int64 n) {
     y[threadIdx.x] = again[threadIdx.x] + again[threadIdx.x];
 }
 
+extern "C" __global__ void blocks_in_turn(const float* x, float* y, int64 n) {
+    if (blockIdx.x == 0) y[threadIdx.x] = x[threadIdx.x];  // the other block may be faster
+    if (blockIdx.x == 1) y[64 + threadIdx.x] = y[threadIdx.x];
+}
+extern "C" __global__ void blocks_that_write_one_place(const float* x, float* y, int64 n) {
+    if (threadIdx.x == 0) y[0] = x[blockIdx.x];
+}
+extern "C" __global__ void blocks_apart(const float* x, float* y, int64 n) {  // nothing wrong
+    __shared__ float t[64];
+    t[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    y[blockIdx.x * 64 + threadIdx.x] = t[threadIdx.x ^ 32];
+}
+
 extern "C" __global__ void CLUSTER_DIMS(2) no_cluster_barrier(const float* x, float* y, int64 n) {
     __shared__ float t[32];
     t[threadIdx.x] = x[threadIdx.x];

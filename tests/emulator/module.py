@@ -141,11 +141,6 @@ def signatures(path: Path, defines: dict[str, str] | None = None) -> dict[str, l
     return _signatures(_preprocess(path, tuple(sorted((defines or {}).items()))))
 
 
-def preprocessed(path: Path) -> str:
-    """A source with its headers in place; nothing is compiled."""
-    return _preprocess(path, ())
-
-
 def object_code(path: Path) -> bytes:
     """What g++ makes of a source at -O2: equal for two sources that differ in nothing."""
     text = _preprocess.__wrapped__(path, ())

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mutants = [m for m in everything if re.search(options.only, m.file) and options.kind in m.kind]
     record = Record()
     if options.write:
+        record.forget_all_but(everything)
         report.write(record)
         return 0
     if options.sample:
@@ -58,7 +59,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tests", default="", metavar="TEXT", help="these only; keep no survivor")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
-    parser.add_argument("--write", action="store_true", help="the tables only, as --all does")
+    parser.add_argument("--write", action="store_true", help="run none; drop what is no mutant any more, write the tables")
     return parser.parse_args(arguments)
 
 
@@ -89,7 +90,7 @@ def _all(
 ) -> int:
     sources, stop = Sources(), time.time() + 60 * options.minutes
     waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
-    waiting.sort(key=lambda m: bool(reason_of(m.file, m.before, m.after)))  # these take all tests
+    waiting.sort(key=lambda m: bool(reason_of(m)))  # these take all tests
     print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
     if waiting:
         with Crew(options.jobs, options.tests) as crew:
@@ -107,9 +108,9 @@ def _all(
 def _outcome(verdicts: dict[Mutant, str]) -> int:
     """Print the sum; 0 where enough were killed."""
     for mutant, verdict in verdicts.items():
-        if report.outcome(mutant.file, verdict, mutant.before, mutant.after) == "survivors":
+        if report.outcome(mutant, verdict) == "survivors":
             print(shown(mutant, verdict.upper()))
-        if "::" in verdict and reason_of(mutant.file, mutant.before, mutant.after):
+        if "::" in verdict and reason_of(mutant):
             raise SystemExit(f"error: listed as equivalent, but killed:\n{shown(mutant, verdict)}")
     counts = report.count(verdicts)
     print(f"{counts.killed} killed, {counts.survivors} survived: {counts.share:.1%} of those that "

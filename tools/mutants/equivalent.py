@@ -15,16 +15,21 @@ from tools.mutants.mutations import Mutant
 
 
 class Equivalent(NamedTuple):
-    """`old` stands once or more in each of `times` lines of `file`; the mutant says `new` there."""
+    """`old` stands once or more in each of `times` lines of `file`; the mutant says `new` there.
+    A line ends in "\\n", so `old` may. `nth`: of lines that read the same, this one alone."""
 
     file: str
     old: str
     new: str
     reason: str
     times: int = 1
+    nth: int | None = None
 
-    def matches(self, file: str, before: str, after: str) -> bool:
-        return file == self.file and any(
+    def matches(self, mutant: Mutant) -> bool:
+        if mutant.file != self.file or self.nth not in (None, mutant.nth):
+            return False
+        before, after = mutant.before.strip() + "\n", mutant.after.strip() + "\n"
+        return any(
             before[:at] + self.new + before[at + len(self.old) :] == after
             for at in range(len(before))
             if before.startswith(self.old, at)
@@ -48,6 +53,8 @@ NOT_READ = "a number more, which nobody reads"
 RANK = "the rank of a block without a cluster is 0"
 NO_ROW = "turns more, in which no group has a row"
 NULL_STAYS = "a null pointer and a stride of 0"
+GUARDED = "the element after the last is behind a condition that is false there"
+IN_GROUP = "lanes at a distance below `lanes`, a power of two, are in one group"
 LAST_TURN = "one more turn, in which no group has a row"
 
 SHORT = "softmax_cross_entropy_short.cu"
@@ -57,6 +64,9 @@ TABLE = (
     ),
     Equivalent(
         "activations.cuh", "return a > C(0) ? C(1) - t", "return a >= C(0) ? C(1) - t", SAME
+    ),
+    Equivalent(
+        "activations.cuh", "return a > C(0) ? a : k * a", "return a >= C(0) ? a : k * a", SAME
     ),
     Equivalent("activations.cuh", "x > C(40) ?", "x >= C(40) ?", SAME),
     Equivalent("activations.cuh", "(a > C(0) ? a : C(0)) +", "(a >= C(0) ? a : C(0)) +", SAME),
@@ -128,6 +138,11 @@ TABLE = (
     Equivalent("include/ptx.cuh", "d < -largest", "d <= -largest", SAME),
     Equivalent("include/ptx.cuh", "(d < 0 ? -double", "(d <= 0 ? -double", SAME),
     Equivalent("include/ptx.cuh", "(d < 0 ? -d :", "(d <= 0 ? -d :", SAME),
+    Equivalent("include/reduce.cuh", "step, lanes));", "step, 32));", IN_GROUP),
+    Equivalent("include/row_packs.cuh", "e < E; ++e)\n", "e <= E; ++e)\n", GUARDED, nth=1),
+    Equivalent("include/vector.cuh", "e < E; ++e)\n", "e <= E; ++e)\n", GUARDED),
+    Equivalent("include/vector.cuh", "e < PACK<T>; ++e)\n", "e <= PACK<T>; ++e)\n", GUARDED),
+    Equivalent(SHORT, "j < SHORT_VALUES;", "j <= SHORT_VALUES;", GUARDED, nth=2),
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
     Equivalent("include/strip.cuh", "at >= 0 ?", "at > 0 ?", SAME),
     Equivalent("include/strip.cuh", "at <= -E ?", "at < -E ?", SAME),
@@ -136,9 +151,9 @@ TABLE = (
 )
 
 
-def reason_of(file: str, before: str, after: str) -> str:
+def reason_of(mutant: Mutant) -> str:
     """Why the mutant is equivalent, or ""."""
-    return next((entry.reason for entry in TABLE if entry.matches(file, before, after)), "")
+    return next((entry.reason for entry in TABLE if entry.matches(mutant)), "")
 
 
 def stale(mutants: Iterable[Mutant]) -> list[str]:
@@ -146,7 +161,7 @@ def stale(mutants: Iterable[Mutant]) -> list[str]:
     found = dict.fromkeys(TABLE, 0)
     for mutant in mutants:
         for entry in TABLE:
-            found[entry] += entry.matches(mutant.file, mutant.before, mutant.after)
+            found[entry] += entry.matches(mutant)
     return [
         f"{entry.file}: {entry.old!r} -> {entry.new!r} is {found[entry]} mutants, not {entry.times}"
         for entry in TABLE

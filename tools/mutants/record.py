@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -73,8 +73,8 @@ def _hash(*texts: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One verdict on record. `code` and `other` are hashes of what it rests on; the last three are
-    there where the report shows the mutant."""
+    """One verdict on record. `code` and `other` are hashes of what it rests on; what follows the
+    verdict is there where the report shows the mutant."""
 
     code: str
     other: str
@@ -82,6 +82,17 @@ class Entry:
     line: int = 0
     before: str = ""
     after: str = ""
+    nth: int = 0
+
+    def shown(self, mutant: Mutant) -> Entry:
+        """With what the report shows of it."""
+        if self.verdict not in (SURVIVED, SAME_CODE):
+            return self
+        before, after = mutant.before.strip(), mutant.after.strip()
+        return replace(self, line=mutant.line, before=before, after=after, nth=mutant.nth)
+
+    def mutant(self, file: str) -> Mutant:
+        return Mutant(file, self.line, "", self.before, self.after, self.nth)
 
 
 class Record:
@@ -106,29 +117,26 @@ class Record:
         entry = self.entries.get(mutant.file, {}).get(mutant.key)
         if entry is None or entry.code != sources.code[mutant.file]:
             return ""
-        listed = entry.verdict == SURVIVED and reason_of(mutant.file, mutant.before, mutant.after)
+        listed = entry.verdict == SURVIVED and reason_of(mutant)
         stands = listed or entry.other == sources.rests_on(entry.verdict)
         return entry.verdict if stands else ""
 
     def keep(self, mutant: Mutant, verdict: str, sources: Sources) -> None:
         """Another run may write to the same file: what it added stays."""
-        entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict)
-        if verdict in (SURVIVED, SAME_CODE):
-            shown = mutant.line, mutant.before.strip(), mutant.after.strip()
-            entry = Entry(entry.code, entry.other, verdict, *shown)
+        entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict).shown(mutant)
         with self._latest():
             self.entries.setdefault(mutant.file, {})[mutant.key] = entry
             self.dates[mutant.file] = date.today().isoformat()
 
     def forget_all_but(self, mutants: Iterable[Mutant]) -> None:
-        """Drop what is no mutant of today's sources, and count those."""
-        keys: dict[str, set[str]] = {}
+        """Drop what is no mutant of today's sources, count those, and show them where they are."""
+        keys: dict[str, dict[str, Mutant]] = {}
         for mutant in mutants:
-            keys.setdefault(mutant.file, set()).add(mutant.key)
+            keys.setdefault(mutant.file, {})[mutant.key] = mutant
         with self._latest():
             old, self.made = self.entries, {file: len(own) for file, own in keys.items()}
             self.entries = {
-                file: {key: e for key, e in old.get(file, {}).items() if key in own}
+                file: {key: e.shown(own[key]) for key, e in old.get(file, {}).items() if key in own}
                 for file, own in keys.items()
             }
 

@@ -39,19 +39,17 @@ class Counts:
         return "| " + " | ".join([name, *map(str, numbers), share, when]) + " |"
 
 
-def outcome(file: str, verdict: str, before: str, after: str) -> str:
+def outcome(mutant: Mutant, verdict: str) -> str:
     """The attribute of `Counts` in which it counts."""
     if verdict == DOES_NOT_COMPILE:
         return "broken"
-    if verdict == SAME_CODE or (verdict == SURVIVED and reason_of(file, before, after)):
+    if verdict == SAME_CODE or (verdict == SURVIVED and reason_of(mutant)):
         return "equivalent"
     return "survivors" if verdict == SURVIVED else "killed"
 
 
 def count(verdicts: dict[Mutant, str]) -> Counts:
-    return Counts(
-        **Counter(outcome(m.file, v, m.before, m.after) for m, v in verdicts.items() if v)
-    )
+    return Counts(**Counter(outcome(mutant, v) for mutant, v in verdicts.items() if v))
 
 
 def table(record: Record) -> str:
@@ -64,7 +62,7 @@ def table(record: Record) -> str:
     whole: Counter[str] = Counter()
     all_made = 0
     for file, entries in sorted(record.entries.items()):
-        found = Counter(outcome(file, e.verdict, e.before, e.after) for e in entries.values())
+        found = Counter(outcome(e.mutant(file), e.verdict) for e in entries.values())
         made, when = record.made[file], record.dates.get(file, "")
         if made == len(entries):
             whole += found
@@ -80,7 +78,7 @@ def listing(record: Record) -> str:
     survivors, reasons = [], dict[str, list[str]]()
     for file, entry in _shown(record):
         line = f"- `{file}:{entry.line}`: `{entry.before}` → `{entry.after}`"
-        reason = reason_of(file, entry.before, entry.after)
+        reason = reason_of(entry.mutant(file))
         if entry.verdict == SAME_CODE:
             reasons.setdefault(SAME_OBJECT, []).append(line)
         elif reason:

@@ -16,7 +16,7 @@ inline Fiber caller;
 inline const void* caller_stack;
 inline size_t caller_stack_size;
 inline unsigned alive_count, arrived_count, barrier_round;  // of the cluster, at its barrier
-inline char cluster_order[2];  // of this barrier and of the next: see block_barrier
+inline unsigned clusters_run;  // in this launch
 inline unsigned long idle_switches;
 inline void (*kernel_body)(void*);
 inline void* kernel_arguments;
@@ -94,12 +94,19 @@ EMU_BARE inline void thread_entry() {
     }
 }
 
+// ThreadSanitizer sees no race between two blocks' threads that run on one fiber, so each cluster's are
+// moved on by some, and few pairs of threads are on one more than once.
+EMU_BARE inline unsigned first_fiber() {
+    unsigned spare = MAX_CLUSTER * MAX_THREADS - thread_count;
+    return __tsan_create_fiber && spare > 0 ? clusters_run % 16 * 7 % spare : 0;
+}
+
 EMU_BARE inline void prepare_thread(unsigned place, unsigned number) {
     Block& block = blocks[number / block_threads];
     unsigned n = number % block_threads;
     Thread& thread = threads[place];
     thread = Thread{};
-    thread.fiber = &fibers()[place];
+    thread.fiber = &fibers()[place + first_fiber()];
     thread.block = &block;
     thread.number = n;
     thread.index = {n % block_shape.x, n / block_shape.x % block_shape.y, n / (block_shape.x * block_shape.y)};
@@ -115,6 +122,7 @@ EMU_BARE inline void run_cluster(uint3 first, unsigned rotation) {
     idle_switches = 0;
     caller_stack = nullptr;
     forget_copies();
+    cluster_memory_begins();
     for (unsigned rank = 0; rank < cluster_size; ++rank) {
         blocks[rank] = Block{{first.x + rank, first.y, first.z}, rank, block_threads};
         block_memory_begins(rank);
@@ -123,11 +131,12 @@ EMU_BARE inline void run_cluster(uint3 first, unsigned rotation) {
     for (unsigned place = 0; place < thread_count; ++place)
         prepare_thread(place, unsigned((uint64_t(place) * stride + rotation) % thread_count));
     if (__tsan_get_current_fiber) caller.tsan = __tsan_get_current_fiber();
-    release(&kernel_body);
+    release(&kernel_body);  // the caller acquires at the end of the launch: nothing orders clusters
     current = &threads[0];
     switch_fiber(caller, *threads[0].fiber, false);
-    acquire(&caller);
     current = nullptr;
+    cluster_memory_ends();
+    ++clusters_run;
     if (emu_traffic_cluster_ended) emu_traffic_cluster_ended();
 }
 
@@ -158,7 +167,7 @@ EMU_BARE inline void cluster_arrive() {
     if (current->arrived) EMU_FAIL("cluster_arrive twice without cluster_wait");
     current->arrived = true;
     current->cluster_round = barrier_round;
-    release(&cluster_order[barrier_round % 2]);
+    release(&blocks[0].cluster_order[barrier_round % 2]);
     if (++arrived_count == alive_count) {
         arrived_count = 0;
         ++barrier_round;
@@ -170,7 +179,7 @@ EMU_BARE inline void cluster_wait() {
     while (current->cluster_round == barrier_round) wait_in("cluster_wait");
     current->arrived = false;
     idle_switches = 0;
-    acquire(&cluster_order[current->cluster_round % 2]);
+    acquire(&blocks[0].cluster_order[current->cluster_round % 2]);
 }
 
 // A shuffle or a vote waits for the lanes of its mask, but orders none of their accesses to memory, so
@@ -216,9 +225,11 @@ void launch(void (*kernel)(A...), unsigned cluster, dim3 grid, dim3 block, size_
     cluster_size = cluster;
     block_threads = block.x * block.y * block.z;
     launch_memory_begins(shared);
+    clusters_run = 0;
     for (unsigned z = 0; z < grid.z; ++z)
         for (unsigned y = 0; y < grid.y; ++y)
             for (unsigned x = 0; x < grid.x; x += cluster) run_cluster({x, y, z}, rotation);
+    acquire(&caller);
 }
 
 }  // namespace emu

@@ -24,11 +24,37 @@ struct Place {
     size_t offset;
 };
 
-alignas(1024) inline unsigned char windows[MAX_CLUSTER][(WINDOW + 1023) / 1024 * 1024];
+using Window = unsigned char[(WINDOW + 1023) / 1024 * 1024];
+alignas(1024) inline Window own_windows[MAX_CLUSTER];
+inline Window* windows = own_windows;
 inline Variable variables[MAX_VARIABLES + 1];  // [0]: dynamic shared memory
 inline unsigned variable_count;
 inline size_t static_end, static_bytes;
 inline unsigned long launch_number;
+
+// Blocks run one after another, but on the card at once. ThreadSanitizer takes them so if nothing orders
+// them: neither a barrier's address nor shared memory may be those of a cluster before.
+struct ClusterMemory {
+    Block blocks[MAX_CLUSTER];
+    alignas(1024) Window windows[MAX_CLUSTER];
+};
+
+EMU_BARE inline void cluster_memory_begins() {
+    if (!__tsan_create_fiber) return;
+    void* memory = mmap(nullptr, sizeof(ClusterMemory), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+        perror("emulator: no memory for a cluster");
+        abort();
+    }
+    blocks = static_cast<ClusterMemory*>(memory)->blocks;
+    windows = static_cast<ClusterMemory*>(memory)->windows;
+}
+
+// ThreadSanitizer forgets what it knew of the memory.
+EMU_BARE inline void cluster_memory_ends() {
+    if (blocks != own_blocks) munmap(blocks, sizeof(ClusterMemory));
+}
 
 // Unseen by the sanitizers, unlike memset: what comes first in a block is no access of a thread's.
 EMU_BARE inline void fill_with_nan(unsigned char* p, size_t size) {
@@ -59,7 +85,7 @@ EMU_BARE inline void launch_memory_begins(size_t dynamic) {
     variable_count = 1;
     static_end = STATIC_START;
     static_bytes = 0;
-    if (__asan_poison_memory_region) __asan_poison_memory_region(windows, sizeof windows);
+    if (__asan_poison_memory_region) __asan_poison_memory_region(own_windows, sizeof own_windows);
 }
 
 // The first thread that comes to a variable finds it a place, in all blocks of the cluster.

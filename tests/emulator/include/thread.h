@@ -41,11 +41,12 @@ struct Warp {
 struct Block {
     uint3 index;
     unsigned rank, alive, arrived, round, votes[2];
+    char cluster_order[2];  // of the cluster's barrier and the next, in its first block: block_barrier
     Warp warps[MAX_THREADS / 32];
 };
 
 inline Thread threads[MAX_CLUSTER * MAX_THREADS];
-inline Block blocks[MAX_CLUSTER];
+inline Block own_blocks[MAX_CLUSTER], *blocks = own_blocks;  // of the cluster
 inline Thread* current;
 inline dim3 block_shape, grid_shape;
 inline unsigned cluster_size, block_threads, thread_count;  // thread_count: of the cluster
