@@ -57,12 +57,9 @@ def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)
             )  # fmt: skip
             if shift:  # no thread has the same packs of the gradients as of the logits
                 result["delta"] = memory.empty((rows, cols), kind, shift=2 * shift, gap=gap)
-                for weights in (None, per_class):
-                    own.softmax_cross_entropy(
-                        z,
-                        labels,
-                        result,
-                        label_smoothing=0.1,
-                        class_weight=weights,
-                        cluster=cluster,
-                    )
+                for wanted in (result, {"row_loss": result["row_loss"]}):
+                    for weights in (None, per_class):
+                        own.softmax_cross_entropy(
+                            z, labels, wanted, label_smoothing=0.1, class_weight=weights,
+                            cluster=cluster,
+                        )  # fmt: skip

@@ -105,6 +105,13 @@ def test_a_compensated_sum_is_right_to_its_last_place(large_first):
     np.testing.assert_array_max_ulp(out, want.astype(np.float32), 1)
 
 
+def test_a_compensated_sum_of_products_keeps_what_each_product_lost():
+    x, out = np.float32(1 + 2.0**-12), np.empty(2, np.float32)
+    a, b = np.array([x, -1], np.float32), np.array([x, x * x], np.float32)
+    run("probe_compensated", a, b, np.int64(2), out)
+    assert out[1] == 2.0**-24, "x * x is 1 + 2^-11 + 2^-24, rounded 1 + 2^-11"
+
+
 def test_a_compensated_sum_that_overflows_is_infinite_and_not_nan():
     out = np.empty(2, np.float32)
     large = np.full(3, 3e38, np.float32)

@@ -63,7 +63,7 @@ template <class T, bool GENERAL> struct RowPacks {
         int64 each = (all + parts - 1) / parts, from = each * part < all ? each * part : all;
         base = from * E - head;
         z = first + base;
-        delta = p.delta + row * p.stride_delta + base;
+        delta = p.delta == nullptr ? nullptr : p.delta + row * p.stride_delta + base;
         packs = int(each);  // from `end` on they are empty
         begin = base < 0 ? int(-base) : 0;
         end = p.cols - base < int64(packs) * E ? int(p.cols - base) : packs * E;

@@ -59,7 +59,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tests", default="", metavar="TEXT", help="these only; keep no survivor")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
-    parser.add_argument("--write", action="store_true", help="run none; drop what is no mutant any more, write the tables")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="run none; drop what is no mutant any more, write the tables",
+    )
     return parser.parse_args(arguments)
 
 

@@ -53,6 +53,7 @@ NOT_READ = "a number more, which nobody reads"
 RANK = "the rank of a block without a cluster is 0"
 NO_ROW = "turns more, in which no group has a row"
 NULL_STAYS = "a null pointer and a stride of 0"
+ROUND = "joined rows are a multiple of `cols` wide: the remainder stays"
 GUARDED = "the element after the last is behind a condition that is false there"
 IN_GROUP = "lanes at a distance below `lanes`, a power of two, are in one group"
 LAST_TURN = "one more turn, in which no group has a row"
@@ -146,6 +147,7 @@ TABLE = (
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
     Equivalent("include/strip.cuh", "at >= 0 ?", "at > 0 ?", SAME),
     Equivalent("include/strip.cuh", "at <= -E ?", "at < -E ?", SAME),
+    Equivalent("include/strip.cuh", "(column < 0 && joined", "(column <= 0 && joined", ROUND),
     Equivalent("include/strip.cuh", "left >= E ?", "left > E ?", SAME),
     Equivalent("include/strip.cuh", "left < 0 ?", "left <= 0 ?", SAME),
 )
