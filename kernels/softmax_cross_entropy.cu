@@ -59,6 +59,7 @@ __device__ __forceinline__ void softmax_cross_entropy(
         } else {
             Outcome<T> outcome(p, target, all, GENERAL ? C(1) : p.uniform);
             if (p.delta != nullptr && row < p.rows) {
+                mine.begin_writing();
                 if (target.ignored) mine.write_zeros();
                 else mine.template write<PHASE == FINISH>(target, outcome);
             }

@@ -47,7 +47,7 @@ template <class T, bool GENERAL> struct RowPacks {
     const Problem<T>& p;
     int64 row, base;   // base: column of the row at which pack 0 begins, below 0 in a head
     const T* z;        // pack 0 of the logits, on 16 bytes
-    T* delta;          // its place in the gradient
+    T* delta;          // its place in the gradient, from begin_writing on
     int begin, end;    // elements of the packs that the row has, from pack 0 on: 32 bits are enough
     int packs, limit;  // limit: packs from here on are not read: `packs`, or 0 for an ignored row
     int shared_packs;  // of each thread
@@ -56,14 +56,13 @@ template <class T, bool GENERAL> struct RowPacks {
 
     __device__ __forceinline__ RowPacks(
         const Problem<T>& p, int64 row, int part, int parts, int shared_packs)
-        : p(p), row(row), shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
+        : p(p), row(row), delta(nullptr), shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
         const T* first = p.logits + row * p.stride_logits;
         int head = misalignment(first);
         int64 all = row < p.rows ? (head + p.cols + E - 1) / E : 0;
         int64 each = (all + parts - 1) / parts, from = each * part < all ? each * part : all;
         base = from * E - head;
         z = first + base;
-        delta = p.delta == nullptr ? nullptr : p.delta + row * p.stride_delta + base;
         packs = int(each);  // from `end` on they are empty
         begin = base < 0 ? int(-base) : 0;
         end = p.cols - base < int64(packs) * E ? int(p.cols - base) : packs * E;
@@ -246,6 +245,9 @@ template <class T, bool GENERAL> struct RowPacks {
 
     // -- writing ---------------------------------------------------------------------------------
 
+    __device__ __forceinline__ void begin_writing() {
+        delta = p.delta + row * p.stride_delta + base;
+    }
     __device__ __forceinline__ void put(int pack, const Values& d) const {
         store_words<T>(delta + pack * E, narrow_all<T>(d), lo(pack), hi(pack));
     }
