@@ -75,7 +75,7 @@ def test_whatever_the_code_depends_on_compiles_it_again(cupy, monkeypatch):
 
 def test_what_a_plan_needs_is_compiled_at_the_same_time(cupy, monkeypatch):
     """A barrier that only two compilations at a time can pass."""
-    monkeypatch.setattr(compiling, "usable_cores", lambda: 2)
+    monkeypatch.setattr(compiling, "available_cores", lambda: 2)
     compile_one, both = cupy.module.cuda.compiler.compile_using_nvrtc, threading.Barrier(2)
 
     def compile_with_another(*args, **options):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import emulator
+from tests.emulator import Launch, run_sanitized
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.module import HERE, Module
 from tests.emulator.traffic import count_traffic
@@ -16,7 +17,7 @@ from tests.emulator.verbs import DTYPES, compute_dtype
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
 )
-PROBES = HERE / "probes.cu"
+PROBES = str(HERE / "probes.cu")
 STORAGE = ("f64", "f32", "f16", "bf16")
 
 
@@ -69,6 +70,28 @@ def test_a_pack_is_rounded_to_nearest_even(dtype):
         rounded = Guarded().empty((elements,), kind, shift=shift)
         run(f"probe_narrow_{dtype}", x, rounded)
         assert rounded.tobytes() == x.astype(kind).tobytes()
+
+
+def test_packs_and_groups_pass_the_address_sanitizer():
+    launches = []
+    for dtype in STORAGE:
+        kind = DTYPES[dtype]
+        elements = 16 // kind.itemsize
+        x, *others = (np.ones(elements, kind) for _ in range(4))
+        parts = ((0, elements), (0, elements - 1), (1, elements), (1, 1))
+        launches += [
+            Launch(
+                PROBES, f"probe_part_{dtype}", (1,), (1,),
+                (x, *others, np.int32(lo), np.int32(hi)),
+            )
+            for lo, hi in parts
+        ]  # fmt: skip
+        wide_x = np.ones(elements, compute_dtype(kind))
+        launches.append(Launch(PROBES, f"probe_narrow_{dtype}", (1,), (1,), (wide_x, x)))
+    groups = tuple(np.ones((2, 1, 64), np.float32) for _ in range(3))
+    launches.append(Launch(PROBES, "probe_groups", (1,), (64,), groups))
+    assert run_sanitized(launches, "address") == ""
+    assert run_sanitized(launches[-1:], "thread") == ""
 
 
 @pytest.mark.parametrize(

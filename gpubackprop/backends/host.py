@@ -31,7 +31,7 @@ def probe_cpu() -> CpuReport:
     blas = config.get("Build Dependencies", {}).get("blas", {})
     return CpuReport(
         model=_cpu_model(),
-        cores=usable_cores(),
+        cores=available_cores(),
         machine_cores=machine_cores,
         blas=blas.get("name", "unknown"),
         blas_version=blas.get("version", "unknown"),
@@ -39,7 +39,7 @@ def probe_cpu() -> CpuReport:
     )
 
 
-def usable_cores() -> int:
+def available_cores() -> int:
     """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

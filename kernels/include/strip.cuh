@@ -73,10 +73,10 @@ template <class T, int E> struct Walk {
 
     __device__ __forceinline__ Walk(const Strip<E>& strip, T* matrix, int64 row, int64 stride)
         : at(matrix + row * strip.pitch(stride) + strip.column), step(STRIP_ROWS * strip.pitch(stride)) {}
-    // Every pack of the thread is on a multiple of the access width.
+    // Every pack of the thread is on a multiple of the access width: STRIP_ROWS rows of any pitch are.
     __device__ __forceinline__ bool vector() const {
-        constexpr int WORD = ACCESS<T, E> / int(sizeof(T));
-        return aligned<T, E>(at) && step % (STRIP_ROWS * WORD) == 0;
+        static_assert(STRIP_ROWS * sizeof(T) % ACCESS<T, E> == 0);
+        return aligned<T, E>(at);
     }
     __device__ __forceinline__ void advance(int rows) { at += rows * step; }
 };

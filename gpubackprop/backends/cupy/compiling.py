@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.backends.host import usable_cores
+from gpubackprop.backends.host import available_cores
 from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 
 Defines = tuple[tuple[str, str], ...]
@@ -58,7 +58,7 @@ def compile_together(cupy: Any, index: int, entries: Iterable[Entry]) -> None:
             _write(missing[0], _compile(cupy, missing[1]))
 
     if len(missing) > 1:  # a single one is left to `compiled`
-        with ThreadPoolExecutor(min(len(missing), usable_cores())) as threads:
+        with ThreadPoolExecutor(min(len(missing), available_cores())) as threads:
             list(threads.map(one, missing))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.host import available_cores
 from gpubackprop.errors import OptionError
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -154,8 +155,7 @@ if hasattr(os, "register_at_fork"):  # threads do not survive a fork: the child 
 
 def usable_cores() -> int:
     """Cores that this process may run on, at most OMP_NUM_THREADS where that is set."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = available_cores()
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return max(1, min(cores, int(limit)) if limit.isdigit() else cores)
 
