@@ -1,8 +1,9 @@
 """Every entry through NVRTC (or nvcc) for the cards that are supported; no GPU is needed.
 
 Every entry for sm_75 and sm_90, the heaviest of each kernel for all seven architectures, every entry
-for all with GPUBACKPROP_COMPILE_ALL=1. Asserted: it compiles; nothing is spilled to local memory; registers leave room for two blocks; no
-FP64 arithmetic in kernels of 32 bits and less; accesses of 128 bits where the header promises them.
+for all with GPUBACKPROP_COMPILE_ALL=1. Asserted: it compiles; nothing is spilled to local memory;
+registers leave room for two blocks; no FP64 arithmetic in kernels of 32 bits and less; accesses of
+128 bits where the header promises them.
 """
 
 from __future__ import annotations

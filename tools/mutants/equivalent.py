@@ -69,6 +69,7 @@ TABLE = (
     Equivalent(
         "activations.cuh", "return a > C(0) ? a : k * a", "return a >= C(0) ? a : k * a", SAME
     ),
+    Equivalent("activations.cuh", "(a > C(0) ? C(1) - away", "(a >= C(0) ? C(1) - away", SAME),
     Equivalent("activations.cuh", "x > C(40) ?", "x >= C(40) ?", SAME),
     Equivalent("activations.cuh", "(a > C(0) ? a : C(0)) +", "(a >= C(0) ? a : C(0)) +", SAME),
     Equivalent(
@@ -76,7 +77,6 @@ TABLE = (
     ),
     Equivalent("activation_backward.cu", "sizeof(T) == 8 ||", "sizeof(T) != 8 ||", IN_FLIGHT),
     Equivalent("activation_backward.cu", "8 || Drop::ON", "8 && Drop::ON", IN_FLIGHT),
-    Equivalent("activations.cuh", "(a > C(0) ? C(1) - away", "(a >= C(0) ? C(1) - away", SAME),
     Equivalent("affine_epilogue.cu", "sizeof(T) == 8 ?", "sizeof(T) != 8 ?", IN_FLIGHT),
     Equivalent("include/rows.cuh", "_base < rows; ", "_base <= rows; ", LAST_TURN),
     Equivalent("column_sum.cu", "STRIP_ROWS < strip.last ?", "STRIP_ROWS <= strip.last ?", SAME),

@@ -26,8 +26,7 @@ Entry = tuple[str, str, Defines]
 # Subnormal numbers are kept; division and square root are rounded correctly.
 OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
 
-
-_loaded: dict[tuple[Any, int, Entry], Any] = {}
+_loaded: dict[tuple[Any, int, Entry], Any] = {}  # CuPy, device, entry: the function
 
 
 def compiled(cupy: Any, index: int, entry: Entry) -> Any:
