@@ -17,6 +17,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from gpubackprop.cli.streams import any_encoding
+
 COMMANDS = {
     "train": "train a network on a data file, or on scikit-learn's handwritten digits",
     "predict": "apply a trained model to a data file",
@@ -47,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, also for --help and wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _set_threads_before_numpy(arguments)
+    with any_encoding():
+        return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     name = "gpubackprop"
     try:
         args = build_parser(arguments).parse_args(arguments)

@@ -11,10 +11,11 @@ import numpy as np
 
 from gpubackprop import MLP, Trainer
 from gpubackprop.cli import train_options as options
-from gpubackprop.cli.common import Device, Say, count, set_threads, use_device
+from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
+from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
 from gpubackprop.cli.train_data import TrainingData, prepare
 from gpubackprop.cli.train_output import parameter_count, summarize, write_files
-from gpubackprop.cli.train_run import remove_checkpoint, train
+from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
 from gpubackprop.losses import LOSSES
 
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
+    claim_directory(args, data, output, say)
     print_head(say, args, data, trainer, device)
     outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
@@ -152,7 +154,7 @@ def print_result(
     for part in ("train", "validation", "test"):
         if f"{part}_loss" in summary:
             rows, loss = summary["data"][f"{part}_rows"], summary[f"{part}_loss"]
-            score = _score(metric, summary[f"{part}_{metric}"])
+            score = metric_text(metric, summary[f"{part}_{metric}"])
             say.line(f"{part:<12}{rows:>9,}  {_figure(loss):>9}  {score:>9}")
     say.line()
     best = summary["best_epoch"]
@@ -168,11 +170,7 @@ def print_result(
     say.line()
     say.result(f"device: {_device_line(summary)}")
     part = next(p for p in ("test", "validation", "train") if f"{p}_loss" in summary)
-    say.result(f"{part} {metric}: {_score(metric, summary[f'{part}_{metric}'])}")
-
-
-def _score(metric: str, value: float) -> str:
-    return f"{value:.4f}" if metric == "accuracy" else f"{value:.5g}"
+    say.result(f"{part} {metric}: {metric_text(metric, summary[f'{part}_{metric}'])}")
 
 
 def _figure(value: float) -> str:

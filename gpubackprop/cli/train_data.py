@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop._optional import require
+from gpubackprop.cli.common import has_column_names
+from gpubackprop.cli.streams import from_shell
 from gpubackprop.cli.train_options import TASKS
 from gpubackprop.data import (
     Dataset,
@@ -115,9 +117,10 @@ def read(args: argparse.Namespace) -> tuple[str, Dataset]:
         args.parser.error(
             "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
         )
-    dataset = load_dataset(
-        args.data, target=args.target, features=args.features, header=not args.no_header
-    )
+    target, features = args.target, args.features
+    if has_column_names(args.data):
+        target, features = from_shell(target), features and from_shell(features)
+    dataset = load_dataset(args.data, target=target, features=features, header=not args.no_header)
     return Path(args.data).name.split(".")[0] or "data", dataset
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from gpubackprop import Trainer, plots
 from gpubackprop.cli.common import Device, to_json, versions
+from gpubackprop.cli.train_claim import HISTORY, MODEL, PICTURES, SUMMARY, claim_of
 from gpubackprop.cli.train_data import TrainingData, batches
-from gpubackprop.cli.train_run import MODEL, Outcome
+from gpubackprop.cli.train_run import Outcome
 from gpubackprop.errors import MissingDependencyError, StorageError
 from gpubackprop.tensorfile import write_atomically
 
 Array = np.ndarray
-PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
 _NOT_OPTIONS = {"argv", "command", "parser", "run"}
 
 
@@ -97,6 +97,7 @@ def summarize(
         "versions": versions(),
         "command": ["gpubackprop", *args.argv],
         "options": {key: value for key, value in vars(args).items() if key not in _NOT_OPTIONS},
+        "run": claim_of(args, data),
     }
 
 
@@ -121,12 +122,12 @@ def write_files(
     files = {MODEL: "network, standardisation, names"}
     try:
         if len(trainer.history):
-            trainer.history.to_csv(output / "history.csv")
-            files["history.csv"] = "loss and metrics of each epoch"
+            trainer.history.to_csv(output / HISTORY)
+            files[HISTORY] = "loss and metrics of each epoch"
         drawn, missing = _draw(data, trainer, outcome, output)
-        files |= {"summary.json": "result, device, versions, options", **drawn}
+        files |= {SUMMARY: "result, device, versions, options", **drawn}
         summary["files"] = [str(output / name) for name in files]
-        write_atomically(output / "summary.json", to_json(summary).encode())
+        write_atomically(output / SUMMARY, to_json(summary).encode())
     except OSError as error:
         raise StorageError(
             f"{error}. {output / MODEL} is written; the same command run again goes on from the "
