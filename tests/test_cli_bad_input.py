@@ -200,7 +200,7 @@ def test_a_directory_that_cannot_be_written_to_is_found_before_training(
     def read_only(path, content):
         raise StorageError(f"{path} could not be written (Read-only file system); choose another")
 
-    monkeypatch.setattr("gpubackprop.cli.train_run.write_atomically", read_only)
+    monkeypatch.setattr("gpubackprop.cli.train_claim.write_atomically", read_only)
     monkeypatch.setattr("gpubackprop.Trainer.fit", lambda *a, **o: pytest.fail("trained"))
     line = fails("train", table, "--target", "kind", "--output", tmp_path / "o", *QUICK)
     assert "Read-only file system" in line
@@ -346,9 +346,9 @@ def test_a_label_that_the_model_does_not_know_names_the_row(model, tmp_path):
 
 def test_predictions_that_find_no_room_leave_the_earlier_file(model, table, tmp_path, fill_disk):
     output = tmp_path / "out.csv"
-    output.write_text("of yesterday")
+    output.write_text("prediction\nof yesterday\n")
     fill_disk("out.csv")
     line = fails("predict", model, table, "--output", output)
     assert "No space left on device" in line
-    assert output.read_text() == "of yesterday"
+    assert output.read_text() == "prediction\nof yesterday\n"
     assert not list(tmp_path.glob(".*"))

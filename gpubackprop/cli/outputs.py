@@ -38,6 +38,4 @@ def refuse_inputs(args: argparse.Namespace, path: str, inputs: dict[str, str | P
     """Wrong usage where the output would destroy what the command reads, by whatever name."""
     for name, file in inputs.items():
         if Path(path).exists() and Path(file).exists() and Path(path).samefile(file):
-            args.parser.error(
-                f"{path} is {name}, which is read; choose another file for the output"
-            )
+            args.parser.error(f"--output {path} would destroy {name}; choose another file")

@@ -54,5 +54,5 @@ def stdout_is_utf8() -> bool:
 
 
 def from_shell(text: str) -> str:
-    """A name typed in a shell, as a UTF-8 file has it, also where Python took the shell for ASCII."""
+    """A typed name as a UTF-8 file has it, also where Python takes the shell for ASCII."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

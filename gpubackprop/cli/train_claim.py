@@ -56,16 +56,18 @@ def claim_directory(args: argparse.Namespace, data: TrainingData, output: Path, 
     """
     names = [MODEL, HISTORY, SUMMARY, *PICTURES]
     there = [name for name in names if (output / name).exists()]
-    earlier = _read_claim(output / SUMMARY, "run") or _read_claim(output / CHECKPOINT_OPTIONS)
-    if (output / CHECKPOINT_OPTIONS).exists() and not _read_claim(output / CHECKPOINT_OPTIONS):
-        there += [CHECKPOINT_OPTIONS] * (not (output / CHECKPOINT).exists())
+    unfinished = _read_claim(output / CHECKPOINT_OPTIONS)
+    if unfinished is None and not (output / CHECKPOINT).exists():
+        there += [CHECKPOINT_OPTIONS] if (output / CHECKPOINT_OPTIONS).exists() else []
     if args.overwrite or not there:
         return
     choice = "choose another folder with --output, or pass --overwrite to replace what is there"
+    earlier = _read_claim(output / SUMMARY, "run") or unfinished
     if earlier is None:
         args.parser.error(
             f"{output} has {', '.join(there)}, not left by gpubackprop train; {choice}"
         )
+        return  # `error` does not come back
     mine = claim_of(args, data)
     differing = _differing(earlier, mine)
     others = [text for key, text in differing.items() if key in _TABLE]
