@@ -129,6 +129,19 @@ def test_an_option_of_another_optimizer_or_schedule_is_wrong_usage(arguments, sa
 
 
 @pytest.mark.parametrize(
+    "arguments", [("--target", "y"), ("--features", "a,b"), ("--no-header",)], ids=lambda a: a[0]
+)
+def test_options_about_the_data_without_data_are_wrong_usage(arguments):
+    assert f"{arguments[0]} is about DATA" in fails("train", *arguments, code=2)
+
+
+def test_no_header_said_of_an_array_is_wrong_usage(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4))
+    command = ("train", tmp_path / "x.npy", "--target", tmp_path / "x.npy", "--no-header")
+    assert "x.npy is none" in fails(*command, code=2)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--hidden", "4", "--activation", "relu,tanh"), "2 values but --hidden has 1 layer"),

@@ -37,7 +37,7 @@ _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS
 
 
 def script() -> int:
-    """The command of a process of its own: `main`, also where one Ctrl-C follows another."""
+    """Console entry point: runs `main`; a second Ctrl-C during clean-up exits quietly with 130."""
     try:
         return main()
     except KeyboardInterrupt:  # while the one before was dealt with

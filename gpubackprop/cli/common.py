@@ -87,6 +87,12 @@ def has_column_names(path: str) -> bool:
     return _format(Path(path)) in ("csv", "parquet")
 
 
+def refuse_no_header(args: argparse.Namespace) -> None:
+    """Wrong usage where --no-header is said of a file that is no CSV."""
+    if args.no_header and _format(Path(args.data)) != "csv":
+        args.parser.error(f"--no-header is said of CSV files and {args.data} is none; leave it out")
+
+
 # -- device ---------------------------------------------------------------------------------------
 
 

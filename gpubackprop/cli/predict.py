@@ -22,6 +22,7 @@ from gpubackprop.cli.common import (
     count,
     has_column_names,
     metric_text,
+    refuse_no_header,
     use_device,
 )
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file, refuse_inputs
@@ -115,6 +116,7 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     ------
     DataError, ShapeError : names the columns that are absent, or the number wanted.
     """
+    refuse_no_header(args)
     by_name = has_column_names(args.data)
     names = model.feature_names if by_name and not args.no_header else None
     target: Any = None
@@ -206,10 +208,10 @@ def chosen_columns(args: argparse.Namespace, model: Model) -> list[Column]:
     """Those that the command line asks for; wrong usage where there are no probabilities."""
     always, probabilities = columns_of(model)
     if args.probabilities and not probabilities:
+        names = model.target_names or [column.name for column in always]
         args.parser.error(
-            f"--probabilities: {args.model} predicts numbers "
-            f"({', '.join(column.name for column in always)}), which have no probabilities; leave "
-            "it out"
+            f"--probabilities: {args.model} predicts numbers ({', '.join(names)}), which have no "
+            "probabilities; leave it out"
         )
     return always + (probabilities if args.probabilities else [])
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop._optional import require
-from gpubackprop.cli.common import has_column_names
+from gpubackprop.cli.common import has_column_names, refuse_no_header
 from gpubackprop.cli.streams import from_shell
 from gpubackprop.cli.train_options import TASKS
 from gpubackprop.data import (
@@ -112,7 +112,14 @@ def prepare(args: argparse.Namespace) -> TrainingData:
 def read(args: argparse.Namespace) -> tuple[str, Dataset]:
     """A name for the output directory, and the data."""
     if args.data is None:
+        for option in ("target", "features", "no_header"):
+            if getattr(args, option):
+                args.parser.error(
+                    f"--{option.replace('_', '-')} is about DATA, which is missing; without both, "
+                    "train learns the bundled digits"
+                )
         return DIGITS, bundled_digits()
+    refuse_no_header(args)
     if args.target is None:
         args.parser.error(
             "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
