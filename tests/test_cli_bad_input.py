@@ -135,10 +135,12 @@ def test_options_about_the_data_without_data_are_wrong_usage(arguments):
     assert f"{arguments[0]} is about DATA" in fails("train", *arguments, code=2)
 
 
-def test_no_header_said_of_an_array_is_wrong_usage(tmp_path):
+@pytest.mark.parametrize("option", [("--no-header",), ("--features", "a")], ids=lambda o: o[0])
+def test_options_of_tables_are_wrong_usage_for_arrays(option, tmp_path):
     np.save(tmp_path / "x.npy", np.eye(4))
-    command = ("train", tmp_path / "x.npy", "--target", tmp_path / "x.npy", "--no-header")
-    assert "x.npy is none" in fails(*command, code=2)
+    line = fails("train", tmp_path / "x.npy", "--target", tmp_path / "x.npy", *option, code=2)
+    assert option[0] in line
+    assert "leave it out" in line
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,15 @@ def has_column_names(path: str) -> bool:
     return _format(Path(path)) in ("csv", "parquet")
 
 
-def refuse_no_header(args: argparse.Namespace) -> None:
-    """Wrong usage where --no-header is said of a file that is no CSV."""
-    if args.no_header and _format(Path(args.data)) != "csv":
-        args.parser.error(f"--no-header is said of CSV files and {args.data} is none; leave it out")
+def check_data_options(args: argparse.Namespace) -> None:
+    """Wrong usage (exit 2) where an option does not belong to the format of DATA."""
+    kind = _format(Path(args.data))
+    if args.no_header and kind != "csv":
+        args.parser.error(f"--no-header is for CSV files, which {args.data} is not; leave it out")
+    if args.features is not None and kind in ("npy", "idx"):
+        args.parser.error(
+            f"--features: the columns of {args.data} have no names; leave it out, or write a table"
+        )
 
 
 # -- device ---------------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from gpubackprop import Model
 from gpubackprop.cli.common import (
     Say,
     add_device_options,
+    check_data_options,
     count,
     has_column_names,
     metric_text,
-    refuse_no_header,
     use_device,
 )
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file, refuse_inputs
@@ -116,7 +116,7 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     ------
     DataError, ShapeError : names the columns that are absent, or the number wanted.
     """
-    refuse_no_header(args)
+    check_data_options(args)
     by_name = has_column_names(args.data)
     names = model.feature_names if by_name and not args.no_header else None
     target: Any = None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop._optional import require
-from gpubackprop.cli.common import has_column_names, refuse_no_header
+from gpubackprop.cli.common import check_data_options, has_column_names
 from gpubackprop.cli.streams import from_shell
 from gpubackprop.cli.train_options import TASKS
 from gpubackprop.data import (
@@ -119,7 +119,7 @@ def read(args: argparse.Namespace) -> tuple[str, Dataset]:
                     "train learns the bundled digits"
                 )
         return DIGITS, bundled_digits()
-    refuse_no_header(args)
+    check_data_options(args)
     if args.target is None:
         args.parser.error(
             "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
