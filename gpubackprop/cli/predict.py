@@ -118,7 +118,8 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     """
     check_data_options(args)
     by_name = has_column_names(args.data)
-    names = model.feature_names if by_name and not args.no_header else None
+    has_names = by_name and not args.no_header
+    names = model.feature_names if has_names else None
     target: Any = None
     typed = from_shell(args.target) if args.target is not None and by_name else args.target
     if args.score:
@@ -128,8 +129,11 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
                 "--score wants to know the targets: name them with --target (column, key of an "
                 "NPZ file, or file for NPY and IDX)"
             )
-        if not by_name and args.target is None:
-            raise OptionError(f"--score on {args.data} wants --target: a key (NPZ) or a file")
+        if not has_names and args.target is None:
+            raise OptionError(
+                f"--score on {args.data} wants --target: the number of a column (CSV without "
+                "header), a key (NPZ) or a file"
+            )
     elif args.target is not None and names is None:
         target = typed  # so that it is not taken for a feature
     features = args.features if args.features is not None else names

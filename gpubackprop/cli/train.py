@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
-    if outcome.stopped != "interrupted":
+    interrupted = outcome.stopped == "interrupted"
+    if not interrupted:
         remove_checkpoint(output)
     if missing:
         say.note(f"pictures left out: {missing}")
@@ -45,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     say.object(summary)
     if outcome.error is not None:
         raise outcome.error
-    if outcome.stopped == "interrupted":
+    if interrupted:
         say.note(f"interrupted; the same command goes on from the checkpoint in {output}")
-    return 130 if outcome.stopped == "interrupted" else 0
+    return 130 if interrupted else 0
 
 
 def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Trainer:
@@ -151,11 +152,9 @@ def print_result(
     metric = "accuracy" if "train_accuracy" in summary else "rmse"
     say.line()
     say.line(f"            {'rows':>9}  {'loss':>9}  {metric:>9}")
-    for part in ("train", "validation", "test"):
-        if f"{part}_loss" in summary:
-            rows, loss = summary["data"][f"{part}_rows"], summary[f"{part}_loss"]
-            score = metric_text(metric, summary[f"{part}_{metric}"])
-            say.line(f"{part:<12}{rows:>9,}  {_figure(loss):>9}  {score:>9}")
+    for part, rows in data.parts.items():
+        loss, score = summary[f"{part}_loss"], metric_text(metric, summary[f"{part}_{metric}"])
+        say.line(f"{part:<12}{len(rows):>9,}  {_figure(loss):>9}  {score:>9}")
     say.line()
     best = summary["best_epoch"]
     say.line(
@@ -169,7 +168,7 @@ def print_result(
         say.line(f"  {name:<22}{purpose}")
     say.line()
     say.result(f"device: {_device_line(summary)}")
-    part = next(p for p in ("test", "validation", "train") if f"{p}_loss" in summary)
+    part, _ = data.judged
     say.result(f"{part} {metric}: {metric_text(metric, summary[f'{part}_{metric}'])}")
 
 

@@ -23,19 +23,25 @@ from gpubackprop.tensorfile import write_atomically
 CHECKPOINT, CHECKPOINT_OPTIONS = "checkpoint.safetensors", "checkpoint.json"
 MODEL, HISTORY, SUMMARY = "model.safetensors", "history.csv", "summary.json"
 PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
+_NOT_OPTIONS = {"argv", "command", "parser", "run"}  # what else the parser puts beside them
 # Options that may change between a run and the one that goes on from its checkpoint.
 _FREE = {
-    "argv", "checkpoint_every", "command", "device", "epochs", "json", "output", "overwrite",
-    "parser", "patience", "quiet", "resume", "run", "threads", "traceback",
+    "checkpoint_every", "device", "epochs", "json", "output", "overwrite", "patience", "quiet",
+    "resume", "threads", "traceback",
 }  # fmt: skip
 # What is learned from what. Results of another are not replaced unasked.
 _TABLE = ("data", "target", "features", "no_header")
 Claim = dict[str, Any]
 
 
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """All options of the command line, as they were given or are by default."""
+    return {key: value for key, value in vars(args).items() if key not in _NOT_OPTIONS}
+
+
 def claim_of(args: argparse.Namespace, data: TrainingData) -> Claim:
     """The options and the data that decide what a run computes, as JSON has them."""
-    options = {key: value for key, value in vars(args).items() if key not in _FREE}
+    options = {key: value for key, value in options_of(args).items() if key not in _FREE}
     options["data"] = None if args.data is None else str(Path(args.data).resolve())
     claim: Claim = json.loads(to_json({"options": options, "data": _data_sign(data)}))
     return claim

@@ -65,6 +65,17 @@ class TrainingData:
         """Output units that the targets want."""
         return self.targets.shape[1] if self.classes is None else len(self.classes)
 
+    @property
+    def parts(self) -> dict[str, Array]:
+        """Name -> row numbers, of the parts that have rows."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: rows for name, rows in parts.items() if len(rows)}
+
+    @property
+    def judged(self) -> tuple[str, Array]:
+        """The part whose score is the result: test, else validation, else train."""
+        return list(self.parts.items())[-1]
+
     def original_targets(self) -> Array:
         """Targets in the file's units."""
         if self.target_scale is None:
