@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import os
@@ -96,6 +97,18 @@ def spoken_commands(document: str) -> list[str]:
         text += "" if inside else line + "\n"
     spans = (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text))
     return [span for span in spans if re.match(rf"({'|'.join(PROGRAMS)}) \S", span)]
+
+
+def docstring_commands() -> dict[str, str]:
+    """Command -> file, of the indented commands in the docstrings of modules, without brackets."""
+    found = {}
+    for folder in ("gpubackprop", "benchmarks", "tools", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or ""
+            for line in re.findall(rf"^ {{4}}((?:{'|'.join(PROGRAMS)}) [\w.-].*)$", text, re.M):
+                command = re.sub(r"[\[\]]", "", re.split(r" {2,}", line)[0])
+                found[command] = path.relative_to(ROOT).as_posix()
+    return found
 
 
 def without_comment(line: str) -> str:

@@ -174,6 +174,17 @@ def test_the_commands_in_the_prose_of_a_document_are_commands(document):
     assert not wrong
 
 
+def test_the_commands_in_the_docstrings_of_modules_are_commands():
+    commands = documents.docstring_commands()
+    assert len(commands) > 10
+    wrong = {
+        f"{file}: {command}": reason
+        for command, file in commands.items()
+        if (reason := documents.why_not_a_command(command))
+    }
+    assert not wrong
+
+
 @pytest.mark.parametrize("document", documents.documents())
 def test_the_links_of_a_document_lead_to_a_file(document):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", documents.read(document))
