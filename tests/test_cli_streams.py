@@ -82,6 +82,13 @@ def test_text_for_people_is_escaped_where_the_encoding_lacks_a_letter(
     assert Model.load(tmp_path / "花/model.safetensors").classes.tolist() == sorted(NAMES)
 
 
+def test_a_process_without_stdout_and_stderr_does_its_work(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["predict", str(folder / "m"), str(folder / "blümen.csv"), "--score"]) == 0
+    assert (sys.stdout, sys.stderr) == (None, None)
+
+
 @pytest.mark.slow  # two processes
 def test_a_process_of_the_c_locale_trains_and_names_a_missing_column(tmp_path):
     """As typed in a shell: the names of files and columns are UTF-8 bytes there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Iterator
 from typing import IO
@@ -17,18 +18,25 @@ from typing import IO
 
 @contextlib.contextmanager
 def any_encoding() -> Iterator[None]:
-    """Within, stdout and stderr escape the characters that they cannot encode."""
-    before = []
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            before.append((stream, stream.errors))
-            stream.reconfigure(errors="backslashreplace")
-    try:
+    """Within, stdout and stderr escape the characters that they cannot encode.
+
+    A stream that the process was started without (``>&-``) takes everything and keeps nothing.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:
+                setattr(sys, name, stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
+                stack.callback(setattr, sys, name, None)
+            elif isinstance(stream, io.TextIOWrapper):
+                stack.callback(_restore, stream, stream.errors or "strict")
+                stream.reconfigure(errors="backslashreplace")
         yield
-    finally:
-        for stream, errors in before:
-            with contextlib.suppress(OSError, ValueError):  # closed, or a full disk told before
-                stream.reconfigure(errors=errors or "strict")
+
+
+def _restore(stream: io.TextIOWrapper, errors: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk is full: told before
+        stream.reconfigure(errors=errors)
 
 
 @contextlib.contextmanager

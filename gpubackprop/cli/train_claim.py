@@ -71,7 +71,8 @@ def claim_directory(args: argparse.Namespace, data: TrainingData, output: Path, 
     earlier = _read_claim(output / SUMMARY, "run") or unfinished
     if earlier is None:
         args.parser.error(
-            f"{output} has {', '.join(there)}, not left by gpubackprop train; {choice}"
+            f"{output} has {', '.join(there)}, but no {SUMMARY} that says which run left them; "
+            f"{choice}"
         )
         return  # `error` does not come back
     mine = claim_of(args, data)
