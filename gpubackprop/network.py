@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import backends
+from gpubackprop.data.frames import as_inputs
+from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
 from gpubackprop.formulas.dropout import MAX_STREAM
@@ -172,12 +174,14 @@ class MLP:
         return chosen
 
     def check_inputs(self, x: Any, name: str = "x") -> Array:
-        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array."""
-        try:
-            device = self.backend.is_device_array(x)
-            x = self.backend.asarray(x) if device else np.asarray(x)
-        except ValueError as error:
-            raise DtypeError(f"{name} is not an array of numbers: {error}") from None
+        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array.
+
+        A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+        """
+        if self.backend.is_device_array(x):
+            x = self.backend.asarray(x)
+        else:
+            x = as_inputs(x, name).array
         if x.dtype.kind not in "fiub" and x.dtype.name != "bfloat16":
             raise DtypeError(
                 f"{name} has dtype {x.dtype} but the network wants real numbers; "
@@ -198,6 +202,7 @@ class MLP:
         """
         device = self.backend.is_device_array(targets)
         if not device:
+            targets = training_targets(targets)
             targets = chosen.check_targets(targets, rows, self.widths[-1], self.dtype)
         by_label = targets.ndim == 1 and chosen.output == "softmax"
         placed = self.backend.place(targets, np.int64 if by_label else self.dtype)

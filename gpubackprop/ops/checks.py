@@ -163,6 +163,11 @@ def class_indices(
 
     On a GPU the labels are looked at only with `check`.
     """
+    if targets.dtype.kind in "USTO":
+        raise DtypeError(
+            f"targets has dtype {targets.dtype} but class indices are integers; for labels of "
+            f"other kinds pass gpubackprop.data.encode_labels(targets)[0]"
+        )
     if targets.dtype.kind not in "iu":
         raise DtypeError(
             f"targets has dtype {targets.dtype} and shape {targets.shape} but class indices are "
