@@ -167,8 +167,11 @@ class Model:
             if self.standardizer is None:
                 check_finite(batch, names=self.feature_names, where=_row_after(start))
             else:
-                batch = self.standardizer.transform(batch, dtype=network.dtype, first_row=start)
-            yhat = network.backend.to_host(network.predict(batch))
+                batch = self.standardizer.transform(
+                    batch, dtype=network.dtype, first_row=start, names=self.feature_names
+                )
+            with np.errstate(over="ignore", invalid="ignore"):  # looked for below, by row
+                yhat = network.backend.to_host(network.predict(batch))
             if np.isnan(yhat).any():
                 row = start + int(np.argwhere(np.isnan(yhat))[0][0])
                 raise DataError(

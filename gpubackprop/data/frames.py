@@ -22,7 +22,7 @@ from gpubackprop.errors import DataError, DtypeError
 
 Array = npt.NDArray[Any]
 
-_WHAT_TO_DO = "inputs are numbers: encode the column as numbers, or leave it out"
+_WHAT_TO_DO = "numbers are wanted: encode the column as numbers, or leave it out"
 
 
 class Inputs(NamedTuple):
@@ -55,7 +55,8 @@ def as_inputs(x: Any, name: str = "x", wanted: Sequence[str] | None = None) -> I
     Raises
     ------
     DataError : a text, date or nested column, a missing value, NaN or infinity in a frame, a wanted
-        column that is absent, duplicate names. Column and row are named.
+        column that is absent, duplicate names (numbers apart, which pandas gives to columns without
+        names). Column and row are named.
     DtypeError : a sparse matrix, a lazy frame, or no array at all.
     """
     frame = _frame(x)
@@ -64,7 +65,9 @@ def as_inputs(x: Any, name: str = "x", wanted: Sequence[str] | None = None) -> I
         return Inputs(_numbers_of_objects(array, name) if array.dtype == object else array, None)
     names = [str(column) for column in frame.names]
     chosen = list(range(len(names)))
-    if wanted is not None:
+    if wanted is None and not _numbered(frame.names):
+        check_names(names, name)
+    elif wanted is not None:
         chosen = positions(names, wanted, name, numbered=_numbered(frame.names))
     taken = tuple(names[j] for j in chosen)
     columns = [_numbers(frame.column(j), names[j], name) for j in chosen]
@@ -94,6 +97,13 @@ def as_targets(y: Any, name: str = "targets", wanted: Sequence[str] | None = Non
     return as_inputs(y, name, [names[j] for j in chosen]).array
 
 
+def as_weights(weights: Any, name: str = "sample_weight") -> Any:
+    """A column of weights, or a frame of one, as an array; None and lists as they are."""
+    if weights is None or isinstance(weights, np.ndarray | list | tuple | float | int):
+        return weights
+    return as_targets(weights, name)
+
+
 def is_frame(x: Any) -> bool:
     """Whether `x` is read column by column."""
     return _frame(x) is not None
@@ -110,10 +120,10 @@ def as_array(x: Any, name: str = "x") -> Array:
     if _is_tensor(x):
         x = _from_tensor(x, name)
     elif hasattr(kind, "toarray") and hasattr(kind, "nnz"):
+        also = ", or use the estimators of gpubackprop.sklearn, which take sparse rows"
         raise DtypeError(
             f"{name} is a sparse {kind.__name__} of shape {x.shape}, which has to be dense here; "
-            f"pass {name}.toarray(), or give it to the estimators of gpubackprop.sklearn, which "
-            "take sparse rows"
+            f"pass {name}.toarray(){also if name == 'x' else ''}"
         )
     elif hasattr(kind, "todense") and not isinstance(x, np.ndarray):
         raise DtypeError(f"{name} is a sparse {kind.__name__}; pass {name}.todense()")
@@ -121,7 +131,7 @@ def as_array(x: Any, name: str = "x") -> Array:
         raise DtypeError(f"{name} is a {kind.__name__}, not yet computed; pass {name}.collect()")
     try:
         return np.asarray(x)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the library of `x` raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
         raise DtypeError(f"{name} is not an array of numbers: {reason}") from None
 

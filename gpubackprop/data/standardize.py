@@ -132,6 +132,7 @@ class Standardizer:
         dtype: npt.DTypeLike = np.float32,
         *,
         first_row: int = 0,
+        names: Sequence[str] | None = None,
     ) -> npt.NDArray[Any]:
         """(x - mean) / scale, computed in float64 and rounded once to the dtype of the result.
 
@@ -146,6 +147,7 @@ class Standardizer:
         out : (n, D) float, or None; may be `x` itself.
         dtype : float dtype of the result; ignored when `out` is given.
         first_row : index of x[0] in the whole data, so that errors name the right row.
+        names : of the columns, for errors; by default those of the frame.
 
         Returns
         -------
@@ -157,7 +159,8 @@ class Standardizer:
         DataError : NaN or infinity in x, or a result beyond `dtype`; row and column are named. A
             frame's column that is absent, text, or has a missing value.
         """
-        x, names = as_inputs(x, "x", self.feature_names)
+        x, found = as_inputs(x, "x", self.feature_names)
+        names = names or self.feature_names or found
         result = self._result(x, out, dtype)
         if result is not x and np.may_share_memory(result, x):
             x = x.copy()  # blocks already written could be read again as input
@@ -174,7 +177,7 @@ class Standardizer:
                     target[...] = wide
                 # A sum shows every NaN and infinity; where it only overflows, none is found.
                 if not np.isfinite(target.sum(dtype=np.float64)):
-                    _name_non_finite(wide, target, first_row + start, self.feature_names or names)
+                    _name_non_finite(wide, target, first_row + start, names)
         return result
 
     def _result(

@@ -12,7 +12,7 @@ from gpubackprop.backends.numpy.blocks import row_ranges
 from gpubackprop.data import Standardizer
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import check_finite
-from gpubackprop.data.frames import as_inputs
+from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DataError, OptionError, ShapeError
 from gpubackprop.losses import Loss
@@ -72,6 +72,8 @@ class Batches:
             )
         targets = loss.check_targets(targets, len(x), network.widths[-1], network.dtype)
         targets = np.ascontiguousarray(targets)
+        if not network.backend.is_device_array(sample_weight):
+            sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "training", len(x))
         weights = None if weights is None else weights.astype(network.dtype)
         if not _is_mapped(x):
