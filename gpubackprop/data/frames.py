@@ -117,6 +117,8 @@ def as_array(x: Any, name: str = "x") -> Array:
     if isinstance(x, np.ma.MaskedArray):
         _refuse_masked(x, name)
     kind = type(x)
+    while kind.__module__.startswith("pyarrow") and hasattr(getattr(x, "type", None), "index_type"):
+        x = x.cast(x.type.value_type)  # a dictionary in chunks becomes an array without its nulls
     if _is_tensor(x):
         x = _from_tensor(x, name)
     elif hasattr(kind, "toarray") and hasattr(kind, "nnz"):
