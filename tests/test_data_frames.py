@@ -217,6 +217,19 @@ def test_what_is_not_computed_yet_or_no_array_at_all_is_refused_with_advice() ->
         network.predict(np.zeros((5, 1, 3)))
 
 
+def test_a_tensor_may_be_resized_after_it_was_an_input() -> None:
+    x, y, weight = torch.tensor(VALUES), torch.tensor([0, 1, 0, 1]), torch.ones(4)
+    network = MLP([3, 2])
+    Trainer(network).fit(x, y, epochs=1, sample_weight=weight, validation=(x, y))
+    Model(network, Standardizer.fit(x), classes=torch.tensor([3, 4])).evaluate(x, y + 3)
+    network.gradients(x, y, sample_weight=weight)
+    for tensor in (x, y, weight):
+        assert tensor.untyped_storage().resizable()
+        tensor.data.resize_(100)
+    turned = torch.view_as_complex(torch.tensor(VALUES[:, :2]).clone()).conj().imag  # negated views
+    assert as_inputs(turned[:, None]).array[:, 0].tolist() == (-VALUES[:, 1]).tolist()
+
+
 def test_tensors_leave_their_graph_and_masked_values_are_missing() -> None:
     network = MLP([3, 2])
     wanted = network.predict(VALUES)

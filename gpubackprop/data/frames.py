@@ -114,9 +114,7 @@ def as_array(x: Any, name: str = "x") -> Array:
     kind = type(x)
     while kind.__module__.startswith("pyarrow") and hasattr(getattr(x, "type", None), "index_type"):
         x = x.cast(x.type.value_type)  # a dictionary in chunks becomes an array without its nulls
-    if _is_tensor(x):
-        x = _from_tensor(x, name)
-    elif hasattr(kind, "toarray") and hasattr(kind, "nnz"):
+    if hasattr(kind, "toarray") and hasattr(kind, "nnz"):
         also = ", or use the estimators of gpubackprop.sklearn, which take sparse rows"
         raise DtypeError(
             f"{name} is a sparse {kind.__name__} of shape {x.shape}, which has to be dense here; "
@@ -127,7 +125,9 @@ def as_array(x: Any, name: str = "x") -> Array:
     elif hasattr(kind, "collect") and hasattr(kind, "lazy"):
         raise DtypeError(f"{name} is a {kind.__name__}, not yet computed; pass {name}.collect()")
     try:
-        return np.asarray(x)
+        return _from_tensor(x, name) if _is_tensor(x) else np.asarray(x)
+    except DtypeError:
+        raise
     except Exception as error:  # whatever the library of `x` raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
         raise DtypeError(f"{name} is not an array of numbers: {reason}") from None
@@ -257,9 +257,12 @@ def _is_tensor(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "detach")
 
 
-def _from_tensor(x: Any, name: str) -> Any:
-    """A PyTorch tensor on the host, without its graph; bfloat16 as float32, which holds it."""
+def _from_tensor(x: Any, name: str) -> Array:
+    """A PyTorch tensor on the host, without its graph; bfloat16 as float32, which holds it.
+
+    By DLPack, because `Tensor.numpy` forbids for good that the tensor's storage is resized.
+    """
     if str(x.layout) != "torch.strided":
         raise DtypeError(f"{name} is a sparse tensor; pass {name}.to_dense()")
-    x = x.detach()
-    return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy(force=True)
+    x = x.detach().cpu().resolve_conj().resolve_neg()
+    return np.from_dlpack(x.float() if str(x.dtype) == "torch.bfloat16" else x)
