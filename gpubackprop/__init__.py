@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gpubackprop import data, losses, ops, optimizers, schedules
+    from gpubackprop.errors import StopTraining
     from gpubackprop.gradient_check import gradient_check
     from gpubackprop.model import Model
     from gpubackprop.network import MLP, Gradients
@@ -28,6 +29,7 @@ _HOME = {
     "Gradients": "network",
     "Model": "model",
     "History": "training",
+    "StopTraining": "errors",
     "Trainer": "training",
     "gradient_check": "gradient_check",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "Gradients",
     "History",
     "Model",
+    "StopTraining",
     "Trainer",
     "data",
     "gradient_check",

@@ -19,17 +19,27 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import backends
-from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
+from gpubackprop.errors import (
+    DtypeError,
+    MissingDependencyError,
+    OptionError,
+    ReadOnlyError,
+    ShapeError,
+)
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
 from gpubackprop.formulas.dropout import MAX_STREAM
 from gpubackprop.initializers import INITIALIZERS, gain_of
-from gpubackprop.layout import ParameterLayout
+from gpubackprop.layout import Fixed, LayerArrays, ParameterLayout, write
 from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
 from gpubackprop.ops import checks
 from gpubackprop.ops.dropout import dropout_rate
 
 Array = np.ndarray
 IDENTITY = ACTIVATIONS["identity"]
+_ANOTHER = (
+    "build another network, MLP(**(network.config() | {...})), and give it the parameters: "
+    "other.W, other.b = network.W, network.b"
+)
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,16 @@ class MLP:
     ----------
     device : "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below, and all
         results, lie there: NumPy or CuPy arrays.
-    parameters : (layout.size,) flat buffer of all weights, then all biases.
+    parameters : (layout.size,) flat buffer of all weights, then all biases; what lies between them
+        is 0 and of no effect.
     W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
+        ``network.W[0] = array``, ``network.b = arrays`` and ``network.parameters = array`` copy
+        the values into that memory (ShapeError, DtypeError where they do not fit).
+    activations, dropout : one for each hidden layer; an assignment holds from the next epoch of a
+        training on. The rest of the architecture cannot be changed (ReadOnlyError).
+
+    A copy (`copy`, `copy.copy`, `copy.deepcopy`) and a pickle have parameters of their own. A
+    pickle is unpickled to the device that the network lies on.
 
     >>> network = MLP([4, 8, 3], activation="tanh", seed=0)
     >>> network
@@ -101,18 +119,96 @@ class MLP:
         precision: str | None = None,
     ) -> None:
         self.widths = _check_widths(widths)
-        self.activations = _check_activations(activation, len(self.widths) - 2)
-        self.dropout = _check_dropout(dropout, len(self.widths) - 2)
+        self.activations = activation
+        self.dropout = dropout
         lookup(OUTPUTS, output, "output")
         self.output = output
         self.dtype = _check_dtype(dtype)
         self.precision = _check_precision(precision, self.dtype)
         self.backend = backends.get(device)
-        self.layout = ParameterLayout(self.widths, self.precision)
-        self.parameters = self.backend.zeros(self.layout.size, self.dtype)
-        self.W, self.b = self.layout.views(self.parameters)
-        self._narrow: Array | None = None
+        self._allocate()
         self.initialize(initializer, seed)
+
+    widths, output, dtype = Fixed(_ANOTHER), Fixed(_ANOTHER), Fixed(_ANOTHER)
+    precision, layout = Fixed(_ANOTHER), Fixed(_ANOTHER)
+
+    def _allocate(self) -> None:
+        """The flat buffer, of zeros, and the views into it, which are held nowhere else."""
+        self.layout = ParameterLayout(self.widths, self.precision)
+        self._parameters = self.backend.zeros(self.layout.size, self.dtype)
+        W, b = self.layout.views(self._parameters)
+        self._W = LayerArrays.of(W, "W", self.backend)
+        self._b = LayerArrays.of(b, "b", self.backend)
+        self._narrow: Array | None = None
+
+    @property
+    def parameters(self) -> Array:
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, values: Any) -> None:
+        write(self.backend, ["parameters"], [self._parameters], [values])
+        self.clear_gaps()
+
+    def clear_gaps(self) -> None:
+        """0 between the parameters, where an assignment to the whole buffer may have written."""
+        for gap in self.layout.gaps:
+            self.backend.fill(self._parameters[gap], 0)
+
+    @property
+    def W(self) -> LayerArrays:
+        return self._W
+
+    @W.setter
+    def W(self, values: Any) -> None:
+        if values is not self._W:
+            self._W[...] = values
+
+    @property
+    def b(self) -> LayerArrays:
+        return self._b
+
+    @b.setter
+    def b(self, values: Any) -> None:
+        if values is not self._b:
+            self._b[...] = values
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        return self._activations
+
+    @activations.setter
+    def activations(self, spec: str | Activation | Sequence[str | Activation]) -> None:
+        self._activations = _check_activations(spec, len(self.widths) - 2)
+
+    @property
+    def dropout(self) -> tuple[float, ...]:
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, spec: float | Sequence[float]) -> None:
+        self._dropout = _check_dropout(spec, len(self.widths) - 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the parameters once, on the host, and nothing that is derived."""
+        derived = ("layout", "_W", "_b", "_narrow")
+        state = {name: value for name, value in vars(self).items() if name not in derived}
+        dtypes = {name: state[name].name for name in ("dtype", "precision")}
+        return state | dtypes | {"_parameters": self.backend.to_host(self._parameters)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        parameters = state.pop("_parameters")
+        state["dtype"] = _check_dtype(state["dtype"])
+        state["precision"] = _check_precision(state["precision"], state["dtype"])
+        vars(self).update(state)
+        self._allocate()
+        self.backend.from_host(parameters, self._parameters)
+
+    def __copy__(self) -> MLP:
+        twin: MLP = object.__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
         """Draw all weights and biases anew, layer by layer, weights before biases."""
@@ -134,7 +230,7 @@ class MLP:
         """Whether products take 16 bits."""
         return self.precision != self.dtype
 
-    def working_parameters(self) -> tuple[list[Array], list[Array]]:
+    def working_parameters(self) -> tuple[Sequence[Array], Sequence[Array]]:
         """(W, b) as the products take them: the parameters, or their copy rounded to 16 bits now,
         in memory that the next call writes anew."""
         if not self.narrow:
@@ -145,8 +241,25 @@ class MLP:
         return self.layout.views(self._narrow)
 
     @property
+    def backend(self) -> Any:
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Any) -> None:
+        """Another one that computes on the same device."""
+        if "_backend" in vars(self) and backend.device != self.device:
+            self.device = backend.device
+        self._backend = backend
+
+    @property
     def device(self) -> str:
         return str(self.backend.device)
+
+    @device.setter
+    def device(self, value: Any) -> None:
+        raise ReadOnlyError(
+            f"the device of a network cannot be changed; network.copy({value!r}) makes one there"
+        )
 
     @property
     def n_layers(self) -> int:
@@ -207,7 +320,7 @@ class MLP:
         """a_L for each row of x: (N, D_0) -> (N, K), before the output function."""
         return self._logits(x, *self.working_parameters())
 
-    def _logits(self, x: Any, weights: list[Array], biases: list[Array]) -> Array:
+    def _logits(self, x: Any, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
         backend = self.backend
         h = x = self._inputs(self.check_inputs(x))
         for W, b, act in zip(weights, biases, self.layer_activations, strict=True):
@@ -368,7 +481,7 @@ class PassBuffers:
 
 
 def emit_forward(
-    verbs: Any, network: MLP, x: Array, buffers: PassBuffers, W: list[Array], b: list[Array]
+    verbs: Any, network: MLP, x: Array, buffers: PassBuffers, W: Sequence[Array], b: Sequence[Array]
 ) -> None:
     """Issue the forward pass with these weights and biases; the logits land in buffers.a[-1]."""
     outputs = [*buffers.h, buffers.a[-1]]
@@ -390,7 +503,7 @@ def emit_backward(
     network: MLP,
     x: Array,
     buffers: PassBuffers,
-    W: list[Array],
+    W: Sequence[Array],
     grad_W: list[Array],
     grad_b: list[Array],
 ) -> None:

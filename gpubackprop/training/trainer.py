@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -10,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import optimizers, schedules
-from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.losses import Loss
@@ -24,14 +23,15 @@ from gpubackprop.training.checkpoint import Position
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.run import FitOptions, Run
-from gpubackprop.training.step import Regularization, StepOptions, TrainStep
+from gpubackprop.training.settings import Settings, check_scaling
+from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
 
 Array = np.ndarray
 Callback = Callable[["Trainer", Row], Any]
 Metric = Callable[[Array, Array], float]
 
 
-class Trainer:
+class Trainer(Settings):
     """Trains a network by gradient descent.
 
     Parameters
@@ -53,12 +53,20 @@ class Trainer:
         to the distances, instead of to nearest.
     metrics : name -> function(yhat, targets) -> float, computed after each epoch on the training
         rows and on the validation rows ("val_" + name).
-    callbacks : called as callback(trainer, row) after each epoch; True stops training.
+    callbacks : called as callback(trainer, row) after each epoch. What one returns is ignored; one
+        that raises `gpubackprop.StopTraining` ends training after that epoch, as the last of the
+        epochs would: history.stopped is then "callback".
     progress : True, False, or None: a bar where stderr is a terminal.
 
     Attributes
     ----------
     history : `History`, over all calls of `fit`.
+    The parameters but `network` and `seed` may be assigned to, which holds from the next epoch on;
+    an optimizer of another formula is for another Trainer.
+
+    A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
+    one would, also from within a callback. `copy.copy` trains the same network, with a state of its
+    own. A pickle wants callbacks and metrics that can be pickled: functions of a module.
 
     >>> from gpubackprop.optimizers import Adam
     >>> network = MLP([2, 8, 2], "tanh", seed=1)
@@ -87,17 +95,13 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
     ) -> None:
-        self.network = network
-        self.loss = network.check_loss(loss)
-        if self.loss.options.reduction == "none":
-            raise OptionError('a training loss must be one number; use reduction "mean" or "sum"')
-        self.optimizer = optimizers.optimizer(optimizer)
-        self.schedule = schedules.schedule(schedule)
-        self.batch_size = int(number(batch_size, "batch_size", 1))
-        clip = None if clip_norm is None else number(clip_norm, "clip_norm", 0.0)
-        self.regularization = Regularization(number(l2, "l2", 0.0), clip)
+        self._step: TrainStep | StepState | None = None
+        self.network, self.loss, self.optimizer = network, loss, optimizer
+        self.schedule, self.batch_size = schedule, batch_size
+        self.regularization = Regularization()
+        self.l2, self.clip_norm = l2, clip_norm
         self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
-        self.scaling = _check_scaling(loss_scale, network)
+        self.scaling = check_scaling(loss_scale, network)
         self.stochastic_rounding = bool(stochastic_rounding)
         if self.stochastic_rounding and not network.narrow:
             raise OptionError(
@@ -107,8 +111,29 @@ class Trainer:
         self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
         self.history = History()
         self._rng = np.random.default_rng(self.seed)
-        self._step: TrainStep | None = None
         self._position = Position()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without plans and data, which `fit` makes and is given again."""
+        step = self._step.snapshot() if isinstance(self._step, TrainStep) else self._step
+        return vars(self) | {"_step": step}
+
+    def __copy__(self) -> Trainer:
+        """A trainer of the same network that goes on from here with a state of its own."""
+        twin: Trainer = object.__new__(type(self))
+        vars(twin).update(self.__getstate__())
+        for name in ("history", "callbacks", "metrics", "_schedule", "_position"):
+            setattr(twin, name, copy.copy(getattr(self, name)))
+        twin._rng = copy.deepcopy(self._rng)
+        return twin
+
+    def _trained_with(self) -> str | None:
+        return None if self._step is None else self._step.formula
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done so far."""
+        return self._position.epoch
 
     # -- the public verbs -------------------------------------------------------------------------
 
@@ -239,6 +264,7 @@ class Trainer:
             self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization,
             StepOptions(self.seed, self.scaling, self.stochastic_rounding),
         )  # fmt: skip
+        step.planned = self.planned()
         if self._step is not None:  # a second fit goes on where the first one ended
             step.go_on_from(self._step)
         self._step = step
@@ -272,13 +298,3 @@ class Trainer:
         )  # fmt: skip
         data.require_rows("the validation set")
         return train, data
-
-
-def _check_scaling(spec: Any, network: MLP) -> LossScaling | None:
-    if spec is None:
-        return LossScaling() if network.precision == np.float16 else None
-    if spec == "dynamic":
-        return LossScaling()
-    if isinstance(spec, str):
-        raise OptionError(f'loss_scale is {spec!r} but must be "dynamic", a number or None')
-    return LossScaling(number(spec, "loss_scale", 2.0**-24, 2.0**64), 0)
