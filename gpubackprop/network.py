@@ -23,13 +23,14 @@ from gpubackprop.errors import (
     DtypeError,
     MissingDependencyError,
     OptionError,
-    ReadOnlyError,
     ShapeError,
 )
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
 from gpubackprop.formulas.dropout import MAX_STREAM
 from gpubackprop.initializers import INITIALIZERS, gain_of
-from gpubackprop.layout import Fixed, LayerArrays, ParameterLayout, write
+from gpubackprop.layout import ParameterLayout
+from gpubackprop.layout.fixed import Fixed
+from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
 from gpubackprop.ops import checks
 from gpubackprop.ops.dropout import dropout_rate
@@ -63,7 +64,7 @@ class Gradients:
     b: list[Array]
 
 
-class MLP:
+class MLP(HeldParameters):
     """A network of L layers of any widths.
 
     Parameters
@@ -126,52 +127,12 @@ class MLP:
         self.dtype = _check_dtype(dtype)
         self.precision = _check_precision(precision, self.dtype)
         self.backend = backends.get(device)
-        self._allocate()
+        self.layout = ParameterLayout(self.widths, self.precision)
+        self.allocate()
         self.initialize(initializer, seed)
 
     widths, output, dtype = Fixed(_ANOTHER), Fixed(_ANOTHER), Fixed(_ANOTHER)
     precision, layout = Fixed(_ANOTHER), Fixed(_ANOTHER)
-
-    def _allocate(self) -> None:
-        """The flat buffer, of zeros, and the views into it, which are held nowhere else."""
-        self.layout = ParameterLayout(self.widths, self.precision)
-        self._parameters = self.backend.zeros(self.layout.size, self.dtype)
-        W, b = self.layout.views(self._parameters)
-        self._W = LayerArrays.of(W, "W", self.backend)
-        self._b = LayerArrays.of(b, "b", self.backend)
-        self._narrow: Array | None = None
-
-    @property
-    def parameters(self) -> Array:
-        return self._parameters
-
-    @parameters.setter
-    def parameters(self, values: Any) -> None:
-        write(self.backend, ["parameters"], [self._parameters], [values])
-        self.clear_gaps()
-
-    def clear_gaps(self) -> None:
-        """0 between the parameters, where an assignment to the whole buffer may have written."""
-        for gap in self.layout.gaps:
-            self.backend.fill(self._parameters[gap], 0)
-
-    @property
-    def W(self) -> LayerArrays:
-        return self._W
-
-    @W.setter
-    def W(self, values: Any) -> None:
-        if values is not self._W:
-            self._W[...] = values
-
-    @property
-    def b(self) -> LayerArrays:
-        return self._b
-
-    @b.setter
-    def b(self, values: Any) -> None:
-        if values is not self._b:
-            self._b[...] = values
 
     @property
     def activations(self) -> tuple[Activation, ...]:
@@ -188,27 +149,6 @@ class MLP:
     @dropout.setter
     def dropout(self, spec: float | Sequence[float]) -> None:
         self._dropout = _check_dropout(spec, len(self.widths) - 2)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: the parameters once, on the host, and nothing that is derived."""
-        derived = ("layout", "_W", "_b", "_narrow")
-        state = {name: value for name, value in vars(self).items() if name not in derived}
-        dtypes = {name: state[name].name for name in ("dtype", "precision")}
-        return state | dtypes | {"_parameters": self.backend.to_host(self._parameters)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        parameters = state.pop("_parameters")
-        state["dtype"] = _check_dtype(state["dtype"])
-        state["precision"] = _check_precision(state["precision"], state["dtype"])
-        vars(self).update(state)
-        self._allocate()
-        self.backend.from_host(parameters, self._parameters)
-
-    def __copy__(self) -> MLP:
-        twin: MLP = object.__new__(type(self))
-        twin.__setstate__(self.__getstate__())
-        return twin
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
         """Draw all weights and biases anew, layer by layer, weights before biases."""
@@ -239,27 +179,6 @@ class MLP:
             self._narrow = self.backend.empty(self.layout.size, self.precision)
         self.backend.narrow(self.parameters, self._narrow)
         return self.layout.views(self._narrow)
-
-    @property
-    def backend(self) -> Any:
-        return self._backend
-
-    @backend.setter
-    def backend(self, backend: Any) -> None:
-        """Another one that computes on the same device."""
-        if "_backend" in vars(self) and backend.device != self.device:
-            self.device = backend.device
-        self._backend = backend
-
-    @property
-    def device(self) -> str:
-        return str(self.backend.device)
-
-    @device.setter
-    def device(self, value: Any) -> None:
-        raise ReadOnlyError(
-            f"the device of a network cannot be changed; network.copy({value!r}) makes one there"
-        )
 
     @property
     def n_layers(self) -> int:

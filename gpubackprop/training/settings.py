@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.errors import OptionError
-from gpubackprop.layout import Fixed
+from gpubackprop.layout.fixed import Fixed
 from gpubackprop.losses import Loss
-from gpubackprop.network import MLP
 from gpubackprop.ops.checks import number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
@@ -101,14 +98,3 @@ class Settings:
             self.network.activations, self.network.dropout, self.loss, self.optimizer,
             self.batch_size, self.regularization, self.scaling, self.stochastic_rounding,
         )  # fmt: skip
-
-
-def check_scaling(spec: Any, network: MLP) -> LossScaling | None:
-    """The scaling that `Trainer`'s ``loss_scale`` means."""
-    if spec is None:
-        return LossScaling() if network.precision == np.float16 else None
-    if spec == "dynamic":
-        return LossScaling()
-    if isinstance(spec, str):
-        raise OptionError(f'loss_scale is {spec!r} but must be "dynamic", a number or None')
-    return LossScaling(number(spec, "loss_scale", 2.0**-24, 2.0**64), 0)

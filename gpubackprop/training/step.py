@@ -232,6 +232,7 @@ class TrainStep(BatchStep):
         drawn = any(network.dropout) or options.stochastic_rounding
         random = network.backend.asarray(random_state(options.seed)) if drawn else None
         super().__init__(network, loss, data, batch_size, random)
+        network.clear_gaps()  # penalty and norm are of the whole buffer
         backend, dtype, size = network.backend, network.dtype, network.layout.size
         self.optimizer, self.regularization = optimizer, regularization
         self.gradient = backend.zeros(size, dtype)

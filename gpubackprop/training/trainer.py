@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.losses import Loss
@@ -23,7 +24,7 @@ from gpubackprop.training.checkpoint import Position
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.run import FitOptions, Run
-from gpubackprop.training.settings import Settings, check_scaling
+from gpubackprop.training.settings import Settings
 from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
 
 Array = np.ndarray
@@ -101,7 +102,7 @@ class Trainer(Settings):
         self.regularization = Regularization()
         self.l2, self.clip_norm = l2, clip_norm
         self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
-        self.scaling = check_scaling(loss_scale, network)
+        self.scaling = _check_scaling(loss_scale, network)
         self.stochastic_rounding = bool(stochastic_rounding)
         if self.stochastic_rounding and not network.narrow:
             raise OptionError(
@@ -298,3 +299,13 @@ class Trainer(Settings):
         )  # fmt: skip
         data.require_rows("the validation set")
         return train, data
+
+
+def _check_scaling(spec: Any, network: MLP) -> LossScaling | None:
+    if spec is None:
+        return LossScaling() if network.precision == np.float16 else None
+    if spec == "dynamic":
+        return LossScaling()
+    if isinstance(spec, str):
+        raise OptionError(f'loss_scale is {spec!r} but must be "dynamic", a number or None')
+    return LossScaling(number(spec, "loss_scale", 2.0**-24, 2.0**64), 0)

@@ -1,5 +1,4 @@
-"""Where each layer's weights and biases lie in the one flat parameter buffer, and how they are
-written there."""
+"""Views into a flat buffer that are written to, never replaced."""
 
 from __future__ import annotations
 
@@ -9,59 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.arrays import as_cupy, on_gpu
-from gpubackprop.backends.numpy.blocks import ALIGNMENT
-from gpubackprop.errors import DtypeError, ReadOnlyError, ShapeError
+from gpubackprop.errors import DtypeError, ShapeError
 
 Array = np.ndarray
-
-
-class ParameterLayout:
-    """All weights, then all biases, each start aligned to 128 bytes; the gaps hold zeros.
-
-    Weights come first so that what concerns weights alone (the L2 penalty) is one range. The
-    gradient and every optimizer slot have the same layout, so an update is one pass, a gradient
-    norm one reduction, a checkpoint one write.
-
-    Attributes
-    ----------
-    size : elements of the flat buffer. weights_end : end of the weights' range.
-    count : parameters, without the gaps. gaps : slices of the flat buffer between them.
-    """
-
-    def __init__(self, widths: Sequence[int], dtype: np.dtype) -> None:
-        self.shapes = list(zip(widths[1:], widths[:-1], strict=True))
-        step = ALIGNMENT // np.dtype(dtype).itemsize
-
-        def place(start: int, sizes: list[int]) -> tuple[list[int], int]:
-            starts = []
-            for size in sizes:
-                starts.append(start)
-                start += -(-size // step) * step
-            return starts, start
-
-        self._weights, self.weights_end = place(
-            0, [rows * columns for rows, columns in self.shapes]
-        )
-        self._biases, self.size = place(self.weights_end, [rows for rows, _ in self.shapes])
-        self.count = sum(rows * columns + rows for rows, columns in self.shapes)
-        sizes = [rows * columns for rows, columns in self.shapes] + [r for r, _ in self.shapes]
-        starts = [*self._weights, *self._biases]
-        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
-        following = [*starts[1:], self.size]
-        pairs = zip(ends, following, strict=True)
-        self.gaps = [slice(end, start) for end, start in pairs if end < start]
-
-    def views(self, flat: Array) -> tuple[list[Array], list[Array]]:
-        """(W, b): for each layer a (D_l, D_{l-1}) and a (D_l,) view into `flat` (size,)."""
-        W = [
-            flat[start : start + rows * columns].reshape(rows, columns)
-            for start, (rows, columns) in zip(self._weights, self.shapes, strict=True)
-        ]
-        b = [
-            flat[start : start + rows]
-            for start, (rows, _) in zip(self._biases, self.shapes, strict=True)
-        ]
-        return W, b
 
 
 class LayerArrays(tuple[Array, ...]):
@@ -142,39 +91,3 @@ def _copied(backend: Any, name: str, view: Array, value: Any) -> Array:
     fresh = backend.empty(view.shape, view.dtype)
     backend.copy(backend.asarray(value, view.dtype), fresh)
     return fresh
-
-
-class Fixed:
-    """An attribute that its object's constructor sets, and nothing else.
-
-    Parameters
-    ----------
-    advice : what to do instead; ends the error's message.
-    """
-
-    def __init__(self, advice: str) -> None:
-        self.advice = advice
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        try:
-            return instance.__dict__[self.name]
-        except KeyError:
-            raise AttributeError(f"{type(instance).__name__} has no {self.name} yet") from None
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        if self.name in instance.__dict__:
-            self._refuse(instance)
-        instance.__dict__[self.name] = value
-
-    def __delete__(self, instance: Any) -> None:
-        self._refuse(instance)
-
-    def _refuse(self, instance: Any) -> None:
-        raise ReadOnlyError(
-            f"{type(instance).__name__}.{self.name} cannot be changed; {self.advice}"
-        )
