@@ -55,7 +55,9 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"gpubackprop.{name}")
     if name in _HOME:
-        return getattr(importlib.import_module(f"gpubackprop.{_HOME[name]}"), name)
+        value = getattr(importlib.import_module(f"gpubackprop.{_HOME[name]}"), name)
+        globals()[name] = value  # in place of a module of that name, which the import has put there
+        return value
     raise AttributeError(f"module 'gpubackprop' has no attribute {name!r}")
 
 

@@ -13,6 +13,7 @@ from gpubackprop.data import Standardizer
 from gpubackprop.errors import DataError, GpubackpropError, ModelFileError, OptionError
 from gpubackprop.network import MLP
 from gpubackprop.ops.checks import number
+from gpubackprop.ops.display import html_table, names
 from gpubackprop.tensorfile import read_tensors, require_array, write_tensors
 
 Array = np.ndarray
@@ -37,6 +38,22 @@ class Model:
     feature_names: Sequence[str] | None = None
     target_names: Sequence[str] | None = None
     classes: Array | None = None
+
+    def _described(self) -> dict[str, Any]:
+        classes = None if self.classes is None else np.asarray(self.classes).tolist()
+        lists = {
+            "features": self.feature_names, "targets": self.target_names, "classes": classes,
+        }  # fmt: skip
+        shown = {name: names(values) for name, values in lists.items() if values is not None}
+        return ({"standardizer": self.standardizer} if self.standardizer else {}) | shown
+
+    def __repr__(self) -> str:
+        more = "".join(f"\n  {name}: {value}" for name, value in self._described().items())
+        return f"Model of {self.network!r}{more}"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, str(value)] for name, value in self._described().items()]
+        return self.network._repr_html_() + (html_table("Model", ["", ""], rows) if rows else "")
 
     def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
         """yhat for raw inputs: (N, D_0) -> (N, K) probabilities or values, batch by batch.

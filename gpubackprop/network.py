@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from gpubackprop.layout import ParameterLayout
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
-from gpubackprop.ops import checks
+from gpubackprop.ops import checks, display
 from gpubackprop.ops.dropout import dropout_rate
 
 Array = np.ndarray
@@ -62,6 +63,34 @@ class Gradients:
     pre_activation: list[Array]
     W: list[Array]
     b: list[Array]
+
+    def _cells(self) -> tuple[list[str], list[list[Any]]]:
+        headers = ["layer", "W", "|W|", "b", "|b|", "hidden", "|hidden|", "|pre-activation|"]
+        hidden = [[str(tuple(h.shape)), display.norm(h)] for h in self.hidden] + [[None, None]]
+        rows = [
+            [
+                layer, str(tuple(W.shape)), display.norm(W), str(tuple(b.shape)), display.norm(b),
+                *h, display.norm(a),
+            ]
+            for layer, (W, b, h, a) in enumerate(
+                zip(self.W, self.b, hidden, self.pre_activation, strict=True), 1
+            )
+        ]  # fmt: skip
+        return headers, rows
+
+    def _summary(self) -> str:
+        loss = self.loss
+        shown = f"of each of {len(loss)} rows" if np.ndim(loss) else display.figure(loss)
+        kinds = dict.fromkeys(str(array.dtype) for array in (self.output, self.W[0]))
+        kind = ", W and b ".join(kinds)
+        return f"Gradients of {len(self.W)} layers, {len(self.output)} rows, {kind}, loss {shown}"
+
+    def __repr__(self) -> str:
+        """Shapes and norms."""
+        return f"{self._summary()}\n{display.text_table(*self._cells())}"
+
+    def _repr_html_(self) -> str:
+        return display.html_table(self._summary(), *self._cells())
 
 
 class MLP(HeldParameters):
@@ -347,6 +376,20 @@ class MLP(HeldParameters):
         return (
             f"MLP({list(self.widths)}, activation={shown!r}, output={self.output!r}, "
             f"dtype={self.dtype.name!r}{more}{where})"
+        )
+
+    def _repr_html_(self) -> str:
+        headers = ["layer", "inputs", "units", "activation", "dropout", "parameters"]
+        shown = [*map(str, self.activations), f"output: {self.output}"]
+        rates, pairs = [*self.dropout, 0.0], pairwise(self.widths)
+        rows = [
+            [layer, d, k, name, rate or None, k * d + k]
+            for layer, ((d, k), name, rate) in enumerate(zip(pairs, shown, rates, strict=True), 1)
+        ]
+        precision = f", products in {self.precision.name}" if self.narrow else ""
+        kind = f"{self.dtype.name}{precision}, on {self.device}"
+        return display.html_table(
+            f"MLP with {self.layout.count:,} parameters, {kind}", headers, rows
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import UPDATES, Update, lookup
 from gpubackprop.ops.checks import choice, number
+from gpubackprop.ops.display import call
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Optimizer:
     lr: float
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
+
+    def __repr__(self) -> str:
+        """The call that makes it."""
+        factory, options = _FACTORIES.get(self.formula.name, (self.formula.name, {}))
+        options = {"lr": self.lr, **self.hyperparameters, **options}
+        if self.weight_decay or self.formula.decay == "decoupled":
+            options["weight_decay"] = self.weight_decay
+            factory = "SGD" if factory == "GradientDescent" else factory
+        return call(factory, **options)
 
     def coefficients(self, lr: float, step: int) -> tuple[float, ...]:
         """The formula's coefficients at learning rate `lr` in step number `step` (from 1)."""
@@ -54,6 +64,20 @@ class Optimizer:
         }
 
 
+# What makes an optimizer of each formula, beside its hyperparameters.
+_FACTORIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gradient_descent": ("GradientDescent", {}),
+    "sgd": ("SGD", {}),
+    "sgd_nesterov": ("SGD", {"nesterov": True}),
+    "momentum": ("Momentum", {}),
+    "nesterov": ("Momentum", {"nesterov": True}),
+    "adam": ("Adam", {}),
+    "adam_epsilon_hat": ("Adam", {"eps_placement": "sklearn"}),
+    "adamw": ("AdamW", {}),
+    "rmsprop": ("RMSprop", {}),
+    "adagrad": ("Adagrad", {}),
+    "lion": ("Lion", {}),
+}
 _BELOW_ONE = 1.0 - 1e-12  # decay rates may not reach 1
 _RANGES = {
     "momentum": (0.0, _BELOW_ONE),

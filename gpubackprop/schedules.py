@@ -52,6 +52,9 @@ class Schedule:
     def config(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def copy(self) -> Schedule:
         """One that learns for itself from here on."""
         return copy.copy(self)

@@ -51,6 +51,14 @@ class Standardizer:
         if not (self.scale > 0).all():
             raise DataError("scale of a Standardizer must be above 0; use 1 for constant columns")
 
+    def __repr__(self) -> str:
+        if len(self.mean) <= 4:
+            mean, scale = (f"[{', '.join(f'{v:.4g}' for v in a)}]" for a in (self.mean, self.scale))
+        else:
+            mean, scale = (f"{a.min():.4g} to {a.max():.4g}" for a in (self.mean, self.scale))
+        columns = "1 column" if len(self.mean) == 1 else f"{len(self.mean)} columns"
+        return f"Standardizer({columns}, mean {mean}, scale {scale})"
+
     @classmethod
     def fit(
         cls,

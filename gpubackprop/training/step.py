@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class StepState:
     """
 
     formula: str
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray] = field(repr=False)
     steps: int
 
 
@@ -132,6 +132,10 @@ class BatchStep:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy plans anew: a plan writes into the arrays of the step that made it."""
         return type(self), (self.network, self.loss, self.data, self.batch_size)
+
+    def __repr__(self) -> str:
+        batches = f"batches of {self.batch_size} of {len(self.data)} rows"
+        return f"{type(self).__name__}({self.network!r}, {self.loss!r}, {batches})"
 
     def reset_totals(self) -> None:
         self.network.backend.copy(self._fresh_totals, self.totals)
@@ -275,6 +279,9 @@ class TrainStep(BatchStep):
         snapshot, gradient, self.planned = state
         self.network.backend.from_host(gradient, self.gradient)
         self.go_on_from(snapshot)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, {self.optimizer!r}, {self.steps} steps done)"
 
     def snapshot(self) -> StepState:
         """A copy of the state."""

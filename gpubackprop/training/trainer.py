@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop import schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
+from gpubackprop.ops import display
 from gpubackprop.ops.checks import number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
@@ -130,6 +132,30 @@ class Trainer(Settings):
 
     def _trained_with(self) -> str | None:
         return None if self._step is None else self._step.formula
+
+    def _described(self) -> dict[str, Any]:
+        """What it trains with, where that is not the default."""
+        values = {
+            "l2": self.l2 or None, "clip_norm": self.clip_norm, "loss_scale": self.scaling,
+            "stochastic_rounding": self.stochastic_rounding or None,
+            "shuffle": None if self.shuffle else False, "metrics": list(self.metrics) or None,
+            "callbacks": len(self.callbacks) or None,
+        }  # fmt: skip
+        constant = isinstance(self.schedule, schedules.Constant)
+        main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
+        main |= {} if constant else {"schedule": self.schedule}
+        return main | {name: value for name, value in values.items() if value is not None}
+
+    def __repr__(self) -> str:
+        done = f"{self.epochs} epochs, {self._step.steps if self._step else 0} steps done"
+        return display.call("Trainer", self.network, **self._described(), seed=self.seed) + (
+            f" with {done}" if self._step else ""
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [[name, repr(value)] for name, value in self._described().items()]
+        table = display.html_table(f"Trainer of {self.network!r}", ["setting", "value"], rows)
+        return table + (self.history._repr_html_() if len(self.history) else "")
 
     @property
     def epochs(self) -> int:
