@@ -11,10 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpubackprop.errors import OptionError
+from gpubackprop.errors import OptionError, ReadOnlyError
 from gpubackprop.formulas import UPDATES, Update, lookup
 from gpubackprop.ops.checks import choice, number
 from gpubackprop.ops.display import call
+
+
+class Hyperparameters(dict[str, float]):
+    """A dictionary that cannot be changed: a GPU has its own copy of a planned step's."""
+
+    def _refuse(self, *args: Any, **options: Any) -> Any:
+        raise ReadOnlyError(
+            "the hyperparameters of an optimizer cannot be changed; make another one, such as "
+            "Adam(lr=0.01, beta1=0.8), which may be assigned to trainer.optimizer"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Optimizer:
     ----------
     formula : entry of the update registry.
     lr : base learning rate, multiplied by the schedule's factor.
-    hyperparameters : the formula's, all of them.
+    hyperparameters : the formula's, all of them; read only, as all of an optimizer.
     weight_decay : coupled (added to the gradient) or decoupled (AdamW, Lion): formula.decay.
     """
 
@@ -33,6 +48,9 @@ class Optimizer:
     lr: float
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hyperparameters", Hyperparameters(self.hyperparameters))
 
     def __repr__(self) -> str:
         """The call that makes it."""

@@ -20,15 +20,15 @@ from gpubackprop import StopTraining
 from gpubackprop.backends import devices
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ReadOnlyError, ShapeError
-from gpubackprop.formulas import ACTIVATIONS
+from gpubackprop.formulas import ACTIVATIONS, UPDATES
 from gpubackprop.losses import LOSSES, SoftmaxCrossEntropy, loss
 from gpubackprop.model import Model
-from gpubackprop.optimizers import OPTIMIZERS, SGD, Adam, optimizer
+from gpubackprop.optimizers import OPTIMIZERS, SGD, Adam, Optimizer, optimizer
 from gpubackprop.schedules import SCHEDULES, ReduceOnPlateau, schedule
 from gpubackprop.training import History, Trainer
 from gpubackprop.training.step import TrainStep
 from tests.small_training import make_trainer, some_data
-from tests.ways import MLP, host
+from tests.ways import MLP, host, put
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -48,7 +48,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
     "joblib": joblib_copy,
     "cloudpickle": lambda value: pickle.loads(cloudpickle.dumps(value)),
 }
-DEEP = {name: how for name, how in COPIES.items() if name != "copy"}
+DEEP = {name: how for name, how in COPIES.items() if name in ("deepcopy", "pickle")}
 EACH_COPY = pytest.mark.parametrize("how", COPIES.values(), ids=COPIES)
 EACH_DEEP_COPY = pytest.mark.parametrize("how", DEEP.values(), ids=DEEP)
 
@@ -91,7 +91,7 @@ def test_a_copied_network_keeps_its_options_and_views_of_its_own_buffer(how, opt
     network = how(MLP([4, 5, 6, 3], **{"activation": "relu", **options}))
     assert repr(network) == repr(MLP([4, 5, 6, 3], **{"activation": "relu", **options}))
     for view in (*network.W, *network.b):
-        view[...] = 1
+        put(view, 1)
     flat = host(network.parameters)
     assert flat.sum() == network.layout.count  # the views show the buffer, and the gaps hold zeros
     assert network.layout.size == len(flat)
@@ -372,6 +372,8 @@ def test_weights_that_a_callback_writes_are_those_of_the_next_step(precision) ->
     [
         ({"network": None}, "Trainer.network cannot be changed; build another"),
         ({"seed": 1}, "Trainer.seed cannot"),
+        ({"stochastic_rounding": True}, "Trainer.stochastic_rounding cannot"),
+        ({"scaling": None}, "Trainer.scaling cannot"),
         ({"batch_size": 0}, "batch_size"),
         ({"loss": "poisson"}, "belongs to output"),
         ({"loss": SoftmaxCrossEntropy(reduction="none")}, "must be one number"),
@@ -466,6 +468,23 @@ def test_copies_of_a_history_and_of_a_schedule_go_on_for_themselves(how) -> None
     assert other.state() == plateau.state()
     other.observe(2.0)
     assert (plateau.factor(None), other.factor(None)) == (1.0, 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.ways("numpy", reason="nothing here computes")
+@EACH_COPY
+def test_an_optimizer_cannot_be_changed_behind_a_planned_step(how) -> None:
+    given = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    made = how(Optimizer(UPDATES["adam"], 0.1, given))
+    given["beta1"] = 0.5
+    assert made.hyperparameters["beta1"] == 0.9
+    for change in (
+        lambda h: h.__setitem__("beta1", 0.5), lambda h: h.update(beta1=0.5), lambda h: h.clear(),
+        lambda h: h.pop("beta1"), lambda h: h.__ior__({"beta1": 0.5}),
+    ):  # fmt: skip
+        with pytest.raises(ReadOnlyError, match="make another one"):
+            change(made.hyperparameters)
+    with pytest.raises(AttributeError):
+        made.lr = 0.2
 
 
 @pytest.mark.ways("numpy", reason="pickles of functions")

@@ -70,6 +70,7 @@ def samples() -> list[Any]:
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,
         Standardizer.fit(x), Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),
+        Adam().hyperparameters,
         *map(losses.loss, losses.LOSSES), loss(class_weight=np.ones(1000)), schedules.Schedule(),
         schedules.Progress(1, 2, 3), gradient_check(MLP([4, 3, 3]), x, labels),
         *formulas.ACTIVATIONS.values(), *formulas.UPDATES.values(),

@@ -46,7 +46,6 @@ class Run:
     ) -> None:
         self.trainer, self.options = trainer, options
         self.network, self.held_out = trainer.network, held_out
-        self.history = trainer.history
         trainer._position = replace(
             trainer._position, step=0, first_epoch=trainer._position.epoch,
             best_loss=math.inf, bad_epochs=0, seconds=0.0,
@@ -57,6 +56,10 @@ class Run:
         self.saved_at = time.monotonic()
         self.updates = (-1, 0)  # done and left out when one was last done
         self._follow(step)
+
+    @property
+    def history(self) -> History:
+        return self.trainer.history
 
     @property
     def position(self) -> Position:

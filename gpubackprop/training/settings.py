@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from gpubackprop import optimizers, schedules
-from gpubackprop.backends import LossScaling
 from gpubackprop.errors import OptionError
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.losses import Loss
@@ -24,9 +23,8 @@ class Settings:
     """
 
     network, seed = Fixed(_ANOTHER), Fixed(_ANOTHER)
+    scaling, stochastic_rounding = Fixed(_ANOTHER), Fixed(_ANOTHER)  # a step's state goes with them
     regularization: Regularization
-    scaling: LossScaling | None
-    stochastic_rounding: bool
 
     @property
     def loss(self) -> Loss:
@@ -96,5 +94,5 @@ class Settings:
         """What the steps are planned for: where it differs, they are to be planned again."""
         return (
             self.network.activations, self.network.dropout, self.loss, self.optimizer,
-            self.batch_size, self.regularization, self.scaling, self.stochastic_rounding,
+            self.batch_size, self.regularization,
         )  # fmt: skip

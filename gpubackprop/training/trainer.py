@@ -64,8 +64,8 @@ class Trainer(Settings):
     Attributes
     ----------
     history : `History`, over all calls of `fit`.
-    The parameters but `network` and `seed` may be assigned to, which holds from the next epoch on;
-    an optimizer of another formula is for another Trainer.
+    The parameters may be assigned to, which holds from the next epoch on; `network`, `seed`,
+    rounding, the loss's scale and an optimizer of another formula are for another Trainer.
 
     A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
     one would, also from within a callback. `copy.copy` trains the same network, with a state of its
