@@ -121,7 +121,8 @@ class MLP(HeldParameters):
         is 0 and of no effect.
     W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
         ``network.W[0] = array``, ``network.b = arrays`` and ``network.parameters = array`` copy
-        the values into that memory (ShapeError, DtypeError where they do not fit).
+        the values into that memory (ShapeError, DtypeError where they do not fit). To keep what
+        they are now, keep a copy: ``network.parameters.copy()``.
     activations, dropout : one for each hidden layer; an assignment holds from the next epoch of a
         training on. The rest of the architecture cannot be changed (ReadOnlyError).
 

@@ -42,7 +42,7 @@ MODULES = (
     gpubackprop.torch, training,
 )  # fmt: skip
 # Bases, and what is never an object that a user holds.
-NOT_HELD = {"Loss", "Total", "NumpyBackend", "LabelError"}
+NOT_HELD = {"Loss", "Total", "LabelError"}
 
 
 def trained() -> Trainer:
@@ -70,7 +70,7 @@ def samples() -> list[Any]:
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,
         Standardizer.fit(x), Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),
-        Adam().hyperparameters,
+        Adam().hyperparameters, network.backend, network.layout,
         *map(losses.loss, losses.LOSSES), loss(class_weight=np.ones(1000)), schedules.Schedule(),
         schedules.Progress(1, 2, 3), gradient_check(MLP([4, 3, 3]), x, labels),
         *formulas.ACTIVATIONS.values(), *formulas.UPDATES.values(),

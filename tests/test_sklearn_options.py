@@ -392,6 +392,27 @@ def test_callbacks_see_the_network_and_may_end_training():
     assert [row["val_score"] for row in rows] == [row["score"] for row in rows]
 
 
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("options", [{}, {"solver": "sgd"}, {"dropout": 0.3}], ids=str)
+def test_a_copy_made_by_a_callback_predicts_and_learns_as_the_original_then_would(options, how):
+    x, y = digits(60)
+    made = []
+
+    def keep(estimator, row):
+        if row["epoch"] == 2:
+            estimator.callbacks = ()  # a local function has no pickle
+            made.append((how(estimator), estimator.predict_proba(x)))
+
+    model = small(max_iter=4, callbacks=[keep], **options).fit(x, y)
+    twin, probabilities = made[0]
+    np.testing.assert_array_equal(twin.predict_proba(x), probabilities)
+    assert (twin.n_iter_, len(twin.loss_curve_), model.n_iter_) == (2, 2, 4)
+    whole = small(max_iter=2, **options).fit(x, y)
+    for each in (twin, whole):
+        each.partial_fit(x, y)
+    same(twin, whole)
+
+
 @pytest.mark.parametrize("answer", [True, 7, "written", np.ones(2)], ids=repr)
 def test_what_a_callback_returns_is_ignored(answer):
     x, y = digits(60)

@@ -47,6 +47,10 @@ class ParameterLayout:
         pairs = zip(ends, following, strict=True)
         self.gaps = [slice(end, start) for end, start in pairs if end < start]
 
+    def __repr__(self) -> str:
+        widths = [self.shapes[0][1], *(rows for rows, _ in self.shapes)]
+        return f"ParameterLayout({widths}: {self.count} parameters in {self.size} elements)"
+
     def views(self, flat: Array) -> tuple[list[Array], list[Array]]:
         """(W, b): for each layer a (D_l, D_{l-1}) and a (D_l,) view into `flat` (size,)."""
         W = [

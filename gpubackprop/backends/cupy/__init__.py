@@ -59,6 +59,9 @@ class CupyBackend(DeviceMemory):
         self._tape: Tape | None = None
         self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.index})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy or a pickle is another one of the same device, where that is there."""
         return backends.unpickled, (self.device, self.reason)
