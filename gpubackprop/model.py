@@ -24,6 +24,7 @@ from gpubackprop.errors import (
 )
 from gpubackprop.network import MLP
 from gpubackprop.ops.checks import number
+from gpubackprop.ops.display import html_table, names
 
 Array = np.ndarray
 
@@ -56,6 +57,22 @@ class Model:
 
     def __post_init__(self) -> None:
         self._check()
+
+    def _described(self) -> dict[str, Any]:
+        classes = None if self.classes is None else np.asarray(self.classes).tolist()
+        lists = {
+            "features": self.feature_names, "targets": self.target_names, "classes": classes,
+        }  # fmt: skip
+        shown = {name: names(values) for name, values in lists.items() if values is not None}
+        return ({"standardizer": self.standardizer} if self.standardizer else {}) | shown
+
+    def __repr__(self) -> str:
+        more = "".join(f"\n  {name}: {value}" for name, value in self._described().items())
+        return f"Model of {self.network!r}{more}"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, str(value)] for name, value in self._described().items()]
+        return self.network._repr_html_() + (html_table("Model", ["", ""], rows) if rows else "")
 
     # -- predicting -------------------------------------------------------------------------------
 

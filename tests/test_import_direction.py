@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gpubackprop"
 # From the bottom up. A module imports from its own row and from the rows above it in this table.
 LAYERS = (
     ("errors", "_optional"),
-    ("tensorfile", "data"),
+    ("tensorfile",),
     ("formulas",),
     ("backends",),
-    ("ops",),
+    ("ops", "data"),
     ("layout",),
     ("network", "losses", "optimizers", "initializers", "schedules"),
     ("training", "checkpoint", "model", "model_file", "gradient_check"),

@@ -60,6 +60,14 @@ class Standardizer:
                 f"{len(self.feature_names)} feature_names but mean has shape {self.mean.shape}"
             )
 
+    def __repr__(self) -> str:
+        if len(self.mean) <= 4:
+            mean, scale = (f"[{', '.join(f'{v:.4g}' for v in a)}]" for a in (self.mean, self.scale))
+        else:
+            mean, scale = (f"{a.min():.4g} to {a.max():.4g}" for a in (self.mean, self.scale))
+        columns = "1 column" if len(self.mean) == 1 else f"{len(self.mean)} columns"
+        return f"Standardizer({columns}, mean {mean}, scale {scale})"
+
     @classmethod
     def fit(
         cls,

@@ -19,6 +19,7 @@ from gpubackprop.errors import DataError, OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import checks
+from gpubackprop.ops.display import size
 
 Array = np.ndarray
 
@@ -82,6 +83,13 @@ class Batches:
             wide = network.dtype if standardizer is None else np.float64
             x = network.backend.place_inputs(x, wide)
         return cls(x, targets, weights, None, standardizer, names)
+
+    def __repr__(self) -> str:
+        parts = {"x": self.x, "targets": self.targets, "sample_weight": self.sample_weight}
+        shown = [f"{name} {size(a)}" for name, a in parts.items() if a is not None]
+        shown += [] if self.rows is None else [f"{len(self)} rows of them"]
+        shown += [] if self.standardizer is None else [repr(self.standardizer)]
+        return f"Batches({', '.join(shown)})"
 
     def __len__(self) -> int:
         return len(self.x) if self.rows is None else len(self.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -10,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import optimizers, schedules
+from gpubackprop import schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
 from gpubackprop.errors import NonFiniteLossError, OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
+from gpubackprop.ops import display
 from gpubackprop.ops.checks import number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
@@ -25,14 +27,15 @@ from gpubackprop.training.checkpoint import Position
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.run import FitOptions, Run
-from gpubackprop.training.step import Regularization, StepOptions, TrainStep
+from gpubackprop.training.settings import Settings
+from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
 
 Array = np.ndarray
 Callback = Callable[["Trainer", Row], Any]
 Metric = Callable[[Array, Array], float]
 
 
-class Trainer:
+class Trainer(Settings):
     """Trains a network by gradient descent.
 
     Parameters
@@ -54,13 +57,21 @@ class Trainer:
         to the distances, instead of to nearest.
     metrics : name -> function(yhat, targets) -> float, computed after each epoch on the training
         rows and on the validation rows ("val_" + name).
-    callbacks : called as callback(trainer, row) after each epoch; True stops training.
+    callbacks : called as callback(trainer, row) after each epoch. What one returns is ignored; one
+        that raises `gpubackprop.StopTraining` ends training after that epoch, as the last of the
+        epochs would: history.stopped is then "callback".
     progress : True, False, or None: a bar where stderr is a terminal.
 
     Attributes
     ----------
     history : `History`, over all calls of `fit`.
     feature_names : of the data frame that the last `fit` was given, or None.
+    The parameters may be assigned to, which holds from the next epoch on; `network`, `seed`,
+    rounding, the loss's scale and an optimizer of another formula are for another Trainer.
+
+    A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
+    one would, also from within a callback. `copy.copy` trains the same network, with a state of its
+    own. A pickle wants callbacks and metrics that can be pickled: functions of a module.
 
     >>> from gpubackprop.optimizers import Adam
     >>> network = MLP([2, 8, 2], "tanh", seed=1)
@@ -89,15 +100,11 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
     ) -> None:
-        self.network = network
-        self.loss = network.check_loss(loss)
-        if self.loss.options.reduction == "none":
-            raise OptionError('a training loss must be one number; use reduction "mean" or "sum"')
-        self.optimizer = optimizers.optimizer(optimizer)
-        self.schedule = schedules.schedule(schedule)
-        self.batch_size = int(number(batch_size, "batch_size", 1))
-        clip = None if clip_norm is None else number(clip_norm, "clip_norm", 0.0)
-        self.regularization = Regularization(number(l2, "l2", 0.0), clip)
+        self._step: TrainStep | StepState | None = None
+        self.network, self.loss, self.optimizer = network, loss, optimizer
+        self.schedule, self.batch_size = schedule, batch_size
+        self.regularization = Regularization()
+        self.l2, self.clip_norm = l2, clip_norm
         self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
         self.scaling = _check_scaling(loss_scale, network)
         self.stochastic_rounding = bool(stochastic_rounding)
@@ -109,8 +116,53 @@ class Trainer:
         self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
         self.history = History()
         self._rng = np.random.default_rng(self.seed)
-        self._step: TrainStep | None = None
         self._position = Position()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without plans and data, which `fit` makes and is given again."""
+        step = self._step.snapshot() if isinstance(self._step, TrainStep) else self._step
+        return vars(self) | {"_step": step}
+
+    def __copy__(self) -> Trainer:
+        """A trainer of the same network that goes on from here with a state of its own."""
+        twin: Trainer = object.__new__(type(self))
+        vars(twin).update(self.__getstate__())
+        for name in ("history", "callbacks", "metrics", "_schedule", "_position"):
+            setattr(twin, name, copy.copy(getattr(self, name)))
+        twin._rng = copy.deepcopy(self._rng)
+        return twin
+
+    def _trained_with(self) -> str | None:
+        return None if self._step is None else self._step.formula
+
+    def _described(self) -> dict[str, Any]:
+        """What it trains with, where that is not the default."""
+        values = {
+            "l2": self.l2 or None, "clip_norm": self.clip_norm, "loss_scale": self.scaling,
+            "stochastic_rounding": self.stochastic_rounding or None,
+            "shuffle": None if self.shuffle else False, "metrics": list(self.metrics) or None,
+            "callbacks": len(self.callbacks) or None,
+        }  # fmt: skip
+        constant = isinstance(self.schedule, schedules.Constant)
+        main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
+        main |= {} if constant else {"schedule": self.schedule}
+        return main | {name: value for name, value in values.items() if value is not None}
+
+    def __repr__(self) -> str:
+        done = f"{self.epochs} epochs, {self._step.steps if self._step else 0} steps done"
+        return display.call("Trainer", self.network, **self._described(), seed=self.seed) + (
+            f" with {done}" if self._step else ""
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [[name, repr(value)] for name, value in self._described().items()]
+        table = display.html_table(f"Trainer of {self.network!r}", ["setting", "value"], rows)
+        return table + (self.history._repr_html_() if len(self.history) else "")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done so far."""
+        return self._position.epoch
 
     # -- the public verbs -------------------------------------------------------------------------
 
@@ -265,6 +317,7 @@ class Trainer:
             self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization,
             StepOptions(self.seed, self.scaling, self.stochastic_rounding),
         )  # fmt: skip
+        step.planned = self.planned()
         if self._step is not None:  # a second fit goes on where the first one ended
             step.go_on_from(self._step)
         self._step = step
