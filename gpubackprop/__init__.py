@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gpubackprop import data, losses, ops, optimizers, schedules
+    from gpubackprop.errors import StopTraining
     from gpubackprop.gradient_check import gradient_check
     from gpubackprop.model import Model
     from gpubackprop.network import MLP, Gradients
@@ -28,6 +29,7 @@ _HOME = {
     "Gradients": "network",
     "Model": "model",
     "History": "training",
+    "StopTraining": "errors",
     "Trainer": "training",
     "gradient_check": "gradient_check",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "Gradients",
     "History",
     "Model",
+    "StopTraining",
     "Trainer",
     "data",
     "gradient_check",
@@ -52,7 +55,9 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"gpubackprop.{name}")
     if name in _HOME:
-        return getattr(importlib.import_module(f"gpubackprop.{_HOME[name]}"), name)
+        value = getattr(importlib.import_module(f"gpubackprop.{_HOME[name]}"), name)
+        globals()[name] = value  # in place of a module of that name, which the import has put there
+        return value
     raise AttributeError(f"module 'gpubackprop' has no attribute {name!r}")
 
 

@@ -1,7 +1,7 @@
 """Exceptions: each says what was wrong, what was got, what was wanted and what to do next.
 
 Every class derives from `GpubackpropError` and from the builtin that a NumPy user would expect,
-so that ``except ValueError`` keeps working.
+so that ``except ValueError`` keeps working. `StopTraining` alone is no error.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ class DtypeError(GpubackpropError, TypeError):
 
 class OptionError(GpubackpropError, ValueError):
     """An option has an unknown name or a value outside its range."""
+
+
+class ReadOnlyError(GpubackpropError, AttributeError):
+    """An attribute cannot be assigned to; the message says what does what was meant."""
 
 
 class TargetRangeError(GpubackpropError, ValueError):
@@ -58,3 +62,16 @@ class MissingDependencyError(GpubackpropError, ImportError):
 
 class StorageError(GpubackpropError, OSError):
     """A file could not be written (disk full, read-only directory); says what is kept and lost."""
+
+
+class StopTraining(Exception):  # noqa: N818 (no error)
+    """Raised by a callback to end training after the epoch that it is called for.
+
+    It means the same to `Trainer` and to the estimators of `gpubackprop.sklearn`: the other
+    callbacks of that epoch are called too, the checkpoint is written, and training ends as it does
+    after its last epoch, with the best weights where those are kept. It does not leave `fit`.
+
+    >>> def enough(trainer, row):
+    ...     if row["loss"] < 0.1:
+    ...         raise StopTraining("the loss is below 0.1")
+    """

@@ -8,6 +8,8 @@ can be huge: h is then quartered until two estimates agree. Where a step would c
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +47,13 @@ class GradientCheck:
     errors: dict[str, float]
     checked: int
     skipped: int
+
+    def __repr__(self) -> str:
+        where = max(self.errors, key=lambda name: self.errors[name], default="")
+        worst = f"worst {self.worst:.2g} at {where}, " if self.errors else ""
+        said = "passed" if self.passed else "failed"
+        counts = f"{self.checked} checked, {self.skipped} skipped"
+        return f"GradientCheck({said}, {worst}{counts})"
 
     @property
     def worst(self) -> float:
@@ -312,3 +321,13 @@ def _run(
         targets[0] = 1  # the ignored label occurs
     result = gradient_check(network, x, targets, loss, sample_weight=weights, coordinates=6)
     return label, result.worst, result.passed
+
+
+class _CallableModule(types.ModuleType):
+    """`gpubackprop.gradient_check` is this module once it was imported by its name; it can then be
+    called like the function that the package offers there."""
+
+    __call__ = staticmethod(gradient_check)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -16,6 +16,7 @@ from gpubackprop.backends import LossOptions
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import POINTWISE_LOSSES, lookup
 from gpubackprop.ops import checks
+from gpubackprop.ops.display import call, names
 from gpubackprop.ops.pointwise_loss import REDUCTIONS, pointwise_targets
 from gpubackprop.ops.softmax_cross_entropy import cross_entropy_options
 
@@ -64,6 +65,20 @@ class Loss(ABC):
             "row_loss": backend.empty(rows, dtype),
             "scale": backend.empty(rows, dtype),
         }
+
+    def __repr__(self) -> str:
+        """The call that makes it, without defaults."""
+        values, defaults = vars(self.options), vars(LossOptions())
+        changed = {
+            name: value
+            for name, value in values.items()
+            if value is not defaults[name] and (name == "class_weight" or value != defaults[name])
+        }
+        weight = changed.get("class_weight")
+        if weight is not None:
+            changed.pop("class_weight")
+            weights = f"class_weight=[{names(map(float, weight))}]"
+        return call(type(self).__name__, *([] if weight is None else [weights]), **changed)
 
     def config(self) -> dict[str, Any]:
         """Name and options as JSON values, for files."""

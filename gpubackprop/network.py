@@ -12,24 +12,34 @@ Each product is computed once: L forward, L for the weights, L - 1 for the hidde
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gpubackprop import backends
+from gpubackprop.data.frames import as_inputs, as_weights
+from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
 from gpubackprop.formulas.dropout import MAX_STREAM
 from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
+from gpubackprop.layout.fixed import Fixed
+from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
-from gpubackprop.ops import checks
+from gpubackprop.ops import checks, display
 from gpubackprop.ops.dropout import dropout_rate
 
 Array = np.ndarray
 IDENTITY = ACTIVATIONS["identity"]
+_ANOTHER = (
+    "build another network, MLP(**(network.config() | {...})), and give it the parameters: "
+    "other.W, other.b = network.W, network.b"
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,36 @@ class Gradients:
     W: list[Array]
     b: list[Array]
 
+    def _cells(self) -> tuple[list[str], list[list[Any]]]:
+        headers = ["layer", "W", "|W|", "b", "|b|", "hidden", "|hidden|", "|pre-activation|"]
+        hidden = [[str(tuple(h.shape)), display.norm(h)] for h in self.hidden] + [[None, None]]
+        rows = [
+            [
+                layer, str(tuple(W.shape)), display.norm(W), str(tuple(b.shape)), display.norm(b),
+                *h, display.norm(a),
+            ]
+            for layer, (W, b, h, a) in enumerate(
+                zip(self.W, self.b, hidden, self.pre_activation, strict=True), 1
+            )
+        ]  # fmt: skip
+        return headers, rows
 
-class MLP:
+    def _summary(self) -> str:
+        loss = self.loss
+        shown = f"of each of {len(loss)} rows" if np.ndim(loss) else display.figure(loss)
+        kinds = dict.fromkeys(str(array.dtype) for array in (self.output, self.W[0]))
+        kind = ", W and b ".join(kinds)
+        return f"Gradients of {len(self.W)} layers, {len(self.output)} rows, {kind}, loss {shown}"
+
+    def __repr__(self) -> str:
+        """Shapes and norms."""
+        return f"{self._summary()}\n{display.text_table(*self._cells())}"
+
+    def _repr_html_(self) -> str:
+        return display.html_table(self._summary(), *self._cells())
+
+
+class MLP(HeldParameters):
     """A network of L layers of any widths.
 
     Parameters
@@ -77,8 +115,17 @@ class MLP:
     ----------
     device : "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below, and all
         results, lie there: NumPy or CuPy arrays.
-    parameters : (layout.size,) flat buffer of all weights, then all biases.
+    parameters : (layout.size,) flat buffer of all weights, then all biases; what lies between them
+        is 0 and of no effect.
     W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
+        ``network.W[0] = array``, ``network.b = arrays`` and ``network.parameters = array`` copy
+        the values into that memory (ShapeError, DtypeError where they do not fit). To keep what
+        they are now, keep a copy: ``network.parameters.copy()``.
+    activations, dropout : one for each hidden layer; an assignment holds from the next epoch of a
+        training on. The rest of the architecture cannot be changed (ReadOnlyError).
+
+    A copy (`copy`, `copy.copy`, `copy.deepcopy`) and a pickle have parameters of their own. A
+    pickle is unpickled to the device that the network lies on.
 
     >>> network = MLP([4, 8, 3], activation="tanh", seed=0)
     >>> network
@@ -101,18 +148,35 @@ class MLP:
         precision: str | None = None,
     ) -> None:
         self.widths = _check_widths(widths)
-        self.activations = _check_activations(activation, len(self.widths) - 2)
-        self.dropout = _check_dropout(dropout, len(self.widths) - 2)
+        self.activations = activation
+        self.dropout = dropout
         lookup(OUTPUTS, output, "output")
         self.output = output
         self.dtype = _check_dtype(dtype)
         self.precision = _check_precision(precision, self.dtype)
         self.backend = backends.get(device)
         self.layout = ParameterLayout(self.widths, self.precision)
-        self.parameters = self.backend.zeros(self.layout.size, self.dtype)
-        self.W, self.b = self.layout.views(self.parameters)
-        self._narrow: Array | None = None
+        self.allocate()
         self.initialize(initializer, seed)
+
+    widths, output, dtype = Fixed(_ANOTHER), Fixed(_ANOTHER), Fixed(_ANOTHER)
+    precision, layout = Fixed(_ANOTHER), Fixed(_ANOTHER)
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        return self._activations
+
+    @activations.setter
+    def activations(self, spec: str | Activation | Sequence[str | Activation]) -> None:
+        self._activations = _check_activations(spec, len(self.widths) - 2)
+
+    @property
+    def dropout(self) -> tuple[float, ...]:
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, spec: float | Sequence[float]) -> None:
+        self._dropout = _check_dropout(spec, len(self.widths) - 2)
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
         """Draw all weights and biases anew, layer by layer, weights before biases."""
@@ -134,7 +198,7 @@ class MLP:
         """Whether products take 16 bits."""
         return self.precision != self.dtype
 
-    def working_parameters(self) -> tuple[list[Array], list[Array]]:
+    def working_parameters(self) -> tuple[Sequence[Array], Sequence[Array]]:
         """(W, b) as the products take them: the parameters, or their copy rounded to 16 bits now,
         in memory that the next call writes anew."""
         if not self.narrow:
@@ -143,10 +207,6 @@ class MLP:
             self._narrow = self.backend.empty(self.layout.size, self.precision)
         self.backend.narrow(self.parameters, self._narrow)
         return self.layout.views(self._narrow)
-
-    @property
-    def device(self) -> str:
-        return str(self.backend.device)
 
     @property
     def n_layers(self) -> int:
@@ -172,19 +232,25 @@ class MLP:
         return chosen
 
     def check_inputs(self, x: Any, name: str = "x") -> Array:
-        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array."""
-        try:
-            device = self.backend.is_device_array(x)
-            x = self.backend.asarray(x) if device else np.asarray(x)
-        except ValueError as error:
-            raise DtypeError(f"{name} is not an array of numbers: {error}") from None
+        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array.
+
+        A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+        """
+        if self.backend.is_device_array(x):
+            x = self.backend.asarray(x)
+        else:
+            x = as_inputs(x, name).array
         if x.dtype.kind not in "fiub" and x.dtype.name != "bfloat16":
             raise DtypeError(
                 f"{name} has dtype {x.dtype} but the network wants real numbers; "
                 f"convert it with np.asarray({name}, dtype=np.float32)"
             )
         if x.ndim != 2 or x.shape[1] != self.widths[0]:
-            hint = "; for one sample pass x[None, :]" if x.ndim == 1 else ""
+            hint = ""
+            if x.ndim == 1:
+                hint = "; for one sample pass x[None, :], or frame.iloc[[i]] of a data frame"
+            elif x.ndim > 2 and math.prod(x.shape[1:]) == self.widths[0]:
+                hint = "; flatten each sample with x.reshape(len(x), -1)"
             raise ShapeError(
                 f"{name} has shape {x.shape} but the network wants (N, {self.widths[0]}){hint}"
             )
@@ -198,6 +264,7 @@ class MLP:
         """
         device = self.backend.is_device_array(targets)
         if not device:
+            targets = training_targets(targets)
             targets = chosen.check_targets(targets, rows, self.widths[-1], self.dtype)
         by_label = targets.ndim == 1 and chosen.output == "softmax"
         placed = self.backend.place(targets, np.int64 if by_label else self.dtype)
@@ -207,7 +274,7 @@ class MLP:
         """a_L for each row of x: (N, D_0) -> (N, K), before the output function."""
         return self._logits(x, *self.working_parameters())
 
-    def _logits(self, x: Any, weights: list[Array], biases: list[Array]) -> Array:
+    def _logits(self, x: Any, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
         backend = self.backend
         h = x = self._inputs(self.check_inputs(x))
         for W, b, act in zip(weights, biases, self.layer_activations, strict=True):
@@ -262,6 +329,8 @@ class MLP:
         chosen = self.check_loss(loss)
         x = self.backend.asarray(self._inputs(self.check_inputs(x)))
         targets = self.check_targets(chosen, targets, len(x))
+        if not self.backend.is_device_array(sample_weight):
+            sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
         weights = self.backend.place(weights, self.dtype)
         buffers = PassBuffers(self, len(x), separate=True)
@@ -317,6 +386,20 @@ class MLP:
             f"dtype={self.dtype.name!r}{more}{where})"
         )
 
+    def _repr_html_(self) -> str:
+        headers = ["layer", "inputs", "units", "activation", "dropout", "parameters"]
+        shown = [*map(str, self.activations), f"output: {self.output}"]
+        rates, pairs = [*self.dropout, 0.0], pairwise(self.widths)
+        rows = [
+            [layer, d, k, name, rate or None, k * d + k]
+            for layer, ((d, k), name, rate) in enumerate(zip(pairs, shown, rates, strict=True), 1)
+        ]
+        precision = f", products in {self.precision.name}" if self.narrow else ""
+        kind = f"{self.dtype.name}{precision}, on {self.device}"
+        return display.html_table(
+            f"MLP with {self.layout.count:,} parameters, {kind}", headers, rows
+        )
+
 
 class PassBuffers:
     """Arrays of one forward and backward pass over `rows` rows.
@@ -368,7 +451,7 @@ class PassBuffers:
 
 
 def emit_forward(
-    verbs: Any, network: MLP, x: Array, buffers: PassBuffers, W: list[Array], b: list[Array]
+    verbs: Any, network: MLP, x: Array, buffers: PassBuffers, W: Sequence[Array], b: Sequence[Array]
 ) -> None:
     """Issue the forward pass with these weights and biases; the logits land in buffers.a[-1]."""
     outputs = [*buffers.h, buffers.a[-1]]
@@ -390,7 +473,7 @@ def emit_backward(
     network: MLP,
     x: Array,
     buffers: PassBuffers,
-    W: list[Array],
+    W: Sequence[Array],
     grad_W: list[Array],
     grad_b: list[Array],
 ) -> None:

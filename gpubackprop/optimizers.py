@@ -11,9 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpubackprop.errors import OptionError
+from gpubackprop.errors import OptionError, ReadOnlyError
 from gpubackprop.formulas import UPDATES, Update, lookup
 from gpubackprop.ops.checks import choice, number
+from gpubackprop.ops.display import call
+
+
+class Hyperparameters(dict[str, float]):
+    """A dictionary that cannot be changed: a GPU has its own copy of a planned step's."""
+
+    def _refuse(self, *args: Any, **options: Any) -> Any:
+        raise ReadOnlyError(
+            "the hyperparameters of an optimizer cannot be changed; make another one, such as "
+            "Adam(lr=0.01, beta1=0.8), which may be assigned to trainer.optimizer"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,7 @@ class Optimizer:
     ----------
     formula : entry of the update registry.
     lr : base learning rate, multiplied by the schedule's factor.
-    hyperparameters : the formula's, all of them.
+    hyperparameters : the formula's, all of them; read only, as all of an optimizer.
     weight_decay : coupled (added to the gradient) or decoupled (AdamW, Lion): formula.decay.
     """
 
@@ -32,6 +48,18 @@ class Optimizer:
     lr: float
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hyperparameters", Hyperparameters(self.hyperparameters))
+
+    def __repr__(self) -> str:
+        """The call that makes it."""
+        factory, options = _FACTORIES.get(self.formula.name, (self.formula.name, {}))
+        options = {"lr": self.lr, **self.hyperparameters, **options}
+        if self.weight_decay or self.formula.decay == "decoupled":
+            options["weight_decay"] = self.weight_decay
+            factory = "SGD" if factory == "GradientDescent" else factory
+        return call(factory, **options)
 
     def coefficients(self, lr: float, step: int) -> tuple[float, ...]:
         """The formula's coefficients at learning rate `lr` in step number `step` (from 1)."""
@@ -54,6 +82,20 @@ class Optimizer:
         }
 
 
+# What makes an optimizer of each formula, beside its hyperparameters.
+_FACTORIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gradient_descent": ("GradientDescent", {}),
+    "sgd": ("SGD", {}),
+    "sgd_nesterov": ("SGD", {"nesterov": True}),
+    "momentum": ("Momentum", {}),
+    "nesterov": ("Momentum", {"nesterov": True}),
+    "adam": ("Adam", {}),
+    "adam_epsilon_hat": ("Adam", {"eps_placement": "sklearn"}),
+    "adamw": ("AdamW", {}),
+    "rmsprop": ("RMSprop", {}),
+    "adagrad": ("Adagrad", {}),
+    "lion": ("Lion", {}),
+}
 _BELOW_ONE = 1.0 - 1e-12  # decay rates may not reach 1
 _RANGES = {
     "momentum": (0.0, _BELOW_ONE),

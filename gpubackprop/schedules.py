@@ -6,6 +6,7 @@ change between epochs as PyTorch's do when stepped once an epoch.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -50,6 +51,13 @@ class Schedule:
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def copy(self) -> Schedule:
+        """One that learns for itself from here on."""
+        return copy.copy(self)
 
 
 @dataclass
@@ -156,6 +164,11 @@ class ReduceOnPlateau(Schedule):
         number(self.threshold, "threshold", 0.0, 1.0)
         number(self.minimum, "minimum", 0.0)
         self._seen = {"best": math.inf, "bad_epochs": 0, "factor": 1.0}
+
+    def __copy__(self) -> ReduceOnPlateau:
+        twin: ReduceOnPlateau = object.__new__(type(self))
+        vars(twin).update(vars(self) | {"_seen": dict(self._seen)})
+        return twin
 
     def factor(self, progress: Progress) -> float:
         return self._seen["factor"]

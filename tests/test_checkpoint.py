@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gpubackprop.data import Standardizer
-from gpubackprop.errors import ModelFileError, OptionError
+from gpubackprop.errors import ModelFileError, OptionError, StopTraining
 from gpubackprop.model import Model
 from gpubackprop.optimizers import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
 from gpubackprop.schedules import Cosine, InverseScaling, ReduceOnPlateau, StepDecay
@@ -150,8 +150,12 @@ def test_a_finished_training_returns_at_once(
 
 
 def test_a_training_that_a_callback_ended_stays_ended(tmp_path: Path) -> None:
+    def stop(trainer: Trainer, row: dict[str, Any]) -> None:
+        if row["epoch"] == 3:
+            raise StopTraining
+
     def make() -> Trainer:
-        return make_trainer(callbacks=[lambda trainer, row: row["epoch"] == 3])
+        return make_trainer(callbacks=[stop])
 
     wanted = state(fit(make(), tmp_path / "c"))
     assert wanted["best"][1] == "callback"

@@ -368,6 +368,23 @@ def test_models_are_saved_from_and_loaded_to_either_device(tmp_path: Path):
     np.testing.assert_allclose(cuda.predict(x), cpu.predict(x), rtol=0, atol=1e-12)
     assert np.array_equal(cuda.predict_labels(x), cpu.predict_labels(x))
     assert isinstance(cuda.predict(x), np.ndarray)
+    assert np.array_equal(cuda.predict(cuda.network.backend.asarray(x)), cuda.predict(x))
+
+
+def test_data_frames_train_on_the_gpu_as_their_numbers_do():
+    pd = pytest.importorskip("pandas")
+    x, labels = data(losses.SoftmaxCrossEntropy())
+    frame = pd.DataFrame(x, columns=list("abcde")).assign(a=pd.array(x[:, 0] > 0, "boolean"))
+    values = np.column_stack([x[:, 0] > 0, x[:, 1:]])
+    results = []
+    for given, y in ((frame, pd.Series(labels, dtype="Int64")), (values, labels)):
+        fitted = Standardizer.fit(given)
+        trainer = Trainer(MLP([5, 4, 3], seed=2, device="cuda"), batch_size=16)
+        held = (given[list("edcba")], y) if given is frame else (values, labels)
+        history = trainer.fit(given, y, epochs=2, standardizer=fitted, validation=held)
+        model = Model(trainer.network, fitted, classes=["a", "b", "c"])
+        results.append([history["val_loss"], model.predict(given).tolist()])
+    assert results[0] == results[1]
 
 
 def test_networks_are_copied_between_devices_and_start_from_the_same_weights():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -94,3 +96,19 @@ def test_every_activation_loss_and_option_and_the_deep_thin_network_pass_at_1e_7
         assert any(label.startswith(f"loss {name}") for label in labels)
     assert {label: error for label, error, passed in rows if not passed} == {}
     assert max(error for _, error, _ in rows) <= TOLERANCE
+
+
+@pytest.mark.ways("numpy", reason="it is about an import")
+@pytest.mark.parametrize(
+    "how",
+    ["from gpubackprop import gradient_check",
+     "import gpubackprop; gpubackprop.gradient_check; gradient_check = gpubackprop.gradient_check",
+     "import gpubackprop.gradient_check; from gpubackprop import gradient_check",
+     "import gpubackprop.gradient_check as gradient_check"],
+)  # fmt: skip
+def test_gradient_check_can_be_called_however_it_was_imported(how):
+    program = (
+        f"{how}\nfrom gpubackprop import MLP\nprint(gradient_check(MLP([2, 2]), [[0, 1]], [1]))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout.startswith("GradientCheck(passed, worst"), found.stderr

@@ -31,6 +31,7 @@ from gpubackprop.errors import (
     ModelFileError,
     OptionError,
     ShapeError,
+    StopTraining,
 )
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.optimizers import OPTIMIZERS
@@ -380,7 +381,8 @@ def test_callbacks_see_the_network_and_may_end_training():
 
     def watch(estimator, row):
         rows.append(row | {"score": estimator.score(x, y)})
-        return row["epoch"] == 4
+        if row["epoch"] == 4:
+            raise StopTraining
 
     model = small(callbacks=[watch]).fit(x, y, validation_data=(x, y))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -388,6 +390,65 @@ def test_callbacks_see_the_network_and_may_end_training():
     assert [row["loss"] for row in rows] == model.loss_curve_
     assert [row["val_loss"] for row in rows] == model.validation_loss_curve_
     assert [row["val_score"] for row in rows] == [row["score"] for row in rows]
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("options", [{}, {"solver": "sgd"}, {"dropout": 0.3}], ids=str)
+def test_a_copy_made_by_a_callback_predicts_and_learns_as_the_original_then_would(options, how):
+    x, y = digits(60)
+    made = []
+
+    def keep(estimator, row):
+        if row["epoch"] == 2:
+            estimator.callbacks = ()  # a local function has no pickle
+            made.append((how(estimator), estimator.predict_proba(x)))
+
+    model = small(max_iter=4, callbacks=[keep], **options).fit(x, y)
+    twin, probabilities = made[0]
+    np.testing.assert_array_equal(twin.predict_proba(x), probabilities)
+    assert (twin.n_iter_, len(twin.loss_curve_), model.n_iter_) == (2, 2, 4)
+    whole = small(max_iter=2, **options).fit(x, y)
+    for each in (twin, whole):
+        each.partial_fit(x, y)
+    same(twin, whole)
+
+
+@pytest.mark.parametrize("answer", [True, 7, "written", np.ones(2)], ids=repr)
+def test_what_a_callback_returns_is_ignored(answer):
+    x, y = digits(60)
+    model = small(max_iter=3, callbacks=[lambda estimator, row: answer]).fit(x, y)
+    assert model.n_iter_ == 3
+
+
+def test_stop_training_ends_a_fit_with_the_parameters_of_its_best_epoch():
+    x, y = digits(120)
+    seen = []
+
+    def stop(estimator, row):
+        seen.append([coef.copy() for coef in estimator.coefs_])
+        if row["epoch"] == 6:
+            raise StopTraining("enough")
+
+    settings = {"early_stopping": True, "learning_rate_init": 0.1}
+    model = small(callbacks=[stop], **settings).fit(x, y)
+    assert model.n_iter_ == len(seen) == 6
+    best = int(np.argmax(model.validation_scores_))
+    assert best < 5, "the last epoch is not the best"
+    for found, wanted in zip(model.coefs_, seen[best], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_fit_goes_on_from_what_a_callback_writes_into_the_parameters():
+    x, y = digits(60)
+
+    def reset(estimator, row):
+        if row["epoch"] == 1:
+            for array in (*estimator.coefs_, *estimator.intercepts_):
+                array[...] = 0
+
+    model = small(max_iter=2, callbacks=[reset]).fit(x, y)
+    assert model.loss_curve_[1] == pytest.approx(np.log(len(np.unique(y))), rel=0.2)
+    assert np.abs(model.coefs_[0]).max() < 0.02  # a few steps of Adam from 0; drawn: up to 0.3
 
 
 def test_the_progress_bar_shows_epochs_and_loss(capsys):

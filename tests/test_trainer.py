@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from gpubackprop.data import Standardizer, split_rows
+from gpubackprop.errors import StopTraining
 from gpubackprop.losses import SoftmaxCrossEntropy
 from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.schedules import Cosine, Exponential, ReduceOnPlateau, Schedule, StepDecay
@@ -209,18 +210,49 @@ def test_the_standardizer_is_applied_to_training_validation_and_metrics() -> Non
 # -- callbacks, metrics, history, schedules -------------------------------------------------------
 
 
-def test_callbacks_run_in_order_after_each_epoch_and_true_stops() -> None:
+def test_callbacks_run_in_order_after_each_epoch_and_one_that_raises_stop_training_ends_it() -> (
+    None
+):
     calls: list[Any] = []
+
+    def stop(trainer: Any, row: Any) -> None:
+        if row["epoch"] == 2:
+            raise StopTraining("enough")
+
     trainer = make_trainer(
         callbacks=[
             lambda trainer, row: calls.append(("first", row["epoch"])),
-            lambda trainer, row: np.bool_(row["epoch"] == 2),
-            lambda trainer, row: calls.append(("last", trainer.history.rows[-1] is row)) or 1,
+            stop,
+            lambda trainer, row: calls.append(("last", trainer.history.rows[-1] is row)),
         ]
     )
     history = trainer.fit(*some_data(), epochs=9)
     assert calls == [("first", 1), ("last", True), ("first", 2), ("last", True)]
     assert history.stopped == "callback"
+    assert trainer.fit(*some_data(), epochs=1).stopped == "epochs"  # nothing of it is left
+
+
+@pytest.mark.parametrize("answer", [True, np.True_, 1, "written", [0], np.ones(2)], ids=repr)
+def test_what_a_callback_returns_is_ignored(answer: Any) -> None:
+    history = make_trainer(callbacks=[lambda trainer, row: answer]).fit(*some_data(), epochs=3)
+    assert (len(history), history.stopped) == (3, "epochs")
+
+
+def test_stop_training_gives_the_weights_of_the_best_epoch_as_the_last_epoch_does() -> None:
+    x, labels = some_data()
+    weights: list[np.ndarray] = []
+
+    def stop(trainer: Any, row: Any) -> None:
+        weights.append(np.array(host(trainer.network.parameters)))
+        if row["epoch"] == 4:
+            raise StopTraining
+
+    trainer = make_trainer(callbacks=[stop], optimizer=Adam(0.3))
+    history = trainer.fit(x, labels, epochs=9, validation=0.25)
+    best = int(np.argmin(history["val_loss"]))
+    assert best < 3, "the last epoch is not the best"
+    assert history.best_epoch == best + 1
+    assert host(trainer.network.parameters).tobytes() == weights[best].tobytes()
 
 
 def test_metrics_are_of_all_rows_and_of_the_validation_rows() -> None:

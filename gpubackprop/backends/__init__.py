@@ -12,6 +12,7 @@ from typing import Any
 from gpubackprop.backends import devices
 from gpubackprop.backends.numpy import LossOptions, NumpyBackend, Total
 from gpubackprop.backends.updater import LossScaling, UpdateRule
+from gpubackprop.errors import DeviceUnavailable
 
 __all__ = ["LossOptions", "LossScaling", "NumpyBackend", "Total", "UpdateRule", "get"]
 
@@ -31,5 +32,24 @@ def get(device: str = "cpu") -> Any:
         from gpubackprop.backends.cupy import CupyBackend
 
         backend = CupyBackend(int(re.sub(r"\D", "", name)))
+    backend.reason = reason
+    return backend
+
+
+def unpickled(device: str, reason: str) -> Any:
+    """The backend of a pickle that was made with one for `device`.
+
+    Raises
+    ------
+    DeviceUnavailable : that device is not there.
+    """
+    try:
+        backend = get(device)
+    except DeviceUnavailable as error:
+        raise DeviceUnavailable(
+            f"what is unpickled here was pickled on {device}, and is unpickled to the same device "
+            f'({error}) To read it elsewhere, pickle network.copy("cpu"), or use Model.save and '
+            f"Model.load"
+        ) from error
     backend.reason = reason
     return backend

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -27,8 +26,15 @@ from gpubackprop.cli.common import (
 )
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file, refuse_inputs
 from gpubackprop.cli.streams import csv_stdout, from_shell
-from gpubackprop.data import Dataset, encode_labels, load_dataset
-from gpubackprop.errors import DataError, OptionError, ShapeError, StorageError
+from gpubackprop.data import Dataset, load_dataset
+from gpubackprop.data.classes import as_text
+from gpubackprop.errors import (
+    DataError,
+    GpubackpropError,
+    OptionError,
+    ShapeError,
+    StorageError,
+)
 
 Array = np.ndarray
 BATCH_ROWS = 4096
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         writer = csv.writer(sink, lineterminator="\n") if sink else None
         if writer:
             writer.writerow(names)
-        for start, yhat in batches(model, dataset.x):
+        for start, yhat in model.predict_batches(dataset.x, batch_rows=BATCH_ROWS):
             if args.score:
                 predicted[start : start + len(yhat)] = yhat
             lines = list(map(list, zip(*(column.cells(yhat) for column in columns), strict=True)))
@@ -148,33 +154,11 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     return dataset
 
 
-def batches(model: Model, x: Array) -> Iterator[tuple[int, Array]]:
-    """(first row, yhat) batch by batch, so that x may be a memory map."""
-    for start in range(0, len(x), BATCH_ROWS):
-        yield start, _predict(model, x, start)
-
-
-def _predict(model: Model, x: Array, start: int) -> Array:
-    batch = x[start : start + BATCH_ROWS]
-    if model.standardizer is not None:
-        dtype = model.network.dtype
-        batch = model.standardizer.transform(batch, dtype=dtype, first_row=start)
-    network = model.network
-    return np.asarray(network.backend.to_host(network.predict(batch)))
-
-
 class Column(NamedTuple):
     """A column of the output: its name, and its cells for yhat (N, K), as Python values."""
 
     name: str
     cells: Callable[[Array], list[Any]]
-
-
-def task_of(model: Model) -> str:
-    """ "classes": yhat are their probabilities; "labels": one probability each; "numbers"."""
-    if model.classes is not None:
-        return "classes"
-    return "labels" if model.network.output == "logistic" else "numbers"
 
 
 def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
@@ -185,17 +169,20 @@ def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
     """
     units = range(model.network.widths[-1])
     names = model.target_names or [f"prediction_{k}" for k in units]
-    task = task_of(model)
-    if task == "classes":
-        classes = np.asarray(model.classes)
-        names = [str(label) for label in classes]
-        first = [Column("prediction", lambda yhat: classes[yhat.argmax(1)].tolist())]
-    elif task == "labels":
-        first = [Column(names[k], partial(_zeros_and_ones, k)) for k in units]
+    if model.classes is not None:
+        names = [as_text(label) for label in model.classes]
+        first = [Column("prediction", partial(_classes, model))]
+    elif model.network.output == "logistic":
+        first = [Column(names[k], partial(_zeros_and_ones, model, k)) for k in units]
     else:
         names = names if len(units) > 1 else ["prediction"]
         return [Column(names[k], partial(_numbers, k)) for k in units], []
-    return first, [Column(f"probability_{names[k]}", partial(_numbers, k)) for k in units]
+    if len(names) == 2 and len(units) == 1:  # the unit is the second class
+        cells_of: list[Callable[[Array], list[Any]]] = [_one_minus_the_first, partial(_numbers, 0)]
+    else:
+        cells_of = [partial(_numbers, k) for k in units]
+    pairs = zip(names, cells_of, strict=True)
+    return first, [Column(f"probability_{name}", cells) for name, cells in pairs]
 
 
 def _numbers(k: int, yhat: Array) -> list[float]:
@@ -203,9 +190,17 @@ def _numbers(k: int, yhat: Array) -> list[float]:
     return [float(str(value)) for value in yhat[:, k]]
 
 
-def _zeros_and_ones(k: int, yhat: Array) -> list[int]:
-    found: list[int] = (yhat[:, k] > 0.5).astype(int).tolist()
-    return found
+def _one_minus_the_first(yhat: Array) -> list[float]:
+    return _numbers(0, 1 - yhat)
+
+
+def _classes(model: Model, yhat: Array) -> list[Any]:
+    labels = model.labels(yhat).tolist()
+    return [as_text(label) if isinstance(label, bytes) else label for label in labels]
+
+
+def _zeros_and_ones(model: Model, k: int, yhat: Array) -> list[Any]:
+    return list(model.labels(yhat)[:, k].tolist())
 
 
 def chosen_columns(args: argparse.Namespace, model: Model) -> list[Column]:
@@ -238,24 +233,10 @@ def score(model: Model, dataset: Dataset, yhat: Array) -> dict[str, float]:
     ------
     DataError : a label that the model does not know (row named), targets of another kind.
     """
-    y = dataset.y
-    assert y is not None  # `read` asked for targets
-    task = task_of(model)
-    if task == "classes":
-        try:
-            indices, _ = encode_labels(y, model.classes)
-        except ValueError as error:
-            raise DataError(f"{dataset.source}: {error}") from error
-        return {"accuracy": float(np.mean(yhat.argmax(1) == indices))}
-    y = y[:, None] if y.ndim == 1 else y
-    if y.dtype.kind in "US" or y.shape != yhat.shape:
-        raise DataError(
-            f"{dataset.source}: targets of {y.dtype} and shape {y.shape} cannot be compared with "
-            f"predictions of shape {yhat.shape}; name the columns of the training with --target"
-        )
-    if task == "labels":
-        return {"accuracy": float(np.mean(((yhat > 0.5) == (y > 0.5)).all(1)))}
-    return {"rmse": math.sqrt(float(np.mean((yhat - y) ** 2)))}
+    try:
+        return model.compare(yhat, dataset.y)
+    except GpubackpropError as error:
+        raise DataError(f"{dataset.source}: {error}; --target names the targets") from error
 
 
 @contextmanager

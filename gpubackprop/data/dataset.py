@@ -18,6 +18,7 @@ from gpubackprop.data.finite import check_finite
 from gpubackprop.data.idx import is_idx_name, load_idx
 from gpubackprop.data.tables import read_csv, read_parquet
 from gpubackprop.errors import DataError
+from gpubackprop.ops.display import names, size
 
 Array = npt.NDArray[Any]
 KNOWN = ".csv, .csv.gz, .parquet, .npz, .npy, and IDX (.idx, *-idx3-ubyte, each also with .gz)"
@@ -42,6 +43,12 @@ class Dataset:
     feature_names: tuple[str, ...] | None
     target_names: tuple[str, ...] | None
     source: str
+
+    def __repr__(self) -> str:
+        shown = [f"x {size(self.x)}", f"y {size(self.y)}"]
+        shown += [] if self.feature_names is None else [f"features {names(self.feature_names)}"]
+        shown += [] if self.target_names is None else [f"targets {names(self.target_names)}"]
+        return f"Dataset({self.source}: {'; '.join(shown)})"
 
 
 def load_dataset(

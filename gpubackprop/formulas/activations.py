@@ -60,6 +60,9 @@ class Activation:
     homogeneous: bool = False
     backward: Backward | None = None
 
+    def __repr__(self) -> str:
+        return f"activation({str(self)!r})"
+
     def __str__(self) -> str:
         default = ACTIVATIONS[self.name].parameter
         return self.name if self.parameter == default else f"{self.name}({self.parameter!r})"

@@ -35,6 +35,9 @@ class PointwiseLoss:
     value_and_delta: Callable[[Array, Array, Array, Array, Array], None]
     target_domain: str
 
+    def __repr__(self) -> str:
+        return f"PointwiseLoss({self.name!r})"
+
 
 def squared_error(a: Array, t: Array, value: Array, delta: Array, work: Array) -> None:
     """(a - t)^2 / 2; derivative a - t."""

@@ -50,6 +50,9 @@ class Update:
     decay: Literal["coupled", "decoupled"] = "coupled"
     initial: str = field(default="")
 
+    def __repr__(self) -> str:
+        return f"Update({self.name!r})"
+
 
 def _gradient_descent_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
     return (lr,)

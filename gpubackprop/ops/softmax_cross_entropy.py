@@ -10,6 +10,7 @@ from gpubackprop.backends import LossOptions
 from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.ops import checks
+from gpubackprop.ops.display import call
 from gpubackprop.ops.memory import memory_of
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -29,6 +30,10 @@ class RowDetails(NamedTuple):
     lse: Any
     predicted: Any
     correct: Any
+
+    def __repr__(self) -> str:
+        with np.printoptions(threshold=12):
+            return call("RowDetails", **self._asdict())
 
 
 def softmax_cross_entropy(

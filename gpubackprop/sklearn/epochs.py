@@ -5,8 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from gpubackprop.errors import StopTraining
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
-from gpubackprop.sklearn.session import write_parameters
+from gpubackprop.sklearn.session import read_parameters, write_parameters
 from gpubackprop.training.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -31,11 +34,27 @@ class BetweenEpochs:
             self._bar.advance(len(self.fit.order), e.n_iter_ - 1, None)
             self._bar.finish_epoch(row)
         if e.callbacks:
-            write_parameters(e, self.fit.session.network)
-            ended |= any([bool(callback(e, row)) for callback in e.callbacks])
+            ended |= self._call_back(row)
         last = ended or e.n_iter_ >= e.max_iter
         if self.checkpoint is not None and (last or e.n_iter_ % e.checkpoint_every == 0):
             self.checkpoint.save(self.fit, ended=ended)
+        return ended
+
+    def _call_back(self, row: dict[str, Any]) -> bool:
+        """True if a callback has raised `StopTraining`; what it returns says nothing. What it has
+        written into coefs_ and intercepts_ is learned from."""
+        e, network = self.estimator, self.fit.session.network
+        write_parameters(e, network)
+        before = [array.copy() for array in (*e.coefs_, *e.intercepts_)]
+        ended = False
+        for callback in e.callbacks:
+            try:
+                callback(e, row)
+            except StopTraining:
+                ended = True
+        pairs = zip(before, (*e.coefs_, *e.intercepts_), strict=True)
+        if not all(np.array_equal(old, new, equal_nan=True) for old, new in pairs):
+            read_parameters(e, network)
         return ended
 
     def _row(self) -> dict[str, Any]:

@@ -52,7 +52,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         predictions and scores are without. Where p > 0 a seed is drawn from `random_state`, once:
         `partial_fit` and warm starts go on with its masks. Not for "lbfgs".
     callbacks : functions called as ``callback(estimator, row)`` after each epoch, `row` with epoch,
-        loss, and val_loss, val_score where rows are held out; True ends training.
+        loss, and val_loss, val_score where rows are held out. What one returns is ignored; one
+        that raises `gpubackprop.StopTraining` ends training after that epoch. `coefs_` and
+        `intercepts_` are those of the epoch; training goes on from what is written into them.
     progress : show a progress bar.
     checkpoint, checkpoint_every : file from which an interrupted `fit` goes on bit for bit, written
         every so many epochs; for each fit its own. With a larger `max_iter` a finished one goes on.

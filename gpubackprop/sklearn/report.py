@@ -86,6 +86,9 @@ class Report:
             with open(path, encoding="utf-8") as file:
                 self.rows = [json.loads(line) for line in file]
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         if not self.rows:
             return f"gpubackprop.sklearn: no MLPClassifier or MLPRegressor was fitted\n{UNSEEN}"

@@ -31,6 +31,9 @@ class Conversion:
     replaced: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"Conversion of {type(self.module).__name__}: {self}"
+
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}:", *(f"  {line}" for line in self.replaced)]
         lines += [f"left {len(self.left)}:", *(f"  {line}" for line in self.left)]

@@ -37,6 +37,9 @@ class Patched(list[str]):
         if not any(line.startswith(start) for line in self.left):
             self.left.append(f"{start}{error})")
 
+    def __repr__(self) -> str:
+        return f"Patched: {self}"
+
     def __str__(self) -> str:
         lines = [f"replaced {len(self)}:", *(f"  {line}" for line in self)]
         lines += [f"left {len(self.left)}:", *(f"  {line}" for line in self.left)]

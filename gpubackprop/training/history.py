@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.ops import display
 from gpubackprop.tensorfile import write_atomically
 
 Row = dict[str, Any]
@@ -36,6 +37,28 @@ class History:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __copy__(self) -> History:
+        """One that grows for itself."""
+        twin: History = object.__new__(type(self))
+        vars(twin).update(vars(self) | {"rows": list(self.rows)})
+        return twin
+
+    def _summary(self) -> str:
+        epochs = "1 epoch" if len(self) == 1 else f"{len(self)} epochs"
+        best = "" if self.best_epoch is None else f", best epoch {self.best_epoch}"
+        return f"History of {epochs}{best}" + (f", ended by {self.stopped}" if self.stopped else "")
+
+    def _cells(self) -> list[list[Any]]:
+        return [[row.get(name) for name in self.columns] for row in self.rows]
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return self._summary()
+        return f"{self._summary()}\n{display.text_table(self.columns, self._cells())}"
+
+    def _repr_html_(self) -> str:
+        return display.html_table(self._summary(), self.columns, self._cells())
 
     @property
     def columns(self) -> list[str]:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gpubackprop.backends import Total
-from gpubackprop.errors import NonFiniteLossError
+from gpubackprop.errors import NonFiniteLossError, StopTraining
 from gpubackprop.schedules import Progress
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.checkpoint import Checkpoint
+from gpubackprop.training.checkpoint import Checkpoint, Position
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.interrupt import InterruptGuard
@@ -46,29 +44,39 @@ class Run:
     def __init__(
         self, trainer: Trainer, step: TrainStep, held_out: Batches | None, options: FitOptions
     ) -> None:
-        self.trainer, self.step, self.options = trainer, step, options
-        self.network = trainer.network
-        self.validation = (
-            None
-            if held_out is None
-            else EvaluationStep(self.network, trainer.loss, held_out, trainer.batch_size)
-        )
-        self.history = trainer.history
-        self.position = replace(
+        self.trainer, self.options = trainer, options
+        self.network, self.held_out = trainer.network, held_out
+        trainer._position = replace(
             trainer._position, step=0, first_epoch=trainer._position.epoch,
             best_loss=math.inf, bad_epochs=0, seconds=0.0,
         )  # fmt: skip
         backend, parameters = self.network.backend, self.network.parameters
         self.best = backend.empty(parameters.shape, parameters.dtype)  # safe weights: the best
         backend.copy(parameters, self.best)  # epoch's, or the first
-        self.steps_per_epoch = -(-len(step.data) // step.batch_size)
         self.saved_at = time.monotonic()
         self.updates = (-1, 0)  # done and left out when one was last done
-        self.checkpoint = None
-        if options.checkpoint is not None:
-            self.checkpoint = Checkpoint(
-                options.checkpoint, trainer, step, held_out, self.steps_per_epoch
-            )
+        self._follow(step)
+
+    @property
+    def history(self) -> History:
+        return self.trainer.history
+
+    @property
+    def position(self) -> Position:
+        """The trainer's, so that a copy of the trainer made meanwhile stands there too."""
+        return self.trainer._position
+
+    def _follow(self, step: TrainStep) -> None:
+        """Make what goes with this step."""
+        self.step, held_out, checkpoint = step, self.held_out, self.options.checkpoint
+        trainer = self.trainer
+        self.steps_per_epoch = -(-len(step.data) // step.batch_size)
+        self.validation = self.checkpoint = None
+        if held_out is not None:
+            batch_size = trainer.batch_size
+            self.validation = EvaluationStep(self.network, trainer.loss, held_out, batch_size)
+        if checkpoint is not None:
+            self.checkpoint = Checkpoint(checkpoint, trainer, step, held_out, self.steps_per_epoch)
 
     def run(self) -> History:
         self.history.stopped = ""
@@ -90,7 +98,6 @@ class Run:
                 raise
             finally:
                 bar.close()
-                self.trainer._position = position
         self.history.stopped = self.history.stopped or "epochs"
         restore = self.options.restore_best
         if restore is None:
@@ -110,14 +117,18 @@ class Run:
         if loaded is None:
             checkpoint.save(self.position, self.best)  # a folder that is not writable shows now
             return
-        self.position, best = loaded
+        self.trainer._position, best = loaded
         self.network.backend.from_host(best, self.best)
         if self._out_of_patience():
             self.history.stopped = "patience"
 
     def _epoch(self, bar: ProgressBar, guard: InterruptGuard) -> None:
         """The rest of the epoch that `position` is in."""
-        position, step, trainer = self.position, self.step, self.trainer
+        position, trainer = self.position, self.trainer
+        if position.step == 0 and self.step.planned != trainer.planned():
+            self._follow(trainer._new_step(self.step.data))
+        step = self.step
+        step.refresh()  # a callback, or a metric, may have written other weights
         if position.step == 0:
             step.reset_totals()
             position.rng_state = dict(trainer._rng.bit_generator.state)
@@ -209,8 +220,9 @@ class Run:
         bar.finish_epoch(row)
         stopped = "patience" if self._out_of_patience() else ""
         for callback in trainer.callbacks:
-            answer = callback(trainer, row)
-            if isinstance(answer, bool | np.bool_) and answer:
+            try:
+                callback(trainer, row)
+            except StopTraining:
                 stopped = "callback"
         self.history.stopped = stopped or self.history.stopped
 

@@ -8,8 +8,8 @@ its own plan over the first rows of the same arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,18 @@ class Regularization:
 
     l2: float = 0.0
     clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What `TrainStep.go_on_from` takes over, without plans and data, on the host.
+
+    formula : name of the optimizer's. arrays : as `TrainStep.state`. steps : batches done.
+    """
+
+    formula: str
+    arrays: dict[str, np.ndarray] = field(repr=False)
+    steps: int
 
 
 class BatchBuffers:
@@ -101,7 +113,8 @@ class BatchStep:
         random: Array | None = None,
     ) -> None:
         self.random = random
-        self.W, self.b = network.W, network.b
+        self.W: Sequence[Array] = network.W
+        self.b: Sequence[Array] = network.b
         self.network, self.loss, self.data = network, loss, data
         self.batch_size = max(1, min(batch_size, len(data)))
         self.source = Source(network, data)
@@ -114,6 +127,15 @@ class BatchStep:
         self.reset_totals()
         self._plans: dict[int, tuple[Array, Callable[[], None]]] = {}
         self._counted = 1.0 - data.ignored(loss).mean()
+        self.planned: tuple[Any, ...] = ()  # the trainer's settings that it was made for
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy plans anew: a plan writes into the arrays of the step that made it."""
+        return type(self), (self.network, self.loss, self.data, self.batch_size)
+
+    def __repr__(self) -> str:
+        batches = f"batches of {self.batch_size} of {len(self.data)} rows"
+        return f"{type(self).__name__}({self.network!r}, {self.loss!r}, {batches})"
 
     def reset_totals(self) -> None:
         self.network.backend.copy(self._fresh_totals, self.totals)
@@ -210,10 +232,11 @@ class TrainStep(BatchStep):
         regularization: Regularization,
         options: StepOptions | None = None,
     ) -> None:
-        options = options or StepOptions()
+        self.options = options = options or StepOptions()
         drawn = any(network.dropout) or options.stochastic_rounding
         random = network.backend.asarray(random_state(options.seed)) if drawn else None
         super().__init__(network, loss, data, batch_size, random)
+        network.clear_gaps()  # penalty and norm are of the whole buffer
         backend, dtype, size = network.backend, network.dtype, network.layout.size
         self.optimizer, self.regularization = optimizer, regularization
         self.gradient = backend.zeros(size, dtype)
@@ -234,13 +257,37 @@ class TrainStep(BatchStep):
         )
         if self.narrow is not None:
             self.W, self.b = network.layout.views(self.narrow)
-        self._refresh()
+        self.refresh()
 
-    def _refresh(self) -> None:
-        """The weights in 16 bits, as the last update left them."""
+    def refresh(self) -> None:
+        """The weights in 16 bits, as the last update left them; again, where others write them."""
         if self.narrow is not None:
             random = self.random if self.updater.rule.stochastic else None
             self.network.backend.narrow(self.network.parameters, self.narrow, random)
+
+    @property
+    def formula(self) -> str:
+        """Name of the optimizer's."""
+        return self.optimizer.formula.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made_from = (*super().__reduce__()[1], self.optimizer, self.regularization, self.options)
+        gradient = np.array(self.network.backend.to_host(self.gradient))
+        return type(self), made_from, (self.snapshot(), gradient, self.planned)
+
+    def __setstate__(self, state: tuple[StepState, np.ndarray, tuple[Any, ...]]) -> None:
+        snapshot, gradient, self.planned = state
+        self.network.backend.from_host(gradient, self.gradient)
+        self.go_on_from(snapshot)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, {self.optimizer!r}, {self.steps} steps done)"
+
+    def snapshot(self) -> StepState:
+        """A copy of the state."""
+        to_host = self.network.backend.to_host
+        arrays = {name: np.array(to_host(array)) for name, array in self.state().items()}
+        return StepState(self.formula, arrays, self.steps)
 
     def state(self) -> dict[str, Array]:
         """The arrays that a training needs to go on where this step stands, parameters aside."""
@@ -257,13 +304,18 @@ class TrainStep(BatchStep):
         self.steps = steps
         if self.updater.rule.scaling is not None:
             self.updater.restored(steps + 1)
-        self._refresh()
+        self.refresh()
 
-    def go_on_from(self, other: TrainStep) -> None:
-        """Take over the state of a step of the same network, loss and optimizer."""
-        mine = self.state()
-        for name, array in other.state().items():
-            self.network.backend.copy(array, mine[name])
+    def go_on_from(self, other: TrainStep | StepState) -> None:
+        """Take over the state of a step of a network of the same layout and of the same formula;
+        what either has no use for (of dropout, of loss scaling) stays as it is."""
+        mine, backend = self.state(), self.network.backend
+        if isinstance(other, TrainStep):
+            theirs, write = other.state(), backend.copy
+        else:
+            theirs, write = other.arrays, backend.from_host
+        for name in mine.keys() & theirs.keys():
+            write(theirs[name], mine[name])
         self.restored(other.steps)
 
     def update(self, rows: Array, lr: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import optimizers, schedules
+from gpubackprop import schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
-from gpubackprop.errors import OptionError, ShapeError
+from gpubackprop.data.frames import as_array
+from gpubackprop.errors import NonFiniteLossError, OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
+from gpubackprop.ops import display
 from gpubackprop.ops.checks import number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
@@ -24,14 +27,15 @@ from gpubackprop.training.checkpoint import Position
 from gpubackprop.training.evaluation import EvaluationStep
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.run import FitOptions, Run
-from gpubackprop.training.step import Regularization, StepOptions, TrainStep
+from gpubackprop.training.settings import Settings
+from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
 
 Array = np.ndarray
 Callback = Callable[["Trainer", Row], Any]
 Metric = Callable[[Array, Array], float]
 
 
-class Trainer:
+class Trainer(Settings):
     """Trains a network by gradient descent.
 
     Parameters
@@ -53,12 +57,21 @@ class Trainer:
         to the distances, instead of to nearest.
     metrics : name -> function(yhat, targets) -> float, computed after each epoch on the training
         rows and on the validation rows ("val_" + name).
-    callbacks : called as callback(trainer, row) after each epoch; True stops training.
+    callbacks : called as callback(trainer, row) after each epoch. What one returns is ignored; one
+        that raises `gpubackprop.StopTraining` ends training after that epoch, as the last of the
+        epochs would: history.stopped is then "callback".
     progress : True, False, or None: a bar where stderr is a terminal.
 
     Attributes
     ----------
     history : `History`, over all calls of `fit`.
+    feature_names : of the data frame that the last `fit` was given, or None.
+    The parameters may be assigned to, which holds from the next epoch on; `network`, `seed`,
+    rounding, the loss's scale and an optimizer of another formula are for another Trainer.
+
+    A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
+    one would, also from within a callback. `copy.copy` trains the same network, with a state of its
+    own. A pickle wants callbacks and metrics that can be pickled: functions of a module.
 
     >>> from gpubackprop.optimizers import Adam
     >>> network = MLP([2, 8, 2], "tanh", seed=1)
@@ -87,15 +100,11 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
     ) -> None:
-        self.network = network
-        self.loss = network.check_loss(loss)
-        if self.loss.options.reduction == "none":
-            raise OptionError('a training loss must be one number; use reduction "mean" or "sum"')
-        self.optimizer = optimizers.optimizer(optimizer)
-        self.schedule = schedules.schedule(schedule)
-        self.batch_size = int(number(batch_size, "batch_size", 1))
-        clip = None if clip_norm is None else number(clip_norm, "clip_norm", 0.0)
-        self.regularization = Regularization(number(l2, "l2", 0.0), clip)
+        self._step: TrainStep | StepState | None = None
+        self.network, self.loss, self.optimizer = network, loss, optimizer
+        self.schedule, self.batch_size = schedule, batch_size
+        self.regularization = Regularization()
+        self.l2, self.clip_norm = l2, clip_norm
         self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
         self.scaling = _check_scaling(loss_scale, network)
         self.stochastic_rounding = bool(stochastic_rounding)
@@ -107,8 +116,53 @@ class Trainer:
         self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
         self.history = History()
         self._rng = np.random.default_rng(self.seed)
-        self._step: TrainStep | None = None
         self._position = Position()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without plans and data, which `fit` makes and is given again."""
+        step = self._step.snapshot() if isinstance(self._step, TrainStep) else self._step
+        return vars(self) | {"_step": step}
+
+    def __copy__(self) -> Trainer:
+        """A trainer of the same network that goes on from here with a state of its own."""
+        twin: Trainer = object.__new__(type(self))
+        vars(twin).update(self.__getstate__())
+        for name in ("history", "callbacks", "metrics", "_schedule", "_position"):
+            setattr(twin, name, copy.copy(getattr(self, name)))
+        twin._rng = copy.deepcopy(self._rng)
+        return twin
+
+    def _trained_with(self) -> str | None:
+        return None if self._step is None else self._step.formula
+
+    def _described(self) -> dict[str, Any]:
+        """What it trains with, where that is not the default."""
+        values = {
+            "l2": self.l2 or None, "clip_norm": self.clip_norm, "loss_scale": self.scaling,
+            "stochastic_rounding": self.stochastic_rounding or None,
+            "shuffle": None if self.shuffle else False, "metrics": list(self.metrics) or None,
+            "callbacks": len(self.callbacks) or None,
+        }  # fmt: skip
+        constant = isinstance(self.schedule, schedules.Constant)
+        main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
+        main |= {} if constant else {"schedule": self.schedule}
+        return main | {name: value for name, value in values.items() if value is not None}
+
+    def __repr__(self) -> str:
+        done = f"{self.epochs} epochs, {self._step.steps if self._step else 0} steps done"
+        return display.call("Trainer", self.network, **self._described(), seed=self.seed) + (
+            f" with {done}" if self._step else ""
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [[name, repr(value)] for name, value in self._described().items()]
+        table = display.html_table(f"Trainer of {self.network!r}", ["setting", "value"], rows)
+        return table + (self.history._repr_html_() if len(self.history) else "")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done so far."""
+        return self._position.epoch
 
     # -- the public verbs -------------------------------------------------------------------------
 
@@ -133,8 +187,10 @@ class Trainer:
 
         Parameters
         ----------
-        x : (N, D_0) of any real dtype; a memory map is read batch by batch.
-        targets : as the loss wants them: (N,) class indices, (N, K) numbers, ...
+        x : (N, D_0) of any real dtype; a memory map is read batch by batch. Or a data frame
+            (pandas, polars, pyarrow), read column by column; later frames are matched by its names.
+        targets : as the loss wants them: (N,) class indices, (N, K) numbers, ...; also a column,
+            or a frame.
         rows : (M,) numbers of the rows to train on, so that a memory map need not be cut.
         validation : share of the rows to hold out (drawn from the seed, by class where targets are
             class indices), or an integer array of row numbers of x, which `rows` then leaves out,
@@ -164,17 +220,21 @@ class Trainer:
         Raises
         ------
         ShapeError, DtypeError, TargetRangeError, OptionError : before anything is changed.
-        NonFiniteLossError : names the step; the network then has the weights of the best epoch, or
-            those from before training if none was finished, and the optimizer starts afresh.
+        DataError : likewise; no rows, a frame's column of text, a missing value, NaN targets.
+        NonFiniteLossError : names the step, and the first NaN in x; the network then has the
+            weights of the best epoch, or those from before training if none was finished, and the
+            optimizer starts afresh.
         ModelFileError : the checkpoint is damaged or of another training; nothing is changed.
         StorageError : a checkpoint could not be written; the network has its best weights so far.
         """
-        train = Batches.check(self.network, self.loss, x, targets, sample_weight, standardizer)
+        train = self._batches(x, targets, sample_weight, standardizer)
+        names = train.feature_names
         train = train if rows is None else train.at(rows, "rows")
         train.require_rows("x")
         train, held_out = self._validation(train, validation)
         train = train.counting(self.loss)
         train.require_rows("x, without the rows of weight 0,")
+        train.require_finite_targets(self.loss)
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
             None if patience is None else int(number(patience, "patience", 1)),
@@ -189,7 +249,13 @@ class Trainer:
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
         step = self._new_step(train)
-        return Run(self, step, held_out, options).run()
+        self.feature_names = names or self.feature_names
+        try:
+            return Run(self, step, held_out, options).run()
+        except NonFiniteLossError as error:
+            places = [data.not_finite() for data in (train, held_out) if data is not None]
+            error.args = (" ".join([str(error), *filter(None, places)]),)
+            raise
 
     def evaluate(
         self,
@@ -204,9 +270,10 @@ class Trainer:
 
         Parameters as in `fit`.
         """
-        data = Batches.check(self.network, self.loss, x, targets, sample_weight, standardizer)
+        data = self._batches(x, targets, sample_weight, standardizer)
         data = data if rows is None else data.at(rows, "rows")
         data.require_rows("x")
+        data.require_finite_targets(self.loss)
         step = EvaluationStep(self.network, self.loss, data, self.batch_size)
         return step.measure() | self.custom_metrics(data)
 
@@ -234,11 +301,23 @@ class Trainer:
             name: float(metric(yhat, data.targets[order])) for name, metric in self.metrics.items()
         }
 
+    feature_names: tuple[str, ...] | None = None
+
+    def _batches(
+        self, x: Any, targets: Any, sample_weight: Any, standardizer: Any,
+        names: tuple[str, ...] | None = None,
+    ) -> Batches:  # fmt: skip
+        names = names or self.feature_names
+        return Batches.check(
+            self.network, self.loss, x, targets, sample_weight, standardizer, names
+        )
+
     def _new_step(self, data: Batches) -> TrainStep:
         step = TrainStep(
             self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization,
             StepOptions(self.seed, self.scaling, self.stochastic_rounding),
         )  # fmt: skip
+        step.planned = self.planned()
         if self._step is not None:  # a second fit goes on where the first one ended
             step.go_on_from(self._step)
         self._step = step
@@ -255,22 +334,26 @@ class Trainer:
                 by_class = train.targets[order]
             kept, held_out = split_rows(len(train), float(validation), self.seed, by_class)
             return train.select(order[kept]), train.select(order[held_out])
-        if isinstance(validation, np.ndarray):
+        if not isinstance(validation, tuple | list) or all(
+            isinstance(row, int | np.integer) for row in validation
+        ):  # row numbers, also of a frame's index
+            validation = as_array(validation, "validation")
             held = train.at(validation, "validation")
             held.require_rows("validation")
             rest = train.select(np.setdiff1d(train.order(None), validation))
             rest.require_rows("x, without the rows of validation,")
             return rest, held
-        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+        if len(validation) not in (2, 3):
             raise ShapeError(
                 "validation must be a share of the rows such as 0.1, an array of row numbers, "
                 "(x, targets), or (x, targets, sample_weight)"
             )
-        data = Batches.check(
-            self.network, self.loss, validation[0], validation[1],
-            validation[2] if len(validation) == 3 else None, train.standardizer,
+        data = self._batches(
+            validation[0], validation[1], validation[2] if len(validation) == 3 else None,
+            train.standardizer, train.feature_names,
         )  # fmt: skip
         data.require_rows("the validation set")
+        data.require_finite_targets(self.loss)
         return train, data
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop import backends
 from gpubackprop.backends.cupy import elementwise, losses, updates
 from gpubackprop.backends.cupy.launcher import Launcher, compute_dtype, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
@@ -57,6 +58,13 @@ class CupyBackend(DeviceMemory):
         self.launcher = Launcher(self.cupy, index)
         self._tape: Tape | None = None
         self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.index})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a pickle is another one of the same device, where that is there."""
+        return backends.unpickled, (self.device, self.reason)
 
     def plan(self, emit: Callable[[CupyBackend], None]) -> Callable[[], None]:
         """Record the verbs that `emit` calls; the returned function replays them.

@@ -63,9 +63,12 @@ class CupyUpdater:
         self.state = backend.asarray(np.array([0.0, 0.0, scale, 0.0]))
         self._c = backend.zeros(COEFFICIENTS, compute)
         self._scaling = backend.asarray(np.array([scale, 1.0 / scale], compute))
-        self.upstream = None if rule.scaling is None else self._scaling[:1].reshape(())
         self._norm, self._weights2 = (backend.zeros(2, compute) for _ in range(2))
         self._lr, self._penalty, self.next_step = float(rule.lr), float(rule.l2), 1
+
+    @property
+    def upstream(self) -> Any:
+        return None if self.rule.scaling is None else self._scaling[:1].reshape(())
 
     def restored(self, next_step: int) -> None:
         """`state` was written; `set` goes on with update number `next_step`. Waits."""

@@ -53,6 +53,13 @@ class NumpyBackend(LayerVerbs, HostMemory):
         self._call: Callable[..., None] = run_now
         self._shared_scratch: Scratch | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a pickle is another one that computes alike."""
+        return type(self), (), {"reason": self.reason}
+
     def plan(self, emit: Callable[[NumpyBackend], None]) -> Callable[[], None]:
         """Record the verbs that `emit` calls; the returned function replays them."""
         recorder, tape = type(self)(), Tape()

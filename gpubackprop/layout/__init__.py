@@ -21,7 +21,7 @@ class ParameterLayout:
     Attributes
     ----------
     size : elements of the flat buffer. weights_end : end of the weights' range.
-    count : parameters, without the gaps.
+    count : parameters, without the gaps. gaps : slices of the flat buffer between them.
     """
 
     def __init__(self, widths: Sequence[int], dtype: np.dtype) -> None:
@@ -40,6 +40,16 @@ class ParameterLayout:
         )
         self._biases, self.size = place(self.weights_end, [rows for rows, _ in self.shapes])
         self.count = sum(rows * columns + rows for rows, columns in self.shapes)
+        sizes = [rows * columns for rows, columns in self.shapes] + [r for r, _ in self.shapes]
+        starts = [*self._weights, *self._biases]
+        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+        following = [*starts[1:], self.size]
+        pairs = zip(ends, following, strict=True)
+        self.gaps = [slice(end, start) for end, start in pairs if end < start]
+
+    def __repr__(self) -> str:
+        widths = [self.shapes[0][1], *(rows for rows, _ in self.shapes)]
+        return f"ParameterLayout({widths}: {self.count} parameters in {self.size} elements)"
 
     def views(self, flat: Array) -> tuple[list[Array], list[Array]]:
         """(W, b): for each layer a (D_l, D_{l-1}) and a (D_l,) view into `flat` (size,)."""

@@ -1,0 +1,93 @@
+"""Views into a flat buffer that are written to, never replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.errors import DtypeError, ShapeError
+
+Array = np.ndarray
+
+
+class LayerArrays(tuple[Array, ...]):
+    """For each layer a view into a flat buffer; ``arrays[l] = values`` writes into the view.
+
+    ``arrays[:] = [...]`` and ``arrays[...] = [...]`` write into several. Nothing is written unless
+    all of it fits. A copy or a pickle is a tuple of arrays with memory of their own.
+    """
+
+    name: str
+    backend: Any
+
+    @classmethod
+    def of(cls, views: Sequence[Array], name: str, backend: Any) -> LayerArrays:
+        arrays = cls(views)
+        arrays.name, arrays.backend = name, backend
+        return arrays
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        numbers = range(len(self))[slice(None) if key is Ellipsis else key]
+        if isinstance(numbers, int):
+            numbers, values = range(numbers, numbers + 1), [values]
+        elif isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+            raise ShapeError(
+                f"{self.name} was assigned {type(values).__name__} but wants {len(numbers)} "
+                f"arrays, one for each layer; to fill a layer write {self.name}[0][...] = value"
+            )
+        if len(values) != len(numbers):
+            raise ShapeError(
+                f"{self.name} was assigned {len(values)} arrays but has {len(numbers)} there, one "
+                f"for each layer"
+            )
+        names = [f"{self.name}[{number}]" for number in numbers]
+        write(self.backend, names, [self[number] for number in numbers], list(values))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(self),)
+
+
+def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequence[Any]) -> None:
+    """Each view = its values, converted to its dtype, wherever they lie; all or nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError : a value does not fit; `names` are theirs.
+    """
+    copies = [
+        None if value is view else _copied(backend, name, view, value)
+        for name, view, value in zip(names, views, values, strict=True)
+    ]
+    for view, fresh in zip(views, copies, strict=True):
+        if isinstance(fresh, np.ndarray):
+            backend.from_host(fresh, view)
+        elif fresh is not None:
+            backend.copy(fresh, view)
+
+
+def _copied(backend: Any, name: str, view: Array, value: Any) -> Array:
+    """A copy of `value` as `view` takes it: it may be a part of what is overwritten."""
+    if on_gpu(value):
+        value = as_cupy(value)
+        if not backend.is_device_array(view):
+            value = value.get()
+    else:
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise DtypeError(f"{name} was assigned no array of numbers: {error}") from None
+    if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
+        raise DtypeError(f"{name} was assigned {value.dtype} but holds real numbers, {view.dtype}")
+    if value.shape != view.shape:
+        hint = f"; to fill it write {name}[...] = value" if value.ndim == 0 else ""
+        if value.ndim == 2 and value.T.shape == view.shape:
+            hint = "; pass the transpose"
+        raise ShapeError(f"{name} has shape {view.shape} but was assigned {value.shape}{hint}")
+    if isinstance(value, np.ndarray):
+        return np.array(value, view.dtype)
+    fresh = backend.empty(view.shape, view.dtype)
+    backend.copy(backend.asarray(value, view.dtype), fresh)
+    return fresh

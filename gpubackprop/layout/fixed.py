@@ -1,0 +1,43 @@
+"""Attributes that cannot be assigned to, with an error that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpubackprop.errors import ReadOnlyError
+
+
+class Fixed:
+    """An attribute that its object's constructor sets, and nothing else.
+
+    Parameters
+    ----------
+    advice : what to do instead; ends the error's message.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        try:
+            return instance.__dict__[self.name]
+        except KeyError:
+            raise AttributeError(f"{type(instance).__name__} has no {self.name} yet") from None
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self.name in instance.__dict__:
+            self._refuse(instance)
+        instance.__dict__[self.name] = value
+
+    def __delete__(self, instance: Any) -> None:
+        self._refuse(instance)
+
+    def _refuse(self, instance: Any) -> None:
+        raise ReadOnlyError(
+            f"{type(instance).__name__}.{self.name} cannot be changed; {self.advice}"
+        )

@@ -1,0 +1,98 @@
+"""What a training is made of: a network, and what it is trained with; checked when assigned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpubackprop import optimizers, schedules
+from gpubackprop.errors import OptionError
+from gpubackprop.layout.fixed import Fixed
+from gpubackprop.losses import Loss
+from gpubackprop.ops.checks import number
+from gpubackprop.optimizers import Optimizer
+from gpubackprop.schedules import Schedule
+from gpubackprop.training.step import Regularization
+
+_ANOTHER = "build another Trainer with it"
+
+
+class Settings:
+    """The base of `Trainer`: its parameters as attributes.
+
+    An assignment is checked as the constructor checks it, and holds from the next epoch on.
+    """
+
+    network, seed = Fixed(_ANOTHER), Fixed(_ANOTHER)
+    scaling, stochastic_rounding = Fixed(_ANOTHER), Fixed(_ANOTHER)  # a step's state goes with them
+    regularization: Regularization
+
+    @property
+    def loss(self) -> Loss:
+        return self._loss
+
+    @loss.setter
+    def loss(self, spec: str | Loss | None) -> None:
+        chosen = self.network.check_loss(spec)
+        if chosen.options.reduction == "none":
+            raise OptionError('a training loss must be one number; use reduction "mean" or "sum"')
+        self._loss: Loss = chosen
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, spec: str | Optimizer) -> None:
+        chosen = optimizers.optimizer(spec)
+        before = self._trained_with()
+        if before is not None and before != chosen.formula.name:
+            raise OptionError(
+                f"optimizer was assigned {chosen!r}, but the training has a state of {before!r} "
+                f"that it cannot go on from; {_ANOTHER}"
+            )
+        self._optimizer: Optimizer = chosen
+
+    def _trained_with(self) -> str | None:
+        """Name of the update formula that the training has a state of, or None."""
+        return None
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, spec: str | Schedule | None) -> None:
+        # What it learns of this training is not another one's, which was given the same object.
+        self._schedule: Schedule = schedules.schedule(spec).copy()
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._batch_size: int = int(number(value, "batch_size", 1))
+
+    @property
+    def l2(self) -> float:
+        return self.regularization.l2
+
+    @l2.setter
+    def l2(self, value: float) -> None:
+        self.regularization = Regularization(number(value, "l2", 0.0), self.clip_norm)
+
+    @property
+    def clip_norm(self) -> float | None:
+        return self.regularization.clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, value: float | None) -> None:
+        clip = None if value is None else number(value, "clip_norm", 0.0)
+        self.regularization = Regularization(self.l2, clip)
+
+    def planned(self) -> tuple[Any, ...]:
+        """What the steps are planned for: where it differs, they are to be planned again."""
+        return (
+            self.network.activations, self.network.dropout, self.loss, self.optimizer,
+            self.batch_size, self.regularization,
+        )  # fmt: skip
