@@ -105,6 +105,16 @@ def test_a_copied_network_has_aligned_memory(how) -> None:
     assert all(np.shares_memory(view, network.parameters) for view in (*network.W, *network.b))
 
 
+@pytest.mark.ways("numpy", reason="files of the host")
+def test_a_network_loaded_by_joblib_from_a_read_only_map_learns(tmp_path: Path) -> None:
+    network = gpubackprop.MLP([4, 5, 3], "tanh")
+    joblib.dump(network, tmp_path / "n")
+    twin = joblib.load(tmp_path / "n", mmap_mode="r")
+    for each in (network, twin):
+        Trainer(each).fit(*some_data(32), epochs=1)
+    assert bits(twin) == bits(network)
+
+
 @EACH_COPY
 def test_a_subclass_of_the_network_keeps_its_class_and_its_own_attributes(how) -> None:
     network = Named([4, 5, 3], device=MLP([1, 1]).device)
