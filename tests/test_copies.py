@@ -17,7 +17,7 @@ import torch
 
 import gpubackprop
 from gpubackprop import StopTraining
-from gpubackprop.backends import devices
+from gpubackprop.backends import LossScaling, devices
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ReadOnlyError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, UPDATES
@@ -383,7 +383,7 @@ def test_weights_that_a_callback_writes_are_those_of_the_next_step(precision) ->
         ({"network": None}, "Trainer.network cannot be changed; build another"),
         ({"seed": 1}, "Trainer.seed cannot"),
         ({"stochastic_rounding": True}, "Trainer.stochastic_rounding cannot"),
-        ({"scaling": None}, "Trainer.scaling cannot"),
+        ({"scaling": LossScaling()}, "Trainer.scaling cannot"),
         ({"batch_size": 0}, "batch_size"),
         ({"loss": "poisson"}, "belongs to output"),
         ({"loss": SoftmaxCrossEntropy(reduction="none")}, "must be one number"),
