@@ -17,7 +17,7 @@ import torch
 
 import gpubackprop
 from gpubackprop import StopTraining
-from gpubackprop.backends import devices
+from gpubackprop.backends import LossScaling, devices
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ReadOnlyError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, UPDATES
@@ -103,6 +103,16 @@ def test_a_copied_network_has_aligned_memory(how) -> None:
     network = how(gpubackprop.MLP([3, 5, 2]))
     assert network.parameters.ctypes.data % 128 == 0
     assert all(np.shares_memory(view, network.parameters) for view in (*network.W, *network.b))
+
+
+@pytest.mark.ways("numpy", reason="files of the host")
+def test_a_network_loaded_by_joblib_from_a_read_only_map_learns(tmp_path: Path) -> None:
+    network = gpubackprop.MLP([4, 5, 3], "tanh")
+    joblib.dump(network, tmp_path / "n")
+    twin = joblib.load(tmp_path / "n", mmap_mode="r")
+    for each in (network, twin):
+        Trainer(each).fit(*some_data(32), epochs=1)
+    assert bits(twin) == bits(network)
 
 
 @EACH_COPY
@@ -373,7 +383,7 @@ def test_weights_that_a_callback_writes_are_those_of_the_next_step(precision) ->
         ({"network": None}, "Trainer.network cannot be changed; build another"),
         ({"seed": 1}, "Trainer.seed cannot"),
         ({"stochastic_rounding": True}, "Trainer.stochastic_rounding cannot"),
-        ({"scaling": None}, "Trainer.scaling cannot"),
+        ({"scaling": LossScaling()}, "Trainer.scaling cannot"),
         ({"batch_size": 0}, "batch_size"),
         ({"loss": "poisson"}, "belongs to output"),
         ({"loss": SoftmaxCrossEntropy(reduction="none")}, "must be one number"),
