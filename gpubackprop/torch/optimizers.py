@@ -162,9 +162,13 @@ class _TableOptimizer(torch.optim.Optimizer):
 
 def unscale(parameters: list[Tensor], scale: Tensor) -> None:
     """Their gradients divided by the scale, in place, as GradScaler.unscale_ leaves them."""
-    gradients = [g._values() if g.is_sparse else g for p in parameters if (g := p.grad) is not None]
-    inverse = scale.double().reciprocal().float()
-    torch._foreach_mul_(gradients, inverse.reshape(()))
+    gradients: dict[torch.device, list[Tensor]] = {}
+    for p in parameters:
+        if (g := p.grad) is not None:
+            gradients.setdefault(g.device, []).append(g._values() if g.is_sparse else g)
+    inverse = scale.double().reciprocal().float().reshape(())
+    for device, tensors in gradients.items():
+        torch._foreach_mul_(tensors, inverse.to(device))
 
 
 def _loaded_count(p: Tensor, value: Any, fused: bool | None) -> Tensor:
@@ -243,6 +247,15 @@ class Adam(_TableOptimizer, torch.optim.Adam):
 
     Sources: Kingma & Ba 2015, algorithm 1; Reddi et al. 2018.
     """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As PyTorch's; step counts that are numbers go to the parameter's device."""
+        for group in state.get("param_groups", ()):
+            for p in group["params"]:
+                own = state.get("state", {}).get(p, {})
+                if "step" in own:
+                    own["step"] = step_count(own["step"], p, group.get("fused"))
+        super().__setstate__(state)
 
     def _rule(self, group: dict[str, Any]) -> str:
         rule = "adamw" if group["decoupled_weight_decay"] else "adam"
