@@ -200,9 +200,7 @@ def test_gradients_are_left_unscaled_by_a_scalers_step(dtype, fused, path: Path)
 
 
 @pytest.mark.parametrize("fused", [None, True])
-def test_a_step_of_a_fused_optimizer_without_gradients_under_a_scaler_does_nothing(
-    fused, path: Path
-):  # noqa: F811
+def test_a_scaled_step_without_gradients_does_nothing(fused, path: Path):  # noqa: F811
     p = torch.nn.Parameter(torch.ones(2, device=path.device))
     optimizer = gt.SGD([p], lr=0.1, fused=fused)
     optimizer.grad_scale = torch.tensor(4.0, device=path.device)

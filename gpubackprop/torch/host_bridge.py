@@ -57,6 +57,15 @@ _TYPES = {
 } | {torch.bfloat16: np.dtype(np.int16).str}
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the elements are the tensor's own: no fake tensor, no wrapper of others."""
+    kind = type(tensor)
+    return kind in _PLAIN or kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def numpy_view(tensor: Tensor) -> np.ndarray:
     """The memory of a CPU tensor as an ndarray; bfloat16 as ml_dtypes' type.
 
@@ -64,17 +73,18 @@ def numpy_view(tensor: Tensor) -> np.ndarray:
     ------
     DtypeError : a tensor without memory of its own, or of a type that the kernels do not know.
     """
+    if not has_memory(tensor):
+        raise DtypeError(f"a {type(tensor).__name__} has no memory of its own; use PyTorch for it")
     tensor = tensor.detach()
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
     if tensor.dtype not in _TYPES or not tensor.is_cpu:
         raise DtypeError(f"a tensor of {tensor.dtype} on {tensor.device} is no array of the CPU")
-    if not tensor.numel():
-        array = np.empty(tuple(tensor.shape), _TYPES[tensor.dtype])
-    elif not tensor.data_ptr():  # fake tensors, wrappers
-        raise DtypeError(f"a {type(tensor).__name__} has no memory of its own; use PyTorch for it")
-    else:
-        array = np.asarray(_Memory(tensor))
+    array = (
+        np.asarray(_Memory(tensor))
+        if tensor.numel()
+        else np.empty(tuple(tensor.shape), _TYPES[tensor.dtype])
+    )
     if tensor.dtype != torch.bfloat16:
         return array
     ml_dtypes = require("ml_dtypes", "torch", "see bfloat16 tensors of the CPU as NumPy arrays")

@@ -18,7 +18,6 @@ from gpubackprop.errors import DtypeError, StateError
 from gpubackprop.torch import bridge
 
 Strides = tuple[int, ...]
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @dataclass
@@ -117,7 +116,7 @@ def memory_of(tensor: Tensor) -> Tensor:
     ------
     DtypeError : a tensor that wraps others in a way unknown here.
     """
-    if type(tensor) in PLAIN or type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
+    if bridge.has_memory(tensor):
         return tensor
     if _is_distributed(tensor):
         local: Tensor = tensor._local_tensor
