@@ -314,6 +314,16 @@ def test_gradients_may_have_a_type_of_their_own(rule, p_dtype, g_dtype, path: Pa
         torch.testing.assert_close(p, q.to(p_dtype), rtol=torch.finfo(p_dtype).eps, atol=1e-6)
 
 
+def test_a_learning_rate_may_turn_from_a_tensor_into_a_number_and_back(path: Path):  # noqa: F811
+    p = nn.Parameter(torch.zeros(2, device=path.device))
+    optimizer = gt.SGD([p], lr=torch.tensor(0.5, device=path.device))
+    for rate in (0.0, torch.tensor(0.25, device=path.device), torch.tensor(1), 0.0, 0.125):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
+    assert p.tolist() == [-1.75, -1.75]
+
+
 def test_parameters_listed_twice_or_sharing_memory_or_counts_are_updated_in_turn(path: Path):  # noqa: F811
     """As PyTorch's loop does; on a GPU one launch would let threads race for them."""
     found = []
