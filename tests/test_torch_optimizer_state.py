@@ -385,3 +385,32 @@ def test_a_gradient_that_is_nan_stays_in_the_largest_second_moment(path: Path): 
             optimizer.step()
         largest = optimizer.state[p]["max_exp_avg_sq"]
         assert largest.isnan().sum() == p.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("rule", [RULES[1], RULES[3]], ids=lambda rule: rule[0])
+def test_parameters_of_fsdp2_are_updated_on_their_local_shards(rule):
+    """One rank; their state is a DTensor too and goes through a checkpoint."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh, found = init_device_mesh("cpu", (1,)), []
+        for module in MODULES:
+            torch.manual_seed(0)
+            net = fully_shard(nn.Linear(5, 4).double(), mesh=mesh)
+            optimizer = getattr(module, rule[0])(net.parameters(), **rule[1])
+            for number in range(4):
+                net(draw(number, 3, 5)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            found.append([p.full_tensor() for p in net.parameters()])
+            slots = [
+                s for state in optimizer.state.values() for k, s in state.items() if k != "step"
+            ]
+            assert {type(slot).__name__ for slot in slots} == {"DTensor"}
+        torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    finally:
+        dist.destroy_process_group()
