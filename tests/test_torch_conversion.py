@@ -420,3 +420,17 @@ def test_wrong_input_of_a_converted_model_is_pytorchs_own_error(value):
             network(value)
         errors.append((caught.type, str(caught.value)))
     assert errors[0] == errors[1]
+
+
+def test_a_model_that_changes_its_type_between_the_passes_keeps_the_values_of_the_forward_pass():
+    results = []
+    for network in (
+        pair(nn.ReLU(), nn.Linear(4, 4)),
+        gt.convert(pair(nn.ReLU(), nn.Linear(4, 4))).module,
+    ):
+        x = X.clone().requires_grad_()
+        out = network(x)
+        network.to(torch.bfloat16)
+        out.square().sum().backward()
+        results.append([x.grad, *(p.grad for p in network.parameters())])
+    torch.testing.assert_close(results[1], results[0])

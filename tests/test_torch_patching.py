@@ -86,6 +86,18 @@ def checkpoint_of_16_bits() -> torch.Tensor:
     return p.detach()
 
 
+def left_after_a_step(name: str, dtype: torch.dtype, **options: Any) -> torch.Tensor:
+    """What is not offered comes when there is state already."""
+    p = nn.Parameter(torch.ones(4, 4, dtype=dtype))
+    optimizer = getattr(torch.optim, name)([p], lr=0.1, **options)
+    for step in range(4):
+        if step == 2:
+            p.data = torch.ones(4, 8, dtype=dtype)[:, ::2]
+        p.grad = p.detach() / 2
+        optimizer.step()
+    return p.detach()
+
+
 def scaled(name: str, **options: Any) -> torch.Tensor:
     """Under a GradScaler: a step, then one that an infinite gradient skips."""
     p = nn.Parameter(torch.ones(4, 4))
@@ -143,6 +155,14 @@ LEFT: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     ),
     "complex and real parameters": (
         lambda: mixed_with_complex("Adam"),
+        "torch.optim.Adam",
+    ),
+    "parameter with gaps after a step": (
+        lambda: left_after_a_step("SGD", torch.bfloat16, momentum=0.9),
+        "torch.optim.SGD",
+    ),
+    "parameter with gaps after a step of Adam": (
+        lambda: left_after_a_step("Adam", torch.float16),
         "torch.optim.Adam",
     ),
     "parameter with gaps": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -49,9 +48,9 @@ def linear_act(
     if bridge.transformed() or exporting():
         value, _ = FORMULAS[formula.name]
         return value(F.linear(input, weight, bias), formula.parameter)
-    flat = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    h, _ = _linear_act(flat, weight, bias, str(formula))
-    return h.reshape(*input.shape[:-1], weight.shape[0])
+    # a view: what is saved of a leaf is looked up in its `.data`, which `module.to` replaces
+    h, _ = _linear_act(input, weight.view_as(weight), bias, str(formula))
+    return h
 
 
 NARROWED = (torch.float32, torch.float16, torch.bfloat16)  # by autocast

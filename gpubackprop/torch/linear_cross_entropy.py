@@ -91,8 +91,9 @@ def linear_cross_entropy(
     x = input if input.dim() == 2 else input[None]
     operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
     keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    W = linear_weight.view_as(linear_weight)  # as in `linear_act`
     loss, _, _ = _fused(
-        x, linear_weight, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor,
+        x, W, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor,
         keep_sums,
     )  # fmt: skip
     return loss.reshape(target.shape) if reduction == "none" else loss

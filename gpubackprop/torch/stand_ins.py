@@ -108,6 +108,10 @@ class _StandIn(optimizers._TableOptimizer):
 
     def _leave(self, error: Exception) -> None:
         self._left = True
+        for p, state in self.state.items():  # PyTorch keeps state of 16 bits in 16 bits
+            for key, value in state.items():
+                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    state[key] = value.to(p.dtype)
         report.leave(f"torch.optim.{self._original.__name__}", error)
 
     def _refuse(self, groups: list[dict[str, Any]]) -> None:
