@@ -107,11 +107,9 @@ class _StandIn(optimizers._TableOptimizer):
     _left = False
 
     def _leave(self, error: Exception) -> None:
+        if not self._left:
+            self._state_of_pytorch()
         self._left = True
-        for p, state in self.state.items():  # PyTorch keeps state of 16 bits in 16 bits
-            for key, value in state.items():
-                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
-                    state[key] = value.to(p.dtype)
         report.leave(f"torch.optim.{self._original.__name__}", error)
 
     def _refuse(self, groups: list[dict[str, Any]]) -> None:
@@ -132,6 +130,13 @@ class _StandIn(optimizers._TableOptimizer):
             self._step_of_pytorch()
         else:
             self._launch(batches)
+
+    def _state_of_pytorch(self) -> None:
+        """State of 16-bit parameters has their type there."""
+        for p, state in self.state.items():
+            for key, value in state.items():
+                if key != "step" and isinstance(value, Tensor) and p.itemsize == 2:
+                    state[key] = value.to(p.dtype)
 
     def _step_of_pytorch(self) -> None:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
