@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
-from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.formulas import activation
 from gpubackprop.torch import bridge
 from gpubackprop.torch.activations import FORMULAS
+from gpubackprop.torch.errors import DtypeError, ShapeError, check_tensors
 from gpubackprop.torch.layer_ops import linear_act as _linear_act
 from gpubackprop.torch.offered import exporting
 
@@ -42,6 +42,9 @@ def linear_act(
     tensor([[0.]])
     """
     formula = activation(activation_name)
+    check_tensors(
+        "linear_act", input=input, weight=weight, **({} if bias is None else {"bias": bias})
+    )
     _check(input, weight, bias)
     input, weight, bias = autocast(input, weight, bias)
     check_types("weight", input, weight, bias)
