@@ -37,7 +37,7 @@ struct logistic : slope_of_h {  // exp overflows for a << 0 and the quotient is 
 struct tanh : slope_of_h {
     template <class C> static __device__ __forceinline__ C value(C a, C) { return ::tanh(a); }
     template <class C> static __device__ __forceinline__ C slope(C h, C) {
-        return (C(1) - h) * (C(1) + h);  // the first is exact near 1, where h * h loses its last bits
+        return ::fma(-h, h, C(1));  // near 1 the slope is in the last bits of h * h
     }
 };
 

@@ -30,7 +30,7 @@ EMULATED = {
     "silu": 1.8,
     "logistic": 1.2,
     "tanh": 1.2,
-    "gelu_tanh": 1.2,
+    "gelu_tanh": 1.5,
     "softplus": 1.1,
     "elu": 1.2,
 }

@@ -112,10 +112,16 @@ def tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def tanh_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """(1 - h) (1 + h): near 1 the first is exact, where 1 - h h loses the last bits of h h."""
-    np.subtract(1.0, h, work[0])
-    np.add(h, 1.0, out)
-    np.multiply(out, work[0], out)
+    """1 - h h; from |h| = 1/2 on (1 - h) (1 + h), whose first factor is exact: h h would lose the
+    last bits there, of which the slope is made near 1."""
+    near, sum_, far = work[0], work[1], _booleans(work[2])
+    np.subtract(1.0, h, near)
+    np.add(h, 1.0, sum_)
+    np.multiply(near, sum_, near)
+    np.multiply(h, h, out)
+    np.greater(out, 0.25, far)
+    np.subtract(1.0, out, out)
+    np.copyto(out, near, where=far)
 
 
 def relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:

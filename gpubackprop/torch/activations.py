@@ -41,7 +41,7 @@ def _piecewise(below: Formula) -> Formula:
 FORMULAS: dict[str, tuple[Formula, Formula]] = {
     "identity": (lambda a, k: a, lambda h, k: torch.ones_like(h)),
     "logistic": (lambda a, k: torch.sigmoid(a), lambda h, k: h * (1 - h)),
-    "tanh": (lambda a, k: torch.tanh(a), lambda h, k: (1 - h) * (1 + h)),
+    "tanh": (lambda a, k: torch.tanh(a), lambda h, k: 1 - h * h),
     "relu": (lambda a, k: F.relu(a), _piecewise(lambda h, k: torch.zeros_like(h))),
     "leaky_relu": (F.leaky_relu, _piecewise(lambda h, k: torch.full_like(h, k))),
     "elu": (F.elu, _piecewise(lambda a, k: k * torch.exp(a.clamp(max=0)))),
