@@ -3,9 +3,10 @@
     a = x W^T + b,  h = g(a)
     delta = dL/dh * g'(a),  grad_b = sum_i delta_i: one pass;  grad_W = delta^T x,  grad_x = delta W
 
-The products are PyTorch's (its BLAS, its workspace, capturable); what follows and precedes them is
-the backend's verb. Where the slope is a function of a, a is an output too, so that PyTorch can
-differentiate the backward pass with respect to it.
+The products are PyTorch's (its BLAS, its workspace, capturable), and so is the bias of 16-bit
+types, which is added before they are rounded; what follows and precedes them is the backend's verb.
+Where the slope is a function of a, a is an output too, so that PyTorch can differentiate the
+backward pass with respect to it.
 """
 
 from __future__ import annotations
@@ -43,14 +44,22 @@ def _of_matrix(
     formula, nothing = activation(activation_name), x.new_empty((0, 0))
     if formula.name == "identity":
         return (torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())), nothing
-    a = _workable(torch.mm(x, W.t()))
-    h = a if formula.saved == "h" else torch.empty_like(a)
-    bias = a.new_zeros(a.shape[1]) if b is None else b.to(a.dtype).contiguous()
+    if b is None or x.dtype.itemsize == 2:  # 16 bits are rounded once, with the bias in the product
+        a = torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())
+        bias = None
+    else:
+        a, bias = torch.mm(x, W.t()), b.contiguous()
+    wide = _workable(a)
+    h = wide if formula.saved == "h" or wide is not a else torch.empty_like(wide)
     of = bridge.of(x)
     with of.verbs(x) as verbs:
-        product = of.array(a)
-        verbs.affine_epilogue(product, of.array(bias), formula, product if h is a else of.array(h))
-    return h.to(x.dtype), (nothing if h is a else a.to(x.dtype))
+        before = of.array(wide)
+        after = before if h is wide else of.array(h)
+        if bias is None:
+            verbs.activation_forward(before, formula, after)
+        else:
+            verbs.affine_epilogue(before, of.array(bias), formula, after)
+    return h.to(x.dtype), (nothing if formula.saved == "h" else a)
 
 
 def _matrix(tensor: Tensor) -> Tensor:
