@@ -1,11 +1,14 @@
-// affine_epilogue<Act, T, Drop>: bias and activation after the matrix product, in place over it
+// affine_epilogue<Act, P, T, Drop>: bias and activation after the matrix product, in place over it
 //   a = product + bias;  h = Act::value(a, k);  with dropout, entries affine_epilogue_dropout_...,
 //   h = keep ? scale * Act::value(a, k) : 0 (include/dropout.cuh)
-//   product, a, h: T[rows, cols], rows `stride_...` elements apart; bias: T[cols]
+//   product: P[rows, cols], a, h: T[rows, cols], rows `stride_...` elements apart; bias: T[cols]
 //   h may be product; so may a, if h is not; bias null: none; a null: not kept
+//   P is T, or float32 for T of 16 bits (entries ..._f16_f32, ..._bf16_f32): the bias is then added
+//   before anything is rounded; product is then neither a nor h
 //   with dropout `a` is given what the slope is a function of: the value before it is dropped where
 //   Act takes its slope from h
-//   moves 2 * rows * cols * sizeof(T): reads product, writes h (and a: 3, where the slope needs a)
+//   moves rows * cols * (sizeof(P) + sizeof(T)): reads product, writes h (and a: sizeof(T) more, where
+//   the slope needs a)
 //   16-byte accesses; heads, tails and rows that start off 16 bytes element by element
 //   measured: not measured on a GPU
 #include "activations.cuh"
@@ -13,80 +16,105 @@
 #include "include/entries.cuh"
 #include "include/strip.cuh"
 
-// h in place of the product; `first`: number of the pack's first element.
-template <class Act, class Drop, class T, int E>
+// h of the product, and a; `first`: number of the pack's first element.
+template <class Act, class Drop, class P, class T, int E>
 __device__ __forceinline__ void bias_and_value(
-    Pack<T, E>& pack, Pack<T, E>& kept, const compute_of<T> (&bias)[E], compute_of<T> k,
-    const Drop& drop, int64 first) {
+    const Pack<P, E>& product, Pack<T, E>& h, Pack<T, E>& kept, const compute_of<T> (&bias)[E],
+    compute_of<T> k, const Drop& drop, int64 first) {
     using C = compute_of<T>;
     C factor[E] = {};
     drop.draw(first, factor);
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-        C x = widen(pack.v[e]) + bias[e], value = Act::value(x, k);
+        C x = widen(product.v[e]) + bias[e], value = Act::value(x, k);
         kept.v[e] = narrow<T>(Drop::ON && !Act::SAVES_A ? value : x);
-        pack.v[e] = narrow<T>(dropped<Drop>(value, factor[e]));
+        h.v[e] = narrow<T>(dropped<Drop>(value, factor[e]));
     }
 }
 
-template <class Act, class T, class Drop>
+template <class Act, class P, class T, class Drop>
 __device__ __forceinline__ void affine_epilogue(
-    const T* product, const T* bias, T* a, T* h, int64 rows, int64 cols, int join,
+    const P* product, const T* bias, T* a, T* h, int64 rows, int64 cols, int join,
     int64 stride_product, int64 stride_a, int64 stride_h, compute_of<T> k, const Drop& drop) {
-    constexpr int E = PACK<T>, UNROLL = sizeof(T) == 8 ? 2 : 4;
+    constexpr int E = PACK<T>, UNROLL = sizeof(P) == 8 || sizeof(P) > sizeof(T) ? 2 : 4;
     Strip<E> strip(rows, cols, join, misalignment(h));
     if (!strip.inside) return;
     compute_of<T> b[E] = {};
     if (bias != nullptr) load_columns(strip, bias, b);
     int64 row = strip.first + threadIdx.y;
-    Walk<const T, E> in(strip, product, row, stride_product);
+    Walk<const P, E> in(strip, product, row, stride_product);
     Walk<T, E> out(strip, h, row, stride_h), keep = out;
     if (a != nullptr) keep = Walk<T, E>(strip, a, row, stride_a);
     bool vector = in.vector() && out.vector() && keep.vector();
-    Pack<T, E> pack[UNROLL], kept;
+    Pack<P, E> pack[UNROLL];
+    Pack<T, E> value, kept;
     while (row < strip.last) {
         if (vector && strip.whole(row, UNROLL)) {
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u) pack[u] = load<T, E>(in.at + u * in.step);
+            for (int u = 0; u < UNROLL; ++u) pack[u] = load<P, E>(in.at + u * in.step);
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
-                bias_and_value<Act>(pack[u], kept, b, k, drop, strip.place(row + u * STRIP_ROWS));
+                bias_and_value<Act>(
+                    pack[u], value, kept, b, k, drop, strip.place(row + u * STRIP_ROWS));
                 if (a != nullptr) store(keep.at + u * keep.step, kept);
-                store(out.at + u * out.step, pack[u]);
+                store(out.at + u * out.step, value);
             }
             row += UNROLL * STRIP_ROWS;
             in.advance(UNROLL), keep.advance(UNROLL), out.advance(UNROLL);
         } else {  // a head or tail, a row off 16 bytes, or fewer than UNROLL rows left
             int lo = strip.lo(row), hi = strip.hi(row);
-            pack[0] = load_part<T, E>(in.at, lo, hi);
-            bias_and_value<Act>(pack[0], kept, b, k, drop, strip.place(row));
+            pack[0] = load_part<P, E>(in.at, lo, hi);
+            bias_and_value<Act>(pack[0], value, kept, b, k, drop, strip.place(row));
             if (a != nullptr) store_part(keep.at, kept, lo, hi);
-            store_part(out.at, pack[0], lo, hi);
+            store_part(out.at, value, lo, hi);
             row += STRIP_ROWS;
             in.advance(1), keep.advance(1), out.advance(1);
         }
     }
 }
 
-#define ENTRY_(act, T)                                                                          \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) affine_epilogue_##act##_##T( \
-        const T* product, const T* bias, T* a, T* h, int64 rows, int64 cols, int join,          \
-        int64 stride_product, int64 stride_a, int64 stride_h, compute_of<T> k) {                \
-        affine_epilogue<activations::act, T>(product, bias, a, h, rows, cols, join,             \
-                                             stride_product, stride_a, stride_h, k, NoDropout{}); \
+// Types of the layer and of its product, by the name they have in an entry.
+namespace storage {
+template <class Layer, class Product> struct of {
+    using T = Layer;
+    using P = Product;
+    using C = compute_of<Layer>;
+};
+using f64 = of<double, double>;
+using f32 = of<float, float>;
+using f16 = of<float16, float16>;
+using bf16 = of<bfloat16, bfloat16>;
+using f16_f32 = of<float16, float>;
+using bf16_f32 = of<bfloat16, float>;
+}  // namespace storage
+
+#define ENTRY_(act, S)                                                                          \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) affine_epilogue_##act##_##S( \
+        const storage::S::P* product, const storage::S::T* bias, storage::S::T* a,              \
+        storage::S::T* h, int64 rows, int64 cols, int join, int64 stride_product,               \
+        int64 stride_a, int64 stride_h, storage::S::C k) {                                      \
+        affine_epilogue<activations::act>(product, bias, a, h, rows, cols, join,                \
+                                          stride_product, stride_a, stride_h, k, NoDropout{});  \
     }
-#define DROPOUT_ENTRY_(act, T)                                                                  \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2)                              \
-        affine_epilogue_dropout_##act##_##T(                                                    \
-            const T* product, const T* bias, T* a, T* h, int64 rows, int64 cols, int join,      \
-            int64 stride_product, int64 stride_a, int64 stride_h, compute_of<T> k,              \
-            const uint64* state, int64 threshold, compute_of<T> scale, int64 layer) {           \
-        affine_epilogue<activations::act, T>(                                                   \
-            product, bias, a, h, rows, cols, join, stride_product, stride_a, stride_h, k,       \
-            Dropout<compute_of<T>>(state, threshold, scale, layer));                            \
+#define DROPOUT_ENTRY_(act, S)                                                            \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2)                        \
+        affine_epilogue_dropout_##act##_##S(                                              \
+            const storage::S::P* product, const storage::S::T* bias, storage::S::T* a,    \
+            storage::S::T* h, int64 rows, int64 cols, int join, int64 stride_product,     \
+            int64 stride_a, int64 stride_h, storage::S::C k, const uint64* state,         \
+            int64 threshold, storage::S::C scale, int64 layer) {                          \
+        affine_epilogue<activations::act>(                                                \
+            product, bias, a, h, rows, cols, join, stride_product, stride_a, stride_h, k, \
+            Dropout<storage::S::C>(state, threshold, scale, layer));                      \
     }
-#define ENTRY(act, T) ENTRY_(act, T)
-#define DROPOUT_ENTRY(act, T) DROPOUT_ENTRY_(act, T)
+#ifndef ONLY_DTYPE
+#undef FOR_EACH_DTYPE
+#define FOR_EACH_DTYPE(ENTRY, act)                                   \
+    ENTRY(act, f64) ENTRY(act, f32) ENTRY(act, f16) ENTRY(act, bf16) \
+    ENTRY(act, f16_f32) ENTRY(act, bf16_f32)
+#endif
+#define ENTRY(act, S) ENTRY_(act, S)
+#define DROPOUT_ENTRY(act, S) DROPOUT_ENTRY_(act, S)
 #ifndef ONLY_DROPOUT
 FOR_EACH_ACTIVATION(ENTRY)
 #endif

@@ -68,10 +68,10 @@ def kernel_of(entry: str) -> str:
 def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     """The heaviest formulas of each kernel, in 4 and in 2 bytes."""
     heavy = {
-        "affine_epilogue": ("gelu_f32", "gelu_bf16", "relu_f16"),
+        "affine_epilogue": ("gelu_f32", "gelu_bf16", "relu_f16", "gelu_bf16_f32"),
         "activation_backward": ("gelu_f32", "gelu_tanh_f16", "relu_bf16", "identity_f32"),
         "column_sum": ("f32", "f16"), "column_sum_finish": ("f32",),
-        "affine_epilogue_dropout": ("gelu_f32", "relu_bf16"),
+        "affine_epilogue_dropout": ("gelu_f32", "relu_bf16", "gelu_f16_f32"),
         "activation_backward_dropout": ("gelu_f32", "gelu_tanh_f16", "relu_f32"),
         "pointwise_loss": ("binary_cross_entropy_f32",),
         "softmax_cross_entropy": (

@@ -49,6 +49,26 @@ def test_every_epilogue_entry_matches_the_float64_oracle(name, dtype):
     assert ulps(h, oracle(name, total, k)[0], h.dtype) <= UNITS[dtype]
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_epilogue_entry_of_a_float32_product_rounds_once_with_the_bias(name, dtype):
+    """product + bias cancel to about their last bit in 16 bits: rounded before, nothing is left."""
+    memory, k, kind = Guarded(3), parameter(name), DTYPES[dtype]
+    bias = memory.normal((21,), kind, scale=20)
+    product = memory.normal((67, 21), np.float32)
+    product -= bias.astype(np.float32)
+    a, h = memory.empty(product.shape, kind), memory.empty(product.shape, kind)
+    Verbs().affine_epilogue(product, bias, a, h, name, k)
+    memory.check()
+    total = product + bias.astype(np.float32)
+    assert np.array_equal(a, total.astype(kind))
+    assert ulps(h, oracle(name, total, k)[0], kind) <= UNITS[dtype]
+    only = memory.empty(product.shape, kind, shift=3, gap=2)
+    Verbs().affine_epilogue(product, bias, None, only, name, k)
+    memory.check()
+    assert np.array_equal(only, h)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_backward_entry_matches_the_float64_oracle(name, dtype):

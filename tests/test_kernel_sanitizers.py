@@ -48,6 +48,10 @@ def layers(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
             )
             a, h = memory.empty(shape, kind, gap=gap), memory.empty(shape, kind, shift=1, gap=gap)
             a[...] = 1
+            if kind.itemsize == 2:
+                product = memory.normal(shape, np.float32, shift=shift, gap=gap)
+                verbs.affine_epilogue(product, bias, a, h, names[0])
+                verbs.affine_epilogue(product, bias, a, h, names[0], 0.0, DROPOUT)
             for name in names:
                 verbs.affine_epilogue(x, bias, a, h, name)
                 verbs.affine_epilogue(x, None, None, x, name)

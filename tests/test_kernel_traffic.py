@@ -95,6 +95,24 @@ def test_bias_and_activation_read_once_and_write_once(dtype):
         assert_once(counted[array], reads, 1 - reads)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_a_float32_product_is_read_once_for_a_layer_of_16_bits(dtype):
+    """4 bytes read and 2 written an element, and 4 more that the product writes: 10 for the 6 of a
+    product in 16 bits."""
+    memory, kind = Guarded(), DTYPES[dtype]
+    product, bias = memory.normal(SHAPE, np.float32), memory.normal(SHAPE[1:], kind)
+    a, h = memory.empty(SHAPE, kind), memory.empty(SHAPE, kind)
+    counted = Counted()
+    counted.verbs.affine_epilogue(product, bias, None, h, "relu")
+    note(f"affine_epilogue relu {dtype}_f32", product=counted[product], h=counted[h])
+    assert_once(counted[product], 1, 0)
+    assert_once(counted[h], 0, 1)
+    assert counted.total < 3.1 * h.nbytes
+    counted.verbs.affine_epilogue(product, bias, a, h, "silu")
+    for array, reads in ((product, 1), (a, 0), (h, 0)):
+        assert_once(counted[array], reads, 1 - reads)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
 @pytest.mark.parametrize("shape", [SHAPE, (16_384, 10), (8, 20_000), (1024, 161)], ids=str)
 def test_activation_backward_with_bias_gradient_reads_twice_and_writes_once(shape, dtype):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
@@ -12,6 +15,16 @@ from tests.emulator.module import missing_compiler
 from tests.torch_paths import emulated
 
 Z, Y = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
+
+
+def raised_as_in_pytorch(
+    ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **options: Any
+) -> None:
+    """A program that catches PyTorch's error catches ours."""
+    with pytest.raises(Exception, match=r".+") as wanted:
+        theirs(*args, **options)
+    with pytest.raises(wanted.type):
+        ours(*args, **options)
 
 
 @pytest.mark.parametrize("label", [3, -1, 2**40])
@@ -69,6 +82,9 @@ def test_on_a_gpu_it_is_a_row_of_nan_and_the_error_of_a_later_call(reduction):
 def test_bad_arguments_of_cross_entropy_say_what_to_do(arguments, options, error, said):
     with pytest.raises(error, match=said):
         gt.cross_entropy(*arguments, **options)
+    computes_there = "does not compute" in said
+    if arguments[0].shape != (4, 0) and Y.device == arguments[1].device and not computes_there:
+        raised_as_in_pytorch(gt.cross_entropy, F.cross_entropy, *arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +104,9 @@ def test_bad_arguments_of_cross_entropy_say_what_to_do(arguments, options, error
 def test_bad_arguments_of_a_layer_say_what_to_do(arguments, error, said, autocast):
     with torch.autocast("cpu", enabled=autocast), pytest.raises(error, match=said):
         gt.linear_act(*arguments)
+    if "rleu" not in arguments and {t.device.type for t in arguments if t is not None} == {"cpu"}:
+        theirs = F.linear
+        raised_as_in_pytorch(gt.linear_act, theirs, *arguments)
 
 
 X, W = torch.zeros(4, 5), torch.zeros(3, 5)
@@ -117,6 +136,50 @@ def test_bad_arguments_of_linear_cross_entropy_say_what_to_do(
 ):
     with torch.autocast("cpu", enabled=autocast), pytest.raises(error, match=said):
         gt.linear_cross_entropy(*arguments, **options)
+    if arguments[1].numel() and error is not DeviceUnavailable:
+        raised_as_in_pytorch(gt.linear_cross_entropy, F.linear_cross_entropy, *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((X[0, 0], W, Y), {}),
+        ((X[None], W, Y), {}),
+        ((X, W[0], Y), {}),
+        ((X, W, Y[:2]), {}),
+        ((X, W, Z), {"ignore_index": 1}),
+        ((X, W, Z.long()), {}),
+        ((X[0], torch.zeros(3, 2, 5), Y), {}),
+        ((X, W, Y + 9), {}),
+        ((X, W.half(), Y), {}),
+        ((X, W, Y), {"reduction": "avg"}),
+        ((X, W, Y), {"reduction": 3}),
+        ((X, W, Y), {"label_smoothing": 2.0}),
+        ((X, W, Y), {"label_smoothing": "a"}),
+        ((X, W, Y), {"ignore_index": "a"}),
+    ],
+)
+def test_linear_cross_entropy_raises_what_pytorch_raises(arguments, options):
+    raised_as_in_pytorch(gt.linear_cross_entropy, F.linear_cross_entropy, *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((None, Y), {}),
+        ((Z, None), {}),
+        ((Z, [0, 1, 2, 0]), {}),
+        ((Z, Y), {"weight": 3}),
+        ((Z, Y), {"weight": [1.0, 1.0, 1.0]}),
+        ((Z, Y), {"ignore_index": "a"}),
+        ((Z, Y), {"ignore_index": None}),
+        ((Z, Y), {"label_smoothing": "a"}),
+        ((Z, Y), {"reduction": None}),
+        ((Z.long(), Y), {}),
+    ],
+)
+def test_what_is_no_tensor_or_no_number_raises_what_pytorch_raises(arguments, options):
+    raised_as_in_pytorch(gt.cross_entropy, F.cross_entropy, *arguments, **options)
 
 
 def test_class_weights_that_require_a_gradient_are_taken_where_none_is_asked_for():

@@ -167,3 +167,28 @@ def test_memory_is_an_eighth_of_pytorchs_measured_small_and_computed_large(dtype
     assert ours <= working_memory(rows, features, classes, dtype)
     large = 4096, 4096, 128256
     assert working_memory(*large, dtype) <= 3 * large[0] * large[2] * dtype.itemsize / 8
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("labels", [[0, 0], [0, -100], [-100, -100]], ids=str)
+def test_a_mean_of_rows_without_weight_is_nan_as_in_pytorch(labels, label_smoothing):
+    """Also under a transform, where the loss is composed of PyTorch's operators."""
+    g = torch.Generator().manual_seed(0)
+    x, W = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (2, 3))
+    y, weight = torch.tensor(labels), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    options = {"weight": weight, "label_smoothing": label_smoothing}
+
+    def gradient(function: Any, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.func.grad_and_value(lambda x: function(x, *inputs, y, **options))(x)
+
+    def by_autograd(function: Any, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.clone().requires_grad_()
+        loss = function(leaf, *inputs, y, **options)
+        return torch.autograd.grad(loss, leaf)[0], loss.detach()
+
+    wanted = by_autograd(F.linear_cross_entropy, W)
+    for got in (by_autograd(gt.linear_cross_entropy, W), gradient(gt.linear_cross_entropy, W)):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+    torch.testing.assert_close(
+        gradient(gt.cross_entropy), by_autograd(F.cross_entropy), equal_nan=True
+    )

@@ -344,11 +344,13 @@ _GATHER_PAIRS = (
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
 )  # fmt: skip
 _DROPOUT = (("ONLY_DROPOUT", "1"),)
+# Of a layer and of its product; of one, it stands for both.
+LAYER_STORAGE = (*FLOATS, "f16_f32", "bf16_f32")
 
 KERNELS: dict[str, Kernel] = {
-    "affine_epilogue": Kernel("affine_epilogue.cu", _strip, tuple(ACTIVATIONS)),
+    "affine_epilogue": Kernel("affine_epilogue.cu", _strip, tuple(ACTIVATIONS), LAYER_STORAGE),
     "affine_epilogue_dropout": Kernel(
-        "affine_epilogue.cu", _strip, tuple(ACTIVATIONS), defines=_DROPOUT
+        "affine_epilogue.cu", _strip, tuple(ACTIVATIONS), LAYER_STORAGE, defines=_DROPOUT
     ),
     "activation_backward": Kernel("activation_backward.cu", _strip, tuple(ACTIVATIONS)),
     "activation_backward_dropout": Kernel(

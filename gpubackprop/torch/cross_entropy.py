@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.ops import checks
-from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
 from gpubackprop.torch import bridge, composed
 from gpubackprop.torch.cross_entropy_ops import softmax_cross_entropy
+from gpubackprop.torch.errors import (
+    DtypeError,
+    OptionError,
+    ShapeError,
+    check_tensors,
+    loss_options,
+)
+from gpubackprop.torch.offered import exporting
 
 
 @torch.fx.wrap  # one node of a traced graph
@@ -55,9 +60,9 @@ def cross_entropy(
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError, DeviceUnavailable; LabelError (an IndexError) where a label
-    is out of range: at once on a CPU; on a GPU, loss and gradient of that row are NaN and a later
-    call raises, see `check_labels`.
+    ShapeError, DtypeError, OptionError, DeviceUnavailable, which are RuntimeErrors too, as
+    PyTorch's; LabelError (an IndexError) where a label is out of range: at once on a CPU; on a GPU,
+    loss and gradient of that row are NaN and a later call raises, see `check_labels`.
 
     >>> logits = torch.zeros(1, 2, requires_grad=True)
     >>> loss = cross_entropy(logits, torch.tensor([1]))
@@ -67,10 +72,9 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    checks.choice(reduction, "reduction", REDUCTIONS)
-    label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
-    ignore_index = int(ignore_index)
-    z_loss = checks.number(z_loss, "z_loss", 0.0)
+    reduction, label_smoothing, ignore_index, z_loss = loss_options(
+        reduction, label_smoothing, ignore_index, z_loss
+    )
     _check(input, target, weight, ignore_index)
     classes = 0 if input.dim() == 1 else 1
     rows_shape = (*input.shape[:classes], *input.shape[classes + 1 :])
@@ -80,7 +84,7 @@ def cross_entropy(
     else:
         targets = target.reshape(-1)
         targets = targets if targets.dtype in bridge.LABELS else targets.long()
-    if bridge.transformed():
+    if bridge.transformed() or exporting():
         loss, lse = composed.loss(
             logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss
         )
@@ -105,6 +109,7 @@ def _fused(logits: Tensor, targets: Tensor, weight: Tensor | None, *options: Any
 
 def _check(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> None:
     op = "cross_entropy"
+    check_tensors(op, input=input, target=target, **({} if weight is None else {"weight": weight}))
     bridge.same_device("input", input, target=target, weight=weight)
     if input.dtype not in bridge.FLOATS:
         raise DtypeError(

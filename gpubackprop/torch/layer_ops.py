@@ -3,13 +3,15 @@
     a = x W^T + b,  h = g(a)
     delta = dL/dh * g'(a),  grad_b = sum_i delta_i: one pass;  grad_W = delta^T x,  grad_x = delta W
 
-The products are PyTorch's (its BLAS, its workspace, capturable); what follows and precedes them is
-the backend's verb. Where the slope is a function of a, a is an output too, so that PyTorch can
-differentiate the backward pass with respect to it.
+The products are PyTorch's (its BLAS, its workspace, capturable), and so is the bias of 16-bit
+types, which is added before they are rounded; what follows and precedes them is the backend's verb.
+Where the slope is a function of a, a is an output too, so that PyTorch can differentiate the
+backward pass with respect to it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,23 +30,51 @@ from gpubackprop.torch.activations import FORMULAS
 def linear_act(
     x: Tensor, W: Tensor, b: Tensor | None, activation_name: str
 ) -> tuple[Tensor, Tensor]:
-    """(h, a) of x (N, D_in), W (D_out, D_in), b (D_out,); a is (0, 0) where h serves the slope."""
+    """(h, a) of x (..., D_in), W (D_out, D_in), b (D_out,), shaped (..., D_out); a is (0, 0) where
+    h serves the slope. h is no view: a program may change it in place."""
+    h, a = _of_matrix(_matrix(x), W, b, activation_name)
+    shape = (*x.shape[:-1], W.shape[0])
+    keeps_a = activation(activation_name).saved == "a"
+    return _shaped(h, shape), (_shaped(a, shape) if keeps_a else a)
+
+
+def _of_matrix(
+    x: Tensor, W: Tensor, b: Tensor | None, activation_name: str
+) -> tuple[Tensor, Tensor]:
     formula, nothing = activation(activation_name), x.new_empty((0, 0))
     if formula.name == "identity":
         return (torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())), nothing
-    a = _workable(torch.mm(x, W.t()))
-    h = a if formula.saved == "h" else torch.empty_like(a)
-    bias = a.new_zeros(a.shape[1]) if b is None else b.to(a.dtype).contiguous()
+    if b is None or x.dtype.itemsize == 2:  # 16 bits are rounded once, with the bias in the product
+        a = torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())
+        bias = None
+    else:
+        a, bias = torch.mm(x, W.t()), b.contiguous()
+    wide = _workable(a)
+    h = wide if formula.saved == "h" or wide is not a else torch.empty_like(wide)
     of = bridge.of(x)
     with of.verbs(x) as verbs:
-        product = of.array(a)
-        verbs.affine_epilogue(product, of.array(bias), formula, product if h is a else of.array(h))
-    return h.to(x.dtype), (nothing if h is a else a.to(x.dtype))
+        before = of.array(wide)
+        after = before if h is wide else of.array(h)
+        if bias is None:
+            verbs.activation_forward(before, formula, after)
+        else:
+            verbs.affine_epilogue(before, of.array(bias), formula, after)
+    return h.to(x.dtype), (nothing if formula.saved == "h" else a)
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """(N, D) of (..., D)."""
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
+
+
+def _shaped(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`matrix`, which nobody else has, as a tensor that is no view of it."""
+    return matrix if matrix.dim() == len(shape) else torch.ops.aten._unsafe_view(matrix, shape)
 
 
 @linear_act.register_fake
 def _(x, W, b, activation_name):
-    h = x.new_empty((x.shape[0], W.shape[0]))
+    h = x.new_empty((*x.shape[:-1], W.shape[0]))
     keeps_a = activation(activation_name).saved == "a"
     return h, (torch.empty_like(h) if keeps_a else x.new_empty((0, 0)))
 
@@ -102,11 +132,13 @@ def _(x):
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, W, b, name = inputs
+    x, W, _, name = inputs
     saved = activation(name).saved
     kept = () if name == "identity" else (output[0] if saved == "h" else output[1],)
-    ctx.save_for_backward(x, W, *kept)
-    ctx.name, ctx.has_bias = name, b is not None
+    # only what is needed: a program may change the rest, e.g. W by a step of an optimizer
+    needs_x, needs_W = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_W else None, W if needs_x else None, *kept)
+    ctx.name, ctx.shape = name, x.shape
     ctx.set_materialize_grads(False)
     if saved == "h":
         ctx.mark_non_differentiable(output[1])
@@ -114,9 +146,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad_h: Tensor | None, grad_a: Tensor | None) -> tuple[Tensor | None, ...]:
     x, W, *saved = ctx.saved_tensors
+    grad_h, grad_a = (None if grad is None else _matrix(grad) for grad in (grad_h, grad_a))
     delta, grad_b = grad_a, None
     if grad_h is not None and saved:
-        delta, grad_b = activation_backward(grad_h, saved[0], ctx.name)
+        delta, grad_b = activation_backward(grad_h, _matrix(saved[0]), ctx.name)
         if grad_a is not None:
             delta, grad_b = delta + grad_a, grad_b + grad_a.sum(0)
     elif grad_h is not None:
@@ -127,8 +160,8 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_a: Tensor | None) -> tuple[T
     if needs_b and grad_b is None:
         grad_b = column_sum(delta)
     return (
-        torch.mm(delta, W) if needs_x else None,
-        torch.mm(delta.t(), x) if needs_W else None,
+        torch.mm(delta, W).reshape(ctx.shape) if needs_x else None,
+        torch.mm(delta.t(), _matrix(x)) if needs_W else None,
         grad_b if needs_b else None,
         None,
     )

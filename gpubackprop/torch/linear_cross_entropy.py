@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
-from gpubackprop.errors import OptionError, ShapeError
-from gpubackprop.ops import checks
-from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
 from gpubackprop.torch import bridge
 from gpubackprop.torch.cross_entropy import check_weight, cross_entropy
+from gpubackprop.torch.errors import OptionError, ShapeError, check_tensors, loss_options
 from gpubackprop.torch.layers import autocast, check_types
 from gpubackprop.torch.linear_cross_entropy_ops import linear_cross_entropy as _fused
+from gpubackprop.torch.offered import exporting
 
 
 def linear_cross_entropy(
@@ -53,12 +52,18 @@ def linear_cross_entropy(
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError, DeviceUnavailable, LabelError: see `cross_entropy`.
+    ShapeError, DtypeError, OptionError, DeviceUnavailable, LabelError: see `cross_entropy`. All are
+    of the types that PyTorch's function raises too.
 
     >>> x, W = torch.tensor([[1.0, 2.0]]), torch.zeros(4, 2)
     >>> round(linear_cross_entropy(x, W, torch.tensor([3])).item(), 4)
     1.3863
     """
+    given = {"linear_bias": linear_bias, "weight": weight}
+    given = {name: tensor for name, tensor in given.items() if tensor is not None}
+    check_tensors(
+        "linear_cross_entropy", input=input, linear_weight=linear_weight, target=target, **given
+    )
     _check(input, linear_weight, linear_bias)
     bridge.same_device("input", input, target=target, weight=weight)
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
@@ -69,18 +74,16 @@ def linear_cross_entropy(
     dense = target.shape == logits_shape
     if dense and ignore_index is not None:
         raise OptionError("ignore_index goes with class indices; target holds probabilities")
-    ignored = -100 if ignore_index is None else int(ignore_index)
-    kept: dict[str, Any] = {
-        "ignore_index": ignored, "label_smoothing": label_smoothing, "z_loss": z_loss,
-        "reduction": reduction,
-    }  # fmt: skip
-    if dense or places or bridge.transformed():
+    reduction, smoothing, ignored, z_factor = loss_options(
+        reduction, label_smoothing, -100 if ignore_index is None else ignore_index, z_loss
+    )
+    if dense or places or bridge.transformed() or exporting():
         bias = None if linear_bias is None else linear_bias.reshape(-1)
         logits = F.linear(input, linear_weight.flatten(0, -2), bias)
-        return cross_entropy(logits.reshape(logits_shape), target, weight, **kept)
-    checks.choice(reduction, "reduction", REDUCTIONS)
-    smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
-    z_factor = checks.number(z_loss, "z_loss", 0.0)
+        return cross_entropy(
+            logits.reshape(logits_shape), target, weight, ignore_index=ignored,
+            reduction=reduction, label_smoothing=smoothing, z_loss=z_factor,
+        )  # fmt: skip
     if target.shape != input.shape[:-1] or target.is_floating_point():
         raise ShapeError(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)} but the logits "
@@ -90,8 +93,9 @@ def linear_cross_entropy(
     x = input if input.dim() == 2 else input[None]
     operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
     keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    W = linear_weight.view_as(linear_weight)  # as in `linear_act`
     loss, _, _ = _fused(
-        x, linear_weight, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor,
+        x, W, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor,
         keep_sums,
     )  # fmt: skip
     return loss.reshape(target.shape) if reduction == "none" else loss

@@ -136,7 +136,7 @@ def _logits(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     if x.dtype == compute or x.device.type == "cuda":
         z = _product(x, W.t())
     else:
-        z = torch.empty((len(x), len(W)), dtype=compute)
+        z = torch.empty((len(x), len(W)), dtype=compute, device=x.device)
         for part in _chunks(len(W), CLASS_CHUNKS):
             z[:, part] = _product(x, W[part].t())
     return z if b is None else z.add_(b)

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gpubackprop.backends.cupy_launch import TABLE_CHUNK, DeviceProperties, Launch, plan
+from gpubackprop.backends.cupy_launch import TABLE_CHUNK, DeviceProperties, Launch, plan, suffix_of
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.formulas import Dropout
 from tests.emulator import sanitizers
@@ -113,8 +113,11 @@ class Verbs:
     ) -> None:
         rows, cols = product.shape
         scalar = compute_dtype(h.dtype).type
+        storage = suffix_of(h.dtype)
+        if product.dtype != h.dtype:
+            storage += "_" + suffix_of(product.dtype)
         self._issue(
-            "affine_epilogue" + variant(dropout), product.shape, h.dtype,
+            "affine_epilogue" + variant(dropout), product.shape, storage,
             lambda launch: (
                 product, bias, a, h, np.int64(rows), np.int64(cols), np.int32(launch.join),
                 stride(product), stride(a), stride(h), scalar(k), *of_dropout(dropout, scalar),

@@ -24,7 +24,7 @@ from gpubackprop.backends.cupy.memory import Memory
 from gpubackprop.backends.cupy.tape import CupyProducts, Products, Tape
 from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
-from gpubackprop.backends.cupy_launch import Launch
+from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.numpy import LossOptions
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss, Update
@@ -215,8 +215,11 @@ class CupyBackend(DeviceMemory):
         homogeneous activation has its slope from h as it is.
         x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
         """
-        self.matmul(x, W.T, a)
-        self.affine_epilogue(a, b, activation, h, dropout)
+        product = a
+        if a.dtype.itemsize == 2:  # rounded once, with its bias
+            product = self.memory.scratch("product", a.shape, np.float32)
+        self.matmul(x, W.T, product)
+        self._epilogue(product, b, activation, None if h is a else a, h, dropout)
 
     def affine_epilogue(
         self,
@@ -249,8 +252,11 @@ class CupyBackend(DeviceMemory):
     ) -> None:
         _same_shape(product, h)
         rows, columns = product.shape
+        storage = suffix_of(h.dtype)
+        if product.dtype != h.dtype:
+            storage += "_" + suffix_of(product.dtype)
         self.launch(
-            "affine_epilogue" + _variant(dropout), product.shape, h.dtype,
+            "affine_epilogue" + _variant(dropout), product.shape, storage,
             lambda launch: (
                 product, b, a, h, rows, columns, launch.join, row_stride(product), row_stride(a),
                 row_stride(h), activation.parameter, *_dropout_arguments(dropout),

@@ -24,8 +24,8 @@ from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, Shape
 # type.
 _SOFTMAX = "T* L* i C* l T* C* C* i64* u8* C* C* l C* C* C C C l i i i64* l l l l"
 PARAMETERS = {
-    "affine_epilogue": "T* T* T* T* l l i l l l C",
-    "affine_epilogue_dropout": "T* T* T* T* l l i l l l C u64* l C l",
+    "affine_epilogue": "N* T* T* T* l l i l l l C",
+    "affine_epilogue_dropout": "N* T* T* T* l l i l l l C u64* l C l",
     "activation_backward": "T* T* T* C* l l i l l l C",
     "activation_backward_dropout": "T* T* T* C* l l i l l l C u64* l C l",
     "column_sum": "T* C* l l i l",
