@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,7 +172,7 @@ def confusion_matrix(
         bar.set_label("share of the true class")
         bar.outline.set_visible(False)
     _class_ticks(axes, names, cell)
-    axes.set_title(title, pad=28 if few else 8)
+    axes.set_title(_literal(title), pad=28 if few else 8)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.spines[:].set_visible(False)
@@ -182,7 +183,7 @@ def confusion_matrix(
 def _class_ticks(axes: Any, names: Sequence[str], cell: float) -> None:
     """Class names on both axes, turned where they would touch; of many classes every n-th."""
     ticks = range(0, len(names), math.ceil(len(names) / 25))
-    shown = [names[i] if len(names[i]) <= 16 else names[i][:15] + "…" for i in ticks]
+    shown = [_literal(names[i] if len(names[i]) <= 16 else names[i][:15] + "…") for i in ticks]
     turned = max(map(len, shown)) * 0.12 > 0.9 * cell * ticks.step  # inches
     how = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(ticks, shown, **how)
@@ -251,7 +252,7 @@ def predictions(
     for k in range(count):
         axes = figure.add_subplot(down, across, k + 1)
         _scatter(axes, true[:, k], predicted[:, k], picked)
-        name = names[k] if k < len(names) else "value" if count == 1 else f"value {k + 1}"
+        name = _literal(names[k]) if k < len(names) else "value" if count == 1 else f"value {k + 1}"
         axes.set_xlabel(f"true {name}")
         axes.set_ylabel(f"predicted {name}")
     _write(figure, path)
@@ -281,11 +282,19 @@ def _figure(size: tuple[float, float], title: str = "") -> Any:
     module = require("matplotlib.figure", "cli", "draw pictures")
     figure = module.Figure(figsize=size, dpi=DPI, layout="constrained")
     if title:
-        figure.suptitle(title, fontsize=15)
+        figure.suptitle(_literal(title), fontsize=15)
     return figure
+
+
+def _literal(name: Any) -> str:
+    """A name of the user's as matplotlib draws it letter by letter: "$" begins no formula."""
+    text = str(name).encode("utf-8", "backslashreplace").decode()  # bytes of a file name
+    return text.replace("$", r"\$")
 
 
 def _write(figure: Any, path: str | os.PathLike[str]) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15)
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+        figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15)
     write_atomically(Path(path), content.getvalue())

@@ -129,6 +129,21 @@ def test_an_option_of_another_optimizer_or_schedule_is_wrong_usage(arguments, sa
 
 
 @pytest.mark.parametrize(
+    "arguments", [("--target", "y"), ("--features", "a,b"), ("--no-header",)], ids=lambda a: a[0]
+)
+def test_options_about_the_data_without_data_are_wrong_usage(arguments):
+    assert f"{arguments[0]} is about DATA" in fails("train", *arguments, code=2)
+
+
+@pytest.mark.parametrize("option", [("--no-header",), ("--features", "a")], ids=lambda o: o[0])
+def test_options_of_tables_are_wrong_usage_for_arrays(option, tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4))
+    line = fails("train", tmp_path / "x.npy", "--target", tmp_path / "x.npy", *option, code=2)
+    assert option[0] in line
+    assert "leave it out" in line
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--hidden", "4", "--activation", "relu,tanh"), "2 values but --hidden has 1 layer"),
@@ -200,7 +215,7 @@ def test_a_directory_that_cannot_be_written_to_is_found_before_training(
     def read_only(path, content):
         raise StorageError(f"{path} could not be written (Read-only file system); choose another")
 
-    monkeypatch.setattr("gpubackprop.cli.train_run.write_atomically", read_only)
+    monkeypatch.setattr("gpubackprop.cli.train_claim.write_atomically", read_only)
     monkeypatch.setattr("gpubackprop.Trainer.fit", lambda *a, **o: pytest.fail("trained"))
     line = fails("train", table, "--target", "kind", "--output", tmp_path / "o", *QUICK)
     assert "Read-only file system" in line
@@ -346,9 +361,9 @@ def test_a_label_that_the_model_does_not_know_names_the_row(model, tmp_path):
 
 def test_predictions_that_find_no_room_leave_the_earlier_file(model, table, tmp_path, fill_disk):
     output = tmp_path / "out.csv"
-    output.write_text("of yesterday")
+    output.write_text("prediction\nof yesterday\n")
     fill_disk("out.csv")
     line = fails("predict", model, table, "--output", output)
     assert "No space left on device" in line
-    assert output.read_text() == "of yesterday"
+    assert output.read_text() == "prediction\nof yesterday\n"
     assert not list(tmp_path.glob(".*"))

@@ -171,6 +171,8 @@ def test_a_check_that_is_nan_is_the_worst(monkeypatch):
 def test_no_checks_at_all_are_a_failure(monkeypatch):
     monkeypatch.setattr(check, "check_all", fake_checks())
     assert run_cli("check").code == 1
+    result = run_cli("check", "--json")
+    assert (result.code, result.json["passed"]) == (1, False)
 
 
 def test_the_seed_reaches_the_checks(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import numpy as np
@@ -122,6 +124,59 @@ def test_numbers_are_written_in_one_column_or_one_for_each_target(tmp_path):
     random_model("linear", 2).save(tmp_path / "no.safetensors")
     found = read_table(ok("predict", tmp_path / "no.safetensors", table).out)
     assert list(found) == ["prediction_0", "prediction_1"]
+
+
+KINDS = {
+    "classes": ("softmax", 3, {}),
+    "one label": ("logistic", 1, {"target_names": ["red"]}),
+    "labels": ("logistic", 2, {"target_names": ["red", "blue"]}),
+    "labels without names": ("logistic", 2, {}),
+    "a number": ("linear", 1, {"target_names": ["price"]}),
+    "numbers": ("linear", 2, {"target_names": ["price", "tax"]}),
+    "counts": ("exp", 2, {}),
+}
+
+
+@pytest.mark.parametrize("more", [(), ("--probabilities",)], ids=["plain", "probabilities"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_has_a_cell_under_each_name_or_the_flag_is_wrong_usage(kind, more, tmp_path):
+    output, units, names = KINDS[kind]
+    random_model(output, units, **names).save(tmp_path / "model.safetensors")
+    table = write_table(tmp_path / "flowers.csv", flowers())
+    result = run_cli("predict", tmp_path, table, *more)
+    if more and output in ("linear", "exp"):
+        assert (result.code, result.out) == (2, "")
+        assert "--probabilities" in result.err
+        assert "predicts numbers (" in result.err
+        assert "leave it out" in result.err
+        return
+    header, *rows = csv.reader(io.StringIO(result.out))
+    assert {len(row) for row in rows} == {len(header)}
+    assert sum(name.startswith("probability_") for name in header) == (units if more else 0)
+    values = ok("predict", tmp_path, table, "--json", *more).json
+    assert values["columns"] == header
+    assert [[str(cell) for cell in row] for row in values["predictions"]] == rows
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "score"),
+    [
+        ("classification", "kind", "accuracy"),
+        ("multilabel", "long,wide", "accuracy"),
+        ("regression", "sum,difference", "rmse"),
+        ("poisson", "long,wide", "rmse"),
+    ],
+)
+def test_the_score_of_predict_is_that_of_train_on_the_same_rows(task, target, score, tmp_path):
+    data = flowers()
+    long, wide = data["length"] > 20, data["width"] > 0.15
+    sums = {"sum": data["length"] + data["width"], "difference": data["length"] - data["width"]}
+    table = write_table(tmp_path / "t.csv", data | {"long": long * 1, "wide": wide * 1} | sums)
+    out = ("--output", tmp_path / "o", "--features", "length,width", "--json")
+    whole = ("--test", "0", "--validation", "0", "--epochs", "3", "--hidden", "4", *out)
+    trained = ok("train", table, "--target", target, "--task", task, *whole).json
+    scored = ok("predict", tmp_path / "o", table, "--score", "--json").json
+    assert scored[score] == pytest.approx(trained[f"train_{score}"], rel=1e-5)
 
 
 def test_rmse_of_numbers(tmp_path):

@@ -117,7 +117,7 @@ def test_the_files_are_listed_and_go_where_the_data_file_says(table, tmp_path, m
 
 def test_without_matplotlib_all_but_the_pictures_is_written(table, tmp_path, no_pictures):
     out = tmp_path / "o"
-    out.mkdir()
+    ok("train", table, "--target", "kind", "--output", out, *QUICK)
     (out / "confusion_matrix.png").write_bytes(b"of an earlier run")
     result = ok("train", table, "--target", "kind", "--output", out, *QUICK)
     assert {path.name for path in out.iterdir()} == FILES - {"learning_curve.png"}

@@ -17,6 +17,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from gpubackprop.cli.streams import any_encoding
+
 COMMANDS = {
     "train": "train a network on a data file, or on scikit-learn's handwritten digits",
     "predict": "apply a trained model to a data file",
@@ -35,7 +37,7 @@ _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS
 
 
 def script() -> int:
-    """The command of a process of its own: `main`, also where one Ctrl-C follows another."""
+    """Console entry point: runs `main`; a second Ctrl-C during clean-up exits quietly with 130."""
     try:
         return main()
     except KeyboardInterrupt:  # while the one before was dealt with
@@ -47,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, also for --help and wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _set_threads_before_numpy(arguments)
+    with any_encoding():
+        return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     name = "gpubackprop"
     try:
         args = build_parser(arguments).parse_args(arguments)

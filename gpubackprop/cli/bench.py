@@ -13,6 +13,7 @@ from gpubackprop.bench import table
 from gpubackprop.bench.contestants import GROUPS, peer_groups
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.cli.common import Say, add_device_options, count, real, to_json
+from gpubackprop.cli.outputs import add_overwrite_option, claim_file
 from gpubackprop.errors import GpubackpropError
 from gpubackprop.tensorfile import write_atomically
 
@@ -56,11 +57,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the result as JSON; - prints that and nothing else"
     )
+    add_overwrite_option(parser)
     add_device_options(parser)
     parser.set_defaults(size="quick")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.json not in (None, "-"):
+        claim_file(args, args.json, "result of bench", is_result)
     name, reason = devices.choose(args.device)
     say = Say(json=args.json == "-")
     threads = args.threads or probe_cpu().cores
@@ -91,6 +95,14 @@ def run(args: argparse.Namespace) -> int:
 
 class WrongResult(GpubackpropError):  # noqa: N818 (reads as a sentence)
     """A contestant computed something else than the others."""
+
+
+def is_result(file: Path) -> bool:
+    try:
+        records.load(file)
+    except (GpubackpropError, ValueError):
+        return False
+    return True
 
 
 def progress(text: str) -> None:

@@ -16,12 +16,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from gpubackprop.backends import devices
 from gpubackprop.backends.host import CpuReport, probe_cpu
 from gpubackprop.backends.numpy import set_num_threads
+from gpubackprop.cli.streams import stdout_is_utf8
+from gpubackprop.data.dataset import _format
 from gpubackprop.errors import DeviceUnavailable, OptionError
 
 PACKAGES = (
@@ -77,6 +80,22 @@ def key_value(text: str) -> tuple[str, Any]:
         return key.replace("-", "_"), json.loads(value)
     except ValueError:
         return key.replace("-", "_"), value
+
+
+def has_column_names(path: str) -> bool:
+    """Whether a data file's columns are found by their names: a table, and no array."""
+    return _format(Path(path)) in ("csv", "parquet")
+
+
+def check_data_options(args: argparse.Namespace) -> None:
+    """Wrong usage (exit 2) where an option does not belong to the format of DATA."""
+    kind = _format(Path(args.data))
+    if args.no_header and kind != "csv":
+        args.parser.error(f"--no-header is for CSV files, which {args.data} is not; leave it out")
+    if args.features is not None and kind in ("npy", "idx"):
+        args.parser.error(
+            f"--features: the columns of {args.data} have no names; leave it out, or write a table"
+        )
 
 
 # -- device ---------------------------------------------------------------------------------------
@@ -197,12 +216,14 @@ class Say:
     def object(self, values: Any) -> None:
         """The JSON object, with --json."""
         if self.json:
-            print(to_json(values), flush=True)
+            print(to_json(values, ascii_only=not stdout_is_utf8()), flush=True)
 
 
-def to_json(values: Any) -> str:
-    """JSON text; NaN and infinities become null, which is what JSON has."""
-    return json.dumps(_jsonable(values), indent=2, allow_nan=False, ensure_ascii=False)
+def to_json(values: Any, *, ascii_only: bool = False) -> str:
+    """JSON text that UTF-8 can hold; NaN and infinities become null, which is what JSON has."""
+    text = json.dumps(_jsonable(values), indent=2, allow_nan=False, ensure_ascii=ascii_only)
+    # Bytes of a file name that are no text are lone surrogates; JSON has \udcXX for them.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _jsonable(value: Any) -> Any:
@@ -215,6 +236,11 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def metric_text(name: str, value: float) -> str:
+    """accuracy with four digits behind the point; rmse, whose unit is the targets', with five."""
+    return f"{value:.4f}" if name == "accuracy" else f"{value:.5g}"
 
 
 def count(number: int, noun: str) -> str:

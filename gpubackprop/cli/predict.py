@@ -6,20 +6,28 @@ import argparse
 import csv
 import os
 import secrets
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from gpubackprop import Model
-from gpubackprop.cli.common import Say, add_device_options, count, use_device
+from gpubackprop.cli.common import (
+    Say,
+    add_device_options,
+    check_data_options,
+    count,
+    has_column_names,
+    metric_text,
+    use_device,
+)
+from gpubackprop.cli.outputs import add_overwrite_option, claim_file, refuse_inputs
+from gpubackprop.cli.streams import csv_stdout, from_shell
 from gpubackprop.data import Dataset, load_dataset
 from gpubackprop.data.classes import as_text
-from gpubackprop.data.dataset import _format
 from gpubackprop.errors import (
     DataError,
     GpubackpropError,
@@ -51,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="model.safetensors, or the directory that holds it")
     add("data", metavar="DATA", help=".csv, .csv.gz, .parquet, .npz, .npy or IDX file")
     add("--output", default="-", metavar="FILE", help="CSV file (default -: stdout)")
+    add_overwrite_option(parser)
     add(
         "--probabilities",
         action="store_true",
@@ -69,21 +78,26 @@ def run(args: argparse.Namespace) -> int:
     to_stdout = args.output == "-"
     device = use_device(args)
     path = Path(args.model)
-    model = Model.load(path / "model.safetensors" if path.is_dir() else path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    model = Model.load(path)
+    columns = chosen_columns(args, model)
+    if not to_stdout:
+        refuse_inputs(args, args.output, {"MODEL": path, "DATA": args.data})
+        claim_file(args, args.output, "predictions of this model", partial(is_predictions, model))
     if device.name != "cpu":
         model.network = model.network.copy(device.name)
     dataset = read(args, model)
     rows: list[list[Any]] = []
-    table = Table(model, args.probabilities)
+    names = [column.name for column in columns]
     predicted = np.empty((len(dataset.x) if args.score else 0, model.network.widths[-1]))
     with _sink(None if to_stdout and args.json else args.output) as sink:
         writer = csv.writer(sink, lineterminator="\n") if sink else None
         if writer:
-            writer.writerow(table.columns)
+            writer.writerow(names)
         for start, yhat in model.predict_batches(dataset.x, batch_rows=BATCH_ROWS):
             if args.score:
                 predicted[start : start + len(yhat)] = yhat
-            lines = table.rows(yhat)
+            lines = list(map(list, zip(*(column.cells(yhat) for column in columns), strict=True)))
             if writer:
                 writer.writerows(lines)
             else:
@@ -93,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
     if not to_stdout:
         say.line(f"{count(len(dataset.x), 'prediction')} written to {args.output}")
     for name, value in scores.items():
-        text = f"{name}: {value:.4f}" if name == "accuracy" else f"{name}: {value:.5g}"
+        text = f"{name}: {metric_text(name, value)}"
         (say.note if to_stdout and not args.json else say.result)(text)
-    values = {"rows": len(dataset.x), "columns": table.columns, "device": device.name, **scores}
+    values = {"rows": len(dataset.x), "columns": names, "device": device.name, **scores}
     values |= {"predictions": rows} if to_stdout else {"output": args.output}
     say.object(values)
     return 0
@@ -108,20 +122,26 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     ------
     DataError, ShapeError : names the columns that are absent, or the number wanted.
     """
-    by_name = _format(Path(args.data)) in ("csv", "parquet")
-    names = model.feature_names if by_name and not args.no_header else None
+    check_data_options(args)
+    by_name = has_column_names(args.data)
+    has_names = by_name and not args.no_header
+    names = model.feature_names if has_names else None
     target: Any = None
+    typed = from_shell(args.target) if args.target is not None and by_name else args.target
     if args.score:
-        target = args.target or model.target_names
+        target = typed or model.target_names
         if target is None:
             raise OptionError(
                 "--score wants to know the targets: name them with --target (column, key of an "
                 "NPZ file, or file for NPY and IDX)"
             )
-        if not by_name and args.target is None:
-            raise OptionError(f"--score on {args.data} wants --target: a key (NPZ) or a file")
+        if not has_names and args.target is None:
+            raise OptionError(
+                f"--score on {args.data} wants --target: the number of a column (CSV without "
+                "header), a key (NPZ) or a file"
+            )
     elif args.target is not None and names is None:
-        target = args.target  # so that it is not taken for a feature
+        target = typed  # so that it is not taken for a feature
     features = args.features if args.features is not None else names
     dataset = load_dataset(args.data, target=target, features=features, header=not args.no_header)
     wanted, got = model.network.widths[0], dataset.x.shape[1]
@@ -134,52 +154,82 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     return dataset
 
 
-@dataclass(frozen=True)
-class Table:
-    """The columns of the output.
+class Column(NamedTuple):
+    """A column of the output: its name, and its cells for yhat (N, K), as Python values."""
 
-    classification: prediction, and probability_<class>. multilabel: 0 or 1 for each target, and
-    probability_<target>. Numbers: prediction, or one column for each target.
+    name: str
+    cells: Callable[[Array], list[Any]]
+
+
+def task_of(model: Model) -> str:
+    """ "classes": yhat are their probabilities; "labels": one probability each; "numbers"."""
+    if model.classes is not None:
+        return "classes"
+    return "labels" if model.network.output == "logistic" else "numbers"
+
+
+def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
+    """The columns that are always written, and those of --probabilities.
+
+    classes: prediction, and probability_<class>. labels: 0 or 1 for each target, and
+    probability_<target>. numbers: prediction, or one column for each target, and none.
     """
+    units = range(model.network.widths[-1])
+    names = model.target_names or [f"prediction_{k}" for k in units]
+    task = task_of(model)
+    if task == "classes":
+        names = [as_text(label) for label in np.asarray(model.classes)]
+        first = [Column("prediction", partial(_labels, model))]
+        more = [Column(f"probability_{name}", partial(_numbers, k)) for k, name in enumerate(names)]
+        if len(units) < len(names):  # one unit: the second of two classes
+            more[0] = Column(more[0].name, lambda yhat: _numbers(0, 1 - yhat))
+            more[1] = Column(more[1].name, partial(_numbers, 0))
+        return first, more
+    if task == "labels":
+        first = [Column(names[k], partial(_zeros_and_ones, k)) for k in units]
+    else:
+        names = names if len(units) > 1 else ["prediction"]
+        return [Column(names[k], partial(_numbers, k)) for k in units], []
+    return first, [Column(f"probability_{names[k]}", partial(_numbers, k)) for k in units]
 
-    model: Model
-    probabilities: bool
 
-    @property
-    def columns(self) -> list[str]:
-        if self.model.classes is not None:
-            names = [as_text(label) for label in self.model.classes]
-            return ["prediction", *self._probability_columns(names)]
-        names = self._target_names()
-        if len(names) == 1 and not self._multilabel:
-            return ["prediction"]
-        return [*names, *self._probability_columns(names)]
+def _labels(model: Model, yhat: Array) -> list[Any]:
+    """The predicted classes; bytes as the text that they are."""
+    found = model.labels(yhat).tolist()
+    return [as_text(label) if isinstance(label, bytes) else label for label in found]
 
-    def rows(self, yhat: Array) -> list[list[Any]]:
-        """Cells of each row, as Python values; floats shortest that read back the same."""
-        more = self.probabilities and (self.model.classes is not None or self._multilabel)
-        tail = [[float(str(v)) for v in row] for row in yhat] if more else [[]] * len(yhat)
-        if self.model.classes is not None:
-            labels = self.model.labels(yhat).tolist()
-            head: Sequence[list[Any]] = [
-                [as_text(label) if isinstance(label, bytes) else label] for label in labels
-            ]
-        elif self._multilabel:
-            head = self.model.labels(yhat).tolist()
-        else:
-            head = [[float(str(v)) for v in row] for row in yhat]
-        return [[*first, *rest] for first, rest in zip(head, tail, strict=True)]
 
-    @property
-    def _multilabel(self) -> bool:
-        return self.model.network.output == "logistic"
+def _numbers(k: int, yhat: Array) -> list[float]:
+    """Column k; floats shortest that read back the same."""
+    return [float(str(value)) for value in yhat[:, k]]
 
-    def _target_names(self) -> list[str]:
-        units = self.model.network.widths[-1]
-        return list(self.model.target_names or (f"prediction_{i}" for i in range(units)))
 
-    def _probability_columns(self, names: Sequence[str]) -> list[str]:
-        return [f"probability_{name}" for name in names] if self.probabilities else []
+def _zeros_and_ones(k: int, yhat: Array) -> list[int]:
+    found: list[int] = (yhat[:, k] > 0.5).astype(int).tolist()
+    return found
+
+
+def chosen_columns(args: argparse.Namespace, model: Model) -> list[Column]:
+    """Those that the command line asks for; wrong usage where there are no probabilities."""
+    always, probabilities = columns_of(model)
+    if args.probabilities and not probabilities:
+        names = model.target_names or [column.name for column in always]
+        args.parser.error(
+            f"--probabilities: {args.model} predicts numbers ({', '.join(names)}), which have no "
+            "probabilities; leave it out"
+        )
+    return always + (probabilities if args.probabilities else [])
+
+
+def is_predictions(model: Model, file: Path) -> bool:
+    """Whether this CSV file has the header of predictions of the model."""
+    always, probabilities = ([column.name for column in part] for part in columns_of(model))
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            header = next(csv.reader(lines), [])
+    except (OSError, ValueError, csv.Error):
+        return False
+    return header in (always, always + probabilities)
 
 
 def score(model: Model, dataset: Dataset, yhat: Array) -> dict[str, float]:
@@ -199,16 +249,17 @@ def score(model: Model, dataset: Dataset, yhat: Array) -> dict[str, float]:
 def _sink(output: str | None) -> Iterator[IO[str] | None]:
     """Where the rows go: stdout for "-", a file that appears whole or not at all, or nowhere."""
     if output is None or output == "-":
-        yield None if output is None else sys.stdout
+        with nullcontext() if output is None else csv_stdout() as stdout:
+            yield stdout
         return
     target = Path(os.path.realpath(output))
     if target.exists() and not target.is_file():  # /dev/null, a pipe
-        with open(target, "w", encoding="utf-8", newline="") as file:
+        with open(target, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
         return
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8", newline="") as file:
+        with open(temporary, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -9,10 +9,11 @@ from typing import Any
 
 from gpubackprop import MLP, Trainer
 from gpubackprop.cli import train_options as options
-from gpubackprop.cli.common import Device, Say, count, set_threads, use_device
+from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
+from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
 from gpubackprop.cli.train_data import TrainingData, prepare
 from gpubackprop.cli.train_output import parameter_count, summarize, write_files
-from gpubackprop.cli.train_run import remove_checkpoint, train
+from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
 from gpubackprop.losses import LOSSES
 
@@ -29,11 +30,13 @@ def run(args: argparse.Namespace) -> int:
     args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
+    claim_directory(args, data, output, say)
     print_head(say, args, data, trainer, device)
     outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
-    if outcome.stopped != "interrupted":
+    interrupted = outcome.stopped == "interrupted"
+    if not interrupted:
         remove_checkpoint(output)
     if missing:
         say.note(f"pictures left out: {missing}")
@@ -41,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     say.object(summary)
     if outcome.error is not None:
         raise outcome.error
-    if outcome.stopped == "interrupted":
+    if interrupted:
         say.note(f"interrupted; the same command goes on from the checkpoint in {output}")
-    return 130 if outcome.stopped == "interrupted" else 0
+    return 130 if interrupted else 0
 
 
 def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Trainer:
@@ -144,11 +147,9 @@ def print_result(
     metric = "accuracy" if "train_accuracy" in summary else "rmse"
     say.line()
     say.line(f"            {'rows':>9}  {'loss':>9}  {metric:>9}")
-    for part in ("train", "validation", "test"):
-        if f"{part}_loss" in summary:
-            rows, loss = summary["data"][f"{part}_rows"], summary[f"{part}_loss"]
-            score = _score(metric, summary[f"{part}_{metric}"])
-            say.line(f"{part:<12}{rows:>9,}  {_figure(loss):>9}  {score:>9}")
+    for part, rows in data.parts.items():
+        loss, score = summary[f"{part}_loss"], metric_text(metric, summary[f"{part}_{metric}"])
+        say.line(f"{part:<12}{len(rows):>9,}  {_figure(loss):>9}  {score:>9}")
     say.line()
     best = summary["best_epoch"]
     say.line(
@@ -162,12 +163,8 @@ def print_result(
         say.line(f"  {name:<22}{purpose}")
     say.line()
     say.result(f"device: {_device_line(summary)}")
-    part = next(p for p in ("test", "validation", "train") if f"{p}_loss" in summary)
-    say.result(f"{part} {metric}: {_score(metric, summary[f'{part}_{metric}'])}")
-
-
-def _score(metric: str, value: float) -> str:
-    return f"{value:.4f}" if metric == "accuracy" else f"{value:.5g}"
+    part, _ = data.judged
+    say.result(f"{part} {metric}: {metric_text(metric, summary[f'{part}_{metric}'])}")
 
 
 def _figure(value: float) -> str:

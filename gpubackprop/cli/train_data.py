@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop._optional import require
+from gpubackprop.cli.common import check_data_options, has_column_names
+from gpubackprop.cli.streams import from_shell
 from gpubackprop.cli.train_options import TASKS
 from gpubackprop.data import (
     Dataset,
@@ -63,6 +65,17 @@ class TrainingData:
         """Output units that the targets want."""
         return self.targets.shape[1] if self.classes is None else len(self.classes)
 
+    @property
+    def parts(self) -> dict[str, Array]:
+        """Name -> row numbers, of the parts that have rows."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: rows for name, rows in parts.items() if len(rows)}
+
+    @property
+    def judged(self) -> tuple[str, Array]:
+        """The part whose score is the result: test, else validation, else train."""
+        return list(self.parts.items())[-1]
+
     def original_targets(self) -> Array:
         """Targets in the file's units."""
         if self.target_scale is None:
@@ -110,14 +123,22 @@ def prepare(args: argparse.Namespace) -> TrainingData:
 def read(args: argparse.Namespace) -> tuple[str, Dataset]:
     """A name for the output directory, and the data."""
     if args.data is None:
+        for option in ("target", "features", "no_header"):
+            if getattr(args, option):
+                args.parser.error(
+                    f"--{option.replace('_', '-')} is about DATA, which is missing; without both, "
+                    "train learns the bundled digits"
+                )
         return DIGITS, bundled_digits()
+    check_data_options(args)
     if args.target is None:
         args.parser.error(
             "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
         )
-    dataset = load_dataset(
-        args.data, target=args.target, features=args.features, header=not args.no_header
-    )
+    target, features = args.target, args.features
+    if has_column_names(args.data):
+        target, features = from_shell(target), features and from_shell(features)
+    dataset = load_dataset(args.data, target=target, features=features, header=not args.no_header)
     return Path(args.data).name.split(".")[0] or "data", dataset
 
 

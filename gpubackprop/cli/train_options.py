@@ -13,6 +13,7 @@ import numpy as np
 
 from gpubackprop import losses, optimizers, schedules
 from gpubackprop.cli.common import add_device_options, key_value, real, whole
+from gpubackprop.cli.outputs import add_overwrite_option
 from gpubackprop.data import balanced_weights
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
@@ -207,6 +208,7 @@ def _training_options(group: Any) -> None:
 def _output_options(group: Any) -> None:
     add_device_options(group)
     group.add_argument("--output", metavar="DIR", help="(default runs/<name of DATA>)")
+    add_overwrite_option(group)
     group.add_argument(
         "--checkpoint-every",
         type=whole(1),

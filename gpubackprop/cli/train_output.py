@@ -13,14 +13,13 @@ import numpy as np
 
 from gpubackprop import Trainer, plots
 from gpubackprop.cli.common import Device, to_json, versions
+from gpubackprop.cli.train_claim import HISTORY, MODEL, PICTURES, SUMMARY, claim_of, options_of
 from gpubackprop.cli.train_data import TrainingData, batches
-from gpubackprop.cli.train_run import MODEL, Outcome
+from gpubackprop.cli.train_run import Outcome
 from gpubackprop.errors import MissingDependencyError, StorageError
 from gpubackprop.tensorfile import write_atomically
 
 Array = np.ndarray
-PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
-_NOT_OPTIONS = {"argv", "command", "parser", "run"}
 
 
 def measure(data: TrainingData, trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
@@ -28,13 +27,11 @@ def measure(data: TrainingData, trainer: Trainer, outcome: Outcome) -> dict[str,
     meter = Trainer(outcome.model.network, trainer.loss, batch_size=trainer.batch_size)
     targets = data.original_targets()
     found: dict[str, float] = {}
-    for part in ("train", "validation", "test"):
-        rows = getattr(data, part)
-        if len(rows):
-            values = meter.evaluate(data.x, targets, standardizer=data.per_batch, rows=rows)
-            found |= {f"{part}_{name}": value for name, value in values.items()}
-            if data.task == "poisson":
-                found[f"{part}_rmse"] = _rmse(data, outcome, rows)
+    for part, rows in data.parts.items():
+        values = meter.evaluate(data.x, targets, standardizer=data.per_batch, rows=rows)
+        found |= {f"{part}_{name}": value for name, value in values.items()}
+        if data.task == "poisson":
+            found[f"{part}_rmse"] = _rmse(data, outcome, rows)
     return found
 
 
@@ -96,7 +93,8 @@ def summarize(
         "batch_size": trainer.batch_size,
         "versions": versions(),
         "command": ["gpubackprop", *args.argv],
-        "options": {key: value for key, value in vars(args).items() if key not in _NOT_OPTIONS},
+        "options": options_of(args),
+        "run": claim_of(args, data),
     }
 
 
@@ -121,12 +119,12 @@ def write_files(
     files = {MODEL: "network, standardisation, names"}
     try:
         if len(trainer.history):
-            trainer.history.to_csv(output / "history.csv")
-            files["history.csv"] = "loss and metrics of each epoch"
+            trainer.history.to_csv(output / HISTORY)
+            files[HISTORY] = "loss and metrics of each epoch"
         drawn, missing = _draw(data, trainer, outcome, output)
-        files |= {"summary.json": "result, device, versions, options", **drawn}
+        files |= {SUMMARY: "result, device, versions, options", **drawn}
         summary["files"] = [str(output / name) for name in files]
-        write_atomically(output / "summary.json", to_json(summary).encode())
+        write_atomically(output / SUMMARY, to_json(summary).encode())
     except OSError as error:
         raise StorageError(
             f"{error}. {output / MODEL} is written; the same command run again goes on from the "
@@ -167,8 +165,7 @@ def _loss_label(data: TrainingData, trainer: Trainer) -> str:
 
 
 def _draw_predictions(data: TrainingData, outcome: Outcome, output: Path) -> dict[str, str]:
-    part = next(p for p in ("test", "validation", "train") if len(getattr(data, p)))
-    rows = getattr(data, part)
+    part, rows = data.judged
     about = f"{len(rows):,} {part} rows of {data.name}"
     true = data.original_targets()[rows]
     if data.task == "multilabel":

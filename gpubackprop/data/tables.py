@@ -68,7 +68,7 @@ def read_parquet(file: Path, target: Names, features: Names) -> Columns:
     pa = require("pyarrow", "cli", "read Parquet files")
     pq = require("pyarrow.parquet", "cli", "read Parquet files")
     try:
-        with pq.ParquetFile(file) as parquet:
+        with open(file, "rb") as opened, pq.ParquetFile(opened) as parquet:
             chosen, targets = choose_columns(parquet.schema_arrow.names, target, features, source)
             table = parquet.read(columns=chosen + targets)
     except (pa.ArrowException, OSError) as error:
@@ -162,7 +162,11 @@ def _parse_csv(file: Path, names: list[str], used: list[str], header: bool) -> A
     )
     try:
         _check_quotes(file, len(names))
-        with pa.input_stream(str(file), compression="gzip" if _zipped(file) else None) as stream:
+        # Opened by Python, which knows names that are no UTF-8; Arrow does not.
+        with (
+            open(file, "rb") as opened,
+            pa.input_stream(opened, compression="gzip" if _zipped(file) else None) as stream,
+        ):
             table = pc.read_csv(
                 stream, read_options=read, parse_options=parse, convert_options=convert
             )

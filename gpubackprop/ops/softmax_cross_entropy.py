@@ -63,8 +63,8 @@ def softmax_cross_entropy(
         delta_ik   = s_i * ((T_i + 2 z_loss lse_i) softmax(logits_i)_k - tau_ik)
 
     where s_i = upstream * sample_weight_i, divided for "mean" by the sum over the rows that count
-    of sample_weight_i * class_weight[targets_i]. Plain class indices give the lecture's
-    softmax(a) - e_y.
+    of sample_weight_i * class_weight[targets_i]. With plain class indices delta is the lecture's
+    softmax(a) - e_y, for "mean" divided by the number of rows.
 
     Parameters
     ----------

@@ -189,7 +189,8 @@ def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
 
 def judge(name: str, code: int, log: Path, out: Path) -> tuple[str, str]:
     """Status and note from the exit code, and for pytest from its XML: all skipped is not ok."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     if name == "pytest" and code in (0, 1, 5):
         return judge_pytest(code, out / "pytest.xml")

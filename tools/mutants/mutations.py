@@ -164,6 +164,6 @@ def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
 
 def _included(path: Path, kernels: Path) -> list[Path]:
     """Headers beside the file, or else below kernels/, as the emulator's compiler finds them."""
-    names = re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)
+    names = re.findall(r'^#include "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
     places = [(path.parent / name, kernels / name) for name in names]
     return [(own if own.exists() else below).resolve() for own, below in places]

@@ -63,7 +63,8 @@ class Sources:
 
 
 def _code(path: Path) -> str:
-    lines = (" ".join(line.partition("//")[0].split()) for line in path.read_text().splitlines())
+    text = path.read_text(encoding="utf-8")
+    lines = (" ".join(line.partition("//")[0].split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
 
 
@@ -103,7 +104,8 @@ class Record:
         self.dates: dict[str, str] = {}
         self.made: dict[str, int] = {}  # mutants of a file, on record or not
         self.entries: dict[str, dict[str, Entry]] = {}
-        for file, kept in (json.loads(path.read_text()) if path.exists() else {}).items():
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for file, kept in known.items():
             self.dates[file], self.made[file] = kept["date"], kept["made"]
             self.entries[file] = {key: Entry(*e) for key, e in kept["verdicts"].items()}
 

@@ -114,5 +114,5 @@ def readme_with(text: str, record: Record) -> str:
 
 
 def write(record: Record, readme: Path = README, listed: Path = LIST) -> None:
-    readme.write_text(readme_with(readme.read_text(), record))
-    listed.write_text(listing(record))
+    readme.write_text(readme_with(readme.read_text(encoding="utf-8"), record), encoding="utf-8")
+    listed.write_text(listing(record), encoding="utf-8")

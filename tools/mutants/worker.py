@@ -211,7 +211,7 @@ class Watch:
         over = waited > self.cpu_limit < self._cpu_seconds() - self.cpu_before
         if over or waited > WALL_LIMIT:
             return "time limit"
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="utf-8").split()[1])
         return "memory limit" if pages * os.sysconf("SC_PAGESIZE") > MEMORY_LIMIT else ""
 
     def _cpu_seconds(self, processes: str = "[0-9]*") -> float:
