@@ -154,10 +154,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             )
         return X, y
 
-    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    def _validate_new(self, X: Any, y: Any, outputs: int) -> tuple[Any, np.ndarray]:
         X, y = self._checked(X, y, False)
         multilabel = self._label_binarizer.y_type_.startswith("multilabel")
-        arrays.with_columns(y, self.n_outputs_ if multilabel else 1)
+        arrays.with_columns(y, outputs if multilabel else 1)
         self._refuse_unknown(y)
         return X, y
 

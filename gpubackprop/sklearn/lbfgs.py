@@ -44,7 +44,7 @@ class LossAndGradient:
         backend, layout, rows = network.backend, network.layout, len(data)
         self._flat = np.zeros(layout.size, network.dtype)
         self.point: Array | None = None
-        total = float(rows if weights is None else weights.sum())
+        total = float(rows if weights is None else weights.sum(dtype=np.float64))
         self._l2 = alpha / total
         self._shares = self._placed = None
         if weights is not None:

@@ -74,10 +74,9 @@ class Objective:
         record : (N, record_width) of the network's dtype. y : (N, K), as `targets` is given it.
         weights : (N,) of the loss that was recorded; a row of weight 0 gets 0.
         """
-        eps = float(np.finfo(record.dtype).eps)
         if self.records_logits:
-            p = np.clip(expit(record), eps, 1 - eps)
-            return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
+            return self.values_of_logits(record, y)
+        eps = float(np.finfo(record.dtype).eps)
         values = record[:, 0].astype(np.float64)
         if weights is not None:
             values = np.divide(values, weights, out=np.zeros_like(values), where=weights != 0)
@@ -87,3 +86,16 @@ class Objective:
             return values / self.units
         wide = y.astype(np.float64)
         return values + (xlogy(wide, wide) - wide).sum(1)
+
+    def values_of_logits(self, logits: Array, y: Array) -> Array:
+        """`row_values` of logits (N, K), for every output but softmax: y may be larger than the
+        dtype of the network holds."""
+        if self.out_activation == "logistic":
+            eps = float(np.finfo(logits.dtype).eps)
+            p = np.clip(expit(logits), eps, 1 - eps)
+            return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
+        a, wide = logits.astype(np.float64), y.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.out_activation == "identity":
+                return 0.5 * np.square(wide - a).mean(1)
+            return (np.exp(a) - wide * a + xlogy(wide, wide) - wide).sum(1)

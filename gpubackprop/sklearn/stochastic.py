@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.sklearn.held_out import HeldOut, Scores
-from gpubackprop.sklearn.session import Session, write_parameters
+from gpubackprop.sklearn.session import Session
+from gpubackprop.sklearn.stored import write_parameters
 from gpubackprop.sklearn.warn import warn
 
 Array = np.ndarray
@@ -31,12 +32,27 @@ class EpochPlan:
         self.counts = np.diff(self.starts)
         self.rows_of = np.repeat(self.counts, self.counts)
 
-    def weight_sums(self, weights: Array) -> Array:
-        """Sum of the weights of each batch; these in the order of the epoch."""
-        sums = np.add.reduceat(weights, self.starts[:-1])
+    def weight_sums(self, weights: Array) -> tuple[Array, Array]:
+        """(sum of the weights of each batch, share of each row in its batch's sum), in float64.
+
+        Weights are divided by the largest where their sums overflow.
+
+        Parameters
+        ----------
+        weights : (N,) in the order of the epoch.
+        """
+        weights, largest = weights.astype(np.float64, copy=False), 1.0
+        with np.errstate(over="ignore"):
+            sums = np.add.reduceat(weights, self.starts[:-1])
+        if not np.isfinite(sums).all():
+            largest = float(np.abs(weights).max())
+            weights = weights / largest
+            sums = np.add.reduceat(weights, self.starts[:-1])
         if not sums.all():
             raise ZeroDivisionError("Weights sum to zero, can't be normalized")
-        return sums
+        shares = weights / np.repeat(sums, self.counts)
+        with np.errstate(over="ignore"):
+            return sums * largest, shares
 
 
 class StochasticFit:
@@ -130,8 +146,7 @@ class StochasticFit:
         updater, backend = session.updater, network.backend
         sums, shares, placed = plan.counts, None, None
         if weights is not None:
-            sums = plan.weight_sums(weights)
-            shares = weights / np.repeat(sums, plan.counts)
+            sums, shares = plan.weight_sums(weights)
             placed = backend.asarray(shares, network.dtype)
         rows = backend.place(self.rows[self.order], np.int64)
         l2 = (alpha / sums).tolist()
