@@ -47,7 +47,8 @@ def _norm(X: Array) -> float:
         backend.sum_of_squares(X.reshape(-1), out)
         return float(np.sqrt(backend.to_host(out)[0]))
     flat = X.data if sparse.issparse(X) else X.ravel("K")
-    return float(np.sqrt(np.dot(flat, flat)))
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.dot(flat, flat)))
 
 
 def _penalty(alpha: float, weights: np.ndarray | None) -> float:

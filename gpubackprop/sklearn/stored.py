@@ -100,18 +100,23 @@ def _check_parameters(estimator: Any, hidden: Sequence[int], outputs: int) -> No
     The stochastic solvers go on with other sizes of as many layers, as in scikit-learn.
     """
     widths = widths_of(estimator.coefs_)
-    if outputs != widths[-1]:
-        raise ShapeError(
-            f"y has {outputs} column{'s' * (outputs != 1)} but the network that goes on has "
-            f"{widths[-1]} output unit{'s' * (widths[-1] != 1)}; pass y of the width of the first "
-            f"call, or fit anew"
-        )
+    check_width(outputs, widths[-1])
     same = len(hidden) == len(widths) - 2
     if not same or (estimator.solver == "lbfgs" and list(hidden) != widths[1:-1]):
         raise ShapeError(
             f"hidden_layer_sizes={estimator.hidden_layer_sizes!r} was set but the network that "
             f"goes on has hidden layers of {tuple(widths[1:-1])} units; fit anew with "
             f"warm_start=False"
+        )
+
+
+def check_width(found: int, wanted: int) -> None:
+    """ShapeError unless y has as many columns as the network that goes on has output units."""
+    if found != wanted:
+        raise ShapeError(
+            f"y has {found} column{'s' * (found != 1)} but the network that goes on has "
+            f"{wanted} output unit{'s' * (wanted != 1)}; pass y of the width of the first call, or "
+            f"fit anew"
         )
 
 
@@ -137,7 +142,8 @@ def _check_shapes(coefs: Sequence[Array], intercepts: Sequence[Array], columns: 
         width = coef.shape[1]
         if not _broadcasts(intercept.shape, (1, width)):
             raise ShapeError(
-                f"{_name('intercepts_', layer)} has shape {intercept.shape} but must be ({width},)"
+                f"{_name('intercepts_', layer)} has shape {intercept.shape} but "
+                f"coefs_[{layer - 1}] has shape {coef.shape}; it must be ({width},)"
             )
 
 
