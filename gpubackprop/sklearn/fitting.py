@@ -113,7 +113,8 @@ class Fitting(BaseEstimator):
     def _fit_lbfgs(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
         dtype = np.dtype(self.precision or np.float64)  # SciPy's parameters are float64
         network, objective, data = self._place(X, y, dtype)
-        fit_lbfgs(self, LossAndGradient(network, objective, data, y, weights, float(self.alpha)))
+        function = LossAndGradient(network, objective, data, y, weights, float(self.alpha))
+        fit_lbfgs(self, function, X.dtype)
 
     def _fit_stochastic(
         self,

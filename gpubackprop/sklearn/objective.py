@@ -66,6 +66,14 @@ class Objective:
             return y.argmax(1)
         return np.ascontiguousarray(y, dtype)
 
+    def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
+        """The type of scikit-learn's loss: float32 where outputs of `dtype`, y and weights are, but
+        for the logarithms of truth values and integers, which SciPy takes in float64."""
+        kinds = {"identity": "fiub", "exp": "f"}.get(self.out_activation, "")
+        wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
+        single = y.dtype.kind in kinds and wide == np.float32
+        return np.float32 if single else np.float64
+
     def row_values(self, record: Array, y: Array, weights: Array | None = None) -> Array:
         """(N,) reported loss of each row, in float64, without the weights of the rows.
 

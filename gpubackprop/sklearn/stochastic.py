@@ -68,6 +68,7 @@ class StochasticFit:
     Attributes
     ----------
     scores : of the held-out rows after the last epoch, or None.
+    loss_type : float32 or float64, of the losses that are reported.
     best, has_best : parameters that early stopping ends with, where there are any.
     """
 
@@ -83,6 +84,7 @@ class StochasticFit:
     ) -> None:
         self.estimator, self.session, self.held_out = estimator, session, held_out
         self.rows, self.y, self.weights = order, y, weights
+        self.loss_type = session.objective.reported_type(session.network.dtype, y, weights)
         self.scores: Scores | None = None
         self.plan = EpochPlan(len(order), batch_rows)
         self.order = np.arange(len(order))  # shuffled anew, from where it stands, in every epoch
@@ -139,7 +141,7 @@ class StochasticFit:
         monitored = e.loss_ if self.scores is None else self.scores.loss
         state.epoch_ends(e.t_, monitored)
 
-    def _train(self, weights: Array | None) -> np.float64:
+    def _train(self, weights: Array | None) -> Any:
         """One epoch of updates; returns its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
         network, passes, state = session.network, session.passes, session.state
@@ -161,7 +163,8 @@ class StochasticFit:
             backend.copy(squares, self.squares[batch : batch + 1])
             state.steps += 1
         penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
-        return np.float64((self._loss_sum(shares) + penalty) / plan.rows)
+        with np.errstate(over="ignore"):
+            return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)
 
     def _loss_sum(self, shares: Array | None) -> float:
         """Sum over batches of rows times mean loss; `shares`: of each row in its batch's mean."""
