@@ -148,6 +148,18 @@ def test_the_state_goes_on_after_pickling_and_with_another_precision(solver):
         np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
+def test_a_pickle_without_the_widths_goes_on():
+    x, y = regression()
+    model = MLPRegressor(hidden_layer_sizes=(20, 7), solver="sgd", random_state=0)
+    twin = copy.deepcopy(model.partial_fit(x.astype(np.float32), y))
+    del twin._optimizer.widths  # written before they were kept
+    for other in (model, pickle.loads(pickle.dumps(twin))):
+        other.partial_fit(x, y)
+    twin.partial_fit(x, y)
+    for mine, other in zip(twin.coefs_, model.coefs_, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
 def test_a_checkpoint_of_another_dtype_is_refused(tmp_path):
     x, y = regression()
     model = MLPRegressor(
