@@ -14,6 +14,7 @@ from scipy import sparse
 from gpubackprop.errors import ModelFileError, ShapeError
 from gpubackprop.layout import ParameterLayout
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor
+from gpubackprop.sklearn.stored import read_parameters
 from tests.sklearn_pairs import digits, estimators, multilabel, regression, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -347,6 +348,17 @@ def test_intercepts_of_another_shape_are_refused_in_training_and_the_layer_named
     ours.intercepts_[1] = np.zeros(shape)
     message = r"intercepts_\[1\] of layer 2 has shape"
     same_error_and_nothing_changed(ours, lambda: ours.partial_fit(x, y), message)
+
+
+@pytest.mark.parametrize("kind", ["coefs_", "intercepts_"])
+def test_parameters_replaced_beside_the_plans_that_are_kept_are_never_broadcast(kind):
+    x, y = regression()
+    _, ours = pair()
+    ours.partial_fit(x, y)
+    network = ours._kept_session.network
+    getattr(ours, kind)[1] = getattr(ours, kind)[1][..., :1]
+    with pytest.raises(ShapeError, match=r"layer 2 has shape"):
+        read_parameters(ours, network)
 
 
 def test_intercepts_of_one_number_count_for_each_unit_in_predict_as_in_scikit_learn():

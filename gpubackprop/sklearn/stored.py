@@ -174,7 +174,16 @@ def _dense(array: Any) -> Array:
 
 
 def read_parameters(estimator: Any, network: MLP) -> None:
-    """The network's parameters = coefs_ and intercepts_, which may have been edited."""
+    """The network's parameters = coefs_ and intercepts_, which may have been edited.
+
+    Raises
+    ------
+    ShapeError : one has been replaced by an array of another shape since the network was made.
+    """
+    for (name, array), shape in zip(_named(estimator).items(), _shapes(network), strict=True):
+        row = np.shape(array) == (1, *shape) and len(shape) == 1
+        if np.shape(array) != shape and not row:
+            raise ShapeError(f"{name} has shape {np.shape(array)} but must be {shape}")
     backend = network.backend
     flat = network.parameters
     if backend.asynchronous:
@@ -185,6 +194,12 @@ def read_parameters(estimator: Any, network: MLP) -> None:
     for view, intercept in zip(b, estimator.intercepts_, strict=True):
         view[...] = intercept.reshape(-1)
     backend.from_host(flat, network.parameters)
+
+
+def _shapes(network: MLP) -> list[tuple[int, ...]]:
+    """Of the coefs_, then of the intercepts_."""
+    pairs = network.layout.shapes
+    return [*((columns, rows) for rows, columns in pairs), *((rows,) for rows, _ in pairs)]
 
 
 def write_parameters(estimator: Any, network: MLP) -> None:
