@@ -134,6 +134,8 @@ class SolverState:
 
     def check_widths(self, widths: Sequence[int]) -> None:
         """ShapeError, which names the layer, unless the slots belong to a network of `widths`."""
+        if self.widths in (None, tuple(widths)):
+            return
         own = ParameterLayout(self.widths or widths, np.dtype(np.float64))
         try:
             own.check_shapes(ParameterLayout(widths, np.dtype(np.float64)))

@@ -45,10 +45,10 @@ def arrays_to_predict(estimator: Any, columns: int) -> tuple[list[Array], list[A
     intercepts = [_dense(intercept) for intercept in estimator.intercepts_]
     _check_counts(estimator)
     _check_shapes(coefs, intercepts, columns)
-    return coefs, [
-        np.broadcast_to(intercept, (1, coef.shape[1]))[0]
-        for coef, intercept in zip(coefs, intercepts, strict=True)
-    ]
+    for layer, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True)):
+        if intercept.shape != coef.shape[1:]:
+            intercepts[layer] = np.broadcast_to(intercept, (1, coef.shape[1]))[0]
+    return coefs, intercepts
 
 
 def check_goes_on(estimator: Any, columns: int, hidden: Sequence[int], outputs: int) -> None:
@@ -66,19 +66,11 @@ def check_goes_on(estimator: Any, columns: int, hidden: Sequence[int], outputs: 
     ShapeError : a layer does not fit X, y, `hidden_layer_sizes` or the layer before it.
     OptionError : two entries share memory.
     """
-    named = _named(estimator)
     whole = estimator.solver == "lbfgs"  # makes new arrays
-    for name, array in named.items():
-        if not isinstance(array, np.ndarray):
-            raise AttributeError(
-                f"{name} is a {type(array).__name__}, which training cannot go on from; assign a "
-                f"NumPy array"
-            )
-        if array.dtype.kind == "c" or not (whole or np.can_cast(float, array.dtype, "same_kind")):
-            raise DtypeError(
-                f"{name} has dtype {array.dtype}, which no update can be added to; assign an array "
-                f"of floating-point numbers, such as {name.split(' ')[0]}.astype(float)"
-            )
+    for kind in ("coefs_", "intercepts_"):
+        for layer, array in enumerate(getattr(estimator, kind), 1):
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                _check_addable(array, kind, layer, whole)
     _check_counts(estimator)
     coefs, intercepts = estimator.coefs_, estimator.intercepts_
     _check_shapes(coefs, intercepts, columns)
@@ -89,8 +81,30 @@ def check_goes_on(estimator: Any, columns: int, hidden: Sequence[int], outputs: 
                 f"number for each of its {coef.shape[1]} units"
             )
     _check_parameters(estimator, hidden, outputs)
-    for (first, one), (second, other) in combinations(named.items(), 2):
-        if not whole and np.may_share_memory(one, other) and np.shares_memory(one, other):
+    if not whole:
+        _check_apart(estimator)
+
+
+def _check_addable(array: Any, kind: str, layer: int, whole: bool) -> None:
+    """An error unless updates can be added to `array`, or, if `whole`, training can start there."""
+    name = _name(kind, layer)
+    if not isinstance(array, np.ndarray):
+        raise AttributeError(
+            f"{name} is a {type(array).__name__}, which training cannot go on from; assign a NumPy "
+            f"array"
+        )
+    if array.dtype.kind == "c" or not (whole or np.can_cast(float, array.dtype, "same_kind")):
+        raise DtypeError(
+            f"{name} has dtype {array.dtype}, which no update can be added to; assign an array of "
+            f"floating-point numbers, such as {kind}[{layer - 1}].astype(float)"
+        )
+
+
+def _check_apart(estimator: Any) -> None:
+    """OptionError where two entries share memory."""
+    for (first, one), (second, other) in combinations(_named(estimator).items(), 2):
+        owned = one.base is None and other.base is None and one is not other
+        if not owned and np.may_share_memory(one, other) and np.shares_memory(one, other):
             raise OptionError(f"{first} and {second} share memory; assign a copy to one of them")
 
 
@@ -140,7 +154,7 @@ def _check_shapes(coefs: Sequence[Array], intercepts: Sequence[Array], columns: 
                 f"since {before}"
             )
         width = coef.shape[1]
-        if not _broadcasts(intercept.shape, (1, width)):
+        if intercept.shape != (width,) and not _broadcasts(intercept.shape, (1, width)):
             raise ShapeError(
                 f"{_name('intercepts_', layer)} has shape {intercept.shape} but "
                 f"coefs_[{layer - 1}] has shape {coef.shape}; it must be ({width},)"
@@ -167,6 +181,8 @@ def _named(estimator: Any) -> dict[str, Any]:
 
 
 def _dense(array: Any) -> Array:
+    if isinstance(array, np.ndarray):
+        return array
     return array.toarray() if sparse.issparse(array) else np.asarray(array)
 
 
@@ -180,10 +196,12 @@ def read_parameters(estimator: Any, network: MLP) -> None:
     ------
     ShapeError : one has been replaced by an array of another shape since the network was made.
     """
-    for (name, array), shape in zip(_named(estimator).items(), _shapes(network), strict=True):
-        row = np.shape(array) == (1, *shape) and len(shape) == 1
-        if np.shape(array) != shape and not row:
-            raise ShapeError(f"{name} has shape {np.shape(array)} but must be {shape}")
+    shapes, found = _shapes(network), [*map(np.shape, (*estimator.coefs_, *estimator.intercepts_))]
+    if found != shapes:
+        for (name, array), shape in zip(_named(estimator).items(), shapes, strict=True):
+            row = np.shape(array) == (1, *shape) and len(shape) == 1
+            if np.shape(array) != shape and not row:
+                raise ShapeError(f"{name} has shape {np.shape(array)} but must be {shape}")
     backend = network.backend
     flat = network.parameters
     if backend.asynchronous:
