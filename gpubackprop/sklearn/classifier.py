@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
@@ -16,6 +17,7 @@ from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.estimator import BaseMLP
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS
 from gpubackprop.sklearn.prediction import two_columns
+from gpubackprop.sklearn.stored import check_width
 
 Array = Any
 
@@ -146,7 +148,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if not hasattr(self, "classes_") or not (self.warm_start or incremental):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
-        elif not self.warm_start:
+            return X, y
+        if hasattr(self, "coefs_") and self._label_binarizer.y_type_.startswith("multilabel"):
+            check_width(1 if y.ndim == 1 else y.shape[1], len(self.classes_))
+        if not self.warm_start:
             self._refuse_unknown(y)
         elif set(classes := unique_labels(y)) != set(self.classes_):
             raise ValueError(
@@ -156,10 +161,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             )
         return X, y
 
-    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    def _validate_new(self, X: Any, y: Any, outputs: int) -> tuple[Any, np.ndarray]:
         X, y = self._checked(X, y, False)
         multilabel = self._label_binarizer.y_type_.startswith("multilabel")
-        arrays.with_columns(y, self.n_outputs_ if multilabel else 1)
+        arrays.with_columns(y, outputs if multilabel else 1)
         self._refuse_unknown(y)
         return X, y
 
@@ -248,6 +253,18 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         y_prob = self._probabilities(X)
         log = arrays.backend_of(X).cupy.log if arrays.on_gpu(X) else np.log
         return arrays.like(log(y_prob, y_prob), X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy of the predictions for X.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features), as for `predict`.
+        y : (n_samples,) labels, or indicators; it and the weights may lie on a GPU.
+        sample_weight : (n_samples,), or None.
+        """
+        given = map(arrays.to_host, (y, self.predict(X)))
+        return accuracy_score(*given, sample_weight=arrays.to_host(sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpubackprop.errors import StopTraining
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
-from gpubackprop.sklearn.session import read_parameters, write_parameters
+from gpubackprop.sklearn.stored import read_parameters, write_parameters
 from gpubackprop.training.progress import ProgressBar
 
 if TYPE_CHECKING:

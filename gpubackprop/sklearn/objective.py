@@ -36,10 +36,14 @@ class Objective:
     Attributes
     ----------
     out_activation : "softmax", "logistic", "identity" or "exp". units : output units K.
+    reported : "squared_error" or "poisson", the estimator's loss; "" for a classifier. Where it was
+        set after the network was made it is what is reported, and the gradient stays, as in
+        scikit-learn.
     """
 
     out_activation: str
     units: int
+    reported: str = ""
 
     @property
     def output(self) -> str:
@@ -49,7 +53,8 @@ class Objective:
     @property
     def records_logits(self) -> bool:
         """Whether a pass records the logits (rows, K), and not the loss of each row (rows, 1)."""
-        return self.out_activation == "logistic"
+        own = {"identity": "squared_error", "exp": "poisson"}.get(self.out_activation, "")
+        return self.out_activation == "logistic" or self.reported not in ("", own)
 
     @property
     def record_width(self) -> int:
@@ -66,6 +71,14 @@ class Objective:
             return y.argmax(1)
         return np.ascontiguousarray(y, dtype)
 
+    def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
+        """The type of scikit-learn's loss: float32 where outputs of `dtype`, y and weights are, but
+        for the logarithms of truth values and integers, which SciPy takes in float64."""
+        kinds = {"squared_error": "fiub", "poisson": "f"}.get(self.reported, "")
+        wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
+        single = y.dtype.kind in kinds and wide == np.float32
+        return np.float32 if single else np.float64
+
     def row_values(self, record: Array, y: Array, weights: Array | None = None) -> Array:
         """(N,) reported loss of each row, in float64, without the weights of the rows.
 
@@ -74,10 +87,9 @@ class Objective:
         record : (N, record_width) of the network's dtype. y : (N, K), as `targets` is given it.
         weights : (N,) of the loss that was recorded; a row of weight 0 gets 0.
         """
-        eps = float(np.finfo(record.dtype).eps)
         if self.records_logits:
-            p = np.clip(expit(record), eps, 1 - eps)
-            return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
+            return self.values_of_logits(record, y)
+        eps = float(np.finfo(record.dtype).eps)
         values = record[:, 0].astype(np.float64)
         if weights is not None:
             values = np.divide(values, weights, out=np.zeros_like(values), where=weights != 0)
@@ -87,3 +99,20 @@ class Objective:
             return values / self.units
         wide = y.astype(np.float64)
         return values + (xlogy(wide, wide) - wide).sum(1)
+
+    def values_of_logits(self, logits: Array, y: Array) -> Array:
+        """`row_values` of logits (N, K), for every output but softmax: y may be larger than the
+        dtype of the network holds."""
+        if self.out_activation == "logistic":
+            eps = float(np.finfo(logits.dtype).eps)
+            p = np.clip(expit(logits), eps, 1 - eps)
+            return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
+        a, wide = logits.astype(np.float64), y.astype(np.float64)
+        exp = self.out_activation == "exp"
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yhat = np.exp(a) if exp else a
+            if self.reported == "squared_error":
+                return 0.5 * np.square(wide - yhat).mean(1)
+            if exp:
+                return (yhat - wide * a + xlogy(wide, wide) - wide).sum(1)
+            return (xlogy(wide, wide / yhat) - wide + yhat).sum(1)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
@@ -133,11 +134,16 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         X, y = arrays.validate(self, X, y, reset=reset, y_numeric=True)
         if y.dtype.kind not in "fiub":
             raise DtypeError(f"y has dtype {y.dtype} but must be real numbers")
+        if self.precision is not None and arrays.largest(y) > np.finfo(self.precision).max:
+            raise ValueError(
+                f"Input y contains a value too large for dtype('{self.precision}'), which is the "
+                f'estimator\'s precision; use precision="float64", or None'
+            )
         return X, arrays.column_raveled(y)
 
-    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    def _validate_new(self, X: Any, y: Any, outputs: int) -> tuple[Any, np.ndarray]:
         X, y = self._validate_input(X, y, True, False)
-        return X, arrays.with_columns(y, self.n_outputs_)
+        return X, arrays.with_columns(y, outputs)
 
     def _encode(self, y: Any) -> np.ndarray:
         return y.reshape(-1, 1) if y.ndim == 1 else y
@@ -162,3 +168,15 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         """Predicted values of each row: (n_samples,) or (n_samples, n_outputs)."""
         y_pred = self._outputs(X)
         return arrays.like(y_pred.reshape(-1) if y_pred.shape[1] == 1 else y_pred, X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R^2 of the predictions for X.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features), as for `predict`.
+        y : (n_samples,) or (n_samples, n_outputs); it and the weights may lie on a GPU.
+        sample_weight : (n_samples,), or None.
+        """
+        given = map(arrays.to_host, (y, self.predict(X)))
+        return r2_score(*given, sample_weight=arrays.to_host(sample_weight))
