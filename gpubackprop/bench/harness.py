@@ -281,6 +281,10 @@ class Harness:
                     row.note = f"not measured: {answer['missing']}"
                 row.note = answer.get("wrong", row.note)
                 row.remark = answer.get("remark", "")
+                if answer.get("uncaptured"):
+                    row.remark = f"{row.remark}; " * bool(row.remark) + (
+                        f"no CUDA graph: {answer['uncaptured']}"
+                    )
                 if not row.note:
                     timed[name] = bool(answer.get("replay"))
         return {name: timed[name] for name in rows if name in timed}
