@@ -148,21 +148,24 @@ class Machine:
         self.counts.waits += 1
         with self._lock:
             while not done():
-                self._turn()
+                self.turn()
 
     def run(self, stream: Stream) -> None:
         with self._lock:
             while stream.queue:
-                self._turn()
+                self.turn()
 
     def run_all(self) -> None:
         """All devices finish, without a wait of the host's that counts."""
         with self._lock:
             while self.busy:
-                self._turn()
+                self.turn()
 
-    def _turn(self) -> None:
-        ready = sorted((s for s in self.busy if self._ready(s)), key=lambda s: (s.device_id, s.number))
+    def turn(self) -> None:
+        """One stream does one thing."""
+        ready = sorted(
+            (s for s in self.busy if self._ready(s)), key=lambda s: (s.device_id, s.number)
+        )
         assert ready, "the streams wait for one another, or for an event that nobody records"
         stream = self.random.choice(ready)
         _, item = stream.queue.popleft()
