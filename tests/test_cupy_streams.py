@@ -289,3 +289,17 @@ def test_astype_keeps_the_order_in_memory_and_flags_are_cupys():
     assert not y.flags.c_contiguous
     assert not hasattr(y.flags, "writeable")
     np.testing.assert_array_equal(y.get(), x.get().astype(np.float32))
+
+
+def test_an_array_of_another_device_is_refused_by_kernels_fills_and_copies(cuda):
+    with cuda.cupy.cuda.Device(1):
+        x = cuda.cupy.empty((3,), np.float64)
+    for forbidden in (
+        lambda: x.fill(1.0),
+        lambda: x.astype(np.float32),
+        lambda: x.copy(),
+        lambda: cuda.cupy.exp(x, x),
+        lambda: cuda.cupy.sum(x),
+    ):
+        with pytest.raises(ValueError, match="Peer access is unavailable"):
+            forbidden()

@@ -255,22 +255,25 @@ class Event:
     def _note_time(self) -> None:
         self.time = time.perf_counter()
 
-    @property
-    def done(self) -> bool:
+    def reached(self) -> bool:
         return self.mark is None or self.mark.reached
 
+    @property
+    def done(self) -> bool:
+        return self.reached()
+
     def synchronize(self) -> None:
-        STATE.wait(lambda: self.done, "waiting for an event")
+        STATE.wait(self.reached, "waiting for an event")
 
 
-def elapsed(start: Event, end: Event) -> float:
-    """Milliseconds, as in CUDA."""
-    for event in (start, end):
-        if event.time is None:
+def elapsed(start_event: Event, end_event: Event) -> float:
+    """Milliseconds: cupy.cuda.get_elapsed_time."""
+    for event in (start_event, end_event):
+        if event.mark is None:
             raise CUDARuntimeError("cudaErrorInvalidResourceHandle: an event was never recorded")
-        if not event.done:
+        if not event.reached():
             raise CUDARuntimeError("cudaErrorNotReady: an event was not waited for")
-    return 1e3 * (end.time - start.time)  # type: ignore[operator]
+    return 1e3 * (end_event.time - start_event.time)  # type: ignore[operator]
 
 
 class Graph:

@@ -76,6 +76,18 @@ class Flags:
         self.c_contiguous, self.f_contiguous, self.owndata = c_contiguous, f_contiguous, owndata
 
 
+def _here(*arrays: ndarray) -> None:
+    """A kernel of CuPy's on an array of another device works through peer access where there is
+    any, with a warning, and is a ValueError elsewhere (_core/_kernel.pyx, _check_peer_access)."""
+    for array in arrays:
+        if array._device != STATE.device:
+            raise ValueError(
+                f"The device where the array resides ({array._device}) is different from the "
+                f"current device ({STATE.device}). Peer access is unavailable between these "
+                f"devices."
+            )
+
+
 class ndarray:  # noqa: N801 (CuPy's name)
     """Device memory: NumPy sees into it only by `get`.
 
@@ -136,6 +148,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def __setitem__(self, key: Any, value: Any) -> None:
         assert key is ..., "only whole arrays are written"
         assert isinstance(value, ndarray), "CuPy would wait for a copy from the host"
+        _here(self, value)
         STATE.queue(partial(np.copyto, self._host, value._host, casting="unsafe"))
 
     def reshape(self, *shape: Any) -> ndarray:
@@ -146,19 +159,20 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return self._view(view)
 
     def fill(self, value: Any) -> None:
+        _here(self)
         STATE.counts.kernels.append("fill")
         STATE.queue(partial(self._host.fill, value))
 
-    def set(self, array: np.ndarray, stream: Any = None) -> None:
-        """CUDA stages pageable memory before it returns: `array` may change at once."""
-        assert isinstance(array, np.ndarray)
-        assert array.dtype == self.dtype
-        assert array.shape == self.shape
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        """CUDA stages pageable memory before it returns: `arr` may change at once."""
+        assert isinstance(arr, np.ndarray)
+        assert arr.dtype == self.dtype
+        assert arr.shape == self.shape
         assert stream is not None, "say the stream: CuPy takes the current device's otherwise"
         assert self.flags.c_contiguous or self.flags.f_contiguous, "CuPy: non-contiguous array"
         STATE.not_while_capturing("a copy from pageable memory")
         STATE.counts.uploads += 1
-        STATE.queue(partial(np.copyto, self._host, array.copy()), stream)
+        STATE.queue(partial(np.copyto, self._host, arr.copy()), stream)
 
     def get(self) -> np.ndarray:
         """Waits for the current stream of this device, and for no other."""
@@ -184,6 +198,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
 
 def _copied(source: ndarray, out: ndarray) -> ndarray:
+    _here(source)
     STATE.queue(partial(np.copyto, out._host, source._host, casting="unsafe"))
     return out
 
@@ -208,11 +223,11 @@ def from_dlpack(array: Any) -> ndarray:
     return ndarray(array._host, array.__dlpack_device__()[1])
 
 
-def ascontiguousarray(array: ndarray) -> ndarray:
+def ascontiguousarray(a: ndarray) -> ndarray:
     """Of 0 dimensions too: shape (1,) (_core/core.pyx, ascontiguousarray)."""
-    if array.flags.c_contiguous:
-        return array if array.ndim else array.reshape(1)
-    return _copied(array, empty(array.shape, array.dtype))
+    if a.flags.c_contiguous:
+        return a if a.ndim else a.reshape(1)
+    return _copied(a, empty(a.shape, a.dtype))
 
 
 def may_share_memory(a: ndarray, b: ndarray) -> bool:
@@ -240,7 +255,7 @@ def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
     _no_cublas_while_capturing()
     for array in (a, b, out):
         assert isinstance(array, ndarray)
-        assert array._device == STATE.device
+        _here(array)
     for operand in (a, b):
         assert operand.flags.c_contiguous or operand.flags.f_contiguous, "CuPy would copy it"
     assert out.flags.c_contiguous, "CuPy would compute into a temporary"
@@ -296,6 +311,7 @@ def _memory(pointer: int, count: int, dtype: Any) -> np.ndarray:
 
 def _ufunc(name: str, function: Any) -> Any:
     def call(*args: ndarray) -> ndarray:
+        _here(*args)
         STATE.counts.kernels.append(name)
         STATE.queue(partial(_quietly, function, *(array._host for array in args)))
         return args[-1]
@@ -305,6 +321,7 @@ def _ufunc(name: str, function: Any) -> Any:
 
 def _reduction(name: str, function: Any) -> Any:
     def call(a: ndarray, axis: int | None = None, keepdims: bool = False) -> ndarray:
+        _here(a)
         STATE.counts.kernels.append(name)
         like = np.asarray(function(np.empty(a.shape, a.dtype), axis=axis, keepdims=keepdims))
         out, host = empty(like.shape, like.dtype), a._host
@@ -338,7 +355,7 @@ class ElementwiseKernel:
         for (kind, name), value in pairs:
             assert isinstance(value, (ndarray, np.generic)), f"{name} is a Python scalar"
             if isinstance(value, ndarray):
-                assert value._device == STATE.device
+                _here(value)
             dtype = value.dtype
             if len(kind) == 1:
                 assert types_.setdefault(kind, dtype.type) is dtype.type, f"{name} is no {kind}"
@@ -443,8 +460,8 @@ class RawKernel:
 
 
 class Device:
-    def __init__(self, index: int | None = None) -> None:
-        self.id = STATE.device if index is None else index
+    def __init__(self, device: int | None = None) -> None:
+        self.id = STATE.device if device is None else device
         self._before: list[int] = []
 
     # CuPy's dictionary has no compute capability.

@@ -112,8 +112,8 @@ class Memory:
                     f"cuda:{self.index}; copy it there, or use "
                     f'device="cuda:{array.device.id}"'
                 )
-            # of 0 dimensions, CuPy's has one: its stride would lead beyond the element
-            array = cupy.ascontiguousarray(array).reshape(array.shape)
+            if not array.flags.c_contiguous:  # of 0 dimensions, CuPy's function makes one
+                array = cupy.ascontiguousarray(array)
             return array if dtype is None else array.astype(dtype, copy=False)
 
     def is_device_array(self, array: Any) -> bool:
