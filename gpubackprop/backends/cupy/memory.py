@@ -49,7 +49,8 @@ class Memory:
 
     Attributes
     ----------
-    bad_label : (2,) int64 on the device: {row, label} of a label out of range, or {-1, -1}.
+    bad_label : (2,) int64 on the device: {row, label} of a label out of range; row -1 where there
+        was none, -2 while a kernel is writing there.
     """
 
     def __init__(self, cupy: Any, index: int, *, keeps_scratch: bool = False) -> None:
