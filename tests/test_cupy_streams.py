@@ -16,6 +16,7 @@ import pytest
 from gpubackprop import MLP, Trainer, ops
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import CupyBackend, Products
+from gpubackprop.cli import info
 from gpubackprop.errors import TargetRangeError
 from gpubackprop.formulas import ACTIVATIONS
 from tests import emulator
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = RNG.normal(size=(6, 4)), np.array([0, 1, 2, 3, 1, 0])
 SEEDS = range(8)
+REPORT = devices.probe()  # of this machine, before a stand-in is there
 
 
 @pytest.fixture(autouse=True, params=SEEDS)
@@ -303,3 +305,13 @@ def test_an_array_of_another_device_is_refused_by_kernels_fills_and_copies(cuda)
     ):
         with pytest.raises(ValueError, match="Peer access is unavailable"):
             forbidden()
+
+
+def test_info_says_what_is_captured_and_what_is_issued_call_by_call_and_why():
+    graphs = info.cuda_graphs("cuda:0")
+    assert graphs["an operation"] == ""
+    assert "matrix products through CuPy" in graphs["a layer"]
+    text = "\n".join(info.lines(REPORT, "cuda:0", "emulated", graphs))
+    assert "CUDA graphs   an operation: captured" in text
+    assert "CUDA graphs   a layer: call by call (a call that cannot be captured: matrix" in text
+    assert info.cuda_graphs("cpu") == {}

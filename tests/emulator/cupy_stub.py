@@ -18,6 +18,7 @@ import sys
 import types
 from contextlib import contextmanager
 from functools import cache, partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +490,7 @@ def _device_count() -> int:
 def module() -> types.ModuleType:
     """The module that stands in for `cupy`."""
     cupy: Any = types.ModuleType("cupy")
+    cupy.__spec__, cupy.__version__ = ModuleSpec("cupy", None), "14.2.0"
     for thing in (
         ndarray, empty, asarray, from_dlpack, ascontiguousarray, may_share_memory, matmul,
     ):  # fmt: skip

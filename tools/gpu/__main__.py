@@ -44,7 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no stage {unknown[0]!r}; there are {', '.join(known)}")
     out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     chosen = [s for s in (*STAGES, *MORE) if s.name in names] if names else list(STAGES)
     outcomes = run_all(chosen, out, args.minutes)
     print((out / "summary.md").read_text(), flush=True)
@@ -56,6 +55,7 @@ def run_all(stages: list[Stage], out: Path, minutes: float = MINUTES) -> list[Ou
 
     All limits are scaled by `minutes` / 8. What one stage leaves unused goes to the next.
     """
+    out.mkdir(parents=True, exist_ok=True)
     scale = minutes / MINUTES
     end = time.monotonic() + scale * sum(stage.seconds for stage in stages)
     outcomes: list[Outcome] = []

@@ -38,14 +38,14 @@ class Outcome:
 
 def judge(name: str, ended: Ended, log: Path, out: Path) -> Outcome:
     """The outcome of a stage that has run."""
+    if ended.code is None:
+        return Outcome(name, "failed", ended.seconds, ended.problem)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     found = _read(out / f"{name}.json")
     worst = [(float(badness), str(text)) for badness, text in found.get("worst", [])]
     worst += _of_benchmarks(found.get("rows", [])) if name == "benchmarks" else []
     note = str(found.get("note", ""))
-    if ended.code is None:
-        return Outcome(name, "failed", ended.seconds, ended.problem)
     if ended.interrupted:
         how = "killed" if ended.killed else "stopped"
         said = f"{how} after {ended.seconds:.0f} s; {note or f'see {log.name}'}"

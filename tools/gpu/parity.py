@@ -59,10 +59,18 @@ def note(rows: list[parity.Result]) -> str:
 def write(out: Path, rows: list[parity.Result], left: str = "") -> None:
     """parity.json and parity.md; `worst` has the largest errors over what is allowed."""
     bad = sorted(rows, key=_badness, reverse=True)[:WORST]
-    worst = [[_badness(row), f"{_badness(row):.3g} of the limit: {row}"] for row in bad]
+    worst = [[_badness(row), f"{_badness(row):.3g} of the limit: {_text(row)}"] for row in bad]
     found = {"note": note(rows) + left, "worst": worst, "rows": [row.row() for row in rows]}
     write_json(out / "parity.json", found)
     (out / "parity.md").write_text(table(rows))
+
+
+def _text(row: parity.Result) -> str:
+    what = f"{row.operation} {row.variant} {row.dtype}"
+    if row.error:
+        return f"{what}: {row.error}"
+    places = "" if row.pattern else "; NaN or infinities in other places"
+    return f"{what}: {row.units:.2f} units, NumPy {row.numpy:.2f}, limit {row.limit:g}{places}"
 
 
 def _badness(row: parity.Result) -> float:
