@@ -47,9 +47,9 @@ bench: ## run every benchmark against every peer, into benchmarks/results/ and t
 	$(environment) dev,bench
 	PYTHONPATH=. $(PY) -m benchmarks
 
-gpu: ## run the proof on an NVIDIA GPU: make gpu OUT=dir [PYTHON=python3] [STAGES=pytest,benchmarks]
+gpu: ## run the proof on an NVIDIA GPU: make gpu OUT=dir [PYTHON=python3] [STAGES=parity,pytest] [MINUTES=8]
 	$(environment) $(or $(EXTRAS),dev,bench,cuda13)
-	PYTHONPATH=. $(PY) -m tools.gpu $(or $(OUT),runs/gpu) --stages "$(STAGES)"
+	PYTHONPATH=. $(PY) -m tools.gpu $(or $(OUT),runs/gpu) --stages "$(STAGES)" --minutes $(or $(MINUTES),8)
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

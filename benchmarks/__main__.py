@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     name, reason = devices.choose(args.device)
     threads = tuple(args.threads or sorted({1, probe_cpu().cores}))
     settings = Settings(
-        args.size, name, reason, args.op, peer_groups(args.peers), threads, args.budget
+        args.size, name, reason, args.op, peer_groups(args.peers), threads, args.budget, args.cpu
     )
     save = Saver(args.json, write=args.size != "smoke" or args.json is not None)
     print(f"device: {name} ({reason}); threads: {', '.join(map(str, threads))}", flush=True)
@@ -81,6 +81,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--budget", type=float, default=float("inf"), help="start no case after these seconds"
     )
     parser.add_argument("--json", type=Path, help="this file instead of one in results/")
+    parser.add_argument(
+        "--no-cpu", dest="cpu", action="store_false", help="on a GPU: leave the CPU out"
+    )
     parser.add_argument(
         "--no-scripts", dest="scripts", action="store_false",
         help="leave bench_sklearn and bench_torch out",

@@ -9,7 +9,8 @@
 //     log_output log softmax(z)
 //   soft_cap c > 0: z = c tanh(logits / c), and delta is with respect to the logits
 //   a row with label ignore_index: loss, delta 0. A label outside [0, K): loss and delta of the row
-//   NaN, and bad_label = {row, label} if its first word was -1; never an access outside the row
+//   NaN, and bad_label = {row, label} if its first word was -1; never an access outside the row.
+//   Its first word is -2 while another writes there: {row, label} hold from row >= 0 on
 //
 //   A group of threads takes a row: a warp, a block, a cluster of blocks, or blocks in two launches.
 //   A row is cut into packs of 16 bytes (include/vector.cuh); a pack belongs to one thread from first

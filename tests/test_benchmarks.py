@@ -6,6 +6,7 @@ No time is asserted. Workers run in this process here; test_benchmarks_run has t
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -286,7 +287,8 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
     monkeypatch.setattr(worker.Session, "do", fails)
     done = []
     with Harness(SMALL) as measured:
-        left = harness.run_all(measured, [(ENTROPY, "cpu", 1)], 1e9, lambda text: None, done.extend)
+        jobs = [harness.Job(ENTROPY, "cpu", 1)]
+        left = harness.run_all(measured, jobs, 1e9, lambda text: None, done.extend)
     assert left == []
     rows = {row.contestant: row for row in done}
     failed = rows.pop("NumPy by hand")
@@ -371,7 +373,7 @@ def test_slow_peers_take_part_in_key_cases_only():
 
 
 def test_the_budget_leaves_cases_out_and_names_them(here):
-    work = [(ENTROPY, "cpu", 1), (STEP, "cpu", 1)]
+    work = [harness.Job(ENTROPY, "cpu", 1), harness.Job(STEP, "cpu", 1)]
     done = []
     with Harness(SMALL) as measured:
         left = harness.run_all(measured, work, -1.0, lambda text: None, done.append)
@@ -381,11 +383,42 @@ def test_the_budget_leaves_cases_out_and_names_them(here):
 
 def test_a_machine_without_a_gpu_measures_the_key_cases_with_each_number_of_threads():
     work = runs.work(runs.Settings("quick", threads=(1, 2)))
-    counts = {case.name: [t for c, _, t in work if c.name == case.name] for case, _, _ in work}
-    assert all(counts[case.name] == ([2, 1] if case.key else [2]) for case, _, _ in work)
-    assert {device for _, device, _ in work} == {"cpu"}
-    both = runs.work(runs.Settings("quick", "cuda:0", threads=(2,)))
-    assert [device for _, device, _ in both[:2]] == ["cuda:0", "cpu"]
+    counts: dict[str, list[int]] = {}
+    for job in work:
+        counts.setdefault(job.case.name, []).append(job.threads)
+    assert all(counts[job.case.name] == ([2, 1] if job.case.key else [2]) for job in work)
+    assert {job.device for job in work} == {"cpu"}
+
+
+def test_a_gpu_comes_before_the_cpu_and_its_goals_before_all_else_first_beside_pytorch_eager():
+    peers = contestants.peer_groups("all")
+    work = runs.work(runs.Settings("full", "cuda:0", peers=peers, threads=(2,)))
+    devices = [job.device for job in work]
+    assert devices == sorted(devices, reverse=True)  # "cuda:0" before "cpu"
+    first = [job for job in work if job.device != "cpu" and job.peers == {"torch"}]
+    later = [job for job in work if job.device != "cpu" and job.peers == peers]
+    assert work[: len(first)] == first, "everything is measured once before a compiler starts"
+    assert len({job.case.name for job in first}) == len(first)
+    assert {job.case.name for job in later} < {job.case.name for job in first}
+    names = [job.case.name for job in first]
+    assert names[0] == "softmax_cross_entropy/bf16/8192x128256"
+    for goal in ("update/adam", "training_step/adam/f32/784-320-160-10/batch64"):
+        assert next(n for n, name in enumerate(names) if name.startswith(goal)) < 16
+    assert names[-1].startswith("cold_start")
+    alone = runs.work(runs.Settings("full", "cuda:0", peers=peers, threads=(2,), cpu=False))
+    assert {job.device for job in alone} == {"cuda:0"}
+
+
+def test_a_worker_that_does_not_answer_is_ended_alone(monkeypatch):
+    hangs = "import sys, time; sys.stdin.readline(); time.sleep(600)"
+    monkeypatch.setattr(harness, "PYTHON", [sys.executable, "-c", hangs])
+    monkeypatch.setattr(harness, "PATIENCE", {"prepare": 1.0, "round": 1.0})
+    process = harness.Process("numpy", "cpu", 1, SMALL)
+    answer = process.ask("round", repeats=1)
+    assert answer == {"missing": "no answer to 'round' in 1 s; its process was ended"}
+    assert process.ask("round")["missing"].startswith("its process ended")
+    assert process.ended
+    process.close()
 
 
 # -- record and table -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from gpubackprop.bench import record as records
 from gpubackprop.bench.shapes import Case, cases
 from tests import emulator
 from tests.benchmark_records import InProcess
-from tests.emulator import cupy_arrays
+from tests.emulator import cupy_arrays, cupy_stub
 
 pytestmark = [
     pytest.mark.emulated,
@@ -36,7 +36,6 @@ def card(monkeypatch):
         monkeypatch.setattr(limits, name, {"cpu": 1 << 10, "cuda": 1 << 10})
     monkeypatch.setitem(limits.SQUARE, "cuda", 16)
     monkeypatch.setattr(worker, "SETS_OF_L2", 0)
-    monkeypatch.setattr(cupy_arrays.Event, "done", False, raising=False)
     with cupy_arrays.installed() as cupy:
         yield cupy
 
@@ -146,9 +145,9 @@ def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(c
     """A small product is done sooner than the host has launched it."""
     log = []
 
-    class Event(cupy_arrays.Event):
-        def record(self):
-            super().record()
+    class Event(cupy_stub.Event):
+        def record(self, stream=None):
+            super().record(stream)
             log.append("event")
 
         @property

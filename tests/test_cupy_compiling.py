@@ -104,6 +104,34 @@ def test_what_a_plan_needs_is_compiled_at_the_same_time(cupy, monkeypatch):
     assert len(cupy.sources) == 2, "they were on disk"
 
 
+def test_where_no_thread_can_be_started_the_entries_are_compiled_one_by_one(cupy, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(compiling, "available_cores", lambda: 2)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    entries = [
+        ("column_sum.cu", f"column_sum_{suffix}", (("ONLY_DTYPE", suffix),))
+        for suffix in ("f32", "f64")
+    ]
+    compiling._loaded.clear()
+    compiling.compile_together(cupy.module, 0, entries)
+    assert len(cupy.sources) == 2
+    assert len(list(compiling.cache_directory().glob("*.cubin"))) == 2
+
+
+def test_the_cache_is_tried_out_once_a_process(cupy, monkeypatch, tmp_path):
+    made = []
+    really = compiling.tempfile.TemporaryFile
+    monkeypatch.setattr(
+        compiling.tempfile, "TemporaryFile", lambda **k: made.append(k) or really(**k)
+    )
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "new"))
+    for _ in range(3):
+        assert compiling.cache_directory() == tmp_path / "new" / "gpubackprop"
+    assert len(made) == 1
+
+
 def test_an_entry_of_a_plan_that_does_not_compile_is_named(cupy, monkeypatch):
     def refuse(*args, **options):
         raise cupy_stub.CompileException("a.cu(1): error: bad")

@@ -53,3 +53,14 @@ def test_streams_and_exponentials_equal_their_plain_forms():
     np.testing.assert_array_max_ulp(y[6:128], want[6:], 1)
     assert np.array_equal(y[:6], want[:6], equal_nan=True)
     assert np.array_equal(y[128:134], np.where(want[:6] < tiny, 0, want[:6]), equal_nan=True)
+
+
+@pytest.mark.parametrize("rotation", [0, 5])
+def test_one_thread_publishes_two_words_that_belong_together(rotation):
+    words = np.zeros(2, np.uint64)
+    Module(PROBE)("publishing", (1,), (64,), (words,), rotation=rotation)
+    assert words[1] == words[0] + 98
+    assert 2 <= words[0] < 66
+    was = words.copy()
+    Module(PROBE)("publishing", (1,), (64,), (words,))
+    assert np.array_equal(words, was)

@@ -194,3 +194,26 @@ def test_a_label_at_the_edge_of_a_blocks_part_has_one_owner():
     for label in (edge - 1, edge):
         reads, writes, *_ = moved(1, cols, "bf16", cluster=4, targets=np.array([label]))
         assert (reads, writes) == pytest.approx((1 + 1 / cols, 1 + 1 / cols), abs=1e-9)
+
+
+@pytest.mark.parametrize("cols", [10, 300, 9000])
+def test_a_bad_label_is_reported_by_one_thread_of_its_row(cols):
+    """Every label is bad: each row has one look at the flag. The first row claims it by an atomic
+    operation, which reads and writes, and writes its two words."""
+    rows, memory, found = 24, Guarded(), []
+    z = memory.normal((rows, cols), np.float32)
+    flag = np.array([-1, -1])
+
+    def run(launch: Launch, arguments: tuple) -> None:
+        counts = count_traffic(
+            module(launch.source, launch.defines), launch.entry, launch.grid, launch.block,
+            arguments, shared=launch.shared_bytes,
+        )  # fmt: skip
+        found.extend(t for a, t in zip(arguments, counts, strict=True) if a is flag)
+
+    result = {"row_loss": np.empty(rows, np.float32), "bad_label": flag}
+    Verbs(run=run, device=H200).softmax_cross_entropy(z, np.full(rows, cols), result)
+    assert sum(t.reads for t in found) * flag.nbytes == (rows + 1) * 8
+    assert sum(t.writes for t in found) * flag.nbytes == 3 * 8
+    assert flag[1] == cols
+    assert 0 <= flag[0] < rows

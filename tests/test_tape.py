@@ -108,6 +108,20 @@ def test_an_error_in_any_part_reaches_the_caller_and_does_not_hang(bad: int) -> 
     assert sorted(seen) == [0, 1, 2]
 
 
+def test_where_no_thread_can_be_started_the_caller_does_every_part(monkeypatch) -> None:
+    """As in a container with a limit on its processes."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    workers, seen = Workers(), list[int]()
+    for _ in range(2):
+        workers.run([[(seen.append, (number,))] for number in range(3)])
+    assert sorted(seen) == [0, 0, 1, 1, 2, 2]
+    assert workers._inbox.empty(), "nothing is left for workers that never come"
+
+
 def test_the_caller_returns_only_when_no_worker_is_active_after_an_error() -> None:
     finished = threading.Event()
     meet = threading.Barrier(2, timeout=20)

@@ -29,14 +29,14 @@ class EmulatedBridge(bridge.CudaBridge):
         return None if tensor is None else cupy_stub.ndarray(bridge.numpy_view(tensor), 0)
 
     def capturing(self) -> bool:
-        return cupy_stub.STATE.graph is not None
+        return bool(cupy_stub.STATE.captured)
 
     def _pinned(self, host: torch.Tensor) -> torch.Tensor:
         assert not self.capturing(), "cudaHostAlloc cannot be captured"
         return host.clone()
 
     def _copy_pinned(self, pinned: torch.Tensor, out: torch.Tensor) -> None:
-        cupy_stub._queue(lambda: out.copy_(pinned))
+        cupy_stub.STATE.queue(lambda: out.copy_(pinned))
 
     def _device_view(self, pinned: torch.Tensor, index: int) -> Any:
         return cupy_stub.ndarray(bridge.numpy_view(pinned), 0)
@@ -46,7 +46,7 @@ class EmulatedBridge(bridge.CudaBridge):
 def emulated() -> Iterator[cupy_stub.Counts]:
     """CPU tensors go to emulated kernels while this lasts; gives the counts of launches."""
     before = bridge.ROUTES["cpu"]
-    with cupy_stub.installed() as counts:
+    with cupy_stub.installed(lazy=False) as counts:  # the memory is PyTorch's, which looks there
         bridge.ROUTES["cpu"] = EmulatedBridge()
         try:
             yield counts

@@ -77,6 +77,9 @@ class _Emulated(_Cuda):
     def share(self, array: np.ndarray) -> Any:
         return cupy_stub.ndarray(array, 0)  # host memory is its device memory
 
+    def settle(self) -> None:
+        cupy_stub.STATE.run_all()
+
 
 class _Gpu(_Cuda):
     """Each block of host memory is copied once, so that views of one block stay views of one."""

@@ -14,10 +14,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,9 @@ THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
     "NPROC",  # heeded by XLA's own pool, which the others leave as it is
 )  # fmt: skip
+PYTHON = [sys.executable]  # a rehearsal puts an emulated card in front
+# Seconds until a worker is taken for hung. A step's oracle and a compiler's search take a while.
+PATIENCE = {"prepare": 300.0, "oracle": 600.0, "machine": 300.0, "round": 120.0, "drop": 60.0}
 COLD_ROUNDS = 3
 SETTLE = 0.03  # seconds until the threads of who worked before, which spin for a while, sleep
 LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
@@ -122,20 +127,29 @@ class Plan:
 
 
 class Process:
-    """A worker, and the pipes to it."""
+    """A worker, and the pipes to it. One that does not answer in time is ended."""
 
     def __init__(self, contestant: str, device: str, threads: int, plan: Plan) -> None:
-        command = [sys.executable, "-m", "gpubackprop.bench.worker", contestant, device]
+        command = [*PYTHON, "-m", "gpubackprop.bench.worker", contestant, device]
         command += ["--small"] * plan.small
         self._process = subprocess.Popen(
             command, env=environment(threads), text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )  # fmt: skip
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
 
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
-        """Its answer; {"missing": ...} where it has died."""
+        """Its answer; {"missing": ...} where it has died or does not answer."""
         self.tell(what, **values)
-        return self.answer()
+        return self.answer(what)
 
     def tell(self, what: str, **values: Any) -> None:
         assert self._process.stdin is not None
@@ -143,9 +157,13 @@ class Process:
             self._process.stdin.write(json.dumps({"do": what, **values}) + "\n")
             self._process.stdin.flush()
 
-    def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+    def answer(self, what: str = "prepare") -> dict[str, Any]:
+        seconds = PATIENCE.get(what, PATIENCE["prepare"])
+        try:
+            line = self._lines.get(timeout=seconds)
+        except Empty:
+            self._process.kill()
+            return {"missing": f"no answer to {what!r} in {seconds:.0f} s; its process was ended"}
         if not line:
             return {"missing": f"its process ended with code {self._process.wait()}; see above"}
         answer: dict[str, Any] = json.loads(line)
@@ -165,6 +183,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join(10)
         self._process.stdout.close()
 
 
@@ -205,11 +224,15 @@ class Harness:
         """Best rates of copy, read (bytes/s) and product (flops/s); see `limits.machine`."""
         return self.process(LIMIT, device, threads).ask("machine")
 
-    def run_case(self, case: Case, device: str, threads: int) -> list[Row]:
-        """Every contestant of `case` that is installed and right, timed; the others with a note."""
+    def run_case(
+        self, case: Case, device: str, threads: int, peers: frozenset[str] | None = None
+    ) -> list[Row]:
+        """Every contestant of `case` that is installed and right, timed; the others with a note.
+        `peers`: these groups of them; None: those of the plan."""
+        peers = self.plan.peers if peers is None else peers
         names = [
             one.name for one in CONTESTANTS
-            if one.takes_part(case, device, self.plan.peers)
+            if one.takes_part(case, device, peers)
             and not (one.slow and device == "cpu" and threads < self.plan.threads)
         ]  # fmt: skip
         if case.op == "cold_start":
@@ -281,6 +304,10 @@ class Harness:
                     row.note = f"not measured: {answer['missing']}"
                 row.note = answer.get("wrong", row.note)
                 row.remark = answer.get("remark", "")
+                if answer.get("uncaptured"):
+                    row.remark = f"{row.remark}; " * bool(row.remark) + (
+                        f"no CUDA graph: {answer['uncaptured']}"
+                    )
                 if not row.note:
                     timed[name] = bool(answer.get("replay"))
         return {name: timed[name] for name in rows if name in timed}
@@ -360,10 +387,13 @@ def _cold_process(case: Case, row: Row) -> dict[str, Any]:
         command = [sys.executable, "-c", script, row.contestant, row.device]
         command += [json.dumps(asdict(case))]
         caches = {"CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
-        done = subprocess.run(
-            command, env=environment(row.threads) | caches, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, env=environment(row.threads) | caches, capture_output=True, text=True,
+                check=False, timeout=PATIENCE["prepare"],
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            return {"missing": f"no answer in {error.timeout:.0f} s; its process was ended"}
     if done.returncode:
         last = "".join(done.stderr.splitlines()[-1:]).removeprefix("ModuleNotFoundError: ")
         return {"missing": last or f"its process ended with code {done.returncode}"}
@@ -416,20 +446,38 @@ def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
 Progress = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Job:
+    """A case on a device: "cpu" with so many threads, or "cuda:N"; with these groups of peers."""
+
+    case: Case
+    device: str
+    threads: int
+    peers: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name} on {self.device}"
+
+
 def run_all(
-    harness: Harness, work: list[tuple[Case, str, int]], budget: float, progress: Progress,
+    harness: Harness, work: list[Job], budget: float, progress: Progress,
     done: Callable[[list[Row]], None],
 ) -> list[str]:  # fmt: skip
-    """Every (case, device, threads) in order, `done(rows)` after each.
+    """Every job in order, `done(rows)` after each.
 
     Returns the names of the cases that were left out because `budget` seconds had passed.
     """
     end = time.monotonic() + budget
-    for number, (case, device, threads) in enumerate(work):
+    for number, job in enumerate(work):
         if time.monotonic() > end:
-            return [f"{left.name} on {where}" for left, where, _ in work[number:]]
-        plural = "s" if threads > 1 else ""
-        at = f"{threads} thread{plural}" if device == "cpu" else device
-        progress(f"[{number + 1}/{len(work)}] {case.name}, {at}")
-        done(harness.run_case(case, device, threads))
+            begun = {earlier.name for earlier in work[:number]}
+            return [
+                left.name + ", with its other peers" * (left.name in begun)
+                for left in work[number:]
+            ]
+        plural = "s" if job.threads > 1 else ""
+        at = f"{job.threads} thread{plural}" if job.device == "cpu" else job.device
+        progress(f"[{number + 1}/{len(work)}] {job.case.name}, {at}")
+        done(harness.run_case(job.case, job.device, job.threads, job.peers))
     return []

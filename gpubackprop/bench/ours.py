@@ -43,7 +43,8 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
 
     if where.device == "cpu":
         return Work(plan, outputs)
-    return Work(lambda: emit(backend), outputs, replay=plan)
+    uncaptured = plan.uncaptured  # its calls are issued one by one then
+    return Work(lambda: emit(backend), outputs, replay=plan, uncaptured=uncaptured)
 
 
 def public_cross_entropy(case: Case) -> Work:

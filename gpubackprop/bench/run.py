@@ -8,11 +8,13 @@ from typing import Any
 
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import record as records
-from gpubackprop.bench.harness import Harness, Plan, Row, run_all
+from gpubackprop.bench.contestants import CONTESTANTS
+from gpubackprop.bench.harness import Harness, Job, Plan, Row, run_all
 from gpubackprop.bench.shapes import Case, cases
 from gpubackprop.errors import OptionError
 
 Record = dict[str, Any]
+QUICK_PEERS = frozenset({"torch"})  # set up in no time, and what every goal on a GPU speaks of
 ROUNDS = {"smoke": (2, 0.001), "quick": (5, 0.05), "full": (7, 0.08)}
 
 
@@ -27,6 +29,7 @@ class Settings:
     op : only cases whose name contains it. peers : groups of them.
     threads : numbers for the CPU, the last for all cases, the others for the key cases.
     budget : seconds after which no further case is started.
+    cpu : measure the CPU beside a GPU.
     """
 
     size: str = "quick"
@@ -36,6 +39,7 @@ class Settings:
     peers: frozenset[str] = frozenset()
     threads: tuple[int, ...] = ()
     budget: float = float("inf")
+    cpu: bool = True
 
     def json(self) -> Record:
         rounds, seconds = ROUNDS[self.size]
@@ -50,28 +54,37 @@ class Settings:
         return self.threads or (probe_cpu().cores,)
 
 
-def work(settings: Settings) -> list[tuple[Case, str, int]]:
-    """(case, device, threads) in the order of their worth; the GPU before the CPU.
+def work(settings: Settings) -> list[Job]:
+    """The jobs in the order of their worth; the GPU before the CPU. On a GPU all cases come first
+    beside PyTorch eager, and then again with the peers that compile for long.
 
     Raises
     ------
     OptionError : no case has that in its name.
     """
-    found: list[tuple[Case, str, int]] = []
+    found: list[Job] = []
     kind = settings.device.partition(":")[0]
     *fewer, most = settings.all_threads
-    for case in cases(settings.size, kind):
-        if settings.op not in case.name:
-            continue
-        if kind == "cuda":
-            found.append((case, settings.device, most))
-        if "cpu" in case.devices:
-            found.append((case, "cpu", most))
-            found += [(case, "cpu", count) for count in fewer if case.key]
+    chosen = [case for case in cases(settings.size, kind) if settings.op in case.name]
+    first = settings.peers & QUICK_PEERS
+    if kind == "cuda":
+        found += [Job(case, settings.device, most, first) for case in chosen]
+        found += [
+            Job(case, settings.device, most, settings.peers) for case in chosen
+            if _takers(case, settings, settings.peers) > _takers(case, settings, first)
+        ]  # fmt: skip
+    for case in chosen:
+        if "cpu" in case.devices and (kind == "cpu" or settings.cpu):
+            found.append(Job(case, "cpu", most, settings.peers))
+            found += [Job(case, "cpu", count, settings.peers) for count in fewer if case.key]
     if not found:
         names = sorted({case.op for case in cases(settings.size, kind)})
         raise OptionError(f"no case contains {settings.op!r}; operations are {', '.join(names)}")
     return found
+
+
+def _takers(case: Case, settings: Settings, peers: frozenset[str]) -> int:
+    return sum(one.takes_part(case, settings.device, peers) for one in CONTESTANTS)
 
 
 def measure(
@@ -86,7 +99,8 @@ def measure(
     plan = Plan(rounds, seconds, settings.peers, most, settings.size == "smoke")
     record = records.new(settings.device, settings.json())
     with Harness(plan) as harness:
-        for device in dict.fromkeys(["cpu", settings.device]):
+        devices = ["cpu", settings.device] if settings.cpu else [settings.device]
+        for device in dict.fromkeys(devices):
             progress(f"limits of {device}: copy, read, product")
             record["limits"][device] = {
                 key: float(f"{value:.5g}") if isinstance(value, float) else value
@@ -94,9 +108,16 @@ def measure(
             }
 
         def done(rows: list[Row]) -> None:
-            record["rows"] += [row.json() | {"run": records.run_name(record)} for row in rows]
+            new = [row.json() | {"run": records.run_name(record)} for row in rows]
+            again = {_who(row) for row in new}
+            record["rows"] = [row for row in record["rows"] if _who(row) not in again] + new
             save(record)
 
         record["left_out"] = run_all(harness, todo, settings.budget, progress, done)
     save(record)
     return record
+
+
+def _who(row: Record) -> tuple[Any, ...]:
+    """Which result a row is: a later one of the same takes its place."""
+    return row["case"], row["contestant"], row["device"], row["threads"]

@@ -20,6 +20,8 @@ SIZES = ("smoke", "quick", "full")
 NETWORKS: dict[str, tuple[int, ...]] = {
     "lecture": (784, 512, 512, 10),
     "tiny": (64, 128, 10),
+    "MNIST, small": (784, 320, 160, 10),  # an epoch of it is published for other libraries
+    "MNIST, wide": (784, 1024, 512, 10),
     "tabular, small": (30, 128, 128, 2),
     "tabular, large": (100, 1024, 1024, 1000),
     "four of 64": (64, 64, 64, 64, 64),
@@ -118,6 +120,7 @@ def smaller(case: Case) -> Case:
 
 
 def _all(device: str) -> Iterator[Case]:
+    yield from _goals_of_gpus() if device == "cuda" else ()
     yield from _goals()
     yield from _batches(device)
     yield from _losses(device)
@@ -134,7 +137,31 @@ def _goals() -> Iterator[Case]:
     yield Case(entropy, (4096, 10), key=True)
     yield Case(step, (256, *NETWORKS["lecture"]), variant="adam", key=True, quick=True)
     yield Case(step, (200, *NETWORKS["tiny"]), variant="adam", key=True, quick=True)
-    yield Case("cold_start", (256, *NETWORKS["lecture"]), variant="adam", key=True)
+
+
+def _goals_of_gpus() -> Iterator[Case]:
+    """What the project's goals for a GPU speak of, in their order: a card may be there for minutes.
+
+    Rows and columns of the losses: the largest vocabulary in 16 bits, an odd one, every option, few
+    columns of a million rows.
+    """
+    entropy, step = "softmax_cross_entropy", "training_step"
+    yield Case(entropy, (8192, 128_256), "bfloat16", devices=CUDA, key=True)
+    yield Case(entropy, (4096, 1000), devices=CUDA, key=True)
+    yield Case(entropy, (4096, 50_257), "bfloat16", devices=CUDA, key=True)
+    yield Case(entropy, (CUDA_ELEMENTS // 128_256, 128_256), variant="all", devices=CUDA)
+    for columns in (10, 64):
+        yield Case(entropy, (1 << 20, columns), devices=CUDA, key=columns == 10)
+    yield Case("activation_forward", (8192, 4096), variant="relu", devices=CUDA)
+    yield Case("activation_backward", (8192, 4096), variant="relu", devices=CUDA, key=True)
+    yield Case("activation_backward", (1 << 20, 16), variant="relu", devices=CUDA)
+    yield Case("update", (CUDA_ELEMENTS,), variant="adam", devices=CUDA, key=True)
+    yield Case("update_many", (1000 * 4096,), variant="adam", devices=CUDA, key=True)
+    yield Case(step, (128, *NETWORKS["lecture"]), variant="adam", devices=CUDA, key=True)
+    yield Case(step, (8192, *NETWORKS["lecture"]), variant="adam", devices=CUDA)
+    yield Case(step, (64, *NETWORKS["MNIST, small"]), variant="adam", devices=CUDA, key=True)
+    yield Case(step, (4096, *NETWORKS["MNIST, wide"]), variant="adam", devices=CUDA, key=True)
+    yield Case(step, (1 << 20, *NETWORKS["four of 64"]), variant="adam", devices=CUDA)
 
 
 def _batches(device: str) -> Iterator[Case]:
@@ -205,6 +232,7 @@ def _networks(device: str) -> Iterator[Case]:
             yield Case(step, (batch, *NETWORKS["lecture"]), variant="adam", devices=CUDA)
         yield Case(step, (1 << 20, *NETWORKS["four of 64"]), variant="adam", devices=CUDA)
         yield Case(step, (8192, *NETWORKS["wide"]), variant="adam", devices=CUDA)
+    yield Case("cold_start", (256, *NETWORKS["lecture"]), variant="adam", key=True)
 
 
 def products(case: Case) -> list[tuple[int, int, int]]:

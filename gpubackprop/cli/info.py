@@ -6,10 +6,14 @@ import argparse
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from gpubackprop import backends
 from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.cli.common import Say, blas_name, count, versions
+from gpubackprop.errors import GpubackpropError
 
 _EPILOG = """\
 examples:
@@ -32,14 +36,33 @@ def run(args: argparse.Namespace) -> int:
     report = devices.probe()
     name, reason = devices.choose("auto")
     say = Say(args.json)
-    for line in lines(report, name, reason):
+    graphs = cuda_graphs(name)
+    for line in lines(report, name, reason, graphs):
         say.line(line)
     values: dict[str, Any] = {"device": name, "reason": reason, "versions": versions()}
+    values["cuda_graphs"] = graphs
     say.object(values | dataclasses.asdict(report) | {"missing": _missing(report)})
     return 0
 
 
-def lines(report: DeviceReport, name: str, reason: str) -> list[str]:
+def cuda_graphs(name: str) -> dict[str, str]:
+    """For an operation and for a layer, why its plan is no CUDA graph; "" where it is one. Empty
+    on the CPU."""
+    if name == "cpu":
+        return {}
+    try:
+        backend = backends.get(name)
+        x, W, out = (backend.zeros((4, 4), np.float32) for _ in range(3))
+        operation = backend.plan(lambda verbs: verbs.column_sum(x, out[0]))
+        layer = backend.plan(lambda verbs: verbs.matmul(x, W, out))
+    except GpubackpropError as error:
+        return {"an operation": str(error), "a layer": str(error)}
+    return {"an operation": operation.uncaptured, "a layer": layer.uncaptured}
+
+
+def lines(
+    report: DeviceReport, name: str, reason: str, graphs: dict[str, str] | None = None
+) -> list[str]:
     cpu, driver = report.cpu, report.driver
     cores = count(cpu.cores, "core")
     cores += f" of {cpu.machine_cores}" if cpu.machine_cores != cpu.cores else ""
@@ -61,6 +84,10 @@ def lines(report: DeviceReport, name: str, reason: str) -> list[str]:
         f"NVRTC         {_library(report.nvrtc)}",
         f"cuBLASLt      {_library(report.cublaslt)}",
         f"CUDA backend  {'present' if report.cuda_backend else 'not in this version'}",
+    ]
+    text += [
+        f"CUDA graphs   {what}: " + (f"call by call ({why})" if why else "captured")
+        for what, why in (graphs or {}).items()
     ]
     if report.missing:
         text += ["", "missing for CUDA, in the order in which to mend it:"]

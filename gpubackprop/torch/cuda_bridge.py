@@ -98,8 +98,9 @@ class CudaBridge(HostBridge):
         return matrix if neighbours and matrix.stride(0) >= columns else matrix.contiguous()
 
     def flag(self, index: int, capturing: bool = False) -> tuple[np.ndarray, Any]:
-        """SLOTS times {row, label} of a label out of range, or {-1, -1}: memory of the host that
-        the kernels write into, so that the host can look without waiting."""
+        """SLOTS times {row, label} of a label out of range, row -1 where there was none and -2
+        while a kernel writes there: memory of the host that the kernels write into, so that the
+        host can look without waiting."""
         if index not in self._flags:
             if capturing:
                 raise DeviceUnavailable(
@@ -173,9 +174,9 @@ class CudaBridge(HostBridge):
         if host[:, 0].max() < 0:
             return
         slot = int(np.argmax(host[:, 0]))
-        row, label = (int(number) for number in host[slot])
+        row, label = (int(number) for number in host[slot])  # the row is written after its label
         row += self._first_rows.get((index, slot), 0)
-        host[:] = -1
+        host[host[:, 0] >= 0, 0] = -1  # what a kernel is writing now (-2) is for the next call
         hint = "" if label >= 0 else "; to leave rows out pass ignore_index"
         raise LabelError(
             f"target[{row}] of an earlier call on cuda:{index} was {label}, which is no class "

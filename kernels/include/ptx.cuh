@@ -188,6 +188,28 @@ __device__ __forceinline__ void as_words(uint4& v) {
 #endif
 }
 
+// ---- words that the host or another block reads meanwhile ------------------------------------------
+//   Of memory of the device or of pinned memory of the host.
+
+__device__ __forceinline__ uint64 load_shared_word(const uint64* p) {
+#ifdef __CUDA_ARCH__
+    uint64 v;
+    asm volatile("ld.relaxed.sys.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+#else
+    return __atomic_load_n(p, __ATOMIC_RELAXED);
+#endif
+}
+
+// Whoever reads v there, the host included, also sees what this thread wrote before.
+__device__ __forceinline__ void publish(uint64* p, uint64 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.release.sys.u64 [%0], %1;" : : "l"(p), "l"(v) : "memory");
+#else
+    __atomic_store_n(p, v, __ATOMIC_RELEASE);
+#endif
+}
+
 // ---- asynchronous copies from global to shared memory --------------------------------------------
 //   Issued, committed as a group, waited for: what a thread copied is there for that thread after its
 //   wait, and for the block after a barrier behind it. Before sm_80 the copy is done at once.

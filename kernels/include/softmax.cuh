@@ -158,22 +158,24 @@ template <class C> struct Target {
         int64 y = p.label(row);
         ignored = p.has_ignore_index && y == p.ignore_index;
         bad = !ignored && (y < 0 || y >= p.cols);
-        if (bad) {
-            factor = not_a_number<C>();
-            if (p.bad_label != nullptr) report(p.bad_label, row, y);
-        }
+        if (bad) factor = not_a_number<C>();
         if (ignored || bad) return;
         label = y;
         extra = p.keep;
         if (p.class_weight != nullptr) extra *= p.class_weight[y];
     }
-    // The first bad row is kept until the host has read it; all threads of a group say the same.
-    static __device__ __forceinline__ void report(int64* bad_label, int64 row, int64 y) {
-        uint64* first = reinterpret_cast<uint64*>(bad_label);
-        uint64 was = atomicCAS(first, ~uint64(0), uint64(row));
-        if (was == ~uint64(0)) bad_label[1] = y;
-    }
 };
+
+// The first bad row is kept until the host has read it. The row is written last, so whoever sees it
+// (>= 0) sees its label too; CLAIMED keeps others out in between.
+__device__ __forceinline__ void report_bad_label(int64* bad_label, int64 row, int64 y) {
+    constexpr uint64 FREE = ~uint64(0), CLAIMED = ~uint64(1);  // -1 and -2
+    uint64* first = reinterpret_cast<uint64*>(bad_label);
+    if (ptx::load_shared_word(first) != FREE) return;  // of a million bad rows, few come to the atomic
+    if (atomicCAS(first, FREE, CLAIMED) != FREE) return;
+    bad_label[1] = y;
+    ptx::publish(first, uint64(row));
+}
 
 // What a group knows once its statistics are combined.
 template <class T> struct Outcome {
@@ -208,6 +210,7 @@ template <class T> struct Outcome {
     __device__ __forceinline__ void store_row(
         const Problem<T>& p, const Target<C>& target, int64 row, C z_label) const {
         bool labelled = target.label >= 0;
+        if (target.bad && p.bad_label != nullptr) report_bad_label(p.bad_label, row, p.label(row));
         Compensated<C> terms;  // log S and z_y - m are often of one size and far above the rest
         terms.add_product(all.total, ::log(all.sum));
         if (labelled) {

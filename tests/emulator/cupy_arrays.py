@@ -7,7 +7,6 @@ expressions compute on the host at once; what is captured raises, as allocating 
 from __future__ import annotations
 
 import operator
-import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,28 +26,18 @@ COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
 METHODS = ("sum", "max", "mean")
 
 
-class Event:
-    def record(self) -> None:
-        self.time = time.perf_counter()
-
-    def synchronize(self) -> None:
-        assert hasattr(self, "time"), "an event that was never recorded"
-
-
-def elapsed(start: Event, end: Event) -> float:
-    """Milliseconds, as in CUDA."""
-    return 1e3 * (end.time - start.time)
-
-
 def _host(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim:
         raise TypeError(f"Unsupported type {type(value)}")  # CuPy's own words
-    return value._host if isinstance(value, ndarray) else value
+    if not isinstance(value, ndarray):
+        return value
+    STATE.not_while_capturing("an expression computes at once here, which needs a wait")
+    STATE.run_all()
+    return value._host
 
 
 def _device(value: Any) -> ndarray:
-    if STATE.graph is not None:
-        raise cupy_stub.CUDARuntimeError("cudaErrorStreamCaptureUnsupported: allocation")
+    STATE.not_while_capturing("allocation")
     return ndarray(np.array(value), STATE.device)
 
 
@@ -59,7 +48,7 @@ def _lifted(function: Any) -> Any:
         if out is None:
             return _device(result)
         assert out.shape == np.shape(result)
-        np.copyto(out._host, result, casting="same_kind")
+        np.copyto(_host(out), result, casting="same_kind")
         return out
 
     return call
@@ -73,7 +62,7 @@ def _in_place(name: str) -> Any:
     function = getattr(operator, f"i{name}")
 
     def call(self: ndarray, other: Any) -> ndarray:
-        function(self._host, _host(other))
+        function(_host(self), _host(other))
         return self
 
     return call
@@ -84,13 +73,13 @@ def _key(key: Any) -> Any:
 
 
 def _getitem(self: ndarray, key: Any) -> ndarray:
-    part = self._host[_key(key)]
+    part = _host(self)[_key(key)]
     view = isinstance(part, np.ndarray) and np.may_share_memory(part, self._host)
-    return ndarray(part, self._device) if view else _device(part)
+    return self._view(part) if view else _device(part)
 
 
 def _setitem(self: ndarray, key: Any, value: Any) -> None:
-    self._host[_key(key)] = _host(value)
+    _host(self)[_key(key)] = _host(value)
 
 
 def _asarray(array: Any, dtype: Any = None) -> ndarray:
@@ -127,7 +116,6 @@ def installed() -> Iterator[Any]:
             setattr(cupy, name, _lifted(getattr(np, name)))
         cupy.asarray = _asarray
         cupy.empty = cupy_stub.empty
-        cupy.cuda.Event, cupy.cuda.get_elapsed_time = Event, elapsed
         cupy.cuda.MemoryPool = lambda: types.SimpleNamespace(malloc=None)
         cupy.cuda.using_allocator = lambda malloc: nullcontext()
         pool = types.SimpleNamespace(free_all_blocks=lambda: None)

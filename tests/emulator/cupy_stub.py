@@ -17,8 +17,8 @@ import re
 import sys
 import types
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -26,72 +26,27 @@ import ml_dtypes
 import numpy as np
 
 from gpubackprop.backends.kernel_sources import kernels_directory
+from tests.emulator.cupy_queue import (
+    STATE,
+    Block,
+    Counts,
+    CUDARuntimeError,
+    Event,
+    OutOfMemoryError,
+    Stream,
+    elapsed,
+)
 from tests.emulator.module import Module
 
-ALIGNMENT = 512  # of CuPy's memory pool
-
-
-@dataclass
-class Counts:
-    """What was done since `clear`.
-
-    Attributes
-    ----------
-    kernels : entries launched, by name, elementwise kernels of CuPy's among them. products : calls
-        of cuBLAS. waits : reads that wait for the device. allocations : arrays made.
-        uploads : copies from the host. compiled : entries compiled.
-    """
-
-    kernels: list[str] = field(default_factory=list)
-    products: int = 0
-    waits: int = 0
-    allocations: int = 0
-    uploads: int = 0
-    compiled: list[str] = field(default_factory=list)
-
-    def clear(self) -> None:
-        self.__init__()  # type: ignore[misc]
-
-
-class _State:
-    counts = Counts()
-    device = 0
-    devices = 2
-    memory = 1 << 34  # bytes of each device
-    graph: Any = None  # of the capture that is going on
-    streams: list[Any]
-
-
-STATE = _State()
-
-
-class CUDARuntimeError(RuntimeError):
-    pass
+__all__ = ["STATE", "CUDARuntimeError", "Counts", "Event", "OutOfMemoryError", "Stream"]
 
 
 class CUDADriverError(RuntimeError):
     pass
 
 
-class OutOfMemoryError(MemoryError):
-    pass
-
-
 class CompileException(Exception):  # noqa: N818 (CuPy's name)
     pass
-
-
-def _queue(function: Any) -> None:
-    """Do it now, or when the graph of the capture is launched."""
-    if STATE.graph is None:
-        function()
-    else:
-        STATE.graph.nodes.append(function)
-
-
-def _not_while_capturing(what: str) -> None:
-    if STATE.graph is not None:
-        raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} while capturing")
 
 
 # -- arrays ---------------------------------------------------------------------------------------
@@ -112,17 +67,40 @@ class _Memory:
         assert theirs.flags.c_contiguous
         assert mine.flags.c_contiguous
         assert size == theirs.nbytes == mine.nbytes
-        _queue(lambda: np.copyto(mine._host, theirs._host))
+        STATE.queue(partial(np.copyto, mine._host, theirs._host), stream)
+
+
+class Flags:
+    """CuPy's have no `writeable` and no `aligned` (cupy/_core/flags.pyx)."""
+
+    def __init__(self, c_contiguous: bool, f_contiguous: bool, owndata: bool) -> None:
+        self.c_contiguous, self.f_contiguous, self.owndata = c_contiguous, f_contiguous, owndata
+
+
+def _here(*arrays: ndarray) -> None:
+    """A kernel of CuPy's on an array of another device works through peer access where there is
+    any, with a warning, and is a ValueError elsewhere (_core/_kernel.pyx, _check_peer_access)."""
+    for array in arrays:
+        if array._device != STATE.device:
+            raise ValueError(
+                f"The device where the array resides ({array._device}) is different from the "
+                f"current device ({STATE.device}). Peer access is unavailable between these "
+                f"devices."
+            )
 
 
 class ndarray:  # noqa: N801 (CuPy's name)
-    """Device memory: NumPy sees into it only by `get`."""
+    """Device memory: NumPy sees into it only by `get`.
+
+    `_host` is that memory itself, for what runs on the device; a test that looks there must have
+    waited. `block` is its place in the pool, None where CuPy does not own the memory.
+    """
 
     __array_priority__ = 100
     __array_ufunc__ = None
 
-    def __init__(self, host: np.ndarray, device: int) -> None:
-        self._host, self._device = host, device
+    def __init__(self, host: np.ndarray, device: int, block: Block | None = None) -> None:
+        self._host, self._device, self._block = host, device, block
 
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
@@ -131,10 +109,17 @@ class ndarray:  # noqa: N801 (CuPy's name)
     itemsize = property(lambda self: self._host.itemsize)
     nbytes = property(lambda self: self._host.nbytes)
     strides = property(lambda self: self._host.strides)
-    flags = property(lambda self: self._host.flags)
     data = property(lambda self: _Memory(self))
     device = property(lambda self: Device(self._device))
-    T = property(lambda self: ndarray(self._host.T, self._device))
+    T = property(lambda self: self._view(self._host.T))
+
+    @property
+    def flags(self) -> Flags:
+        flags = self._host.flags
+        return Flags(flags.c_contiguous, flags.f_contiguous, self._block is not None)
+
+    def _view(self, host: np.ndarray) -> ndarray:
+        return ndarray(host, self._device, self._block)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -159,59 +144,71 @@ class ndarray:  # noqa: N801 (CuPy's name)
         view = self._host[... if key == () else key]  # a 0-d array stays one
         assert isinstance(view, np.ndarray), "a scalar of a device array is a 0-d array: use [...]"
         assert view.base is not None, "only views are stood in for"
-        return ndarray(view, self._device)
+        return self._view(view)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         assert key is ..., "only whole arrays are written"
         assert isinstance(value, ndarray), "CuPy would wait for a copy from the host"
-        _queue(lambda: np.copyto(self._host, value._host, casting="unsafe"))
+        _here(self, value)
+        STATE.queue(partial(np.copyto, self._host, value._host, casting="unsafe"))
 
     def reshape(self, *shape: Any) -> ndarray:
         view = self._host.reshape(*shape)
-        assert view.size == 0 or np.may_share_memory(view, self._host)
-        return ndarray(view, self._device)
+        assert view.size == 0 or np.may_share_memory(view, self._host), (
+            "CuPy would copy (_core/_routines_manipulation.pyx, _ndarray_reshape)"
+        )
+        return self._view(view)
 
     def fill(self, value: Any) -> None:
+        _here(self)
         STATE.counts.kernels.append("fill")
-        _queue(lambda: self._host.fill(value))
+        STATE.queue(partial(self._host.fill, value))
 
-    def set(self, array: np.ndarray, stream: Any = None) -> None:
-        assert isinstance(array, np.ndarray)
-        assert array.dtype == self.dtype
-        assert array.shape == self.shape
-        assert stream is not None, "without a stream CuPy's copy may wait"
-        _not_while_capturing("a copy from pageable memory")
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        """CUDA stages pageable memory before it returns: `arr` may change at once."""
+        assert isinstance(arr, np.ndarray)
+        assert arr.dtype == self.dtype
+        assert arr.shape == self.shape
+        assert stream is not None, "say the stream: CuPy takes the current device's otherwise"
+        assert self.flags.c_contiguous or self.flags.f_contiguous, "CuPy: non-contiguous array"
+        STATE.not_while_capturing("a copy from pageable memory")
         STATE.counts.uploads += 1
-        np.copyto(self._host, array)
+        STATE.queue(partial(np.copyto, self._host, arr.copy()), stream)
 
     def get(self) -> np.ndarray:
-        _not_while_capturing("waiting for the device")
-        STATE.counts.waits += 1
-        return self._host.copy()
+        """Waits for the current stream of this device, and for no other."""
+        if not self.size:  # CuPy does not go to the device (_core/core.pyx, get)
+            return np.empty(self.shape, self.dtype)
+        STATE.not_while_capturing("waiting for the device")
+        host = np.empty(self.shape, self.dtype)
+        with Device(self._device):
+            STATE.queue(partial(np.copyto, host, self._host))
+            STATE.stream.synchronize()
+        return host
 
     def copy(self) -> ndarray:
-        out = empty(self.shape, self.dtype)
-        _queue(lambda: np.copyto(out._host, self._host))
-        return out
+        return _copied(self, empty(self.shape, self.dtype))
 
     def astype(self, dtype: Any, copy: bool = True) -> ndarray:
+        """Keeps the order of the dimensions in memory, as order "K" (_core/core.pyx, _astype)."""
         if not copy and self.dtype == dtype:
             return self
-        out = empty(self.shape, dtype)
-        _queue(lambda: np.copyto(out._host, self._host, casting="unsafe"))
-        return out
+        axes = sorted(range(self.ndim), key=lambda axis: -abs(self.strides[axis]))
+        out = empty(tuple(self.shape[axis] for axis in axes), dtype)
+        return _copied(self, out._view(out._host.transpose(np.argsort(axes))))
+
+
+def _copied(source: ndarray, out: ndarray) -> ndarray:
+    _here(source)
+    STATE.queue(partial(np.copyto, out._host, source._host, casting="unsafe"))
+    return out
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
-    _not_while_capturing("allocation")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     nbytes = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-    if nbytes > STATE.memory:
-        raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes (allocated so far: 0).")
-    STATE.counts.allocations += 1
-    raw = np.full(nbytes + ALIGNMENT, 0xFF, np.uint8)  # NaN: reading what was never written shows
-    start = -raw.ctypes.data % ALIGNMENT
-    return ndarray(raw[start : start + nbytes].view(dtype).reshape(shape), STATE.device)
+    block = STATE.allocate(nbytes)
+    return ndarray(block.bytes.view(dtype).reshape(shape), STATE.device, block)
 
 
 def asarray(array: Any, dtype: Any = None) -> ndarray:
@@ -227,36 +224,45 @@ def from_dlpack(array: Any) -> ndarray:
     return ndarray(array._host, array.__dlpack_device__()[1])
 
 
-def ascontiguousarray(array: ndarray) -> ndarray:
-    if array.flags.c_contiguous:
-        return array
-    out = empty(array.shape, array.dtype)
-    _queue(lambda: np.copyto(out._host, array._host))
-    return out
+def ascontiguousarray(a: ndarray) -> ndarray:
+    """Of 0 dimensions too: shape (1,) (_core/core.pyx, ascontiguousarray)."""
+    if a.flags.c_contiguous:
+        return a if a.ndim else a.reshape(1)
+    return _copied(a, empty(a.shape, a.dtype))
 
 
 def may_share_memory(a: ndarray, b: ndarray) -> bool:
+    """By bounds alone (_core/_memory_range.pyx)."""
     return np.may_share_memory(a._host, b._host)
 
 
 # -- products and elementwise work ----------------------------------------------------------------
 
 
-def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
-    if STATE.graph is not None:
+def _no_cublas_while_capturing() -> None:
+    """cupy_backends/cuda/libs/cublas.pyx, setStream."""
+    if STATE.stream.graph is not None:
         raise NotImplementedError(
             "calling cuBLAS API during stream capture is currently unsupported"
         )
+
+
+def _quietly(function: Any, *args: Any) -> None:
+    with np.errstate(all="ignore"):
+        function(*args)
+
+
+def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
+    _no_cublas_while_capturing()
     for array in (a, b, out):
         assert isinstance(array, ndarray)
-        assert array._device == STATE.device
+        _here(array)
     for operand in (a, b):
         assert operand.flags.c_contiguous or operand.flags.f_contiguous, "CuPy would copy it"
     assert out.flags.c_contiguous, "CuPy would compute into a temporary"
     assert not any(np.may_share_memory(out._host, array._host) for array in (a, b))
     STATE.counts.products += 1
-    with np.errstate(all="ignore"):
-        np.matmul(a._host, b._host, out._host)
+    STATE.queue(partial(_quietly, np.matmul, a._host, b._host, out._host))
     return out
 
 
@@ -269,10 +275,7 @@ def gemm_ex(
     compute: int, algorithm: int,
 ) -> None:  # fmt: skip
     """cublasGemmEx: C = alpha op(A) op(B) + beta C, column by column, in float32."""
-    if STATE.graph is not None:
-        raise NotImplementedError(
-            "calling cuBLAS API during stream capture is currently unsupported"
-        )
+    _no_cublas_while_capturing()
     assert (handle, compute, algorithm) == (HANDLE, 68, -1)
     assert _memory(alpha, 1, np.float32)[0] == 1
     assert _memory(beta, 1, np.float32)[0] == 0
@@ -284,7 +287,7 @@ def gemm_ex(
         stored = (columns, rows) if trans else (rows, columns)
         assert ld >= max(1, stored[0])
         flat = _memory(pointer, ld * stored[1], CUDA_TYPES[kind])
-        matrix = flat.reshape(stored[1], ld)[:, : stored[0]].T.astype(np.float32)
+        matrix = flat.reshape(stored[1], ld)[:, : stored[0]].T
         return matrix.T if trans else matrix
 
     left = operand(a, a_type, m, k, lda, trans_a)
@@ -292,8 +295,11 @@ def gemm_ex(
     STATE.counts.products += 1
     assert ldc >= m
     out = _memory(c, ldc * n, CUDA_TYPES[c_type]).reshape(n, ldc)
-    with np.errstate(all="ignore"):
-        out[:, :m] = (left @ right).T.astype(out.dtype)
+
+    def run() -> None:
+        out[:, :m] = (left.astype(np.float32) @ right.astype(np.float32)).T.astype(out.dtype)
+
+    STATE.queue(partial(_quietly, run))
 
 
 HANDLE = 7  # of cuBLAS
@@ -306,21 +312,26 @@ def _memory(pointer: int, count: int, dtype: Any) -> np.ndarray:
 
 def _ufunc(name: str, function: Any) -> Any:
     def call(*args: ndarray) -> ndarray:
+        _here(*args)
         STATE.counts.kernels.append(name)
-        *inputs, out = args
-        with np.errstate(all="ignore"):
-            function(*(array._host for array in inputs), out._host)
-        return out
+        STATE.queue(partial(_quietly, function, *(array._host for array in args)))
+        return args[-1]
 
     return call
 
 
 def _reduction(name: str, function: Any) -> Any:
     def call(a: ndarray, axis: int | None = None, keepdims: bool = False) -> ndarray:
+        _here(a)
         STATE.counts.kernels.append(name)
-        result = np.asarray(function(a._host, axis=axis, keepdims=keepdims))
-        out = empty(result.shape, result.dtype)
-        np.copyto(out._host, result)
+        like = np.asarray(function(np.empty(a.shape, a.dtype), axis=axis, keepdims=keepdims))
+        out, host = empty(like.shape, like.dtype), a._host
+        target = out._host
+
+        def run() -> None:
+            target[...] = function(host, axis=axis, keepdims=keepdims)
+
+        STATE.queue(partial(_quietly, run))
         return out
 
     return call
@@ -345,7 +356,7 @@ class ElementwiseKernel:
         for (kind, name), value in pairs:
             assert isinstance(value, (ndarray, np.generic)), f"{name} is a Python scalar"
             if isinstance(value, ndarray):
-                assert value._device == STATE.device
+                _here(value)
             dtype = value.dtype
             if len(kind) == 1:
                 assert types_.setdefault(kind, dtype.type) is dtype.type, f"{name} is no {kind}"
@@ -357,12 +368,12 @@ class ElementwiseKernel:
             for key, to in types_.items()
         }
         STATE.counts.kernels.append(self.name)
+        target = out._host
 
         def run() -> None:
-            with np.errstate(all="ignore"):
-                np.copyto(out._host, eval(self.expression, casts, named))
+            np.copyto(target, eval(self.expression, casts, named))
 
-        _queue(run)
+        STATE.queue(partial(_quietly, run))
 
 
 # -- raw kernels ----------------------------------------------------------------------------------
@@ -429,7 +440,7 @@ class RawKernel:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         values = [self._value(number, value) for number, value in enumerate(args)]
         STATE.counts.kernels.append(self.__name__)
-        _queue(lambda: self._module(self.__name__, grid, block, values, shared=shared_mem))
+        STATE.queue(partial(self._module, self.__name__, grid, block, values, shared=shared_mem))
 
     def _value(self, number: int, value: Any) -> Any:
         if isinstance(value, ndarray):
@@ -450,8 +461,8 @@ class RawKernel:
 
 
 class Device:
-    def __init__(self, index: int | None = None) -> None:
-        self.id = STATE.device if index is None else index
+    def __init__(self, device: int | None = None) -> None:
+        self.id = STATE.device if device is None else device
         self._before: list[int] = []
 
     # CuPy's dictionary has no compute capability.
@@ -469,44 +480,6 @@ class Device:
         STATE.device = self._before.pop()
 
 
-class Graph:
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-
-    def launch(self, stream: Any = None) -> None:
-        STATE.counts.kernels.append("graph")
-        for node in self.nodes:
-            node()
-
-
-class Stream:
-    def __init__(self, non_blocking: bool = False) -> None:
-        self.non_blocking = non_blocking
-
-    def __enter__(self) -> Stream:
-        STATE.streams.append(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        STATE.streams.pop()
-
-    def begin_capture(self) -> None:
-        if not self.non_blocking:
-            raise CUDARuntimeError("cudaErrorStreamCaptureImplicit: the stream is blocking")
-        STATE.graph = Graph()
-
-    def end_capture(self) -> Graph:
-        graph, STATE.graph = STATE.graph, None
-        return graph
-
-    def synchronize(self) -> None:
-        _not_while_capturing("waiting for the device")
-        STATE.counts.waits += 1
-
-
-STATE.streams = [Stream()]
-
-
 def _device_count() -> int:
     if not STATE.devices:
         raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
@@ -517,6 +490,7 @@ def _device_count() -> int:
 def module() -> types.ModuleType:
     """The module that stands in for `cupy`."""
     cupy: Any = types.ModuleType("cupy")
+    cupy.__spec__, cupy.__version__ = ModuleSpec("cupy", None), "14.2.0"
     for thing in (
         ndarray, empty, asarray, from_dlpack, ascontiguousarray, may_share_memory, matmul,
     ):  # fmt: skip
@@ -531,7 +505,9 @@ def module() -> types.ModuleType:
         Stream=Stream,
         cublas=types.SimpleNamespace(gemmEx=gemm_ex),
         device=types.SimpleNamespace(get_cublas_handle=lambda: HANDLE),
-        get_current_stream=lambda: STATE.streams[-1],
+        Event=Event,
+        get_elapsed_time=elapsed,
+        get_current_stream=lambda: STATE.stream,
         runtime=types.SimpleNamespace(
             getDeviceCount=_device_count,
             memGetInfo=lambda: (STATE.memory // 2, STATE.memory),
@@ -548,17 +524,18 @@ def module() -> types.ModuleType:
 
 
 @contextmanager
-def installed() -> Any:
-    """`cupy` is the stand-in while this lasts; gives the counts."""
+def installed(seed: int = 0, *, lazy: bool = True) -> Any:
+    """`cupy` is the stand-in while this lasts; gives the counts. See `cupy_queue.Machine`."""
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = module()
     in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY")
     os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # none of this goes to the user's cache
-    STATE.counts.clear()
-    STATE.device, STATE.devices, STATE.memory, STATE.graph = 0, 2, 1 << 34, None
+    STATE.reset(seed, lazy=lazy)
     try:
         yield STATE.counts
+        STATE.run_all()  # a backend that is kept for the next time must not lose what it queued
     finally:
+        STATE.reset()
         if in_memory is None:
             del os.environ["CUPY_CACHE_IN_MEMORY"]
         else:

@@ -49,6 +49,13 @@ extern "C" __global__ void streams(const uint4* x, uint4* y, int64 count) {
     if (i < count) ptx::store_streaming(y + count + i, ptx::load_streaming_readonly(x + i));
 }
 
+// The first thread to find 0 leaves its number, after a word that goes with it.
+extern "C" __global__ void publishing(uint64* words) {
+    if (ptx::load_shared_word(words) != 0 || atomicCAS(words, uint64(0), uint64(1)) != 0) return;
+    words[1] = 100 + threadIdx.x;
+    ptx::publish(words, 2 + threadIdx.x);
+}
+
 extern "C" __global__ void exponentials(const float* x, float* y, int64 count) {
     int64 i = threadIdx.x;
     if (i < count) y[i] = ptx::exp2_approx(x[i]), y[count + i] = ptx::exp2_approx_ftz(x[i]);

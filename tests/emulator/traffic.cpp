@@ -124,6 +124,10 @@ void __tsan_init() {}
         touch(p, sizeof(type), false, __builtin_return_address(0));                              \
         return __atomic_load_n(p, __ATOMIC_RELAXED);                                             \
     }                                                                                            \
+    void __tsan_atomic##bits##_store(volatile type* p, type v, int) {                            \
+        touch(const_cast<type*>(p), bits / 8, true, __builtin_return_address(0));                \
+        __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                \
+    }                                                                                            \
     int __tsan_atomic##bits##_compare_exchange_strong(volatile type* p, type* want, type v, int, int) { \
         touch(p, sizeof(type), true, __builtin_return_address(0));                               \
         return __atomic_compare_exchange_n(p, want, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); \

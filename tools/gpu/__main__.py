@@ -1,240 +1,95 @@
 """Everything that a machine with an NVIDIA GPU can show, by one command.
 
-    python3 -m tools.gpu OUT [--stages environment,pytest,...] [--seconds 570]
+    python3 -m tools.gpu OUT [--stages environment,compile,...] [--minutes 8]
 
-The stages run in the order of their worth, each in a process of its own with its own time limit; a
-stage that fails or hangs does not stop the next. What they find is written to OUT as they go:
-stages.json and summary.md after each stage, a log for each. Exit code 1 where a stage failed; a
-stage without a GPU, or without its tool, is "skipped" and never "ok". Not measured on a GPU.
+The stages run in the order of their worth, each in a process of its own within its own limit; a
+stage that fails, hangs or crashes does not stop the next. One that is over its limit is told by
+SIGINT, and killed 15 seconds later, so that its report survives. What they find is written to OUT
+as they go: stages.json and summary.md after each stage, a log and a JSON file for each. Exit code 1
+where a stage failed, hung or crashed. A stage without a GPU, or without its tool, is "skipped" and
+never "ok". ``--minutes N`` scales all limits, which sum up to 8 minutes. Not measured on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from xml.etree import ElementTree
 
-from gpubackprop.backends import devices
-from gpubackprop.errors import DeviceUnavailable
+from tools.gpu.judging import Outcome, judge, summary
+from tools.gpu.running import GRACE, run
+from tools.gpu.stages import MORE, STAGES, Stage
 
-ROOT = Path(__file__).resolve().parents[2]
-BENCHMARK_SECONDS = 180.0  # after which no further case is started
-SKIPPED = 77  # exit code of a stage that had nothing to run on; the reason is its last line
-SANITIZERS = ("/usr/local/cuda/bin/compute-sanitizer", "/opt/cuda/bin/compute-sanitizer")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`command(out)` gives the process; None and a reason where the tool is missing."""
-
-    name: str
-    seconds: float
-    command: Callable[[Path], list[str] | str]
-
-
-@dataclass
-class Outcome:
-    """`status`: ok, failed, skipped or timeout."""
-
-    name: str
-    status: str
-    seconds: float
-    note: str = ""
-
-
-def _module(name: str, *args: str) -> Callable[[Path], list[str] | str]:
-    return lambda out: [sys.executable, "-m", f"tools.gpu.{name}", str(out), *args]
-
-
-def _pytest(out: Path) -> list[str] | str:
-    return [
-        sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider",
-        "--continue-on-collection-errors", f"--junitxml={out / 'pytest.xml'}",
-    ]  # fmt: skip
-
-
-def _sanitizer(tool: str) -> Callable[[Path], list[str] | str]:
-    def command(out: Path) -> list[str] | str:
-        found = shutil.which("compute-sanitizer")
-        found = found or next((path for path in SANITIZERS if Path(path).exists()), None)
-        if found is None:
-            return "compute-sanitizer is not installed"
-        return [
-            found, "--tool", tool, "--error-exitcode", "86", sys.executable, "-m",
-            "tools.gpu.every_kernel", str(out / f"{tool}.json"),
-        ]  # fmt: skip
-
-    return command
-
-
-def _benchmarks(out: Path) -> list[str] | str:
-    """The benchmarks, most important cases first; what no time is left for is named in the file."""
-    return [
-        sys.executable, "-m", "benchmarks", "--device", "cuda", "--json",
-        str(out / "benchmarks.json"), "--budget", str(BENCHMARK_SECONDS), "--no-scripts",
-    ]  # fmt: skip
-
-
-def _check(out: Path) -> list[str] | str:
-    return [sys.executable, "-m", "gpubackprop", "check", "--device", "cuda"]
-
-
-def _front_end(script: str, package: str, *arguments: str) -> Callable[[Path], list[str] | str]:
-    """A drop-in front end's own benchmark; "OUT" among the arguments is its file."""
-
-    def command(out: Path) -> list[str] | str:
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed"
-        try:
-            devices.choose("cuda")
-        except DeviceUnavailable as error:
-            return str(error)
-        target = str(out / f"{script}.json")
-        given = [target if argument == "OUT" else argument for argument in arguments]
-        return [sys.executable, "-m", f"benchmarks.{script}", "--device", "cuda", *given]
-
-    return command
-
-
-STAGES = (
-    Stage("environment", 40, _module("environment")),
-    Stage("pytest", 200, _pytest),
-    Stage("parity", 120, _module("parity")),
-    Stage("memcheck", 110, _sanitizer("memcheck")),
-    Stage("racecheck", 110, _sanitizer("racecheck")),
-    Stage("benchmarks", BENCHMARK_SECONDS + 60, _benchmarks),
-    Stage("check", 90, _check),
-    Stage("bench_torch", 150, _front_end("bench_torch", "torch", "OUT")),
-    Stage(
-        "bench_sklearn",
-        150,
-        _front_end("bench_sklearn", "sklearn", "--sizes", "--rounds", "3", "--out", "OUT"),
-    ),
-)
+MINUTES = 8.0
+SHORTEST = 2.0  # seconds; with less left, a stage is not begun
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.gpu", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("out", type=Path)
-    parser.add_argument("--stages", default="", help="names, separated by commas; all by default")
-    parser.add_argument("--seconds", type=float, default=570, help="for all of it (default 570)")
+    parser.add_argument("--stages", default="", help="names with commas; default: the first eight")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all stages together")
     args = parser.parse_args(arguments)
+    if args.minutes <= 0:
+        parser.error(f"--minutes is {args.minutes} but must be more than 0")
     names = [name for name in args.stages.split(",") if name]
-    known = [stage.name for stage in STAGES]
+    known = [stage.name for stage in (*STAGES, *MORE)]
     unknown = [name for name in names if name not in known]
     if unknown:
         parser.error(f"no stage {unknown[0]!r}; there are {', '.join(known)}")
     out = args.out.resolve()
+    chosen = [s for s in (*STAGES, *MORE) if s.name in names] if names else list(STAGES)
+    outcomes = run_all(chosen, out, args.minutes)
+    print((out / "summary.md").read_text(encoding="utf-8"), flush=True)
+    return int(any(one.bad for one in outcomes))
+
+
+def run_all(stages: list[Stage], out: Path, minutes: float = MINUTES) -> list[Outcome]:
+    """Run them one after another, writing what came out after each.
+
+    All limits are scaled by `minutes` / 8. What one stage leaves unused goes to the next.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    chosen = [stage for stage in STAGES if not names or stage.name in names]
-    outcomes = run_all(chosen, out, args.seconds)
-    return 1 if any(one.status in ("failed", "timeout") for one in outcomes) else 0
-
-
-def run_all(stages: list[Stage], out: Path, seconds: float) -> list[Outcome]:
-    """Run them one after another within `seconds`, writing what came out after each."""
-    end = time.monotonic() + seconds
+    scale = minutes / MINUTES
+    end = time.monotonic() + scale * sum(stage.seconds for stage in stages)
     outcomes: list[Outcome] = []
-    for stage in stages:
-        print(f"== {stage.name} ...", flush=True)
-        outcomes.append(run_stage(stage, out, min(stage.seconds, end - time.monotonic())))
+    for number, stage in enumerate(stages):
+        later = scale * sum(other.seconds for other in stages[number + 1 :])
+        limit = max(scale * stage.seconds, end - time.monotonic() - later)
+        limit = min(limit, end - time.monotonic())
+        print(f"== {stage.name}, at most {max(limit, 0):.0f} s ...", flush=True)
+        outcomes.append(run_stage(stage, out, limit))
         last = outcomes[-1]
         print(f"== {last.name}: {last.status}, {last.seconds:.0f} s. {last.note}", flush=True)
-        write_summary(out, outcomes)
+        write(out, outcomes, stages)
     return outcomes
 
 
 def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
-    """One stage in a process group of its own, so that nothing of it outlives its limit."""
-    if limit < 1:
+    """One stage; `limit` includes the time in which it may still write its report."""
+    if limit < SHORTEST:
         return Outcome(stage.name, "skipped", 0.0, "no time was left")
-    command = stage.command(out)
+    grace = min(GRACE, limit / 4)
+    (out / f"{stage.name}.json").unlink(missing_ok=True)  # of an earlier run
+    command = stage.command(out, limit - grace)
     if isinstance(command, str):
         return Outcome(stage.name, "skipped", 0.0, command)
-    start, log = time.monotonic(), out / f"{stage.name}.log"
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    try:
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-            try:
-                code: int | None = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-    except OSError as error:
-        return Outcome(stage.name, "failed", time.monotonic() - start, str(error))
-    took = time.monotonic() - start
-    if code is None:
-        return Outcome(stage.name, "timeout", took, f"stopped after {limit:.0f} s; see {log.name}")
-    status, note = judge(stage.name, code, log, out)
-    return Outcome(stage.name, status, took, note)
+    log = out / f"{stage.name}.log"
+    return judge(stage.name, run(command, log, limit - grace, grace=grace), log, out)
 
 
-def judge(name: str, code: int, log: Path, out: Path) -> tuple[str, str]:
-    """Status and note from the exit code, and for pytest from its XML: all skipped is not ok."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    if name == "pytest" and code in (0, 1, 5):
-        return judge_pytest(code, out / "pytest.xml")
-    if code == SKIPPED or (code and "was asked for but" in last):
-        return "skipped", last
-    if code == 0 and name in ("memcheck", "racecheck") and not (out / f"{name}.json").exists():
-        return "failed", f"the tool ran nothing: {last}"
-    return ("ok" if code == 0 else "failed"), last if code == 0 else f"exit code {code}: {last}"
-
-
-def judge_pytest(code: int, xml: Path) -> tuple[str, str]:
-    try:
-        suites = list(ElementTree.parse(xml).getroot().iter("testsuite"))
-    except (OSError, ElementTree.ParseError) as error:
-        return "failed", f"no report: {error}"
-    counts = {
-        key: sum(int(suite.get(key, 0)) for suite in suites)
-        for key in ("tests", "failures", "errors", "skipped")
-    }
-    note = ", ".join(f"{number} {key}" for key, number in counts.items())
-    if code == 1 or counts["failures"] or counts["errors"]:
-        return "failed", note
-    if counts["tests"] == counts["skipped"]:
-        skips = [skip.get("message", "") for suite in suites for skip in suite.iter("skipped")]
-        return "skipped", f"{note}: {skips[0] if skips else 'there are no tests marked gpu'}"
-    return "ok", note
-
-
-def write_summary(out: Path, outcomes: list[Outcome]) -> None:
+def write(out: Path, outcomes: list[Outcome], stages: list[Stage]) -> None:
     rows = [asdict(outcome) for outcome in outcomes]
-    (out / "stages.json").write_text(json.dumps(rows, indent=2) + "\n")
-    text = [
-        "# What this machine showed",
-        "",
-        "| stage | status | seconds | note |",
-        "|---|---|---|---|",
-    ]
-    text += [
-        f"| {one.name} | {one.status} | {one.seconds:.0f} | {one.note.replace('|', '/')} |"
-        for one in outcomes
-    ]  # fmt: skip
-    if not any(one.status == "ok" for one in outcomes if one.name != "environment"):
-        text += ["", "Nothing ran on a GPU: not measured on a GPU."]
-    (out / "summary.md").write_text("\n".join(text) + "\n")
+    (out / "stages.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (out / "summary.md").write_text(
+        summary(outcomes, {s.name: s.shows for s in stages}), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,14 @@ from gpubackprop.backends import devices
 from gpubackprop.cli.common import to_json
 from gpubackprop.errors import DeviceUnavailable
 
-SKIPPED = 77
+SKIPPED = 77  # exit code of a stage that had nothing to run on; the reason is its last line
+WORST = 10  # results that the summary names first
+INTERPRETER = "GPUBACKPROP_GPU_PYTHON"  # a rehearsal names one with an emulated card
+
+
+def interpreter() -> list[str]:
+    """What runs a module of Python: ``[*interpreter(), "-m", "module"]``."""
+    return os.environ.get(INTERPRETER, sys.executable).split()
 
 
 def cuda_backend() -> Any:

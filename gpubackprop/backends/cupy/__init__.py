@@ -12,6 +12,7 @@ CuPy is imported when a `CupyBackend` is made, never when this module is. Not me
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from gpubackprop.backends.cupy import elementwise, losses, updates
 from gpubackprop.backends.cupy.launcher import Launcher, compute_dtype, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
 from gpubackprop.backends.cupy.memory import Memory
-from gpubackprop.backends.cupy.tape import CupyProducts, Products, Tape
+from gpubackprop.backends.cupy.tape import CupyProducts, Plan, Products, Tape
 from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
@@ -33,6 +34,31 @@ __all__ = ["CupyBackend", "CupyProducts", "Products"]
 
 Array = Any  # cupy.ndarray
 OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
+
+
+class Replay:
+    """What `CupyBackend.plan` returns: call it to issue the calls again.
+
+    Attributes
+    ----------
+    uncaptured : see `gpubackprop.backends.cupy.tape.Plan`.
+    """
+
+    def __init__(self, backend: CupyBackend, plan: Plan, labels: bool) -> None:
+        self._backend, self._plan, self._labels = backend, plan, labels
+        self.uncaptured = plan.uncaptured
+
+    def __call__(self) -> None:
+        backend = self._backend
+        backend._labels[0] |= self._labels
+        cupy = backend.cupy
+        with explained(cupy, "a step on the GPU"), cupy.cuda.Device(backend.index):
+            self._plan()
+
+    def __del__(self) -> None:
+        cupy = self._backend.cupy
+        with suppress(Exception), cupy.cuda.Device(self._backend.index):  # the process may end
+            self._plan.close()
 
 
 class CupyBackend(DeviceMemory):
@@ -78,25 +104,14 @@ class CupyBackend(DeviceMemory):
         recorder._labels = [False]
         emit(recorder)
         tape.complete(self.launcher)
-        graph, labels = None, recorder._labels[0]
-        if tape.capturable:
-            with explained(self.cupy, "capturing a step"), self.cupy.cuda.Device(self.index):
-                graph = tape.capture(self.cupy)
-
-        def replay() -> None:
-            self._labels[0] |= labels
-            with explained(self.cupy, "a step on the GPU"), self.cupy.cuda.Device(self.index):
-                if graph is None:
-                    tape.run()
-                else:  # it has the addresses alone: the arrays are kept by `tape`
-                    graph.launch()
-
-        return replay
+        with self.cupy.cuda.Device(self.index):
+            plan = Plan(self.cupy, tape)
+        return Replay(self, plan, recorder._labels[0])
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         """Issue a host function as part of a plan (or run it at once)."""
         if self._tape is not None:
-            self._tape.capturable = False
+            self._tape.obstacle = self._tape.obstacle or "a function of the host"
         self._issue(function, *args)
 
     def _issue(self, function: Callable[..., Any], *args: Any) -> None:
@@ -195,7 +210,7 @@ class CupyBackend(DeviceMemory):
         if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
             raise ShapeError(f"no product of {x.shape} and {y.shape} to {out.shape}")
         if self._tape is not None:
-            self._tape.capturable &= self.products.capturable
+            self._tape.obstacle = self._tape.obstacle or self.products.obstacle
         self._issue(self.products, x, y, out)
 
     def affine_forward(

@@ -12,15 +12,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpubackprop.backends.host import available_cores
 from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 
+T = TypeVar("T")
+R = TypeVar("R")
 Defines = tuple[tuple[str, str], ...]
 Entry = tuple[str, str, Defines]
 # Subnormal numbers are kept; division and square root are rounded correctly.
@@ -49,16 +51,33 @@ def compile_together(cupy: Any, index: int, entries: Iterable[Entry]) -> None:
     """Put the machine code of several entries on disk, for `compiled`, if it is not there yet: in
     as many threads as there are cores, since NVRTC runs without Python's lock."""
     new = [entry for entry in entries if (cupy, index, entry) not in _loaded]
-    places = dict(_place(cupy, index, entry) for entry in new)
-    missing = [(file, code) for file, code in places.items() if not file.exists()]
-
-    def one(missing: tuple[Path, str]) -> None:
-        with cupy.cuda.Device(index):  # each thread has a current device of its own
-            _write(missing[0], _compile(cupy, missing[1]))
-
+    missing = [entry for entry in new if not _place(cupy, index, entry)[0].exists()]
     if len(missing) > 1:  # a single one is left to `compiled`
-        with ThreadPoolExecutor(min(len(missing), available_cores())) as threads:
-            list(threads.map(one, missing))
+        in_threads(partial(put_on_disk, cupy, index), missing)
+
+
+def put_on_disk(cupy: Any, index: int, entry: Entry) -> bool:
+    """Compile one entry for device `index` unless its machine code is there; whether it was not."""
+    file, code = _place(cupy, index, entry)
+    if file.exists():
+        return False
+    with cupy.cuda.Device(index):  # each thread has a current device of its own
+        _write(file, _compile(cupy, code))
+    return True
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``[function(item) for item in items]``, in as many threads as there are cores; in this one
+    alone where the process may start no other."""
+    with ThreadPoolExecutor(min(len(items), available_cores())) as threads:
+        futures: list[Future[R]] = []
+        try:
+            futures += (threads.submit(function, item) for item in items)
+        except RuntimeError:  # can't start new thread: a limit on the processes of a container
+            for future in futures:
+                future.cancel()
+            return [function(item) for item in items]
+        return [future.result() for future in futures]
 
 
 def _place(cupy: Any, index: int, entry: Entry) -> tuple[Path, str]:
@@ -96,13 +115,20 @@ def cache_directory() -> Path:
     if os.environ.get("CUPY_CACHE_IN_MEMORY", "0") != "1":
         given = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
         directory = Path(given) / "gpubackprop"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
-                return directory
-        except OSError:
-            pass
+        if _can_be_written_to(directory):
+            return directory
     return Path(_own_directory())
+
+
+@cache
+def _can_be_written_to(directory: Path) -> bool:
+    """Asked once a process: in some sandboxes each file that is made is a round trip."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False
 
 
 @cache

@@ -13,6 +13,33 @@ from gpubackprop.errors import DeviceUnavailable, DtypeError, TargetRangeError
 INPUT_DTYPES = ("float64", "float32", "float16", "bfloat16", "uint8")  # gather_rows reads them
 
 
+class Filled:
+    """An array that is filled once, on one stream, and read on any.
+
+    Parameters
+    ----------
+    array : its fill is queued on the current stream of its device.
+    """
+
+    def __init__(self, cupy: Any, array: Any) -> None:
+        self._cupy, self._array = cupy, array
+        self._stream = cupy.cuda.get_current_stream()  # kept, so that no other gets its number
+        self._event: Any = None
+        if not self._stream.is_capturing():
+            self._event = cupy.cuda.Event(disable_timing=True)
+            self._event.record(self._stream)
+
+    def array(self) -> Any:
+        """The array, for calls on the current stream, which waits for the fill where it must."""
+        if self._event is not None:
+            stream = self._cupy.cuda.get_current_stream()
+            if self._event.done:
+                self._event = None
+            elif stream != self._stream:
+                stream.wait_event(self._event)
+        return self._array
+
+
 class Memory:
     """The arrays of one device, and its sticky flag for labels out of range.
 
@@ -22,14 +49,15 @@ class Memory:
 
     Attributes
     ----------
-    bad_label : (2,) int64 on the device: {row, label} of a label out of range, or {-1, -1}.
+    bad_label : (2,) int64 on the device: {row, label} of a label out of range; row -1 where there
+        was none, -2 while a kernel is writing there.
     """
 
     def __init__(self, cupy: Any, index: int, *, keeps_scratch: bool = False) -> None:
         self.cupy, self.index, self._keeps_scratch = cupy, index, keeps_scratch
-        self._constants: dict[tuple[float, str], Any] = {}
+        self._constants: dict[tuple[float, str], Filled] = {}
         self._scratch: dict[tuple[str, np.dtype], Any] = {}
-        self._bad_label: Any = None
+        self._bad_label: Filled | None = None
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -51,8 +79,13 @@ class Memory:
         """A 0-d array that holds `value`, made once."""
         key = (float(value), np.dtype(dtype).name)
         if key not in self._constants:
-            self._constants[key] = self.full((), value, dtype)
-        return self._constants[key]
+            self._constants[key] = self._filled(self.full((), value, dtype))
+        with self.cupy.cuda.Device(self.index):
+            return self._constants[key].array()
+
+    def _filled(self, array: Any) -> Filled:
+        with self.cupy.cuda.Device(self.index):
+            return Filled(self.cupy, array)
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         """Working memory for one verb. Of a plan: valid until the same name is asked for again, as
@@ -80,7 +113,8 @@ class Memory:
                     f"cuda:{self.index}; copy it there, or use "
                     f'device="cuda:{array.device.id}"'
                 )
-            array = cupy.ascontiguousarray(array)
+            if not array.flags.c_contiguous:  # of 0 dimensions, CuPy's function makes one
+                array = cupy.ascontiguousarray(array)
             return array if dtype is None else array.astype(dtype, copy=False)
 
     def is_device_array(self, array: Any) -> bool:
@@ -119,22 +153,24 @@ class Memory:
     @property
     def bad_label(self) -> Any:
         if self._bad_label is None:
-            self._bad_label = self.full(2, -1, np.int64)
-        return self._bad_label
+            self._bad_label = self._filled(self.full(2, -1, np.int64))
+        with self.cupy.cuda.Device(self.index):
+            return self._bad_label.array()
 
     @bad_label.setter
     def bad_label(self, array: Any) -> None:
-        self._bad_label = array
+        self._bad_label = self._filled(array)
 
     def raise_bad_label(self) -> None:
         """TargetRangeError where a kernel met a label out of range; waits for the device."""
         if self._bad_label is None:
             return
-        row, label = (int(number) for number in self.read(self._bad_label))
+        flag = self.bad_label
+        row, label = (int(number) for number in self.read(flag))
         if row < 0:
             return
         with self.cupy.cuda.Device(self.index):
-            self._bad_label.fill(-1)
+            flag.fill(-1)
         raise TargetRangeError(
             f"targets[{row}] of a batch was {label}, which is no class index of the network: loss "
             f"and gradient of that row are NaN; check the labels before they go to the GPU"

@@ -9,11 +9,13 @@ cuBLAS through CuPy 14 cannot be captured (docs/decisions/2026-11-23-cupy-plans.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cupy.launcher import Launcher
+from gpubackprop.backends.cupy.library import one_line
 from gpubackprop.backends.cupy_launch import Launch
 
 # cuBLAS's and CUDA's own numbers (cublas_api.h, library_types.h).
@@ -32,13 +34,17 @@ class Tape:
 
     Attributes
     ----------
-    capturable : False once something was recorded that a graph cannot hold.
+    obstacle : the first thing recorded that a graph cannot hold, or "".
     """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.capturable = True
+        self.obstacle = ""
         self._launches: dict[int, Launch] = {}  # whose entries are missing in `calls`
+
+    @property
+    def capturable(self) -> bool:
+        return not self.obstacle
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> None:
         self.calls.append((function, args))
@@ -66,9 +72,56 @@ class Tape:
             stream.begin_capture()
             try:
                 self.run()
-            finally:
-                graph = stream.end_capture()
-        return graph
+            except BaseException:
+                with suppress(Exception):  # the capture is over, with an error that says less
+                    stream.end_capture()
+                raise
+            return stream.end_capture()
+
+
+class Plan:
+    """Recorded calls, issued again by each call of this, on the current stream.
+
+    The calls of a plan share working memory. So a call on another stream than the one before waits
+    for that one, and the memory goes back to its pool after the last call.
+
+    Attributes
+    ----------
+    uncaptured : why the calls are issued one by one; "" where they are a CUDA graph.
+    """
+
+    uncaptured = ""
+
+    def __init__(self, cupy: Any, tape: Tape) -> None:
+        self._cupy, self._tape, self._graph = cupy, tape, None
+        self._made = self._last = cupy.cuda.get_current_stream()
+        if not tape.capturable:
+            self.uncaptured = "a call that cannot be captured: " + tape.obstacle
+            return
+        try:
+            self._graph = tape.capture(cupy)
+        except Exception as error:  # what cannot be captured raises what it likes
+            self.uncaptured = f"the capture failed: {one_line(error)}"
+
+    def __call__(self) -> None:
+        current = self._cupy.cuda.get_current_stream()
+        if current != self._last:
+            self._after_the_last_call(current)
+            self._last = current
+        if self._graph is None:
+            self._tape.run()
+        else:  # it has the addresses alone: the arrays are kept by the tape
+            self._graph.launch()
+
+    def _after_the_last_call(self, stream: Any) -> None:
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(self._last)
+        stream.wait_event(event)
+
+    def close(self) -> None:
+        """Let the pool's stream wait for the last call, before the arrays go back there."""
+        if self._last != self._made:
+            self._after_the_last_call(self._made)
 
 
 class Products:
@@ -78,10 +131,10 @@ class Products:
 
     Attributes
     ----------
-    capturable : whether calls can be part of a CUDA graph.
+    obstacle : why calls cannot be part of a CUDA graph; "" where they can.
     """
 
-    capturable = False
+    obstacle = "matrix products"
 
     def __call__(self, x: Any, y: Any, out: Any) -> None:
         """out = x @ y on the current stream: (M, K), (K, N), (M, N), each C- or F-contiguous."""
@@ -98,6 +151,8 @@ class CupyProducts(Products):
     16-bit operands go to cublasGemmEx directly, by CuPy's binding: cupy.matmul knows no bfloat16
     and gives float16 back from float16. Sums are float32, and so may `out` be.
     """
+
+    obstacle = "matrix products through CuPy"
 
     def __init__(self, cupy: Any) -> None:
         self._cupy, self._matmul = cupy, cupy.matmul

@@ -11,6 +11,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -112,8 +113,9 @@ class Workers:
         job = _Job(parts)
         try:
             if self._started < len(parts) - 1:
-                self._start(len(parts) - 1)
-            for _ in parts[1:]:
+                with suppress(RuntimeError):  # no thread can be started: this one does it all
+                    self._start(len(parts) - 1)
+            for _ in range(min(len(parts) - 1, self._started)):
                 self._inbox.put(job)
             job.replay_parts(0)
         except BaseException as error:

@@ -1,0 +1,365 @@
+"""Streams, events, graphs and the memory pool of the stand-in for CuPy.
+
+Nothing that is queued runs before somebody waits for it. Then the streams take turns in a random
+order with a seed, as far as events and the default stream leave it open. A block that nobody holds
+any more goes back to the pool of the stream that it was taken on, and is handed out again at once,
+poisoned: what another stream still does with it shows as NaN.
+
+Rules from CuPy 14 (main of 2026-08-20) and the CUDA programming guide, each with its place:
+
+- one pool for each device and stream; a freed block goes to the stream of its allocation
+  (cupy/cuda/memory.pyx, `SingleDeviceMemoryPool._malloc`, `free`)
+- the current stream is that of the current device and thread (cupy/cuda/stream.pyx, `_ThreadLocal`)
+- ``with stream`` on another device is a RuntimeError (stream.pyx, `check_stream_device_match`)
+- the default stream (ptr 0) waits for the blocking streams of its device and they for it, a
+  non-blocking stream waits for nobody (programming guide, "Default stream")
+- the default stream cannot be captured (stream.pyx, `begin_capture`); what a captured stream is
+  given becomes a node; waiting for it is an error that invalidates the capture
+- a graph holds addresses and no arrays (cupy/cuda/graph.pyx, `Graph`)
+- a captured stream cannot wait for an event of a stream that is not captured, and an error of the
+  capture is raised again by `end_capture` (runtime API, cudaStreamWaitEvent, cudaStreamEndCapture)
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+ALIGNMENT = 512  # of CuPy's memory pool
+POISON = 0xFF  # of every byte: NaN in each float type
+LONGEST = 1024  # calls that a stream holds before its launches wait; CUDA's number is alike
+
+Call = Callable[[], None]
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+@dataclass
+class Counts:
+    """What was done since `clear`.
+
+    Attributes
+    ----------
+    kernels : entries launched, by name, elementwise kernels of CuPy's among them. products : calls
+        of cuBLAS. waits : times that the host has waited for the device. allocations : arrays made.
+        uploads : copies from the host. compiled : entries compiled.
+    """
+
+    kernels: list[str] = field(default_factory=list)
+    products: int = 0
+    waits: int = 0
+    allocations: int = 0
+    uploads: int = 0
+    compiled: list[str] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+class _Thread(threading.local):
+    """What CUDA and CuPy keep for each thread of the host."""
+
+    def __init__(self) -> None:
+        self.device = 0
+        self.streams: dict[int, list[Stream]] = {}  # by device, the current one last
+
+
+class Machine:
+    """All devices: what is queued on them, and their memory.
+
+    Attributes
+    ----------
+    devices : how many. memory : bytes of each.
+    lazy : False runs each call when it is queued, for memory that others look at, too.
+    """
+
+    def __init__(self) -> None:
+        self.counts, self._lock = Counts(), threading.RLock()
+        self.reset()
+
+    def reset(self, seed: int = 0, *, lazy: bool = True) -> None:
+        self.devices, self.memory, self.lazy = 2, 1 << 34, lazy
+        self.random, self.thread = random.Random(seed), _Thread()
+        self.default: dict[int, Stream] = {}
+        self.busy: set[Stream] = set()
+        self.captured: set[Stream] = set()
+        self.pools: dict[tuple[int, int], list[np.ndarray]] = {}
+        self.number = 0  # of the call that was queued last
+        self.counts.clear()
+
+    @property
+    def device(self) -> int:
+        """The current device of this thread."""
+        return self.thread.device
+
+    @device.setter
+    def device(self, index: int) -> None:
+        self.thread.device = index
+
+    # -- streams ----------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> Stream:
+        """The current stream of this thread on its current device."""
+        stack = self.thread.streams.get(self.device)
+        if stack:
+            return stack[-1]
+        if self.device not in self.default:
+            self.default[self.device] = Stream(null=True)
+        return self.default[self.device]
+
+    def queue(self, call: Call, stream: Stream | None = None) -> None:
+        """Give a call to the (current) stream, or to the graph that is captured from it.
+
+        `call` holds NumPy arrays and no `ndarray` of the stand-in, or a block would never be free.
+        """
+        stream = stream or self.stream
+        if stream.graph is not None:
+            stream.graph.nodes.append(call)
+        else:
+            self.append(stream, call)
+
+    def append(self, stream: Stream, item: Call | Mark) -> None:
+        with self._lock:
+            self.number += 1
+            stream.queue.append((self.number, item))
+            self.busy.add(stream)
+            if not self.lazy or len(stream.queue) > LONGEST:
+                self.run(stream)
+
+    def wait(self, done: Callable[[], bool], what: str = "waiting for the device") -> None:
+        """The host waits."""
+        self.not_while_capturing(what)
+        self.counts.waits += 1
+        with self._lock:
+            while not done():
+                self.turn()
+
+    def run(self, stream: Stream) -> None:
+        with self._lock:
+            while stream.queue:
+                self.turn()
+
+    def run_all(self) -> None:
+        """All devices finish, without a wait of the host's that counts."""
+        with self._lock:
+            while self.busy:
+                self.turn()
+
+    def turn(self) -> None:
+        """One stream does one thing."""
+        ready = sorted(
+            (s for s in self.busy if self._ready(s)), key=lambda s: (s.device_id, s.number)
+        )
+        assert ready, "the streams wait for one another, or for an event that nobody records"
+        stream = self.random.choice(ready)
+        _, item = stream.queue.popleft()
+        if not stream.queue:
+            self.busy.discard(stream)
+        if isinstance(item, Mark):
+            item.reached = True
+        else:
+            item()
+
+    def _ready(self, stream: Stream) -> bool:
+        number, item = stream.queue[0]
+        if isinstance(item, _Wait) and not item.mark.reached:
+            return False
+        if stream.non_blocking:
+            return True
+        others = [s for s in self.busy if s.device_id == stream.device_id and not s.non_blocking]
+        if stream.null:
+            return all(s is stream or s.queue[0][0] > number for s in others)
+        return all(not s.null or s.queue[0][0] > number for s in others)
+
+    def not_while_capturing(self, what: str) -> None:
+        """An error that invalidates the captures under way, as CUDA's."""
+        for stream in self.captured:
+            stream.invalid = True
+        if self.captured:
+            raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} while capturing")
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def allocate(self, nbytes: int) -> Block:
+        """A block of the current stream's pool, poisoned when the stream gets there."""
+        self.not_while_capturing("allocation")
+        if nbytes > self.memory:
+            raise OutOfMemoryError(
+                f"Out of memory allocating {nbytes:,} bytes (allocated so far: 0)."
+            )
+        self.counts.allocations += 1
+        stream, size = self.stream, -(-nbytes // ALIGNMENT) * ALIGNMENT
+        free = self.pools.setdefault((self.device, stream.number), [])
+        place = next((n for n, raw in enumerate(free) if raw.size == size), None)
+        if place is not None:
+            raw = free.pop(place)
+        else:
+            room = np.empty(size + ALIGNMENT, np.uint8)
+            start = -room.ctypes.data % ALIGNMENT
+            raw = room[start : start + size]
+        self.queue(partial(raw.fill, POISON), stream)
+        return Block(raw, nbytes, free)
+
+
+class Block:
+    """Memory of the pool, until nobody holds this."""
+
+    def __init__(self, raw: np.ndarray, nbytes: int, free: list[np.ndarray]) -> None:
+        self.bytes = raw[:nbytes]
+        weakref.finalize(self, free.append, raw).atexit = False
+
+
+class Mark:
+    """A place in a stream, for an event."""
+
+    reached = False
+
+
+class _Wait(Mark):
+    def __init__(self, mark: Mark) -> None:
+        self.mark = mark
+
+
+class Event:
+    """cupy.cuda.Event."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.disable_timing = disable_timing
+        self.mark: Mark | None = None
+        self.time: float | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        stream = stream or STATE.stream
+        assert stream.graph is None, "events of a capture are not stood in for"
+        self.mark = Mark()
+        if not self.disable_timing:
+            STATE.append(stream, self._note_time)
+        STATE.append(stream, self.mark)
+
+    def _note_time(self) -> None:
+        self.time = time.perf_counter()
+
+    def reached(self) -> bool:
+        return self.mark is None or self.mark.reached
+
+    @property
+    def done(self) -> bool:
+        return self.reached()
+
+    def synchronize(self) -> None:
+        STATE.wait(self.reached, "waiting for an event")
+
+
+def elapsed(start_event: Event, end_event: Event) -> float:
+    """Milliseconds: cupy.cuda.get_elapsed_time."""
+    for event in (start_event, end_event):
+        if event.mark is None:
+            raise CUDARuntimeError("cudaErrorInvalidResourceHandle: an event was never recorded")
+        if not event.reached():
+            raise CUDARuntimeError("cudaErrorNotReady: an event was not waited for")
+    return 1e3 * (end_event.time - start_event.time)  # type: ignore[operator]
+
+
+class Graph:
+    """What was captured. It keeps no array alive."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Call] = []
+
+    def launch(self, stream: Stream | None = None) -> None:
+        STATE.counts.kernels.append("graph")
+        for node in self.nodes:
+            STATE.queue(node, stream)
+
+
+class Stream:
+    """cupy.cuda.Stream. Equal streams are one object, `number` stands for CuPy's `ptr`."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.null, self.non_blocking = null, non_blocking
+        self.number = 0 if null else next(self._numbers)
+        self.device_id = STATE.device
+        self.queue: deque[tuple[int, Call | Mark]] = deque()
+        self.graph: Graph | None = None
+        self.invalid = False
+
+    def __enter__(self) -> Stream:
+        if self.device_id != STATE.device:
+            raise RuntimeError(
+                f"The device that the stream is created on ({self.device_id}) does not match with "
+                f"the current device ({STATE.device})"
+            )
+        STATE.thread.streams.setdefault(self.device_id, []).append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        STATE.thread.streams[self.device_id].pop()
+
+    def begin_capture(self) -> None:
+        if self.null:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        self.graph, self.invalid = Graph(), False
+        STATE.captured.add(self)
+
+    def end_capture(self) -> Graph:
+        graph, self.graph = self.graph, None
+        STATE.captured.discard(self)
+        if graph is None:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
+        if self.invalid:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error "
+                "during capture"
+            )
+        return graph
+
+    def is_capturing(self) -> bool:
+        return self.graph is not None
+
+    @property
+    def done(self) -> bool:
+        return not self.queue
+
+    def synchronize(self) -> None:
+        """Of the default stream: for what it waits for itself, too."""
+        STATE.not_while_capturing("waiting for the device")
+        end = Mark()
+        STATE.append(self, end)
+        STATE.wait(lambda: end.reached)
+
+    def record(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        if event.mark is None:
+            return  # never recorded: nothing to wait for
+        if self.graph is not None:
+            self.invalid = True
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureIsolation: dependency created on uncaptured work in another "
+                "stream"
+            )
+        STATE.append(self, _Wait(event.mark))
+
+
+STATE = Machine()
