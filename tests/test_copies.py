@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import gpubackprop
-from gpubackprop import StopTraining
+from gpubackprop import StopTraining, ops
 from gpubackprop.backends import LossScaling, devices
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ReadOnlyError, ShapeError
@@ -219,6 +219,18 @@ def test_augmented_assignments_and_swapped_layers_are_done_once() -> None:
     np.testing.assert_array_equal(host(network.W[1]), first)
     network.W[0] = network.W[0].T
     np.testing.assert_array_equal(host(network.W[0]), second.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_parameters_of_a_pytorch_layer_are_assigned_and_stay_as_they_are(dtype) -> None:
+    layer = torch.nn.Linear(4, 3, dtype=dtype)
+    network = MLP([4, 3], dtype="float64")
+    network.W[0], network.b[0] = layer.weight, layer.bias
+    np.testing.assert_array_equal(host(network.W[0]), layer.weight.detach().double().numpy())
+    fresh = torch.zeros(3)
+    network.b[0] = fresh
+    ops.softmax(fresh.reshape(1, 3))
+    fresh.resize_(20)  # an array that NumPy had taken by `numpy()` would forbid it
 
 
 @pytest.mark.ways("numpy", reason="NumPy's operators")
