@@ -53,7 +53,8 @@ def shares(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """(s_i (N,), divisor ()): s_i is 0 for ignored rows, NaN for labels out of range, and divided
-    by the mean's divisor, the sum of the class weights of the rows that count; else that is 1."""
+    by the mean's divisor, the sum of the class weights of the rows that count, NaN for 0, as
+    PyTorch's mean over nothing is; else that is 1."""
     if targets.is_floating_point():
         share = counted = torch.ones_like(targets[..., 0], dtype=dtype)
     else:
@@ -65,7 +66,8 @@ def shares(
     if reduction != "mean":
         return share, torch.ones_like(share.sum(-1))
     divisor = counted.sum(-1)
-    return share / divisor[..., None], divisor
+    over_nothing = torch.where(divisor == 0, math.nan, divisor)  # not inf, where smoothing counts
+    return share / over_nothing[..., None], over_nothing
 
 
 def loss(
