@@ -116,7 +116,7 @@ class Model:
         self._check_has_labels()
         if self.classes is None:
             return (yhat > 0.5).astype(np.int64)
-        return np.asarray(self.classes)[_class_of(yhat)]
+        return np.asarray(self.classes)[self._class_of(yhat)]
 
     def evaluate(self, x: Any, targets: Any) -> dict[str, float]:
         """accuracy of classes (multilabel: share of rows with every label right), else rmse.
@@ -142,7 +142,9 @@ class Model:
                 f"{len(yhat)} predictions cannot be compared with targets of shape {y.shape}"
             )
         if self.classes is not None:
-            return {"accuracy": float(np.mean(_class_of(yhat) == class_indices(y, self.classes)))}
+            return {
+                "accuracy": float(np.mean(self._class_of(yhat) == class_indices(y, self.classes)))
+            }
         y = y[:, None] if y.ndim == 1 else y
         if y.dtype.kind not in "fiub" or y.shape != yhat.shape:
             raise DataError(
@@ -154,6 +156,12 @@ class Model:
             return {"accuracy": float(np.mean(((yhat > 0.5) == (y > 0.5)).all(1)))}
         error = yhat.astype(np.float64) - y
         return {"rmse": math.sqrt(float(np.mean(error**2)))}
+
+    def _class_of(self, yhat: Array) -> Array:
+        """(N, K) outputs -> (N,) class indices; one logistic unit is the second of two classes."""
+        if self.classes is not None and len(self.classes) > yhat.shape[1]:
+            return (yhat[:, 0] > 0.5).astype(np.int64)
+        return yhat.argmax(1)
 
     def _check_has_labels(self) -> None:
         if self.classes is None and self.network.output != "logistic":
@@ -264,11 +272,6 @@ class Model:
 def _row_after(first: int) -> Where:
     """Names the rows of a batch that begins with row `first`."""
     return lambda row: row_from_1(first + row)
-
-
-def _class_of(yhat: Array) -> Array:
-    """(N, K) outputs -> (N,) class indices; one unit alone is the second of two classes."""
-    return yhat.argmax(1) if yhat.shape[1] > 1 else (yhat[:, 0] > 0.5).astype(np.int64)
 
 
 def in_target_units(network: MLP, scaling: Standardizer) -> MLP:

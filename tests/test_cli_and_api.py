@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from gpubackprop import Model
+from gpubackprop import MLP, Model
 from gpubackprop.data import load_dataset
 from tests.cli_runs import QUICK, flowers, houses, ok, run_cli, write_table
 
@@ -99,3 +99,16 @@ def test_predict_and_the_model_give_the_same_score(tmp_path):
     data = load_dataset(table, target="kind")
     assert model.evaluate(data.x, data.y) == {"accuracy": result["accuracy"]}
     assert [row[0] for row in result["predictions"]] == model.predict_labels(data.x).tolist()
+
+
+def test_one_logistic_unit_and_classes_in_bytes_are_written_as_they_are_meant(tmp_path):
+    network = MLP([1, 1], output="logistic", initializer="zeros")
+    network.b[0][0] = np.log(3.0)  # probability 0.75
+    Model(network, None, ["x"], ["y"], np.array([b"no", "d\xe9j\xe0".encode()])).save(
+        tmp_path / "m"
+    )
+    table = write_table(tmp_path / "t.csv", {"x": [1.0], "y": ["no"]})
+    result = ok("predict", tmp_path / "m", table, "--probabilities", "--score", "--json").json
+    assert result["columns"] == ["prediction", "probability_no", "probability_déjà"]
+    assert result["predictions"] == [["déjà", 0.25, 0.75]]
+    assert result["accuracy"] == 0

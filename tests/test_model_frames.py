@@ -162,6 +162,7 @@ def test_multilabel_models_and_single_logistic_units_have_labels() -> None:
     two = Model(one, classes=np.array(["no", "yes"]))
     assert two.predict_labels(x).tolist() == ["yes", "no"]
     assert two.evaluate(x, pd.Series(["yes", "yes"], dtype="category")) == {"accuracy": 0.5}
+    assert Model(MLP([1, 1]), classes=["all"]).predict_labels(x).tolist() == ["all", "all"]
 
 
 def test_scores_are_those_of_hand_worked_examples_in_the_units_of_the_targets() -> None:
