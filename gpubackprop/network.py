@@ -159,8 +159,11 @@ class MLP(HeldParameters):
         self.allocate()
         self.initialize(initializer, seed)
 
-    widths, output, dtype = Fixed(_ANOTHER), Fixed(_ANOTHER), Fixed(_ANOTHER)
-    precision, layout = Fixed(_ANOTHER), Fixed(_ANOTHER)
+    widths = Fixed[tuple[int, ...]](_ANOTHER)
+    output = Fixed[str](_ANOTHER)
+    dtype = Fixed[np.dtype[Any]](_ANOTHER)
+    precision = Fixed[np.dtype[Any]](_ANOTHER)
+    layout = Fixed[ParameterLayout](_ANOTHER)
 
     @property
     def activations(self) -> tuple[Activation, ...]:

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import gpubackprop
-from gpubackprop import StopTraining
-from gpubackprop.backends import devices
+from gpubackprop import StopTraining, ops
+from gpubackprop.backends import LossScaling, devices
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ReadOnlyError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, UPDATES
@@ -103,6 +103,16 @@ def test_a_copied_network_has_aligned_memory(how) -> None:
     network = how(gpubackprop.MLP([3, 5, 2]))
     assert network.parameters.ctypes.data % 128 == 0
     assert all(np.shares_memory(view, network.parameters) for view in (*network.W, *network.b))
+
+
+@pytest.mark.ways("numpy", reason="files of the host")
+def test_a_network_loaded_by_joblib_from_a_read_only_map_learns(tmp_path: Path) -> None:
+    network = gpubackprop.MLP([4, 5, 3], "tanh")
+    joblib.dump(network, tmp_path / "n")
+    twin = joblib.load(tmp_path / "n", mmap_mode="r")
+    for each in (network, twin):
+        Trainer(each).fit(*some_data(32), epochs=1)
+    assert bits(twin) == bits(network)
 
 
 @EACH_COPY
@@ -209,6 +219,18 @@ def test_augmented_assignments_and_swapped_layers_are_done_once() -> None:
     np.testing.assert_array_equal(host(network.W[1]), first)
     network.W[0] = network.W[0].T
     np.testing.assert_array_equal(host(network.W[0]), second.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_parameters_of_a_pytorch_layer_are_assigned_and_stay_as_they_are(dtype) -> None:
+    layer = torch.nn.Linear(4, 3, dtype=dtype)
+    network = MLP([4, 3], dtype="float64")
+    network.W[0], network.b[0] = layer.weight, layer.bias
+    np.testing.assert_array_equal(host(network.W[0]), layer.weight.detach().double().numpy())
+    fresh = torch.zeros(3)
+    network.b[0] = fresh
+    ops.softmax(fresh.reshape(1, 3))
+    fresh.resize_(20)  # an array that NumPy had taken by `numpy()` would forbid it
 
 
 @pytest.mark.ways("numpy", reason="NumPy's operators")
@@ -373,7 +395,7 @@ def test_weights_that_a_callback_writes_are_those_of_the_next_step(precision) ->
         ({"network": None}, "Trainer.network cannot be changed; build another"),
         ({"seed": 1}, "Trainer.seed cannot"),
         ({"stochastic_rounding": True}, "Trainer.stochastic_rounding cannot"),
-        ({"scaling": None}, "Trainer.scaling cannot"),
+        ({"scaling": LossScaling()}, "Trainer.scaling cannot"),
         ({"batch_size": 0}, "batch_size"),
         ({"loss": "poisson"}, "belongs to output"),
         ({"loss": SoftmaxCrossEntropy(reduction="none")}, "must be one number"),

@@ -5,6 +5,7 @@ CuPy is imported at the first array that lies on a GPU, never before.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -37,6 +38,15 @@ def as_cupy(array: Any) -> Any:
         if hasattr(array, "__cuda_array_interface__"):
             return cupy.asarray(array)
         return cupy.from_dlpack(array)
+
+
+def as_host(values: Any, dtype: Any = None) -> np.ndarray:
+    """`np.asarray`; a CPU tensor of PyTorch's by DLPack, because `Tensor.numpy` forbids for good
+    that the tensor's storage is resized."""
+    if type(values).__module__.partition(".")[0] == "torch" and hasattr(values, "__dlpack__"):
+        with suppress(BufferError, RuntimeError):  # NumPy's way then has PyTorch's own error
+            values = np.from_dlpack(values)
+    return np.asarray(values, dtype)
 
 
 def backend_of(array: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
 from gpubackprop.errors import DtypeError, ShapeError
 
 Array = np.ndarray
@@ -70,14 +70,17 @@ def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequen
 
 def _copied(backend: Any, name: str, view: Array, value: Any) -> Array:
     """A copy of `value` as `view` takes it: it may be a part of what is overwritten."""
+    if hasattr(value, "detach"):  # a tensor's values, whatever its graph
+        value = value.detach()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     if on_gpu(value):
         value = as_cupy(value)
         if not backend.is_device_array(view):
             value = value.get()
     else:
         try:
-            value = np.asarray(value)
-        except ValueError as error:
+            value = as_host(value)
+        except (TypeError, ValueError) as error:
             raise DtypeError(f"{name} was assigned no array of numbers: {error}") from None
     if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
         raise DtypeError(f"{name} was assigned {value.dtype} but holds real numbers, {view.dtype}")

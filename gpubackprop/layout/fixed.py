@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, Self, TypeVar, overload
 
 from gpubackprop.errors import ReadOnlyError
 
+Value = TypeVar("Value")
 
-class Fixed:
+
+class Fixed(Generic[Value]):
     """An attribute that its object's constructor sets, and nothing else.
 
     Parameters
@@ -21,6 +23,12 @@ class Fixed:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Value: ...
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
@@ -29,8 +37,8 @@ class Fixed:
         except KeyError:
             raise AttributeError(f"{type(instance).__name__} has no {self.name} yet") from None
 
-    def __set__(self, instance: Any, value: Any) -> None:
-        if self.name in instance.__dict__:
+    def __set__(self, instance: Any, value: Value) -> None:
+        if instance.__dict__.get(self.name, value) is not value:
             self._refuse(instance)
         instance.__dict__[self.name] = value
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
 from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
 from gpubackprop.ops.memory import HOST, Memory, memory_of
 
@@ -40,7 +40,7 @@ def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
     if on_gpu(values):
         return as_cupy(values)
     try:
-        return np.asarray(values, dtype)
+        return as_host(values, dtype)
     except (TypeError, ValueError) as error:
         raise DtypeError(
             f"{name} is no array of numbers for {op} ({error}); give numbers, every row of one "

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gpubackprop import optimizers, schedules
+from gpubackprop.backends import LossScaling
 from gpubackprop.errors import OptionError
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.losses import Loss
+from gpubackprop.network import MLP
 from gpubackprop.ops.checks import number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
@@ -22,8 +24,10 @@ class Settings:
     An assignment is checked as the constructor checks it, and holds from the next epoch on.
     """
 
-    network, seed = Fixed(_ANOTHER), Fixed(_ANOTHER)
-    scaling, stochastic_rounding = Fixed(_ANOTHER), Fixed(_ANOTHER)  # a step's state goes with them
+    network = Fixed[MLP](_ANOTHER)
+    seed = Fixed[int](_ANOTHER)
+    scaling = Fixed[LossScaling | None](_ANOTHER)  # a step's state goes with it
+    stochastic_rounding = Fixed[bool](_ANOTHER)
     regularization: Regularization
 
     @property
