@@ -127,6 +127,7 @@ def test_numbers_are_written_in_one_column_or_one_for_each_target(tmp_path):
 
 
 KINDS = {
+    "two classes in one unit": ("logistic", 1, {"classes": np.array(["no", "yes"])}),
     "classes": ("softmax", 3, {}),
     "one label": ("logistic", 1, {"target_names": ["red"]}),
     "labels": ("logistic", 2, {"target_names": ["red", "blue"]}),
@@ -152,7 +153,14 @@ def test_every_row_has_a_cell_under_each_name_or_the_flag_is_wrong_usage(kind, m
         return
     header, *rows = csv.reader(io.StringIO(result.out))
     assert {len(row) for row in rows} == {len(header)}
-    assert sum(name.startswith("probability_") for name in header) == (units if more else 0)
+    wanted = len(names.get("classes", range(units))) if more else 0
+    assert sum(name.startswith("probability_") for name in header) == wanted
+    if "yes" in names.get("classes", ()) and more:
+        assert {(row[0] == "yes", float(row[2]) > 0.5) for row in rows} <= {
+            (True, True),
+            (False, False),
+        }
+        assert all(float(row[1]) + float(row[2]) == pytest.approx(1) for row in rows)
     values = ok("predict", tmp_path, table, "--json", *more).json
     assert values["columns"] == header
     assert [[str(cell) for cell in row] for row in values["predictions"]] == rows

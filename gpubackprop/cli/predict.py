@@ -161,13 +161,6 @@ class Column(NamedTuple):
     cells: Callable[[Array], list[Any]]
 
 
-def task_of(model: Model) -> str:
-    """ "classes": yhat are their probabilities; "labels": one probability each; "numbers"."""
-    if model.classes is not None:
-        return "classes"
-    return "labels" if model.network.output == "logistic" else "numbers"
-
-
 def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
     """The columns that are always written, and those of --probabilities.
 
@@ -176,27 +169,20 @@ def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
     """
     units = range(model.network.widths[-1])
     names = model.target_names or [f"prediction_{k}" for k in units]
-    task = task_of(model)
-    if task == "classes":
-        names = [as_text(label) for label in np.asarray(model.classes)]
-        first = [Column("prediction", partial(_labels, model))]
-        more = [Column(f"probability_{name}", partial(_numbers, k)) for k, name in enumerate(names)]
-        if len(units) < len(names):  # one unit: the second of two classes
-            more[0] = Column(more[0].name, lambda yhat: _numbers(0, 1 - yhat))
-            more[1] = Column(more[1].name, partial(_numbers, 0))
-        return first, more
-    if task == "labels":
-        first = [Column(names[k], partial(_zeros_and_ones, k)) for k in units]
+    if model.classes is not None:
+        names = [as_text(label) for label in model.classes]
+        first = [Column("prediction", partial(_classes, model))]
+    elif model.network.output == "logistic":
+        first = [Column(names[k], partial(_zeros_and_ones, model, k)) for k in units]
     else:
         names = names if len(units) > 1 else ["prediction"]
         return [Column(names[k], partial(_numbers, k)) for k in units], []
-    return first, [Column(f"probability_{names[k]}", partial(_numbers, k)) for k in units]
-
-
-def _labels(model: Model, yhat: Array) -> list[Any]:
-    """The predicted classes; bytes as the text that they are."""
-    found = model.labels(yhat).tolist()
-    return [as_text(label) if isinstance(label, bytes) else label for label in found]
+    if len(names) == 2 and len(units) == 1:  # the unit is the second class
+        cells_of: list[Callable[[Array], list[Any]]] = [_one_minus_the_first, partial(_numbers, 0)]
+    else:
+        cells_of = [partial(_numbers, k) for k in units]
+    pairs = zip(names, cells_of, strict=True)
+    return first, [Column(f"probability_{name}", cells) for name, cells in pairs]
 
 
 def _numbers(k: int, yhat: Array) -> list[float]:
@@ -204,9 +190,17 @@ def _numbers(k: int, yhat: Array) -> list[float]:
     return [float(str(value)) for value in yhat[:, k]]
 
 
-def _zeros_and_ones(k: int, yhat: Array) -> list[int]:
-    found: list[int] = (yhat[:, k] > 0.5).astype(int).tolist()
-    return found
+def _one_minus_the_first(yhat: Array) -> list[float]:
+    return _numbers(0, 1 - yhat)
+
+
+def _classes(model: Model, yhat: Array) -> list[Any]:
+    labels = model.labels(yhat).tolist()
+    return [as_text(label) if isinstance(label, bytes) else label for label in labels]
+
+
+def _zeros_and_ones(model: Model, k: int, yhat: Array) -> list[Any]:
+    return list(model.labels(yhat)[:, k].tolist())
 
 
 def chosen_columns(args: argparse.Namespace, model: Model) -> list[Column]:
