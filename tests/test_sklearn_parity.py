@@ -62,7 +62,7 @@ def test_reported_numbers_have_scikit_learns_types(options, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
-@pytest.mark.parametrize("dtypes", ["f4 f4", "f4 f8", "f4 i2", "f4 i8", "f8 f4"])
+@pytest.mark.parametrize("dtypes", ["f4 f4", "f4 f8", "f4 f2", "f4 i2", "f4 i8", "f8 f4"])
 @pytest.mark.parametrize("weight", [None, "f4", "f8"])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_losses_of_a_regression_have_scikit_learns_types(weight, dtypes, loss, tmp_path):
