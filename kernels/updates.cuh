@@ -92,9 +92,12 @@ struct adam {
         c[5] = eps * root;
         c[6] = eps;
     }
-    template <class C> static __device__ __forceinline__ C step_with(C p, C g, C* s, const C* c, C eps) {
+    template <class C> static __device__ __forceinline__ void moments(C g, C* s, const C* c) {
         s[0] = s[0] * c[0] + g * c[1];
         s[1] = s[1] * c[2] + g * g * c[3];
+    }
+    template <class C> static __device__ __forceinline__ C step_with(C p, C g, C* s, const C* c, C eps) {
+        moments(g, s, c);
         return p - s[0] / (::sqrt(s[1]) + eps) * c[4];
     }
     template <class C> static __device__ __forceinline__ C apply(C p, C g, C* s, const C* c) {
@@ -115,8 +118,7 @@ struct adamw : adam {  // Loshchilov & Hutter 2019
 struct adam_amsgrad : adam {  // the largest v so far in the place of v (Reddi et al. 2018; PyTorch)
     static constexpr int SLOTS = 3;
     template <class C> static __device__ __forceinline__ C apply(C p, C g, C* s, const C* c) {
-        s[0] = s[0] * c[0] + g * c[1];
-        s[1] = s[1] * c[2] + g * g * c[3];
+        moments(g, s, c);
         s[2] = s[1] <= s[2] || s[2] != s[2] ? s[2] : s[1];  // NaN stays, as in torch.maximum
         return p - s[0] / (::sqrt(s[2]) + c[5]) * c[4];
     }

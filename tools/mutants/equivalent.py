@@ -95,6 +95,7 @@ TABLE = (
     Equivalent("sum_of_squares.cu", "i < penalized)", "i <= penalized)", EMPTY),
     Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
     Equivalent("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0", ONE_BLOCK),
+    Equivalent("updates.cuh", "s[1] <= s[2]", "s[1] < s[2]", SAME),
     Equivalent("update.cu", "(::fabs(x) < 65504.f)", "(::fabs(x) <= 65504.f)", EXACT),
     Equivalent("update.cu", "(::fabs(x) < smallest", "(::fabs(x) <= smallest", EXACT),
     Equivalent("update.cu", "i < count;", "i <= count;", EMPTY),
