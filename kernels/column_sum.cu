@@ -6,7 +6,7 @@
 //
 // column_sum_finish<T>: second stage;  out[j] = sum_i partial[i, j] / divisor
 //   partial: compute_of<T>[rows, cols], out: T[cols]; divisor: one number on the device, or null for 1
-//   empty_is_zero: where divisor is 0, out is 0 and not NaN. rows may be 0: out is then 0 / divisor
+//   where divisor is 0, out is NaN whatever the sum, or 0 with empty_is_zero; rows may be 0: the sum is 0
 //   block (x, y): x columns, y threads to a column, x * y = FINISH_THREADS
 //   measured: not measured on a GPU
 #include "include/column_totals.cuh"
@@ -73,7 +73,8 @@ __device__ __forceinline__ void column_sum_finish(
     }
     if (threadIdx.y > 0 || column >= cols) return;
     C sum = sums[threadIdx.x];
-    if (divisor != nullptr) sum = *divisor == C(0) && empty_is_zero ? C(0) : sum / *divisor;
+    if (divisor != nullptr && *divisor == C(0)) sum = empty_is_zero ? C(0) : not_a_number<C>();
+    else if (divisor != nullptr) sum /= *divisor;
     out[column] = narrow<T>(sum);
 }
 

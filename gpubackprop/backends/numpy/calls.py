@@ -104,7 +104,10 @@ def sum_of_squares(x: Array, out: Array) -> None:
 
 
 def reduce_rows(row_loss: Array, denominator: Array, loss: Array) -> None:
-    loss[...] = add_reduce(row_loss, 0, np.float64) / denominator  # one rounding, at the end
+    """Their sum over `denominator`, rounded once. NaN over nothing, as in PyTorch: where a class of
+    weight 0 is smoothed, the sum may be above 0 all the same."""
+    total = add_reduce(row_loss, 0, np.float64)
+    loss[...] = total / denominator if denominator else np.nan
 
 
 def zero_where_empty(denominator: Array, loss: Array) -> None:
