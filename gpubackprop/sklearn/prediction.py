@@ -27,7 +27,7 @@ def outputs(estimator: Any, x: Any) -> Array:
     x : (N, D_0) checked; a NumPy array, CSR matrix, or array of a GPU, where the result then lies.
     """
     e, host = estimator, not on_gpu(x)
-    own = "cpu" if sparse.issparse(x) else devices.chosen(e.device) if host else device_of(x)
+    own = device_of(x) if not host else "cpu" if sparse.issparse(x) else _for_host_rows(e)
     backend = HostBackend() if own == "cpu" else backends.get(own)
     coefs, intercepts = arrays_to_predict(e, x.shape[1])
     theirs = np.dtype(e.precision or np.result_type(x.dtype, *(coef.dtype for coef in coefs)))
@@ -51,6 +51,13 @@ def outputs(estimator: Any, x: Any) -> Array:
     if not host:
         return result
     return backend.to_host(result).astype(theirs if theirs.kind == "f" else dtype, copy=False)
+
+
+def _for_host_rows(e: Any) -> str:
+    """The device for rows of the host; where "auto" fitted on the CPU, it also predicts there."""
+    if e.device == "auto" and getattr(e, "device_", "") == "cpu":
+        return "cpu"
+    return devices.chosen(e.device)
 
 
 def two_columns(positive: Array) -> Array:
