@@ -1,0 +1,64 @@
+"""Looking for programs on which two worlds differ: seeded, shrunk, grouped, on and on."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tools.fuzz.draw import Draw
+from tools.fuzz.programs import Divergence, Fuzzer, difference, text
+from tools.fuzz.shrink import shrunk
+
+SHRINKING = 15.0  # seconds for one finding
+
+
+@dataclass
+class Tally:
+    """What a search has done.
+
+    Attributes
+    ----------
+    programs : run, without those of shrinking. found : how often each signature was met.
+    """
+
+    programs: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+
+
+def search(
+    fuzzer: Fuzzer, seed: int, seconds: float, programs: int = 10**9,
+    say: Callable[[str], None] = print,
+) -> Tally:  # fmt: skip
+    """Run programs for so many seconds, or so many programs, whichever ends first."""
+    tally, stop = Tally(), time.monotonic() + seconds
+    while time.monotonic() < stop and tally.programs < programs:
+        name = f"{fuzzer.name} {seed} {tally.programs}"
+        lines = fuzzer.program(Draw(name))
+        tally.programs += 1
+        found = difference(fuzzer, lines)
+        if found is None:
+            continue
+        tally.found[found.signature] += 1
+        if tally.found[found.signature] == 1:
+            lines, found = _shrunk(fuzzer, lines[: found.number + 1], found)
+            say(f"--- {name}: {found.signature}\n{text(fuzzer, lines, found)}\n")
+    return tally
+
+
+def _shrunk(fuzzer: Fuzzer, lines: list[str], found: Divergence) -> tuple[list[str], Divergence]:
+    until = time.monotonic() + SHRINKING
+
+    def fails(candidate: list[str]) -> bool:
+        nonlocal found
+        if time.monotonic() > until:
+            return False
+        other = difference(fuzzer, candidate)
+        if other is None or other.signature != found.signature:
+            return False
+        found = other
+        return True
+
+    lines = shrunk(lines, fails, fuzzer.lasting)
+    return lines[: found.number + 1], found
