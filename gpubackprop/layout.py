@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpubackprop.backends.numpy.blocks import ALIGNMENT
+from gpubackprop.errors import ShapeError
 
 Array = np.ndarray
 
@@ -52,3 +53,38 @@ class ParameterLayout:
             for start, (rows, _) in zip(self._biases, self.shapes, strict=True)
         ]
         return W, b
+
+    def copy(self, flat: Array, layout: ParameterLayout, out: Array) -> None:
+        """out = flat, layer by layer: the one way from this layout to another.
+
+        The starts of the layers depend on the size of an element, so buffers of two dtypes must not
+        be copied element by element. The gaps of `out` stay as they are.
+
+        Parameters
+        ----------
+        flat : (size,) of this layout, on the host.
+        layout : of `out`, with the same shapes.
+        out : (layout.size,) of any float dtype, on the host.
+
+        Raises
+        ------
+        ShapeError : a layer has another shape there.
+        """
+        self.check_shapes(layout)
+        for mine, theirs in zip(self.views(flat), layout.views(out), strict=True):
+            for source, target in zip(mine, theirs, strict=True):
+                np.copyto(target, source, "same_kind")
+
+    def check_shapes(self, layout: ParameterLayout) -> None:
+        """ShapeError, which names the first such layer, where `layout` has other shapes."""
+        if len(self.shapes) != len(layout.shapes):
+            raise ShapeError(
+                f"a buffer of {len(self.shapes)} layers does not fit a network of "
+                f"{len(layout.shapes)} layers"
+            )
+        for layer, (mine, theirs) in enumerate(zip(self.shapes, layout.shapes, strict=True), 1):
+            if mine != theirs:
+                raise ShapeError(
+                    f"a buffer for weights of shape {mine} in layer {layer} does not fit weights "
+                    f"of shape {theirs} there"
+                )

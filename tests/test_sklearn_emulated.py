@@ -159,3 +159,85 @@ def test_partial_fit_writes_nothing_into_the_callers_arrays_of_the_gpu():
     host = MLPRegressor(hidden_layer_sizes=3, random_state=0, device="cpu")
     host.partial_fit(x[:20], y[:20]).partial_fit(x[20:40], y[20:40])
     assert_same(host, model, x)
+
+
+@pytest.mark.parametrize("order", ["f4 f8 f4", "f8 f4"])
+def test_the_optimizers_state_goes_on_in_another_dtype_on_the_gpu_as_on_the_cpu(order):
+    x, y = regression()
+    cpu, gpu = (
+        MLPRegressor(
+            hidden_layer_sizes=(5, 3), solver="sgd", random_state=0, batch_size=8, device=device
+        )
+        for device in ("cpu", "cuda")
+    )
+    for dtype in order.split():
+        for model in (cpu, gpu):
+            model.partial_fit(x[:24].astype(dtype), y[:24])
+    tolerance = 1e-9 if order == "f8 f4" else 1e-6
+    for mine, other in zip(gpu.coefs_, cpu.coefs_, strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_allclose(mine, other, atol=tolerance)
+
+
+def test_parameters_stored_in_16_bits_are_rounded_in_every_step_on_the_gpu_as_on_the_cpu():
+    x, y = regression()
+    models = [
+        MLPRegressor(
+            hidden_layer_sizes=5, random_state=0, batch_size=8, device=device,
+            learning_rate_init=1e-2,
+        )
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    for model in models:
+        model.partial_fit(x[:24], y[:24])
+        model.coefs_[0] = model.coefs_[0].astype(np.float16)
+        model.intercepts_[1] = model.intercepts_[1].astype(np.float16)
+        model.partial_fit(x[:24], y[:24])
+    for mine, other in zip(models[0].coefs_, models[1].coefs_, strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_allclose(mine.astype(float), other.astype(float), atol=1e-3)
+    assert models[1].coefs_[0].dtype == np.float16
+
+
+@pytest.mark.parametrize("verb", ["partial_fit", "fit"])
+def test_a_later_call_with_y_of_another_width_changes_nothing_on_the_gpu(verb):
+    x, y = regression(3)
+    on_gpu = backends.get("cuda").asarray
+    x, y = x[:20], y[:20]
+    for given in (x, on_gpu(x)):
+        for first, second in ((1, 2), (2, 1), (2, 3)):
+            model = MLPRegressor(
+                hidden_layer_sizes=4, random_state=0, max_iter=1, warm_start=verb == "fit"
+            )
+            model.fit(given, y[:, :first].squeeze())
+            before = [array.copy() for array in model.coefs_ + model.intercepts_]
+            names = {name: repr(value) for name, value in vars(model).items()}
+            with pytest.raises(ValueError, match=rf"y has {second} col.* has {first} output"):
+                getattr(model, verb)(given, y[:, :second].squeeze())
+            assert {name: repr(value) for name, value in vars(model).items()} == names
+            for old, new in zip(before, model.coefs_ + model.intercepts_, strict=True):
+                np.testing.assert_array_equal(old, new)
+
+
+def test_targets_and_x_beyond_float32_fit_on_the_gpu_as_on_the_cpu():
+    x, y = regression()
+    x, y = x[:20].astype(np.float32), y[:20]
+    for scale, size in ((1.0, 1e39), (1e20, 1.0)):
+        given = (x / 10 * scale).astype(np.float32)
+        cpu, gpu = (
+            MLPRegressor(hidden_layer_sizes=4, random_state=0, max_iter=2, device=device)
+            for device in ("cpu", "cuda")
+        )
+        cpu.fit(given, y * size)
+        gpu.fit(backends.get("cuda").asarray(given), y * size)
+        np.testing.assert_allclose(gpu.loss_curve_, cpu.loss_curve_, rtol=1e-6)
+        for mine, other in zip(gpu.coefs_, cpu.coefs_, strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the stand-in casts in NumPy
+def test_what_the_precision_does_not_hold_is_refused_on_the_gpu():
+    x, y = regression()
+    model = MLPRegressor(hidden_layer_sizes=4, max_iter=1, precision="float32")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        model.fit(backends.get("cuda").asarray(x * 1e39), y)

@@ -608,21 +608,6 @@ def test_data_frames_give_feature_names_that_are_compared(library):
     assert list(out[-1].feature_names_in_) == names
 
 
-@pytest.mark.slow
-def test_tensors_in_give_tensors_out():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    x, y = digits(80)
-    model = small().fit(torch.from_numpy(x), torch.from_numpy(y), torch.ones(80))
-    same(model, small().fit(x, y, np.ones(80, np.float32)))
-    for verb in ("predict", "predict_proba", "predict_log_proba"):
-        out = getattr(model, verb)(torch.from_numpy(x))
-        assert isinstance(out, torch.Tensor)
-        np.testing.assert_array_equal(out.numpy(), getattr(model, verb)(x))
-    x, y = regression()
-    model = small(MLPRegressor).fit(torch.tensor(x, requires_grad=True), torch.from_numpy(y))
-    assert isinstance(model.predict(torch.from_numpy(x)), torch.Tensor)
-
-
 @pytest.mark.parametrize("case", ["labels", "two", "multi-label", "numbers"])
 def test_to_sklearn_and_back_predict_the_same_and_go_on(case):
     cls = MLPRegressor if case == "numbers" else MLPClassifier

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from sklearn import get_config
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import validate_data
@@ -51,12 +52,14 @@ def to_host(x: Any) -> Any:
 
 
 def like(result: Array, x: Any) -> Array:
-    """`result` as the kind of array that `x` is, on its device; class names stay on the host."""
+    """`result` as scikit-learn would return it for `x`: of a GPU's array or tensor, one of its kind
+    on its device; of a CPU's, a NumPy array, or a tensor where scikit-learn's
+    ``array_api_dispatch`` is on. Class names stay on the host."""
     if result.dtype.kind not in "fiub":
         return result
     if on_gpu(x) and isinstance(result, np.ndarray):
         result = backend_of(x).asarray(result)
-    if not is_tensor(x):
+    if not is_tensor(x) or not (on_gpu(x) or get_config()["array_api_dispatch"]):
         return result
     torch: Any = require("torch", "torch", "return a tensor")
     return torch.from_numpy(result) if isinstance(result, np.ndarray) else torch.from_dlpack(result)
@@ -78,7 +81,6 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
     dtype = (np.float64, np.float32) if precision is None else np.dtype(precision)
     if on_gpu(X):
         X = validate_on_gpu(estimator, X, reset=reset)
-        X = X if precision is None else X.astype(dtype, copy=False)
         stand_in = np.broadcast_to(np.float32(0), X.shape)
         return X, validate_data(estimator, stand_in, y, multi_output=True, reset=False, **checks)[1]
     X, y = validate_data(
@@ -113,12 +115,15 @@ def with_columns(y: Any, columns: int) -> Any:
 
 def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
     """An array or tensor of a GPU, checked there as scikit-learn checks NumPy's: float32 or
-    float64, 2-D, finite, with the number of columns of the fit. Waits for the device."""
+    float64, or the estimator's precision; 2-D, finite, with the number of columns of the fit. Waits
+    for the device."""
     x = backend_of(x).asarray(x.detach() if is_tensor(x) else x)
     if x.dtype.kind not in "fiub":
         raise DtypeError(f"X has dtype {x.dtype} but must be real numbers")
     if x.dtype not in (np.float32, np.float64):
         x = x.astype(np.float64 if x.dtype.kind in "iub" else np.float32)
+    if estimator.precision is not None:
+        x = x.astype(estimator.precision, copy=False)
     if x.ndim != 2 or not x.size:
         raise ShapeError(f"X has shape {x.shape} but must be (N, D) with N and D at least 1")
     if reset:
@@ -131,6 +136,12 @@ def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
     if not backend_of(x).all_finite(x.reshape(-1)):
         raise ValueError("Input X contains NaN or infinity.")
     return x
+
+
+def largest(y: np.ndarray) -> float:
+    """The largest absolute value of real numbers, as float64 has it."""
+    with np.errstate(over="ignore"):
+        return float(np.abs(y.astype(np.float64, copy=False)).max(initial=0.0))
 
 
 def take_rows(backend: Any, array: Any, rows: np.ndarray) -> Any:

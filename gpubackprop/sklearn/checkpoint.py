@@ -43,7 +43,7 @@ class FitCheckpoint:
             "kind": KIND,
             "version": VERSION,
             "fingerprint": self._fingerprint,
-            "progress": {name: getattr(fit.estimator, name) for name in PROGRESS},
+            "progress": {name: _as_json(getattr(fit.estimator, name)) for name in PROGRESS},
             "ended": ended,
             "has_best": fit.has_best,
             "steps": state.steps,
@@ -76,10 +76,10 @@ class FitCheckpoint:
             random_state = np.random.RandomState()
             random_state.set_state((kind, arrays["random_keys"], position, has_gauss, gauss))
             progress = {name: values["progress"][name] for name in PROGRESS}
-            progress["loss_"] = np.float64(progress["loss_"])
-            progress["loss_curve_"] = list(map(np.float64, progress["loss_curve_"]))
+            progress["loss_"] = fit.loss_type(progress["loss_"])
+            progress["loss_curve_"] = list(map(fit.loss_type, progress["loss_curve_"]))
             if progress["best_loss_"] is not None:
-                progress["best_loss_"] = np.float64(progress["best_loss_"])
+                progress["best_loss_"] = fit.loss_type(progress["best_loss_"])
             state.steps, state.learning_rate = values["steps"], values["learning_rate"]
             fit.has_best = values["has_best"]
             if state.schedule is not None:
@@ -109,6 +109,13 @@ class FitCheckpoint:
                 f"{self.path} is a checkpoint of another fit: {', '.join(changed)} differ; remove "
                 f"the file, or choose another checkpoint="
             )
+
+
+def _as_json(value: Any) -> Any:
+    """`value`, a number or a list of numbers, with float in place of NumPy's float32."""
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return float(value) if isinstance(value, np.float32) else value
 
 
 def _fingerprint(fit: StochasticFit) -> dict[str, Any]:

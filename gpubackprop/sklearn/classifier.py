@@ -16,6 +16,7 @@ from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.estimator import BaseMLP
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS
 from gpubackprop.sklearn.prediction import two_columns
+from gpubackprop.sklearn.stored import check_width
 
 Array = Any
 
@@ -144,7 +145,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if not hasattr(self, "classes_") or not (self.warm_start or incremental):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
-        elif not self.warm_start:
+            return X, y
+        if hasattr(self, "coefs_") and self._label_binarizer.y_type_.startswith("multilabel"):
+            check_width(1 if y.ndim == 1 else y.shape[1], len(self.classes_))
+        if not self.warm_start:
             self._refuse_unknown(y)
         elif set(classes := unique_labels(y)) != set(self.classes_):
             raise ValueError(
@@ -154,10 +158,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             )
         return X, y
 
-    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    def _validate_new(self, X: Any, y: Any, outputs: int) -> tuple[Any, np.ndarray]:
         X, y = self._checked(X, y, False)
         multilabel = self._label_binarizer.y_type_.startswith("multilabel")
-        arrays.with_columns(y, self.n_outputs_ if multilabel else 1)
+        arrays.with_columns(y, outputs if multilabel else 1)
         self._refuse_unknown(y)
         return X, y
 

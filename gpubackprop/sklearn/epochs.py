@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
-from gpubackprop.sklearn.session import write_parameters
+from gpubackprop.sklearn.stored import write_parameters
 from gpubackprop.training.progress import ProgressBar
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from gpubackprop.errors import OptionError
 from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
-from gpubackprop.sklearn.fitting import Fitting, ValidationData
+from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
+from gpubackprop.sklearn.stored import check_goes_on, widths_of
 
 Array = Any
 REPORT = "_report"  # key of a pickled estimator: the file that its fits are reported in
@@ -71,6 +72,9 @@ class BaseMLP(Fitting):
         X, y = self._validate_input(X, y, incremental, first)
         weights = self._weights(y, self._check_weights(sample_weight, X))
         y = self._encode(y)
+        if not first:
+            self._check_goes_on(X.shape[1], sizes, y.shape[1], incremental)
+        validation = self._check_validation(validation_data, y.shape[1])
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
         if first:
@@ -78,7 +82,7 @@ class BaseMLP(Fitting):
         if self.solver == "lbfgs":
             self._fit_lbfgs(X, y, weights)
         else:
-            self._fit_stochastic(X, y, weights, incremental, validation_data)
+            self._fit_stochastic(X, y, weights, incremental, validation)
         if not all(np.isfinite(array).all() for array in [*self.coefs_, *self.intercepts_]):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may"
@@ -92,6 +96,24 @@ class BaseMLP(Fitting):
             return None
         stand_in = np.empty((X.shape[0], 1)) if arrays.on_gpu(X) else X
         return _check_sample_weight(arrays.to_host(weights), stand_in)
+
+    def _check_goes_on(
+        self, columns: int, hidden: list[int], outputs: int, incremental: bool
+    ) -> None:
+        """An error, before anything is changed, unless a later call can go on from coefs_."""
+        check_goes_on(self, columns, hidden, outputs)
+        state = getattr(self, "_optimizer", None)
+        if incremental and state is not None:
+            state.check_widths(widths_of(self.coefs_))
+
+    def _check_validation(self, validation_data: ValidationData, outputs: int) -> Validation:
+        """validation_data as (X, encoded y, weights or None)."""
+        if validation_data is None:
+            return None
+        X, y, weights = (*validation_data, None)[:3]
+        X, y = self._validate_new(X, y, outputs)
+        weights = self._check_weights(weights, X)
+        return X, self._encode(y), weights
 
     def _check_options(self, validation_data: ValidationData) -> None:
         """OptionError for what "lbfgs" would leave out without a word."""
@@ -131,7 +153,10 @@ class BaseMLP(Fitting):
         check_is_fitted(self)
         if arrays.on_gpu(X):
             return outputs(self, arrays.validate_on_gpu(self, X, reset=False))
-        X = validate_data(self, arrays.to_host(X), accept_sparse=["csr", "csc"], reset=False)
+        X = validate_data(
+            self, arrays.to_host(X), accept_sparse=["csr", "csc"], reset=False,
+            dtype="numeric" if self.precision is None else np.dtype(self.precision),
+        )  # fmt: skip
         return outputs(self, X.tocsr() if sparse.issparse(X) else X)
 
     def to_sklearn(self) -> Any:

@@ -14,6 +14,7 @@ from gpubackprop.network import MLP
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
 from gpubackprop.sklearn.epochs import BetweenEpochs
+from gpubackprop.sklearn.extremes import outgrow_float32
 from gpubackprop.sklearn.held_out import HeldOut
 from gpubackprop.sklearn.lbfgs import LossAndGradient, fit_lbfgs
 from gpubackprop.sklearn.objective import Objective
@@ -25,14 +26,19 @@ from gpubackprop.sklearn.session import (
     draw_parameters,
     initial_factor,
     make_network,
+)
+from gpubackprop.sklearn.stochastic import StochasticFit
+from gpubackprop.sklearn.stored import (
+    float_dtype,
     read_parameters,
+    rounded_views,
     widths_of,
     write_parameters,
 )
-from gpubackprop.sklearn.stochastic import StochasticFit
 
 Array = Any
-ValidationData = tuple[Any, ...] | None
+ValidationData = tuple[Any, ...] | None  # as `fit` is given it
+Validation = tuple[Any, np.ndarray, np.ndarray | None] | None  # checked: X, encoded y, weights
 
 
 class Fitting(BaseEstimator):
@@ -46,8 +52,9 @@ class Fitting(BaseEstimator):
         """Checked X and y; sets the classes of a classifier."""
         raise NotImplementedError
 
-    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
-        """Checked X and y to evaluate on, after `_validate_input`."""
+    def _validate_new(self, X: Any, y: Any, outputs: int) -> tuple[Any, np.ndarray]:
+        """Checked X and y to evaluate on, after `_validate_input`; `outputs`: columns of encoded y
+        that are learned."""
         raise NotImplementedError
 
     def _encode(self, y: Any) -> np.ndarray:
@@ -93,11 +100,10 @@ class Fitting(BaseEstimator):
             why = f" ({network.backend.reason})" if network.backend.reason else ""
             print(f"Computing on {self.device_}{why}, {dtype}")
         objective = Objective(self.out_activation_, self.n_outputs_)
-        return network, objective, self._rows(network, objective, X, y)
+        return network, objective, self._rows(network, X, objective.targets(y, dtype))
 
-    def _rows(self, network: MLP, objective: Objective, X: Any, y: np.ndarray) -> Rows:
+    def _rows(self, network: MLP, X: Any, targets: np.ndarray) -> Rows:
         backend, dtype = network.backend, network.dtype
-        targets = objective.targets(y, dtype)
         if sparse.issparse(X):
             x = X.astype(dtype, copy=False)
         else:
@@ -107,7 +113,8 @@ class Fitting(BaseEstimator):
     def _fit_lbfgs(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
         dtype = np.dtype(self.precision or np.float64)  # SciPy's parameters are float64
         network, objective, data = self._place(X, y, dtype)
-        fit_lbfgs(self, LossAndGradient(network, objective, data, y, weights, float(self.alpha)))
+        function = LossAndGradient(network, objective, data, y, weights, float(self.alpha))
+        fit_lbfgs(self, function, X.dtype)
 
     def _fit_stochastic(
         self,
@@ -115,14 +122,14 @@ class Fitting(BaseEstimator):
         y: np.ndarray,
         weights: np.ndarray | None,
         incremental: bool,
-        validation_data: ValidationData,
+        validation: Validation,
     ) -> None:
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        train, held = self._split(y, validation_data)
+        train, held = self._split(y, validation)
         batch_rows = arrays.batch_rows(self.batch_size, len(train))
-        session = self._session(X, y, batch_rows, weights is not None, incremental)
-        held_out = self._held_out(session, X, y, weights, held, validation_data)
+        session = self._session(X, y, weights, batch_rows, incremental)
+        held_out = self._held_out(session, y, weights, held, validation)
         self.n_iter_ = 0
         own = None if weights is None else weights[train]
         fit = StochasticFit(self, session, train, batch_rows, y[train], own, held_out)
@@ -136,12 +143,10 @@ class Fitting(BaseEstimator):
             fit.run(incremental=incremental, between=between)
         session.passes.release()
 
-    def _split(
-        self, y: np.ndarray, validation_data: ValidationData
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _split(self, y: np.ndarray, validation: Validation) -> tuple[np.ndarray, np.ndarray | None]:
         """Numbers of the rows to learn from, and of those held out for early stopping."""
         rows = np.arange(len(y))
-        if not self.early_stopping or validation_data is not None:
+        if not self.early_stopping or validation is not None:
             return rows, None
         stratify = y if self._n_classes() and self.n_outputs_ == 1 else None
         train, held = train_test_split(
@@ -160,19 +165,15 @@ class Fitting(BaseEstimator):
     def _held_out(
         self,
         session: Session,
-        X: Any,
         y: np.ndarray,
         weights: np.ndarray | None,
         held: np.ndarray | None,
-        validation_data: ValidationData,
+        validation: Validation,
     ) -> HeldOut | None:
         network, objective = session.network, session.objective
-        if validation_data is not None:
-            X, y, weights = (*validation_data, None)[:3]
-            X, y = self._validate_new(X, y)
-            weights = self._check_weights(weights, X)
-            y = self._encode(y)
-            data = self._rows(network, objective, X, y)
+        if validation is not None:
+            X, y, weights = validation
+            data = self._rows(network, X, objective.targets(y, np.float64))
         elif held is not None:
             own, backend = session.passes.data, network.backend
             data = Rows(
@@ -186,20 +187,22 @@ class Fitting(BaseEstimator):
         return HeldOut(network, objective, data, y, weights, self._n_classes())
 
     def _session(
-        self, X: Any, y: np.ndarray, batch_rows: int, weighted: bool, incremental: bool
+        self, X: Any, y: np.ndarray, weights: np.ndarray | None, batch_rows: int, incremental: bool
     ) -> Session:
         """That of the last `partial_fit` with X and y loaded, where it fits; or a new one."""
-        dtype = np.result_type(X.dtype, self.coefs_[0].dtype)
         state = getattr(self, "_optimizer", None) if incremental else None
+        dtype = self._network_dtype(X, y, weights, state)
         objective = Objective(self.out_activation_, self.n_outputs_)
+        weighted, stored = weights is not None, [*self.coefs_, *self.intercepts_]
         key = (
             chosen_device(self, X), sparse.issparse(X), dtype, widths_of(self.coefs_), objective,
-            str(self.activation), str(self.dropout), batch_rows, weighted, float(self.alpha),
+            [array.dtype for array in stored], str(self.activation), str(self.dropout), batch_rows,
+            weighted, float(self.alpha),
         )  # fmt: skip
         kept: Session | None = getattr(self, "_kept_session", None)
         if incremental and kept is not None and kept.key == key and kept.state is state:
             read_parameters(self, kept.network)
-            kept.passes.load(self._rows(kept.network, objective, X, y))
+            kept.passes.load(self._rows(kept.network, X, objective.targets(y, dtype)))
             return kept
         network, objective, data = self._place(X, y, dtype)
         if state is None:
@@ -208,10 +211,22 @@ class Fitting(BaseEstimator):
             state.random = random_state(int(self._random_state.randint(2**64, dtype=np.uint64)))
         session = Session(
             key, network, objective, state, data, batch_rows,
-            weighted=weighted, alpha=float(self.alpha),
+            weighted=weighted, alpha=float(self.alpha), rounded=rounded_views(self, network),
         )  # fmt: skip
         self._kept_session = session if incremental else None
         return session
+
+    def _network_dtype(
+        self, X: Any, y: np.ndarray, weights: np.ndarray | None, state: SolverState | None
+    ) -> np.dtype:
+        """What the stochastic solvers compute in: `precision`, or what holds all that there is."""
+        if self.precision is not None:
+            return np.dtype(self.precision)
+        dtype = float_dtype(X, *self.coefs_, *self.intercepts_)
+        outgrown = dtype == np.float32 and (
+            (state is not None and not state.fits(dtype)) or outgrow_float32(self, X, y, weights)
+        )
+        return np.dtype(np.float64) if outgrown else dtype
 
     def _solver_state(self, network: MLP) -> SolverState:
         """A new one; of a warm start, with the masks of dropout going on."""

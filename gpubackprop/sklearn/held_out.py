@@ -31,6 +31,7 @@ class HeldOut:
 
     Parameters
     ----------
+    rows : x, and the targets of a softmax output.
     y : (N, K) as the estimator's targets were before `Objective.targets`. weights : (N,) or None.
     classes : number of classes; 0 for regression.
     """
@@ -52,7 +53,8 @@ class HeldOut:
         self._record = self._result["row_loss"].reshape(count, 1)
         self._yhat = backend.empty((count, objective.units), dtype)
         self._passes = PassBuffers(network, count, separate=False)
-        if objective.records_logits:
+        self._logits = objective.out_activation != "softmax"
+        if self._logits:
             self._record = self._passes.a[-1]
         self._replay = backend.plan(self._emit)
 
@@ -64,14 +66,15 @@ class HeldOut:
         emit_forward(verbs, self.network, x, self._passes, self.network.W, self.network.b)
         logits = self._passes.a[-1]
         verbs.output(logits, self.objective.output, self._yhat)
-        if not self.objective.records_logits:
+        if not self._logits:
             self.loss.emit(verbs, logits, self.rows.targets, self._result, None)
 
     def evaluate(self) -> Scores:
         """Scores of the network's present parameters. Waits for the device."""
         self._replay()
         to_host = self.network.backend.to_host
-        values = self.objective.row_values(to_host(self._record), self.y)
+        values_of = self.objective.values_of_logits if self._logits else self.objective.row_values
+        values = values_of(to_host(self._record), self.y)
         return Scores(self._score(to_host(self._yhat)), self._mean(values))
 
     def _mean(self, values: Array) -> float:

@@ -40,11 +40,11 @@ class LossAndGradient:
         weights: Array | None,
         alpha: float,
     ) -> None:
-        self.network, self.objective, self.y = network, objective, y
+        self.network, self.objective, self.y, self.weights = network, objective, y, weights
         backend, layout, rows = network.backend, network.layout, len(data)
         self._flat = np.zeros(layout.size, network.dtype)
         self.point: Array | None = None
-        total = float(rows if weights is None else weights.sum())
+        total = float(rows if weights is None else weights.sum(dtype=np.float64))
         self._l2 = alpha / total
         self._shares = self._placed = None
         if weights is not None:
@@ -85,8 +85,8 @@ class LossAndGradient:
         self.network.backend.from_host(self._flat, self.network.parameters)
 
 
-def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
-    """Minimise; sets n_iter_, loss_, coefs_ and intercepts_."""
+def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> None:
+    """Minimise; sets n_iter_, loss_, coefs_ and intercepts_. `dtype`: of X."""
     e = estimator
     options: dict[str, Any] = {"maxfun": e.max_fun, "maxiter": e.max_iter, "gtol": e.tol}
     if tuple(int(part) for part in scipy.__version__.split(".")[:2]) < (1, 15):
@@ -94,9 +94,11 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient) -> None:
     start = np.concatenate(
         [coef.ravel() for coef in e.coefs_] + [np.ravel(b) for b in e.intercepts_]
     )
+    wide = np.result_type(dtype, start.dtype)
+    loss_type = function.objective.reported_type(wide, function.y, function.weights)
     try:
         result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
-        e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), np.float64(result.fun), result.x
+        e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), loss_type(result.fun), result.x
     except BaseException:  # Ctrl-C: what was learned stays, as scikit-learn has it
         end = start if function.point is None else function.point
         raise

@@ -66,6 +66,14 @@ class Objective:
             return y.argmax(1)
         return np.ascontiguousarray(y, dtype)
 
+    def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
+        """The type of scikit-learn's loss: float32 where outputs of `dtype`, y and weights are, but
+        for the logarithms of truth values and integers, which SciPy takes in float64."""
+        kinds = {"identity": "fiub", "exp": "f"}.get(self.out_activation, "")
+        wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
+        single = y.dtype.kind in kinds and wide == np.float32
+        return np.float32 if single else np.float64
+
     def row_values(self, record: Array, y: Array, weights: Array | None = None) -> Array:
         """(N,) reported loss of each row, in float64, without the weights of the rows.
 
@@ -74,10 +82,9 @@ class Objective:
         record : (N, record_width) of the network's dtype. y : (N, K), as `targets` is given it.
         weights : (N,) of the loss that was recorded; a row of weight 0 gets 0.
         """
-        eps = float(np.finfo(record.dtype).eps)
         if self.records_logits:
-            p = np.clip(expit(record), eps, 1 - eps)
-            return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
+            return self.values_of_logits(record, y)
+        eps = float(np.finfo(record.dtype).eps)
         values = record[:, 0].astype(np.float64)
         if weights is not None:
             values = np.divide(values, weights, out=np.zeros_like(values), where=weights != 0)
@@ -87,3 +94,16 @@ class Objective:
             return values / self.units
         wide = y.astype(np.float64)
         return values + (xlogy(wide, wide) - wide).sum(1)
+
+    def values_of_logits(self, logits: Array, y: Array) -> Array:
+        """`row_values` of logits (N, K), for every output but softmax: y may be larger than the
+        dtype of the network holds."""
+        if self.out_activation == "logistic":
+            eps = float(np.finfo(logits.dtype).eps)
+            p = np.clip(expit(logits), eps, 1 - eps)
+            return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
+        a, wide = logits.astype(np.float64), y.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.out_activation == "identity":
+                return 0.5 * np.square(wide - a).mean(1)
+            return (np.exp(a) - wide * a + xlogy(wide, wide) - wide).sum(1)

@@ -7,7 +7,7 @@ scikit-learn does, and the data may change from one `partial_fit` to the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ class Passes:
     gradient : (layout.size,) flat; of the mean loss, without the L2 penalty.
     updater : updates network.parameters from `gradient` after each pass; None: they stay.
     random : (2,) uint64 {seed, step} on the device, for passes with dropout; None: without.
+    rounded : (view of the parameters, array of a narrower dtype) that each update is rounded to.
 
     Attributes
     ----------
@@ -88,11 +89,12 @@ class Passes:
         gradient: Array,
         updater: Any = None,
         random: Array | None = None,
+        rounded: Sequence[tuple[Array, Array]] = (),
     ) -> None:
         self.network, self.objective, self.data = network, objective, data
         self.batch_rows, self.weighted = batch_rows, weighted
         self.loss = objective.loss(weighted)
-        self.gradient, self.updater = gradient, updater
+        self.gradient, self.updater, self.rounded = gradient, updater, rounded
         backend, dtype = network.backend, network.dtype
         self.squares = backend.zeros(2, dtype) if backend.asynchronous else np.zeros(())
         self._passes = PassBuffers(network, batch_rows, separate=False, random=random)
@@ -193,3 +195,6 @@ class Passes:
         verbs.sum_of_squares(network.parameters[: network.layout.weights_end], self.squares)
         if self.updater is not None:
             self.updater.emit(verbs)
+        for view, narrow in self.rounded:
+            verbs.gather_rows(view, None, narrow)
+            verbs.gather_rows(narrow, None, view)

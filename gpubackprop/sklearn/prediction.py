@@ -13,6 +13,7 @@ from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
 from gpubackprop.sklearn.host import HostBackend, SparseBatch
 from gpubackprop.sklearn.objective import Objective
+from gpubackprop.sklearn.stored import arrays_to_predict
 
 Array = Any
 BATCH_ROWS = 16384  # rows whose hidden units are in memory at a time
@@ -28,9 +29,8 @@ def outputs(estimator: Any, x: Any) -> Array:
     e, host = estimator, not on_gpu(x)
     own = "cpu" if sparse.issparse(x) else devices.chosen(e.device) if host else device_of(x)
     backend = HostBackend() if own == "cpu" else backends.get(own)
-    coefs, intercepts = ([np.asarray(a) for a in arrays] for arrays in (e.coefs_, e.intercepts_))
-    wide = np.dtype(e.precision or np.result_type(x.dtype, coefs[0].dtype))
-    dtype = wide if wide in (np.float32, np.float64) else np.dtype(np.float64)
+    coefs, intercepts = arrays_to_predict(e, x.shape[1])
+    dtype = np.dtype(e.precision) if e.precision else _wide(x.dtype, *(c.dtype for c in coefs))
     # On the CPU these are views: nothing is copied where the dtype is right.
     W = [backend.inputs(coef, dtype).T for coef in coefs]
     b = [backend.inputs(intercept, dtype) for intercept in intercepts]
@@ -63,6 +63,12 @@ def two_columns(positive: Array) -> Array:
     backend.gather_rows(negative, None, both[:, :1])
     backend.gather_rows(positive, None, both[:, 1:])
     return both
+
+
+def _wide(*dtypes: Any) -> np.dtype:
+    """The dtype of scikit-learn's product, where it is one of the network's; else float64."""
+    wide = np.result_type(*dtypes)
+    return wide if wide in (np.float32, np.float64) else np.dtype(np.float64)
 
 
 def _hidden(spec: Any, layers: int) -> list[Activation]:

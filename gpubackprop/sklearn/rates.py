@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from gpubackprop import optimizers
 from gpubackprop.backends import UpdateRule
+from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import UPDATES
+from gpubackprop.layout import ParameterLayout
 from gpubackprop.network import MLP
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Progress, Schedule, schedule
 from gpubackprop.sklearn.arrays import to_host
 from gpubackprop.sklearn.parameters import SKLEARN_RATES
+from gpubackprop.sklearn.stored import moved
 
 Array = Any
 SMALLEST_RATE = 1e-6  # below it, an adaptive rate is not divided further
@@ -42,6 +48,7 @@ class SolverState:
     ----------
     learning_rate : of the next step, without a library schedule's factor.
     steps : updates done. slots : flat arrays of the optimizer, on the network's device.
+    widths : of the network that they belong to.
     random : (2,) uint64 {seed, updates done} of dropout, there; None where none was drawn yet.
     """
 
@@ -59,6 +66,7 @@ class SolverState:
         self.random: Array | None = None
         formula = self.optimizer.formula
         backend, size = network.backend, network.layout.size
+        self.widths: tuple[int, ...] = network.widths
         self.slots = [backend.zeros(size, network.dtype) for _ in formula.slots]
         if formula.initial:
             for slot in self.slots:
@@ -102,10 +110,36 @@ class SolverState:
         """Bring slots and `random` to the network's device and dtype, if they are not there."""
         backend = network.backend
         if not backend.asynchronous:
-            self.slots, self.random = [to_host(slot) for slot in self.slots], to_host(self.random)
-        self.slots = [backend.asarray(slot, network.dtype) for slot in self.slots]
+            self.random = to_host(self.random)
         if self.random is not None:
             self.random = backend.asarray(self.random)
+        self.slots = [self._placed(slot, network) for slot in self.slots]
+
+    def _placed(self, slot: Array, network: MLP) -> Array:
+        o, backend = self.optimizer, network.backend
+        if slot.dtype != network.dtype:
+            fill = o.hyperparameters[o.formula.initial] if o.formula.initial else 0.0
+            slot = moved(to_host(slot), self.widths, network, fill)
+        return backend.asarray(slot if backend.asynchronous else to_host(slot))
+
+    def fits(self, dtype: np.dtype) -> bool:
+        """Whether the slots' numbers are finite in `dtype` if they are now."""
+        largest = np.finfo(dtype).max
+        return all(
+            slot.dtype.itemsize <= dtype.itemsize or bool((np.abs(to_host(slot)) <= largest).all())
+            for slot in self.slots
+        )
+
+    def check_widths(self, widths: Sequence[int]) -> None:
+        """ShapeError, which names the layer, unless the slots belong to a network of `widths`."""
+        own = ParameterLayout(self.widths, np.dtype(np.float64))
+        try:
+            own.check_shapes(ParameterLayout(widths, np.dtype(np.float64)))
+        except ShapeError as error:
+            raise ShapeError(
+                f"coefs_ were replaced and the optimizer's state does not fit them: {error}; fit "
+                f"anew, or with warm_start=True, which begins with a fresh optimizer"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: the arrays on the host."""

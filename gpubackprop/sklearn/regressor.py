@@ -131,11 +131,16 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         X, y = arrays.validate(self, X, y, reset=reset, y_numeric=True)
         if y.dtype.kind not in "fiub":
             raise DtypeError(f"y has dtype {y.dtype} but must be real numbers")
+        if self.precision is not None and arrays.largest(y) > np.finfo(self.precision).max:
+            raise ValueError(
+                f"Input y contains a value too large for dtype('{self.precision}'), which is the "
+                f'estimator\'s precision; use precision="float64", or None'
+            )
         return X, arrays.column_raveled(y)
 
-    def _validate_new(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    def _validate_new(self, X: Any, y: Any, outputs: int) -> tuple[Any, np.ndarray]:
         X, y = self._validate_input(X, y, True, False)
-        return X, arrays.with_columns(y, self.n_outputs_)
+        return X, arrays.with_columns(y, outputs)
 
     def _encode(self, y: Any) -> np.ndarray:
         return y.reshape(-1, 1) if y.ndim == 1 else y

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,12 +15,9 @@ from gpubackprop.sklearn.host import HostBackend
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.passes import Passes, Rows
 from gpubackprop.sklearn.rates import SolverState
+from gpubackprop.sklearn.stored import widths_of
 
 Array = Any
-
-
-def widths_of(coefs: Sequence[np.ndarray]) -> list[int]:
-    return [coefs[0].shape[0], *(coef.shape[1] for coef in coefs)]
 
 
 def chosen_device(estimator: Any, x: Any) -> str:
@@ -92,44 +88,13 @@ def draw_parameters(
     ]
 
 
-def read_parameters(estimator: Any, network: MLP) -> None:
-    """The network's parameters = coefs_ and intercepts_, which may have been edited."""
-    backend = network.backend
-    flat = network.parameters
-    if backend.asynchronous:
-        flat = np.zeros(network.layout.size, network.dtype)
-    W, b = network.layout.views(flat)
-    for view, coef in zip(W, estimator.coefs_, strict=True):
-        view[...] = coef.T
-    for view, intercept in zip(b, estimator.intercepts_, strict=True):
-        view[...] = intercept
-    backend.from_host(flat, network.parameters)
-
-
-def write_parameters(estimator: Any, network: MLP) -> None:
-    """coefs_ and intercepts_ = the network's parameters, in the arrays that are there."""
-    W, b = network.layout.views(network.backend.to_host(network.parameters))
-    estimator.coefs_ = [
-        _written(old, view.T) for old, view in zip(estimator.coefs_, W, strict=True)
-    ]
-    estimator.intercepts_ = [
-        _written(old, view) for old, view in zip(estimator.intercepts_, b, strict=True)
-    ]
-
-
-def _written(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    if not old.flags.writeable:
-        return np.array(new, old.dtype, order="C")
-    np.copyto(old, new, "same_kind")
-    return old
-
-
 class Session:
     """A network, its plans and its optimizer for batches of up to `batch_rows` rows.
 
     Parameters
     ----------
     key : what it was made for.
+    rounded : see `stored.rounded_views`.
 
     Attributes
     ----------
@@ -148,6 +113,7 @@ class Session:
         *,
         weighted: bool,
         alpha: float,
+        rounded: list[tuple[Array, Array]],
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
         backend, layout = network.backend, network.layout
@@ -161,4 +127,5 @@ class Session:
         self.passes = Passes(
             network, objective, data, batch_rows,
             weighted=weighted, gradient=gradient, updater=self.updater, random=self.random,
+            rounded=rounded,
         )  # fmt: skip

@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.sklearn.held_out import HeldOut, Scores
-from gpubackprop.sklearn.session import Session, write_parameters
+from gpubackprop.sklearn.session import Session
+from gpubackprop.sklearn.stored import write_parameters
 from gpubackprop.sklearn.warn import warn
 
 Array = np.ndarray
@@ -31,12 +32,27 @@ class EpochPlan:
         self.counts = np.diff(self.starts)
         self.rows_of = np.repeat(self.counts, self.counts)
 
-    def weight_sums(self, weights: Array) -> Array:
-        """Sum of the weights of each batch; these in the order of the epoch."""
-        sums = np.add.reduceat(weights, self.starts[:-1])
+    def weight_sums(self, weights: Array) -> tuple[Array, Array]:
+        """(sum of the weights of each batch, share of each row in its batch's sum), in float64.
+
+        Weights are divided by the largest where their sums overflow.
+
+        Parameters
+        ----------
+        weights : (N,) in the order of the epoch.
+        """
+        weights, largest = weights.astype(np.float64, copy=False), 1.0
+        with np.errstate(over="ignore"):
+            sums = np.add.reduceat(weights, self.starts[:-1])
+        if not np.isfinite(sums).all():
+            largest = float(np.abs(weights).max())
+            weights = weights / largest
+            sums = np.add.reduceat(weights, self.starts[:-1])
         if not sums.all():
             raise ZeroDivisionError("Weights sum to zero, can't be normalized")
-        return sums
+        shares = weights / np.repeat(sums, self.counts)
+        with np.errstate(over="ignore"):
+            return sums * largest, shares
 
 
 class StochasticFit:
@@ -52,6 +68,7 @@ class StochasticFit:
     Attributes
     ----------
     scores : of the held-out rows after the last epoch, or None.
+    loss_type : float32 or float64, of the losses that are reported.
     best, has_best : parameters that early stopping ends with, where there are any.
     """
 
@@ -67,6 +84,7 @@ class StochasticFit:
     ) -> None:
         self.estimator, self.session, self.held_out = estimator, session, held_out
         self.rows, self.y, self.weights = order, y, weights
+        self.loss_type = session.objective.reported_type(session.network.dtype, y, weights)
         self.scores: Scores | None = None
         self.plan = EpochPlan(len(order), batch_rows)
         self.order = np.arange(len(order))  # shuffled anew, from where it stands, in every epoch
@@ -123,15 +141,14 @@ class StochasticFit:
         monitored = e.loss_ if self.scores is None else self.scores.loss
         state.epoch_ends(e.t_, monitored)
 
-    def _train(self, weights: Array | None) -> np.float64:
+    def _train(self, weights: Array | None) -> Any:
         """One epoch of updates; returns its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
         network, passes, state = session.network, session.passes, session.state
         updater, backend = session.updater, network.backend
         sums, shares, placed = plan.counts, None, None
         if weights is not None:
-            sums = plan.weight_sums(weights)
-            shares = weights / np.repeat(sums, plan.counts)
+            sums, shares = plan.weight_sums(weights)
             placed = backend.asarray(shares, network.dtype)
         rows = backend.place(self.rows[self.order], np.int64)
         l2 = (alpha / sums).tolist()
@@ -146,7 +163,8 @@ class StochasticFit:
             backend.copy(squares, self.squares[batch : batch + 1])
             state.steps += 1
         penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
-        return np.float64((self._loss_sum(shares) + penalty) / plan.rows)
+        with np.errstate(over="ignore"):
+            return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)
 
     def _loss_sum(self, shares: Array | None) -> float:
         """Sum over batches of rows times mean loss; `shares`: of each row in its batch's mean."""

@@ -1,0 +1,229 @@
+"""coefs_ and intercepts_ as a later call finds them: the user may have replaced them.
+
+Training goes on where scikit-learn goes on, and raises where scikit-learn raises; the error names
+the layer and comes before anything is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from gpubackprop.errors import DtypeError, OptionError, ShapeError
+from gpubackprop.layout import ParameterLayout
+from gpubackprop.network import MLP
+
+Array = np.ndarray
+
+
+def widths_of(coefs: Sequence[Array]) -> list[int]:
+    return [coefs[0].shape[0], *(coef.shape[1] for coef in coefs)]
+
+
+def float_dtype(*arrays: Any) -> np.dtype:
+    """float32 where it holds the numbers of all arrays; else float64."""
+    wide = np.result_type(*(array.dtype for array in arrays))
+    if wide.kind == "f" and wide.itemsize <= 4:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64)
+
+
+def arrays_to_predict(estimator: Any, columns: int) -> tuple[list[Array], list[Array]]:
+    """coefs_ (fan_in, fan_out) and intercepts_ (fan_out,) of each layer, for X with `columns`.
+
+    Lists and sparse matrices are taken as arrays, an intercept of one number as one for each unit.
+
+    Raises
+    ------
+    ShapeError : a layer does not fit X or the layer before it.
+    """
+    coefs = [_dense(coef) for coef in estimator.coefs_]
+    intercepts = [_dense(intercept) for intercept in estimator.intercepts_]
+    _check_counts(estimator)
+    _check_shapes(coefs, intercepts, columns)
+    return coefs, [
+        np.broadcast_to(intercept, (1, coef.shape[1]))[0]
+        for coef, intercept in zip(coefs, intercepts, strict=True)
+    ]
+
+
+def check_goes_on(estimator: Any, columns: int, hidden: Sequence[int], outputs: int) -> None:
+    """Whether a warm start or `partial_fit` can go on from coefs_ and intercepts_.
+
+    Parameters
+    ----------
+    columns : features of X. hidden : the sizes that `hidden_layer_sizes` names.
+    outputs : columns of y, as the network learns them.
+
+    Raises
+    ------
+    AttributeError : an entry is no array.
+    DtypeError : an entry holds no floating-point numbers, which an update could be added to.
+    ShapeError : a layer does not fit X, y, `hidden_layer_sizes` or the layer before it.
+    OptionError : two entries share memory.
+    """
+    named = _named(estimator)
+    whole = estimator.solver == "lbfgs"  # makes new arrays
+    for name, array in named.items():
+        if not isinstance(array, np.ndarray):
+            raise AttributeError(
+                f"{name} is a {type(array).__name__}, which training cannot go on from; assign a "
+                f"NumPy array"
+            )
+        if array.dtype.kind == "c" or not (whole or np.can_cast(float, array.dtype, "same_kind")):
+            raise DtypeError(
+                f"{name} has dtype {array.dtype}, which no update can be added to; assign an array "
+                f"of floating-point numbers, such as {name.split(' ')[0]}.astype(float)"
+            )
+    _check_counts(estimator)
+    coefs, intercepts = estimator.coefs_, estimator.intercepts_
+    _check_shapes(coefs, intercepts, columns)
+    for layer, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True), 1):
+        if intercept.size != coef.shape[1] or intercept.ndim == 0:
+            raise ShapeError(
+                f"{_name('intercepts_', layer)} has shape {intercept.shape} but training wants a "
+                f"number for each of its {coef.shape[1]} units"
+            )
+    _check_parameters(estimator, hidden, outputs)
+    for (first, one), (second, other) in combinations(named.items(), 2):
+        if not whole and np.may_share_memory(one, other) and np.shares_memory(one, other):
+            raise OptionError(f"{first} and {second} share memory; assign a copy to one of them")
+
+
+def _check_parameters(estimator: Any, hidden: Sequence[int], outputs: int) -> None:
+    """ShapeError unless the network is what `hidden_layer_sizes` and y ask for.
+
+    The stochastic solvers go on with other sizes of as many layers, as in scikit-learn.
+    """
+    widths = widths_of(estimator.coefs_)
+    check_width(outputs, widths[-1])
+    same = len(hidden) == len(widths) - 2
+    if not same or (estimator.solver == "lbfgs" and list(hidden) != widths[1:-1]):
+        raise ShapeError(
+            f"hidden_layer_sizes={estimator.hidden_layer_sizes!r} was set but the network that "
+            f"goes on has hidden layers of {tuple(widths[1:-1])} units; fit anew with "
+            f"warm_start=False"
+        )
+
+
+def check_width(found: int, wanted: int) -> None:
+    """ShapeError unless y has as many columns as the network that goes on has output units."""
+    if found != wanted:
+        raise ShapeError(
+            f"y has {found} column{'s' * (found != 1)} but the network that goes on has "
+            f"{wanted} output unit{'s' * (wanted != 1)}; pass y of the width of the first call, or "
+            f"fit anew"
+        )
+
+
+def _check_counts(estimator: Any) -> None:
+    layers = estimator.n_layers_ - 1
+    for name in ("coefs_", "intercepts_"):
+        found = len(getattr(estimator, name))
+        if found != layers:
+            raise ShapeError(f"{name} has {found} entries but the network has {layers} layers")
+
+
+def _check_shapes(coefs: Sequence[Array], intercepts: Sequence[Array], columns: int) -> None:
+    width = columns
+    for layer, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True), 1):
+        if coef.ndim != 2 or coef.shape[0] != width or not coef.shape[1]:
+            before = f"layer {layer - 1} has {width} units"
+            if layer == 1:
+                before = f"X has {width} features"
+            raise ShapeError(
+                f"{_name('coefs_', layer)} has shape {coef.shape} but must be ({width}, units), "
+                f"since {before}"
+            )
+        width = coef.shape[1]
+        if not _broadcasts(intercept.shape, (1, width)):
+            raise ShapeError(
+                f"{_name('intercepts_', layer)} has shape {intercept.shape} but "
+                f"coefs_[{layer - 1}] has shape {coef.shape}; it must be ({width},)"
+            )
+
+
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        return False
+
+
+def _name(kind: str, layer: int) -> str:
+    return f"{kind}[{layer - 1}] of layer {layer}"
+
+
+def _named(estimator: Any) -> dict[str, Any]:
+    return {
+        _name(kind, layer): array
+        for kind in ("coefs_", "intercepts_")
+        for layer, array in enumerate(getattr(estimator, kind), 1)
+    }
+
+
+def _dense(array: Any) -> Array:
+    return array.toarray() if sparse.issparse(array) else np.asarray(array)
+
+
+# -- between the estimator and its network --------------------------------------------------------
+
+
+def read_parameters(estimator: Any, network: MLP) -> None:
+    """The network's parameters = coefs_ and intercepts_, which may have been edited."""
+    backend = network.backend
+    flat = network.parameters
+    if backend.asynchronous:
+        flat = np.zeros(network.layout.size, network.dtype)
+    W, b = network.layout.views(flat)
+    for view, coef in zip(W, estimator.coefs_, strict=True):
+        view[...] = coef.T
+    for view, intercept in zip(b, estimator.intercepts_, strict=True):
+        view[...] = intercept.reshape(-1)
+    backend.from_host(flat, network.parameters)
+
+
+def write_parameters(estimator: Any, network: MLP) -> None:
+    """coefs_ and intercepts_ = the network's parameters, in the arrays that are there."""
+    W, b = network.layout.views(network.backend.to_host(network.parameters))
+    estimator.coefs_ = [
+        _written(old, view.T) for old, view in zip(estimator.coefs_, W, strict=True)
+    ]
+    estimator.intercepts_ = [
+        _written(old, view.reshape(old.shape))
+        for old, view in zip(estimator.intercepts_, b, strict=True)
+    ]
+
+
+def _written(old: Array, new: Array) -> Array:
+    """`old` with the numbers of `new`; a copy where it is read-only (joblib maps files)."""
+    if not old.flags.writeable:
+        return np.array(new, old.dtype, order="C")
+    np.copyto(old, new, "same_kind")
+    return old
+
+
+def rounded_views(estimator: Any, network: MLP) -> list[tuple[Any, Any]]:
+    """(view of the parameters, array of the dtype it is stored in) where that dtype is narrower.
+
+    scikit-learn adds each update to the stored array, so its parameters are rounded in every step.
+    """
+    W, b = network.layout.views(network.parameters)
+    views = [*W, *(view.reshape(1, -1) for view in b)]
+    return [
+        (view, network.backend.empty(view.shape, stored.dtype))
+        for view, stored in zip(views, [*estimator.coefs_, *estimator.intercepts_], strict=True)
+        if stored.dtype.kind == "f" and stored.dtype.itemsize < network.dtype.itemsize
+    ]
+
+
+def moved(flat: Array, widths: Sequence[int], network: MLP, fill: float = 0.0) -> Array:
+    """A flat buffer of a network with these widths -> one of `network`'s layout and dtype, on the
+    host. The numbers are moved layer by layer: their places depend on the size of an element."""
+    result = np.full(network.layout.size, fill, network.dtype)
+    ParameterLayout(widths, flat.dtype).copy(flat, network.layout, result)
+    return result
