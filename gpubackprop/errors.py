@@ -27,6 +27,10 @@ class TargetRangeError(GpubackpropError, ValueError):
     """A class index lies outside [0, K); the message names the row and the label."""
 
 
+class StateError(GpubackpropError, RuntimeError):
+    """The state of a PyTorch optimizer does not fit the parameter it belongs to."""
+
+
 class DeviceUnavailable(GpubackpropError, RuntimeError):  # noqa: N818 (reads as a sentence)
     """A device was asked for by name and is not there, or lacks something."""
 

@@ -115,10 +115,17 @@ def Adam(
     eps: float = 1e-8,
     eps_placement: str = "torch",
     weight_decay: float = 0.0,
+    amsgrad: bool = False,
 ) -> Optimizer:
-    """Adam; `eps_placement`: "torch", sqrt(vhat) + eps, or "sklearn", sqrt(v) + eps uncorrected."""
+    """Adam; `eps_placement`: "torch", sqrt(vhat) + eps, or "sklearn", sqrt(v) + eps uncorrected.
+
+    amsgrad: the largest v so far in the place of v (Reddi et al. 2018), with eps as in PyTorch.
+    """
     choice(eps_placement, "eps_placement", ("torch", "sklearn"))
+    if amsgrad and eps_placement != "torch":
+        raise OptionError('amsgrad=True wants eps_placement="torch"')
     name = "adam" if eps_placement == "torch" else "adam_epsilon_hat"
+    name += "_amsgrad" * bool(amsgrad)
     return _build(name, lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps)
 
 
@@ -129,9 +136,11 @@ def AdamW(
     beta2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
+    amsgrad: bool = False,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019; PyTorch's AdamW)."""
-    return _build("adamw", lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps)
+    name = "adamw_amsgrad" if amsgrad else "adamw"
+    return _build(name, lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps)
 
 
 def RMSprop(

@@ -2,8 +2,8 @@
 //   g' = factor * (unscale * g + l2 * p [first `penalized` only]) + decay * p      (coupled decay)
 //   p, s = Rule::apply(p, g', s);  before it p *= decay                            (decoupled decay)
 //   copy = N(p), the weights in 16 bits for the products of the next step
-//   p: P[count], the master weights; g: G[count]; s0, s1: C[count], C = compute_of<P>; copy: N[count]
-//   s0, s1 null where Rule has fewer slots; copy null: none
+//   p: P[count], the master weights; g: G[count]; s0, s1, s2: C[count], C = compute_of<P>; copy: N[count]
+//   s0, s1, s2 null where Rule has fewer slots; copy null: none
 //   c: C[COEFFICIENTS] on the device, written by prepare_update, so that a replayed graph follows the
 //   schedule; c[PROCEED] == 0 (the gradients are not finite): nothing is read further and nothing written
 //   random = {seed, step} on the device: p and copy are rounded to 16 bits stochastically, with word i
@@ -45,14 +45,14 @@ template <class T> __device__ __forceinline__ T round_stochastic(double x, uint3
 
 template <class Rule, class P, class G, class N>
 __device__ __forceinline__ void update(
-    P* p, const G* g, compute_of<P>* s0, compute_of<P>* s1, N* copy, const compute_of<P>* c,
-    const uint64* random, int64 penalized, int64 count) {
+    P* p, const G* g, compute_of<P>* s0, compute_of<P>* s1, compute_of<P>* s2, N* copy,
+    const compute_of<P>* c, const uint64* random, int64 penalized, int64 count) {
     using C = compute_of<P>;
     constexpr int E = PACK<C>;
     if (c[PROCEED] == C(0)) return;
     C unscale = c[UNSCALE], l2 = c[L2], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
     if (l2 == C(0)) penalized = 0;
-    C *const states[2] = {s0, s1};
+    C *const states[MOST_SLOTS] = {s0, s1, s2};
     uint64 seed = random == nullptr ? 0 : random[0];
     uint64 offset = random == nullptr ? 0 : stream(random[1], ROUNDING_STREAM);
     int64 step = int64(gridDim.x) * THREADS * E;
@@ -61,7 +61,7 @@ __device__ __forceinline__ void update(
         int lo = i < 0 ? int(-i) : 0, hi = count - i < E ? int(count - i) : E;
         Pack<P, E> weights = load_part<P, E>(p + i, lo, hi);
         Pack<G, E> gradient = load_part<G, E>(g + i, lo, hi);
-        Pack<C, E> slots[2] = {};
+        Pack<C, E> slots[MOST_SLOTS] = {};
 #pragma unroll
         for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = load_part<C, E>(states[n] + i, lo, hi);
         Pack<N, E> narrowed{};
@@ -74,9 +74,9 @@ __device__ __forceinline__ void update(
             y *= factor;
             if (Rule::DECOUPLED) x *= decay;
             else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
-            C state[2] = {slots[0].v[e], slots[1].v[e]};
+            C state[MOST_SLOTS] = {slots[0].v[e], slots[1].v[e], slots[2].v[e]};
             x = Rule::apply(x, y, state, c);
-            slots[0].v[e] = state[0], slots[1].v[e] = state[1];
+            slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
             weights.v[e] = random == nullptr ? narrow<P>(x) : round_stochastic<P>(x, words[e]);
             narrowed.v[e] = random == nullptr ? narrow<N>(x) : round_stochastic<N>(x, words[e]);
         }
@@ -108,10 +108,10 @@ using bf16 = of<bfloat16, bfloat16, bfloat16>;
 #define ENTRY_(rule, S)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 3) update_##rule##_##S(            \
         storage::S::P* p, const storage::S::G* g, storage::S::C* s0, storage::S::C* s1,      \
-        storage::S::N* copy, const storage::S::C* c, const uint64* random, int64 penalized,  \
-        int64 count) {                                                                       \
-        update<rule, storage::S::P, storage::S::G, storage::S::N>(p, g, s0, s1, copy, c,     \
-                                                                  random, penalized, count); \
+        storage::S::C* s2, storage::S::N* copy, const storage::S::C* c,                      \
+        const uint64* random, int64 penalized, int64 count) {                                \
+        update<rule, storage::S::P, storage::S::G, storage::S::N>(                           \
+            p, g, s0, s1, s2, copy, c, random, penalized, count);                            \
     }
 #define ENTRY(rule, S) ENTRY_(rule, S)
 #ifdef ONLY_DTYPE

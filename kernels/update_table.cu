@@ -2,7 +2,7 @@
 //   g' = factor * unscale * g + decay * p (coupled);  p, s = Rule::apply(p, g', s), before it p *= decay
 //   (decoupled), as update.cu; coefficients of its own for each tensor, which has its own step count
 // prepare_table<Rule, T>: those coefficients, and the step counts, by one thread a tensor
-//   table: uint64[tensors][WORDS] on the device: addresses of p, g: T[count]; s0, s1: compute_of<T>
+//   table: uint64[tensors][WORDS] on the device: addresses of p, g: T[count]; s0, s1, s2: compute_of<T>
 //   [count] (0 where Rule has fewer slots) and of the step count: f32; count; the first of the tensor's
 //   chunks, counted over all tensors, never more than the next tensor's; its row of `settings`
 //   settings: f64[groups][8] = {lr, weight_decay, factor of the gradient (-1: maximize), the rule's
@@ -21,13 +21,16 @@
 #ifndef ONLY_FORMULA
 #undef FOR_EACH_UPDATE
 #define FOR_EACH_UPDATE(ENTRIES) \
-    ENTRIES(gradient_descent) ENTRIES(sgd) ENTRIES(sgd_nesterov) ENTRIES(adam) ENTRIES(adamw)
+    ENTRIES(gradient_descent) ENTRIES(sgd) ENTRIES(sgd_nesterov) ENTRIES(adam) ENTRIES(adamw) \
+    ENTRIES(adam_amsgrad) ENTRIES(adamw_amsgrad)
 #endif
 
 constexpr int THREADS = 256, CHUNK = 4096, SETTINGS = 8, FIRST_HYPERPARAMETER = 3;
 using namespace updates;
 
-enum Word { P_ADDRESS, G_ADDRESS, S0_ADDRESS, S1_ADDRESS, STEP_ADDRESS, COUNT, FIRST_CHUNK, GROUP, WORDS };
+enum Word {
+    P_ADDRESS, G_ADDRESS, S0_ADDRESS, S1_ADDRESS, S2_ADDRESS, STEP_ADDRESS, COUNT, FIRST_CHUNK, GROUP, WORDS
+};
 
 template <class Rule, class C>
 __device__ __forceinline__ void prepare_table(
@@ -80,13 +83,14 @@ __device__ __forceinline__ void update_table(
     if (begin > 0) first = 0;
     T* p = reinterpret_cast<T*>(address) + begin;
     const T* g = reinterpret_cast<const T*>(row[G_ADDRESS]) + begin;
-    C* const states[2] = {
-        reinterpret_cast<C*>(row[S0_ADDRESS]) + begin, reinterpret_cast<C*>(row[S1_ADDRESS]) + begin};
+    C* const states[MOST_SLOTS] = {
+        reinterpret_cast<C*>(row[S0_ADDRESS]) + begin, reinterpret_cast<C*>(row[S1_ADDRESS]) + begin,
+        reinterpret_cast<C*>(row[S2_ADDRESS]) + begin};
     C unscale = c[UNSCALE], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
     for (int i = int(threadIdx.x) * E; i < last; i += THREADS * E) {
         int lo = i < first ? first : 0, hi = last - i < E ? last - i : E;
         Pack<T, E> weights = load_part<T, E>(p + i, lo, hi), gradient = load_part<T, E>(g + i, lo, hi);
-        Pack<C, E> slots[2] = {};
+        Pack<C, E> slots[MOST_SLOTS] = {};
 #pragma unroll
         for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = load_part<C, E>(states[n] + i, lo, hi);
 #pragma unroll
@@ -94,9 +98,9 @@ __device__ __forceinline__ void update_table(
             C x = widen(weights.v[e]), y = C(widen(gradient.v[e])) * unscale * factor;
             if (Rule::DECOUPLED) x *= decay;
             else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
-            C state[2] = {slots[0].v[e], slots[1].v[e]};
+            C state[MOST_SLOTS] = {slots[0].v[e], slots[1].v[e], slots[2].v[e]};
             weights.v[e] = narrow<T>(Rule::apply(x, y, state, c));
-            slots[0].v[e] = state[0], slots[1].v[e] = state[1];
+            slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
         }
         store_part(p + i, weights, lo, hi);
 #pragma unroll

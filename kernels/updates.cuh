@@ -14,11 +14,12 @@
 #define FOR_EACH_UPDATE(ENTRIES)                                                              \
     ENTRIES(gradient_descent) ENTRIES(sgd) ENTRIES(sgd_nesterov) ENTRIES(momentum)            \
     ENTRIES(nesterov) ENTRIES(adam) ENTRIES(adam_epsilon_hat) ENTRIES(adamw) ENTRIES(rmsprop) \
-    ENTRIES(adagrad) ENTRIES(lion)
+    ENTRIES(adagrad) ENTRIES(lion) ENTRIES(adam_amsgrad) ENTRIES(adamw_amsgrad)
 #endif
 
 namespace updates {
 
+constexpr int MOST_SLOTS = 3;
 constexpr int FORMULA_COEFFICIENTS = 8;  // c[0..7] are the formula's; what follows is every formula's
 enum Control { DECAY = FORMULA_COEFFICIENTS, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS };
 
@@ -108,6 +109,20 @@ struct adam_epsilon_hat : adam {  // eps beside the uncorrected root (ibid. sect
 };
 
 struct adamw : adam {  // Loshchilov & Hutter 2019
+    static constexpr bool DECOUPLED = true;
+};
+
+struct adam_amsgrad : adam {  // the largest v so far in the place of v (Reddi et al. 2018; PyTorch)
+    static constexpr int SLOTS = 3;
+    template <class C> static __device__ __forceinline__ C apply(C p, C g, C* s, const C* c) {
+        s[0] = s[0] * c[0] + g * c[1];
+        s[1] = s[1] * c[2] + g * g * c[3];
+        s[2] = s[1] <= s[2] || s[2] != s[2] ? s[2] : s[1];  // NaN stays, as in torch.maximum
+        return p - s[0] / (::sqrt(s[2]) + c[5]) * c[4];
+    }
+};
+
+struct adamw_amsgrad : adam_amsgrad {
     static constexpr bool DECOUPLED = true;
 };
 

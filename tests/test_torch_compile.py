@@ -136,3 +136,43 @@ def test_a_label_out_of_range_is_the_error_of_eager(name, path: Path):  # noqa: 
 
     with pytest.raises(gt.LabelError, match=r"target\[1\] .* 9"):
         checked()
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "SGD": {"momentum": 0.9},
+    "Adam": {"amsgrad": True},
+    "AdamW": {},
+}
+
+
+def trained(module: Any, name: str, part: str, device: str) -> list[Tensor]:
+    """Parameters after four steps of which `part` is compiled, and how often hooks were called."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5)
+    net = torch.nn.Sequential(*layers).double().to(device)
+    optimizer = getattr(module, name)(net.parameters(), lr=0.1, **RULES[name])
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    backend = "aot_eager"
+    x, _, y = problem(7, device)
+
+    def train() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        step()
+        return loss
+
+    step = torch.compile(optimizer.step, backend=backend) if part == "step" else optimizer.step
+    whole = torch.compile(train, backend=backend) if part == "whole" else train
+    losses = [whole().detach() for _ in range(4)]
+    return [*net.parameters(), *losses, torch.tensor(len(calls))]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Dynamo itself, about hooks and its own profiler
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("part", ["step", "whole"])
+def test_a_compiled_step_of_an_optimizer_has_the_values_of_eager(name, part, path: Path):  # noqa: F811
+    """With several parameters. The step itself runs as it is, between the graphs."""
+    wanted = trained(torch.optim, name, "nothing", path.device)
+    torch.testing.assert_close(trained(gt, name, part, path.device), wanted, rtol=1e-11, atol=1e-12)

@@ -336,7 +336,9 @@ def _each(
 
 
 # What the optimizers of PyTorch need of the registry.
-TABLE_UPDATES = ("gradient_descent", "sgd", "sgd_nesterov", "adam", "adamw")
+TABLE_UPDATES = (
+    "gradient_descent", "sgd", "sgd_nesterov", "adam", "adamw", "adam_amsgrad", "adamw_amsgrad",
+)  # fmt: skip
 _GATHER_PAIRS = (
     *((source, out) for source in ("u8", "f16", "bf16", "f32", "f64") for out in FLOATS),
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),

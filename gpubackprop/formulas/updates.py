@@ -45,13 +45,13 @@ class Update:
     name: str
     slots: tuple[str, ...]
     hyperparameters: Hyperparameters
-    coefficients: Callable[[Hyperparameters, float, int], tuple[float, ...]]
+    coefficients: Callable[[Hyperparameters, float, float], tuple[float, ...]]
     apply: Callable[[Array, Array, Blocks, Blocks, Blocks], None]
     decay: Literal["coupled", "decoupled"] = "coupled"
     initial: str = field(default="")
 
 
-def _gradient_descent_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+def _gradient_descent_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
     return (lr,)
 
 
@@ -61,7 +61,7 @@ def gradient_descent(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks)
     np.subtract(p, work[0], p)
 
 
-def _sgd_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+def _sgd_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
     fresh = 1.0 if step == 1 else 1.0 - h["dampening"]
     return lr, h["momentum"], fresh
 
@@ -90,7 +90,7 @@ def sgd_nesterov(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> 
     np.subtract(p, work[0], p)
 
 
-def _momentum_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+def _momentum_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
     return lr, h["momentum"]
 
 
@@ -118,7 +118,7 @@ def nesterov(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None
 
 def _adam_moments(g: Array, slots: Blocks, c: Blocks, work: Array) -> None:
     """m <- beta1 m + (1 - beta1) g; v <- beta2 v + (1 - beta2) g^2."""
-    m, v = slots
+    m, v = slots[:2]
     np.multiply(m, c[0], m)
     np.multiply(g, c[1], work)
     np.add(m, work, m)
@@ -128,7 +128,7 @@ def _adam_moments(g: Array, slots: Blocks, c: Blocks, work: Array) -> None:
     np.add(v, work, v)
 
 
-def _adam_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+def _adam_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
     beta1, beta2 = h["beta1"], h["beta2"]
     correction1 = -math.expm1(step * math.log(beta1)) if beta1 else 1.0  # 1 - beta1^step
     correction2 = -math.expm1(step * math.log(beta2)) if beta2 else 1.0
@@ -150,6 +150,20 @@ def adam(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
     np.subtract(p, work[0], p)
 
 
+def adam_amsgrad(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """Adam with the largest v so far in the place of v (Reddi et al. 2018; PyTorch's amsgrad).
+
+    w <- max(w, v); p <- p - lr mhat / (sqrt(w / (1 - beta2^t)) + eps), computed as in `adam`.
+    """
+    _adam_moments(g, slots, c, work[0])
+    np.maximum(slots[2], slots[1], out=slots[2])
+    np.sqrt(slots[2], work[0])
+    np.add(work[0], c[5], work[0])
+    np.divide(slots[0], work[0], work[0])
+    np.multiply(work[0], c[4], work[0])
+    np.subtract(p, work[0], p)
+
+
 def adam_epsilon_hat(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
     """Adam with eps beside the uncorrected root ("epsilon hat", ibid. section 2; scikit-learn).
 
@@ -163,7 +177,7 @@ def adam_epsilon_hat(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks)
     np.subtract(p, work[0], p)
 
 
-def _rmsprop_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+def _rmsprop_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
     return lr, h["alpha"], 1 - h["alpha"], h["eps"]
 
 
@@ -188,7 +202,7 @@ def _scaled_step(p: Array, g: Array, s: Array, c: Blocks, work: Array) -> None:
     np.subtract(p, work, p)
 
 
-def _adagrad_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+def _adagrad_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
     return lr / (1 + (step - 1) * h["lr_decay"]), h["eps"]
 
 
@@ -200,7 +214,7 @@ def adagrad(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
     _scaled_step(p, g, s, c, work[0])
 
 
-def _lion_coefficients(h: Hyperparameters, lr: float, step: int) -> tuple[float, ...]:
+def _lion_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
     return lr, h["beta1"], 1 - h["beta1"], h["beta2"], 1 - h["beta2"]
 
 
@@ -247,6 +261,10 @@ _ENTRIES = (
     ),
     Update(
         "lion", ("m",), {"beta1": 0.9, "beta2": 0.99}, _lion_coefficients, lion, "decoupled"
+    ),
+    Update("adam_amsgrad", ("m", "v", "max_v"), _ADAM, _adam_coefficients, adam_amsgrad),
+    Update(
+        "adamw_amsgrad", ("m", "v", "max_v"), _ADAM, _adam_coefficients, adam_amsgrad, "decoupled"
     ),
 )  # fmt: skip
 UPDATES: dict[str, Update] = {entry.name: entry for entry in _ENTRIES}

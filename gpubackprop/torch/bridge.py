@@ -14,6 +14,7 @@ from gpubackprop.torch.host_bridge import (
     HostBridge,
     LabelError,
     compute_dtype,
+    has_memory,
     numpy_view,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "LabelError",
     "check_labels",
     "compute_dtype",
+    "has_memory",
     "numpy_view",
     "of",
     "same_device",

@@ -87,10 +87,10 @@ class CudaBridge(HostBridge):
             return None
         from gpubackprop.backends.cupy.library import import_cupy
 
-        tensor, itemsize = tensor.detach(), tensor.element_size()
+        tensor, itemsize = tensor.detach().resolve_neg(), tensor.element_size()
         strides = tuple(step * itemsize for step in tensor.stride())
         memory = _unowned(import_cupy(), tensor, _index(tensor))
-        return import_cupy().ndarray(tensor.shape, _numpy_dtype(tensor.dtype), memory, strides)
+        return import_cupy().ndarray(tensor.shape, numpy_dtype(tensor.dtype), memory, strides)
 
     def rows(self, matrix: Tensor) -> Tensor:
         columns = matrix.shape[1]
@@ -106,7 +106,7 @@ class CudaBridge(HostBridge):
                     "the first call on a device allocates and compiles, which a CUDA graph cannot "
                     "capture; run the step once before the capture, as PyTorch asks anyway"
                 )
-            pinned = self._pinned(torch.full((SLOTS, 2), -1))
+            pinned = self._pinned(torch.full((SLOTS, 2), -1, device="cpu"))
             self._flags[index] = numpy_view(pinned), self._device_view(pinned, index)
         return self._flags[index]
 
@@ -188,7 +188,8 @@ def _index(tensor: Tensor) -> int:
     return tensor.device.index or 0
 
 
-def _numpy_dtype(dtype: torch.dtype) -> Any:
+def numpy_dtype(dtype: torch.dtype) -> Any:
+    """NumPy's type of the same name; bfloat16 is that of ml_dtypes."""
     if dtype == torch.bfloat16:
         return require("ml_dtypes", "torch", "hand bfloat16 tensors to CuPy").bfloat16
     try:

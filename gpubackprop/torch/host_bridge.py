@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpubackprop._optional import require
 from gpubackprop.backends import NumpyBackend
-from gpubackprop.errors import TargetRangeError
+from gpubackprop.errors import DtypeError, TargetRangeError
 from gpubackprop.ops import checks
 from gpubackprop.ops.memory import HOST
 
@@ -29,13 +29,66 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+class _Memory:
+    """What NumPy asks for the memory of a tensor (its array interface), which it keeps alive.
+
+    `Tensor.numpy()` gives the same array, but also forbids for good that the storage is resized.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        size = tensor.element_size()
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "typestr": _TYPES[tensor.dtype],
+            "data": (tensor.data_ptr(), False),
+            "strides": tuple(step * size for step in tensor.stride()),
+        }
+
+
+_TYPES = {
+    dtype: np.dtype(str(dtype).removeprefix("torch.")).str
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8),
+        *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+    )
+} | {torch.bfloat16: np.dtype(np.int16).str}
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the elements are the tensor's own: no fake tensor, no wrapper of others."""
+    kind = type(tensor)
+    return kind in _PLAIN or kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def numpy_view(tensor: Tensor) -> np.ndarray:
-    """The memory of a CPU tensor as an ndarray; bfloat16 as ml_dtypes' type."""
+    """The memory of a CPU tensor as an ndarray; bfloat16 as ml_dtypes' type.
+
+    Raises
+    ------
+    DtypeError : a tensor without memory of its own, or of a type that the kernels do not know.
+    """
+    if not has_memory(tensor):
+        raise DtypeError(f"a {type(tensor).__name__} has no memory of its own; use PyTorch for it")
     tensor = tensor.detach()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    if tensor.dtype not in _TYPES or not tensor.is_cpu:
+        raise DtypeError(f"a tensor of {tensor.dtype} on {tensor.device} is no array of the CPU")
+    array = (
+        np.asarray(_Memory(tensor))
+        if tensor.numel()
+        else np.empty(tuple(tensor.shape), _TYPES[tensor.dtype])
+    )
     if tensor.dtype != torch.bfloat16:
-        return tensor.numpy()
+        return array
     ml_dtypes = require("ml_dtypes", "torch", "see bfloat16 tensors of the CPU as NumPy arrays")
-    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return array.view(ml_dtypes.bfloat16)
 
 
 class HostBridge:

@@ -10,15 +10,20 @@ from torch import Tensor
 
 from gpubackprop.errors import OptionError
 from gpubackprop.torch import bridge
-from gpubackprop.torch.update_table import (
+from gpubackprop.torch.operands import (
     Entry,
-    Settings,
-    UpdateTable,
-    gradient_like,
-    update_on_host,
+    count_dtype,
+    gradient_of,
+    memory_of,
+    order_of,
+    same_order,
+    step_count,
+    storage_of,
 )
+from gpubackprop.torch.update_table import Settings, UpdateTable, update_on_host
 
-Batch = tuple[torch.device, torch.dtype, str]
+# device, storage dtype and rule; which of several updates of the same memory
+Batch = tuple[torch.device, torch.dtype, str, int]
 
 
 class _TableOptimizer(torch.optim.Optimizer):
@@ -27,24 +32,27 @@ class _TableOptimizer(torch.optim.Optimizer):
 
     CUDA tensors: one launch (and a small one for the coefficients) for all tensors of a device and
     dtype, capturable always: step counts, learning rate and table are in device memory. CPU
-    tensors: NumPy. `foreach`, `fused` and `capturable` are accepted and change nothing. Where a
-    GradScaler leaves the scale to the step, gradients are unscaled after it in one more pass.
+    tensors: NumPy. `foreach` and `capturable` are accepted and change nothing. With `fused=True` a
+    GradScaler leaves the scale to the step, as in PyTorch: gradients are unscaled after it in one
+    more pass. Otherwise the scaler unscales them and skips the step.
+
+    What a step uses is checked in each step: gradients and state may have another order in memory
+    or another dtype than the parameter, and then take part through a copy. `torch.compile` calls
+    the step as it is, between two graphs.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler leaves unscaling and skipping to `step`
+    _strict = True  # slots must have the types that PyTorch's update takes
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As PyTorch's; OptionError for amsgrad and differentiable."""
+        """As PyTorch's; OptionError for differentiable."""
         super().add_param_group(param_group)
         self._refuse(self.param_groups[-1:])
 
     def _refuse(self, groups: list[dict[str, Any]]) -> None:
-        for group in groups:
-            for option in ("amsgrad", "differentiable"):
-                if group.get(option):
-                    raise OptionError(
-                        f"{option}=True is not offered; use the optimizer of torch.optim"
-                    )
+        if any(group.get("differentiable") for group in groups):
+            raise OptionError(
+                "differentiable=True is not offered; use the optimizer of torch.optim"
+            )
 
     def _rule(self, group: dict[str, Any]) -> str:
         raise NotImplementedError
@@ -52,15 +60,21 @@ class _TableOptimizer(torch.optim.Optimizer):
     def _settings(self, group: dict[str, Any]) -> Settings:
         raise NotImplementedError
 
-    def _state_of(self, p: Tensor, group: dict[str, Any]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _state_of(
+        self, p: Tensor, g: Tensor, group: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The slots and the step count of a parameter, made where they are missing."""
         raise NotImplementedError
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; `closure` evaluates the model anew and returns the loss, as in PyTorch.
 
-        Raises LabelError where a loss on a GPU met a label out of range in a step before.
+        Raises
+        ------
+        LabelError : a loss on a GPU met a label out of range in a step before.
+        StateError : state does not fit its parameter; nothing has been updated.
         """
         loss = None
         if closure is not None:
@@ -77,34 +91,42 @@ class _TableOptimizer(torch.optim.Optimizer):
         settings = [self._settings(group) for group in self.param_groups]
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for key, entries in batches.items():
-            device, _, rule = key
+            device, storage, rule, _ = key
             of = bridge.of(entries[0].p)
             if isinstance(of, bridge.CudaBridge):
                 of.raise_bad_label(device.index or 0)
                 tables: dict[Batch, UpdateTable] = self.__dict__.setdefault("_tables", {})
-                table = tables.setdefault(key, UpdateTable(rule, of))
+                table = tables.setdefault(key, UpdateTable(rule, storage, of))
                 table.update(entries, settings, scale, found_inf)
             else:
-                update_on_host(rule, entries, settings, scale, found_inf)
-            if scale is not None:
-                unscale([entry.p for entry in entries], scale)
+                update_on_host(rule, storage, entries, settings, scale, found_inf)
+        if scale is not None:
+            unscale([p for group in self.param_groups for p in group["params"]], scale)
 
     def _batches(self) -> dict[Batch, list[Entry]]:
         """The parameters that have a gradient, by what one launch can take. State is made after
-        all of them were found to be offered."""
+        all of them were found to be offered.
+
+        A parameter that is listed twice, or shares its memory or its step count with another, is
+        updated in the order of the list: one launch after the other.
+        """
         ready = [
-            (number, p, gradient_like(p))
+            (number, p, gradient_of(p))
             for number, group in enumerate(self.param_groups)
             for p in group["params"]
             if p.grad is not None
         ]
         rules = [self._rule(group) for group in self.param_groups]
         batches: dict[Batch, list[Entry]] = {}
+        met: dict[int, int] = {}
         for number, p, g in ready:
-            slots, step = self._state_of(p, self.param_groups[number])
-            if p.numel():
-                batch = batches.setdefault((p.device, p.dtype, rules[number]), [])
-                batch.append(Entry(p, g, slots, step, number))
+            slots, step = self._state_of(p, g, self.param_groups[number])
+            entry = Entry(memory_of(p), g, tuple(map(memory_of, slots)), step, number)
+            storage = storage_of(entry, self._strict)
+            places = entry.p.data_ptr(), step.data_ptr()
+            turn = max(met.get(place, 0) for place in places)
+            met |= dict.fromkeys(filter(None, places), turn + 1)
+            batches.setdefault((p.device, storage, rules[number], turn), []).append(entry)
         return batches
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -127,39 +149,53 @@ class _TableOptimizer(torch.optim.Optimizer):
     def _adopt(self, loaded: dict[str, Any]) -> None:
         """Slots and step counts from `loaded`: PyTorch has rounded its own copy to p's dtype."""
         numbers = [n for group in loaded["param_groups"] for n in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(numbers, parameters, strict=True):
+        parameters = [(p, group) for group in self.param_groups for p in group["params"]]
+        for number, (p, group) in zip(numbers, parameters, strict=True):
             for key, value in loaded["state"].get(number, {}).items():
-                if isinstance(value, Tensor) and p.dtype in bridge.FLOATS:
-                    self.state[p][key] = _loaded(p, key, value)
+                if p.dtype not in bridge.FLOATS:
+                    continue
+                if key == "step":
+                    self.state[p][key] = _loaded_count(p, value, group.get("fused"))
+                elif isinstance(value, Tensor):
+                    self.state[p][key] = _loaded(p, value)
 
 
 def unscale(parameters: list[Tensor], scale: Tensor) -> None:
     """Their gradients divided by the scale, in place, as GradScaler.unscale_ leaves them."""
-    gradients = [g._values() if g.is_sparse else g for p in parameters if (g := p.grad) is not None]
-    inverse = scale.double().reciprocal().float()
-    torch._foreach_mul_(gradients, inverse.reshape(()))
+    gradients: dict[torch.device, list[Tensor]] = {}
+    for p in parameters:
+        if (g := p.grad) is not None:
+            gradients.setdefault(g.device, []).append(g._values() if g.is_sparse else g)
+    inverse = scale.double().reciprocal().float().reshape(())
+    for device, tensors in gradients.items():
+        torch._foreach_mul_(tensors, inverse.to(device))
 
 
-def _loaded(p: Tensor, key: str, value: Tensor) -> Tensor:
-    if key == "step":
-        return value.to(p.device, torch.float32)
+def _loaded_count(p: Tensor, value: Any, fused: bool | None) -> Tensor:
+    """A tensor in float32, or in float64 as PyTorch keeps it."""
+    wide = isinstance(value, Tensor) and value.dtype == torch.float64 and not fused
+    count = step_count(value, p, fused)
+    return count if wide or not isinstance(value, Tensor) else count.to(torch.float32)
+
+
+def _loaded(p: Tensor, value: Tensor) -> Tensor:
     slot = value.to(p.device, bridge.compute_dtype(p.dtype))
-    same = slot.stride() == p.stride() or slot.shape != p.shape
-    return slot if same else _slot(p).copy_(slot)
+    if slot.shape != p.shape or same_order(slot, order_of(p)):
+        return slot
+    return _slot(p, p.dtype).copy_(slot)
 
 
-def _slot(p: Tensor) -> Tensor:
-    dtype = bridge.compute_dtype(p.dtype)
+def _slot(p: Tensor, dtype: torch.dtype) -> Tensor:
+    dtype = bridge.compute_dtype(dtype)
     return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
-def _zero(p: Tensor) -> Tensor:
-    return torch.zeros((), dtype=torch.float32, device=p.device)
+def _count(p: Tensor, dtype: torch.dtype, value: float = 0.0) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=p.device)
 
 
 class SGD(_TableOptimizer, torch.optim.SGD):
-    """`torch.optim.SGD`: its arguments, state_dict and values.
+    """`torch.optim.SGD`: its arguments but differentiable, its state_dict and values.
 
     Without momentum p <- p - lr g; with it v <- mu v + (1 - dampening) g, v = g in the first step,
     and p <- p - lr v, or p - lr (g + mu v) with nesterov. g includes weight_decay * p.
@@ -167,24 +203,31 @@ class SGD(_TableOptimizer, torch.optim.SGD):
     State: "momentum_buffer", shaped as p; float32 for 16-bit parameters.
     """
 
+    _strict = False
+
     def _rule(self, group: dict[str, Any]) -> str:
         if not group["momentum"]:
             return "gradient_descent"
         return "sgd_nesterov" if group["nesterov"] else "sgd"
 
     def _settings(self, group: dict[str, Any]) -> Settings:
-        h = {"momentum": group["momentum"], "dampening": group["dampening"]}
+        h = {"momentum": float(group["momentum"]), "dampening": float(group["dampening"])}
         return Settings(group["lr"], float(group["weight_decay"]), group["maximize"], h)
 
-    def _state_of(self, p: Tensor, group: dict[str, Any]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _state_of(
+        self, p: Tensor, g: Tensor, group: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         steps: dict[Tensor, Tensor] = self.__dict__.setdefault("_steps", {})
+        if p in steps and steps[p].device != p.device:
+            steps[p] = steps[p].to(p.device)
         if not group["momentum"]:
-            return (), steps.setdefault(p, _zero(p))
+            return (), steps.setdefault(p, _count(p, torch.float32))
         state = self.state[p]
         if state.get("momentum_buffer") is None:
-            state["momentum_buffer"], steps[p] = _slot(p), _zero(p)
+            state["momentum_buffer"] = _slot(p, torch.promote_types(p.dtype, g.dtype))
+            steps[p] = _count(p, torch.float32)
         if p not in steps:  # the buffer was loaded
-            steps[p] = _zero(p) + 1
+            steps[p] = _count(p, torch.float32, 1.0)
         return (state["momentum_buffer"],), steps[p]
 
     def _adopt(self, loaded: dict[str, Any]) -> None:
@@ -193,30 +236,46 @@ class SGD(_TableOptimizer, torch.optim.SGD):
 
 
 class Adam(_TableOptimizer, torch.optim.Adam):
-    """`torch.optim.Adam`: its arguments but amsgrad and differentiable, its state_dict and values.
+    """`torch.optim.Adam`: its arguments but differentiable, its state_dict and values.
 
     m <- beta1 m + (1 - beta1) g; v <- beta2 v + (1 - beta2) g^2;
-    p <- p - lr mhat / (sqrt(vhat) + eps). g includes weight_decay * p.
+    p <- p - lr mhat / (sqrt(vhat) + eps). g includes weight_decay * p. With amsgrad vhat is made of
+    the largest v so far.
 
-    State: "step" float32 (), on the device of p; "exp_avg", "exp_avg_sq", shaped as p; float32 for
-    16-bit parameters.
+    State: "step" (), of PyTorch's type, on the device of p; "exp_avg", "exp_avg_sq" and with
+    amsgrad "max_exp_avg_sq", shaped as p; float32 for 16-bit parameters.
 
-    Source: Kingma & Ba 2015, algorithm 1.
+    Sources: Kingma & Ba 2015, algorithm 1; Reddi et al. 2018.
     """
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As PyTorch's; step counts that are numbers go to the parameter's device."""
+        for group in state.get("param_groups", ()):
+            for p in group["params"]:
+                own = state.get("state", {}).get(p, {})
+                if "step" in own:
+                    own["step"] = step_count(own["step"], p, group.get("fused"))
+        super().__setstate__(state)
+
     def _rule(self, group: dict[str, Any]) -> str:
-        return "adamw" if group["decoupled_weight_decay"] else "adam"
+        rule = "adamw" if group["decoupled_weight_decay"] else "adam"
+        return f"{rule}_amsgrad" if group["amsgrad"] else rule
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        h = {"beta1": beta1, "beta2": beta2, "eps": group["eps"]}
-        return Settings(group["lr"], group["weight_decay"], group["maximize"], h)
+        h = {"beta1": beta1, "beta2": beta2, "eps": float(group["eps"])}
+        return Settings(group["lr"], float(group["weight_decay"]), group["maximize"], h)
 
-    def _state_of(self, p: Tensor, group: dict[str, Any]) -> tuple[tuple[Tensor, ...], Tensor]:
-        state = self.state[p]
+    def _state_of(
+        self, p: Tensor, g: Tensor, group: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        state, fused = self.state[p], group.get("fused")
+        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
         if not state:
-            state |= {"step": _zero(p), "exp_avg": _slot(p), "exp_avg_sq": _slot(p)}
-        return (state["exp_avg"], state["exp_avg_sq"]), state["step"]
+            state["step"] = _count(p, count_dtype(fused))
+            state |= {name: _slot(p, p.dtype) for name in names}
+        state["step"] = step_count(state["step"], p, fused)
+        return tuple(state[name] for name in names), state["step"]
 
 
 class AdamW(Adam, torch.optim.AdamW):

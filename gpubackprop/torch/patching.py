@@ -27,18 +27,18 @@ def patch() -> Iterator[Patched]:
     imported meanwhile too, but not what objects, classes and closures hold. The places are those
     of the process: all threads see them, and of contexts that overlap the last to end restores.
 
-    What is not offered here (complex numbers, other devices, sparse gradients, amsgrad, ...)
+    What is not offered here (complex numbers, other devices, sparse gradients, ...)
     PyTorch computes; the list's `left` says so.
 
     >>> with patch() as replaced:
     ...     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    ...     other = torch.optim.Adam([torch.zeros(1, requires_grad=True)], amsgrad=True)
+    ...     other = torch.optim.Adam([torch.zeros(1, requires_grad=True)], differentiable=True)
     >>> type(optimizer).__mro__[2].__module__
     'gpubackprop.torch.optimizers'
     >>> print("torch.optim.Adam" in replaced, torch.optim.Adam.__module__)
     True torch.optim.adam
     >>> print(replaced.left[0].split(";")[0])
-    torch.optim.Adam: left to PyTorch (OptionError: amsgrad=True is not offered
+    torch.optim.Adam: left to PyTorch (OptionError: differentiable=True is not offered
     """
     global _depth
     with _LOCK:

@@ -100,6 +100,8 @@ class _StandIn(optimizers._TableOptimizer):
     _left = False
 
     def _leave(self, error: Exception) -> None:
+        if not self._left:
+            self._state_of_pytorch()
         self._left = True
         report.leave(f"torch.optim.{self._original.__name__}", error)
 
@@ -121,6 +123,13 @@ class _StandIn(optimizers._TableOptimizer):
             self._step_of_pytorch()
         else:
             self._launch(batches)
+
+    def _state_of_pytorch(self) -> None:
+        """State of 16-bit parameters has their type there."""
+        for p, state in self.state.items():
+            for key, value in state.items():
+                if key != "step" and isinstance(value, Tensor) and p.itemsize == 2:
+                    state[key] = value.to(p.dtype)
 
     def _step_of_pytorch(self) -> None:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)

@@ -12,11 +12,15 @@ from torch import Tensor
 
 from gpubackprop.backends.cupy.updates import COEFFICIENTS, update_table
 from gpubackprop.backends.cupy_launch import TABLE_CHUNK
-from gpubackprop.errors import DtypeError, OptionError, ShapeError
+from gpubackprop.errors import OptionError
 from gpubackprop.formulas import UPDATES
 from gpubackprop.torch import bridge
+from gpubackprop.torch.cuda_bridge import numpy_dtype
+from gpubackprop.torch.operands import Entry, Operands
 
-WORDS, SETTINGS = 8, 8  # columns of kernels/update_table.cu
+# columns of kernels/update_table.cu: first the addresses of p, g and the slots
+STEP, COUNT, FIRST_CHUNK, GROUP, WORDS = range(5, 10)
+SETTINGS = 8
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,13 @@ class Settings:
     maximize: bool
     hyperparameters: dict[str, float]
 
+    def rate(self) -> float:
+        """The learning rate as a number. Waits where it is a tensor of a GPU."""
+        return float(self.lr.detach() if isinstance(self.lr, Tensor) else self.lr)
+
     def row(self, device: torch.device) -> list[float]:
         """A row of the kernel's `settings`; lr 0 where it is a tensor of the device."""
-        lr = 0.0 if on_device(self.lr, device) else float(self.lr)
+        lr = 0.0 if on_device(self.lr, device) else self.rate()
         row = [
             lr,
             self.weight_decay,
@@ -41,80 +49,37 @@ class Settings:
         return row + [0.0] * (SETTINGS - len(row))
 
 
-@dataclass
-class Entry:
-    """A parameter with what its update needs; all dense, of one shape and order.
-
-    Attributes
-    ----------
-    p, g : parameter and gradient. slots : the optimizer's state, of the compute dtype.
-    step : float32, (), on the device of p. group : which settings.
-    """
-
-    p: Tensor
-    g: Tensor
-    slots: tuple[Tensor, ...]
-    step: Tensor
-    group: int
-
-
 def flat(tensor: Tensor) -> Tensor:
     """All elements of a dense tensor in the order of memory."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a range of memory, in whatever order of the dimensions."""
-    expected = 1
-    pairs = sorted(zip(tensor.stride(), tensor.shape, strict=True))
-    for stride, size in pairs:
-        if size > 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def gradient_like(p: Tensor) -> Tensor:
-    """p.grad in the order of p's memory: itself, or a copy."""
-    g = p.grad
-    assert g is not None
-    bridge.of(p)
-    if g.is_sparse or p.is_complex():
-        raise DtypeError("sparse gradients and complex parameters are not offered; use torch.optim")
-    if p.dtype not in bridge.FLOATS or g.dtype != p.dtype:
-        raise DtypeError(
-            f"a parameter of {p.dtype} has a gradient of {g.dtype}; wanted one float type"
-        )
-    if not is_dense(p):
-        raise ShapeError(
-            f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has gaps between its "
-            f"elements; make it a tensor of its own with .contiguous()"
-        )
-    if g.stride() == p.stride() or (p.is_contiguous() and g.is_contiguous()):
-        return g
-    return torch.empty_like(p, memory_format=torch.preserve_format).copy_(g)
-
-
 def update_on_host(
-    rule: str, entries: list[Entry], groups: list[Settings], scale: Any, found_inf: Any
+    rule: str,
+    storage: torch.dtype,
+    entries: list[Entry],
+    groups: list[Settings],
+    scale: Any,
+    found_inf: Any,
 ) -> None:
     """The NumPy twin of `UpdateTable.update`: the backend's verb, tensor by tensor."""
     if found_inf is not None and float(found_inf):
         return
-    dtype = bridge.compute_dtype(entries[0].p.dtype)
+    dtype = bridge.compute_dtype(storage)
     unscale = 1.0 if scale is None else 1.0 / float(scale)
-    known: dict[tuple[int, int], dict[str, Any]] = {}
+    known: dict[tuple[int, float], dict[str, Any]] = {}
     with bridge.HOST.verbs(entries[0].p) as verbs:
         for entry in entries:
             entry.step += 1
-            key = entry.group, int(entry.step)
+            key = entry.group, float(entry.step)
             if key not in known:
                 known[key] = _host_coefficients(rule, groups[key[0]], key[1], unscale, dtype)
-            p, g = (bridge.numpy_view(flat(t).to(dtype)) for t in (entry.p, entry.g))
-            slots = tuple(bridge.numpy_view(flat(slot)) for slot in entry.slots)
-            verbs.update(p, g, slots, UPDATES[rule], known[key])
-            if dtype != entry.p.dtype:
-                flat(entry.p).copy_(torch.from_numpy(p))
+            operands = Operands(entry, dtype)
+            p, g, *slots = (
+                bridge.numpy_view(flat(t)) for t in (operands.p, operands.g, *operands.slots)
+            )
+            verbs.update(p, g, tuple(slots), UPDATES[rule], known[key])
+            operands.write_back()
     _written(entries)
 
 
@@ -126,11 +91,11 @@ def _written(entries: list[Entry]) -> None:
 
 
 def _host_coefficients(
-    rule: str, settings: Settings, step: int, unscale: float, dtype: torch.dtype
+    rule: str, settings: Settings, step: float, unscale: float, dtype: torch.dtype
 ) -> dict[str, Any]:
     """What `NumpyBackend.update` wants to know of a step."""
     number = np.float64 if dtype == torch.float64 else np.float32
-    formula, lr = UPDATES[rule], float(settings.lr)
+    formula, lr = UPDATES[rule], settings.rate()
     own = formula.coefficients(settings.hyperparameters, lr, step)
     coefficients: dict[str, Any] = {"c": tuple(map(number, own))}
     factor = -unscale if settings.maximize else unscale
@@ -149,8 +114,8 @@ class UpdateTable:
     kept as long as this object.
     """
 
-    def __init__(self, rule: str, of: bridge.CudaBridge) -> None:
-        self.rule, self.of = rule, of
+    def __init__(self, rule: str, storage: torch.dtype, of: bridge.CudaBridge) -> None:
+        self.rule, self.storage, self.of = rule, storage, of
         self._rows = self._settings = np.empty((0, WORDS))
         self._tensors: dict[str, Tensor] = {}
         self._captured: list[dict[str, Tensor]] = []
@@ -160,10 +125,13 @@ class UpdateTable:
     ) -> None:
         """One step: two launches, whatever the number of tensors."""
         like = entries[0].p
-        rows, chunks = table_rows(entries)
+        operands = [Operands(entry, self.storage) for entry in entries]
+        for one in operands:
+            one.count_in_float32()
+        rows, chunks = table_rows(operands, [entry.group for entry in entries])
         settings = np.array([group.row(like.device) for group in groups])
         if rows.shape != self._rows.shape or (rows != self._rows).any():
-            compute = bridge.compute_dtype(like.dtype)
+            compute = bridge.compute_dtype(self.storage)
             room = torch.empty((len(rows), COEFFICIENTS), dtype=compute, device=like.device)
             table = self.of.upload(torch.from_numpy(rows), like)
             self._tensors |= {"table": table, "coefficients": room}
@@ -175,6 +143,8 @@ class UpdateTable:
             self._captured.append(dict(self._tensors))
         rates = {n: group.lr for n, group in enumerate(groups) if on_device(group.lr, like.device)}
         self._launch(like, chunks, rates, scale, found_inf)
+        for one in operands:
+            one.write_back()
         _written(entries)
 
     def _launch(
@@ -189,12 +159,12 @@ class UpdateTable:
         with of.verbs(like) as verbs:
             for group, lr in rates.items():
                 target = of.array(tensors["settings"][group, :1])
-                verbs.gather_rows(of.array(lr.reshape(1)), None, target)
+                verbs.gather_rows(of.array(_number(lr)), None, target)
             numbers = (None if t is None else t.reshape(1) for t in (scale, found_inf))
             update_table(
                 verbs,
                 UPDATES[self.rule],
-                of.array(like).dtype,
+                numpy_dtype(self.storage),
                 of.array(tensors["table"].view(torch.uint64)),
                 of.array(tensors["settings"]),
                 of.array(tensors["coefficients"]),
@@ -207,22 +177,27 @@ def on_device(lr: float | Tensor, device: torch.device) -> bool:
     return isinstance(lr, Tensor) and lr.device == device
 
 
-def table_rows(entries: list[Entry]) -> tuple[np.ndarray, int]:
+def _number(lr: Tensor) -> Tensor:
+    lr = lr.detach().reshape(1)
+    return lr if lr.dtype in bridge.FLOATS else lr.to(torch.float64)
+
+
+def table_rows(operands: list[Operands], groups: list[int]) -> tuple[np.ndarray, int]:
     """The table of kernels/update_table.cu as (tensors, WORDS) int64, and the number of chunks."""
-    p = entries[0].p
-    pack = (2 if p.dtype == torch.float64 else 4) * p.element_size()  # bytes of p in a pack
-    rows = np.zeros((len(entries), WORDS), np.int64)
+    size = operands[0].p.element_size()
+    pack = (2 if size == 8 else 4) * size  # bytes of p in a pack
+    rows = np.zeros((len(operands), WORDS), np.int64)
     addresses = [
-        [entry.p.data_ptr(), entry.g.data_ptr(), *(slot.data_ptr() for slot in entry.slots)]
-        for entry in entries
+        [one.p.data_ptr(), one.g.data_ptr(), *(slot.data_ptr() for slot in one.slots)]
+        for one in operands
     ]
     rows[:, : len(addresses[0])] = addresses
-    rows[:, 4] = [entry.step.data_ptr() for entry in entries]
-    rows[:, 5] = [entry.p.numel() for entry in entries]
-    rows[:, 7] = [entry.group for entry in entries]
-    heads = rows[:, 0] % pack // p.element_size()
-    ends = np.cumsum(-(-(rows[:, 5] + heads) // TABLE_CHUNK))
-    rows[1:, 6] = ends[:-1]
+    rows[:, STEP] = [one.step.data_ptr() for one in operands]
+    rows[:, COUNT] = [one.p.numel() for one in operands]
+    rows[:, GROUP] = groups
+    heads = rows[:, 0] % pack // size
+    ends = np.cumsum(-(-(rows[:, COUNT] + heads) // TABLE_CHUNK))
+    rows[1:, FIRST_CHUNK] = ends[:-1]
     if ends[-1] >= 2**31:
         raise OptionError(f"{ends[-1]} chunks of parameters are more than a launch covers")
     return rows, int(ends[-1])

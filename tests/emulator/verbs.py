@@ -292,10 +292,12 @@ class Verbs:
         self, name: str, storage: str, p: Array, g: Array, slots: tuple[Array, ...], c: Array,
         copy: Array | None = None, random: Array | None = None, penalized: int = 0,
     ) -> None:  # fmt: skip
-        s0, s1 = (*slots, None, None)[:2]
+        s0, s1, s2 = (*slots, None, None, None)[:3]
         self._issue(
             "update", p.shape, storage,
-            lambda launch: (p, g, s0, s1, copy, c, random, np.int64(penalized), np.int64(len(p))),
+            lambda launch: (
+                p, g, s0, s1, s2, copy, c, random, np.int64(penalized), np.int64(len(p))
+            ),
             formula=name,
         )  # fmt: skip
 
@@ -320,12 +322,12 @@ class Verbs:
 
 def pointer_table(tensors: list[dict[str, Any]]) -> tuple[sanitizers.PointerTable, int]:
     """The table of kernels/update_table.cu, and how many chunks it has."""
-    words, chunks, arrays = np.zeros((len(tensors), 8), np.uint64), 0, []
+    words, chunks, arrays = np.zeros((len(tensors), 9), np.uint64), 0, []
     for row, tensor in zip(words, tensors, strict=True):
         p, g, slots, step = (tensor[key] for key in ("p", "g", "slots", "step"))
         pack = 2 if p.dtype == np.float64 else 4
         head = p.ctypes.data // p.itemsize % pack
-        addresses = [array.ctypes.data for array in (p, g, *slots)] + [0] * (2 - len(slots))
+        addresses = [array.ctypes.data for array in (p, g, *slots)] + [0] * (3 - len(slots))
         row[:] = [*addresses, step.ctypes.data, len(p), chunks, tensor["group"]]
         chunks += -(-(head + len(p)) // TABLE_CHUNK)
         arrays += [p, g, *slots, step]

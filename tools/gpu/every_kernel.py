@@ -55,11 +55,11 @@ def _run(backend: Any, case: parity_cases.Case, dtype: np.dtype) -> None:
 def _update_table(backend: Any) -> None:
     """One step of Adam on two tensors through a table of pointers, which no case above uses."""
     arrays = [[backend.zeros(n, np.float32) for _ in range(5)] for n in (3, 4099)]
-    words = np.zeros((2, 8), np.uint64)
+    words = np.zeros((2, 9), np.uint64)
     for row, group in zip(words, arrays, strict=True):
-        row[:5] = [array.data.ptr for array in group]
-        row[5] = group[0].size
-    words[1, 6] = 1  # the first tensor has one chunk
+        p, g, m, v, step = (array.data.ptr for array in group)
+        row[:7] = [p, g, m, v, 0, step, group[0].size]
+    words[1, 7] = 1  # the first tensor has one chunk
     settings = backend.asarray(np.array([[0.1, 0.0, 1.0, 0.9, 0.999, 1e-8, 0.0, 0.0]]))
     work = backend.empty((2, updates.COEFFICIENTS), np.float32)
     table = backend.asarray(words)

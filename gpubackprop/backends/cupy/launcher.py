@@ -34,7 +34,7 @@ PARAMETERS = {
     "softmax_cross_entropy": f"{_SOFTMAX} f64* i",
     "softmax_cross_entropy_short": _SOFTMAX,
     "row_weights": "F* C* C* l i C l C* l",
-    "update": "P* G* C* C* N* C* u64* l l",
+    "update": "P* G* C* C* C* N* C* u64* l l",
     "prepare_update": "f64* f64* C* C* C* u64*",
     "update_table": "u64* C* l",
     "prepare_table": "u64* f64* f32* f32* C* l",

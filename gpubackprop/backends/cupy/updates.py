@@ -185,12 +185,12 @@ def update(
     c, penalized = coefficients.get("prepared"), coefficients.get("penalized", 0)
     if c is None:
         c, penalized = _uploaded(verbs, parameters, formula, coefficients)
-    s0, s1 = (*slots, None, None)[:2]
+    s0, s1, s2 = (*slots, None, None, None)[:3]
     copy, random = coefficients.get("copy"), coefficients.get("random")
     verbs.launch(
         "update", (parameters.size,), _storage(parameters, gradient, copy),
         lambda launch: (
-            parameters, gradient, s0, s1, copy, c, random, penalized, parameters.size
+            parameters, gradient, s0, s1, s2, copy, c, random, penalized, parameters.size
         ),
         formula=formula.name,
     )  # fmt: skip
@@ -248,7 +248,7 @@ def update_table(
 ) -> None:
     """One step on many tensors of one dtype, two launches; see kernels/update_table.cu.
 
-    table (tensors, 8) uint64; settings (groups, 8) float64; coefficients (tensors, COEFFICIENTS) of
+    table (tensors, 9) uint64; settings (groups, 8) float64; coefficients (tensors, COEFFICIENTS) of
     the compute dtype, working memory; scale, found_inf: float32 of one element, or None.
     """
     tensors = table.shape[0]
