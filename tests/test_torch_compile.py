@@ -115,12 +115,27 @@ def test_a_converted_model_can_be_traced_symbolically(path: Path):  # noqa: F811
     model = Classifier().double().to(path.device)
     traced = torch.fx.symbolic_trace(model)
     called = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
-    assert called.count("linear_act") == 3
+    modules = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert modules == ["layers.0", "layers.1", "layers.2"], "as the plain Sequential"
+    assert called.count("linear_act") == 1
     assert called.count("cross_entropy") == 2
     assert called.count("linear_cross_entropy") == 1
     for rows in (4, 1):
         x, W, y = problem(rows, path.device)
-        assert torch.equal(traced(x, W, y), model(x, W, y))
+        torch.testing.assert_close(traced(x, W, y), model(x, W, y), rtol=1e-12, atol=1e-14)
+
+
+def test_a_compiled_converted_model_holds_the_operator_until_a_child_is_exchanged():
+    layers = torch.nn.Linear(5, 6), torch.nn.GELU(), torch.nn.Linear(6, 5)
+    model = gt.convert(torch.nn.Sequential(*layers)).module.double()
+    function, found = compiled(model)
+    x, _, _ = problem(4)
+    torch.testing.assert_close(function(x), model(x), rtol=1e-12, atol=1e-14)
+    assert found == ["linear_act"]
+    model[1] = torch.nn.Tanh()
+    model[0].register_forward_hook(lambda m, x, y: 2 * y)
+    torch.testing.assert_close(function(x), model(x), rtol=1e-12, atol=1e-14)
+    assert found == ["linear_act"]
 
 
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "linear_cross_entropy"])

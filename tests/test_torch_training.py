@@ -105,14 +105,14 @@ def test_convert_keeps_parameters_names_and_outputs_and_reports_what_it_left(pat
         assert (name, id(p)) == (other, id(q))
     assert network.tied is network.again
     assert str(report).splitlines() == [
-        "replaced 5:",
-        "  body.0: Linear, body.1: GELU -> LinearAct",
-        "  body.2: Linear -> Linear",
-        "  tied: Linear -> Linear",
-        "  head.0: Linear, head.1: LeakyReLU -> LinearAct",
-        "  head.2: Linear -> Linear",
-        "left 1:",
+        "replaced 2:",
+        "  body.0: Linear, body.1: GELU -> linear_act",
+        "  head.0: Linear, head.1: LeakyReLU -> linear_act",
+        "left 4:",
+        "  body.2: Linear (no activation follows it in a Sequential)",
+        "  tied: Linear (no activation follows it in a Sequential)",
         "  norm: LayerNorm (no counterpart)",
+        "  head.2: Linear (no activation follows it in a Sequential)",
     ]
     again = gt.convert(network)
     assert again.replaced == []
@@ -130,9 +130,8 @@ def test_convert_leaves_what_somebody_watches_and_what_may_differ():
         "0: Linear (has hooks)",
         "2: Special (a subclass, whose forward may differ)",
     ]
-    assert type(network[3]) is gt.Linear, "used twice: the activation concerns one use only"
-    assert network[3] is network[5]
-    assert isinstance(gt.convert(nn.Linear(2, 2)).module, gt.Linear)
+    assert report.replaced == ["3: Linear, 4: ReLU -> linear_act"]
+    assert network[3] is network[5] is shared
     assert isinstance(gt.convert(nn.CrossEntropyLoss()).module, gt.CrossEntropyLoss)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
@@ -52,18 +54,29 @@ FORMULAS: dict[str, tuple[Formula, Formula]] = {
 }
 
 
+_NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu"}
+_PARAMETERS = {nn.LeakyReLU: ("leaky_relu", "negative_slope"), nn.ELU: ("elu", "alpha")}
+MODULES = (*_NAMES, *_PARAMETERS, nn.GELU, nn.Softplus)  # of PyTorch, that the registry has
+
+
 def name_of(module: nn.Module) -> str | None:
     """The activation that a module of PyTorch's computes, e.g. "leaky_relu(0.2)"; None: none, or a
-    subclass, which may compute something else."""
-    plain = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu"}
-    if type(module) in plain:
-        return plain[type(module)]
-    if type(module) is nn.LeakyReLU and module.negative_slope >= 0:
-        return f"leaky_relu({module.negative_slope!r})"
-    if type(module) is nn.ELU and module.alpha >= 0:
-        return f"elu({module.alpha!r})"
-    if type(module) is nn.GELU:
-        return "gelu" if module.approximate == "none" else "gelu_tanh"
-    if type(module) is nn.Softplus and (module.beta, module.threshold) == (1.0, 20.0):
-        return "softplus"
+    subclass, which may compute something else, or an option that the registry does not have."""
+    kind = type(module)
+    if kind in _NAMES:
+        return _NAMES[kind]
+    if kind in _PARAMETERS:
+        name, option = _PARAMETERS[kind]
+        parameter = _number(getattr(module, option))
+        return f"{name}({parameter!r})" if 0 <= parameter < math.inf else None
+    if kind is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(module.approximate))
+    if kind is nn.Softplus:
+        options = _number(module.beta), _number(module.threshold)
+        return "softplus" if options == (1.0, 20.0) else None
     return None
+
+
+def _number(value: Any) -> float:
+    """A number of Python's or NumPy's; NaN for anything else, such as a tensor."""
+    return float(value) if isinstance(value, Real) else math.nan

@@ -73,9 +73,13 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or _within_functorch()
 
 
-@torch.compiler.assume_constant_result  # Dynamo guards the stack, but models it as an object
 def _within_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# Dynamo guards the stack, but models it as an object. `torch.compiler.assume_constant_result` sets
+# the same, but imports Dynamo, which takes as long as all of PyTorch.
+_within_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_labels() -> None:

@@ -1,197 +1,214 @@
-"""`convert`: modules of PyTorch exchanged for those of this package, over the same Parameters."""
+"""`convert`: a model of PyTorch on these kernels, its modules what they were for all who look."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
 
 from torch import nn
 
-from gpubackprop.torch.activations import name_of
+from gpubackprop.torch import fused
 from gpubackprop.torch.cross_entropy import CrossEntropyLoss
 from gpubackprop.torch.layers import Linear, LinearAct
 
 
 @dataclass
 class Conversion:
-    """What `convert` did.
+    """What `convert` did. A copy of it (deepcopy, pickle) goes with the copy of its module.
 
     Attributes
     ----------
-    module : the converted module; the one given, except where that itself was exchanged.
-    replaced : what was exchanged, by the module's name: "0: Linear and 1: ReLU -> LinearAct".
-    left : modules with parameters or losses that stayed, and activations that were not fused for
-        what comes after them, with the reason.
+    module : the module that was given.
+    replaced : what is computed by these kernels, by the modules' names:
+        "0: Linear, 1: ReLU -> linear_act".
+    left : modules with parameters or losses that PyTorch computes, with the reason.
     """
 
     module: nn.Module
     replaced: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    exchanged: list[nn.Module] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}:", *(f"  {line}" for line in self.replaced)]
         lines += [f"left {len(self.left)}:", *(f"  {line}" for line in self.left)]
         return "\n".join(lines)
 
+    def restore(self) -> nn.Module:
+        """`module` as it was before: PyTorch computes all of it again.
+
+        Parameters, hooks and modules that were exchanged meanwhile stay. What another call of
+        `convert` did to the same modules is undone too.
+
+        Raises
+        ------
+        RuntimeError : something else, e.g. `fully_shard`, has given a module another class since;
+            nothing is changed then.
+
+        >>> report = convert(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+        >>> type(report.restore()) is nn.Sequential
+        True
+        """
+        exchanged = {id(m): m for m in (*self.exchanged, *self.module.modules())}
+        ours = [m for m in exchanged.values() if isinstance(m, fused.Exchanged)]
+        for module in ours:
+            if type(module) is not fused.exchanged_class(type(module).original):
+                raise RuntimeError(
+                    f"a {type(module).__name__} got another class after `convert`, which restore() "
+                    f"would lose; undo that first"
+                )
+        for module in ours:
+            _give_class(module, type(module).original)
+        return self.module
+
 
 def convert(module: nn.Module) -> Conversion:
-    """Exchange what can be exchanged in `module`, in place, and report what was left.
+    """Let these kernels compute what they can of `module`, in place, and report what was left.
 
-    `torch.nn.Linear` becomes `Linear`; followed by an activation in a Sequential it becomes
-    `LinearAct`, and the activation an Identity, so that names and state_dict stay;
-    `torch.nn.CrossEntropyLoss` becomes `CrossEntropyLoss`. The Parameters are the same objects: an
-    optimizer made before keeps working; attributes go along. Subclasses and modules with hooks,
-    buffers or modules of their own are left.
+    In a `torch.nn.Sequential`, a Linear and the activation after it run in one pass, `linear_act`;
+    `torch.nn.CrossEntropyLoss` is computed by `cross_entropy`, in PyTorch's dtypes. The modules
+    stay the same objects of the same names: a Linear is a `torch.nn.Linear`, whatever looks at
+    children, hooks, parameters or state_dict sees what was there. In each call the Sequential looks
+    at its children: with hooks, parametrizations, another class or tensors that are not offered
+    they are called as PyTorch calls them. While a program is exported (torch.export,
+    torch.jit.trace, torch.jit.script, ONNX) all is PyTorch's.
 
-    In a Sequential the module of a fused Linear returns h and not a: who calls it alone, past the
-    Sequential, sees that. h of LeakyReLU, ELU and Softplus is kept for the backward pass, where
-    PyTorch keeps a: they are not fused before a module that works in place; where the program
-    itself changes such an h in place, PyTorch raises in the backward pass.
+    The only thing that is changed is the class of a Sequential and of a CrossEntropyLoss, to a
+    subclass of the same name. Copies and pickles are converted too. `Conversion.restore` is the
+    inverse.
+
+    The value of LeakyReLU, ELU and Softplus is kept for the backward pass, where PyTorch keeps the
+    pre-activation: they run in one pass only before a module that does not change it in place.
 
     >>> print(convert(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Conv1d(3, 1, 1))))
     replaced 1:
-      0: Linear, 1: ReLU -> LinearAct
+      0: Linear, 1: ReLU -> linear_act
     left 1:
       2: Conv1d (no counterpart)
     """
-    report = Conversion(module)
-    uses = Counter(id(child) for _, _, child in _children(module))
-    if isinstance(module, nn.Sequential):
-        _fuse(module, "", uses, report)
-    new = _counterpart(module)
-    if new is not None:
-        report.module = new
-        report.replaced.append(f"{type(module).__name__} -> {type(new).__name__}")
-        return report
-    if _concerns(module):
-        report.left.append(f"{type(module).__name__} ({_reason(module)})")
-    made: dict[int, nn.Module] = {}  # a module that is used twice stays one module
-    for parent, path, child in list(_children(module)):
-        name = path.rpartition(".")[2]
-        if id(child) in made:
-            setattr(parent, name, made[id(child)])
-            continue
-        if parent._modules.get(name) is not child:
-            continue  # fused away
-        if isinstance(child, nn.Sequential):
-            _fuse(child, f"{path}.", uses, report)
-        new = _counterpart(child)
-        if new is not None:
-            made[id(child)] = new
-            setattr(parent, name, new)
-            report.replaced.append(f"{path}: {type(child).__name__} -> {type(new).__name__}")
-        elif _concerns(child):
-            report.left.append(f"{path}: {type(child).__name__} ({_reason(child)})")
+    uses = list(_named_modules(module))
+    plan = _Plan()
+    for path, child in uses:
+        plan.look_at(path, child)
+    report = Conversion(module, plan.replaced, plan.left(uses), [m for m, _ in plan.classes])
+    before = [(m, type(m)) for m, _ in plan.classes]
+    try:
+        for exchanged, kind in plan.classes:
+            _give_class(exchanged, kind)
+    except BaseException:
+        for exchanged, kind in before:
+            _give_class(exchanged, kind)
+        raise
     return report
 
 
-def _children(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """(parent, path, child) of all modules below, each use of a shared module."""
+def _give_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    object.__setattr__(module, "__class__", kind)
+
+
+def _named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """All modules with their paths, each use of a shared module."""
+    yield path, module
     for name, child in module._modules.items():
         if child is not None:
-            yield module, f"{prefix}{name}", child
-            yield from _children(child, f"{prefix}{name}.")
+            yield from _named_modules(child, f"{path}.{name}" if path else name)
 
 
-_USUAL = set(vars(nn.Module()))
-_HELD = {nn.Linear: {"weight", "bias"}, nn.CrossEntropyLoss: {"weight"}}
-_RESERVED = {"activation", "z_loss"}  # what the exchanged modules have themselves
+class _Plan:
+    """What `convert` will do: all is decided before anything is changed.
+
+    Attributes
+    ----------
+    classes : modules and the class that each gets. replaced : lines of the report.
+    """
+
+    def __init__(self) -> None:
+        self.classes: list[tuple[nn.Module, type[nn.Module]]] = []
+        self.replaced: list[str] = []
+        self._seen: set[int] = set()
+        self._served: set[int] = set()  # modules that are not left
+        self._reasons: dict[int, str] = {}  # of modules that are, unless `_served`
+
+    def look_at(self, path: str, module: nn.Module) -> None:
+        if id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        if isinstance(module, nn.Sequential):
+            self._look_at_sequence(f"{path}." if path else "", module)
+        elif type(module) is nn.CrossEntropyLoss and "forward" not in module.__dict__:
+            self.classes.append((module, fused.exchanged_class(nn.CrossEntropyLoss)))
+            self._served.add(id(module))
+            self.replaced.append(_line(path, module, "-> cross_entropy"))
+
+    def _look_at_sequence(self, prefix: str, sequence: nn.Sequential) -> None:
+        names = [name for name, child in sequence._modules.items() if child is not None]
+        modules = [sequence._modules[name] for name in names]
+        whole, pairs = _sequence_refusal(sequence), []
+        for number, linear in enumerate(modules):
+            if not isinstance(linear, nn.Linear):
+                continue
+            why = fused.refusal(modules, number) or whole or fused.parameters_refusal(linear)
+            if why:
+                self._reasons.setdefault(id(linear), why)
+                continue
+            self._served.add(id(linear))
+            first, second = (f"{prefix}{names[n]}" for n in (number, number + 1))
+            act = modules[number + 1]
+            pairs.append(f"{first}: Linear, {second}: {type(act).__name__} -> linear_act")
+        if pairs and not isinstance(sequence, fused.Exchanged):
+            self.classes.append((sequence, fused.exchanged_class(type(sequence))))
+            self.replaced += pairs
+
+    def left(self, uses: list[tuple[str, nn.Module]]) -> list[str]:
+        """What was left, in the order of the modules, each once."""
+        first: dict[int, tuple[str, nn.Module]] = {}
+        for path, module in uses:
+            first.setdefault(id(module), (path, module))
+        return [
+            _line(path, module, f"({self._reason(module)})")
+            for path, module in first.values()
+            if id(module) not in self._served and _concerns(module)
+        ]
+
+    def _reason(self, module: nn.Module) -> str:
+        if type(module) in (nn.Linear, nn.CrossEntropyLoss):
+            alone = "no activation follows it in a Sequential"
+            own = "has a forward of its own"
+            return own if "forward" in module.__dict__ else self._reasons.get(id(module), alone)
+        if isinstance(module, (nn.Linear, nn.CrossEntropyLoss)):
+            return "a subclass, whose forward may differ"
+        return "no counterpart"
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What somebody has set beyond the attributes of the class."""
-    usual = _USUAL | set(getattr(module, "__constants__", ()))
-    return {name: value for name, value in vars(module).items() if name not in usual}
+def _line(path: str, module: nn.Module, what: str) -> str:
+    return f"{path}: {type(module).__name__} {what}" if path else f"{type(module).__name__} {what}"
 
 
-def _own(module: nn.Module) -> str:
-    """What it has that an exchange would lose, for the report; "" for nothing."""
-    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
-    if any(hooks) or "forward" in vars(module):
-        return "has hooks"
-    held = [*module._parameters, *module._buffers, *module._modules]
-    own = [name for name in held if name not in _HELD.get(type(module), ())]
-    for name, value in _attributes(module).items():
-        if callable(value) or name in _RESERVED:
-            own.append(name)
-    return f"has something of its own: {', '.join(own)}" if own else ""
+# what a class that is derived from another would change, were it there
+_OF_THE_CLASS = {
+    "__new__", "__init_subclass__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__",
+}  # fmt: skip
 
 
-def _carry(old: nn.Module, new: nn.Module) -> nn.Module:
-    """`new` with mode and attributes of `old`."""
-    new.__dict__.update(_attributes(old))
-    return new.train(old.training)
-
-
-def _over(linear: nn.Linear, activation: str | None = None) -> nn.Module:
-    layer = Linear.over(linear) if activation is None else LinearAct.over(linear, activation)
-    layer.__dict__.pop("bias", None)
-    layer.register_parameter("bias", linear.bias)
-    return _carry(linear, layer)
-
-
-def _counterpart(module: nn.Module) -> nn.Module | None:
-    """The module that takes its place, or None."""
-    if _own(module):
-        return None
-    if type(module) is nn.Linear:
-        return _over(module)
-    if type(module) is nn.CrossEntropyLoss:
-        new = CrossEntropyLoss(
-            module.weight, None, module.ignore_index, None, module.reduction, module.label_smoothing
-        )
-        return _carry(module, new)
-    return None
-
-
-def _works_in_place(modules: list[nn.Module | None]) -> bool:
-    """Whether the first of `modules` to compute something overwrites its input."""
-    for module in modules:
-        while isinstance(module, nn.Sequential) and len(module):
-            module = module[0]
-        if not isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten)):
-            return bool(getattr(module, "inplace", False))
-    return False
-
-
-def _fuse(sequence: nn.Sequential, prefix: str, uses: Counter[int], report: Conversion) -> None:
-    """Linear and activation, one after the other, become LinearAct and Identity; not where the
-    Sequential has a forward of its own, which may call them otherwise."""
-    if type(sequence).forward is not nn.Sequential.forward or "forward" in sequence.__dict__:
-        return
-    names = list(sequence._modules)
-    for after, (first, second) in enumerate(pairwise(names), 2):
-        linear, act = sequence._modules[first], sequence._modules[second]
-        if type(linear) is not nn.Linear or act is None:
-            continue
-        activation = name_of(act)
-        if activation is None or _own(linear) or _own(act) or uses[id(linear)] > 1:
-            continue
-        keeps_h = isinstance(act, (nn.LeakyReLU, nn.ELU, nn.Softplus))  # PyTorch keeps a
-        if keeps_h and _works_in_place([sequence._modules[name] for name in names[after:]]):
-            reason = "not fused: what comes after it works in place"
-            report.left.append(f"{prefix}{second}: {type(act).__name__} ({reason})")
-            continue
-        setattr(sequence, first, _over(linear, activation))
-        setattr(sequence, second, _carry(act, nn.Identity()))
-        report.replaced.append(
-            f"{prefix}{first}: Linear, {prefix}{second}: {type(act).__name__} -> LinearAct"
-        )
+def _sequence_refusal(sequence: nn.Sequential) -> str:
+    """Why a Sequential cannot get another class; "" if it can, or has."""
+    kind = type(sequence)
+    if isinstance(sequence, fused.Exchanged):
+        return ""
+    if not fused.is_plain(sequence):
+        return "its Sequential has a forward of its own"
+    for base in kind.__mro__[: kind.__mro__.index(nn.Sequential)]:
+        if own := _OF_THE_CLASS & set(vars(base)):
+            return f"its {kind.__name__} has {', '.join(sorted(own))} of its own"
+    try:
+        fused.exchanged_class(kind)
+    except TypeError as error:
+        return f"no class can be derived from its {kind.__name__}: {error}"
+    return ""
 
 
 def _concerns(module: nn.Module) -> bool:
     """Whether a reader of the report would ask what became of it."""
-    ours = isinstance(module, (LinearAct, CrossEntropyLoss))
+    ours = isinstance(module, (LinearAct, Linear, CrossEntropyLoss))
     loss = type(module).__module__ == "torch.nn.modules.loss"
     return not ours and (loss or bool(module._parameters))
-
-
-def _reason(module: nn.Module) -> str:
-    if isinstance(module, (nn.Linear, nn.CrossEntropyLoss)):
-        own = _own(module)
-        known = type(module) in _HELD or own == "has hooks"
-        return own if known else "a subclass, whose forward may differ"
-    return "no counterpart"

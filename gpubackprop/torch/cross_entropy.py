@@ -13,6 +13,7 @@ from gpubackprop.ops import checks
 from gpubackprop.ops.softmax_cross_entropy import REDUCTIONS
 from gpubackprop.torch import bridge, composed
 from gpubackprop.torch.cross_entropy_ops import softmax_cross_entropy
+from gpubackprop.torch.offered import exporting
 
 
 @torch.fx.wrap  # one node of a traced graph
@@ -80,7 +81,7 @@ def cross_entropy(
     else:
         targets = target.reshape(-1)
         targets = targets if targets.dtype in bridge.LABELS else targets.long()
-    if bridge.transformed():
+    if bridge.transformed() or exporting():
         loss, lse = composed.loss(
             logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss
         )

@@ -105,7 +105,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     x, W, b, name = inputs
     saved = activation(name).saved
     kept = () if name == "identity" else (output[0] if saved == "h" else output[1],)
-    ctx.save_for_backward(x, W, *kept)
+    # only what is needed: a program may change the rest, e.g. W by a step of an optimizer
+    needs_x, needs_W = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_W else None, W if needs_x else None, *kept)
     ctx.name, ctx.has_bias = name, b is not None
     ctx.set_materialize_grads(False)
     if saved == "h":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from gpubackprop.formulas import activation
 from gpubackprop.torch import bridge
 from gpubackprop.torch.activations import FORMULAS
 from gpubackprop.torch.layer_ops import linear_act as _linear_act
+from gpubackprop.torch.offered import exporting
 
 
 @torch.fx.wrap  # one node of a traced graph, as nn.Linear is
@@ -44,12 +46,15 @@ def linear_act(
     _check(input, weight, bias)
     input, weight, bias = autocast(input, weight, bias)
     check_types("weight", input, weight, bias)
-    if bridge.transformed():
+    if bridge.transformed() or exporting():
         value, _ = FORMULAS[formula.name]
         return value(F.linear(input, weight, bias), formula.parameter)
-    flat = input.reshape(input.shape[:-1].numel(), input.shape[-1])
+    flat = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     h, _ = _linear_act(flat, weight, bias, str(formula))
     return h.reshape(*input.shape[:-1], weight.shape[0])
+
+
+NARROWED = (torch.float32, torch.float16, torch.bfloat16)  # by autocast
 
 
 def autocast(
@@ -57,9 +62,9 @@ def autocast(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The operands of a layer in the type that autocast asks for; float64 and integers stay, as in
     PyTorch."""
-    kind, narrowed = input.device.type, (torch.float32, torch.float16, torch.bfloat16)
+    kind = input.device.type
     dtypes = [tensor.dtype for tensor in (input, weight, bias) if tensor is not None]
-    if not torch.is_autocast_enabled(kind) or any(dtype not in narrowed for dtype in dtypes):
+    if not torch.is_autocast_enabled(kind) or any(dtype not in NARROWED for dtype in dtypes):
         return input, weight, bias
     narrow = torch.get_autocast_dtype(kind)
     return input.to(narrow), weight.to(narrow), None if bias is None else bias.to(narrow)
@@ -86,8 +91,11 @@ def check_types(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -
         )
 
 
-class LinearAct(torch.nn.Linear):
+class LinearAct(torch.nn.Module):
     """An affine layer and its activation, `linear_act`, with the parameters of `torch.nn.Linear`.
+
+    It is no `torch.nn.Linear`: what takes such a layer for an affine map (adapters, quantization,
+    fusing) would lose the activation.
 
     Parameters
     ----------
@@ -99,6 +107,9 @@ class LinearAct(torch.nn.Linear):
     torch.Size([3, 512])
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(
         self,
         in_features: int,
@@ -108,45 +119,35 @@ class LinearAct(torch.nn.Linear):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__()
+        affine = torch.nn.Linear(in_features, out_features, bias, device, dtype)
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("weight", affine.weight)
+        self.register_parameter("bias", affine.bias)
         self.activation = _canonical(activation)
 
-    @classmethod
-    def over(cls, linear: torch.nn.Linear, activation: str = "identity") -> LinearAct:
-        """A layer over the very Parameters of `linear`."""
-        layer = cls.__new__(cls)
-        torch.nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.activation = _canonical(activation)
-        return layer.train(linear.training)
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as `torch.nn.Linear` does."""
+        torch.nn.Linear.reset_parameters(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return linear_act(input, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activation={self.activation!r}"
+        affine = torch.nn.Linear.extra_repr(self)
+        return f"{affine}, activation={self.activation!r}"
 
 
-class Linear(LinearAct):
+class Linear(torch.nn.Linear):
     """`torch.nn.Linear`, whose bias gradient is summed in a fixed order.
 
     Parameters: as `torch.nn.Linear`.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(in_features, out_features, "identity", bias, device, dtype)
-
-    def extra_repr(self) -> str:
-        return torch.nn.Linear.extra_repr(self)
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return linear_act(input, self.weight, self.bias, "identity")
 
 
 def _canonical(name: str) -> str:

@@ -15,6 +15,7 @@ from gpubackprop.torch import bridge
 from gpubackprop.torch.cross_entropy import check_weight, cross_entropy
 from gpubackprop.torch.layers import autocast, check_types
 from gpubackprop.torch.linear_cross_entropy_ops import linear_cross_entropy as _fused
+from gpubackprop.torch.offered import exporting
 
 
 def linear_cross_entropy(
@@ -74,7 +75,7 @@ def linear_cross_entropy(
         "ignore_index": ignored, "label_smoothing": label_smoothing, "z_loss": z_loss,
         "reduction": reduction,
     }  # fmt: skip
-    if dense or places or bridge.transformed():
+    if dense or places or bridge.transformed() or exporting():
         bias = None if linear_bias is None else linear_bias.reshape(-1)
         logits = F.linear(input, linear_weight.flatten(0, -2), bias)
         return cross_entropy(logits.reshape(logits_shape), target, weight, **kept)

@@ -3,19 +3,18 @@ own where something is not offered here."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
-from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
-from gpubackprop.torch import bridge, optimizers
-from gpubackprop.torch.cross_entropy import cross_entropy as _cross_entropy
+from gpubackprop.errors import OptionError
+from gpubackprop.torch import drop_in, fused, optimizers
+from gpubackprop.torch.drop_in import NOT_OFFERED
 from gpubackprop.torch.layers import linear_act
-from gpubackprop.torch.linear_cross_entropy import linear_cross_entropy as _linear_cross_entropy
-
-NOT_OFFERED = (DeviceUnavailable, DtypeError, OptionError, ShapeError)
 
 
 class Patched(list[str]):
@@ -46,42 +45,50 @@ class Patched(list[str]):
 report = Patched()  # of the contexts that last, or that ended last
 
 
-def _or_original(place: str, ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _or_original(
+    place: str, ours: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     try:
-        for tensor in (*args, *kwargs.values()):
-            if isinstance(tensor, Tensor):
-                _check(tensor)
         return ours(*args, **kwargs)
     except NOT_OFFERED as error:
-        report.leave(place, error)
-    return report.originals[place](*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            report.leave(place, error)
+    return original(*args, **kwargs)
 
 
-def _check(tensor: Tensor) -> None:
-    bridge.of(tensor)
-    if tensor.layout != torch.strided:
-        raise DtypeError(f"a tensor has the layout {tensor.layout}; wanted torch.strided")
+def _stand_in(name: str, ours: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(ours)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        original = drop_in.original(name)
+        return _or_original(f"torch.nn.functional.{name}", ours, original, *args, **kwargs)
+
+    drop_in.KNOWN.add(function)
+    # what torch.jit.script compiles in its place
+    vars(function)["__prepare_scriptable__"] = lambda: drop_in.ORIGINALS[name]
+    return function
 
 
-def cross_entropy(*args: Any, **kwargs: Any) -> Any:
-    """See `gpubackprop.torch.cross_entropy`."""
-    return _or_original("torch.nn.functional.cross_entropy", _cross_entropy, *args, **kwargs)
+cross_entropy = _stand_in("cross_entropy", drop_in.cross_entropy)
+linear_cross_entropy = _stand_in("linear_cross_entropy", drop_in.linear_cross_entropy)
 
 
-def linear_cross_entropy(*args: Any, **kwargs: Any) -> Any:
-    """See `gpubackprop.torch.linear_cross_entropy`."""
-    place = "torch.nn.functional.linear_cross_entropy"
-    return _or_original(place, _linear_cross_entropy, *args, **kwargs)
-
-
-def linear_forward(self: torch.nn.Linear, input: Tensor) -> Any:
+def linear_forward(self: torch.nn.Linear, input: Tensor) -> Tensor:
     """`forward` of `torch.nn.Linear`."""
+    if torch.jit.is_scripting():
+        return F.linear(input, self.weight, self.bias)
+    else:  # which TorchScript leaves out
+        place = "torch.nn.Linear.forward"
+        return _or_original(place, _linear, _LINEAR_FORWARD, self, input)
 
-    def ours(*_: Any) -> Tensor:
-        _check(self.weight)
-        return linear_act(input, self.weight, self.bias, "identity")
 
-    return _or_original("torch.nn.Linear.forward", ours, self, input)
+_LINEAR_FORWARD = torch.nn.Linear.forward
+fused.FORWARDS[torch.nn.Linear].add(linear_forward)
+
+
+def _linear(self: torch.nn.Linear, input: Any) -> Tensor:
+    bias = () if self.bias is None else (self.bias,)
+    drop_in.refuse(input, self.weight, *bias)
+    return linear_act(input, self.weight, self.bias, "identity")
 
 
 class _AlsoOriginal(type):

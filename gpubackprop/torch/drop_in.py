@@ -1,0 +1,127 @@
+"""Losses that stand where a program expects PyTorch's: its dtypes, and its own where something is
+not offered here. `patch` and `convert` use them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
+from torch import Tensor, nn
+
+from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
+from gpubackprop.torch import fused, offered
+from gpubackprop.torch.cross_entropy import CrossEntropyLoss
+from gpubackprop.torch.cross_entropy import cross_entropy as _cross_entropy
+from gpubackprop.torch.linear_cross_entropy import linear_cross_entropy as _linear_cross_entropy
+
+NOT_OFFERED = (DeviceUnavailable, DtypeError, OptionError, ShapeError)
+ORIGINALS = {name: getattr(F, name, None) for name in ("cross_entropy", "linear_cross_entropy")}
+KNOWN = set(ORIGINALS.values())  # what these losses may stand for; `patch` adds its own
+
+
+def refuse(*tensors: Any) -> None:
+    """DtypeError where one is not offered, or where PyTorch's own operators are wanted."""
+    why = offered.refusal_now() or next(filter(None, map(offered.refusal, tensors)), "")
+    if why:
+        raise DtypeError(why)
+
+
+def cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    ignore_index: Any = -100,
+    reduce: Any = None,
+    reduction: Any = "mean",
+    label_smoothing: Any = 0.0,
+    z_loss: float = 0.0,
+) -> Any:
+    """`gpubackprop.torch.cross_entropy` in PyTorch's dtype; NOT_OFFERED before anything is done."""
+    refuse(input, target, *_given(weight))
+    loss = _cross_entropy(
+        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing,
+        z_loss=z_loss,
+    )  # fmt: skip
+    assert isinstance(loss, Tensor)
+    return loss.to(_dtype_of_pytorch(input, target, *_given(weight)))
+
+
+def linear_cross_entropy(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    *,
+    linear_bias: Any = None,
+    weight: Any = None,
+    **options: Any,
+) -> Any:
+    """`gpubackprop.torch.linear_cross_entropy`, likewise."""
+    refuse(input, linear_weight, target, *_given(linear_bias, weight))
+    loss = _linear_cross_entropy(
+        input, linear_weight, target, linear_bias=linear_bias, weight=weight, **options
+    )
+    return loss.to(_dtype_of_pytorch(input, target, *_given(weight)))
+
+
+def _given(*tensors: Any) -> list[Any]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _dtype_of_pytorch(input: Tensor, *others: Tensor) -> torch.dtype:
+    """That of the logits, or of wider probabilities and weights; float32 under autocast."""
+    dtype = input.dtype
+    for tensor in others:
+        if tensor.is_floating_point():
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.promote_types(dtype, torch.float32)
+    return dtype
+
+
+def original(name: str) -> Callable[..., Any]:
+    """PyTorch's function. To tensors with a `__torch_function__` it hands on its own name, and not
+    what stands in its place while `patch` lasts."""
+    function = ORIGINALS[name]
+    if not isinstance(function, types.FunctionType) or torch.compiler.is_compiling():
+        assert function is not None
+        return function
+    own = types.FunctionType(function.__code__, {**vars(F), **ORIGINALS}, name)
+    own.__defaults__, own.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return own
+
+
+class _ConvertedLoss(fused.Exchanged, CrossEntropyLoss):
+    """What `convert` makes of a `torch.nn.CrossEntropyLoss`."""
+
+    z_loss = 0.0
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return F.cross_entropy(
+                input,
+                target,
+                weight=self.weight,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+                label_smoothing=self.label_smoothing,
+            )
+        else:  # which TorchScript leaves out
+            return _loss_of(self, input, target)
+
+
+def _loss_of(module: Any, input: Any, target: Any) -> Any:
+    options = module.ignore_index, None, module.reduction, module.label_smoothing
+    if F.cross_entropy in KNOWN:
+        try:
+            return cross_entropy(input, target, module.weight, None, *options, z_loss=module.z_loss)
+        except NOT_OFFERED:
+            if module.z_loss:
+                raise
+    return nn.CrossEntropyLoss.forward(module, input, target)
+
+
+fused.EXCHANGES[nn.CrossEntropyLoss] = fused.named_like(nn.CrossEntropyLoss, _ConvertedLoss)
