@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.data import Standardizer
-from gpubackprop.errors import DataError, GpubackpropError, ModelFileError, OptionError
+from gpubackprop.data import Standardizer, check_finite
+from gpubackprop.data.classes import (
+    as_text,
+    check_classes,
+    class_indices,
+    classes_from_values,
+    classes_to_values,
+)
+from gpubackprop.data.files import Where, row_from_1
+from gpubackprop.data.frames import as_inputs, as_targets
+from gpubackprop.errors import (
+    DataError,
+    GpubackpropError,
+    ModelFileError,
+    OptionError,
+    ShapeError,
+)
 from gpubackprop.network import MLP
 from gpubackprop.ops.checks import number
 from gpubackprop.tensorfile import read_tensors, require_array, write_tensors
@@ -27,9 +43,16 @@ class Model:
     ----------
     network : the trained `MLP`.
     standardizer : applied to raw inputs before the network, or None.
-    feature_names : columns of the training data in order, or None.
-    target_names : target columns, or None.
-    classes : (K,) labels in the order of the output units, or None for regression.
+    feature_names : (D_0,) columns of the training data in order, or None; taken from the
+        standardizer where that has them. A data frame's columns are found by them.
+    target_names : (K,) target columns, or the one that holds the labels; or None.
+    classes : (K,) labels in the order of the output units, or None for regression. One logistic
+        unit may have two classes.
+
+    Raises
+    ------
+    ShapeError, DtypeError, DataError, OptionError : what does not belong together, or could not be
+        read from a file again: by the constructor, and by `save` for what was assigned since.
     """
 
     network: MLP
@@ -38,29 +61,163 @@ class Model:
     target_names: Sequence[str] | None = None
     classes: Array | None = None
 
+    def __post_init__(self) -> None:
+        self._check()
+
+    # -- predicting -------------------------------------------------------------------------------
+
     def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
         """yhat for raw inputs: (N, D_0) -> (N, K) probabilities or values, batch by batch.
 
-        Inputs and results are NumPy arrays, whatever the network's device.
+        Parameters
+        ----------
+        x : an array, whose columns are taken as they come; or a data frame (pandas, polars,
+            pyarrow), whose columns are found by `feature_names`: their order does not matter and
+            others are ignored.
+
+        Returns
+        -------
+        (N, K) NumPy array, whatever the device of the network and of x.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+        DataError : NaN or infinity in x, or inputs so large that the output is NaN (row named); a
+            frame's column that is absent, there twice, text, or has a missing value (named).
         """
-        x = self.network.check_inputs(x)
-        batch_rows = int(number(batch_rows, "batch_rows", 1))
+        x = self._inputs(x)
         result = np.empty((len(x), self.network.widths[-1]), self.network.dtype)
-        for start in range(0, len(x), batch_rows):
-            batch = x[start : start + batch_rows]
-            if self.standardizer is not None:
-                batch = self.standardizer.transform(
-                    batch, dtype=self.network.dtype, first_row=start
-                )
-            yhat = self.network.backend.to_host(self.network.predict(batch))
-            result[start : start + batch_rows] = yhat
+        for start, yhat in self._batches(x, batch_rows):
+            result[start : start + len(yhat)] = yhat
         return result
 
+    def predict_batches(self, x: Any, *, batch_rows: int = 4096) -> Iterator[tuple[int, Array]]:
+        """(first row, yhat) batch by batch, as `predict`: for inputs or results beyond memory."""
+        yield from self._batches(self._inputs(x), batch_rows)
+
     def predict_labels(self, x: Any) -> Array:
-        """The most probable class of each row: (N,) of the labels' dtype."""
+        """The most probable class of each row: (N,) of the labels' dtype; (N, K) of 0 and 1 for a
+        multilabel model, which has logistic output and no classes."""
+        self._check_has_labels()
+        return self.labels(self.predict(x))
+
+    def labels(self, yhat: Array) -> Array:
+        """What `predict_labels` makes of predictions (N, K)."""
+        self._check_has_labels()
         if self.classes is None:
-            raise OptionError("this model has no classes, it was trained for numbers; use predict")
-        return np.asarray(self.classes)[self.predict(x).argmax(1)]
+            return (yhat > 0.5).astype(np.int64)
+        return np.asarray(self.classes)[_class_of(yhat)]
+
+    def evaluate(self, x: Any, targets: Any) -> dict[str, float]:
+        """accuracy of classes (multilabel: share of rows with every label right), else rmse.
+
+        Parameters
+        ----------
+        x : as for `predict`.
+        targets : labels (N,), or numbers (N,) or (N, K) in the units of the predictions; a data
+            frame's columns are found by `target_names`.
+
+        Raises
+        ------
+        DataError : a label that the model does not know (row named), a missing one, targets of
+            another kind or shape.
+        """
+        return self.compare(self.predict(x), targets)
+
+    def compare(self, yhat: Array, targets: Any) -> dict[str, float]:
+        """What `evaluate` makes of predictions (N, K) that are there already."""
+        y = as_targets(targets, "targets", self.target_names)
+        if y.ndim == 0 or len(y) != len(yhat):
+            raise DataError(
+                f"{len(yhat)} predictions cannot be compared with targets of shape {y.shape}"
+            )
+        if self.classes is not None:
+            return {"accuracy": float(np.mean(_class_of(yhat) == class_indices(y, self.classes)))}
+        y = y[:, None] if y.ndim == 1 else y
+        if y.dtype.kind not in "fiub" or y.shape != yhat.shape:
+            raise DataError(
+                f"targets of {y.dtype} and shape {y.shape} cannot be compared with predictions of "
+                f"shape {yhat.shape}; pass the target columns of the training"
+            )
+        check_finite(y, source="targets", names=self.target_names)
+        if self.network.output == "logistic":
+            return {"accuracy": float(np.mean(((yhat > 0.5) == (y > 0.5)).all(1)))}
+        error = yhat.astype(np.float64) - y
+        return {"rmse": math.sqrt(float(np.mean(error**2)))}
+
+    def _check_has_labels(self) -> None:
+        if self.classes is None and self.network.output != "logistic":
+            hint = "predict(x).argmax(1)" if self.network.output == "softmax" else "predict"
+            raise OptionError(
+                f"this model has no classes: it was trained for numbers, or without their names; "
+                f"use {hint}"
+            )
+
+    def _inputs(self, x: Any) -> Array:
+        """`x` as (N, D_0) on the host, a frame's columns in the order of `feature_names`."""
+        backend = self.network.backend
+        if backend.is_device_array(x):
+            x = backend.to_host(backend.asarray(x))
+        return self.network.check_inputs(as_inputs(x, "x", self.feature_names).array)
+
+    def _batches(self, x: Array, batch_rows: int) -> Iterator[tuple[int, Array]]:
+        network, size = self.network, int(number(batch_rows, "batch_rows", 1))
+        for start in range(0, len(x), size):
+            batch = x[start : start + size]
+            if self.standardizer is None:
+                check_finite(batch, names=self.feature_names, where=_row_after(start))
+            else:
+                batch = self.standardizer.transform(
+                    batch, dtype=network.dtype, first_row=start, names=self.feature_names
+                )
+            with np.errstate(over="ignore", invalid="ignore"):  # looked for below, by row
+                yhat = network.backend.to_host(network.predict(batch))
+            if np.isnan(yhat).any():
+                row = start + int(np.argwhere(np.isnan(yhat))[0][0])
+                raise DataError(
+                    f"x: {row_from_1(row)} gives NaN, though its values are finite; they are too "
+                    f"large for {network.precision}: check them, the largest is "
+                    f"{np.abs(x[row].astype(np.float64)).max():g}"
+                )
+            yield start, yhat
+
+    # -- what belongs together --------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Bring names and classes into the form that a file has; raise for what it cannot have."""
+        network, standardizer = self.network, self.standardizer
+        if not isinstance(network, MLP):
+            raise OptionError(f"network is a {type(network).__name__} but must be an MLP")
+        inputs, units = network.widths[0], network.widths[-1]
+        if standardizer is not None:
+            if not isinstance(standardizer, Standardizer):
+                raise OptionError(
+                    f"standardizer is a {type(standardizer).__name__} but must be a "
+                    "gpubackprop.data.Standardizer"
+                )
+            if len(standardizer.mean) != inputs:
+                raise ShapeError(
+                    f"the standardizer is of {len(standardizer.mean)} columns but the network has "
+                    f"{inputs} input units"
+                )
+        self.feature_names = _check_names(self.feature_names, "feature_names")
+        fitted = standardizer.feature_names if standardizer is not None else None
+        if self.feature_names is None and fitted is not None:
+            self.feature_names = list(fitted)
+        if fitted is not None and self.feature_names != list(fitted):
+            raise OptionError(
+                f"feature_names {self.feature_names} are not those that the standardizer was "
+                f"fitted with, {list(fitted)}; leave feature_names out"
+            )
+        if self.feature_names is not None and len(self.feature_names) != inputs:
+            raise ShapeError(f"{len(self.feature_names)} feature_names but {inputs} input units")
+        self.classes = None if self.classes is None else _check_class_count(self.classes, network)
+        self.target_names = _check_names(self.target_names, "target_names")
+        counts = {units} if self.classes is None and network.output != "softmax" else {1, units}
+        if self.target_names is not None and len(self.target_names) not in counts:
+            raise ShapeError(f"{len(self.target_names)} target_names but {units} output units")
+
+    # -- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: layers.<l>.weight, .bias (l from 0), input.mean, .scale.
@@ -71,24 +228,32 @@ class Model:
         Raises
         ------
         StorageError : disk full, read-only folder, ...
+        DataError : NaN or infinity among the weights, which `load` would refuse.
         """
+        self._check()
         network = self.network
         arrays: dict[str, Array] = {}
         for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
             arrays[f"layers.{layer}.weight"] = network.backend.to_host(W)
             arrays[f"layers.{layer}.bias"] = network.backend.to_host(b)
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise DataError(
+                    f"{name} holds NaN or infinity, so the model is not written to {path}; it "
+                    "comes from a diverged training: train with a lower learning rate"
+                )
         if self.standardizer is not None:
             arrays["input.mean"] = self.standardizer.mean
             arrays["input.scale"] = self.standardizer.scale
-        classes = None if self.classes is None else np.asarray(self.classes)
+        labels, dtype = (None, None) if self.classes is None else classes_to_values(self.classes)
         values = {
             "kind": KIND,
             "version": VERSION,
             "network": network.config(),
-            "feature_names": _names(self.feature_names),
-            "target_names": _names(self.target_names),
-            "classes": None if classes is None else classes.tolist(),
-            "classes_dtype": None if classes is None else classes.dtype.str,
+            "feature_names": self.feature_names,
+            "target_names": self.target_names,
+            "classes": labels,
+            "classes_dtype": dtype,
         }
         write_tensors(path, arrays, values)
 
@@ -111,13 +276,81 @@ class Model:
             raise ModelFileError(f"{path}: the architecture is not readable ({error})") from error
         for view, array in zip([*network.W, *network.b], layers, strict=True):
             view[...] = array
-        return cls(
-            network if device == "cpu" else network.copy(device),
+        features = _read_names(path, values, "feature_names")
+        targets = _read_names(path, values, "target_names")
+        standardizer, classes = (
             _read_standardizer(path, arrays, network),
-            _read_names(path, values, "feature_names", network.widths[0]),
-            _read_names(path, values, "target_names", None),
-            _read_classes(path, values, network),
+            _read_classes(path, values),
         )
+        try:
+            model = cls(network, standardizer, features, targets, classes)
+        except GpubackpropError as error:
+            raise ModelFileError(f"{path}: {error}") from error
+        if device != "cpu":
+            model.network = network.copy(device)
+        return model
+
+
+def _row_after(first: int) -> Where:
+    """Names the rows of a batch that begins with row `first`."""
+    return lambda row: row_from_1(first + row)
+
+
+def _class_of(yhat: Array) -> Array:
+    """(N, K) outputs -> (N,) class indices; one unit alone is the second of two classes."""
+    return yhat.argmax(1) if yhat.shape[1] > 1 else (yhat[:, 0] > 0.5).astype(np.int64)
+
+
+def in_target_units(network: MLP, scaling: Standardizer) -> MLP:
+    """A copy on the CPU whose outputs are scale (W h + b) + mean: for a network with linear output
+    that was trained on ``scaling.transform(targets)``.
+
+    It computes in float32 or float64 throughout: 16 bits, which hold standardised targets well,
+    would round y = 2024 to a multiple of 8. Where float32 cannot tell neighbouring targets apart
+    either, it is a network in float64.
+    """
+    if network.output != "linear":
+        raise OptionError(
+            f"the network has output {network.output!r}; only those of linear output have a unit"
+        )
+    if len(scaling.mean) != network.widths[-1]:
+        raise ShapeError(
+            f"the scaling is of {len(scaling.mean)} columns but the network has "
+            f"{network.widths[-1]} output units"
+        )
+    mean, scale = scaling.mean, scaling.scale
+    with np.errstate(over="ignore", invalid="ignore"):
+        coarse = ~(np.spacing(np.abs(mean).astype(np.float32)) <= scale / 1000)
+    twin = MLP(
+        network.widths, network.activations, output=network.output, initializer="zeros",
+        dtype="float64" if coarse.any() else network.dtype.name, dropout=network.dropout,
+    )  # fmt: skip
+    to_host = network.backend.to_host
+    for own, theirs in zip([*twin.W, *twin.b], [*network.W, *network.b], strict=True):
+        own[...] = to_host(theirs)
+    twin.W[-1][...] = twin.W[-1] * scale[:, None]
+    twin.b[-1][...] = twin.b[-1] * scale + mean
+    return twin
+
+
+def _check_names(names: Any, what: str) -> list[str] | None:
+    """`names` as text, or OptionError for what is no sequence of names."""
+    if names is None:
+        return None
+    if isinstance(names, str | bytes | dict) or not hasattr(names, "__iter__"):
+        raise OptionError(f"{what} is {names!r}, which is not a list of names")
+    return [as_text(name) for name in names]
+
+
+def _check_class_count(classes: Any, network: MLP) -> Array:
+    array, units = check_classes(classes), network.widths[-1]
+    two = network.output == "logistic" and units == 1 and len(array) == 2
+    if len(array) != units and not two:
+        raise ShapeError(
+            f"classes has shape {array.shape} but there are {units} output units, one for each "
+            "class"
+        )
+    return array
 
 
 def _read_layers(
@@ -136,42 +369,29 @@ def _read_layers(
     return weights + biases
 
 
-def _names(names: Sequence[str] | None) -> list[str] | None:
-    return None if names is None else [str(name) for name in names]
-
-
 def _read_standardizer(path: Any, arrays: dict[str, Array], network: MLP) -> Standardizer | None:
     names = ("input.mean", "input.scale")
     if not any(name in arrays for name in names):
         return None
     shape, dtype = (network.widths[0],), np.dtype(np.float64)
     try:
-        return Standardizer(*(require_array(path, arrays, name, shape, dtype) for name in names))
+        mean, scale = (require_array(path, arrays, name, shape, dtype) for name in names)
+        return Standardizer(mean, scale)
     except DataError as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def _read_names(path: Any, values: dict[str, Any], key: str, count: int | None) -> list[str] | None:
+def _read_names(path: Any, values: dict[str, Any], key: str) -> list[str] | None:
     names = values.get(key)
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelFileError(f"{path}: {key} is not a list of names")
-    if count is not None and len(names) != count:
-        raise ModelFileError(f"{path}: {len(names)} {key} but {count} input units")
-    return names
+    if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        return names
+    raise ModelFileError(f"{path}: {key} is not a list of names")
 
 
-def _read_classes(path: Any, values: dict[str, Any], network: MLP) -> Array | None:
+def _read_classes(path: Any, values: dict[str, Any]) -> Array | None:
     if values.get("classes") is None:
         return None
     try:
-        classes = np.array(values["classes"], dtype=values["classes_dtype"])
-    except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        return classes_from_values(values["classes"], values["classes_dtype"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise ModelFileError(f"{path}: the classes are not readable ({error!r})") from error
-    if classes.ndim != 1 or (network.output == "softmax" and len(classes) != network.widths[-1]):
-        raise ModelFileError(
-            f"{path}: classes has shape {classes.shape} but there are {network.widths[-1]} "
-            f"output units"
-        )
-    return classes

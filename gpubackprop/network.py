@@ -12,6 +12,7 @@ Each product is computed once: L forward, L for the weights, L - 1 for the hidde
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import backends
+from gpubackprop.data.frames import as_inputs, as_weights
+from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
 from gpubackprop.formulas.dropout import MAX_STREAM
@@ -172,12 +175,15 @@ class MLP:
         return chosen
 
     def check_inputs(self, x: Any, name: str = "x") -> Array:
-        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array."""
-        try:
-            device = self.backend.is_device_array(x)
-            x = self.backend.asarray(x) if device else np.asarray(x)
-        except ValueError as error:
-            raise DtypeError(f"{name} is not an array of numbers: {error}") from None
+        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array.
+
+        A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+        """
+        given = x
+        if self.backend.is_device_array(x):
+            x = self.backend.asarray(x)
+        else:
+            x = as_inputs(x, name).array
         if x.dtype.kind not in "fiub" and x.dtype.name != "bfloat16":
             raise DtypeError(
                 f"{name} has dtype {x.dtype} but the network wants real numbers; "
@@ -185,6 +191,10 @@ class MLP:
             )
         if x.ndim != 2 or x.shape[1] != self.widths[0]:
             hint = "; for one sample pass x[None, :]" if x.ndim == 1 else ""
+            if x.ndim == 1 and not isinstance(given, np.ndarray | list | tuple):
+                hint = "; for one row of a data frame pass frame.iloc[[i]] or frame[i : i + 1]"
+            elif x.ndim > 2 and math.prod(x.shape[1:]) == self.widths[0]:
+                hint = "; flatten each sample with x.reshape(len(x), -1)"
             raise ShapeError(
                 f"{name} has shape {x.shape} but the network wants (N, {self.widths[0]}){hint}"
             )
@@ -198,6 +208,7 @@ class MLP:
         """
         device = self.backend.is_device_array(targets)
         if not device:
+            targets = training_targets(targets)
             targets = chosen.check_targets(targets, rows, self.widths[-1], self.dtype)
         by_label = targets.ndim == 1 and chosen.output == "softmax"
         placed = self.backend.place(targets, np.int64 if by_label else self.dtype)
@@ -262,6 +273,8 @@ class MLP:
         chosen = self.check_loss(loss)
         x = self.backend.asarray(self._inputs(self.check_inputs(x)))
         targets = self.check_targets(chosen, targets, len(x))
+        if not self.backend.is_device_array(sample_weight):
+            sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
         weights = self.backend.place(weights, self.dtype)
         buffers = PassBuffers(self, len(x), separate=True)

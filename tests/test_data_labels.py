@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+from decimal import Decimal
+from fractions import Fraction
+
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
@@ -90,11 +94,109 @@ def test_bad_labels_are_named_with_their_row(y, classes, wanted):
         encode_labels(y, classes)
 
 
+def objects(*values):
+    array = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("y", "wanted"),
+    [
+        (objects((1, 2), (3, 4)), r"row 1 .*the tuple \(1, 2\), which is no label"),
+        (objects((1,), (2,)), r"row 1 .*the tuple"),
+        (objects([1], [2, 3]), r"row 1 .*the list \[1\]"),
+        (objects(np.arange(2), np.arange(2)), "row 1 .*the ndarray"),
+        (objects("a", np.array("b")), "row 2 .*the ndarray"),
+        (objects({"a": 1}, {"b": 2}), "row 1 .*the dict"),
+        (objects({1}, {2}), "row 1 .*the set"),
+        (objects(1, 1j), "row 2 .*the complex"),
+        (objects(object(), object()), "row 1 .*the object"),
+        (objects(datetime.date(2020, 1, 1), "a"), "row 1 .*the date"),
+        (objects("a", b"b"), "row 2 .*is b'b' but row 1 is 'a'"),
+        (objects(b"a", 1), "row 2 .*is 1 but row 1 is b'a'"),
+        (objects("a", np.datetime64("NaT")), "row 2 .*no label"),
+        (objects(1, Decimal("nan")), "row 2 .*no label"),
+        (objects(1, 10**30), "row 2 .*beyond 64 bits"),
+        (objects(2**63, -1), "row 1 .*beyond 64 bits"),
+        (objects(2**53 + 1, 1.0, 2.5), "row 3 .* 2.5.* regression"),
+        (["a", 3], "row 2 .*is 3 but row 1 is 'a'"),  # NumPy makes '3' of it
+        (["a", float("nan")], "row 2 .*no label"),
+        (["a", None], "row 2 .*no label"),
+        ([["a"], [3]], "row 2 .*is 3 but row 1 is 'a'"),
+        (np.array([b"a", b"\xe9"]), r"row 2 .*b'\\xe9', bytes that are not UTF-8"),
+        (objects(b"a", b"\xe9"), r"row 2 .*not UTF-8"),
+        (np.ma.masked_array([1, 2, 3], mask=[0, 1, 0]), r"\[1\] is masked"),
+        (np.array([0, 1.5], np.float16), r"row 2 .* 1\.5.* regression"),
+        (np.array([0, np.inf], np.float16), r"row 2 .* inf"),
+    ],
+)
+@pytest.mark.parametrize(
+    "function", [encode_labels, lambda y: encode_labels(["a", "b"], y), infer_task]
+)
+def test_what_is_no_label_in_a_vector_of_objects_is_named_with_its_row(y, wanted, function):
+    if function is infer_task and "regression" in wanted:
+        assert infer_task(y) == "regression"
+        return
+    with pytest.raises(DataError, match=wanted) as caught:
+        function(y)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (np.array([0, 1, 2], np.float16), [0, 1, 2]),
+        (np.array([0, 65504], np.float16), [0, 65504]),
+        (np.array([1, 2], np.longdouble), [1, 2]),
+        (objects(Decimal(1), Fraction(4, 2), 3.0), [1, 2, 3]),
+        (objects(2**53 + 1, 2**53), [2**53, 2**53 + 1]),
+        (objects(np.int8(1), True, np.bool_(False)), [0, 1]),
+        (objects("a", np.str_("b")), ["a", "b"]),
+        (np.array([b"b", "é".encode()]), ["b", "é"]),
+        (np.array(["b", "a"], np.dtypes.StringDType()), ["a", "b"]),
+        ((b"b", b"a"), ["a", "b"]),
+    ],
+)
+def test_labels_of_rare_types_are_whole_numbers_or_text(y, classes):
+    indices, known = encode_labels(y)
+    assert known.tolist() == classes
+    assert [type(c) for c in known.tolist()] == [type(c) for c in classes]
+    assert encode_labels(y, known)[0].tolist() == indices.tolist()
+
+
+@pytest.mark.parametrize(
+    "kind", ["series", "category", "string", "polars", "enum", "arrow", "frame"]
+)
+def test_a_column_of_a_frame_is_a_vector_of_labels(kind):
+    pd, pl, pa = map(pytest.importorskip, ("pandas", "polars", "pyarrow"))
+    y, missing = ["b", "a", "b"], ["b", None, "a"]
+    build = {
+        "series": pd.Series, "category": lambda v: pd.Series(v, dtype="category"),
+        "string": lambda v: pd.Series(v, dtype="string[pyarrow]"), "polars": pl.Series,
+        "enum": lambda v: pl.Series(v, dtype=pl.Enum(["b", "a"])),
+        "arrow": lambda v: pa.chunked_array([pa.array(v).dictionary_encode()]),
+        "frame": lambda v: pl.DataFrame({"kind": v}),
+    }[kind]  # fmt: skip
+    indices, classes = encode_labels(build(y))
+    assert (indices.tolist(), classes.tolist(), classes.dtype.kind) == ([1, 0, 1], ["a", "b"], "U")
+    assert infer_task(build(y)) == "classification"
+    with pytest.raises(DataError, match=r"row 2 .*no label"):
+        encode_labels(build(missing))
+
+
 def test_labels_that_are_no_vector_or_no_labels_are_refused():
     with pytest.raises(ShapeError, match=r"\(2, 3\).*argmax\(1\)"):
         encode_labels(np.eye(2, 3))
     with pytest.raises(DtypeError, match="complex"):
         encode_labels(np.zeros(3, complex))
+    with pytest.raises(DtypeError, match=r"y\.astype\(str\)"):
+        encode_labels(np.array(["2020", "2021"], "M8[Y]"))
+    with pytest.raises(DtypeError, match="y is not an array"):
+        encode_labels([[1], [2, 3]])
+    with pytest.raises(ShapeError, match=r"shape \(\)"):
+        encode_labels({"a": 1})
 
 
 class NAType:

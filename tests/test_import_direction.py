@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gpubackprop"
 # From the bottom up. A module imports from its own row and from the rows above it in this table.
 LAYERS = (
     ("errors", "_optional"),
-    ("tensorfile",),
+    ("tensorfile", "data"),
     ("formulas",),
     ("backends",),
     ("ops",),
     ("layout",),
     ("network", "losses", "optimizers", "initializers", "schedules"),
-    ("training", "checkpoint", "model", "data", "gradient_check"),
+    ("training", "checkpoint", "model", "gradient_check"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     ("sklearn", "torch", "distributed", "bench", "cli", "plots", "__main__"),
 )

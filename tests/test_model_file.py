@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from gpubackprop.data import Standardizer
-from gpubackprop.errors import ModelFileError, OptionError, StorageError
+from gpubackprop.errors import (
+    DataError,
+    GpubackpropError,
+    ModelFileError,
+    OptionError,
+    StorageError,
+)
 from gpubackprop.model import Model
 from gpubackprop.network import MLP
 from gpubackprop.tensorfile import read_tensors, remove_leftovers, write_tensors
@@ -143,6 +149,139 @@ def test_a_model_comes_back_whole(classes: Any, dtype: str, tmp_path: Path) -> N
     assert (found.feature_names, found.target_names) == (["w", "x", "y", "é ✓"], ["kind"])
 
 
+def objects(*values: Any) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+ROUND_TRIPS: dict[str, np.ndarray] = {
+    **{name: np.array([0, 1, np.iinfo(name).max], name) for name in
+       ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">u2")},
+    **{name: np.array([-0.0, np.finfo(name).tiny, np.finfo(name).max], name) for name in
+       ("f2", "f4", "f8", ">f8")},
+    "infinite": np.array([-np.inf, 0.1, np.inf]), "least": np.array([-(2**63), 0, 1]),
+    "bool": np.array([True, False, True]), "text": np.array(["a", "", "naïve ✓\U0001f600"]),
+    "wide text": np.array(["a", "b", "c"], "U99"), ">U": np.array(["a", "b", "é"], ">U3"),
+    "surrogate": np.array(["\udc80", "\x00a", "a\nb"]),
+    "bytes": np.array([b"a", "é".encode(), b""]), "wide bytes": np.array([b"a", b"b", b"c"], "S9"),
+    "StringDType": np.array(["a", "bb", "é"], np.dtypes.StringDType()),
+    "days": np.array(["2020-01-01", "1960-02-29", "2262-01-01"], "M8[D]"),
+    "nanoseconds": np.array(["2020-01-01T00:00:00.000000001", "1960", "2262"], "M8[ns]"),
+    "years": np.array(["2020", "-4000", "12000"], "M8[Y]"),
+    "25 seconds": np.array([0, 50, -25], "m8[25s]"), "durations": np.array([1, -2, 3], "m8[ms]"),
+    "objects of text": objects("a", "bb", ""), "objects of ints": objects(1, -5, 2**62),
+    "objects of bools": objects(True, False, True), "objects of floats": objects(0.1, 2.5, -1e300),
+    "NumPy text": objects(np.str_("a"), np.str_("b"), np.str_("c")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_classes_of_every_dtype_that_a_model_takes_come_back_exactly(
+    name: str, tmp_path: Path
+) -> None:
+    classes = ROUND_TRIPS[name]
+    model = some_model(classes)
+    assert model.classes is not None
+    assert (model.classes.dtype, model.classes.tolist()) == (classes.dtype, classes.tolist())
+    model.save(tmp_path / "model")
+    found = Model.load(tmp_path / "model")
+    assert found.classes is not None
+    assert found.classes.dtype == classes.dtype
+    assert found.classes.tolist() == classes.tolist()
+    assert [type(c) for c in found.classes] == [type(c) for c in model.classes]
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    assert found.predict_labels(x).dtype == classes.dtype
+    assert found.predict_labels(x).tolist() == model.predict_labels(x).tolist()
+
+
+def refused(**changed: Any) -> Any:
+    """What the constructor is given, so that it must refuse it: (arguments)."""
+    return {"network": MLP([4, 5, 3]), **changed}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "few features": (refused(feature_names=["a"]), "1 feature_names but 4 input units"),
+    "many features": (refused(feature_names=list("abcde")), "5 feature_names but 4"),
+    "features as text": (refused(feature_names="abcd"), "'abcd', which is not a list of names"),
+    "features as a number": (refused(feature_names=4), "4, which is not a list"),
+    "targets of classes": (refused(target_names=["a", "b"]), "2 target_names but 3 output units"),
+    "targets of numbers": (
+        refused(network=MLP([4, 3], output="linear"), target_names=["a"]), "1 target_names but 3"),
+    "targets as text": (refused(target_names="abc"), "not a list of names"),
+    "few classes": (refused(classes=["a"]), r"classes has shape \(1,\) but there are 3 output"),
+    "many classes": (refused(classes=list("abcd")), r"shape \(4,\) but there are 3"),
+    "classes of numbers": (
+        refused(network=MLP([4, 3], output="linear"), classes=["a", "b"]), r"\(2,\) but there are 3"),
+    "one unit, 3 classes": (
+        refused(network=MLP([4, 1], output="logistic"), classes=["a", "b", "c"]), "are 1 output"),
+    "2-D classes": (refused(classes=[["a", "b", "c"]]), r"shape \(1, 3\).*\(K,\)"),
+    "no classes": (refused(classes="abc"), r"shape \(\)"),
+    "text and numbers": (refused(classes=["a", 1, "b"]), "row 2 .*is 1 but row 1 is 'a'"),
+    "mixed objects": (refused(classes=objects("a", 1, "b")), "row 2 .*is 1 but row 1 is 'a'"),
+    "mixed numbers": (refused(classes=objects(1, 2.5, 3)), r"classes\[1\] is 2.5, float, and"),
+    "bool and int": (refused(classes=objects(True, 2, 3)), r"classes\[1\] is 2, int, and"),
+    "sequences": (refused(classes=objects((1, 2), (3, 4), (5, 6))), "row 1 .*is the tuple"),
+    "dicts": (refused(classes=objects({}, {}, {})), "row 1 .*is the dict"),
+    "None": (refused(classes=objects("a", None, "b")), "row 2 .*no label"),
+    "NaN": (refused(classes=[1.0, np.nan, 2.0]), r"classes\[1\] is nan"),
+    "NaT": (refused(classes=np.array(["2020", "NaT", "2021"], "M8[D]")), r"classes\[1\] is NaT"),
+    "complex": (refused(classes=np.zeros(3, complex)), "dtype complex128"),
+    "long double": (refused(classes=np.zeros(3, np.longdouble)), "up to 64 bits"),
+    "records": (refused(classes=np.zeros(3, "i4,f4")), "classes"),
+    "latin-1": (refused(classes=np.array([b"a", b"\xe9", b"b"])), "row 2 .*not UTF-8"),
+    "standardizer": (refused(standardizer=lambda x: x), "must be a gpubackprop.data.Standardizer"),
+    "other columns": (
+        refused(standardizer=Standardizer(np.zeros(3), np.ones(3))), "3 columns .* 4 input units"),
+    "other names": (
+        refused(standardizer=Standardizer(np.zeros(4), np.ones(4), tuple("abcd")),
+                feature_names=list("abdc")), "are not those that the standardizer"),
+    "network": (refused(network="model"), "network is a str but must be an MLP"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_that_could_not_be_loaded_again_is_refused_when_it_is_made(
+    case: str, tmp_path: Path
+) -> None:
+    arguments, message = REFUSED[case]
+    with pytest.raises(GpubackpropError, match=message) as caught:
+        Model(**arguments)
+    assert "\n" not in str(caught.value)
+    if case in ("network", "standardizer"):
+        return
+    model = Model(arguments["network"])  # what is assigned later is looked at by save
+    for name, value in arguments.items():
+        setattr(model, name, value)
+    with pytest.raises(GpubackpropError, match=message):
+        model.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_diverged_network_is_not_written_over_a_good_one(value: float, tmp_path: Path) -> None:
+    model = some_model()
+    model.save(tmp_path / "model")
+    model.network.W[1][0, 0] = value
+    with pytest.raises(
+        DataError, match=r"layers\.1\.weight holds NaN or infinity, so the model is"
+    ):
+        model.save(tmp_path / "model")
+    assert np.isfinite(Model.load(tmp_path / "model").network.W[1]).all()
+
+
+def test_names_and_classes_may_be_columns_indexes_and_arrays(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    classes = pd.Series(["a", "b", "c"], dtype="category")
+    names = pd.Index(["w", "x", "y", 4])
+    model = Model(MLP([4, 3]), None, names, np.array(["kind"]), classes)
+    model.save(tmp_path / "model")
+    for one in (model, Model.load(tmp_path / "model")):
+        assert (one.feature_names, one.target_names) == (["w", "x", "y", "4"], ["kind"])
+        assert one.classes is not None
+        assert one.classes.tolist() == ["a", "b", "c"]
+
+
 def test_a_bare_regression_model_comes_back_bare(tmp_path: Path) -> None:
     Model(MLP([2, 1], output="linear")).save(tmp_path / "model")
     found = Model.load(tmp_path / "model")
@@ -211,6 +350,13 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] = 
     "classes": (lambda a, v: v.update(classes=["a"]), r"\(1,\) but there are 3"),
     "classes dtype": (lambda a, v: v.update(classes_dtype="<q9"), "classes are not readable"),
     "features": (lambda a, v: v.update(feature_names=["a"]), "1 feature_names but 4"),
+    "mixed classes": (
+        lambda a, v: v.update(classes=["a", 1, "b"], classes_dtype="|O"),
+        "row 2 .*is 1",
+    ),
+    "missing class": (lambda a, v: v.update(classes=["a", None, "b"], classes_dtype="|O"), "label"),
+    "targets": (lambda a, v: v.update(target_names=["a", "b"]), "2 target_names but 3"),
+    "feature type": (lambda a, v: v.update(feature_names=[1, 2, 3, 4]), "not a list of names"),
     "feature kind": (lambda a, v: v.update(feature_names="abcd"), "not a list of names"),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import secrets
 import sys
@@ -18,9 +17,16 @@ import numpy as np
 
 from gpubackprop import Model
 from gpubackprop.cli.common import Say, add_device_options, count, use_device
-from gpubackprop.data import Dataset, encode_labels, load_dataset
+from gpubackprop.data import Dataset, load_dataset
+from gpubackprop.data.classes import as_text
 from gpubackprop.data.dataset import _format
-from gpubackprop.errors import DataError, OptionError, ShapeError, StorageError
+from gpubackprop.errors import (
+    DataError,
+    GpubackpropError,
+    OptionError,
+    ShapeError,
+    StorageError,
+)
 
 Array = np.ndarray
 BATCH_ROWS = 4096
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         writer = csv.writer(sink, lineterminator="\n") if sink else None
         if writer:
             writer.writerow(table.columns)
-        for start, yhat in batches(model, dataset.x):
+        for start, yhat in model.predict_batches(dataset.x, batch_rows=BATCH_ROWS):
             if args.score:
                 predicted[start : start + len(yhat)] = yhat
             lines = table.rows(yhat)
@@ -128,21 +134,6 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     return dataset
 
 
-def batches(model: Model, x: Array) -> Iterator[tuple[int, Array]]:
-    """(first row, yhat) batch by batch, so that x may be a memory map."""
-    for start in range(0, len(x), BATCH_ROWS):
-        yield start, _predict(model, x, start)
-
-
-def _predict(model: Model, x: Array, start: int) -> Array:
-    batch = x[start : start + BATCH_ROWS]
-    if model.standardizer is not None:
-        dtype = model.network.dtype
-        batch = model.standardizer.transform(batch, dtype=dtype, first_row=start)
-    network = model.network
-    return np.asarray(network.backend.to_host(network.predict(batch)))
-
-
 @dataclass(frozen=True)
 class Table:
     """The columns of the output.
@@ -157,7 +148,7 @@ class Table:
     @property
     def columns(self) -> list[str]:
         if self.model.classes is not None:
-            names = [str(label) for label in self.model.classes]
+            names = [as_text(label) for label in self.model.classes]
             return ["prediction", *self._probability_columns(names)]
         names = self._target_names()
         if len(names) == 1 and not self._multilabel:
@@ -169,10 +160,12 @@ class Table:
         more = self.probabilities and (self.model.classes is not None or self._multilabel)
         tail = [[float(str(v)) for v in row] for row in yhat] if more else [[]] * len(yhat)
         if self.model.classes is not None:
-            labels = np.asarray(self.model.classes)[yhat.argmax(1)].tolist()
-            head: Sequence[list[Any]] = [[label] for label in labels]
+            labels = self.model.labels(yhat).tolist()
+            head: Sequence[list[Any]] = [
+                [as_text(label) if isinstance(label, bytes) else label] for label in labels
+            ]
         elif self._multilabel:
-            head = (yhat > 0.5).astype(int).tolist()
+            head = self.model.labels(yhat).tolist()
         else:
             head = [[float(str(v)) for v in row] for row in yhat]
         return [[*first, *rest] for first, rest in zip(head, tail, strict=True)]
@@ -196,23 +189,10 @@ def score(model: Model, dataset: Dataset, yhat: Array) -> dict[str, float]:
     ------
     DataError : a label that the model does not know (row named), targets of another kind.
     """
-    y = dataset.y
-    assert y is not None  # `read` asked for targets
-    if model.classes is not None:
-        try:
-            indices, _ = encode_labels(y, model.classes)
-        except ValueError as error:
-            raise DataError(f"{dataset.source}: {error}") from error
-        return {"accuracy": float(np.mean(yhat.argmax(1) == indices))}
-    y = y[:, None] if y.ndim == 1 else y
-    if y.dtype.kind in "US" or y.shape != yhat.shape:
-        raise DataError(
-            f"{dataset.source}: targets of {y.dtype} and shape {y.shape} cannot be compared with "
-            f"predictions of shape {yhat.shape}; name the columns of the training with --target"
-        )
-    if model.network.output == "logistic":
-        return {"accuracy": float(np.mean(((yhat > 0.5) == (y > 0.5)).all(1)))}
-    return {"rmse": math.sqrt(float(np.mean((yhat - y) ** 2)))}
+    try:
+        return model.compare(yhat, dataset.y)
+    except GpubackpropError as error:
+        raise DataError(f"{dataset.source}: {error}; --target names the targets") from error
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class TrainingData:
     per_batch : the standardizer where x is memory-mapped and each batch goes through it.
     train, validation, test : row numbers.
     standardizer : of raw inputs, fitted on the training rows, or None.
-    target_scale : (K,) mean and (K,) deviation that were taken out of the targets, or None.
+    target_scale : what the targets were standardised with, or None.
     classes : (K,) labels, or None. name, source : for file names and for people.
     """
 
@@ -53,7 +53,7 @@ class TrainingData:
     test: Array
     standardizer: Standardizer | None
     per_batch: Standardizer | None
-    target_scale: tuple[Array, Array] | None
+    target_scale: Standardizer | None
     classes: Array | None
     feature_names: Sequence[str] | None
     target_names: Sequence[str] | None
@@ -67,7 +67,7 @@ class TrainingData:
         """Targets in the file's units."""
         if self.target_scale is None:
             return self.targets
-        mean, scale = self.target_scale
+        mean, scale = self.target_scale.mean, self.target_scale.scale
         return (self.targets * scale + mean).astype(self.targets.dtype)
 
 
@@ -86,9 +86,9 @@ def prepare(args: argparse.Namespace) -> TrainingData:
     mode = args.standardize
     if mode == "auto":
         mode = "whole" if args.data is None or dataset.x.dtype.itemsize == 1 else "columns"
-    standardizer = None if mode == "none" else Standardizer.fit(dataset.x, train)
-    if standardizer is not None and mode == "whole":
-        standardizer = one_scale(standardizer)
+    standardizer = None
+    if mode != "none":
+        standardizer = Standardizer.fit(dataset.x, train, one_scale=mode == "whole")
     x, per_batch = dataset.x, None
     if isinstance(x, np.memmap):
         per_batch = standardizer
@@ -99,7 +99,7 @@ def prepare(args: argparse.Namespace) -> TrainingData:
     target_scale = None
     if task == "regression" and mode != "none":
         scaling = Standardizer.fit(targets, train)
-        target_scale = scaling.mean, scaling.scale
+        target_scale = scaling
         targets = scaling.transform(targets, dtype=np.float64)
     return TrainingData(
         name, dataset.source, task, x, targets, train, validation, test, standardizer, per_batch,
@@ -181,17 +181,6 @@ def split(
     rest, test = cut(rows, "test")
     train, validation = cut(rest, "validation")
     return train, validation, test
-
-
-def one_scale(standardizer: Standardizer) -> Standardizer:
-    """The same means, and one deviation for all columns: the root of the mean variance.
-
-    Pixels share a unit; a pixel that is rarely lit would else be blown up with its noise.
-    Constant columns, whose scale was set to 1 where 0 was found, do not count.
-    """
-    varying = standardizer.scale[standardizer.scale != 1.0]
-    scale = float(np.sqrt(np.mean(varying**2))) if varying.size else 1.0
-    return Standardizer(standardizer.mean, np.full_like(standardizer.scale, scale))
 
 
 def batches(data: TrainingData, rows: Array, dtype: Any, size: int = 4096) -> Any:

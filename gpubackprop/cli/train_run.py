@@ -26,6 +26,7 @@ from gpubackprop.errors import (
     OptionError,
     StorageError,
 )
+from gpubackprop.model import in_target_units
 from gpubackprop.tensorfile import write_atomically
 
 CHECKPOINT, CHECKPOINT_OPTIONS = "checkpoint.safetensors", "checkpoint.json"
@@ -132,11 +133,10 @@ def finished_model(data: TrainingData, network: MLP) -> Model:
     Where targets were scaled for training, y = scale (W h + b) + mean is folded into the last
     layer, so that the model's outputs are in the file's units.
     """
-    network = network.copy("cpu")
-    if data.target_scale is not None:
-        mean, scale = data.target_scale
-        network.W[-1][...] = network.W[-1] * scale[:, None]
-        network.b[-1][...] = network.b[-1] * scale + mean
+    if data.target_scale is None:
+        network = network.copy("cpu")
+    else:
+        network = in_target_units(network, data.target_scale)
     return Model(network, data.standardizer, data.feature_names, data.target_names, data.classes)
 
 

@@ -7,14 +7,31 @@ infer_task      classification or regression, from the targets
 split_rows      seeded training and test rows, stratified if asked
 check_finite    the first NaN or infinity, by row and column
 
-pyarrow is imported by the CSV and Parquet readers only when they run.
+pyarrow is imported by the CSV and Parquet readers, and for frames of its own, only when they run.
 """
 
-from gpubackprop.data.dataset import Dataset, load_dataset
-from gpubackprop.data.finite import check_finite
-from gpubackprop.data.labels import encode_labels, infer_task
-from gpubackprop.data.split import split_rows
-from gpubackprop.data.standardize import Standardizer
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpubackprop.data.dataset import Dataset, load_dataset
+    from gpubackprop.data.finite import check_finite
+    from gpubackprop.data.labels import encode_labels, infer_task
+    from gpubackprop.data.split import split_rows
+    from gpubackprop.data.standardize import Standardizer
+
+# Loaded at first use: a network needs the frames alone, and not the readers of files.
+_HOME = {
+    "Dataset": "dataset",
+    "load_dataset": "dataset",
+    "check_finite": "finite",
+    "encode_labels": "labels",
+    "infer_task": "labels",
+    "split_rows": "split",
+    "Standardizer": "standardize",
+}
 
 __all__ = [
     "Dataset",
@@ -25,3 +42,13 @@ __all__ = [
     "load_dataset",
     "split_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop._optional import require
-from gpubackprop.data.files import Where, did_you_mean, listing, shorten
+from gpubackprop.data.files import Where, listing, shorten
 from gpubackprop.data.finite import check_finite
+from gpubackprop.data.names import check_names, check_present
 from gpubackprop.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -39,13 +39,11 @@ def choose_columns(
     ------
     DataError : duplicate names, an absent column, a column that is feature and target.
     """
-    doubled = _repeated(names)
-    if doubled:
-        raise DataError(f"{source}: duplicate column names {listing(doubled)}; rename them")
+    check_names(names, source)
     if len(names) == 1 and features is None:
         _check_separator(names[0], source)
     targets = _as_names(target, names)
-    _check_present(targets, names, "target", source)
+    check_present(targets, names, "target", source)
     is_target = set(targets)
     if features is None:
         chosen = [n for n in names if n not in is_target and not n.startswith("__index_level_")]
@@ -57,7 +55,7 @@ def choose_columns(
             )
     else:
         chosen = _as_names(features, names)
-        _check_present(chosen, names, "feature", source)
+        check_present(chosen, names, "feature", source)
     both = [name for name in chosen if name in is_target]
     if both:
         raise DataError(f"{source}: {listing(both)} is both feature and target; choose one")
@@ -92,25 +90,6 @@ def _check_separator(name: str, source: str) -> None:
             )
 
 
-def _check_present(asked: Sequence[str], names: Sequence[str], role: str, source: str) -> None:
-    """DataError if a column is absent or asked for twice."""
-    there = set(names)
-    absent = [name for name in asked if name not in there]
-    if absent:
-        what = "column" if len(absent) == 1 else "columns"
-        raise DataError(
-            f"{source}: {role} {what} {listing(absent)} not in the file"
-            f"{did_you_mean(absent[0], names)}; it has {listing(names)}"
-        )
-    twice = _repeated(asked)
-    if twice:
-        raise DataError(f"{source}: {role} column {listing(twice)} is asked for twice")
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]
-
-
 def feature_matrix(table: Any, names: Sequence[str], where: Where, source: str) -> Array:
     """Columns of an Arrow table as a C-contiguous (N, D) matrix without missing values.
 
@@ -123,7 +102,7 @@ def feature_matrix(table: Any, names: Sequence[str], where: Where, source: str) 
     DataError : missing value, text, date, nested value, NaN or infinity; row and column named.
     """
     pa = require("pyarrow", "cli", "read CSV and Parquet files")
-    columns = [_plain(table.column(name), name, where, source) for name in names]
+    columns = [plain_column(table.column(name), name, where, source) for name in names]
     for name, column in zip(names, columns, strict=True):
         _check_feature(name, column, where, source)
     narrow = all(
@@ -167,7 +146,7 @@ def target_array(table: Any, names: Sequence[str], where: Where, source: str) ->
 def _target_column(column: Any, name: str, where: Where, source: str) -> Array:
     """One target column as (N,) numbers, booleans or strings."""
     pa = require("pyarrow", "cli", "read CSV and Parquet files")
-    column = _plain(column, name, where, source)
+    column = plain_column(column, name, where, source)
     _check_not_missing(name, column, where, source)
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.string())
@@ -191,7 +170,7 @@ def _target_column(column: Any, name: str, where: Where, source: str) -> Array:
     return values
 
 
-def _plain(column: Any, name: str, where: Where, source: str) -> Any:
+def plain_column(column: Any, name: str, where: Where, source: str) -> Any:
     """A dictionary-encoded column as its values; string_view and bytes in UTF-8 as string."""
     pa = require("pyarrow", "cli", "read CSV and Parquet files")
     while pa.types.is_dictionary(column.type):

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.data.files import listing, row_from_1, shorten
+from gpubackprop.data.frames import as_inputs, as_targets
+from gpubackprop.data.objects import kind_of
 from gpubackprop.errors import DataError, DtypeError, ShapeError
 
 Labels = npt.NDArray[Any]
@@ -24,7 +26,8 @@ def encode_labels(
 
     Parameters
     ----------
-    y : (N,) or (N, 1) strings, booleans, integers or whole floats.
+    y : (N,) or (N, 1) strings, bytes in UTF-8, booleans, integers or whole floats; an array, a
+        list, a column of a data frame.
     classes : (K,) distinct labels in the order of the indices, as an earlier call returned them;
         None for the sorted distinct labels of y. With classes given y may hold one class only.
 
@@ -36,7 +39,8 @@ def encode_labels(
     Raises
     ------
     ShapeError, DtypeError : y is not a vector of labels.
-    DataError : a missing label (row named), floats with fractions (regression suggested), one
+    DataError : a missing label, a value that is no label, text beside numbers, bytes that are not
+        UTF-8 (row named), floats with fractions (regression suggested), one
         class only, no rows, a label that is not among `classes` (row and label named).
 
     >>> indices, classes = encode_labels(np.array(["no", "yes", "no"]))
@@ -81,7 +85,7 @@ def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
     >>> infer_task(np.array([0, 1, 2, 0, 1, 2])), infer_task(np.array([0.5, 1.5]))
     ('classification', 'regression')
     """
-    array = np.asarray(y)
+    array = _as_array(y, "y")
     if array.ndim == 2 and array.shape[1] > 1:
         if array.dtype.kind not in "biuf":
             raise DataError(
@@ -100,9 +104,33 @@ def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
     return "classification" if k <= 2 or (k <= _FEW and values.size >= 2 * k) else "regression"
 
 
+def training_targets(y: Any, name: str = "targets") -> Labels:
+    """`y` as numbers or text in an array, for a loss to check: a frame's columns, and objects that
+    are all numbers or all text.
+
+    Raises
+    ------
+    DataError : a missing value, or an object that is neither; row (and column) named.
+    DtypeError : no array, a sparse matrix.
+    """
+    array = as_targets(y, name)
+    if array.dtype.kind not in "OT":
+        return array
+    return _from_objects(array, name) if array.ndim == 1 else as_inputs(array, name).array
+
+
+def _as_array(y: npt.ArrayLike, name: str) -> Labels:
+    """`y` as NumPy has it; a list of text and other things as objects, which NumPy would turn into
+    text without a word."""
+    array = as_targets(y, name)
+    if array.dtype.kind in "US" and isinstance(y, list | tuple) and array.ndim:
+        return np.array(y, dtype=object)
+    return array
+
+
 def _as_vector(y: npt.ArrayLike, name: str) -> Labels:
     """`y` as (N,) of str, bool, integer or finite float; objects are resolved."""
-    array = np.asarray(y)
+    array = _as_array(y, name)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -110,18 +138,34 @@ def _as_vector(y: npt.ArrayLike, name: str) -> Labels:
             f"{name} has shape {array.shape}; class labels want (N,): "
             "for one-hot rows pass y.argmax(1)"
         )
-    if array.dtype.kind in "OT":
-        array = _from_objects(array, name)
-    if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
-    if array.dtype.kind not in "Ubiuf":
-        raise DtypeError(
-            f"{name} has dtype {array.dtype}; labels are text, booleans, integers or whole floats"
-        )
+    array = resolve_labels(array, name)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array))[0])
         raise DataError(
             f"{name}: {row_from_1(row)} is {array[row]}; every row wants a target: drop the row"
+        )
+    return array
+
+
+def resolve_labels(array: Labels, name: str) -> Labels:
+    """(N,) labels of any dtype as str, bool, integer or float.
+
+    Raises
+    ------
+    DtypeError : a dtype that no label has. DataError : an object or bytes that are no label; the
+        row is named.
+    """
+    if array.dtype.kind in "OT":
+        array = _from_objects(array, name)
+    if array.dtype.kind == "S":
+        return _decoded(array, name)
+    if array.dtype.name in ("float16", "bfloat16"):
+        return array.astype(np.float32)  # holds their values, and the bounds that they meet here
+    if array.dtype.kind in "Mm":
+        raise DtypeError(f"{name} has dtype {array.dtype}; for dates as labels pass y.astype(str)")
+    if array.dtype.kind not in "Ubiuf":
+        raise DtypeError(
+            f"{name} has dtype {array.dtype}; labels are text, booleans, integers or whole floats"
         )
     return array
 
@@ -142,17 +186,51 @@ def _as_labels(y: npt.ArrayLike, name: str) -> Labels:
 
 
 def _from_objects(array: Labels, name: str) -> Labels:
-    """(N,) of Python objects, all strings or all numbers, as a NumPy array of that kind."""
+    """(N,) of Python objects, all text, all bytes or all numbers, as a NumPy array of that kind."""
     values = array.tolist()
-    for row, value in enumerate(values):
-        if value is None or type(value).__name__ == "NAType" or value != value:
+    kinds = [kind_of(value) for value in values]
+    for row, (value, kind) in enumerate(zip(values, kinds, strict=True)):
+        if kind == "missing":
             raise DataError(f"{name}: {row_from_1(row)} has no label ({value}); drop the row")
-        if isinstance(value, str) != isinstance(values[0], str):
+        if kind == "other":
+            raise DataError(
+                f"{name}: {row_from_1(row)} is the {type(value).__name__} {shorten(value)}, which "
+                "is no label; a label is text, a boolean or a number: for one-hot rows pass "
+                "np.argmax of each, else turn the values into text"
+            )
+        if kind != kinds[0]:
             raise DataError(
                 f"{name}: {row_from_1(row)} is {shorten(value)} but row 1 is "
                 f"{shorten(values[0])}; labels must be all text or all numbers"
             )
-    return np.array(values) if values else np.empty(0, dtype=str)
+    if not values:
+        return np.empty(0, dtype=str)
+    exact = kinds[0] != "number" or all(isinstance(v, int | np.integer | np.bool_) for v in values)
+    result = np.array(values if exact else [float(value) for value in values])
+    if exact and result.dtype.kind not in "USbiu":
+        row = max(range(len(values)), key=lambda i: abs(int(values[i])))
+        raise DataError(
+            f"{name}: {row_from_1(row)} is {shorten(values[row])}, beyond 64 bits; for such labels "
+            "pass text"
+        )
+    return result
+
+
+def _decoded(array: Labels, name: str) -> Labels:
+    """(N,) bytes as text; DataError at the first that are not UTF-8."""
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError:
+        for row, value in enumerate(array.tolist()):
+            try:
+                value.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{name}: {row_from_1(row)} is {shorten(value)}, bytes that are not UTF-8 "
+                    f"({error.reason}); decode them first, e.g. "
+                    f'np.char.decode({name}, "latin-1")'
+                ) from None
+        raise
 
 
 def _look_up(labels: Labels, known: Labels) -> npt.NDArray[np.int64]:

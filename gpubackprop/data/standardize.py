@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import batch_rows_for, column_name
+from gpubackprop.data.frames import as_inputs
 from gpubackprop.errors import DataError, DtypeError, OptionError, ShapeError
 
 Float64 = npt.NDArray[np.float64]
@@ -26,6 +28,8 @@ class Standardizer:
     mean : (D,) float64.
     scale : (D,) float64, the population standard deviation (divided by N), 1 where that is 0
         (or below 1e-150, where its square underflows), so that a constant column becomes 0.
+    feature_names : (D,) names of the columns, where it was fitted on a data frame that has names;
+        else None. `transform` takes a frame's columns by them, whatever their order.
 
     >>> s = Standardizer.fit(np.array([[1.0, 5.0], [3.0, 5.0]]))
     >>> print(s.mean, s.scale)
@@ -37,6 +41,7 @@ class Standardizer:
 
     mean: Float64
     scale: Float64
+    feature_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the pair, which may come from a model file."""
@@ -50,13 +55,19 @@ class Standardizer:
             raise DataError("mean and scale of a Standardizer must be finite; fit it again")
         if not (self.scale > 0).all():
             raise DataError("scale of a Standardizer must be above 0; use 1 for constant columns")
+        if self.feature_names is not None and len(self.feature_names) != self.mean.size:
+            raise ShapeError(
+                f"{len(self.feature_names)} feature_names but mean has shape {self.mean.shape}"
+            )
 
     @classmethod
     def fit(
         cls,
-        x: npt.NDArray[Any],
-        rows: npt.NDArray[Any] | None = None,
+        x: Any,
+        rows: Any = None,
         batch_rows: int | None = None,
+        *,
+        one_scale: bool = False,
     ) -> Standardizer:
         """Mean and population standard deviation of the columns, in float64.
 
@@ -68,19 +79,25 @@ class Standardizer:
 
         Parameters
         ----------
-        x : (N, D) bool, integer or float of any size; a read-only memmap is read batch by batch.
+        x : (N, D) bool, integer or float of any size, or a data frame; a read-only memmap is read
+            batch by batch.
         rows : indices of the rows to use (the training part), or a boolean mask (N,); all if
             None. Their order does not matter: they are read in ascending order.
         batch_rows : rows held in memory at a time; about 4 MiB of float64 if None.
+        one_scale : one deviation for all columns, the root of the mean variance of those that are
+            not constant. For pixels, which share a unit: a pixel that is rarely lit would else be
+            blown up with its noise.
 
         Raises
         ------
         ShapeError, DtypeError : x is not (N, D) of numbers.
         OptionError : rows out of range, batch_rows below 1.
-        DataError : no rows, NaN or infinity (row and column named), a spread beyond float64.
+        DataError : no rows, NaN or infinity (row and column named), a spread beyond float64; a
+            frame's column of text or with a missing value (named).
 
         Source: Chan, Golub, LeVeque 1983, Algorithms for computing the sample variance.
         """
+        x, names = as_inputs(x)
         _check_matrix(x)
         picked = None if rows is None else _row_indices(rows, x.shape[0])
         total = x.shape[0] if picked is None else picked.size
@@ -96,20 +113,26 @@ class Standardizer:
             stop = min(start + step, total)
             part = x[start:stop] if picked is None else x[picked[start:stop]]
             count = stop - start
-            mean_b, m2_b = _moments(part, shift, start, picked)
+            mean_b, m2_b = _moments(part, shift, start, picked, names)
             delta = mean_b - mean
             with np.errstate(over="ignore", invalid="ignore"):
                 m2 += m2_b + delta * delta * (start * count / stop)
                 mean += delta * (count / stop)
-        return cls(shift + mean, _scale(m2, total))
+        scale = _scale(m2, total, names)
+        if one_scale:
+            varying = np.sqrt(m2 / total) > _CONSTANT  # not scale != 1: a column may spread by 1
+            common = np.sqrt(np.mean(scale[varying] ** 2)) if varying.any() else 1.0
+            scale = np.full_like(scale, common)
+        return cls(shift + mean, scale, names)
 
     def transform(
         self,
-        x: npt.NDArray[Any],
+        x: Any,
         out: npt.NDArray[Any] | None = None,
         dtype: npt.DTypeLike = np.float32,
         *,
         first_row: int = 0,
+        names: Sequence[str] | None = None,
     ) -> npt.NDArray[Any]:
         """(x - mean) / scale, computed in float64 and rounded once to the dtype of the result.
 
@@ -119,10 +142,12 @@ class Standardizer:
 
         Parameters
         ----------
-        x : (n, D) bool, integer or float.
+        x : (n, D) bool, integer or float; or a data frame, whose columns are found by name if the
+            Standardizer has `feature_names` and taken as they come otherwise.
         out : (n, D) float, or None; may be `x` itself.
         dtype : float dtype of the result; ignored when `out` is given.
         first_row : index of x[0] in the whole data, so that errors name the right row.
+        names : of the columns, for errors; by default those of the frame.
 
         Returns
         -------
@@ -131,8 +156,11 @@ class Standardizer:
         Raises
         ------
         ShapeError, DtypeError
-        DataError : NaN or infinity in x, or a result beyond `dtype`; row and column are named.
+        DataError : NaN or infinity in x, or a result beyond `dtype`; row and column are named. A
+            frame's column that is absent, text, or has a missing value.
         """
+        x, found = as_inputs(x, "x", self.feature_names)
+        names = names or self.feature_names or found
         result = self._result(x, out, dtype)
         if result is not x and np.may_share_memory(result, x):
             x = x.copy()  # blocks already written could be read again as input
@@ -149,7 +177,7 @@ class Standardizer:
                     target[...] = wide
                 # A sum shows every NaN and infinity; where it only overflows, none is found.
                 if not np.isfinite(target.sum(dtype=np.float64)):
-                    _name_non_finite(wide, target, first_row + start)
+                    _name_non_finite(wide, target, first_row + start, names)
         return result
 
     def _result(
@@ -174,10 +202,9 @@ class Standardizer:
 
 def _check_matrix(x: npt.NDArray[Any]) -> None:
     """ShapeError or DtypeError unless x is a (N, D) array of numbers with D > 0."""
-    if not isinstance(x, np.ndarray) or x.ndim != 2 or x.shape[1] == 0:
-        shape = getattr(x, "shape", type(x).__name__)
+    if x.ndim != 2 or x.shape[1] == 0:
         raise ShapeError(
-            f"a Standardizer wants x as a NumPy array (N, D) with D > 0, got {shape}; "
+            f"a Standardizer wants x of shape (N, D) with D > 0, got {x.shape}; "
             "for one feature pass x.reshape(-1, 1)"
         )
     if x.dtype.kind not in "biuf":
@@ -201,7 +228,11 @@ def _row_indices(rows: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:
 
 
 def _moments(
-    part: npt.NDArray[Any], shift: Float64, start: int, picked: npt.NDArray[np.intp] | None
+    part: npt.NDArray[Any],
+    shift: Float64,
+    start: int,
+    picked: npt.NDArray[np.intp] | None,
+    names: Sequence[str] | None,
 ) -> tuple[Float64, Float64]:
     """Mean of part - shift and sum of squared deviations from it, in two passes."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -213,7 +244,7 @@ def _moments(
                 bad, column = map(int, np.argwhere(~finite)[0])
                 row = start + bad if picked is None else int(picked[start + bad])
                 raise DataError(
-                    f"x: {row_from_1(row)}, {column_name(column, None)} holds "
+                    f"x: {row_from_1(row)}, {column_name(column, names)} holds "
                     f"{part[bad, column]}; a Standardizer wants finite values: drop the row or "
                     "fill the value in"
                 )
@@ -222,25 +253,27 @@ def _moments(
         return mean, wide.sum(axis=0)
 
 
-def _scale(m2: Float64, total: int) -> Float64:
+def _scale(m2: Float64, total: int, names: Sequence[str] | None) -> Float64:
     """Standard deviation from the sum of squared deviations, 1 where it is 0 or below _CONSTANT."""
     if not np.isfinite(m2).all():
         column = int(np.flatnonzero(~np.isfinite(m2))[0])
         raise DataError(
-            f"x: {column_name(column, None)} spreads over more than 1e150, too far to standardise "
+            f"x: {column_name(column, names)} spreads over more than 1e150, too far to standardise "
             "in float64; divide it by a constant or take its logarithm"
         )
     std = np.sqrt(m2 / total)
     return np.where(std > _CONSTANT, std, 1.0)
 
 
-def _name_non_finite(wide: Float64, rounded: npt.NDArray[Any], first_row: int) -> None:
+def _name_non_finite(
+    wide: Float64, rounded: npt.NDArray[Any], first_row: int, names: Sequence[str] | None
+) -> None:
     """Raise DataError at the first NaN or infinity; return if there is none after all."""
     finite = np.isfinite(rounded)
     if finite.all():
         return
     row, column = map(int, np.argwhere(~finite)[0])
-    place = f"x: {row_from_1(first_row + row)}, {column_name(column, None)}"
+    place = f"x: {row_from_1(first_row + row)}, {column_name(column, names)}"
     value = float(wide[row, column])
     if np.isfinite(value):
         raise DataError(

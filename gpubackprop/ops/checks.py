@@ -163,6 +163,16 @@ def class_indices(
 
     On a GPU the labels are looked at only with `check`.
     """
+    if targets.dtype.kind in "USTO":
+        raise DtypeError(
+            f"targets has dtype {targets.dtype} but class indices are integers; for labels of "
+            f"other kinds pass gpubackprop.data.encode_labels(targets)[0]"
+        )
+    if targets.dtype.kind == "f" and memory is HOST and np.isnan(targets).any():
+        row = int(np.argmax(np.isnan(targets)))
+        raise DtypeError(
+            f"targets[{row}] is NaN, a missing label, but class indices are integers; drop the row"
+        )
     if targets.dtype.kind not in "iu":
         raise DtypeError(
             f"targets has dtype {targets.dtype} and shape {targets.shape} but class indices are "

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.numpy.blocks import row_ranges
 from gpubackprop.data import Standardizer
-from gpubackprop.errors import DataError, DtypeError, OptionError, ShapeError
+from gpubackprop.data.files import row_from_1
+from gpubackprop.data.finite import check_finite
+from gpubackprop.data.frames import as_inputs, as_weights
+from gpubackprop.data.labels import training_targets
+from gpubackprop.errors import DataError, OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import checks
@@ -30,6 +34,7 @@ class Batches:
     sample_weight : (M,) or None.
     rows : (N,) row numbers into these, or None for all.
     standardizer : applied to each batch of x; or None.
+    feature_names : of the columns of x, where it was a data frame that has names; or None.
     """
 
     x: Array
@@ -37,23 +42,29 @@ class Batches:
     sample_weight: Array | None = None
     rows: Array | None = None
     standardizer: Standardizer | None = None
+    feature_names: tuple[str, ...] | None = None
 
     @classmethod
     def check(
         cls, network: MLP, loss: Loss, x: Any, targets: Any, sample_weight: Any = None,
-        standardizer: Standardizer | None = None,
+        standardizer: Standardizer | None = None, feature_names: tuple[str, ...] | None = None,
     ) -> Batches:  # fmt: skip
-        """Checked batches, or an error that names what does not fit."""
+        """Checked batches, or an error that names what does not fit.
+
+        A data frame's columns are taken by the names that the standardizer was fitted with, or by
+        `feature_names`; as they come if there are neither.
+        """
+        _check_standardizer(standardizer, network.widths[0])
+        wanted = (standardizer.feature_names if standardizer else None) or feature_names
+        names = None
+        if not network.backend.is_device_array(x):
+            x, names = as_inputs(x, "x", wanted)
         x = network.check_inputs(x)
         if not x.flags.c_contiguous and not _is_mapped(x):
             x = np.ascontiguousarray(x)
-        _check_standardizer(standardizer, network.widths[0])
         if network.backend.is_device_array(targets):  # checked like any others, before training
             targets = network.backend.to_host(network.backend.asarray(targets))
-        try:
-            targets = np.asarray(targets)
-        except ValueError as error:
-            raise DtypeError(f"targets is not an array of numbers: {error}") from None
+        targets = training_targets(targets)
         if targets.ndim == 0 or len(targets) != len(x):
             raise ShapeError(
                 f"x has {len(x)} rows but targets has shape {targets.shape}; both want one row "
@@ -61,20 +72,22 @@ class Batches:
             )
         targets = loss.check_targets(targets, len(x), network.widths[-1], network.dtype)
         targets = np.ascontiguousarray(targets)
+        if not network.backend.is_device_array(sample_weight):
+            sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "training", len(x))
         weights = None if weights is None else weights.astype(network.dtype)
         if not _is_mapped(x):
             # Integers of any size keep their digits until they are standardised.
             wide = network.dtype if standardizer is None else np.float64
             x = network.backend.place_inputs(x, wide)
-        return cls(x, targets, weights, None, standardizer)
+        return cls(x, targets, weights, None, standardizer, names)
 
     def __len__(self) -> int:
         return len(self.x) if self.rows is None else len(self.rows)
 
     def select(self, rows: Array) -> Batches:
         """The same arrays, restricted to `rows`."""
-        return Batches(self.x, self.targets, self.sample_weight, rows, self.standardizer)
+        return replace(self, rows=rows)
 
     def at(self, rows: Any, name: str) -> Batches:
         """`select` after a check of what a caller passed: integers in [0, M), none twice."""
@@ -123,6 +136,17 @@ class Batches:
         counts = self.row_weights(loss) > 0
         return self if counts.all() else self.select(self.order(None)[counts])
 
+    def require_finite_targets(self, loss: Loss) -> None:
+        """DataError at the first NaN or infinity among the targets of the rows that count."""
+        if self.targets.dtype.kind == "f":
+            counting = self.counting(loss)
+            rows = counting.order(None)
+            check_finite(
+                counting.own(self.targets),
+                source="targets",
+                where=lambda row: row_from_1(int(rows[row])),
+            )
+
     def batch(self, network: MLP, rows: Array) -> Any:
         """These rows of x, standardised, as ``network.predict`` takes them."""
         fitted, backend = self.standardizer, network.backend
@@ -145,7 +169,7 @@ class Batches:
         return network.backend.to_host(self.select(rows)._unstandardized().batch(network, rows))
 
     def _unstandardized(self) -> Batches:
-        return Batches(self.x, self.targets, self.sample_weight, self.rows, None)
+        return replace(self, standardizer=None)
 
     def require_rows(self, what: str) -> None:
         if not len(self):

@@ -13,6 +13,7 @@ import numpy as np
 from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
+from gpubackprop.data.frames import as_array
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -59,6 +60,7 @@ class Trainer:
     Attributes
     ----------
     history : `History`, over all calls of `fit`.
+    feature_names : of the data frame that the last `fit` was given, or None.
 
     >>> from gpubackprop.optimizers import Adam
     >>> network = MLP([2, 8, 2], "tanh", seed=1)
@@ -106,6 +108,7 @@ class Trainer:
             )
         self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
         self.history = History()
+        self.feature_names: tuple[str, ...] | None = None
         self._rng = np.random.default_rng(self.seed)
         self._step: TrainStep | None = None
         self._position = Position()
@@ -133,8 +136,10 @@ class Trainer:
 
         Parameters
         ----------
-        x : (N, D_0) of any real dtype; a memory map is read batch by batch.
-        targets : as the loss wants them: (N,) class indices, (N, K) numbers, ...
+        x : (N, D_0) of any real dtype; a memory map is read batch by batch. Or a data frame
+            (pandas, polars, pyarrow), read column by column; later frames are matched by its names.
+        targets : as the loss wants them: (N,) class indices, (N, K) numbers, ...; also a column,
+            or a frame.
         rows : (M,) numbers of the rows to train on, so that a memory map need not be cut.
         validation : share of the rows to hold out (drawn from the seed, by class where targets are
             class indices), or an integer array of row numbers of x, which `rows` then leaves out,
@@ -164,17 +169,20 @@ class Trainer:
         Raises
         ------
         ShapeError, DtypeError, TargetRangeError, OptionError : before anything is changed.
+        DataError : likewise; no rows, a frame's column of text, a missing value, NaN targets.
         NonFiniteLossError : names the step; the network then has the weights of the best epoch, or
             those from before training if none was finished, and the optimizer starts afresh.
         ModelFileError : the checkpoint is damaged or of another training; nothing is changed.
         StorageError : a checkpoint could not be written; the network has its best weights so far.
         """
-        train = Batches.check(self.network, self.loss, x, targets, sample_weight, standardizer)
+        train = self._batches(x, targets, sample_weight, standardizer)
+        names = train.feature_names
         train = train if rows is None else train.at(rows, "rows")
         train.require_rows("x")
         train, held_out = self._validation(train, validation)
         train = train.counting(self.loss)
         train.require_rows("x, without the rows of weight 0,")
+        train.require_finite_targets(self.loss)
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
             None if patience is None else int(number(patience, "patience", 1)),
@@ -189,6 +197,7 @@ class Trainer:
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
         step = self._new_step(train)
+        self.feature_names = names or self.feature_names
         return Run(self, step, held_out, options).run()
 
     def evaluate(
@@ -204,9 +213,10 @@ class Trainer:
 
         Parameters as in `fit`.
         """
-        data = Batches.check(self.network, self.loss, x, targets, sample_weight, standardizer)
+        data = self._batches(x, targets, sample_weight, standardizer)
         data = data if rows is None else data.at(rows, "rows")
         data.require_rows("x")
+        data.require_finite_targets(self.loss)
         step = EvaluationStep(self.network, self.loss, data, self.batch_size)
         return step.measure() | self.custom_metrics(data)
 
@@ -234,6 +244,15 @@ class Trainer:
             name: float(metric(yhat, data.targets[order])) for name, metric in self.metrics.items()
         }
 
+    def _batches(
+        self, x: Any, targets: Any, sample_weight: Any, standardizer: Any,
+        names: tuple[str, ...] | None = None,
+    ) -> Batches:  # fmt: skip
+        names = names or self.feature_names
+        return Batches.check(
+            self.network, self.loss, x, targets, sample_weight, standardizer, names
+        )
+
     def _new_step(self, data: Batches) -> TrainStep:
         step = TrainStep(
             self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization,
@@ -255,22 +274,26 @@ class Trainer:
                 by_class = train.targets[order]
             kept, held_out = split_rows(len(train), float(validation), self.seed, by_class)
             return train.select(order[kept]), train.select(order[held_out])
-        if isinstance(validation, np.ndarray):
+        if not isinstance(validation, tuple | list) or all(
+            isinstance(row, int | np.integer) for row in validation
+        ):  # row numbers, also of a frame's index
+            validation = as_array(validation, "validation")
             held = train.at(validation, "validation")
             held.require_rows("validation")
             rest = train.select(np.setdiff1d(train.order(None), validation))
             rest.require_rows("x, without the rows of validation,")
             return rest, held
-        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+        if len(validation) not in (2, 3):
             raise ShapeError(
                 "validation must be a share of the rows such as 0.1, an array of row numbers, "
                 "(x, targets), or (x, targets, sample_weight)"
             )
-        data = Batches.check(
-            self.network, self.loss, validation[0], validation[1],
-            validation[2] if len(validation) == 3 else None, train.standardizer,
+        data = self._batches(
+            validation[0], validation[1], validation[2] if len(validation) == 3 else None,
+            train.standardizer, train.feature_names,
         )  # fmt: skip
         data.require_rows("the validation set")
+        data.require_finite_targets(self.loss)
         return train, data
 
 

@@ -1,0 +1,270 @@
+"""Data frames, tables and everything else that a caller may hand in, as NumPy arrays.
+
+A frame is read column by column: pandas (NumPy, nullable, categorical, sparse and Arrow columns),
+polars, pyarrow, whatever offers the Arrow stream (narwhals, DuckDB), and structured arrays. None
+of these packages is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gpubackprop._optional import require
+from gpubackprop.data.files import row_from_1, shorten
+from gpubackprop.data.finite import check_finite
+from gpubackprop.data.names import check_names, positions
+from gpubackprop.data.objects import kind_of
+from gpubackprop.errors import DataError, DtypeError
+
+Array = npt.NDArray[Any]
+
+_WHAT_TO_DO = "numbers are wanted: encode the column as numbers, or leave it out"
+
+
+class Inputs(NamedTuple):
+    """`array` (N, D) as NumPy has it, and the `names` of a frame's columns, else None."""
+
+    array: Array
+    names: tuple[str, ...] | None
+
+
+class _Frame(NamedTuple):
+    """Any frame: the names as it has them, its number of rows, and the column at a position."""
+
+    names: list[Any]
+    rows: int
+    column: Callable[[int], Any]
+
+
+def as_inputs(x: Any, name: str = "x", wanted: Sequence[str] | None = None) -> Inputs:
+    """`x` as an array, with the names of its columns where it is a frame.
+
+    Parameters
+    ----------
+    x : an array of any kind, unchanged but for its class; or a frame, whose columns are read one
+        by one. Equal types are kept. Mixed ones become float32 where that is exact (booleans,
+        integers of 8 and 16 bits, float16), else float64.
+    name : what messages call it.
+    wanted : names of the columns to take, in this order. A frame's other columns are ignored.
+        Names are compared as text, so that 0 is "0". Arrays have no names: they are taken as is.
+
+    Raises
+    ------
+    DataError : a text, date or nested column, a missing value, NaN or infinity in a frame, a wanted
+        column that is absent, duplicate names (numbers apart, which pandas gives to columns without
+        names). Column and row are named.
+    DtypeError : a sparse matrix, a lazy frame, or no array at all.
+    """
+    frame = _frame(x)
+    if frame is None:
+        array = as_array(x, name)
+        return Inputs(_numbers_of_objects(array, name) if array.dtype == object else array, None)
+    names = [str(column) for column in frame.names]
+    chosen = list(range(len(names)))
+    if wanted is None and not _numbered(frame.names):
+        check_names(names, name)
+    elif wanted is not None:
+        chosen = positions(names, wanted, name, numbered=_numbered(frame.names))
+    taken = tuple(names[j] for j in chosen)
+    columns = [_numbers(frame.column(j), names[j], name) for j in chosen]
+    array = np.empty((frame.rows, len(columns)), _common_dtype(columns))
+    for j, column in enumerate(columns):
+        array[:, j] = column
+    check_finite(array, source=name, names=taken)
+    return Inputs(array, None if _numbered(frame.names) and wanted is None else taken)
+
+
+def as_targets(y: Any, name: str = "targets", wanted: Sequence[str] | None = None) -> Array:
+    """`y` as an array: a frame of one column as (N,), one of several numeric ones as (N, K).
+
+    `wanted` are the names of a frame's columns to take. Objects stay objects: see `encode_labels`.
+    """
+    frame = _frame(y)
+    if frame is None:
+        return as_array(y, name)
+    names = [str(column) for column in frame.names]
+    if wanted is not None and (len(names) > 1 or len(wanted) > 1):
+        chosen = positions(names, wanted, name, numbered=_numbered(frame.names))
+    else:
+        check_names(names, name)
+        chosen = list(range(len(names)))
+    if len(chosen) == 1:
+        return _column(frame.column(chosen[0]), names[chosen[0]], name)
+    return as_inputs(y, name, [names[j] for j in chosen]).array
+
+
+def as_weights(weights: Any, name: str = "sample_weight") -> Any:
+    """A column of weights, or a frame of one, as an array; None and lists as they are."""
+    if weights is None or isinstance(weights, np.ndarray | list | tuple | float | int):
+        return weights
+    return as_targets(weights, name)
+
+
+def is_frame(x: Any) -> bool:
+    """Whether `x` is read column by column."""
+    return _frame(x) is not None
+
+
+def as_array(x: Any, name: str = "x") -> Array:
+    """`x` as a NumPy array of its own values; DtypeError for what has another meaning than NumPy
+    would give it: sparse matrices, lazy frames, masked values (DataError)."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        _refuse_masked(x, name)
+    kind = type(x)
+    while kind.__module__.startswith("pyarrow") and hasattr(getattr(x, "type", None), "index_type"):
+        x = x.cast(x.type.value_type)  # a dictionary in chunks becomes an array without its nulls
+    if _is_tensor(x):
+        x = _from_tensor(x, name)
+    elif hasattr(kind, "toarray") and hasattr(kind, "nnz"):
+        also = ", or use the estimators of gpubackprop.sklearn, which take sparse rows"
+        raise DtypeError(
+            f"{name} is a sparse {kind.__name__} of shape {x.shape}, which has to be dense here; "
+            f"pass {name}.toarray(){also if name == 'x' else ''}"
+        )
+    elif hasattr(kind, "todense") and not isinstance(x, np.ndarray):
+        raise DtypeError(f"{name} is a sparse {kind.__name__}; pass {name}.todense()")
+    elif hasattr(kind, "collect") and hasattr(kind, "lazy"):
+        raise DtypeError(f"{name} is a {kind.__name__}, not yet computed; pass {name}.collect()")
+    try:
+        return np.asarray(x)
+    except Exception as error:  # whatever the library of `x` raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+        raise DtypeError(f"{name} is not an array of numbers: {reason}") from None
+
+
+# -- kinds of frames ------------------------------------------------------------------------------
+
+
+def _frame(x: Any) -> _Frame | None:
+    """How to read `x`, or None if it is no frame."""
+    if isinstance(x, np.ndarray):
+        names = x.dtype.names
+        if names is None or x.ndim != 1:
+            return None
+        return _Frame(list(names), len(x), lambda j: x[names[j]])
+    kind = type(x)
+    if hasattr(kind, "iloc") and hasattr(x, "columns"):  # pandas, and what is like it
+        return _Frame(list(x.columns), len(x), lambda j: x.iloc[:, j])
+    if hasattr(kind, "get_columns") and hasattr(kind, "to_series"):  # polars
+        return _Frame(list(x.columns), len(x), x.to_series)
+    if hasattr(kind, "__arrow_c_stream__") and any(
+        hasattr(kind, name) for name in ("column_names", "columns", "schema")
+    ):
+        pa = require("pyarrow", "cli", f"read a {kind.__name__}")
+        table = pa.table(x)
+        return _Frame(table.column_names, table.num_rows, table.column)
+    return None
+
+
+def _numbered(names: Sequence[Any]) -> bool:
+    """Whether these are numbers, which is what pandas calls columns without names."""
+    return all(isinstance(name, int | np.integer) for name in names)
+
+
+# -- columns --------------------------------------------------------------------------------------
+
+
+def _column(column: Any, name: str, source: str) -> Array:
+    """A frame's column as (N,), objects where NumPy has no type for its values."""
+    if hasattr(type(column), "combine_chunks"):  # pyarrow
+        from gpubackprop.data.columns import plain_column
+
+        column = plain_column(column, name, row_from_1, source)
+    values = as_array(column, f"{source}, column {name!r},")
+    if values.ndim != 1:
+        raise DataError(
+            f"{source}: column {name!r} holds {values.ndim - 1}-dimensional values; give every "
+            "number a column of its own"
+        )
+    return values
+
+
+def _numbers(column: Any, name: str, source: str) -> Array:
+    """A frame's column as (N,) numbers or booleans."""
+    values = _column(column, name, source)
+    if values.dtype.kind in "fiub" or values.dtype.name == "bfloat16":
+        return values
+    if values.dtype.kind in "OUST":
+        return _from_objects(values.astype(object), f"column {name!r}", source)
+    kind = getattr(column, "dtype", values.dtype)
+    raise DataError(f"{source}: column {name!r} has the type {kind}; {_WHAT_TO_DO}")
+
+
+def _from_objects(values: Array, column: str, source: str) -> Array:
+    """(N,) Python objects as float64; DataError at the first that is no number."""
+    for row, value in enumerate(values):
+        kind = kind_of(value)
+        if kind == "number":
+            continue
+        place = f"{source}: {row_from_1(row)}, {column}"
+        if kind == "missing":
+            raise DataError(
+                f"{place} has a missing value ({value}); drop the row, or fill the value in, e.g. "
+                "with the column's median"
+            )
+        what = "the text " if kind in ("text", "bytes") else f"a {type(value).__name__}, "
+        raise DataError(f"{place} holds {what}{shorten(value)}; {_WHAT_TO_DO}")
+    return np.array([float(value) for value in values], np.float64)
+
+
+def _common_dtype(columns: Sequence[Array]) -> np.dtype[Any]:
+    """The one dtype of all columns; of several float32 where that is exact, else float64."""
+    kinds = {column.dtype for column in columns}
+    if len(kinds) == 1:
+        return kinds.pop()
+    narrow = all(
+        dtype.kind == "b"
+        or (dtype.kind in "iu" and dtype.itemsize <= 2)
+        or (dtype.kind in "fV" and dtype.itemsize <= 4)
+        for dtype in kinds
+    )
+    return np.dtype(np.float32 if narrow else np.float64)
+
+
+# -- arrays ---------------------------------------------------------------------------------------
+
+
+def _numbers_of_objects(array: Array, name: str) -> Array:
+    """An array of Python objects that are numbers as float64."""
+    if array.ndim == 0:
+        raise DtypeError(
+            f"{name} is a {type(array.item()).__name__}, which is no array of numbers; pass rows "
+            "of numbers, (N, D)"
+        )
+    if array.ndim != 2:
+        return _from_objects(array.ravel(), "this value", name).reshape(array.shape)
+    columns = [
+        _from_objects(array[:, j], f"column {j + 1} (counted from 1)", name)
+        for j in range(array.shape[1])
+    ]
+    return np.stack(columns, axis=1) if columns else np.empty(array.shape)
+
+
+def _refuse_masked(x: np.ma.MaskedArray, name: str) -> None:
+    """DataError if a value is masked, which is missing: NumPy would use what lies under it."""
+    masked = np.argwhere(np.ma.getmaskarray(x))
+    if len(masked):
+        place = ", ".join(map(str, masked[0]))
+        raise DataError(
+            f"{name}[{place}] is masked ({len(masked)} such values), so it has no value; drop the "
+            f"row, or fill the value in with {name}.filled(...)"
+        )
+
+
+def _is_tensor(x: Any) -> bool:
+    """Whether `x` is PyTorch's."""
+    return type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "detach")
+
+
+def _from_tensor(x: Any, name: str) -> Any:
+    """A PyTorch tensor on the host, without its graph; bfloat16 as float32, which holds it."""
+    if str(x.layout) != "torch.strided":
+        raise DtypeError(f"{name} is a sparse tensor; pass {name}.to_dense()")
+    x = x.detach()
+    return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy(force=True)
