@@ -36,7 +36,9 @@ struct logistic : slope_of_h {  // exp overflows for a << 0 and the quotient is 
 
 struct tanh : slope_of_h {
     template <class C> static __device__ __forceinline__ C value(C a, C) { return ::tanh(a); }
-    template <class C> static __device__ __forceinline__ C slope(C h, C) { return C(1) - h * h; }
+    template <class C> static __device__ __forceinline__ C slope(C h, C) {
+        return ::fma(-h, h, C(1));  // near 1 the slope is in the last bits of h * h
+    }
 };
 
 // Below, `<= 0` and not fmax: fmax drops a NaN.
@@ -58,12 +60,12 @@ struct leaky_relu : slope_of_h {
     }
 };
 
-struct elu : slope_of_h {
+struct elu : slope_of_a {
     template <class C> static __device__ __forceinline__ C value(C a, C k) {
         return a > C(0) ? a : k * ::expm1(a);
     }
-    template <class C> static __device__ __forceinline__ C slope(C h, C k) {
-        return h > C(0) ? C(1) : h + k;  // k exp(a)
+    template <class C> static __device__ __forceinline__ C slope(C a, C k) {
+        return a > C(0) ? C(1) : k * ::exp(a);  // h + k would cancel
     }
 };
 
@@ -124,7 +126,8 @@ struct gelu_tanh : slope_of_a {
         // s + a s (1 - s) 2 y', s (1 - s) = e / (1 + e)^2 with e = exp(-2 |y|): nothing cancels
         constexpr C root = C(1.59576912160573071176);
         C e = ::exp(-::fabs(twice_y(a))), right = C(1) + e, away = e / right;
-        C bend = (a * a * (C(3 * 0.044715) * root) + root) * a * away / right;
+        // a * away is 0 where a * a is infinite, but for a * a * inf
+        C bend = (a * a * (C(3 * 0.044715) * root) + root) * (a * away / right);
         return (a > C(0) ? C(1) - away : away) + bend;
     }
 };
@@ -139,11 +142,14 @@ struct silu : slope_of_a {
     }
 };
 
-struct softplus : slope_of_h {  // no overflow on either side
+struct softplus : slope_of_a {  // no overflow on either side
     template <class C> static __device__ __forceinline__ C value(C a, C) {
         return (a > C(0) ? a : C(0)) + ::log1p(::exp(-::fabs(a)));
     }
-    template <class C> static __device__ __forceinline__ C slope(C h, C) { return -::expm1(-h); }
+    template <class C> static __device__ __forceinline__ C slope(C a, C) {
+        C e = ::exp(-::fabs(a));  // no overflow, so that the left tail is right in subnormal numbers
+        return (a > C(0) ? C(1) : e) / (C(1) + e);
+    }
 };
 
 }  // namespace activations

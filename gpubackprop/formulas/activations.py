@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,13 +87,41 @@ def logistic_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> N
     np.multiply(out, h, out)
 
 
+_TANH_TAIL = 1.5
+
+
 def tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """tanh, and beyond 1.5 on either side 1 - 2 / (1 + exp(2 |a|)), right to half a unit.
+
+    NumPy's tanh is a unit off there, now and then: 1 - h^2, the slope, is then off by twice itself.
+    """
+    tail, far = work[0], _booleans(work[1])
+    np.abs(a, tail)
+    np.greater(tail, _TANH_TAIL, far)
+    if not far.any():
+        np.tanh(a, out)
+        return
+    np.multiply(tail, 2.0, tail)
+    np.exp(tail, tail)
+    np.add(tail, 1.0, tail)
+    np.divide(2.0, tail, tail)
+    np.subtract(1.0, tail, tail)
+    np.copysign(tail, a, tail)
     np.tanh(a, out)
+    np.copyto(out, tail, where=far)
 
 
 def tanh_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """1 - h h; from |h| = 1/2 on (1 - h) (1 + h), whose first factor is exact: h h would lose the
+    last bits there, of which the slope is made near 1."""
+    near, sum_, far = work[0], work[1], _booleans(work[2])
+    np.subtract(1.0, h, near)
+    np.add(h, 1.0, sum_)
+    np.multiply(near, sum_, near)
     np.multiply(h, h, out)
+    np.greater(out, 0.25, far)
     np.subtract(1.0, out, out)
+    np.copyto(out, near, where=far)
 
 
 def relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
@@ -101,9 +129,14 @@ def relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     np.maximum(a, work[0], out=out)  # with an array of zeros three times as fast as with 0.0
 
 
+def _booleans(work: Array) -> Array:
+    """As many booleans in the memory of `work`."""
+    return work.reshape(-1).view(np.bool_)[: work.size].reshape(work.shape)
+
+
 def _not_below(h: Array, work: Array) -> Array:
     """Where the slope of relu is 1, as booleans in the memory of `work`: h > 0, and NaN."""
-    mask = work.reshape(-1).view(np.bool_)[: h.size].reshape(h.shape)
+    mask = _booleans(work)
     np.less_equal(h, 0.0, mask)
     np.logical_not(mask, mask)
     return mask
@@ -132,22 +165,27 @@ def leaky_relu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) ->
     np.add(out, k, out)
 
 
+# NumPy's float32 exp and expm1 err by two units; elu's have no more to do with them than to round.
+_IN_FLOAT64: dict[str, Any] = {"dtype": np.float64, "casting": "same_kind"}
+
+
 def elu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     np.minimum(a, 0.0, out=work[0])
-    np.expm1(work[0], work[0])
+    np.expm1(work[0], work[0], **_IN_FLOAT64)
     np.multiply(work[0], k, work[0])
     np.maximum(a, 0.0, out=out)
     np.add(out, work[0], out)
 
 
-def elu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """h + k below zero (that is k exp(a)), 1 above."""
-    np.sign(h, work[0])
-    np.maximum(work[0], 0.0, out=work[0])
-    np.multiply(work[0], 1.0 - k, work[0])
-    np.minimum(h, 0.0, out=out)
-    np.add(out, k, out)
-    np.add(out, work[0], out)
+def elu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """k exp(a) below zero, 1 above. From h it would be h + k, which has no digit left of a slope
+    below the last bit of k."""
+    above = _booleans(work[0])
+    np.greater(a, 0.0, above)
+    np.minimum(a, 0.0, out=out)
+    np.exp(out, out, **_IN_FLOAT64)
+    np.multiply(out, k, out)
+    np.copyto(out, 1.0, where=above)
 
 
 # log(erfc(x) exp(x^2) / (1 - w)) / w as a polynomial in w = x / (2 + x), highest power first;
@@ -251,9 +289,9 @@ def gelu_tanh_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> 
     np.divide(e, out, e)  # logistic(-2 |y|)
     np.multiply(square, 6.0 * _GELU_CUBIC * _SQRT_2_OVER_PI, square)
     np.add(square, 2.0 * _SQRT_2_OVER_PI, square)
-    np.multiply(square, a, square)
-    np.multiply(square, e, square)
-    np.divide(square, out, square)
+    np.multiply(e, a, right)
+    np.divide(right, out, right)  # 0 for a that is so large that its square is infinite
+    np.multiply(square, right, square)
     np.sign(a, right)
     np.maximum(right, 0.0, out=right)
     np.subtract(right, e, out)
@@ -287,11 +325,17 @@ def softplus_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> N
     np.add(out, work[0], out)
 
 
-def softplus_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """1 - exp(-h), which is the logistic function of a."""
-    np.negative(h, out)
-    np.expm1(out, out)
-    np.negative(out, out)
+def softplus_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """The logistic function of a, right down to subnormal numbers. From h it would be -expm1(-h):
+    a rounding more, and an expm1."""
+    e, above = work[0], _booleans(work[1])
+    np.abs(a, e)
+    np.negative(e, e)
+    np.exp(e, e)
+    np.add(e, 1.0, out)
+    np.greater(a, 0.0, above)
+    np.copyto(e, 1.0, where=above)
+    np.divide(e, out, out)
 
 
 _ENTRIES = (
@@ -305,11 +349,11 @@ _ENTRIES = (
         "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope",
         kinks=True, homogeneous=True,
     ),
-    Activation("elu", "h", elu_value, elu_slope, 1.0, "alpha", kinks=True),
+    Activation("elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True),
     Activation("gelu", "a", gelu_value, gelu_slope),
     Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope),
     Activation("silu", "a", silu_value, silu_slope),
-    Activation("softplus", "h", softplus_value, softplus_slope),
+    Activation("softplus", "a", softplus_value, softplus_slope),
 )  # fmt: skip
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
 

@@ -46,11 +46,11 @@ FORMULAS: dict[str, tuple[Formula, Formula]] = {
     "tanh": (lambda a, k: torch.tanh(a), lambda h, k: 1 - h * h),
     "relu": (lambda a, k: F.relu(a), _piecewise(lambda h, k: torch.zeros_like(h))),
     "leaky_relu": (F.leaky_relu, _piecewise(lambda h, k: torch.full_like(h, k))),
-    "elu": (F.elu, _piecewise(lambda h, k: h + k)),
+    "elu": (F.elu, _piecewise(lambda a, k: k * torch.exp(a.clamp(max=0)))),
     "gelu": (lambda a, k: F.gelu(a), _gelu_slope),
     "gelu_tanh": (lambda a, k: F.gelu(a, approximate="tanh"), _gelu_tanh_slope),
     "silu": (lambda a, k: F.silu(a), _silu_slope),
-    "softplus": (lambda a, k: F.softplus(a), lambda h, k: -torch.expm1(-h)),
+    "softplus": (lambda a, k: F.softplus(a), lambda a, k: torch.sigmoid(a)),
 }
 
 

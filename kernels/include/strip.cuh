@@ -60,9 +60,10 @@ template <int E> struct Strip {
     __device__ __forceinline__ int64 place(int64 r) const {
         return r * width + column;
     }
-    // Column of the matrix in which the thread's first element lies.
+    // Column of the matrix in which the thread's first element lies; below 0 in the head of a row that
+    // is not joined, which may begin further before the row than the row is long.
     __device__ __forceinline__ int64 first_column() const {
-        return (column < 0 && joined ? column + width : column) % cols;
+        return !joined ? column : (column < 0 ? column + width : column) % cols;
     }
 };
 
