@@ -144,6 +144,21 @@ def test_arrays_of_the_gpu_stay_there():
         model.predict(on_gpu(np.zeros((3, 7))))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scores_of_arrays_of_the_gpu_are_those_of_the_host(weighted):
+    on_gpu = backends.get("cuda").asarray
+    for cls, (x, y) in (
+        (MLPRegressor, regression(2)), (MLPClassifier, digits(40)), (MLPClassifier, multilabel()),
+    ):  # fmt: skip
+        x, y, own = x[:40], y[:40], weights(40)
+        model = cls(hidden_layer_sizes=4, random_state=0, max_iter=1).fit(x, y)
+        host = model.score(x, y, own if weighted else None)
+        score = model.score(on_gpu(x), on_gpu(y), on_gpu(own) if weighted else None)
+        assert isinstance(score, float)
+        assert score == pytest.approx(host, rel=1e-9)
+        assert model.score(on_gpu(x), y, own if weighted else None) == pytest.approx(host)
+
+
 def test_an_array_of_the_gpu_and_the_cpu_by_name_is_an_error():
     x, y = regression()
     with pytest.raises(ValueError, match=r'X lies on cuda:0; use device="cuda:0"'):

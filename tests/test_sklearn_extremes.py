@@ -124,9 +124,9 @@ def test_weights_count_only_relatively_without_penalty(cls, size):
 def test_shares_of_weights_whose_sum_overflows_are_those_of_smaller_ones(dtype):
     plan, own = EpochPlan(7, 3), weights(7).astype(dtype)
     largest = np.finfo(dtype).max / own.max()
-    _, expected = plan.weight_sums(own)
+    _, expected = plan.sums_and_shares(own)
     with np.errstate(over="raise"):
-        _, shares = plan.weight_sums(own * dtype(largest * 0.999))
+        _, shares = plan.sums_and_shares(own * dtype(largest * 0.999))
     np.testing.assert_allclose(shares, expected, rtol=1e-6)
     np.testing.assert_allclose(np.add.reduceat(shares, plan.starts[:-1]), 1.0)
 

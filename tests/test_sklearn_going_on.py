@@ -14,7 +14,7 @@ from scipy import sparse
 from gpubackprop.errors import ModelFileError, ShapeError
 from gpubackprop.layout import ParameterLayout
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor
-from tests.sklearn_pairs import digits, estimators, multilabel, regression
+from tests.sklearn_pairs import digits, estimators, multilabel, regression, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FLOAT32 = 2e-6  # a few units in the last place of parameters below 1, after a few steps
@@ -148,6 +148,18 @@ def test_the_state_goes_on_after_pickling_and_with_another_precision(solver):
         np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
+def test_a_pickle_without_the_widths_goes_on():
+    x, y = regression()
+    model = MLPRegressor(hidden_layer_sizes=(20, 7), solver="sgd", random_state=0)
+    twin = copy.deepcopy(model.partial_fit(x.astype(np.float32), y))
+    del twin._optimizer.widths  # written before they were kept
+    for other in (model, pickle.loads(pickle.dumps(twin))):
+        other.partial_fit(x, y)
+    twin.partial_fit(x, y)
+    for mine, other in zip(twin.coefs_, model.coefs_, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
 def test_a_checkpoint_of_another_dtype_is_refused(tmp_path):
     x, y = regression()
     model = MLPRegressor(
@@ -180,6 +192,23 @@ def test_parameters_set_between_calls_count_as_in_scikit_learn(solver, changes):
     for change in [{}, *changes, {}]:
         for model in (theirs, ours):
             model.set_params(**change).partial_fit(x, y)
+    assert_close(theirs, ours, x, 1e-10)
+
+
+@pytest.mark.parametrize("losses", [("squared_error", "poisson"), ("poisson", "squared_error")])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_set_between_calls_is_reported_and_the_gradient_stays_as_in_scikit_learn(
+    losses, weighted
+):
+    x, y = regression(2)
+    own = (weights(len(y)),) if weighted else ()
+    theirs, ours = pair(loss=losses[0])
+    for loss in (*losses, losses[0]):
+        for model in (theirs, ours):
+            model.set_params(loss=loss).partial_fit(x, np.abs(y), *own)
+            model.intercepts_[-1][...] = 3.0  # outputs above 0, whose logarithm is a number
+            model.partial_fit(x, np.abs(y), *own)
+    assert np.isfinite(ours.loss_curve_).sum() >= 4
     assert_close(theirs, ours, x, 1e-10)
 
 

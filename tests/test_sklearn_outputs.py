@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from gpubackprop.sklearn.arrays import is_tensor
 from tests.sklearn_pairs import digits, estimators, multilabel, regression
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,19 @@ def test_a_tensor_with_a_gradient_is_taken_and_gives_numpy():
     _, ours = estimators("MLPRegressor", hidden_layer_sizes=4, max_iter=2)
     ours.fit(torch.tensor(x, requires_grad=True), torch.from_numpy(y), torch.ones(len(y)))
     assert type(ours.predict(torch.tensor(x, requires_grad=True))) is np.ndarray
+
+
+def test_what_a_tensor_is_is_said_by_its_class_and_not_by_where_a_class_comes_from():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    class Own(torch.Tensor):
+        pass
+
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    for value in (torch.zeros(2), parameter, torch.zeros(2).as_subclass(Own)):
+        assert is_tensor(value)
+    for value in (torch.Size([2]), torch.float32, np.zeros(2), None):
+        assert not is_tensor(value)
 
 
 @pytest.mark.slow

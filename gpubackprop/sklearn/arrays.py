@@ -40,8 +40,8 @@ def on_gpu(x: Any) -> bool:
 
 
 def is_tensor(x: Any) -> bool:
-    """Whether `x` is PyTorch's."""
-    return type(x).__module__.partition(".")[0] == "torch"
+    """Whether `x` is a tensor of PyTorch's, also of a class derived from it."""
+    return any((c.__module__, c.__name__) == ("torch", "Tensor") for c in type(x).__mro__)
 
 
 def to_host(x: Any) -> Any:

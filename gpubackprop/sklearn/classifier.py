@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
@@ -250,6 +251,18 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         y_prob = self._probabilities(X)
         log = arrays.backend_of(X).cupy.log if arrays.on_gpu(X) else np.log
         return arrays.like(log(y_prob, y_prob), X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy of the predictions for X.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features), as for `predict`.
+        y : (n_samples,) labels, or indicators; it and the weights may lie on a GPU.
+        sample_weight : (n_samples,), or None.
+        """
+        given = map(arrays.to_host, (y, self.predict(X)))
+        return accuracy_score(*given, sample_weight=arrays.to_host(sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -44,6 +44,8 @@ Validation = tuple[Any, np.ndarray, np.ndarray | None] | None  # checked: X, enc
 class Fitting(BaseEstimator):
     """The inner part of `BaseMLP`: from checked data to fitted attributes."""
 
+    loss: str
+
     # -- what the classes above say ---------------------------------------------------------------
 
     def _validate_input(
@@ -91,6 +93,10 @@ class Fitting(BaseEstimator):
         self.best_loss_ = None if stops else np.inf
         self.validation_loss_curve_: list[float] | None = None
 
+    def _objective(self) -> Objective:
+        reported = "" if self._n_classes() else self.loss
+        return Objective(self.out_activation_, self.n_outputs_, reported)
+
     def _place(self, X: Any, y: np.ndarray, dtype: np.dtype) -> tuple[MLP, Objective, Rows]:
         """Network, loss and data on the device that computes."""
         network = make_network(self, dtype, X)
@@ -99,7 +105,7 @@ class Fitting(BaseEstimator):
         if self.verbose:
             why = f" ({network.backend.reason})" if network.backend.reason else ""
             print(f"Computing on {self.device_}{why}, {dtype}")
-        objective = Objective(self.out_activation_, self.n_outputs_)
+        objective = self._objective()
         return network, objective, self._rows(network, X, objective.targets(y, dtype))
 
     def _rows(self, network: MLP, X: Any, targets: np.ndarray) -> Rows:
@@ -192,7 +198,7 @@ class Fitting(BaseEstimator):
         """That of the last `partial_fit` with X and y loaded, where it fits; or a new one."""
         state = getattr(self, "_optimizer", None) if incremental else None
         dtype = self._network_dtype(X, y, weights, state)
-        objective = Objective(self.out_activation_, self.n_outputs_)
+        objective = self._objective()
         weighted, stored = weights is not None, [*self.coefs_, *self.intercepts_]
         key = (
             chosen_device(self, X), sparse.issparse(X), dtype, widths_of(self.coefs_), objective,

@@ -36,10 +36,14 @@ class Objective:
     Attributes
     ----------
     out_activation : "softmax", "logistic", "identity" or "exp". units : output units K.
+    reported : "squared_error" or "poisson", the estimator's loss; "" for a classifier. Where it was
+        set after the network was made it is what is reported, and the gradient stays, as in
+        scikit-learn.
     """
 
     out_activation: str
     units: int
+    reported: str = ""
 
     @property
     def output(self) -> str:
@@ -49,7 +53,8 @@ class Objective:
     @property
     def records_logits(self) -> bool:
         """Whether a pass records the logits (rows, K), and not the loss of each row (rows, 1)."""
-        return self.out_activation == "logistic"
+        own = {"identity": "squared_error", "exp": "poisson"}.get(self.out_activation, "")
+        return self.out_activation == "logistic" or self.reported not in ("", own)
 
     @property
     def record_width(self) -> int:
@@ -69,7 +74,7 @@ class Objective:
     def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
         """The type of scikit-learn's loss: float32 where outputs of `dtype`, y and weights are, but
         for the logarithms of truth values and integers, which SciPy takes in float64."""
-        kinds = {"identity": "fiub", "exp": "f"}.get(self.out_activation, "")
+        kinds = {"squared_error": "fiub", "poisson": "f"}.get(self.reported, "")
         wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
         single = y.dtype.kind in kinds and wide == np.float32
         return np.float32 if single else np.float64
@@ -103,7 +108,11 @@ class Objective:
             p = np.clip(expit(logits), eps, 1 - eps)
             return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
         a, wide = logits.astype(np.float64), y.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.out_activation == "identity":
-                return 0.5 * np.square(wide - a).mean(1)
-            return (np.exp(a) - wide * a + xlogy(wide, wide) - wide).sum(1)
+        exp = self.out_activation == "exp"
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yhat = np.exp(a) if exp else a
+            if self.reported == "squared_error":
+                return 0.5 * np.square(wide - yhat).mean(1)
+            if exp:
+                return (yhat - wide * a + xlogy(wide, wide) - wide).sum(1)
+            return (xlogy(wide, wide / yhat) - wide + yhat).sum(1)

@@ -48,9 +48,11 @@ class SolverState:
     ----------
     learning_rate : of the next step, without a library schedule's factor.
     steps : updates done. slots : flat arrays of the optimizer, on the network's device.
-    widths : of the network that they belong to.
+    widths : of the network that they belong to; None in older pickles.
     random : (2,) uint64 {seed, updates done} of dropout, there; None where none was drawn yet.
     """
+
+    widths: tuple[int, ...] | None = None
 
     def __init__(self, estimator: Any, network: MLP) -> None:
         self.optimizer = chosen_optimizer(estimator)
@@ -66,7 +68,7 @@ class SolverState:
         self.random: Array | None = None
         formula = self.optimizer.formula
         backend, size = network.backend, network.layout.size
-        self.widths: tuple[int, ...] = network.widths
+        self.widths = network.widths
         self.slots = [backend.zeros(size, network.dtype) for _ in formula.slots]
         if formula.initial:
             for slot in self.slots:
@@ -119,7 +121,7 @@ class SolverState:
         o, backend = self.optimizer, network.backend
         if slot.dtype != network.dtype:
             fill = o.hyperparameters[o.formula.initial] if o.formula.initial else 0.0
-            slot = moved(to_host(slot), self.widths, network, fill)
+            slot = moved(to_host(slot), self.widths or network.widths, network, fill)
         return backend.asarray(slot if backend.asynchronous else to_host(slot))
 
     def fits(self, dtype: np.dtype) -> bool:
@@ -132,7 +134,7 @@ class SolverState:
 
     def check_widths(self, widths: Sequence[int]) -> None:
         """ShapeError, which names the layer, unless the slots belong to a network of `widths`."""
-        own = ParameterLayout(self.widths, np.dtype(np.float64))
+        own = ParameterLayout(self.widths or widths, np.dtype(np.float64))
         try:
             own.check_shapes(ParameterLayout(widths, np.dtype(np.float64)))
         except ShapeError as error:

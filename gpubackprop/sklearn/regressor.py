@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
@@ -165,3 +166,15 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         """Predicted values of each row: (n_samples,) or (n_samples, n_outputs)."""
         y_pred = self._outputs(X)
         return arrays.like(y_pred.reshape(-1) if y_pred.shape[1] == 1 else y_pred, X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R^2 of the predictions for X.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features), as for `predict`.
+        y : (n_samples,) or (n_samples, n_outputs); it and the weights may lie on a GPU.
+        sample_weight : (n_samples,), or None.
+        """
+        given = map(arrays.to_host, (y, self.predict(X)))
+        return r2_score(*given, sample_weight=arrays.to_host(sample_weight))

@@ -32,7 +32,7 @@ class EpochPlan:
         self.counts = np.diff(self.starts)
         self.rows_of = np.repeat(self.counts, self.counts)
 
-    def weight_sums(self, weights: Array) -> tuple[Array, Array]:
+    def sums_and_shares(self, weights: Array) -> tuple[Array, Array]:
         """(sum of the weights of each batch, share of each row in its batch's sum), in float64.
 
         Weights are divided by the largest where their sums overflow.
@@ -148,7 +148,7 @@ class StochasticFit:
         updater, backend = session.updater, network.backend
         sums, shares, placed = plan.counts, None, None
         if weights is not None:
-            sums, shares = plan.weight_sums(weights)
+            sums, shares = plan.sums_and_shares(weights)
             placed = backend.asarray(shares, network.dtype)
         rows = backend.place(self.rows[self.order], np.int64)
         l2 = (alpha / sums).tolist()
