@@ -9,7 +9,7 @@ import time
 
 from tools.fuzz.search import search
 
-NAMES = {
+NAMES = {"network": ("network", "FUZZER"), 
     "estimators": ("estimators", "FUZZER"),
     "torch": ("pytorch", "FUZZER"),
     "patch": ("pytorch", "PATCH_FUZZER"),

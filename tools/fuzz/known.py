@@ -49,6 +49,23 @@ ESTIMATORS = (
         detail=r"has no attribute 'partial_fit'|there True\nhere False",
         before=r"MLPRegressor\([^\n]*|set_params[^\n]*solver='lbfgs'",
     ),
+    Known(
+        "y of another width than the network's is an error, before anything is changed",
+        place="^error$",
+        kind="NoneType there, ShapeError here",
+        detail="here ShapeError.'y has .* but the network that goes on has",
+    ),
+    Known(
+        "y of another width than the network's is an error, before anything is changed",
+        kind="after an error",
+        detail="after ShapeError.'y has .* but the network that goes on has",
+    ),
+    Known(
+        "numbers that are text are refused before anything is changed",
+        line="astype.str",
+        kind="after an error",
+        detail=r"after DtypeError\('y has dtype <U",
+    ),
 )
 
 TORCH: tuple[Known, ...] = (
@@ -126,10 +143,11 @@ TORCH += (
         before=r"(?s)(channels_last|\.t\(\)).*fused=True|fused=True.*(channels_last|\.t\(\))",
     ),
 )
-PENDING = (
-    Known("PENDING item 20", place=r"\['step'\].dtype$"),
-    Known("PENDING empty", place=r"\['step'\]$"),
-    Known("PENDING item 19", place=r"\.resizable$"),
+PATCH: tuple[Known, ...] = (TORCH[3], TORCH[4], *TORCH[6:])
+NETWORK = (
+    Known(
+        "the package's own error in the place of Python's or NumPy's",
+        place="^error$",
+        kind=r"(?!NoneType)\w+ there, (?!NoneType)\w+ here",
+    ),
 )
-TORCH += PENDING
-PATCH: tuple[Known, ...] = (TORCH[3], TORCH[4], *TORCH[6:], *PENDING)

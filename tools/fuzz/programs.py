@@ -81,7 +81,8 @@ class Fuzzer:
     program : generator of random numbers -> lines.
     theirs, ours : the worlds. twins : worlds of the reference computed otherwise (in float64, with
         other roundings), run where the two differ by more than `unit`.
-    describe : value -> leaves. allowed : (theirs, ours, twins) arrays -> whether that is rounding.
+    describe : value -> leaves. same : (theirs, ours, of twins, program so far) -> why it is no
+        rounding, or "".
     known : (program so far, divergence) -> reason, "" for a fault.
     lasting : keywords that shrinking leaves, so that programs stay quick, and names of modules.
     """
@@ -93,7 +94,7 @@ class Fuzzer:
     ours: World
     twins: Callable[[], Sequence[World]]
     describe: Callable[[Any], Leaves]
-    same: Callable[[np.ndarray, np.ndarray, list[np.ndarray]], str]
+    same: Callable[[np.ndarray, np.ndarray, list[np.ndarray], Sequence[str]], str]
     known: Callable[[Sequence[str], Divergence], str] = lambda lines, found: ""
     lasting: frozenset[str] = frozenset()
     counts: dict[str, int] = field(default_factory=dict)
@@ -154,7 +155,7 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
     for number, (theirs, ours) in enumerate(zip(*both, strict=True)):
         step = _Step(fuzzer, lines[: number + 1], theirs, ours)
         if found := step.error():
-            if reason := step.excused(found):  # what follows tells nothing
+            if reason := step.excused(found):
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
                 return None
             return found
@@ -164,8 +165,8 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
                 if not reason:
                     return found
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
-                if reason.startswith("uncertain"):
-                    return None
+                if reason.startswith("uncertain") or ours.error is not None:
+                    return None  # what follows tells nothing
     return None
 
 
@@ -199,20 +200,21 @@ class _Step:
     def leaf(self, path: str) -> Divergence | None:
         """Where what is at `path` differs by more than rounding."""
         there, here = (seen.leaves.get(path, MISSING) for seen in (self.theirs, self.ours))
-        shown = f"there {there!r}\nhere {here!r}"
         if _equal(there, here):
             return None
         if not isinstance(there, np.ndarray) or not isinstance(here, np.ndarray):
-            absent = {id(MISSING): "missing there"}.get(id(there), "not equal")
-            return self._found(path, "missing here" if here is MISSING else absent, shown)
+            kind = "not equal"
+            if isinstance(there, str) and there == MISSING or isinstance(here, str) and here == MISSING:
+                kind = "missing here" if here == MISSING else "missing there"
+            return self._found(path, kind, _shown(there, here))
         if there.shape != here.shape:
-            return self._found(path, "shape", shown)
-        why = self.fuzzer.same(there, here, [])
+            return self._found(path, "shape", _shown(there, here))
+        why = self.fuzzer.same(there, here, [], self.lines)
         if why:
             others = (twin.leaves.get(path) for twin in self.twins)
             alike = [t for t in others if isinstance(t, np.ndarray) and t.shape == there.shape]
-            why = self.fuzzer.same(there, here, alike)
-        return self._found(path, "values", f"{why}\n{shown}") if why else None
+            why = self.fuzzer.same(there, here, alike, self.lines)
+        return self._found(path, "values", f"{why}\n{_shown(there, here)}") if why else None
 
     def excused(self, found: Divergence) -> str:
         """Why the divergence is no fault: a decision, or rounding in the reference too; or ""."""
@@ -227,6 +229,10 @@ class _Step:
     def _discrete(self, seen: Seen, path: str) -> Any:
         leaf = seen.leaves.get(path, MISSING)
         return leaf.shape if isinstance(leaf, np.ndarray) else repr(leaf)
+
+
+def _shown(there: Any, here: Any) -> str:
+    return f"there {there!r}\nhere {here!r}"
 
 
 def _is_a(ours: Exception | None, theirs: Exception | None) -> bool:

@@ -145,7 +145,9 @@ def _describe(value: Any) -> Leaves:
     return programs.leaves_of(value, _special)
 
 
-def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray]) -> str:
+def same(
+    there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]
+) -> str:
     """The rule of tests/tolerances.py, or why not; without a twin, within a unit of PyTorch's."""
     if not twins:
         apart = _apart(here, there, there.dtype)
