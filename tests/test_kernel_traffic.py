@@ -161,7 +161,7 @@ def test_dropout_is_fused_and_keeps_no_mask(dtype):
     ("name", "storage", "bytes_each"),
     [("adam", "f32", 28), ("adamw", "f32_bf16", 28), ("sgd", "f32", 20),
      ("gradient_descent", "f32", 12), ("adam", "f64", 56), ("adam", "bf16", 22), ("lion", "f32_f16", 20),
-     ("adam", "f32_f32_bf16", 30)],
+     ("adam", "f32_f32_bf16", 30), ("adam_amsgrad", "f32", 36)],
 )  # fmt: skip
 def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
     """Adam in float32: p, m, v read and written, g read: 28 bytes. With a gradient and a copy in

@@ -121,17 +121,41 @@ def test_a_gradient_that_is_not_finite_leaves_everything_and_is_not_counted():
         assert tensor["step"] == number
 
 
-def test_adam_through_a_table_moves_28_bytes_a_parameter_in_accesses_of_16():
-    (tensor,) = table_of("adam", "f32", (2 * TABLE_CHUNK,), Guarded(7))
+@pytest.mark.parametrize("shift", [(0, 0, 1), (1, 2, 3)])
+def test_the_largest_second_moment_takes_nan_and_keeps_it(shift):
+    """As torch.maximum does; and the slot of one tensor is written, nothing beside it."""
+    memory = Guarded(8)
+    tensors = table_of("adam_amsgrad", "f32", (6, 7), memory, shift)
+    v, largest = tensors[0]["slots"][1:]
+    v[:3], largest[:3] = (np.nan, 1.0, 0.0), (1.0, np.nan, 5.0)
+    tensors[0]["g"][:3] = 0.0
+    kept = tensors[1]["slots"][2].copy()
+    Verbs().update_table("adam_amsgrad", tensors, table_settings("adam_amsgrad"))
+    memory.check()
+    assert np.isnan(largest[:2]).all()
+    assert largest[2] == 5.0
+    assert np.isnan(tensors[0]["p"]).sum() == 2
+    assert (tensors[1]["slots"][2] >= kept).all()
+
+
+@pytest.mark.parametrize(("name", "bytes_each"), [("adam", 28), ("adamw_amsgrad", 36)])
+def test_adam_through_a_table_moves_28_bytes_a_parameter_in_accesses_of_16(name, bytes_each):
+    """With amsgrad 36."""
+    (tensor,) = table_of(name, "f32", (2 * TABLE_CHUNK,), Guarded(7))
     table, chunks = pointer_table([tensor])
     c = np.zeros((1, COEFFICIENTS), np.float32)
     c[0, -1] = 1.0  # proceed
-    module = Module("update_table.cu", "traffic", {"ONLY_FORMULA": "adam", "ONLY_DTYPE": "f32"})
+    module = Module("update_table.cu", "traffic", {"ONLY_FORMULA": name, "ONLY_DTYPE": "f32"})
     streams = (tensor["p"], tensor["g"], *tensor["slots"])
     counts = count_traffic(
-        module, "update_table_adam_f32", (chunks,), (256,), (table.words, c, np.int64(1)), streams
+        module,
+        f"update_table_{name}_f32",
+        (chunks,),
+        (256,),
+        (table.words, c, np.int64(1)),
+        streams,
     )[3:]
     moved = sum(one.read + one.written for one in counts)
-    assert moved == 28 * len(tensor["p"])
+    assert moved == bytes_each * len(tensor["p"])
     for one in counts:
         assert (one.widest, one.sectors_per_minimum) == (16, 1.0)

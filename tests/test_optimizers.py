@@ -93,6 +93,14 @@ TWINS = {
     "adam beta1 = 0": (Adam(beta1=0.0), lambda p: O.Adam(p, betas=(0.0, 0.999))),
     "adam beta2 = 0": (Adam(beta2=0.0), lambda p: O.Adam(p, betas=(0.9, 0.0))),
     "adam decay": (Adam(weight_decay=0.1), lambda p: O.Adam(p, weight_decay=0.1)),
+    "adam amsgrad": (
+        Adam(beta2=0.5, amsgrad=True),
+        lambda p: O.Adam(p, betas=(0.9, 0.5), amsgrad=True),
+    ),
+    "adamw amsgrad": (
+        AdamW(beta2=0.5, amsgrad=True, weight_decay=0.5),
+        lambda p: O.AdamW(p, betas=(0.9, 0.5), amsgrad=True, weight_decay=0.5),
+    ),
     "adamw": (AdamW(), lambda p: O.AdamW(p)),
     "adamw decay": (AdamW(weight_decay=0.5), lambda p: O.AdamW(p, weight_decay=0.5)),
     "rmsprop": (RMSprop(), lambda p: O.RMSprop(p)),

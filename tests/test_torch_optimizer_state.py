@@ -314,6 +314,16 @@ def test_gradients_may_have_a_type_of_their_own(rule, p_dtype, g_dtype, path: Pa
         torch.testing.assert_close(p, q.to(p_dtype), rtol=torch.finfo(p_dtype).eps, atol=1e-6)
 
 
+def test_a_learning_rate_may_turn_from_a_tensor_into_a_number_and_back(path: Path):  # noqa: F811
+    p = nn.Parameter(torch.zeros(2, device=path.device))
+    optimizer = gt.SGD([p], lr=torch.tensor(0.5, device=path.device))
+    for rate in (0.0, torch.tensor(0.25, device=path.device), torch.tensor(1), 0.0, 0.125):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
+    assert p.tolist() == [-1.75, -1.75]
+
+
 def test_parameters_listed_twice_or_sharing_memory_or_counts_are_updated_in_turn(path: Path):  # noqa: F811
     """As PyTorch's loop does; on a GPU one launch would let threads race for them."""
     found = []
@@ -375,3 +385,32 @@ def test_a_gradient_that_is_nan_stays_in_the_largest_second_moment(path: Path): 
             optimizer.step()
         largest = optimizer.state[p]["max_exp_avg_sq"]
         assert largest.isnan().sum() == p.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("rule", [RULES[1], RULES[3]], ids=lambda rule: rule[0])
+def test_parameters_of_fsdp2_are_updated_on_their_local_shards(rule):
+    """One rank; their state is a DTensor too and goes through a checkpoint."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh, found = init_device_mesh("cpu", (1,)), []
+        for module in MODULES:
+            torch.manual_seed(0)
+            net = fully_shard(nn.Linear(5, 4).double(), mesh=mesh)
+            optimizer = getattr(module, rule[0])(net.parameters(), **rule[1])
+            for number in range(4):
+                net(draw(number, 3, 5)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            found.append([p.full_tensor() for p in net.parameters()])
+            slots = [
+                s for state in optimizer.state.values() for k, s in state.items() if k != "step"
+            ]
+            assert {type(slot).__name__ for slot in slots} == {"DTensor"}
+        torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    finally:
+        dist.destroy_process_group()

@@ -117,6 +117,7 @@ class UpdateTable:
     def __init__(self, rule: str, storage: torch.dtype, of: bridge.CudaBridge) -> None:
         self.rule, self.storage, self.of = rule, storage, of
         self._rows = self._settings = np.empty((0, WORDS))
+        self._rates: set[int] = set()  # groups whose rate is a tensor of the device
         self._tensors: dict[str, Tensor] = {}
         self._captured: list[dict[str, Tensor]] = []
 
@@ -136,12 +137,13 @@ class UpdateTable:
             table = self.of.upload(torch.from_numpy(rows), like)
             self._tensors |= {"table": table, "coefficients": room}
             self._rows = rows
-        if settings.shape != self._settings.shape or (settings != self._settings).any():
+        rates = {n: group.lr for n, group in enumerate(groups) if on_device(group.lr, like.device)}
+        same = settings.shape == self._settings.shape and (settings == self._settings).all()
+        if not same or rates.keys() != self._rates:  # the device has other rates than `settings`
             self._tensors["settings"] = self.of.upload(torch.from_numpy(settings), like)
-            self._settings = settings
+            self._settings, self._rates = settings, set(rates)
         if self.of.capturing():
             self._captured.append(dict(self._tensors))
-        rates = {n: group.lr for n, group in enumerate(groups) if on_device(group.lr, like.device)}
         self._launch(like, chunks, rates, scale, found_inf)
         for one in operands:
             one.write_back()
