@@ -10,15 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop import model_file
 from gpubackprop.data import Standardizer, check_finite
-from gpubackprop.data.classes import (
-    as_text,
-    check_classes,
-    class_indices,
-    classes_from_values,
-    classes_to_values,
-)
-from gpubackprop.data.files import Where, row_from_1
+from gpubackprop.data.classes import as_text, check_classes, class_indices
+from gpubackprop.data.files import Where, row_from_1, shorten
 from gpubackprop.data.frames import as_inputs, as_targets
 from gpubackprop.errors import (
     DataError,
@@ -29,10 +24,8 @@ from gpubackprop.errors import (
 )
 from gpubackprop.network import MLP
 from gpubackprop.ops.checks import number
-from gpubackprop.tensorfile import read_tensors, require_array, write_tensors
 
 Array = np.ndarray
-KIND, VERSION = "model", 1
 
 
 @dataclass
@@ -231,31 +224,7 @@ class Model:
         DataError : NaN or infinity among the weights, which `load` would refuse.
         """
         self._check()
-        network = self.network
-        arrays: dict[str, Array] = {}
-        for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
-            arrays[f"layers.{layer}.weight"] = network.backend.to_host(W)
-            arrays[f"layers.{layer}.bias"] = network.backend.to_host(b)
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise DataError(
-                    f"{name} holds NaN or infinity, so the model is not written to {path}; it "
-                    "comes from a diverged training: train with a lower learning rate"
-                )
-        if self.standardizer is not None:
-            arrays["input.mean"] = self.standardizer.mean
-            arrays["input.scale"] = self.standardizer.scale
-        labels, dtype = (None, None) if self.classes is None else classes_to_values(self.classes)
-        values = {
-            "kind": KIND,
-            "version": VERSION,
-            "network": network.config(),
-            "feature_names": self.feature_names,
-            "target_names": self.target_names,
-            "classes": labels,
-            "classes_dtype": dtype,
-        }
-        write_tensors(path, arrays, values)
+        model_file.write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Model:
@@ -265,29 +234,13 @@ class Model:
         ------
         FileNotFoundError; ModelFileError naming the file and what is wrong with it.
         """
-        arrays, values = read_tensors(path, KIND, VERSION)
+        parts = model_file.read(path)
         try:
-            config = values["network"]
-            layers = _read_layers(path, arrays, config["widths"], np.dtype(config["dtype"]))
-            network = MLP(**config, initializer="zeros")
-        except ModelFileError:
-            raise
-        except (GpubackpropError, KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{path}: the architecture is not readable ({error})") from error
-        for view, array in zip([*network.W, *network.b], layers, strict=True):
-            view[...] = array
-        features = _read_names(path, values, "feature_names")
-        targets = _read_names(path, values, "target_names")
-        standardizer, classes = (
-            _read_standardizer(path, arrays, network),
-            _read_classes(path, values),
-        )
-        try:
-            model = cls(network, standardizer, features, targets, classes)
+            model = cls(**parts)
         except GpubackpropError as error:
             raise ModelFileError(f"{path}: {error}") from error
         if device != "cpu":
-            model.network = network.copy(device)
+            model.network = model.network.copy(device)
         return model
 
 
@@ -337,9 +290,15 @@ def _check_names(names: Any, what: str) -> list[str] | None:
     """`names` as text, or OptionError for what is no sequence of names."""
     if names is None:
         return None
-    if isinstance(names, str | bytes | dict) or not hasattr(names, "__iter__"):
-        raise OptionError(f"{what} is {names!r}, which is not a list of names")
-    return [as_text(name) for name in names]
+    unordered = isinstance(names, str | bytes | dict | set | frozenset)
+    several = hasattr(names, "__iter__") and getattr(names, "ndim", 1) == 1 and not unordered
+    listed = [*names] if several else []
+    if not listed or any(isinstance(name, list | np.ndarray) for name in listed):
+        raise OptionError(f"{what} is {shorten(names)}, which is not a list of names")
+    try:
+        return [as_text(name) for name in listed]
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{what} holds bytes that are not UTF-8: {error.object!r}") from None
 
 
 def _check_class_count(classes: Any, network: MLP) -> Array:
@@ -351,47 +310,3 @@ def _check_class_count(classes: Any, network: MLP) -> Array:
             "class"
         )
     return array
-
-
-def _read_layers(
-    path: Any, arrays: dict[str, Array], widths: list[int], dtype: np.dtype
-) -> list[Array]:
-    """All weights, then all biases: before the network is built, so that it is no larger."""
-    shapes = list(zip(widths[1:], widths[:-1], strict=True))
-    weights = [
-        require_array(path, arrays, f"layers.{layer}.weight", shape, dtype)
-        for layer, shape in enumerate(shapes)
-    ]
-    biases = [
-        require_array(path, arrays, f"layers.{layer}.bias", shape[:1], dtype)
-        for layer, shape in enumerate(shapes)
-    ]
-    return weights + biases
-
-
-def _read_standardizer(path: Any, arrays: dict[str, Array], network: MLP) -> Standardizer | None:
-    names = ("input.mean", "input.scale")
-    if not any(name in arrays for name in names):
-        return None
-    shape, dtype = (network.widths[0],), np.dtype(np.float64)
-    try:
-        mean, scale = (require_array(path, arrays, name, shape, dtype) for name in names)
-        return Standardizer(mean, scale)
-    except DataError as error:
-        raise ModelFileError(f"{path}: {error}") from error
-
-
-def _read_names(path: Any, values: dict[str, Any], key: str) -> list[str] | None:
-    names = values.get(key)
-    if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-        return names
-    raise ModelFileError(f"{path}: {key} is not a list of names")
-
-
-def _read_classes(path: Any, values: dict[str, Any]) -> Array | None:
-    if values.get("classes") is None:
-        return None
-    try:
-        return classes_from_values(values["classes"], values["classes_dtype"])
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise ModelFileError(f"{path}: the classes are not readable ({error!r})") from error

@@ -179,7 +179,6 @@ class MLP:
 
         A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
         """
-        given = x
         if self.backend.is_device_array(x):
             x = self.backend.asarray(x)
         else:
@@ -190,9 +189,9 @@ class MLP:
                 f"convert it with np.asarray({name}, dtype=np.float32)"
             )
         if x.ndim != 2 or x.shape[1] != self.widths[0]:
-            hint = "; for one sample pass x[None, :]" if x.ndim == 1 else ""
-            if x.ndim == 1 and not isinstance(given, np.ndarray | list | tuple):
-                hint = "; for one row of a data frame pass frame.iloc[[i]] or frame[i : i + 1]"
+            hint = ""
+            if x.ndim == 1:
+                hint = "; for one sample pass x[None, :], or frame.iloc[[i]] of a data frame"
             elif x.ndim > 2 and math.prod(x.shape[1:]) == self.widths[0]:
                 hint = "; flatten each sample with x.reshape(len(x), -1)"
             raise ShapeError(

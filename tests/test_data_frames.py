@@ -12,7 +12,7 @@ import pytest
 
 from gpubackprop.data import Standardizer
 from gpubackprop.data.frames import as_inputs
-from gpubackprop.errors import DataError, DtypeError, ShapeError
+from gpubackprop.errors import DataError, DtypeError, NonFiniteLossError, ShapeError
 from gpubackprop.model import Model
 from gpubackprop.network import MLP
 from gpubackprop.training import Trainer
@@ -360,3 +360,16 @@ def test_a_trainer_matches_later_frames_by_the_names_of_the_first(standardized: 
     assert trainer.evaluate(VALUES, labels, standardizer=fitted) == wanted
     with pytest.raises(DataError, match="column 'area' not among"):
         trainer.evaluate(frame.drop(columns="area"), labels)
+
+
+def test_nan_in_x_that_stops_a_training_is_named_by_row_and_column() -> None:
+    x = np.ones((9, 3))
+    x[4, 1] = np.nan
+    labels = np.arange(9) % 2
+    good = np.ones((9, 3))
+    for train, held, options in (
+        (x, (good, labels), {}), (good, (x, labels), {}), (x, None, {"rows": np.array([8, 4, 0])}),
+    ):  # fmt: skip
+        trainer = Trainer(MLP([3, 2]), batch_size=4)
+        with pytest.raises(NonFiniteLossError, match=r"x: row 5 .*column 2 .*holds nan"):
+            trainer.fit(train, labels, validation=held, **options)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpubackprop.data import encode_labels, infer_task, split_rows
+from gpubackprop.data import balanced_weights, encode_labels, infer_task, split_rows
 from gpubackprop.errors import DataError, DtypeError, OptionError, ShapeError
 
 # ---- encode_labels ------------------------------------------------------------------------------
@@ -211,6 +211,15 @@ class NAType:
 def test_the_missing_value_of_pandas_is_named_with_its_row():
     with pytest.raises(DataError, match=r"row 2 .*no label"):
         encode_labels(np.array([1, NAType(), 2], object))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_weights_are_those_of_sklearn(seed):
+    utils = pytest.importorskip("sklearn.utils")
+    y = np.r_[np.arange(4), np.random.default_rng(seed).integers(0, 4, 50) ** 2 % 4]
+    wanted = utils.compute_class_weight("balanced", classes=np.arange(4), y=y)
+    np.testing.assert_allclose(balanced_weights(y, 4), wanted, rtol=1e-15)
+    assert balanced_weights(y, 5)[4] == len(y) / 5  # a class without a row
 
 
 # ---- infer_task ---------------------------------------------------------------------------------

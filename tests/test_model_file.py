@@ -204,6 +204,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "few features": (refused(feature_names=["a"]), "1 feature_names but 4 input units"),
     "many features": (refused(feature_names=list("abcde")), "5 feature_names but 4"),
     "features as text": (refused(feature_names="abcd"), "'abcd', which is not a list of names"),
+    "features as a set": (refused(feature_names=set("abcd")), "not a list of names"),
+    "features in rows": (refused(feature_names=np.array([list("abcd")])), "not a list of names"),
+    "features as 0-d": (refused(feature_names=np.array("abcd")), "not a list of names"),
+    "features in latin-1": (refused(feature_names=[b"\xe9", "a", "b", "c"]), "not UTF-8"),
     "features as a number": (refused(feature_names=4), "4, which is not a list"),
     "targets of classes": (refused(target_names=["a", "b"]), "2 target_names but 3 output units"),
     "targets of numbers": (

@@ -7,8 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gpubackprop import MLP, Trainer
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli.common import Device, Say, count, set_threads, use_device
@@ -57,10 +55,7 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
     """
     acts = _for_each_layer(args, "activation")
     dropout = _for_each_layer(args, "dropout")
-    counts = None
-    if data.classes is not None:
-        counts = np.bincount(data.targets[data.train], minlength=data.units)
-    loss = options.make_loss(args, data.task, counts)
+    loss = options.make_loss(args, data.task, data.targets[data.train], data.units)
     network = MLP(
         [data.x.shape[1], *args.hidden, data.units],
         acts,

@@ -13,6 +13,7 @@ import numpy as np
 
 from gpubackprop import losses, optimizers, schedules
 from gpubackprop.cli.common import add_device_options, key_value, real, whole
+from gpubackprop.data import balanced_weights
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.initializers import INITIALIZERS
@@ -283,13 +284,13 @@ def _check_keys(
             args.parser.error(f"{key} is no option of the {what} {getattr(args, what)}, {has}")
 
 
-def make_loss(args: argparse.Namespace, task: str, counts: np.ndarray | None) -> Loss:
-    """The task's loss; `counts` (K,) are the training rows of each class, or None."""
-    if task == "classification" and counts is not None:
+def make_loss(args: argparse.Namespace, task: str, indices: np.ndarray, classes: int) -> Loss:
+    """The task's loss; `indices` are the classes of the training rows."""
+    if task == "classification":
         smoothing = LABEL_SMOOTHING if args.label_smoothing is None else args.label_smoothing
         weight = None
         if args.class_weight == "balanced":
-            weight = counts.sum() / (len(counts) * np.maximum(counts, 1))
+            weight = balanced_weights(indices, classes)
         return losses.SoftmaxCrossEntropy(label_smoothing=smoothing, class_weight=weight)
     for name in ("label_smoothing", "class_weight"):
         if getattr(args, name) is not None:

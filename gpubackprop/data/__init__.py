@@ -1,11 +1,12 @@
 """Data: files to arrays, standardisation, label encoding and splits. Everything here is NumPy.
 
-load_dataset    CSV, Parquet, NPZ, NPY and IDX files to a `Dataset`; NPY and IDX stay memory-mapped
-Standardizer    x -> (x - mean) / scale, fitted in one streaming pass
-encode_labels   labels of any kind to class indices
-infer_task      classification or regression, from the targets
-split_rows      seeded training and test rows, stratified if asked
-check_finite    the first NaN or infinity, by row and column
+load_dataset      CSV, Parquet, NPZ, NPY and IDX files to a `Dataset`; NPY and IDX stay mapped
+Standardizer      x -> (x - mean) / scale, fitted in one streaming pass
+encode_labels     labels of any kind to class indices
+balanced_weights  a weight for each class, by which all count alike
+infer_task        classification or regression, from the targets
+split_rows        seeded training and test rows, stratified if asked
+check_finite      the first NaN or infinity, by row and column
 
 pyarrow is imported by the CSV and Parquet readers, and for frames of its own, only when they run.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpubackprop.data.dataset import Dataset, load_dataset
     from gpubackprop.data.finite import check_finite
-    from gpubackprop.data.labels import encode_labels, infer_task
+    from gpubackprop.data.labels import balanced_weights, encode_labels, infer_task
     from gpubackprop.data.split import split_rows
     from gpubackprop.data.standardize import Standardizer
 
@@ -27,6 +28,7 @@ _HOME = {
     "Dataset": "dataset",
     "load_dataset": "dataset",
     "check_finite": "finite",
+    "balanced_weights": "labels",
     "encode_labels": "labels",
     "infer_task": "labels",
     "split_rows": "split",
@@ -36,6 +38,7 @@ _HOME = {
 __all__ = [
     "Dataset",
     "Standardizer",
+    "balanced_weights",
     "check_finite",
     "encode_labels",
     "infer_task",

@@ -104,11 +104,6 @@ def as_weights(weights: Any, name: str = "sample_weight") -> Any:
     return as_targets(weights, name)
 
 
-def is_frame(x: Any) -> bool:
-    """Whether `x` is read column by column."""
-    return _frame(x) is not None
-
-
 def as_array(x: Any, name: str = "x") -> Array:
     """`x` as a NumPy array of its own values; DtypeError for what has another meaning than NumPy
     would give it: sparse matrices, lazy frames, masked values (DataError)."""

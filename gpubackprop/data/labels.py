@@ -62,6 +62,24 @@ def encode_labels(
     return indices.astype(np.int64, copy=False), distinct
 
 
+def balanced_weights(indices: npt.ArrayLike, classes: int) -> npt.NDArray[np.float64]:
+    """(K,) weights by which all classes count alike: N / (K rows of the class).
+
+    For ``SoftmaxCrossEntropy(class_weight=...)``. Pass the rows that are trained on: those held out
+    must not decide. A class without a row is treated as one of a single row.
+
+    Parameters
+    ----------
+    indices : (N,) class indices in [0, K), as `encode_labels` gives them.
+    classes : K.
+
+    >>> print(balanced_weights([0, 0, 0, 1], 2).round(3))
+    [0.667 2.   ]
+    """
+    counts = np.bincount(np.asarray(indices, np.int64), minlength=classes)
+    return np.asarray(counts.sum() / (len(counts) * np.maximum(counts, 1)))
+
+
 def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
     """Whether targets look like classes or like quantities.
 

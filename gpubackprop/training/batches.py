@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from gpubackprop.backends.numpy.blocks import row_ranges
 from gpubackprop.data import Standardizer
 from gpubackprop.data.files import row_from_1
-from gpubackprop.data.finite import check_finite
+from gpubackprop.data.finite import batch_rows_for, check_finite
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DataError, OptionError, ShapeError
@@ -144,8 +145,22 @@ class Batches:
             check_finite(
                 counting.own(self.targets),
                 source="targets",
-                where=lambda row: row_from_1(int(rows[row])),
+                where=partial(_row_of, rows),
             )
+
+    def not_finite(self) -> str:
+        """Where the first NaN or infinity of x is, by row and column; "" if there is none, or
+        where x lies on a GPU."""
+        rows, size = np.sort(self.order(None)), batch_rows_for(self.x.shape[1])
+        if not isinstance(self.x, np.ndarray):
+            return ""
+        try:
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                check_finite(self.x[part], names=self.feature_names, where=partial(_row_of, part))
+        except DataError as error:
+            return str(error)
+        return ""
 
     def batch(self, network: MLP, rows: Array) -> Any:
         """These rows of x, standardised, as ``network.predict`` takes them."""
@@ -174,6 +189,11 @@ class Batches:
     def require_rows(self, what: str) -> None:
         if not len(self):
             raise DataError(f"{what} has 0 rows; training wants at least one")
+
+
+def _row_of(rows: Array, place: int) -> str:
+    """The name of the row whose number is at this place."""
+    return row_from_1(int(rows[place]))
 
 
 def gathered_dtype(dtype: np.dtype) -> np.dtype:

@@ -14,7 +14,7 @@ from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
-from gpubackprop.errors import OptionError, ShapeError
+from gpubackprop.errors import NonFiniteLossError, OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops.checks import number
@@ -108,7 +108,6 @@ class Trainer:
             )
         self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
         self.history = History()
-        self.feature_names: tuple[str, ...] | None = None
         self._rng = np.random.default_rng(self.seed)
         self._step: TrainStep | None = None
         self._position = Position()
@@ -170,8 +169,9 @@ class Trainer:
         ------
         ShapeError, DtypeError, TargetRangeError, OptionError : before anything is changed.
         DataError : likewise; no rows, a frame's column of text, a missing value, NaN targets.
-        NonFiniteLossError : names the step; the network then has the weights of the best epoch, or
-            those from before training if none was finished, and the optimizer starts afresh.
+        NonFiniteLossError : names the step, and the first NaN in x; the network then has the
+            weights of the best epoch, or those from before training if none was finished, and the
+            optimizer starts afresh.
         ModelFileError : the checkpoint is damaged or of another training; nothing is changed.
         StorageError : a checkpoint could not be written; the network has its best weights so far.
         """
@@ -198,7 +198,12 @@ class Trainer:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
         step = self._new_step(train)
         self.feature_names = names or self.feature_names
-        return Run(self, step, held_out, options).run()
+        try:
+            return Run(self, step, held_out, options).run()
+        except NonFiniteLossError as error:
+            places = [data.not_finite() for data in (train, held_out) if data is not None]
+            error.args = (" ".join([str(error), *filter(None, places)]),)
+            raise
 
     def evaluate(
         self,
@@ -243,6 +248,8 @@ class Trainer:
         return {
             name: float(metric(yhat, data.targets[order])) for name, metric in self.metrics.items()
         }
+
+    feature_names: tuple[str, ...] | None = None
 
     def _batches(
         self, x: Any, targets: Any, sample_weight: Any, standardizer: Any,

@@ -1,0 +1,118 @@
+"""The file of a `Model`: its parts to a safetensors file and back.
+
+What belongs together is checked by `Model` itself, for a file as for a caller.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.data import Standardizer
+from gpubackprop.data.classes import classes_from_values, classes_to_values
+from gpubackprop.errors import DataError, GpubackpropError, ModelFileError
+from gpubackprop.network import MLP
+from gpubackprop.tensorfile import read_tensors, require_array, write_tensors
+
+if TYPE_CHECKING:
+    from gpubackprop.model import Model
+
+Array = np.ndarray
+KIND, VERSION = "model", 1
+
+
+def write(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a checked model; see `Model.save`."""
+    network = model.network
+    arrays: dict[str, Array] = {}
+    for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
+        arrays[f"layers.{layer}.weight"] = network.backend.to_host(W)
+        arrays[f"layers.{layer}.bias"] = network.backend.to_host(b)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise DataError(
+                f"{name} holds NaN or infinity, so the model is not written to {path}; it comes "
+                "from a diverged training: train with a lower learning rate"
+            )
+    if model.standardizer is not None:
+        arrays["input.mean"] = model.standardizer.mean
+        arrays["input.scale"] = model.standardizer.scale
+    labels, dtype = (None, None) if model.classes is None else classes_to_values(model.classes)
+    values = {
+        "kind": KIND,
+        "version": VERSION,
+        "network": network.config(),
+        "feature_names": model.feature_names,
+        "target_names": model.target_names,
+        "classes": labels,
+        "classes_dtype": dtype,
+    }
+    write_tensors(path, arrays, values)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The parts of a model, by the names that `Model` has for them, on the CPU."""
+    arrays, values = read_tensors(path, KIND, VERSION)
+    try:
+        config = values["network"]
+        layers = _read_layers(path, arrays, config["widths"], np.dtype(config["dtype"]))
+        network = MLP(**config, initializer="zeros")
+    except ModelFileError:
+        raise
+    except (GpubackpropError, KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: the architecture is not readable ({error})") from error
+    for view, array in zip([*network.W, *network.b], layers, strict=True):
+        view[...] = array
+    return {
+        "network": network,
+        "standardizer": _read_standardizer(path, arrays, network),
+        "feature_names": _read_names(path, values, "feature_names"),
+        "target_names": _read_names(path, values, "target_names"),
+        "classes": _read_classes(path, values),
+    }
+
+
+def _read_layers(
+    path: Any, arrays: dict[str, Array], widths: list[int], dtype: np.dtype
+) -> list[Array]:
+    """All weights, then all biases: before the network is built, so that it is no larger."""
+    shapes = list(zip(widths[1:], widths[:-1], strict=True))
+    weights = [
+        require_array(path, arrays, f"layers.{layer}.weight", shape, dtype)
+        for layer, shape in enumerate(shapes)
+    ]
+    biases = [
+        require_array(path, arrays, f"layers.{layer}.bias", shape[:1], dtype)
+        for layer, shape in enumerate(shapes)
+    ]
+    return weights + biases
+
+
+def _read_standardizer(path: Any, arrays: dict[str, Array], network: MLP) -> Standardizer | None:
+    names = ("input.mean", "input.scale")
+    if not any(name in arrays for name in names):
+        return None
+    shape, dtype = (network.widths[0],), np.dtype(np.float64)
+    try:
+        mean, scale = (require_array(path, arrays, name, shape, dtype) for name in names)
+        return Standardizer(mean, scale)
+    except DataError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def _read_names(path: Any, values: dict[str, Any], key: str) -> list[str] | None:
+    names = values.get(key)
+    if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        return names
+    raise ModelFileError(f"{path}: {key} is not a list of names")
+
+
+def _read_classes(path: Any, values: dict[str, Any]) -> Array | None:
+    if values.get("classes") is None:
+        return None
+    try:
+        return classes_from_values(values["classes"], values["classes_dtype"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise ModelFileError(f"{path}: the classes are not readable ({error!r})") from error
