@@ -9,7 +9,8 @@ import time
 
 from tools.fuzz.search import search
 
-NAMES = {"network": ("network", "FUZZER"), 
+NAMES = {
+    "network": ("network", "FUZZER"),
     "estimators": ("estimators", "FUZZER"),
     "torch": ("pytorch", "FUZZER"),
     "patch": ("pytorch", "PATCH_FUZZER"),
@@ -32,7 +33,7 @@ def main() -> int:
         for signature in tally.found:
             print(f"  {tally.found[signature]:5d}  {signature}")
         for reason, count in fuzzer.counts.items():
-            print(f"  {count:5d}  left: {reason}")
+            print(f"  {count:5d}  known: {reason}")
         failed += len(tally.found)
     return int(failed > 0)
 

@@ -88,7 +88,8 @@ def _special(value: Any, path: str) -> Leaves | None:
                 leaves |= programs.leaves_of(getattr(value, name), _special, f"{path}.{name}")
         return leaves
     if isinstance(value, np.random.RandomState):
-        _, keys, position, *gauss = value.get_state()
+        state: Any = value.get_state()
+        _, keys, position, *gauss = state
         return {f"{path}.state": (hash(keys.tobytes()), position, *gauss)}
     if isinstance(value, dict):
         return programs.leaves_of(
@@ -103,9 +104,7 @@ def _describe(value: Any) -> Leaves:
     return programs.leaves_of(value, _special)
 
 
-def same(
-    there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]
-) -> str:
+def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
     """Rounding, or why not."""
     size = np.abs(there[np.isfinite(there)]).max(initial=0.0)
 
@@ -221,7 +220,7 @@ def _constructor(draw: Draw, regressor: bool) -> str:
 
 
 def _line(draw: Draw, regressor: bool) -> str:
-    m, o = draw.choice(["mo", "mo", "mo", "om"])
+    m, o = draw.choice([("m", "o")] * 3 + [("o", "m")])
     verb = draw.choice(["fit", "partial_fit", "partial_fit", "read", "copy", "set", "edit", "new"])
     if verb == "copy":
         return draw.pick(COPIES).format(m=draw.choice([m, o]), o=m)

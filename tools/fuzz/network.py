@@ -100,7 +100,12 @@ def _describe(value: Any) -> Leaves:
 
 # -- programs ---------------------------------------------------------------------------------
 
-READS = ["{n}.predict(x)", "{n}.gradients(x, y)", "{n}.logits(x[:2])", "{n}.predict(x.astype(np.float32))"]
+READS = [
+    "{n}.predict(x)",
+    "{n}.gradients(x, y)",
+    "{n}.logits(x[:2])",
+    "{n}.predict(x.astype(np.float32))",
+]
 COPIES = [
     "{o} = copy.deepcopy({n})", "{o} = pickle.loads(pickle.dumps({n}))", "{o} = {n}.copy()", "{o} = by_file({n})",
     "{o} = copy.copy({n})", "{o}, {u} = copy.deepcopy(({n}, {t}))", "{o}, {u} = pickle.loads(pickle.dumps(({n}, {t})))",
@@ -118,7 +123,7 @@ EDITS = [
 
 
 def _line(draw: Draw) -> str:
-    n, t, o, u = draw.choice(["ntou", "ntou", "outn"[:2] + "nt"])
+    n, t, o, u = draw.choice([("n", "t", "o", "u")] * 2 + [("o", "u", "n", "t")])
     held = {"n": n, "t": t, "o": o, "u": u}
     kind = draw.choice(["fit", "fit", "read", "copy", "edit", "new"])
     if kind == "fit":
@@ -141,10 +146,20 @@ def _trainer(draw: Draw, of: str) -> str:
 
 def history(draw: Draw) -> list[str]:
     """Data, two networks n and o, two trainers t and u, and up to twelve calls."""
-    widths, dtype = draw.choice(["3, 4, 2", "3, 2", "3, 5, 4, 2", "3, 3, 3"]), draw.pick(["float64", "float32"])
-    output, activation = draw.choice(["softmax", "linear"]), draw.choice(["tanh", "logistic", "relu"])
+    widths, dtype = (
+        draw.choice(["3, 4, 2", "3, 2", "3, 5, 4, 2", "3, 3, 3"]),
+        draw.pick(["float64", "float32"]),
+    )
+    output, activation = (
+        draw.choice(["softmax", "linear"]),
+        draw.choice(["tanh", "logistic", "relu"]),
+    )
     made = f"MLP([{widths}], '{activation}', output='{output}', dtype='{dtype}'"
-    targets = "rng.integers(0, 2, 7)" if output == "softmax" else f"rng.standard_normal((7, {widths[-1]}))"
+    targets = (
+        "rng.integers(0, 2, 7)"
+        if output == "softmax"
+        else f"rng.standard_normal((7, {widths[-1]}))"
+    )
     return [
         f"rng = np.random.default_rng({draw.randrange(4)})",
         "x = rng.standard_normal((7, 3))",

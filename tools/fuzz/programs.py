@@ -126,7 +126,10 @@ def run(fuzzer: Fuzzer, lines: Sequence[str], world: World) -> Iterator[Seen]:
             with warnings.catch_warnings(record=True) as warned, np.errstate(all="ignore"):
                 warnings.simplefilter("always")
                 try:
-                    value = eval(code, names) if is_expression else exec(code, names)
+                    if is_expression:
+                        value = eval(code, names)
+                    else:
+                        exec(code, names)
                 except Exception as raised:
                     error = raised.with_traceback(None)
             leaves = _described(fuzzer, "value", value) if error is None else {}
@@ -165,7 +168,7 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
                 if not reason:
                     return found
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
-                if reason.startswith("uncertain") or ours.error is not None:
+                if ours.error is not None or found.kind == "values" or step.uncertain:
                     return None  # what follows tells nothing
     return None
 
@@ -178,6 +181,7 @@ class _Step:
 
     def __init__(self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen) -> None:
         self.fuzzer, self.lines, self.theirs, self.ours = fuzzer, lines, theirs, ours
+        self.uncertain = False
 
     @functools.cached_property
     def twins(self) -> list[Seen]:
@@ -202,11 +206,11 @@ class _Step:
         there, here = (seen.leaves.get(path, MISSING) for seen in (self.theirs, self.ours))
         if _equal(there, here):
             return None
+        for leaf, kind in ((there, "missing there"), (here, "missing here")):
+            if leaf is MISSING:
+                return self._found(path, kind, _shown(there, here))
         if not isinstance(there, np.ndarray) or not isinstance(here, np.ndarray):
-            kind = "not equal"
-            if isinstance(there, str) and there == MISSING or isinstance(here, str) and here == MISSING:
-                kind = "missing here" if here == MISSING else "missing there"
-            return self._found(path, kind, _shown(there, here))
+            return self._found(path, "not equal", _shown(there, here))
         if there.shape != here.shape:
             return self._found(path, "shape", _shown(there, here))
         why = self.fuzzer.same(there, here, [], self.lines)
@@ -219,12 +223,13 @@ class _Step:
     def excused(self, found: Divergence) -> str:
         """Why the divergence is no fault: a decision, or rounding in the reference too; or ""."""
         if reason := self.fuzzer.known(self.lines, found):
-            return f"known: {reason}"
+            return reason
         if found.place == "error":
             kinds = {type(seen.error) for seen in [self.theirs, *self.twins]}
         else:
             kinds = {self._discrete(seen, found.place) for seen in [self.theirs, *self.twins]}
-        return "uncertain: it depends on rounding" if len(kinds) > 1 else ""
+        self.uncertain = len(kinds) > 1
+        return "it depends on rounding in the reference too" if self.uncertain else ""
 
     def _discrete(self, seen: Seen, path: str) -> Any:
         leaf = seen.leaves.get(path, MISSING)

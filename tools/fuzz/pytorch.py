@@ -145,15 +145,13 @@ def _describe(value: Any) -> Leaves:
     return programs.leaves_of(value, _special)
 
 
-def same(
-    there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]
-) -> str:
+def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
     """The rule of tests/tolerances.py, or why not; without a twin, within a unit of PyTorch's."""
     if not twins:
         apart = _apart(here, there, there.dtype)
         return f"{apart:.3g} units apart" if apart > 1 else ""
     exact = twins[0]
-    if not exact.any():  # numbers of about 1 cancel, and there is no other scale
+    if np.abs(exact).max(initial=0) < 1e-15:  # numbers of about 1 cancel: no other scale is known
         here, there, exact = here + here.dtype.type(1), there + there.dtype.type(1), exact + 1
     ours, theirs = (_apart(array, exact, there.dtype) for array in (here, there))
     least = 100.0 if there.dtype == np.float64 else 1.0

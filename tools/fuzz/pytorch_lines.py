@@ -32,11 +32,11 @@ def losses(draw: Draw) -> list[str]:
                         "[..., ::1]", ".flip(0)", "[::2]", ".to(memory_format=torch.channels_last)"])  # fmt: skip
     target = draw.pick([
         f"torch.randint({classes}, {labels})", f"torch.randint({classes}, {labels})", "torch.softmax(x.detach(), -1)",
-        f"torch.randint({classes}, {labels}).int()", f"torch.rand_like(x)", f"torch.randint({classes}, {labels}).to(torch.uint8)",
+        f"torch.randint({classes}, {labels}).int()", "torch.rand_like(x)", f"torch.randint({classes}, {labels}).to(torch.uint8)",
         f"torch.randint(-1, {classes}, {labels})", f"torch.randint({classes}, {labels}).float()", f"torch.full({labels}, -100)",
         f"torch.randint({classes}, {labels})[:-1]", f"torch.randint({classes}, {labels})[..., None]", f"torch.full({labels}, {classes})",
         f"torch.where(torch.rand({labels}) < 0.5, -100, torch.randint({classes}, {labels}))", f"torch.zeros({labels}, dtype=bool)",
-        f"torch.softmax(x.detach(), -1).requires_grad_()", f"torch.softmax(x.detach(), -1).double()", f"torch.zeros_like(x)",
+        "torch.softmax(x.detach(), -1).requires_grad_()", "torch.softmax(x.detach(), -1).double()", "torch.zeros_like(x)",
         f"torch.randint({classes}, {labels}).to(torch.int8)", f"torch.nn.functional.one_hot(torch.randint({classes}, {labels}), {classes})",
     ])  # fmt: skip
     lines = [
@@ -86,12 +86,14 @@ def _reading(draw: Draw, call: str, leaf: str) -> list[str]:
     after = draw.pick([
         "l.sum().backward()", "l.backward()", "(3 * l).sum().backward()", "l.sum().backward(retain_graph=True)",
         f"torch.autograd.grad(l.sum(), {leaf})", f"torch.autograd.grad(torch.autograd.grad(l.sum(), {leaf}, create_graph=True)[0].square().sum(), {leaf})",
-        "l.item()", f"l.detach()", f"(l * torch.linspace(1, 2, l.numel()).reshape(l.shape)).sum().backward()",
+        "l.item()", "l.detach()", "(l * torch.linspace(1, 2, l.numel()).reshape(l.shape)).sum().backward()",
         "(1e-4 * l).sum().backward()", "(l * l).sum().backward()", "copy.deepcopy(l)", "l.mul_(2)",
     ])  # fmt: skip
-    between = draw.pick([[], [], [], [f"{leaf}.grad = None"], [f"{leaf}.data.mul_(2)"], ["l.sum().backward()"],
-                         [f"{leaf}.detach().mul_(2)"]])  # fmt: skip
-    return [f"{context}l = {call}", *between, after]
+    between = draw.pick(
+        ["", "", "", f"{leaf}.grad = None", f"{leaf}.data.mul_(2)", "l.sum().backward()",
+         f"{leaf}.detach().mul_(2)"]
+    )  # fmt: skip
+    return [f"{context}l = {call}", *filter(None, [between]), after]
 
 
 def linear_losses(draw: Draw) -> list[str]:

@@ -69,7 +69,10 @@ class MLP:
     def __init__(self, widths: Any, activation: str = "relu", **options: Any) -> None:
         drawn = gpubackprop.MLP(widths, activation, **options)
         noise = 1 + self.rounding * float(np.finfo(drawn.dtype).eps)
-        tensors = [torch.from_numpy(np.array(array) * drawn.dtype.type(noise)) for array in (*drawn.W, *drawn.b)]
+        tensors = [
+            torch.from_numpy(np.array(array) * drawn.dtype.type(noise))
+            for array in (*drawn.W, *drawn.b)
+        ]
         self.tensors = [tensor.requires_grad_() for tensor in tensors]
         self.activation, self.output, self.dtype = activation, drawn.output, drawn.dtype
 
