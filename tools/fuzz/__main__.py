@@ -1,4 +1,9 @@
-"""python -m tools.fuzz --minutes 60 [--seed S] [--only estimators|torch|network]"""
+"""python -m tools.fuzz --minutes 60                      all fuzzers, so long each
+python -m tools.fuzz --minutes 60 --only torch --seed 3   one of them, these programs
+
+A failing program is shrunk and printed as a program that fails by itself; a fault that was met
+before is counted. Ends with 1 where there was one. Ctrl-C ends a fuzzer early.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +11,52 @@ import argparse
 import importlib
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
+from tools.fuzz.programs import Fuzzer
 from tools.fuzz.search import search
 
-NAMES = {
-    "network": ("network", "FUZZER"),
+PLACES = {
     "estimators": ("estimators", "FUZZER"),
     "torch": ("pytorch", "FUZZER"),
     "patch": ("pytorch", "PATCH_FUZZER"),
+    "network": ("network", "FUZZER"),
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
+def fuzzer(name: str) -> Fuzzer:
+    module, attribute = PLACES[name]
+    found: Fuzzer = getattr(importlib.import_module(f"tools.fuzz.{module}"), attribute)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--minutes", type=float, default=1.0, help="of each fuzzer")
-    parser.add_argument("--seed", type=int, default=None, help="default: from the clock; printed")
-    parser.add_argument("--only", choices=NAMES)
-    options = parser.parse_args()
+    parser.add_argument("--seed", type=int, help="of the programs; by default the time, printed")
+    parser.add_argument("--only", choices=PLACES)
+    parser.add_argument(
+        "--last", type=Path, help="file that has the program that runs: for what ends the process"
+    )
+    options = parser.parse_args(arguments)
+    keep = options.last.write_text if options.last else lambda text: None
     seed = int(time.time()) if options.seed is None else options.seed
     failed = 0
-    for name in [options.only] if options.only else NAMES:
-        fuzzer = getattr(importlib.import_module(f"tools.fuzz.{NAMES[name][0]}"), NAMES[name][1])
+    for name in [options.only] if options.only else PLACES:
+        chosen = fuzzer(name)
         print(f"=== {name}: {options.minutes:g} minutes, seed {seed}", flush=True)
-        tally = search(fuzzer, seed, 60 * options.minutes, say=lambda s: print(s, flush=True))
-        print(f"=== {name}: {tally.programs} programs, {len(tally.found)} findings")
-        for signature in tally.found:
-            print(f"  {tally.found[signature]:5d}  {signature}")
-        for reason, count in fuzzer.counts.items():
+        tally = search(
+            chosen, seed, 60 * options.minutes, say=lambda s: print(s, flush=True), before=keep
+        )
+        print(f"=== {name}: {tally.programs} programs, {len(tally.found)} distinct failures")
+        for signature, count in tally.found.items():
+            print(f"  {count:5d}  {signature}")
+        for reason, count in chosen.counts.items():
             print(f"  {count:5d}  known: {reason}")
         failed += len(tally.found)
     return int(failed > 0)

@@ -268,6 +268,7 @@ def history(draw: Draw) -> list[str]:
 
 FUZZER = Fuzzer(
     "estimators",
+    "estimators.check(PROGRAM)",
     [
         "import copy, pickle, numpy as np, pandas as pd, scipy.sparse as sparse",
         "from sklearn.base import clone",

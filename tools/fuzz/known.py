@@ -80,11 +80,31 @@ OPTIMIZERS = (
     ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
     Known("a step that raises has changed nothing", line=r"step\(", detail="\nafter StateError"),
+    Known("a step that raises looks at state first", kind=r"[^N]\w+Error there, StateError here"),
     Known(
-        "a step count may be a number, as in old checkpoints",
+        "state of an unlike dtype is an error for parameters of 16 bits too",
+        place="^error$",
+        kind="NoneType there, StateError here",
+        detail="the optimizer has state of .*float64",
+        before=r"'exp_avg_sq'\] = .*double\(\)",
+    ),
+    Known(
+        "a step count may be a number of any kind, as in old checkpoints",
         line=r"step\(",
         place="^error$",
-        detail="there RuntimeError.*list of singleton tensors.*\nhere None",
+        detail="there RuntimeError.*(list of singleton tensors|except `step` tensors).*\nhere None",
+    ),
+    Known(
+        "a learning rate that is a tensor is read as float64, and the step size computed from it",
+        kind="values",
+        detail="(?s)^(?!.*dtype=)",
+        before=r"lr'?\]?\s?=\s?torch.tensor",
+    ),
+    Known(
+        "PyTorch's foreach kernels overwrite the gradients under nesterov, these do not",
+        place=r"\.grad$",
+        kind="values",
+        before="nesterov",
     ),
     Known(
         "autograd is told what was written, also for fused=True",
@@ -114,9 +134,10 @@ LOSSES = (
         detail="expected scalar type (Double|Float|Half|BFloat16) but found",
     ),
     Known(
-        "class weights of another float type do not change the type of the loss",
-        line="weight=.*(double|linspace|ones)",
+        "the loss has the type of the logits, whatever that of weights and probabilities",
         place=r"^(l|value)\.dtype$",
+        detail=r"there 'torch\.float(64|32)'\nhere",
+        before=r"weight=|double\(\)",
     ),
     Known(
         "the backward pass reads logits and weights, which may not be changed before it",
@@ -137,13 +158,19 @@ OWN_ERRORS = (
         "the package's own error in the place of PyTorch's",
         place="^error$",
         kind=r"(RuntimeError|ValueError|TypeError|IndexError|NotImplementedError) there, "
-        r"(ShapeError|DtypeError|OptionError|LabelError|TargetRangeError|DeviceUnavailable) here",
+        r"(ShapeError|DtypeError|OptionError|LabelError|DeviceUnavailable) here",
     ),
     Known(
         "not offered, and says so",
         place="^error$",
         kind=r"NoneType there, (DtypeError|OptionError|DeviceUnavailable|ShapeError) here",
         detail=r"not offered|has gaps between its elements|which cross_entropy does not compute",
+    ),
+    Known(
+        "the label of one row of logits has the shape ()",
+        place="^error$",
+        kind="NoneType there, ShapeError here",
+        detail=r"target has shape \(1,\) but cross_entropy wants class indices \(\)",
     ),
     Known(
         "label_smoothing outside [0, 1] is an error",

@@ -171,7 +171,7 @@ def history(draw: Draw) -> list[str]:
 
 
 FUZZER = Fuzzer(
-    "network", ["import copy, pickle, numpy as np", "from gpubackprop import MLP, Trainer"], history,
+    "network", "network.check(PROGRAM)", ["import copy, pickle, numpy as np", "from gpubackprop import MLP, Trainer"], history,
     World("reference", _reference),
     World("gpubackprop", lambda: _names(MLP=gpubackprop.MLP, Trainer=trainer, by_file=by_file)),
     _twins, _describe, same,

@@ -48,7 +48,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Divergence(Exception):
+class Divergence:
     """Where two worlds part.
 
     Attributes
@@ -77,7 +77,8 @@ class Fuzzer:
 
     Attributes
     ----------
-    name : of the command line. imports : lines that make a program run by itself, for its text.
+    name : for messages. call : checks a `PROGRAM`, after ``from tools.fuzz import`` its module.
+    imports : lines that make a program run by itself, for its text.
     program : generator of random numbers -> lines.
     theirs, ours : the worlds. twins : worlds of the reference computed otherwise (in float64, with
         other roundings), run where the two differ by more than `unit`.
@@ -88,6 +89,7 @@ class Fuzzer:
     """
 
     name: str
+    call: str
     imports: Sequence[str]
     program: Callable[[Draw], list[str]]
     theirs: World
@@ -271,13 +273,13 @@ def text(fuzzer: Fuzzer, lines: Sequence[str], found: Divergence | None = None) 
     return "\n".join(
         [
             *head,
-            f"from tools.fuzz import {fuzzer.name}",
+            f"from tools.fuzz import {fuzzer.call.partition('.')[0]}",
             "",
             f"# {'; '.join(fuzzer.imports)}",
             'PROGRAM = """',
             body,
             '"""',
-            f"{fuzzer.name}.check(PROGRAM)",
+            fuzzer.call,
         ]
     )
 

@@ -171,16 +171,16 @@ def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
     return tolerances.ulps(one, other, dtype)
 
 
-def _fuzzer(name: str, ours: World, table: Sequence[known.Known]) -> Fuzzer:
+def _fuzzer(name: str, call: str, ours: World, table: Sequence[known.Known]) -> Fuzzer:
     return Fuzzer(
-        name, ["import copy, pickle, torch", "from torch import nn, float64, float32, float16, bfloat16"],
+        name, call, ["import copy, pickle, torch", "from torch import nn, float64, float32, float16, bfloat16"],
         pytorch_lines.program, WORLD_OF_PYTORCH, ours, lambda: [EXACT], _describe, same,
         lambda lines, found: known.reason(table, lines, found), frozenset({"dtype", "torch", "nn", "F", "optim", "copy", "pickle"}),
     )  # fmt: skip
 
 
-FUZZER = _fuzzer("pytorch", DIRECT, known.TORCH)
-PATCH_FUZZER = _fuzzer("pytorch", PATCHED, known.PATCH)
+FUZZER = _fuzzer("torch", "pytorch.check(PROGRAM)", DIRECT, known.TORCH)
+PATCH_FUZZER = _fuzzer("patch", "pytorch.check(PROGRAM, patch=True)", PATCHED, known.PATCH)
 
 
 def check(program: str, patch: bool = False) -> None:

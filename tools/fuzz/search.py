@@ -30,20 +30,32 @@ class Tally:
 def search(
     fuzzer: Fuzzer, seed: int, seconds: float, programs: int = 10**9,
     say: Callable[[str], None] = print,
+    *,
+    first: bool = False,
+    before: Callable[[str], None] = lambda text: None,
 ) -> Tally:  # fmt: skip
-    """Run programs for so many seconds, or so many programs, whichever ends first."""
+    """Run programs for so many seconds, or so many programs, whichever ends first; up to the first
+    that fails, if `first`. `say` is given each distinct failure as a program, below a line of where
+    it was met; `before` each program before it runs."""
     tally, stop = Tally(), time.monotonic() + seconds
     while time.monotonic() < stop and tally.programs < programs:
+        # Draws of a program depend on its number alone, whatever ran before it.
         name = f"{fuzzer.name} {seed} {tally.programs}"
         lines = fuzzer.program(Draw(name))
         tally.programs += 1
-        found = difference(fuzzer, lines)
+        before(text(fuzzer, lines))
+        try:
+            found = difference(fuzzer, lines)
+        except KeyboardInterrupt:
+            break
         if found is None:
             continue
         tally.found[found.signature] += 1
         if tally.found[found.signature] == 1:
             lines, found = _shrunk(fuzzer, lines[: found.number + 1], found)
             say(f"--- {name}: {found.signature}\n{text(fuzzer, lines, found)}\n")
+            if first:
+                break
     return tally
 
 
