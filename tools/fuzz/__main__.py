@@ -1,5 +1,6 @@
 """python -m tools.fuzz --minutes 60                      all fuzzers, so long each
 python -m tools.fuzz --minutes 60 --only torch --seed 3   one of them, these programs
+python -m tools.fuzz --minutes 60 --only emulated         torch on emulated kernels; only if named
 
 A failing program is shrunk and printed as a program that fails by itself; a fault that was met
 before is counted. Ends with 1 where there was one. Ctrl-C ends a fuzzer early.
@@ -22,7 +23,9 @@ PLACES = {
     "torch": ("pytorch", "FUZZER"),
     "patch": ("pytorch", "PATCH_FUZZER"),
     "network": ("network", "FUZZER"),
+    "emulated": ("pytorch", "EMULATED_FUZZER"),
 }
+ALWAYS = ("estimators", "torch", "patch", "network")
 
 
 def fuzzer(name: str) -> Fuzzer:
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep = options.last.write_text if options.last else lambda text: None
     seed = int(time.time()) if options.seed is None else options.seed
     failed = 0
-    for name in [options.only] if options.only else PLACES:
+    for name in [options.only] if options.only else ALWAYS:
         chosen = fuzzer(name)
         print(f"=== {name}: {options.minutes:g} minutes, seed {seed}", flush=True)
         tally = search(

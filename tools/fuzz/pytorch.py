@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -95,6 +96,15 @@ PATCHED = World(
     lambda: fresh(gt.patch),
 )
 
+
+def _emulated() -> contextlib.AbstractContextManager[Any]:
+    from tests.torch_paths import emulated  # builds the kernels
+
+    return emulated()
+
+
+EMULATED = dataclasses.replace(DIRECT, around=lambda: fresh(_emulated))
+
 # -- what can be seen -------------------------------------------------------------------------
 
 
@@ -180,8 +190,10 @@ def _fuzzer(name: str, call: str, ours: World, table: Sequence[known.Known]) -> 
 
 
 FUZZER = _fuzzer("torch", "pytorch.check(PROGRAM)", DIRECT, known.TORCH)
-PATCH_FUZZER = _fuzzer("patch", "pytorch.check(PROGRAM, patch=True)", PATCHED, known.PATCH)
+PATCH_FUZZER = _fuzzer("patch", "pytorch.check(PROGRAM, 'patch')", PATCHED, known.PATCH)
+EMULATED_FUZZER = _fuzzer("emulated", "pytorch.check(PROGRAM, 'emulated')", EMULATED, known.TORCH)
+FUZZERS = {"": FUZZER, "patch": PATCH_FUZZER, "emulated": EMULATED_FUZZER}
 
 
-def check(program: str, patch: bool = False) -> None:
-    programs.check(PATCH_FUZZER if patch else FUZZER, program)
+def check(program: str, way: str = "") -> None:
+    programs.check(FUZZERS[way], program)
