@@ -55,12 +55,19 @@ ESTIMATORS = (
     ),
     Known(
         "y of another width than the network's is an error before anything is changed",
-        kind="after an error",
+        kind="after an error, unchanged here",
         detail="after ShapeError.'y has .* but the network that goes on has",
     ),
     Known(
+        "coefs_ may be any sequence, not only a list",
+        place="^error$",
+        kind="TypeError there, NoneType here",
+        detail="can only concatenate tuple",
+        before=r"coefs_ = tuple",
+    ),
+    Known(
         "numbers that are text are refused before anything is changed",
-        kind="after an error",
+        kind="after an error, unchanged here",
         detail=r"after DtypeError\('y has dtype <U",
     ),
 )
@@ -79,7 +86,17 @@ OPTIMIZERS = (
         before=r"load_state_dict\((there|other|opt)\.state_dict\(\)\)",
     ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
-    Known("a step that raises has changed nothing", line=r"step\(", detail="\nafter StateError"),
+    Known(
+        "a step that raises has changed nothing",
+        line=r"step\(",
+        kind="after an error, unchanged here",
+    ),
+    Known(
+        "PyTorch's fused kernels do not look at the shape of state",
+        place="^error$",
+        kind="NoneType there, StateError here",
+        before="fused=True",
+    ),
     Known("a step that raises looks at state first", kind=r"[^N]\w+Error there, StateError here"),
     Known(
         "state of an unlike dtype is an error for parameters of 16 bits too",

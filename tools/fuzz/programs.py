@@ -158,7 +158,8 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
     # one after the other: both use the global random state
     both = [list(run(fuzzer, lines, world)) for world in (fuzzer.theirs, fuzzer.ours)]
     for number, (theirs, ours) in enumerate(zip(*both, strict=True)):
-        step = _Step(fuzzer, lines[: number + 1], theirs, ours)
+        before = both[1][number - 1].leaves if number else {}
+        step = _Step(fuzzer, lines[: number + 1], theirs, ours, before)
         if found := step.error():
             if reason := step.excused(found):
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
@@ -181,9 +182,11 @@ MISSING = "(missing)"
 class _Step:
     """What a line did in the two worlds, and, where they differ, in the twins."""
 
-    def __init__(self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen) -> None:
+    def __init__(
+        self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves
+    ) -> None:
         self.fuzzer, self.lines, self.theirs, self.ours = fuzzer, lines, theirs, ours
-        self.uncertain = False
+        self.before, self.uncertain = before, False
 
     @functools.cached_property
     def twins(self) -> list[Seen]:
@@ -192,7 +195,11 @@ class _Step:
 
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
         if place != "error" and self.ours.error is not None:
-            kind, detail = f"{kind}, after an error", f"{detail}\nafter {self.ours.error!r}"
+            here = self.ours.leaves.get(place, MISSING)
+            same = here is False or _equal(here, self.before.get(place, MISSING))
+            changed = "unchanged here" if same else "changed here"
+            kind = f"{kind}, after an error, {changed}"
+            detail = f"{detail}\nafter {self.ours.error!r}"
         return Divergence(len(self.lines) - 1, self.lines[-1], place, kind, detail)
 
     def error(self) -> Divergence | None:
