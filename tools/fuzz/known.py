@@ -59,6 +59,17 @@ ESTIMATORS = (
         detail="after ShapeError.'y has .* but the network that goes on has",
     ),
     Known(
+        "coefs_ and intercepts_ that do not fit are an error before anything is changed",
+        kind="after an error, unchanged here",
+        detail=r"after ShapeError.'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "numbers that are text are refused before anything else is looked at",
+        place="^error$",
+        kind=r"[^N]\w+Error there, DtypeError here",
+        detail=r"here DtypeError\('y has dtype <U",
+    ),
+    Known(
         "coefs_ may be any sequence, not only a list",
         place="^error$",
         kind="TypeError there, NoneType here",
@@ -90,12 +101,6 @@ OPTIMIZERS = (
         "a step that raises has changed nothing",
         line=r"step\(",
         kind="after an error, unchanged here",
-    ),
-    Known(
-        "PyTorch's fused kernels do not look at the shape of state",
-        place="^error$",
-        kind="NoneType there, StateError here",
-        before="fused=True",
     ),
     Known("a step that raises looks at state first", kind=r"[^N]\w+Error there, StateError here"),
     Known(

@@ -6,7 +6,7 @@ import copy
 import functools
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ import numpy as np
 import gpubackprop
 from gpubackprop import optimizers
 from gpubackprop.network import Gradients
-from tools.fuzz import known, programs, reference
+from tools.fuzz import estimators, known, programs, reference
 from tools.fuzz.draw import Draw
-from tools.fuzz.estimators import same
 from tools.fuzz.programs import Fuzzer, Leaves, World
 
 # -- worlds -----------------------------------------------------------------------------------
@@ -96,6 +95,13 @@ def _describe(value: Any) -> Leaves:
     if value is None:
         return {}
     return programs.leaves_of(value, _special)
+
+
+def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
+    """As of estimators; a number that has lost its digits in steps of 0.05 has the scale of these."""
+    parts = (np.append(array, array.dtype.type(0.05)) for array in (there, here, *twins))
+    there, here, *twins = parts
+    return estimators.same(there, here, twins, lines)
 
 
 # -- programs ---------------------------------------------------------------------------------

@@ -160,9 +160,13 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
     if not twins:
         apart = _apart(here, there, there.dtype)
         return f"{apart:.3g} units apart" if apart > 1 else ""
-    exact = twins[0]
-    if np.abs(exact).max(initial=0) < 1e-15:  # numbers of about 1 cancel: no other scale is known
-        here, there, exact = here + here.dtype.type(1), there + there.dtype.type(1), exact + 1
+    # Where numbers of about 1 cancel, the result has no scale of its own.
+    scale = 1.0 if np.abs(twins[0]).max(initial=0) < 1e-15 else 0.0
+    if any("step(" in line for line in lines):
+        scale = max(scale, 0.25)
+    here, there, exact = (
+        np.append(array, array.dtype.type(scale)) for array in (here, there, twins[0])
+    )
     ours, theirs = (_apart(array, exact, there.dtype) for array in (here, there))
     least = 100.0 if there.dtype == np.float64 else 1.0
     if ours <= CHANCE * max(theirs, least) and (
