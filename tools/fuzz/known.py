@@ -15,7 +15,7 @@ from tools.fuzz.programs import Divergence
 @dataclass(frozen=True)
 class Known:
     """A deviation: regular expressions that line, place, kind and detail match, all of them, and
-    `before` the lines so far."""
+    `before` the lines so far. What follows one of values, or after an error, tells nothing."""
 
     reason: str
     line: str = ""
@@ -23,6 +23,7 @@ class Known:
     kind: str = ""
     detail: str = ""
     before: str = ""
+    ends: bool = False  # what follows in the program tells nothing
 
     def matches(self, lines: Sequence[str], found: Divergence) -> bool:
         pairs = (
@@ -35,9 +36,13 @@ class Known:
         return all(re.search(pattern, text) for pattern, text in pairs)
 
 
-def reason(table: Sequence[Known], lines: Sequence[str], found: Divergence) -> str:
-    """Why the divergence is none; "" where it is one."""
-    return next((k.reason for k in table if k.matches(lines, found)), "")
+def reason(table: Sequence[Known], lines: Sequence[str], found: Divergence) -> tuple[str, bool]:
+    """Why the divergence is none, "" where it is one; and whether the rest tells nothing."""
+    deviation = next((k for k in table if k.matches(lines, found)), None)
+    if deviation is None:
+        return "", False
+    ends = deviation.ends or found.kind == "values" or "after an error" in found.kind
+    return deviation.reason, ends
 
 
 ESTIMATORS = (
@@ -68,6 +73,13 @@ ESTIMATORS = (
         place="^error$",
         kind=r"[^N]\w+Error there, DtypeError here",
         detail=r"here DtypeError\('y has dtype <U",
+    ),
+    Known(
+        "where exp overflows in the Poisson loss, scikit-learn has NaN and ours a number or infinity",
+        place=r"\.(loss_|best_loss_|loss_curve_\[\d+\])(\.type)?$",
+        detail=r"there array.(nan|inf)|there 'float'",
+        before="poisson",
+        ends=True,
     ),
     Known(
         "coefs_ may be any sequence, not only a list",

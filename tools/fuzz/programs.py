@@ -84,7 +84,7 @@ class Fuzzer:
         other roundings), run where the two differ by more than `unit`.
     describe : value -> leaves. same : (theirs, ours, of twins, program so far) -> why it is no
         rounding, or "".
-    known : (program so far, divergence) -> reason, "" for a fault.
+    known : (program so far, divergence) -> reason, "" for a fault; whether the rest is left.
     lasting : keywords that shrinking leaves, so that programs stay quick, and names of modules.
     """
 
@@ -97,7 +97,7 @@ class Fuzzer:
     twins: Callable[[], Sequence[World]]
     describe: Callable[[Any], Leaves]
     same: Callable[[np.ndarray, np.ndarray, list[np.ndarray], Sequence[str]], str]
-    known: Callable[[Sequence[str], Divergence], str] = lambda lines, found: ""
+    known: Callable[[Sequence[str], Divergence], tuple[str, bool]]
     lasting: frozenset[str] = frozenset()
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -171,8 +171,8 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
                 if not reason:
                     return found
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
-                if ours.error is not None or found.kind == "values" or step.uncertain:
-                    return None  # what follows tells nothing
+                if step.ends:
+                    return None
     return None
 
 
@@ -186,7 +186,7 @@ class _Step:
         self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves
     ) -> None:
         self.fuzzer, self.lines, self.theirs, self.ours = fuzzer, lines, theirs, ours
-        self.before, self.uncertain = before, False
+        self.before, self.ends = before, False
 
     @functools.cached_property
     def twins(self) -> list[Seen]:
@@ -231,14 +231,15 @@ class _Step:
 
     def excused(self, found: Divergence) -> str:
         """Why the divergence is no fault: a decision, or rounding in the reference too; or ""."""
-        if reason := self.fuzzer.known(self.lines, found):
+        reason, self.ends = self.fuzzer.known(self.lines, found)
+        if reason:
             return reason
         if found.place == "error":
             kinds = {type(seen.error) for seen in [self.theirs, *self.twins]}
         else:
             kinds = {self._discrete(seen, found.place) for seen in [self.theirs, *self.twins]}
-        self.uncertain = len(kinds) > 1
-        return "it depends on rounding in the reference too" if self.uncertain else ""
+        self.ends = len(kinds) > 1
+        return "it depends on rounding in the reference too" if self.ends else ""
 
     def _discrete(self, seen: Seen, path: str) -> Any:
         leaf = seen.leaves.get(path, MISSING)
@@ -291,9 +292,15 @@ def text(fuzzer: Fuzzer, lines: Sequence[str], found: Divergence | None = None) 
     )
 
 
+def statements(program: str) -> list[str]:
+    """A text as the list of its statements."""
+    found = (ast.get_source_segment(program, node) for node in ast.parse(program).body)
+    return [statement for statement in found if statement is not None]
+
+
 def check(fuzzer: Fuzzer, program: str) -> None:
     """AssertionError where the worlds differ."""
-    found = difference(fuzzer, program.strip().split("\n"))
+    found = difference(fuzzer, statements(program))
     assert found is None, f"line {found.number + 1}, {found.line}: {found.place}: {found.detail}"
 
 
