@@ -117,8 +117,8 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
     found = distance(here)
     grown = max(map(distance, twins), default=0.0)
     narrow = any("float32" in line for line in lines)  # the losses are Python's floats even so
-    unit = float(np.finfo(np.float32 if narrow else there.dtype).eps)
-    allowed = max(64 * unit * size, 1e-300, 100 * grown)
+    base = 64 * 2.0**-23 if narrow else 1000 * 2.0**-52
+    allowed = max(base * size, 1e-300, 100 * grown)
     if found <= allowed or (found == np.inf and grown == np.inf):
         return ""
     return f"off by {found:.3g} of {size:.3g}, other roundings of the reference by {grown:.3g}"

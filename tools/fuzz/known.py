@@ -66,7 +66,20 @@ ESTIMATORS = (
     Known(
         "coefs_ and intercepts_ that do not fit are an error before anything is changed",
         kind="after an error, unchanged here",
-        detail=r"after ShapeError.'(coefs_|intercepts_)\[",
+        detail=r"after (ShapeError|AttributeError).'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "coefs_ of too few layers are an error of their own",
+        place="^error$",
+        kind="IndexError there, ShapeError here",
+        detail="here ShapeError.'coefs_ has",
+    ),
+    Known(
+        "the loss of float32 data with targets beyond float32 is infinite a step later",
+        place="loss",
+        detail=r"there array.inf",
+        before="1e(39|200)",
+        ends=True,
     ),
     Known(
         "numbers that are text are refused before anything else is looked at",
@@ -129,6 +142,20 @@ OPTIMIZERS = (
         detail="there RuntimeError.*(list of singleton tensors|except `step` tensors).*\nhere None",
     ),
     Known(
+        "a step count becomes a float32 tensor where it is loaded or used",
+        place=r"\['step'\](\.dtype)?$",
+        detail=r"there \d+\n|there 'torch.int64'",
+        before=r"'step'\] = ",
+        ends=True,
+    ),
+    Known(
+        "float32 state of 16-bit parameters holds infinities apart that are NaN in 16 bits",
+        line=r"step\(",
+        kind="values",
+        detail="there array.*(?s:.*)nan(?s:.*)dtype=b?float16",
+        before="inf",
+    ),
+    Known(
         "a learning rate that is a tensor is read as float64, and the step size computed from it",
         kind="values",
         detail="(?s)^(?!.*dtype=)",
@@ -158,7 +185,12 @@ LOSSES = (
         "class indices may be of any integer type",
         place="^error$",
         kind="RuntimeError there, NoneType here",
-        detail=r"expected (target dtype to be|scalar type) Long",
+        detail=r"xpected (target dtype to be|scalar type|dtype) (Long|int32/int64)",
+    ),
+    Known(
+        "a second derivative by the logits lies in the order of the computation",
+        line="create_graph",
+        place=r"\.stride$",
     ),
     Known(
         "class weights may be of another float type",

@@ -196,7 +196,11 @@ class _Step:
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
         if place != "error" and self.ours.error is not None:
             here = self.ours.leaves.get(place, MISSING)
-            same = here is False or _equal(here, self.before.get(place, MISSING))
+            same = (
+                here is False
+                or (place == "warnings" and not here)
+                or _equal(here, self.before.get(place, MISSING))
+            )
             changed = "unchanged here" if same else "changed here"
             kind = f"{kind}, after an error, {changed}"
             detail = f"{detail}\nafter {self.ours.error!r}"

@@ -175,7 +175,7 @@ def layers(draw: Draw) -> list[str]:
 # -- optimizers -------------------------------------------------------------------------------
 
 OPTIONS = {
-    "SGD": ["momentum=0.9", "nesterov=True", "weight_decay=0.1", "dampening=0.3", "maximize=True", "foreach=True",
+    "SGD": ["momentum=0.9", "momentum=0.9", "momentum=0.5", "nesterov=True", "weight_decay=0.1", "dampening=0.3", "maximize=True", "foreach=True",
             "foreach=False", "differentiable=True"],
     "Adam": ["betas=(0.8, 0.9)", "weight_decay=0.1", "eps=1e-3", "amsgrad=True", "maximize=True", "foreach=True", "capturable=False",
              "fused=True", "decoupled_weight_decay=True", "lr=torch.tensor(0.05)", "betas=(0.0, 0.5)", "differentiable=True"],
@@ -209,7 +209,7 @@ STEP_LINES = [
     "sum((p * p).sum() for p in P).backward()", "with torch.inference_mode(): opt.step()", "P[0].grad = P[0].grad.to_sparse()", "P[0].grad = 0 * P[0].grad",
     "P[0].grad = torch.ones(1, dtype=P[0].dtype).expand_as(P[0])", "old = (P[0] ** 2).sum()", "old.backward()", "P[0].data.resize_(10).fill_(1)",
     "opt.state[P[0]].get('exp_avg', P[0].data).resize_(10).fill_(1)", "P[0].data = torch.zeros(6, 2, dtype=P[0].dtype)[::2]", "P[0].grad = P[0].grad.double()",
-    "opt.param_groups[0]['params'] = P[:1]", "opt.param_groups.pop()", "opt.param_groups[0].pop('maximize')", "P[0].data.mul_(float('nan'))",
+    "opt.param_groups[0]['params'] = P[:1]", "opt.param_groups.pop()", "P[0].data.mul_(float('nan'))",
     "opt.param_groups[0]['betas'] = (0.5, 0.6)", "opt.param_groups[0]['eps'] = 1e-2", "opt.param_groups[0]['nesterov'] = True", "opt.param_groups[0]['amsgrad'] = True",
     "opt.__class__.__name__", "isinstance(opt, torch.optim.Optimizer)", "step = opt.step", "step()", "P[0] = nn.Parameter(P[0].detach() + 1)", "P[0].grad_dtype = None",
 ]  # fmt: skip
@@ -221,7 +221,7 @@ UNLIKE = re.compile(r"\.data = |resize_|opt\.state\[P\[0\]\]\['|\.grad = P\[0\]\
 def _optimizer(draw: Draw, of: str) -> str:
     name = draw.choice(["SGD", "Adam", "AdamW"])
     given = draw.sample(OPTIONS[name], draw.choice([0, 0, 1, 1, 2, 3]))
-    if "nesterov=True" in given and "momentum=0.9" not in given:
+    if "nesterov=True" in given and not any("momentum" in option for option in given):
         given.append("momentum=0.9")
     options = {option.split("=")[0]: option for option in ["lr=0.1", *given]}
     return f"optim.{name}({of}, {', '.join(options.values())})"
