@@ -192,7 +192,7 @@ EDITS = [
     "{m}.coefs_[0] = {m}.coefs_[0].astype(int)", "{m}.coefs_[0][0, 0] = np.nan", "{m}.coefs_ = {m}.coefs_[:-1]",
     "del {m}.coefs_", "{m}.n_iter_ = 0", "{m}.t_ = 100", "{m}.loss_curve_ = []", "{m}.warm_start = True",
     "{m}.coefs_ = {o}.coefs_", "{m}.intercepts_ = {o}.intercepts_", "{m}.random_state = 5", "{m}.best_loss_ = np.inf",
-    "{m}.out_activation_ = 'identity'", "{m}.coefs_[0].setflags(write=False)", "{m}.n_features_in_ = 2",
+    "{m}.tol = 0.5", "{m}.coefs_[0].setflags(write=False)", "{m}.n_features_in_ = 2",
     "{m}._no_improvement_count = 0", "{m}.validation_scores_ = []",
 ]  # fmt: skip
 COPIES = [
