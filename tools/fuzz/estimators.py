@@ -21,7 +21,8 @@ from sklearn.neural_network import _multilayer_perceptron as inner
 import gpubackprop.sklearn as ours
 from tools.fuzz import known, programs
 from tools.fuzz.draw import Draw
-from tools.fuzz.programs import Fuzzer, Leaves, World
+from tools.fuzz.leaves import Leaves, leaves_of
+from tools.fuzz.programs import Fuzzer, World
 
 # -- worlds -----------------------------------------------------------------------------------
 
@@ -85,23 +86,21 @@ def _special(value: Any, path: str) -> Leaves | None:
         for name in sorted(vars(value)):
             private = name.startswith("_") or name in BEYOND
             if not private and (name, leaves[f"{path}.class"]) != ("loss", "MLPClassifier"):
-                leaves |= programs.leaves_of(getattr(value, name), _special, f"{path}.{name}")
+                leaves |= leaves_of(getattr(value, name), _special, f"{path}.{name}")
         return leaves
     if isinstance(value, np.random.RandomState):
         state: Any = value.get_state()
         _, keys, position, *gauss = state
         return {f"{path}.state": (hash(keys.tobytes()), position, *gauss)}
     if isinstance(value, dict):
-        return programs.leaves_of(
-            [(k, v) for k, v in value.items() if k not in BEYOND], _special, path
-        )
+        return leaves_of([(k, v) for k, v in value.items() if k not in BEYOND], _special, path)
     if isinstance(value, (pd.DataFrame, pd.Series)) or sparse.issparse(value):
         return {}
     return None
 
 
 def _describe(value: Any) -> Leaves:
-    return programs.leaves_of(value, _special)
+    return leaves_of(value, _special)
 
 
 def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
@@ -193,7 +192,7 @@ EDITS = [
     "{m}.coefs_[0] = {m}.coefs_[0].astype(int)", "{m}.coefs_[0][0, 0] = np.nan", "{m}.coefs_ = {m}.coefs_[:-1]",
     "del {m}.coefs_", "{m}.n_iter_ = 0", "{m}.t_ = 100", "{m}.loss_curve_ = []", "{m}.warm_start = True",
     "{m}.coefs_ = {o}.coefs_", "{m}.intercepts_ = {o}.intercepts_", "{m}.random_state = 5", "{m}.best_loss_ = np.inf",
-    "{m}.out_activation_ = 'identity'", "{m}.coefs_[0].setflags(write=False)", "{m}.n_features_in_ = 2",
+    "{m}.tol = 0.5", "{m}.coefs_[0].setflags(write=False)", "{m}.n_features_in_ = 2",
     "{m}._no_improvement_count = 0", "{m}.validation_scores_ = []",
 ]  # fmt: skip
 COPIES = [

@@ -88,6 +88,18 @@ ESTIMATORS = (
         detail=r"here DtypeError\('y has dtype <U",
     ),
     Known(
+        "sizes that were set anew are an error of their own where a network goes on",
+        place="^error$",
+        kind=r"[^N]\w+Error there, ShapeError here",
+        detail="here ShapeError.'hidden_layer_sizes=",
+    ),
+    Known(
+        "where exp overflows in the Poisson loss, other parameters are NaN than scikit-learn's",
+        kind="values, after an error",
+        detail=r"after ValueError.'Solver produced non-finite",
+        before="poisson",
+    ),
+    Known(
         "where exp overflows in the Poisson loss, scikit-learn has NaN and ours a number or infinity",
         place=r"\.(loss_|best_loss_|loss_curve_\[\d+\])(\.type)?$",
         detail=r"there array.(nan|inf)|there 'float'",
@@ -156,6 +168,19 @@ OPTIMIZERS = (
         before="inf",
     ),
     Known(
+        "storage that came from a file is copied, and may then be resized",
+        place=r"\.resizable$",
+        detail="there False\nhere True",
+        before=r"by_file\(",
+    ),
+    Known(
+        "a learning rate may be a tensor whatever the options are",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="lr as a Tensor is not supported",
+    ),
+    Known(
         "a learning rate that is a tensor is read as float64, and the step size computed from it",
         kind="values",
         detail="(?s)^(?!.*dtype=)",
@@ -188,9 +213,16 @@ LOSSES = (
         detail=r"xpected (target dtype to be|scalar type|dtype) (Long|int32/int64)",
     ),
     Known(
-        "a second derivative by the logits lies in the order of the computation",
-        line="create_graph",
+        "the gradient of logits (N, C, d1, ...) lies in the order of the computation",
+        line=r"autograd\.grad",
         place=r"\.stride$",
+    ),
+    Known(
+        "rows of ignore_index add nothing to the gradient, even where they are not finite",
+        place=r"^(x\.grad|value.*)$",
+        kind="values",
+        detail="there array(?s:.*)nan",
+        before="ignore_index",
     ),
     Known(
         "class weights may be of another float type",
@@ -230,7 +262,7 @@ OWN_ERRORS = (
         "not offered, and says so",
         place="^error$",
         kind=r"NoneType there, (DtypeError|OptionError|DeviceUnavailable|ShapeError) here",
-        detail=r"not offered|has gaps between its elements|which cross_entropy does not compute",
+        detail=r"not offered|has gaps between its elements|which (linear_)?cross_entropy does not compute",
     ),
     Known(
         "the label of one row of logits has the shape ()",

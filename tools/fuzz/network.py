@@ -18,7 +18,8 @@ from gpubackprop import optimizers
 from gpubackprop.network import Gradients
 from tools.fuzz import estimators, known, programs, reference
 from tools.fuzz.draw import Draw
-from tools.fuzz.programs import Fuzzer, Leaves, World
+from tools.fuzz.leaves import Leaves, leaves_of
+from tools.fuzz.programs import Fuzzer, World
 
 # -- worlds -----------------------------------------------------------------------------------
 
@@ -74,16 +75,16 @@ def _twins() -> list[World]:
 def _special(value: Any, path: str) -> Leaves | None:
     if isinstance(value, (gpubackprop.MLP, reference.MLP)):
         parameters = {"W": list(value.W), "b": list(value.b)}
-        return programs.leaves_of(parameters, _special, f"{path}.parameters")
+        return leaves_of(parameters, _special, f"{path}.parameters")
     if isinstance(value, Gradients):
-        return programs.leaves_of((value.loss, list(value.W), list(value.b)), _special, path)
+        return leaves_of((value.loss, list(value.W), list(value.b)), _special, path)
     if isinstance(value, gpubackprop.Trainer):
         losses = value.history["loss"] if len(value.history) else []
-        return programs.leaves_of(value.network, _special, f"{path}.network") | {
+        return leaves_of(value.network, _special, f"{path}.network") | {
             f"{path}.losses": np.array(losses, value.network.dtype)
         }
     if isinstance(value, reference.Trainer):
-        return programs.leaves_of(value.network, _special, f"{path}.network") | {
+        return leaves_of(value.network, _special, f"{path}.network") | {
             f"{path}.losses": np.array(value.losses, value.network.dtype)
         }
     if isinstance(value, (gpubackprop.training.History, reference.Everything)):
@@ -94,7 +95,7 @@ def _special(value: Any, path: str) -> Leaves | None:
 def _describe(value: Any) -> Leaves:
     if value is None:
         return {}
-    return programs.leaves_of(value, _special)
+    return leaves_of(value, _special)
 
 
 def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:

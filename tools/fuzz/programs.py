@@ -12,7 +12,7 @@ import ast
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import CodeType, ModuleType
@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from tools.fuzz.draw import Draw
-
-Leaves = dict[str, Any]  # what can be seen, by path: numbers as float64 arrays, the rest as it is
+from tools.fuzz.leaves import Leaves
 
 
 @dataclass(frozen=True)
@@ -313,30 +312,3 @@ def seeded() -> Iterator[None]:
     """The global generators of Python and NumPy from the same state."""
     np.random.seed(12345)
     yield
-
-
-def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: str = "") -> Leaves:
-    """`value` taken apart: containers by item, arrays as type, dtype, shape and numbers."""
-    own = special(value, path)
-    if own is not None:
-        return own
-    if isinstance(value, Mapping):
-        kinds: Leaves = {f"{path}.keys": [str(key) for key in value]}
-        for key, item in value.items():
-            kinds |= leaves_of(item, special, f"{path}[{key!r}]")
-        return kinds
-    if isinstance(value, (list, tuple)):
-        kinds = {f"{path}.type": type(value).__name__, f"{path}.len": len(value)}
-        for index, item in enumerate(value):
-            kinds |= leaves_of(item, special, f"{path}[{index}]")
-        return kinds
-    if isinstance(value, (np.ndarray, np.generic)):
-        kinds = {f"{path}.type": type(value).__name__, f"{path}.dtype": str(value.dtype)}
-        if value.dtype.kind == "f":
-            return kinds | {path: np.array(value)}
-        return kinds | {path: value.tolist()}
-    if isinstance(value, float):
-        return {f"{path}.type": "float", path: np.array(value)}
-    if isinstance(value, (int, str, bool, bytes, type(None), complex)):
-        return {path: value}
-    return {f"{path}.type": type(value).__name__}

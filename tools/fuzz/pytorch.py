@@ -20,7 +20,8 @@ import gpubackprop.torch as gt
 from gpubackprop.torch.bridge import numpy_view
 from tests import tolerances
 from tools.fuzz import known, programs, pytorch_lines
-from tools.fuzz.programs import Fuzzer, Leaves, World
+from tools.fuzz.leaves import Leaves, leaves_of
+from tools.fuzz.programs import Fuzzer, World
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 CHANCE = 4.0  # a single draw may have more error than PyTorch's, a mean over draws may not
@@ -113,9 +114,9 @@ def _special(value: Any, path: str) -> Leaves | None:
         return _of_tensor(value, path)
     if isinstance(value, nn.Module):
         held = dict(value.named_parameters()) | dict(value.named_buffers())
-        return programs.leaves_of(held, _special, path) | {f"{path}.training": value.training}
+        return leaves_of(held, _special, path) | {f"{path}.training": value.training}
     if isinstance(value, torch.optim.Optimizer):
-        return programs.leaves_of(value.state_dict(), _special, path)
+        return leaves_of(value.state_dict(), _special, path)
     if isinstance(value, (torch.dtype, torch.device, torch.Size)):
         return {path: str(value)}
     if isinstance(value, torch.amp.GradScaler):
@@ -152,7 +153,7 @@ def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
 
 
 def _describe(value: Any) -> Leaves:
-    return programs.leaves_of(value, _special)
+    return leaves_of(value, _special)
 
 
 def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
