@@ -107,6 +107,11 @@ ESTIMATORS = (
         ends=True,
     ),
     Known(
+        "weights of a batch that sum to zero are an error before the epoch's first update",
+        kind="values, after an error",
+        detail="after ZeroDivisionError..Weights sum to zero",
+    ),
+    Known(
         "coefs_ may be any sequence, not only a list",
         place="^error$",
         kind="TypeError there, NoneType here",
@@ -132,6 +137,13 @@ OPTIMIZERS = (
         place=rf"^(there|other|opt)\['state'\].*{STATE}$",
         detail="dtype=b?float16",
         before=r"load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+    ),
+    Known(
+        "a rate on the meta device is refused with another kind of RuntimeError",
+        line=r"step\(",
+        place="^error$",
+        kind="NotImplementedError there, RuntimeError here",
+        detail="Cannot copy out of meta tensor",
     ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
     Known(
