@@ -42,6 +42,8 @@ NOT_RUN = {
     "python -m benchmarks.profile_step": "ten seconds; test_benchmarks runs it with less",
     "python -m pytest benchmarks --size smoke": "half a minute; test_benchmarks runs one file of it",
     "python -m pytest tests/test_layers.py": "is part of the suite",
+    "python -m tools.fuzz --minutes 60": "an hour; test_fuzz searches for seconds",
+    "python -m tools.fuzz --minutes 60 --only torch --seed 3": "an hour; the same",
     "python -m tools.mutants --all": "hours, and writes into this repository",
     "python -m tools.mutants --all --only '^update' --jobs 2": "an hour",
     "python -m tools.mutants --sample 16 --seed 0": "minutes; test_mutants runs it",
