@@ -77,6 +77,7 @@ class Batches:
         if not network.backend.is_device_array(sample_weight):
             sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "training", len(x))
+        weights = checks.near_one(weights, loss.options.reduction)
         weights = None if weights is None else weights.astype(network.dtype)
         if not _is_mapped(x):
             # Integers of any size keep their digits until they are standardised.
