@@ -140,7 +140,16 @@ class _Pointwise(Loss):
         self.options = LossOptions(reduction=checks.choice(reduction, "reduction", REDUCTIONS))
 
     def check_targets(self, targets: Any, rows: int, units: int, dtype: np.dtype) -> Array:
-        return pointwise_targets(self.formula, targets, (rows, units)).astype(dtype, copy=False)
+        given = pointwise_targets(self.formula, targets, (rows, units))
+        with np.errstate(over="ignore"):
+            checked: Array = given.astype(dtype, copy=False)
+        if checked is not given and (lost := np.isinf(checked) & ~np.isinf(given)).any():
+            row, column = (int(i) for i in np.argwhere(lost)[0])
+            raise OptionError(
+                f"targets[{row}, {column}] is {given[row, column]}, beyond {dtype}; divide the "
+                f'targets by a constant, or build the network with MLP(..., dtype="float64")'
+            )
+        return checked
 
     def emit(
         self,

@@ -335,6 +335,7 @@ class MLP(HeldParameters):
         if not self.backend.is_device_array(sample_weight):
             sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
+        weights = checks.near_one(weights, chosen.options.reduction)
         weights = self.backend.place(weights, self.dtype)
         buffers = PassBuffers(self, len(x), separate=True)
         gradient = self.backend.zeros(self.layout.size, self.dtype)

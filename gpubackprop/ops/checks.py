@@ -101,6 +101,22 @@ def non_negative(
     return weights
 
 
+RELATIVE = ("mean", "elementwise_mean")  # reductions that divide by the sum of the weights
+NEAR = 32  # binary places around 1: products and sums of such weights stay in the range of float32
+
+
+def near_one(weights: Any, reduction: str) -> Any:
+    """Weights of which only the ratios count, times a power of two where they are so large or so
+    small that float32 does not hold them, their products or their sum. None, other weights and
+    those on a GPU as they are."""
+    if reduction not in RELATIVE or not isinstance(weights, np.ndarray) or not weights.size:
+        return weights
+    exponent = math.frexp(float(weights.max()))[1]
+    if abs(exponent) <= NEAR:
+        return weights
+    return np.ldexp(weights.astype(np.float64, copy=False), -exponent)
+
+
 def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOST) -> Array:
     """The array to write into: new where `out` is None, `like` itself where they are one view."""
     if out is None:

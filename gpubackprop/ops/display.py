@@ -10,6 +10,7 @@ import numpy as np
 from gpubackprop.backends.arrays import backend_of
 
 SHOWN = 10  # rows of a long table, and names of a long list
+LETTERS = 40  # of a long name
 _CELL = 'style="text-align: right"'
 
 
@@ -32,9 +33,10 @@ def call(name: str, *arguments: Any, **options: Any) -> str:
 
 
 def names(values: Iterable[Any], count: int = SHOWN) -> str:
-    """The first of them, and how many there are."""
+    """The first of them, long ones cut."""
     values = list(values)
-    shown = [text if (text := str(value)).isprintable() else repr(text) for value in values[:count]]
+    texts = [text if (text := str(value)).isprintable() else repr(text) for value in values[:count]]
+    shown = [text if len(text) <= LETTERS else f"{text[: LETTERS - 3]}..." for text in texts]
     return ", ".join([*shown, "..."] if len(values) > count else shown)
 
 

@@ -80,7 +80,8 @@ def pointwise_loss(
     result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
     result |= {"loss": memory.empty((), dtype), "delta": memory.target(delta, source)}
     targets = memory.source(memory.widened(targets, dtype), dtype)
-    options, weights = LossOptions(reduction=reduction), memory.weights(weights, dtype)
+    options = LossOptions(reduction=reduction)
+    weights = memory.weights(checks.near_one(weights, reduction), dtype)
     memory.backend.pointwise_loss(source, targets, formula, options, result, weights)
     memory.store(result["delta"], delta)
     return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta

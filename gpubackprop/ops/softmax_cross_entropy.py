@@ -142,6 +142,7 @@ def softmax_cross_entropy(
         if targets.ndim == 1:
             result["correct"] = memory.empty(rows, np.bool_)
     targets = memory.labels(targets) if targets.ndim == 1 else memory.source(targets, targets.dtype)
+    sample_weight = checks.near_one(sample_weight, reduction)
     weights = memory.weights(sample_weight, dtype), memory.weights(upstream, dtype)
     memory.backend.softmax_cross_entropy(source, targets, options, result, *weights)
     if gradient:
@@ -172,7 +173,7 @@ def cross_entropy_options(
     if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
         raise OptionError(f"ignore_index is {ignore_index!r} but must be an integer or None")
     return LossOptions(
-        class_weight,
+        checks.near_one(class_weight, reduction),
         None if ignore_index is None else int(ignore_index),
         checks.number(label_smoothing, "label_smoothing", 0.0, 1.0),
         checks.number(z_loss, "z_loss", 0.0),

@@ -223,6 +223,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
                 "a time; pass the dictionary of "
                 "sklearn.utils.compute_class_weight('balanced', classes=classes, y=y) of all labels"
             )
+        classes = arrays.to_host(classes)
         if _check_partial_fit_first_call(self, classes):
             multilabel = type_of_target(arrays.to_host(y)).startswith("multilabel")
             self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)
