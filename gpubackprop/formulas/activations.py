@@ -17,15 +17,13 @@ caller silences the warnings.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from gpubackprop.errors import OptionError
-from gpubackprop.formulas.registry import lookup
+from gpubackprop.formulas.registry import FINDERS, Entry, spelled, with_parameter
 
 Array = np.ndarray
 Formula = Callable[[Array, Array, "tuple[Array, ...]", float], None]
@@ -33,7 +31,7 @@ Backward = Callable[[Array, Array, Array, "tuple[Array, ...]", float], None]
 
 
 @dataclass(frozen=True)
-class Activation:
+class Activation(Entry):
     """A pointwise function and its derivative.
 
     Attributes
@@ -64,8 +62,7 @@ class Activation:
         return f"activation({str(self)!r})"
 
     def __str__(self) -> str:
-        default = ACTIVATIONS[self.name].parameter
-        return self.name if self.parameter == default else f"{self.name}({self.parameter!r})"
+        return spelled(ACTIVATIONS, self)
 
 
 def identity_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
@@ -360,8 +357,6 @@ _ENTRIES = (
 )  # fmt: skip
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
 
-_WITH_PARAMETER = re.compile(r"(\w+)\((.+)\)")
-
 
 def activation(spec: str | Activation) -> Activation:
     """The activation that `spec` names.
@@ -381,20 +376,8 @@ def activation(spec: str | Activation) -> Activation:
     """
     if isinstance(spec, Activation):
         return spec
-    match = _WITH_PARAMETER.fullmatch(spec) if isinstance(spec, str) else None
-    if match is None:
-        return lookup(ACTIVATIONS, spec, "activation")
-    entry = lookup(ACTIVATIONS, match[1], "activation")
-    if not entry.parameter_name:
-        raise OptionError(
-            f"activation {spec!r}: {entry.name} has no parameter; write {entry.name!r}"
-        )
-    try:
-        parameter = float(match[2])
-    except ValueError:
-        parameter = math.nan
-    if not 0.0 <= parameter < math.inf:
-        raise OptionError(
-            f"activation {spec!r}: {entry.parameter_name} must be a finite number of at least 0"
-        )
-    return replace(entry, parameter=parameter)
+    entry: Activation = with_parameter(ACTIVATIONS, spec, "activation")
+    return entry
+
+
+FINDERS[Activation] = activation

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpubackprop.formulas.activations import logistic_value
+from gpubackprop.formulas.registry import FINDERS, Entry, lookup
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class PointwiseLoss:
+class PointwiseLoss(Entry):
     """A loss that is a sum over rows and output units.
 
     Attributes
@@ -37,6 +38,9 @@ class PointwiseLoss:
 
     def __repr__(self) -> str:
         return f"PointwiseLoss({self.name!r})"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def squared_error(a: Array, t: Array, value: Array, delta: Array, work: Array) -> None:
@@ -80,6 +84,22 @@ POINTWISE_LOSSES: dict[str, PointwiseLoss] = {
         PointwiseLoss("poisson", "exp", poisson, "nonnegative"),
     )
 }
+
+
+def pointwise_loss(spec: str) -> PointwiseLoss:
+    """The pointwise loss that `spec` names.
+
+    Raises
+    ------
+    OptionError : unknown name.
+
+    >>> pointwise_loss("poisson").output
+    'exp'
+    """
+    return lookup(POINTWISE_LOSSES, spec, "loss")
+
+
+FINDERS[PointwiseLoss] = pointwise_loss
 
 
 def softmax_rows(a: Array, out: Array) -> None:

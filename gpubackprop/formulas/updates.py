@@ -22,13 +22,15 @@ from typing import Literal
 
 import numpy as np
 
+from gpubackprop.formulas.registry import FINDERS, Entry, lookup
+
 Array = np.ndarray
 Blocks = tuple[np.ndarray, ...]
 Hyperparameters = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Update:
+class Update(Entry):
     """One optimizer's mathematics.
 
     Attributes
@@ -52,6 +54,9 @@ class Update:
 
     def __repr__(self) -> str:
         return f"Update({self.name!r})"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _gradient_descent_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
@@ -271,3 +276,19 @@ _ENTRIES = (
     ),
 )  # fmt: skip
 UPDATES: dict[str, Update] = {entry.name: entry for entry in _ENTRIES}
+
+
+def update(name: str) -> Update:
+    """The update formula called `name`; files name an optimizer's mathematics by it.
+
+    Raises
+    ------
+    OptionError : unknown name.
+
+    >>> update("adam").slots
+    ('m', 'v')
+    """
+    return lookup(UPDATES, name, "update")
+
+
+FINDERS[Update] = update
