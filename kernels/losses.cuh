@@ -1,6 +1,7 @@
 // losses.cuh - one struct for each entry of gpubackprop.formulas.POINTWISE_LOSSES.
-//   value_and_delta(a, t, delta) returns the loss of one output unit with pre-activation a and
-//   target t, and writes its derivative with respect to a.
+//   value_and_delta(a, t, delta, k) returns the loss of one output unit with pre-activation a and
+//   target t, and writes its derivative with respect to a; k is the loss's one parameter, 0 where it
+//   has none
 #pragma once
 #include "include/types.cuh"
 
@@ -15,7 +16,7 @@
 namespace losses {
 
 struct squared_error {  // (a - t)^2 / 2
-    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta) {
+    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta, C) {
         delta = a - t;
         return delta * delta * C(0.5);
     }
@@ -24,14 +25,14 @@ struct squared_error {  // (a - t)^2 / 2
 // -(t log p + (1 - t) log(1 - p)), p = logistic(a), as (1 - t) a - min(a, 0) + log1p(exp(-|a|)): finite
 // for every finite a.
 struct binary_cross_entropy {
-    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta) {
+    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta, C) {
         delta = C(1) / (C(1) + ::exp(-a)) - t;
         return (C(1) - t) * a - (a < C(0) ? a : C(0)) + ::log1p(::exp(-::fabs(a)));
     }
 };
 
 struct poisson {  // exp(a) - t a, the negative log likelihood without log t!
-    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta) {
+    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta, C) {
         C mean = ::exp(a);
         delta = mean - t;
         return mean - a * t;

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
+from gpubackprop.formulas import pointwise_loss
 from tests import ways
 
 Array = np.ndarray
@@ -129,11 +130,22 @@ def cross_entropy(
     return numpy(loss), numpy(leaf.grad)
 
 
-POINTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "squared_error": lambda a, t: 0.5 * F.mse_loss(a, t, reduction="none"),
-    "binary_cross_entropy": lambda a, t: F.binary_cross_entropy_with_logits(a, t, reduction="none"),
-    "poisson": lambda a, t: F.poisson_nll_loss(a, t, log_input=True, reduction="none"),
+# Of pre-activations, targets and the loss's parameter.
+POINTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+    "squared_error": lambda a, t, k: 0.5 * F.mse_loss(a, t, reduction="none"),
+    "binary_cross_entropy": lambda a, t, k: F.binary_cross_entropy_with_logits(
+        a, t, reduction="none"
+    ),
+    "poisson": lambda a, t, k: F.poisson_nll_loss(a, t, log_input=True, reduction="none"),
 }
+
+
+def targets(name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """What the pointwise loss of that name may be given: anything, from 0 to 1, or counts."""
+    domain = pointwise_loss(name).target_domain
+    if domain == "unit":
+        return rng.integers(0, 2, shape) * 1.0
+    return rng.poisson(3, shape) * 1.0 if domain == "nonnegative" else rng.normal(0, 2, shape)
 
 
 def pointwise(
@@ -145,10 +157,10 @@ def pointwise(
     sample_weight: Array | None = None,
     reduction: str = "mean",
 ) -> tuple[Array, Array]:
-    """(loss, gradient wrt a) by PyTorch's loss of that name and autograd."""
-    kind = TORCH_DTYPE[dtype]
+    """(loss, gradient wrt a) by PyTorch's loss of that name, maybe with a parameter, and autograd."""
+    kind, formula = TORCH_DTYPE[dtype], pointwise_loss(name)
     leaf, t = tensor(a, kind).requires_grad_(), tensor(targets, kind)
-    row = POINTWISE[name](leaf, t).sum(1)
+    row = POINTWISE[formula.name](leaf, t, formula.parameter).sum(1)
     weight = (
         torch.ones(len(leaf), dtype=kind) if sample_weight is None else tensor(sample_weight, kind)
     )
@@ -170,7 +182,7 @@ def network_loss(
         row = F.cross_entropy(logits, t, reduction="none")
     else:
         name = {"linear": "squared_error", "logistic": "binary_cross_entropy", "exp": "poisson"}
-        row = POINTWISE[name[output]](logits, tensor(targets, kind)).sum(1)
+        row = POINTWISE[name[output]](logits, tensor(targets, kind), 0.0).sum(1)
     share = torch.ones(len(row), dtype=kind) if weight is None else tensor(weight, kind)
     return (row * share).sum() / share.sum()
 

@@ -30,6 +30,20 @@ Formula = Callable[[Array, Array, "tuple[Array, ...]", float], None]
 Backward = Callable[[Array, Array, Array, "tuple[Array, ...]", float], None]
 
 
+def unit_gain(k: float) -> float:
+    return 1.0
+
+
+def rectifier_gain(k: float) -> float:
+    """sqrt(2): half of the units are near 0."""
+    return math.sqrt(2.0)
+
+
+def leaky_gain(k: float) -> float:
+    """sqrt(2 / (1 + k^2)), k the slope below 0."""
+    return math.sqrt(2.0 / (1.0 + k * k))
+
+
 @dataclass(frozen=True)
 class Activation(Entry):
     """A pointwise function and its derivative.
@@ -44,6 +58,8 @@ class Activation(Entry):
     parameter, parameter_name : the formula's one parameter, e.g. the negative slope; "" if none.
     kinks : True where the first or second derivative jumps at a = 0 (the gradient check steps
         around it).
+    gain : ``gain(parameter)``, the factor on the standard deviation of the weights before it with
+        which signals keep their scale through many layers (He et al. 2015); 1 where none is known.
     homogeneous : True where g(c a) = c g(a) for c > 0: the slope is the same from c h as from h, so
         that dropout may scale h in place.
     """
@@ -57,6 +73,7 @@ class Activation(Entry):
     kinks: bool = False
     homogeneous: bool = False
     backward: Backward | None = None
+    gain: Callable[[float], float] = unit_gain
 
     def __repr__(self) -> str:
         return f"activation({str(self)!r})"
@@ -343,17 +360,18 @@ _ENTRIES = (
     Activation("logistic", "h", logistic_value, logistic_slope),
     Activation("tanh", "h", tanh_value, tanh_slope),
     Activation(
-        "relu", "h", relu_value, relu_slope, kinks=True, homogeneous=True, backward=relu_backward
+        "relu", "h", relu_value, relu_slope, kinks=True, homogeneous=True, backward=relu_backward,
+        gain=rectifier_gain,
     ),
     Activation(
         "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope",
-        kinks=True, homogeneous=True,
+        kinks=True, homogeneous=True, gain=leaky_gain,
     ),
-    Activation("elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True),
-    Activation("gelu", "a", gelu_value, gelu_slope),
-    Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope),
-    Activation("silu", "a", silu_value, silu_slope),
-    Activation("softplus", "a", softplus_value, softplus_slope),
+    Activation("elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True, gain=rectifier_gain),
+    Activation("gelu", "a", gelu_value, gelu_slope, gain=rectifier_gain),
+    Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope, gain=rectifier_gain),
+    Activation("silu", "a", silu_value, silu_slope, gain=rectifier_gain),
+    Activation("softplus", "a", softplus_value, softplus_slope, gain=rectifier_gain),
 )  # fmt: skip
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
 

@@ -77,8 +77,14 @@ class Entry:
         return {"entry": str(self)} if self._is_registered() else vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        named = state.get("entry")
-        vars(self).update(state if named is None else vars(FINDERS[type(self)](named)))
+        find = FINDERS[type(self)]
+        if "entry" in state:
+            state = vars(find(state["entry"]))
+        try:
+            known = vars(find(state["name"]))  # for fields that are newer than the file
+        except OptionError:
+            known = {}
+        vars(self).update(known | state)
 
     def _is_registered(self) -> bool:
         try:

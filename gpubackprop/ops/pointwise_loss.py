@@ -8,7 +8,8 @@ import numpy as np
 
 from gpubackprop.backends import LossOptions
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.formulas import POINTWISE_LOSSES, PointwiseLoss, lookup
+from gpubackprop.formulas import PointwiseLoss
+from gpubackprop.formulas import pointwise_loss as formula_named
 from gpubackprop.ops import checks
 from gpubackprop.ops.memory import HOST, Memory, memory_of
 
@@ -66,7 +67,7 @@ def pointwise_loss(
     >>> print(loss, delta)
     2.0 [[2.]]
     """
-    formula = lookup(POINTWISE_LOSSES, name, "loss")
+    formula = formula_named(name)
     memory = memory_of(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
     a = checks.float_matrix(a, "a", name)
     rows = len(a)
