@@ -49,8 +49,7 @@ def linear_act(
     input, weight, bias = autocast(input, weight, bias)
     check_types("weight", input, weight, bias)
     if bridge.transformed() or exporting():
-        value, _ = FORMULAS[formula.name]
-        return value(F.linear(input, weight, bias), formula.parameter)
+        return FORMULAS[formula.name](F.linear(input, weight, bias), formula.parameter)
     # a view: what is saved of a leaf is looked up in its `.data`, which `module.to` replaces
     h, _ = _linear_act(input, weight.view_as(weight), bias, str(formula))
     return h
