@@ -95,6 +95,8 @@ _FACTORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "rmsprop": ("RMSprop", {}),
     "adagrad": ("Adagrad", {}),
     "lion": ("Lion", {}),
+    "adam_amsgrad": ("Adam", {"amsgrad": True}),
+    "adamw_amsgrad": ("AdamW", {"amsgrad": True}),
 }
 _BELOW_ONE = 1.0 - 1e-12  # decay rates may not reach 1
 _RANGES = {

@@ -32,6 +32,8 @@ FORMULAS: dict[str, Formula] = {
     "gelu_tanh": lambda a, k: F.gelu(a, approximate="tanh"),
     "silu": lambda a, k: F.silu(a),
     "softplus": lambda a, k: F.softplus(a, threshold=40.0),
+    "mish": lambda a, k: F.mish(a),
+    "selu": lambda a, k: F.selu(a),
 }
 
 
@@ -60,7 +62,10 @@ def slope(formula: Activation, saved: Tensor) -> Tensor:
     return result
 
 
-_NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu"}
+_NAMES = {
+    nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu", nn.Mish: "mish",
+    nn.SELU: "selu",
+}  # fmt: skip
 _PARAMETERS = {nn.LeakyReLU: ("leaky_relu", "negative_slope"), nn.ELU: ("elu", "alpha")}
 MODULES = (*_NAMES, *_PARAMETERS, nn.GELU, nn.Softplus)  # of PyTorch, that the registry has
 
