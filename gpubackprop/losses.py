@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -198,8 +199,21 @@ class Poisson(_Pointwise):
     name = "poisson"
 
 
+class Huber(_Pointwise):
+    """(a - t)^2 / 2 within `delta` of the target, and from there on linear: outliers count less.
+
+    `delta`, above 0, is in the units of the targets, as in `torch.nn.HuberLoss`.
+    """
+
+    name = "huber"
+
+    def __init__(self, *, delta: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+        self.formula = replace(self.formula, parameter=checks.number(delta, "delta", 1e-30))
+
+
 LOSSES: dict[str, type[Loss]] = {
-    cls.name: cls for cls in (SoftmaxCrossEntropy, SquaredError, BinaryCrossEntropy, Poisson)
+    cls.name: cls for cls in (SoftmaxCrossEntropy, SquaredError, BinaryCrossEntropy, Poisson, Huber)
 }
 
 

@@ -10,7 +10,7 @@
 #else
 #define FOR_EACH_LOSS(ENTRY)                                                         \
     FOR_EACH_DTYPE(ENTRY, squared_error) FOR_EACH_DTYPE(ENTRY, binary_cross_entropy) \
-    FOR_EACH_DTYPE(ENTRY, poisson)
+    FOR_EACH_DTYPE(ENTRY, poisson) FOR_EACH_DTYPE(ENTRY, huber)
 #endif
 
 namespace losses {
@@ -36,6 +36,16 @@ struct poisson {  // exp(a) - t a, the negative log likelihood without log t!
         C mean = ::exp(a);
         delta = mean - t;
         return mean - a * t;
+    }
+};
+
+// r^2 / 2 for r = a - t within k of 0, k (|r| - k / 2) beyond, as d (r - d / 2) with d = r within the
+// bounds -k and k (Huber 1964).
+struct huber {
+    template <class C> static __device__ __forceinline__ C value_and_delta(C a, C t, C& delta, C k) {
+        C r = a - t;
+        delta = r > k ? k : r < -k ? -k : r;  // NaN stays
+        return delta * (r - delta * C(0.5));
     }
 };
 

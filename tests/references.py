@@ -242,7 +242,15 @@ POINTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
         a, t, reduction="none"
     ),
     "poisson": lambda a, t, k: F.poisson_nll_loss(a, t, log_input=True, reduction="none"),
+    "huber": lambda a, t, k: F.huber_loss(a, t, delta=k, reduction="none"),
 }
+
+
+# Every pointwise loss, those with a parameter also with another value of it.
+POINTWISE_SPECS = (
+    *POINTWISE,
+    *(f"{name}(0.4)" for name in POINTWISE if pointwise_loss(name).parameter_name),
+)
 
 
 def targets(name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

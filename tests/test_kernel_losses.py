@@ -43,7 +43,7 @@ def buffers(
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (300, 1), (17, 10), (5, 33), (3, 1500)], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", POINTWISE_LOSSES)
+@pytest.mark.parametrize("name", references.POINTWISE_SPECS)
 def test_every_pointwise_entry_matches_pytorch_in_float64(name, dtype, shape):
     memory, kind = Guarded(1), DTYPES[dtype]
     compute = compute_dtype(kind)

@@ -18,7 +18,7 @@ from tests.ways import pointwise_loss
 
 pytestmark = pytest.mark.usefixtures("way")
 
-LOSSES = pytest.mark.parametrize("name", POINTWISE_LOSSES)
+LOSSES = pytest.mark.parametrize("name", references.POINTWISE_SPECS)
 REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
 
 

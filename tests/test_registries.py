@@ -15,10 +15,18 @@ from torch import nn
 import gpubackprop.torch as gt
 from gpubackprop import optimizers
 from gpubackprop.backends.cupy_launch import TABLE_UPDATES
-from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, POINTWISE_LOSSES, UPDATES, activation
+from gpubackprop.formulas import (
+    ACTIVATIONS,
+    OUTPUTS,
+    POINTWISE_LOSSES,
+    UPDATES,
+    activation,
+    pointwise_loss,
+)
 from gpubackprop.losses import LOSSES, loss
 from gpubackprop.ops import activation_forward
 from gpubackprop.optimizers import OPTIMIZERS
+from gpubackprop.sklearn import MLPRegressor
 from gpubackprop.torch import activations as torchs
 from tests import references
 
@@ -34,9 +42,9 @@ SELECTIONS = {
     ("gpubackprop/bench/shapes.py", "PEER_ACTIVATIONS"),
     ("gpubackprop/sklearn/objective.py", "OUTPUTS"),  # by scikit-learn's names of output functions
     ("gpubackprop/sklearn/objective.py", "kinds"),
+    ("gpubackprop/sklearn/parameters.py", "SKLEARN_LOSSES"),
     ("gpubackprop/sklearn/parameters.py", "SKLEARN_ACTIVATIONS"),
     ("gpubackprop/sklearn/parameters.py", "SKLEARN_SOLVERS"),
-    ("gpubackprop/sklearn/regressor.py", "_parameter_constraints"),
 }
 # Those that must name every entry; the test below them walks each.
 COMPLETE = {
@@ -125,6 +133,42 @@ def test_a_loss_is_printed_as_the_call_that_makes_it_and_has_what_its_entry_says
         assert other.config()[entry.parameter_name] == 0.625
         assert loss(name, **{entry.parameter_name: 0.625}).config() == other.config()
         assert eval(repr(other), {type(other).__name__: type(other)}).config() == other.config()
+
+
+OF_REGRESSION = [spec for spec in references.POINTWISE_SPECS if loss(spec).task == "regression"]
+
+
+@pytest.mark.parametrize("spec", OF_REGRESSION)
+@pytest.mark.parametrize(("solver", "slope"), [("lbfgs", 2e-3), ("adam", 2e-2)])
+def test_the_regressor_minimises_and_reports_every_loss_of_real_targets(spec, solver, slope):
+    """Reported as scikit-learn reports the squared error: half the mean over rows and outputs."""
+    rng = np.random.default_rng(0)
+    x, W = rng.normal(size=(60, 3)), rng.normal(size=(2, 3))
+    y = x @ W.T + 3 * rng.standard_t(2, (60, 2))
+    model = MLPRegressor(
+        spec, (), solver=solver, alpha=0.0, batch_size=60, max_iter=400, tol=1e-9, random_state=0,
+        learning_rate_init=0.05, device="cpu",
+    ).fit(x, y)  # fmt: skip
+    leaves = [torch.from_numpy(a).requires_grad_() for a in (*model.coefs_, *model.intercepts_)]
+    formula = pointwise_loss(spec)
+    value = references.POINTWISE[formula.name](
+        torch.from_numpy(x) @ leaves[0] + leaves[1], torch.from_numpy(y), formula.parameter
+    ).mean()
+    value.backward()
+    assert max(float(leaf.grad.abs().max()) for leaf in leaves) < slope
+    assert model.loss_ == pytest.approx(value.item(), rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+def test_the_regressor_names_its_losses_and_scikit_learns_form_says_which_it_lacks():
+    x, y = np.eye(4), np.arange(4.0)
+    for bad in ("poison", "binary_cross_entropy", "squared_error(1)", 7):
+        with pytest.raises(ValueError, match=r"'loss' parameter .* must be a str among"):
+            MLPRegressor(bad, max_iter=1).fit(x, y)
+    for spec in OF_REGRESSION[1:]:
+        model = MLPRegressor(spec, (2,), max_iter=1, solver="lbfgs").fit(x, y)
+        with pytest.warns(UserWarning, match=r"scikit-learn has no loss"):
+            assert model.to_sklearn().loss == "squared_error"
 
 
 @pytest.mark.parametrize("spec", [*ACTIVATIONS, "leaky_relu(0.3)", "elu(0.5)"])

@@ -89,6 +89,19 @@ def poisson(a: Array, t: Array, value: Array, delta: Array, work: Array, k: floa
     np.subtract(delta, t, delta)
 
 
+def huber(a: Array, t: Array, value: Array, delta: Array, work: Array, k: float) -> None:
+    """r^2 / 2 where r = a - t is within k of 0, and k (|r| - k / 2) beyond (Huber 1964).
+
+    As d (r - d / 2), where the derivative d is r, bounded by -k and k.
+    """
+    np.subtract(a, t, work)
+    np.minimum(work, k, out=delta)
+    np.maximum(delta, -k, out=delta)
+    np.multiply(delta, 0.5, value)
+    np.subtract(work, value, value)
+    np.multiply(value, delta, value)
+
+
 POINTWISE_LOSSES: dict[str, PointwiseLoss] = {
     entry.name: entry
     for entry in (
@@ -97,6 +110,9 @@ POINTWISE_LOSSES: dict[str, PointwiseLoss] = {
             "binary_cross_entropy", "logistic", binary_cross_entropy, "unit", "multilabel"
         ),
         PointwiseLoss("poisson", "exp", poisson, "nonnegative", "poisson"),
+        PointwiseLoss(
+            "huber", "linear", huber, "real", "regression", False, 1.0, "delta", kinks=True
+        ),
     )
 }
 

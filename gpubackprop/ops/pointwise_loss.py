@@ -41,7 +41,8 @@ def pointwise_loss(
 
     Parameters
     ----------
-    name : one of the above.
+    name : one of the above, or another entry of `gpubackprop.formulas.POINTWISE_LOSSES`; with the
+        loss's parameter in parentheses, if it has one.
     a : (N, K) float64, float32, float16 or bfloat16, the pre-activations of the output units.
     targets : (N, K), or (N,) where K = 1. Real; in [0, 1] for binary cross entropy; at least 0 for
         Poisson.
