@@ -203,7 +203,7 @@ def additions() -> dict[str, tuple[list[str], list[str]]]:
     """Of CONTRIBUTING: title of "Adding ...", to (entries named there as examples, files listed)."""
     text, found = (ROOT / "CONTRIBUTING.md").read_text(), {}
     for title, body in re.findall(r"^## (Adding an? .*)\n([\s\S]*?)(?=^## )", text, re.MULTILINE):
-        examples = re.search(r"^Examples?: (.*)$", body, re.MULTILINE)
+        examples = re.search(r"^Examples?: ([^.]*)\.", body, re.MULTILINE)
         if examples:
             found[title] = (
                 re.findall(r"`(\w+)`", examples[1]),
