@@ -230,7 +230,7 @@ class Model:
         if self.feature_names is not None and len(self.feature_names) != inputs:
             raise ShapeError(f"{len(self.feature_names)} feature_names but {inputs} input units")
         self.classes = None if self.classes is None else _check_class_count(self.classes, network)
-        self.target_names = _check_names(self.target_names, "target_names")
+        self.target_names = _check_names(self.target_names, "target_names") or None
         counts = {units} if self.classes is None and network.output != "softmax" else {1, units}
         if self.target_names is not None and len(self.target_names) not in counts:
             raise ShapeError(f"{len(self.target_names)} target_names but {units} output units")
@@ -313,7 +313,7 @@ def _check_names(names: Any, what: str) -> list[str] | None:
     unordered = isinstance(names, str | bytes | dict | set | frozenset)
     several = hasattr(names, "__iter__") and getattr(names, "ndim", 1) == 1 and not unordered
     listed = [*names] if several else []
-    if not listed or any(isinstance(name, list | np.ndarray) for name in listed):
+    if not several or any(isinstance(name, list | np.ndarray) for name in listed):
         raise OptionError(f"{what} is {shorten(names)}, which is not a list of names")
     try:
         return [as_text(name) for name in listed]

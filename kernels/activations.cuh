@@ -18,11 +18,12 @@
 
 namespace activations {
 
-struct slope_of_h { static constexpr bool SAVES_A = false, READS_SAVED = true; };
-struct slope_of_a { static constexpr bool SAVES_A = true, READS_SAVED = true; };
+// STOPS: where the slope is 0, delta is 0 whatever the gradient, also an infinite one.
+struct slope_of_h { static constexpr bool SAVES_A = false, READS_SAVED = true, STOPS = false; };
+struct slope_of_a { static constexpr bool SAVES_A = true, READS_SAVED = true, STOPS = false; };
 
 struct identity {
-    static constexpr bool SAVES_A = false, READS_SAVED = false;
+    static constexpr bool SAVES_A = false, READS_SAVED = false, STOPS = false;
     template <class C> static __device__ __forceinline__ C value(C a, C) { return a; }
     template <class C> static __device__ __forceinline__ C slope(C, C) { return C(1); }
 };
@@ -43,6 +44,7 @@ struct tanh : slope_of_h {
 
 // Below, `<= 0` and not fmax: fmax drops a NaN.
 struct relu : slope_of_h {
+    static constexpr bool STOPS = true;
     template <class C> static __device__ __forceinline__ C value(C a, C) {
         return a <= C(0) ? C(0) : a;
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpubackprop.data import Standardizer
+from gpubackprop.data import Standardizer, check_finite, split_rows
 from gpubackprop.data.frames import as_inputs
 from gpubackprop.errors import DataError, DtypeError, NonFiniteLossError, ShapeError
 from gpubackprop.model import Model
@@ -386,3 +386,26 @@ def test_nan_in_x_that_stops_a_training_is_named_by_row_and_column() -> None:
         trainer = Trainer(MLP([3, 2]), batch_size=4)
         with pytest.raises(NonFiniteLossError, match=r"x: row 5 .*column 2 .*holds nan"):
             trainer.fit(train, labels, validation=held, **options)
+
+
+def test_checks_and_splits_take_frames_and_columns_too() -> None:
+    check_finite(pandas())
+    check_finite(COLUMNS["area"])
+    for x, message in [
+        (pandas().assign(t=[1, 2, np.nan, 4]), "row 3 .*column 't' holds nan"),
+        (pl.Series([1.0, None]), "row 2 .*holds nan"),
+        ([[1.0, np.inf]], "row 1 .*column 2 .*holds inf"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            check_finite(x)
+    wanted = split_rows(4, 0.5, 0, [0, 1, 0, 1])
+    for classes in (
+        pd.Series(["a", "b"] * 2, dtype="category"), pl.Series(["a", "b"] * 2),
+        np.array([2, 7.5] * 2, object),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(split_rows(4, 0.5, 0, classes), wanted)
+    for classes in (pd.Series(["a", "b", "a", None]), np.array(["a", 1] * 2, object)):
+        with pytest.raises(DataError, match=r"stratify: row \d"):
+            split_rows(4, 0.5, 0, classes)
+    with pytest.raises(DtypeError, match="out is a DataFrame"):
+        Standardizer.fit(VALUES).transform(VALUES, out=pandas())

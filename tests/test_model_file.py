@@ -202,6 +202,7 @@ def refused(**changed: Any) -> Any:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "few features": (refused(feature_names=["a"]), "1 feature_names but 4 input units"),
+    "no features": (refused(feature_names=[]), "0 feature_names but 4 input units"),
     "many features": (refused(feature_names=list("abcde")), "5 feature_names but 4"),
     "features as text": (refused(feature_names="abcd"), "'abcd', which is not a list of names"),
     "features as a set": (refused(feature_names=set("abcd")), "not a list of names"),

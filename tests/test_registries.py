@@ -41,7 +41,6 @@ SELECTIONS = {
     ("gpubackprop/backends/cupy_launch.py", "TABLE_UPDATES"),
     ("gpubackprop/bench/shapes.py", "PEER_ACTIVATIONS"),
     ("gpubackprop/sklearn/objective.py", "OUTPUTS"),  # by scikit-learn's names of output functions
-    ("gpubackprop/sklearn/objective.py", "kinds"),
     ("gpubackprop/sklearn/parameters.py", "SKLEARN_LOSSES"),
     ("gpubackprop/sklearn/parameters.py", "SKLEARN_ACTIVATIONS"),
     ("gpubackprop/sklearn/parameters.py", "SKLEARN_SOLVERS"),

@@ -411,21 +411,34 @@ def test_arrays_that_share_memory_are_refused():
     )
 
 
-def test_predict_takes_sparse_coefs_and_read_only_ones_are_replaced_in_training():
+def test_predict_takes_sparse_coefs_as_scikit_learn():
     x, y = regression()
     theirs, ours = pair()
     for model in (theirs, ours):
         model.partial_fit(x, y)
         model.coefs_ = [sparse.csr_matrix(np.where(np.abs(c) > 0.1, c, 0)) for c in model.coefs_]
     np.testing.assert_allclose(ours.predict(x), theirs.predict(x), rtol=1e-12)
-    ours.coefs_ = [coef.toarray() for coef in ours.coefs_]
-    twin = copy.deepcopy(ours)
-    for coef in ours.coefs_:
-        coef.flags.writeable = False  # as in a worker of joblib
-    for mine, other in zip(
-        ours.partial_fit(x, y).coefs_, twin.partial_fit(x, y).coefs_, strict=True
-    ):
-        np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("verb", ["partial_fit", "fit"])
+def test_read_only_arrays_predict_and_are_refused_in_training_as_in_scikit_learn(verb):
+    x, y = regression()
+    theirs, ours = pair(warm_start=verb == "fit")
+    for model in (theirs, ours):
+        model.partial_fit(x, y)
+        model.coefs_[1].flags.writeable = False
+    np.testing.assert_allclose(ours.predict(x), theirs.predict(x), rtol=1e-12)
+    with pytest.raises(ValueError, match="read-only"):
+        getattr(theirs, verb)(x, y)
+    same_error_and_nothing_changed(
+        ours,
+        lambda: getattr(ours, verb)(x, y),
+        r"coefs_\[1\] of layer 2 is read-only",
+        ValueError,
+    )
+    if verb == "fit":  # makes new arrays
+        ours.set_params(solver="lbfgs", max_iter=2).fit(x, y)
+        assert ours.coefs_[1].flags.writeable
 
 
 # -- other shapes of the data ---------------------------------------------------------------------

@@ -91,6 +91,22 @@ def test_predictions_have_scikit_learns_types_for_data_of_every_kind(kind, case)
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtypes", ["f4 f2", "f4 g", "f8 g", "f8 f4", "f4 i1", "f4 i8", "f4 ?"])
+def test_predictions_have_scikit_learns_dtype_for_x_of_every_dtype(dtypes):
+    x, y = regression()
+    fitted, given = dtypes.split()
+    for name in ("MLPRegressor", "MLPClassifier"):
+        pair = estimators(name, hidden_layer_sizes=4, max_iter=2)
+        own = (8 * x).astype(given)
+        verb = "predict" if name == "MLPRegressor" else "predict_proba"
+        theirs, ours = (
+            getattr(m.fit(x.astype(fitted), y if verb == "predict" else y > 0), verb)(own)
+            for m in pair
+        )
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_a_tensor_with_a_gradient_is_taken_and_gives_numpy():
     x, y = regression()
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -62,21 +62,20 @@ def test_reported_numbers_have_scikit_learns_types(options, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
-@pytest.mark.parametrize("dtypes", ["f4 f4", "f4 f8", "f4 i2", "f4 i8", "f8 f4"])
+@pytest.mark.parametrize("dtypes", ["f4 f4", "f4 f8", "f4 f2", "f4 i2", "f4 i8", "f8 f4"])
 @pytest.mark.parametrize("weight", [None, "f4", "f8"])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_losses_of_a_regression_have_scikit_learns_types(weight, dtypes, loss, tmp_path):
     x, y = regression()
     x, y = x.astype(dtypes[:2]), np.abs(y).astype(dtypes[3:])
     own = () if weight is None else (weights(len(y)).astype(weight),)
-    for solver in ("adam", "lbfgs"):
-        theirs, ours = fitted(
-            "MLPRegressor", x, y, *own, loss=loss, solver=solver, max_iter=2, hidden_layer_sizes=3
-        )
-        checked = [theirs, ours]
+    for solver, batch in (("adam", "auto"), ("adam", 7), ("lbfgs", "auto")):
+        options = {"loss": loss, "max_iter": 2, "hidden_layer_sizes": 3, "batch_size": batch}
+        checked = list(fitted("MLPRegressor", x, y, *own, solver=solver, **options))
         for _ in range(2 * (solver == "adam")):  # the second reads the first's
-            kept = estimators("MLPRegressor", loss=loss, max_iter=2, hidden_layer_sizes=3)[1]
-            checked.append(kept.set_params(checkpoint=tmp_path / "fit").fit(x, y, *own))
+            kept = estimators("MLPRegressor", **options)[1]
+            checkpoint = tmp_path / f"fit-{batch}"
+            checked.append(kept.set_params(checkpoint=checkpoint).fit(x, y, *own))
         for name in ("loss_", "best_loss_"):
             assert len({type(getattr(model, name, None)) for model in checked}) == 1, name
         curves = [getattr(model, "loss_curve_", [0]) for model in checked]

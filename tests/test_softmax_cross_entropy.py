@@ -18,6 +18,10 @@ pytestmark = pytest.mark.usefixtures("way")
 # the last place and log by 3.5, PyTorch's by 0.6 and 0.9. The largest errors seen, rounded up, in
 # units of `tolerances`: of one draw, and in the mean over the options of delta (the loss has none).
 PRIMITIVE_ROW_LOSS, PRIMITIVE_DELTA, PRIMITIVE_MEAN_DELTA = 1.4, 3.7, 1.9
+# Likewise of the kernels: the sum of a short row is rounded in five steps, the quotient and the
+# product once each. PyTorch errs by more than that where its build for AVX-512 runs, and by 1.0 to
+# 1.1 units where that for AVX2 does; there 1.41 and 1.21 were seen.
+CUDA_DELTA, CUDA_MEAN_DELTA = 1.5, 1.25
 # One draw of few rows, in multiples of the rule: a delta p - tau of two classes may be small beside
 # both. On CUDA 1.2 and 2.7 seen.
 CHANCE = {"numpy": (2.0, PRIMITIVE_DELTA), "cuda": (2.0, 3.0)}
@@ -84,7 +88,7 @@ def test_loss_and_delta_match_pytorch_for_every_combination_of_options(
         assert_matches(z, t, draws, reduction=reduction, sample_weight=weight, **options)
         tried += 1
     draws[0].check()
-    draws[1].check(ways.by_way(PRIMITIVE_MEAN_DELTA, 1.0))
+    draws[1].check(ways.by_way(PRIMITIVE_MEAN_DELTA, CUDA_MEAN_DELTA))
     assert tried == (len(GRID) if targets == "indices" else len(GRID) // len(IGNORE))
 
 
@@ -215,7 +219,7 @@ def test_softmax_matches_pytorch_and_keeps_the_pattern_of_special_values():
         z32 = z.astype(np.float32)
         assert_by_the_rule(
             softmax(z32), references.tensor(z32).softmax(1).numpy(),
-            references.tensor(z32).double().softmax(1).numpy(), primitive=ways.by_way(PRIMITIVE_DELTA, 1.0),
+            references.tensor(z32).double().softmax(1).numpy(), primitive=ways.by_way(PRIMITIVE_DELTA, CUDA_DELTA),
         )  # fmt: skip
         in_place = z.copy()
         assert softmax(in_place, out=in_place) is in_place

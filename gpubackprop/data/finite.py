@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gpubackprop.data.files import Where, row_from_1
 from gpubackprop.errors import DataError
@@ -20,7 +20,7 @@ def batch_rows_for(columns: int) -> int:
 
 
 def check_finite(
-    x: npt.NDArray[np.generic],
+    x: Any,
     *,
     source: str = "x",
     names: Sequence[str] | None = None,
@@ -34,7 +34,8 @@ def check_finite(
 
     Parameters
     ----------
-    x : (N, D) or (N,) numeric; read in batches of about 4 MiB. Integers pass unread.
+    x : (N, D) or (N,) numeric; read in batches of about 4 MiB. Integers pass unread. Also a data
+        frame, a column or a list.
     source : name of the file or array for the message.
     names : D column names for the message; without them columns count from 1.
     where : names a row, given its index from 0.
@@ -43,7 +44,12 @@ def check_finite(
     ------
     DataError
     """
-    if x.dtype.kind != "f":
+    if not isinstance(x, np.ndarray):
+        from gpubackprop.data.frames import as_inputs  # which uses this function
+
+        x, found = as_inputs(x, source)
+        names = names or found
+    if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         return
     width = x.shape[1] if x.ndim == 2 else 1
     step = batch_rows_for(width)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpubackprop.data.frames import as_targets
+from gpubackprop.data.labels import resolve_labels
 from gpubackprop.errors import DataError, OptionError, ShapeError
 
 Rows = npt.NDArray[np.int64]
@@ -39,7 +41,7 @@ def split_rows(
     ------
     OptionError : fraction outside (0, 1) or so that a part is empty, seed below 0.
     ShapeError : stratify is not (n,).
-    DataError : n < 2, or no class has two rows.
+    DataError : n < 2, no class has two rows, or a row without a class.
 
     >>> train, test = split_rows(10, 0.2, seed=0, stratify=[0] * 5 + [1] * 5)
     >>> print(train.size, (test < 5).sum(), (test >= 5).sum())
@@ -63,8 +65,15 @@ def split_rows(
     if stratify is None:
         in_test[order[:wanted]] = True
     else:
-        in_test[_stratified(order, np.asarray(stratify), fraction, wanted)] = True
+        in_test[_stratified(order, _classes(stratify), fraction, wanted)] = True
     return np.flatnonzero(~in_test).astype(np.int64), np.flatnonzero(in_test).astype(np.int64)
+
+
+def _classes(stratify: npt.ArrayLike) -> npt.NDArray[Any]:
+    """The class of every row; of objects as text or numbers, which can be sorted."""
+    classes = as_targets(stratify, "stratify")
+    objects = classes.dtype == object and classes.ndim == 1
+    return resolve_labels(classes, "stratify") if objects else classes
 
 
 def _stratified(order: Rows, classes: npt.NDArray[Any], fraction: float, wanted: int) -> Rows:

@@ -199,6 +199,10 @@ class Standardizer:
                 "pass the same columns as in training, in the same order"
             )
         result = np.empty(x.shape, dtype=dtype) if out is None else out
+        if not isinstance(result, np.ndarray):
+            raise DtypeError(
+                f"out is a {type(out).__name__} but must be a NumPy array; leave it out"
+            )
         if result.dtype.kind != "f":
             raise DtypeError(
                 f"the result has dtype {result.dtype}; use float16, float32 or float64"

@@ -92,10 +92,11 @@ class Objective:
 
     def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
         """The type of scikit-learn's loss: float32 where outputs of `dtype`, y and weights are, but
-        for the logarithms of truth values and integers, which SciPy takes in float64."""
-        kinds = {"squared_error": "fiub", "poisson": "f"}.get(self.reported, "")
+        for the logarithms of other numbers, which SciPy takes in float64."""
         wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
-        single = y.dtype.kind in kinds and wide == np.float32
+        single = wide == np.float32 and (
+            self.reported == "squared_error" or (self.reported == "poisson" and y.dtype == wide)
+        )
         return np.float32 if single else np.float64
 
     def row_values(self, record: Array, y: Array, weights: Array | None = None) -> Array:

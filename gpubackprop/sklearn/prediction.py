@@ -27,10 +27,11 @@ def outputs(estimator: Any, x: Any) -> Array:
     x : (N, D_0) checked; a NumPy array, CSR matrix, or array of a GPU, where the result then lies.
     """
     e, host = estimator, not on_gpu(x)
-    own = "cpu" if sparse.issparse(x) else devices.chosen(e.device) if host else device_of(x)
+    own = device_of(x) if not host else "cpu" if sparse.issparse(x) else _for_host_rows(e)
     backend = HostBackend() if own == "cpu" else backends.get(own)
     coefs, intercepts = arrays_to_predict(e, x.shape[1])
-    dtype = np.dtype(e.precision) if e.precision else _wide(x.dtype, *(c.dtype for c in coefs))
+    theirs = np.dtype(e.precision or np.result_type(x.dtype, *(coef.dtype for coef in coefs)))
+    dtype = theirs if theirs in (np.float32, np.float64) else np.dtype(np.float64)
     # On the CPU these are views: nothing is copied where the dtype is right.
     W = [backend.inputs(coef, dtype).T for coef in coefs]
     b = [backend.inputs(intercept, dtype) for intercept in intercepts]
@@ -47,7 +48,16 @@ def outputs(estimator: Any, x: Any) -> Array:
             backend.affine_forward(h, W[layer], b[layer], act, a, a)
             h = a
         backend.output(out, kind, out)
-    return backend.to_host(result) if host else result
+    if not host:
+        return result
+    return backend.to_host(result).astype(theirs if theirs.kind == "f" else dtype, copy=False)
+
+
+def _for_host_rows(e: Any) -> str:
+    """The device for rows of the host; where "auto" fitted on the CPU, it also predicts there."""
+    if e.device == "auto" and getattr(e, "device_", "") == "cpu":
+        return "cpu"
+    return devices.chosen(e.device)
 
 
 def two_columns(positive: Array) -> Array:
@@ -63,12 +73,6 @@ def two_columns(positive: Array) -> Array:
     backend.gather_rows(negative, None, both[:, :1])
     backend.gather_rows(positive, None, both[:, 1:])
     return both
-
-
-def _wide(*dtypes: Any) -> np.dtype:
-    """The dtype of scikit-learn's product, where it is one of the network's; else float64."""
-    wide = np.result_type(*dtypes)
-    return wide if wide in (np.float32, np.float64) else np.dtype(np.float64)
 
 
 def _hidden(spec: Any, layers: int) -> list[Activation]:

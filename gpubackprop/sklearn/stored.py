@@ -64,12 +64,13 @@ def check_goes_on(estimator: Any, columns: int, hidden: Sequence[int], outputs: 
     AttributeError : an entry is no array.
     DtypeError : an entry holds no floating-point numbers, which an update could be added to.
     ShapeError : a layer does not fit X, y, `hidden_layer_sizes` or the layer before it.
-    OptionError : two entries share memory.
+    OptionError : an entry is read-only, or two share memory.
     """
     whole = estimator.solver == "lbfgs"  # makes new arrays
     for kind in ("coefs_", "intercepts_"):
         for layer, array in enumerate(getattr(estimator, kind), 1):
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            own = isinstance(array, np.ndarray) and array.dtype.kind == "f"
+            if not own or not array.flags.writeable:
                 _check_addable(array, kind, layer, whole)
     _check_counts(estimator)
     coefs, intercepts = estimator.coefs_, estimator.intercepts_
@@ -97,6 +98,11 @@ def _check_addable(array: Any, kind: str, layer: int, whole: bool) -> None:
         raise DtypeError(
             f"{name} has dtype {array.dtype}, which no update can be added to; assign an array of "
             f"floating-point numbers, such as {kind}[{layer - 1}].astype(float)"
+        )
+    if not whole and not array.flags.writeable:
+        raise OptionError(
+            f"{name} is read-only, so no update can be added to it; assign a copy, as of what "
+            f"joblib has mapped from a file"
         )
 
 
@@ -233,9 +239,6 @@ def write_parameters(estimator: Any, network: MLP) -> None:
 
 
 def _written(old: Array, new: Array) -> Array:
-    """`old` with the numbers of `new`; a copy where it is read-only (joblib maps files)."""
-    if not old.flags.writeable:
-        return np.array(new, old.dtype, order="C")
     np.copyto(old, new, "same_kind")
     return old
 
