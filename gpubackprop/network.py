@@ -30,7 +30,7 @@ from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.layout.held import HeldParameters
-from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
+from gpubackprop.losses import Loss, default_loss, loss
 from gpubackprop.ops import checks, display
 from gpubackprop.ops.dropout import dropout_rate
 
@@ -221,7 +221,7 @@ class MLP(HeldParameters):
         return (*self.activations, IDENTITY)
 
     def default_loss(self) -> Loss:
-        return loss(OUTPUT_LOSS[self.output])
+        return default_loss(output=self.output)
 
     def check_loss(self, spec: str | Loss | None) -> Loss:
         """The loss to train with, checked against output function and number of units."""

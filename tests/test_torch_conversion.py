@@ -339,7 +339,7 @@ def test_convert_reports_what_becomes_of_the_module_itself():
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("kind", [nn.LeakyReLU, nn.ELU, nn.Softplus, nn.SiLU, nn.GELU])
+@pytest.mark.parametrize("kind", [nn.LeakyReLU, nn.ELU, nn.Softplus, nn.SiLU, nn.GELU, nn.Mish])
 @pytest.mark.parametrize(
     "after",
     [

@@ -18,7 +18,6 @@ from gpubackprop.cli.train_data import TrainingData, prepare
 from gpubackprop.cli.train_output import parameter_count, summarize, write_files
 from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
-from gpubackprop.losses import LOSSES
 
 configure = options.add_options
 SMALL_WORK = 10_000_000  # multiplications of one forward pass of a batch
@@ -66,7 +65,7 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
     network = MLP(
         [data.x.shape[1], *args.hidden, data.units],
         acts,
-        output=LOSSES[options.TASKS[data.task]].output,
+        output=loss.output,
         initializer=args.initializer,
         seed=args.seed,
         dtype=args.dtype,

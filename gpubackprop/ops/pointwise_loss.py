@@ -8,7 +8,8 @@ import numpy as np
 
 from gpubackprop.backends import LossOptions
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.formulas import POINTWISE_LOSSES, PointwiseLoss, lookup
+from gpubackprop.formulas import PointwiseLoss
+from gpubackprop.formulas import pointwise_loss as formula_named
 from gpubackprop.ops import checks
 from gpubackprop.ops.memory import HOST, Memory, memory_of
 
@@ -40,7 +41,8 @@ def pointwise_loss(
 
     Parameters
     ----------
-    name : one of the above.
+    name : one of the above, or another entry of `gpubackprop.formulas.POINTWISE_LOSSES`; with the
+        loss's parameter in parentheses, if it has one.
     a : (N, K) float64, float32, float16 or bfloat16, the pre-activations of the output units.
     targets : (N, K), or (N,) where K = 1. Real; in [0, 1] for binary cross entropy; at least 0 for
         Poisson.
@@ -66,7 +68,7 @@ def pointwise_loss(
     >>> print(loss, delta)
     2.0 [[2.]]
     """
-    formula = lookup(POINTWISE_LOSSES, name, "loss")
+    formula = formula_named(name)
     memory = memory_of(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
     a = checks.float_matrix(a, "a", name)
     rows = len(a)

@@ -51,10 +51,10 @@ class Exchanged:
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = object.__reduce_ex__(self, protocol)
         _, _, *rest = reduced
-        return _blank, (type(self)._exchanged_from,), *rest
+        return blank, (type(self)._exchanged_from,), *rest
 
 
-def _blank(original: type[nn.Module]) -> nn.Module:
+def blank(original: type[nn.Module]) -> nn.Module:
     kind: Any = exchanged_class(original)
     made: nn.Module = kind.__new__(kind)
     return made

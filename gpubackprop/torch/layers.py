@@ -62,8 +62,7 @@ def _composed(formula: Activation, input: Tensor, weight: Tensor, bias: Tensor |
         a = F.linear(input, weight, bias)
     else:
         a = F.linear(input.float(), weight.float(), bias.float()).to(input.dtype)
-    value, _ = FORMULAS[formula.name]
-    return value(a, formula.parameter)
+    return FORMULAS[formula.name](a, formula.parameter)
 
 
 NARROWED = (torch.float32, torch.float16, torch.bfloat16)  # by autocast

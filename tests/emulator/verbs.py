@@ -15,7 +15,7 @@ import numpy as np
 
 from gpubackprop.backends.cupy_launch import TABLE_CHUNK, DeviceProperties, Launch, plan, suffix_of
 from gpubackprop.backends.softmax_plan import plan_softmax
-from gpubackprop.formulas import Dropout
+from gpubackprop.formulas import Dropout, pointwise_loss
 from tests.emulator import sanitizers
 from tests.emulator.module import Module
 
@@ -178,16 +178,16 @@ class Verbs:
         sample_weight: Array | None = None, upstream: Array | None = None,
         divisor: Array | None = None,
     ) -> None:  # fmt: skip
-        delta = result.get("delta")
+        formula, delta = pointwise_loss(name), result.get("delta")
         self._issue(
             "pointwise_loss", a.shape, a.dtype,
             lambda launch: (
                 a, targets, delta, result["row_loss"], result.get("correct"), sample_weight,
                 upstream, np.int64(upstream is not None and upstream.size > 1), divisor,
                 np.int64(a.shape[0]), np.int64(a.shape[1]), stride(a), stride(targets),
-                stride(delta),
+                stride(delta), compute_dtype(a.dtype).type(formula.parameter),
             ),
-            formula=name,
+            formula=formula.name,
         )  # fmt: skip
 
     def softmax_cross_entropy(

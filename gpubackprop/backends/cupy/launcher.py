@@ -30,7 +30,7 @@ PARAMETERS = {
     "activation_backward_dropout": "T* T* T* C* l l i l l l C u64* l C l",
     "column_sum": "T* C* l l i l",
     "column_sum_finish": "C* T* l l C* i",
-    "pointwise_loss": "T* C* T* C* u8* C* C* l C* l l l l l",
+    "pointwise_loss": "T* C* T* C* u8* C* C* l C* l l l l l C",
     "softmax_cross_entropy": f"{_SOFTMAX} f64* i",
     "softmax_cross_entropy_short": _SOFTMAX,
     "row_weights": "F* C* C* l i C l C* l",

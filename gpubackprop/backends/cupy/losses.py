@@ -124,7 +124,7 @@ def pointwise_loss(
         lambda launch: (
             a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, upstream,
             0 if upstream is None else upstream.ndim, of_gradients, rows, units, row_stride(a),
-            row_stride(targets), row_stride(delta),
+            row_stride(targets), row_stride(delta), formula.parameter,
         ),
         formula=formula.name,
     )  # fmt: skip
