@@ -6,15 +6,44 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cupy.compiling import compiled
 from gpubackprop.backends.cupy.library import import_cupy
 
 Run = Callable[[], Any]
 Times = tuple[float, float]  # seconds of a call: by the clock, and until the host was free again
 MOST_AHEAD = 1 << 10  # calls that keep a GPU busy while others are queued
+QUEUED = 256  # launches at a time behind those: fewer than make the host wait for the GPU
+MOST_QUEUES = 8  # of those in a round
+COLD_CALLS = 32  # in a round with an empty cache
+L2_TIMES = 3  # what empties a second-level cache is more than this many times as large
+# The kernel of `CupyPlace.reader`: threads of a block, packs of 16 bytes that it has in flight, and
+# blocks of a multiprocessor. First choices; not measured on a GPU.
+READ_KERNEL = Path(__file__).with_name("read.cu")
+READ_THREADS, READ_PACKS, READ_BLOCKS = 256, 256 * 8, 8
+
+
+@dataclass
+class Beside:
+    """What a GPU does beside the timed work.
+
+    Attributes
+    ----------
+    warm_seconds : of work before each timed round: an idle GPU has a fifth of its clock.
+    busy_bytes : of the copies that keep it busy while the host fills its queue.
+    sweep_bytes : that are read to empty the second-level cache; 0 for `L2_TIMES` its size.
+    """
+
+    warm_seconds: float = 0.03
+    busy_bytes: int = 1 << 28
+    sweep_bytes: int = 0
+
+
+BESIDE = Beside()
 
 
 @dataclass
@@ -29,7 +58,7 @@ class Work:
     replay : the same as a CUDA graph; None where it cannot be captured, `uncaptured` says why.
     capture : makes `replay` when the results were compared, where it would change them.
     scale : factor of the time (a limit is measured on other sizes than the case's).
-    clock : times that many calls instead of the place's, where that is not fit for it.
+    launches : of a run, where it is always timed with a GPU's queue filled; 0 elsewhere.
     remark : what turned out to be different about it.
     """
 
@@ -39,7 +68,7 @@ class Work:
     replay: Run | None = None
     uncaptured: str = ""
     scale: float = 1.0
-    clock: Callable[[int], Times] | None = None
+    launches: int = 0
     capture: Callable[[], tuple[Run | None, str]] | None = None
     remark: Callable[[], str] = str
 
@@ -49,6 +78,8 @@ class Place:
 
     device = "cpu"
     xp: Any = np
+    # Called while the device works on what a round has queued, to read its clocks.
+    watch: Callable[[], object] = staticmethod(lambda: None)
 
     def time(self, run: Run, count: int) -> Times:
         """Seconds of one of `count` calls."""
@@ -57,6 +88,9 @@ class Place:
             run()
         seconds = (time.perf_counter() - start) / count
         return seconds, seconds
+
+    def warm(self, run: Run) -> None:
+        """Work for a moment, so that a device that idled has its full clock; not on the host."""
 
     def wait(self) -> None:
         """Until the device has done what was queued."""
@@ -76,14 +110,41 @@ class Place:
         return 0
 
 
-class CupyPlace(Place):
-    """A GPU through CuPy; events on the current stream."""
+class DevicePlace(Place):
+    """Any accelerator."""
 
-    def __init__(self, device: str) -> None:
-        self.device, self.xp = device, import_cupy()
-        self.xp.cuda.Device(number(device)).use()
-        self._pools: list[Any] = []
+    def warm(self, run: Run) -> None:
+        """Twice as many calls each time, so that the device waits for the host but rarely."""
+        end, calls = time.perf_counter() + BESIDE.warm_seconds, 1
+        while time.perf_counter() < end:
+            for _ in range(calls):
+                run()
+            self.wait()
+            calls = min(2 * calls, QUEUED)
+
+
+class EventPlace(DevicePlace):
+    """A GPU whose events are the clock, on the current stream."""
+
+    def __init__(self) -> None:
         self._ahead = 1
+        self._busy: Run | None = None
+
+    def event(self) -> Any:
+        raise NotImplementedError
+
+    def reached(self, event: Any) -> bool:
+        raise NotImplementedError
+
+    def milliseconds(self, begin: Any, end: Any) -> float:
+        raise NotImplementedError
+
+    def copier(self, nbytes: int) -> Run:
+        """A copy on the device of that many bytes."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        self._busy = None
 
     def time(self, run: Run, count: int) -> Times:
         begin, end, issued = self._queue(run, count)
@@ -91,37 +152,103 @@ class CupyPlace(Place):
 
     def _queue(self, run: Run, count: int) -> tuple[Any, Any, float]:
         """Events before and after that many calls, and the host's seconds for each."""
-        begin, end = self.xp.cuda.Event(), self.xp.cuda.Event()
+        begin, end = self.event(), self.event()
         begin.record()
         start = time.perf_counter()
         for _ in range(count):
             run()
         issued = (time.perf_counter() - start) / count
         end.record()
+        self.watch()
         return begin, end, issued
 
     def _between(self, begin: Any, end: Any) -> float:
         end.synchronize()
-        return float(self.xp.cuda.get_elapsed_time(begin, end)) * 1e-3
+        return self.milliseconds(begin, end) * 1e-3
 
-    def queued_time(self, run: Run, count: int, busy: Run) -> Times:
-        """As `time`, of the device alone: it does `busy`, as often as it takes, until the host has
-        queued all the calls."""
+    def queued_time(self, run: Run, count: int, launches: int = 1) -> Times:
+        """As `time`, of the device alone: it copies until the host has queued the calls, in as many
+        parts as the queue makes necessary. `launches`: of one call."""
+        most = max(1, QUEUED // launches)
+        queues = max(1, min(MOST_QUEUES, count // most))
+        times = [self._queued(run, min(count, most)) for _ in range(queues)]
+        return sum(t for t, _ in times) / queues, sum(t for _, t in times) / queues
+
+    def _queued(self, run: Run, count: int) -> Times:
+        self._busy = self._busy or self.copier(BESIDE.busy_bytes)
         while True:
             for _ in range(self._ahead):
-                busy()
+                self._busy()
             begin, end, issued = self._queue(run, count)
-            host_was_late = begin.done
+            host_was_late = self.reached(begin)
             seconds = self._between(begin, end)
             if not host_was_late or self._ahead >= MOST_AHEAD:
                 return seconds / count, issued
             self._ahead *= 2
 
+
+class CupyPlace(EventPlace):
+    """A GPU through CuPy."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.xp = device, import_cupy()
+        self.xp.cuda.Device(number(device)).use()
+        self._pools: list[Any] = []
+        self._sweep: Run | None = None
+
+    def event(self) -> Any:
+        return self.xp.cuda.Event()
+
+    def reached(self, event: Any) -> bool:
+        return bool(event.done)
+
+    def milliseconds(self, begin: Any, end: Any) -> float:
+        return float(self.xp.cuda.get_elapsed_time(begin, end))
+
+    def copier(self, nbytes: int) -> Run:
+        noise = np.random.default_rng(0).bytes(1 << 18)  # zeros would take less power to move
+        source = self.xp.asarray(np.resize(np.frombuffer(noise, np.uint8), nbytes))
+        target = self.xp.empty_like(source)
+        return lambda: target.data.copy_from_device_async(source.data, nbytes)
+
+    def reader(self, words: Any) -> Run:
+        """One read of an array of uint32, 16 bytes at a time; the run gives its sums by block."""
+        cupy, index, packs = self.xp, number(self.device), words.nbytes // 16
+        entry = compiled(cupy, index, (str(READ_KERNEL), "read_16_bytes", ()))
+        most = READ_BLOCKS * int(cupy.cuda.Device(index).attributes["MultiProcessorCount"])
+        blocks = max(1, min(most, -(-packs // READ_PACKS)))
+        sums = cupy.empty(blocks, np.uint32)
+        arguments = (words, np.int64(packs), sums)
+
+        def read() -> Any:
+            entry((blocks,), (READ_THREADS,), arguments)
+            return sums
+
+        return read
+
+    def cold_time(self, run: Run, count: int) -> Times:
+        """As `time`, each call with a second-level cache that was emptied by reading something
+        else, during which the host launches the call."""
+        if self._sweep is None:
+            swept = BESIDE.sweep_bytes or L2_TIMES * self.l2_bytes()
+            self._sweep = self.reader(self.xp.zeros(swept // 4, np.uint32))
+        pairs, issued = [], 0.0
+        for _ in range(min(count, COLD_CALLS)):
+            self._sweep()
+            begin, end, one = self._queue(run, 1)
+            pairs.append((begin, end))
+            issued += one
+        seconds = sum(self._between(*pair) for pair in pairs)
+        return seconds / len(pairs), issued / len(pairs)
+
     def wait(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 
     def release(self) -> None:
+        super().release()
         self.wait()
+        self._sweep = None
         self._pools.clear()
         self.xp.get_default_memory_pool().free_all_blocks()
 
@@ -152,28 +279,33 @@ class CupyPlace(Place):
         return int(self.xp.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
 
 
-class TorchPlace(Place):
-    """PyTorch on a GPU; events on its current stream."""
+class TorchPlace(EventPlace):
+    """PyTorch on a GPU."""
 
     def __init__(self, device: str) -> None:
+        super().__init__()
         self.device, self.torch = device, importlib.import_module("torch")
         self.torch.cuda.set_device(number(device))
 
-    def time(self, run: Run, count: int) -> Times:
-        begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        start = time.perf_counter()
-        for _ in range(count):
-            run()
-        issued = (time.perf_counter() - start) / count
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) * 1e-3 / count, issued
+    def event(self) -> Any:
+        return self.torch.cuda.Event(enable_timing=True)
+
+    def reached(self, event: Any) -> bool:
+        return bool(event.query())
+
+    def milliseconds(self, begin: Any, end: Any) -> float:
+        return float(begin.elapsed_time(end))
+
+    def copier(self, nbytes: int) -> Run:
+        source = self.torch.zeros(nbytes, dtype=self.torch.uint8, device=self.device)
+        target = self.torch.empty_like(source)
+        return lambda: target.copy_(source)
 
     def wait(self) -> None:
         self.torch.cuda.synchronize()
 
     def release(self) -> None:
+        super().release()
         self.wait()
         self.torch.cuda.empty_cache()
 
@@ -207,11 +339,25 @@ class TorchPlace(Place):
         return int(getattr(properties, "L2_cache_size", 0)) or 64 << 20
 
 
-class JaxPlace(Place):
+class JaxPlace(DevicePlace):
     """JAX on any device: its work is queued, and waited for once, after the last call."""
 
     def __init__(self, device: str) -> None:
         self.device, self.jax = device, importlib.import_module("jax")
+        self._out: Any = None
+
+    def warm(self, run: Run) -> None:
+        if self.device == "cpu":
+            return
+
+        def keep() -> None:
+            self._out = run()
+
+        super().warm(keep)
+
+    def wait(self) -> None:
+        self.jax.block_until_ready(self._out)
+        self._out = None
 
     def time(self, run: Run, count: int) -> Times:
         start = time.perf_counter()
@@ -219,7 +365,9 @@ class JaxPlace(Place):
             out = run()
         issued = (time.perf_counter() - start) / count
         self.jax.block_until_ready(out)
-        return (time.perf_counter() - start) / count, issued
+        seconds = (time.perf_counter() - start) / count
+        self.watch()  # after the clock, which is the host's
+        return seconds, issued
 
     def l2_bytes(self) -> int:
         return 0 if self.device == "cpu" else 64 << 20

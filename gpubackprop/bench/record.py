@@ -15,8 +15,9 @@ from gpubackprop import __version__
 from gpubackprop.backends.cupy.library import import_cupy
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench.contestants import OURS, package_versions
-from gpubackprop.bench.harness import Row, summarise
+from gpubackprop.bench.nvml import Meter
 from gpubackprop.bench.places import number
+from gpubackprop.bench.rows import Row, summarise
 from gpubackprop.errors import DataError
 from gpubackprop.tensorfile import write_atomically
 
@@ -39,7 +40,7 @@ def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
         "time": now.strftime("%H:%M:%SZ"),
         "commit": commit(),
         "device": device,
-        "gpu": gpu(device),
+        **_card(device),
         "cpu": {
             "model": cpu.model, "cores": cpu.cores, "machine_cores": cpu.machine_cores,
             "blas": f"{cpu.blas} {cpu.blas_version}", "mhz_as_found": _megahertz(),
@@ -73,14 +74,25 @@ def gpu(device: str) -> dict[str, str] | None:
     text = _output("nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader")
     cards = [dict(zip(_GPU_QUERY.split(","), line.split(", "), strict=False))
              for line in text.splitlines()]  # fmt: skip
-    bus = _bus_id(device)
+    bus = bus_id(device)
     mine = (card for card in cards if bus and card.get("pci.bus_id", "").lower().endswith(bus))
     return next(mine, {"name": "unknown card"})
 
 
-def _bus_id(device: str) -> str:
+def _card(device: str) -> dict[str, Any]:
+    """What nvidia-smi says of the card, what NVML adds, and why NVML reads no clocks."""
+    found: dict[str, Any] | None = gpu(device)
+    if found is None:
+        return {"gpu": None}
+    meter = Meter(bus_id(device))
+    return {"gpu": meter.facts() | found, "no_clocks": meter.why}
+
+
+def bus_id(device: str) -> str:
     """Which card it is: nvidia-smi counts all of them, CUDA those of CUDA_VISIBLE_DEVICES, in an
-    order of its own."""
+    order of its own. "" where it is not known, and on a CPU."""
+    if device == "cpu":
+        return ""
     try:
         return str(import_cupy().cuda.Device(number(device)).pci_bus_id).lower()
     except Exception:  # what has no GPU raises what it likes

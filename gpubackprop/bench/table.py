@@ -7,7 +7,7 @@ from typing import Any
 
 from gpubackprop import __version__
 from gpubackprop.bench.contestants import LIMIT, OURS
-from gpubackprop.bench.harness import Row
+from gpubackprop.bench.rows import Row
 
 HEADLINES = (
     ("training_step/adam/f32/784-512-512-10/batch256", "step 784-512-512-10, batch 256"),
