@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, pictures, report, tables
-from gpubackprop.bench import record
+from benchmarks import report
+from gpubackprop.bench import comparing, pictures, record, tables
 from tests.benchmark_records import made_up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,19 +97,19 @@ def test_goals_are_counted_and_missed_ones_named(on_a_cpu):
 
 
 def test_a_slower_run_is_a_regression_and_noise_is_not(on_a_cpu):
-    same = compare.compare(on_a_cpu, made_up(gpu=False, seed=1))
+    same = comparing.regressions(on_a_cpu, made_up(gpu=False, seed=1))
     assert (same.slower, same.faster, same.wrong, same.missing) == ([], [], [], [])
-    slower = compare.compare(on_a_cpu, made_up(gpu=False, factor=1.25, seed=1))
+    slower = comparing.regressions(on_a_cpu, made_up(gpu=False, factor=1.25, seed=1))
     assert slower.regressed
     assert len(slower.slower) == len({row["case"] for row in on_a_cpu["rows"]})
     assert all(1.15 < change.factor < 1.35 for change in slower.slower)
-    assert not compare.compare(on_a_cpu, made_up(gpu=False, factor=0.7, seed=1)).regressed
+    assert not comparing.regressions(on_a_cpu, made_up(gpu=False, factor=0.7, seed=1)).regressed
 
 
 def test_a_whole_machine_that_is_slower_is_no_regression(on_a_cpu):
     rows = [row | {key: row[key] * 3 for key in ("seconds", "p20", "p80") if key in row}
             for row in on_a_cpu["rows"]]  # fmt: skip
-    assert not compare.compare(on_a_cpu, on_a_cpu | {"rows": rows}).regressed
+    assert not comparing.regressions(on_a_cpu, on_a_cpu | {"rows": rows}).regressed
 
 
 def test_what_is_wrong_or_missing_now_is_named(on_a_cpu):
@@ -119,7 +119,7 @@ def test_what_is_wrong_or_missing_now_is_named(on_a_cpu):
             rows[rows.index(row)] = {
                 key: row[key] for key in ("case", "op", "contestant", "device", "threads")
             } | {"note": "WRONG: differs"}
-    found = compare.compare(on_a_cpu, on_a_cpu | {"rows": rows})
+    found = comparing.regressions(on_a_cpu, on_a_cpu | {"rows": rows})
     assert found.wrong == ["column_sum/f32/4096x1024, 2 threads"]
     assert found.missing == ["gather_rows/f32/5349x784, 2 threads"]
     assert found.regressed
@@ -130,7 +130,7 @@ def test_without_limits_the_ratio_to_a_peer_is_compared(on_a_cpu):
         return made | {"rows": [{k: v for k, v in row.items() if not k.startswith("share")}
                                 for row in made["rows"]]}  # fmt: skip
 
-    found = compare.compare(
+    found = comparing.regressions(
         stripped(on_a_cpu), stripped(made_up(gpu=False, factor=1.25, seed=1))
     ).slower  # fmt: skip
     assert found

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpubackprop import __version__
-from gpubackprop.bench.contestants import LIMIT, OURS
+from gpubackprop.bench.contestants import NO_PEERS, OURS
+from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.rows import Row
 
 HEADLINES = (
@@ -25,6 +26,43 @@ def time_text(seconds: float) -> str:
     return f"{seconds / size:.3g} {unit}"
 
 
+SHOWN = {"numpy": "gpubackprop", "cupy_raw": "gpubackprop", "cupy_arrays": "CuPy arrays",
+         "cupy_raw, cold L2": "gpubackprop, cold L2"}  # fmt: skip
+
+
+def shown(contestant: str) -> str:
+    """What a reader knows it by: ours are told apart by the device."""
+    return SHOWN.get(contestant, contestant)
+
+
+def place(row: Row) -> str:
+    if row.device != "cpu":
+        return row.device
+    return f"{row.threads} thread" + ("s" if row.threads > 1 else "")
+
+
+def noise(row: Row) -> str:
+    """p20 – p80; "" where they are not known."""
+    if row.p20 is None or row.p80 is None:
+        return ""
+    low, high = time_text(row.p20), time_text(row.p80)
+    (number, unit), (_, other) = low.split(), high.split()
+    return f"{number if unit == other else low} – {high}"
+
+
+def time_cell(row: Row | None) -> str:
+    """Time and p20 – p80, or why there is none."""
+    text = _time(row)
+    return f"{text} ({noise(row)})" if row and row.seconds and noise(row) else text
+
+
+def verdict(row: Row) -> str:
+    """Of our time over this one's: "" where it is decided, else "undecided", as 1 lies within p20
+    to p80 of the ratio."""
+    low, high = row.ratio_p20, row.ratio_p80
+    return "undecided" if low is not None and high is not None and low <= 1 <= high else ""
+
+
 def lines(rows: list[Row]) -> list[str]:
     """The table: one line for each case and number of threads."""
     groups: dict[tuple[str, int], list[Row]] = {}
@@ -36,14 +74,19 @@ def lines(rows: list[Row]) -> list[str]:
     head = f"{'':<56}{'CPU':>10}"
     if gpu_cases:
         head += f"{'GPU':>10}{'speed-up':>10}"
-    text = [head + f"{'of limit':>16}   our time / theirs, who beats us first"]
+    if any(noise(row) for row in rows):
+        head += f"{'p20 – p80':>20}"
+    ours = [row for row in rows if row.contestant in OURS.values()]
+    wide = max([16, *(len(share_cell(row)) + 2 for row in ours)])
+    text = [head + f"{'of limit':>{wide}}   our time / theirs, who beats us first"]
     for (case, threads), group in groups.items():
         name = case + ("" if threads == most else f", {threads} thread")
-        text.append(_line(name, group, bool(gpu_cases)))
+        text.append(_line(name, group, (bool(gpu_cases), "p20" in head, wide)))
     return text
 
 
-def _line(name: str, group: list[Row], gpu: bool) -> str:
+def _line(name: str, group: list[Row], columns: tuple[bool, bool, int]) -> str:
+    gpu, with_noise, wide = columns
     ours = {row.device.partition(":")[0]: row for row in group
             if row.contestant == OURS[row.device.partition(":")[0]]}  # fmt: skip
     cpu, cuda = ours.get("cpu"), ours.get("cuda")
@@ -53,11 +96,36 @@ def _line(name: str, group: list[Row], gpu: bool) -> str:
         text += f"{_time(cuda):>10}"
         text += f"{cpu.seconds / cuda.seconds:>10.3g}" if both else f"{'-':>10}"  # type: ignore
     best = cuda if cuda and cuda.seconds else cpu
-    share = f"{share_text(best.share)} {best.limit}" if best and best.share else "-"
+    if with_noise:
+        text += f"{noise(best) if best else '':>20}"
     peers = [_peers(group, best)]
     if best is cuda and (on_cpu := _peers(group, cpu)):
         peers.append(f"on the CPU {on_cpu}")
-    return f"{text}{share:>16}   {'; '.join(filter(None, peers))}".rstrip()
+    share = share_cell(best) if best else ""
+    return f"{text}{share or '-':>{wide}}   {'; '.join(filter(None, peers))}".rstrip()
+
+
+def share_cell(row: Row) -> str:
+    """The share of the limit and what that is; in brackets that of the limit of the case's size."""
+    if not row.share:
+        return ""
+    own = f" ({share_text(row.share_same_size)} at its size)" if row.share_same_size else ""
+    return f"{share_text(row.share)} {row.limit}{own}"
+
+
+def remarks(rows: list[Row]) -> list[str]:
+    """What was different about a contestant, e.g. why our plan is no CUDA graph; each once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for remark in filter(None, (row.remark, _timing(row))):
+            found.setdefault(f"{shown(row.contestant)}: {remark}", []).append(row.case)
+    return [f"{text} ({_some(cases)})" for text, cases in found.items()]
+
+
+def _timing(row: Row) -> str:
+    if row.dropped and row.contestant in OURS.values():
+        return f"{row.dropped} rounds below 95 % of the highest clock were dropped"
+    return ""
 
 
 def share_text(share: float) -> str:
@@ -79,15 +147,15 @@ def _peers(group: list[Row], best: Row | None) -> str:
     if best is None:
         return ""
     theirs = [row for row in group if row.device == best.device
-              and row.contestant not in (LIMIT, best.contestant)]  # fmt: skip
+              and row.contestant not in (*NO_PEERS, best.contestant)]  # fmt: skip
     timed = sorted((row for row in theirs if row.ratio), key=lambda row: -(row.ratio or 0))
-    text = [f"{row.contestant} {row.ratio:.2f}" for row in timed]
-    return ", ".join([*text, *(f"{row.contestant} WRONG" for row in theirs if row.wrong)])
+    text = [f"{shown(row.contestant)} {row.ratio:.2f} {verdict(row)}".rstrip() for row in timed]
+    return ", ".join([*text, *(f"{shown(row.contestant)} WRONG" for row in theirs if row.wrong)])
 
 
 def left_out(record: dict[str, Any]) -> list[str]:
     """What the table has no figure for, and why."""
-    rows = [Row(**row) for row in record["rows"]]
+    rows = rows_of(record)
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
@@ -97,6 +165,8 @@ def left_out(record: dict[str, Any]) -> list[str]:
         text.append(f"no time was left for {_some(record['left_out'])}")
     if record["device"] == "cpu":
         text.append(f"the GPU: {record['settings'].get('device_reason', 'not asked for')}")
+    elif record.get("no_clocks"):
+        text.append(f"clocks and energy: {record['no_clocks']}")
     return text
 
 

@@ -1,16 +1,29 @@
-"""Results as Markdown."""
+"""Results as tables: rows of cells, and those as Markdown, CSV or HTML."""
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
-from gpubackprop.bench import table
-from gpubackprop.bench.contestants import LIMIT, OURS
-from gpubackprop.bench.harness import GOALS, Row
+from gpubackprop.bench.contestants import NO_PEERS, OURS
+from gpubackprop.bench.harness import GOALS
 from gpubackprop.bench.record import rows_of, run_name
+from gpubackprop.bench.rows import Row
 from gpubackprop.bench.shapes import cases
+from gpubackprop.bench.table import (
+    noise,
+    place,
+    rate,
+    share_cell,
+    shown,
+    time_cell,
+    time_text,
+)
+from gpubackprop.bench.table import verdict as undecided
 
 Record = dict[str, Any]
+Cells = list[list[str]]
 PACKAGES = {
     "numpy": "NumPy", "torch": "PyTorch", "scikit-learn": "scikit-learn", "jax": "JAX",
     "thinc": "thinc", "liger-kernel": "Liger", "cupy-cuda12x": "CuPy", "cupy-cuda13x": "CuPy",
@@ -58,20 +71,45 @@ def dates(record: Record) -> str:
     return " to ".join(dict.fromkeys((days[0], days[-1])))
 
 
+def markdown(table: Cells) -> str:
+    head, *rest = table
+    return "\n".join(_line(cells) for cells in (head, ["---"] * len(head), *rest))
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def csv_text(table: Cells) -> str:
+    """As a spreadsheet reads it."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(table)
+    return out.getvalue()
+
+
 def key_table(record: Record) -> str:
+    return markdown(key_cells(record))
+
+
+def key_cells(record: Record) -> Cells:
     """The key cases: our time, and our time over everybody's; bold where it is above 1."""
     rows = [row for row in rows_of(record) if row.case in key_names()]
-    names = [name for name in _contestants(rows) if name != LIMIT]
-    head = ["work", "on", "time (p20 – p80)", "of the limit", *names]
-    lines = [_cells(head), _cells(["---"] * len(head))]
+    names = [name for name in _contestants(rows) if name not in NO_PEERS]
+    joules = ["joules"] * any(row.joules for row in ours(rows))
+    head = ["work", "on", "time (p20 – p80)", "of the limit", *joules, *map(shown, names)]
+    table = [head]
     order = list(dict.fromkeys(row.case for row in rows))
     for row in sorted(ours(rows), key=lambda row: (order.index(row.case), row.device, row.threads)):
         by_name = {other.contestant: other for other in rows if _same(other, row)}
-        time = f"{table.time_text(row.seconds or 0)} ({_noise(row)})"
-        cells = [row.case, place(row), time, _share(row)]
+        cells = [row.case, place(row), time_cell(row), share_cell(row)]
+        cells += [_joules(row)] * len(joules)
         cells += [_ratio(by_name.get(name)) for name in names]
-        lines.append(_cells(cells))
-    return "\n".join(lines)
+        table.append(cells)
+    return table
+
+
+def _joules(row: Row) -> str:
+    return f"{row.joules:.3g}" if row.joules else ""
 
 
 def key_names() -> set[str]:
@@ -80,44 +118,79 @@ def key_names() -> set[str]:
 
 
 def full_table(record: Record) -> str:
+    return markdown(full_cells(record))
+
+
+def full_cells(record: Record) -> Cells:
     """Every case and contestant, losing and missing ones as well."""
     head = ["case", "on", "contestant", "time", "p20 – p80", "plain call", "host", "ours / its",
-            "of the limit", "bytes", "flops", "error", "measured"]  # fmt: skip
-    lines = [_cells(head), _cells(["---"] * len(head))]
+            "of the limit", "joules", "MHz", "bytes", "flops", "error", "measured"]  # fmt: skip
+    table = [head]
     for row in rows_of(record):
         if row.note:
-            lines.append(
-                _cells([row.case, place(row), row.contestant, row.note, *[""] * 8, row.run])
-            )
+            empty = [""] * (len(head) - 5)
+            table.append([row.case, place(row), shown(row.contestant), row.note, *empty, row.run])
             continue
-        times = [table.time_text(t) if t else "" for t in (row.seconds, row.plain, row.host)]
-        lines.append(
-            _cells([
-                row.case, place(row), _name(row), times[0] + (" (graph)" if row.graph else ""),
-                _noise(row), times[1], times[2], f"{row.ratio:.2f}" if row.ratio else "",
-                _share(row), f"{row.bytes:.3g}" if row.bytes else "",
-                f"{row.flops:.3g}" if row.flops else "", f"{row.error:.1e}" if row.error else "",
-                row.run,
-            ])
-        )  # fmt: skip
-    return "\n".join(lines)
+        times = [time_text(t) if t else "" for t in (row.seconds, row.plain, row.host)]
+        how = ", ".join(["graph"] * row.graph + ["queue filled"] * row.queued)
+        ratio = f"{row.ratio:.2f} {undecided(row)}".rstrip() if row.ratio else ""
+        table.append([
+            row.case, place(row), _name(row), times[0] + f" ({how})" * bool(how),
+            noise(row), times[1], times[2], ratio,
+            share_cell(row), _joules(row), _clocks(row), f"{row.bytes:.3g}" if row.bytes else "",
+            f"{row.flops:.3g}" if row.flops else "", f"{row.error:.1e}" if row.error else "",
+            row.run,
+        ])  # fmt: skip
+    return table
+
+
+def _clocks(row: Row) -> str:
+    """The middle clock of the rounds that count, and how many do not."""
+    kept = sorted(mhz for mhz, counts in zip(row.clocks, row.kept, strict=False) if counts)
+    if not kept:
+        return ""
+    return f"{kept[len(kept) // 2]}" + f", {row.dropped} dropped" * bool(row.dropped)
+
+
+# Of `row_table`, for programs: names of `Row`, in its units (seconds, joules, bytes).
+COLUMNS = (
+    "case", "op", "contestant", "device", "threads", "seconds", "p20", "p80", "graph", "queued",
+    "plain", "host", "ratio", "ratio_p20", "ratio_p80", "share", "share_p20", "share_p80",
+    "share_same_size", "limit", "joules", "dropped", "bytes", "flops", "error", "note", "remark",
+    "run",
+)  # fmt: skip
+
+
+def row_cells(record: Record) -> Cells:
+    """Every row as it is, for other programs."""
+    table: Cells = [["size", *COLUMNS]]
+    size = str(record["settings"].get("size", ""))
+    for row in rows_of(record):
+        values = [getattr(row, name) for name in COLUMNS]
+        table.append([size, *("" if value is None else str(value) for value in values)])
+    return table
 
 
 def _name(row: Row) -> str:
     """The contestant, and what was different about it."""
     threads = f"{row.workers} thread" + "s" * (row.workers != 1) if row.workers else ""
-    return ", ".join(filter(None, (row.contestant, threads, row.remark)))
+    return ", ".join(filter(None, (shown(row.contestant), threads, row.remark)))
 
 
 def limits_table(record: Record) -> str:
-    lines = [_cells(["on", "copy", "read", "product, float32"]), _cells(["---"] * 4)]
+    return markdown(limits_cells(record))
+
+
+def limits_cells(record: Record) -> Cells:
+    table = [["on", "copy", "read", "product, float32"]]
     for device, found in record["limits"].items():
         if "missing" in found:
-            lines.append(_cells([device, str(found["missing"]), "", ""]))
+            table.append([device, str(found["missing"]), "", ""])
             continue
-        rates = [table.rate(found["copy"], "B/s"), table.rate(found["read"], "B/s")]
-        lines.append(_cells([device, *rates, table.rate(found["product"], "FLOP/s")]))
-    return "\n".join(lines)
+        units = {"copy": "B/s", "read": "B/s", "product": "FLOP/s"}
+        rates = [rate(found[key], unit) if key in found else "" for key, unit in units.items()]
+        table.append([device, *rates])
+    return table
 
 
 def goals(record: Record) -> str:
@@ -141,12 +214,6 @@ def goals(record: Record) -> str:
     return "\n".join(lines)
 
 
-def place(row: Row) -> str:
-    if row.device != "cpu":
-        return row.device
-    return f"{row.threads} thread" + ("s" if row.threads > 1 else "")
-
-
 def _same(a: Row, b: Row) -> bool:
     return (a.case, a.device, a.threads) == (b.case, b.device, b.threads)
 
@@ -161,18 +228,5 @@ def _ratio(row: Row | None) -> str:
         return ""
     if row.ratio is None:
         return "WRONG" if row.wrong else "–"
-    return f"**{row.ratio:.2f}**" if row.ratio > 1 else f"{row.ratio:.2f}"
-
-
-def _share(row: Row) -> str:
-    return f"{table.share_text(row.share)} {row.limit}" if row.share else ""
-
-
-def _noise(row: Row) -> str:
-    if row.p20 is None or row.p80 is None:
-        return ""
-    return f"{table.time_text(row.p20)} – {table.time_text(row.p80)}"
-
-
-def _cells(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    text = f"**{row.ratio:.2f}**" if row.ratio > 1 else f"{row.ratio:.2f}"
+    return f"{text} {undecided(row)}".rstrip()
