@@ -104,7 +104,9 @@ def side_by_side(comparison: Comparison) -> bytes | None:
     ------
     MissingDependencyError : Matplotlib is not there.
     """
-    return _png(lambda figure: _bars(figure, comparison), "Times beside those of A")
+    return _png(
+        lambda figure: _bars(figure, comparison), "gpubackprop: time in each file / time in A"
+    )
 
 
 MOST_BARS = 40  # cases in one picture
@@ -113,7 +115,8 @@ MOST_BARS = 40  # cases in one picture
 def _bars(figure: Any, comparison: Comparison) -> bool:
     numbers = range(len(comparison.records))
     lines = [line for line in comparison.lines if any(line.factor(n) for n in numbers[1:])]
-    lines = sorted(lines, key=lambda line: line.case not in key_names())[:MOST_BARS]
+    keys = key_names()
+    lines = sorted(lines, key=lambda line: (line.place != "GPU", line.case not in keys))[:MOST_BARS]
     if not lines:
         return False
     several = len({line.place for line in lines}) > 1
@@ -137,9 +140,13 @@ def _bars(figure: Any, comparison: Comparison) -> bool:
     names = [f"{line.case}\n{line.place}" if several else line.case for line in lines]
     axes.set_yticks(range(len(lines)), names, fontsize=9)
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_xscale("log")
+    factors = [factor for line in lines for n in numbers if (factor := line.factor(n))]
+    if max(factors) > 20:  # else the short bars could not be seen
+        axes.set_xscale("log")
+        axes.set_xlim(left=min(factors) / 2)
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("time / time of A (logarithmic; to the left of the line: faster than A)")
+    axes.set_xlabel("time / time in A, with p20 to p80 (to the left of the line: faster than A)")
     axes.grid(True, axis="x")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
     return True
@@ -255,7 +262,7 @@ def _speed_up(axes: Axes, rows: list[Row]) -> None:
             axes.axvline(at, color=COLORS[number], linestyle=":")
             axes.annotate(f"from {at:.0f}", (at, 1), xytext=(4, 6), textcoords="offset points")
     axes.axhline(1, color="black", linewidth=1)
-    axes.set_ylabel("speed-up: time of gpubackprop on the CPU / time on the GPU")
+    axes.set_ylabel("time of gpubackprop on the CPU / time")
 
 
 def crossing(batches: list[int], ratios: list[float]) -> float | None:
@@ -335,12 +342,14 @@ def peers(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
                 f"  {shown(other.contestant)} {1 / ratio:.2f}",
                 (1 / (other.ratio_p20 or ratio), at),
                 va="center", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
             at -= 1
         ticks.append(((first + at + 1) / 2, row.case))
         at -= 0.9
     axes.set_yticks([y for y, _ in ticks], [name.replace("/f32/", "\n") for _, name in ticks])
     axes.tick_params(axis="y", labelsize=9)
+    axes.set_ylim(at + 1, 1)
     axes.axvline(1, color=COLORS[0], linewidth=2)
     axes.set_xlabel("their time / time of gpubackprop (the line): beyond it they take longer")
     low, high = axes.get_xlim()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import cache
 from typing import Any
 
 from gpubackprop.bench.contestants import NO_PEERS, OURS
@@ -112,9 +113,10 @@ def _joules(row: Row) -> str:
     return f"{row.joules:.3g}" if row.joules else ""
 
 
-def key_names() -> set[str]:
-    return {case.name for kind in OURS for case in cases("full", kind)
-            if case.key and case.op != "cold_start"}  # fmt: skip
+@cache
+def key_names() -> frozenset[str]:
+    found = (case for kind in OURS for case in cases("full", kind))
+    return frozenset(case.name for case in found if case.key and case.op != "cold_start")
 
 
 def full_table(record: Record) -> str:
