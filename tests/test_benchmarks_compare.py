@@ -324,7 +324,7 @@ def test_a_run_prints_its_doubts_remarks_and_percentiles():
     made = measured(rows=[ours.json()], load_before=[10.1, 1, 1])
     text = "\n".join(bench.result_lines(made))
     assert "warning: the load was 10.1" in text
-    assert re.search(rf"{STEP} +- +1 ms +- +900 us – 2 ms +0.50 products", text)
+    assert re.search(rf"{STEP} +- +1 ms +- +0.50 products +900 us – 2 ms", text)
     assert f"  gpubackprop: no CUDA graph: NotImplementedError: cuBLAS ({STEP})" in text
     assert "900 us – 2 ms" in tables.full_table(made)
     assert "no CUDA graph: NotImplementedError" in tables.full_table(made)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import types
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import harness, limits, places, problems, record, rows, worker
+from gpubackprop.bench import harness, limits, peer_places, places, problems, record, rows, worker
 from gpubackprop.bench.contestants import COLD_CACHE, SAME_SIZE
 from gpubackprop.bench.nvml import Meter, enough
 from gpubackprop.bench.shapes import Case
@@ -260,6 +261,52 @@ def test_joules_are_counted_between_two_moves_of_the_counter(nvml, monkeypatch):
     assert session.do({"do": "joules", "repeats": 3, "replay": True}) == {}
 
 
+def test_the_work_of_jax_is_waited_for_before_its_energy_is_read(nvml, monkeypatch):
+    """It queues without end otherwise: what was counted would not have been done."""
+    waited = []
+    where = peer_places.JaxPlace.__new__(peer_places.JaxPlace)
+    where.device, where.jax = "cuda:0", types.SimpleNamespace(block_until_ready=waited.append)
+    results = iter(range(100))
+    where.finish(lambda: next(results), 3)
+    assert waited == [2]
+    monkeypatch.setattr(places.BESIDE, "warm_seconds", 1e-9)
+    where.warm(lambda: next(results))
+    where.device = "cpu"
+    where.warm(lambda: 1 / 0)
+
+
+def test_pytorchs_queue_is_asked_by_its_events():
+    torch = pytest.importorskip("torch", reason="the peer is PyTorch")
+    where = peer_places.TorchPlace.__new__(peer_places.TorchPlace)
+    places.EventPlace.__init__(where)
+    where.device, where.torch = "cpu", torch
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+
+        def query(self):
+            return log.count("busy") < 3
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 4.0
+
+    where.event = lambda: Event(enable_timing=True)
+    copy = places.EventPlace.copier
+    assert type(where).copier is not copy
+    where.copier(64)()
+    where.copier = lambda nbytes: lambda: log.append("busy")
+    assert where.queued_time(lambda: log.append("call"), 2)[0] == pytest.approx(2e-3)
+    assert log.count("call") == 4, "the queue was not filled the first time"
+
+
 # -- limits ---------------------------------------------------------------------------------------
 
 
@@ -347,6 +394,20 @@ def test_the_cache_is_emptied_before_each_call_and_not_timed(gpu):
     assert log == ["sweep", "call"] * places.COLD_CALLS
     assert seconds >= 0
     assert issued >= 0
+
+
+def test_a_step_with_an_empty_cache_is_one_step_where_a_run_is_several():
+    """The first of sixteen steps would have had the cold cache alone."""
+    where = places.CupyPlace.__new__(places.CupyPlace)
+    calls = []
+    where.cold_time = lambda run, count: (run(), (3e-6, 1e-6))[1]
+    session = worker.Session("cupy_raw", "cuda:0")
+    session._place = where
+    session.work = places.Work(
+        lambda: calls.append("sixteen"), dict, 16, single=lambda: calls.append("one")
+    )
+    answer = session.do({"do": "round", "repeats": 8, "cold": True})
+    assert (calls, answer["seconds"]) == (["one"], pytest.approx(3e-6))
 
 
 @pytest.mark.emulated

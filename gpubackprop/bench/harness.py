@@ -48,6 +48,7 @@ PATIENCE = {"prepare": 300.0, "oracle": 600.0, "machine": 300.0, "round": 120.0,
 COLD_ROUNDS = 3
 SETTLE = 0.03  # seconds until the threads of who worked before, which spin for a while, sleep
 MODES = ("plain", "replay", "cold")  # the calls, a CUDA graph of them, and an empty cache before
+GPU_ROUND = 0.5  # of a round's length: a card was warmed up before, and its events are exact
 LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
 
 
@@ -225,8 +226,9 @@ class Harness:
         best = min(found, key=lambda count: found[count])
         return best if best < row.threads else None
 
-    def _repeats(self, seconds: float) -> int:
-        return max(1, min(1000, round(self.plan.seconds / max(seconds, 1e-7))))
+    def _repeats(self, seconds: float, device: str = "cpu") -> int:
+        length = self.plan.seconds * (1.0 if device == "cpu" else GPU_ROUND)
+        return max(1, min(1000, round(length / max(seconds, 1e-7))))
 
     def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, list[str]]:
         """Set up and check everybody: who can be timed, and in which of `MODES`.
@@ -275,7 +277,7 @@ class Harness:
             if raw < LONG_CALL:  # the first call may have warmed something up
                 raw = self._time(rows[name], mode, 1)["raw"]
             longest = max(longest, raw)
-            found[name, mode].repeats = self._repeats(raw)
+            found[name, mode].repeats = self._repeats(raw, rows[name].device)
         for _ in range(min(self.plan.rounds, 5) if longest > LONG_CALL else self.plan.rounds):
             for name, mode in modes:
                 one = found[name, mode]
@@ -313,7 +315,7 @@ class Harness:
         """Joules of a step, for everybody in turn."""
         for name, row in rows.items():
             if row.rounds and name not in NO_PEERS:
-                repeats = max(1, self._repeated[name] // 8)  # about ten milliseconds
+                repeats = max(1, self._repeated[name] // 4)  # about ten milliseconds
                 answer = self._worker(row).ask("joules", replay=row.graph, repeats=repeats)
                 row.joules = answer.get("joules")
 

@@ -1,8 +1,7 @@
-"""Clocks: time on the host, by CUDA events of CuPy or PyTorch, or by waiting for JAX."""
+"""Clocks: time on the host, and by CUDA events; CuPy's. See `peer_places` for others."""
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ MOST_AHEAD = 1 << 10  # calls that keep a GPU busy while others are queued
 QUEUED = 256  # launches at a time behind those: fewer than make the host wait for the GPU
 MOST_QUEUES = 8  # of those in a round
 COLD_CALLS = 32  # in a round with an empty cache
+SWEPT = 1 << 28  # bytes at least, for which a card needs longer than the host for a launch
 L2_TIMES = 3  # what empties a second-level cache is more than this many times as large
 # The kernel of `CupyPlace.reader`: threads of a block, packs of 16 bytes that it has in flight, and
 # blocks of a multiprocessor. First choices; not measured on a GPU.
@@ -56,6 +56,7 @@ class Work:
     outputs : the results of the first run as host arrays; called once, before `run`.
     units : pieces of work in a run (steps), by which its time is divided.
     replay : the same as a CUDA graph; None where it cannot be captured, `uncaptured` says why.
+    single : one piece of work, where a run is several of them.
     capture : makes `replay` when the results were compared, where it would change them.
     scale : factor of the time (a limit is measured on other sizes than the case's).
     launches : of a run, where it is always timed with a GPU's queue filled; 0 elsewhere.
@@ -69,6 +70,7 @@ class Work:
     uncaptured: str = ""
     scale: float = 1.0
     launches: int = 0
+    single: Run | None = None
     capture: Callable[[], tuple[Run | None, str]] | None = None
     remark: Callable[[], str] = str
 
@@ -95,6 +97,12 @@ class Place:
     def wait(self) -> None:
         """Until the device has done what was queued."""
 
+    def finish(self, run: Run, count: int) -> None:
+        """So many calls, until the device has done them."""
+        for _ in range(count):
+            run()
+        self.wait()
+
     def release(self) -> None:
         """Give memory back that a pool keeps."""
 
@@ -117,9 +125,7 @@ class DevicePlace(Place):
         """Twice as many calls each time, so that the device waits for the host but rarely."""
         end, calls = time.perf_counter() + BESIDE.warm_seconds, 1
         while time.perf_counter() < end:
-            for _ in range(calls):
-                run()
-            self.wait()
+            self.finish(run, calls)
             calls = min(2 * calls, QUEUED)
 
 
@@ -150,7 +156,7 @@ class EventPlace(DevicePlace):
         begin, end, issued = self._queue(run, count)
         return self._between(begin, end) / count, issued
 
-    def _queue(self, run: Run, count: int) -> tuple[Any, Any, float]:
+    def _queue(self, run: Run, count: int, *, watch: bool = True) -> tuple[Any, Any, float]:
         """Events before and after that many calls, and the host's seconds for each."""
         begin, end = self.event(), self.event()
         begin.record()
@@ -159,7 +165,8 @@ class EventPlace(DevicePlace):
             run()
         issued = (time.perf_counter() - start) / count
         end.record()
-        self.watch()
+        if watch:
+            self.watch()
         return begin, end, issued
 
     def _between(self, begin: Any, end: Any) -> float:
@@ -215,7 +222,7 @@ class CupyPlace(EventPlace):
     def reader(self, words: Any) -> Run:
         """One read of an array of uint32, 16 bytes at a time; the run gives its sums by block."""
         cupy, index, packs = self.xp, number(self.device), words.nbytes // 16
-        entry = compiled(cupy, index, (str(READ_KERNEL), "read_16_bytes", ()))
+        entry = compiled(cupy, index, (READ_KERNEL.as_posix(), "read_16_bytes", ()))
         most = READ_BLOCKS * int(cupy.cuda.Device(index).attributes["MultiProcessorCount"])
         blocks = max(1, min(most, -(-packs // READ_PACKS)))
         sums = cupy.empty(blocks, np.uint32)
@@ -231,12 +238,13 @@ class CupyPlace(EventPlace):
         """As `time`, each call with a second-level cache that was emptied by reading something
         else, during which the host launches the call."""
         if self._sweep is None:
-            swept = BESIDE.sweep_bytes or L2_TIMES * self.l2_bytes()
+            swept = BESIDE.sweep_bytes or max(L2_TIMES * self.l2_bytes(), SWEPT)
             self._sweep = self.reader(self.xp.zeros(swept // 4, np.uint32))
         pairs, issued = [], 0.0
-        for _ in range(min(count, COLD_CALLS)):
+        calls = min(count, COLD_CALLS)
+        for call in range(calls):
             self._sweep()
-            begin, end, one = self._queue(run, 1)
+            begin, end, one = self._queue(run, 1, watch=call == calls - 1)
             pairs.append((begin, end))
             issued += one
         seconds = sum(self._between(*pair) for pair in pairs)
@@ -268,7 +276,7 @@ class CupyPlace(EventPlace):
                 finally:
                     graph = stream.end_capture()
         except Exception as error:  # what cannot be captured raises what it likes
-            return None, _first_line(error)
+            return None, first_line(error)
         self._pools.append(pool)
         return graph.launch, ""
 
@@ -279,106 +287,12 @@ class CupyPlace(EventPlace):
         return int(self.xp.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
 
 
-class TorchPlace(EventPlace):
-    """PyTorch on a GPU."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device, self.torch = device, importlib.import_module("torch")
-        self.torch.cuda.set_device(number(device))
-
-    def event(self) -> Any:
-        return self.torch.cuda.Event(enable_timing=True)
-
-    def reached(self, event: Any) -> bool:
-        return bool(event.query())
-
-    def milliseconds(self, begin: Any, end: Any) -> float:
-        return float(begin.elapsed_time(end))
-
-    def copier(self, nbytes: int) -> Run:
-        source = self.torch.zeros(nbytes, dtype=self.torch.uint8, device=self.device)
-        target = self.torch.empty_like(source)
-        return lambda: target.copy_(source)
-
-    def wait(self) -> None:
-        self.torch.cuda.synchronize()
-
-    def release(self) -> None:
-        super().release()
-        self.wait()
-        self.torch.cuda.empty_cache()
-
-    def capture(self, run: Run) -> tuple[Run | None, str]:
-        """As PyTorch's documentation has it: warmed up on a side stream, then captured."""
-        cuda = self.torch.cuda
-        try:
-            side = cuda.Stream()
-            side.wait_stream(cuda.current_stream())
-            with cuda.stream(side):
-                for _ in range(3):
-                    run()
-            cuda.current_stream().wait_stream(side)
-            graph = cuda.CUDAGraph()
-            with cuda.graph(graph):
-                run()
-        except Exception as error:
-            return None, _first_line(error)
-        return graph.replay, ""
-
-    def host(self, array: Any) -> np.ndarray:
-        """In its own dtype, by which it is compared; bfloat16 by its bits."""
-        array = array.detach().cpu()
-        if array.dtype != self.torch.bfloat16:
-            return np.asarray(array)
-        bits: np.ndarray = array.view(self.torch.int16).numpy()
-        return bits.view(importlib.import_module("ml_dtypes").bfloat16)
-
-    def l2_bytes(self) -> int:
-        properties = self.torch.cuda.get_device_properties(self.device)
-        return int(getattr(properties, "L2_cache_size", 0)) or 64 << 20
-
-
-class JaxPlace(DevicePlace):
-    """JAX on any device: its work is queued, and waited for once, after the last call."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.jax = device, importlib.import_module("jax")
-        self._out: Any = None
-
-    def warm(self, run: Run) -> None:
-        if self.device == "cpu":
-            return
-
-        def keep() -> None:
-            self._out = run()
-
-        super().warm(keep)
-
-    def wait(self) -> None:
-        self.jax.block_until_ready(self._out)
-        self._out = None
-
-    def time(self, run: Run, count: int) -> Times:
-        start = time.perf_counter()
-        for _ in range(count):
-            out = run()
-        issued = (time.perf_counter() - start) / count
-        self.jax.block_until_ready(out)
-        seconds = (time.perf_counter() - start) / count
-        self.watch()  # after the clock, which is the host's
-        return seconds, issued
-
-    def l2_bytes(self) -> int:
-        return 0 if self.device == "cpu" else 64 << 20
-
-
 def number(device: str) -> int:
     """1 of "cuda:1"."""
     return int(device.partition(":")[2] or 0)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:160]
 
 

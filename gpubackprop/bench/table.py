@@ -74,11 +74,12 @@ def lines(rows: list[Row]) -> list[str]:
     head = f"{'':<56}{'CPU':>10}"
     if gpu_cases:
         head += f"{'GPU':>10}{'speed-up':>10}"
-    if any(noise(row) for row in rows):
-        head += f"{'p20 – p80':>20}"
     ours = [row for row in rows if row.contestant in OURS.values()]
     wide = max([16, *(len(share_cell(row)) + 2 for row in ours)])
-    text = [head + f"{'of limit':>{wide}}   our time / theirs, who beats us first"]
+    head += f"{'of limit':>{wide}}"
+    if any(noise(row) for row in ours):
+        head += f"{'p20 – p80':>20}"
+    text = [f"{head}   our time / theirs, who beats us first"]
     for (case, threads), group in groups.items():
         name = case + ("" if threads == most else f", {threads} thread")
         text.append(_line(name, group, (bool(gpu_cases), "p20" in head, wide)))
@@ -96,13 +97,14 @@ def _line(name: str, group: list[Row], columns: tuple[bool, bool, int]) -> str:
         text += f"{_time(cuda):>10}"
         text += f"{cpu.seconds / cuda.seconds:>10.3g}" if both else f"{'-':>10}"  # type: ignore
     best = cuda if cuda and cuda.seconds else cpu
+    share = share_cell(best) if best else ""
+    text += f"{share or '-':>{wide}}"
     if with_noise:
         text += f"{noise(best) if best else '':>20}"
     peers = [_peers(group, best)]
     if best is cuda and (on_cpu := _peers(group, cpu)):
         peers.append(f"on the CPU {on_cpu}")
-    share = share_cell(best) if best else ""
-    return f"{text}{share or '-':>{wide}}   {'; '.join(filter(None, peers))}".rstrip()
+    return f"{text}   {'; '.join(filter(None, peers))}".rstrip()
 
 
 def share_cell(row: Row) -> str:

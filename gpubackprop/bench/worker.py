@@ -148,14 +148,19 @@ class Session:
             self.place.watch = lambda: clocks.append(meter.clocks())
         if message.get("cold"):
             assert isinstance(self.place, CupyPlace)
-            seconds, issued = self.place.cold_time(run, count)
+            seconds, issued = self.place.cold_time(self.work.single or run, count)
+            units = 1 if self.work.single else self.work.units
+        elif self.work.launches and isinstance(self.place, EventPlace):
+            seconds, issued = self.place.queued_time(run, count, self.work.launches)
+            units, queued = self.work.units, True
         else:
             seconds, issued = self.place.time(run, count)
+            units = self.work.units
             short = bool(message.get("replay")) and issued > HOST_BOUND * seconds
-            if isinstance(self.place, EventPlace) and (short or self.work.launches):
+            if short and isinstance(self.place, EventPlace):
                 queued = True
-                seconds, _ = self.place.queued_time(run, count, max(1, self.work.launches))
-        factor = self.work.scale / self.work.units
+                seconds, _ = self.place.queued_time(run, count)
+        factor = self.work.scale / units
         answer = {"seconds": seconds * factor, "host": issued * factor, "raw": seconds}
         return answer | {"clocks": clocks[-1] if clocks else None, "queued": queued}
 
@@ -173,9 +178,7 @@ class Session:
         calls, before = 0, self._meter.joules()
         start = time.perf_counter()
         while (passed := time.perf_counter() - start) < 4 * JOULE_SECONDS:
-            for _ in range(message["repeats"]):
-                run()
-            self.place.wait()
+            self.place.finish(run, message["repeats"])
             calls += message["repeats"]
             now = self._meter.joules()
             if now is not None and now != before:
