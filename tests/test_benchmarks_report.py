@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,51 @@ def test_a_full_result_stays_below_300_kilobytes(on_a_gpu, tmp_path):
     record.write(tmp_path / "full.json", on_a_gpu)
     assert (tmp_path / "full.json").stat().st_size < 300_000
     assert len(record.load(tmp_path / "full.json")["rows"]) == len(on_a_gpu["rows"])
+
+
+def test_runs_of_two_machines_are_no_regression_of_one_another(on_a_cpu, tmp_path, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    record.write(old, on_a_cpu)
+    record.write(new, made_up(gpu=False, factor=30) | {"cpu": {"model": "Other", "cores": 2}})
+    assert report.main(["--compare", str(old), str(new)]) == 2
+    said = capsys.readouterr()
+    assert "the machines differ (Made-up CPU, 2 cores, Other, 2 cores)" in said.err
+    assert "gpubackprop bench --compare" in said.err
+    assert said.out == ""
+
+
+def test_a_regression_run_under_load_is_warned_of(on_a_cpu, tmp_path, capsys):
+    record.write(tmp_path / "old.json", on_a_cpu | {"load_before": [10.1, 9, 9]})
+    file = str(tmp_path / "old.json")
+    assert report.main(["--compare", file, file]) == 0
+    assert "warning: A: the load was 10.1 before the run" in capsys.readouterr().out
+
+
+def test_a_result_of_another_card_is_added_in_its_folder_and_a_smoke_run_is_not(
+    on_a_gpu, tmp_path, capsys
+):
+    pytest.importorskip("matplotlib", reason="draws with matplotlib")
+    rows = [row for row in on_a_gpu["rows"] if row["op"] == "column_sum"]
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(on_a_gpu | {"rows": rows}))  # as the command writes it
+    (tmp_path / "README.md").write_text(README)
+    arguments = ["--add", str(file), "--out", str(tmp_path)]
+    assert report.main(arguments) == 0
+    placed = tmp_path / "benchmarks/results/made-up-gpu/2000-01-01-made-up.json"
+    assert len(record.load(placed)["rows"]) == len(rows)
+    assert "Made-up GPU (driver 0)" in (tmp_path / "docs/benchmarks.md").read_text()
+    assert report.main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+    file.write_text(json.dumps(on_a_gpu | {"settings": {"size": "smoke"}}))
+    placed.unlink()
+    assert report.main(arguments) == 2
+    assert "a smoke run: its times mean nothing" in capsys.readouterr().err
+
+
+def test_a_load_above_half_of_the_cores_and_remarks_stand_in_the_documents(on_a_cpu):
+    rows = [row | {"remark": "no CUDA graph: why"} if row["contestant"] == "numpy" else row
+            for row in on_a_cpu["rows"]]  # fmt: skip
+    text = report.section([on_a_cpu | {"load_before": [1.5, 1, 1], "rows": rows}], [])
+    assert "- Warning: the load was 1.5 before the run, above half of its 2 cores" in text
+    assert "- gpubackprop: no CUDA graph: why (" in text
+    assert "Warning" not in report.section([on_a_cpu], [])

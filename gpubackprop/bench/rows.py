@@ -144,9 +144,9 @@ def summarise(rows: dict[str, Row], ours: str) -> None:
             continue
         times = _counted(row)
         row.dropped = len(row.rounds) - len(times)
-        row.p20, row.seconds, row.p80 = _percentiles(times)
+        row.p20, row.seconds, row.p80 = percentiles(times)
         if ours in rows and rows[ours].rounds:
-            row.ratio_p20, row.ratio, row.ratio_p80 = _percentiles(_ratios(rows[ours], row))
+            row.ratio_p20, row.ratio, row.ratio_p80 = percentiles(_ratios(rows[ours], row))
         if name in (LIMIT, SAME_SIZE):
             continue
         if limit.size:
@@ -172,6 +172,7 @@ def _ratios(ours: Row, theirs: Row) -> np.ndarray:
     return np.asarray(np.median(_counted(ours)) / _counted(theirs))
 
 
-def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
+def percentiles(values: np.ndarray | list[float]) -> tuple[float, float, float]:
+    """p20, median, p80."""
     p20, median, p80 = np.percentile(values, [20, 50, 80])
     return float(p20), float(median), float(p80)

@@ -8,7 +8,7 @@ from typing import Any
 from gpubackprop import __version__
 from gpubackprop.bench.contestants import NO_PEERS, OURS
 from gpubackprop.bench.record import rows_of
-from gpubackprop.bench.rows import Row
+from gpubackprop.bench.rows import Row, percentiles
 
 HEADLINES = (
     ("training_step/adam/f32/784-512-512-10/batch256", "step 784-512-512-10, batch 256"),
@@ -43,11 +43,23 @@ def place(row: Row) -> str:
 
 def noise(row: Row) -> str:
     """p20 – p80; "" where they are not known."""
-    if row.p20 is None or row.p80 is None:
-        return ""
-    low, high = time_text(row.p20), time_text(row.p80)
+    return "" if row.p20 is None or row.p80 is None else _between(row.p20, row.p80)
+
+
+def _between(least: float, most: float) -> str:
+    low, high = time_text(least), time_text(most)
     (number, unit), (_, other) = low.split(), high.split()
     return f"{number if unit == other else low} – {high}"
+
+
+def spread(seconds: list[float]) -> str:
+    """p20 – p80 of the times of several rounds.
+
+    >>> spread([0.001, 0.002, 0.003, 0.004, 0.005, 0.006])
+    '2 – 5 ms'
+    """
+    low, _, high = percentiles(seconds)
+    return _between(low, high)
 
 
 def time_cell(row: Row | None) -> str:
