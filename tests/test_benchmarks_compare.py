@@ -126,6 +126,15 @@ def test_equal_machines_are_compared_without_a_warning(three):
     assert "0 faster, 0 slower, 2 same, 0 undecided of 2 cases" in text
 
 
+def test_joules_stand_in_a_comparison_where_they_were_read(tmp_path):
+    a = written(tmp_path / "a.json", [row(1e-3, joules=0.31)])
+    b = written(tmp_path / "b.json", [row(1e-3)])
+    text = ok("bench", "--compare", a, b).out
+    assert re.search(r"A: joules .* B: joules", text)
+    assert re.search(rf"{STEP} .* 0\.31 ", text)
+    assert "A: joules" not in ok("bench", "--compare", b, b).out
+
+
 def test_compare_as_csv_and_json_has_numbers(three, tmp_path):
     a, b, _ = three
     rows = list(csv.DictReader(io.StringIO(ok("bench", "--compare", a, b, "--csv", "-").out)))
@@ -292,6 +301,11 @@ def test_list_shows_the_cases_and_who_is_installed_and_measures_nothing(monkeypa
                  "training_step/adam/f32/784-1024-512-10/batch4096"):  # fmt: skip
         assert f"{case}  (key case" in text
     assert run_cli("bench", "--list", "--op", "nonsense").code == 1
+    unwritten = run_cli("bench", "--list", "--csv", "x.csv")
+    assert unwritten.code == 2
+    assert "--list prints to the terminal" in unwritten.err
+    values = ok("bench", "--list", "--smoke", "--json", "-").json
+    assert values["cases"]
 
 
 # -- what a run says of itself --------------------------------------------------------------------

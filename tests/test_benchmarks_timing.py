@@ -98,6 +98,13 @@ def test_a_meter_that_cannot_read_says_why_and_reads_nothing(nvml, init, bus, wh
     assert (meter.clocks(), meter.joules(), meter.facts()) == (None, None, {})
 
 
+def test_an_older_pynvml_with_fewer_functions_reads_what_it_has(nvml):
+    del sys.modules["pynvml"].nvmlDeviceGetTotalEnergyConsumption
+    meter = Meter(BUS)
+    assert meter.joules() is None
+    assert meter.clocks() == (1980, 2619)
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     meter = Meter(BUS)
@@ -134,7 +141,8 @@ def test_rounds_below_95_percent_of_the_highest_clock_count_nowhere_and_are_coun
     assert (ours.dropped, theirs.dropped, limit.dropped) == (1, 1, 1)
     assert ours.seconds == 2.2
     assert theirs.seconds == 4.0
-    assert theirs.ratio == 0.5  # of the two rounds that count for both
+    # Of the two rounds that count for both.
+    assert (theirs.ratio_p20, theirs.ratio, theirs.ratio_p80) == (0.5, 0.5, 0.5)
     assert ours.share == pytest.approx(1 / 2.2)  # and not of the round at 1000 MHz
 
 
@@ -379,9 +387,41 @@ def test_work_with_an_empty_second_level_cache_is_a_row_of_its_own(gpu, monkeypa
         assert cold.ratio is not None
         assert ours.ratio == 1.0
         assert (cold.plain, cold.host, cold.error) == (None, None, None)
-        assert len(swept) == 4  # two to find how many fit into a round
+        assert len(swept) == 5  # one to try it, two to find how many fit into a round
         cpu = measured.run_case(RELU, "cpu", 1)
         assert COLD_CACHE not in {row.contestant for row in cpu}
+
+
+@pytest.mark.emulated
+@needs_compiler
+def test_a_read_kernel_that_does_not_compile_costs_its_own_rows_and_no_others(gpu, monkeypatch):
+    def fails(cupy, index, entry):
+        raise RuntimeError("NVRTC refused it")
+
+    monkeypatch.setattr(places, "compiled", fails)
+    with harness.Harness(harness.Plan(rounds=2, seconds=1e-6)) as measured:
+        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        assert found["cupy_raw"].seconds
+        assert found["cupy_raw"].remark == (
+            "no row with a cold cache: RuntimeError: NVRTC refused it"
+        )
+        assert COLD_CACHE not in found
+        sums = measured.run_case(Case("sum_of_squares", (1000,)), "cuda:0", 1)
+        notes = {row.contestant: row.note for row in sums}
+        assert "NVRTC refused it" in notes["limit"]
+        assert notes["cupy_raw"] == ""
+        assert set(measured.machine("cuda:0", 1)) == {"copy", "product"}
+
+
+def test_limits_and_cold_rows_are_no_peers_that_are_faster_than_we():
+    from gpubackprop.bench.contestants import LIMIT
+    from tools.gpu.judging import _of_benchmarks
+
+    made = [{"case": "c", "contestant": name, "ratio": 2.0} for name in
+            (LIMIT, SAME_SIZE, COLD_CACHE, "torch eager")]  # fmt: skip
+    assert [text for _, text in _of_benchmarks(made)] == [
+        "c, torch eager is 2.00 times as fast as ours"
+    ]
 
 
 @pytest.mark.emulated

@@ -100,7 +100,7 @@ class Comparison:
     def cells(self) -> list[list[str]]:
         """For other programs: seconds, percentiles and share of each record, and the verdicts."""
         numbers = range(len(self.records))
-        columns = ("seconds", "p20", "p80", "share")
+        columns = ("seconds", "p20", "p80", "share", "joules")
         head = ["case", "place", *(f"{letter(n)} {name}" for n in numbers for name in columns)]
         head += [text for n in numbers[1:] for text in (f"{letter(n)} / A", f"{letter(n)} verdict")]
         found = [head]

@@ -153,15 +153,28 @@ def _quick_time(where: Place, run: Run) -> float:
 
 
 def machine(device: str) -> dict[str, float]:
-    """Best rates found: copy and read in bytes/s, product in flops/s (float32, square)."""
-    where, found = place(device, ""), {}
-    for what in ("copy", "read"):
-        run, moved = memory_run(where, what)
-        found[what] = moved / best_time(where, run)
-        where.release()
+    """Best rates found: copy and read in bytes/s, product in flops/s (float32, square).
+
+    One that fails is left out; the first error is raised where all do.
+    """
+    where = place(device, "")
     size = SQUARE[kind(device)]
-    run = product_run(where, "float32", [(size, size, size)])
-    found["product"] = 2 * size**3 / best_time(where, run)
+    ways: dict[str, Callable[[], tuple[Run, int]]] = {
+        "copy": lambda: memory_run(where, "copy"),
+        "read": lambda: memory_run(where, "read"),
+        "product": lambda: (product_run(where, "float32", [(size, size, size)]), 2 * size**3),
+    }
+    found: dict[str, float] = {}
+    errors: list[Exception] = []
+    for what, make in ways.items():
+        try:
+            run, amount = make()
+            found[what] = amount / best_time(where, run)
+            where.release()
+        except Exception as error:  # the card's other rates are of use without this one
+            errors.append(error)
+    if not found:
+        raise errors[0]
     return found
 
 

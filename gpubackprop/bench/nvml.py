@@ -41,50 +41,46 @@ class Meter:
             nvml.nvmlInit()
             self._card = nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
             self._nvml = nvml
-        except nvml.NVMLError as error:
+        except Exception as error:  # NVMLError, and what an older or another pynvml raises
             self.why = f"NVML: {error}"
 
     def clocks(self) -> Clocks | None:
         """The clocks at this moment."""
-        nvml = self._nvml
-        if nvml is None:
-            return None
-        sm = self._read(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM)
-        memory = self._read(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM)
+        sm = self._read("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM")
+        memory = self._read("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM")
         return None if sm is None or memory is None else (sm, memory)
 
     def joules(self) -> float | None:
         """Energy since the driver was loaded. The counter moves some ten times a second."""
-        if self._nvml is None:
-            return None
-        found = self._read(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        found = self._read("nvmlDeviceGetTotalEnergyConsumption")
         return None if found is None else found * 1e-3
 
     def facts(self) -> dict[str, Any]:
         """Driver, highest clocks (MHz), enforced power limit (W), temperature (°C): those that the
         card tells."""
-        nvml = self._nvml
-        if nvml is None:
-            return {}
-        limit = self._read(nvml.nvmlDeviceGetEnforcedPowerLimit)
+        limit = self._read("nvmlDeviceGetEnforcedPowerLimit")
         found = {
-            "driver_version": self._ask(nvml.nvmlSystemGetDriverVersion),
-            "clocks.max.sm": self._read(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),
-            "clocks.max.mem": self._read(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_MEM),
+            "driver_version": self._ask("nvmlSystemGetDriverVersion"),
+            "clocks.max.sm": self._read("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_SM"),
+            "clocks.max.mem": self._read("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_MEM"),
             "power.limit": None if limit is None else limit * 1e-3,
-            "temperature.gpu": self._read(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            "temperature.gpu": self._read("nvmlDeviceGetTemperature", "NVML_TEMPERATURE_GPU"),
         }
         return {key: value for key, value in found.items() if value is not None}
 
-    def _read(self, function: Any, *more: Any) -> int | None:
+    def _read(self, function: str, constant: str = "") -> int | None:
+        """A function of the card, and of one of NVML's constants."""
+        more = [getattr(self._nvml, constant)] if constant and self._nvml else []
         found = self._ask(function, self._card, *more)
         return None if found is None else int(found)
 
-    def _ask(self, function: Any, *arguments: Any) -> Any:
-        """None where this card or this driver does not tell: what is missing differs by both."""
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        """None where this card, this driver or this pynvml does not tell."""
+        if self._nvml is None:
+            return None
         try:
-            return function(*arguments)
-        except self._nvml.NVMLError:
+            return getattr(self._nvml, function)(*arguments)
+        except (self._nvml.NVMLError, AttributeError):  # an older pynvml has fewer functions
             return None
 
 

@@ -125,15 +125,18 @@ def head_cells(records: list[Record]) -> Cells:
 def comparison_cells(comparison: Comparison) -> Cells:
     """Case by case: times with p20 – p80, share of the limit, and the verdict against the first."""
     numbers = range(len(comparison.records))
+    energy = any(row and row.joules for line in comparison.lines for row in line.rows)
     head = ["case", "on"]
     for number in numbers:
         head += [f"{letter(number)}: time (p20 – p80)", f"{letter(number)}: of the limit"]
+        head += [f"{letter(number)}: joules"] * energy
     head += [f"{letter(number)} / A" for number in numbers[1:]]
     found = [head]
     for line in comparison.lines:
         cells = [line.case, line.place]
         for row, time in zip(line.rows, line.times(), strict=True):
             cells += [time, table.share_cell(row) if row else ""]
+            cells += [tables.joules(row) if row else ""] * energy
         for number in numbers[1:]:
             factor = line.factor(number)
             text = f"{factor:.3g} {line.verdict(number)}" if factor is not None else "-"

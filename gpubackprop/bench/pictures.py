@@ -160,7 +160,11 @@ def _machine(record: dict[str, Any]) -> str:
 def roofline(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     """Rate against operations per byte, below what copy rate and product rate allow."""
     points = [row for row in ours(rows) if row.flops and row.bytes]
-    limits = {device: found for device, found in record["limits"].items() if "copy" in found}
+    limits = {
+        device: found
+        for device, found in record["limits"].items()
+        if {"copy", "product"} <= found.keys()
+    }
     if not points or not limits:
         return False
     figure.set_size_inches(9, 5.5)

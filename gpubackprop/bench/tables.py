@@ -96,20 +96,20 @@ def key_cells(record: Record) -> Cells:
     """The key cases: our time, and our time over everybody's; bold where it is above 1."""
     rows = [row for row in rows_of(record) if row.case in key_names()]
     names = [name for name in _contestants(rows) if name not in NO_PEERS]
-    joules = ["joules"] * any(row.joules for row in ours(rows))
-    head = ["work", "on", "time (p20 – p80)", "of the limit", *joules, *map(shown, names)]
+    energy = ["joules"] * any(row.joules for row in ours(rows))
+    head = ["work", "on", "time (p20 – p80)", "of the limit", *energy, *map(shown, names)]
     table = [head]
     order = list(dict.fromkeys(row.case for row in rows))
     for row in sorted(ours(rows), key=lambda row: (order.index(row.case), row.device, row.threads)):
         by_name = {other.contestant: other for other in rows if _same(other, row)}
         cells = [row.case, place(row), time_cell(row), share_cell(row)]
-        cells += [_joules(row)] * len(joules)
+        cells += [joules(row)] * len(energy)
         cells += [_ratio(by_name.get(name)) for name in names]
         table.append(cells)
     return table
 
 
-def _joules(row: Row) -> str:
+def joules(row: Row) -> str:
     return f"{row.joules:.3g}" if row.joules else ""
 
 
@@ -139,7 +139,7 @@ def full_cells(record: Record) -> Cells:
         table.append([
             row.case, place(row), _name(row), times[0] + f" ({how})" * bool(how),
             noise(row), times[1], times[2], ratio,
-            share_cell(row), _joules(row), _clocks(row), f"{row.bytes:.3g}" if row.bytes else "",
+            share_cell(row), joules(row), _clocks(row), f"{row.bytes:.3g}" if row.bytes else "",
             f"{row.flops:.3g}" if row.flops else "", f"{row.error:.1e}" if row.error else "",
             row.run,
         ])  # fmt: skip

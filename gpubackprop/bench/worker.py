@@ -101,10 +101,10 @@ class Session:
         self.work = rotated(works)
         answer["replay"] = self.work.replay is not None
         answer["uncaptured"] = self.work.uncaptured
-        answer["cold"] = self._fits_a_cache(case)
         self.work.run()
         self.place.wait()
         answer["remark"] = self.work.remark()
+        answer["cold"] = self._fits_a_cache(case) and self._can_be_cold(answer)
         return answer
 
     def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +127,18 @@ class Session:
         return isinstance(self.place, CupyPlace) and problems.get(case.op).bytes(case) < (
             SETS_OF_L2 * l2
         )
+
+    def _can_be_cold(self, answer: dict[str, Any]) -> bool:
+        """Tried before it is timed: without that row the others must be there all the same."""
+        assert self.work is not None
+        assert isinstance(self.place, CupyPlace)
+        try:
+            self.place.cold_time(self.work.single or self.work.run, 1)
+            return True
+        except Exception as error:
+            why = f"no row with a cold cache: {explain(error)}"
+            answer["remark"] = "; ".join(filter(None, (answer["remark"], why)))
+            return False
 
     def _run(self, message: dict[str, Any]) -> Run:
         """What is timed: the plain calls, or the replay of a graph."""

@@ -94,6 +94,8 @@ def _what(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.list:
+        if args.csv or args.html or args.json not in (None, "-"):
+            args.parser.error("--list prints to the terminal; of the outputs it has --json - alone")
         return show_list(args)
     _claim(args)
     return compare(args) if args.compare else _measure(args)
