@@ -79,7 +79,7 @@ def add(file: Path, results: Path) -> Path:
     DataError : it is no result, or one whose times mean nothing.
     """
     record = records.load(file)
-    if record["settings"].get("size") == "smoke":
+    if machines.is_smoke(record):
         raise DataError(f"{file} is {machines.SMOKE}; measure with: gpubackprop bench --full")
     path = records.default_path(record, results)
     if path.exists():

@@ -138,6 +138,9 @@ def test_joules_stand_in_a_comparison_where_they_were_read(tmp_path):
 def test_compare_as_csv_and_json_has_numbers(three, tmp_path):
     a, b, _ = three
     rows = list(csv.DictReader(io.StringIO(ok("bench", "--compare", a, b, "--csv", "-").out)))
+    assert (
+        ok("bench", "--csv", "--compare", a, b).out == ok("bench", "--compare", a, b, "--csv").out
+    )
     assert [one["case"] for one in rows] == [STEP, "update/adam/f32/600"]
     assert float(rows[0]["A seconds"]) == 2e-3
     assert float(rows[0]["A p20"]) < 2e-3 < float(rows[0]["A p80"])
@@ -324,6 +327,9 @@ def test_the_load_a_smoke_run_and_missing_clocks_make_times_doubtful():
     assert machines.doubts(measured(load_before=None)) == []
     smoke = measured(settings={"size": "smoke", "threads": [2]})
     assert machines.doubts(smoke) == ["a smoke run: its times mean nothing"]
+    assert table.summary(smoke).endswith(" | smoke run: times mean nothing")
+    busy = measured(load_before=[2.1, 0, 0], cpu=cpu)
+    assert table.summary(busy).endswith(" | load 2.1 of 4 cores")
     (clocks,) = machines.doubts(measured(no_clocks="NVML: Driver Not Loaded"))
     assert "NVML: Driver Not Loaded" in clocks
 

@@ -121,15 +121,22 @@ def warnings(records: list[Record]) -> list[str]:
     return found
 
 
+def is_smoke(record: Record) -> bool:
+    return bool(record["settings"].get("size") == "smoke")
+
+
+def too_busy(record: Record) -> list[tuple[float, int]]:
+    """(load of the minute before, cores), where that is above half of them; else nothing."""
+    load, cores = record.get("load_before"), record["cpu"].get("cores")
+    return [(load[0], cores)] if load and cores and load[0] > cores / 2 else []
+
+
 def doubts(record: Record) -> list[str]:
     """Why the times of this record are not to be relied on."""
-    found = []
-    if record["settings"].get("size") == "smoke":
-        found.append(SMOKE)
-    load, cores = record.get("load_before"), record["cpu"].get("cores")
-    if load and cores and load[0] > cores / 2:
+    found = [SMOKE] * is_smoke(record)
+    for load, cores in too_busy(record):
         found.append(
-            f"the load was {load[0]:g} before the run, above half of its {cores} cores: "
+            f"the load was {load:g} before the run, above half of its {cores} cores: "
             "its times are not to be relied on"
         )
     if record["device"] != "cpu" and record.get("no_clocks"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpubackprop import __version__
 from gpubackprop.bench.contestants import NO_PEERS, OURS
+from gpubackprop.bench.machines import is_smoke, too_busy
 from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.rows import Row, percentiles
 
@@ -212,7 +213,13 @@ def summary(record: dict[str, Any]) -> str:
         if "seconds" in row:
             share = f" ({share_text(row['share'])} of {row['limit']})" if "share" in row else ""
             parts.append(f"{name}: {time_text(row['seconds'])}{share}")
-    return " | ".join([*parts, record["date"]])
+    return " | ".join([*parts, record["date"], *_doubts(record)])
+
+
+def _doubts(record: dict[str, Any]) -> list[str]:
+    """What must not be lost where the line is pasted."""
+    found = ["smoke run: times mean nothing"] * is_smoke(record)
+    return found + [f"load {load:g} of {cores} cores" for load, cores in too_busy(record)]
 
 
 def rate(value: float, unit: str) -> str:

@@ -57,8 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--json", metavar="FILE", help="write the result as JSON; - prints that and nothing else"
     )
     parser.add_argument(
-        "--csv", metavar="FILE",
-        help="write a line for each row as CSV; - prints that and nothing else",
+        "--csv", nargs="?", const="-", metavar="FILE",
+        help="write a line for each row as CSV; - or no FILE prints that and nothing else",
     )  # fmt: skip
     parser.add_argument(
         "--html", metavar="FILE", help="write one file to share: tables and pictures, no network"
