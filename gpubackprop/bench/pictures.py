@@ -35,7 +35,7 @@ def _look(number: int) -> dict[str, Any]:
 
 
 TITLES = {
-    "roofline": "Roofline", "batch": "Time against batch size", "share": "Share of the limit",
+    "roofline": "Roofline", "batch": "Training step by batch size", "share": "Share of the limit",
     "peers": "Beside its peers", "classes": "Softmax cross entropy by number of classes",
 }  # fmt: skip
 LIMITS = {"copy": "copy", "products": "the products alone", "read": "read"}
