@@ -38,6 +38,7 @@ NOT_RUN = {
     "gpubackprop bench --peers all --op softmax": "minutes; the same",
     "python examples/sklearn_grid_search.py": "a minute; test_sklearn_programs runs it, with less",
     "python -m benchmarks --op softmax": "minutes; test_benchmarks_run runs it at small size",
+    "gpubackprop bench --list --full": "test_benchmarks_compare runs it",
     "python -m benchmarks.report": "writes into this repository; test_benchmarks_report runs it",
     "python -m benchmarks.profile_step": "ten seconds; test_benchmarks runs it with less",
     "python -m pytest benchmarks --size smoke": "half a minute; test_benchmarks runs one file of it",

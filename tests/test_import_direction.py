@@ -26,7 +26,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow", "pynvml",
     "scipy", "sklearn", "thinc", "torch",
 }  # fmt: skip
 
