@@ -35,6 +35,7 @@ NOT_RUN = {
     'pip install ".[cli]"': "installs",
     "gpubackprop check": "half a minute; test_cli_commands runs it",
     "gpubackprop bench --peers all": "minutes; test_benchmarks_run runs it at small size",
+    "gpubackprop bench --compare A.json B.json --html report.html": "test_benchmarks_compare does",
     "gpubackprop bench --peers all --op softmax": "minutes; the same",
     "python examples/sklearn_grid_search.py": "a minute; test_sklearn_programs runs it, with less",
     "python -m benchmarks --op softmax": "minutes; test_benchmarks_run runs it at small size",
