@@ -12,15 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
+from gpubackprop.dtypes import STORAGES
 from gpubackprop.formulas import pointwise_loss
 from tests import ways
 
 Array = np.ndarray
 torch.set_num_threads(1)  # the tests run side by side
-TORCH_DTYPE = {
-    "float64": torch.float64, "float32": torch.float32, "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}  # fmt: skip
+TORCH_DTYPE = {name: getattr(torch, name) for name in STORAGES}
 
 
 def tensor(array: Any, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gpubackprop"
 
 # From the bottom up. A module imports from its own row and from the rows above it in this table.
 LAYERS = (
-    ("errors", "_optional"),
+    ("errors", "_optional", "dtypes"),
     ("tensorfile",),
     ("formulas",),
     ("backends",),

@@ -8,26 +8,21 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
+from gpubackprop.dtypes import STORAGES, is_number, storage
 from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
 from gpubackprop.ops.memory import HOST, Memory, memory_of
 
 Array = Any  # numpy.ndarray or cupy.ndarray
-_COMPUTE: dict[np.dtype, type] = {
-    np.dtype(np.float64): np.float64,
-    np.dtype(np.float32): np.float32,
-    np.dtype(np.float16): np.float32,
-}
 
 
 def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
     """float64 for float64, float32 for 32 bits and less; DtypeError for anything else."""
-    compute = _COMPUTE.get(dtype)
-    if compute is not None:
-        return compute
-    if dtype.name == "bfloat16":  # ml_dtypes' type; NumPy has none of its own
-        return np.float32
+    row = storage(dtype)
+    if row is not None and dtype.isnative:
+        return np.dtype(row.compute).type
+    *most, last = STORAGES
     raise DtypeError(
-        f"{name} has dtype {dtype} but {op} wants float64, float32, float16 or bfloat16; "
+        f"{name} has dtype {dtype} but {op} wants {', '.join(most)} or {last}; "
         f"convert it with {name}.astype(np.float32)"
     )
 
@@ -68,7 +63,7 @@ def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> 
 def row_vector(array: Any, name: str, op: str, length: int) -> Array:
     """`array` as a (length,) array of numbers: float64 on the host, any real dtype on a GPU."""
     array = as_array(array, name, op, np.float64)
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+    if not is_number(array.dtype):
         raise DtypeError(f"{name} has dtype {array.dtype} but {op} wants real numbers")
     if array.shape != (length,):
         raise ShapeError(f"{name} has shape {array.shape} but {op} wants ({length},)")

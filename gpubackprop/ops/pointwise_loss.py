@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import LossOptions
+from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
 from gpubackprop.formulas import pointwise_loss as formula_named
@@ -98,7 +99,7 @@ def pointwise_targets(
 ) -> Array:
     """(N, K) numeric targets inside the loss's domain; the error names row and column."""
     targets = checks.as_array(targets, "targets", formula.name)
-    if targets.dtype.kind not in "fiub" and targets.dtype.name != "bfloat16":
+    if not is_number(targets.dtype):
         raise DtypeError(
             f"targets has dtype {targets.dtype} but {formula.name} wants numbers; encode text "
             f"labels first"

@@ -19,7 +19,7 @@ import numpy as np
 
 from gpubackprop import backends
 from gpubackprop.backends.cupy import elementwise, losses, updates
-from gpubackprop.backends.cupy.launcher import Launcher, compute_dtype, dense, row_stride
+from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
 from gpubackprop.backends.cupy.memory import Memory
 from gpubackprop.backends.cupy.tape import CupyProducts, Plan, Products, Tape
@@ -27,6 +27,7 @@ from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss, Update
 
