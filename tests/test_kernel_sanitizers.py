@@ -50,8 +50,9 @@ def layers(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
             a[...] = 1
             if kind.itemsize == 2:
                 product = memory.normal(shape, np.float32, shift=shift, gap=gap)
-                verbs.affine_epilogue(product, bias, a, h, names[0])
-                verbs.affine_epilogue(product, bias, a, h, names[0], 0.0, DROPOUT)
+                for name in names:
+                    verbs.affine_epilogue(product, bias, a, h, name)
+                    verbs.affine_epilogue(product, bias, a, h, name, 0.0, DROPOUT)
             for name in names:
                 verbs.affine_epilogue(x, bias, a, h, name)
                 verbs.affine_epilogue(x, None, None, x, name)
