@@ -155,8 +155,9 @@ def run_cross_entropy(
 ) -> None:
     """`NumpyBackend.softmax_cross_entropy`, at once."""
     dtype, delta = result["loss"].dtype, result.get("delta")
+    direct = delta is not None and delta.flags.c_contiguous and delta.dtype == dtype
     key = (
-        logits.shape, targets.ndim, dtype, works_in(delta, dtype), get_num_threads(),
+        logits.shape, targets.ndim, dtype, direct, get_num_threads(),
         options.class_weight is None, options.ignore_index, options.label_smoothing,
         options.z_loss, options.soft_cap, options.reduction, options.empty,
     )  # fmt: skip
