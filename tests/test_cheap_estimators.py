@@ -35,7 +35,7 @@ def rows_of(model: Any, x: np.ndarray) -> np.ndarray:
 
 def test_predictions_follow_parameters_written_replaced_and_reshaped(fitted: Any) -> None:
     def holds() -> None:
-        for x in (X[:1], X[:3], X[:1], X[:1].astype(np.float32), X):
+        for x in (X[:1], X[:3], X[:1].astype(np.float32), X, X[:1]):
             for _ in range(3):
                 assert np.allclose(fitted.predict_proba(x), rows_of(fitted, x), rtol=1e-6)
 
@@ -56,6 +56,8 @@ def test_predictions_follow_parameters_written_replaced_and_reshaped(fitted: Any
 def test_a_prediction_may_be_written_to_and_the_next_one_is_its_own(fitted: Any) -> None:
     first = [fitted.predict_proba(X[:1]) for _ in range(4)]
     wanted = first[0].copy()
+    fitted.predict_proba(X[1:2])
+    assert all(np.array_equal(result, wanted) for result in first)
     for result in first:
         result.fill(7.0)
     assert np.array_equal(fitted.predict_proba(X[:1]), wanted)
