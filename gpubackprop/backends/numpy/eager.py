@@ -85,7 +85,7 @@ class EagerCrossEntropy:
         self.entropy = kind(logits.shape, dtype, options, direct, Scratch())
         self.row_bytes = logits.shape[1] * dtype.itemsize
         self.own = {"scale": np.empty(rows, dtype), "row_loss": np.empty(rows, dtype)}
-        self.denominator = np.ones(())
+        self.divisor = 1.0
         self.rows = slice(0, rows)
         self.whole = 0 < rows <= self.entropy.block_rows
         self.unit = False  # scale and denominator are those of upstream 1 and no weights
@@ -120,9 +120,9 @@ class EagerCrossEntropy:
         if sample_weight is not None:
             np.multiply(row_loss, sample_weight, row_loss)
         if options.reduction != "none":
-            reduce_rows(row_loss, self.denominator, result["loss"])
+            reduce_rows(row_loss, self.divisor, result["loss"])
             if options.empty == "zero":
-                zero_where_empty(self.denominator, result["loss"])
+                zero_where_empty(self.divisor, result["loss"])
 
     def _set_scales(
         self,
@@ -133,7 +133,9 @@ class EagerCrossEntropy:
         upstream: Array | float,
     ) -> None:
         labels, entropy = targets if targets.ndim == 1 else None, self.entropy
-        row_scales(labels, sample_weight, upstream, options, result, self.denominator)
+        denominator = np.ones(())
+        row_scales(labels, sample_weight, upstream, options, result, denominator)
+        self.divisor = float(denominator)  # NumPy divides by a number sooner than by an array
         fixed = upstream is UNIT and result["scale"] is self.own["scale"]
         self.unit = fixed and scale_is_fixed(labels, sample_weight, upstream, options)
         entropy.fixed_scale = False
