@@ -26,6 +26,7 @@ from gpubackprop.bench import table
 from gpubackprop.bench.contestants import peer_groups
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.bench.shapes import SIZES
+from gpubackprop.cli.bench import result_lines
 from gpubackprop.cli.common import whole
 from gpubackprop.errors import GpubackpropError, OptionError
 
@@ -52,10 +53,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"device: {name} ({reason}); threads: {', '.join(map(str, threads))}", flush=True)
     measured = measure(settings, lambda text: print(text, flush=True), save)
     record = save.record or measured
-    for line in (*table.lines(records.rows_of(record)), "", "not measured:"):
+    for line in result_lines(record):
         print(line)
-    for line in table.left_out(record) or ["nothing"]:
-        print(f"  {line}")
     print(f"\n{table.summary(record)}")
     if save.path is not None:
         print(f"written: {save.path}")

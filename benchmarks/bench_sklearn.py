@@ -22,6 +22,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.bench.table import spread
+
 ROOT = Path(__file__).resolve().parents[1]
 OURS, SKLEARN = "gpubackprop.sklearn", "sklearn.neural_network"
 PEERS = {"scikit-learn": SKLEARN, "torch": "torch", "torch fused": "torch-fused"}
@@ -135,7 +137,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         row = measure({**case, "device": options.device}, ours, peers, options.rounds)
         rows.append(row)
         print(f"{row['data']!s:12} {row['dtype']} batch {row['parameters']['batch_size']:5} on "
-              f"{row['device']}: {statistics.median(row['seconds']['ours']):.3f} s; of "
+              f"{row['device']}: {statistics.median(row['seconds']['ours']):.3f} s "
+              f"({spread(row['seconds']['ours'])}); of "
               + ", ".join(f"{name}'s {r['median']:.3f} ({r['least']:.3f} to {r['largest']:.3f})"
                           for name, r in row["ratio"].items()), flush=True)  # fmt: skip
     for contestant in (ours, *peers.values()):

@@ -26,6 +26,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
 import gpubackprop.torch as gt
+from gpubackprop.bench.table import spread, time_text
 
 Inputs = list[Tensor]
 Run = Callable[[Inputs], list[Tensor]]  # the loss and its gradients
@@ -259,8 +260,10 @@ def main(arguments: list[str] | None = None) -> int:
         rows += measure_adam(options.device, options.rounds, names)
     for row in rows:
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else row["note"] or "-"
-        milliseconds = f"{1e3 * row['seconds']:9.3f} ms" if "seconds" in row else " " * 12
-        print(f"{row['case']:48} {row['contestant']:12} {milliseconds}  ours / theirs {ratio}")
+        taken = "-"
+        if "seconds" in row:
+            taken = f"{time_text(row['seconds'])} ({spread(row['rounds'])})"
+        print(f"{row['case']:48} {row['contestant']:12} {taken:32} ours / theirs {ratio}")
     record = {"environment": environment(options.device), "rows": rows}
     if options.out is not None:
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
     python -m benchmarks.report                    the newest of each case and machine in results/
     python -m benchmarks.report FILE ...           these
     python -m benchmarks.report --compare OLD NEW  what became slower or faster beyond the noise
+    python -m benchmarks.report --add FILE         a result of another machine, into its folder
 
 Writes docs/benchmarks.md and docs/images/benchmark_*.png, and the part of README.md between the
 benchmark markers.
@@ -16,12 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pictures, tables
-from benchmarks.compare import compare
+from gpubackprop.bench import machines, pictures, table, tables
 from gpubackprop.bench import record as records
+from gpubackprop.bench.comparing import regressions
+from gpubackprop.bench.machines import doubts
 from gpubackprop.errors import DataError, GpubackpropError
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 NO_LIMIT = '"!" behind a share: what was measured was no limit there (benchmarks/README.md).'
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 Record = dict[str, Any]
@@ -34,15 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
+    parser.add_argument("--add", type=Path, metavar="FILE", help="copy FILE into results/ first")
     parser.add_argument("--out", type=Path, default=ROOT, help="where README.md and docs/ are")
     args = parser.parse_args(arguments)
     try:
         if args.compare:
-            found = compare(*(records.load(path) for path in args.compare))
-            print("\n".join(found.lines()))
-            return int(found.regressed)
+            return compare(*(records.load(path) for path in args.compare))
+        if args.add:
+            args.files.append(add(args.add, args.out / "benchmarks" / "results"))
+            print(f"written: {args.files.pop()}")
         loaded = [records.load(path) for path in args.files]
-        chosen = by_machine(loaded) if loaded else newest(ROOT / "benchmarks" / "results")
+        chosen = by_machine(loaded) if loaded else newest(args.out / "benchmarks" / "results")
         written = refresh(chosen, args.out)
     except (OSError, GpubackpropError) as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
@@ -50,6 +55,37 @@ def main(arguments: list[str] | None = None) -> int:
     for path in written:
         print(f"written: {path}")
     return 0
+
+
+def compare(old: Record, new: Record) -> int:
+    """Two runs of one machine: 1 where something became slower, or is wrong now."""
+    if machines.machine(old) != machines.machine(new):
+        raise DataError(
+            f"the machines differ ({machines.machine(old)}, {machines.machine(new)}); set them "
+            "side by side with: gpubackprop bench --compare OLD NEW"
+        )
+    for text in machines.warnings([old, new]):
+        print(f"warning: {text}")
+    found = regressions(old, new)
+    print("\n".join(found.lines()))
+    return int(found.regressed)
+
+
+def add(file: Path, results: Path) -> Path:
+    """Write a result where it belongs, in the form that is small; the file written.
+
+    Raises
+    ------
+    DataError : it is no result, or one whose times mean nothing.
+    """
+    record = records.load(file)
+    if machines.is_smoke(record):
+        raise DataError(f"{file} is {machines.SMOKE}; measure with: gpubackprop bench --full")
+    path = records.default_path(record, results)
+    if path.exists():
+        raise DataError(f"{path} is there already; remove it first if {file} is the better one")
+    records.write(path, record)
+    return path
 
 
 def newest(results: Path) -> list[Record]:
@@ -83,7 +119,8 @@ def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
         card = records.card(record)
         images = pictures.draw_all(record, out / "docs" / "images", card)
         written += images
-        text += ["", f"## {card}", "", tables.machine(record), "", *_image_links(images, "images")]
+        text += ["", f"## {card}", "", tables.machine(record), "", *_doubts(record)]
+        text += _image_links(images, "images")
         text += ["", "### Limits", "", tables.limits_table(record)]
         text += ["", "### All cases", "", *_with_note(tables.full_table(record))]
     if not any(record["gpu"] for record in found):
@@ -104,7 +141,8 @@ def section(found: list[Record], written: list[Path]) -> str:
         card = records.card(record)
         stems = {f"benchmark_{card}_{title}" for title in ("peers", "batch")}
         shown = [path for path in written if path.stem in stems]
-        text += [tables.machine(record), "", *_with_note(tables.key_table(record)), ""]
+        text += [tables.machine(record), "", *_doubts(record)]
+        text += [*_with_note(tables.key_table(record)), "", *_remarks(record)]
         goals = tables.goals(record)
         text += [goals, ""] if goals else []
         text += [*_image_links(shown, "docs/images"), ""] if shown else []
@@ -113,8 +151,28 @@ def section(found: list[Record], written: list[Path]) -> str:
     return "\n".join(text)
 
 
-def _with_note(table: str) -> list[str]:
-    return [table, "", NO_LIMIT] if " ! " in table else [table]
+def _doubts(record: Record) -> list[str]:
+    """Lines, and an empty one behind them."""
+    found = [
+        f"- Warning: {doubt}" for run in tables.shown_runs(record) for doubt in _run(run, record)
+    ]
+    return [*dict.fromkeys(found), ""] if found else []
+
+
+def _run(run: Record, record: Record) -> list[str]:
+    """Of one of the runs that a record is made of: the earlier ones have kept a part alone."""
+    return doubts(record | run) if "load_before" in run else []
+
+
+def _remarks(record: Record) -> list[str]:
+    keys = tables.key_names()
+    rows = [row for row in records.rows_of(record) if row.case in keys]
+    found = [f"- {remark}" for remark in table.remarks(rows)]
+    return [*found, ""] if found else []
+
+
+def _with_note(text: str) -> list[str]:
+    return [text, "", NO_LIMIT] if " ! " in text else [text]
 
 
 def _image_links(images: list[Path], folder: str) -> list[str]:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.errors import OptionError
-from gpubackprop.formulas import ACTIVATIONS, Activation
-from gpubackprop.losses import BinaryCrossEntropy, Loss, Poisson, SoftmaxCrossEntropy, SquaredError
+from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, Activation
+from gpubackprop.losses import LOSSES, Loss, SoftmaxCrossEntropy, SquaredError
 from gpubackprop.network import MLP, Gradients
 from gpubackprop.ops import checks
 from gpubackprop.ops.layers import activation_backward
@@ -134,7 +134,7 @@ def _gradients(network: MLP, device: str, *batch: Any) -> Gradients:
     return Gradients(to_host(g.loss), to_host(g.output), hidden, pre_activation, W, b)
 
 
-Evaluate = Callable[[], tuple[float, Array]]  # loss, and the signs of all kinked pre-activations
+Evaluate = Callable[[], tuple[float, Array]]  # loss, and on which side of each kink it is
 
 
 class _Probe:
@@ -188,6 +188,9 @@ class _Probe:
             if act.kinks:
                 signs.append(np.sign(a).ravel())
             a = _value(act, a) @ W.T + b
+        formula = getattr(self.loss, "formula", None)
+        if formula is not None and formula.kinks:
+            signs.append(np.sign(np.abs(a - self.targets) - formula.parameter).ravel())
         result = self.loss.buffers(network.backend, len(a), np.float64)
         self.loss.emit(network.backend, a, self.targets, result, self.weights)
         return float(result["loss"]), np.concatenate(signs)
@@ -203,7 +206,7 @@ def _value(act: Activation, a: Array) -> Array:
 def _difference(evaluate: Evaluate, signs: Array, values: Array, index: int) -> float | None:
     """Five-point derivative with respect to values.flat[index]; None on a kink.
 
-    `signs` are those of the kinked pre-activations where values are unchanged.
+    `signs` say on which side of each kink the unchanged values are.
     """
     kept = values.flat[index]
     step = STEP * max(1.0, abs(kept))
@@ -270,9 +273,9 @@ def _all_losses() -> Iterator[Loss]:
             z_loss=0.1,
             ignore_index=1,
         )
-    for cls in (SquaredError, BinaryCrossEntropy, Poisson):
+    for name in POINTWISE_LOSSES:
         for reduction in ("mean", "elementwise_mean", "sum"):
-            yield cls(reduction=reduction)
+            yield LOSSES[name](reduction=reduction)  # type: ignore[call-arg]
 
 
 def _label(loss: Loss) -> str:

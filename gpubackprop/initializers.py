@@ -85,19 +85,15 @@ INITIALIZERS: dict[str, Initializer] = {
     "zeros": zeros,
 }
 
-_RECTIFIERS = ("relu", "elu", "gelu", "gelu_tanh", "silu", "softplus")
-
 
 def gain_of(activation: Activation, initializer: str) -> float:
     """Factor on the standard deviation that keeps signals at one scale through `activation`.
 
-    sqrt(2) after rectifiers and sqrt(2 / (1 + slope^2)) after leaky ones for the He initialisers;
-    1 for Glorot's; see `sklearn_default` for scikit-learn's.
+    The activation's own for the He initialisers, 1 for Glorot's; see `sklearn_default` for
+    scikit-learn's.
     """
     if initializer == "sklearn":
         return math.sqrt(1.0 / 3.0) if activation.name == "logistic" else 1.0
     if not initializer.startswith("he_"):
         return 1.0
-    if activation.name == "leaky_relu":
-        return math.sqrt(2.0 / (1.0 + activation.parameter**2))
-    return math.sqrt(2.0) if activation.name in _RECTIFIERS else 1.0
+    return activation.gain(activation.parameter)

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends import LossOptions
 from gpubackprop.errors import OptionError
-from gpubackprop.formulas import POINTWISE_LOSSES, lookup
+from gpubackprop.formulas import POINTWISE_LOSSES, lookup, pointwise_loss
 from gpubackprop.ops import checks
 from gpubackprop.ops.display import call, names
 from gpubackprop.ops.pointwise_loss import REDUCTIONS, pointwise_targets
@@ -29,11 +30,15 @@ class Loss(ABC):
     Attributes
     ----------
     name : registry name. output : output function O with yhat = O(logits).
+    task : what the command line calls the learning of its targets.
+    default : True for the loss that is taken where only the output function, or the task, is named.
     options : reduction and, for softmax cross entropy, everything else.
     """
 
     name: str
     output: str
+    task: str
+    default: bool
     options: LossOptions
 
     @abstractmethod
@@ -74,11 +79,16 @@ class Loss(ABC):
             for name, value in values.items()
             if value is not defaults[name] and (name == "class_weight" or value != defaults[name])
         }
+        changed |= self._changed_parameter()
         weight = changed.get("class_weight")
         if weight is not None:
             changed.pop("class_weight")
             weights = f"class_weight=[{names(map(float, weight))}]"
         return call(type(self).__name__, *([] if weight is None else [weights]), **changed)
+
+    def _changed_parameter(self) -> dict[str, Any]:
+        """The formula's parameter by its name, where it is not the default."""
+        return {}
 
     def config(self) -> dict[str, Any]:
         """Name and options as JSON values, for files."""
@@ -90,7 +100,7 @@ class Loss(ABC):
 class SoftmaxCrossEntropy(Loss):
     """Cross entropy of a softmax output; options as in `gpubackprop.ops.softmax_cross_entropy`."""
 
-    name, output = "softmax_cross_entropy", "softmax"
+    name, output, task, default = "softmax_cross_entropy", "softmax", "classification", True
 
     def __init__(
         self,
@@ -133,14 +143,27 @@ class SoftmaxCrossEntropy(Loss):
 
 
 class _Pointwise(Loss):
-    """A loss of `gpubackprop.ops.pointwise_loss`."""
+    """A loss of `gpubackprop.ops.pointwise_loss`: what its entry in the registry says."""
+
+    def __init_subclass__(cls) -> None:
+        entry = POINTWISE_LOSSES[cls.name]
+        cls.output, cls.task, cls.default = entry.output, entry.task, entry.default
 
     def __init__(self, *, reduction: str = "mean") -> None:
         self.formula = POINTWISE_LOSSES[self.name]
         self.options = LossOptions(reduction=checks.choice(reduction, "reduction", REDUCTIONS))
 
     def check_targets(self, targets: Any, rows: int, units: int, dtype: np.dtype) -> Array:
-        return pointwise_targets(self.formula, targets, (rows, units)).astype(dtype, copy=False)
+        given = pointwise_targets(self.formula, targets, (rows, units))
+        with np.errstate(over="ignore"):
+            checked: Array = given.astype(dtype, copy=False)
+        if checked is not given and (lost := np.isinf(checked) & ~np.isinf(given)).any():
+            row, column = (int(i) for i in np.argwhere(lost)[0])
+            raise OptionError(
+                f"targets[{row}, {column}] is {given[row, column]}, beyond {dtype}; divide the "
+                f'targets by a constant, or build the network with MLP(..., dtype="float64")'
+            )
+        return checked
 
     def emit(
         self,
@@ -156,39 +179,84 @@ class _Pointwise(Loss):
         )
 
     def config(self) -> dict[str, Any]:
-        return {"name": self.name, "reduction": self.options.reduction}
+        config: dict[str, Any] = {"name": self.name, "reduction": self.options.reduction}
+        if self.formula.parameter_name:
+            config[self.formula.parameter_name] = self.formula.parameter
+        return config
+
+    def _changed_parameter(self) -> dict[str, Any]:
+        if self.formula.parameter == POINTWISE_LOSSES[self.name].parameter:
+            return {}
+        return {self.formula.parameter_name: self.formula.parameter}
 
 
 class SquaredError(_Pointwise):
     """sum_k (a_k - t_k)^2 / 2 with linear output units."""
 
-    name, output = "squared_error", "linear"
+    name = "squared_error"
 
 
 class BinaryCrossEntropy(_Pointwise):
     """Binary cross entropy of each logistic output unit: multi-label classification."""
 
-    name, output = "binary_cross_entropy", "logistic"
+    name = "binary_cross_entropy"
 
 
 class Poisson(_Pointwise):
     """exp(a) - t a: counts, with yhat = exp(a)."""
 
-    name, output = "poisson", "exp"
+    name = "poisson"
+
+
+class Huber(_Pointwise):
+    """(a - t)^2 / 2 within `delta` of the target, and from there on linear: outliers count less.
+
+    `delta`, above 0, is in the units of the targets, as in `torch.nn.HuberLoss`.
+    """
+
+    name = "huber"
+
+    def __init__(self, *, delta: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+        self.formula = replace(self.formula, parameter=checks.number(delta, "delta", 1e-30))
 
 
 LOSSES: dict[str, type[Loss]] = {
-    cls.name: cls for cls in (SoftmaxCrossEntropy, SquaredError, BinaryCrossEntropy, Poisson)
+    cls.name: cls for cls in (SoftmaxCrossEntropy, SquaredError, BinaryCrossEntropy, Poisson, Huber)
 }
-OUTPUT_LOSS: dict[str, str] = {cls.output: name for name, cls in LOSSES.items()}
+
+
+def default_loss(*, output: str = "", task: str = "") -> Loss:
+    """The loss that is meant where only an output function, or only a task, is named."""
+    for cls in LOSSES.values():
+        if cls.default and (cls.task == task if task else cls.output == output):
+            return cls()
+    raise OptionError(f"no loss belongs to output {output!r} and task {task!r}; pass one")
 
 
 def loss(spec: str | Loss, **options: Any) -> Loss:
-    """The loss that `spec` names, with `options`; a `Loss` is returned as it is."""
+    """The loss that `spec` names, with `options`; a `Loss` is returned as it is.
+
+    Parameters
+    ----------
+    spec : a registry name, or a name with its parameter in parentheses.
+    options : arguments of the loss's class.
+
+    Raises
+    ------
+    OptionError : unknown name, or an option or value that the loss does not have.
+
+    >>> loss("squared_error", reduction="sum")
+    SquaredError(reduction='sum')
+    """
     if isinstance(spec, Loss):
         return spec
-    cls = lookup(LOSSES, spec, "loss")
+    name, given = spec, {}
+    if isinstance(spec, str) and "(" in spec:
+        formula = pointwise_loss(spec)
+        name, given = formula.name, {formula.parameter_name: formula.parameter}
+    cls = lookup(LOSSES, name, "loss")
     try:
-        return cls(**options)
+        return cls(**given, **options)
     except TypeError as error:
         raise OptionError(f"loss {spec!r}: {error}") from None

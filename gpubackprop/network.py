@@ -11,7 +11,6 @@ Each product is computed once: L forward, L for the weights, L - 1 for the hidde
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +22,15 @@ import numpy as np
 from gpubackprop import backends
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
-from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
+from gpubackprop.dtypes import NARROW, STORAGES, is_number
+from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
 from gpubackprop.formulas.dropout import MAX_STREAM
 from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.layout.held import HeldParameters
-from gpubackprop.losses import OUTPUT_LOSS, Loss, loss
+from gpubackprop.losses import Loss, default_loss, loss
 from gpubackprop.ops import checks, display
 from gpubackprop.ops.dropout import dropout_rate
 
@@ -221,7 +221,7 @@ class MLP(HeldParameters):
         return (*self.activations, IDENTITY)
 
     def default_loss(self) -> Loss:
-        return loss(OUTPUT_LOSS[self.output])
+        return default_loss(output=self.output)
 
     def check_loss(self, spec: str | Loss | None) -> Loss:
         """The loss to train with, checked against output function and number of units."""
@@ -243,7 +243,7 @@ class MLP(HeldParameters):
             x = self.backend.asarray(x)
         else:
             x = as_inputs(x, name).array
-        if x.dtype.kind not in "fiub" and x.dtype.name != "bfloat16":
+        if not is_number(x.dtype):
             raise DtypeError(
                 f"{name} has dtype {x.dtype} but the network wants real numbers; "
                 f"convert it with np.asarray({name}, dtype=np.float32)"
@@ -335,6 +335,7 @@ class MLP(HeldParameters):
         if not self.backend.is_device_array(sample_weight):
             sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
+        weights = checks.near_one(weights, chosen.options.reduction)
         weights = self.backend.place(weights, self.dtype)
         buffers = PassBuffers(self, len(x), separate=True)
         gradient = self.backend.zeros(self.layout.size, self.dtype)
@@ -511,24 +512,16 @@ def _check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
     if precision is None or precision in (dtype.name, dtype, dtype.type):
         return dtype
     name = str(getattr(precision, "name", precision))
-    if name not in ("bfloat16", "float16"):
+    if name not in NARROW:
         raise DtypeError(
-            f"precision is {precision!r} but must be bfloat16, float16, or {dtype.name}, the dtype "
-            f"of the parameters"
+            f"precision is {precision!r} but must be {', '.join(sorted(NARROW))}, or {dtype.name}, "
+            f"the dtype of the parameters"
         )
     if dtype != np.float32:
         raise DtypeError(
             f"precision {name} goes with float32 parameters, not with dtype {dtype.name}"
         )
-    if name == "float16":
-        return np.dtype(np.float16)
-    try:
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-    except ImportError:
-        raise MissingDependencyError(
-            'precision="bfloat16" needs the package ml_dtypes, which brings the type to NumPy; '
-            "run: pip install ml_dtypes"
-        ) from None
+    return STORAGES[name].numpy()
 
 
 def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:

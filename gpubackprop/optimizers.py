@@ -95,6 +95,9 @@ _FACTORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "rmsprop": ("RMSprop", {}),
     "adagrad": ("Adagrad", {}),
     "lion": ("Lion", {}),
+    "adamax": ("Adamax", {}),
+    "adam_amsgrad": ("Adam", {"amsgrad": True}),
+    "adamw_amsgrad": ("AdamW", {"amsgrad": True}),
 }
 _BELOW_ONE = 1.0 - 1e-12  # decay rates may not reach 1
 _RANGES = {
@@ -218,6 +221,22 @@ def Lion(
     return _build("lion", lr, weight_decay, beta1=beta1, beta2=beta2)
 
 
+def Adamax(
+    lr: float = 2e-3,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Adam by the largest gradient of late (Kingma & Ba 2015, section 7), as PyTorch computes it.
+
+    >>> Adamax(0.01).hyperparameters["beta2"]
+    0.999
+    """
+    return _build("adamax", lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps)
+
+
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "gradient_descent": GradientDescent,
     "sgd": SGD,
@@ -227,6 +246,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "rmsprop": RMSprop,
     "adagrad": Adagrad,
     "lion": Lion,
+    "adamax": Adamax,
 }
 
 

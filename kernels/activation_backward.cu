@@ -25,7 +25,8 @@ __device__ __forceinline__ void times_slope(
     drop.draw(first, factor);
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-        C d = C(widen(g.v[e])) * Act::slope(C(widen(saved.v[e])), k);
+        C slope = Act::slope(C(widen(saved.v[e])), k), d = C(widen(g.v[e])) * slope;
+        if (Act::STOPS && slope == C(0)) d = C(0);
         d = dropped<Drop>(d, factor[e]);
         sum[e] += d;
         g.v[e] = narrow<T>(d);

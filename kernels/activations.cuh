@@ -13,16 +13,17 @@
     FOR_EACH_DTYPE(ENTRY, identity) FOR_EACH_DTYPE(ENTRY, logistic) FOR_EACH_DTYPE(ENTRY, tanh) \
     FOR_EACH_DTYPE(ENTRY, relu) FOR_EACH_DTYPE(ENTRY, leaky_relu) FOR_EACH_DTYPE(ENTRY, elu)    \
     FOR_EACH_DTYPE(ENTRY, gelu) FOR_EACH_DTYPE(ENTRY, gelu_tanh) FOR_EACH_DTYPE(ENTRY, silu)    \
-    FOR_EACH_DTYPE(ENTRY, softplus)
+    FOR_EACH_DTYPE(ENTRY, softplus) FOR_EACH_DTYPE(ENTRY, mish) FOR_EACH_DTYPE(ENTRY, selu)
 #endif
 
 namespace activations {
 
-struct slope_of_h { static constexpr bool SAVES_A = false, READS_SAVED = true; };
-struct slope_of_a { static constexpr bool SAVES_A = true, READS_SAVED = true; };
+// STOPS: where the slope is 0, delta is 0 whatever the gradient, also an infinite one.
+struct slope_of_h { static constexpr bool SAVES_A = false, READS_SAVED = true, STOPS = false; };
+struct slope_of_a { static constexpr bool SAVES_A = true, READS_SAVED = true, STOPS = false; };
 
 struct identity {
-    static constexpr bool SAVES_A = false, READS_SAVED = false;
+    static constexpr bool SAVES_A = false, READS_SAVED = false, STOPS = false;
     template <class C> static __device__ __forceinline__ C value(C a, C) { return a; }
     template <class C> static __device__ __forceinline__ C slope(C, C) { return C(1); }
 };
@@ -43,6 +44,7 @@ struct tanh : slope_of_h {
 
 // Below, `<= 0` and not fmax: fmax drops a NaN.
 struct relu : slope_of_h {
+    static constexpr bool STOPS = true;
     template <class C> static __device__ __forceinline__ C value(C a, C) {
         return a <= C(0) ? C(0) : a;
     }
@@ -149,6 +151,36 @@ struct softplus : slope_of_a {  // no overflow on either side
     template <class C> static __device__ __forceinline__ C slope(C a, C) {
         C e = ::exp(-::fabs(a));  // no overflow, so that the left tail is right in subnormal numbers
         return (a > C(0) ? C(1) : e) / (C(1) + e);
+    }
+};
+
+// a tanh(softplus(a)) = a (1 - c) s with s = exp(min(a, 0)), r = exp(-max(a, 0)),
+// c = s (1 + s) r^2 / d, d = (s + r)^2 + r^2: few roundings, and no difference of nearly equal numbers.
+struct mish : slope_of_a {
+    template <class C> static __device__ __forceinline__ C value(C a, C) {
+        C e = ::exp(-::fabs(a)), s = a > C(0) ? C(1) : e, r = a > C(0) ? e : C(1);
+        C c = s * (C(1) + s) * (r * r / ((s + r) * (s + r) + r * r));
+        C near = a > C(40) ? C(40) : a;  // beyond, c is 0: keeps a c from inf 0
+        return (a - near * c) * s;
+    }
+    template <class C> static __device__ __forceinline__ C slope(C a, C) {
+        C e = ::exp(-::fabs(a));
+        if (a > C(0)) {
+            C d = C(1) + C(2) * e * (C(1) + e);
+            return C(1) + (a * (C(4) * e * e * (C(1) + e)) / d - C(2) * e * e) / d;
+        }
+        C n = e * (e + C(2)), d = n + C(2);
+        return ((C(1) + a) - (a * (n + C(2) * e * e / d) + e * (C(1) + e)) / d) * e;
+    }
+};
+
+// Klambauer et al. 2017: scale a above 0, scale alpha (exp(a) - 1) elsewhere.
+struct selu : slope_of_a {
+    template <class C> static __device__ __forceinline__ C value(C a, C) {
+        return a > C(0) ? C(1.0507009873554804934) * a : C(1.75809934084737686) * ::expm1(a);
+    }
+    template <class C> static __device__ __forceinline__ C slope(C a, C) {
+        return a > C(0) ? C(1.0507009873554804934) : C(1.75809934084737686) * ::exp(a);
     }
 };
 

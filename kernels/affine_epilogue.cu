@@ -16,6 +16,16 @@
 #include "include/entries.cuh"
 #include "include/strip.cuh"
 
+// Where h of a pack goes: over the product if the types are one, which takes no registers more.
+template <class T, int E>
+__device__ __forceinline__ Pack<T, E>& place_of_h(Pack<T, E>& product, Pack<T, E>&) {
+    return product;
+}
+template <class P, class T, int E>
+__device__ __forceinline__ Pack<T, E>& place_of_h(Pack<P, E>&, Pack<T, E>& apart) {
+    return apart;
+}
+
 // h of the product, and a; `first`: number of the pack's first element.
 template <class Act, class Drop, class P, class T, int E>
 __device__ __forceinline__ void bias_and_value(
@@ -47,13 +57,14 @@ __device__ __forceinline__ void affine_epilogue(
     if (a != nullptr) keep = Walk<T, E>(strip, a, row, stride_a);
     bool vector = in.vector() && out.vector() && keep.vector();
     Pack<P, E> pack[UNROLL];
-    Pack<T, E> value, kept;
+    Pack<T, E> apart, kept;
     while (row < strip.last) {
         if (vector && strip.whole(row, UNROLL)) {
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) pack[u] = load<P, E>(in.at + u * in.step);
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
+                Pack<T, E>& value = place_of_h(pack[u], apart);
                 bias_and_value<Act>(
                     pack[u], value, kept, b, k, drop, strip.place(row + u * STRIP_ROWS));
                 if (a != nullptr) store(keep.at + u * keep.step, kept);
@@ -64,6 +75,7 @@ __device__ __forceinline__ void affine_epilogue(
         } else {  // a head or tail, a row off 16 bytes, or fewer than UNROLL rows left
             int lo = strip.lo(row), hi = strip.hi(row);
             pack[0] = load_part<P, E>(in.at, lo, hi);
+            Pack<T, E>& value = place_of_h(pack[0], apart);
             bias_and_value<Act>(pack[0], value, kept, b, k, drop, strip.place(row));
             if (a != nullptr) store_part(keep.at, kept, lo, hi);
             store_part(out.at, value, lo, hi);

@@ -14,7 +14,7 @@ template <class Loss, class T>
 __device__ __forceinline__ void pointwise_loss(
     const T* a, const compute_of<T>* targets, T* delta, compute_of<T>* row_loss, u8* correct,
     const RowScale<compute_of<T>>& scale, int64 rows, int64 cols, int64 stride_a,
-    int64 stride_targets, int64 stride_delta) {
+    int64 stride_targets, int64 stride_delta, compute_of<T> parameter) {
     using C = compute_of<T>;
     FOR_EACH_ROW(row, rows) {
         C loss = C(0), wrong = C(0);
@@ -22,7 +22,7 @@ __device__ __forceinline__ void pointwise_loss(
             C factor = delta == nullptr ? C(0) : scale.gradient(row);
             for (int64 k = threadIdx.x; k < cols; k += blockDim.x) {
                 C x = widen(a[row * stride_a + k]), t = targets[row * stride_targets + k], d;
-                loss += Loss::value_and_delta(x, t, d);
+                loss += Loss::value_and_delta(x, t, d, parameter);
                 if (delta != nullptr) delta[row * stride_delta + k] = narrow<T>(d * factor);
                 if ((x > C(0)) != (t > C(0.5))) wrong = C(1);
             }
@@ -41,10 +41,11 @@ __device__ __forceinline__ void pointwise_loss(
         const T* a, const compute_of<T>* targets, T* delta, compute_of<T>* row_loss,          \
         u8* correct, const compute_of<T>* sample_weight, const compute_of<T>* upstream,       \
         int64 upstream_stride, const compute_of<T>* divisor, int64 rows, int64 cols,          \
-        int64 stride_a, int64 stride_targets, int64 stride_delta) {                           \
+        int64 stride_a, int64 stride_targets, int64 stride_delta, compute_of<T> parameter) {  \
         pointwise_loss<losses::loss, T>(a, targets, delta, row_loss, correct,                 \
                                         {sample_weight, upstream, divisor, upstream_stride},  \
-                                        rows, cols, stride_a, stride_targets, stride_delta);  \
+                                        rows, cols, stride_a, stride_targets, stride_delta,   \
+                                        parameter);                                           \
     }
 #define ENTRY(loss, T) ENTRY_(loss, T)
 FOR_EACH_LOSS(ENTRY)

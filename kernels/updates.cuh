@@ -14,7 +14,8 @@
 #define FOR_EACH_UPDATE(ENTRIES)                                                              \
     ENTRIES(gradient_descent) ENTRIES(sgd) ENTRIES(sgd_nesterov) ENTRIES(momentum)            \
     ENTRIES(nesterov) ENTRIES(adam) ENTRIES(adam_epsilon_hat) ENTRIES(adamw) ENTRIES(rmsprop) \
-    ENTRIES(adagrad) ENTRIES(lion) ENTRIES(adam_amsgrad) ENTRIES(adamw_amsgrad)
+    ENTRIES(adagrad) ENTRIES(lion) ENTRIES(adamax) ENTRIES(adam_amsgrad)                      \
+    ENTRIES(adamw_amsgrad)
 #endif
 
 namespace updates {
@@ -177,6 +178,27 @@ struct lion {
         C sign = mixed > C(0) ? C(1) : mixed < C(0) ? C(-1) : mixed;  // 0 and NaN stay
         s[0] = s[0] * c[3] + g * c[4];
         return p - sign * c[0];
+    }
+};
+
+// Kingma & Ba 2015, section 7, with PyTorch's eps: m <- beta1 m + (1 - beta1) g;
+// u <- max(beta2 u, |g| + eps); p <- p - lr / (1 - beta1^t) m / u
+struct adamax {
+    static constexpr int SLOTS = 2, HYPERPARAMETERS = 3;
+    static constexpr bool DECOUPLED = false;
+    static __device__ void prepare(const double* h, double lr, double step, double* c) {
+        double correction = h[0] != 0.0 ? -::expm1(step * ::log(h[0])) : 1.0;  // 1 - beta1^step
+        c[0] = h[0];
+        c[1] = 1.0 - h[0];
+        c[2] = h[1];
+        c[3] = h[2];
+        c[4] = lr / correction;
+    }
+    template <class C> static __device__ __forceinline__ C apply(C p, C g, C* s, const C* c) {
+        C old = s[1] * c[2], now = ::fabs(g) + c[3];
+        s[0] = s[0] * c[0] + g * c[1];
+        s[1] = old >= now || old != old ? old : now;  // NaN stays, as in torch.maximum
+        return p - s[0] / s[1] * c[4];
     }
 };
 

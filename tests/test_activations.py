@@ -46,17 +46,6 @@ def test_activation_value_and_slope_match_pytorch_in_float64(entry):
     assert_equal_in_float64(slope, wanted_slope, 2e-15)
 
 
-# Known shortfalls against "no worse than PyTorch": NumPy's float32 exp errs by up to 2.4 units in
-# the last place, tanh by 1.4, expm1 by 2.2, PyTorch's by 0.6 (measured, AVX-512). The bounds are
-# the largest errors seen, rounded up. (value, slope), in units of `tolerances`.
-PRIMITIVE = {
-    "logistic": (1.4, 1.5), "tanh": (1.1, 1.3), "elu": (1.5, 1.0), "gelu": (1.9, 1.0),
-    "gelu_tanh": (1.6, 2.0), "silu": (1.5, 2.1), "softplus": (1.4, 1.3),
-}  # fmt: skip
-# The CUDA kernels' (emulated): a polynomial in gelu, a rounding more than PyTorch in the others.
-CUDA_PRIMITIVE = {"elu": (1.2, 1), "gelu": (1.6, 1), "gelu_tanh": (1.3, 1.3), "silu": (1.1, 1.1)}
-
-
 # The small reach shows errors near 0, which the largest magnitude of GRID would hide.
 @pytest.mark.parametrize("reach", [1e-3, 1.0, 6.0, 30.0, 1e4])
 def test_activation_value_and_slope_keep_the_tolerance_in_float32(entry, reach):
@@ -64,7 +53,8 @@ def test_activation_value_and_slope_keep_the_tolerance_in_float32(entry, reach):
     h, slope = value_and_slope(entry, a)
     oracle_h, oracle_slope = references.activation_oracle(entry.name, a, entry.parameter)
     torch_h, torch_slope = references.activation(entry.name, a, entry.parameter)
-    of_value, of_slope = (PRIMITIVE if ways.on_host() else CUDA_PRIMITIVE).get(entry.name, (1, 1))
+    short = references.SHORTFALLS.get(entry.name, references.Shortfall())
+    of_value, of_slope = short.numpy_draw if ways.on_host() else short.emulated_draw
     assert_by_the_rule(h, torch_h, oracle_h, primitive=of_value)
     assert_by_the_rule(slope, torch_slope, oracle_slope, primitive=of_slope)
 

@@ -35,6 +35,8 @@ def card(monkeypatch):
     for name in ("COPY_BYTES", "SQUARE"):
         monkeypatch.setattr(limits, name, {"cpu": 1 << 10, "cuda": 1 << 10})
     monkeypatch.setitem(limits.SQUARE, "cuda", 16)
+    for name, value in (("warm_seconds", 0.0), ("busy_bytes", 1 << 10), ("sweep_bytes", 1 << 12)):
+        monkeypatch.setattr(places.BESIDE, name, value)
     monkeypatch.setattr(worker, "SETS_OF_L2", 0)
     with cupy_arrays.installed() as cupy:
         yield cupy
@@ -155,10 +157,10 @@ def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(c
             return log.count("busy") < 7  # the card was waiting for the host
 
     monkeypatch.setattr(card.cuda, "Event", Event)
-    monkeypatch.setattr(limits, "_device_copy", lambda source, target: lambda: log.append("busy"))
     where = places.CupyPlace("cuda:0")
-    clock = limits.device_clock(where, lambda: log.append("call"), 100)
-    assert clock(2)[0] > 0
+    monkeypatch.setattr(where, "copier", lambda size: lambda: log.append("busy"))
+    call = lambda: log.append("call")  # noqa: E731
+    assert where.queued_time(call, 2, 100)[0] > 0
     assert log == [
         *["busy"], *["event", "call", "call", "event"],
         *["busy"] * 2, *["event", "call", "call", "event"],
@@ -166,10 +168,10 @@ def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(c
     ]  # fmt: skip
     log.clear()
     Event.done = False
-    clock(1000)  # two of 100 launches fit into the queue, the others wait for theirs
-    assert log.count("call") == 2 * limits.MOST_QUEUES
+    where.queued_time(call, 1000, 100)  # two of 100 launches fit into the queue
+    assert log.count("call") == 2 * places.MOST_QUEUES
     work = limits.setup(next(case for case in CASES if case.op == "affine_layer"), where, "limit")
-    assert work.clock is not None
+    assert work.launches == 3
 
 
 def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):

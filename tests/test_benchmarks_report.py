@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, pictures, report, tables
-from gpubackprop.bench import record
+from benchmarks import report
+from gpubackprop.bench import comparing, pictures, record, tables
 from tests.benchmark_records import made_up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,19 +98,19 @@ def test_goals_are_counted_and_missed_ones_named(on_a_cpu):
 
 
 def test_a_slower_run_is_a_regression_and_noise_is_not(on_a_cpu):
-    same = compare.compare(on_a_cpu, made_up(gpu=False, seed=1))
+    same = comparing.regressions(on_a_cpu, made_up(gpu=False, seed=1))
     assert (same.slower, same.faster, same.wrong, same.missing) == ([], [], [], [])
-    slower = compare.compare(on_a_cpu, made_up(gpu=False, factor=1.25, seed=1))
+    slower = comparing.regressions(on_a_cpu, made_up(gpu=False, factor=1.25, seed=1))
     assert slower.regressed
     assert len(slower.slower) == len({row["case"] for row in on_a_cpu["rows"]})
     assert all(1.15 < change.factor < 1.35 for change in slower.slower)
-    assert not compare.compare(on_a_cpu, made_up(gpu=False, factor=0.7, seed=1)).regressed
+    assert not comparing.regressions(on_a_cpu, made_up(gpu=False, factor=0.7, seed=1)).regressed
 
 
 def test_a_whole_machine_that_is_slower_is_no_regression(on_a_cpu):
     rows = [row | {key: row[key] * 3 for key in ("seconds", "p20", "p80") if key in row}
             for row in on_a_cpu["rows"]]  # fmt: skip
-    assert not compare.compare(on_a_cpu, on_a_cpu | {"rows": rows}).regressed
+    assert not comparing.regressions(on_a_cpu, on_a_cpu | {"rows": rows}).regressed
 
 
 def test_what_is_wrong_or_missing_now_is_named(on_a_cpu):
@@ -119,7 +120,7 @@ def test_what_is_wrong_or_missing_now_is_named(on_a_cpu):
             rows[rows.index(row)] = {
                 key: row[key] for key in ("case", "op", "contestant", "device", "threads")
             } | {"note": "WRONG: differs"}
-    found = compare.compare(on_a_cpu, on_a_cpu | {"rows": rows})
+    found = comparing.regressions(on_a_cpu, on_a_cpu | {"rows": rows})
     assert found.wrong == ["column_sum/f32/4096x1024, 2 threads"]
     assert found.missing == ["gather_rows/f32/5349x784, 2 threads"]
     assert found.regressed
@@ -130,7 +131,7 @@ def test_without_limits_the_ratio_to_a_peer_is_compared(on_a_cpu):
         return made | {"rows": [{k: v for k, v in row.items() if not k.startswith("share")}
                                 for row in made["rows"]]}  # fmt: skip
 
-    found = compare.compare(
+    found = comparing.regressions(
         stripped(on_a_cpu), stripped(made_up(gpu=False, factor=1.25, seed=1))
     ).slower  # fmt: skip
     assert found
@@ -251,3 +252,51 @@ def test_a_full_result_stays_below_300_kilobytes(on_a_gpu, tmp_path):
     record.write(tmp_path / "full.json", on_a_gpu)
     assert (tmp_path / "full.json").stat().st_size < 300_000
     assert len(record.load(tmp_path / "full.json")["rows"]) == len(on_a_gpu["rows"])
+
+
+def test_runs_of_two_machines_are_no_regression_of_one_another(on_a_cpu, tmp_path, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    record.write(old, on_a_cpu)
+    record.write(new, made_up(gpu=False, factor=30) | {"cpu": {"model": "Other", "cores": 2}})
+    assert report.main(["--compare", str(old), str(new)]) == 2
+    said = capsys.readouterr()
+    assert "the machines differ (Made-up CPU, 2 cores, Other, 2 cores)" in said.err
+    assert "gpubackprop bench --compare" in said.err
+    assert said.out == ""
+
+
+def test_a_regression_run_under_load_is_warned_of(on_a_cpu, tmp_path, capsys):
+    record.write(tmp_path / "old.json", on_a_cpu | {"load_before": [10.1, 9, 9]})
+    file = str(tmp_path / "old.json")
+    assert report.main(["--compare", file, file]) == 0
+    assert "warning: A: the load was 10.1 before the run" in capsys.readouterr().out
+
+
+def test_a_result_of_another_card_is_added_in_its_folder_and_a_smoke_run_is_not(
+    on_a_gpu, tmp_path, capsys
+):
+    pytest.importorskip("matplotlib", reason="draws with matplotlib")
+    rows = [row for row in on_a_gpu["rows"] if row["op"] == "column_sum"]
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(on_a_gpu | {"rows": rows}))  # as the command writes it
+    (tmp_path / "README.md").write_text(README)
+    arguments = ["--add", str(file), "--out", str(tmp_path)]
+    assert report.main(arguments) == 0
+    placed = tmp_path / "benchmarks/results/made-up-gpu/2000-01-01-made-up.json"
+    assert len(record.load(placed)["rows"]) == len(rows)
+    assert "Made-up GPU (driver 0)" in (tmp_path / "docs/benchmarks.md").read_text()
+    assert report.main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+    file.write_text(json.dumps(on_a_gpu | {"settings": {"size": "smoke"}}))
+    placed.unlink()
+    assert report.main(arguments) == 2
+    assert "a smoke run: its times mean nothing" in capsys.readouterr().err
+
+
+def test_a_load_above_half_of_the_cores_and_remarks_stand_in_the_documents(on_a_cpu):
+    rows = [row | {"remark": "no CUDA graph: why"} if row["contestant"] == "numpy" else row
+            for row in on_a_cpu["rows"]]  # fmt: skip
+    text = report.section([on_a_cpu | {"load_before": [1.5, 1, 1], "rows": rows}], [])
+    assert "- Warning: the load was 1.5 before the run, above half of its 2 cores" in text
+    assert "- gpubackprop: no CUDA graph: why (" in text
+    assert "Warning" not in report.section([on_a_cpu], [])

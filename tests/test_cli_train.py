@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpubackprop import Model
-from gpubackprop.cli.train_options import TASKS, epochs
+from gpubackprop.cli.train_options import epochs
 from gpubackprop.data import split_rows
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.initializers import INITIALIZERS
@@ -240,8 +240,25 @@ def test_counts_with_poisson(tmp_path, no_pictures):
     assert result.json["test_rmse"] > 0
 
 
-def test_every_loss_of_the_library_has_a_task():
-    assert set(TASKS.values()) == set(LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_of_the_library_is_trained_by_its_name(name, tmp_path, no_pictures):
+    rng = np.random.default_rng(0)
+    table = write_table(tmp_path / "t.csv", {"x": rng.random(60), "y": rng.integers(0, 2, 60)})
+    options = ("--loss", name, "--epochs", "1", "--output", tmp_path / "o", "--json")
+    result = ok("train", table, "--target", "y", *options)
+    assert result.json["loss"]["name"] == name
+    assert result.json["task"] == LOSSES[name].task
+    assert Model.load(tmp_path / "o/model.safetensors").network.output == LOSSES[name].output
+
+
+def test_a_loss_of_another_task_is_refused(tmp_path):
+    table = write_table(tmp_path / "t.csv", {"x": np.arange(9.0), "y": np.arange(9.0)})
+    said = "--loss poisson is a loss of poisson but this is regression; leave it out, or pass"
+    options = ("--task", "regression", "--output", tmp_path / "o")
+    result = run_cli("train", table, "--target", "y", "--loss", "poisson", *options)
+    assert (result.code, said in result.err) == (1, True)
+    result = run_cli("train", table, "--target", "y", "--loss", "poison", *options)
+    assert (result.code, "did you mean 'poisson'" in result.err) == (2, True)
 
 
 CHOICES = [

@@ -313,7 +313,7 @@ def test_a_loss_that_is_not_finite_is_reported_at_the_end_of_the_epoch(clip_norm
         said[device] = str(caught.value)
         assert caught.value.step == 1
         assert np.array_equal(network.backend.to_host(network.parameters), before)
-    assert said["cuda"] == said["cpu"]
+    assert said["cpu"].startswith(said["cuda"])  # it names the row too, which lies on the host
 
 
 def test_labels_out_of_range_name_the_row_at_once_from_the_host_and_at_the_next_wait_from_the_gpu():

@@ -223,7 +223,10 @@ def test_a_tensor_may_be_resized_after_it_was_an_input() -> None:
     Trainer(network).fit(x, y, epochs=1, sample_weight=weight, validation=(x, y))
     Model(network, Standardizer.fit(x), classes=torch.tensor([3, 4])).evaluate(x, y + 3)
     network.gradients(x, y, sample_weight=weight)
-    for tensor in (x, y, weight):
+    rows, mean, scale = torch.arange(3), torch.zeros(3), torch.ones(3)
+    Standardizer.fit(x, rows)
+    Trainer(network).fit(x, y, epochs=1, rows=rows, standardizer=Standardizer(mean, scale))
+    for tensor in (x, y, weight, rows, mean, scale):
         assert tensor.untyped_storage().resizable()
         tensor.data.resize_(100)
     turned = torch.view_as_complex(torch.tensor(VALUES[:, :2]).clone()).conj().imag  # negated views

@@ -160,6 +160,9 @@ def test_names_are_escaped_in_html_and_kept_on_their_line_in_text() -> None:
         assert any(name in text for tag in ("th", "td") for text in Cells(page).found.get(tag, ()))
         assert name in repr(value)
     assert repr(model).count("\n") == 2
+    long = Model(MLP([2, 2]), None, ["x" * 10_000, "y"], None, ["a" * 10_000, "b"])
+    assert len(repr(long)) < 300
+    assert len(long._repr_html_()) < 3000
 
 
 def test_a_history_shows_its_first_and_last_epochs_what_was_best_and_why_it_ended() -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gpubackprop"
 
 # From the bottom up. A module imports from its own row and from the rows above it in this table.
 LAYERS = (
-    ("errors", "_optional"),
+    ("errors", "_optional", "dtypes"),
     ("tensorfile",),
     ("formulas",),
     ("backends",),
@@ -26,7 +26,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow", "pynvml",
     "scipy", "sklearn", "thinc", "torch",
 }  # fmt: skip
 

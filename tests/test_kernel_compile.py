@@ -1,6 +1,7 @@
 """Every entry through NVRTC (or nvcc) for the cards that are supported; no GPU is needed.
 
-Every entry for sm_75 and sm_90, the heaviest of each kernel for all seven architectures, every entry
+Every entry for sm_75 and sm_90 where a source has changed since it was compiled whole (compiled.py), and
+a sample of it where it has not; the heaviest of each kernel for all seven architectures; every entry
 for all with GPUBACKPROP_COMPILE_ALL=1. Asserted: it compiles; nothing is spilled to local memory;
 registers leave room for two blocks; no FP64 arithmetic in kernels of 32 bits and less; accesses of
 128 bits where the header promises them.
@@ -8,12 +9,14 @@ registers leave room for two blocks; no FP64 arithmetic in kernels of 32 bits an
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 
 import pytest
 
 from gpubackprop.backends.cupy_launch import KERNELS, entries
+from tests import compiled
 from tests.emulator import compilers
 from tests.emulator.compilers import ARCHITECTURES, Resources
 from tests.emulator.module import HERE
@@ -145,14 +148,23 @@ def test_entry_compiles_within_its_resources(source, entry, defines, architectur
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", sorted({kernel.source for kernel in KERNELS.values()}))
 def test_every_entry_of_a_file_compiles_within_its_resources(source, architecture):
-    """For the oldest card and an H100 or H200 always; all seven are a quarter of an hour of a core."""
-    if architecture not in (75, 90) and not os.environ.get("GPUBACKPROP_COMPILE_ALL"):
+    """For the oldest card and an H100 or H200, a sample where nothing has changed since the whole
+    was compiled (tests/compiled.py); all seven whole are a quarter of an hour of a core."""
+    everything = os.environ.get("GPUBACKPROP_COMPILE_ALL")
+    if architecture not in (75, 90) and not everything:
         pytest.skip("every entry for every card: set GPUBACKPROP_COMPILE_ALL=1")
+    defines = {entry: macros for file, entry, macros in entries() if file == source}
+    if architecture < 90:
+        defines = {entry: macros for entry, macros in defines.items() if "_cluster" not in entry}
+    wanted, name = set(defines), f"{source}-{architecture}"
+    key = compiled.key_of(source, architecture, inspect.getsource(check))
+    if compiled.is_on_record(name, key) and not everything:
+        for entry in compiled.sample(list(wanted), name):
+            ptx, report = compilers.compiler().compile(source, architecture, defines[entry])
+            check(entry, architecture, bodies(ptx)[entry], compilers.resources(report)[entry])
+        return
     ptx, report = compilers.compiler().compile(source, architecture)
     texts, used = bodies(ptx), compilers.resources(report)
-    wanted = {entry for file, entry, _ in entries() if file == source}
-    if architecture < 90:
-        wanted = {entry for entry in wanted if "_cluster" not in entry}
     assert set(texts) == set(used) == wanted
     failed = {}
     for entry in sorted(wanted):
@@ -161,6 +173,7 @@ def test_every_entry_of_a_file_compiles_within_its_resources(source, architectur
         except AssertionError as error:
             failed[entry] = str(error).splitlines()[0], used[entry]
     assert not failed
+    compiled.passed(name, key)
 
 
 def test_a_broken_source_is_refused_with_the_compilers_message():

@@ -41,20 +41,14 @@ def buffers(
 # -- pointwise losses -----------------------------------------------------------------------------
 
 
-def targets_for(name: str, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    if name == "poisson":
-        return rng.poisson(2.0, shape).astype(np.float64)
-    return rng.random(shape) if name == "binary_cross_entropy" else rng.standard_normal(shape)
-
-
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (300, 1), (17, 10), (5, 33), (3, 1500)], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", POINTWISE_LOSSES)
+@pytest.mark.parametrize("name", references.POINTWISE_SPECS)
 def test_every_pointwise_entry_matches_pytorch_in_float64(name, dtype, shape):
     memory, kind = Guarded(1), DTYPES[dtype]
     compute = compute_dtype(kind)
     a = memory.normal(shape, kind, shift=1, gap=2)
-    targets = memory.put(targets_for(name, memory.rng, shape).astype(compute), gap=1)
+    targets = memory.put(references.targets(name, memory.rng, shape).astype(compute), gap=1)
     weight = memory.put(memory.rng.random(shape[0]).astype(compute))
     result = buffers(memory, shape, kind, shift=1, gap=3)
     total = np.array([weight.sum()], compute)

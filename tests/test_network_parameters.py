@@ -17,9 +17,11 @@ from gpubackprop.errors import (
     ShapeError,
     TargetRangeError,
 )
-from gpubackprop.initializers import INITIALIZERS
+from gpubackprop.formulas import ACTIVATIONS, activation
+from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.losses import LOSSES, SoftmaxCrossEntropy, SquaredError, loss
 from gpubackprop.network import MLP
+from gpubackprop.ops import activation_backward, activation_forward
 
 NAMES = pytest.mark.parametrize("name", INITIALIZERS)
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -133,6 +135,18 @@ def test_initial_weights_have_the_published_deviation_and_shape(name, activation
         assert 0.9 * limit < abs(b).max() <= limit
     else:
         assert not b.any()
+
+
+@pytest.mark.parametrize("spec", [*ACTIVATIONS, "leaky_relu(0.3)", "elu(0.5)"])
+def test_the_gain_is_that_of_a_rectifier_where_the_slopes_far_out_are_those_of_one(spec):
+    """He et al. 2015: a unit of slope 1 far above 0 and k far below it keeps (1 + k^2) / 2 of the
+    variance. Bounded units, and one that normalises itself, have 1."""
+    act, a = activation(spec), np.array([[-700.0, 700.0]])
+    saved = a if act.saved == "a" else activation_forward(a, act)
+    below, above = activation_backward(np.ones((1, 2)), saved, act)[0]
+    wanted = math.sqrt(2 / (1 + below**2)) if above == 1 else 1.0
+    assert gain_of(act, "he_normal") == gain_of(act, "he_uniform") == pytest.approx(wanted)
+    assert gain_of(act, "glorot_normal") == 1.0
 
 
 def test_the_output_layer_has_the_gain_of_a_linear_unit():

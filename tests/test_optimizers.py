@@ -17,6 +17,7 @@ from gpubackprop.optimizers import (
     SGD,
     Adagrad,
     Adam,
+    Adamax,
     AdamW,
     GradientDescent,
     Lion,
@@ -107,6 +108,10 @@ TWINS = {
     "rmsprop decay": (
         RMSprop(alpha=0.9, eps=1e-4, weight_decay=0.1),
         lambda p: O.RMSprop(p, alpha=0.9, eps=1e-4, weight_decay=0.1)),
+    "adamax": (Adamax(), lambda p: O.Adamax(p)),
+    "adamax everything": (
+        Adamax(beta1=0.5, beta2=0.9, eps=1e-3, weight_decay=0.1),
+        lambda p: O.Adamax(p, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.1)),
     "adagrad": (Adagrad(), lambda p: O.Adagrad(p)),
     "adagrad everything": (
         Adagrad(lr_decay=0.1, initial_accumulator=0.3, eps=1e-4, weight_decay=0.1),
@@ -205,6 +210,7 @@ def test_the_first_steps_by_hand():
         "rmsprop": (RMSprop(alpha=0.75), [0.8, 0.8 - 0.2 / math.sqrt(1.75)]),  # s = 1, then 1.75
         "adagrad": (Adagrad(), [0.9, 0.9 - 0.1 / math.sqrt(2)]),  # s = 4, then 8
         "lion": (Lion(), [0.9, 0.8]),
+        "adamax": (Adamax(), [0.9, 0.8]),  # mhat = 2, u = 2 + eps
     }
     assert set(by_hand) == set(OPTIMIZERS)
     for chosen, wanted in by_hand.values():
@@ -307,7 +313,7 @@ def test_sum_of_squares_matches_torchs_norm(dtype, size):
 # -- construction ---------------------------------------------------------------------------------
 
 REFUSED = [
-    ("adma", {}, "optimizer is 'adma' but must be one of .*did you mean 'adam'"),
+    ("adma", {}, "optimizer is 'adma' but must be one of .*did you mean 'adam"),
     ("adam", {"lr": -0.1}, "lr is -0.1 but must be a number of at least 0"),
     ("adam", {"lr": float("nan")}, "lr is nan"),
     ("adam", {"lr": "fast"}, "lr is 'fast'"),

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from gpubackprop import losses
 from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.numpy import get_num_threads, set_num_threads
 from gpubackprop.errors import DtypeError, GpubackpropError, OptionError, ShapeError
@@ -17,19 +18,14 @@ from tests.ways import pointwise_loss
 
 pytestmark = pytest.mark.usefixtures("way")
 
-LOSSES = pytest.mark.parametrize("name", POINTWISE_LOSSES)
+LOSSES = pytest.mark.parametrize("name", references.POINTWISE_SPECS)
 REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
 
 
 def problem(name, rows=37, units=6, scale=2.0, seed=0):
     rng = np.random.default_rng((seed, rows, units))
     a = rng.normal(0, scale, (rows, units))
-    t = {
-        "squared_error": lambda: rng.normal(0, 2, (rows, units)),
-        "binary_cross_entropy": lambda: rng.integers(0, 2, (rows, units)) * 1.0,
-        "poisson": lambda: rng.poisson(3, (rows, units)) * 1.0,
-    }[name]()
-    return a, t
+    return a, references.targets(name, rng, a.shape)
 
 
 @pytest.mark.ways("numpy", reason="computes nothing on an array")
@@ -229,7 +225,9 @@ def test_the_verb_counts_a_row_as_correct_where_every_unit_is_on_its_targets_sid
     assert result["correct"].tolist() == [True, False, True, True]
 
 
-@LOSSES
+@pytest.mark.parametrize(
+    "name", [name for name in POINTWISE_LOSSES if POINTWISE_LOSSES[name].default]
+)
 def test_delta_is_the_output_minus_the_target_as_the_canonical_link_gives(name):
     a, t = problem(name)
     yhat = np.empty_like(a)
@@ -239,6 +237,22 @@ def test_delta_is_the_output_minus_the_target_as_the_canonical_link_gives(name):
         yhat, torchs[POINTWISE_LOSSES[name].output](references.tensor(a)).numpy(), 1e-15
     )
     np.testing.assert_allclose(pointwise_loss(name, a, t, reduction="sum")[1], yhat - t, atol=1e-13)
+
+
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
+def test_every_output_function_and_every_task_has_one_loss_of_its_own():
+    """The founding case: a second loss of the linear output must not become that of regressions."""
+    for what in ("output", "task"):
+        wanted = {getattr(kind, what) for kind in losses.LOSSES.values()}
+        own = [getattr(kind, what) for kind in losses.LOSSES.values() if kind.default]
+        assert sorted(own) == sorted(wanted)
+    assert {kind.output for kind in losses.LOSSES.values()} == set(OUTPUTS)
+    names = {"softmax": "softmax_cross_entropy", "linear": "squared_error",
+             "logistic": "binary_cross_entropy", "exp": "poisson"}  # fmt: skip
+    assert {output: losses.default_loss(output=output).name for output in OUTPUTS} == names
+    assert losses.default_loss(task="regression").name == "squared_error"
+    with pytest.raises(OptionError, match="no loss belongs to output 'cubic'"):
+        losses.default_loss(output="cubic")
 
 
 A = np.zeros((6, 4))

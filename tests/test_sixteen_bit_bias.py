@@ -125,3 +125,29 @@ def test_linear_cross_entropy_of_16_bits_adds_the_bias_in_float32(dtype, path: P
     loss = linear_cross_entropy(x, W, labels, linear_bias=b)
     exact = F.cross_entropy(F.linear(*(torch.tensor(v) for v in values)), labels.cpu())
     assert loss.item() == pytest.approx(exact.item(), rel=2**-7 if dtype == "bfloat16" else 2**-10)
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("name", ["identity", "relu", "silu"])
+def test_a_layer_of_16_bits_under_a_transform_has_the_value_that_it_has_without(name, dtype):
+    x, W, b = (torch.tensor(v).to(TORCH[dtype]) for v in operands((9, 5, 3), dtype))
+
+    def layer(rows):
+        return linear_act(rows, W, b, name)
+
+    wanted = layer(x).double().numpy()
+    for got in (torch.vmap(layer)(x), torch.func.jvp(layer, (x,), (x,))[0]):
+        assert got.dtype == x.dtype
+        assert units(got.double().numpy(), wanted, dtype) <= 1.01
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_linear_cross_entropy_of_16_bits_has_the_same_value_under_a_transform(dtype):
+    x, W, b = (torch.tensor(v).to(TORCH[dtype]) for v in operands((9, 5, 3), dtype))
+    target = torch.arange(9) % 3
+    wanted = F.cross_entropy(x.double() @ W.double().T + b.double(), target, reduction="none")
+
+    def loss(row, label):
+        return linear_cross_entropy(row, W, label, linear_bias=b)
+
+    torch.testing.assert_close(torch.vmap(loss)(x, target).double(), wanted, rtol=1e-6, atol=1e-6)

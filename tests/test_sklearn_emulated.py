@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpubackprop import backends
-from gpubackprop.backends import devices
+from gpubackprop.backends import devices, workload
 from gpubackprop.errors import ModelFileError
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor, arrays
 from tests import emulator
@@ -31,6 +31,7 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return ("cpu", "asked for") if device == "cpu" else ("cuda:0", "emulated")
 
     monkeypatch.setattr(devices, "choose", choose)
+    monkeypatch.setattr(workload, "FIRST_USE", -1e6)  # any work is worth this card
     with cupy_stub.installed():
         yield
 

@@ -115,6 +115,19 @@ def test_a_tensor_with_a_gradient_is_taken_and_gives_numpy():
     assert type(ours.predict(torch.tensor(x, requires_grad=True))) is np.ndarray
 
 
+def test_a_tensor_may_be_resized_after_an_estimator_has_seen_it():
+    torch = pytest.importorskip("torch")
+    x, y, weight = torch.ones(9, 4), torch.arange(9) % 3, torch.ones(9)
+    classes, targets = torch.arange(3), torch.ones(9, 2)
+    classifier = estimators("MLPClassifier", max_iter=2)[1]
+    regressor = estimators("MLPRegressor", max_iter=2)[1]
+    classifier.partial_fit(x, y, weight, classes=classes).predict_proba(x)
+    classifier.fit(x, y, weight, validation_data=(x, y)).score(x, y, weight)
+    regressor.fit(x, targets, weight).score(x, targets)
+    for tensor in (x, y, weight, classes, targets):
+        tensor.resize_(100)
+
+
 def test_what_a_tensor_is_is_said_by_its_class_and_not_by_where_a_class_comes_from():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 

@@ -69,14 +69,13 @@ def test_losses_of_a_regression_have_scikit_learns_types(weight, dtypes, loss, t
     x, y = regression()
     x, y = x.astype(dtypes[:2]), np.abs(y).astype(dtypes[3:])
     own = () if weight is None else (weights(len(y)).astype(weight),)
-    for solver in ("adam", "lbfgs"):
-        theirs, ours = fitted(
-            "MLPRegressor", x, y, *own, loss=loss, solver=solver, max_iter=2, hidden_layer_sizes=3
-        )
-        checked = [theirs, ours]
+    for solver, batch in (("adam", "auto"), ("adam", 7), ("lbfgs", "auto")):
+        options = {"loss": loss, "max_iter": 2, "hidden_layer_sizes": 3, "batch_size": batch}
+        checked = list(fitted("MLPRegressor", x, y, *own, solver=solver, **options))
         for _ in range(2 * (solver == "adam")):  # the second reads the first's
-            kept = estimators("MLPRegressor", loss=loss, max_iter=2, hidden_layer_sizes=3)[1]
-            checked.append(kept.set_params(checkpoint=tmp_path / "fit").fit(x, y, *own))
+            kept = estimators("MLPRegressor", **options)[1]
+            checkpoint = tmp_path / f"fit-{batch}"
+            checked.append(kept.set_params(checkpoint=checkpoint).fit(x, y, *own))
         for name in ("loss_", "best_loss_"):
             assert len({type(getattr(model, name, None)) for model in checked}) == 1, name
         curves = [getattr(model, "loss_curve_", [0]) for model in checked]

@@ -134,6 +134,16 @@ def test_a_copy_of_a_converted_model_is_converted_and_can_be_restored(kind, copi
     assert (type(other), type(other[2])) == (kind, nn.CrossEntropyLoss)
 
 
+def test_children_of_any_name_are_found():
+    for name in ("original", "forward_", "exchanged"):
+        network = nn.Sequential()
+        network.add_module(name, nn.Linear(4, 4))
+        network.add_module("act", nn.ReLU())
+        child = network[0]
+        assert getattr(gt.convert(network).module, name) is child
+        assert fusions(network, X) == ["relu"]
+
+
 def test_restore_is_the_inverse_and_keeps_what_came_meanwhile():
     network = nn.Sequential(pair(nn.GELU()), nn.Linear(4, 3), nn.CrossEntropyLoss())
     classes, text = [type(m) for m in network.modules()], str(network)
@@ -329,7 +339,7 @@ def test_convert_reports_what_becomes_of_the_module_itself():
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("kind", [nn.LeakyReLU, nn.ELU, nn.Softplus, nn.SiLU, nn.GELU])
+@pytest.mark.parametrize("kind", [nn.LeakyReLU, nn.ELU, nn.Softplus, nn.SiLU, nn.GELU, nn.Mish])
 @pytest.mark.parametrize(
     "after",
     [

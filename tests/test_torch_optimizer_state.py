@@ -211,6 +211,22 @@ def test_state_of_a_float32_parameter_serves_it_in_16_bits_and_back(path: Path):
     )
 
 
+def test_state_in_bfloat16_is_taken_where_pytorchs_fused_step_takes_it(path: Path):  # noqa: F811
+    found = []
+    for fused in (None, True):
+        p, optimizer = made(gt, ("Adam", {"lr": 0.1, "fused": fused}), path.device, torch.float32)
+        step(p, optimizer, 0)
+        optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].bfloat16()
+        if not fused:
+            with pytest.raises(StateError, match="bfloat16"):
+                step(p, optimizer, 1)
+            optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].float()
+        step(p, optimizer, 1)
+        found.append(p.detach())
+        assert optimizer.state[p]["exp_avg"].dtype == (torch.bfloat16 if fused else torch.float32)
+    torch.testing.assert_close(*found)
+
+
 COUNTS: dict[str, Callable[[Tensor], Any]] = {
     "int": lambda t: int(t),
     "float": lambda t: float(t),

@@ -231,6 +231,18 @@ def test_the_loss_has_pytorchs_dtype_under_patch_and_after_convert(dtype, autoca
             assert F.linear_cross_entropy(z, W, Y).dtype == wanted.dtype
 
 
+@pytest.mark.parametrize("like", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_gradient_of_images_is_in_pytorchs_order(like):
+    x, y = draw(2, 3, 2, 2).to(memory_format=like).requires_grad_(), torch.zeros(2, 2, 2).long()
+    wanted = torch.autograd.grad(F.cross_entropy(x, y), x)[0]
+    with gt.patch():
+        got = [torch.autograd.grad(F.cross_entropy(x, y), x)[0]]
+    got += torch.autograd.grad(gt.convert(nn.CrossEntropyLoss()).module(x, y), x)
+    for gradient in got:
+        assert gradient.stride() == wanted.stride()
+        torch.testing.assert_close(gradient, wanted)
+
+
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[DeviceMesh]:
     """One process, on its own."""

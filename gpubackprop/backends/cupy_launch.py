@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.dtypes import BY_SUFFIX, BYTES, NARROW, STORAGES, SUFFIXES
+from gpubackprop.dtypes import COMPUTE as COMPUTE_NAMES
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
 
@@ -34,13 +36,9 @@ MIN_CHUNK_ROWS = 4 * STRIP_ROWS
 MAX_PARTIAL_BLOCKS = 1024  # threads of sum_of_squares_finish
 WIDE_ROW = 1024  # elements from which a row gets a block and not a warp
 
-FLOATS = ("f64", "f32", "f16", "bf16")
-COMPUTE = ("f64", "f32")
-_SUFFIX = {
-    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
-    "int64": "i64", "int32": "i32", "uint8": "u8",
-}  # fmt: skip
-BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1}
+FLOATS = tuple(BY_SUFFIX)
+COMPUTE = tuple(STORAGES[name].suffix for name in COMPUTE_NAMES)
+_NARROW = tuple(STORAGES[name].suffix for name in NARROW)
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def plan(
     """
     row = KERNELS.get(kernel)
     suffix = suffix_of(dtype)
-    source_formula = _SUFFIX.get(formula, formula)
+    source_formula = SUFFIXES.get(formula, formula)
     if row is None or (source_formula, suffix) not in row.combinations():
         raise OptionError(f"no kernel {kernel!r} with formula {formula!r} and dtype {suffix!r}")
     itemsize = BYTES[suffix.split("_")[0]]
@@ -160,9 +158,9 @@ def plan(
 
 def suffix_of(dtype: Any) -> str:
     """The name of a storage type in entries: float32 -> f32."""
-    if isinstance(dtype, str) and dtype not in _SUFFIX:
+    if isinstance(dtype, str) and dtype not in SUFFIXES:
         return dtype
-    return _SUFFIX.get(str(np.dtype(dtype).name) if not isinstance(dtype, str) else dtype, "")
+    return SUFFIXES.get(str(np.dtype(dtype).name) if not isinstance(dtype, str) else dtype, "")
 
 
 def entry_name(kernel: str, formula: str, suffix: str) -> str:
@@ -314,8 +312,11 @@ SOFTMAX_FORMS = tuple(
 )
 # Parameters, gradient and narrow copy of an update; of two, the second stands for both the latter.
 UPDATE_STORAGE = (
-    "f64", "f32", "f32_f16", "f32_bf16", "f32_f32_f16", "f32_f32_bf16", "f16", "bf16",
-)  # fmt: skip
+    *COMPUTE,
+    *(f"f32_{narrow}" for narrow in _NARROW),
+    *(f"f32_f32_{narrow}" for narrow in _NARROW),
+    *_NARROW,
+)
 # Elements of a chunk of update_table.cu, four packs for each thread: tensors of a few thousand
 # elements, of which models have many, are then one block each.
 TABLE_CHUNK = 4096
@@ -340,12 +341,12 @@ TABLE_UPDATES = (
     "gradient_descent", "sgd", "sgd_nesterov", "adam", "adamw", "adam_amsgrad", "adamw_amsgrad",
 )  # fmt: skip
 _GATHER_PAIRS = (
-    *((source, out) for source in ("u8", "f16", "bf16", "f32", "f64") for out in FLOATS),
+    *((source, out) for source in ("u8", *FLOATS) for out in FLOATS),
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
 )  # fmt: skip
 _DROPOUT = (("ONLY_DROPOUT", "1"),)
 # Of a layer and of its product; of one, it stands for both.
-LAYER_STORAGE = (*FLOATS, "f16_f32", "bf16_f32")
+LAYER_STORAGE = (*FLOATS, *(f"{narrow}_f32" for narrow in _NARROW))
 
 KERNELS: dict[str, Kernel] = {
     "affine_epilogue": Kernel("affine_epilogue.cu", _strip, tuple(ACTIVATIONS), LAYER_STORAGE),

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 from gpubackprop.backends.cupy_launch import (
-    BYTES,
     KERNELS,
     MAX_GRID_X,
     MAX_GRID_Y,
@@ -25,10 +24,11 @@ from gpubackprop.backends.cupy_launch import (
     power_of_two,
     suffix_of,
 )
+from gpubackprop.dtypes import BY_SUFFIX, BYTES
 from gpubackprop.errors import OptionError
 
 # Of a row in a thread's registers, in the labels form (kernels/include/row_packs.cuh).
-HELD_BYTES = {"f64": 64, "f32": 64, "f16": 32, "bf16": 32}
+HELD_BYTES = {suffix: 32 if row.narrow else 64 for suffix, row in BY_SUFFIX.items()}
 GROUP_THREADS = 256  # of a block on one row, and of a block of warps
 SHORT_THREADS, SHORT_VALUES = 128, 8  # of softmax_cross_entropy_short.cu
 SHORT_COLUMNS = 32 * SHORT_VALUES

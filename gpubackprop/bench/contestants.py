@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ TORCH_OPS = frozenset({
 STEP = frozenset({"training_step", "cold_start"})
 OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
 LIMIT = "limit"
+SAME_SIZE = "limit, same size"  # of a small case on a GPU
+COLD_CACHE = "cupy_raw, cold L2"  # ours on a GPU, its second-level cache emptied before each call
+NO_PEERS = frozenset({LIMIT, SAME_SIZE, COLD_CACHE})
 _PACKAGE = "gpubackprop.bench"
 
 
@@ -34,6 +38,7 @@ class Contestant:
     slow_for : operations of which a slow one does all cases on a GPU.
     distribution : whose version is recorded.
     imports : what a program that uses it imports, for those that take part in "cold_start".
+    extra : of this package, that brings it.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Contestant:
     plain: bool = False
     slow_for: frozenset[str] = frozenset()
     imports: str = ""
+    extra: str = ""
 
     def takes_part(self, case: Case, device: str, peers: frozenset[str]) -> bool:
         """Whether it is asked to do this case on "cpu" or "cuda:N"."""
@@ -67,6 +73,9 @@ CONTESTANTS = (
     ),
     Contestant("cupy_arrays", "expressions", ("cuda",), TORCH_OPS, imports="import cupy"),
     Contestant(LIMIT, "limits", _BOTH, TORCH_OPS - {"cold_start"}),
+    Contestant(
+        SAME_SIZE, "limits", ("cuda",), TORCH_OPS - {"cold_start", "training_step", "affine_layer"}
+    ),
     Contestant("NumPy by hand", "expressions", ("cpu",), imports="import numpy"),
     Contestant(
         "NumPy by hand, two exps", "expressions", ("cpu",), frozenset({"softmax_cross_entropy"}),
@@ -74,36 +83,37 @@ CONTESTANTS = (
     ),
     Contestant(
         "torch eager", "torch_peer", _BOTH, TORCH_OPS, "torch", distribution="torch",
-        imports="import torch",
+        imports="import torch", extra="torch",
     ),
     Contestant(
         "torch fused", "torch_peer", _BOTH, frozenset({"update", "update_many", "training_step"}),
-        "torch", distribution="torch",
+        "torch", distribution="torch", extra="torch",
     ),
     Contestant(
         "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch",
         slow_for=frozenset({"softmax_cross_entropy"}), imports="import torch",
+        extra="torch",
     ),
     Contestant(
         "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True,
-        "torch", imports="import torch",
+        "torch", imports="import torch", extra="torch",
     ),
     Contestant(
         "Liger", "torch_peer", ("cuda",), frozenset({"softmax_cross_entropy"}), "liger",
-        distribution="liger-kernel",
+        distribution="liger-kernel", extra="bench",
     ),
     Contestant(
         "JAX jit", "jax_peer", _BOTH,
         STEP | {"softmax_cross_entropy", "activation_forward", "affine_layer"}, "jax",
-        distribution="jax", imports="import jax, jax.numpy",
+        distribution="jax", imports="import jax, jax.numpy", extra="bench",
     ),
     Contestant(
         "scikit-learn", "other_peers", ("cpu",), STEP, "scikit-learn", distribution="scikit-learn",
-        imports="from sklearn.neural_network import MLPClassifier",
+        imports="from sklearn.neural_network import MLPClassifier", extra="sklearn",
     ),
     Contestant(
         "thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc",
-        imports="import thinc.api",
+        imports="import thinc.api", extra="bench",
     ),
 )  # fmt: skip
 GROUPS = tuple(dict.fromkeys(one.group for one in CONTESTANTS if one.group))
@@ -129,10 +139,22 @@ def module_name(contestant: str) -> str:
     return f"{_PACKAGE}.{BY_NAME[contestant].module}"
 
 
+def why_missing(contestant: str, reason: str) -> str:
+    """`reason`; where its package is not there, with the command that brings it."""
+    extra = BY_NAME[contestant].extra
+    if not extra or not _NOT_THERE.search(reason):
+        return reason
+    return f'{reason}; run: pip install "gpubackprop[{extra}]"'
+
+
+_NOT_THERE = re.compile(r"No module named|import of \S+ halted|cannot import name")
+
+
 def package_versions() -> dict[str, str]:
     """Of everything that may take part and is installed."""
     names = {one.distribution for one in CONTESTANTS if one.distribution}
     names |= {"numpy", "scipy", "triton", "nvmath-python", "cupy-cuda12x", "cupy-cuda13x"}
+    names |= {"nvidia-ml-py"}
     found: dict[str, Any] = {}
     for name in sorted(names):
         try:

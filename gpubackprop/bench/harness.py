@@ -17,15 +17,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import problems
-from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, LIMIT, OURS
+from gpubackprop.bench import limits, problems
+from gpubackprop.bench.contestants import (
+    BY_NAME,
+    COLD_CACHE,
+    CONTESTANTS,
+    LIMIT,
+    NO_PEERS,
+    OURS,
+    SAME_SIZE,
+    why_missing,
+)
+from gpubackprop.bench.rows import Rounds, Row, summarise
 from gpubackprop.bench.shapes import Case
 
 THREAD_VARIABLES = (
@@ -37,75 +47,9 @@ PYTHON = [sys.executable]  # a rehearsal puts an emulated card in front
 PATIENCE = {"prepare": 300.0, "oracle": 600.0, "machine": 300.0, "round": 120.0, "drop": 60.0}
 COLD_ROUNDS = 3
 SETTLE = 0.03  # seconds until the threads of who worked before, which spin for a while, sleep
+MODES = ("plain", "replay", "cold")  # the calls, a CUDA graph of them, and an empty cache before
+GPU_ROUND = 0.5  # of a round's length: a card was warmed up before, and its events are exact
 LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
-
-
-@dataclass
-class Row:
-    """One contestant's result.
-
-    Attributes
-    ----------
-    seconds : of one piece of work, the median over the rounds; p20, p80 : percentiles. On a GPU by
-        CUDA events: of a graph's replay where there is one (`graph`), else of the plain calls.
-        None where it was not timed.
-    plain : median of the plain calls by events, where `seconds` is a graph's. host : median time
-        after which the host was free again.
-    ratio : our time over its time: median over the rounds of the ratio within a round, with
-        percentiles. goal : largest ratio wanted.
-    share : the limit's time over this one's time, with percentiles. limit : what the limit is.
-    workers : threads of a limit's process, where fewer than `threads` were the fastest.
-    bytes, flops : of one piece of work, at least.
-    error : the worst relative difference from the oracle.
-    note : why it was not timed; "WRONG: ..." if its result was.
-    remark : what was different about it. run : date and commit.
-    """
-
-    case: str
-    op: str
-    contestant: str
-    device: str
-    threads: int
-    seconds: float | None = None
-    p20: float | None = None
-    p80: float | None = None
-    graph: bool = False
-    plain: float | None = None
-    host: float | None = None
-    ratio: float | None = None
-    ratio_p20: float | None = None
-    ratio_p80: float | None = None
-    goal: float | None = None
-    share: float | None = None
-    share_p20: float | None = None
-    share_p80: float | None = None
-    limit: str = ""
-    workers: int | None = None
-    bytes: int = 0
-    flops: int = 0
-    error: float | None = None
-    note: str = ""
-    remark: str = ""
-    run: str = ""
-    rounds: list[float] = field(default_factory=list)
-
-    @property
-    def wrong(self) -> bool:
-        return self.note.startswith("WRONG")
-
-    def json(self) -> dict[str, Any]:
-        """Without what is not there and what JSON has no number for; floats to four digits."""
-        return {
-            key: _rounded(value) for key, value in asdict(self).items()
-            if value is not None and value != "" and value != [] and value is not False
-            and not (isinstance(value, float) and not math.isfinite(value))
-        }  # fmt: skip
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -117,6 +61,7 @@ class Plan:
     rounds : timed rounds, after one that warms up. seconds : length of a round of one contestant.
     peers : groups of peers that take part. threads : all that there are; the slow peers do not
         take part with fewer. small : sizes of the limits for trying out.
+    card : PCI address of the GPU, by which its clocks are read.
     """
 
     rounds: int = 7
@@ -124,6 +69,7 @@ class Plan:
     peers: frozenset[str] = frozenset()
     threads: int = 1
     small: bool = False
+    card: str = ""
 
 
 class Process:
@@ -202,6 +148,7 @@ class Harness:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._repeated: dict[str, int] = {}  # calls in a round, by contestant
         self._processes: dict[tuple[str, str, int], Process] = {}
 
     def __enter__(self) -> Harness:
@@ -233,6 +180,7 @@ class Harness:
         names = [
             one.name for one in CONTESTANTS
             if one.takes_part(case, device, peers)
+            and (one.name != SAME_SIZE or limits.same_size(case))
             and not (one.slow and device == "cpu" and threads < self.plan.threads)
         ]  # fmt: skip
         if case.op == "cold_start":
@@ -246,13 +194,16 @@ class Harness:
                 problem.flops(case),
                 problem.limit,
             )
+        measured = dict(rows)
         try:
-            self._rounds(self._prepare(case, rows), rows)
+            self._rounds(self._prepare(case, rows), measured)
+            if case.key and case.op == "training_step" and device != "cpu":
+                self._energy(rows)
         finally:
             for row in rows.values():
                 self._worker(row).ask("drop")
-        summarise(rows, OURS[device.partition(":")[0]])
-        return list(rows.values())
+        summarise(measured, OURS[device.partition(":")[0]])
+        return list(measured.values())
 
     def _worker(self, row: Row) -> Process:
         return self.process(row.contestant, row.device, row.workers or row.threads)
@@ -275,18 +226,19 @@ class Harness:
         best = min(found, key=lambda count: found[count])
         return best if best < row.threads else None
 
-    def _repeats(self, seconds: float) -> int:
-        return max(1, min(1000, round(self.plan.seconds / max(seconds, 1e-7))))
+    def _repeats(self, seconds: float, device: str = "cpu") -> int:
+        length = self.plan.seconds * (1.0 if device == "cpu" else GPU_ROUND)
+        return max(1, min(1000, round(length / max(seconds, 1e-7))))
 
-    def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, bool]:
-        """Set up and check everybody: who can be timed, and whether there is a CUDA graph.
+    def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, list[str]]:
+        """Set up and check everybody: who can be timed, and in which of `MODES`.
 
         Side by side, but for those who time things while they set up.
         """
         alone = [name for name in rows if BY_NAME[name].slow or name == LIMIT]
         together = [name for name in rows if name not in alone]
-        timed: dict[str, bool] = {}
-        message: dict[str, Any] = {"case": asdict(case)}
+        timed: dict[str, list[str]] = {}
+        message: dict[str, Any] = {"case": asdict(case), "card": self.plan.card}
         if case.op == "training_step":
             one = next(iter(rows.values()))
             message |= self.process(LIMIT, one.device, one.threads).ask("oracle", **message)
@@ -301,7 +253,7 @@ class Harness:
                 answer, row = process.answer(), rows[name]
                 row.error = answer.get("error")
                 if "missing" in answer:
-                    row.note = f"not measured: {answer['missing']}"
+                    row.note = f"not measured: {why_missing(name, answer['missing'])}"
                 row.note = answer.get("wrong", row.note)
                 row.remark = answer.get("remark", "")
                 if answer.get("uncaptured"):
@@ -309,45 +261,63 @@ class Harness:
                         f"no CUDA graph: {answer['uncaptured']}"
                     )
                 if not row.note:
-                    timed[name] = bool(answer.get("replay"))
+                    timed[name] = [mode for mode in MODES if mode == "plain" or answer.get(mode)]
         return {name: timed[name] for name in rows if name in timed}
 
-    def _rounds(self, timed: dict[str, bool], rows: dict[str, Row]) -> None:
-        """One that fails has a note from then on, and the others go on without it."""
+    def _rounds(self, timed: dict[str, list[str]], rows: dict[str, Row]) -> None:
+        """One that fails has a note from then on, and the others go on without it. Adds the row of
+        our work with an empty cache, where it was timed."""
         longest = 0.0
-        modes = [(name, False) for name in timed]
-        modes += [(name, True) for name, graph in timed.items() if graph]
-        repeats, found = {}, {mode: ([], []) for mode in modes}  # type: ignore[var-annotated]
-        for name, replay in modes:
-            raw = self._time(rows[name], replay, 1)["raw"]
+        modes = [(name, mode) for name, several in timed.items() for mode in several]
+        found = {mode: Rounds() for mode in modes}
+        for name, several in timed.items():
+            rows[name].graph = "replay" in several
+        for name, mode in modes:
+            raw = self._time(rows[name], mode, 1, warm=True)["raw"]
             if raw < LONG_CALL:  # the first call may have warmed something up
-                raw = self._time(rows[name], replay, 1)["raw"]
+                raw = self._time(rows[name], mode, 1)["raw"]
             longest = max(longest, raw)
-            repeats[name, replay] = self._repeats(raw)
+            found[name, mode].repeats = self._repeats(raw, rows[name].device)
         for _ in range(min(self.plan.rounds, 5) if longest > LONG_CALL else self.plan.rounds):
-            for name, replay in modes:
-                answer = self._time(rows[name], replay, repeats[name, replay])
-                found[name, replay][0].append(answer["seconds"])
-                found[name, replay][1].append(answer["host"])
-        for name, graph in timed.items():
+            for name, mode in modes:
+                one = found[name, mode]
+                one.add(self._time(rows[name], mode, one.repeats, warm=True))
+        for name, several in timed.items():
             row = rows[name]
             if row.note:
+                row.graph = False
                 continue
-            row.rounds, row.graph = found[name, graph][0], graph
-            if graph:
-                row.plain = float(np.median(found[name, False][0]))
+            found[name, "replay" if row.graph else "plain"].into(row)
+            self._repeated[name] = found[name, "replay" if row.graph else "plain"].repeats
+            if row.graph:
+                row.plain = found[name, "plain"].median()
             if row.device != "cpu":
-                row.host = float(np.median(found[name, False][1]))
+                row.host = float(np.median(found[name, "plain"].host))
+            if "cold" in several:
+                cold = rows[COLD_CACHE] = replace(
+                    row, contestant=COLD_CACHE, plain=None, host=None, error=None, remark=""
+                )
+                found[name, "cold"].into(cold)
 
-    def _time(self, row: Row, replay: bool, repeats: int) -> dict[str, Any]:
+    def _time(self, row: Row, mode: str, repeats: int, *, warm: bool = False) -> dict[str, Any]:
         if not row.note:
             if row.device == "cpu" and row.threads > 1:
                 time.sleep(SETTLE)
-            answer = self._worker(row).ask("round", replay=replay, repeats=repeats)
+            replay = mode == "replay" or (mode == "cold" and row.graph)
+            how = {"replay": replay, "cold": mode == "cold", "warm": warm}
+            answer = self._worker(row).ask("round", repeats=repeats, **how)
             if "missing" not in answer:
                 return answer
             row.note = f"not measured: failed while it was timed: {answer['missing']}"
         return dict.fromkeys(("seconds", "host", "raw"), 0.0)
+
+    def _energy(self, rows: dict[str, Row]) -> None:
+        """Joules of a step, for everybody in turn."""
+        for name, row in rows.items():
+            if row.rounds and name not in NO_PEERS:
+                repeats = max(1, self._repeated[name] // 4)  # about ten milliseconds
+                answer = self._worker(row).ask("joules", replay=row.graph, repeats=repeats)
+                row.joules = answer.get("joules")
 
     def _cold(self, case: Case, row: Row) -> Iterator[Row]:
         """Import, and the first steps with all that precedes them, each time in a new process."""
@@ -358,7 +328,7 @@ class Harness:
             row.note = answer.get("wrong", "")
             row.error = answer.get("error")
             if "missing" in answer:
-                row.note = f"not measured: {answer['missing']}"
+                row.note = f"not measured: {why_missing(row.contestant, answer['missing'])}"
             if row.note:
                 yield row
                 return
@@ -418,29 +388,6 @@ GOALS = {
     ("training_step/adam/f32/784-512-512-10/batch256", "torch eager"): 1.00,
     ("training_step/adam/f32/784-512-512-10/batch256", "scikit-learn"): 0.50,
 }
-
-
-def summarise(rows: dict[str, Row], ours: str) -> None:
-    """Medians and percentiles of the rounds, and of the ratios within a round. A limit is the best
-    that the machine does, so its fastest round counts: two threads may wait for one another."""
-    own = np.array(rows[ours].rounds) if ours in rows else np.zeros(0)
-    limit = np.array(rows[LIMIT].rounds) if LIMIT in rows else np.zeros(0)
-    for name, row in rows.items():
-        if not row.rounds:
-            continue
-        times = np.array(row.rounds)
-        row.p20, row.seconds, row.p80 = _percentiles(times)
-        if own.size:
-            row.ratio_p20, row.ratio, row.ratio_p80 = _percentiles(own / times)
-        if limit.size and name != LIMIT:
-            fastest, usual = float(limit.min()), float(np.percentile(limit, 20))  # one is a draw
-            row.share_p20, row.share = fastest / row.p80, fastest / row.seconds
-            row.share_p80 = usual / row.p20
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
-    p20, median, p80 = np.percentile(values, [20, 50, 80])
-    return float(p20), float(median), float(p80)
 
 
 Progress = Callable[[str], None]

@@ -9,7 +9,8 @@ import numpy as np
 
 from gpubackprop.bench import problems
 from gpubackprop.bench.losses import IGNORED, entropy_options
-from gpubackprop.bench.places import JaxPlace, Place, Work, number
+from gpubackprop.bench.peer_places import JaxPlace
+from gpubackprop.bench.places import Place, Work, number
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData

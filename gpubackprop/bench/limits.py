@@ -1,14 +1,15 @@
 """What a machine can do at most: copy, read, multiply; measured beside each case, in its rounds.
 
 A copy moves 1 GiB and more on a GPU (256 MiB on a CPU, beyond its caches), on all threads of the
-run; its time is scaled to the case's bytes. Products are those of the case itself, by the fastest
+run; its time is scaled to the case's bytes. What only reads has a read as its limit, on a GPU by a
+kernel of 16-byte loads (`read.cu`). A small case on a GPU has a second limit of its own size, since
+no 10 us reach the rate of a millisecond. Products are those of the case itself, by the fastest
 library at hand and in the best layout, without the elementwise work around them; on a GPU without
 the host's time to launch them, which a small product is shorter than.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -18,20 +19,20 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import problems
-from gpubackprop.bench.places import CupyPlace, Place, Run, Times, Work
+from gpubackprop.bench.contestants import SAME_SIZE
+from gpubackprop.bench.places import BESIDE, CupyPlace, EventPlace, Place, Run, Work
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case, products
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 SQUARE = {"cpu": 2048, "cuda": 8192}  # of the product that stands for the machine's peak
-QUEUED = 256  # launches at a time: fewer than make the host wait for the GPU
-MOST_QUEUES = 8  # of those in a round
 
 
 def make_small() -> None:
     """Sizes for trying the program out; what is then measured means nothing."""
     COPY_BYTES.update(cpu=1 << 16, cuda=1 << 16)
     SQUARE.update(cpu=16, cuda=16)
+    BESIDE.warm_seconds, BESIDE.busy_bytes, BESIDE.sweep_bytes = 0.0, 1 << 16, 1 << 12
 
 
 def kind(device: str) -> str:
@@ -49,47 +50,37 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
         raise Unsupported("no limit is measured for this operation")
     if problem.limit == "products":
         sizes = products(case)
-        run = product_run(where, case.dtype, sizes)
-        return Work(run, dict, clock=device_clock(where, run, len(sizes)))
+        return Work(product_run(where, case.dtype, sizes), dict, launches=len(sizes))
+    if contestant == SAME_SIZE:
+        run, moved = memory_run(where, problem.limit, same_size(case))
+        return Work(run, dict, scale=problem.bytes(case) / moved, launches=1)
     run, moved = memory_run(where, problem.limit)
     return Work(run, dict, scale=problem.bytes(case) / moved)
 
 
-def device_clock(where: Place, run: Run, launches: int) -> Callable[[int], Times] | None:
-    """Of calls of that many launches, by the GPU alone; None on the host."""
-    if not isinstance(where, CupyPlace):
-        return None
-    busy, _ = memory_run(where, "copy", COPY_BYTES["cuda"] // 4)
-    most = max(1, QUEUED // launches)
-
-    def clock(count: int) -> Times:
-        queues = max(1, min(MOST_QUEUES, count // most))
-        times = [where.queued_time(run, min(count, most), busy) for _ in range(queues)]
-        return sum(t for t, _ in times) / queues, sum(t for _, t in times) / queues
-
-    return clock
+def same_size(case: Case) -> int:
+    """Bytes of the array that is copied or read where as much moves as in the case; 0 where that is
+    as large as the limit's own, and where the limit is something else."""
+    problem = problems.get(case.op)
+    ways = {"copy": 2, "read": 1}.get(problem.limit, 0)
+    size = -(-problem.bytes(case) // (ways * 16)) * 16 if ways else 0
+    return size if size < COPY_BYTES["cuda"] else 0
 
 
 def memory_run(where: Place, what: str, size: int = 0) -> tuple[Run, int]:
     """The call and the bytes that it moves, read plus written."""
     size = size or COPY_BYTES[kind(where.device)]
     noise = np.random.default_rng(0).random(1 << 16, dtype=np.float32)
+    if isinstance(where, CupyPlace):
+        if what == "copy":
+            return where.copier(size), 2 * size
+        words = where.xp.asarray(np.resize(noise.view(np.uint32), size // 4))
+        return where.reader(words), words.nbytes
     source = where.xp.asarray(np.resize(noise, size // 4))
     if what == "read":
-        if where.device != "cpu":
-            return (lambda: source.sum()), source.nbytes
         return _threaded(lambda part: np.add.reduce(part), source), source.nbytes
     target = where.xp.empty_like(source)
-    if where.device != "cpu":
-        return _device_copy(source, target), 2 * source.nbytes
     return _threaded(lambda part, out: np.copyto(out, part), source, target), 2 * source.nbytes
-
-
-def _device_copy(source: Any, target: Any) -> Run:
-    def copy() -> None:
-        target.data.copy_from_device_async(source.data, source.nbytes)
-
-    return copy
 
 
 def _threaded(function: Callable[..., Any], *arrays: np.ndarray) -> Run:
@@ -157,25 +148,39 @@ def _cublaslt(where: Place, x: Any, y: Any) -> list[Run]:
 
 def _quick_time(where: Place, run: Run) -> float:
     run()
-    clock = device_clock(where, run, 1) or functools.partial(where.time, run)
-    return min(clock(3)[0] for _ in range(3))
+    clock = where.queued_time if isinstance(where, EventPlace) else where.time
+    return min(clock(run, 3)[0] for _ in range(3))
 
 
 def machine(device: str) -> dict[str, float]:
-    """Best rates found: copy and read in bytes/s, product in flops/s (float32, square)."""
-    where, found = place(device, ""), {}
-    for what in ("copy", "read"):
-        run, moved = memory_run(where, what)
-        found[what] = moved / best_time(where, run)
-        where.release()
+    """Best rates found: copy and read in bytes/s, product in flops/s (float32, square).
+
+    One that fails is left out; the first error is raised where all do.
+    """
+    where = place(device, "")
     size = SQUARE[kind(device)]
-    run = product_run(where, "float32", [(size, size, size)])
-    found["product"] = 2 * size**3 / best_time(where, run)
+    ways: dict[str, Callable[[], tuple[Run, int]]] = {
+        "copy": lambda: memory_run(where, "copy"),
+        "read": lambda: memory_run(where, "read"),
+        "product": lambda: (product_run(where, "float32", [(size, size, size)]), 2 * size**3),
+    }
+    found: dict[str, float] = {}
+    errors: list[Exception] = []
+    for what, make in ways.items():
+        try:
+            run, amount = make()
+            found[what] = amount / best_time(where, run)
+            where.release()
+        except Exception as error:  # the card's other rates are of use without this one
+            errors.append(error)
+    if not found:
+        raise errors[0]
     return found
 
 
 def best_time(where: Place, run: Run, rounds: int = 5) -> float:
     run()
+    where.warm(run)
     once = max(where.time(run, 1)[0], 1e-7)
     count = max(1, min(100, int(0.05 / once)))
     return min(where.time(run, count)[0] for _ in range(rounds))

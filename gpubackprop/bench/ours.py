@@ -89,7 +89,8 @@ def training_step(case: Case, where: Place) -> Work:
         for batch in batches:
             step.update(batch, LEARNING_RATE)
 
-    return Work(run, losses, len(batches))
+    single = lambda: step.update(batches[0], LEARNING_RATE)  # noqa: E731
+    return Work(run, losses, len(batches), single=single)
 
 
 def transfer(case: Case, where: Place) -> Work:

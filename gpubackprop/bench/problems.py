@@ -6,7 +6,6 @@ while every row of a result is compared.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubackprop.bench.shapes import Case, products
+from gpubackprop.dtypes import STORAGES, compute_dtype
+from gpubackprop.errors import MissingDependencyError
 from gpubackprop.formulas import lookup
 
 Array = np.ndarray
@@ -33,16 +34,14 @@ class Unsupported(Exception):  # noqa: N818 (it is no error)
 
 def storage(case: Case) -> np.dtype:
     """The case's dtype; bfloat16 is ml_dtypes'."""
-    if case.dtype != "bfloat16":
-        return np.dtype(case.dtype)
     try:
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-    except ImportError:
-        raise Unsupported("bfloat16 needs ml_dtypes; pip install ml_dtypes") from None
+        return STORAGES[case.dtype].numpy()
+    except MissingDependencyError as error:
+        raise Unsupported(str(error)) from None
 
 
 def compute(case: Case) -> np.dtype:
-    return np.dtype(np.float64 if case.dtype == "float64" else np.float32)
+    return compute_dtype(case.dtype)
 
 
 @dataclass(frozen=True)

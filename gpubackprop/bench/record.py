@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from gpubackprop import __version__
 from gpubackprop.backends.cupy.library import import_cupy
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench.contestants import OURS, package_versions
-from gpubackprop.bench.harness import Row, summarise
+from gpubackprop.bench.nvml import Meter
 from gpubackprop.bench.places import number
+from gpubackprop.bench.rows import Row, summarise
 from gpubackprop.errors import DataError
 from gpubackprop.tensorfile import write_atomically
 
 FORMAT = 2
 _NEEDED = ("date", "commit", "device", "gpu", "cpu", "versions", "settings", "limits", "left_out")
+_TABLES = ("cpu", "versions", "settings", "limits")
 ROOT = Path(__file__).resolve().parents[2]
 _GPU_QUERY = (
     "index,pci.bus_id,name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
@@ -39,7 +42,7 @@ def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
         "time": now.strftime("%H:%M:%SZ"),
         "commit": commit(),
         "device": device,
-        "gpu": gpu(device),
+        **_card(device),
         "cpu": {
             "model": cpu.model, "cores": cpu.cores, "machine_cores": cpu.machine_cores,
             "blas": f"{cpu.blas} {cpu.blas_version}", "mhz_as_found": _megahertz(),
@@ -73,14 +76,25 @@ def gpu(device: str) -> dict[str, str] | None:
     text = _output("nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader")
     cards = [dict(zip(_GPU_QUERY.split(","), line.split(", "), strict=False))
              for line in text.splitlines()]  # fmt: skip
-    bus = _bus_id(device)
+    bus = bus_id(device)
     mine = (card for card in cards if bus and card.get("pci.bus_id", "").lower().endswith(bus))
     return next(mine, {"name": "unknown card"})
 
 
-def _bus_id(device: str) -> str:
+def _card(device: str) -> dict[str, Any]:
+    """What nvidia-smi says of the card, what NVML adds, and why NVML reads no clocks."""
+    found: dict[str, Any] | None = gpu(device)
+    if found is None:
+        return {"gpu": None}
+    meter = Meter(bus_id(device))
+    return {"gpu": meter.facts() | found, "no_clocks": meter.why}
+
+
+def bus_id(device: str) -> str:
     """Which card it is: nvidia-smi counts all of them, CUDA those of CUDA_VISIBLE_DEVICES, in an
-    order of its own."""
+    order of its own. "" where it is not known, and on a CPU."""
+    if device == "cpu":
+        return ""
     try:
         return str(import_cupy().cuda.Device(number(device)).pci_bus_id).lower()
     except Exception:  # what has no GPU raises what it likes
@@ -134,11 +148,21 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DataError(f"{path} is no result of these benchmarks (format {FORMAT} is wanted)")
     absent = [key for key in _NEEDED if key not in values]
+    wrong = [key for key in _TABLES if key in values and not isinstance(values[key], dict)]
+    if wrong:
+        raise DataError(f"{path} is no whole result: {', '.join(wrong)} should be objects")
     if absent or not values.keys() & {"cases", "rows"}:
         raise DataError(f"{path} is no whole result: it lacks {', '.join(absent) or 'cases'}")
-    if "cases" in values:
-        values["rows"] = [row for case in values.pop("cases") for row in _unpacked(case)]
-    values["rows"] = stamped(values)
+    try:
+        if "cases" in values:
+            values["rows"] = [row for case in values.pop("cases") for row in _unpacked(case)]
+        values["rows"] = stamped(values)
+        rows_of(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path} has a row that is none ({type(error).__name__}: {error}); write it again with "
+            "gpubackprop bench --json"
+        ) from None
     return values
 
 
@@ -155,13 +179,21 @@ def stamped(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one case of a file, percentiles computed again from the rounds."""
     shared = {key: value for key, value in case.items() if key != "contestants"}
-    rows = {row["contestant"]: Row(**shared, **row) for row in case["contestants"]}
+    rows = {row["contestant"]: _row(shared | row) for row in case["contestants"]}
     summarise(rows, OURS[shared["device"].partition(":")[0]])
     return [row.json() for row in rows.values()]
 
 
 def rows_of(record: dict[str, Any]) -> list[Row]:
-    return [Row(**row) for row in record["rows"]]
+    return [_row(row) for row in record["rows"]]
+
+
+def _row(values: dict[str, Any]) -> Row:
+    """What a later version adds is left out."""
+    return Row(**{key: value for key, value in values.items() if key in _FIELDS})
+
+
+_FIELDS = {one.name for one in fields(Row)}
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +204,11 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     done = {f"{row['case']} on {row['device']}" for row in rows}
     left = [name for name in [*left, *new["left_out"]] if name not in done]
     runs = [*old.get("earlier_runs", [])]
-    this = {key: old[key] for key in ("date", "time", "commit", "settings", "versions")}
+    this = {
+        key: old[key]
+        for key in ("date", "time", "commit", "settings", "versions", "load_before")
+        if key in old
+    }
     return new | {
         "rows": rows, "left_out": left, "limits": old["limits"] | new["limits"],
         "earlier_runs": [*runs, this],
@@ -186,7 +222,9 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
 SHARED = (  # by a case's contestants
     "case", "op", "device", "threads", "limit", "bytes", "flops", "run",
 )  # fmt: skip
-DERIVED = ("p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80")  # from the rounds
+DERIVED = (  # from the rounds
+    "p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80", "dropped",
+)  # fmt: skip
 
 
 def write(path: Path, record: dict[str, Any]) -> None:

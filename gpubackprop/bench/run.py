@@ -9,7 +9,8 @@ from typing import Any
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import record as records
 from gpubackprop.bench.contestants import CONTESTANTS
-from gpubackprop.bench.harness import Harness, Job, Plan, Row, run_all
+from gpubackprop.bench.harness import Harness, Job, Plan, run_all
+from gpubackprop.bench.rows import Row
 from gpubackprop.bench.shapes import Case, cases
 from gpubackprop.errors import OptionError
 
@@ -96,8 +97,9 @@ def measure(
     todo = work(settings)
     most = settings.all_threads[-1]
     rounds, seconds = ROUNDS[settings.size]
-    plan = Plan(rounds, seconds, settings.peers, most, settings.size == "smoke")
     record = records.new(settings.device, settings.json())
+    card = records.bus_id(settings.device)
+    plan = Plan(rounds, seconds, settings.peers, most, settings.size == "smoke", card)
     with Harness(plan) as harness:
         devices = ["cpu", settings.device] if settings.cpu else [settings.device]
         for device in dict.fromkeys(devices):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpubackprop.dtypes import SUFFIXES
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
 
@@ -33,7 +34,6 @@ CLASSES = (10, 32, 100, 320, 1000, 4096, 16_384, *VOCABULARIES, 262_144)
 LOSS_OPTIONS = ("label_smoothing", "class_weight", "ignore_index", "z_loss", "no_weight", "all")
 BATCHES = tuple(2**power for power in range(21))
 PEER_ACTIVATIONS = ("relu", "gelu", "tanh")
-SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 SHOWN_WIDTHS = 8  # in a name, of equal ones
 BOTH, CUDA = ("cpu", "cuda"), ("cuda",)
 CPU_ELEMENTS, CUDA_ELEMENTS = 1 << 22, 1 << 26  # of a matrix: 16 MiB, and 256 MiB (beyond any L2)
@@ -72,7 +72,7 @@ class Case:
             shape += f"/batch{batch}"
         else:
             shape = "x".join(map(str, self.shape))
-        parts = (self.op, self.variant, SHORT[self.dtype], shape)
+        parts = (self.op, self.variant, SUFFIXES[self.dtype], shape)
         return "/".join(part for part in parts if part)
 
     @classmethod

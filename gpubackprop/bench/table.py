@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpubackprop import __version__
-from gpubackprop.bench.contestants import LIMIT, OURS
-from gpubackprop.bench.harness import Row
+from gpubackprop.bench.contestants import NO_PEERS, OURS
+from gpubackprop.bench.machines import is_smoke, too_busy
+from gpubackprop.bench.record import rows_of
+from gpubackprop.bench.rows import Row, percentiles
 
 HEADLINES = (
     ("training_step/adam/f32/784-512-512-10/batch256", "step 784-512-512-10, batch 256"),
@@ -25,6 +27,55 @@ def time_text(seconds: float) -> str:
     return f"{seconds / size:.3g} {unit}"
 
 
+SHOWN = {"numpy": "gpubackprop", "cupy_raw": "gpubackprop", "cupy_arrays": "CuPy arrays",
+         "cupy_raw, cold L2": "gpubackprop, cold L2"}  # fmt: skip
+
+
+def shown(contestant: str) -> str:
+    """What a reader knows it by: ours are told apart by the device."""
+    return SHOWN.get(contestant, contestant)
+
+
+def place(row: Row) -> str:
+    if row.device != "cpu":
+        return row.device
+    return f"{row.threads} thread" + ("s" if row.threads > 1 else "")
+
+
+def noise(row: Row) -> str:
+    """p20 – p80; "" where they are not known."""
+    return "" if row.p20 is None or row.p80 is None else _between(row.p20, row.p80)
+
+
+def _between(least: float, most: float) -> str:
+    low, high = time_text(least), time_text(most)
+    (number, unit), (_, other) = low.split(), high.split()
+    return f"{number if unit == other else low} – {high}"
+
+
+def spread(seconds: list[float]) -> str:
+    """p20 – p80 of the times of several rounds.
+
+    >>> spread([0.001, 0.002, 0.003, 0.004, 0.005, 0.006])
+    '2 – 5 ms'
+    """
+    low, _, high = percentiles(seconds)
+    return _between(low, high)
+
+
+def time_cell(row: Row | None) -> str:
+    """Time and p20 – p80, or why there is none."""
+    text = _time(row)
+    return f"{text} ({noise(row)})" if row and row.seconds and noise(row) else text
+
+
+def verdict(row: Row) -> str:
+    """Of our time over this one's: "" where it is decided, else "undecided", as 1 lies within p20
+    to p80 of the ratio."""
+    low, high = row.ratio_p20, row.ratio_p80
+    return "undecided" if low is not None and high is not None and low <= 1 <= high else ""
+
+
 def lines(rows: list[Row]) -> list[str]:
     """The table: one line for each case and number of threads."""
     groups: dict[tuple[str, int], list[Row]] = {}
@@ -36,14 +87,20 @@ def lines(rows: list[Row]) -> list[str]:
     head = f"{'':<56}{'CPU':>10}"
     if gpu_cases:
         head += f"{'GPU':>10}{'speed-up':>10}"
-    text = [head + f"{'of limit':>16}   our time / theirs, who beats us first"]
+    ours = [row for row in rows if row.contestant in OURS.values()]
+    wide = max([16, *(len(share_cell(row)) + 2 for row in ours)])
+    head += f"{'of limit':>{wide}}"
+    if any(noise(row) for row in ours):
+        head += f"{'p20 – p80':>20}"
+    text = [f"{head}   our time / theirs, who beats us first"]
     for (case, threads), group in groups.items():
         name = case + ("" if threads == most else f", {threads} thread")
-        text.append(_line(name, group, bool(gpu_cases)))
+        text.append(_line(name, group, (bool(gpu_cases), "p20" in head, wide)))
     return text
 
 
-def _line(name: str, group: list[Row], gpu: bool) -> str:
+def _line(name: str, group: list[Row], columns: tuple[bool, bool, int]) -> str:
+    gpu, with_noise, wide = columns
     ours = {row.device.partition(":")[0]: row for row in group
             if row.contestant == OURS[row.device.partition(":")[0]]}  # fmt: skip
     cpu, cuda = ours.get("cpu"), ours.get("cuda")
@@ -53,11 +110,37 @@ def _line(name: str, group: list[Row], gpu: bool) -> str:
         text += f"{_time(cuda):>10}"
         text += f"{cpu.seconds / cuda.seconds:>10.3g}" if both else f"{'-':>10}"  # type: ignore
     best = cuda if cuda and cuda.seconds else cpu
-    share = f"{share_text(best.share)} {best.limit}" if best and best.share else "-"
+    share = share_cell(best) if best else ""
+    text += f"{share or '-':>{wide}}"
+    if with_noise:
+        text += f"{noise(best) if best else '':>20}"
     peers = [_peers(group, best)]
     if best is cuda and (on_cpu := _peers(group, cpu)):
         peers.append(f"on the CPU {on_cpu}")
-    return f"{text}{share:>16}   {'; '.join(filter(None, peers))}".rstrip()
+    return f"{text}   {'; '.join(filter(None, peers))}".rstrip()
+
+
+def share_cell(row: Row) -> str:
+    """The share of the limit and what that is; in brackets that of the limit of the case's size."""
+    if not row.share:
+        return ""
+    own = f" ({share_text(row.share_same_size)} at its size)" if row.share_same_size else ""
+    return f"{share_text(row.share)} {row.limit}{own}"
+
+
+def remarks(rows: list[Row]) -> list[str]:
+    """What was different about a contestant, e.g. why our plan is no CUDA graph; each once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for remark in filter(None, (row.remark, _timing(row))):
+            found.setdefault(f"{shown(row.contestant)}: {remark}", []).append(row.case)
+    return [f"{text} ({_some(cases)})" for text, cases in found.items()]
+
+
+def _timing(row: Row) -> str:
+    if row.dropped and row.contestant in OURS.values():
+        return f"{row.dropped} rounds below 95 % of the highest clock were dropped"
+    return ""
 
 
 def share_text(share: float) -> str:
@@ -79,15 +162,15 @@ def _peers(group: list[Row], best: Row | None) -> str:
     if best is None:
         return ""
     theirs = [row for row in group if row.device == best.device
-              and row.contestant not in (LIMIT, best.contestant)]  # fmt: skip
+              and row.contestant not in (*NO_PEERS, best.contestant)]  # fmt: skip
     timed = sorted((row for row in theirs if row.ratio), key=lambda row: -(row.ratio or 0))
-    text = [f"{row.contestant} {row.ratio:.2f}" for row in timed]
-    return ", ".join([*text, *(f"{row.contestant} WRONG" for row in theirs if row.wrong)])
+    text = [f"{shown(row.contestant)} {row.ratio:.2f} {verdict(row)}".rstrip() for row in timed]
+    return ", ".join([*text, *(f"{shown(row.contestant)} WRONG" for row in theirs if row.wrong)])
 
 
 def left_out(record: dict[str, Any]) -> list[str]:
     """What the table has no figure for, and why."""
-    rows = [Row(**row) for row in record["rows"]]
+    rows = rows_of(record)
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
@@ -97,6 +180,8 @@ def left_out(record: dict[str, Any]) -> list[str]:
         text.append(f"no time was left for {_some(record['left_out'])}")
     if record["device"] == "cpu":
         text.append(f"the GPU: {record['settings'].get('device_reason', 'not asked for')}")
+    elif record.get("no_clocks"):
+        text.append(f"clocks and energy: {record['no_clocks']}")
     return text
 
 
@@ -128,7 +213,13 @@ def summary(record: dict[str, Any]) -> str:
         if "seconds" in row:
             share = f" ({share_text(row['share'])} of {row['limit']})" if "share" in row else ""
             parts.append(f"{name}: {time_text(row['seconds'])}{share}")
-    return " | ".join([*parts, record["date"]])
+    return " | ".join([*parts, record["date"], *_doubts(record)])
+
+
+def _doubts(record: dict[str, Any]) -> list[str]:
+    """What must not be lost where the line is pasted."""
+    found = ["smoke run: times mean nothing"] * is_smoke(record)
+    return found + [f"load {load:g} of {cores} cores" for load, cores in too_busy(record)]
 
 
 def rate(value: float, unit: str) -> str:

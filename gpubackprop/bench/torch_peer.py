@@ -12,7 +12,8 @@ import numpy as np
 from gpubackprop.bench import problems
 from gpubackprop.bench.losses import IGNORED, entropy_options
 from gpubackprop.bench.operations import LEARNING_RATE
-from gpubackprop.bench.places import Place, TorchPlace, Work
+from gpubackprop.bench.peer_places import TorchPlace
+from gpubackprop.bench.places import Place, Work
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, StepData

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib
 import json
 import sys
@@ -19,12 +18,15 @@ from typing import Any, TextIO
 import numpy as np
 
 from gpubackprop.bench import limits, problems, steps
-from gpubackprop.bench.contestants import LIMIT, module_name
-from gpubackprop.bench.places import Place, Work, rotated
+from gpubackprop.bench.contestants import LIMIT, OURS, SAME_SIZE, module_name
+from gpubackprop.bench.nvml import Clocks, Meter
+from gpubackprop.bench.places import L2_TIMES, CupyPlace, EventPlace, Place, Run, Work, rotated
 from gpubackprop.bench.shapes import Case
 
-SETS_OF_L2 = 3  # inputs rotate over more than this many times the second-level cache
+SETS_OF_L2 = L2_TIMES  # inputs rotate over more than this many times the second-level cache
 MOST_SETS = 64
+JOULE_SECONDS = 0.5  # of work, for the energy of a step
+HOST_BOUND = 0.5  # of a replay's time: a host that needs more to launch one may be what is timed
 
 
 def main() -> None:
@@ -52,14 +54,16 @@ class Session:
     def __init__(self, contestant: str, device: str) -> None:
         self.contestant, self.device = contestant, device
         self.work: Work | None = None
+        self._meter: Meter | None = None
         self._place: Place | None = None
 
     def do(self, message: dict[str, Any]) -> dict[str, Any]:
-        """One of prepare, round, drop, machine, oracle; an exception is {"missing": its text}."""
+        """What the message asks for; an exception is {"missing": its text}."""
         try:
             action = {
                 "prepare": self._prepare, "round": self._round, "drop": self._drop,
                 "machine": lambda message: limits.machine(self.device), "oracle": self._oracle,
+                "joules": self._joules,
             }[message["do"]]  # fmt: skip
             return action(message)
         except Exception as error:  # one contestant's trouble must not end the run
@@ -75,12 +79,16 @@ class Session:
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
         case = Case.from_json(message["case"])
+        if self._meter is None and self.device != "cpu":
+            self._meter = Meter(message.get("card", ""))
         if message.get("losses"):
             steps.ORACLES[case.name] = np.array(message["losses"])
         module = importlib.import_module(module_name(self.contestant))
         works = [module.setup(case, self.place, self.contestant)]
         answer: dict[str, Any] = {}
-        if self.contestant != LIMIT:
+        if self.contestant == SAME_SIZE:
+            works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
+        elif self.contestant != LIMIT:
             ratio, error = problems.get(case.op).check(case, works[0].outputs())
             answer["error"] = error
             if not ratio <= 1:
@@ -96,6 +104,7 @@ class Session:
         self.work.run()
         self.place.wait()
         answer["remark"] = self.work.remark()
+        answer["cold"] = self._fits_a_cache(case) and self._can_be_cold(answer)
         return answer
 
     def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +119,89 @@ class Session:
             return iter(())
         return iter(range(min(MOST_SETS - 1, SETS_OF_L2 * l2 // max(moved, 1))))
 
-    def _round(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _fits_a_cache(self, case: Case) -> bool:
+        """Whether it is worth a row to say what the work takes with an empty cache."""
+        if self.contestant != OURS["cuda"] or case.op == "transfer":
+            return False
+        l2 = self.place.l2_bytes()
+        return isinstance(self.place, CupyPlace) and problems.get(case.op).bytes(case) < (
+            SETS_OF_L2 * l2
+        )
+
+    def _can_be_cold(self, answer: dict[str, Any]) -> bool:
+        """Tried before it is timed: without that row the others must be there all the same."""
+        assert self.work is not None
+        assert isinstance(self.place, CupyPlace)
+        try:
+            self.place.cold_time(self.work.single or self.work.run, 1)
+            return True
+        except Exception as error:
+            why = f"no row with a cold cache: {explain(error)}"
+            answer["remark"] = "; ".join(filter(None, (answer["remark"], why)))
+            return False
+
+    def _run(self, message: dict[str, Any]) -> Run:
+        """What is timed: the plain calls, or the replay of a graph."""
         assert self.work is not None
         run = self.work.replay if message.get("replay") else self.work.run
         assert run is not None
-        clock = self.work.clock or functools.partial(self.place.time, run)
-        seconds, issued = clock(message["repeats"])
-        factor = self.work.scale / self.work.units
-        return {"seconds": seconds * factor, "host": issued * factor, "raw": seconds}
+        return run
+
+    def _round(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Times are of one piece of work; `raw` of one run. `clocks` are those in the middle of it,
+        `queued` says that a GPU's queue was filled first."""
+        run, count, queued = self._run(message), message["repeats"], False
+        assert self.work is not None
+        clocks: list[Clocks | None] = []
+        if message.get("warm"):
+            self.place.warm(run)
+        if self._meter is not None:
+            meter = self._meter
+            self.place.watch = lambda: clocks.append(meter.clocks())
+        if message.get("cold"):
+            assert isinstance(self.place, CupyPlace)
+            seconds, issued = self.place.cold_time(self.work.single or run, count)
+            units = 1 if self.work.single else self.work.units
+        elif self.work.launches and isinstance(self.place, EventPlace):
+            seconds, issued = self.place.queued_time(run, count, self.work.launches)
+            units, queued = self.work.units, True
+        else:
+            seconds, issued = self.place.time(run, count)
+            units = self.work.units
+            short = bool(message.get("replay")) and issued > HOST_BOUND * seconds
+            if short and isinstance(self.place, EventPlace):
+                queued = True
+                seconds, _ = self.place.queued_time(run, count)
+        factor = self.work.scale / units
+        answer = {"seconds": seconds * factor, "host": issued * factor, "raw": seconds}
+        return answer | {"clocks": clocks[-1] if clocks else None, "queued": queued}
+
+    def _joules(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Energy of the whole card for one piece of work; {} where it does not tell.
+
+        The counter moves some ten times a second. So the work is counted between two of its moves,
+        and goes on from the first to the last.
+        """
+        run = self._run(message)
+        assert self.work is not None
+        if self._meter is None or self._meter.joules() is None:
+            return {}
+        moves: list[tuple[float, int]] = []  # the counter, and the calls until then
+        calls, before = 0, self._meter.joules()
+        start = time.perf_counter()
+        while (passed := time.perf_counter() - start) < 4 * JOULE_SECONDS:
+            self.place.finish(run, message["repeats"])
+            calls += message["repeats"]
+            now = self._meter.joules()
+            if now is not None and now != before:
+                moves.append((now, calls))
+                before = now
+                if passed > JOULE_SECONDS and len(moves) > 1:
+                    break
+        if len(moves) < 2:
+            return {}
+        (first, from_call), (last, to_call) = moves[0], moves[-1]
+        return {"joules": (last - first) / ((to_call - from_call) * self.work.units)}
 
     def _drop(self, message: dict[str, Any]) -> dict[str, Any]:
         self.work = None

@@ -106,7 +106,7 @@ def add_device_options(parser: Any) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help='"auto" (a GPU where all of CUDA works, else the CPU), "cpu", "cuda" or "cuda:1"',
+        help='"auto" (a GPU that works and is worth it, else the CPU), "cpu", "cuda" or "cuda:1"',
     )
     parser.add_argument(
         "--threads",

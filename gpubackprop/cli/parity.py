@@ -8,8 +8,7 @@ largest magnitude. NumPy's own error in the same dtype stands beside it. `gpubac
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,11 +18,12 @@ import numpy as np
 from gpubackprop import losses, optimizers
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.cli.parity_cases import Case, cases
+from gpubackprop.dtypes import STORAGES, compute_dtype
+from gpubackprop.errors import MissingDependencyError
 from gpubackprop.network import MLP
 from gpubackprop.training.trainer import Trainer
 
 Array = np.ndarray
-EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TRAINING = {"float64": 1e4, "float32": 256.0}  # relative 2e-12 and 3e-5 after 12 steps
 
 
@@ -50,14 +50,11 @@ class Result:
 
 def dtypes() -> dict[str, np.dtype]:
     """Storage types by name; bfloat16 where ml_dtypes is installed."""
-    found = {name: np.dtype(name) for name in ("float64", "float32", "float16")}
-    if importlib.util.find_spec("ml_dtypes") is not None:
-        found["bfloat16"] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    found = {}
+    for name, row in STORAGES.items():
+        with contextlib.suppress(MissingDependencyError):
+            found[name] = row.numpy()
     return found
-
-
-def compute_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 # -- comparing ------------------------------------------------------------------------------------
@@ -102,7 +99,11 @@ def error_units(found: Array, oracle: Array, dtype: np.dtype) -> float:
         return 0.0
     error = float(np.abs(found[finite] - oracle[finite]).max())
     size = float(np.abs(oracle[finite]).max())
-    return error / (EPSILON[dtype.name] * size) if size else (0.0 if not error else float("inf"))
+    return (
+        error / (STORAGES[dtype.name].epsilon * size)
+        if size
+        else (0.0 if not error else float("inf"))
+    )
 
 
 def _same_pattern(a: Array, b: Array) -> bool:
@@ -114,7 +115,7 @@ def _same_pattern(a: Array, b: Array) -> bool:
 
 
 def _is_float(array: Array) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return array.dtype.name in STORAGES
 
 
 def _round(array: Array, dtype: np.dtype) -> Array:

@@ -7,7 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpubackprop import MLP, Trainer
+from gpubackprop.backends import workload
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
 from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
@@ -15,7 +18,6 @@ from gpubackprop.cli.train_data import TrainingData, prepare
 from gpubackprop.cli.train_output import parameter_count, summarize, write_files
 from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
-from gpubackprop.losses import LOSSES
 
 configure = options.add_options
 SMALL_WORK = 10_000_000  # multiplications of one forward pass of a batch
@@ -26,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     say = Say(args.json, args.quiet)
     device = use_device(args)
     data = prepare(args)
+    device = suit_work(args, data, device)
     trainer = build(args, data, device)
     args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
@@ -62,7 +65,7 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
     network = MLP(
         [data.x.shape[1], *args.hidden, data.units],
         acts,
-        output=LOSSES[options.TASKS[data.task]].output,
+        output=loss.output,
         initializer=args.initializer,
         seed=args.seed,
         dtype=args.dtype,
@@ -92,6 +95,21 @@ def _for_each_layer(args: argparse.Namespace, name: str) -> Any:
             f"{count(len(args.hidden), 'layer')}; give one for each, or a single one for all"
         )
     return values if len(values) > 1 else values[0]
+
+
+def suit_work(args: argparse.Namespace, data: TrainingData, device: Device) -> Device:
+    """The CPU in the place of a GPU that --device auto found, where it is predicted to be sooner
+    done."""
+    if args.device != "auto" or device.name == "cpu":
+        return device
+    rows = len(data.train)
+    batch = options.batch_size(args, rows)
+    widths = [data.x.shape[1], *args.hidden, data.units]
+    training = workload.Training.of_epochs(
+        widths, rows, batch, options.epochs(args, rows, batch), np.dtype(args.dtype).itemsize
+    )
+    name, reason = workload.choose(training)
+    return dataclasses.replace(device, name=name, reason=reason)
 
 
 def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> Device:

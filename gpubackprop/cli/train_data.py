@@ -13,7 +13,6 @@ import numpy as np
 from gpubackprop._optional import require
 from gpubackprop.cli.common import check_data_options, has_column_names
 from gpubackprop.cli.streams import from_shell
-from gpubackprop.cli.train_options import TASKS
 from gpubackprop.data import (
     Dataset,
     Standardizer,
@@ -24,7 +23,7 @@ from gpubackprop.data import (
     split_rows,
 )
 from gpubackprop.errors import DataError, GpubackpropError
-from gpubackprop.losses import LOSSES
+from gpubackprop.losses import default_loss, loss
 
 Array = np.ndarray
 DIGITS = "digits"
@@ -92,7 +91,10 @@ def prepare(args: argparse.Namespace) -> TrainingData:
     DataError, OptionError, ShapeError, MissingDependencyError, OSError
     """
     name, dataset = read(args)
-    task, targets, classes = encode(args.task, dataset)
+    task = args.task
+    if task == "auto" and args.loss is not None:
+        task = loss(args.loss).task
+    task, targets, classes = encode(task, dataset)
     train, validation, test = split(args, targets, by_class=classes is not None)
     if isinstance(dataset.x, np.memmap):  # `load_dataset` has checked what it read into memory
         check_finite(dataset.x, source=dataset.source)
@@ -174,7 +176,7 @@ def encode(task: str, dataset: Dataset) -> tuple[str, Array, Array | None]:
     values = np.asarray(y, np.float64)
     values = values[:, None] if values.ndim == 1 else values
     try:
-        checked = LOSSES[TASKS[task]]().check_targets(
+        checked = default_loss(task=task).check_targets(
             values, rows=values.shape[0], units=values.shape[1], dtype=values.dtype
         )
     except GpubackpropError as error:

@@ -22,13 +22,7 @@ from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
 
-# Task -> loss; the loss brings its output function. The first is what "auto" finds for classes.
-TASKS = {
-    "classification": "softmax_cross_entropy",
-    "regression": "squared_error",
-    "multilabel": "binary_cross_entropy",
-    "poisson": "poisson",
-}
+TASKS = tuple(dict.fromkeys(kind.task for kind in LOSSES.values()))  # classification first
 LABEL_SMOOTHING = 0.05
 STEPS, EPOCHS = 2_000, (20, 200)
 SMALL_BATCH, LARGE_BATCH, MANY_ROWS = 32, 128, 20_000
@@ -192,6 +186,12 @@ def _training_options(group: Any) -> None:
     group.add_argument("--l2", type=real(), default=0.0, metavar="X", help="penalty on the weights")
     group.add_argument("--clip-norm", type=real(), metavar="X", help="largest norm of the gradient")
     group.add_argument(
+        "--loss",
+        type=loss_name,
+        metavar="NAME",
+        help=f"{', '.join(LOSSES)}; with a parameter: NAME(0.5) (default: the task's own)",
+    )
+    group.add_argument(
         "--label-smoothing",
         type=real(0, 1),
         metavar="X",
@@ -255,6 +255,15 @@ def activations(text: str) -> list[Activation]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def loss_name(text: str) -> str:
+    """A loss's name, with its parameter or without."""
+    try:
+        losses.loss(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 # -- the library's objects ------------------------------------------------------------------------
 
 
@@ -287,7 +296,13 @@ def _check_keys(
 
 
 def make_loss(args: argparse.Namespace, task: str, indices: np.ndarray, classes: int) -> Loss:
-    """The task's loss; `indices` are the classes of the training rows."""
+    """--loss, or the task's own; `indices` are the classes of the training rows."""
+    chosen = losses.default_loss(task=task) if args.loss is None else losses.loss(args.loss)
+    if chosen.task != task:
+        raise OptionError(
+            f"--loss {args.loss} is a loss of {chosen.task} but this is {task}; leave it out, or "
+            f"pass --task {chosen.task}"
+        )
     if task == "classification":
         smoothing = LABEL_SMOOTHING if args.label_smoothing is None else args.label_smoothing
         weight = None
@@ -300,7 +315,7 @@ def make_loss(args: argparse.Namespace, task: str, indices: np.ndarray, classes:
                 f"--{name.replace('_', '-')} is an option of classification but this is {task}; "
                 "leave it out, or pass --task classification"
             )
-    return LOSSES[TASKS[task]]()
+    return chosen
 
 
 def batch_size(args: argparse.Namespace, rows: int) -> int:

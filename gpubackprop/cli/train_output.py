@@ -30,7 +30,7 @@ def measure(data: TrainingData, trainer: Trainer, outcome: Outcome) -> dict[str,
     for part, rows in data.parts.items():
         values = meter.evaluate(data.x, targets, standardizer=data.per_batch, rows=rows)
         found |= {f"{part}_{name}": value for name, value in values.items()}
-        if data.task == "poisson":
+        if not {"accuracy", "rmse"} & set(values):
             found[f"{part}_rmse"] = _rmse(data, outcome, rows)
     return found
 

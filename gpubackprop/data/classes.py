@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,26 @@ def check_classes(classes: Any) -> Labels:
 
     Raises
     ------
-    ShapeError : no vector. DtypeError : another dtype. DataError : a missing value, objects of
-        several kinds, bytes that are not UTF-8; its place is named.
+    ShapeError : no vector. DtypeError : another dtype. DataError : a missing value, a label that is
+        there twice, objects of several kinds, bytes that are not UTF-8; its place is named.
     """
+    array = _checked(classes)
+    first: dict[Any, int] = {}
+    for place, label in enumerate(array.tolist()):
+        if first.setdefault(label, place) != place:
+            raise DataError(
+                f"classes[{place}] is {shorten(label)} as classes[{first[label]}] is; every output "
+                f"unit wants a class of its own"
+            )
+    return array
+
+
+def _checked(classes: Any) -> Labels:
     array = as_targets(classes, "classes")
     if array.ndim != 1:
         raise ShapeError(f"classes has shape {array.shape}; it wants one label per class, (K,)")
-    if isinstance(classes, list | tuple) and array.dtype.kind in "US":
-        resolve_labels(np.array(classes, dtype=object), "classes")  # NumPy makes text of anything
+    if isinstance(classes, list | tuple):
+        _same_values(classes, array)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in _KINDS or (kind == "f" and size > 8):
         raise DtypeError(
@@ -47,6 +60,19 @@ def check_classes(classes: Any) -> Labels:
     if missing.size:
         raise DataError(f"classes[{missing[0]}] is {array[missing[0]]}; a class wants a label")
     return array
+
+
+def _same_values(classes: Sequence[Any], array: Labels) -> None:
+    """DataError where NumPy has made other labels of a list."""
+    if array.dtype.kind in "US":  # it makes text of anything
+        resolve_labels(np.array(classes, dtype=object), "classes")
+    if array.dtype.kind == "f":  # and floats of whole numbers that no integer type holds together
+        for place, (given, label) in enumerate(zip(classes, array.tolist(), strict=True)):
+            if isinstance(given, int | np.integer) and int(given) != label:
+                raise DataError(
+                    f"classes[{place}] is {given}, which no type holds together with the others; "
+                    f"for such labels pass text"
+                )
 
 
 def _plain_objects(array: Labels) -> Labels:

@@ -18,6 +18,7 @@ from gpubackprop.data.files import row_from_1, shorten
 from gpubackprop.data.finite import check_finite
 from gpubackprop.data.names import check_names, positions
 from gpubackprop.data.objects import kind_of
+from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DataError, DtypeError
 
 Array = npt.NDArray[Any]
@@ -183,7 +184,7 @@ def _column(column: Any, name: str, source: str) -> Array:
 def _numbers(column: Any, name: str, source: str) -> Array:
     """A frame's column as (N,) numbers or booleans."""
     values = _column(column, name, source)
-    if values.dtype.kind in "fiub" or values.dtype.name == "bfloat16":
+    if is_number(values.dtype):
         return values
     if values.dtype.kind in "OUST":
         return _from_objects(values.astype(object), f"column {name!r}", source)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpubackprop.backends.arrays import as_host
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import batch_rows_for, column_name
-from gpubackprop.data.frames import as_inputs
+from gpubackprop.data.frames import as_array, as_inputs
 from gpubackprop.errors import DataError, DtypeError, OptionError, ShapeError
 
 Float64 = npt.NDArray[np.float64]
@@ -46,7 +47,8 @@ class Standardizer:
     def __post_init__(self) -> None:
         """Check the pair, which may come from a model file."""
         for name in ("mean", "scale"):
-            object.__setattr__(self, name, np.array(getattr(self, name), dtype=np.float64))
+            values = as_host(getattr(self, name))
+            object.__setattr__(self, name, np.array(values, dtype=np.float64))
         if self.mean.ndim != 1 or self.mean.shape != self.scale.shape:
             raise ShapeError(
                 f"mean has shape {self.mean.shape} and scale {self.scale.shape}; both want (D,)"
@@ -225,7 +227,7 @@ def _check_matrix(x: npt.NDArray[Any]) -> None:
 
 def _row_indices(rows: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:
     """`rows` as ascending indices into [0, count)."""
-    rows = np.asarray(rows)
+    rows = as_array(rows, "rows")
     if rows.dtype == np.bool_:
         if rows.shape != (count,):
             raise OptionError(f"rows is a mask of shape {rows.shape}; x wants ({count},)")

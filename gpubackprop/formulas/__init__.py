@@ -2,9 +2,9 @@
 
 from gpubackprop.formulas.activations import ACTIVATIONS, Activation, activation
 from gpubackprop.formulas.dropout import Dropout
-from gpubackprop.formulas.losses import OUTPUTS, POINTWISE_LOSSES, PointwiseLoss
+from gpubackprop.formulas.losses import OUTPUTS, POINTWISE_LOSSES, PointwiseLoss, pointwise_loss
 from gpubackprop.formulas.registry import lookup
-from gpubackprop.formulas.updates import UPDATES, Update
+from gpubackprop.formulas.updates import UPDATES, Update, update
 
 __all__ = [
     "ACTIVATIONS",
@@ -17,4 +17,6 @@ __all__ = [
     "Update",
     "activation",
     "lookup",
+    "pointwise_loss",
+    "update",
 ]

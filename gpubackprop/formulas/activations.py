@@ -17,23 +17,35 @@ caller silences the warnings.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from gpubackprop.errors import OptionError
-from gpubackprop.formulas.registry import lookup
+from gpubackprop.formulas.registry import FINDERS, Entry, spelled, with_parameter
 
 Array = np.ndarray
 Formula = Callable[[Array, Array, "tuple[Array, ...]", float], None]
 Backward = Callable[[Array, Array, Array, "tuple[Array, ...]", float], None]
 
 
+def unit_gain(k: float) -> float:
+    return 1.0
+
+
+def rectifier_gain(k: float) -> float:
+    """sqrt(2): half of the units are near 0."""
+    return math.sqrt(2.0)
+
+
+def leaky_gain(k: float) -> float:
+    """sqrt(2 / (1 + k^2)), k the slope below 0."""
+    return math.sqrt(2.0 / (1.0 + k * k))
+
+
 @dataclass(frozen=True)
-class Activation:
+class Activation(Entry):
     """A pointwise function and its derivative.
 
     Attributes
@@ -46,6 +58,8 @@ class Activation:
     parameter, parameter_name : the formula's one parameter, e.g. the negative slope; "" if none.
     kinks : True where the first or second derivative jumps at a = 0 (the gradient check steps
         around it).
+    gain : ``gain(parameter)``, the factor on the standard deviation of the weights before it with
+        which signals keep their scale through many layers (He et al. 2015); 1 where none is known.
     homogeneous : True where g(c a) = c g(a) for c > 0: the slope is the same from c h as from h, so
         that dropout may scale h in place.
     """
@@ -59,13 +73,13 @@ class Activation:
     kinks: bool = False
     homogeneous: bool = False
     backward: Backward | None = None
+    gain: Callable[[float], float] = unit_gain
 
     def __repr__(self) -> str:
         return f"activation({str(self)!r})"
 
     def __str__(self) -> str:
-        default = ACTIVATIONS[self.name].parameter
-        return self.name if self.parameter == default else f"{self.name}({self.parameter!r})"
+        return spelled(ACTIVATIONS, self)
 
 
 def identity_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
@@ -151,7 +165,15 @@ def relu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def relu_backward(g: Array, h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    np.multiply(g, _not_below(h, work[0]), out)
+    """out = 0 where h <= 0, else g: a gradient that is not finite ends there too, as in PyTorch.
+
+    The bits of g, and all or none of them; a masked copy takes ten times as long.
+    """
+    below = _booleans(work[0]).view(np.int8)
+    np.less_equal(h, 0.0, below.view(np.bool_))
+    np.subtract(below, 1, below)  # 0 below, and -1, which has all bits
+    bits = np.int32 if g.itemsize == 4 else np.int64
+    np.bitwise_and(g.view(bits), below, out.view(bits))
 
 
 def leaky_relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
@@ -341,26 +363,119 @@ def softplus_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> N
     np.divide(e, out, out)
 
 
+def mish_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """a tanh(softplus(a)) (Misra 2020).
+
+    As a (1 - c) s with s = exp(min(a, 0)), r = exp(-max(a, 0)) and c = s (1 + s) r^2 / d,
+    d = (s + r)^2 + r^2: few roundings, and no difference of numbers that are nearly equal.
+    """
+    s, r, c = work
+    np.minimum(a, 0.0, out=s)
+    np.exp(s, s, **_IN_FLOAT64)
+    np.maximum(a, 0.0, out=r)
+    np.negative(r, r)
+    np.exp(r, r, **_IN_FLOAT64)
+    np.add(s, r, out)
+    np.multiply(out, out, out)
+    np.multiply(r, r, r)
+    np.add(out, r, out)  # d
+    np.divide(r, out, r)
+    np.add(s, 1.0, c)
+    np.multiply(c, s, c)
+    np.multiply(c, r, c)
+    np.minimum(a, _FAR, out=out)  # beyond, c is 0: keeps a c from inf 0
+    np.multiply(out, c, c)
+    np.subtract(a, c, c)
+    np.multiply(c, s, out)
+
+
+def mish_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """t + a (1 - t^2) logistic(a) with t = tanh(softplus(a)).
+
+    With e = exp(-|a|): below 0 it is e (1 + a - (a (n + 2 e^2 / d) + e (1 + e)) / d), n = e (e + 2)
+    and d = n + 2; above it is 1 + (4 a e^2 (1 + e) / d - 2 e^2) / d, d = 1 + 2 e (1 + e).
+    """
+    e, x, d = work
+    np.abs(a, e)
+    np.negative(e, e)
+    np.exp(e, e, **_IN_FLOAT64)
+    np.add(e, 2.0, x)
+    np.multiply(x, e, x)  # n
+    np.add(x, 2.0, d)
+    np.multiply(e, e, out)
+    np.multiply(out, 2.0, out)
+    np.divide(out, d, out)
+    np.add(out, x, out)
+    np.multiply(out, a, out)
+    np.add(e, 1.0, x)
+    np.multiply(x, e, x)  # e (1 + e)
+    np.add(out, x, out)
+    np.divide(out, d, out)
+    np.add(a, 1.0, d)
+    np.subtract(d, out, out)
+    np.multiply(out, e, out)
+    np.multiply(x, 2.0, d)
+    np.add(d, 1.0, d)
+    np.multiply(x, e, x)
+    np.multiply(x, 4.0, x)
+    np.multiply(x, a, x)
+    np.divide(x, d, x)
+    np.multiply(e, e, e)
+    np.multiply(e, 2.0, e)
+    np.subtract(x, e, x)
+    np.divide(x, d, x)
+    np.add(x, 1.0, x)
+    above = _booleans(d)
+    np.greater(a, 0.0, above)
+    np.copyto(out, x, where=above)
+
+
+# Klambauer et al. 2017: with weights of variance 1 / fan_in (gain 1) units keep mean 0, variance 1.
+_SELU_SCALE = 1.0507009873554804934
+_SELU_BELOW = 1.7580993408473768600  # scale times alpha
+
+
+def selu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """scale a above 0, scale alpha (exp(a) - 1) elsewhere."""
+    np.minimum(a, 0.0, out=work[0])
+    np.expm1(work[0], work[0], **_IN_FLOAT64)
+    np.multiply(work[0], _SELU_BELOW, work[0])
+    np.maximum(a, 0.0, out=out)
+    np.multiply(out, _SELU_SCALE, out)
+    np.add(out, work[0], out)
+
+
+def selu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """scale above 0, scale alpha exp(a) elsewhere."""
+    above = _booleans(work[0])
+    np.greater(a, 0.0, above)
+    np.minimum(a, 0.0, out=out)
+    np.exp(out, out, **_IN_FLOAT64)
+    np.multiply(out, _SELU_BELOW, out)
+    np.copyto(out, _SELU_SCALE, where=above)
+
+
 _ENTRIES = (
     Activation("identity", "h", identity_value, identity_slope, homogeneous=True),
     Activation("logistic", "h", logistic_value, logistic_slope),
     Activation("tanh", "h", tanh_value, tanh_slope),
     Activation(
-        "relu", "h", relu_value, relu_slope, kinks=True, homogeneous=True, backward=relu_backward
+        "relu", "h", relu_value, relu_slope, kinks=True, homogeneous=True, backward=relu_backward,
+        gain=rectifier_gain,
     ),
     Activation(
         "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope",
-        kinks=True, homogeneous=True,
+        kinks=True, homogeneous=True, gain=leaky_gain,
     ),
-    Activation("elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True),
-    Activation("gelu", "a", gelu_value, gelu_slope),
-    Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope),
-    Activation("silu", "a", silu_value, silu_slope),
-    Activation("softplus", "a", softplus_value, softplus_slope),
+    Activation("elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True, gain=rectifier_gain),
+    Activation("gelu", "a", gelu_value, gelu_slope, gain=rectifier_gain),
+    Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope, gain=rectifier_gain),
+    Activation("silu", "a", silu_value, silu_slope, gain=rectifier_gain),
+    Activation("softplus", "a", softplus_value, softplus_slope, gain=rectifier_gain),
+    Activation("mish", "a", mish_value, mish_slope, gain=rectifier_gain),
+    Activation("selu", "a", selu_value, selu_slope, kinks=True),
 )  # fmt: skip
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
-
-_WITH_PARAMETER = re.compile(r"(\w+)\((.+)\)")
 
 
 def activation(spec: str | Activation) -> Activation:
@@ -381,20 +496,8 @@ def activation(spec: str | Activation) -> Activation:
     """
     if isinstance(spec, Activation):
         return spec
-    match = _WITH_PARAMETER.fullmatch(spec) if isinstance(spec, str) else None
-    if match is None:
-        return lookup(ACTIVATIONS, spec, "activation")
-    entry = lookup(ACTIVATIONS, match[1], "activation")
-    if not entry.parameter_name:
-        raise OptionError(
-            f"activation {spec!r}: {entry.name} has no parameter; write {entry.name!r}"
-        )
-    try:
-        parameter = float(match[2])
-    except ValueError:
-        parameter = math.nan
-    if not 0.0 <= parameter < math.inf:
-        raise OptionError(
-            f"activation {spec!r}: {entry.parameter_name} must be a finite number of at least 0"
-        )
-    return replace(entry, parameter=parameter)
+    entry: Activation = with_parameter(ACTIVATIONS, spec, "activation")
+    return entry
+
+
+FINDERS[Activation] = activation

@@ -22,13 +22,15 @@ from typing import Literal
 
 import numpy as np
 
+from gpubackprop.formulas.registry import FINDERS, Entry, lookup
+
 Array = np.ndarray
 Blocks = tuple[np.ndarray, ...]
 Hyperparameters = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Update:
+class Update(Entry):
     """One optimizer's mathematics.
 
     Attributes
@@ -52,6 +54,9 @@ class Update:
 
     def __repr__(self) -> str:
         return f"Update({self.name!r})"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _gradient_descent_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
@@ -239,6 +244,32 @@ def lion(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
     np.add(m, work[1], m)
 
 
+def _adamax_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[float, ...]:
+    beta1 = h["beta1"]
+    correction = -math.expm1(step * math.log(beta1)) if beta1 else 1.0  # 1 - beta1^step
+    return beta1, 1 - beta1, h["beta2"], h["eps"], lr / correction
+
+
+def adamax(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
+    """Adam by the largest gradient of late (Kingma & Ba 2015, section 7; PyTorch).
+
+    m <- beta1 m + (1 - beta1) g; u <- max(beta2 u, |g| + eps); p <- p - lr / (1 - beta1^t) m / u.
+    PyTorch's eps: u is never 0.
+    """
+    m, u = slots
+    beta1, fresh, beta2, eps, lr = c
+    np.multiply(m, beta1, m)
+    np.multiply(g, fresh, work[0])
+    np.add(m, work[0], m)
+    np.multiply(u, beta2, u)
+    np.abs(g, work[0])
+    np.add(work[0], eps, work[0])
+    np.maximum(u, work[0], out=u)
+    np.divide(m, u, work[0])
+    np.multiply(work[0], lr, work[0])
+    np.subtract(p, work[0], p)
+
+
 _SGD = {"momentum": 0.9, "dampening": 0.0}
 _MOMENTUM = {"momentum": 0.9}
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -265,9 +296,26 @@ _ENTRIES = (
     Update(
         "lion", ("m",), {"beta1": 0.9, "beta2": 0.99}, _lion_coefficients, lion, "decoupled"
     ),
+    Update("adamax", ("m", "u"), _ADAM, _adamax_coefficients, adamax),
     Update("adam_amsgrad", ("m", "v", "max_v"), _ADAM, _adam_coefficients, adam_amsgrad),
     Update(
         "adamw_amsgrad", ("m", "v", "max_v"), _ADAM, _adam_coefficients, adam_amsgrad, "decoupled"
     ),
 )  # fmt: skip
 UPDATES: dict[str, Update] = {entry.name: entry for entry in _ENTRIES}
+
+
+def update(name: str) -> Update:
+    """The update formula called `name`; files name an optimizer's mathematics by it.
+
+    Raises
+    ------
+    OptionError : unknown name.
+
+    >>> update("adam").slots
+    ('m', 'v')
+    """
+    return lookup(UPDATES, name, "update")
+
+
+FINDERS[Update] = update

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
+from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, ShapeError
 
 Array = np.ndarray
@@ -82,7 +83,7 @@ def _copied(backend: Any, name: str, view: Array, value: Any) -> Array:
             value = as_host(value)
         except (TypeError, ValueError) as error:
             raise DtypeError(f"{name} was assigned no array of numbers: {error}") from None
-    if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
+    if not is_number(value.dtype):
         raise DtypeError(f"{name} was assigned {value.dtype} but holds real numbers, {view.dtype}")
     if value.shape != view.shape:
         hint = f"; to fill it write {name}[...] = value" if value.ndim == 0 else ""

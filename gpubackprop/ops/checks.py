@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
+from gpubackprop.dtypes import STORAGES, is_number, storage
 from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
 from gpubackprop.ops.memory import HOST, Memory, memory_of
 
@@ -17,22 +18,16 @@ maximum_reduce: Any = np.maximum.reduce
 _UNSIGNED = {
     np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)
 }
-_COMPUTE: dict[np.dtype, type] = {
-    np.dtype(np.float64): np.float64,
-    np.dtype(np.float32): np.float32,
-    np.dtype(np.float16): np.float32,
-}
 
 
 def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
     """float64 for float64, float32 for 32 bits and less; DtypeError for anything else."""
-    compute = _COMPUTE.get(dtype)
-    if compute is not None:
-        return compute
-    if dtype.name == "bfloat16":  # ml_dtypes' type; NumPy has none of its own
-        return np.float32
+    row = storage(dtype)
+    if row is not None and dtype.isnative:
+        return np.dtype(row.compute).type
+    *most, last = STORAGES
     raise DtypeError(
-        f"{name} has dtype {dtype} but {op} wants float64, float32, float16 or bfloat16; "
+        f"{name} has dtype {dtype} but {op} wants {', '.join(most)} or {last}; "
         f"convert it with {name}.astype(np.float32)"
     )
 
@@ -76,7 +71,7 @@ def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> 
 def row_vector(array: Any, name: str, op: str, length: int) -> Array:
     """`array` as a (length,) array of numbers: float64 on the host, any real dtype on a GPU."""
     array = as_array(array, name, op, np.float64)
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+    if not is_number(array.dtype):
         raise DtypeError(f"{name} has dtype {array.dtype} but {op} wants real numbers")
     if array.shape != (length,):
         raise ShapeError(f"{name} has shape {array.shape} but {op} wants ({length},)")
@@ -107,6 +102,22 @@ def non_negative(
             f"{name}[{bad[0]}] is {values[bad[0]]} but {op} wants finite weights of at least 0"
         )
     return weights
+
+
+RELATIVE = ("mean", "elementwise_mean")  # reductions that divide by the sum of the weights
+NEAR = 32  # binary places around 1: products and sums of such weights stay in the range of float32
+
+
+def near_one(weights: Any, reduction: str) -> Any:
+    """Weights of which only the ratios count, times a power of two where they are so large or so
+    small that float32 does not hold them, their products or their sum. None, other weights and
+    those on a GPU as they are."""
+    if reduction not in RELATIVE or not isinstance(weights, np.ndarray) or not weights.size:
+        return weights
+    exponent = math.frexp(float(weights.max()))[1]
+    if abs(exponent) <= NEAR:
+        return weights
+    return np.ldexp(weights.astype(np.float64, copy=False), -exponent)
 
 
 def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOST) -> Array:

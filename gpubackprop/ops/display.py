@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from gpubackprop.backends.arrays import backend_of
 
 SHOWN = 10  # rows of a long table, and names of a long list
+LETTERS = 40  # of a long name
 _CELL = 'style="text-align: right"'
 
 
@@ -33,9 +33,10 @@ def call(name: str, *arguments: Any, **options: Any) -> str:
 
 
 def names(values: Iterable[Any], count: int = SHOWN) -> str:
-    """The first of them, and how many there are."""
+    """The first of them, long ones cut."""
     values = list(values)
-    shown = [text if (text := str(value)).isprintable() else repr(text) for value in values[:count]]
+    texts = [text if (text := str(value)).isprintable() else repr(text) for value in values[:count]]
+    shown = [text if len(text) <= LETTERS else f"{text[: LETTERS - 3]}..." for text in texts]
     return ", ".join([*shown, "..."] if len(values) > count else shown)
 
 
@@ -68,12 +69,19 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     )
 
 
+def escaped(text: str) -> str:
+    """`text` as HTML shows it. The module is imported here: nobody needs it at the start."""
+    import html
+
+    return html.escape(text)
+
+
 def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The same for a notebook; names that come from data are escaped."""
-    head = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in headers)
+    head = "".join(f"<th {_CELL}>{escaped(name)}</th>" for name in headers)
     body = "".join(
-        "<tr>" + "".join(f"<td {_CELL}>{html.escape(figure(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td {_CELL}>{escaped(figure(cell))}</td>" for cell in row) + "</tr>"
         for row in ends(rows)
     )
-    top = f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+    top = f"<caption>{escaped(caption)}</caption><thead><tr>{head}</tr></thead>"
     return f"<table>{top}<tbody>{body}</tbody></table>"

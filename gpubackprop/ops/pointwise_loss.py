@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import LossOptions
+from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.formulas import POINTWISE_LOSSES, PointwiseLoss, lookup
+from gpubackprop.formulas import PointwiseLoss
+from gpubackprop.formulas import pointwise_loss as formula_named
 from gpubackprop.ops import checks
 from gpubackprop.ops.memory import HOST, Memory, memory_of
 
@@ -40,7 +42,8 @@ def pointwise_loss(
 
     Parameters
     ----------
-    name : one of the above.
+    name : one of the above, or another entry of `gpubackprop.formulas.POINTWISE_LOSSES`; with the
+        loss's parameter in parentheses, if it has one.
     a : (N, K) float64, float32, float16 or bfloat16, the pre-activations of the output units.
     targets : (N, K), or (N,) where K = 1. Real; in [0, 1] for binary cross entropy; at least 0 for
         Poisson.
@@ -66,7 +69,7 @@ def pointwise_loss(
     >>> print(loss, delta)
     2.0 [[2.]]
     """
-    formula = lookup(POINTWISE_LOSSES, name, "loss")
+    formula = formula_named(name)
     memory = memory_of(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
     a = checks.float_matrix(a, "a", name)
     rows = len(a)
@@ -80,7 +83,8 @@ def pointwise_loss(
     result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
     result |= {"loss": memory.empty((), dtype), "delta": memory.target(delta, source)}
     targets = memory.source(memory.widened(targets, dtype), dtype)
-    options, weights = LossOptions(reduction=reduction), memory.weights(weights, dtype)
+    options = LossOptions(reduction=reduction)
+    weights = memory.weights(checks.near_one(weights, reduction), dtype)
     memory.backend.pointwise_loss(source, targets, formula, options, result, weights)
     memory.store(result["delta"], delta)
     return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
@@ -95,7 +99,7 @@ def pointwise_targets(
 ) -> Array:
     """(N, K) numeric targets inside the loss's domain; the error names row and column."""
     targets = checks.as_array(targets, "targets", formula.name)
-    if targets.dtype.kind not in "fiub" and targets.dtype.name != "bfloat16":
+    if not is_number(targets.dtype):
         raise DtypeError(
             f"targets has dtype {targets.dtype} but {formula.name} wants numbers; encode text "
             f"labels first"

@@ -133,7 +133,8 @@ def softmax_cross_entropy(
     result = memory.loss_outputs(rows, dtype)
     if reduction == "none" and "row_loss" not in result:
         result["row_loss"] = memory.empty(rows, dtype)
-    source, labels, *weights = memory.loss_inputs(dtype, logits, targets, sample_weight, upstream)
+    weights = checks.near_one(sample_weight, reduction)
+    source, labels, *weights = memory.loss_inputs(dtype, logits, targets, weights, upstream)
     delta = None
     if gradient:
         delta = checks.output_array(out, logits, "logits", op, memory)
@@ -196,7 +197,7 @@ def _options(
     if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
         raise OptionError(f"ignore_index is {ignore_index!r} but must be an integer or None")
     return LossOptions(
-        class_weight,
+        checks.near_one(class_weight, reduction),
         None if ignore_index is None else int(ignore_index),
         checks.number(label_smoothing, "label_smoothing", 0.0, 1.0),
         checks.number(z_loss, "z_loss", 0.0),

@@ -52,8 +52,17 @@ def to_host(x: Any) -> Any:
     if type(x) is np.ndarray:
         return x
     if is_tensor(x):
-        return x.detach().cpu().numpy()
+        return _memory_of(x.detach().cpu())
     return x.get() if on_gpu(x) and hasattr(x, "get") else x
+
+
+def _memory_of(tensor: Any) -> Any:
+    """A CPU tensor as NumPy sees it, by DLPack: `Tensor.numpy` forbids for good that the tensor's
+    storage is resized. PyTorch's error where NumPy has no such array."""
+    try:
+        return np.from_dlpack(tensor)
+    except Exception:  # another one for each kind of tensor
+        return tensor.numpy()
 
 
 def like(result: Array, x: Any) -> Array:

@@ -50,8 +50,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     momentum, nesterovs_momentum : of "sgd". beta_1, beta_2, epsilon : of "adam".
     early_stopping, validation_fraction : hold out that share of the rows, stop by the score on
         them, and keep the best parameters.
-    device : *beyond scikit-learn, as all that follows:* "auto" (a GPU where CUDA works, else the
-        CPU), "cpu", "cuda", "cuda:1". X on a GPU is computed there.
+    device : *beyond scikit-learn, as all that follows:* "auto" (a GPU that works and is
+        predicted to be sooner done, else the CPU; `verbose` says why), "cpu", "cuda", "cuda:1". X
+        on a GPU is computed there.
     precision : "float32" or "float64" to compute in; None: that of X.
     class_weight : {class: weight}, "balanced" or None: factors on the sample weights.
     dropout : rate p in [0, 1) of every hidden layer, or a list with one for each. In training, and
@@ -240,6 +241,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
                 "a time; pass the dictionary of "
                 "sklearn.utils.compute_class_weight('balanced', classes=classes, y=y) of all labels"
             )
+        classes = arrays.to_host(classes)
         if _check_partial_fit_first_call(self, classes):
             multilabel = type_of_target(arrays.to_host(y)).startswith("multilabel")
             self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)

@@ -10,7 +10,12 @@ import numpy as np
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from gpubackprop.errors import OptionError
-from gpubackprop.sklearn.parameters import SKLEARN_ACTIVATIONS, SKLEARN_RATES, SKLEARN_SOLVERS
+from gpubackprop.sklearn.parameters import (
+    SKLEARN_ACTIVATIONS,
+    SKLEARN_LOSSES,
+    SKLEARN_RATES,
+    SKLEARN_SOLVERS,
+)
 
 ORIGINALS = {"MLPClassifier": MLPClassifier, "MLPRegressor": MLPRegressor}
 KEPT = ("_label_binarizer", "_no_improvement_count")  # private state that both classes have
@@ -35,6 +40,8 @@ def to_sklearn(estimator: Any) -> Any:
         for name, values in (("solver", SKLEARN_SOLVERS), ("learning_rate", SKLEARN_RATES))
         if not (isinstance(ours[name], str) and ours[name] in values)
     ]
+    if "loss" in known and ours["loss"] not in SKLEARN_LOSSES:
+        refused.append("loss")
     if ours["batch_size"] == "full":
         refused.append("batch_size")
     for name in refused:

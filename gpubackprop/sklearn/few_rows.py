@@ -65,6 +65,13 @@ class FewRows:
 _KEPT: WeakKeyDictionary[Any, FewRows] = WeakKeyDictionary()
 
 
+def device_for_host_rows(e: Any) -> str:
+    """The device for rows of the host; where "auto" fitted on the CPU, it also predicts there."""
+    if e.device == "auto" and getattr(e, "device_", "") == "cpu":
+        return "cpu"
+    return devices.chosen(e.device)
+
+
 def kind_of(estimator: Any, x: Any) -> tuple[Any, ...] | None:
     """What a plan for x depends on beside the parameters; None where none is made."""
     e = estimator
@@ -72,7 +79,7 @@ def kind_of(estimator: Any, x: Any) -> tuple[Any, ...] | None:
         return None
     if e.precision is not None or not isinstance(e.activation, str):
         return None
-    if devices.chosen(e.device) != "cpu" or len(e.coefs_) != len(e.intercepts_):
+    if device_for_host_rows(e) != "cpu" or len(e.coefs_) != len(e.intercepts_):
         return None
     return x.shape, x.dtype, e.activation, e.out_activation_, e.n_layers_, len(e.coefs_)
 

@@ -97,9 +97,11 @@ class Fitting(BaseEstimator):
         reported = "" if self._n_classes() else self.loss
         return Objective(self.out_activation_, self.n_outputs_, reported)
 
-    def _place(self, X: Any, y: np.ndarray, dtype: np.dtype) -> tuple[MLP, Objective, Rows]:
+    def _place(
+        self, X: Any, y: np.ndarray, dtype: np.dtype, device: str, reason: str
+    ) -> tuple[MLP, Objective, Rows]:
         """Network, loss and data on the device that computes."""
-        network = make_network(self, dtype, X)
+        network = make_network(self, dtype, device, reason)
         read_parameters(self, network)
         self.device_ = network.device
         if self.verbose:
@@ -118,7 +120,7 @@ class Fitting(BaseEstimator):
 
     def _fit_lbfgs(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
         dtype = np.dtype(self.precision or np.float64)  # SciPy's parameters are float64
-        network, objective, data = self._place(X, y, dtype)
+        network, objective, data = self._place(X, y, dtype, *chosen_device(self, X))
         function = LossAndGradient(network, objective, data, y, weights, float(self.alpha))
         fit_lbfgs(self, function, X.dtype)
 
@@ -192,6 +194,14 @@ class Fitting(BaseEstimator):
             self.validation_loss_curve_ = []
         return HeldOut(network, objective, data, y, weights, self._n_classes())
 
+    def _device(self, X: Any, incremental: bool) -> tuple[str, str]:
+        """(device, reason): where this call computes. Later calls of `partial_fit` stay where the
+        first one was, if the choice is ours: batches of other sizes would move the network."""
+        kept: Session | None = getattr(self, "_kept_session", None)
+        if incremental and kept is not None and self.device == "auto" and not arrays.on_gpu(X):
+            return kept.network.device, "where partial_fit began"
+        return chosen_device(self, X)
+
     def _session(
         self, X: Any, y: np.ndarray, weights: np.ndarray | None, batch_rows: int, incremental: bool
     ) -> Session:
@@ -200,8 +210,9 @@ class Fitting(BaseEstimator):
         dtype = self._network_dtype(X, y, weights, state)
         objective = self._objective()
         weighted, stored = weights is not None, [*self.coefs_, *self.intercepts_]
+        device, reason = self._device(X, incremental)
         key = (
-            chosen_device(self, X), sparse.issparse(X), dtype, widths_of(self.coefs_), objective,
+            device, sparse.issparse(X), dtype, widths_of(self.coefs_), objective,
             [array.dtype for array in stored], str(self.activation), str(self.dropout), weighted,
             float(self.alpha),
         )  # fmt: skip
@@ -211,7 +222,7 @@ class Fitting(BaseEstimator):
             read_parameters(self, kept.network)
             kept.passes.load(self._rows(kept.network, X, objective.targets(y, dtype)))
             return kept
-        network, objective, data = self._place(X, y, dtype)
+        network, objective, data = self._place(X, y, dtype, device, reason)
         if state is None:
             state = self._solver_state(network)
         if any(network.dropout) and state.random is None:

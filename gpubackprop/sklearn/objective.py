@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, xlogy
 
-from gpubackprop.losses import BinaryCrossEntropy, Loss, Poisson, SoftmaxCrossEntropy, SquaredError
+from gpubackprop.formulas import pointwise_loss
+from gpubackprop.losses import (
+    BinaryCrossEntropy,
+    Loss,
+    Poisson,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    loss,
+)
+from gpubackprop.sklearn.parameters import SKLEARN_LOSSES
 
 Array = np.ndarray
 
@@ -36,7 +45,7 @@ class Objective:
     Attributes
     ----------
     out_activation : "softmax", "logistic", "identity" or "exp". units : output units K.
-    reported : "squared_error" or "poisson", the estimator's loss; "" for a classifier. Where it was
+    reported : the estimator's loss, e.g. "squared_error"; "" for a classifier. Where it was
         set after the network was made it is what is reported, and the gradient stays, as in
         scikit-learn.
     """
@@ -54,7 +63,14 @@ class Objective:
     def records_logits(self) -> bool:
         """Whether a pass records the logits (rows, K), and not the loss of each row (rows, 1)."""
         own = {"identity": "squared_error", "exp": "poisson"}.get(self.out_activation, "")
+        if self._is_beyond and self.out_activation == "identity":
+            return False
         return self.out_activation == "logistic" or self.reported not in ("", own)
+
+    @property
+    def _is_beyond(self) -> bool:
+        """Whether the estimator's loss is one that scikit-learn does not have."""
+        return self.reported not in ("", *SKLEARN_LOSSES)
 
     @property
     def record_width(self) -> int:
@@ -62,8 +78,11 @@ class Objective:
 
     def loss(self, weighted: bool) -> Loss:
         """The package's loss: the mean over rows, or the sum of rows with weights that sum to 1."""
+        reduction = "sum" if weighted else "mean"
+        if self._is_beyond and self.out_activation == "identity":
+            return loss(self.reported, reduction=reduction)
         make: Any = OUTPUTS[self.out_activation][1]
-        return make(reduction="sum" if weighted else "mean")
+        return make(reduction=reduction)
 
     def targets(self, y: Array, dtype: Any) -> Array:
         """scikit-learn's y, (N, K) one-hot, indicator or numbers, as the loss takes it."""
@@ -112,6 +131,11 @@ class Objective:
         exp = self.out_activation == "exp"
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             yhat = np.exp(a) if exp else a
+            if self._is_beyond:
+                formula = pointwise_loss(self.reported)
+                value, delta, work = (np.empty_like(yhat) for _ in range(3))
+                formula.value_and_delta(yhat, wide, value, delta, work, formula.parameter)
+                return value.mean(1)
             if self.reported == "squared_error":
                 return 0.5 * np.square(wide - yhat).mean(1)
             if exp:

@@ -12,10 +12,12 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from gpubackprop.errors import GpubackpropError
 from gpubackprop.formulas import ACTIVATIONS, activation
+from gpubackprop.losses import LOSSES, loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
 
 SKLEARN_ACTIVATIONS = frozenset({"identity", "logistic", "tanh", "relu"})
+SKLEARN_LOSSES = frozenset({"squared_error", "poisson"})  # of its regressor
 SKLEARN_SOLVERS = frozenset({"lbfgs", "sgd", "adam"})
 SKLEARN_RATES = frozenset({"constant", "invscaling", "adaptive"})
 
@@ -29,6 +31,20 @@ class ActivationName(StrOptions):
     def is_satisfied_by(self, val: Any) -> bool:
         try:
             return isinstance(val, str) and bool(activation(val))
+        except GpubackpropError:
+            return False
+
+
+class LossName(StrOptions):
+    """scikit-learn's two losses, and every loss of linear output units, also with its parameter."""
+
+    def __init__(self) -> None:
+        more = {name for name, kind in LOSSES.items() if kind.output == "linear"}
+        super().__init__(set(SKLEARN_LOSSES) | more)
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        try:
+            return isinstance(val, str) and loss(val).name in self.options
         except GpubackpropError:
             return False
 

@@ -9,7 +9,6 @@ import numpy as np
 from scipy import sparse
 
 from gpubackprop import backends
-from gpubackprop.backends import devices
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.sklearn import few_rows
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
@@ -52,7 +51,13 @@ def outputs(estimator: Any, x: Any) -> Array:
 
 def _outputs(estimator: Any, x: Any) -> Array:
     e, host = estimator, not on_gpu(x)
-    own = "cpu" if sparse.issparse(x) else devices.chosen(e.device) if host else device_of(x)
+    own = (
+        device_of(x)
+        if not host
+        else "cpu"
+        if sparse.issparse(x)
+        else few_rows.device_for_host_rows(e)
+    )
     backend = HostBackend() if own == "cpu" else backends.get(own)
     coefs, intercepts = arrays_to_predict(e, x.shape[1])
     theirs = np.dtype(e.precision or np.result_type(x.dtype, *(coef.dtype for coef in coefs)))

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.metrics import r2_score
-from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 
 from gpubackprop.errors import DtypeError
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.estimator import BaseMLP
-from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS
+from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, LossName
 
 Array = Any
 
@@ -24,6 +23,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     Parameters
     ----------
     loss : "squared_error" (half of it) or "poisson" (half the deviance; yhat = exp, y >= 0).
+        *Beyond scikit-learn:* every other loss of linear output units in
+        `gpubackprop.losses.LOSSES`, also with its parameter in parentheses.
     hidden_layer_sizes : units of each hidden layer, or a number for one layer.
     activation : of the hidden layers: "identity", "logistic", "tanh", "relu". *Beyond
         scikit-learn:* every name of `gpubackprop.formulas.ACTIVATIONS` ("gelu",
@@ -45,8 +46,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     momentum, nesterovs_momentum : of "sgd". beta_1, beta_2, epsilon : of "adam".
     early_stopping, validation_fraction : hold out that share of the rows, stop by the score on
         them, and keep the best parameters.
-    device : *beyond scikit-learn, as all that follows:* "auto" (a GPU where CUDA works, else the
-        CPU), "cpu", "cuda", "cuda:1". X on a GPU is computed there.
+    device : *beyond scikit-learn, as all that follows:* "auto" (a GPU that works and is
+        predicted to be sooner done, else the CPU; `verbose` says why), "cpu", "cuda", "cuda:1". X
+        on a GPU is computed there.
     precision : "float32" or "float64" to compute in; None: that of X.
     dropout : rate p in [0, 1) of every hidden layer, or a list with one for each. In training, and
         so in `loss_curve_`, a hidden unit is 0 with probability p, else divided by 1 - p;
@@ -85,7 +87,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NETWORK_CONSTRAINTS,
-        "loss": [StrOptions({"squared_error", "poisson"})],
+        "loss": [LossName()],
     }
 
     def __init__(

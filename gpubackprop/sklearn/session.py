@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from gpubackprop.backends import workload
 from gpubackprop.errors import OptionError
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.arrays import device_of
@@ -20,8 +21,9 @@ from gpubackprop.sklearn.stored import widths_of
 Array = Any
 
 
-def chosen_device(estimator: Any, x: Any) -> str:
-    """The estimator's device; where it leaves the choice, that of `x`.
+def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
+    """(device, reason): the estimator's; where it leaves the choice, that of `x`, and for an `x` of
+    the host what the work is worth. A `partial_fit` counts as the first of max_iter epochs.
 
     Raises
     ------
@@ -30,20 +32,32 @@ def chosen_device(estimator: Any, x: Any) -> str:
     device, own = estimator.device, device_of(x)
     if sparse.issparse(x):
         if device in ("auto", "cpu"):
-            return "cpu"
+            return "cpu", "X is sparse"
         raise OptionError(
             f"device={device!r} was asked for but X is sparse, which is computed on the CPU; use "
             f'device="cpu" (or "auto"), or pass X.toarray()'
         )
+    if own == "cpu" and device == "auto":
+        return workload.choose(_training(estimator, x))
     if own == "cpu" or device == own:
-        return device
+        return device, ""
     if device == "auto" or (device == "cuda" and own == "cuda:0"):
-        return own
+        return own, "X lies there"
     raise OptionError(f'device={device!r} was asked for but X lies on {own}; use device="{own}"')
 
 
-def make_network(estimator: Any, dtype: np.dtype, x: Any) -> MLP:
-    """A network of the estimator's architecture on the device for `x`; the parameters are 0.
+def _training(estimator: Any, x: Any) -> workload.Training:
+    e, rows = estimator, x.shape[0]
+    batch = rows
+    if e.solver != "lbfgs" and e.batch_size != "full":
+        batch = min(rows, 200 if e.batch_size == "auto" else e.batch_size)
+    itemsize = np.dtype(e.precision or x.dtype).itemsize
+    widths = widths_of(e.coefs_)
+    return workload.Training.of_epochs(widths, rows, batch, e.max_iter, max(4, itemsize))
+
+
+def make_network(estimator: Any, dtype: np.dtype, device: str, reason: str) -> MLP:
+    """A network of the estimator's architecture on that device; the parameters are 0.
 
     Raises
     ------
@@ -57,13 +71,13 @@ def make_network(estimator: Any, dtype: np.dtype, x: Any) -> MLP:
         output=Objective(estimator.out_activation_, estimator.n_outputs_).output,
         initializer="zeros",
         dtype=dtype.name,
-        device=chosen_device(estimator, x),
+        device=device,
         dropout=estimator.dropout,
     )
+    reason = reason or network.backend.reason
     if not network.backend.asynchronous:
-        reason = "X is sparse" if sparse.issparse(x) else network.backend.reason
         network.backend = HostBackend()
-        network.backend.reason = reason
+    network.backend.reason = reason
     return network
 
 

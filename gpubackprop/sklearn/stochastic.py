@@ -85,6 +85,8 @@ class StochasticFit:
         self.estimator, self.session, self.held_out = estimator, session, held_out
         self.rows, self.y, self.weights = order, y, weights
         self.loss_type = session.objective.reported_type(session.network.dtype, y, weights)
+        if estimator.batch_size != "auto":  # scikit-learn multiplies by numpy.int64 then
+            self.loss_type = np.float64
         self.scores: Scores | None = None
         self.plan = EpochPlan(len(order), batch_rows)
         self.order = np.arange(len(order))  # shuffled anew, from where it stands, in every epoch

@@ -1,4 +1,4 @@
-"""Activations in PyTorch's operators: value, slope, and which module each is.
+"""Activations in PyTorch's operators, and which module each is.
 
 They stand in where PyTorch has to see through an activation (second derivatives, `torch.func`) and
 tell `convert` what it may fuse. The kernels' own formulas are `gpubackprop.formulas.ACTIVATIONS`.
@@ -15,23 +15,26 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor, nn
 
+from gpubackprop.formulas import Activation
+
 Formula = Callable[[Tensor, float], Tensor]
 
 
-def _gelu_slope(a: Tensor, k: float) -> Tensor:
-    density = torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
-    return 0.5 * (1 + torch.erf(a / math.sqrt(2))) + a * density
-
-
-def _gelu_tanh_slope(a: Tensor, k: float) -> Tensor:
-    c = math.sqrt(2 / math.pi)
-    t = torch.tanh(c * (a + 0.044715 * a * a * a))
-    return 0.5 * (1 + t) + 0.5 * a * (1 - t * t) * c * (1 + 3 * 0.044715 * a * a)
-
-
-def _silu_slope(a: Tensor, k: float) -> Tensor:
-    s = torch.sigmoid(a)
-    return s * (1 + a * (1 - s))
+# name: value of a; softplus with the limit to which the sum is right in float64 (PyTorch's is 20)
+FORMULAS: dict[str, Formula] = {
+    "identity": lambda a, k: a,
+    "logistic": lambda a, k: torch.sigmoid(a),
+    "tanh": lambda a, k: torch.tanh(a),
+    "relu": lambda a, k: F.relu(a),
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "gelu": lambda a, k: F.gelu(a),
+    "gelu_tanh": lambda a, k: F.gelu(a, approximate="tanh"),
+    "silu": lambda a, k: F.silu(a),
+    "softplus": lambda a, k: F.softplus(a, threshold=40.0),
+    "mish": lambda a, k: F.mish(a),
+    "selu": lambda a, k: F.selu(a),
+}
 
 
 def _piecewise(below: Formula) -> Formula:
@@ -39,22 +42,30 @@ def _piecewise(below: Formula) -> Formula:
     return lambda h, k: torch.where(h <= 0, below(h, k), torch.ones_like(h))
 
 
-# name: value of a, slope of what is saved (h or a, as the registry says)
-FORMULAS: dict[str, tuple[Formula, Formula]] = {
-    "identity": (lambda a, k: a, lambda h, k: torch.ones_like(h)),
-    "logistic": (lambda a, k: torch.sigmoid(a), lambda h, k: h * (1 - h)),
-    "tanh": (lambda a, k: torch.tanh(a), lambda h, k: 1 - h * h),
-    "relu": (lambda a, k: F.relu(a), _piecewise(lambda h, k: torch.zeros_like(h))),
-    "leaky_relu": (F.leaky_relu, _piecewise(lambda h, k: torch.full_like(h, k))),
-    "elu": (F.elu, _piecewise(lambda a, k: k * torch.exp(a.clamp(max=0)))),
-    "gelu": (lambda a, k: F.gelu(a), _gelu_slope),
-    "gelu_tanh": (lambda a, k: F.gelu(a, approximate="tanh"), _gelu_tanh_slope),
-    "silu": (lambda a, k: F.silu(a), _silu_slope),
-    "softplus": (lambda a, k: F.softplus(a), lambda a, k: torch.sigmoid(a)),
+# Slopes as functions of the value, of the activations whose entry says that it is what is saved.
+_SLOPES_OF_VALUES: dict[str, Formula] = {
+    "identity": lambda h, k: torch.ones_like(h),
+    "logistic": lambda h, k: h * (1 - h),
+    "tanh": lambda h, k: 1 - h * h,
+    "relu": _piecewise(lambda h, k: torch.zeros_like(h)),
+    "leaky_relu": _piecewise(lambda h, k: torch.full_like(h, k)),
 }
 
 
-_NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu"}
+def slope(formula: Activation, saved: Tensor) -> Tensor:
+    """g' of what is saved: of the value, or of the pre-activation by PyTorch's autograd."""
+    name, k = formula.name, formula.parameter
+    if formula.saved == "h":
+        return _SLOPES_OF_VALUES[name](saved, k)
+    value, pullback = torch.func.vjp(lambda a: FORMULAS[name](a, k), saved)
+    result: Tensor = pullback(torch.ones_like(value))[0]
+    return result
+
+
+_NAMES = {
+    nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu", nn.Mish: "mish",
+    nn.SELU: "selu",
+}  # fmt: skip
 _PARAMETERS = {nn.LeakyReLU: ("leaky_relu", "negative_slope"), nn.ELU: ("elu", "alpha")}
 MODULES = (*_NAMES, *_PARAMETERS, nn.GELU, nn.Softplus)  # of PyTorch, that the registry has
 

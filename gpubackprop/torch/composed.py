@@ -34,12 +34,17 @@ def ignored_rows(targets: Tensor, ignore_index: int) -> Tensor:
     return targets == ignore_index
 
 
+def _at_label(targets: Tensor, z: Tensor) -> Tensor:
+    """Whether a logit is its row's label's, (N, K)."""
+    return targets[..., None] == torch.arange(z.shape[-1], device=z.device)
+
+
 def dense_targets(z: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
     """tau (N, K), of the dtype of z."""
     if targets.is_floating_point():
         dense = targets.to(z.dtype)
     else:
-        dense = (targets[..., None] == torch.arange(z.shape[-1], device=z.device)).to(z.dtype)
+        dense = _at_label(targets, z).to(z.dtype)
     tau = dense * (1 - smoothing) + smoothing / z.shape[-1]
     return tau if weight is None else tau * weight
 
@@ -53,8 +58,8 @@ def shares(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """(s_i (N,), divisor ()): s_i is 0 for ignored rows, NaN for labels out of range, and divided
-    by the mean's divisor, the sum of the class weights of the rows that count; else that is 1. A
-    divisor of 0 is NaN: without any weight there is no mean, of whatever is divided."""
+    by the mean's divisor, the sum of the class weights of the rows that count, NaN for 0, as
+    PyTorch's mean over nothing is; else that is 1."""
     if targets.is_floating_point():
         share = counted = torch.ones_like(targets[..., 0], dtype=dtype)
     else:
@@ -66,8 +71,8 @@ def shares(
     if reduction != "mean":
         return share, torch.ones_like(share.sum(-1))
     divisor = counted.sum(-1)
-    divisor = torch.where(divisor == 0, math.nan, divisor)
-    return share / divisor[..., None], divisor
+    over_nothing = torch.where(divisor == 0, math.nan, divisor)  # not inf, where smoothing counts
+    return share / over_nothing[..., None], over_nothing
 
 
 def loss(
@@ -86,7 +91,9 @@ def loss(
     ignored = ignored_rows(targets, ignore_index)
     z = torch.where(ignored[..., None], 0.0, z)
     tau = dense_targets(z, targets, weight, label_smoothing)
-    terms = torch.where(tau == 0, 0.0, tau * torch.log_softmax(z, -1))
+    terms = tau * torch.log_softmax(z, -1)
+    if not label_smoothing and not targets.is_floating_point():
+        terms = torch.where(_at_label(targets, z), terms, 0.0)  # of the others -inf is no matter
     square = torch.where(ignored, 0.0, lse) ** 2
     share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
     row_loss = share * (z_loss * square - terms.sum(-1))

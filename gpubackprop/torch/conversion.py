@@ -55,13 +55,13 @@ class Conversion:
         exchanged = {id(m): m for m in (*self.exchanged, *self.module.modules())}
         ours = [m for m in exchanged.values() if isinstance(m, fused.Exchanged)]
         for module in ours:
-            if type(module) is not fused.exchanged_class(type(module).original):
+            if type(module) is not fused.exchanged_class(type(module)._exchanged_from):
                 raise RuntimeError(
                     f"a {type(module).__name__} got another class after `convert`, which restore() "
                     f"would lose; undo that first"
                 )
         for module in ours:
-            _give_class(module, type(module).original)
+            _give_class(module, type(module)._exchanged_from)
         return self.module
 
 

@@ -7,7 +7,6 @@ the graph's own pool. Not measured on a GPU.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,8 +71,7 @@ class CudaBridge(HostBridge):
             self._backends[index, stream] = CupyBackend(index)
         backend = self._backends[index, stream]
         if capturing:
-            backend = copy.copy(backend)
-            backend.memory = type(backend.memory)(backend.cupy, index)
+            backend = backend.with_memory(type(backend.memory)(backend.cupy, index))
         backend.memory.bad_label = self.flag(index, capturing)[1][0]
         return backend
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor, nn
 
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
-from gpubackprop.torch import fused, offered
+from gpubackprop.torch import bridge, fused, offered
 from gpubackprop.torch.cross_entropy import CrossEntropyLoss
 from gpubackprop.torch.cross_entropy import cross_entropy as _cross_entropy
 from gpubackprop.torch.linear_cross_entropy import linear_cross_entropy as _linear_cross_entropy
@@ -43,8 +43,8 @@ def cross_entropy(
     """`gpubackprop.torch.cross_entropy` in PyTorch's dtype; NOT_OFFERED before anything is done."""
     refuse(input, target, *_given(weight))
     loss = _cross_entropy(
-        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing,
-        z_loss=z_loss,
+        _gradient_in_order(input), target, weight, size_average, ignore_index, reduce, reduction,
+        label_smoothing, z_loss=z_loss,
     )  # fmt: skip
     assert isinstance(loss, Tensor)
     return loss.to(_dtype_of_pytorch(input, target, *_given(weight)))
@@ -65,6 +65,17 @@ def linear_cross_entropy(
         input, linear_weight, target, linear_bias=linear_bias, weight=weight, **options
     )
     return loss.to(_dtype_of_pytorch(input, target, *_given(weight)))
+
+
+def _gradient_in_order(input: Tensor) -> Tensor:
+    """`input`, whose gradient is contiguous as PyTorch's: a program may view it as one row. The
+    kernels write the gradient of (N, C, d1, ...) with the classes last."""
+    wanted = input.dim() > 2 and input.requires_grad and torch.is_grad_enabled()
+    if not wanted or torch.compiler.is_compiling() or bridge.transformed():
+        return input
+    same = input.view_as(input)
+    same.register_hook(Tensor.contiguous)
+    return same
 
 
 def _given(*tensors: Any) -> list[Any]:

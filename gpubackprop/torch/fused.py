@@ -39,21 +39,22 @@ _READS = (
 
 
 class Exchanged:
-    """Mixed into the class of a module that `convert` has exchanged; `original` is its own class.
+    """Mixed into the class of a module that `convert` has exchanged; `_exchanged_from` is its
+    own class.
 
     The class has the original's name, and copies and pickles name the original: they are exchanged
     too, on the side that makes them.
     """
 
-    original: type[nn.Module]
+    _exchanged_from: type[nn.Module]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = object.__reduce_ex__(self, protocol)
         _, _, *rest = reduced
-        return _blank, (type(self).original,), *rest
+        return blank, (type(self)._exchanged_from,), *rest
 
 
-def _blank(original: type[nn.Module]) -> nn.Module:
+def blank(original: type[nn.Module]) -> nn.Module:
     kind: Any = exchanged_class(original)
     made: nn.Module = kind.__new__(kind)
     return made
@@ -88,7 +89,7 @@ def named_like(original: type[nn.Module], *bases: type) -> type[nn.Module]:
     """A class of `bases` under the name of `original`, for those who go by names."""
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     return types.new_class(
-        original.__name__, bases, exec_body=lambda own: own.update(names, original=original)
+        original.__name__, bases, exec_body=lambda own: own.update(names, _exchanged_from=original)
     )
 
 

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from gpubackprop._optional import require
 from gpubackprop.backends import NumpyBackend
+from gpubackprop.dtypes import STORAGES
 from gpubackprop.errors import DtypeError, TargetRangeError
 from gpubackprop.ops import checks
 from gpubackprop.ops.memory import HOST
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = tuple(getattr(torch, name) for name in STORAGES)
+_COMPUTE = {getattr(torch, name): getattr(torch, row.compute) for name, row in STORAGES.items()}
 LABELS = (torch.int64, torch.int32, torch.uint8)  # of the kernels; other integers are converted
 
 
@@ -26,7 +28,7 @@ class LabelError(TargetRangeError, IndexError):
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for 32 bits and less."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return _COMPUTE.get(dtype, torch.float32)
 
 
 class _Memory:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpubackprop.formulas import activation
 from gpubackprop.torch import bridge
-from gpubackprop.torch.activations import FORMULAS
+from gpubackprop.torch.activations import slope
 
 
 @torch.library.custom_op(
@@ -183,11 +183,7 @@ def _double_backward(
         return None, None, None
     v = sum(parts[1:], parts[0]).expand(saved.shape)
     formula = activation(ctx.name)
-
-    def slope(s: Tensor) -> Tensor:
-        return FORMULAS[formula.name][1](s, formula.parameter)
-
-    value, pullback = torch.func.vjp(slope, saved)
+    value, pullback = torch.func.vjp(lambda s: slope(formula, s), saved)
     return v * value, pullback((v * grad_h).to(value.dtype))[0], None
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
-from gpubackprop.formulas import activation
+from gpubackprop.formulas import Activation, activation
 from gpubackprop.torch import bridge
 from gpubackprop.torch.activations import FORMULAS
 from gpubackprop.torch.errors import DtypeError, ShapeError, check_tensors
@@ -49,11 +49,20 @@ def linear_act(
     input, weight, bias = autocast(input, weight, bias)
     check_types("weight", input, weight, bias)
     if bridge.transformed() or exporting():
-        value, _ = FORMULAS[formula.name]
-        return value(F.linear(input, weight, bias), formula.parameter)
+        return _composed(formula, input, weight, bias)
     # a view: what is saved of a leaf is looked up in its `.data`, which `module.to` replaces
     h, _ = _linear_act(input, weight.view_as(weight), bias, str(formula))
     return h
+
+
+def _composed(formula: Activation, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same in PyTorch's operators. In 16 bits they would add the bias to the rounded product
+    under a transform: there it is added in float32 and rounded once."""
+    if bias is None or input.itemsize != 2 or exporting():
+        a = F.linear(input, weight, bias)
+    else:
+        a = F.linear(input.float(), weight.float(), bias.float()).to(input.dtype)
+    return FORMULAS[formula.name](a, formula.parameter)
 
 
 NARROWED = (torch.float32, torch.float16, torch.bfloat16)  # by autocast

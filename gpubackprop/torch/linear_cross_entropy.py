@@ -79,7 +79,10 @@ def linear_cross_entropy(
     )
     if dense or places or bridge.transformed() or exporting():
         bias = None if linear_bias is None else linear_bias.reshape(-1)
-        logits = F.linear(input, linear_weight.flatten(0, -2), bias)
+        x, W = input, linear_weight.flatten(0, -2)
+        if x.itemsize == 2 and bridge.transformed():  # vmap adds the bias to rounded products
+            x, W, bias = x.float(), W.float(), None if bias is None else bias.float()
+        logits = F.linear(x, W, bias)
         return cross_entropy(
             logits.reshape(logits_shape), target, weight, ignore_index=ignored,
             reduction=reduction, label_smoothing=smoothing, z_loss=z_factor,

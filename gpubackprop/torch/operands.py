@@ -175,12 +175,12 @@ def _refuse_overlap(what: str, tensor: Tensor) -> None:
         )
 
 
-def storage_of(entry: Entry, same_type: bool) -> torch.dtype:
+def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torch.dtype:
     """The type that parameter and gradient have in the update: the widest of what takes part.
 
     Parameters
     ----------
-    same_type : slots must be as wide as PyTorch's, of the type of p, or of its compute dtype.
+    slot_types : what slots may have besides the type of p and its compute dtype; None: any float.
 
     Raises
     ------
@@ -193,7 +193,8 @@ def storage_of(entry: Entry, same_type: bool) -> torch.dtype:
         if slot.shape != p.shape or slot.device != p.device:
             raise _misfit(p, slot)
         if slot.dtype != wanted:
-            if slot.dtype not in bridge.FLOATS or (same_type and slot.dtype != p.dtype):
+            known = bridge.FLOATS if slot_types is None else (p.dtype, *slot_types)
+            if slot.dtype not in known:
                 raise _misfit(p, slot)
             if slot.dtype == torch.float64:
                 storage = torch.float64

@@ -41,7 +41,9 @@ class _TableOptimizer(torch.optim.Optimizer):
     the step as it is, between two graphs.
     """
 
-    _strict = True  # slots must have the types that PyTorch's update takes
+    def _slot_types(self, group: dict[str, Any]) -> tuple[torch.dtype, ...] | None:
+        """The types of slots that PyTorch takes besides the parameter's; None: all."""
+        return (torch.bfloat16,) if group.get("fused") else ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As PyTorch's; OptionError for differentiable."""
@@ -117,13 +119,14 @@ class _TableOptimizer(torch.optim.Optimizer):
             if p.grad is not None
         ]
         rules = [self._rule(group) for group in self.param_groups]
+        slot_types = [self._slot_types(group) for group in self.param_groups]
         batches: dict[Batch, list[Entry]] = {}
         met: dict[int, int] = {}
         for number, p, g in ready:
             slots, step = self._state_of(p, g, self.param_groups[number])
-            entry = Entry(memory_of(p), g, tuple(map(memory_of, slots)), step, number)
-            storage = storage_of(entry, self._strict)
-            places = entry.p.data_ptr(), step.data_ptr()
+            entry = Entry(memory_of(p), g, tuple(map(memory_of, slots)), memory_of(step), number)
+            storage = storage_of(entry, slot_types[number])
+            places = entry.p.data_ptr(), entry.step.data_ptr()
             turn = max(met.get(place, 0) for place in places)
             met |= dict.fromkeys(filter(None, places), turn + 1)
             batches.setdefault((p.device, storage, rules[number], turn), []).append(entry)
@@ -203,7 +206,8 @@ class SGD(_TableOptimizer, torch.optim.SGD):
     State: "momentum_buffer", shaped as p; float32 for 16-bit parameters.
     """
 
-    _strict = False
+    def _slot_types(self, group: dict[str, Any]) -> tuple[torch.dtype, ...] | None:
+        return None
 
     def _rule(self, group: dict[str, Any]) -> str:
         if not group["momentum"]:

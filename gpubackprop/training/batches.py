@@ -13,7 +13,7 @@ from gpubackprop.backends.numpy.blocks import row_ranges
 from gpubackprop.data import Standardizer
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import batch_rows_for, check_finite
-from gpubackprop.data.frames import as_inputs, as_weights
+from gpubackprop.data.frames import as_array, as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DataError, OptionError, ShapeError
 from gpubackprop.losses import Loss
@@ -77,6 +77,7 @@ class Batches:
         if not network.backend.is_device_array(sample_weight):
             sample_weight = as_weights(sample_weight)
         weights = checks.sample_weights(sample_weight, "training", len(x))
+        weights = checks.near_one(weights, loss.options.reduction)
         weights = None if weights is None else weights.astype(network.dtype)
         if not _is_mapped(x):
             # Integers of any size keep their digits until they are standardised.
@@ -100,7 +101,7 @@ class Batches:
 
     def at(self, rows: Any, name: str) -> Batches:
         """`select` after a check of what a caller passed: integers in [0, M), none twice."""
-        rows = np.asarray(rows)
+        rows = as_array(rows, name)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise OptionError(
                 f"{name} is {rows.dtype} of shape {rows.shape} but must be 1-D integers; "

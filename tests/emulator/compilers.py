@@ -58,6 +58,9 @@ class Nvrtc:
 
     def __init__(self, library: str) -> None:
         self.name = f"NVRTC ({library})"
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        ctypes.CDLL(library).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        self.version = f"NVRTC {major.value}.{minor.value}"
         # NVRTC opens this one by name; it is found there only if it is loaded already.
         for builtins in sorted(Path(library).parent.glob("libnvrtc-builtins.so.*")):
             ctypes.CDLL(str(builtins))
@@ -104,6 +107,10 @@ class Nvcc:
     """nvcc of a toolkit."""
 
     name = "nvcc"
+
+    def __init__(self) -> None:
+        said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+        self.version = said.stdout.splitlines()[-1]
 
     def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
         ptx, report, _ = self._outputs(source, architecture, defines)

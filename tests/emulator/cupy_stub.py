@@ -381,7 +381,7 @@ class ElementwiseKernel:
 STATIC_SHARED = (
     640  # bytes, what ptxas says of the softmax entries in float64: a part of the 48 KiB
 )
-_CODE = re.compile(r'((?:#define \w+ \w+\n)*)#line 1 "(\w+\.cu)"\n', re.ASCII)
+_CODE = re.compile(r'((?:#define \w+ \w+\n)*)#line 1 "([\w./-]+\.cu)"\n', re.ASCII)
 
 
 @cache
@@ -396,7 +396,7 @@ def compile_using_nvrtc(
     match = _CODE.match(source)
     assert match, "the source does not start with its macros and its name"
     directory = kernels_directory()
-    shipped = (directory / match[2]).read_text(encoding="utf-8")
+    shipped = (directory / match[2]).read_text(encoding="utf-8")  # an absolute path stays one
     assert source[match.end() :] == shipped, "the source is not the shipped file"
     assert f"-I{directory}" in options
     assert "--ftz=false" in options

@@ -10,29 +10,23 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from gpubackprop.backends.cupy_launch import TABLE_CHUNK, DeviceProperties, Launch, plan, suffix_of
 from gpubackprop.backends.softmax_plan import plan_softmax
-from gpubackprop.formulas import Dropout
+from gpubackprop.dtypes import BY_SUFFIX, INTEGERS, compute_dtype
+from gpubackprop.formulas import Dropout, pointwise_loss
 from tests.emulator import sanitizers
 from tests.emulator.module import Module
 
 Array = np.ndarray
 Run = Callable[[Launch, tuple[Any, ...]], None]
-DTYPES = {
-    "f64": np.dtype(np.float64), "f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16), "i64": np.dtype(np.int64), "i32": np.dtype(np.int32),
-    "u8": np.dtype(np.uint8),
-}  # fmt: skip
+DTYPES = {suffix: row.numpy() for suffix, row in BY_SUFFIX.items()} | {
+    suffix: np.dtype(name) for name, suffix in INTEGERS.items()
+}
 SMALL = DeviceProperties(multiprocessors=2)  # several blocks already for small arrays
 COEFFICIENTS = 13  # updates.cuh: 8 of the formula and five controls
 DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED = range(8, 13)
-
-
-def compute_dtype(dtype: Any) -> np.dtype:
-    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
 @cache
@@ -178,16 +172,16 @@ class Verbs:
         sample_weight: Array | None = None, upstream: Array | None = None,
         divisor: Array | None = None,
     ) -> None:  # fmt: skip
-        delta = result.get("delta")
+        formula, delta = pointwise_loss(name), result.get("delta")
         self._issue(
             "pointwise_loss", a.shape, a.dtype,
             lambda launch: (
                 a, targets, delta, result["row_loss"], result.get("correct"), sample_weight,
                 upstream, np.int64(upstream is not None and upstream.size > 1), divisor,
                 np.int64(a.shape[0]), np.int64(a.shape[1]), stride(a), stride(targets),
-                stride(delta),
+                stride(delta), compute_dtype(a.dtype).type(formula.parameter),
             ),
-            formula=name,
+            formula=formula.name,
         )  # fmt: skip
 
     def softmax_cross_entropy(

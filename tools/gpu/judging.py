@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.bench.contestants import NO_PEERS
 from tools.gpu.common import SKIPPED, WORST
 from tools.gpu.running import Ended
 
@@ -92,7 +93,7 @@ def _of_benchmarks(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
             found.append((1e4, f"{what}: {note}"))
         elif "failed" in note or "ended" in note or "answer" in note:
             found.append((1e2, f"{what}: {note}"))
-        elif ratio > 1 and row.get("contestant") != "limit":
+        elif ratio > 1 and row.get("contestant") not in NO_PEERS:
             found.append((float(ratio), f"{what} is {ratio:.2f} times as fast as ours"))
     return found
 

@@ -151,7 +151,7 @@ TABLE = (
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
     Equivalent("include/strip.cuh", "at >= 0 ?", "at > 0 ?", SAME),
     Equivalent("include/strip.cuh", "at <= -E ?", "at < -E ?", SAME),
-    Equivalent("include/strip.cuh", "(column < 0 && joined", "(column <= 0 && joined", ROUND),
+    Equivalent("include/strip.cuh", "(column < 0 ?", "(column <= 0 ?", ROUND),
     Equivalent("include/strip.cuh", "left >= E ?", "left > E ?", SAME),
     Equivalent("include/strip.cuh", "left < 0 ?", "left <= 0 ?", SAME),
 )

@@ -19,7 +19,7 @@ import numpy as np
 
 from gpubackprop import backends
 from gpubackprop.backends.cupy import elementwise, losses, updates
-from gpubackprop.backends.cupy.launcher import Launcher, compute_dtype, dense, row_stride
+from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
 from gpubackprop.backends.cupy.memory import Memory
 from gpubackprop.backends.cupy.tape import CupyProducts, Plan, Products, Tape
@@ -27,6 +27,7 @@ from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss, Update
 
@@ -92,14 +93,21 @@ class CupyBackend(DeviceMemory):
         """A copy or a pickle is another one of the same device, where that is there."""
         return backends.unpickled, (self.device, self.reason)
 
+    def with_memory(self, memory: Memory) -> CupyBackend:
+        """This backend with another `memory`, for a recording or a capture."""
+        twin = object.__new__(CupyBackend)
+        twin.__dict__ |= self.__dict__
+        twin.memory = memory
+        return twin
+
     def plan(self, emit: Callable[[CupyBackend], None]) -> Callable[[], None]:
         """Record the verbs that `emit` calls; the returned function replays them.
 
         A CUDA graph where all of them can be captured, which products through CuPy cannot.
         """
-        recorder, tape = object.__new__(CupyBackend), Tape()
-        recorder.__dict__ |= self.__dict__
-        recorder._tape, recorder.memory = tape, Memory(self.cupy, self.index, keeps_scratch=True)
+        tape = Tape()
+        recorder = self.with_memory(Memory(self.cupy, self.index, keeps_scratch=True))
+        recorder._tape = tape
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
         emit(recorder)
@@ -268,8 +276,8 @@ class CupyBackend(DeviceMemory):
         _same_shape(product, h)
         rows, columns = product.shape
         storage = suffix_of(h.dtype)
-        if product.dtype != h.dtype:
-            storage += "_" + suffix_of(product.dtype)
+        if h.dtype.itemsize == 2 and product.dtype == np.float32:
+            storage += "_f32"
         self.launch(
             "affine_epilogue" + _variant(dropout), product.shape, storage,
             lambda launch: (

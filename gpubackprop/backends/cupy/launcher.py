@@ -16,6 +16,7 @@ import numpy as np
 from gpubackprop.backends.cupy.compiling import Entry, compile_together, compiled
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy_launch import DeviceProperties, Launch, plan, suffix_of
+from gpubackprop.dtypes import BY_SUFFIX, STORAGES, SUFFIXES, name_of
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ShapeError
 
 # Parameters of each kernel. With *, arrays: T storage, C compute type, F the type that the formula
@@ -30,7 +31,7 @@ PARAMETERS = {
     "activation_backward_dropout": "T* T* T* C* l l i l l l C u64* l C l",
     "column_sum": "T* C* l l i l",
     "column_sum_finish": "C* T* l l C* i",
-    "pointwise_loss": "T* C* T* C* u8* C* C* l C* l l l l l",
+    "pointwise_loss": "T* C* T* C* u8* C* C* l C* l l l l l C",
     "softmax_cross_entropy": f"{_SOFTMAX} f64* i",
     "softmax_cross_entropy_short": _SOFTMAX,
     "row_weights": "F* C* C* l i C l C* l",
@@ -43,21 +44,14 @@ PARAMETERS = {
     "gather_rows": "F* i64* T* l l l l l",
     "accumulate": "C* u8* C* C* l f64*",
 }
-_DTYPES = {
-    "f64": np.float64, "f32": np.float32, "f16": np.float16, "i64": np.int64, "i32": np.int32,
-    "u64": np.uint64, "u8": np.uint8,
-}  # fmt: skip
+_NAMES = {suffix: name for name, suffix in SUFFIXES.items()} | {"u64": "uint64"}
 LABELS = (np.uint8, np.int32, np.int64)
 NULL = np.uintp(0)  # a null pointer as CuPy passes it: the eight bytes of a NumPy scalar
 
 
 def compute_suffix(suffix: str) -> str:
-    return "f64" if suffix == "f64" else "f32"
-
-
-def compute_dtype(dtype: Any) -> np.dtype:
-    """float64 for float64, else float32."""
-    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+    row = BY_SUFFIX.get(suffix)
+    return STORAGES[row.compute if row else "float32"].suffix
 
 
 def row_stride(array: Any) -> int:
@@ -190,13 +184,11 @@ def _scalar(kind: str, letters: dict[str, str], value: Any) -> Any:
 
 
 def _fits(dtype: Any, suffix: str) -> bool:
-    if suffix == "bf16":
-        return bool(np.dtype(dtype).name == "bfloat16")
     if suffix == "L":
         return dtype in LABELS
     if suffix == "u8":
         return dtype in (np.uint8, np.bool_)
-    return bool(dtype == _DTYPES[suffix])
+    return name_of(dtype) == _NAMES[suffix]
 
 
 def _check_layout(entry: str, number: int, array: Any) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy.launcher import LABELS, compute_dtype, dense, row_stride
+from gpubackprop.backends.cupy.launcher import LABELS, dense, row_stride
 from gpubackprop.backends.numpy import LossOptions
 from gpubackprop.backends.softmax_plan import plan_softmax
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
 
@@ -124,7 +125,7 @@ def pointwise_loss(
         lambda launch: (
             a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, upstream,
             0 if upstream is None else upstream.ndim, of_gradients, rows, units, row_stride(a),
-            row_stride(targets), row_stride(delta),
+            row_stride(targets), row_stride(delta), formula.parameter,
         ),
         formula=formula.name,
     )  # fmt: skip

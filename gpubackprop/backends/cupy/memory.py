@@ -8,9 +8,10 @@ import numpy as np
 
 from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.backends.cupy.library import explained
+from gpubackprop.dtypes import STORAGES, is_number
 from gpubackprop.errors import DeviceUnavailable, DtypeError, TargetRangeError
 
-INPUT_DTYPES = ("float64", "float32", "float16", "bfloat16", "uint8")  # gather_rows reads them
+INPUT_DTYPES = (*STORAGES, "uint8")  # gather_rows reads them
 
 
 class Filled:
@@ -128,7 +129,7 @@ class Memory:
             host = np.ascontiguousarray(array, dtype)
         except (TypeError, ValueError) as error:
             raise DtypeError(f"no array of numbers: {error}") from None
-        if host.dtype.kind not in "fiub" and host.dtype.name != "bfloat16":
+        if not is_number(host.dtype):
             raise DtypeError(f"an array of dtype {host.dtype} cannot be moved to the GPU")
         host = host.astype(host.dtype.newbyteorder("="), copy=False).reshape(np.shape(array))
         out = self.empty(host.shape, host.dtype)

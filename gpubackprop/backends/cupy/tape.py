@@ -17,9 +17,10 @@ import numpy as np
 from gpubackprop.backends.cupy.launcher import Launcher
 from gpubackprop.backends.cupy.library import one_line
 from gpubackprop.backends.cupy_launch import Launch
+from gpubackprop.dtypes import STORAGES
 
 # cuBLAS's and CUDA's own numbers (cublas_api.h, library_types.h).
-CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
+CUDA_TYPES = {name: row.cublas for name, row in STORAGES.items()}
 COMPUTE_32F, GEMM_DEFAULT, OP_N, OP_T = 68, -1, 0, 1
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy.launcher import compute_dtype
 from gpubackprop.backends.cupy.memory import INPUT_DTYPES, Memory
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 
 Array = Any  # cupy.ndarray

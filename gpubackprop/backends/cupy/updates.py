@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy.launcher import compute_dtype
 from gpubackprop.backends.cupy_launch import suffix_of
 from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import UPDATES, Update
 

@@ -204,7 +204,7 @@ class NumpyBackend(LayerVerbs, HostMemory):
                 wide = scratch.take(slot, 5, block.shape, row_loss.dtype)
                 call(np.copyto, wide, block)
                 block = wide
-            call(formula.value_and_delta, block, targets[rows], value, out, work)
+            call(formula.value_and_delta, block, targets[rows], value, out, work, formula.parameter)
             call(add_reduce, value, 1, None, row_loss[rows])
             if delta is not None:
                 call(np.multiply, out, scale[rows], out)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, logical_and_reduce
+from gpubackprop.dtypes import storage
 from gpubackprop.formulas import Activation, Dropout
 from gpubackprop.formulas.dropout import ROUNDING_STREAM, Philox, drop
 from gpubackprop.formulas.rounding import round_stochastic
@@ -84,7 +85,8 @@ def emit_narrow(
 
 def narrow_type(dtype: np.dtype) -> bool:
     """Whether it is float16 or bfloat16, which are computed in float32."""
-    return dtype.itemsize == 2
+    row = storage(dtype)
+    return row is not None and row.narrow
 
 
 def gather_rows(source: Array, rows: Array, out: Array) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a record: roofline, batch size, share of the limit, peers, classes."""
+"""Pictures of a record (roofline, batch size, share of the limit, peers, classes) or of several."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import dates, key_names, ours
 from gpubackprop._optional import require
-from gpubackprop.bench.contestants import LIMIT, OURS
-from gpubackprop.bench.harness import Row
+from gpubackprop.bench.comparing import Comparison
+from gpubackprop.bench.contestants import LIMIT, NO_PEERS, OURS, SAME_SIZE
+from gpubackprop.bench.machines import letter, machine
 from gpubackprop.bench.record import rows_of
+from gpubackprop.bench.rows import Row
+from gpubackprop.bench.table import shown
+from gpubackprop.bench.tables import dates, key_names, ours
 from gpubackprop.tensorfile import write_atomically
 
 # Okabe & Ito 2008, told apart with every common colour blindness; ours is always the first.
@@ -32,9 +35,10 @@ def _look(number: int) -> dict[str, Any]:
 
 
 TITLES = {
-    "roofline": "Roofline", "batch": "Time against batch size", "share": "Share of the limit",
+    "roofline": "Roofline", "batch": "Training step by batch size", "share": "Share of the limit",
     "peers": "Beside its peers", "classes": "Softmax cross entropy by number of classes",
 }  # fmt: skip
+LIMITS = {"copy": "copy", "products": "the products alone", "read": "read"}
 STYLE = {
     "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "grid.color": "#DDDDDD", "legend.frameon": False, "legend.fontsize": 10, "lines.linewidth": 2,
@@ -45,29 +49,107 @@ Axes = Any
 
 def draw_all(record: dict[str, Any], folder: Path, card: str) -> list[Path]:
     """Every picture that the record has figures for: benchmark_<card>_<title>.png."""
+    written = []
+    for title, content in drawn(record).items():
+        path = folder / f"benchmark_{card}_{title}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        written.append(path)
+    return written
+
+
+def drawn(record: dict[str, Any]) -> dict[str, bytes]:
+    """Key of `TITLES` -> PNG, of every picture that the record has figures for.
+
+    Raises
+    ------
+    MissingDependencyError : Matplotlib is not there.
+    """
     rows = [row for row in rows_of(record) if row.seconds]
     most = max((row.threads for row in rows if row.device == "cpu"), default=1)
     rows = [row for row in rows if row.device != "cpu" or row.threads == most]
-    drawings: dict[str, Callable[[Any, list[Row], dict[str, Any]], bool]] = {
+    drawings: dict[str, Callable[..., bool]] = {
         "roofline": roofline, "batch": batch_sizes, "share": shares, "peers": peers,
         "classes": classes,
     }  # fmt: skip
-    written = []
+    found = {}
+    for title, draw in drawings.items():
+        content = _png(
+            functools.partial(draw, rows=rows, record=record),
+            f"{TITLES[title]}: {_machine(record)}",
+        )
+        if content is not None:
+            found[title] = content
+    return found
+
+
+def _png(draw: Callable[[Any], bool], title: str) -> bytes | None:
+    """What `draw(figure)` draws; None where it has nothing to draw."""
     matplotlib = require("matplotlib", "cli", "draw the benchmarks")
     module = require("matplotlib.figure", "cli", "draw the benchmarks")
-    for title, draw in drawings.items():
-        with matplotlib.rc_context(STYLE):
-            figure = module.Figure(layout="constrained")
-            if not draw(figure, rows, record):
+    with matplotlib.rc_context(STYLE):
+        figure = module.Figure(layout="constrained")
+        if not draw(figure):
+            return None
+        figure.suptitle(title, fontsize=12)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=110)
+        return content.getvalue()
+
+
+def side_by_side(comparison: Comparison) -> bytes | None:
+    """PNG: bars of each record's times over the first record's, case by case, with p20 and p80.
+
+    Raises
+    ------
+    MissingDependencyError : Matplotlib is not there.
+    """
+    return _png(
+        lambda figure: _bars(figure, comparison), "gpubackprop: time in each file / time in A"
+    )
+
+
+MOST_BARS = 40  # cases in one picture
+
+
+def _bars(figure: Any, comparison: Comparison) -> bool:
+    numbers = range(len(comparison.records))
+    lines = [line for line in comparison.lines if any(line.factor(n) for n in numbers[1:])]
+    keys = key_names()
+    lines = sorted(lines, key=lambda line: (line.place != "GPU", line.case not in keys))[:MOST_BARS]
+    if not lines:
+        return False
+    several = len({line.place for line in lines}) > 1
+    figure.set_size_inches(10, 1.8 + len(lines) * (0.12 + 0.17 * len(numbers)))
+    axes, height = figure.add_subplot(), 0.85 / len(numbers)
+    for number in numbers:
+        at, values, spread = [], [], []
+        for place, line in enumerate(lines):
+            factor, base, row = line.factor(number), line.rows[0], line.rows[number]
+            if factor is None or base is None or row is None or not base.seconds:
                 continue
-            figure.suptitle(f"{TITLES[title]}: {_machine(record)}", fontsize=12)
-            content = io.BytesIO()
-            figure.savefig(content, format="png", dpi=110)
-        path = folder / f"benchmark_{card}_{title}.png"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.getvalue())
-        written.append(path)
-    return written
+            at.append(place + (number - (len(numbers) - 1) / 2) * height)
+            values.append(factor)
+            low, high = (end or row.seconds or 0.0 for end in (row.p20, row.p80))
+            spread.append((factor - low / base.seconds, high / base.seconds - factor))
+        axes.barh(
+            at, values, height=height, color=_look(number)["color"], ecolor="#444444",
+            xerr=np.abs(np.array(spread).T), label=f"{letter(number)}: "
+            f"{machine(comparison.records[number])}",
+        )  # fmt: skip
+    names = [f"{line.case}\n{line.place}" if several else line.case for line in lines]
+    axes.set_yticks(range(len(lines)), names, fontsize=9)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    factors = [factor for line in lines for n in numbers if (factor := line.factor(n))]
+    if max(factors) > 20:  # else the short bars could not be seen
+        axes.set_xscale("log")
+        axes.set_xlim(left=min(factors) / 2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("time / time in A, with p20 to p80 (to the left of the line: faster than A)")
+    axes.grid(True, axis="x")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
+    return True
 
 
 def _machine(record: dict[str, Any]) -> str:
@@ -78,7 +160,11 @@ def _machine(record: dict[str, Any]) -> str:
 def roofline(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     """Rate against operations per byte, below what copy rate and product rate allow."""
     points = [row for row in ours(rows) if row.flops and row.bytes]
-    limits = {device: found for device, found in record["limits"].items() if "copy" in found}
+    limits = {
+        device: found
+        for device, found in record["limits"].items()
+        if {"copy", "product"} <= found.keys()
+    }
     if not points or not limits:
         return False
     figure.set_size_inches(9, 5.5)
@@ -86,7 +172,7 @@ def roofline(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     x = np.logspace(-2, 4, 200)
     for (device, found), style in zip(limits.items(), ("-", "--"), strict=False):
         roof = np.minimum(x * found["copy"], found["product"])
-        axes.plot(x, roof, style, color="black", label=f"{device}: copy and product rate")
+        axes.plot(x, roof, style, color="black", label=f"limits of {device}: copy and product")
     ops = list(dict.fromkeys(row.op for row in points))
     for number, op in enumerate(ops):
         mine = [row for row in points if row.op == op]
@@ -106,8 +192,8 @@ def roofline(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     axes.set_xlim(min(ratios) / 3, max(ratios) * 10)
     top = max(found["product"] for found in limits.values())
     axes.set_ylim(min(row.flops / _seconds(row) for row in points) / 2, top * 2)
-    axes.set_xlabel("operations per byte (least traffic)")
-    axes.set_ylabel("operations per second")
+    axes.set_xlabel("arithmetic intensity: FLOP per byte of least traffic")
+    axes.set_ylabel("gpubackprop: FLOP/s")
     axes.grid(True)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
@@ -126,7 +212,7 @@ def _batch(row: Row) -> tuple[str, int]:
 
 def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     """Speed-up of the GPU over the CPU; where there is no GPU, steps beside the peers'."""
-    steps = [row for row in rows if row.op == "training_step" and row.contestant != LIMIT]
+    steps = [row for row in rows if row.op == "training_step" and row.contestant not in NO_PEERS]
     networks = [
         network for network in dict.fromkeys(_batch(row)[0] for row in steps)
         if len({_batch(row)[1] for row in steps if _batch(row)[0] == network}) > 2
@@ -142,7 +228,7 @@ def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
         axes.set_title(network, fontsize=11)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_xlabel("batch size")
+        axes.set_xlabel("batch size (rows of a step)")
         axes.grid(True)
         axes.legend()
     return True
@@ -156,7 +242,12 @@ def _samples(names: list[str], axes: Axes, rows: list[Row]) -> None:
         batches = np.array([_batch(row)[1] for row in mine])
         rates = batches / np.array([_seconds(row) for row in mine])
         axes.plot(
-            batches, rates, label=name, markersize=5, zorder=3 + (number == 0), **_look(number)
+            batches,
+            rates,
+            label=shown(name),
+            markersize=5,
+            zorder=3 + (number == 0),
+            **_look(number),
         )
     axes.set_ylabel("samples per second")
 
@@ -169,13 +260,13 @@ def _speed_up(axes: Axes, rows: list[Row]) -> None:
         if not batches:
             continue
         ratios = [cpu[batch] / gpu[batch] for batch in batches]
-        axes.plot(batches, ratios, marker="o", color=COLORS[number], label=name)
+        axes.plot(batches, ratios, marker="o", color=COLORS[number], label=shown(name))
         at = crossing(batches, ratios)
         if at is not None:
             axes.axvline(at, color=COLORS[number], linestyle=":")
             axes.annotate(f"from {at:.0f}", (at, 1), xytext=(4, 6), textcoords="offset points")
     axes.axhline(1, color="black", linewidth=1)
-    axes.set_ylabel("CPU time / GPU time")
+    axes.set_ylabel("time of gpubackprop on the CPU / time")
 
 
 def crossing(batches: list[int], ratios: list[float]) -> float | None:
@@ -211,14 +302,17 @@ def shares(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     axes = figure.add_subplot()
     values = np.array([row.share for row in found], float)
     spread = np.array([[row.share_p20 or row.share, row.share_p80 or row.share] for row in found])
-    axes.barh(
-        range(len(found)), values, xerr=np.abs(spread.T - values), height=0.7, ecolor="#444444",
-        color=[COLORS[("copy", "products", "read").index(row.limit)] for row in found],
-    )  # fmt: skip
+    errors = np.abs(spread.T - values)
+    for color, (limit, label) in zip(COLORS, LIMITS.items(), strict=False):
+        at = [number for number, row in enumerate(found) if row.limit == limit]
+        if at:
+            axes.barh(at, values[at], xerr=errors[:, at], height=0.7, color=color,
+                      ecolor="#444444", label=f"limit: {label}")  # fmt: skip
     axes.set_yticks(range(len(found)), [row.case for row in found], fontsize=9)
     axes.set_ylim(-0.7, len(found) - 0.3)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("limit's time / time; blue: copy, red: products alone, green: read")
+    axes.set_xlabel("share of the limit: limit's time / time of gpubackprop (p20 to p80)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes.grid(True, axis="x")
     return True
 
@@ -230,7 +324,7 @@ def peers(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
         keys = [row for row in keys if row.device != "cpu"]
     groups = [
         (row, [other for other in rows if other.case == row.case and other.device == row.device
-               and other.contestant not in (LIMIT, row.contestant) and other.ratio])
+               and other.contestant not in (*NO_PEERS, row.contestant) and other.ratio])
         for row in keys
     ]  # fmt: skip
     groups = [(row, others) for row, others in groups if others]
@@ -249,16 +343,19 @@ def peers(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
             axes.barh(at, 1 / ratio, color=color, height=0.85,
                       xerr=np.abs(spread), ecolor="#444444")  # fmt: skip
             axes.annotate(
-                f"  {other.contestant} {1 / ratio:.2f}", (1 / (other.ratio_p20 or ratio), at),
+                f"  {shown(other.contestant)} {1 / ratio:.2f}",
+                (1 / (other.ratio_p20 or ratio), at),
                 va="center", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
             at -= 1
         ticks.append(((first + at + 1) / 2, row.case))
         at -= 0.9
     axes.set_yticks([y for y, _ in ticks], [name.replace("/f32/", "\n") for _, name in ticks])
     axes.tick_params(axis="y", labelsize=9)
+    axes.set_ylim(at + 1, 1)
     axes.axvline(1, color=COLORS[0], linewidth=2)
-    axes.set_xlabel("their time / ours: beyond the line they take longer")
+    axes.set_xlabel("their time / time of gpubackprop (the line): beyond it they take longer")
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * 1.25)
     axes.grid(True, axis="x")
@@ -277,19 +374,28 @@ def classes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
             largest[k] = max(largest.get(k, row), row, key=lambda row: row.bytes)
     for k, case in sorted((k, row.case) for k, row in largest.items()):
         for row in rows:
-            if (row.case, row.device) == (case, device) and row.share:
+            if (row.case, row.device) == (case, device) and row.share and row.contestant not in (
+                LIMIT, SAME_SIZE
+            ):  # fmt: skip
                 found.setdefault(row.contestant, []).append((k, row.share))
     if max(map(len, found.values()), default=0) < 3:
         return False
     figure.set_size_inches(9, 5)
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(found.items()):
-        k, share = zip(*points, strict=True)
-        axes.plot(k, share, label=name, markersize=5, zorder=3 + (number == 0), **_look(number))
+        numbers, share = zip(*points, strict=True)
+        axes.plot(
+            numbers,
+            share,
+            label=shown(name),
+            markersize=5,
+            zorder=3 + (number == 0),
+            **_look(number),
+        )
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("classes")
-    axes.set_ylabel("share of the copy rate (one read, one write)")
+    axes.set_xlabel("number of classes")
+    axes.set_ylabel("share of the limit: time of a copy / time")
     axes.grid(True)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True

@@ -1,0 +1,74 @@
+"""Which device a training is worth: what "auto" means where the work is known.
+
+The numbers are predictions from counts and from the CPU; none was measured on a GPU. They are in
+one place so that a measurement can replace them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gpubackprop.backends import devices
+from gpubackprop.backends.host import available_cores
+
+# Seconds of a step that do not depend on its size. CPU: some 50 calls of NumPy. GPU: about 25
+# launches that Python issues one by one, at 8 us each (docs/decisions/2026-11-23-cupy-plans.md).
+CPU_STEP, GPU_STEP = 1e-4, 2e-4
+# Multiplications and additions a second that the products of a step reach: of one core in float32
+# (20 to 60 GFLOP/s were measured for such products, benchmarks/README.md), and of a GPU, low, since
+# small products do not fill it. float64 takes twice as long on either.
+CPU_RATE, GPU_RATE = 3e10, 5e12
+# Seconds until a process has done its first step on a GPU: CuPy's import, the context, and NVRTC
+# for the 13 kernels of a step (docs/decisions/2026-11-23-first-use-of-a-kernel.md).
+FIRST_USE = 3.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """The size of a training.
+
+    Attributes
+    ----------
+    widths : (D_0, ..., D_L). batch : rows of a batch. steps : updates in all. itemsize : bytes of a
+        number, 4 or 8.
+    """
+
+    widths: Sequence[int]
+    batch: int
+    steps: int
+    itemsize: int = 4
+
+    @classmethod
+    def of_epochs(
+        cls, widths: Sequence[int], rows: int, batch: int, epochs: int, itemsize: int = 4
+    ) -> Training:
+        return cls(widths, batch, epochs * math.ceil(rows / max(1, batch)), itemsize)
+
+    def seconds(self, cores: int) -> tuple[float, float]:
+        """Predicted for the CPU, and for a GPU that has not been used yet."""
+        weights = sum(inputs * outputs for inputs, outputs in pairwise(self.widths))
+        work = 6.0 * self.batch * weights * self.itemsize / 4  # three products
+        cpu = self.steps * (CPU_STEP + work / (CPU_RATE * cores))
+        return cpu, FIRST_USE + self.steps * (GPU_STEP + work / GPU_RATE)
+
+
+def choose(training: Training) -> tuple[str, str]:
+    """(device, reason) of "auto" for this training: a GPU where there is one that works and that is
+    predicted to be done sooner, else the CPU."""
+    name, reason = devices.choose("auto")
+    if name == "cpu":
+        return name, reason
+    cpu, gpu = training.seconds(available_cores())
+    if gpu <= cpu:
+        return name, reason
+    return "cpu", (
+        f"predicted {_short(cpu)} here and {_short(gpu)} on {name}, its first use included; "
+        f'device="cuda" takes it nevertheless'
+    )
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

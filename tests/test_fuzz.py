@@ -1,0 +1,181 @@
+"""The fuzzers: clean for a while, and able to fail."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpubackprop
+import gpubackprop.torch as gt
+from gpubackprop.sklearn import rates
+from gpubackprop.torch import operands
+from tools.fuzz import __main__ as command
+from tools.fuzz import estimators, network, programs, pytorch
+from tools.fuzz.draw import Draw
+from tools.fuzz.search import Tally, search
+from tools.fuzz.shrink import shrunk
+
+SECONDS, PROGRAMS = 25, 120  # of a fuzzer in the suite, whichever ends first
+FUZZERS = {
+    "estimators": estimators.FUZZER,
+    "torch": pytorch.FUZZER,
+    "patch": pytorch.PATCH_FUZZER,
+    "network": network.FUZZER,
+}
+HISTORY = """
+rng = np.random.RandomState(0); X = rng.standard_normal((9, 2)); z = X[:, 0]
+m = MLPRegressor(hidden_layer_sizes=3, max_iter=2, random_state=0, solver='sgd')
+m.fit(X, z)
+m.predict(X)
+"""
+STEPS = """
+P = [nn.Parameter(torch.randn(2, 3, 2, 2))]
+P[0].data = P[0].data.to(memory_format=torch.channels_last)
+opt = optim.Adam(P, lr=0.1)
+for p in P: p.grad = torch.randn(p.shape)
+opt.step()
+opt.step()
+"""
+COPY = """
+x = np.ones((2, 3)); y = np.array([0, 1])
+n = MLP([3, 2], output='softmax')
+o = copy.deepcopy(n)
+o.W[0][...] = 0.5
+n.predict(x)
+"""
+
+
+def plant_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = rates.chosen_optimizer
+
+    def wrong(estimator: Any) -> Any:
+        chosen = right(estimator)
+        if "momentum" in chosen.hyperparameters:
+            chosen.hyperparameters["momentum"] *= 0.999  # type: ignore[index]
+        return chosen
+
+    monkeypatch.setattr(rates, "chosen_optimizer", wrong)
+
+
+def plant_beta(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gt.Adam._settings
+
+    def wrong(self: Any, group: dict[str, Any]) -> Any:
+        return right(self, group | {"betas": (0.9 * group["betas"][0], group["betas"][1])})
+
+    monkeypatch.setattr(gt.Adam, "_settings", wrong)
+
+
+def plant_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "same_order", lambda tensor, strides: True)
+
+
+def plant_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpubackprop.MLP, "__deepcopy__", lambda self, memo: self, raising=False)
+
+
+PLANTED = {
+    "wrong momentum": ("estimators", plant_momentum, HISTORY),
+    "wrong beta": ("torch", plant_beta, STEPS),
+    "wrong memory order": ("torch", plant_order, STEPS),
+    "a copy that is none": ("network", plant_copy, COPY),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUZZERS)
+def test_programs_of_a_fixed_seed_do_the_same_in_both_worlds(name):
+    said: list[str] = []
+    tally = search(FUZZERS[name], 0, SECONDS, PROGRAMS, said.append)
+    assert not tally.found, "\n".join(said)
+    assert tally.programs
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_a_divergence_and_nothing_is_without_it(fault, monkeypatch):
+    name, plant, program = PLANTED[fault]
+    assert programs.difference(FUZZERS[name], programs.statements(program)) is None
+    plant(monkeypatch)
+    assert programs.difference(FUZZERS[name], programs.statements(program)) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_search_finds_a_planted_fault_and_its_text_is_a_program_that_fails(fault, monkeypatch):
+    name, plant, _ = PLANTED[fault]
+    said: list[str] = []
+    with monkeypatch.context() as planted:
+        plant(planted)
+        tally = search(FUZZERS[name], 0, 60, 200, said.append, first=True)
+        assert tally.found
+        text = said[0].partition("\n")[2]
+        with pytest.raises(AssertionError, match="line "):
+            exec(compile(text, "<pasted>", "exec"), {})
+    exec(compile(text, "<pasted>", "exec"), {})
+
+
+def test_a_program_of_a_seed_is_the_same_each_time_and_every_line_is_python():
+    for fuzzer in FUZZERS.values():
+        for seed in range(40):
+            program = fuzzer.program(Draw(seed))
+            assert program == fuzzer.program(Draw(seed))
+            for line in program:
+                ast.parse(line)
+
+
+def test_shrinking_leaves_the_lines_and_arguments_that_matter():
+    program = ["a = f(1, x=2, y=3)", "b = 2", "c = g(h(a.T), b)", "d = 4"]
+
+    def fails(candidate: list[str]) -> bool:
+        text = "\n".join(candidate)
+        return "f(" in text and "y=3" in text and "h(" in text
+
+    assert shrunk(program, fails, frozenset()) == ["a = f(1, y=3)", "c = h(a)"]
+
+
+def test_an_error_of_another_class_and_one_at_another_moment_are_divergences():
+    class Wrong:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def fit(self, X: Any, y: Any) -> None:
+            raise KeyError("x")
+
+    fuzzer = copy.copy(estimators.FUZZER)
+    names = {"np": np, "MLPRegressor": Wrong}
+    fuzzer.ours = programs.World("wrong", lambda: dict(names), programs.seeded)
+    data = "X = np.ones((3, 1))\nm = MLPRegressor(max_iter=1)\n"
+    for call in ("m.fit(X, X[:2])", "m.fit(X, X[:, 0])"):
+        found = programs.difference(
+            fuzzer, [*programs.statements(data)[:1], f"MLPRegressor().{call[2:]}"]
+        )
+        assert found is not None
+        assert found.place == "error"
+        assert "KeyError here" in found.kind
+
+
+def test_rounding_is_no_divergence_and_more_than_other_roundings_make_is():
+    there = np.array([1.0, 2.0])
+    assert not estimators.same(there, there * (1 + 1e-15), [], [])
+    assert estimators.same(there, there * (1 + 1e-12), [], [])
+    assert not estimators.same(there, there * (1 + 1e-12), [there * (1 + 1e-13)], [])
+    narrow = there.astype(np.float32)
+    exact = there + 1e-8
+    assert not pytorch.same(narrow, narrow * np.float32(1 + 2**-23), [exact], [])
+    assert pytorch.same(narrow, narrow * np.float32(1 + 2**-19), [exact], [])
+
+
+def test_the_command_ends_with_1_where_something_was_found(monkeypatch, capsys):
+    def found(fuzzer: Any, seed: int, *_: Any, **__: Any) -> Tally:
+        tally = Tally(programs=3)
+        tally.found["step | P | values"] += seed
+        return tally
+
+    monkeypatch.setattr(command, "search", found)
+    assert command.main(["--minutes", "0.1", "--only", "network", "--seed", "2"]) == 1
+    assert "seed 2" in (shown := capsys.readouterr().out)
+    assert "2  step | P | values" in shown

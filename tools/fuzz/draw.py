@@ -1,0 +1,17 @@
+"""Random draws of parts of a program."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+
+class Draw(random.Random):
+    """Draws of parts of a program."""
+
+    def pick(self, items: Sequence[str]) -> str:
+        """One of them; the first three are as likely as the rest."""
+        return self.choice(items[:3] if self.random() < 0.5 else items)
+
+    def one_in(self, count: int) -> bool:
+        return self.randrange(count) == 0

@@ -1,0 +1,306 @@
+"""Deviations that are decided and recorded, each with its reason and as narrow as possible.
+
+docs/decisions/2026-11-23-sklearn.md, 2026-11-23-torch.md and the docstrings have the decisions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tools.fuzz.programs import Divergence
+
+
+@dataclass(frozen=True)
+class Known:
+    """A deviation: regular expressions that line, place, kind and detail match, all of them, and
+    `before` the lines so far. What follows one of values, or after an error, tells nothing."""
+
+    reason: str
+    line: str = ""
+    place: str = ""
+    kind: str = ""
+    detail: str = ""
+    before: str = ""
+    ends: bool = False  # what follows in the program tells nothing
+
+    def matches(self, lines: Sequence[str], found: Divergence) -> bool:
+        pairs = (
+            (self.line, found.line),
+            (self.place, found.place),
+            (self.kind, found.kind),
+            (self.detail, found.detail),
+            (self.before, "\n".join(lines)),
+        )
+        return all(re.search(pattern, text) for pattern, text in pairs)
+
+
+def reason(table: Sequence[Known], lines: Sequence[str], found: Divergence) -> tuple[str, bool]:
+    """Why the divergence is none, "" where it is one; and whether the rest tells nothing."""
+    deviation = next((k for k in table if k.matches(lines, found)), None)
+    if deviation is None:
+        return "", False
+    ends = deviation.ends or found.kind == "values" or "after an error" in found.kind
+    return deviation.reason, ends
+
+
+ESTIMATORS = (
+    Known(
+        'hasattr(MLPRegressor(solver="lbfgs"), "partial_fit") is False',
+        line=r"partial_fit",
+        detail=r"has no attribute 'partial_fit'|there True\nhere False",
+        before=r"MLPRegressor\(",
+    ),
+    Known(
+        "y of another width than the network's is an error",
+        place="^error$",
+        kind="NoneType there, ShapeError here",
+        detail="here ShapeError.'y has .* but the network that goes on has",
+    ),
+    Known(
+        "y of another width than the network's is an error before anything is changed",
+        kind="after an error, unchanged here",
+        detail="after ShapeError.'y has .* but the network that goes on has",
+    ),
+    Known(
+        "coefs_ and intercepts_ that do not fit are an error before anything is changed",
+        kind="after an error, unchanged here",
+        detail=r"after (ShapeError|AttributeError).'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "coefs_ of too few layers are an error of their own",
+        place="^error$",
+        kind="IndexError there, ShapeError here",
+        detail="here ShapeError.'coefs_ has",
+    ),
+    Known(
+        "the loss of float32 data with targets beyond float32 is infinite a step later",
+        place="loss",
+        detail=r"there array.inf",
+        before="1e(39|200)",
+        ends=True,
+    ),
+    Known(
+        "numbers that are text are refused before anything else is looked at",
+        place="^error$",
+        kind=r"[^N]\w+Error there, DtypeError here",
+        detail=r"here DtypeError\('y has dtype <U",
+    ),
+    Known(
+        "sizes that were set anew are an error of their own where a network goes on",
+        place="^error$",
+        kind=r"[^N]\w+Error there, ShapeError here",
+        detail="here ShapeError.'hidden_layer_sizes=",
+    ),
+    Known(
+        "where exp overflows in the Poisson loss, other parameters are NaN than scikit-learn's",
+        kind="values, after an error",
+        detail=r"after ValueError.'Solver produced non-finite",
+        before="poisson",
+    ),
+    Known(
+        "where exp overflows in the Poisson loss, scikit-learn has NaN and ours a number or infinity",
+        place=r"\.(loss_|best_loss_|loss_curve_\[\d+\])(\.type)?$",
+        detail=r"there array.(nan|inf)|there 'float'",
+        before="poisson",
+        ends=True,
+    ),
+    Known(
+        "weights of a batch that sum to zero are an error before the epoch's first update",
+        kind="values, after an error",
+        detail="after ZeroDivisionError..Weights sum to zero",
+    ),
+    Known(
+        "coefs_ may be any sequence, not only a list",
+        place="^error$",
+        kind="TypeError there, NoneType here",
+        detail="can only concatenate tuple",
+        before=r"coefs_ = tuple",
+    ),
+    Known(
+        "numbers that are text are refused before anything is changed",
+        kind="after an error, unchanged here",
+        detail=r"after DtypeError\('y has dtype <U",
+    ),
+)
+
+STATE = r"\['(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer)'\]"
+OPTIMIZERS = (
+    Known(
+        "16-bit parameters keep float32 state",
+        place=rf"{STATE}\.dtype$",
+        detail=r"there 'torch\.b?float16'\nhere 'torch\.float32'",
+    ),
+    Known(
+        "16-bit parameters keep float32 state, so that a loaded one is a copy",
+        place=rf"^(there|other|opt)\['state'\].*{STATE}$",
+        detail="dtype=b?float16",
+        before=r"load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+    ),
+    Known(
+        "a rate on the meta device is refused with another kind of RuntimeError",
+        line=r"step\(",
+        place="^error$",
+        kind="NotImplementedError there, RuntimeError here",
+        detail="Cannot copy out of meta tensor",
+    ),
+    Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
+    Known(
+        "a step that raises has changed nothing",
+        line=r"step\(",
+        kind="after an error, unchanged here",
+    ),
+    Known("a step that raises looks at state first", kind=r"[^N]\w+Error there, StateError here"),
+    Known(
+        "state of an unlike dtype is an error for parameters of 16 bits too",
+        place="^error$",
+        kind="NoneType there, StateError here",
+        detail="the optimizer has state of .*float64",
+        before=r"'exp_avg_sq'\] = .*double\(\)",
+    ),
+    Known(
+        "a step count may be a number of any kind, as in old checkpoints",
+        line=r"step\(",
+        place="^error$",
+        detail="there RuntimeError.*(list of singleton tensors|except `step` tensors).*\nhere None",
+    ),
+    Known(
+        "a step count becomes a float32 tensor where it is loaded or used",
+        place=r"\['step'\](\.dtype)?$",
+        detail=r"there \d+\n|there 'torch.int64'",
+        before=r"'step'\] = ",
+        ends=True,
+    ),
+    Known(
+        "float32 state of 16-bit parameters holds infinities apart that are NaN in 16 bits",
+        line=r"step\(",
+        kind="values",
+        detail="there array.*(?s:.*)nan(?s:.*)dtype=b?float16",
+        before="inf",
+    ),
+    Known(
+        "storage that came from a file is copied, and may then be resized",
+        place=r"\.resizable$",
+        detail="there False\nhere True",
+        before=r"by_file\(",
+    ),
+    Known(
+        "a learning rate may be a tensor whatever the options are",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="lr as a Tensor is not supported",
+    ),
+    Known(
+        "a learning rate that is a tensor is read as float64, and the step size computed from it",
+        kind="values",
+        detail="(?s)^(?!.*dtype=)",
+        before=r"lr'?\]?\s?=\s?torch.tensor",
+    ),
+    Known(
+        "PyTorch's foreach kernels overwrite the gradients under nesterov, these do not",
+        place=r"\.grad$",
+        kind="values",
+        before="nesterov",
+    ),
+    Known(
+        "autograd is told what was written, also for fused=True",
+        place=r"\.version$",
+        detail="there False\nhere True",
+        before="fused=True",
+    ),
+    Known(
+        "PyTorch's fused kernels pair elements of unlike strides by their place in memory",
+        line=r"step\(",
+        kind="values",
+        before=r"(?s)(channels_last|\.t\(\)).*fused=True|fused=True.*(channels_last|\.t\(\))",
+    ),
+)
+LOSSES = (
+    Known(
+        "class indices may be of any integer type",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail=r"xpected (target dtype to be|scalar type|dtype) (Long|int32/int64)",
+    ),
+    Known(
+        "the gradient of logits (N, C, d1, ...) lies in the order of the computation",
+        line=r"autograd\.grad",
+        place=r"\.stride$",
+    ),
+    Known(
+        "rows of ignore_index add nothing to the gradient, even where they are not finite",
+        place=r"^(x\.grad|value.*)$",
+        kind="values",
+        detail="there array(?s:.*)nan",
+        before="ignore_index",
+    ),
+    Known(
+        "class weights may be of another float type",
+        line="weight=",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="expected scalar type (Double|Float|Half|BFloat16) but found",
+    ),
+    Known(
+        "the loss has the type of the logits, whatever that of weights and probabilities",
+        place=r"^(l|value)\.dtype$",
+        detail=r"there 'torch\.float(64|32)'\nhere",
+        before=r"weight=|double\(\)",
+    ),
+    Known(
+        "the backward pass reads logits and weights, which may not be changed before it",
+        place="^error$",
+        kind="NoneType there, RuntimeError here",
+        detail="modified by an inplace operation",
+        before=r"\n[xW]\.(detach\(\)|data)\.mul_",
+    ),
+    Known(
+        "the backward pass reads logits and weights, which may not be changed before it",
+        place=r"^([xW]\.grad|value.*)$",
+        kind="values",
+        before=r"\n[xW]\.data\.mul_",
+    ),
+)
+OWN_ERRORS = (
+    Known(
+        "the package's own error in the place of PyTorch's",
+        place="^error$",
+        kind=r"(RuntimeError|ValueError|TypeError|IndexError|NotImplementedError) there, "
+        r"(ShapeError|DtypeError|OptionError|LabelError|DeviceUnavailable) here",
+    ),
+    Known(
+        "not offered, and says so",
+        place="^error$",
+        kind=r"NoneType there, (DtypeError|OptionError|DeviceUnavailable|ShapeError) here",
+        detail=r"not offered|has gaps between its elements|which (linear_)?cross_entropy does not compute",
+    ),
+    Known(
+        "the label of one row of logits has the shape ()",
+        place="^error$",
+        kind="NoneType there, ShapeError here",
+        detail=r"target has shape \(1,\) but cross_entropy wants class indices \(\)",
+    ),
+    Known(
+        "label_smoothing outside [0, 1] is an error",
+        place="^error$",
+        kind="NoneType there, OptionError here",
+        detail="here OptionError.'label_smoothing is",
+    ),
+    Known(
+        "16-bit logits give a float32 loss",
+        place=r"^(l|value)\.dtype$",
+        detail=r"there 'torch\.b?float16'\nhere 'torch\.float32'",
+    ),
+)
+PATCH = (*OPTIMIZERS, *LOSSES)
+TORCH = (*PATCH, *OWN_ERRORS)
+
+NETWORK = (
+    Known(
+        "the package's own error in the place of Python's or NumPy's",
+        place="^error$",
+        kind=r"(?!NoneType)\w+ there, (?!NoneType)\w+ here",
+    ),
+)

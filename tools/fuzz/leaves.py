@@ -1,0 +1,37 @@
+"""What can be seen of a value, by path: floating-point numbers as arrays, the rest as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Leaves = dict[str, Any]
+
+
+def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: str = "") -> Leaves:
+    """`value` taken apart: containers by item, arrays as type, dtype, shape and numbers."""
+    own = special(value, path)
+    if own is not None:
+        return own
+    if isinstance(value, Mapping):
+        kinds: Leaves = {f"{path}.keys": [str(key) for key in value]}
+        for key, item in value.items():
+            kinds |= leaves_of(item, special, f"{path}[{key!r}]")
+        return kinds
+    if isinstance(value, (list, tuple)):
+        kinds = {f"{path}.type": type(value).__name__, f"{path}.len": len(value)}
+        for index, item in enumerate(value):
+            kinds |= leaves_of(item, special, f"{path}[{index}]")
+        return kinds
+    if isinstance(value, (np.ndarray, np.generic)):
+        kinds = {f"{path}.type": type(value).__name__, f"{path}.dtype": str(value.dtype)}
+        if value.dtype.kind == "f":
+            return kinds | {path: np.array(value)}
+        return kinds | {path: value.tolist()}
+    if isinstance(value, float):
+        return {f"{path}.type": "float", path: np.array(value)}
+    if isinstance(value, (int, str, bool, bytes, type(None), complex)):
+        return {path: value}
+    return {f"{path}.type": type(value).__name__}

@@ -1,0 +1,314 @@
+"""Programs of a few lines, run side by side in two worlds and compared line by line.
+
+A program is a list of Python statements. A world binds the names in it: to the reference, or to
+this package. After each line its value, exception, warnings and all variables are compared. All
+lines may raise, as long as they raise in both worlds: so any line may be left out, and a failing
+program shrinks to the lines that matter.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import CodeType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from tools.fuzz.draw import Draw
+from tools.fuzz.leaves import Leaves
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a program runs.
+
+    Attributes
+    ----------
+    name : for messages. names : a new namespace. around : entered while a program runs.
+    """
+
+    name: str
+    names: Callable[[], dict[str, Any]]
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass
+class Seen:
+    """What a line did: an exception or None, and what can be seen after it."""
+
+    error: Exception | None
+    leaves: Leaves
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two worlds part.
+
+    Attributes
+    ----------
+    number, line : of the program. place : path of what differs. kind : for grouping. detail : text.
+    """
+
+    number: int
+    line: str
+    place: str
+    kind: str
+    detail: str
+
+    @property
+    def signature(self) -> str:
+        """Of all divergences that are likely one fault."""
+        target = re.search(r"([A-Za-z_]\w*)(?=\()|\.(\w+)(?=\S* \S?= )", self.line)
+        verb = next(filter(None, target.groups()), "") if target else self.line.split(" ")[0]
+        place = re.sub(r"[0-9]+|'[^']*'", "#", self.place)
+        return f"{verb} | {place.rpartition('.')[2]} | {self.kind}"
+
+
+@dataclass
+class Fuzzer:
+    """Two worlds and what may differ between them.
+
+    Attributes
+    ----------
+    name : for messages. call : checks a `PROGRAM`, after ``from tools.fuzz import`` its module.
+    imports : lines that make a program run by itself, for its text.
+    program : generator of random numbers -> lines.
+    theirs, ours : the worlds. twins : worlds of the reference computed otherwise (in float64, with
+        other roundings), run where the two differ by more than `unit`.
+    describe : value -> leaves. same : (theirs, ours, of twins, program so far) -> why it is no
+        rounding, or "".
+    known : (program so far, divergence) -> reason, "" for a fault; whether the rest is left.
+    lasting : keywords that shrinking leaves, so that programs stay quick, and names of modules.
+    """
+
+    name: str
+    call: str
+    imports: Sequence[str]
+    program: Callable[[Draw], list[str]]
+    theirs: World
+    ours: World
+    twins: Callable[[], Sequence[World]]
+    describe: Callable[[Any], Leaves]
+    same: Callable[[np.ndarray, np.ndarray, list[np.ndarray], Sequence[str]], str]
+    known: Callable[[Sequence[str], Divergence], tuple[str, bool]]
+    lasting: frozenset[str] = frozenset()
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def compiled(line: str) -> tuple[CodeType, bool]:
+    """The code of a line and whether it is an expression."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SyntaxWarning
+        return _compiled(line)
+
+
+def _compiled(line: str) -> tuple[CodeType, bool]:
+    tree = ast.parse(line)
+    if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr):
+        return compile(line, "<program>", "eval"), True
+    return compile(line, "<program>", "exec"), False
+
+
+def run(fuzzer: Fuzzer, lines: Sequence[str], world: World) -> Iterator[Seen]:
+    """What each line does in `world`."""
+    names = world.names()
+    given = set(names) | {"__builtins__"}
+    versions: Leaves = {}  # of tensors: whether a line has written counts, not how often
+    with world.around():
+        for line in lines:
+            code, is_expression = compiled(line)
+            value, error = None, None
+            with warnings.catch_warnings(record=True) as warned, np.errstate(all="ignore"):
+                warnings.simplefilter("always")
+                try:
+                    if is_expression:
+                        value = eval(code, names)
+                    else:
+                        exec(code, names)
+                except Exception as raised:
+                    error = raised.with_traceback(None)
+            leaves = _described(fuzzer, "value", value) if error is None else {}
+            shown = {w.category for w in warned if not issubclass(w.category, RuntimeWarning)}
+            leaves["warnings"] = sorted(category.__name__ for category in shown)
+            for name, variable in names.items():
+                if name not in given and not isinstance(variable, ModuleType):
+                    leaves |= _described(fuzzer, name, variable)
+            for path in [path for path in leaves if path.endswith(".version")]:
+                now, before = leaves[path], versions.get(path, (0, 0))
+                versions[path], leaves[path] = now, now[0] == before[0] and now[1] != before[1]
+            yield Seen(error, leaves)
+
+
+def _described(fuzzer: Fuzzer, name: str, value: Any) -> Leaves:
+    try:
+        return {f"{name}{path}": leaf for path, leaf in fuzzer.describe(value).items()}
+    except Exception as error:  # looking is a part of the program too
+        return {f"{name}.cannot be read": type(error).__name__}
+
+
+def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
+    """The first line after which the worlds differ, and how; None where they do not."""
+    # one after the other: both use the global random state
+    both = [list(run(fuzzer, lines, world)) for world in (fuzzer.theirs, fuzzer.ours)]
+    for number, (theirs, ours) in enumerate(zip(*both, strict=True)):
+        before = both[1][number - 1].leaves if number else {}
+        step = _Step(fuzzer, lines[: number + 1], theirs, ours, before)
+        if found := step.error():
+            if reason := step.excused(found):
+                fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
+                return None
+            return found
+        for path in [*theirs.leaves, *(ours.leaves.keys() - theirs.leaves.keys())]:
+            if found := step.leaf(path):
+                reason = step.excused(found)
+                if not reason:
+                    return found
+                fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
+                if step.ends:
+                    return None
+    return None
+
+
+MISSING = "(missing)"
+
+
+class _Step:
+    """What a line did in the two worlds, and, where they differ, in the twins."""
+
+    def __init__(
+        self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves
+    ) -> None:
+        self.fuzzer, self.lines, self.theirs, self.ours = fuzzer, lines, theirs, ours
+        self.before, self.ends = before, False
+
+    @functools.cached_property
+    def twins(self) -> list[Seen]:
+        runs = (list(run(self.fuzzer, self.lines, world)) for world in self.fuzzer.twins())
+        return [steps[-1] for steps in runs]
+
+    def _found(self, place: str, kind: str, detail: str) -> Divergence:
+        if place != "error" and self.ours.error is not None:
+            here = self.ours.leaves.get(place, MISSING)
+            same = (
+                here is False
+                or (place == "warnings" and not here)
+                or _equal(here, self.before.get(place, MISSING))
+            )
+            changed = "unchanged here" if same else "changed here"
+            kind = f"{kind}, after an error, {changed}"
+            detail = f"{detail}\nafter {self.ours.error!r}"
+        return Divergence(len(self.lines) - 1, self.lines[-1], place, kind, detail)
+
+    def error(self) -> Divergence | None:
+        """Where one raised and the other did not, or something else."""
+        theirs, ours = self.theirs.error, self.ours.error
+        if _is_a(ours, theirs):
+            return None
+        kind = f"{type(theirs).__name__} there, {type(ours).__name__} here"
+        return self._found("error", kind, f"there {theirs!r}\nhere {ours!r}")
+
+    def leaf(self, path: str) -> Divergence | None:
+        """Where what is at `path` differs by more than rounding."""
+        there, here = (seen.leaves.get(path, MISSING) for seen in (self.theirs, self.ours))
+        if _equal(there, here):
+            return None
+        for leaf, kind in ((there, "missing there"), (here, "missing here")):
+            if leaf is MISSING:
+                return self._found(path, kind, _shown(there, here))
+        if not isinstance(there, np.ndarray) or not isinstance(here, np.ndarray):
+            return self._found(path, "not equal", _shown(there, here))
+        if there.shape != here.shape:
+            return self._found(path, "shape", _shown(there, here))
+        why = self.fuzzer.same(there, here, [], self.lines)
+        if why:
+            others = (twin.leaves.get(path) for twin in self.twins)
+            alike = [t for t in others if isinstance(t, np.ndarray) and t.shape == there.shape]
+            why = self.fuzzer.same(there, here, alike, self.lines)
+        return self._found(path, "values", f"{why}\n{_shown(there, here)}") if why else None
+
+    def excused(self, found: Divergence) -> str:
+        """Why the divergence is no fault: a decision, or rounding in the reference too; or ""."""
+        reason, self.ends = self.fuzzer.known(self.lines, found)
+        if reason:
+            return reason
+        if found.place == "error":
+            kinds = {type(seen.error) for seen in [self.theirs, *self.twins]}
+        else:
+            kinds = {self._discrete(seen, found.place) for seen in [self.theirs, *self.twins]}
+        self.ends = len(kinds) > 1
+        return "it depends on rounding in the reference too" if self.ends else ""
+
+    def _discrete(self, seen: Seen, path: str) -> Any:
+        leaf = seen.leaves.get(path, MISSING)
+        return leaf.shape if isinstance(leaf, np.ndarray) else repr(leaf)
+
+
+def _shown(there: Any, here: Any) -> str:
+    return f"there {there!r}\nhere {here!r}"
+
+
+def _is_a(ours: Exception | None, theirs: Exception | None) -> bool:
+    """Whether who catches `theirs` catches `ours`; nobody catches a private class of NumPy's."""
+    if theirs is None:
+        return ours is None
+    public = next(c for c in type(theirs).__mro__ if not c.__module__.startswith("numpy._"))
+    return isinstance(ours, public)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        # as bytes: NaN is NaN, and 0 is not -0
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
+    return type(one) is type(other) and bool(one == other)
+
+
+def text(fuzzer: Fuzzer, lines: Sequence[str], found: Divergence | None = None) -> str:
+    """The program with what makes it run, and fail, by itself."""
+    kept = list(lines) if found is None else list(lines[: found.number + 1])
+    head = []
+    if found is not None:
+        head = [
+            f"# {line}" for line in (f"{found.place}: {found.kind}\n{found.detail}").split("\n")
+        ]
+    body = "\n".join(kept)
+    return "\n".join(
+        [
+            *head,
+            f"from tools.fuzz import {fuzzer.call.partition('.')[0]}",
+            "",
+            f"# {'; '.join(fuzzer.imports)}",
+            'PROGRAM = """',
+            body,
+            '"""',
+            fuzzer.call,
+        ]
+    )
+
+
+def statements(program: str) -> list[str]:
+    """A text as the list of its statements."""
+    found = (ast.get_source_segment(program, node) for node in ast.parse(program).body)
+    return [statement for statement in found if statement is not None]
+
+
+def check(fuzzer: Fuzzer, program: str) -> None:
+    """AssertionError where the worlds differ."""
+    found = difference(fuzzer, statements(program))
+    assert found is None, f"line {found.number + 1}, {found.line}: {found.place}: {found.detail}"
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """The global generators of Python and NumPy from the same state."""
+    np.random.seed(12345)
+    yield

@@ -1,0 +1,208 @@
+"""Programs of losses, layers and optimizers: this package's against PyTorch's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import gpubackprop.torch as gt
+from gpubackprop.torch.bridge import numpy_view
+from tests import tolerances
+from tools.fuzz import known, programs, pytorch_lines
+from tools.fuzz.leaves import Leaves, leaves_of
+from tools.fuzz.programs import Fuzzer, World
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+CHANCE = 4.0  # a single draw may have more error than PyTorch's, a mean over draws may not
+
+# -- worlds -----------------------------------------------------------------------------------
+
+
+def _names(functions: Any, optimizers: Any, convert: Callable[[Any], Any], exact: bool) -> Any:
+    def names() -> dict[str, Any]:
+        dtypes = {name: torch.float64 if exact else getattr(torch, name) for name in DTYPES}
+        return dtypes | {
+            "torch": torch, "nn": nn, "copy": copy, "pickle": pickle, "by_file": by_file,
+            "F": functions, "optim": optimizers, "convert": convert,
+        }  # fmt: skip
+
+    return names
+
+
+def by_file(value: Any) -> Any:
+    """There and back through a file of torch.save."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@contextmanager
+def fresh(*contexts: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """PyTorch's global state as a new process has it; within `contexts`."""
+    torch.manual_seed(0)
+    try:
+        with contextlib.ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context())
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
+
+
+OURS = SimpleNamespace(
+    cross_entropy=gt.cross_entropy, linear_cross_entropy=gt.linear_cross_entropy,
+    CrossEntropyLoss=gt.CrossEntropyLoss,
+)  # fmt: skip
+THEIRS = SimpleNamespace(
+    cross_entropy=nn.functional.cross_entropy,
+    linear_cross_entropy=nn.functional.linear_cross_entropy,
+    CrossEntropyLoss=nn.CrossEntropyLoss,
+)
+
+
+class Late:
+    """PyTorch's names as they are when a line asks for them: `patch` has put ours there."""
+
+    def __init__(self, *places: Any) -> None:
+        self._places = places
+
+    def __getattr__(self, name: str) -> Any:
+        return next(getattr(place, name) for place in self._places if hasattr(place, name))
+
+
+def _same_module(module: Any) -> Any:
+    return module
+
+
+WORLD_OF_PYTORCH = World("PyTorch", _names(THEIRS, torch.optim, _same_module, False), fresh)
+EXACT = World("PyTorch in float64", _names(THEIRS, torch.optim, _same_module, True), fresh)
+DIRECT = World("gpubackprop", _names(OURS, gt, lambda m: gt.convert(m).module, False), fresh)
+PATCHED = World(
+    "gpubackprop by patch",
+    _names(Late(nn.functional, nn), Late(torch.optim), _same_module, False),
+    lambda: fresh(gt.patch),
+)
+
+
+def _emulated() -> contextlib.AbstractContextManager[Any]:
+    from tests.torch_paths import emulated  # builds the kernels
+
+    return emulated()
+
+
+EMULATED = dataclasses.replace(DIRECT, around=lambda: fresh(_emulated))
+
+# -- what can be seen -------------------------------------------------------------------------
+
+
+def _special(value: Any, path: str) -> Leaves | None:
+    if isinstance(value, torch.Tensor):
+        return _of_tensor(value, path)
+    if isinstance(value, nn.Module):
+        held = dict(value.named_parameters()) | dict(value.named_buffers())
+        return leaves_of(held, _special, path) | {f"{path}.training": value.training}
+    if isinstance(value, torch.optim.Optimizer):
+        return leaves_of(value.state_dict(), _special, path)
+    if isinstance(value, (torch.dtype, torch.device, torch.Size)):
+        return {path: str(value)}
+    if isinstance(value, torch.amp.GradScaler):
+        return {f"{path}.scale": value.get_scale()}
+    if callable(value) and not isinstance(value, type):
+        return {}
+    return None
+
+
+def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
+    leaves: Leaves = {
+        f"{path}.dtype": str(value.dtype), f"{path}.shape": tuple(value.shape),
+        f"{path}.requires_grad": value.requires_grad, f"{path}.is_leaf": value.is_leaf,
+        f"{path}.device": str(value.device), f"{path}.layout": str(value.layout),
+        f"{path}.type": "Parameter" if isinstance(value, nn.Parameter) else "Tensor",
+    }  # fmt: skip
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return leaves
+    if isinstance(value, nn.Parameter) and value.numel():
+        leaves[f"{path}.version"] = id(value), value._version
+    leaves[f"{path}.resizable"] = value.untyped_storage().resizable()
+    if value.numel() and path.rpartition(".")[2] != "grad":
+        leaves[f"{path}.stride"] = value.stride()
+    if value.is_leaf and value.grad is not None:
+        leaves |= _of_tensor(value.grad, f"{path}.grad")
+    elif value.is_leaf:
+        leaves[f"{path}.grad"] = None
+    number = value.detach()
+    if value.is_floating_point():
+        leaves[path] = np.array(numpy_view(number.clone()))
+    else:
+        leaves[path] = number.tolist()
+    return leaves
+
+
+def _describe(value: Any) -> Leaves:
+    return leaves_of(value, _special)
+
+
+def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
+    """The rule of tests/tolerances.py, or why not; without a twin, within a unit of PyTorch's."""
+    if not twins:
+        apart = _apart(here, there, there.dtype)
+        return f"{apart:.3g} units apart" if apart > 1 else ""
+    # Where numbers of about 1 cancel, the result has no scale of its own.
+    scale = 1.0 if np.abs(twins[0]).max(initial=0) < 1e-15 else 0.0
+    if any("step(" in line for line in lines):
+        scale = max(scale, 0.25)
+    if there.dtype == np.float64:  # the twin is PyTorch itself, and has its very roundings
+        scale = 1.0
+    here, there, exact = (
+        np.append(array, array.dtype.type(scale)) for array in (here, there, twins[0])
+    )
+    ours, theirs = (_apart(array, exact, there.dtype) for array in (here, there))
+    least = 100.0 if there.dtype == np.float64 else 1.0
+    if there.dtype == np.float64 and theirs > 1e4:  # cast from float32
+        least = 2.0**29
+    if ours <= CHANCE * max(theirs, least) and (
+        ours < np.inf or _apart(here, there, there.dtype) < np.inf
+    ):
+        return ""
+    return f"{ours:.3g} units from float64, PyTorch {theirs:.3g}"
+
+
+def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
+    """In units; inf where NaN or infinities are in other places."""
+    try:
+        tolerances.assert_same_pattern(one, other)
+    except AssertionError:
+        return np.inf
+    return tolerances.ulps(one, other, dtype)
+
+
+def _fuzzer(name: str, call: str, ours: World, table: Sequence[known.Known]) -> Fuzzer:
+    return Fuzzer(
+        name, call, ["import copy, pickle, torch", "from torch import nn, float64, float32, float16, bfloat16"],
+        pytorch_lines.program, WORLD_OF_PYTORCH, ours, lambda: [EXACT], _describe, same,
+        lambda lines, found: known.reason(table, lines, found), frozenset({"dtype", "torch", "nn", "F", "optim", "copy", "pickle"}),
+    )  # fmt: skip
+
+
+FUZZER = _fuzzer("torch", "pytorch.check(PROGRAM)", DIRECT, known.TORCH)
+PATCH_FUZZER = _fuzzer("patch", "pytorch.check(PROGRAM, 'patch')", PATCHED, known.PATCH)
+EMULATED_FUZZER = _fuzzer("emulated", "pytorch.check(PROGRAM, 'emulated')", EMULATED, known.TORCH)
+FUZZERS = {"": FUZZER, "patch": PATCH_FUZZER, "emulated": EMULATED_FUZZER}
+
+
+def check(program: str, way: str = "") -> None:
+    programs.check(FUZZERS[way], program)
