@@ -128,7 +128,7 @@ class SoftmaxCrossEntropy(Loss):
 
     def check_targets(self, targets: Any, rows: int, units: int, dtype: np.dtype) -> Array:
         shape_only = np.broadcast_to(np.float32(0), (rows, units))
-        return checks.cross_entropy_targets(targets, shape_only, self.options.ignore_index)
+        return checks.cross_entropy_targets(targets, shape_only, self.options.ignore_index)[0]
 
     def emit(
         self,

@@ -13,6 +13,11 @@ from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeE
 from gpubackprop.ops.memory import HOST, Memory, memory_of
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+maximum_reduce: Any = np.maximum.reduce
+# Of each type of integer in this machine's byte order, the unsigned one of its size.
+_UNSIGNED = {
+    np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)
+}
 
 
 def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
@@ -32,6 +37,8 @@ def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
 
     What lies on a GPU becomes a CuPy array there, of its own dtype.
     """
+    if type(values) is np.ndarray and (dtype is None or values.dtype == dtype):
+        return values
     if on_gpu(values):
         return as_cupy(values)
     try:
@@ -45,7 +52,8 @@ def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
 
 def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> Array:
     """`array` as a 2-D float array of its memory, without a copy where it is one."""
-    array = as_array(array, name, op)
+    if type(array) is not np.ndarray:
+        array = as_array(array, name, op)
     if array.dtype == object:
         raise DtypeError(
             f"{name} has dtype object but {op} wants numbers; a ragged list or mixed types? "
@@ -169,11 +177,20 @@ def same_view(a: Array, b: Array, memory: Memory) -> bool:
 
 def class_indices(
     targets: Array, rows: int, classes: int, ignore_index: int | None, memory: Memory, check: bool
-) -> None:
+) -> bool:
     """Check (rows,) integer labels in [0, classes); the error names the first bad row.
 
     On a GPU the labels are looked at only with `check`.
+
+    Returns
+    -------
+    Whether every label is known to be a class, and none of them is ignored.
     """
+    unsigned = _UNSIGNED.get(targets.dtype)
+    if unsigned is not None and memory is HOST:  # in one pass: a negative label is a large one
+        largest = maximum_reduce(targets.view(unsigned)) if rows else 0
+        if largest < classes:
+            return ignore_index is None or not 0 <= ignore_index < classes
     if targets.dtype.kind in "USTO":
         raise DtypeError(
             f"targets has dtype {targets.dtype} but class indices are integers; for labels of "
@@ -191,7 +208,7 @@ def class_indices(
         )
     values = memory.values(targets, check)
     if values is None:
-        return
+        return False
     bad = (values < 0) | (values >= classes)
     if ignore_index is not None:
         bad &= values != ignore_index
@@ -202,6 +219,7 @@ def class_indices(
             f"{int(bad.sum())} of {rows} rows are out of range"
             + ("" if values[row] >= 0 else "; to leave rows out pass ignore_index")
         )
+    return False
 
 
 def cross_entropy_targets(
@@ -210,14 +228,15 @@ def cross_entropy_targets(
     ignore_index: int | None,
     memory: Memory = HOST,
     check: bool = False,
-) -> Array:
-    """Class indices (N,) or probabilities (N, K) for logits (N, K), checked."""
+) -> tuple[Array, bool]:
+    """Class indices (N,) or probabilities (N, K) for logits (N, K), checked; and whether no row is
+    known to be ignored, so that `ignore_index` may be left out."""
     op = "softmax_cross_entropy"
-    targets = as_array(targets, "targets", op)
+    if type(targets) is not np.ndarray:
+        targets = as_array(targets, "targets", op)
     rows, classes = logits.shape
     if targets.shape == (rows,) and targets.ndim == 1:
-        class_indices(targets, rows, classes, ignore_index, memory, check)
-        return targets
+        return targets, class_indices(targets, rows, classes, ignore_index, memory, check)
     if targets.shape == logits.shape:
         if targets.dtype.kind in "iub":
             raise ShapeError(
@@ -228,7 +247,7 @@ def cross_entropy_targets(
         compute_dtype(targets.dtype, "targets", op)
         if ignore_index is not None:
             raise OptionError("ignore_index goes with class indices; targets are probabilities")
-        return targets
+        return targets, True
     raise ShapeError(
         f"targets has shape {targets.shape} but {op} wants ({rows},) class indices or "
         f"{logits.shape} probabilities for logits {logits.shape}"

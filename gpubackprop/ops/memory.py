@@ -41,7 +41,7 @@ class HostMemory:
 
     def source(self, array: Array, dtype: Any) -> Array:
         """`array` as a verb reads it, in its compute type `dtype`: itself, or a copy."""
-        return array.astype(dtype, copy=False)
+        return array if array.dtype is dtype else array.astype(dtype, copy=False)
 
     def target(self, out: Array, source: Array) -> Array:
         """What a verb writes into for `out`: itself, or the memory of `source`, a copy then."""
@@ -66,6 +66,15 @@ class HostMemory:
 
     def labels(self, array: Array) -> Array:
         return array
+
+    def loss_inputs(self, dtype: Any, logits: Array, targets: Array, *weights: Any) -> tuple:
+        """logits, targets and weights as the softmax cross entropy reads them, which takes 16-bit
+        types on either side."""
+        return logits, targets, *weights
+
+    def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
+        """What a loss that is computed at once must be given beside its results."""
+        return {"loss": np.empty((), dtype)}
 
     def count(self, flags: Array) -> Array:
         """How many of (N,) bool are true."""
@@ -123,6 +132,15 @@ class GpuMemory:
         kept = array.dtype in (np.uint8, np.int32)
         return self.backend.asarray(array, None if kept else np.int64)
 
+    def loss_inputs(self, dtype: Any, logits: Array, targets: Array, *weights: Any) -> tuple:
+        by_label = targets.ndim == 1
+        targets = self.labels(targets) if by_label else self.source(targets, targets.dtype)
+        return self.source(logits, dtype), targets, *(self.weights(w, dtype) for w in weights)
+
+    def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
+        result = {name: self.empty(rows, dtype) for name in ("row_loss", "scale")}
+        return result | {"loss": self.empty((), dtype)}
+
     def count(self, flags: Array) -> Array:
         with self.xp.cuda.Device(self.backend.index):
             return self.xp.sum(flags)
@@ -133,6 +151,7 @@ class GpuMemory:
 
 Memory = HostMemory | GpuMemory
 HOST = HostMemory()
+_ON_HOST = frozenset((np.ndarray, type(None), int, float, list, tuple))
 
 
 def memory_of(op: str, **arrays: Any) -> Memory:
@@ -142,6 +161,8 @@ def memory_of(op: str, **arrays: Any) -> Memory:
     ------
     DtypeError : some are on the host and some on a GPU. DeviceUnavailable : on different GPUs.
     """
+    if _ON_HOST.issuperset(map(type, arrays.values())):
+        return HOST
     given = {k: v for k, v in arrays.items() if v is not None and not isinstance(v, (int, float))}
     gpu = {name: as_cupy(array) for name, array in given.items() if on_gpu(array)}
     if not gpu:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.ops import checks
 from gpubackprop.ops.display import call
-from gpubackprop.ops.memory import memory_of
+from gpubackprop.ops.memory import Memory, memory_of
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "sum", "none")
@@ -114,38 +116,44 @@ def softmax_cross_entropy(
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
     options = cross_entropy_options(
         classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty, check,
-        soft_cap,
+        soft_cap, memory,
     )  # fmt: skip
-    targets = checks.cross_entropy_targets(targets, logits, options.ignore_index, memory, check)
-    sample_weight = checks.sample_weights(sample_weight, op, rows, memory, check)
-    upstream = _upstream(upstream, reduction, rows)
+    targets, all_count = checks.cross_entropy_targets(
+        targets, logits, options.ignore_index, memory, check
+    )
+    if all_count and options.ignore_index is not None:
+        options = replace(options, ignore_index=None)
+    if sample_weight is not None:
+        sample_weight = checks.sample_weights(sample_weight, op, rows, memory, check)
+    if type(upstream) is not float:
+        upstream = _upstream(upstream, reduction, rows)
     if not gradient and out is not None:
         raise OptionError("out is for delta, which gradient=False does not compute; leave one out")
     dtype = checks.compute_dtype(logits.dtype, "logits", op)
-    result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
-    result["loss"] = memory.empty((), dtype)
-    source = memory.source(logits, logits.dtype)  # the verbs take 16-bit types on either side
+    result = memory.loss_outputs(rows, dtype)
+    if reduction == "none" and "row_loss" not in result:
+        result["row_loss"] = memory.empty(rows, dtype)
+    weights = checks.near_one(sample_weight, reduction)
+    source, labels, *weights = memory.loss_inputs(dtype, logits, targets, weights, upstream)
     delta = None
     if gradient:
         delta = checks.output_array(out, logits, "logits", op, memory)
-        checks.no_overlap(
-            delta,
-            memory,
-            targets=targets,
-            sample_weight=sample_weight,
-            upstream=upstream,
-            class_weight=options.class_weight,
-        )
         result["delta"] = memory.target(delta, source)
+        if out is not None:
+            checks.no_overlap(
+                delta,
+                memory,
+                targets=targets,
+                sample_weight=sample_weight,
+                upstream=upstream,
+                class_weight=options.class_weight,
+            )
     if details:
         result["lse"], result["predicted"] = memory.empty(rows, dtype), memory.empty(rows, np.int64)
         if targets.ndim == 1:
             result["correct"] = memory.empty(rows, np.bool_)
-    targets = memory.labels(targets) if targets.ndim == 1 else memory.source(targets, targets.dtype)
-    sample_weight = checks.near_one(sample_weight, reduction)
-    weights = memory.weights(sample_weight, dtype), memory.weights(upstream, dtype)
-    memory.backend.softmax_cross_entropy(source, targets, options, result, *weights)
-    if gradient:
+    memory.backend.softmax_cross_entropy(source, labels, options, result, *weights)
+    if delta is not None:
         memory.store(result["delta"], delta)
     loss = result["row_loss"] if reduction == "none" else result["loss"][()]
     if not details:
@@ -165,11 +173,27 @@ def cross_entropy_options(
     empty: str = "nan",
     check: bool = False,
     soft_cap: float = 0.0,
+    memory: Memory | None = None,
 ) -> LossOptions:
     """The options, checked; OptionError or ShapeError otherwise."""
+    numbers = (ignore_index, label_smoothing, z_loss, soft_cap, reduction, empty)
+    if class_weight is None and _PLAIN.issuperset(map(type, numbers)):
+        return plain_options(*numbers)
     op = "softmax_cross_entropy"
-    memory = memory_of(op, class_weight=class_weight)
+    memory = memory or memory_of(op, class_weight=class_weight)
     class_weight = checks.non_negative(class_weight, "class_weight", op, classes, memory, check)
+    return _options(class_weight, *numbers)
+
+
+def _options(
+    class_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    soft_cap: Any,
+    reduction: Any,
+    empty: Any,
+) -> LossOptions:
     if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
         raise OptionError(f"ignore_index is {ignore_index!r} but must be an integer or None")
     return LossOptions(
@@ -181,6 +205,15 @@ def cross_entropy_options(
         reduction=checks.choice(reduction, "reduction", REDUCTIONS),
         empty=checks.choice(empty, "empty", ("nan", "zero")),
     )
+
+
+_PLAIN = frozenset((type(None), int, float, str))  # types of options that never change
+
+
+@lru_cache(maxsize=64, typed=True)
+def plain_options(*numbers: Any) -> LossOptions:
+    """Those without class weights, checked once: what was refused is checked, and raises, anew."""
+    return _options(None, *numbers)
 
 
 def _upstream(upstream: Any, reduction: str, rows: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 def device_of(x: Any) -> str:
     """Where `x` lies: "cpu", or "cuda:N" for an array or tensor of a GPU."""
+    if type(x) is np.ndarray:
+        return "cpu"
     if is_tensor(x):
         return f"cuda:{x.device.index or 0}" if x.device.type == "cuda" else "cpu"
     if hasattr(type(x), "__dlpack_device__"):  # of the type: a data frame may have such a column
@@ -46,6 +49,8 @@ def is_tensor(x: Any) -> bool:
 
 def to_host(x: Any) -> Any:
     """A NumPy array of a tensor or of a GPU's array; anything else as it is."""
+    if type(x) is np.ndarray:
+        return x
     if is_tensor(x):
         return _memory_of(x.detach().cpu())
     return x.get() if on_gpu(x) and hasattr(x, "get") else x
@@ -64,7 +69,7 @@ def like(result: Array, x: Any) -> Array:
     """`result` as scikit-learn would return it for `x`: of a GPU's array or tensor, one of its kind
     on its device; of a CPU's, a NumPy array, or a tensor where scikit-learn's
     ``array_api_dispatch`` is on. Class names stay on the host."""
-    if result.dtype.kind not in "fiub":
+    if type(x) is np.ndarray or result.dtype.kind not in "fiub":
         return result
     if on_gpu(x) and isinstance(result, np.ndarray):
         result = backend_of(x).asarray(result)
@@ -86,6 +91,9 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
     `reset`: remember the features of X; else compare them with those of the fit.
     """
     precision, y = estimator.precision, to_host(y)
+    plain = type(y) is np.ndarray and y.dtype.kind in "iu" and y.ndim == 1
+    if plain and not reset and not checks and is_valid(estimator, X) and len(y) == len(X):
+        return X, y
     X = X if on_gpu(X) else to_host(X)
     dtype = (np.float64, np.float32) if precision is None else np.dtype(precision)
     if on_gpu(X):
@@ -97,6 +105,20 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
         **checks,
     )  # fmt: skip
     return X.tocsr() if sparse.issparse(X) else X, y
+
+
+def is_valid(estimator: Any, X: Any) -> bool:
+    """Whether `validate_data` of a fitted estimator would give X back as it is: rows of floats,
+    finite, with the number of columns of the fit. False says nothing: ask scikit-learn then."""
+    if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in (np.float64, np.float32):
+        return False
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is not None or not X.size or X.shape[1] != getattr(estimator, "n_features_in_", None):
+        return False
+    if estimator.precision is not None and X.dtype != estimator.precision:
+        return False
+    with np.errstate(all="ignore"):  # an overflow is no reason to warn
+        return math.isfinite(np.add.reduce(X, None))
 
 
 def column_raveled(y: np.ndarray) -> np.ndarray:

@@ -173,7 +173,21 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         X, y = arrays.validate(self, X, y, reset=reset)
         return X, arrays.column_raveled(y)
 
+    def _known_codes(self, y: Any) -> np.ndarray | None:
+        """(N,) class numbers of integer labels that are all known. None where scikit-learn is to be
+        asked, which knows all kinds of labels, and warns where there are more classes than rows."""
+        classes = self._label_binarizer.classes_
+        if type(y) is not np.ndarray or y.ndim != 1 or y.dtype.kind not in "iu":
+            return None
+        if y.dtype != classes.dtype or not 2 <= len(classes) <= len(y) // 2:
+            return None
+        codes = np.minimum(classes.searchsorted(y), len(classes) - 1)
+        known = np.array_equal(classes, self.classes_) and (classes[codes] == y).all()
+        return codes if known else None
+
     def _refuse_unknown(self, y: np.ndarray) -> None:
+        if self._known_codes(y) is not None:
+            return
         classes = unique_labels(y)
         if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
             raise ValueError(
@@ -182,7 +196,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             )
 
     def _encode(self, y: Any) -> np.ndarray:
-        return self._label_binarizer.transform(y).astype(bool)
+        codes = self._known_codes(y)
+        if codes is None or self._label_binarizer.y_type_ not in ("binary", "multiclass"):
+            return self._label_binarizer.transform(y).astype(bool)
+        columns = np.arange(len(self.classes_))
+        return codes[:, None] == (columns[1:] if len(columns) == 2 else columns)
 
     def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray | None:
         if self.class_weight is None:

@@ -150,6 +150,9 @@ class BaseMLP(Fitting):
 
     def _outputs(self, X: Any) -> Array:
         """Checked X -> yhat (N, K), on the device that computes."""
+        fitted = "coefs_" in vars(self) and not hasattr(self, "__sklearn_is_fitted__")
+        if fitted and arrays.is_valid(self, X):
+            return outputs(self, X)
         check_is_fitted(self)
         if arrays.on_gpu(X):
             return outputs(self, arrays.validate_on_gpu(self, X, reset=False))

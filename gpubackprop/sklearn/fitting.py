@@ -213,11 +213,12 @@ class Fitting(BaseEstimator):
         device, reason = self._device(X, incremental)
         key = (
             device, sparse.issparse(X), dtype, widths_of(self.coefs_), objective,
-            [array.dtype for array in stored], str(self.activation), str(self.dropout), batch_rows,
-            weighted, float(self.alpha),
+            [array.dtype for array in stored], str(self.activation), str(self.dropout), weighted,
+            float(self.alpha),
         )  # fmt: skip
         kept: Session | None = getattr(self, "_kept_session", None)
-        if incremental and kept is not None and kept.key == key and kept.state is state:
+        same = incremental and kept is not None and kept.key == key and kept.state is state
+        if kept is not None and same and batch_rows <= kept.passes.batch_rows:
             read_parameters(self, kept.network)
             kept.passes.load(self._rows(kept.network, X, objective.targets(y, dtype)))
             return kept

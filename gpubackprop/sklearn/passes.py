@@ -20,6 +20,7 @@ from gpubackprop.sklearn.host import SparseBatch
 from gpubackprop.sklearn.objective import Objective
 
 Array = Any  # of the network's device
+KEPT_BATCHES = 16  # plans for different numbers of rows
 ROW_LOSSES = LossOptions(reduction="none")
 
 
@@ -122,9 +123,7 @@ class Passes:
 
     def run(self, rows: Array, weights: Array | None = None) -> Array:
         """One pass over these row numbers (on the device), with these weights; the record."""
-        batch = self._batches.get((len(rows), False))
-        if batch is None:
-            batch = self._batches[len(rows), False] = self._plan(len(rows), gather=True)
+        batch = self._batch(len(rows), gather=True)
         if batch.index is not None:
             self.network.backend.copy(rows, batch.index)
         else:
@@ -138,12 +137,18 @@ class Passes:
     def run_all(self, weights: Array | None = None) -> Array:
         """One pass over all rows where they lie, with these weights; the record."""
         count = len(self.data)
-        batch = self._batches.get((count, True))
-        if batch is None:
-            batch = self._batches[count, True] = self._plan(count, gather=False)
+        batch = self._batch(count, gather=False)
         if isinstance(batch.x, SparseBatch):
             batch.x.matrix = self.data.x
         return self._replay(batch, weights)
+
+    def _batch(self, rows: int, *, gather: bool) -> Batch:
+        """The batch of so many rows; those that were used last are kept."""
+        batch = self._batches.pop((rows, gather), None) or self._plan(rows, gather=gather)
+        self._batches[rows, gather] = batch
+        if len(self._batches) > KEPT_BATCHES:
+            del self._batches[next(iter(self._batches))]
+        return batch
 
     def _replay(self, batch: Batch, weights: Array | None) -> Array:
         if weights is not None:

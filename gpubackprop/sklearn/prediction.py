@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from gpubackprop import backends
-from gpubackprop.backends import devices
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
+from gpubackprop.sklearn import few_rows
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
 from gpubackprop.sklearn.host import HostBackend, SparseBatch
 from gpubackprop.sklearn.objective import Objective
@@ -26,8 +27,37 @@ def outputs(estimator: Any, x: Any) -> Array:
     ----------
     x : (N, D_0) checked; a NumPy array, CSR matrix, or array of a GPU, where the result then lies.
     """
+    key = few_rows.kind_of(estimator, x)
+    if key is None:
+        return _outputs(estimator, x)
+    plan = few_rows.take(estimator, key)
+    if plan is None:
+        result = _outputs(estimator, x)
+        few_rows.begin(estimator, x, key)
+        return result
+    if plan.replay is None:
+        e, kind = estimator, Objective(estimator.out_activation_, plan.result_width).output
+        layers = [*_hidden(e.activation, len(e.coefs_) - 1), ACTIVATIONS["identity"]]
+        W = [coef.T for coef in e.coefs_]
+        plan.plan(
+            HostBackend(),
+            lambda verbs, x, out: _emit(verbs, x, W, e.intercepts_, layers, kind, out),
+            x,
+        )
+    result = plan(x)
+    few_rows.keep(estimator, plan)
+    return result
+
+
+def _outputs(estimator: Any, x: Any) -> Array:
     e, host = estimator, not on_gpu(x)
-    own = device_of(x) if not host else "cpu" if sparse.issparse(x) else _for_host_rows(e)
+    own = (
+        device_of(x)
+        if not host
+        else "cpu"
+        if sparse.issparse(x)
+        else few_rows.device_for_host_rows(e)
+    )
     backend = HostBackend() if own == "cpu" else backends.get(own)
     coefs, intercepts = arrays_to_predict(e, x.shape[1])
     theirs = np.dtype(e.precision or np.result_type(x.dtype, *(coef.dtype for coef in coefs)))
@@ -41,23 +71,28 @@ def outputs(estimator: Any, x: Any) -> Array:
     for start in range(0, x.shape[0], BATCH_ROWS):
         out = result[start : start + BATCH_ROWS]
         h = _batch(backend, x[start : start + BATCH_ROWS], dtype)
-        for layer, act in enumerate(layers):
-            width = b[layer].shape[0]
-            last = layer == len(layers) - 1
-            a = out if last else backend.empty((out.shape[0], width), dtype)
-            backend.affine_forward(h, W[layer], b[layer], act, a, a)
-            h = a
-        backend.output(out, kind, out)
+        _emit(backend, h, W, b, layers, kind, out)
     if not host:
         return result
     return backend.to_host(result).astype(theirs if theirs.kind == "f" else dtype, copy=False)
 
 
-def _for_host_rows(e: Any) -> str:
-    """The device for rows of the host; where "auto" fitted on the CPU, it also predicts there."""
-    if e.device == "auto" and getattr(e, "device_", "") == "cpu":
-        return "cpu"
-    return devices.chosen(e.device)
+def _emit(
+    backend: Any,
+    h: Any,
+    W: Sequence[Array],
+    b: Sequence[Array],
+    layers: Sequence[Activation],
+    kind: str,
+    out: Array,
+) -> None:
+    """Issue the calls of a forward pass from h to out."""
+    for layer, act in enumerate(layers):
+        last = layer == len(layers) - 1
+        a = out if last else backend.empty((out.shape[0], b[layer].shape[0]), out.dtype)
+        backend.affine_forward(h, W[layer], b[layer], act, a, a)
+        h = a
+    backend.output(out, kind, out)
 
 
 def two_columns(positive: Array) -> Array:

@@ -46,7 +46,7 @@ def of(tensor: Tensor) -> HostBridge:
     ------
     DeviceUnavailable : neither the CPU nor a CUDA device.
     """
-    bridge = ROUTES.get(tensor.device.type)
+    bridge = ROUTES.get("cpu" if tensor.is_cpu else tensor.device.type)
     if bridge is None:
         raise DeviceUnavailable(
             f"a tensor lies on {tensor.device} but gpubackprop works on cpu and cuda; move it "

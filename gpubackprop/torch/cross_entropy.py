@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import _reduction
 
 from gpubackprop.torch import bridge, composed
-from gpubackprop.torch.cross_entropy_ops import softmax_cross_entropy
+from gpubackprop.torch.cross_entropy_ops import loss_and_lse
 from gpubackprop.torch.errors import (
     DtypeError,
     OptionError,
@@ -77,40 +77,36 @@ def cross_entropy(
     )
     _check(input, target, weight, ignore_index)
     classes = 0 if input.dim() == 1 else 1
-    rows_shape = (*input.shape[:classes], *input.shape[classes + 1 :])
-    logits = input.movedim(classes, -1).reshape(-1, input.shape[classes])
+    logits = input
+    if input.dim() != 2:
+        logits = input.movedim(classes, -1).reshape(-1, input.shape[classes])
     if target.shape == input.shape:
-        targets = target.movedim(classes, -1).reshape(logits.shape)
+        flat = target.dim() == 2
+        targets = target if flat else target.movedim(classes, -1).reshape(logits.shape)
     else:
-        targets = target.reshape(-1)
+        targets = target if target.dim() == 1 else target.reshape(-1)
         targets = targets if targets.dtype in bridge.LABELS else targets.long()
     if bridge.transformed() or exporting():
         loss, lse = composed.loss(
             logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss
         )
     else:
-        loss, lse = _fused(
-            logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss, return_lse
-        )
+        options = reduction, ignore_index, label_smoothing, z_loss
+        loss, lse = loss_and_lse(logits, targets, weight, options, return_lse)
+    if input.dim() == 2 or (reduction != "none" and not return_lse):
+        return (loss, lse) if return_lse else loss
+    rows_shape = (*input.shape[:classes], *input.shape[classes + 1 :])
     loss = loss.reshape(rows_shape) if reduction == "none" else loss
     return (loss, lse.reshape(rows_shape)) if return_lse else loss
 
 
-def _fused(logits: Tensor, targets: Tensor, weight: Tensor | None, *options: Any) -> Any:
-    keep_delta = (
-        bridge.of(logits).keeps_delta
-        and logits.requires_grad
-        and torch.is_grad_enabled()
-        and logits.dtype in (torch.float64, torch.float32)  # 1/N would be lost in 16 bits
-    )
-    *options_, want_lse = options
-    return softmax_cross_entropy(logits, targets, weight, *options_, keep_delta, want_lse)[:2]
-
-
 def _check(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> None:
     op = "cross_entropy"
-    check_tensors(op, input=input, target=target, **({} if weight is None else {"weight": weight}))
-    bridge.same_device("input", input, target=target, weight=weight)
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)) or weight is not None:
+        named = {} if weight is None else {"weight": weight}
+        check_tensors(op, input=input, target=target, **named)
+    if not (input.is_cpu and target.is_cpu) or weight is not None:
+        bridge.same_device("input", input, target=target, weight=weight)
     if input.dtype not in bridge.FLOATS:
         raise DtypeError(
             f"input has dtype {input.dtype} but {op} wants float64, float32, float16 or bfloat16; "
@@ -121,7 +117,8 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: i
     classes = input.shape[0 if input.dim() == 1 else 1]
     if not classes:
         raise ShapeError(f"input has shape {tuple(input.shape)}: {op} wants at least one class")
-    check_weight(weight, classes, op)
+    if weight is not None:
+        check_weight(weight, classes, op)
     _check_target(input, target, classes, ignore_index)
 
 

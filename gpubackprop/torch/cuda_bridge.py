@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpubackprop._optional import require
 from gpubackprop.errors import DeviceUnavailable, DtypeError
-from gpubackprop.torch.host_bridge import HostBridge, LabelError, numpy_view
+from gpubackprop.torch.host_bridge import HostBridge, LabelError, compute_dtype, numpy_view
 
 SLOTS = 32  # of the flag for labels out of range: one for whole calls, others for chunks of rows
 
@@ -161,8 +161,13 @@ class CudaBridge(HostBridge):
             stream.cuda_stream,
         )  # fmt: skip
 
-    def check_targets(self, labels: Tensor, classes: int, ignore_index: int) -> None:
+    def row_buffers(self, logits: Tensor) -> dict[str, Tensor | None]:
+        scratch = logits.new_empty((2, len(logits)), dtype=compute_dtype(logits.dtype))
+        return {"scale": scratch[0], "row_loss": scratch[1]}
+
+    def check_targets(self, labels: Tensor, classes: int, ignore_index: int | None) -> bool:
         self.raise_bad_label(_index(labels))
+        return False
 
     def raise_bad_label(self, index: int) -> None:
         """LabelError where a kernel that has run met a label out of range. Does not wait."""

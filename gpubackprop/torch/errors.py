@@ -6,6 +6,7 @@ function of the same name here, and so does ``except ValueError``.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,10 @@ def loss_options(
     reduction: Any, label_smoothing: Any, ignore_index: Any, z_loss: Any
 ) -> tuple[str, float, int, float]:
     """The options of a loss, checked; OptionError."""
+    given = type(reduction), type(label_smoothing), type(ignore_index), type(z_loss)
+    plain = given == (str, float, int, float) and reduction in REDUCTIONS
+    if plain and 0.0 <= label_smoothing <= 1.0 and 0.0 <= z_loss < math.inf:
+        return reduction, label_smoothing, ignore_index, z_loss
     try:
         reduction = checks.choice(reduction, "reduction", REDUCTIONS)
         smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)

@@ -37,15 +37,20 @@ class _Memory:
     `Tensor.numpy()` gives the same array, but also forbids for good that the storage is resized.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        size = tensor.element_size()
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, tensor: Tensor, shape: tuple[int, ...], code: str) -> None:
+        strides = None
+        if not tensor.is_contiguous():
+            size = tensor.element_size()
+            strides = tuple(step * size for step in tensor.stride())
         self.tensor = tensor
         self.__array_interface__ = {
             "version": 3,
-            "shape": tuple(tensor.shape),
-            "typestr": _TYPES[tensor.dtype],
+            "shape": shape,
+            "typestr": code,
             "data": (tensor.data_ptr(), False),
-            "strides": tuple(step * size for step in tensor.stride()),
+            "strides": strides,
         }
 
 
@@ -75,19 +80,20 @@ def numpy_view(tensor: Tensor) -> np.ndarray:
     ------
     DtypeError : a tensor without memory of its own, or of a type that the kernels do not know.
     """
-    if not has_memory(tensor):
+    if type(tensor) not in _PLAIN and not has_memory(tensor):
         raise DtypeError(f"a {type(tensor).__name__} has no memory of its own; use PyTorch for it")
-    tensor = tensor.detach()
+    tensor, dtype = tensor.detach(), tensor.dtype
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    if tensor.dtype not in _TYPES or not tensor.is_cpu:
-        raise DtypeError(f"a tensor of {tensor.dtype} on {tensor.device} is no array of the CPU")
-    array = (
-        np.asarray(_Memory(tensor))
-        if tensor.numel()
-        else np.empty(tuple(tensor.shape), _TYPES[tensor.dtype])
-    )
-    if tensor.dtype != torch.bfloat16:
+    code = _TYPES.get(dtype)
+    if code is None or not tensor.is_cpu:
+        raise DtypeError(f"a tensor of {dtype} on {tensor.device} is no array of the CPU")
+    shape = tensor.shape
+    if 0 in shape:
+        array = np.empty(tuple(shape), code)
+    else:
+        array = np.asarray(_Memory(tensor, shape, code))
+    if dtype != torch.bfloat16:
         return array
     ml_dtypes = require("ml_dtypes", "torch", "see bfloat16 tensors of the CPU as NumPy arrays")
     return array.view(ml_dtypes.bfloat16)
@@ -107,11 +113,12 @@ class HostBridge:
 
     is_cuda = False
     keeps_delta = True
+    host_backend = NumpyBackend()
 
     @contextmanager
     def verbs(self, like: Tensor) -> Iterator[Any]:
         """The backend that works on the device of `like`, where its current stream is."""
-        yield NumpyBackend()
+        yield self.host_backend
 
     def report_rows_from(self, verbs: Any, like: Tensor, chunk: int, row: int) -> None:
         """Labels of the next call are those of a chunk that begins with `row`: errors count on."""
@@ -124,11 +131,23 @@ class HostBridge:
         """`matrix` (N, K), or a copy where the backend does not take its strides."""
         return matrix
 
-    def check_targets(self, labels: Tensor, classes: int, ignore_index: int) -> None:
-        """LabelError where a label is out of range, or was in a call before on a GPU."""
-        try:
-            checks.class_indices(
-                self.array(labels), len(labels), classes, ignore_index, HOST, check=True
-            )
-        except TargetRangeError as error:
-            raise LabelError(str(error).replace("targets[", "target[", 1)) from None
+    def row_buffers(self, logits: Tensor) -> dict[str, Tensor | None]:
+        """What the backend's loss must be given beside its results."""
+        return {}
+
+    def check_targets(self, labels: Tensor, classes: int, ignore_index: int | None) -> bool:
+        """LabelError where a label is out of range, or was in a call before on a GPU.
+
+        Returns
+        -------
+        Whether every label is known to be a class, and none of them is ignored.
+        """
+        return check_host_labels(numpy_view(labels), classes, ignore_index)
+
+
+def check_host_labels(labels: np.ndarray, classes: int, ignore_index: int | None) -> bool:
+    """`HostBridge.check_targets` of an array."""
+    try:
+        return checks.class_indices(labels, len(labels), classes, ignore_index, HOST, check=True)
+    except TargetRangeError as error:
+        raise LabelError(str(error).replace("targets[", "target[", 1)) from None

@@ -27,6 +27,7 @@ from gpubackprop.backends.numpy.calls import (
     units_right,
     zero_where_empty,
 )
+from gpubackprop.backends.numpy.eager import run_cross_entropy
 from gpubackprop.backends.numpy.layers import LayerVerbs
 from gpubackprop.backends.numpy.memory import HostMemory
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
@@ -34,6 +35,8 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
     LossOptions,
     ProbabilityCrossEntropy,
     row_scales,
+    scale_is_fixed,
+    works_in,
 )
 from gpubackprop.backends.numpy.tape import Tape, get_num_threads, run_now, set_num_threads
 from gpubackprop.backends.numpy.updater import NumpyUpdater
@@ -108,11 +111,19 @@ class NumpyBackend(LayerVerbs, HostMemory):
         (N,) int64: the first of the row's largest logits, -1 for a row with NaN, "correct" (N,)
         bool: that is the label. Where
         "scale" is the same for every batch it is filled now and not by the plan: do not share it.
+        Outside a plan "scale", and "row_loss" for a reduced loss, may be left out.
         """
+        if self._call is run_now:
+            run_cross_entropy(logits, targets, options, result, sample_weight, upstream)
+            return
         labels = targets if targets.ndim == 1 else None
         denominator = self._scales(labels, sample_weight, upstream, options, result)
         kind = ProbabilityCrossEntropy if labels is None else IndexCrossEntropy
-        entropy = kind(logits, result.get("delta"), targets, result, options, self._scratch())
+        dtype, delta = result["row_loss"].dtype, result.get("delta")
+        entropy = kind(logits.shape, dtype, options, works_in(delta, dtype), self._scratch())
+        entropy.bind(logits, delta, targets, result, options.class_weight)
+        if scale_is_fixed(labels, sample_weight, upstream, options):
+            entropy.fix_scale()
         self._call(entropy.prologue)
         for_row_blocks(
             self._call,
@@ -134,10 +145,8 @@ class NumpyBackend(LayerVerbs, HostMemory):
     ) -> Array:
         """Fill result["scale"]; returns the 0-d denominator of the mean."""
         denominator = np.ones(())
-        by_label = options.ignore_index is not None or options.class_weight is not None
-        args = (labels if by_label else None, sample_weight, upstream, options, result, denominator)
-        fixed = not isinstance(upstream, np.ndarray) or upstream.ndim > 0
-        if fixed and sample_weight is None and not (labels is not None and by_label):
+        args = (labels, sample_weight, upstream, options, result, denominator)
+        if scale_is_fixed(labels, sample_weight, upstream, options):
             with np.errstate(all="ignore"):  # the same for every batch: not part of the plan
                 row_scales(*args)
         else:

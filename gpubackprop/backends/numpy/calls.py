@@ -105,14 +105,14 @@ def sum_of_squares(x: Array, out: Array) -> None:
     out[...] = total
 
 
-def reduce_rows(row_loss: Array, denominator: Array, loss: Array) -> None:
+def reduce_rows(row_loss: Array, denominator: Array | float, loss: Array) -> None:
     """Their sum over `denominator`, rounded once. NaN over nothing, as in PyTorch: where a class of
     weight 0 is smoothed, the sum may be above 0 all the same."""
     total = add_reduce(row_loss, 0, np.float64)
     loss[...] = total / denominator if denominator else np.nan
 
 
-def zero_where_empty(denominator: Array, loss: Array) -> None:
+def zero_where_empty(denominator: Array | float, loss: Array) -> None:
     if denominator == 0:
         loss[...] = 0
 

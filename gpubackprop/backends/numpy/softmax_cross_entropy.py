@@ -11,7 +11,8 @@ The loss is never formed as lse - z_y, which cancels under a large common offset
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from gpubackprop.backends.numpy.blocks import (
 from gpubackprop.backends.numpy.tape import get_num_threads
 
 Array = np.ndarray
+_NOTHING: Array = np.empty(0)
 BLOCK_BYTES = 1 << 19  # of the logits: these and delta fill a 1 MiB second-level cache
 SCRATCH_BYTES = 1 << 20  # at most this much memory beyond the output, and O(rows)
 NARROW = 24  # rows up to this length are worked on transposed: NumPy reduces short rows slowly
@@ -53,47 +55,107 @@ class LossOptions:
     empty: str = "nan"
 
 
+class RowViews:
+    """Views of the row arrays and the scratch memory that a block of rows works on, made once.
+
+    Attributes
+    ----------
+    m, s, factor : (n,) of the block. m_column, factor_column : (n, 1), for broadcasting.
+    d, flat : (n, K) scratch for the logits and all of it as one row; None where delta takes it.
+    """
+
+    def __init__(self, entropy: CrossEntropy, rows: slice, slot: int) -> None:
+        n = rows.stop - rows.start
+        self.whole = n == entropy.rows
+        self.m, self.s, self.factor = entropy.m[rows], entropy.s[rows], entropy.spare[rows]
+        self.m_column, self.factor_column = self.m[:, None], self.factor[:, None]
+        self.dot, self.scaled_total = entropy.dot[rows], entropy.scaled_total[rows]
+        self.d = None if entropy.direct else entropy.take(0, (n, entropy.k), slot)
+        self.flat = None if self.d is None else entropy.as_row(self.d)
+        self.targets: Any = None
+
+
 class CrossEntropy:
     """One call: `prologue` over all rows, `block` for each block of rows, `epilogue` over all rows.
 
     What is per row and not per element is done for all rows at once, so that a block costs few
-    NumPy calls. All (N,) arrays are made here.
+    NumPy calls. All (N,) arrays are made here. `bind` names the arrays of a call, and may be called
+    again with others of the same shapes and dtypes.
 
     Parameters
     ----------
-    z : (N, K) logits of any float dtype. out : (N, K) delta, may be z; None: loss only.
-    result : "scale" and "row_loss" (N,) of the compute dtype, optionally "lse", "predicted" (N,)
-        int64 and, with labels, "correct".
+    shape : (N, K) of the logits. dtype : compute dtype.
+    options : those of every call, but for the values of class_weight.
+    direct : delta is a C-contiguous array of the compute dtype, which the blocks may work in.
+    scratch : of the blocks.
     """
+
+    total_is_one = False  # T = 1 in every row: neither class weights nor smoothing
 
     def __init__(
         self,
-        z: Array,
-        out: Array | None,
-        result: dict[str, Array],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
         options: LossOptions,
+        direct: bool,
         scratch: Scratch,
     ) -> None:
-        self.z, self.out, self.options, self.scratch = z, out, options, scratch
-        self.scale, self.loss, self.lse = result["scale"], result["row_loss"], result.get("lse")
-        self.dtype, self.predicted = self.loss.dtype, result.get("predicted")
-        rows, self.k = z.shape
+        self.weighted = options.class_weight is not None
+        self.options = replace(options, class_weight=None) if self.weighted else options
+        self.scratch, self.dtype = scratch, dtype
+        self.rows, self.k = shape
+        rows = self.rows
         self.narrow = self.k <= NARROW
-        self.direct = (
-            out is not None
-            and out.dtype == self.dtype
-            and out.flags.c_contiguous
-            and not self.narrow
-        )
+        self.direct = direct and not self.narrow
         # m = max_k z_k, s = sum_k exp(z_k - m), dot = sum_k tau_k (z_k - m), total = T
-        self.m, self.s, self.dot, self.total, self.spare = np.empty((5, rows), self.dtype)
+        self.m, self.s, self.dot, self.total, self.spare = np.empty((5, rows), dtype)
+        self.scaled_total = np.empty(rows, dtype)
+        # whether scale, and with it what it is multiplied with, is that of the call before
+        self.fixed_scale = False
         blocks = (0 if self.direct else 1) + self.scratch_blocks() + (options.soft_cap > 0)
         limit = SCRATCH_BYTES // max(1, blocks * get_num_threads())
         self.block_bytes = min(BLOCK_BYTES, limit)
-        weight = options.class_weight
-        self.weight = None if weight is None else weight.astype(self.dtype)
+        self.block_rows = rows_per_block(self.k * dtype.itemsize, self.block_bytes)
+        self.weight: Array | None = None
         self.uniform = options.label_smoothing / self.k  # what smoothing gives every class
         self.keep = 1.0 - options.label_smoothing
+        self._views: dict[tuple[int, int], RowViews] = {}
+
+    def bind(
+        self,
+        z: Array,
+        out: Array | None,
+        targets: Array,
+        result: dict[str, Array],
+        class_weight: Array | None,
+    ) -> None:
+        """The arrays of the next call.
+
+        Parameters
+        ----------
+        z : (N, K) logits of any float dtype. out : (N, K) delta, may be z; None: loss only.
+        result : "scale" and "row_loss" (N,) of the compute dtype, optionally "lse", "predicted"
+            (N,) int64 and, with labels, "correct".
+        """
+        self.z, self.out, self.targets = z, out, targets
+        self.scale, self.loss, self.lse = result["scale"], result["row_loss"], result.get("lse")
+        self.predicted = result.get("predicted")
+        self.correct = result.get("correct")
+        self.predicts = self.predicted is not None or self.correct is not None
+        if class_weight is not None:
+            self.weight = class_weight.astype(self.dtype)
+
+    def release(self) -> None:
+        """Let go of the arrays of the last call."""
+        self.z = self.targets = self.y = self.scale = self.loss = _NOTHING
+        self.out = self.lse = self.predicted = self.correct = self.weight = None
+
+    def fix_scale(self) -> None:
+        """The scale is the same in every call from now on."""
+
+    def as_row(self, d: Array) -> Array:
+        """(n * K,) view of a block, in the order of its memory."""
+        return (d.T if self.narrow else d).reshape(-1)
 
     def scratch_blocks(self) -> int:
         """Block-sized arrays that `gather` takes."""
@@ -104,31 +166,45 @@ class CrossEntropy:
 
     def block(self, rows: slice, slot: int) -> None:
         """Loss terms and delta of a block of rows."""
-        z, m, s = self.z[rows], self.m[rows], self.s[rows]
-        d = self.out[rows] if self.direct and self.out is not None else self.take(0, z.shape, slot)
+        v = self._views.get((rows.start, slot)) or self._view(rows, slot)
+        z, out = self.z, self.out
+        if not v.whole:
+            z, out = z[rows], None if out is None else out[rows]
+        d = v.d
+        if d is None:
+            assert out is not None
+            d = out
+        flat = d.reshape(-1) if v.flat is None else v.flat
         slope = None
         if self.options.soft_cap:
             slope = self.cap(z, d, slot)
             z = d
-        self.predict(z, rows, slot)
+        if self.predicts:
+            self.predict(z, rows, slot)
         if self.narrow or z.dtype != d.dtype:
             np.copyto(d, z)
             z = d
-        maximum_reduce(z, 1, None, m)
-        np.subtract(z, m[:, None], d)
-        target = self.gather(d, rows, slot)
+        maximum_reduce(z, 1, None, v.m)
+        np.subtract(z, v.m_column, d)
+        self.gather(d, flat, v, rows)
         np.exp(d, d)
-        add_reduce(d, 1, None, s)
-        if self.out is None:
+        add_reduce(d, 1, None, v.s)
+        if out is None:
             return
-        factor = self.spare[rows]
-        np.divide(self.scaled_total(rows), s, factor)
-        np.multiply(d, factor[:, None], d)
-        self.subtract(d, target, rows)
+        if not self.fixed_scale:
+            self.scale_total(v, rows)
+        np.divide(v.scaled_total, v.s, v.factor)
+        np.multiply(d, v.factor_column, d)
+        self.subtract(d, flat, v, rows)
         if slope is not None:
             np.multiply(d, slope, d)
-        if not self.direct:
-            np.copyto(self.out[rows], d, casting="unsafe")
+        if d is not out:
+            np.copyto(out, d, "unsafe")
+
+    def _view(self, rows: slice, slot: int) -> RowViews:
+        view = self._views[rows.start, slot] = RowViews(self, rows, slot)
+        view.targets = self.target_views(view, rows, slot)
+        return view
 
     def take(self, number: int, shape: tuple[int, ...], slot: int) -> Array:
         return self.scratch.take(slot, number, shape, self.dtype, "F" if self.narrow else "C")
@@ -151,24 +227,30 @@ class CrossEntropy:
         if self.predicted is not None:
             z.argmax(1, self.predicted[rows])
 
-    def gather(self, d: Array, rows: slice, slot: int) -> tuple[Array, ...]:
-        """Fill `dot` from d = z - m; returns what `subtract` needs."""
+    def target_views(self, v: RowViews, rows: slice, slot: int) -> Any:
+        """Views and scratch of a block that `gather` and `subtract` work on."""
         raise NotImplementedError
 
-    def subtract(self, d: Array, target: tuple[Array, ...], rows: slice) -> None:
+    def gather(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
+        """Fill `dot` from d = z - m."""
+        raise NotImplementedError
+
+    def subtract(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
         """d -= scale * tau."""
         raise NotImplementedError
 
-    def scaled_total(self, rows: slice) -> Array:
-        """scale * (T + 2 z_loss lse)."""
-        factor = self.spare[rows]
+    def scale_total(self, v: RowViews, rows: slice) -> None:
+        """scaled_total = scale * (T + 2 z_loss lse)."""
+        total, scale = self.total[rows], self.scale[rows]
         if not self.options.z_loss:
-            return np.multiply(self.total[rows], self.scale[rows], factor)
-        np.log(self.s[rows], factor)
-        np.add(factor, self.m[rows], factor)
+            np.multiply(total, scale, v.scaled_total)
+            return
+        factor = v.factor
+        np.log(v.s, factor)
+        np.add(factor, v.m, factor)
         np.multiply(factor, 2.0 * self.options.z_loss, factor)
-        np.add(factor, self.total[rows], factor)
-        return np.multiply(factor, self.scale[rows], factor)
+        np.add(factor, total, factor)
+        np.multiply(factor, scale, v.scaled_total)
 
     def epilogue(self) -> None:
         """row_loss = T log S - dot + z_loss lse^2; lse."""
@@ -176,8 +258,11 @@ class CrossEntropy:
         if self.predicted is not None:  # argmax finds a NaN; its row has no prediction
             np.copyto(self.predicted, -1, where=~np.isfinite(self.s))
         np.log(self.s, log_s)
-        np.multiply(self.total, log_s, self.loss)
-        np.subtract(self.loss, self.dot, self.loss)
+        if self.total_is_one:
+            np.subtract(log_s, self.dot, self.loss)
+        else:
+            np.multiply(self.total, log_s, self.loss)
+            np.subtract(self.loss, self.dot, self.loss)
         if lse is None and not z_loss:
             return
         lse = self.spare if lse is None else lse
@@ -189,47 +274,53 @@ class CrossEntropy:
 
 
 class IndexCrossEntropy(CrossEntropy):
-    """Targets are class indices: `labels` (N,) integers, in [0, K) or equal to ignore_index.
+    """Targets are class indices: (N,) integers, in [0, K) or equal to ignore_index.
 
     tau_k = (1 - eps) w_y [k = y] + eps / K w_k, so T = (1 - eps) w_y + eps / K sum_k w_k.
     """
 
     def __init__(
         self,
-        z: Array,
-        out: Array | None,
-        labels: Array,
-        result: dict[str, Array],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
         options: LossOptions,
+        direct: bool,
         scratch: Scratch,
     ) -> None:
-        super().__init__(z, out, result, options, scratch)
-        self.labels, self.correct = labels, result.get("correct")
-        rows = len(labels)
-        self.y = np.empty(rows, np.intp)  # labels, 0 where ignored
+        super().__init__(shape, dtype, options, direct, scratch)
+        rows = self.rows
+        self.own_y = np.empty(rows, np.intp)  # labels, 0 where ignored
         self.ignored, self.right = np.zeros((2, rows), np.bool_)
-        # tau_y without the smoothing's share; sum_k w_k (z_k - m)
-        self.tau_y, self.spread = np.empty((2, rows), self.dtype)
-        self.sum_w = float(self.k if self.weight is None else self.weight.sum())
-        block = min(rows, rows_per_block(self.k * self.dtype.itemsize, self.block_bytes))
-        self.ramp = np.arange(block) * (1 if self.narrow else self.k)
+        # tau_y without the smoothing's share, and times scale; sum_k w_k (z_k - m)
+        self.tau_y, self.scaled_tau, self.spread = np.empty((3, rows), self.dtype)
+        self.ramp = np.arange(min(rows, self.block_rows)) * (1 if self.narrow else self.k)
+        self.tau_y.fill(self.keep)
+        np.add(self.tau_y, self.uniform * float(self.k), self.total)
+        self.total_is_one = not self.weighted and not options.label_smoothing
+
+    def fix_scale(self) -> None:
+        if not self.options.z_loss:  # else T + 2 z_loss lse is not
+            np.multiply(self.total, self.scale, self.scaled_total)
+            np.multiply(self.scale, self.tau_y, self.scaled_tau)
+            self.fixed_scale = True
 
     def scratch_blocks(self) -> int:
-        smoothed = self.options.label_smoothing and self.options.class_weight is not None
-        return 1 if smoothed else 0
+        return 1 if self.options.label_smoothing and self.weighted else 0
 
     def prologue(self) -> None:
-        ignore = self.options.ignore_index
-        np.copyto(self.y, self.labels, casting="unsafe")
+        ignore, self.y = self.options.ignore_index, self.targets
+        if ignore is not None or self.y.dtype != np.intp:
+            self.y = self.own_y
+            np.copyto(self.y, self.targets, "unsafe")
         if ignore is not None:
-            np.equal(self.labels, ignore, self.ignored)
+            np.equal(self.targets, ignore, self.ignored)
             np.copyto(self.y, 0, where=self.ignored)
-        if self.weight is None:
-            self.tau_y.fill(self.keep)
-        else:
+        if self.weight is not None:
             self.weight.take(self.y, None, self.tau_y, "clip")
             np.multiply(self.tau_y, self.keep, self.tau_y)
-        np.add(self.tau_y, self.uniform * self.sum_w, self.total)
+            np.add(self.tau_y, self.uniform * float(self.weight.sum()), self.total)
+        if not self.fixed_scale:
+            np.multiply(self.scale, self.tau_y, self.scaled_tau)
 
     def predict(self, z: Array, rows: slice, slot: int) -> None:
         super().predict(z, rows, slot)
@@ -238,40 +329,41 @@ class IndexCrossEntropy(CrossEntropy):
             z.argmax(1, first)
             np.equal(first, self.y[rows], self.correct[rows])
 
-    def gather(self, d: Array, rows: slice, slot: int) -> tuple[Array, ...]:
-        n = len(d)
+    def target_views(self, v: RowViews, rows: slice, slot: int) -> tuple[Array, ...]:
+        """Position of the label in the block's memory, the ramp of row starts, the number there,
+        what is subtracted from it, and room for a product where smoothing is weighted."""
+        n = rows.stop - rows.start
         position = self.scratch.take(slot, 1, (n,), np.intp)
+        at_y = self.scratch.take(slot, 2, (n,), self.dtype)
+        product = self.take(3, (n, self.k), slot) if self.scratch_blocks() else at_y
+        return position, self.ramp[:n], at_y, self.scaled_tau[rows], product
+
+    def gather(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
+        position, ramp, _, _, product = v.targets
+        y = self.y if v.whole else self.y[rows]
         if self.narrow:  # d is the transpose of a (k, n) array
-            np.multiply(self.y[rows], n, position)
-            np.add(position, self.ramp[:n], position)
+            np.multiply(y, len(d), position)
+            np.add(position, ramp, position)
         else:
-            np.add(self.y[rows], self.ramp[:n], position)
-        flat = (d.T if self.narrow else d).reshape(-1)
-        flat.take(position, None, self.dot[rows], "clip")
+            np.add(y, ramp, position)
+        flat.take(position, None, v.dot, "clip")
         if self.uniform and self.weight is None:
             add_reduce(d, 1, None, self.spread[rows])
-        at_y = self.scratch.take(slot, 2, (n,), self.dtype)
-        if self.uniform and self.weight is not None:
-            product = self.take(3, d.shape, slot)
+        elif self.uniform and self.weight is not None:
             np.multiply(d, self.weight, product)  # not a BLAS call: its sums vary with the block
             add_reduce(product, 1, None, self.spread[rows])
-            return flat, position, at_y, product
-        return flat, position, at_y
 
-    def subtract(self, d: Array, target: tuple[Array, ...], rows: slice) -> None:
-        flat, position, at_y, *rest = target
+    def subtract(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
+        position, _, at_y, scaled_tau, product = v.targets
         if self.uniform:
             np.multiply(self.scale[rows], self.uniform, at_y)
             if self.weight is None:
                 np.subtract(d, at_y[:, None], d)
             else:
-                (product,) = rest
                 np.multiply(at_y[:, None], self.weight, product)
                 np.subtract(d, product, d)
-        scaled = self.spare[rows]
-        np.multiply(self.scale[rows], self.tau_y[rows], scaled)
         flat.take(position, None, at_y, "clip")
-        np.subtract(at_y, scaled, at_y)
+        np.subtract(at_y, scaled_tau, at_y)
         flat.put(position, at_y, "clip")
         if self.options.ignore_index is not None:
             np.copyto(d, 0.0, where=self.ignored[rows, None])
@@ -295,38 +387,47 @@ class IndexCrossEntropy(CrossEntropy):
 class ProbabilityCrossEntropy(CrossEntropy):
     """Targets are probabilities, (N, K); they need not sum to 1."""
 
-    def __init__(
-        self,
-        z: Array,
-        out: Array | None,
-        targets: Array,
-        result: dict[str, Array],
-        options: LossOptions,
-        scratch: Scratch,
-    ) -> None:
-        super().__init__(z, out, result, options, scratch)
-        self.targets = targets
-
     def scratch_blocks(self) -> int:
         return 2
 
-    def gather(self, d: Array, rows: slice, slot: int) -> tuple[Array, ...]:
-        tau, product = self.take(1, d.shape, slot), self.take(2, d.shape, slot)
-        np.copyto(tau, self.targets[rows], casting="unsafe")
+    def target_views(self, v: RowViews, rows: slice, slot: int) -> tuple[Array, ...]:
+        """tau and a product, (n, K) each."""
+        shape = (rows.stop - rows.start, self.k)
+        return self.take(1, shape, slot), self.take(2, shape, slot)
+
+    def gather(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
+        tau, product = v.targets
+        np.copyto(tau, self.targets[rows], "unsafe")
         if self.uniform:
             np.multiply(tau, self.keep, tau)
             np.add(tau, self.uniform, tau)
         if self.weight is not None:
             np.multiply(tau, self.weight, tau)
         np.multiply(tau, d, product)
-        add_reduce(product, 1, None, self.dot[rows])
+        add_reduce(product, 1, None, v.dot)
         add_reduce(tau, 1, None, self.total[rows])
-        return (tau,)
 
-    def subtract(self, d: Array, target: tuple[Array, ...], rows: slice) -> None:
-        (tau,) = target
+    def subtract(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
+        tau = v.targets[0]
         np.multiply(tau, self.scale[rows, None], tau)
         np.subtract(d, tau, d)
+
+
+def works_in(delta: Array | None, dtype: np.dtype) -> bool:
+    """Whether blocks of long rows may be computed where delta lies."""
+    return delta is not None and delta.dtype == dtype and delta.flags.c_contiguous
+
+
+def scale_is_fixed(
+    labels: Array | None,
+    sample_weight: Array | None,
+    upstream: Array | float,
+    options: LossOptions,
+) -> bool:
+    """Whether `row_scales` gives the same for every batch of as many rows."""
+    by_label = options.ignore_index is not None or options.class_weight is not None
+    known = not isinstance(upstream, np.ndarray) or upstream.ndim > 0
+    return known and sample_weight is None and not (labels is not None and by_label)
 
 
 def row_scales(

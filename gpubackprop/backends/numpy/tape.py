@@ -43,6 +43,12 @@ class Tape:
             replay(self.calls)
 
 
+def quiet() -> None:
+    """No float warnings, and the buffers of a plan, in this context from now on."""
+    np.seterr(all="ignore")
+    np.setbufsize(ITERATOR_BUFFER)  # it decides how some sums are grouped, too
+
+
 def replay(calls: list[Call]) -> None:
     for function, args in calls:
         function(*args)
