@@ -173,6 +173,13 @@ OPTIMIZERS = (
         ends=True,
     ),
     Known(
+        "a step count that was a number goes to the parameter's device, not to the default one",
+        place=r"\['step'\]\.device$",
+        detail="there 'meta'\nhere 'cpu'",
+        before=r"(?s)set_default_device\('meta'\).*'step'\] = \d",
+        ends=True,
+    ),
+    Known(
         "float32 state of 16-bit parameters holds infinities apart that are NaN in 16 bits",
         line=r"step\(",
         kind="values",
