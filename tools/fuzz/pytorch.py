@@ -173,11 +173,7 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
     )
     dtype = min(there.dtype, here.dtype, key=lambda d: d.itemsize)  # the loss has the logits' type
     ours, theirs = (_apart(array, exact, dtype) for array in (here, there))
-    least = 1.0
-    if dtype == np.float64:
-        least = max(_least_of_float64("\n".join(lines), theirs), 100.0)
-    elif "= torch.softmax(x.detach()" in "\n".join(lines):  # the gradient is what cancels: p - y
-        least = 4.0
+    least = _least(dtype, "\n".join(lines), theirs)
     if ours <= CHANCE * max(theirs, least) and (
         ours < np.inf or _apart(here, there, there.dtype) < np.inf
     ):
@@ -191,17 +187,21 @@ COARSE = (
     (r"Softplus\(\)", 2.0**25),  # PyTorch's is a from 20 on, off by exp(-20)
     # The gradient is 0 but for rounding, and a step that of the rounding beside eps=1e-8.
     (r"(?s)(LayerNorm|Softmax\(-1\)).*Adam", 2.0**29),
-    (r"= torch\.softmax\(.*\)\.double\(\)$", 2.0**29),  # of float32 logits
+    (r"to\((float32|b?float16)\)(?s:.*)= torch\.softmax\(.*\)\.double\(\)$", 2.0**29),
 )
 
 
-def _least_of_float64(program: str, theirs: float) -> float:
-    found = [units for pattern, units in COARSE if re.search(pattern, program, re.MULTILINE)]
-    if theirs > 1e4:  # cast from float32
-        found.append(2.0**29)
-    if theirs > 2.0**31:  # cast from 16 bits
-        found.append(2.0**45 if "to(bfloat16)" in program else 2.0**42)
-    return max(found, default=1.0)
+def _least(dtype: np.dtype, program: str, theirs: float) -> float:
+    """The units of `dtype` that a result may be off, if PyTorch's own is off by `theirs`."""
+    sixteen = 2.0**-7 if "to(bfloat16)" in program else 2.0**-10  # a unit of what it was cast from
+    if dtype == np.float64:
+        found = [units for pattern, units in COARSE if re.search(pattern, program, re.MULTILINE)]
+        cast = 2.0**52 * sixteen if theirs > 2.0**31 else 2.0**29 if theirs > 1e4 else 100.0
+        return max(cast, *found, 100.0)
+    if "= torch.softmax(x.detach()" in program:  # the gradient is p - y, which cancels
+        return 4.0
+    narrow = re.search(r"to\(b?float16\)|half\(\)", program)
+    return 2.0**23 * sixteen if dtype == np.float32 and narrow and theirs > 16.0 else 1.0
 
 
 def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
