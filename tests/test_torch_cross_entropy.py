@@ -152,6 +152,16 @@ def test_no_rows_and_rows_that_are_all_ignored_are_as_in_pytorch(reduction, path
         assert torch.equal(ours[1], torch.zeros_like(logits, device=path.device))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_ignored_rows_have_no_gradient_where_the_upstream_one_is_nan(dtype, path: Path):  # noqa: F811
+    for reduction in ("mean", "none"):
+        x = torch.ones(2, 3, dtype=dtype, device=path.device).requires_grad_()
+        labels = torch.full((2,), -100, device=path.device)
+        loss = gt.cross_entropy(x, labels, reduction=reduction)
+        (math.nan * loss * loss).sum().backward()
+        assert torch.equal(x.grad, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
 def test_second_derivatives_of_a_mean_over_nothing_are_zero_as_pytorchs(name, path: Path):  # noqa: F811
     for weight, target in ((None, [-100, -100]), (torch.tensor([0.0, 1.0, 1.0]), [-100, -100])):

@@ -198,10 +198,10 @@ def _least(dtype: np.dtype, program: str, theirs: float) -> float:
         found = [units for pattern, units in COARSE if re.search(pattern, program, re.MULTILINE)]
         cast = 2.0**52 * sixteen if theirs > 2.0**31 else 2.0**29 if theirs > 1e4 else 100.0
         return max(cast, *found, 100.0)
-    if "= torch.softmax(x.detach()" in program:  # the gradient is p - y, which cancels
-        return 4.0
     narrow = re.search(r"to\(b?float16\)|half\(\)", program)
-    return 2.0**23 * sixteen if dtype == np.float32 and narrow and theirs > 16.0 else 1.0
+    if dtype == np.float32 and narrow and theirs > 16.0:
+        return 2.0**23 * sixteen
+    return 4.0 if "= torch.softmax(x.detach()" in program else 1.0  # p - y cancels
 
 
 def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
