@@ -153,6 +153,34 @@ def test_no_rows_and_rows_that_are_all_ignored_are_as_in_pytorch(reduction, path
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_ignored_rows_have_no_gradient_where_the_upstream_one_is_nan(dtype, path: Path):  # noqa: F811
+    for reduction in ("mean", "none"):
+        x = torch.ones(2, 3, dtype=dtype, device=path.device).requires_grad_()
+        labels = torch.full((2,), -100, device=path.device)
+        loss = gt.cross_entropy(x, labels, reduction=reduction)
+        (math.nan * loss * loss).sum().backward()
+        assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
+def test_second_derivatives_of_a_mean_over_nothing_are_zero_as_pytorchs(name, path: Path):  # noqa: F811
+    for weight, target in ((None, [-100, -100]), (torch.tensor([0.0, 1.0, 1.0]), [-100, -100])):
+        found = []
+        for module in (gt, F):
+            x, factor = torch.randn(2, 3, device=path.device).requires_grad_(), torch.ones(())
+            factor = factor.to(path.device).requires_grad_()
+            operands = (x, torch.ones(3, 3, device=path.device))[: 1 + name.startswith("linear")]
+            w = None if weight is None else weight.to(path.device)
+            labels = torch.tensor(target, device=path.device)
+            loss = factor * getattr(module, name)(*operands, labels, weight=w)
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            found.append(torch.autograd.grad(gradient.sum(), (x, factor)))
+        assert torch.equal(found[0][0], torch.zeros_like(x))
+        for ours, theirs in zip(*found, strict=True):
+            assert_same_pattern(array(ours), array(theirs))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_infinite_and_extreme_logits_give_pytorchs_pattern(dtype, path: Path):  # noqa: F811
     top, inf = torch.finfo(dtype).max, math.inf
     rows = [

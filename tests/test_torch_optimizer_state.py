@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gpubackprop.torch as gt
-from gpubackprop.errors import StateError
+from gpubackprop.errors import DtypeError, StateError
 from tests.torch_paths import Path, path  # noqa: F401
 
 RULES: list[tuple[str, dict[str, Any]]] = [
@@ -356,6 +356,20 @@ def test_parameters_listed_twice_or_sharing_memory_or_counts_are_updated_in_turn
         optimizer.step()
         found.append((a, c, *(float(optimizer.state[p]["step"]) for p in (a, b, c))))
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sparse_momentum_is_loaded_and_refused_by_a_step_that_changes_nothing(dtype):
+    p = nn.Parameter(torch.ones(3, 2, dtype=dtype))
+    theirs, ours = (module.SGD([p], lr=0.1, momentum=0.9) for module in (torch.optim, gt))
+    p.grad = torch.ones_like(p).to_sparse()
+    theirs.step()
+    ours.load_state_dict(theirs.state_dict())
+    before, p.grad = p.detach().clone(), torch.ones_like(p)
+    with pytest.raises(DtypeError, match="sparse"):
+        ours.step()
+    assert torch.equal(p, before)
 
 
 @every_rule

@@ -191,6 +191,21 @@ def test_hooks_of_a_step_that_pytorch_makes_run_once():
     assert calls == [1, 2]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_a_copy_of_an_optimizer_that_went_over_to_pytorch_leaves_its_state_alone():
+    for take in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
+        with gt.patch():
+            p = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+            optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+            p.grad = torch.ones_like(p).to_sparse()
+            optimizer.step()
+            optimizer.state[p]["momentum_buffer"] = torch.full((2, 2), 1 + 2.0**-20)
+            p, optimizer = take((p, optimizer))
+            p.grad = torch.zeros_like(p).to_sparse()
+            optimizer.step()
+            assert optimizer.state[p]["momentum_buffer"].dtype == torch.float32
+
+
 def test_what_is_offered_goes_to_the_kernels():
     with gt.patch() as replaced:
         p = nn.Parameter(torch.ones(3))

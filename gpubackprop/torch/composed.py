@@ -135,7 +135,8 @@ def gradients_of_gradient(
     tau = dense_targets(z, targets, weight, smoothing)
     slope = tau.sum(1) + 2 * z_loss * lse
     share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
-    scale, u = (grad_loss * share)[:, None], (v * p).sum(1)
+    scale = torch.where(ignored, 0.0, (grad_loss * share)[:, None])  # also of a mean over nothing
+    u = (v * p).sum(1)
     grad_grad = share * (slope * u - (v * tau).sum(1))
     u = u[:, None]
     curve = slope[:, None] * (v - u) * p + 2 * z_loss * u * p

@@ -177,7 +177,10 @@ def softmax_cross_entropy_backward(
 ) -> Tensor:
     """The gradient (N, K) for grad_loss () or, for "none", (N,): the kept delta scaled, or anew."""
     if delta.shape == logits.shape:
-        return torch.mul(delta, grad_loss[:, None] if reduction == "none" else grad_loss)
+        grad = torch.mul(delta, grad_loss[:, None] if reduction == "none" else grad_loss)
+        if targets.dim() == 1 and not grad_loss.isfinite().all():  # 0 times NaN
+            grad.masked_fill_(composed.ignored_rows(targets.long(), ignore_index)[:, None], 0.0)
+        return grad
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     options = _options(logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss)
     unused, _, _ = _outputs(logits, reduction, False, False)

@@ -184,12 +184,15 @@ def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torc
 
     Raises
     ------
+    DtypeError : a slot is sparse, as of PyTorch's SGD after sparse gradients.
     StateError : a slot does not fit the parameter (any more); PyTorch's RuntimeError.
     """
     p, g = entry.p, entry.g
     storage = p.dtype if g.dtype == p.dtype else torch.promote_types(p.dtype, g.dtype)
     for slot in entry.slots:
         wanted = bridge.compute_dtype(p.dtype)
+        if slot.layout != torch.strided:
+            raise DtypeError(f"state of {slot.layout} is not offered; use torch.optim")
         if slot.shape != p.shape or slot.device != p.device:
             raise _misfit(p, slot)
         if slot.dtype != wanted:

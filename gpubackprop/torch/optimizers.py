@@ -183,6 +183,8 @@ def _loaded_count(p: Tensor, value: Any, fused: bool | None) -> Tensor:
 
 def _loaded(p: Tensor, value: Tensor) -> Tensor:
     slot = value.to(p.device, bridge.compute_dtype(p.dtype))
+    if slot.layout != torch.strided:  # momentum of sparse gradients; `storage_of` refuses it
+        return slot
     if slot.shape != p.shape or same_order(slot, order_of(p)):
         return slot
     return _slot(p, p.dtype).copy_(slot)

@@ -109,6 +109,10 @@ class _StandIn(optimizers._TableOptimizer):
     _original: type[torch.optim.Optimizer]
     _left = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As PyTorch's; a copy of one that went over stays there, its state being PyTorch's."""
+        return super().__getstate__() | ({"_left": True} if self._left else {})
+
     def _leave(self, error: Exception) -> None:
         if not self._left:
             self._state_of_pytorch()

@@ -173,11 +173,34 @@ OPTIMIZERS = (
         ends=True,
     ),
     Known(
+        "a step count that was a number goes to the parameter's device, not to the default one",
+        place=r"\['step'\]\.device$",
+        detail="there 'meta'\nhere 'cpu'",
+        before=r"(?s)set_default_device\('meta'\).*'step'\] = \d",
+        ends=True,
+    ),
+    Known(
         "float32 state of 16-bit parameters holds infinities apart that are NaN in 16 bits",
         line=r"step\(",
         kind="values",
         detail="there array.*(?s:.*)nan(?s:.*)dtype=b?float16",
         before="inf",
+    ),
+    Known(
+        "a 16-bit number near zero has another sign after steps with float32 state",
+        line=r"^for p in P: p\.grad\.mul_\(float\('inf'\)\)",
+        place=r"\.grad$",
+        kind="values",
+        detail="(?s)there .*dtype=b?float16",
+        before=r"step\(closure\)|sum\(\(p \* p\)",
+    ),
+    Known(
+        "float32 state of 16 bits does not serve float64, also beside an old 16-bit gradient",
+        line=r"step\(",
+        place="^error$",
+        kind="NoneType there, StateError here",
+        detail=r"has state of .* torch\.float32 on cpu for a parameter of .* torch\.float64",
+        before=r"\.data = P\[0\]\.data\.double\(\)|p\.data\.to\(float64\)|P\[0\]\.data = P\[0\]\.double\(\)",
     ),
     Known(
         "storage that came from a file is copied, and may then be resized",
@@ -234,7 +257,7 @@ LOSSES = (
         place=r"^(x\.grad|value.*)$",
         kind="values",
         detail="there array(?s:.*)nan",
-        before="ignore_index",
+        before=r"(?s)(float\('-?(inf|nan)'\)|1e4 |1e30).*(ignore_index|-100)",
     ),
     Known(
         "class weights may be of another float type",
@@ -261,6 +284,22 @@ LOSSES = (
         place=r"^([xW]\.grad|value.*)$",
         kind="values",
         before=r"\n[xW]\.data\.mul_",
+    ),
+    Known(
+        "the backward pass reads logits, from which the gradient of probabilities comes too",
+        place=r"^y\.grad$",
+        kind="values",
+        before=r"requires_grad_\(\)\n(?s:.*)\nx\.data\.mul_",
+    ),
+)
+LAYERS = (
+    Known(
+        "ELU keeps what it is applied to, so that its value may be changed",
+        line="backward|autograd.grad",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="modified by an inplace operation.*is output 0 of Elu",
+        before="convert",
     ),
 )
 OWN_ERRORS = (
@@ -295,7 +334,7 @@ OWN_ERRORS = (
     ),
 )
 PATCH = (*OPTIMIZERS, *LOSSES)
-TORCH = (*PATCH, *OWN_ERRORS)
+TORCH = (*PATCH, *LAYERS, *OWN_ERRORS)
 
 NETWORK = (
     Known(
