@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from gpubackprop.errors import OptionError
+from gpubackprop.ops.checks import functions
 from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
@@ -120,6 +121,7 @@ class BaseMLP(Fitting):
         pair = validation_data is None or isinstance(validation_data, tuple | list)
         if not pair or len(validation_data or (0, 0)) not in (2, 3):
             raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")
+        functions(dict(enumerate(self.callbacks)), "callbacks")
         wanted = {
             "validation_data": validation_data is not None,
             "callbacks": bool(self.callbacks),
