@@ -549,3 +549,15 @@ def test_a_first_partial_fit_of_no_targets_leaves_what_scikit_learn_leaves():
         with pytest.raises(NotFittedError):
             model.partial_fit(x, y)
         model.fit(x, y)
+
+
+def test_moments_of_another_width_are_refused_where_coefs_were_deleted():
+    x, y = regression(3)
+    model = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=0).fit(x, y[:, 0])
+    del model.coefs_
+    before = state(model)
+    with pytest.raises(ShapeError, match=r"optimizer's state does not fit them: .*layer 2"):
+        model.partial_fit(x, y)
+    assert state(model) == before
+    model.partial_fit(x, y[:, 0])
+    model.fit(x, y)

@@ -59,6 +59,20 @@ ESTIMATORS = (
         detail="here ShapeError.'y has .* but the network that goes on has",
     ),
     Known(
+        "of two faults at once, coefs_ that no update fits are named before early_stopping",
+        line="partial_fit",
+        place="^error$",
+        detail=r"there ValueError..partial_fit does not support early_stopping.*\n"
+        r"here \w+Error.'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "moments of another width are an error; scikit-learn broadcasts them where NumPy can",
+        line="partial_fit",
+        kind="NoneType there, ShapeError here|after an error, unchanged here",
+        detail="(here|after) ShapeError..coefs_ were replaced and the optimizer's state",
+        before=r"\ndel \w\.coefs_",
+    ),
+    Known(
         "y of another width than the network's is an error before anything is changed",
         kind="after an error, unchanged here",
         detail="after ShapeError.'y has .* but the network that goes on has",
