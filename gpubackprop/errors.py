@@ -74,6 +74,7 @@ class StopTraining(Exception):  # noqa: N818 (no error)
     It means the same to `Trainer` and to the estimators of `gpubackprop.sklearn`: the other
     callbacks of that epoch are called too, the checkpoint is written, and training ends as it does
     after its last epoch, with the best weights where those are kept. It does not leave `fit`.
+    Raised elsewhere, as by a metric, it leaves `fit` as every exception does.
 
     >>> def enough(trainer, row):
     ...     if row["loss"] < 0.1:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -349,20 +349,12 @@ class MLP(HeldParameters):
         value = result["row_loss"] if chosen.options.reduction == "none" else result["loss"][()]
         return Gradients(value, buffers.delta[-1], buffers.grad_h, buffers.delta, grad_W, grad_b)
 
-    def copy(self, device: str | None = None) -> MLP:
-        """A network of the same architecture with a copy of the parameters, on the same device if
-        `device` is None."""
-        twin = MLP(
-            self.widths,
-            self.activations,
-            output=self.output,
-            initializer="zeros",
-            dtype=self.dtype.name,
-            device=device or self.device,
-            dropout=self.dropout,
-            precision=self.precision.name,
-        )
-        twin.backend.from_host(self.backend.to_host(self.parameters), twin.parameters)
+    def copy(self, device: str | None = None) -> Self:
+        """A network of the same class and architecture with a copy of the parameters, on the same
+        device if `device` is None. A subclass's own attributes are copied as `copy.copy` does."""
+        twin = object.__new__(type(self))
+        backend = backends.get(device or self.device)
+        twin.__setstate__(self.__getstate__() | {"_backend": backend})
         return twin
 
     def config(self) -> dict[str, Any]:

@@ -115,7 +115,11 @@ def test_a_network_loaded_by_joblib_from_a_read_only_map_learns(tmp_path: Path) 
     assert bits(twin) == bits(network)
 
 
-@EACH_COPY
+@pytest.mark.parametrize(
+    "how",
+    [*COPIES.values(), lambda network: network.copy(), lambda n: n.copy(n.device)],
+    ids=[*COPIES, "its copy", "its copy on a device"],
+)
 def test_a_subclass_of_the_network_keeps_its_class_and_its_own_attributes(how) -> None:
     network = Named([4, 5, 3], device=MLP([1, 1]).device)
     network.title = "iris"
@@ -402,6 +406,8 @@ def test_weights_that_a_callback_writes_are_those_of_the_next_step(precision) ->
         ({"l2": -1}, "l2"),
         ({"schedule": "cosin"}, "cosine"),
         ({"optimizer": "sgd"}, "has a state of 'adam'"),
+        ({"callbacks": [print, None]}, r"callbacks\[1\] is None, which cannot be called"),
+        ({"metrics": {"right": 0.5}}, r"metrics\['right'\] is 0.5, which cannot be called"),
     ],
     ids=str,
 )

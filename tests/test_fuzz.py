@@ -158,6 +158,34 @@ def test_an_error_of_another_class_and_one_at_another_moment_are_divergences():
         assert "KeyError here" in found.kind
 
 
+ROUNDED = {
+    "a gradient of roundings alone": ("network", """
+x = np.random.default_rng(2).standard_normal((7, 3)); y = np.array([1, 0, 1, 1, 0, 0, 1])
+n = MLP([3, 3, 3], 'relu', output='softmax', dtype='float32')
+t = Trainer(n, 'adamw', batch_size=3)
+n.parameters[...] = 0.125
+t.fit(x, y, epochs=1)
+"""),
+    "the loss of a float32 probability near 1": ("estimators", """
+rng = np.random.RandomState(3); X = rng.standard_normal((2, 1)); y = rng.randint(0, 3, 2)
+m = MLPClassifier(hidden_layer_sizes=3, max_iter=20, random_state=0, solver='lbfgs')
+m.fit(X[::2].astype(np.float32), np.eye(3)[y[::2]])
+"""),
+    "a loss that stays the same": ("estimators", """
+rng = np.random.RandomState(3); X = rng.standard_normal((12, 2)); z = rng.standard_normal(12)
+w = rng.uniform(0.5, 2, 12)
+m = MLPRegressor(hidden_layer_sizes=3, max_iter=20, random_state=1)
+m.fit(X, 1e39 * z, sample_weight=w)
+"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_what_only_roundings_decide_is_no_divergence(case):
+    name, program = ROUNDED[case]
+    assert programs.difference(FUZZERS[name], programs.statements(program)) is None
+
+
 def test_rounding_is_no_divergence_and_more_than_other_roundings_make_is():
     there = np.array([1.0, 2.0])
     assert not estimators.same(there, there * (1 + 1e-15), [], [])

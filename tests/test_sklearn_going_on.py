@@ -10,6 +10,8 @@ import re
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
 
 from gpubackprop.errors import ModelFileError, ShapeError
 from gpubackprop.layout import ParameterLayout
@@ -509,3 +511,53 @@ def test_a_first_fit_that_validation_data_stops_leaves_no_network():
     with pytest.raises(ValueError, match="columns"):
         model.fit(x, y, validation_data=(x, y[:, 0]))
     assert not hasattr(model, "coefs_")
+
+
+# -- after an error -------------------------------------------------------------------------------
+
+
+def test_an_error_within_an_early_stopping_fit_leaves_the_last_parameters_as_in_scikit_learn():
+    x, y = regression()
+    theirs, ours = pair(early_stopping=True)
+    held_out = train_test_split(np.arange(len(x)), test_size=0.1, random_state=order(theirs, x))[1]
+    weight = np.ones(len(x))
+    weight[held_out] = 0  # R^2 of no rows is an error, after an epoch
+    for model in (theirs, ours):
+        with pytest.raises(ValueError, match="at least one non-zero"):
+            model.fit(x, y, weight)
+    assert ours.n_iter_ == theirs.n_iter_ == 1
+    for mine, other in zip(
+        ours.coefs_ + ours.intercepts_, theirs.coefs_ + theirs.intercepts_, strict=True
+    ):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-12)
+
+
+def order(model, x):
+    """The state of the generator that splits off the held-out rows: after the first draws."""
+    rng = np.random.RandomState(model.random_state)
+    for fan_in, fan_out in itertools.pairwise((x.shape[1], *model.hidden_layer_sizes, 1)):
+        rng.uniform(size=(fan_in, fan_out))
+        rng.uniform(size=fan_out)
+    return rng
+
+
+def test_a_first_partial_fit_of_no_targets_leaves_what_scikit_learn_leaves():
+    x, y = digits(30)
+    for model in pair("MLPClassifier"):
+        with pytest.raises(ValueError, match="array"):
+            model.partial_fit(x, np.nan, classes=np.arange(10))
+        with pytest.raises(NotFittedError):
+            model.partial_fit(x, y)
+        model.fit(x, y)
+
+
+def test_moments_of_another_width_are_refused_where_coefs_were_deleted():
+    x, y = regression(3)
+    model = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=0).fit(x, y[:, 0])
+    del model.coefs_
+    before = state(model)
+    with pytest.raises(ShapeError, match=r"optimizer's state does not fit them: .*layer 2"):
+        model.partial_fit(x, y)
+    assert state(model) == before
+    model.partial_fit(x, y[:, 0])
+    model.fit(x, y)

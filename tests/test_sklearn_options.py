@@ -439,6 +439,15 @@ def test_stop_training_ends_a_fit_with_the_parameters_of_its_best_epoch():
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("verb", ["fit", "partial_fit"])
+def test_a_callback_that_cannot_be_called_is_refused_before_anything_is_learned(verb):
+    x, y = digits(60)
+    model = small(callbacks=[print, None])
+    with pytest.raises(OptionError, match=r"callbacks\[1\] is None, which cannot be called"):
+        getattr(model, verb)(x, y, *([None, np.unique(y)] * (verb == "partial_fit")))
+    assert not hasattr(model, "coefs_")
+
+
 def test_a_fit_goes_on_from_what_a_callback_writes_into_the_parameters():
     x, y = digits(60)
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from gpubackprop.data import Standardizer, split_rows
-from gpubackprop.errors import StopTraining
+from gpubackprop.errors import OptionError, StopTraining
 from gpubackprop.losses import SoftmaxCrossEntropy
 from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.schedules import Cosine, Exponential, ReduceOnPlateau, Schedule, StepDecay
@@ -236,6 +236,14 @@ def test_callbacks_run_in_order_after_each_epoch_and_one_that_raises_stop_traini
 def test_what_a_callback_returns_is_ignored(answer: Any) -> None:
     history = make_trainer(callbacks=[lambda trainer, row: answer]).fit(*some_data(), epochs=3)
     assert (len(history), history.stopped) == (3, "epochs")
+
+
+@pytest.mark.parametrize("option", [{"callbacks": [None]}, {"metrics": {"right": "acc"}}], ids=str)
+def test_what_cannot_be_called_is_refused_before_an_epoch_is_trained(option: Any) -> None:
+    with pytest.raises(
+        OptionError, match=r"(callbacks\[0\] is None|metrics\['right'\] is 'acc'), wh"
+    ):
+        make_trainer(**option)
 
 
 def test_stop_training_gives_the_weights_of_the_best_epoch_as_the_last_epoch_does() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -265,6 +266,20 @@ def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise OptionError(f"{name} is {value!r} but must be a number of at least {low:g}{upper}")
     return result
+
+
+def functions(values: Mapping[Any, Any], name: str) -> None:
+    """OptionError unless all values can be called: found before training, not after an epoch.
+
+    Parameters
+    ----------
+    values : key -> function. name : of the option, for the error.
+    """
+    for key, value in values.items():
+        if not callable(value):
+            raise OptionError(
+                f"{name}[{key!r}] is {value!r}, which cannot be called; pass a function"
+            )
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:

@@ -243,8 +243,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             )
         classes = arrays.to_host(classes)
         if _check_partial_fit_first_call(self, classes):
+            self._label_binarizer = LabelBinarizer()  # not fitted where y is no target
             multilabel = type_of_target(arrays.to_host(y)).startswith("multilabel")
-            self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)
+            self._label_binarizer.fit(y if multilabel else classes)
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict(self, X: Any) -> Array:

@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from gpubackprop.errors import OptionError
+from gpubackprop.ops.checks import functions
 from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
@@ -73,7 +74,10 @@ class BaseMLP(Fitting):
         weights = self._weights(y, self._check_weights(sample_weight, X))
         y = self._encode(y)
         if not first:
-            self._check_goes_on(X.shape[1], sizes, y.shape[1], incremental)
+            check_goes_on(self, X.shape[1], sizes, y.shape[1])
+        if incremental and hasattr(self, "_optimizer"):  # also where coefs_ were deleted
+            widths = [X.shape[1], *sizes, y.shape[1]] if first else widths_of(self.coefs_)
+            self._optimizer.check_widths(widths)
         validation = self._check_validation(validation_data, y.shape[1])
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
@@ -97,15 +101,6 @@ class BaseMLP(Fitting):
         stand_in = np.empty((X.shape[0], 1)) if arrays.on_gpu(X) else X
         return _check_sample_weight(arrays.to_host(weights), stand_in)
 
-    def _check_goes_on(
-        self, columns: int, hidden: list[int], outputs: int, incremental: bool
-    ) -> None:
-        """An error, before anything is changed, unless a later call can go on from coefs_."""
-        check_goes_on(self, columns, hidden, outputs)
-        state = getattr(self, "_optimizer", None)
-        if incremental and state is not None:
-            state.check_widths(widths_of(self.coefs_))
-
     def _check_validation(self, validation_data: ValidationData, outputs: int) -> Validation:
         """validation_data as (X, encoded y, weights or None)."""
         if validation_data is None:
@@ -120,6 +115,7 @@ class BaseMLP(Fitting):
         pair = validation_data is None or isinstance(validation_data, tuple | list)
         if not pair or len(validation_data or (0, 0)) not in (2, 3):
             raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")
+        functions(dict(enumerate(self.callbacks)), "callbacks")
         wanted = {
             "validation_data": validation_data is not None,
             "callbacks": bool(self.callbacks),

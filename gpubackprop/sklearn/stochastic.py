@@ -105,6 +105,8 @@ class StochasticFit:
     def run(self, *, incremental: bool, between: Callable[[bool], bool]) -> None:
         """Train to the end, or for one epoch if `incremental`; Ctrl-C keeps what was learned.
 
+        Early stopping then returns to the best parameters; after another error they are the last.
+
         `between` is called after each epoch with whether it was the last; it says so again.
         """
         e, session = self.estimator, self.session
@@ -121,10 +123,12 @@ class StochasticFit:
                     )
         except KeyboardInterrupt:
             warn("Training interrupted by user.")
-        finally:
-            if self.best is not None and self.has_best:
-                session.network.backend.copy(self.best, session.network.parameters)
-            write_parameters(e, session.network)
+        except BaseException:
+            write_parameters(e, session.network)  # as they are: scikit-learn updates in place
+            raise
+        if self.best is not None and self.has_best:
+            session.network.backend.copy(self.best, session.network.parameters)
+        write_parameters(e, session.network)
 
     def _epoch(self) -> None:
         e, state = self.estimator, self.session.state

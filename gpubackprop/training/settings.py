@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpubackprop import optimizers, schedules
@@ -10,7 +11,7 @@ from gpubackprop.errors import OptionError
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.ops.checks import number
+from gpubackprop.ops.checks import functions, number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.step import Regularization
@@ -93,6 +94,26 @@ class Settings:
     def clip_norm(self, value: float | None) -> None:
         clip = None if value is None else number(value, "clip_norm", 0.0)
         self.regularization = Regularization(self.l2, clip)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self._metrics
+
+    @metrics.setter
+    def metrics(self, values: Mapping[str, Any] | None) -> None:
+        chosen = dict(values or {})
+        functions(chosen, "metrics")
+        self._metrics: dict[str, Any] = chosen
+
+    @property
+    def callbacks(self) -> list[Any]:
+        return self._callbacks
+
+    @callbacks.setter
+    def callbacks(self, values: Iterable[Any]) -> None:
+        chosen = list(values)
+        functions(dict(enumerate(chosen)), "callbacks")
+        self._callbacks: list[Any] = chosen
 
     def planned(self) -> tuple[Any, ...]:
         """What the steps are planned for: where it differs, they are to be planned again."""

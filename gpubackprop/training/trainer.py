@@ -113,7 +113,7 @@ class Trainer(Settings):
                 "stochastic_rounding is of weights in 16 bits; build the network with "
                 'MLP(..., precision="bfloat16") or "float16"'
             )
-        self.metrics, self.callbacks, self.progress = dict(metrics or {}), list(callbacks), progress
+        self.metrics, self.callbacks, self.progress = metrics, callbacks, progress
         self.history = History()
         self._rng = np.random.default_rng(self.seed)
         self._position = Position()

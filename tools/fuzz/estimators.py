@@ -48,21 +48,40 @@ def by_joblib(value: Any) -> Any:
 
 @contextmanager
 def other_roundings(seed: int) -> Iterator[None]:
-    """scikit-learn with every product off by as much as another order of its sums may be."""
+    """scikit-learn with every product off by as much as another order of its sums may be, and every
+    probability and loss by a unit: a loss of 1e-4 has lost four digits of its probability, and a
+    fit of huge targets, whose loss stays the same, ends by its last bits."""
     rng, product = np.random.default_rng(seed), inner.safe_sparse_dot
+    activations = {name: inner.ACTIVATIONS[name] for name in ("logistic", "softmax")}
+    losses = dict(inner.LOSS_FUNCTIONS)
+
+    def noise(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return np.asarray(rng.uniform(-1, 1, shape) * np.finfo(dtype).eps)
 
     def noisy(a: Any, b: Any, **options: Any) -> Any:
         exact = product(a, b, **options)
         size = np.asarray(product(abs(a), abs(b), **options))
-        noise = rng.uniform(-1, 1, exact.shape) * size * np.finfo(exact.dtype).eps * 4
-        return exact + noise.astype(exact.dtype)
+        return exact + (noise(exact.shape, exact.dtype) * size * 4).astype(exact.dtype)
+
+    def noisy_probabilities(name: str, p: np.ndarray) -> None:
+        activations[name](p)
+        p *= (1 + noise(p.shape, p.dtype)).astype(p.dtype)
+        np.minimum(p, 1, out=p)
+
+    def noisy_loss(name: str, *arguments: Any) -> Any:
+        exact = np.asarray(losses[name](*arguments))
+        return exact.dtype.type(exact * (1 + noise((), exact.dtype)))
 
     inner.safe_sparse_dot = noisy
+    inner.ACTIVATIONS |= {n: functools.partial(noisy_probabilities, n) for n in activations}
+    inner.LOSS_FUNCTIONS |= {n: functools.partial(noisy_loss, n) for n in losses}
     try:
         with programs.seeded():
             yield
     finally:
         inner.safe_sparse_dot = product
+        inner.ACTIVATIONS |= activations
+        inner.LOSS_FUNCTIONS |= losses
 
 
 def _twins() -> Sequence[World]:

@@ -55,8 +55,22 @@ ESTIMATORS = (
     Known(
         "y of another width than the network's is an error",
         place="^error$",
-        kind="NoneType there, ShapeError here",
+        kind="there, ShapeError here",
         detail="here ShapeError.'y has .* but the network that goes on has",
+    ),
+    Known(
+        "of two faults at once, coefs_ that no update fits are named before early_stopping",
+        line="partial_fit",
+        place="^error$",
+        detail=r"there ValueError..partial_fit does not support early_stopping.*\n"
+        r"here \w+Error.'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "moments of another width are an error; scikit-learn broadcasts them where NumPy can",
+        line="partial_fit",
+        kind="NoneType there, ShapeError here|after an error, unchanged here",
+        detail="(here|after) ShapeError..coefs_ were replaced and the optimizer's state",
+        before=r"\ndel \w\.coefs_",
     ),
     Known(
         "y of another width than the network's is an error before anything is changed",
@@ -64,9 +78,15 @@ ESTIMATORS = (
         detail="after ShapeError.'y has .* but the network that goes on has",
     ),
     Known(
-        "coefs_ and intercepts_ that do not fit are an error before anything is changed",
+        "coefs_ and intercepts_ that no update fits are an error before anything is changed",
         kind="after an error, unchanged here",
-        detail=r"after (ShapeError|AttributeError).'(coefs_|intercepts_)\[",
+        detail=r"after (Shape|Attribute|Option|Dtype)Error.'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "an estimator that was given coefs_ alone is an error before anything is changed",
+        kind="after an error, unchanged here",
+        detail=r"after AttributeError.*has no attribute 'intercepts_'",
+        before=r"\.coefs_ = ",
     ),
     Known(
         "coefs_ of too few layers are an error of their own",
@@ -75,9 +95,9 @@ ESTIMATORS = (
         detail="here ShapeError.'coefs_ has",
     ),
     Known(
-        "the loss of float32 data with targets beyond float32 is infinite a step later",
+        "the loss of float32 data with targets beyond float32 is infinite or NaN a step later",
         place="loss",
-        detail=r"there array.inf",
+        detail=r"there array.(inf|nan)",
         before="1e(39|200)",
         ends=True,
     ),
@@ -117,6 +137,28 @@ ESTIMATORS = (
         kind="TypeError there, NoneType here",
         detail="can only concatenate tuple",
         before=r"coefs_ = tuple",
+    ),
+    Known(
+        "an entry of coefs_ may be a list where rows are predicted",
+        line=r"\.(predict\w*|score)\(",
+        place="^error$",
+        kind="AttributeError there, NoneType here",
+        detail="there AttributeError..'list' object has no attribute 'ndim'",
+        before=r"coefs_\[0\] = .*tolist",
+    ),
+    Known(
+        "weights are divided by their sum first; scikit-learn multiplies float32 deltas by them, "
+        "which makes 0 of the smallest",
+        line=r"float32.*sample_weight=.*1e-200",
+        place=r"\.(coefs_|intercepts_)\[",
+        kind="values",
+    ),
+    Known(
+        "weights are divided by their sum first: in a fit that diverges, other parameters are NaN",
+        line=r"sample_weight=.*1e-200",
+        place=r"\.(coefs_|intercepts_)\[",
+        kind="values, after an error",
+        detail="after ValueError.'Solver produced non-finite",
     ),
     Known(
         "numbers that are text are refused before anything is changed",

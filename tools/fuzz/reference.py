@@ -17,7 +17,6 @@ import gpubackprop
 from gpubackprop.errors import ShapeError
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "logistic": torch.sigmoid}
-NOISE = np.random.default_rng(0)
 
 
 class Arrays:
@@ -64,7 +63,9 @@ class Everything:
 class MLP:
     """`gpubackprop.MLP` as far as the programs go."""
 
-    rounding = 0.0  # of twins: noise on the initial parameters
+    # of twins: noise on the initial parameters and on each layer's a, as parameters may be replaced
+    rounding = 0.0
+    noise = np.random.default_rng(0)
 
     def __init__(self, widths: Any, activation: str = "relu", **options: Any) -> None:
         drawn = gpubackprop.MLP(widths, activation, **options)
@@ -110,6 +111,9 @@ class MLP:
         half = len(self.tensors) // 2
         for layer, (W, b) in enumerate(zip(self.tensors[:half], self.tensors[half:], strict=True)):
             a = h @ W.T + b
+            if self.rounding:
+                unit = self.rounding * float(np.finfo(self.dtype).eps)
+                a = a * torch.as_tensor(1 + unit * self.noise.uniform(-1, 1, a.shape)).to(a.dtype)
             h = ACTIVATIONS[self.activation](a) if layer < half - 1 else a
         return h
 
