@@ -187,6 +187,21 @@ OPTIMIZERS = (
         kind="NotImplementedError there, RuntimeError here",
         detail="Cannot copy out of meta tensor",
     ),
+    Known(
+        "a step count on the meta device cannot go to the parameter's",
+        place="^error$",
+        kind="NoneType there, NotImplementedError here",
+        detail="Cannot copy out of meta tensor",
+        before=r"(?s)set_default_device\('meta'\).*'step'\] = torch.tensor",
+    ),
+    Known(
+        "PyTorch's fused amsgrad keeps NaN in whole vectors and loses it in their rest",
+        line=r"step\(",
+        place=r"'max_exp_avg_sq'",
+        kind="values",
+        detail="(?s)there array.*nan.*here array.*nan",
+        before=r"(?s)amsgrad.*fused=True.*nan|fused=True.*amsgrad.*nan",
+    ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
     Known(
         "a step that raises has changed nothing",
