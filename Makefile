@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench gpu clean
+.PHONY: help demo test check signatures bench gpu clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -43,6 +43,11 @@ check: ## run ruff, mypy and the fast tests
 	$(PY) -m mypy
 	$(PYTEST) -m "not slow and not emulated"
 
+signatures: ## hold the stand-in for CuPy to CuPy itself, which is put into .cupy/ for it
+	$(environment) dev
+	$(PY) -m pip install --quiet --upgrade --target .cupy --no-deps "cupy-cuda13x>=14.2,<15" cuda-pathfinder
+	PYTHONPATH=.cupy $(PY) -m pytest tests/test_cupy_signatures.py
+
 bench: ## run every benchmark against every peer, into benchmarks/results/ and the README
 	$(environment) dev,bench
 	PYTHONPATH=. $(PY) -m benchmarks
@@ -52,5 +57,5 @@ gpu: ## run the proof on an NVIDIA GPU: make gpu OUT=dir [PYTHON=python3] [STAGE
 	PYTHONPATH=. $(PY) -m tools.gpu $(or $(OUT),runs/gpu) --stages "$(STAGES)" --minutes $(or $(MINUTES),8)
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .cupy build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

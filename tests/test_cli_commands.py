@@ -14,7 +14,7 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.cuda_driver import DriverReport, Gpu
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport, Missing
 from gpubackprop.backends.host import CpuReport
-from gpubackprop.cli import COMMANDS, bench, check, common, main, one_line
+from gpubackprop.cli import COMMANDS, bench, check, common, info, main, one_line
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.optimizers import OPTIMIZERS
 from tests.cli_runs import COMMAND, ENVIRONMENT, ok, run_cli
@@ -297,6 +297,7 @@ def test_info_says_what_is_missing_and_how_to_get_it(monkeypatch):
 def test_info_on_a_machine_with_everything(monkeypatch):
     monkeypatch.setattr(devices, "probe", lambda: ALL)
     monkeypatch.setattr(devices, "choose", lambda device: ("cuda:0", "NVIDIA H200"))
+    monkeypatch.setattr(info, "cuda_graphs", lambda name: {})  # the card is none
     text = ok("info").out
     assert "ready, serves CUDA 12.4" in text
     assert "NVIDIA H200, 141 GiB, compute capability 9.0" in text

@@ -1,6 +1,7 @@
 """What the stand-in for CuPy offers, real CuPy has, with the same parameters in the same order.
 
-CuPy imports without a GPU. Its compiled functions carry their signature in the first line of their
+`make signatures` runs this with CuPy beside; elsewhere it is skipped where CuPy is not installed. CuPy
+imports without a GPU. Its compiled functions carry their signature in the first line of their
 docstring.
 """
 
@@ -45,7 +46,7 @@ OFFERED = dict(members("", cupy_stub.module()))
 
 @pytest.fixture(scope="module")
 def cupy() -> Any:
-    pytest.importorskip("cupy", reason="cupy-cuda13x is not installed (extra test, on Linux)")
+    pytest.importorskip("cupy", reason="CuPy is not installed; make signatures runs this")
     return importlib.import_module("cupy")
 
 

@@ -29,6 +29,7 @@ NOT_RUN = {
     "make demo": "installs; its command is that of test_cli_train",
     "make test": "installs, and is what runs this test",
     "make check": "installs, and runs this test",
+    "make signatures": "installs",
     "make gpu OUT=dir PYTHON=python3": "needs a GPU; test_gpu_proof runs its stages",
     "make bench": "an hour; test_benchmarks_run runs it at small size",
     "pip install .": "installs; test_packaging does, from every form",
