@@ -176,8 +176,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _known_codes(self, y: Any) -> np.ndarray | None:
         """(N,) class numbers of integer labels that are all known. None where scikit-learn is to be
         asked, which knows all kinds of labels, and warns where there are more classes than rows."""
-        classes = self._label_binarizer.classes_
-        if type(y) is not np.ndarray or y.ndim != 1 or y.dtype.kind not in "iu":
+        classes = getattr(self._label_binarizer, "classes_", None)  # none before a whole call
+        if classes is None or type(y) is not np.ndarray or y.ndim != 1 or y.dtype.kind not in "iu":
             return None
         if y.dtype != classes.dtype or not 2 <= len(classes) <= len(y) // 2:
             return None

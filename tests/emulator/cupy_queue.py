@@ -255,15 +255,15 @@ class Event:
     def _note_time(self) -> None:
         self.time = time.perf_counter()
 
-    def reached(self) -> bool:
+    def _reached(self) -> bool:
         return self.mark is None or self.mark.reached
 
     @property
     def done(self) -> bool:
-        return self.reached()
+        return self._reached()
 
     def synchronize(self) -> None:
-        STATE.wait(self.reached, "waiting for an event")
+        STATE.wait(self._reached, "waiting for an event")
 
 
 def elapsed(start_event: Event, end_event: Event) -> float:
@@ -271,7 +271,7 @@ def elapsed(start_event: Event, end_event: Event) -> float:
     for event in (start_event, end_event):
         if event.mark is None:
             raise CUDARuntimeError("cudaErrorInvalidResourceHandle: an event was never recorded")
-        if not event.reached():
+        if not event._reached():
             raise CUDARuntimeError("cudaErrorNotReady: an event was not waited for")
     return 1e3 * (end_event.time - start_event.time)  # type: ignore[operator]
 
