@@ -15,6 +15,7 @@ from gpubackprop import ops
 from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.numpy import eager
 from gpubackprop.errors import DtypeError, OptionError, TargetRangeError
+from tests.threads import run_in_threads
 
 RNG = np.random.default_rng(0)
 
@@ -72,11 +73,7 @@ def test_threads_that_call_at_once_each_get_their_own_result() -> None:
             if ops.softmax_cross_entropy(inputs[number], labels)[1].tobytes() != wanted[number]:
                 wrong.append(number)
 
-    callers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    run_in_threads(work)
     assert wrong == []
 
 

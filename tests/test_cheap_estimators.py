@@ -16,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.neural_network import MLPClassifier as Reference
 
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor
+from tests.threads import run_in_threads
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(60, 5)), RNG.integers(0, 3, 60)
@@ -73,11 +74,7 @@ def test_threads_that_predict_at_once_each_get_their_own_rows(fitted: Any) -> No
             if not np.array_equal(fitted.predict_proba(X[number : number + 1]), wanted[number]):
                 wrong.append(number)
 
-    callers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    run_in_threads(work)
     assert wrong == []
 
 

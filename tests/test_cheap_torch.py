@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.bench_calls import way_of
 from gpubackprop import torch as gt
 from gpubackprop.torch import cross_entropy_ops as operators
+from tests.threads import run_in_threads
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -114,11 +115,7 @@ def test_threads_that_train_at_once_each_get_their_own_gradient() -> None:
             if not torch.allclose(grad, wanted[number], atol=1e-6):
                 wrong.append(number)
 
-    callers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
+    run_in_threads(work)
     assert wrong == []
 
 

@@ -151,17 +151,11 @@ def _booleans(work: Array) -> Array:
     return work.reshape(-1).view(np.bool_)[: work.size].reshape(work.shape)
 
 
-def _not_below(h: Array, work: Array) -> Array:
-    """Where the slope of relu is 1, as booleans in the memory of `work`: h > 0, and NaN."""
-    mask = _booleans(work)
-    np.less_equal(h, 0.0, mask)
-    np.logical_not(mask, mask)
-    return mask
-
-
 def relu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     """1 above 0; 1 at NaN too, so that a gradient passes there, as in PyTorch."""
-    np.copyto(out, _not_below(h, work[0]))
+    mask = _booleans(work[0])
+    np.less_equal(h, 0.0, mask)
+    np.logical_not(mask, out)
 
 
 def relu_backward(g: Array, h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
