@@ -48,7 +48,7 @@ class Loss(ABC):
     @abstractmethod
     def emit(
         self,
-        verbs: Any,
+        backend: Any,
         logits: Array,
         targets: Array,
         result: dict[str, Array],
@@ -132,14 +132,16 @@ class SoftmaxCrossEntropy(Loss):
 
     def emit(
         self,
-        verbs: Any,
+        backend: Any,
         logits: Array,
         targets: Array,
         result: dict[str, Array],
         sample_weight: Array | None = None,
         upstream: Any = 1.0,
     ) -> None:
-        verbs.softmax_cross_entropy(logits, targets, self.options, result, sample_weight, upstream)
+        backend.softmax_cross_entropy(
+            logits, targets, self.options, result, sample_weight, upstream
+        )
 
 
 class _Pointwise(Loss):
@@ -167,14 +169,14 @@ class _Pointwise(Loss):
 
     def emit(
         self,
-        verbs: Any,
+        backend: Any,
         logits: Array,
         targets: Array,
         result: dict[str, Array],
         sample_weight: Array | None = None,
         upstream: Any = 1.0,
     ) -> None:
-        verbs.pointwise_loss(
+        backend.pointwise_loss(
             logits, targets, self.formula, self.options, result, sample_weight, upstream
         )
 

@@ -22,7 +22,7 @@ import numpy as np
 from gpubackprop import backends
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
-from gpubackprop.dtypes import NARROW, STORAGES, is_number
+from gpubackprop.dtypes import SIXTEEN_BIT, STORAGES, is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
 from gpubackprop.formulas.dropout import MAX_STREAM
@@ -197,19 +197,19 @@ class MLP(HeldParameters):
         self.backend.from_host(host, self.parameters)
 
     @property
-    def narrow(self) -> bool:
+    def mixed_precision(self) -> bool:
         """Whether products take 16 bits."""
         return self.precision != self.dtype
 
     def working_parameters(self) -> tuple[Sequence[Array], Sequence[Array]]:
         """(W, b) as the products take them: the parameters, or their copy rounded to 16 bits now,
         in memory that the next call writes anew."""
-        if not self.narrow:
+        if not self.mixed_precision:
             return self.W, self.b
-        if self._narrow is None:
-            self._narrow = self.backend.empty(self.layout.size, self.precision)
-        self.backend.narrow(self.parameters, self._narrow)
-        return self.layout.views(self._narrow)
+        if self._half_copy is None:
+            self._half_copy = self.backend.empty(self.layout.size, self.precision)
+        self.backend.round_to_storage(self.parameters, self._half_copy)
+        return self.layout.views(self._half_copy)
 
     @property
     def n_layers(self) -> int:
@@ -284,7 +284,7 @@ class MLP(HeldParameters):
             a = backend.empty((len(x), len(W)), self.precision)
             backend.affine_forward(h, W, b, act, a, a)
             h = a
-        if not self.narrow:
+        if not self.mixed_precision:
             return h
         wide = backend.empty(h.shape, self.dtype)
         backend.gather_rows(h, None, wide)
@@ -292,7 +292,7 @@ class MLP(HeldParameters):
 
     def _inputs(self, x: Array) -> Array:
         """Checked inputs as the first product takes them."""
-        if not self.narrow:
+        if not self.mixed_precision:
             return self.backend.inputs(x, self.dtype)
         x = self.backend.place_inputs(x, self.dtype)
         out = self.backend.empty(x.shape, self.precision)
@@ -367,7 +367,7 @@ class MLP(HeldParameters):
         }
         if any(self.dropout):
             values["dropout"] = list(self.dropout)
-        if self.narrow:
+        if self.mixed_precision:
             values["precision"] = self.precision.name
         return values
 
@@ -376,7 +376,7 @@ class MLP(HeldParameters):
         where = "" if self.device == "cpu" else f", device={self.device!r}"
         shown: Any = names[0] if len(set(names)) == 1 else names
         more = f", dropout={list(self.dropout)}" if any(self.dropout) else ""
-        more += f", precision={self.precision.name!r}" if self.narrow else ""
+        more += f", precision={self.precision.name!r}" if self.mixed_precision else ""
         return (
             f"MLP({list(self.widths)}, activation={shown!r}, output={self.output!r}, "
             f"dtype={self.dtype.name!r}{more}{where})"
@@ -390,7 +390,7 @@ class MLP(HeldParameters):
             [layer, d, k, name, rate or None, k * d + k]
             for layer, ((d, k), name, rate) in enumerate(zip(pairs, shown, rates, strict=True), 1)
         ]
-        precision = f", products in {self.precision.name}" if self.narrow else ""
+        precision = f", products in {self.precision.name}" if self.mixed_precision else ""
         kind = f"{self.dtype.name}{precision}, on {self.device}"
         return display.html_table(
             f"MLP with {self.layout.count:,} parameters, {kind}", headers, rows
@@ -447,13 +447,18 @@ class PassBuffers:
 
 
 def emit_forward(
-    verbs: Any, network: MLP, x: Array, buffers: PassBuffers, W: Sequence[Array], b: Sequence[Array]
+    backend: Any,
+    network: MLP,
+    x: Array,
+    buffers: PassBuffers,
+    W: Sequence[Array],
+    b: Sequence[Array],
 ) -> None:
     """Issue the forward pass with these weights and biases; the logits land in buffers.a[-1]."""
     outputs = [*buffers.h, buffers.a[-1]]
     inputs, dropout = [x, *buffers.h], [*buffers.dropout, None]
     for layer, act in enumerate(network.layer_activations):
-        verbs.affine_forward(
+        backend.affine_forward(
             inputs[layer],
             W[layer],
             b[layer],
@@ -465,7 +470,7 @@ def emit_forward(
 
 
 def emit_backward(
-    verbs: Any,
+    backend: Any,
     network: MLP,
     x: Array,
     buffers: PassBuffers,
@@ -479,11 +484,11 @@ def emit_backward(
         delta = buffers.delta[layer]
         below = buffers.grad_h[layer - 1] if layer else None
         if layer == network.n_layers - 1:
-            verbs.column_sum(delta, grad_b[layer])
-        verbs.affine_backward(delta, inputs[layer], W[layer], grad_W[layer], below)
+            backend.column_sum(delta, grad_b[layer])
+        backend.affine_backward(delta, inputs[layer], W[layer], grad_W[layer], below)
         if below is not None:
             act = network.activations[layer - 1]
-            verbs.activation_backward(
+            backend.activation_backward(
                 below,
                 buffers.saved[layer - 1],
                 act,
@@ -504,10 +509,10 @@ def _check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
     if precision is None or precision in (dtype.name, dtype, dtype.type):
         return dtype
     name = str(getattr(precision, "name", precision))
-    if name not in NARROW:
+    if name not in SIXTEEN_BIT:
         raise DtypeError(
-            f"precision is {precision!r} but must be {', '.join(sorted(NARROW))}, or {dtype.name}, "
-            f"the dtype of the parameters"
+            f"precision is {precision!r} but must be {', '.join(sorted(SIXTEEN_BIT))}, or "
+            f"{dtype.name}, the dtype of the parameters"
         )
     if dtype != np.float32:
         raise DtypeError(

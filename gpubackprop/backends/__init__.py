@@ -1,4 +1,4 @@
-"""Backends: the same verbs on NumPy arrays and on CuPy arrays.
+"""Backends: the same operations on NumPy arrays and on CuPy arrays.
 
 >>> get("cpu").device
 'cpu'

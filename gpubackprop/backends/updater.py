@@ -37,7 +37,7 @@ class UpdateRule:
     l2 : l2 * p is added to the gradient of parameters[:penalized].
     clip_norm : largest global norm of the gradient, penalty included, or None.
     scaling : of the loss, or None.
-    stochastic : the narrow copy of the parameters is rounded stochastically.
+    stochastic : the 16-bit copy of the parameters is rounded stochastically.
     """
 
     formula: Update

@@ -98,7 +98,7 @@ class SoftmaxCrossEntropy(Problem):
             options["ignore_index"], options["label_smoothing"], options["z_loss"],
         )  # fmt: skip
         result = {name: arrays[name] for name in scratch(case)}
-        return lambda verbs: verbs.softmax_cross_entropy(
+        return lambda recorder: recorder.softmax_cross_entropy(
             arrays["logits"], arrays["labels"], loss_options, result
         )
 
@@ -180,7 +180,7 @@ class PointwiseLoss(Problem):
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
         formula = POINTWISE_LOSSES[case.variant]
         result = {name: arrays[name] for name in scratch(case)}
-        return lambda verbs: verbs.pointwise_loss(
+        return lambda recorder: recorder.pointwise_loss(
             arrays["a"], arrays["targets"], formula, LossOptions(), result
         )
 

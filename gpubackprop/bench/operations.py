@@ -81,7 +81,7 @@ class ActivationForward(Problem):
 
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
         act = ACTIVATIONS[case.variant]
-        return lambda verbs: verbs.activation_forward(arrays["a"], act, arrays["h"])
+        return lambda recorder: recorder.activation_forward(arrays["a"], act, arrays["h"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"h": value(xp, case.variant, arrays["a"])}
@@ -114,7 +114,7 @@ class ActivationBackward(Problem):
 
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
         act = ACTIVATIONS[case.variant]
-        return lambda verbs: verbs.activation_backward(
+        return lambda recorder: recorder.activation_backward(
             arrays["grad_h"], arrays["saved"], act, arrays["delta"], arrays["grad_b"]
         )
 
@@ -145,7 +145,7 @@ class ColumnSum(Problem):
         return {"out": (case.shape[1:], storage(case))}
 
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
-        return lambda verbs: verbs.column_sum(arrays["x"], arrays["out"])
+        return lambda recorder: recorder.column_sum(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"out": arrays["x"].sum(axis=0)}
@@ -176,7 +176,7 @@ class SumOfSquares(Problem):
         return super().check(case, {"out": np.asarray(found["out"]).astype(compute(case))})
 
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
-        return lambda verbs: verbs.sum_of_squares(arrays["x"], arrays["out"])
+        return lambda recorder: recorder.sum_of_squares(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"out": (arrays["x"] * arrays["x"]).sum()}
@@ -206,7 +206,7 @@ class GatherRows(Problem):
         return {"out": (case.shape, storage(case))}
 
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
-        return lambda verbs: verbs.gather_rows(arrays["x"], arrays["rows"], arrays["out"])
+        return lambda recorder: recorder.gather_rows(arrays["x"], arrays["rows"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"out": arrays["x"][arrays["rows"]]}
@@ -246,7 +246,7 @@ class OptimizerUpdate(Problem):
         rule = UpdateRule(formula, formula.hyperparameters, LEARNING_RATE)
         updater = backend.updater(backend, rule, arrays["p"], arrays["g"], slots)
         updater.set(LEARNING_RATE, 1)
-        return lambda verbs: updater.emit(verbs)
+        return lambda recorder: updater.emit(recorder)
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         p, g = arrays["p"], arrays["g"]
@@ -303,10 +303,10 @@ class AffineLayer(Problem):
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
         act, a = ACTIVATIONS[case.variant], arrays
 
-        def emit(verbs: Any) -> None:
-            verbs.affine_forward(a["x"], a["W"], a["b"], act, a["h"], a["h"])
-            verbs.activation_backward(a["grad_h"], a["h"], act, a["delta"], a["grad_b"])
-            verbs.affine_backward(a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"])
+        def emit(recorder: Any) -> None:
+            recorder.affine_forward(a["x"], a["W"], a["b"], act, a["h"], a["h"])
+            recorder.activation_backward(a["grad_h"], a["h"], act, a["delta"], a["grad_b"])
+            recorder.affine_backward(a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"])
 
         return emit
 

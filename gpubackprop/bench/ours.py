@@ -1,4 +1,4 @@
-"""This library: the verbs of the NumPy backend, or of the CUDA backend with its raw kernels."""
+"""This library: operations of the NumPy backend, or of the CUDA backend with its raw kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def place(device: str, contestant: str) -> Place:
 
 
 def setup(case: Case, where: Place, contestant: str) -> Work:
-    """The case's work on the device of `where`; a GPU's verbs singly, and as a plan."""
+    """The case's work on the device of `where`; a GPU's operations singly, and as a plan."""
     if case.op == "training_step":
         return training_step(case, where)
     if case.op == "transfer":

@@ -87,7 +87,7 @@ class Problem:
         raise NotImplementedError
 
     def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
-        """``emit(verbs)``: this library's calls, on either backend."""
+        """``emit(backend)``: this library's calls, on either backend."""
         raise NotImplementedError
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:

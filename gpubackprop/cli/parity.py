@@ -1,4 +1,5 @@
-"""Parity: every verb of the CUDA backend against the NumPy backend, with the worst error of each.
+"""Parity: every operation of the CUDA backend against the NumPy backend, with the worst error of
+each.
 
 The oracle is the NumPy backend in float64 on the numbers that the storage type holds. An error is
 the largest absolute difference in units: the epsilon of the result's dtype times the oracle's

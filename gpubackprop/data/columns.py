@@ -105,14 +105,14 @@ def feature_matrix(table: Any, names: Sequence[str], where: Where, source: str) 
     columns = [plain_column(table.column(name), name, where, source) for name in names]
     for name, column in zip(names, columns, strict=True):
         _check_feature(name, column, where, source)
-    narrow = all(
+    float32_suffices = all(
         pa.types.is_float16(c.type)
         or pa.types.is_float32(c.type)
         or pa.types.is_boolean(c.type)
         or (pa.types.is_integer(c.type) and c.type.bit_width <= 16)
         for c in columns
     )
-    x = np.empty((table.num_rows, len(names)), dtype=np.float32 if narrow else np.float64)
+    x = np.empty((table.num_rows, len(names)), dtype=np.float32 if float32_suffices else np.float64)
     for j, column in enumerate(columns):
         if pa.types.is_decimal(column.type):
             column = column.cast(pa.float64())

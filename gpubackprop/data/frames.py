@@ -214,13 +214,13 @@ def _common_dtype(columns: Sequence[Array]) -> np.dtype[Any]:
     kinds = {column.dtype for column in columns}
     if len(kinds) == 1:
         return kinds.pop()
-    narrow = all(
+    float32_suffices = all(
         dtype.kind == "b"
         or (dtype.kind in "iu" and dtype.itemsize <= 2)
         or (dtype.kind in "fV" and dtype.itemsize <= 4)
         for dtype in kinds
     )
-    return np.dtype(np.float32 if narrow else np.float64)
+    return np.dtype(np.float32 if float32_suffices else np.float64)
 
 
 # -- arrays ---------------------------------------------------------------------------------------

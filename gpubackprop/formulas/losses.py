@@ -4,7 +4,7 @@ A pointwise loss is called as ``value_and_delta(a, t, value, delta, work, k)``: 
 layer's pre-activations, ``t`` the targets, ``value`` the loss of each element, ``delta`` its
 derivative with respect to a (it may be ``a`` itself), ``work`` one more block, ``k`` the loss's one
 parameter (0.0 where it has none). The softmax cross entropy couples the units of a row and is a
-verb of the backends instead.
+operation of the backends instead.
 """
 
 from __future__ import annotations

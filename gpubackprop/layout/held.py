@@ -28,7 +28,7 @@ class HeldParameters:
         W, b = self.layout.views(self._parameters)
         self._W = LayerArrays.of(W, "W", self.backend)
         self._b = LayerArrays.of(b, "b", self.backend)
-        self._narrow: Array | None = None
+        self._half_copy: Array | None = None
 
     @property
     def parameters(self) -> Array:
@@ -85,7 +85,7 @@ class HeldParameters:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the parameters once, on the host, and nothing that is derived."""
-        derived = ("_W", "_b", "_narrow")
+        derived = ("_W", "_b", "_half_copy")
         state = {name: value for name, value in vars(self).items() if name not in derived}
         return state | {"_parameters": self.backend.to_host(self._parameters)}
 

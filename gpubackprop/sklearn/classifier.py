@@ -212,7 +212,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             by_class = factors[np.searchsorted(self.classes_, y)]
         return by_class if sample_weight is None else by_class * sample_weight
 
-    # -- public verbs -----------------------------------------------------------------------------
+    # -- public methods ---------------------------------------------------------------------------
 
     @available_if(lambda estimator: estimator._check_solver())
     @_fit_context(prefer_skip_nested_validation=True)

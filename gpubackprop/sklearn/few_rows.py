@@ -53,7 +53,7 @@ class FewRows:
         """Record the calls that `emit` issues from rows like x to a result."""
         self.x = backend.empty(x.shape, x.dtype)
         self.result = backend.empty((len(x), self.result_width), x.dtype)
-        self.replay = backend.plan(lambda verbs: emit(verbs, self.x, self.result))
+        self.replay = backend.plan(lambda recorder: emit(recorder, self.x, self.result))
 
     def __call__(self, x: Array) -> Array:
         assert self.replay is not None

@@ -41,7 +41,7 @@ def outputs(estimator: Any, x: Any) -> Array:
         W = [coef.T for coef in e.coefs_]
         plan.plan(
             HostBackend(),
-            lambda verbs, x, out: _emit(verbs, x, W, e.intercepts_, layers, kind, out),
+            lambda backend, x, out: _emit(backend, x, W, e.intercepts_, layers, kind, out),
             x,
         )
     result = plan(x)

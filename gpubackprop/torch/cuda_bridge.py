@@ -38,7 +38,7 @@ class CudaBridge(HostBridge):
         self._captured: list[Tensor] = []  # pinned memory that graphs read
 
     @contextmanager
-    def verbs(self, like: Tensor) -> Iterator[Any]:
+    def backend_of(self, like: Tensor) -> Iterator[Any]:
         from gpubackprop.backends.cupy.library import import_cupy
 
         cupy, index = import_cupy(), _index(like)
@@ -75,10 +75,10 @@ class CudaBridge(HostBridge):
         backend.memory.bad_label = self.flag(index, capturing)[1][0]
         return backend
 
-    def report_rows_from(self, verbs: Any, like: Tensor, chunk: int, row: int) -> None:
+    def report_rows_from(self, backend: Any, like: Tensor, chunk: int, row: int) -> None:
         slot = 1 + chunk % (SLOTS - 1)
         self._first_rows[_index(like), slot] = row
-        verbs.memory.bad_label = self.flag(_index(like))[1][slot]
+        backend.memory.bad_label = self.flag(_index(like))[1][slot]
 
     def array(self, tensor: Tensor | None) -> Any:
         if tensor is None:

@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from gpubackprop.formulas import activation
 from gpubackprop.torch import bridge, offered
 from gpubackprop.torch.activations import MODULES, name_of
-from gpubackprop.torch.layers import NARROWED, linear_act
+from gpubackprop.torch.layers import AUTOCAST_DTYPES, linear_act
 
 _LINEAR, _CALL = F.linear, nn.Module.__call__
 # forward functions that mean what PyTorch means; `patch` adds its own
@@ -199,7 +199,7 @@ def _takes(linear: nn.Linear, input: Any, act: nn.Module) -> bool:
         return False
     if bias is not None and bias.shape != weight.shape[:1]:
         return False
-    if torch.is_autocast_enabled(weight.device.type) and dtypes <= set(NARROWED):
+    if torch.is_autocast_enabled(weight.device.type) and dtypes <= set(AUTOCAST_DTYPES):
         return not isinstance(act, nn.Softplus)  # which PyTorch computes in float32 there
     return len(dtypes) == 1 and weight.dtype in bridge.FLOATS
 

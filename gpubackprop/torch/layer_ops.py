@@ -4,9 +4,9 @@
     delta = dL/dh * g'(a),  grad_b = sum_i delta_i: one pass;  grad_W = delta^T x,  grad_x = delta W
 
 The products are PyTorch's (its BLAS, its workspace, capturable), and so is the bias of 16-bit
-types, which is added before they are rounded; what follows and precedes them is the backend's verb.
-Where the slope is a function of a, a is an output too, so that PyTorch can differentiate the
-backward pass with respect to it.
+types, which is added before they are rounded; what follows and precedes them is the backend's
+operation. Where the slope is a function of a, a is an output too, so that PyTorch can differentiate
+the backward pass with respect to it.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def _of_matrix(
     wide = _workable(a)
     h = wide if formula.saved == "h" or wide is not a else torch.empty_like(wide)
     of = bridge.of(x)
-    with of.verbs(x) as verbs:
+    with of.backend_of(x) as backend:
         before = of.array(wide)
         after = before if h is wide else of.array(h)
         if bias is None:
-            verbs.activation_forward(before, formula, after)
+            backend.activation_forward(before, formula, after)
         else:
-            verbs.affine_epilogue(before, of.array(bias), formula, after)
+            backend.affine_epilogue(before, of.array(bias), formula, after)
     return h.to(x.dtype), (nothing if formula.saved == "h" else a)
 
 
@@ -99,8 +99,8 @@ def activation_backward(
     grad_h, saved = of.rows(_workable(grad_h.to(dtype))), of.rows(_workable(saved))
     delta = torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
     grad_b = delta.new_empty(delta.shape[1])
-    with of.verbs(saved) as verbs:
-        verbs.activation_backward(
+    with of.backend_of(saved) as backend:
+        backend.activation_backward(
             of.array(grad_h), of.array(saved), activation(activation_name), of.array(delta),
             of.array(grad_b),
         )  # fmt: skip
@@ -118,8 +118,8 @@ def column_sum(x: Tensor) -> Tensor:
     of = bridge.of(x)
     wide = of.rows(_workable(x))
     out = wide.new_empty(wide.shape[1])
-    with of.verbs(wide) as verbs:
-        verbs.column_sum(of.array(wide), of.array(out))
+    with of.backend_of(wide) as backend:
+        backend.column_sum(of.array(wide), of.array(out))
     return out.to(x.dtype)
 
 

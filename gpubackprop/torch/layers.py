@@ -65,7 +65,7 @@ def _composed(formula: Activation, input: Tensor, weight: Tensor, bias: Tensor |
     return FORMULAS[formula.name](a, formula.parameter)
 
 
-NARROWED = (torch.float32, torch.float16, torch.bfloat16)  # by autocast
+AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # by autocast
 
 
 def autocast(
@@ -75,10 +75,10 @@ def autocast(
     PyTorch."""
     kind = input.device.type
     dtypes = [tensor.dtype for tensor in (input, weight, bias) if tensor is not None]
-    if not torch.is_autocast_enabled(kind) or any(dtype not in NARROWED for dtype in dtypes):
+    if not torch.is_autocast_enabled(kind) or any(dtype not in AUTOCAST_DTYPES for dtype in dtypes):
         return input, weight, bias
-    narrow = torch.get_autocast_dtype(kind)
-    return input.to(narrow), weight.to(narrow), None if bias is None else bias.to(narrow)
+    low = torch.get_autocast_dtype(kind)
+    return input.to(low), weight.to(low), None if bias is None else bias.to(low)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -62,13 +62,13 @@ def update_on_host(
     scale: Any,
     found_inf: Any,
 ) -> None:
-    """The NumPy twin of `UpdateTable.update`: the backend's verb, tensor by tensor."""
+    """The NumPy twin of `UpdateTable.update`: the backend's operation, tensor by tensor."""
     if found_inf is not None and float(found_inf):
         return
     dtype = bridge.compute_dtype(storage)
     unscale = 1.0 if scale is None else 1.0 / float(scale)
     known: dict[tuple[int, float], dict[str, Any]] = {}
-    with bridge.HOST.verbs(entries[0].p) as verbs:
+    with bridge.HOST.backend_of(entries[0].p) as backend:
         for entry in entries:
             entry.step += 1
             key = entry.group, float(entry.step)
@@ -78,7 +78,7 @@ def update_on_host(
             p, g, *slots = (
                 bridge.numpy_view(flat(t)) for t in (operands.p, operands.g, *operands.slots)
             )
-            verbs.update(p, g, tuple(slots), UPDATES[rule], known[key])
+            backend.update(p, g, tuple(slots), UPDATES[rule], known[key])
             operands.write_back()
     _written(entries)
 
@@ -158,13 +158,13 @@ class UpdateTable:
         found_inf: Tensor | None,
     ) -> None:
         of, tensors = self.of, self._tensors
-        with of.verbs(like) as verbs:
+        with of.backend_of(like) as backend:
             for group, lr in rates.items():
                 target = of.array(tensors["settings"][group, :1])
-                verbs.gather_rows(of.array(_number(lr)), None, target)
+                backend.gather_rows(of.array(_number(lr)), None, target)
             numbers = (None if t is None else t.reshape(1) for t in (scale, found_inf))
             update_table(
-                verbs,
+                backend,
                 UPDATES[self.rule],
                 numpy_dtype(self.storage),
                 of.array(tensors["table"].view(torch.uint64)),

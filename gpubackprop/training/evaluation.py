@@ -37,11 +37,11 @@ class EvaluationStep(BatchStep):
             return self.figures(totals, totals[Total.LOSS] / self._weight)
         return self.figures(totals, 0.0 if self.loss.options.empty == "zero" else math.nan)
 
-    def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
-        self._emit_batch(verbs, buffers)
-        loss = self._emit_loss(verbs, buffers, self._summed, buffers.result)
+    def _emit(self, backend: Any, buffers: BatchBuffers) -> None:
+        self._emit_batch(backend, buffers)
+        loss = self._emit_loss(backend, buffers, self._summed, buffers.result)
         rows = len(buffers.index)
-        verbs.accumulate(loss, rows, buffers.result.get("correct"), None, self.totals)
+        backend.accumulate(loss, rows, buffers.result.get("correct"), None, self.totals)
 
 
 def _total_weight(loss: Loss, data: Batches, units: int) -> float:

@@ -60,19 +60,19 @@ class Source:
             dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
         return self.backend.empty((rows, columns), dtype)
 
-    def emit_inputs(self, verbs: Any, index: Array, raw: Array, x: Array) -> None:
+    def emit_inputs(self, backend: Any, index: Array, raw: Array, x: Array) -> None:
         """Issue x = the rows of this batch, converted and standardised; `raw` from `raw_buffer`."""
         if self.from_host:
-            verbs.call(self._copy_batch, raw)
+            backend.call(self._copy_batch, raw)
         else:
-            verbs.gather_rows(self.x, index, raw)
+            backend.gather_rows(self.x, index, raw)
         if self.data.standardizer is None:
             if raw is not x:
-                verbs.call(np.copyto, x, raw, "unsafe")
+                backend.call(np.copyto, x, raw, "unsafe")
         elif self._mean is not None:
-            verbs.standardize(raw, self._mean, self._scale, x)
+            backend.standardize(raw, self._mean, self._scale, x)
         else:
-            verbs.call(Standardize(self.data.standardizer, raw, x))
+            backend.call(Standardize(self.data.standardizer, raw, x))
 
     def _copy_batch(self, raw: Array) -> None:
         """raw = the rows of this batch of a memory map."""

@@ -108,7 +108,7 @@ class Trainer(Settings):
         self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
         self.scaling = _check_scaling(loss_scale, network)
         self.stochastic_rounding = bool(stochastic_rounding)
-        if self.stochastic_rounding and not network.narrow:
+        if self.stochastic_rounding and not network.mixed_precision:
             raise OptionError(
                 "stochastic_rounding is of weights in 16 bits; build the network with "
                 'MLP(..., precision="bfloat16") or "float16"'
@@ -164,7 +164,7 @@ class Trainer(Settings):
         """Epochs done so far."""
         return self._position.epoch
 
-    # -- the public verbs -------------------------------------------------------------------------
+    # -- the public methods -----------------------------------------------------------------------
 
     def fit(
         self,

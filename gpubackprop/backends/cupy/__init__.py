@@ -1,10 +1,10 @@
-"""The CUDA backend: the verbs of `gpubackprop.backends.numpy` on CuPy arrays.
+"""The CUDA backend: the operations of `gpubackprop.backends.numpy` on CuPy arrays.
 
-Every verb writes into arrays that the caller gives, and returns before the GPU has done the work,
-which is queued on the caller's current CuPy stream of the backend's device. A verb called on a
-`CupyBackend` is issued at once; ``plan(emit)`` records the verbs that ``emit(verbs)`` calls,
-compiles the kernels that they need and returns a function that issues them again. Only `to_host`,
-`all_finite` and `check_labels` wait for the device.
+Every operation writes into arrays that the caller gives, and returns before the GPU has done the
+work, which is queued on the caller's current CuPy stream of the backend's device. An operation
+called on a `CupyBackend` is issued at once; ``plan(emit)`` records the operations that
+``emit(backend)`` calls, compiles the kernels that they need and returns a function that issues them
+again. Only `to_host`, `all_finite` and `check_labels` wait for the device.
 
 CuPy is imported when a `CupyBackend` is made, never when this module is. Not measured on a GPU.
 """
@@ -22,7 +22,7 @@ from gpubackprop.backends.cupy import elementwise, losses, updates
 from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
 from gpubackprop.backends.cupy.memory import Memory
-from gpubackprop.backends.cupy.tape import CupyProducts, Plan, Products, Tape
+from gpubackprop.backends.cupy.recorded_calls import CupyProducts, Plan, Products, RecordedCalls
 from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
@@ -42,7 +42,7 @@ class Replay:
 
     Attributes
     ----------
-    uncaptured : see `gpubackprop.backends.cupy.tape.Plan`.
+    uncaptured : see `gpubackprop.backends.cupy.recorded_calls.Plan`.
     """
 
     def __init__(self, backend: CupyBackend, plan: Plan, labels: bool) -> None:
@@ -83,7 +83,7 @@ class CupyBackend(DeviceMemory):
         self.products = products or CupyProducts(self.cupy)
         self.memory = Memory(self.cupy, index)
         self.launcher = Launcher(self.cupy, index)
-        self._tape: Tape | None = None
+        self._recorded: RecordedCalls | None = None
         self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
 
     def __repr__(self) -> str:
@@ -101,30 +101,30 @@ class CupyBackend(DeviceMemory):
         return twin
 
     def plan(self, emit: Callable[[CupyBackend], None]) -> Callable[[], None]:
-        """Record the verbs that `emit` calls; the returned function replays them.
+        """Record the operations that `emit` calls; the returned function replays them.
 
         A CUDA graph where all of them can be captured, which products through CuPy cannot.
         """
-        tape = Tape()
+        recorded = RecordedCalls()
         recorder = self.with_memory(Memory(self.cupy, self.index, keeps_scratch=True))
-        recorder._tape = tape
+        recorder._recorded = recorded
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
         emit(recorder)
-        tape.complete(self.launcher)
+        recorded.complete(self.launcher)
         with self.cupy.cuda.Device(self.index):
-            plan = Plan(self.cupy, tape)
+            plan = Plan(self.cupy, recorded)
         return Replay(self, plan, recorder._labels[0])
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         """Issue a host function as part of a plan (or run it at once)."""
-        if self._tape is not None:
-            self._tape.obstacle = self._tape.obstacle or "a function of the host"
+        if self._recorded is not None:
+            self._recorded.obstacle = self._recorded.obstacle or "a function of the host"
         self._issue(function, *args)
 
     def _issue(self, function: Callable[..., Any], *args: Any) -> None:
-        if self._tape is not None:
-            self._tape(function, *args)
+        if self._recorded is not None:
+            self._recorded(function, *args)
             return
         name = getattr(function, "__name__", "a call")
         with explained(self.cupy, name), self.cupy.cuda.Device(self.index):
@@ -155,8 +155,8 @@ class CupyBackend(DeviceMemory):
     ) -> None:
         """Issue one planned launch."""
         call = self.launcher.bind(kernel, launch, arguments, formula)
-        if self._tape is not None:
-            self._tape.launch(launch, *call)
+        if self._recorded is not None:
+            self._recorded.launch(launch, *call)
         else:
             self._issue(self.launcher.entry(launch), *call)
 
@@ -201,10 +201,10 @@ class CupyBackend(DeviceMemory):
 
         raw, out (N, D); mean, scale (D,).
         """
-        narrow = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16
-        wide = self.memory.scratch("standardized", out.shape, np.float32) if narrow else out
+        sixteen_bit = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16
+        wide = self.memory.scratch("standardized", out.shape, np.float32) if sixteen_bit else out
         self.elementwise("standardize", raw, mean, scale, wide)
-        if narrow:
+        if sixteen_bit:
             self.gather_rows(wide, None, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
@@ -217,8 +217,8 @@ class CupyBackend(DeviceMemory):
         """out = x @ y. Every matrix product of a training step comes through here."""
         if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
             raise ShapeError(f"no product of {x.shape} and {y.shape} to {out.shape}")
-        if self._tape is not None:
-            self._tape.obstacle = self._tape.obstacle or self.products.obstacle
+        if self._recorded is not None:
+            self._recorded.obstacle = self._recorded.obstacle or self.products.obstacle
         self._issue(self.products, x, y, out)
 
     def affine_forward(
@@ -458,10 +458,10 @@ class CupyBackend(DeviceMemory):
         """
         updates.update(self, parameters, gradient, slots, formula, coefficients)
 
-    def narrow(self, x: Array, out: Array, random: Array | None = None) -> None:
+    def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
         """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
         `update` writes its copy."""
-        updates.narrow(self, x, out, random)
+        updates.round_to_storage(self, x, out, random)
 
     updater = CupyUpdater
 

@@ -89,9 +89,9 @@ class Memory:
             return Filled(self.cupy, array)
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Working memory for one verb. Of a plan: valid until the same name is asked for again, as
-        its calls follow one another; an outgrown buffer lives on in the launches recorded with it.
-        Otherwise new each time, from CuPy's pool: the caller may use several streams."""
+        """Working memory for one operation. Of a plan: valid until the same name is asked for
+        again, as its calls follow one another; an outgrown buffer lives on in the launches recorded
+        with it. Otherwise new each time, from CuPy's pool: the caller may use several streams."""
         if not self._keeps_scratch:
             return self.empty(shape, dtype)
         count, key = int(np.prod(shape, dtype=object)), (name, np.dtype(dtype))

@@ -1,4 +1,4 @@
-"""The memory verbs of the CUDA backend: the twins of `gpubackprop.backends.numpy.memory`."""
+"""The memory operations of the CUDA backend: the twins of `gpubackprop.backends.numpy.memory`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = Any  # cupy.ndarray
 
 
 class DeviceMemory:
-    """The memory verbs of `CupyBackend`."""
+    """The memory operations of `CupyBackend`."""
 
     asynchronous = True  # reading a result waits for the device
     converts_rows = True  # gather_rows converts on the way

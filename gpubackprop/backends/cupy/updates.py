@@ -35,7 +35,7 @@ class CupyUpdater:
     ----------
     backend : `CupyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
     random : (2,) uint64 {seed, updates done} for the updater to count, or None.
-    narrow : the parameters in 16 bits, written by the update, or None.
+    half_copy : the parameters in 16 bits, written by the update, or None.
 
     Attributes as `NumpyUpdater`; where the loss is scaled, the gradient keeps the scale.
     """
@@ -48,9 +48,9 @@ class CupyUpdater:
         gradient: Any,
         slots: tuple[Any, ...],
         random: Any = None,
-        narrow: Any = None,
+        half_copy: Any = None,
     ) -> None:
-        self.backend, self.rule, self.random, self.narrow = backend, rule, random, narrow
+        self.backend, self.rule, self.random, self.half_copy = backend, rule, random, half_copy
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         compute = compute_dtype(parameters.dtype)
         interval = float(rule.scaling.growth_interval) if rule.scaling else 0.0
@@ -100,26 +100,26 @@ class CupyUpdater:
         state = self.backend.to_host(self.state)
         return int(state[STEPS]), int(state[SKIPPED])
 
-    def penalty(self, verbs: CupyBackend, divisor: float) -> tuple[Any, Any] | None:
+    def penalty(self, backend: CupyBackend, divisor: float) -> tuple[Any, Any] | None:
         """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
         rule = self.rule
         if not rule.l2:
             return None
-        verbs.sum_of_squares(self.parameters[: rule.penalized], self._weights2)
-        factor = verbs.memory.constant(rule.l2 / divisor, self._weights2.dtype)
+        backend.sum_of_squares(self.parameters[: rule.penalized], self._weights2)
+        factor = backend.memory.constant(rule.l2 / divisor, self._weights2.dtype)
         return self._weights2, factor
 
-    def emit(self, verbs: CupyBackend) -> None:
+    def emit(self, backend: CupyBackend) -> None:
         """Issue norm (where it is needed), coefficients and update."""
         rule, norm = self.rule, None
         if rule.clip_norm is not None or rule.scaling is not None:
             norm = self._norm
             weights = self.parameters if rule.l2 else None
             penalized = rule.penalized if rule.l2 else 0
-            l2 = self._settings_in_compute(verbs) if rule.l2 else None
+            l2 = self._settings_in_compute(backend) if rule.l2 else None
             unscale = None if rule.scaling is None else self._scaling[1:]
-            _squares(verbs, self.gradient, norm, weights, l2, penalized, unscale)
-        verbs.launch(
+            _squares(backend, self.gradient, norm, weights, l2, penalized, unscale)
+        backend.launch(
             "prepare_update", (1,), self._c.dtype,
             lambda launch: (
                 self._settings, self.state, norm, self._c, self._scaling, self.random
@@ -129,28 +129,28 @@ class CupyUpdater:
         prepared = {
             "prepared": self._c,
             "penalized": rule.penalized if rule.l2 else 0,
-            "copy": self.narrow,
+            "copy": self.half_copy,
             "random": self.random if rule.stochastic else None,
         }
-        verbs.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
+        backend.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
 
-    def _settings_in_compute(self, verbs: CupyBackend) -> Any:
+    def _settings_in_compute(self, backend: CupyBackend) -> Any:
         """l2 as sum_of_squares reads it: of the compute dtype."""
-        return verbs.memory.constant(self.rule.l2, self._norm.dtype)
+        return backend.memory.constant(self.rule.l2, self._norm.dtype)
 
 
-def sum_of_squares(verbs: CupyBackend, x: Any, out: Any) -> None:
+def sum_of_squares(backend: CupyBackend, x: Any, out: Any) -> None:
     compute = compute_dtype(x.dtype)
     if out.shape == (2,) and out.dtype == compute:
-        _squares(verbs, x, out, None, None, 0)
+        _squares(backend, x, out, None, None, 0)
         return
-    pair = verbs.memory.scratch("squares", (2,), compute)
-    _squares(verbs, x, pair, None, None, 0)
-    verbs.gather_rows(pair[:1], None, out.reshape(1))
+    pair = backend.memory.scratch("squares", (2,), compute)
+    _squares(backend, x, pair, None, None, 0)
+    backend.gather_rows(pair[:1], None, out.reshape(1))
 
 
 def _squares(
-    verbs: CupyBackend,
+    backend: CupyBackend,
     x: Any,
     out: Any,
     weights: Any,
@@ -162,19 +162,19 @@ def _squares(
     partial = []
 
     def arguments(launch: Any) -> tuple[Any, ...]:
-        partial.append(verbs.memory.scratch("square_sums", launch.partial, compute))
+        partial.append(backend.memory.scratch("square_sums", launch.partial, compute))
         return x, weights, unscale, l2, penalized, partial[0], x.size
 
-    verbs.launch("sum_of_squares", (x.size,), x.dtype, arguments)
+    backend.launch("sum_of_squares", (x.size,), x.dtype, arguments)
     sums = partial[0] if partial else None
     blocks = 0 if sums is None else sums.shape[1]
-    verbs.launch(
+    backend.launch(
         "sum_of_squares_finish", (1,), compute, lambda launch: (sums, blocks, out)
     )  # fmt: skip
 
 
 def update(
-    verbs: CupyBackend,
+    backend: CupyBackend,
     parameters: Any,
     gradient: Any,
     slots: tuple[Any, ...],
@@ -187,10 +187,10 @@ def update(
         raise ShapeError(f"{formula.name} has {len(formula.slots)} slots, got {len(slots)}")
     c, penalized = coefficients.get("prepared"), coefficients.get("penalized", 0)
     if c is None:
-        c, penalized = _uploaded(verbs, parameters, formula, coefficients)
+        c, penalized = _uploaded(backend, parameters, formula, coefficients)
     s0, s1, s2 = (*slots, None, None, None)[:3]
     copy, random = coefficients.get("copy"), coefficients.get("random")
-    verbs.launch(
+    backend.launch(
         "update", (parameters.size,), _storage(parameters, gradient, copy),
         lambda launch: (
             parameters, gradient, s0, s1, s2, copy, c, random, penalized, parameters.size
@@ -208,10 +208,10 @@ def _storage(parameters: Any, gradient: Any, copy: Any) -> str:
 
 
 def _uploaded(
-    verbs: CupyBackend, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
+    backend: CupyBackend, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
 ) -> tuple[Any, int]:
     """Coefficients given as for NumPy, as the kernel's vector; read when the call runs."""
-    vector = verbs.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
+    vector = backend.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
     numbers, l2 = coefficients["c"], coefficients.get("l2")
     decay, clip = coefficients.get("decay"), coefficients.get("clip")
     neutral = 1.0 if formula.decay == "decoupled" else 0.0  # p *= decay, or g += decay * p
@@ -223,23 +223,23 @@ def _uploaded(
         host[L2] = 0.0 if l2 is None else float(l2[1])
         host[UNSCALE] = host[PROCEED] = 1.0
         host[GRADIENT_FACTOR] = 1.0 if clip is None else float(clip)
-        verbs.memory.write(host, vector)
+        backend.memory.write(host, vector)
 
-    verbs.call(fill)
+    backend.call(fill)
     return vector, 0 if l2 is None else int(l2[0])
 
 
-def narrow(verbs: CupyBackend, x: Any, out: Any, random: Any) -> None:
+def round_to_storage(backend: CupyBackend, x: Any, out: Any, random: Any) -> None:
     if random is None:
-        verbs.gather_rows(x, None, out)
+        backend.gather_rows(x, None, out)
         return
     # The copy that an update writes which changes nothing: p - 0 * 0.
     still = {"c": (0.0,), "copy": out, "random": random}
-    update(verbs, x, verbs.zeros(x.shape, x.dtype), (), UPDATES["gradient_descent"], still)
+    update(backend, x, backend.zeros(x.shape, x.dtype), (), UPDATES["gradient_descent"], still)
 
 
 def update_table(
-    verbs: CupyBackend,
+    backend: CupyBackend,
     formula: Update,
     dtype: Any,
     table: Any,
@@ -255,12 +255,12 @@ def update_table(
     the compute dtype, working memory; scale, found_inf: float32 of one element, or None.
     """
     tensors = table.shape[0]
-    verbs.launch(
+    backend.launch(
         "prepare_table", (tensors,), dtype,
         lambda launch: (table, settings, scale, found_inf, coefficients, tensors),
         formula=formula.name,
     )  # fmt: skip
-    verbs.launch(
+    backend.launch(
         "update_table", (chunks,), dtype, lambda launch: (table, coefficients, tensors),
         formula=formula.name,
     )  # fmt: skip

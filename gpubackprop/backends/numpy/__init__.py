@@ -1,8 +1,9 @@
-"""The NumPy backend: the verbs of backpropagation in place, in cache-sized blocks.
+"""The NumPy backend: the operations of backpropagation in place, in cache-sized blocks.
 
-Every verb writes into arrays that the caller gives. A verb called on `NumpyBackend()` runs at once;
-``NumpyBackend().plan(emit)`` records the verbs that ``emit(verbs)`` calls and returns a function
-that replays them, allocating nothing. A CuPy backend has the same verbs and captures a CUDA graph.
+Every operation writes into arrays that the caller gives. An operation called on `NumpyBackend()`
+runs at once; ``NumpyBackend().plan(emit)`` records the operations that ``emit(backend)`` calls and
+returns a function that replays them, allocating nothing. A CuPy backend has the same operations and
+captures a CUDA graph.
 
 Verbs trust their arguments: shapes, dtypes and options are checked in `gpubackprop.ops` and in
 `gpubackprop.network`.
@@ -19,9 +20,9 @@ from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_block
 from gpubackprop.backends.numpy.calls import (
     Total,
     accumulate,
-    emit_narrow,
+    emit_round_to_storage,
     gather_rows,
-    narrow_type,
+    is_sixteen_bit,
     reduce_rows,
     sum_of_squares,
     units_right,
@@ -30,6 +31,12 @@ from gpubackprop.backends.numpy.calls import (
 from gpubackprop.backends.numpy.eager import run_cross_entropy
 from gpubackprop.backends.numpy.layers import LayerVerbs
 from gpubackprop.backends.numpy.memory import HostMemory
+from gpubackprop.backends.numpy.recorded_calls import (
+    RecordedCalls,
+    get_num_threads,
+    run_now,
+    set_num_threads,
+)
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
     LossOptions,
@@ -38,7 +45,6 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
     scale_is_fixed,
     works_in,
 )
-from gpubackprop.backends.numpy.tape import Tape, get_num_threads, run_now, set_num_threads
 from gpubackprop.backends.numpy.updater import NumpyUpdater
 from gpubackprop.formulas import PointwiseLoss, Update
 
@@ -64,11 +70,11 @@ class NumpyBackend(LayerVerbs, HostMemory):
         return type(self), (), {"reason": self.reason}
 
     def plan(self, emit: Callable[[NumpyBackend], None]) -> Callable[[], None]:
-        """Record the verbs that `emit` calls; the returned function replays them."""
-        recorder, tape = type(self)(), Tape()
-        recorder._call, recorder._shared_scratch = tape, Scratch()
+        """Record the operations that `emit` calls; the returned function replays them."""
+        recorder, recorded = type(self)(), RecordedCalls()
+        recorder._call, recorder._shared_scratch = recorded, Scratch()
         emit(recorder)
-        return tape.run
+        return recorded.run
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         """Issue a host function as part of a plan (or run it at once)."""
@@ -186,21 +192,21 @@ class NumpyBackend(LayerVerbs, HostMemory):
         """
         result = result | {"units": np.asarray(a.shape[1])}
         row_loss, delta, scratch = result["row_loss"], result.get("delta"), self._scratch()
-        narrow = narrow_type(a.dtype)
+        sixteen_bit = is_sixteen_bit(a.dtype)
         scale = result["scale"][:, None]
         denominator = self._scales(None, sample_weight, upstream, options, result)
 
         def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
             block = a[rows]
             value, work = (scratch.take(slot, i, block.shape, row_loss.dtype) for i in (0, 1))
-            if delta is None or narrow:
+            if delta is None or sixteen_bit:
                 out = scratch.take(slot, 2, block.shape, row_loss.dtype)
             else:
                 out = delta[rows]
             if "correct" in result:
                 signs = [scratch.take(slot, i, block.shape, np.bool_) for i in (3, 4)]
                 call(units_right, block, targets[rows], result["correct"][rows], *signs)
-            if narrow:
+            if sixteen_bit:
                 wide = scratch.take(slot, 5, block.shape, row_loss.dtype)
                 call(np.copyto, wide, block)
                 block = wide
@@ -208,7 +214,7 @@ class NumpyBackend(LayerVerbs, HostMemory):
             call(add_reduce, value, 1, None, row_loss[rows])
             if delta is not None:
                 call(np.multiply, out, scale[rows], out)
-                if narrow:
+                if sixteen_bit:
                     call(np.copyto, delta[rows], out)
 
         for_row_blocks(self._call, len(a), a.shape[1] * a.itemsize, emit)
@@ -288,7 +294,7 @@ class NumpyBackend(LayerVerbs, HostMemory):
                 call(np.multiply, p, decay, p)
             call(formula.apply, p, g, s, c, tuple(work))
             if copy is not None:
-                emit_narrow(call, p, copy[block], random, block.start, scratch, slot)
+                emit_round_to_storage(call, p, copy[block], random, block.start, scratch, slot)
 
         bytes_each = parameters.itemsize * (3 + len(slots))
         for_row_blocks(
@@ -299,13 +305,13 @@ class NumpyBackend(LayerVerbs, HostMemory):
             total_bytes=len(parameters) * bytes_each,
         )
 
-    def narrow(self, x: Array, out: Array, random: Array | None = None) -> None:
+    def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
         """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
         `update` writes its copy."""
         scratch = self._scratch()
 
         def emit(call: Callable[..., None], block: slice, slot: int) -> None:
-            emit_narrow(call, x[block], out[block], random, block.start, scratch, slot)
+            emit_round_to_storage(call, x[block], out[block], random, block.start, scratch, slot)
 
         for_row_blocks(self._call, len(x), x.itemsize, emit)
 

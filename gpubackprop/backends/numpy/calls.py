@@ -1,4 +1,4 @@
-"""What the verbs of the NumPy backend call: small functions on given arrays, run or recorded."""
+"""Small functions on given arrays, which the operations of the NumPy backend run or record."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def emit_drop(
         call(drop, x, out, dropout, words, dropped)
 
 
-def emit_narrow(
+def emit_round_to_storage(
     call: Callable[..., None],
     x: Array,
     out: Array,
@@ -83,10 +83,10 @@ def emit_narrow(
         call(round_stochastic, x, out, Philox(random, ROUNDING_STREAM, first, x.size, take))
 
 
-def narrow_type(dtype: np.dtype) -> bool:
+def is_sixteen_bit(dtype: np.dtype) -> bool:
     """Whether it is float16 or bfloat16, which are computed in float32."""
     row = storage(dtype)
-    return row is not None and row.narrow
+    return row is not None and row.sixteen_bit
 
 
 def gather_rows(source: Array, rows: Array, out: Array) -> None:

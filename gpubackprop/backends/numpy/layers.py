@@ -1,4 +1,4 @@
-"""The layer verbs of the NumPy backend: products, activations with dropout, column sums.
+"""The layer operations of the NumPy backend: products, activations with dropout, column sums.
 
 float16 and bfloat16 arrays are computed in float32, block by block, and rounded once.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
-from gpubackprop.backends.numpy.calls import emit_drop, emit_value, narrow_type
+from gpubackprop.backends.numpy.calls import emit_drop, emit_value, is_sixteen_bit
 from gpubackprop.formulas import OUTPUTS, Activation, Dropout
 from gpubackprop.formulas.losses import log_softmax_rows
 
@@ -23,7 +23,7 @@ PARTIAL = 20  # and the next
 
 
 class LayerVerbs:
-    """The layer verbs of `NumpyBackend`."""
+    """The layer operations of `NumpyBackend`."""
 
     _call: Call
     _scratch: Callable[[], Scratch]
@@ -35,7 +35,7 @@ class LayerVerbs:
         """
         scratch = self._scratch()
         x, y = self._widened(x, scratch, LEFT), self._widened(y, scratch, RIGHT)
-        if not narrow_type(out.dtype):
+        if not is_sixteen_bit(out.dtype):
             self._call(np.matmul, x, y, out)
             return
         wide = scratch.take(0, PRODUCT, out.shape, x.dtype)
@@ -44,7 +44,7 @@ class LayerVerbs:
 
     def _widened(self, x: Array, scratch: Scratch, number: int) -> Array:
         """`x`, or its copy in float32 where it is narrower, in the same order."""
-        if not narrow_type(x.dtype):
+        if not is_sixteen_bit(x.dtype):
             return x
         order = "C" if x.flags.c_contiguous else "F"
         wide = scratch.take(0, number, x.shape, np.float32, order)
@@ -69,7 +69,7 @@ class LayerVerbs:
         x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
         """
         scratch, product = self._scratch(), a
-        if narrow_type(a.dtype):  # rounded once, with its bias
+        if is_sixteen_bit(a.dtype):  # rounded once, with its bias
             product = scratch.take(0, PRODUCT, a.shape, np.float32)
         self.matmul(x, W.T, product)
         self._activate(product, self._widened(b, scratch, WIDE_BIAS), activation, a, h, dropout)
@@ -93,7 +93,7 @@ class LayerVerbs:
         h: Array,
         dropout: Dropout | None,
     ) -> None:
-        scratch, in_place, narrow = self._scratch(), h is a, narrow_type(a.dtype)
+        scratch, in_place, sixteen_bit = self._scratch(), h is a, is_sixteen_bit(a.dtype)
         # With dropout and h apart, g(a) stays in a where the slope is a function of that alone.
         over_a = dropout is not None and activation.saved == "h" and not activation.homogeneous
 
@@ -101,24 +101,24 @@ class LayerVerbs:
             block = a[rows]
             out = block if in_place else h[rows]
             wide = product[rows]
-            if narrow and product is a:
+            if sixteen_bit and product is a:
                 wide = scratch.take(slot, WIDE, block.shape, np.float32)
                 call(np.copyto, wide, block)
             if b is not None:
                 call(np.add, wide, b, wide)
-                if narrow and not (in_place or over_a):
+                if sixteen_bit and not (in_place or over_a):
                     call(np.copyto, block, wide)
-            value = wide if narrow or in_place or over_a else out
+            value = wide if sixteen_bit or in_place or over_a else out
             emit_value(call, activation, wide, value, scratch, slot)
-            if narrow and over_a and not in_place:
+            if sixteen_bit and over_a and not in_place:
                 call(np.copyto, block, value)
             if dropout is not None:
-                kept = value if narrow else out
+                kept = value if sixteen_bit else out
                 emit_drop(call, value, kept, dropout, rows.start * a.shape[1], scratch, slot)
-            if narrow:
+            if sixteen_bit:
                 call(np.copyto, out, value)
 
-        for_row_blocks(self._call, len(a), a.shape[1] * (4 if narrow else a.itemsize), emit)
+        for_row_blocks(self._call, len(a), a.shape[1] * (4 if sixteen_bit else a.itemsize), emit)
 
     def activation_backward(
         self,
@@ -133,12 +133,12 @@ class LayerVerbs:
 
         `saved` is h or a as activation.saved says; delta may be grad_h.
         """
-        scratch, narrow = self._scratch(), narrow_type(delta.dtype)
+        scratch, sixteen_bit = self._scratch(), is_sixteen_bit(delta.dtype)
 
         def emit(call: Call, rows: slice, slot: int) -> None:
             g, s, out = grad_h[rows], saved[rows], delta[rows]
             d = out
-            if narrow:
+            if sixteen_bit:
                 d = scratch.take(slot, WIDE, g.shape, np.float32)
                 wide = scratch.take(slot, WIDE_SAVED, s.shape, np.float32)
                 call(np.copyto, d, g)
@@ -147,12 +147,15 @@ class LayerVerbs:
             self._emit_slope(call, g, s, activation, d, scratch, slot)
             if dropout is not None:
                 emit_drop(call, d, d, dropout, rows.start * delta.shape[1], scratch, slot)
-            if narrow:
+            if sixteen_bit:
                 call(np.copyto, out, d)
 
         if activation.name != "identity" or dropout is not None:
             for_row_blocks(
-                self._call, len(delta), delta.shape[1] * (4 if narrow else delta.itemsize), emit
+                self._call,
+                len(delta),
+                delta.shape[1] * (4 if sixteen_bit else delta.itemsize),
+                emit,
             )
         elif delta is not grad_h:
             self._call(np.copyto, delta, grad_h)

@@ -12,9 +12,9 @@ Array = np.ndarray
 
 
 class HostMemory:
-    """The memory verbs of `NumpyBackend`."""
+    """The memory operations of `NumpyBackend`."""
 
-    asynchronous = False  # results are there when a verb returns
+    asynchronous = False  # results are there when an operation returns
     converts_rows = False  # gather_rows of another dtype would take temporaries
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:

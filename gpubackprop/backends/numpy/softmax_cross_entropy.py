@@ -22,13 +22,13 @@ from gpubackprop.backends.numpy.blocks import (
     maximum_reduce,
     rows_per_block,
 )
-from gpubackprop.backends.numpy.tape import get_num_threads
+from gpubackprop.backends.numpy.recorded_calls import get_num_threads
 
 Array = np.ndarray
 _NOTHING: Array = np.empty(0)
 BLOCK_BYTES = 1 << 19  # of the logits: these and delta fill a 1 MiB second-level cache
 SCRATCH_BYTES = 1 << 20  # at most this much memory beyond the output, and O(rows)
-NARROW = 24  # rows up to this length are worked on transposed: NumPy reduces short rows slowly
+FEW_COLUMNS = 24  # rows up to this length are worked on transposed: NumPy reduces short rows slowly
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class CrossEntropy:
         self.scratch, self.dtype = scratch, dtype
         self.rows, self.k = shape
         rows = self.rows
-        self.narrow = self.k <= NARROW
-        self.direct = direct and not self.narrow
+        self.few_columns = self.k <= FEW_COLUMNS
+        self.direct = direct and not self.few_columns
         # m = max_k z_k, s = sum_k exp(z_k - m), dot = sum_k tau_k (z_k - m), total = T
         self.m, self.s, self.dot, self.total, self.spare = np.empty((5, rows), dtype)
         self.scaled_total = np.empty(rows, dtype)
@@ -155,7 +155,7 @@ class CrossEntropy:
 
     def as_row(self, d: Array) -> Array:
         """(n * K,) view of a block, in the order of its memory."""
-        return (d.T if self.narrow else d).reshape(-1)
+        return (d.T if self.few_columns else d).reshape(-1)
 
     def scratch_blocks(self) -> int:
         """Block-sized arrays that `gather` takes."""
@@ -181,7 +181,7 @@ class CrossEntropy:
             z = d
         if self.predicts:
             self.predict(z, rows, slot)
-        if self.narrow or z.dtype != d.dtype:
+        if self.few_columns or z.dtype != d.dtype:
             np.copyto(d, z)
             z = d
         maximum_reduce(z, 1, None, v.m)
@@ -207,7 +207,7 @@ class CrossEntropy:
         return view
 
     def take(self, number: int, shape: tuple[int, ...], slot: int) -> Array:
-        return self.scratch.take(slot, number, shape, self.dtype, "F" if self.narrow else "C")
+        return self.scratch.take(slot, number, shape, self.dtype, "F" if self.few_columns else "C")
 
     def cap(self, z: Array, d: Array, slot: int) -> Array:
         """d = c tanh(z / c); returns its derivative 1 - (d / c)^2."""
@@ -293,7 +293,7 @@ class IndexCrossEntropy(CrossEntropy):
         self.ignored, self.right = np.zeros((2, rows), np.bool_)
         # tau_y without the smoothing's share, and times scale; sum_k w_k (z_k - m)
         self.tau_y, self.scaled_tau, self.spread = np.empty((3, rows), self.dtype)
-        self.ramp = np.arange(min(rows, self.block_rows)) * (1 if self.narrow else self.k)
+        self.ramp = np.arange(min(rows, self.block_rows)) * (1 if self.few_columns else self.k)
         self.tau_y.fill(self.keep)
         np.add(self.tau_y, self.uniform * float(self.k), self.total)
         self.total_is_one = not self.weighted and not options.label_smoothing
@@ -341,7 +341,7 @@ class IndexCrossEntropy(CrossEntropy):
     def gather(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
         position, ramp, _, _, product = v.targets
         y = self.y if v.whole else self.y[rows]
-        if self.narrow:  # d is the transpose of a (k, n) array
+        if self.few_columns:  # d is the transpose of a (k, n) array
             np.multiply(y, len(d), position)
             np.add(position, ramp, position)
         else:

@@ -22,7 +22,7 @@ class NumpyUpdater:
     ----------
     backend : `NumpyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
     random : (2,) uint64 {seed, updates done} for the updater to count, or None.
-    narrow : the parameters in 16 bits, written by the update, or None.
+    half_copy : the parameters in 16 bits, written by the update, or None.
 
     Attributes
     ----------
@@ -40,9 +40,9 @@ class NumpyUpdater:
         gradient: Array,
         slots: tuple[Array, ...],
         random: Array | None = None,
-        narrow: Array | None = None,
+        half_copy: Array | None = None,
     ) -> None:
-        self.rule, self.random, self.narrow = rule, random, narrow
+        self.rule, self.random, self.half_copy = rule, random, half_copy
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         dtype = parameters.dtype
         count = len(rule.formula.coefficients(rule.hyperparameters, rule.lr, 1))
@@ -91,27 +91,27 @@ class NumpyUpdater:
         """Updates done and left out, where the loss is scaled."""
         return int(self.state[STEPS]), int(self.state[SKIPPED])
 
-    def penalty(self, verbs: Any, divisor: float) -> tuple[Array, Array] | None:
+    def penalty(self, backend: Any, divisor: float) -> tuple[Array, Array] | None:
         """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
         if not self.rule.l2:
             return None
-        verbs.sum_of_squares(self.parameters[: self.rule.penalized], self._weights2)
+        backend.sum_of_squares(self.parameters[: self.rule.penalized], self._weights2)
         return self._weights2, self._l2 if divisor == 1 else self._l2 / divisor
 
-    def emit(self, verbs: Any) -> None:
+    def emit(self, backend: Any) -> None:
         """Issue norm and clipping factor (where they are wanted) and update.
 
         Where the loss is scaled, the gradient is left without the scale, and what changes the
         parameters runs only if all of it is finite.
         """
         if self.rule.scaling is None:
-            self._emit_update(verbs)
+            self._emit_update(backend)
             return
-        verbs.call(self._unscale_gradient)
-        verbs.call(_if_finite, self.gradient, self._proceed(verbs), self._skip)
+        backend.call(self._unscale_gradient)
+        backend.call(_if_finite, self.gradient, self._proceed(backend), self._skip)
 
-    def _proceed(self, verbs: Any) -> Callable[[], None]:
-        update = verbs.plan(self._emit_update)
+    def _proceed(self, backend: Any) -> Callable[[], None]:
+        update = backend.plan(self._emit_update)
 
         def proceed() -> None:
             self._set_coefficients(self._lr, int(self.state[STEPS]) + 1)
@@ -140,11 +140,11 @@ class NumpyUpdater:
         self._unscale[...] = 1.0 / self.state[SCALE]
         np.multiply(self.gradient, self._unscale, self.gradient)
 
-    def _emit_update(self, verbs: Any) -> None:
+    def _emit_update(self, backend: Any) -> None:
         rule, end = self.rule, self.rule.penalized
         coefficients: dict[str, Any] = {
             "c": tuple(self._c[i : i + 1].reshape(()) for i in range(len(self._c))),
-            "copy": self.narrow,
+            "copy": self.half_copy,
             "random": self.random if rule.stochastic else None,
         }
         if rule.weight_decay:
@@ -153,13 +153,13 @@ class NumpyUpdater:
             coefficients["l2"] = (end, self._l2)
         if rule.clip_norm is not None:
             if rule.l2:  # the norm is that of the whole gradient, penalty included
-                verbs.add_scaled(self.parameters[:end], self._l2, self.gradient[:end])
-            verbs.sum_of_squares(self.gradient, self._norm2)
-            verbs.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
+                backend.add_scaled(self.parameters[:end], self._l2, self.gradient[:end])
+            backend.sum_of_squares(self.gradient, self._norm2)
+            backend.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
             coefficients["clip"] = self._clip
         if self.random is not None:
-            verbs.call(_count, self.random)
-        verbs.update(self.parameters, self.gradient, self.slots, rule.formula, coefficients)
+            backend.call(_count, self.random)
+        backend.update(self.parameters, self.gradient, self.slots, rule.formula, coefficients)
 
 
 def _count(random: Array) -> None:
