@@ -15,7 +15,7 @@ BATCH_ELEMENTS = 1 << 19
 
 
 def batch_rows_for(columns: int) -> int:
-    """Rows of a batch of `columns` columns that has about BATCH_ELEMENTS elements, at least 1."""
+    """Return how many rows of `columns` columns have about BATCH_ELEMENTS elements, at least 1."""
     return max(1, BATCH_ELEMENTS // max(1, columns))
 
 
@@ -28,21 +28,33 @@ def check_finite(
 ) -> None:
     """Raise DataError at the first NaN or infinity of `x`, naming its row and column.
 
-    `load_dataset` calls this for everything it reads into memory. It does not read a
-    memory-mapped file through: `Standardizer.fit` finds the value there, and who trains on such
-    a file without standardising calls this first.
+    `load_dataset` calls this for everything that it reads into memory, but not for a memory-mapped
+    file, which it does not read through. `Standardizer.fit` finds such values. If you train on such
+    a file without standardising, call this first.
 
     Parameters
     ----------
-    x : (N, D) or (N,) numeric; read in batches of about 4 MiB. Integers pass unread. Also a data
-        frame, a column or a list.
-    source : name of the file or array for the message.
-    names : D column names for the message; without them columns count from 1.
-    where : names a row, given its index from 0.
+    x : (N, D) or (N,) array-like
+        Numbers, read in batches of about 4 MiB; integers pass unread. Also a data frame, a column
+        or a list.
+    source : str
+        Name of the file or array for the message.
+    names : sequence of D str, or None
+        Column names for the message; without them columns count from 1.
+    where : callable
+        ``where(row)`` names a row in the message, given its index from 0.
 
     Raises
     ------
     DataError
+        A value is NaN or infinite.
+
+    Examples
+    --------
+    >>> check_finite(np.array([[1.0, np.inf]]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    gpubackprop.errors.DataError: x: row 1 (data rows counted from 1), column 2 ... holds inf; ...
     """
     if not isinstance(x, np.ndarray):
         from gpubackprop.data.frames import as_inputs  # which uses this function
@@ -67,7 +79,7 @@ def check_finite(
 
 
 def column_name(column: int, names: Sequence[str] | None) -> str:
-    """The name of a column (index from 0) in a message."""
+    """Return the name of a column (index from 0) for a message."""
     if names is not None:
         return f"column {names[column]!r}"
     return f"column {column + 1} (counted from 1)"
