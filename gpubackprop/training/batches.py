@@ -11,7 +11,7 @@ import numpy as np
 
 from gpubackprop.data import Standardizer
 from gpubackprop.data.files import row_from_1
-from gpubackprop.data.finite import batch_rows_for, check_finite
+from gpubackprop.data.finite import batch_rows_for, require_finite
 from gpubackprop.data.frames import as_array, as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DataError, OptionError, ShapeError
@@ -150,7 +150,7 @@ class Batches:
         if self.targets.dtype.kind == "f":
             counting = self.counting(loss)
             rows = counting.order(None)
-            check_finite(
+            require_finite(
                 counting.own(self.targets),
                 source="targets",
                 where=partial(_row_of, rows),
@@ -165,7 +165,7 @@ class Batches:
         try:
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
-                check_finite(self.x[part], names=self.feature_names, where=partial(_row_of, part))
+                require_finite(self.x[part], names=self.feature_names, where=partial(_row_of, part))
         except DataError as error:
             return str(error)
         return ""
