@@ -7,17 +7,27 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from gpubackprop.backends import devices
-from gpubackprop.backends.numpy import LossOptions, NumpyBackend, Total
-from gpubackprop.backends.updater import LossScaling, UpdateRule
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.loss import LossOptions, Total
+from gpubackprop.backends.numpy import NumpyBackend
+from gpubackprop.backends.updater import LossScaling, Updater, UpdateRule
 from gpubackprop.errors import DeviceUnavailable
 
-__all__ = ["LossOptions", "LossScaling", "NumpyBackend", "Total", "UpdateRule", "get"]
+__all__ = [
+    "Backend",
+    "LossOptions",
+    "LossScaling",
+    "NumpyBackend",
+    "Total",
+    "UpdateRule",
+    "Updater",
+    "get",
+]
 
 
-def get(device: str = "cpu") -> Any:
+def get(device: str = "cpu") -> Backend:
     """A backend that computes on `device`: "auto", "cpu", "cuda" or "cuda:N".
 
     Its `reason` says in a line why "auto" took that one.
@@ -27,7 +37,7 @@ def get(device: str = "cpu") -> Any:
     OptionError : no such name. DeviceUnavailable : CUDA was asked for and something is missing.
     """
     name, reason = (device, "") if device == "cpu" else devices.choose(device)
-    backend: Any = NumpyBackend()
+    backend: Backend = NumpyBackend()
     if name != "cpu":
         from gpubackprop.backends.cupy import CupyBackend
 
@@ -36,7 +46,7 @@ def get(device: str = "cpu") -> Any:
     return backend
 
 
-def unpickled(device: str, reason: str) -> Any:
+def unpickled(device: str, reason: str) -> Backend:
     """The backend of a pickle that was made with one for `device`.
 
     Raises

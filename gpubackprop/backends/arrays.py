@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpubackprop.backends.base import Backend
 from gpubackprop.backends.numpy import NumpyBackend
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.cupy import CupyBackend
 
 _HOST = (np.ndarray, np.generic, list, tuple, int, float, str)
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -49,10 +53,15 @@ def as_host(values: Any, dtype: Any = None) -> np.ndarray:
     return np.asarray(values, dtype)
 
 
-def backend_of(array: Any) -> Any:
+def backend_of(array: Any) -> Backend:
     """The backend for the memory of an ndarray of NumPy's or CuPy's; one object for each device."""
     if isinstance(array, np.ndarray):
         return _HOST_BACKEND
+    return cuda_backend_of(array)
+
+
+def cuda_backend_of(array: Any) -> CupyBackend:
+    """`backend_of` an ndarray of CuPy's."""
     from gpubackprop.backends.cupy.library import import_cupy
 
     return _cuda_backend(import_cupy(), int(array.device.id))
@@ -62,7 +71,7 @@ _HOST_BACKEND = NumpyBackend()
 
 
 @cache
-def _cuda_backend(cupy: Any, index: int) -> Any:
+def _cuda_backend(cupy: Any, index: int) -> CupyBackend:
     from gpubackprop.backends.cupy import CupyBackend
 
     return CupyBackend(index)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpubackprop.backends.cupy.launcher import LABELS, dense, row_stride
-from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import DtypeError, ShapeError
