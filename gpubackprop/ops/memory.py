@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, backend_of, cuda_backend_of, on_gpu
+from gpubackprop.backends import backend_of, cuda_backend_of
+from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.errors import DeviceUnavailable, DtypeError
 
 Array = Any  # numpy.ndarray or cupy.ndarray

@@ -15,20 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import backends
-from gpubackprop.backends.base import Backend
+from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import elementwise, losses, updates
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
-from gpubackprop.backends.cupy.memory import Memory
+from gpubackprop.backends.cupy.memory import DeviceMemory, WorkingMemory
 from gpubackprop.backends.cupy.recorded_calls import CupyProducts, Plan, Products, RecordedCalls
-from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.updater import UpdateRule
 from gpubackprop.dtypes import compute_dtype
-from gpubackprop.errors import ShapeError
+from gpubackprop.errors import DeviceUnavailable, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss, Update
 
 __all__ = ["CupyBackend", "CupyProducts", "Products"]
@@ -62,7 +61,7 @@ class Replay:
             self._plan.close()
 
 
-class CupyBackend(DeviceMemory, Backend):
+class CupyBackend(DeviceMemory, Issuer):
     """The operations of backpropagation on CuPy arrays of one device; see `Backend`.
 
     Parameters
@@ -81,7 +80,7 @@ class CupyBackend(DeviceMemory, Backend):
         self.cupy, self.index, self.device = import_cupy(), index, f"cuda:{index}"
         check_device(self.cupy, index)
         self.products = products or CupyProducts(self.cupy)
-        self.memory = Memory(self.cupy, index)
+        self.memory = WorkingMemory(self.cupy, index)
         self.launcher = Launcher(self.cupy, index)
         self._recorded: RecordedCalls | None = None
         self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
@@ -91,9 +90,9 @@ class CupyBackend(DeviceMemory, Backend):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy or a pickle is another one of the same device, where that is there."""
-        return backends.unpickled, (self.device, self.reason)
+        return unpickled, (self.device, self.reason)
 
-    def with_memory(self, memory: Memory) -> CupyBackend:
+    def with_memory(self, memory: WorkingMemory) -> CupyBackend:
         """This backend with another `memory`, for a recording or a capture."""
         twin = object.__new__(CupyBackend)
         twin.__dict__ |= self.__dict__
@@ -103,7 +102,7 @@ class CupyBackend(DeviceMemory, Backend):
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
         """A CUDA graph where all of it can be captured, which products through CuPy cannot."""
         recorded = RecordedCalls()
-        recorder = self.with_memory(Memory(self.cupy, self.index, keeps_scratch=True))
+        recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
         recorder._recorded = recorded
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
@@ -136,20 +135,16 @@ class CupyBackend(DeviceMemory, Backend):
         formula: str = "",
         contiguous: bool = True,
     ) -> None:
-        """Issue one entry of the launch table with ``arguments(its plan)``; nothing where it is
-        empty. `formula` as in `gpubackprop.backends.cupy_launch.plan`."""
         launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
         if not launch.empty:
             self.issue(kernel, launch, arguments(launch), formula)
 
     def elementwise(self, name: str, *args: Any) -> None:
-        """Issue one of CuPy's elementwise kernels."""
         self._issue(elementwise.kernel(self.cupy, name), *args)
 
     def issue(
         self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
     ) -> None:
-        """Issue one planned launch."""
         call = self.launcher.bind(kernel, launch, arguments, formula)
         if self._recorded is not None:
             self._recorded.launch(launch, *call)
@@ -159,11 +154,9 @@ class CupyBackend(DeviceMemory, Backend):
     # -- rows -------------------------------------------------------------------------------------
 
     def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
-        """A copy that does not change any more, such as class weights."""
         return None if host is None else self.memory.asarray(host, dtype)
 
     def converted(self, array: Array | None, dtype: Any, name: str) -> Array | None:
-        """`array`, or its conversion to `dtype` in scratch memory of that name."""
         if array is None or array.dtype == dtype:
             return array
         out = self.memory.scratch(name, array.shape, dtype)
@@ -305,7 +298,6 @@ class CupyBackend(DeviceMemory, Backend):
     def sum_columns(
         self, x: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
     ) -> None:
-        """`column_sum`, divided by `divisor` (), with 0 for 0 / 0 where `empty_is_zero`."""
         rows, columns = x.shape
         partial: list[Array] = []
 
@@ -424,6 +416,25 @@ class CupyBackend(DeviceMemory, Backend):
         half_copy: Array | None = None,
     ) -> CupyUpdater:
         return CupyUpdater(self, rule, parameters, gradient, slots, random, half_copy)
+
+
+def unpickled(device: str, reason: str) -> CupyBackend:
+    """The backend of a pickle that was made with one for `device`.
+
+    Raises
+    ------
+    DeviceUnavailable : that device is not there.
+    """
+    try:
+        backend = CupyBackend(int(devices.choose(device)[0].removeprefix("cuda:")))
+    except DeviceUnavailable as error:
+        raise DeviceUnavailable(
+            f"what is unpickled here was pickled on {device}, and is unpickled to the same device "
+            f'({error}) To read it elsewhere, pickle network.copy("cpu"), or use Model.save and '
+            f"Model.load"
+        ) from error
+    backend.reason = reason
+    return backend
 
 
 def _variant(dropout: Dropout | None) -> str:

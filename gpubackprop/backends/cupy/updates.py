@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy_launch import suffix_of
 from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS, Updater, UpdateRule
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import UPDATES, Update
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy import CupyBackend
 
 # c of kernels/updates.cuh: the formula's coefficients, then what every formula has.
 FORMULA_COEFFICIENTS = 8
@@ -23,7 +21,7 @@ DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS = range(8, 14)
 LR, WEIGHT_DECAY, L2_PENALTY, CLIP_NORM, GROWTH_INTERVAL, HYPERPARAMETERS = range(6)
 
 
-class CupyUpdater(Updater["CupyBackend"]):
+class CupyUpdater(Updater[Issuer]):
     """`CupyBackend.updater`; where the loss is scaled, the gradient keeps the scale.
 
     Hyperparameters, step count and clipping live in device memory: `prepare_update` turns them into
@@ -34,7 +32,7 @@ class CupyUpdater(Updater["CupyBackend"]):
 
     def __init__(
         self,
-        backend: CupyBackend,
+        backend: Issuer,
         rule: UpdateRule,
         parameters: Any,
         gradient: Any,
@@ -87,7 +85,7 @@ class CupyUpdater(Updater["CupyBackend"]):
         state = self.backend.to_host(self.state)
         return int(state[STEPS]), int(state[SKIPPED])
 
-    def penalty(self, backend: CupyBackend, divisor: float) -> tuple[Any, Any] | None:
+    def penalty(self, backend: Issuer, divisor: float) -> tuple[Any, Any] | None:
         rule = self.rule
         if not rule.l2:
             return None
@@ -95,7 +93,7 @@ class CupyUpdater(Updater["CupyBackend"]):
         factor = backend.memory.constant(rule.l2 / divisor, self._weights2.dtype)
         return self._weights2, factor
 
-    def emit(self, backend: CupyBackend) -> None:
+    def emit(self, backend: Issuer) -> None:
         rule, norm = self.rule, None
         if rule.clip_norm is not None or rule.scaling is not None:
             norm = self._norm
@@ -119,12 +117,12 @@ class CupyUpdater(Updater["CupyBackend"]):
         }
         backend.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
 
-    def _settings_in_compute(self, backend: CupyBackend) -> Any:
+    def _settings_in_compute(self, backend: Issuer) -> Any:
         """l2 as sum_of_squares reads it: of the compute dtype."""
         return backend.memory.constant(self.rule.l2, self._norm.dtype)
 
 
-def sum_of_squares(backend: CupyBackend, x: Any, out: Any) -> None:
+def sum_of_squares(backend: Issuer, x: Any, out: Any) -> None:
     compute = compute_dtype(x.dtype)
     if out.shape == (2,) and out.dtype == compute:
         _squares(backend, x, out, None, None, 0)
@@ -135,7 +133,7 @@ def sum_of_squares(backend: CupyBackend, x: Any, out: Any) -> None:
 
 
 def _squares(
-    backend: CupyBackend,
+    backend: Issuer,
     x: Any,
     out: Any,
     weights: Any,
@@ -159,7 +157,7 @@ def _squares(
 
 
 def update(
-    backend: CupyBackend,
+    backend: Issuer,
     parameters: Any,
     gradient: Any,
     slots: tuple[Any, ...],
@@ -193,7 +191,7 @@ def _storage(parameters: Any, gradient: Any, copy: Any) -> str:
 
 
 def _uploaded(
-    backend: CupyBackend, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
+    backend: Issuer, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
 ) -> tuple[Any, int]:
     """Coefficients given as for NumPy, as the kernel's vector; read when the call runs."""
     vector = backend.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
@@ -214,7 +212,7 @@ def _uploaded(
     return vector, 0 if l2 is None else int(l2[0])
 
 
-def round_to_storage(backend: CupyBackend, x: Any, out: Any, random: Any) -> None:
+def round_to_storage(backend: Issuer, x: Any, out: Any, random: Any) -> None:
     if random is None:
         backend.gather_rows(x, None, out)
         return
@@ -224,7 +222,7 @@ def round_to_storage(backend: CupyBackend, x: Any, out: Any, random: Any) -> Non
 
 
 def update_table(
-    backend: CupyBackend,
+    backend: Issuer,
     formula: Update,
     dtype: Any,
     table: Any,
