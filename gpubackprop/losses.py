@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import Backend, LossOptions
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import POINTWISE_LOSSES, lookup, pointwise_loss
 from gpubackprop.ops import checks
@@ -85,7 +85,7 @@ class Loss(ABC):
     @abstractmethod
     def emit(
         self,
-        backend: Any,
+        backend: Backend,
         logits: Array,
         targets: Array,
         result: dict[str, Array],
@@ -124,7 +124,7 @@ class Loss(ABC):
             The loss belongs to another number of units.
         """
 
-    def buffers(self, backend: Any, rows: int, dtype: Any) -> dict[str, Array]:
+    def buffers(self, backend: Backend, rows: int, dtype: Any) -> dict[str, Array]:
         """Return new result arrays for `emit`, without delta.
 
         Parameters
@@ -257,7 +257,7 @@ class SoftmaxCrossEntropy(Loss):
 
     def emit(
         self,
-        backend: Any,
+        backend: Backend,
         logits: Array,
         targets: Array,
         result: dict[str, Array],
@@ -294,7 +294,7 @@ class _Pointwise(Loss):
 
     def emit(
         self,
-        backend: Any,
+        backend: Backend,
         logits: Array,
         targets: Array,
         result: dict[str, Array],

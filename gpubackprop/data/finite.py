@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,48 +18,14 @@ def batch_rows_for(columns: int) -> int:
     return max(1, BATCH_ELEMENTS // max(1, columns))
 
 
-def check_finite(
-    x: Any,
+def require_finite(
+    x: np.ndarray,
     *,
     source: str = "x",
     names: Sequence[str] | None = None,
     where: Where = row_from_1,
 ) -> None:
-    """Raise DataError at the first NaN or infinity of `x`, naming its row and column.
-
-    `load_dataset` calls this for everything that it reads into memory, but not for a memory-mapped
-    file, which it does not read through. `Standardizer.fit` finds such values. If you train on such
-    a file without standardising, call this first.
-
-    Parameters
-    ----------
-    x : (N, D) or (N,) array-like
-        Numbers, read in batches of about 4 MiB; integers pass unread. Also a data frame, a column
-        or a list.
-    source : str
-        Name of the file or array for the message.
-    names : sequence of D str, or None
-        Column names for the message; without them columns count from 1.
-    where : callable
-        ``where(row)`` names a row in the message, given its index from 0.
-
-    Raises
-    ------
-    DataError
-        A value is NaN or infinite.
-
-    Examples
-    --------
-    >>> check_finite(np.array([[1.0, np.inf]]))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    gpubackprop.errors.DataError: x: row 1 (data rows counted from 1), column 2 ... holds inf; ...
-    """
-    if not isinstance(x, np.ndarray):
-        from gpubackprop.data.frames import as_inputs  # which uses this function
-
-        x, found = as_inputs(x, source)
-        names = names or found
+    """Raise DataError at the first NaN or infinity of an array; see `check_finite`."""
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         return
     width = x.shape[1] if x.ndim == 2 else 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
 from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, ShapeError
@@ -22,10 +23,10 @@ class LayerArrays(tuple[Array, ...]):
     """
 
     name: str
-    backend: Any
+    backend: Backend
 
     @classmethod
-    def of(cls, views: Sequence[Array], name: str, backend: Any) -> LayerArrays:
+    def of(cls, views: Sequence[Array], name: str, backend: Backend) -> LayerArrays:
         """Return the views as layer arrays; errors call them `name`."""
         arrays = cls(views)
         arrays.name, arrays.backend = name, backend
@@ -52,7 +53,9 @@ class LayerArrays(tuple[Array, ...]):
         return tuple, (list(self),)
 
 
-def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequence[Any]) -> None:
+def write(
+    backend: Backend, names: list[str], views: Sequence[Array], values: Sequence[Any]
+) -> None:
     """Set each view to its values, converted to its dtype, wherever they are; all or nothing.
 
     Raises
@@ -71,7 +74,7 @@ def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequen
             backend.copy(fresh, view)
 
 
-def _copied(backend: Any, name: str, view: Array, value: Any) -> Array:
+def _copied(backend: Backend, name: str, view: Array, value: Any) -> Array:
     """Return a copy of `value` as `view` takes it: the value may share the view's memory."""
     if hasattr(value, "detach"):  # a PyTorch tensor; its graph does not matter here
         value = value.detach()

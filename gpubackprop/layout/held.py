@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.errors import ReadOnlyError
 from gpubackprop.layout.arrays import LayerArrays, write
 
@@ -67,12 +68,12 @@ class HeldParameters:
             self._b[...] = values
 
     @property
-    def backend(self) -> Any:
+    def backend(self) -> Backend:
         """The backend that computes; another one may be assigned if its device is the same."""
         return self._backend
 
     @backend.setter
-    def backend(self, backend: Any) -> None:
+    def backend(self, backend: Backend) -> None:
         if "_backend" in vars(self) and backend.device != self.device:
             self.device = backend.device
         self._backend = backend

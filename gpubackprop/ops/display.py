@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import backend_of
+from gpubackprop.backends import backend_of
 
 SHOWN = 10  # how many rows of a long table and names of a long list are shown
 LETTERS = 40  # how many letters of a long name are shown

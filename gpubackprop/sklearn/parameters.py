@@ -36,7 +36,7 @@ class ActivationName(StrOptions):
 
 
 class LossName(StrOptions):
-    """scikit-learn's two losses, and every loss of linear output units with or without a parameter."""
+    """scikit-learn's two losses, and every loss of linear output units."""
 
     def __init__(self) -> None:
         more = {name for name, kind in LOSSES.items() if kind.output == "linear"}
