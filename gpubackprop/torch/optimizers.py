@@ -245,7 +245,7 @@ class SGD(_TableOptimizer, torch.optim.SGD):
     ----------
     params : iterable
         Tensors, named tensors or groups, as in PyTorch.
-    lr : float or tensor
+    lr : float or 0-d tensor
         Learning rate.
     momentum : float
         Factor mu of the velocity.
@@ -330,7 +330,7 @@ class Adam(_TableOptimizer, torch.optim.Adam):
     ----------
     params : iterable
         Tensors, named tensors or groups, as in PyTorch.
-    lr : float or tensor
+    lr : float or 0-d tensor
         Learning rate.
     betas : pair of float
         Decay rates of m and v.
@@ -409,7 +409,7 @@ class AdamW(Adam, torch.optim.AdamW):
     ----------
     params : iterable
         Tensors, named tensors or groups, as in PyTorch.
-    lr : float or tensor
+    lr : float or 0-d tensor
         Learning rate.
     betas : pair of float
         Decay rates of m and v.
