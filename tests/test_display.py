@@ -42,7 +42,7 @@ MODULES = (
     gpubackprop.torch, training,
 )  # fmt: skip
 # Bases, and what is never an object that a user holds.
-NOT_HELD = {"Backend", "Loss", "Total", "LabelError"}
+NOT_HELD = {"Backend", "Loss", "Total", "LabelError", "Updater"}
 
 
 def trained() -> Trainer:
