@@ -1,4 +1,4 @@
-"""The memory of the host: what moves arrays to a GPU and back does next to nothing here."""
+"""Host memory. The transfer operations (to_host, from_host, place) do next to nothing here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Array = np.ndarray
 class HostMemory(Memory):
     """The memory operations of `NumpyBackend`."""
 
-    asynchronous = False  # results are there when an operation returns
-    converts_rows = False  # gather_rows of another dtype would take temporaries
+    asynchronous = False  # an operation returns when its result is there
+    converts_rows = False  # gather_rows to another dtype takes temporaries
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         shape = (shape,) if isinstance(shape, int) else shape
