@@ -224,16 +224,18 @@ class SGD(_TableOptimizer, torch.optim.SGD):
         self, p: Tensor, g: Tensor, group: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         steps: dict[Tensor, Tensor] = self.__dict__.setdefault("_steps", {})
-        if p in steps and steps[p].device != p.device:
-            steps[p] = steps[p].to(p.device)
-        if not group["momentum"]:
-            return (), steps.setdefault(p, _count(p, torch.float32))
+        # Counts are none of PyTorch's state: a step in inference mode leaves nothing behind.
+        with torch.inference_mode(False):
+            if p in steps and steps[p].device != p.device:
+                steps[p] = steps[p].to(p.device)
+            if not group["momentum"]:
+                return (), steps.setdefault(p, _count(p, torch.float32))
+            fresh = self.state[p].get("momentum_buffer") is None
+            if fresh or p not in steps:  # 1: the buffer was loaded
+                steps[p] = _count(p, torch.float32, 0.0 if fresh else 1.0)
         state = self.state[p]
-        if state.get("momentum_buffer") is None:
+        if fresh:
             state["momentum_buffer"] = _slot(p, torch.promote_types(p.dtype, g.dtype))
-            steps[p] = _count(p, torch.float32)
-        if p not in steps:  # the buffer was loaded
-            steps[p] = _count(p, torch.float32, 1.0)
         return (state["momentum_buffer"],), steps[p]
 
     def _adopt(self, loaded: dict[str, Any]) -> None:
