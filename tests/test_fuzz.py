@@ -166,6 +166,14 @@ t = Trainer(n, 'adamw', batch_size=3)
 n.parameters[...] = 0.125
 t.fit(x, y, epochs=1)
 """),
+    "a gradient below the roundings of the probabilities": ("network", """
+rng = np.random.default_rng(2); x = rng.standard_normal((7, 3)); y = rng.integers(0, 2, 7)
+n = MLP([3, 5, 4, 2], 'relu', output='softmax', dtype='float32', seed=1)
+t = Trainer(n, 'adam', batch_size=4)
+t.fit(x, y, epochs=4)
+t = Trainer(n, 'adam', batch_size=4)
+t.fit(x, y, epochs=3)
+"""),
     "the loss of a float32 probability near 1": ("estimators", """
 rng = np.random.RandomState(3); X = rng.standard_normal((2, 1)); y = rng.randint(0, 3, 2)
 m = MLPClassifier(hidden_layer_sizes=3, max_iter=20, random_state=0, solver='lbfgs')
