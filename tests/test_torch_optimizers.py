@@ -349,14 +349,20 @@ def test_a_capture_without_a_step_before_it_says_what_to_do():
                 stream.end_capture()
 
 
-def test_a_step_in_inference_mode_leaves_nothing_that_a_later_one_cannot_write(path: Path):  # noqa: F811
+@pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
+def test_a_step_in_inference_mode_leaves_nothing_that_a_later_one_cannot_write(case, path: Path):  # noqa: F811
+    name, options = CASES[case]
     groups = [parameters(torch.float64, path.device)[:-1] for _ in range(2)]
-    pair = gt.SGD(groups[0], lr=0.1), torch.optim.SGD(groups[1], lr=0.1)
+    ours, theirs = (
+        getattr(module, name)(group, **options)
+        for module, group in zip((gt, torch.optim), groups, strict=True)
+    )
     with path():
         for step, mode in enumerate((True, False, True, False)):
             set_gradients(groups, step)
+            theirs.step()  # PyTorch raises in the second step, but where it has no state
             with torch.inference_mode(mode):
-                pair[0].step(), pair[1].step()
+                ours.step()
         for a, b in zip(*groups, strict=True):
             torch.testing.assert_close(a, b)
 

@@ -190,13 +190,21 @@ def _loaded(p: Tensor, value: Tensor) -> Tensor:
     return _slot(p, p.dtype).copy_(slot)
 
 
+# What a step in inference mode makes, a later step outside of it can write too.
+@torch.inference_mode(False)
 def _slot(p: Tensor, dtype: torch.dtype) -> Tensor:
     dtype = bridge.compute_dtype(dtype)
     return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
+@torch.inference_mode(False)
 def _count(p: Tensor, dtype: torch.dtype, value: float = 0.0) -> Tensor:
     return torch.full((), value, dtype=dtype, device=p.device)
+
+
+@torch.inference_mode(False)
+def _moved(count: Tensor, device: torch.device) -> Tensor:
+    return count.to(device)
 
 
 class SGD(_TableOptimizer, torch.optim.SGD):
@@ -224,18 +232,18 @@ class SGD(_TableOptimizer, torch.optim.SGD):
         self, p: Tensor, g: Tensor, group: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         steps: dict[Tensor, Tensor] = self.__dict__.setdefault("_steps", {})
-        # Counts are none of PyTorch's state: a step in inference mode leaves nothing behind.
-        with torch.inference_mode(False):
-            if p in steps and steps[p].device != p.device:
-                steps[p] = steps[p].to(p.device)
-            if not group["momentum"]:
-                return (), steps.setdefault(p, _count(p, torch.float32))
-            fresh = self.state[p].get("momentum_buffer") is None
-            if fresh or p not in steps:  # 1: the buffer was loaded
-                steps[p] = _count(p, torch.float32, 0.0 if fresh else 1.0)
+        if p in steps and steps[p].device != p.device:
+            steps[p] = _moved(steps[p], p.device)
+        if not group["momentum"]:
+            if p not in steps:
+                steps[p] = _count(p, torch.float32)
+            return (), steps[p]
         state = self.state[p]
-        if fresh:
+        if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = _slot(p, torch.promote_types(p.dtype, g.dtype))
+            steps[p] = _count(p, torch.float32)
+        if p not in steps:  # the buffer was loaded
+            steps[p] = _count(p, torch.float32, 1.0)
         return (state["momentum_buffer"],), steps[p]
 
     def _adopt(self, loaded: dict[str, Any]) -> None:
