@@ -59,11 +59,20 @@ ESTIMATORS = (
         detail="here ShapeError.'y has .* but the network that goes on has",
     ),
     Known(
-        "of two faults at once, coefs_ that no update fits are named before early_stopping",
+        "of two faults at once, coefs_ that no update fits are named before early_stopping, y of "
+        "another width, and sizes that were set anew",
+        line="fit",
+        place="^error$",
+        detail=r"there (ValueError..(partial_fit does not support early_stopping|setting an array "
+        r"element with a sequence)|IndexError..list assignment index).*\n"
+        r"here \w+Error.'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "labels that a fit refuses leave what partial_fit needs; scikit-learn has forgotten it",
         line="partial_fit",
         place="^error$",
-        detail=r"there ValueError..partial_fit does not support early_stopping.*\n"
-        r"here \w+Error.'(coefs_|intercepts_)\[",
+        detail="there AttributeError..'LabelBinarizer' object has no attribute 'classes_'",
+        before=r"fit\(",
     ),
     Known(
         "moments of another width are an error; scikit-learn broadcasts them where NumPy can",
@@ -204,6 +213,14 @@ OPTIMIZERS = (
     ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
     Known(
+        "state that a step in inference mode has made can be written by one outside of it",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="Inplace update to inference tensor outside InferenceMode",
+        before=r"with torch.inference_mode\(\): opt.step\(\)\n",
+    ),
+    Known(
         "a step that raises has changed nothing",
         line=r"step\(",
         kind="after an error, unchanged here",
@@ -279,6 +296,12 @@ OPTIMIZERS = (
         before=r"lr'?\]?\s?=\s?torch.tensor",
     ),
     Known(
+        "a learning rate that is a float16 tensor is read as float64, and so is what is computed "
+        "from it; PyTorch's step size is float16",
+        kind="values",
+        before=r"(?s)set_default_dtype\(torch\.half\).*lr'?\]?\s?=\s?torch.tensor",
+    ),
+    Known(
         "PyTorch's foreach kernels overwrite the gradients under nesterov, these do not",
         place=r"\.grad$",
         kind="values",
@@ -289,6 +312,13 @@ OPTIMIZERS = (
         place=r"\.version$",
         detail="there False\nhere True",
         before="fused=True",
+    ),
+    Known(
+        "autograd is told what was written, so that a graph made before a step of fused=True raises",
+        place="^error$",
+        kind="NoneType there, RuntimeError here",
+        detail="modified by an inplace operation",
+        before=r"(?s)fused=True.*opt\.step\(\)",
     ),
     Known(
         "PyTorch's fused kernels pair elements of unlike strides by their place in memory",
