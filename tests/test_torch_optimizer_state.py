@@ -340,6 +340,21 @@ def test_a_learning_rate_may_turn_from_a_tensor_into_a_number_and_back(path: Pat
     assert p.tolist() == [-1.75, -1.75]
 
 
+def test_a_rate_without_memory_is_pytorchs_error_and_changes_no_parameter(path: Path):  # noqa: F811
+    # the second is updated in a launch of its own
+    parameters = [nn.Parameter(draw(1, 3).to(path.device, n)) for n in (torch.float32, torch.half)]
+    before = [p.detach().clone() for p in parameters]
+    rates = 0.1, torch.tensor(0.1, device="meta")
+    optimizer = gt.Adam([{"params": p, "lr": lr} for p, lr in zip(parameters, rates, strict=True)])
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    with path(), pytest.raises(RuntimeError, match="meta tensor"):
+        optimizer.step()
+    for p, old in zip(parameters, before, strict=True):
+        assert torch.equal(p, old)
+        assert optimizer.state[p]["step"] == 0
+
+
 def test_parameters_listed_twice_or_sharing_memory_or_counts_are_updated_in_turn(path: Path):  # noqa: F811
     """As PyTorch's loop does; on a GPU one launch would let threads race for them."""
     found = []

@@ -91,6 +91,8 @@ class _TableOptimizer(torch.optim.Optimizer):
 
     def _launch(self, batches: dict[Batch, list[Entry]]) -> None:
         settings = [self._settings(group) for group in self.param_groups]
+        for number in {entry.group for entries in batches.values() for entry in entries}:
+            settings[number].check()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for key, entries in batches.items():
             device, storage, rule, _ = key
