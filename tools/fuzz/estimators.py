@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sparse
 import sklearn.neural_network as theirs
+from scipy.special import xlogy
 from sklearn.base import BaseEstimator, clone
 from sklearn.neural_network import _multilayer_perceptron as inner
 
@@ -68,9 +69,10 @@ def other_roundings(seed: int) -> Iterator[None]:
         p *= (1 + noise(p.shape, p.dtype)).astype(p.dtype)
         np.minimum(p, 1, out=p)
 
-    def noisy_loss(name: str, *arguments: Any) -> Any:
-        exact = np.asarray(losses[name](*arguments))
-        return exact.dtype.type(exact * (1 + noise((), exact.dtype)))
+    def noisy_loss(name: str, y: Any, p: Any, weights: Any = None) -> Any:
+        exact = np.asarray(losses[name](y, p, weights))
+        size = abs(exact) + _size(name, y, p, weights)
+        return exact.dtype.type(exact + size * noise((), p.dtype))
 
     inner.safe_sparse_dot = noisy
     inner.ACTIVATIONS |= {n: functools.partial(noisy_probabilities, n) for n in activations}
@@ -82,6 +84,18 @@ def other_roundings(seed: int) -> Iterator[None]:
         inner.safe_sparse_dot = product
         inner.ACTIVATIONS |= activations
         inner.LOSS_FUNCTIONS |= losses
+
+
+def _size(name: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray | None) -> Any:
+    """What cancels in a loss: of y log(y / p) - y + p and (y - p)^2 / 2, where y and p have been
+    rounded, a loss near 0 keeps few digits."""
+    if name == "poisson":
+        terms = abs(xlogy(y, y / p)) + abs(y) + abs(p)
+        return np.average(terms, weights=weights, axis=0).sum()
+    if name == "squared_error":
+        terms = abs(y - p) * (abs(y) + abs(p))
+        return np.average(terms, weights=weights, axis=0).mean()
+    return 0.0
 
 
 def _twins() -> Sequence[World]:

@@ -59,13 +59,19 @@ ESTIMATORS = (
         detail="here ShapeError.'y has .* but the network that goes on has",
     ),
     Known(
-        "of two faults at once, coefs_ that no update fits are named before early_stopping, y of "
-        "another width, and sizes that were set anew",
+        "of two faults at once, coefs_ that no update fits are named before early_stopping",
+        line="partial_fit",
+        place="^error$",
+        detail=r"there ValueError..partial_fit does not support early_stopping.*\n"
+        r"here \w+Error.'(coefs_|intercepts_)\[",
+    ),
+    Known(
+        "of two faults at once, coefs_ of integers are named before y of another width and sizes "
+        "that were set anew",
         line="fit",
         place="^error$",
-        detail=r"there (ValueError..(partial_fit does not support early_stopping|setting an array "
-        r"element with a sequence)|IndexError..list assignment index).*\n"
-        r"here \w+Error.'(coefs_|intercepts_)\[",
+        kind="(ValueError|IndexError) there, DtypeError here",
+        detail=r"here DtypeError.'(coefs_|intercepts_)\[.* no update can be added to",
     ),
     Known(
         "labels that a fit refuses leave what partial_fit needs; scikit-learn has forgotten it",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 Leaves = dict[str, Any]
+_name_of = functools.lru_cache(1000)(str)  # of a dtype
 
 
 def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: str = "") -> Leaves:
@@ -26,7 +28,7 @@ def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: st
             kinds |= leaves_of(item, special, f"{path}[{index}]")
         return kinds
     if isinstance(value, (np.ndarray, np.generic)):
-        kinds = {f"{path}.type": type(value).__name__, f"{path}.dtype": str(value.dtype)}
+        kinds = {f"{path}.type": type(value).__name__, f"{path}.dtype": _name_of(value.dtype)}
         if value.dtype.kind == "f":
             return kinds | {path: np.array(value)}
         return kinds | {path: value.tolist()}

@@ -101,6 +101,7 @@ class Fuzzer:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+@functools.lru_cache(1000)  # a program runs in two worlds and more
 def compiled(line: str) -> tuple[CodeType, bool]:
     """The code of a line and whether it is an expression."""
     with warnings.catch_warnings():
@@ -156,16 +157,18 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
     """The first line after which the worlds differ, and how; None where they do not."""
     # one after the other: both use the global random state
     both = [list(run(fuzzer, lines, world)) for world in (fuzzer.theirs, fuzzer.ours)]
+    twins = Twins(fuzzer, lines)
     for number, (theirs, ours) in enumerate(zip(*both, strict=True)):
         before = both[1][number - 1].leaves if number else {}
-        step = _Step(fuzzer, lines[: number + 1], theirs, ours, before)
+        step = _Step(fuzzer, lines[: number + 1], theirs, ours, before, twins)
         if found := step.error():
             if reason := step.excused(found):
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
                 return None
             return found
         for path in [*theirs.leaves, *(ours.leaves.keys() - theirs.leaves.keys())]:
-            if found := step.leaf(path):
+            there, here = theirs.leaves.get(path, MISSING), ours.leaves.get(path, MISSING)
+            if not _equal(there, here) and (found := step.leaf(path, there, here)):
                 reason = step.excused(found)
                 if not reason:
                     return found
@@ -178,19 +181,35 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
 MISSING = "(missing)"
 
 
+class Twins:
+    """A program in the twins, which run once, where they are asked for."""
+
+    def __init__(self, fuzzer: Fuzzer, lines: Sequence[str]) -> None:
+        self._fuzzer, self._lines = fuzzer, lines
+
+    @functools.cached_property
+    def _runs(self) -> list[list[Seen]]:
+        worlds = self._fuzzer.twins()
+        return [list(run(self._fuzzer, self._lines, world)) for world in worlds]
+
+    def after(self, number: int) -> list[Seen]:
+        """What can be seen in each after the line of this number."""
+        return [steps[number] for steps in self._runs]
+
+
 class _Step:
     """What a line did in the two worlds, and, where they differ, in the twins."""
 
     def __init__(
-        self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves
-    ) -> None:
+        self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves,
+        twins: Twins,
+    ) -> None:  # fmt: skip
         self.fuzzer, self.lines, self.theirs, self.ours = fuzzer, lines, theirs, ours
-        self.before, self.ends = before, False
+        self.before, self.ends, self._twins = before, False, twins
 
-    @functools.cached_property
+    @property
     def twins(self) -> list[Seen]:
-        runs = (list(run(self.fuzzer, self.lines, world)) for world in self.fuzzer.twins())
-        return [steps[-1] for steps in runs]
+        return self._twins.after(len(self.lines) - 1)
 
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
         if place != "error" and self.ours.error is not None:
@@ -213,11 +232,8 @@ class _Step:
         kind = f"{type(theirs).__name__} there, {type(ours).__name__} here"
         return self._found("error", kind, f"there {theirs!r}\nhere {ours!r}")
 
-    def leaf(self, path: str) -> Divergence | None:
-        """Where what is at `path` differs by more than rounding."""
-        there, here = (seen.leaves.get(path, MISSING) for seen in (self.theirs, self.ours))
-        if _equal(there, here):
-            return None
+    def leaf(self, path: str, there: Any, here: Any) -> Divergence | None:
+        """Where what is at `path` and differs, differs by more than rounding."""
         for leaf, kind in ((there, "missing there"), (here, "missing here")):
             if leaf is MISSING:
                 return self._found(path, kind, _shown(there, here))
@@ -262,14 +278,13 @@ def _is_a(ours: Exception | None, theirs: Exception | None) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        # as bytes: NaN is NaN, and 0 is not -0
-        return (
-            one.dtype == other.dtype
-            and one.shape == other.shape
-            and one.tobytes() == other.tobytes()
-        )
-    return type(one) is type(other) and bool(one == other)
+    if type(one) is not type(other):
+        return False
+    if not isinstance(one, np.ndarray):
+        return bool(one == other)
+    # as bytes: NaN is NaN, and 0 is not -0
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and one.tobytes() == other.tobytes()
 
 
 def text(fuzzer: Fuzzer, lines: Sequence[str], found: Divergence | None = None) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
 import gpubackprop.torch as gt
+from gpubackprop.torch import patching
 from gpubackprop.torch.bridge import numpy_view
 from tests import tolerances
 from tools.fuzz import known, programs, pytorch_lines
@@ -92,10 +94,20 @@ def _same_module(module: Any) -> Any:
 WORLD_OF_PYTORCH = World("PyTorch", _names(THEIRS, torch.optim, _same_module, False), fresh)
 EXACT = World("PyTorch in float64", _names(THEIRS, torch.optim, _same_module, True), fresh)
 DIRECT = World("gpubackprop", _names(OURS, gt, lambda m: gt.convert(m).module, False), fresh)
+
+
+@contextmanager
+def _patched() -> Iterator[None]:
+    """`patch()` that leaves out the names in other modules: a program has none there, and looking
+    through all modules takes as long as a program."""
+    with mock.patch.object(patching, "_in_modules", return_value=[]), gt.patch():
+        yield
+
+
 PATCHED = World(
     "gpubackprop by patch",
     _names(Late(nn.functional, nn), Late(torch.optim), _same_module, False),
-    lambda: fresh(gt.patch),
+    lambda: fresh(_patched),
 )
 
 
@@ -117,7 +129,7 @@ def _special(value: Any, path: str) -> Leaves | None:
         held = dict(value.named_parameters()) | dict(value.named_buffers())
         return leaves_of(held, _special, path) | {f"{path}.training": value.training}
     if isinstance(value, torch.optim.Optimizer):
-        return leaves_of(value.state_dict(), _special, path)
+        return _of_optimizer(value, path)
     if isinstance(value, (torch.dtype, torch.device, torch.Size)):
         return {path: str(value)}
     if isinstance(value, torch.amp.GradScaler):
@@ -125,6 +137,14 @@ def _special(value: Any, path: str) -> Leaves | None:
     if callable(value) and not isinstance(value, type):
         return {}
     return None
+
+
+def _of_optimizer(value: torch.optim.Optimizer, path: str) -> Leaves:
+    try:
+        return leaves_of(value.state_dict(), _special, path)
+    except KeyError:  # state of a parameter that was taken out of its group
+        states = leaves_of(list(value.state.values()), _special, f"{path}['state']")
+        return states | {f"{path}.cannot be read": True}
 
 
 def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
@@ -146,11 +166,23 @@ def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
     elif value.is_leaf:
         leaves[f"{path}.grad"] = None
     number = value.detach()
-    if value.is_floating_point():
+    if _end(number) > value.untyped_storage().nbytes():  # what a resize_ that raised leaves
+        leaves[path] = "beyond its storage"
+    elif value.is_floating_point():
         leaves[path] = np.array(numpy_view(number.clone()))
     else:
         leaves[path] = number.tolist()
     return leaves
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """The bytes of storage that the elements need."""
+    if not (count := tensor.numel()):
+        return 0
+    if not tensor.is_contiguous():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        count = 1 + sum((size - 1) * step for size, step in steps)
+    return int(tensor.storage_offset() + count) * tensor.element_size()
 
 
 def _describe(value: Any) -> Leaves:
