@@ -66,7 +66,7 @@ def _reference() -> dict[str, Any]:
 def _twins() -> list[World]:
     return [
         World(f"twin {seed}", _reference, functools.partial(other_roundings, seed))
-        for seed in range(3)
+        for seed in range(4)
     ]
 
 

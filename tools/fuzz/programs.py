@@ -182,19 +182,20 @@ MISSING = "(missing)"
 
 
 class Twins:
-    """A program in the twins, which run once, where they are asked for."""
+    """A program in the twins, each of which runs when the ones before it have not sufficed."""
 
     def __init__(self, fuzzer: Fuzzer, lines: Sequence[str]) -> None:
         self._fuzzer, self._lines = fuzzer, lines
+        self._worlds = iter(fuzzer.twins())
+        self._runs: list[list[Seen]] = []
 
-    @functools.cached_property
-    def _runs(self) -> list[list[Seen]]:
-        worlds = self._fuzzer.twins()
-        return [list(run(self._fuzzer, self._lines, world)) for world in worlds]
-
-    def after(self, number: int) -> list[Seen]:
+    def after(self, number: int) -> Iterator[Seen]:
         """What can be seen in each after the line of this number."""
-        return [steps[number] for steps in self._runs]
+        for steps in self._runs:
+            yield steps[number]
+        for world in self._worlds:
+            self._runs.append(list(run(self._fuzzer, self._lines, world)))
+            yield self._runs[-1][number]
 
 
 class _Step:
@@ -207,8 +208,7 @@ class _Step:
         self.fuzzer, self.lines, self.theirs, self.ours = fuzzer, lines, theirs, ours
         self.before, self.ends, self._twins = before, False, twins
 
-    @property
-    def twins(self) -> list[Seen]:
+    def twins(self) -> Iterator[Seen]:
         return self._twins.after(len(self.lines) - 1)
 
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
@@ -241,11 +241,14 @@ class _Step:
             return self._found(path, "not equal", _shown(there, here))
         if there.shape != here.shape:
             return self._found(path, "shape", _shown(there, here))
-        why = self.fuzzer.same(there, here, [], self.lines)
-        if why:
-            others = (twin.leaves.get(path) for twin in self.twins)
-            alike = [t for t in others if isinstance(t, np.ndarray) and t.shape == there.shape]
-            why = self.fuzzer.same(there, here, alike, self.lines)
+        why, alike = self.fuzzer.same(there, here, [], self.lines), []
+        for twin in self.twins() if why else ():
+            other = twin.leaves.get(path)
+            if isinstance(other, np.ndarray) and other.shape == there.shape:
+                alike.append(other)
+                why = self.fuzzer.same(there, here, alike, self.lines)
+                if not why:
+                    break
         return self._found(path, "values", f"{why}\n{_shown(there, here)}") if why else None
 
     def excused(self, found: Divergence) -> str:
@@ -253,14 +256,13 @@ class _Step:
         reason, self.ends = self.fuzzer.known(self.lines, found)
         if reason:
             return reason
-        if found.place == "error":
-            kinds = {type(seen.error) for seen in [self.theirs, *self.twins]}
-        else:
-            kinds = {self._discrete(seen, found.place) for seen in [self.theirs, *self.twins]}
-        self.ends = len(kinds) > 1
+        first = self._discrete(self.theirs, found.place)
+        self.ends = any(self._discrete(twin, found.place) != first for twin in self.twins())
         return "it depends on rounding in the reference too" if self.ends else ""
 
     def _discrete(self, seen: Seen, path: str) -> Any:
+        if path == "error":
+            return type(seen.error)
         leaf = seen.leaves.get(path, MISSING)
         return leaf.shape if isinstance(leaf, np.ndarray) else repr(leaf)
 

@@ -219,6 +219,8 @@ COARSE = (
     (r"Softplus\(\)", 2.0**25),  # PyTorch's is a from 20 on, off by exp(-20)
     # The gradient is 0 but for rounding, and a step that of the rounding beside eps=1e-8.
     (r"(?s)(LayerNorm|Softmax\(-1\)).*Adam", 2.0**29),
+    # With eps=0 such a step has the length of the rate, 0.1, in any direction.
+    (r"(?s)(LayerNorm|Softmax\(-1\)).*Adam.*eps=0[,)]", 2.0**53),
     (r"(?s)Adam\(.*weight_decay", 2.0**21),  # likewise where g + weight_decay * p is 0
     (r"to\((float32|b?float16)\)(?s:.*)= torch\.softmax\(.*\)\.double\(\)$", 2.0**29),
 )
