@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 Leaves = dict[str, Any]
+PLAIN = (int, str, bool, bytes, type(None), complex)
 _name_of = functools.lru_cache(1000)(str)  # of a dtype
 
 
 def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: str = "") -> Leaves:
     """`value` taken apart: containers by item, arrays as type, dtype, shape and numbers."""
-    own = special(value, path)
+    if type(value) in PLAIN:
+        return {path: value}
+    own = None if isinstance(value, (np.ndarray, np.generic)) else special(value, path)
     if own is not None:
         return own
     if isinstance(value, Mapping):
@@ -34,6 +37,6 @@ def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: st
         return kinds | {path: value.tolist()}
     if isinstance(value, float):
         return {f"{path}.type": "float", path: np.array(value)}
-    if isinstance(value, (int, str, bool, bytes, type(None), complex)):
+    if isinstance(value, PLAIN):
         return {path: value}
     return {f"{path}.type": type(value).__name__}
