@@ -353,10 +353,10 @@ LOSSES = (
         before=r"(?s)(float\('-?(inf|nan)'\)|1e4 |1e30).*(ignore_index|-100)",
     ),
     Known(
-        "class weights may be of another float type",
+        "class weights may be of another float type (a label out of range may be next)",
         line="weight=",
         place="^error$",
-        kind="RuntimeError there, NoneType here",
+        kind="RuntimeError there, (NoneType|LabelError) here",
         detail="expected scalar type (Double|Float|Half|BFloat16) but found",
     ),
     Known(
@@ -383,6 +383,14 @@ LOSSES = (
         place=r"^y\.grad$",
         kind="values",
         before=r"requires_grad_\(\)\n(?s:.*)\nx\.data\.mul_",
+    ),
+    Known(
+        "a second backward through a graph that is gone raises before any gradient has been added "
+        "to; where PyTorch's layer is two nodes, the bias's has",
+        line="backward",
+        place=r"\.grad$",
+        kind="values, after an error, unchanged here",
+        detail="after RuntimeError.'Trying to backward through the graph a second time",
     ),
 )
 LAYERS = (
