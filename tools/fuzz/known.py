@@ -142,6 +142,13 @@ ESTIMATORS = (
         ends=True,
     ),
     Known(
+        "the Poisson loss of negative targets is NaN, and where L-BFGS goes with it tells nothing",
+        line=r"fit\((?!.*(abs\(|> 0|0 \* )).*\b[zZ]\b",
+        place="^(?!error)",
+        before=r"(?s)lbfgs.*poisson|poisson.*lbfgs",
+        ends=True,
+    ),
+    Known(
         "weights of a batch that sum to zero are an error before the epoch's first update",
         kind="values, after an error",
         detail="after ZeroDivisionError..Weights sum to zero",

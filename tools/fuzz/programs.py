@@ -12,6 +12,7 @@ import ast
 import functools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -214,11 +215,10 @@ class _Step:
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
         if place != "error" and self.ours.error is not None:
             here = self.ours.leaves.get(place, MISSING)
-            same = (
-                here is False
-                or (place == "warnings" and not here)
-                or _equal(here, self.before.get(place, MISSING))
-            )
+            if place == "warnings":  # who raises earlier has warned of less
+                same = not Counter(here) - Counter(self.theirs.leaves[place])
+            else:
+                same = here is False or _equal(here, self.before.get(place, MISSING))
             changed = "unchanged here" if same else "changed here"
             kind = f"{kind}, after an error, {changed}"
             detail = f"{detail}\nafter {self.ours.error!r}"
