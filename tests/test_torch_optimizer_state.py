@@ -355,6 +355,16 @@ def test_a_rate_without_memory_is_pytorchs_error_and_changes_no_parameter(path: 
         assert optimizer.state[p]["step"] == 0
 
 
+def test_a_group_that_lacks_a_setting_raises_before_state_is_made():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    for adam in (gt.Adam([p]), torch.optim.Adam([p])):
+        adam.load_state_dict(torch.optim.SGD([p]).state_dict())
+        with pytest.raises(KeyError, match="betas"):
+            adam.step()
+        assert not adam.state
+
+
 def test_parameters_listed_twice_or_sharing_memory_or_counts_are_updated_in_turn(path: Path):  # noqa: F811
     """As PyTorch's loop does; on a GPU one launch would let threads race for them."""
     found = []

@@ -87,10 +87,14 @@ class _TableOptimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         self._refuse(self.param_groups)
-        self._launch(self._batches())
+        settings = self._all_settings()
+        self._launch(self._batches(), settings)
 
-    def _launch(self, batches: dict[Batch, list[Entry]]) -> None:
-        settings = [self._settings(group) for group in self.param_groups]
+    def _all_settings(self) -> list[Settings]:
+        """Of each group; before state is made, since a group may lack something."""
+        return [self._settings(group) for group in self.param_groups]
+
+    def _launch(self, batches: dict[Batch, list[Entry]], settings: list[Settings]) -> None:
         for number in {entry.group for entries in batches.values() for entry in entries}:
             settings[number].check()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
