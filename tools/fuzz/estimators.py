@@ -119,6 +119,10 @@ BEYOND = {  # scikit-learn has no such parameters and attributes
 
 
 def _special(value: Any, path: str) -> Leaves | None:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        array = np.array(value)  # of tolist(): its numbers have one scale, as the array's
+        if array.dtype == np.float64:
+            return {f"{path}.type": "list", path: array}
     if isinstance(value, BaseEstimator):
         leaves: Leaves = {f"{path}.class": type(value).__name__}
         for name in sorted(vars(value)):

@@ -142,6 +142,15 @@ ESTIMATORS = (
         ends=True,
     ),
     Known(
+        "Poisson gradients of float32 data overflow as float32 does, which scikit-learn's do where "
+        "y is float32 too",
+        line=r"float32",
+        place="^error$",
+        kind="NoneType there, ValueError here",
+        detail="here ValueError.'Solver produced non-finite",
+        before="poisson",
+    ),
+    Known(
         "the Poisson loss of negative targets is NaN, and where L-BFGS goes with it tells nothing",
         line=r"fit\((?!.*(abs\(|> 0|0 \* )).*\b[zZ]\b",
         place="^(?!error)",
@@ -225,6 +234,20 @@ OPTIMIZERS = (
         before=r"(?s)amsgrad.*fused=True.*nan|fused=True.*amsgrad.*nan",
     ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
+    Known(
+        "state lies in the order of the parameter's memory, so that one loaded in another is a copy",
+        place=rf"^(there|other|opt)\['state'\].*{STATE}$",
+        kind="values",
+        before=r"(?s)(channels_last|\.t\(\)).*load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+    ),
+    Known(
+        "a moment of infinity stays what it is along a gradient of infinity; PyTorch's, an "
+        "interpolation, is NaN",
+        place=r"'exp_avg'\]$",
+        kind="values",
+        detail="(?s)there array.*nan.*here array.*inf",
+        before=r"float\('inf'\)",
+    ),
     Known(
         "state that a step in inference mode has made can be written by one outside of it",
         line=r"step\(",

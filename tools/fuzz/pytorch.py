@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import io
 import pickle
 import re
@@ -66,6 +67,36 @@ def fresh(*contexts: Callable[[], contextlib.AbstractContextManager[Any]]) -> It
         torch.set_grad_enabled(True)
 
 
+@contextmanager
+def other_roundings(seed: int) -> Iterator[None]:
+    """PyTorch with every product of a layer off by what another order of its sums may change: a
+    saturated activation, or one of a difference of large numbers, has no scale that says it."""
+    rng, exact = np.random.default_rng(seed), nn.functional.linear
+
+    def noisy(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        out = exact(x, weight, bias)
+        with torch.no_grad():
+            own = None if bias is None else bias.abs()
+            sums = exact(x.abs(), weight.abs(), own)
+            sums_in = max(torch.finfo(out.dtype).bits, 32)
+            unit = torch.finfo(torch.float64 if sums_in == 64 else torch.float32).eps
+            size = sums * unit + out.abs() * torch.finfo(out.dtype).eps
+            drawn = torch.as_tensor(rng.uniform(-1, 1, tuple(out.shape)), device=out.device)
+        return out + drawn.to(out.dtype) * size.to(out.dtype)
+
+    with mock.patch.object(nn.functional, "linear", noisy):
+        yield
+
+
+def _twins() -> Sequence[World]:
+    names = _names(THEIRS, torch.optim, _same_module, False)
+    noisy = [functools.partial(other_roundings, seed) for seed in range(4)]
+    return [
+        EXACT,
+        *(World(f"twin {n}", names, functools.partial(fresh, one)) for n, one in enumerate(noisy)),
+    ]
+
+
 OURS = SimpleNamespace(
     cross_entropy=gt.cross_entropy, linear_cross_entropy=gt.linear_cross_entropy,
     CrossEntropyLoss=gt.CrossEntropyLoss,
@@ -92,7 +123,9 @@ def _same_module(module: Any) -> Any:
 
 
 WORLD_OF_PYTORCH = World("PyTorch", _names(THEIRS, torch.optim, _same_module, False), fresh)
-EXACT = World("PyTorch in float64", _names(THEIRS, torch.optim, _same_module, True), fresh)
+EXACT = World(
+    "PyTorch in float64", _names(THEIRS, torch.optim, _same_module, True), fresh, wider=True
+)
 DIRECT = World("gpubackprop", _names(OURS, gt, lambda m: gt.convert(m).module, False), fresh)
 
 
@@ -200,11 +233,12 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
         scale = max(scale, 0.25)
     if there.dtype == np.float64:  # the twin is PyTorch itself, and has its very roundings
         scale = 1.0
-    here, there, exact = (
-        np.append(array, array.dtype.type(scale)) for array in (here, there, twins[0])
+    here, there, exact, *others = (
+        np.append(array, array.dtype.type(scale)) for array in (here, there, *twins)
     )
     dtype = min(there.dtype, here.dtype, key=lambda d: d.itemsize)  # the loss has the logits' type
     ours, theirs = (_apart(array, exact, dtype) for array in (here, there))
+    theirs = max(theirs, *(_apart(array, exact, dtype) for array in others), 0.0)
     least = _least(dtype, "\n".join(lines), theirs)
     if ours <= CHANCE * max(theirs, least) and (
         ours < np.inf or _apart(here, there, there.dtype) < np.inf
@@ -251,7 +285,7 @@ def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
 def _fuzzer(name: str, call: str, ours: World, table: Sequence[known.Known]) -> Fuzzer:
     return Fuzzer(
         name, call, ["import copy, pickle, torch", "from torch import nn, float64, float32, float16, bfloat16"],
-        pytorch_lines.program, WORLD_OF_PYTORCH, ours, lambda: [EXACT], _describe, same,
+        pytorch_lines.program, WORLD_OF_PYTORCH, ours, _twins, _describe, same,
         lambda lines, found: known.reason(table, lines, found), frozenset({"dtype", "torch", "nn", "F", "optim", "copy", "pickle"}),
     )  # fmt: skip
 
