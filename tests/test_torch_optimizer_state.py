@@ -365,6 +365,20 @@ def test_a_group_that_lacks_a_setting_raises_before_state_is_made():
         assert not adam.state
 
 
+@pytest.mark.parametrize("cast", [torch.float16, torch.float32], ids=str)
+def test_an_old_gradient_and_state_of_its_type_update_a_parameter_that_was_cast(cast, path: Path):  # noqa: F811
+    parameters = []
+    with path():
+        for module in MODULES:
+            p, optimizer = made(module, ("Adam", {"lr": 0.1}), path.device)
+            step(p, optimizer, 1)
+            p.data = p.data.to(cast)
+            optimizer.step()
+            parameters.append(p)
+    unit = torch.finfo(cast).eps
+    torch.testing.assert_close(*parameters, rtol=unit, atol=unit)
+
+
 def test_parameters_listed_twice_or_sharing_memory_or_counts_are_updated_in_turn(path: Path):  # noqa: F811
     """As PyTorch's loop does; on a GPU one launch would let threads race for them."""
     found = []

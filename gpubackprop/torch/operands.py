@@ -180,7 +180,8 @@ def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torc
 
     Parameters
     ----------
-    slot_types : what slots may have besides the type of p and its compute dtype; None: any float.
+    slot_types : what slots may have besides the types of p and g and p's compute dtype; None: any
+        float.
 
     Raises
     ------
@@ -196,7 +197,7 @@ def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torc
         if slot.shape != p.shape or slot.device != p.device:
             raise _misfit(p, slot)
         if slot.dtype != wanted:
-            known = bridge.FLOATS if slot_types is None else (p.dtype, *slot_types)
+            known = bridge.FLOATS if slot_types is None else (p.dtype, g.dtype, *slot_types)
             if slot.dtype not in known:
                 raise _misfit(p, slot)
             if slot.dtype == torch.float64:
