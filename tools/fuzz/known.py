@@ -206,6 +206,19 @@ OPTIMIZERS = (
         detail=r"there 'torch\.b?float16'\nhere 'torch\.float32'",
     ),
     Known(
+        "16-bit parameters keep float32 state",
+        line=r"\.get\('exp_avg'",
+        place=r"^value\.dtype$",
+        detail=r"there 'torch\.b?float16'\nhere 'torch\.float32'",
+    ),
+    Known(
+        "16-bit parameters keep float32 state, which serves any type of 16 bits",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="there RuntimeError.*(Half.*BFloat16|BFloat16.*Half)",
+    ),
+    Known(
         "16-bit parameters keep float32 state, so that a loaded one is a copy",
         place=rf"^(there|other|opt)\['state'\].*{STATE}$",
         detail="dtype=b?float16",
