@@ -212,11 +212,12 @@ OPTIMIZERS = (
         detail=r"there 'torch\.b?float16'\nhere 'torch\.float32'",
     ),
     Known(
-        "16-bit parameters keep float32 state, which serves any type of 16 bits",
+        "16-bit parameters keep float32 state, which serves float32 and any type of 16 bits",
         line=r"step\(",
         place="^error$",
         kind="RuntimeError there, NoneType here",
-        detail="there RuntimeError.*(Half.*BFloat16|BFloat16.*Half)",
+        detail=r"there RuntimeError.'expected dtype (float|c10::(BFloat16|Half)) for `end` but got "
+        r"dtype (float|c10::(BFloat16|Half))'",
     ),
     Known(
         "16-bit parameters keep float32 state, so that a loaded one is a copy",

@@ -237,7 +237,12 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
         np.append(array, array.dtype.type(scale)) for array in (here, there, *twins)
     )
     dtype = min(there.dtype, here.dtype, key=lambda d: d.itemsize)  # the loss has the logits' type
-    ours, theirs = (_apart(array, exact, dtype) for array in (here, there))
+    with np.errstate(over="ignore"):  # where the type ends, infinity is the right result
+        rounded = exact.astype(dtype).astype(exact.dtype)
+    ends = np.where(np.isinf(rounded), rounded, exact)
+    ours, theirs = (
+        min(_apart(array, oracle, dtype) for oracle in (exact, ends)) for array in (here, there)
+    )
     theirs = max(theirs, *(_apart(array, exact, dtype) for array in others), 0.0)
     least = _least(dtype, "\n".join(lines), theirs)
     if ours <= CHANCE * max(theirs, least) and (
