@@ -1,7 +1,8 @@
 """python -m benchmarks.profile_step: which calls the time of a NumPy training step goes to.
 
-A step is a tape of NumPy calls; each is a line of this profile. Calls are timed by the processor
-time of this thread, with one BLAS thread, so that what else the machine does matters little.
+A step is a list of recorded NumPy calls; each is a line of this profile. Calls are timed by the
+processor time of this thread, with one BLAS thread, so that what else the machine does matters
+little.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 import threadpoolctl
 
 from gpubackprop.backends.numpy import set_num_threads
-from gpubackprop.backends.numpy.tape import Tape
+from gpubackprop.backends.numpy.recorded_calls import RecordedCalls
 from gpubackprop.bench.ours import setup
 from gpubackprop.bench.places import Place
 from gpubackprop.bench.shapes import NETWORKS, Case
 
 
 class Profile:
-    """Stands in for `Tape.run`: nanoseconds of each call, added up over the steps."""
+    """Stands in for `RecordedCalls.run`: nanoseconds of each call, added up over the steps."""
 
     def __init__(self) -> None:
         self.clear()
@@ -30,8 +31,8 @@ class Profile:
         self.spent: dict[tuple[str, str], int] = defaultdict(int)
         self.calls: dict[tuple[str, str], int] = defaultdict(int)
 
-    def run(self, tape: Tape) -> None:
-        for function, args in tape.calls:
+    def run(self, recorded: RecordedCalls) -> None:
+        for function, args in recorded.calls:
             start = time.thread_time_ns()
             function(*args)
             taken = time.thread_time_ns() - start
@@ -65,10 +66,10 @@ def _shapes(args: tuple[Any, ...]) -> str:
 
 def profile(case: Case, passes: int) -> tuple[Profile, int]:
     """The profile of that training step, and how many steps went into it."""
-    found, original = Profile(), Tape.run
+    found, original = Profile(), RecordedCalls.run
     set_num_threads(1)
     with threadpoolctl.threadpool_limits(1):
-        Tape.run = lambda self: found.run(self)  # type: ignore[method-assign]  # plans keep it
+        RecordedCalls.run = lambda self: found.run(self)  # type: ignore[method-assign]  # plans keep it
         try:
             work = setup(case, Place(), "numpy")
             work.outputs()
@@ -76,7 +77,7 @@ def profile(case: Case, passes: int) -> tuple[Profile, int]:
             for _ in range(passes):
                 work.run()
         finally:
-            Tape.run = original  # type: ignore[method-assign]
+            RecordedCalls.run = original  # type: ignore[method-assign]
     return found, passes * work.units
 
 

@@ -37,7 +37,7 @@ class Storage:
     epsilon: float
 
     @property
-    def narrow(self) -> bool:
+    def sixteen_bit(self) -> bool:
         """Whether it is narrower than what is computed in."""
         return self.name != self.compute
 
@@ -68,8 +68,8 @@ STORAGES: dict[str, Storage] = {
         Storage("bfloat16", "bf16", 2, "float32", "bfloat16", 14, 2.0**-7),
     )
 }
-NARROW = tuple(name for name, row in STORAGES.items() if row.narrow)
-COMPUTE = tuple(name for name, row in STORAGES.items() if not row.narrow)
+SIXTEEN_BIT = tuple(name for name, row in STORAGES.items() if row.sixteen_bit)
+COMPUTE = tuple(name for name, row in STORAGES.items() if not row.sixteen_bit)
 # Integers that kernels read, beside the storage dtypes: name, suffix.
 INTEGERS = {"int64": "i64", "int32": "i32", "uint8": "u8"}
 SUFFIXES = {name: row.suffix for name, row in STORAGES.items()} | INTEGERS

@@ -29,7 +29,7 @@ __device__ __forceinline__ void times_slope(
         if (Act::STOPS && slope == C(0)) d = C(0);
         d = dropped<Drop>(d, factor[e]);
         sum[e] += d;
-        g.v[e] = narrow<T>(d);
+        g.v[e] = to_storage<T>(d);
     }
 }
 

@@ -37,8 +37,8 @@ __device__ __forceinline__ void bias_and_value(
 #pragma unroll
     for (int e = 0; e < E; ++e) {
         C x = widen(product.v[e]) + bias[e], value = Act::value(x, k);
-        kept.v[e] = narrow<T>(Drop::ON && !Act::SAVES_A ? value : x);
-        h.v[e] = narrow<T>(dropped<Drop>(value, factor[e]));
+        kept.v[e] = to_storage<T>(Drop::ON && !Act::SAVES_A ? value : x);
+        h.v[e] = to_storage<T>(dropped<Drop>(value, factor[e]));
     }
 }
 

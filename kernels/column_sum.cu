@@ -75,7 +75,7 @@ __device__ __forceinline__ void column_sum_finish(
     C sum = sums[threadIdx.x];
     if (divisor != nullptr && *divisor == C(0)) sum = empty_is_zero ? C(0) : not_a_number<C>();
     else if (divisor != nullptr) sum /= *divisor;
-    out[column] = narrow<T>(sum);
+    out[column] = to_storage<T>(sum);
 }
 
 #define ENTRY_(stage, T)                                                                      \

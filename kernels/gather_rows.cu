@@ -26,7 +26,7 @@ __device__ __forceinline__ void gather_rows(
             Pack<S, E> in = load_part<S, E>(in_row + j, lo, hi);
             Pack<D, E> result;
 #pragma unroll
-            for (int e = 0; e < E; ++e) result.v[e] = narrow<D>(widen(in.v[e]));
+            for (int e = 0; e < E; ++e) result.v[e] = to_storage<D>(widen(in.v[e]));
             store_part(out_row + j, result, lo, hi);
         }
     }

@@ -23,7 +23,7 @@ __device__ __forceinline__ void pointwise_loss(
             for (int64 k = threadIdx.x; k < cols; k += blockDim.x) {
                 C x = widen(a[row * stride_a + k]), t = targets[row * stride_targets + k], d;
                 loss += Loss::value_and_delta(x, t, d, parameter);
-                if (delta != nullptr) delta[row * stride_delta + k] = narrow<T>(d * factor);
+                if (delta != nullptr) delta[row * stride_delta + k] = to_storage<T>(d * factor);
                 if ((x > C(0)) != (t > C(0.5))) wrong = C(1);
             }
         }

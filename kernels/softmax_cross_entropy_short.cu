@@ -115,7 +115,7 @@ template <class T, bool GENERAL> struct ShortRow {
     __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
         C share = x.to(outcome.origin) * outcome.share;
         if (target.ignored) {
-            for (int k = lane; k < cols; k += lanes) z[k] = narrow<T>(C(0));
+            for (int k = lane; k < cols; k += lanes) z[k] = to_storage<T>(C(0));
         } else if constexpr (GENERAL) {
             C log_sum = p.log_output ? ::log(outcome.all.sum) : C(0);
             C inverse = C(1) / p.soft_cap;
@@ -123,14 +123,14 @@ template <class T, bool GENERAL> struct ShortRow {
                 C value = logit(k);
                 C d = ::fma(x.of(value), share, -tau(k) * target.factor);
                 if (p.soft_cap != C(0)) d *= cap_slope(value, inverse);
-                z[k] = narrow<T>(p.log_output ? value - outcome.origin - log_sum : d);
+                z[k] = to_storage<T>(p.log_output ? value - outcome.origin - log_sum : d);
             }
         } else {
             C uniform = p.uniform * target.factor;
 #pragma unroll
             for (int j = 0; j < SHORT_VALUES; ++j) {
                 int k = lane + j * lanes;
-                if (k < cols) z[k] = narrow<T>(::fma(v[j], share, -uniform));
+                if (k < cols) z[k] = to_storage<T>(::fma(v[j], share, -uniform));
             }
         }
     }

@@ -22,25 +22,25 @@ using namespace updates;
 // x rounded to T with probabilities in proportion to the distances: up where the random bits exceed
 // what is cut off. Exact values stay; infinities and NaN take the rounding to nearest.
 template <class T> __device__ __forceinline__ T round_stochastic(float x, uint32) {
-    return narrow<T>(x);
+    return to_storage<T>(x);
 }
 template <> __device__ __forceinline__ bfloat16 round_stochastic<bfloat16>(float x, uint32 word) {
-    if (!is_finite(x)) return narrow<bfloat16>(x);
+    if (!is_finite(x)) return to_storage<bfloat16>(x);
     return {(unsigned short)((ptx::bits_of(x) + (word & 0xffffu)) >> 16)};
 }
 template <> __device__ __forceinline__ float16 round_stochastic<float16>(float x, uint32 word) {
     // Below 2^-14 the spacing is 2^-24, above it 2^-10 of the leading power: the words' 13 bits there.
     constexpr float smallest_normal = 6.103515625e-5f;
-    if (!(::fabs(x) < 65504.f)) return narrow<float16>(x);
+    if (!(::fabs(x) < 65504.f)) return to_storage<float16>(x);
     if (::fabs(x) < smallest_normal) {
         constexpr float unit = 5.9604644775390625e-8f;
         float count = x / unit, whole = ::floor(count);
-        return narrow<float16>((whole + (float(word >> 8) * unit < count - whole ? 1.f : 0.f)) * unit);
+        return to_storage<float16>((whole + (float(word >> 8) * unit < count - whole ? 1.f : 0.f)) * unit);
     }
-    return narrow<float16>(ptx::float_of((ptx::bits_of(x) + (word & 0x1fffu)) & ~0x1fffu));
+    return to_storage<float16>(ptx::float_of((ptx::bits_of(x) + (word & 0x1fffu)) & ~0x1fffu));
 }
 template <class T> __device__ __forceinline__ T round_stochastic(double x, uint32) {
-    return narrow<T>(x);
+    return to_storage<T>(x);
 }
 
 template <class Rule, class P, class G, class N>
@@ -64,7 +64,7 @@ __device__ __forceinline__ void update(
         Pack<C, E> slots[MOST_SLOTS] = {};
 #pragma unroll
         for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = load_part<C, E>(states[n] + i, lo, hi);
-        Pack<N, E> narrowed{};
+        Pack<N, E> rounded_copy{};
         uint32 words[E] = {};
         if (random != nullptr) random_words<E>(i, offset, seed, words);
 #pragma unroll
@@ -77,13 +77,13 @@ __device__ __forceinline__ void update(
             C state[MOST_SLOTS] = {slots[0].v[e], slots[1].v[e], slots[2].v[e]};
             x = Rule::apply(x, y, state, c);
             slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
-            weights.v[e] = random == nullptr ? narrow<P>(x) : round_stochastic<P>(x, words[e]);
-            narrowed.v[e] = random == nullptr ? narrow<N>(x) : round_stochastic<N>(x, words[e]);
+            weights.v[e] = random == nullptr ? to_storage<P>(x) : round_stochastic<P>(x, words[e]);
+            rounded_copy.v[e] = random == nullptr ? to_storage<N>(x) : round_stochastic<N>(x, words[e]);
         }
         store_part(p + i, weights, lo, hi);
 #pragma unroll
         for (int n = 0; n < Rule::SLOTS; ++n) store_part(states[n] + i, slots[n], lo, hi);
-        if (copy != nullptr) store_part(copy + i, narrowed, lo, hi);
+        if (copy != nullptr) store_part(copy + i, rounded_copy, lo, hi);
     }
 }
 

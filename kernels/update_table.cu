@@ -99,7 +99,7 @@ __device__ __forceinline__ void update_table(
             if (Rule::DECOUPLED) x *= decay;
             else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
             C state[MOST_SLOTS] = {slots[0].v[e], slots[1].v[e], slots[2].v[e]};
-            weights.v[e] = narrow<T>(Rule::apply(x, y, state, c));
+            weights.v[e] = to_storage<T>(Rule::apply(x, y, state, c));
             slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
         }
         store_part(p + i, weights, lo, hi);

@@ -14,7 +14,7 @@ import torch
 
 from gpubackprop import MLP, Model, Trainer, ops, optimizers
 from gpubackprop.backends import NumpyBackend, Total, devices
-from gpubackprop.backends.numpy.tape import get_num_threads, set_num_threads
+from gpubackprop.backends.numpy.recorded_calls import get_num_threads, set_num_threads
 from gpubackprop.errors import GpubackpropError, ModelFileError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Dropout
 from gpubackprop.formulas.dropout import Philox, random_state

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gpubackprop import dtypes
-from gpubackprop.dtypes import BY_SUFFIX, BYTES, INTEGERS, NARROW, STORAGES, SUFFIXES
+from gpubackprop.dtypes import BY_SUFFIX, BYTES, INTEGERS, SIXTEEN_BIT, STORAGES, SUFFIXES
 from gpubackprop.errors import MissingDependencyError
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def test_a_row_says_what_numpy_ml_dtypes_and_pytorch_say(row):
     assert numpys.itemsize == theirs.itemsize == row.bytes == BYTES[row.suffix]
     assert row.epsilon == float(ml_dtypes.finfo(numpys).eps) == torch.finfo(theirs).eps
     assert row.compute == ("float64" if row.bytes == 8 else "float32")
-    assert row.narrow == (row.bytes == 2) == (row.name in NARROW)
+    assert row.sixteen_bit == (row.bytes == 2) == (row.name in SIXTEEN_BIT)
 
 
 @EACH

@@ -68,7 +68,7 @@ def test_a_pack_is_rounded_to_nearest_even(dtype):
     x[:2] = 1 + 2.0**-11, 1 + 3 * 2.0**-8  # ties of float16 and of bfloat16
     for shift in (0, 1):
         rounded = Guarded().empty((elements,), kind, shift=shift)
-        run(f"probe_narrow_{dtype}", x, rounded)
+        run(f"probe_to_storage_{dtype}", x, rounded)
         assert rounded.tobytes() == x.astype(kind).tobytes()
 
 
@@ -87,7 +87,7 @@ def test_packs_and_groups_pass_the_address_sanitizer():
             for lo, hi in parts
         ]  # fmt: skip
         wide_x = np.ones(elements, compute_dtype(kind))
-        launches.append(Launch(PROBES, f"probe_narrow_{dtype}", (1,), (1,), (wide_x, x)))
+        launches.append(Launch(PROBES, f"probe_to_storage_{dtype}", (1,), (1,), (wide_x, x)))
     groups = tuple(np.ones((2, 1, 64), np.float32) for _ in range(3))
     launches.append(Launch(PROBES, "probe_groups", (1,), (64,), groups))
     assert run_sanitized(launches, "address") == ""

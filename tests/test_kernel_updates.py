@@ -220,7 +220,7 @@ def test_stochastic_rounding_is_the_numpy_backends_bit_for_bit(copy, random):
     p[2] = 3 * 2.0**-24
     out, wanted = np.empty(len(p), DTYPES[copy]), np.empty(len(p), DTYPES[copy])
     c = coefficients("gradient_descent", np.dtype(np.float32))
-    NumpyBackend().narrow(p, wanted, state)
+    NumpyBackend().round_to_storage(p, wanted, state)
     Verbs().update(
         "gradient_descent", f"f32_f32_{copy}", p, np.zeros_like(p), (), c, out, random=state
     )

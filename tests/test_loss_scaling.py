@@ -47,7 +47,7 @@ def state(step: TrainStep) -> np.ndarray:
 
 def everything(step: TrainStep) -> list[np.ndarray]:
     to_host = step.network.backend.to_host
-    arrays = [step.network.parameters, *step.slots, step.narrow]
+    arrays = [step.network.parameters, *step.slots, step.half_copy]
     return [to_host(array).copy() for array in arrays]
 
 

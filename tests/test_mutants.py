@@ -43,7 +43,7 @@ def test_one_place_of_one_line_is_changed():
         ("ptx::copy_async_wait<0>();", "barrier", ";"),
         ("int lane = threadIdx.x % 32;", "lane", "int lane = threadIdx.x % 16;"),
         ("out[i] = weight;", "store", ";"),
-        ("if (copy != nullptr) store_part(copy + i, narrowed, lo, hi);", "store",
+        ("if (copy != nullptr) store_part(copy + i, rounded_copy, lo, hi);", "store",
          "if (copy != nullptr) ;"),
     ],
 )  # fmt: skip

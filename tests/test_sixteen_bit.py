@@ -182,7 +182,7 @@ def test_training_on_the_gpu_is_near_that_of_the_cpu(precision, options, cuda):
         trainer.fit(x, targets, epochs=3, validation=np.arange(6), restore_best=False)
         step, to_host = trainer._step, trainer.network.backend.to_host
         assert isinstance(step, TrainStep)
-        parameters, copy = to_host(trainer.network.parameters), to_host(step.narrow)
+        parameters, copy = to_host(trainer.network.parameters), to_host(step.half_copy)
         if "stochastic_rounding" not in options:
             assert np.array_equal(copy, parameters.astype(KINDS[precision]))
         found.append((parameters, trainer.history.rows[-1]["val_loss"]))

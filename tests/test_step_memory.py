@@ -12,7 +12,7 @@ import pytest
 
 from gpubackprop.backends.numpy import blocks
 from gpubackprop.backends.numpy.blocks import aligned_empty
-from gpubackprop.backends.numpy.tape import get_num_threads, set_num_threads
+from gpubackprop.backends.numpy.recorded_calls import get_num_threads, set_num_threads
 from gpubackprop.data import Standardizer
 from gpubackprop.losses import Loss, SoftmaxCrossEntropy, loss
 from gpubackprop.network import MLP

@@ -13,7 +13,7 @@ import torch
 
 from gpubackprop.backends import NumpyBackend, Total
 from gpubackprop.backends.numpy import blocks
-from gpubackprop.backends.numpy.tape import get_num_threads, set_num_threads
+from gpubackprop.backends.numpy.recorded_calls import get_num_threads, set_num_threads
 from gpubackprop.data import Standardizer
 from gpubackprop.losses import Loss, SoftmaxCrossEntropy, SquaredError, loss
 from gpubackprop.optimizers import (

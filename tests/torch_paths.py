@@ -22,7 +22,7 @@ class EmulatedBridge(bridge.CudaBridge):
     """`CudaBridge` for memory of the host: all but pointers and streams is its code."""
 
     @contextmanager
-    def verbs(self, like: torch.Tensor) -> Iterator[Any]:
+    def backend_of(self, like: torch.Tensor) -> Iterator[Any]:
         yield self.backend(0, 0, self.capturing())
 
     def array(self, tensor: torch.Tensor | None) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.dtypes import BY_SUFFIX, BYTES, NARROW, STORAGES, SUFFIXES
+from gpubackprop.dtypes import BY_SUFFIX, BYTES, SIXTEEN_BIT, STORAGES, SUFFIXES
 from gpubackprop.dtypes import COMPUTE as COMPUTE_NAMES
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
@@ -38,7 +38,7 @@ WIDE_ROW = 1024  # elements from which a row gets a block and not a warp
 
 FLOATS = tuple(BY_SUFFIX)
 COMPUTE = tuple(STORAGES[name].suffix for name in COMPUTE_NAMES)
-_NARROW = tuple(STORAGES[name].suffix for name in NARROW)
+_SIXTEEN_BIT = tuple(STORAGES[name].suffix for name in SIXTEEN_BIT)
 
 
 @dataclass(frozen=True)
@@ -310,12 +310,13 @@ SOFTMAX_FORMS = tuple(
     for form in ("rows", "cluster2", "cluster4", "cluster8", "parts", "finish")
     for kind in ("labels", "general")
 )
-# Parameters, gradient and narrow copy of an update; of two, the second stands for both the latter.
+# Dtypes of the parameters, the gradient and the 16-bit copy of an update. In a name of two parts
+# the second part is the type of gradient and copy.
 UPDATE_STORAGE = (
     *COMPUTE,
-    *(f"f32_{narrow}" for narrow in _NARROW),
-    *(f"f32_f32_{narrow}" for narrow in _NARROW),
-    *_NARROW,
+    *(f"f32_{short}" for short in _SIXTEEN_BIT),
+    *(f"f32_f32_{short}" for short in _SIXTEEN_BIT),
+    *_SIXTEEN_BIT,
 )
 # Elements of a chunk of update_table.cu, four packs for each thread: tensors of a few thousand
 # elements, of which models have many, are then one block each.
@@ -346,7 +347,7 @@ _GATHER_PAIRS = (
 )  # fmt: skip
 _DROPOUT = (("ONLY_DROPOUT", "1"),)
 # Of a layer and of its product; of one, it stands for both.
-LAYER_STORAGE = (*FLOATS, *(f"{narrow}_f32" for narrow in _NARROW))
+LAYER_STORAGE = (*FLOATS, *(f"{short}_f32" for short in _SIXTEEN_BIT))
 
 KERNELS: dict[str, Kernel] = {
     "affine_epilogue": Kernel("affine_epilogue.cu", _strip, tuple(ACTIVATIONS), LAYER_STORAGE),

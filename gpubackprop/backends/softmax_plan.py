@@ -28,7 +28,7 @@ from gpubackprop.dtypes import BY_SUFFIX, BYTES
 from gpubackprop.errors import OptionError
 
 # Of a row in a thread's registers, in the labels form (kernels/include/row_packs.cuh).
-HELD_BYTES = {suffix: 32 if row.narrow else 64 for suffix, row in BY_SUFFIX.items()}
+HELD_BYTES = {suffix: 32 if row.sixteen_bit else 64 for suffix, row in BY_SUFFIX.items()}
 GROUP_THREADS = 256  # of a block on one row, and of a block of warps
 SHORT_THREADS, SHORT_VALUES = 128, 8  # of softmax_cross_entropy_short.cu
 SHORT_COLUMNS = 32 * SHORT_VALUES

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubackprop.backends import UpdateRule
+from gpubackprop.backends import Backend, UpdateRule
 from gpubackprop.bench.losses import PointwiseLoss, SoftmaxCrossEntropy
 from gpubackprop.bench.problems import (
     Array,
@@ -79,9 +79,9 @@ class ActivationForward(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"h": (case.shape, storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act = ACTIVATIONS[case.variant]
-        return lambda verbs: verbs.activation_forward(arrays["a"], act, arrays["h"])
+        return lambda recorder: recorder.activation_forward(arrays["a"], act, arrays["h"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"h": value(xp, case.variant, arrays["a"])}
@@ -112,9 +112,9 @@ class ActivationBackward(Problem):
         dtype = storage(case)
         return {"delta": (case.shape, dtype), "grad_b": (case.shape[1:], dtype)}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act = ACTIVATIONS[case.variant]
-        return lambda verbs: verbs.activation_backward(
+        return lambda recorder: recorder.activation_backward(
             arrays["grad_h"], arrays["saved"], act, arrays["delta"], arrays["grad_b"]
         )
 
@@ -144,8 +144,8 @@ class ColumnSum(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape[1:], storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
-        return lambda verbs: verbs.column_sum(arrays["x"], arrays["out"])
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
+        return lambda recorder: recorder.column_sum(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"out": arrays["x"].sum(axis=0)}
@@ -175,8 +175,8 @@ class SumOfSquares(Problem):
     def check(self, case: Case, found: Arrays) -> tuple[float, float]:
         return super().check(case, {"out": np.asarray(found["out"]).astype(compute(case))})
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
-        return lambda verbs: verbs.sum_of_squares(arrays["x"], arrays["out"])
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
+        return lambda recorder: recorder.sum_of_squares(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"out": (arrays["x"] * arrays["x"]).sum()}
@@ -205,8 +205,8 @@ class GatherRows(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape, storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
-        return lambda verbs: verbs.gather_rows(arrays["x"], arrays["rows"], arrays["out"])
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
+        return lambda recorder: recorder.gather_rows(arrays["x"], arrays["rows"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         return {"out": arrays["x"][arrays["rows"]]}
@@ -240,13 +240,13 @@ class OptimizerUpdate(Problem):
         shape = (count(case),)
         return {f"slot{i}": (shape, storage(case)) for i in range(len(self.formula(case).slots))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         formula = self.formula(case)
         slots = tuple(arrays[f"slot{i}"] for i in range(len(formula.slots)))
         rule = UpdateRule(formula, formula.hyperparameters, LEARNING_RATE)
-        updater = backend.updater(backend, rule, arrays["p"], arrays["g"], slots)
+        updater = backend.updater(rule, arrays["p"], arrays["g"], slots)
         updater.set(LEARNING_RATE, 1)
-        return lambda verbs: updater.emit(verbs)
+        return lambda recorder: updater.emit(recorder)
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         p, g = arrays["p"], arrays["g"]
@@ -300,13 +300,13 @@ class AffineLayer(Problem):
             "grad_x": ((rows, inner), dtype),
         }  # fmt: skip
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act, a = ACTIVATIONS[case.variant], arrays
 
-        def emit(verbs: Any) -> None:
-            verbs.affine_forward(a["x"], a["W"], a["b"], act, a["h"], a["h"])
-            verbs.activation_backward(a["grad_h"], a["h"], act, a["delta"], a["grad_b"])
-            verbs.affine_backward(a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"])
+        def emit(recorder: Backend) -> None:
+            recorder.affine_forward(a["x"], a["W"], a["b"], act, a["h"], a["h"])
+            recorder.activation_backward(a["grad_h"], a["h"], act, a["delta"], a["grad_b"])
+            recorder.affine_backward(a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"])
 
         return emit
 

@@ -1,4 +1,4 @@
-"""This library: the verbs of the NumPy backend, or of the CUDA backend with its raw kernels."""
+"""This library: operations of the NumPy backend, or of the CUDA backend with its raw kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from gpubackprop import backends, ops, optimizers
 from gpubackprop.backends import Total
+from gpubackprop.backends.cupy import Replay
 from gpubackprop.bench import problems
 from gpubackprop.bench.losses import entropy_options
 from gpubackprop.bench.places import CupyPlace, Place, Work
@@ -23,7 +24,7 @@ def place(device: str, contestant: str) -> Place:
 
 
 def setup(case: Case, where: Place, contestant: str) -> Work:
-    """The case's work on the device of `where`; a GPU's verbs singly, and as a plan."""
+    """The case's work on the device of `where`; a GPU's operations singly, and as a plan."""
     if case.op == "training_step":
         return training_step(case, where)
     if case.op == "transfer":
@@ -43,7 +44,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
 
     if where.device == "cpu":
         return Work(plan, outputs)
-    uncaptured = plan.uncaptured  # its calls are issued one by one then
+    uncaptured = plan.uncaptured if isinstance(plan, Replay) else ""  # issued one by one then
     return Work(lambda: emit(backend), outputs, replay=plan, uncaptured=uncaptured)
 
 

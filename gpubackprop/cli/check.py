@@ -1,7 +1,7 @@
 """``gpubackprop check``: analytic gradients against central differences, for all there is.
 
-With ``--device cuda`` first every verb of the GPU against the CPU (`gpubackprop.cli.parity`), then
-the gradients as the GPU computes them. Not measured on a GPU.
+With ``--device cuda`` first every operation of the GPU against the CPU (`gpubackprop.cli.parity`),
+then the gradients as the GPU computes them. Not measured on a GPU.
 """
 
 from __future__ import annotations

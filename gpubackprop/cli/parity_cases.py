@@ -1,4 +1,4 @@
-"""The calls that `gpubackprop.cli.parity` compares: every verb, with the options that it has."""
+"""The calls that `gpubackprop.cli.parity` compares: every operation with each of its options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions, NumpyBackend
+from gpubackprop.backends import Backend, LossOptions, NumpyBackend
 from gpubackprop.formulas import (
     ACTIVATIONS,
     OUTPUTS,
@@ -30,7 +30,7 @@ ELEMENTWISE, SUM = 4.0, 16.0
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a verb: ``emit(verbs, **arrays)``.
+    """One call of an operation: ``emit(backend, **arrays)``.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Case:
 
 
 def cases(short: bool = False, seed: int = 0) -> Iterator[Case]:
-    """Every verb; the short form has one shape and the options that matter most."""
+    """Every operation; the short form has one shape and the options that matter most."""
     rng = np.random.default_rng(seed)
     shapes = SHAPES[:1] if short else SHAPES
     for shape in shapes:
@@ -71,7 +71,7 @@ def _layer_cases(rng: np.random.Generator, shape: tuple[int, int]) -> Iterator[C
     for name, act in ACTIVATIONS.items():
         yield Case(
             "activation_forward", f"{name} {text}",
-            lambda verbs, a, h, act=act: verbs.activation_forward(a, act, h),
+            lambda backend, a, h, act=act: backend.activation_forward(a, act, h),
             {"a": 3 * rng.normal(size=shape)}, {"h": np.zeros(shape)}, frozenset(("a", "h")),
         )  # fmt: skip
         saved = 3 * rng.normal(size=shape)
@@ -79,7 +79,7 @@ def _layer_cases(rng: np.random.Generator, shape: tuple[int, int]) -> Iterator[C
             saved = _value(act, saved / 3)  # near 1, 1 - h^2 has no digits left in any dtype
         yield Case(
             "activation_backward", f"{name} {text}",
-            lambda verbs, grad_h, saved, delta, grad_b, act=act: verbs.activation_backward(
+            lambda backend, grad_h, saved, delta, grad_b, act=act: backend.activation_backward(
                 grad_h, saved, act, delta, grad_b
             ),
             {"grad_h": rng.normal(size=shape), "saved": saved},
@@ -89,14 +89,14 @@ def _layer_cases(rng: np.random.Generator, shape: tuple[int, int]) -> Iterator[C
     yield from _dropout_cases(rng, shape)
     yield Case(
         "affine_forward", f"relu {text}",
-        lambda verbs, x, W, b, a: verbs.affine_forward(x, W, b, ACTIVATIONS["relu"], a, a),
+        lambda backend, x, W, b, a: backend.affine_forward(x, W, b, ACTIVATIONS["relu"], a, a),
         {"x": rng.normal(size=(shape[0], 5)), "W": rng.normal(size=(shape[1], 5)),
          "b": rng.normal(size=shape[1])},
         {"a": np.zeros(shape)}, frozenset(("x", "W", "b", "a")), SUM,
     )  # fmt: skip
     yield Case(
         "affine_backward", text,
-        lambda verbs, delta, h, W, grad_W, grad_h: verbs.affine_backward(
+        lambda backend, delta, h, W, grad_W, grad_h: backend.affine_backward(
             delta, h, W, grad_W, grad_h
         ),
         {"delta": rng.normal(size=shape), "h": rng.normal(size=(shape[0], 5)),
@@ -112,13 +112,13 @@ def _dropout_cases(rng: np.random.Generator, shape: tuple[int, int]) -> Iterator
     element."""
     text, relu = f"dropout {shape[0]}x{shape[1]}", ACTIVATIONS["relu"]
 
-    def forward(verbs: Any, a: Any, h: Any) -> None:
-        state = verbs.asarray(random_state(5, 3))
-        verbs.activation_forward(a, relu, h, Dropout(0.3, 1, state))
+    def forward(backend: Backend, a: Any, h: Any) -> None:
+        state = backend.asarray(random_state(5, 3))
+        backend.activation_forward(a, relu, h, Dropout(0.3, 1, state))
 
-    def backward(verbs: Any, grad_h: Any, saved: Any, delta: Any, grad_b: Any) -> None:
-        state = verbs.asarray(random_state(5, 3))
-        verbs.activation_backward(grad_h, saved, relu, delta, grad_b, Dropout(0.3, 1, state))
+    def backward(backend: Backend, grad_h: Any, saved: Any, delta: Any, grad_b: Any) -> None:
+        state = backend.asarray(random_state(5, 3))
+        backend.activation_backward(grad_h, saved, relu, delta, grad_b, Dropout(0.3, 1, state))
 
     yield Case(
         "activation_forward", f"relu {text}", forward, {"a": rng.normal(size=shape)},
@@ -141,7 +141,7 @@ def _value(act: Any, a: Array) -> Array:
 def _column_sum(rng: np.random.Generator, shape: tuple[int, int]) -> Case:
     return Case(
         "column_sum", f"{shape[0]}x{shape[1]}",
-        lambda verbs, x, out: verbs.column_sum(x, out),
+        lambda backend, x, out: backend.column_sum(x, out),
         {"x": rng.normal(size=shape)}, {"out": np.zeros(shape[1])}, frozenset(("x", "out")), SUM,
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def _special_values() -> Iterator[Case]:
     for name, act in ACTIVATIONS.items():
         yield Case(
             "activation_forward", f"{name} special values",
-            lambda verbs, a, h, act=act: verbs.activation_forward(a, act, h),
+            lambda backend, a, h, act=act: backend.activation_forward(a, act, h),
             {"a": a}, {"h": np.zeros_like(a)}, frozenset(("a", "h")),
         )  # fmt: skip
 
@@ -223,11 +223,11 @@ def _pointwise_cases(rng: np.random.Generator, shape: tuple[int, int]) -> Iterat
             }
 
             def emit(
-                verbs: Any, a: Any, targets: Any, sample_weight: Any, formula: Any = formula,
+                backend: Backend, a: Any, targets: Any, sample_weight: Any, formula: Any = formula,
                 chosen: Any = chosen, **result: Any,
             ) -> None:  # fmt: skip
-                verbs.pointwise_loss(
-                    a, targets, formula, chosen, _scratch(verbs, result), sample_weight
+                backend.pointwise_loss(
+                    a, targets, formula, chosen, _scratch(backend, result), sample_weight
                 )
 
             yield Case(
@@ -244,16 +244,18 @@ def _outputs(shape: tuple[int, int], options: LossOptions) -> dict[str, Array]:
     return outputs
 
 
-def _scratch(verbs: Any, result: dict[str, Any]) -> dict[str, Any]:
+def _scratch(backend: Backend, result: dict[str, Any]) -> dict[str, Any]:
     """What a loss wants besides its outputs: working memory, and a loss that nobody reads."""
     rows, dtype = result["row_loss"].shape[0], result["row_loss"].dtype
-    extra = {"scale": verbs.empty(rows, dtype)}
-    return {"loss": verbs.empty((), dtype)} | extra | result
+    extra = {"scale": backend.empty(rows, dtype)}
+    return {"loss": backend.empty((), dtype)} | extra | result
 
 
 def _softmax(options: LossOptions) -> Emit:
-    def emit(verbs: Any, a: Any, targets: Any, sample_weight: Any = None, **result: Any) -> None:
-        verbs.softmax_cross_entropy(a, targets, options, _scratch(verbs, result), sample_weight)
+    def emit(
+        backend: Backend, a: Any, targets: Any, sample_weight: Any = None, **result: Any
+    ) -> None:
+        backend.softmax_cross_entropy(a, targets, options, _scratch(backend, result), sample_weight)
 
     return emit
 
@@ -268,10 +270,10 @@ def _update_cases(rng: np.random.Generator, count: int) -> Iterator[Case]:
                 numbers |= {"l2": (count // 2, np.array(0.3))}
 
             def emit(
-                verbs: Any, g: Any, p: Any, numbers: Any = numbers, formula: Any = formula,
+                backend: Backend, g: Any, p: Any, numbers: Any = numbers, formula: Any = formula,
                 **slots: Any,
             ) -> None:  # fmt: skip
-                verbs.update(p, g, tuple(slots[slot] for slot in formula.slots), formula, numbers)
+                backend.update(p, g, tuple(slots[slot] for slot in formula.slots), formula, numbers)
 
             slots = {slot: np.abs(rng.normal(size=count)) for slot in formula.slots}
             yield Case(
@@ -280,7 +282,7 @@ def _update_cases(rng: np.random.Generator, count: int) -> Iterator[Case]:
                 frozenset(("p", "g")), 2 * ELEMENTWISE,
             )  # fmt: skip
     yield Case(
-        "sum_of_squares", f"{count}", lambda verbs, x, out: verbs.sum_of_squares(x, out),
+        "sum_of_squares", f"{count}", lambda backend, x, out: backend.sum_of_squares(x, out),
         {"x": rng.normal(size=count)}, {"out": np.zeros(())}, frozenset(("x",)), SUM,
     )  # fmt: skip
 
@@ -291,13 +293,13 @@ def _row_cases(rng: np.random.Generator) -> Iterator[Case]:
         x = np.arange(60).reshape(12, 5) % 7
         yield Case(
             "gather_rows", f"from {source}",
-            lambda verbs, x, rows, out: verbs.gather_rows(x, rows, out),
+            lambda backend, x, rows, out: backend.gather_rows(x, rows, out),
             {"x": x.astype(np.uint8 if source == "uint8" else np.float64), "rows": rows},
             {"out": np.zeros((4, 5))}, frozenset(("x", "out")), 0.0,
         )  # fmt: skip
     for kind in OUTPUTS:
         yield Case(
-            "output", kind, lambda verbs, a, out, kind=kind: verbs.output(a, kind, out),
+            "output", kind, lambda backend, a, out, kind=kind: backend.output(a, kind, out),
             {"a": 3 * rng.normal(size=(6, 5))}, {"out": np.zeros((6, 5))},
             frozenset(("a", "out")), 2 * ELEMENTWISE,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Host memory and GPU memory behind one interface, so that an operation and its checks exist once.
 
-What differs: the host's verbs compute 16-bit types in float32 copies, and any strides will do; the
-GPU's kernels take 16-bit types as they are, but want the elements of a row side by side, and
+What differs: the host's operations compute 16-bit types in float32 copies, and any strides will do;
+the GPU's kernels take 16-bit types as they are, but want the elements of a row side by side, and
 looking at a value means to wait for the device.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, backend_of, on_gpu
+from gpubackprop.backends import backend_of, cuda_backend_of
+from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.errors import DeviceUnavailable, DtypeError
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -40,11 +41,11 @@ class HostMemory:
         return array
 
     def source(self, array: Array, dtype: Any) -> Array:
-        """`array` as a verb reads it, in its compute type `dtype`: itself, or a copy."""
+        """`array` as an operation reads it, in its compute type `dtype`: itself, or a copy."""
         return array if array.dtype is dtype else array.astype(dtype, copy=False)
 
     def target(self, out: Array, source: Array) -> Array:
-        """What a verb writes into for `out`: itself, or the memory of `source`, a copy then."""
+        """What an operation writes into for `out`: itself, or `source`, which is a copy then."""
         return out if out.dtype == source.dtype else source
 
     def widened(self, array: Array, dtype: Any) -> Array:
@@ -89,7 +90,7 @@ class GpuMemory:
     """CuPy arrays of one device. Nothing waits for it, except `values` where it is asked to."""
 
     def __init__(self, array: Array) -> None:
-        self.backend = backend_of(array)
+        self.backend = cuda_backend_of(array)
         self.xp: Any = self.backend.cupy
         self.array_type: type = self.xp.ndarray
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 from sklearn.metrics import r2_score
 
+from gpubackprop.backends import Backend
 from gpubackprop.network import MLP, PassBuffers, emit_forward
 from gpubackprop.sklearn.host import SparseBatch
 from gpubackprop.sklearn.objective import Objective
@@ -58,16 +58,16 @@ class HeldOut:
             self._record = self._passes.a[-1]
         self._replay = backend.plan(self._emit)
 
-    def _emit(self, verbs: Any) -> None:
+    def _emit(self, backend: Backend) -> None:
         x = self.rows.x
         if sparse.issparse(x):
             x = SparseBatch()
             x.matrix = self.rows.x
-        emit_forward(verbs, self.network, x, self._passes, self.network.W, self.network.b)
+        emit_forward(backend, self.network, x, self._passes, self.network.W, self.network.b)
         logits = self._passes.a[-1]
-        verbs.output(logits, self.objective.output, self._yhat)
+        backend.output(logits, self.objective.output, self._yhat)
         if not self._logits:
-            self.loss.emit(verbs, logits, self.rows.targets, self._result, None)
+            self.loss.emit(backend, logits, self.rows.targets, self._result, None)
 
     def evaluate(self) -> Scores:
         """Scores of the network's present parameters. Waits for the device."""

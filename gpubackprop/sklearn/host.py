@@ -1,4 +1,4 @@
-"""The CPU's verbs as these estimators use them: sparse rows, and fewer calls for small networks."""
+"""The NumPy backend for these estimators: sparse rows, fewer calls for small networks."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import Backend, LossOptions
 from gpubackprop.network import IDENTITY, MLP, PassBuffers, emit_backward, emit_forward
 from gpubackprop.sklearn.host import SparseBatch
 from gpubackprop.sklearn.objective import Objective
@@ -173,33 +173,33 @@ class Passes:
         if self.objective.records_logits:
             record = backend.empty((rows, self.objective.units), dtype)
         batch = Batch(x, targets, index, weights, record, lambda: None)
-        batch.replay = backend.plan(lambda verbs: self._emit(verbs, batch, passes, result))
+        batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch, passes, result))
         return batch
 
     def _emit(
-        self, verbs: Any, batch: Batch, passes: PassBuffers, result: dict[str, Array]
+        self, backend: Backend, batch: Batch, passes: PassBuffers, result: dict[str, Array]
     ) -> None:
         network = self.network
         if batch.index is not None:
-            verbs.gather_rows(self.data.x, batch.index, batch.x)
-            verbs.gather_rows(self.data.targets, batch.index, batch.targets)
-        emit_forward(verbs, network, batch.x, passes, network.W, network.b)
+            backend.gather_rows(self.data.x, batch.index, batch.x)
+            backend.gather_rows(self.data.targets, batch.index, batch.targets)
+        emit_forward(backend, network, batch.x, passes, network.W, network.b)
         logits = passes.a[-1]
         if self.objective.records_logits:
-            verbs.activation_forward(logits, IDENTITY, batch.record)
+            backend.activation_forward(logits, IDENTITY, batch.record)
         result = result | {"delta": passes.delta[-1]}
         if self.objective.out_activation == "softmax":  # without a sum that nobody reads
             share = 1.0 if self.weighted else 1.0 / len(batch.record)
-            verbs.softmax_cross_entropy(
+            backend.softmax_cross_entropy(
                 logits, batch.targets, ROW_LOSSES, result, batch.weights, share
             )
         else:
-            self.loss.emit(verbs, logits, batch.targets, result, batch.weights)
+            self.loss.emit(backend, logits, batch.targets, result, batch.weights)
         gradients = network.layout.views(self.gradient)
-        emit_backward(verbs, network, batch.x, passes, network.W, *gradients)
-        verbs.sum_of_squares(network.parameters[: network.layout.weights_end], self.squares)
+        emit_backward(backend, network, batch.x, passes, network.W, *gradients)
+        backend.sum_of_squares(network.parameters[: network.layout.weights_end], self.squares)
         if self.updater is not None:
-            self.updater.emit(verbs)
-        for view, narrow in self.rounded:
-            verbs.gather_rows(view, None, narrow)
-            verbs.gather_rows(narrow, None, view)
+            self.updater.emit(backend)
+        for view, stored in self.rounded:
+            backend.gather_rows(view, None, stored)
+            backend.gather_rows(stored, None, view)

@@ -1,9 +1,9 @@
 """Softmax cross entropy as custom operators of PyTorch, with their gradients.
 
 `softmax_cross_entropy` is the loss (and the gradient, where a CPU keeps it),
-`softmax_cross_entropy_backward` the gradient for an upstream one: both are the backend's verb. What
-is asked for rarely (second derivatives, gradients of probability targets) is composed of PyTorch's
-own operators in `composed`.
+`softmax_cross_entropy_backward` the gradient for an upstream one: both are the backend's operation.
+What is asked for rarely (second derivatives, gradients of probability targets) is composed of
+PyTorch's own operators in `composed`.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def run_verb(
     upstream: Tensor | None = None,
     chunk: tuple[int, int] | None = None,
 ) -> None:
-    """The backend's verb on tensors; loss () or (N,) as options.reduction says, delta may be the
-    logits, upstream () or (N,) of the compute dtype. `chunk`: its number and first row, where the
-    rows are but a part of those that the caller knows."""
+    """The backend's operation on tensors; loss () or (N,) as options.reduction says, delta may be
+    the logits, upstream () or (N,) of the compute dtype. `chunk`: its number and first row, where
+    the rows are but a part of those that the caller knows."""
     of = bridge.of(logits)
     if targets.dim() == 1:
         all_count = of.check_targets(targets, logits.shape[1], options.ignore_index)
@@ -144,11 +144,11 @@ def run_verb(
     else:
         kept["loss"] = loss
     targets = targets.contiguous() if targets.dim() == 1 else of.rows(targets)
-    with of.verbs(logits) as verbs:
+    with of.backend_of(logits) as backend:
         if chunk is not None:
-            of.report_rows_from(verbs, logits, *chunk)
+            of.report_rows_from(backend, logits, *chunk)
         result = {name: of.array(t) for name, t in kept.items() if t is not None}
-        verbs.softmax_cross_entropy(
+        backend.softmax_cross_entropy(
             of.array(of.rows(logits)),
             of.array(targets),
             options,

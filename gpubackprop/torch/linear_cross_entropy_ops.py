@@ -1,7 +1,7 @@
 """Cross entropy of an affine layer as custom operators of PyTorch: the logits never exist.
 
-Forward, for chunks of rows: z = x W^T + b, row losses and lse by the backend's verb. Backward, for
-chunks of classes, from lse:
+Forward, for chunks of rows: z = x W^T + b, row losses and lse by the backend's operation. Backward,
+for chunks of classes, from lse:
 
     delta = s_i (A exp(z - lse) / r - tau),  A = T + 2 z_loss lse,  r = sum_k exp(z_k - lse)
     grad_x += delta W;  grad_W[chunk] = delta^T x;  grad_b[chunk] = sum_i delta_i

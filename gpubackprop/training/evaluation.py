@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Total
+from gpubackprop.backends import Backend, Total
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.training.batches import Batches
@@ -37,11 +36,11 @@ class EvaluationStep(BatchStep):
             return self.figures(totals, totals[Total.LOSS] / self._weight)
         return self.figures(totals, 0.0 if self.loss.options.empty == "zero" else math.nan)
 
-    def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
-        self._emit_batch(verbs, buffers)
-        loss = self._emit_loss(verbs, buffers, self._summed, buffers.result)
+    def _emit(self, backend: Backend, buffers: BatchBuffers) -> None:
+        self._emit_batch(backend, buffers)
+        loss = self._emit_loss(backend, buffers, self._summed, buffers.result)
         rows = len(buffers.index)
-        verbs.accumulate(loss, rows, buffers.result.get("correct"), None, self.totals)
+        backend.accumulate(loss, rows, buffers.result.get("correct"), None, self.totals)
 
 
 def _total_weight(loss: Loss, data: Batches, units: int) -> float:

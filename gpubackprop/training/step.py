@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossScaling, Total, UpdateRule
+from gpubackprop.backends import Backend, LossScaling, Total, UpdateRule
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP, PassBuffers, emit_backward, emit_forward
@@ -77,7 +77,7 @@ class BatchBuffers:
         ):
             self.result["correct"] = backend.empty(rows, np.bool_)
 
-    def first_rows(self, rows: int, backend: Any) -> BatchBuffers:
+    def first_rows(self, rows: int, backend: Backend) -> BatchBuffers:
         """The same memory, seen as a smaller batch."""
         cut = object.__new__(BatchBuffers)
         for name in ("index", "x", "targets", "weights"):
@@ -173,22 +173,22 @@ class BatchStep:
         backend, buffers = self.network.backend, self.buffers
         if rows != self.batch_size:
             buffers = buffers.first_rows(rows, backend)
-        return buffers.index, backend.plan(lambda verbs: self._emit(verbs, buffers))
+        return buffers.index, backend.plan(lambda recorder: self._emit(recorder, buffers))
 
-    def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
+    def _emit(self, backend: Backend, buffers: BatchBuffers) -> None:
         raise NotImplementedError
 
-    def _emit_batch(self, verbs: Any, buffers: BatchBuffers) -> None:
+    def _emit_batch(self, backend: Backend, buffers: BatchBuffers) -> None:
         source = self.source
-        source.emit_inputs(verbs, buffers.index, buffers.raw, buffers.x)
-        verbs.gather_rows(source.targets, buffers.index, buffers.targets)
+        source.emit_inputs(backend, buffers.index, buffers.raw, buffers.x)
+        backend.gather_rows(source.targets, buffers.index, buffers.targets)
         if buffers.weights is not None:
-            verbs.gather_rows(source.sample_weight, buffers.index, buffers.weights)
-        emit_forward(verbs, self.network, buffers.x, buffers.passes, self.W, self.b)
+            backend.gather_rows(source.sample_weight, buffers.index, buffers.weights)
+        emit_forward(backend, self.network, buffers.x, buffers.passes, self.W, self.b)
 
     def _emit_loss(
         self,
-        verbs: Any,
+        backend: Backend,
         buffers: BatchBuffers,
         loss: Loss,
         result: dict[str, Array],
@@ -196,11 +196,11 @@ class BatchStep:
     ) -> Array:
         """Issue the loss; returns the 0-d array of the loss per row."""
         logits = buffers.passes.a[-1]
-        loss.emit(verbs, logits, buffers.targets, result, buffers.weights, upstream)
+        loss.emit(backend, logits, buffers.targets, result, buffers.weights, upstream)
         if loss.options.reduction != "sum":
             return result["loss"]
-        per_row = verbs.zeros((), self.network.dtype)
-        verbs.divide(result["loss"], float(len(buffers.index)), per_row)
+        per_row = backend.zeros((), self.network.dtype)
+        backend.divide(result["loss"], float(len(buffers.index)), per_row)
         return per_row
 
 
@@ -251,19 +251,19 @@ class TrainStep(BatchStep):
             regularization.l2, regularization.clip_norm, network.layout.weights_end,
             options.scaling, options.stochastic_rounding,
         )  # fmt: skip
-        self.narrow = backend.empty(size, network.precision) if network.narrow else None
+        self.half_copy = backend.empty(size, network.precision) if network.mixed_precision else None
         self.updater = backend.updater(
-            backend, rule, network.parameters, self.gradient, self.slots, random, self.narrow
+            rule, network.parameters, self.gradient, self.slots, random, self.half_copy
         )
-        if self.narrow is not None:
-            self.W, self.b = network.layout.views(self.narrow)
+        if self.half_copy is not None:
+            self.W, self.b = network.layout.views(self.half_copy)
         self.refresh()
 
     def refresh(self) -> None:
         """The weights in 16 bits, as the last update left them; again, where others write them."""
-        if self.narrow is not None:
+        if self.half_copy is not None:
             random = self.random if self.updater.rule.stochastic else None
-            self.network.backend.narrow(self.network.parameters, self.narrow, random)
+            self.network.backend.round_to_storage(self.network.parameters, self.half_copy, random)
 
     @property
     def formula(self) -> str:
@@ -310,6 +310,7 @@ class TrainStep(BatchStep):
         """Take over the state of a step of a network of the same layout and of the same formula;
         what either has no use for (of dropout, of loss scaling) stays as it is."""
         mine, backend = self.state(), self.network.backend
+        write: Callable[[Any, Any], None]
         if isinstance(other, TrainStep):
             theirs, write = other.state(), backend.copy
         else:
@@ -333,14 +334,14 @@ class TrainStep(BatchStep):
         rows = max(1.0, totals[Total.ROWS])
         return self.figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)
 
-    def _emit(self, verbs: Any, buffers: BatchBuffers) -> None:
+    def _emit(self, backend: Backend, buffers: BatchBuffers) -> None:
         network, passes, rows = self.network, buffers.passes, len(buffers.index)
         result = buffers.result | {"delta": passes.delta[-1]}
-        self._emit_batch(verbs, buffers)
+        self._emit_batch(backend, buffers)
         upstream = 1.0 if self.updater.upstream is None else self.updater.upstream
-        loss = self._emit_loss(verbs, buffers, self.loss, result, upstream)
+        loss = self._emit_loss(backend, buffers, self.loss, result, upstream)
         summed = self.loss.options.reduction == "sum"
-        penalty = self.updater.penalty(verbs, rows if summed else 1)
-        verbs.accumulate(loss, rows, result.get("correct"), penalty, self.totals)
-        emit_backward(verbs, network, buffers.x, passes, self.W, self.grad_W, self.grad_b)
-        self.updater.emit(verbs)
+        penalty = self.updater.penalty(backend, rows if summed else 1)
+        backend.accumulate(loss, rows, result.get("correct"), penalty, self.totals)
+        emit_backward(backend, network, buffers.x, passes, self.W, self.grad_W, self.grad_b)
+        self.updater.emit(backend)

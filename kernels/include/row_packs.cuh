@@ -98,7 +98,7 @@ template <class T, bool GENERAL> struct RowPacks {
             int from = lo(pack), to = pack < limit ? hi(pack) : 0;
 #pragma unroll
             for (int e = 0; e < E; ++e)
-                raw.pack.v[e] = e >= from && e < to ? z[pack * E + e] : narrow<T>(minus_infinity<C>());
+                raw.pack.v[e] = e >= from && e < to ? z[pack * E + e] : to_storage<T>(minus_infinity<C>());
         }
         ptx::as_words(raw.words[0]);
         return raw;
@@ -249,7 +249,7 @@ template <class T, bool GENERAL> struct RowPacks {
         delta = p.delta + row * p.stride_delta + base;
     }
     __device__ __forceinline__ void put(int pack, const Values& d) const {
-        store_words<T>(delta + pack * E, narrow_all<T>(d), lo(pack), hi(pack));
+        store_words<T>(delta + pack * E, to_storage_all<T>(d), lo(pack), hi(pack));
     }
     __device__ __forceinline__ void write_zeros() const {
         Values zeros = {};

@@ -203,7 +203,7 @@ template <class T> struct Outcome {
         C tau = p.uniform;
         if (p.class_weight != nullptr) tau *= p.class_weight[target.label];
         C d = ::exp(z_label - origin) * share - (tau + target.extra) * target.factor;
-        return narrow<T>(p.soft_cap == C(0) ? d : d * cap_slope(z_label, C(1) / p.soft_cap));
+        return to_storage<T>(p.soft_cap == C(0) ? d : d * cap_slope(z_label, C(1) / p.soft_cap));
     }
 
     // By one thread of the row: what is stored once for it.

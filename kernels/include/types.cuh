@@ -36,26 +36,26 @@ __device__ __forceinline__ float round_to_odd(double d) {
     return double(f) == d || d != d ? f : ptx::float_of(ptx::bits_of(f) | 1u);
 }
 
-// narrow<T>(x): x rounded to the storage type T.
-template <class T> struct narrowing {
+// to_storage<T>(x): x rounded to the storage type T.
+template <class T> struct storage_rounding {
     template <class C> static __device__ __forceinline__ T of(C x) { return T(x); }
 };
-template <> struct narrowing<float16> {
+template <> struct storage_rounding<float16> {
     static __device__ __forceinline__ float16 of(float x) { return {ptx::float_to_half(x)}; }
     static __device__ __forceinline__ float16 of(double x) { return of(round_to_odd(x)); }
 };
-template <> struct narrowing<bfloat16> {
+template <> struct storage_rounding<bfloat16> {
     static __device__ __forceinline__ bfloat16 of(float x) { return {ptx::float_to_bfloat(x)}; }
     static __device__ __forceinline__ bfloat16 of(double x) { return of(round_to_odd(x)); }
 };
-template <class T, class C> __device__ __forceinline__ T narrow(C x) { return narrowing<T>::of(x); }
+template <class T, class C> __device__ __forceinline__ T to_storage(C x) { return storage_rounding<T>::of(x); }
 
 // Two 16-bit numbers in one word, the first in its lower half.
-template <class T> __device__ __forceinline__ uint32 narrow_pair(float low, float high);
-template <> __device__ __forceinline__ uint32 narrow_pair<float16>(float low, float high) {
+template <class T> __device__ __forceinline__ uint32 to_storage_pair(float low, float high);
+template <> __device__ __forceinline__ uint32 to_storage_pair<float16>(float low, float high) {
     return ptx::float_to_half_pair(low, high);
 }
-template <> __device__ __forceinline__ uint32 narrow_pair<bfloat16>(float low, float high) {
+template <> __device__ __forceinline__ uint32 to_storage_pair<bfloat16>(float low, float high) {
     return ptx::float_to_bfloat_pair(low, high);
 }
 

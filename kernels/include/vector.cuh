@@ -73,16 +73,16 @@ __device__ __forceinline__ void store_part(T* p, const Pack<T, E>& pack, int lo,
 
 // 16 bytes of elements, rounded once; 16-bit types two at a time.
 template <class T, class C>
-__device__ __forceinline__ Words<T, PACK<T>> narrow_all(const C (&v)[PACK<T>]) {
+__device__ __forceinline__ Words<T, PACK<T>> to_storage_all(const C (&v)[PACK<T>]) {
     Words<T, PACK<T>> both;
     if constexpr (sizeof(T) == 2) {
         union { uint32 pairs[4]; uint4 word; } made;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) made.pairs[i] = narrow_pair<T>(v[2 * i], v[2 * i + 1]);
+        for (int i = 0; i < 4; ++i) made.pairs[i] = to_storage_pair<T>(v[2 * i], v[2 * i + 1]);
         both.words[0] = made.word;
     } else {
 #pragma unroll
-        for (int e = 0; e < PACK<T>; ++e) both.pack.v[e] = narrow<T>(v[e]);
+        for (int e = 0; e < PACK<T>; ++e) both.pack.v[e] = to_storage<T>(v[e]);
     }
     return both;
 }

@@ -33,10 +33,10 @@ extern "C" __global__ void probe_strip(int64 rows, int64 cols, int join, int mis
         both.pack = pack;                                                                              \
         store_words<T>(words, both, lo, hi);                                                           \
     }                                                                                                  \
-    extern "C" __global__ void probe_narrow_##T(const compute_of<T>* x, T* rounded) {                  \
+    extern "C" __global__ void probe_to_storage_##T(const compute_of<T>* x, T* rounded) {                  \
         compute_of<T> v[PACK<T>];                                                                      \
         for (int e = 0; e < PACK<T>; ++e) v[e] = x[e];                                                 \
-        store_words<T>(rounded, narrow_all<T>(v), 0, PACK<T>);                                         \
+        store_words<T>(rounded, to_storage_all<T>(v), 0, PACK<T>);                                         \
     }
 PROBE_PART(f64)
 PROBE_PART(f32)

@@ -181,7 +181,7 @@ ESTIMATORS = (
         "weights are divided by their sum first; scikit-learn multiplies float32 deltas by them, "
         "which makes 0 of the smallest",
         line=r"float32.*sample_weight=.*1e-200",
-        place=r"\.(coefs_|intercepts_)\[",
+        place=r"\.(coefs_|intercepts_)\[|\.(best_loss_|loss_|loss_curve_\[\d+\])$",
         kind="values",
     ),
     Known(
@@ -224,6 +224,20 @@ OPTIMIZERS = (
         place=rf"^(there|other|opt)\['state'\].*{STATE}$",
         detail="dtype=b?float16",
         before=r"load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+    ),
+    Known(
+        "16-bit parameters keep float32 state, so that what is resized is another's",
+        line="resize_",
+        place=rf"^(there|other|opt)\['state'\].*{STATE}\.(shape|stride)$",
+        before=r"(?s)to\(b?float16\).*load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+        ends=True,
+    ),
+    Known(
+        "a gradient may be wider than its parameter and state",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail=r"there RuntimeError.'expected dtype \S+ for `end` but got dtype double'",
     ),
     Known(
         "a rate on the meta device is refused with another kind of RuntimeError",
@@ -458,7 +472,7 @@ OWN_ERRORS = (
         "not offered, and says so",
         place="^error$",
         kind=r"NoneType there, (DtypeError|OptionError|DeviceUnavailable|ShapeError) here",
-        detail=r"not offered|has gaps between its elements|which (linear_)?cross_entropy does not compute",
+        detail=r"not offered|wants at least one class|has gaps between its elements|which (linear_)?cross_entropy does not compute",
     ),
     Known(
         "the label of one row of logits has the shape ()",

@@ -228,7 +228,8 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
         apart = _apart(here, there, there.dtype)
         return f"{apart:.3g} units apart" if apart > 1 else ""
     # Where numbers of about 1 cancel, the result has no scale of its own.
-    scale = 1.0 if np.abs(twins[0]).max(initial=0) < 1e-15 else 0.0
+    finite = twins[0][np.isfinite(twins[0])]
+    scale = 1.0 if np.abs(finite).max(initial=0) < 1e-15 else 0.0
     if any("step(" in line for line in lines):
         scale = max(scale, 0.25)
     if there.dtype == np.float64:  # the twin is PyTorch itself, and has its very roundings

@@ -1,4 +1,4 @@
-"""parity.json and parity.md: every verb on the GPU against NumPy, the worst error of each."""
+"""parity.json and parity.md: every operation on the GPU against NumPy, the worst error of each."""
 
 from __future__ import annotations
 

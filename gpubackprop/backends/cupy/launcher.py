@@ -21,7 +21,7 @@ from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, Shape
 
 # Parameters of each kernel. With *, arrays: T storage, C compute type, F the type that the formula
 # names (the source of a gather), L labels of any type that `LABELS` has, P G N parameters, gradient
-# and narrow copy, u8 bytes or bool, and plain dtypes. Without, scalars: l int64, i int32, C compute
+# and 16-bit copy, u8 bytes or bool, and plain dtypes. Without, scalars: l int64, i int32, C compute
 # type.
 _SOFTMAX = "T* L* i C* l T* C* C* i64* u8* C* C* l C* C* C C C l i i i64* l l l l"
 PARAMETERS = {

@@ -1,21 +1,19 @@
-"""The loss verbs on a GPU: weights of the rows, loss and delta, and the reduction over the rows."""
+"""Loss operations on a GPU: weights of the rows, loss and delta, the reduction over the rows."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import LABELS, dense, row_stride
-from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy import CupyBackend
 
 Result = dict[str, Any]
 # Words of 8 bytes in Statistics<C> of kernels/include/softmax.cuh: four C and an int64.
@@ -23,7 +21,7 @@ STATISTICS_WORDS = {"float32": 3, "float64": 5}
 
 
 def softmax_cross_entropy(
-    verbs: CupyBackend,
+    backend: Issuer,
     logits: Any,
     targets: Any,
     options: LossOptions,
@@ -37,29 +35,29 @@ def softmax_cross_entropy(
     _check_shapes(targets, (rows,) if by_label else (rows, classes), result, logits.shape)
     if by_label and targets.dtype not in LABELS:
         raise DtypeError(f"labels are {targets.dtype} but the GPU wants uint8, int32 or int64")
-    sample_weight = verbs.converted(sample_weight, compute, "sample_weight")
+    sample_weight = backend.converted(sample_weight, compute, "sample_weight")
     if not by_label:
-        targets = verbs.converted(targets, compute, "probabilities")
-    class_weight = verbs.on_device(options.class_weight, compute)
+        targets = backend.converted(targets, compute, "probabilities")
+    class_weight = backend.on_device(options.class_weight, compute)
     labels = targets if by_label else None
-    divisor = _divisor(verbs, labels, sample_weight, class_weight, options, result, classes)
+    divisor = _divisor(backend, labels, sample_weight, class_weight, options, result, classes)
     launch_softmax(
-        verbs, logits, labels, None if by_label else targets, result, options,
-        sample_weight=sample_weight, upstream=_upstream(verbs, upstream, compute),
-        divisor=_of_gradients(verbs, divisor, options), class_weight=class_weight,
+        backend, logits, labels, None if by_label else targets, result, options,
+        sample_weight=sample_weight, upstream=_upstream(backend, upstream, compute),
+        divisor=_of_gradients(backend, divisor, options), class_weight=class_weight,
     )  # fmt: skip
     if by_label:
-        verbs.labels_used()
-    _reduce(verbs, divisor, options, result)
+        backend.labels_used()
+    _reduce(backend, divisor, options, result)
 
 
-def softmax(verbs: CupyBackend, logits: Any, out: Any, *, log: bool = False) -> None:
+def softmax(backend: Issuer, logits: Any, out: Any, *, log: bool = False) -> None:
     """out = softmax(logits), or its logarithm; (N, K) of one dtype; out may be logits."""
-    launch_softmax(verbs, logits, None, None, {"delta": out}, LossOptions(), log=log)
+    launch_softmax(backend, logits, None, None, {"delta": out}, LossOptions(), log=log)
 
 
 def launch_softmax(
-    verbs: CupyBackend,
+    backend: Issuer,
     logits: Any,
     labels: Any,
     probabilities: Any,
@@ -78,7 +76,7 @@ def launch_softmax(
     delta = result.get("delta")
     spread = class_weight is not None and options.label_smoothing > 0
     launches = plan_softmax(
-        rows, classes, logits.dtype, verbs.launcher.properties,
+        rows, classes, logits.dtype, backend.launcher.properties,
         general=probabilities is not None or spread or options.soft_cap > 0 or log,
         contiguous=dense(logits, delta),
         aligned=logits.data.ptr % 16 == 0 and row_stride(logits) * logits.itemsize % 16 == 0,
@@ -89,22 +87,24 @@ def launch_softmax(
         result.get("predicted"), result.get("correct"), sample_weight, upstream,
         0 if upstream is None else upstream.ndim, divisor, class_weight, options.label_smoothing,
         options.z_loss, options.soft_cap, options.ignore_index or 0,
-        options.ignore_index is not None, log, verbs.memory.bad_label, rows, classes,
+        options.ignore_index is not None, log, backend.memory.bad_label, rows, classes,
         row_stride(logits), row_stride(delta),
     )  # fmt: skip
     for launch in launches:
         if launch.source == "softmax_cross_entropy_short.cu":
-            verbs.issue("softmax_cross_entropy_short", launch, arguments)
+            backend.issue("softmax_cross_entropy_short", launch, arguments)
             continue
         statistics = None
         if launch.partial is not None:
             count = math.prod(launch.partial) * STATISTICS_WORDS[compute_dtype(logits.dtype).name]
-            statistics = verbs.memory.scratch("statistics", (count,), np.float64)
-        verbs.issue("softmax_cross_entropy", launch, (*arguments, statistics, launch.shared_packs))
+            statistics = backend.memory.scratch("statistics", (count,), np.float64)
+        backend.issue(
+            "softmax_cross_entropy", launch, (*arguments, statistics, launch.shared_packs)
+        )
 
 
 def pointwise_loss(
-    verbs: CupyBackend,
+    backend: Issuer,
     a: Any,
     targets: Any,
     formula: PointwiseLoss,
@@ -116,11 +116,11 @@ def pointwise_loss(
     rows, units = a.shape
     compute = compute_dtype(a.dtype)
     _check_shapes(targets, a.shape, result, a.shape)
-    sample_weight = verbs.converted(sample_weight, compute, "sample_weight")
-    divisor = _divisor(verbs, None, sample_weight, None, options, result, units)
-    upstream = _upstream(verbs, upstream, compute)
-    delta, of_gradients = result.get("delta"), _of_gradients(verbs, divisor, options)
-    verbs.launch(
+    sample_weight = backend.converted(sample_weight, compute, "sample_weight")
+    divisor = _divisor(backend, None, sample_weight, None, options, result, units)
+    upstream = _upstream(backend, upstream, compute)
+    delta, of_gradients = result.get("delta"), _of_gradients(backend, divisor, options)
+    backend.launch(
         "pointwise_loss", a.shape, a.dtype,
         lambda launch: (
             a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, upstream,
@@ -129,7 +129,7 @@ def pointwise_loss(
         ),
         formula=formula.name,
     )  # fmt: skip
-    _reduce(verbs, divisor, options, result)
+    _reduce(backend, divisor, options, result)
 
 
 def _check_shapes(
@@ -146,7 +146,7 @@ def _check_shapes(
 
 
 def _divisor(
-    verbs: CupyBackend,
+    backend: Issuer,
     labels: Any,
     sample_weight: Any,
     class_weight: Any,
@@ -166,10 +166,10 @@ def _divisor(
     factor = units if options.reduction == "elementwise_mean" else 1
     by_label = labels is not None and (options.ignore_index is not None or class_weight is not None)
     if sample_weight is None and not by_label:
-        return verbs.memory.constant(rows * factor, compute)
+        return backend.memory.constant(rows * factor, compute)
     weights = result["scale"]
     labels = labels if by_label else None
-    verbs.launch(
+    backend.launch(
         "row_weights", (rows,), compute,
         lambda launch: (
             labels, sample_weight, class_weight, options.ignore_index or 0,
@@ -177,31 +177,31 @@ def _divisor(
         ),
         formula="int64" if labels is None else str(labels.dtype),
     )  # fmt: skip
-    total = verbs.memory.scratch("divisor", (1,), compute)
-    verbs.column_sum(weights.reshape(rows, 1), total)
+    total = backend.memory.scratch("divisor", (1,), compute)
+    backend.column_sum(weights.reshape(rows, 1), total)
     return total.reshape(())
 
 
-def _of_gradients(verbs: CupyBackend, divisor: Any, options: LossOptions) -> Any:
+def _of_gradients(backend: Issuer, divisor: Any, options: LossOptions) -> Any:
     """The divisor, but 1 for 0 where a mean over nothing is 0: its gradients are, too."""
     if divisor is None or options.empty != "zero":
         return divisor
-    out = verbs.memory.scratch("divisor of gradients", (1,), divisor.dtype).reshape(())
-    verbs.elementwise("one_for_zero", divisor, out)
+    out = backend.memory.scratch("divisor of gradients", (1,), divisor.dtype).reshape(())
+    backend.elementwise("one_for_zero", divisor, out)
     return out
 
 
-def _upstream(verbs: CupyBackend, upstream: Any, compute: np.dtype) -> Any:
+def _upstream(backend: Issuer, upstream: Any, compute: np.dtype) -> Any:
     """None for 1, else an array of 0 or 1 dimensions."""
-    if not verbs.is_device_array(upstream):
-        return None if float(upstream) == 1.0 else verbs.memory.constant(float(upstream), compute)
-    return verbs.converted(upstream, compute, "upstream")
+    if not backend.is_device_array(upstream):
+        return None if float(upstream) == 1.0 else backend.memory.constant(float(upstream), compute)
+    return backend.converted(upstream, compute, "upstream")
 
 
-def _reduce(verbs: CupyBackend, divisor: Any, options: LossOptions, result: Result) -> None:
+def _reduce(backend: Issuer, divisor: Any, options: LossOptions, result: Result) -> None:
     if options.reduction == "none":
         return
     row_loss, loss = result["row_loss"], result["loss"]
-    verbs.sum_columns(
+    backend.sum_columns(
         row_loss.reshape(row_loss.shape[0], 1), loss.reshape(1), divisor, options.empty == "zero"
     )

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy_launch import suffix_of
-from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS
+from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS, Updater, UpdateRule
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import UPDATES, Update
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy import CupyBackend
-    from gpubackprop.backends.updater import UpdateRule
 
 # c of kernels/updates.cuh: the formula's coefficients, then what every formula has.
 FORMULA_COEFFICIENTS = 8
@@ -24,33 +21,26 @@ DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS = range(8, 14)
 LR, WEIGHT_DECAY, L2_PENALTY, CLIP_NORM, GROWTH_INTERVAL, HYPERPARAMETERS = range(6)
 
 
-class CupyUpdater:
-    """An optimizer on flat device buffers; the same interface as `NumpyUpdater`.
+class CupyUpdater(Updater[Issuer]):
+    """`CupyBackend.updater`; where the loss is scaled, the gradient keeps the scale.
 
     Hyperparameters, step count and clipping live in device memory: `prepare_update` turns them into
     the coefficients of a step, so that a recorded plan follows the schedule and nothing is read
     back. A gradient that is not finite is skipped where its norm is taken (clipping), and counted.
-
-    Parameters
-    ----------
-    backend : `CupyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
-    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
-    narrow : the parameters in 16 bits, written by the update, or None.
-
-    Attributes as `NumpyUpdater`; where the loss is scaled, the gradient keeps the scale.
+    What waits for the device: `restored`, `counts` and `skipped`.
     """
 
     def __init__(
         self,
-        backend: CupyBackend,
+        backend: Issuer,
         rule: UpdateRule,
         parameters: Any,
         gradient: Any,
         slots: tuple[Any, ...],
         random: Any = None,
-        narrow: Any = None,
+        half_copy: Any = None,
     ) -> None:
-        self.backend, self.rule, self.random, self.narrow = backend, rule, random, narrow
+        self.backend, self.rule, self.random, self.half_copy = backend, rule, random, half_copy
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         compute = compute_dtype(parameters.dtype)
         interval = float(rule.scaling.growth_interval) if rule.scaling else 0.0
@@ -71,13 +61,11 @@ class CupyUpdater:
         return None if self.rule.scaling is None else self._scaling[:1].reshape(())
 
     def restored(self, next_step: int) -> None:
-        """`state` was written; `set` goes on with update number `next_step`. Waits."""
         self.next_step = next_step
         scale = float(self.backend.to_host(self.state)[SCALE])
         self.backend.from_host(np.array([scale, 1.0 / scale]), self._scaling)
 
     def set(self, lr: float, step: int) -> None:
-        """Learning rate and number (from 1) of the next update; queued only where they changed."""
         if lr != self._lr:
             self.backend.fill(self._settings[LR : LR + 1], lr)
             self._lr = lr
@@ -86,40 +74,35 @@ class CupyUpdater:
         self.next_step = step + 1
 
     def set_l2(self, l2: float) -> None:
-        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
         if l2 != self._penalty:
             self.backend.fill(self._settings[L2_PENALTY : L2_PENALTY + 1], l2)
             self._penalty = l2
 
     def skipped(self) -> int:
-        """Updates left out because the gradient was not finite. Waits."""
         return self.counts()[1]
 
     def counts(self) -> tuple[int, int]:
-        """Updates done and left out. Waits."""
         state = self.backend.to_host(self.state)
         return int(state[STEPS]), int(state[SKIPPED])
 
-    def penalty(self, verbs: CupyBackend, divisor: float) -> tuple[Any, Any] | None:
-        """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
+    def penalty(self, backend: Issuer, divisor: float) -> tuple[Any, Any] | None:
         rule = self.rule
         if not rule.l2:
             return None
-        verbs.sum_of_squares(self.parameters[: rule.penalized], self._weights2)
-        factor = verbs.memory.constant(rule.l2 / divisor, self._weights2.dtype)
+        backend.sum_of_squares(self.parameters[: rule.penalized], self._weights2)
+        factor = backend.memory.constant(rule.l2 / divisor, self._weights2.dtype)
         return self._weights2, factor
 
-    def emit(self, verbs: CupyBackend) -> None:
-        """Issue norm (where it is needed), coefficients and update."""
+    def emit(self, backend: Issuer) -> None:
         rule, norm = self.rule, None
         if rule.clip_norm is not None or rule.scaling is not None:
             norm = self._norm
             weights = self.parameters if rule.l2 else None
             penalized = rule.penalized if rule.l2 else 0
-            l2 = self._settings_in_compute(verbs) if rule.l2 else None
+            l2 = self._settings_in_compute(backend) if rule.l2 else None
             unscale = None if rule.scaling is None else self._scaling[1:]
-            _squares(verbs, self.gradient, norm, weights, l2, penalized, unscale)
-        verbs.launch(
+            _squares(backend, self.gradient, norm, weights, l2, penalized, unscale)
+        backend.launch(
             "prepare_update", (1,), self._c.dtype,
             lambda launch: (
                 self._settings, self.state, norm, self._c, self._scaling, self.random
@@ -129,28 +112,28 @@ class CupyUpdater:
         prepared = {
             "prepared": self._c,
             "penalized": rule.penalized if rule.l2 else 0,
-            "copy": self.narrow,
+            "copy": self.half_copy,
             "random": self.random if rule.stochastic else None,
         }
-        verbs.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
+        backend.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
 
-    def _settings_in_compute(self, verbs: CupyBackend) -> Any:
+    def _settings_in_compute(self, backend: Issuer) -> Any:
         """l2 as sum_of_squares reads it: of the compute dtype."""
-        return verbs.memory.constant(self.rule.l2, self._norm.dtype)
+        return backend.memory.constant(self.rule.l2, self._norm.dtype)
 
 
-def sum_of_squares(verbs: CupyBackend, x: Any, out: Any) -> None:
+def sum_of_squares(backend: Issuer, x: Any, out: Any) -> None:
     compute = compute_dtype(x.dtype)
     if out.shape == (2,) and out.dtype == compute:
-        _squares(verbs, x, out, None, None, 0)
+        _squares(backend, x, out, None, None, 0)
         return
-    pair = verbs.memory.scratch("squares", (2,), compute)
-    _squares(verbs, x, pair, None, None, 0)
-    verbs.gather_rows(pair[:1], None, out.reshape(1))
+    pair = backend.memory.scratch("squares", (2,), compute)
+    _squares(backend, x, pair, None, None, 0)
+    backend.gather_rows(pair[:1], None, out.reshape(1))
 
 
 def _squares(
-    verbs: CupyBackend,
+    backend: Issuer,
     x: Any,
     out: Any,
     weights: Any,
@@ -162,19 +145,19 @@ def _squares(
     partial = []
 
     def arguments(launch: Any) -> tuple[Any, ...]:
-        partial.append(verbs.memory.scratch("square_sums", launch.partial, compute))
+        partial.append(backend.memory.scratch("square_sums", launch.partial, compute))
         return x, weights, unscale, l2, penalized, partial[0], x.size
 
-    verbs.launch("sum_of_squares", (x.size,), x.dtype, arguments)
+    backend.launch("sum_of_squares", (x.size,), x.dtype, arguments)
     sums = partial[0] if partial else None
     blocks = 0 if sums is None else sums.shape[1]
-    verbs.launch(
+    backend.launch(
         "sum_of_squares_finish", (1,), compute, lambda launch: (sums, blocks, out)
     )  # fmt: skip
 
 
 def update(
-    verbs: CupyBackend,
+    backend: Issuer,
     parameters: Any,
     gradient: Any,
     slots: tuple[Any, ...],
@@ -187,10 +170,10 @@ def update(
         raise ShapeError(f"{formula.name} has {len(formula.slots)} slots, got {len(slots)}")
     c, penalized = coefficients.get("prepared"), coefficients.get("penalized", 0)
     if c is None:
-        c, penalized = _uploaded(verbs, parameters, formula, coefficients)
+        c, penalized = _uploaded(backend, parameters, formula, coefficients)
     s0, s1, s2 = (*slots, None, None, None)[:3]
     copy, random = coefficients.get("copy"), coefficients.get("random")
-    verbs.launch(
+    backend.launch(
         "update", (parameters.size,), _storage(parameters, gradient, copy),
         lambda launch: (
             parameters, gradient, s0, s1, s2, copy, c, random, penalized, parameters.size
@@ -208,10 +191,10 @@ def _storage(parameters: Any, gradient: Any, copy: Any) -> str:
 
 
 def _uploaded(
-    verbs: CupyBackend, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
+    backend: Issuer, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
 ) -> tuple[Any, int]:
     """Coefficients given as for NumPy, as the kernel's vector; read when the call runs."""
-    vector = verbs.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
+    vector = backend.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
     numbers, l2 = coefficients["c"], coefficients.get("l2")
     decay, clip = coefficients.get("decay"), coefficients.get("clip")
     neutral = 1.0 if formula.decay == "decoupled" else 0.0  # p *= decay, or g += decay * p
@@ -223,23 +206,23 @@ def _uploaded(
         host[L2] = 0.0 if l2 is None else float(l2[1])
         host[UNSCALE] = host[PROCEED] = 1.0
         host[GRADIENT_FACTOR] = 1.0 if clip is None else float(clip)
-        verbs.memory.write(host, vector)
+        backend.memory.write(host, vector)
 
-    verbs.call(fill)
+    backend.call(fill)
     return vector, 0 if l2 is None else int(l2[0])
 
 
-def narrow(verbs: CupyBackend, x: Any, out: Any, random: Any) -> None:
+def round_to_storage(backend: Issuer, x: Any, out: Any, random: Any) -> None:
     if random is None:
-        verbs.gather_rows(x, None, out)
+        backend.gather_rows(x, None, out)
         return
     # The copy that an update writes which changes nothing: p - 0 * 0.
     still = {"c": (0.0,), "copy": out, "random": random}
-    update(verbs, x, verbs.zeros(x.shape, x.dtype), (), UPDATES["gradient_descent"], still)
+    update(backend, x, backend.zeros(x.shape, x.dtype), (), UPDATES["gradient_descent"], still)
 
 
 def update_table(
-    verbs: CupyBackend,
+    backend: Issuer,
     formula: Update,
     dtype: Any,
     table: Any,
@@ -255,12 +238,12 @@ def update_table(
     the compute dtype, working memory; scale, found_inf: float32 of one element, or None.
     """
     tensors = table.shape[0]
-    verbs.launch(
+    backend.launch(
         "prepare_table", (tensors,), dtype,
         lambda launch: (table, settings, scale, found_inf, coefficients, tensors),
         formula=formula.name,
     )  # fmt: skip
-    verbs.launch(
+    backend.launch(
         "update_table", (chunks,), dtype, lambda launch: (table, coefficients, tensors),
         formula=formula.name,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.numpy.tape import WORKERS, Call, Tape, get_num_threads
+from gpubackprop.backends.numpy.recorded_calls import WORKERS, Call, RecordedCalls, get_num_threads
 
 # Bytes of one array in a block. A NumPy call costs about half a microsecond whatever its size, so
 # blocks may not be small; larger ones fall out of the second-level cache. See benchmarks/README.md.
@@ -17,7 +17,7 @@ BLOCK_BYTES = 1 << 18
 # the limit is higher: after a matrix product OpenBLAS's threads spin for some time and keep
 # the other cores busy, so that threads of ours gain nothing there (benchmarks/README.md).
 THREAD_BYTES, PLANNED_THREAD_BYTES = 1 << 18, 1 << 24
-# NumPy's type stubs know no positional `out`, which the tapes pass.
+# NumPy's type stubs know no positional `out`, which recorded calls pass.
 add_reduce: Any = np.add.reduce
 maximum_reduce: Any = np.maximum.reduce
 logical_and_reduce: Any = np.logical_and.reduce
@@ -95,7 +95,7 @@ def for_row_blocks(
     """
     ranges = list(row_ranges(rows, row_bytes, block_bytes))
     threads = min(get_num_threads(), len(ranges))
-    enough = PLANNED_THREAD_BYTES if isinstance(call, Tape) else THREAD_BYTES
+    enough = PLANNED_THREAD_BYTES if isinstance(call, RecordedCalls) else THREAD_BYTES
     if threads < 2 or (total_bytes or rows * row_bytes) < enough:
         for block in ranges:
             emit(call, block, 0)

@@ -1,4 +1,4 @@
-"""What the verbs of the NumPy backend call: small functions on given arrays, run or recorded."""
+"""Small functions on given arrays, which the operations of the NumPy backend run or record."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.loss import Total
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, logical_and_reduce
 from gpubackprop.dtypes import storage
 from gpubackprop.formulas import Activation, Dropout
@@ -16,13 +17,6 @@ from gpubackprop.formulas.rounding import round_stochastic
 
 Array = np.ndarray
 DROPPED, RANDOM = 10, 11  # numbers of scratch arrays; the generator takes five
-
-
-class Total:
-    """Indices into the running totals of an epoch."""
-
-    LOSS, PENALTY, CORRECT, ROWS, STEPS, BAD_STEP = range(6)
-    SIZE = 6  # BAD_STEP: the first step whose loss was not finite, or -1
 
 
 def emit_value(
@@ -63,7 +57,7 @@ def emit_drop(
         call(drop, x, out, dropout, words, dropped)
 
 
-def emit_narrow(
+def emit_round_to_storage(
     call: Callable[..., None],
     x: Array,
     out: Array,
@@ -83,10 +77,10 @@ def emit_narrow(
         call(round_stochastic, x, out, Philox(random, ROUNDING_STREAM, first, x.size, take))
 
 
-def narrow_type(dtype: np.dtype) -> bool:
+def is_sixteen_bit(dtype: np.dtype) -> bool:
     """Whether it is float16 or bfloat16, which are computed in float32."""
     row = storage(dtype)
-    return row is not None and row.narrow
+    return row is not None and row.sixteen_bit
 
 
 def gather_rows(source: Array, rows: Array, out: Array) -> None:

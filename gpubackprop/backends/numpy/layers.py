@@ -1,4 +1,4 @@
-"""The layer verbs of the NumPy backend: products, activations with dropout, column sums.
+"""The layer operations of the NumPy backend: products, activations with dropout, column sums.
 
 float16 and bfloat16 arrays are computed in float32, block by block, and rounded once.
 """
@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gpubackprop.backends.base import Backend
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
-from gpubackprop.backends.numpy.calls import emit_drop, emit_value, narrow_type
+from gpubackprop.backends.numpy.calls import emit_drop, emit_value, is_sixteen_bit
 from gpubackprop.formulas import OUTPUTS, Activation, Dropout
 from gpubackprop.formulas.losses import log_softmax_rows
 
@@ -22,20 +23,16 @@ WIDE, WIDE_SAVED, WIDE_BIAS, LEFT, RIGHT, PRODUCT = 4, 5, 6, 7, 8, 9
 PARTIAL = 20  # and the next
 
 
-class LayerVerbs:
-    """The layer verbs of `NumpyBackend`."""
+class LayerOperations(Backend):
+    """The layer operations of `NumpyBackend`."""
 
     _call: Call
     _scratch: Callable[[], Scratch]
 
     def matmul(self, x: Array, y: Array, out: Array) -> None:
-        """out = x @ y. Every matrix product of a training step comes through here.
-
-        16-bit operands are multiplied and summed in float32; `out` is float32, or rounded once.
-        """
         scratch = self._scratch()
         x, y = self._widened(x, scratch, LEFT), self._widened(y, scratch, RIGHT)
-        if not narrow_type(out.dtype):
+        if not is_sixteen_bit(out.dtype):
             self._call(np.matmul, x, y, out)
             return
         wide = scratch.take(0, PRODUCT, out.shape, x.dtype)
@@ -44,7 +41,7 @@ class LayerVerbs:
 
     def _widened(self, x: Array, scratch: Scratch, number: int) -> Array:
         """`x`, or its copy in float32 where it is narrower, in the same order."""
-        if not narrow_type(x.dtype):
+        if not is_sixteen_bit(x.dtype):
             return x
         order = "C" if x.flags.c_contiguous else "F"
         wide = scratch.take(0, number, x.shape, np.float32, order)
@@ -61,27 +58,25 @@ class LayerVerbs:
         h: Array,
         dropout: Dropout | None = None,
     ) -> None:
-        """a = x W^T + b; h = g(a), dropped out where `dropout` is given. h may be a; a is then
-        not kept.
-
-        With dropout and h apart, a is left holding what the slope is a function of: a, or g(a); a
-        homogeneous activation has its slope from h as it is.
-        x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
-        """
         scratch, product = self._scratch(), a
-        if narrow_type(a.dtype):  # rounded once, with its bias
+        if is_sixteen_bit(a.dtype):  # rounded once, with its bias
             product = scratch.take(0, PRODUCT, a.shape, np.float32)
         self.matmul(x, W.T, product)
         self._activate(product, self._widened(b, scratch, WIDE_BIAS), activation, a, h, dropout)
 
-    def affine_epilogue(self, a: Array, b: Array, activation: Activation, h: Array) -> None:
-        """What follows the product of a layer: a += b; h = g(a). h may be a. 32 or 64 bits."""
-        self._activate(a, b, activation, a, h, None)
+    def affine_epilogue(
+        self,
+        a: Array,
+        b: Array,
+        activation: Activation,
+        h: Array,
+        dropout: Dropout | None = None,
+    ) -> None:
+        self._activate(a, b, activation, a, h, dropout)
 
     def activation_forward(
         self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
     ) -> None:
-        """h = g(a), elementwise, dropped out where `dropout` is given; (N, D) both; h may be a."""
         self._activate(a, None, activation, a, h, dropout)
 
     def _activate(
@@ -93,7 +88,7 @@ class LayerVerbs:
         h: Array,
         dropout: Dropout | None,
     ) -> None:
-        scratch, in_place, narrow = self._scratch(), h is a, narrow_type(a.dtype)
+        scratch, in_place, sixteen_bit = self._scratch(), h is a, is_sixteen_bit(a.dtype)
         # With dropout and h apart, g(a) stays in a where the slope is a function of that alone.
         over_a = dropout is not None and activation.saved == "h" and not activation.homogeneous
 
@@ -101,24 +96,24 @@ class LayerVerbs:
             block = a[rows]
             out = block if in_place else h[rows]
             wide = product[rows]
-            if narrow and product is a:
+            if sixteen_bit and product is a:
                 wide = scratch.take(slot, WIDE, block.shape, np.float32)
                 call(np.copyto, wide, block)
             if b is not None:
                 call(np.add, wide, b, wide)
-                if narrow and not (in_place or over_a):
+                if sixteen_bit and not (in_place or over_a):
                     call(np.copyto, block, wide)
-            value = wide if narrow or in_place or over_a else out
+            value = wide if sixteen_bit or in_place or over_a else out
             emit_value(call, activation, wide, value, scratch, slot)
-            if narrow and over_a and not in_place:
+            if sixteen_bit and over_a and not in_place:
                 call(np.copyto, block, value)
             if dropout is not None:
-                kept = value if narrow else out
+                kept = value if sixteen_bit else out
                 emit_drop(call, value, kept, dropout, rows.start * a.shape[1], scratch, slot)
-            if narrow:
+            if sixteen_bit:
                 call(np.copyto, out, value)
 
-        for_row_blocks(self._call, len(a), a.shape[1] * (4 if narrow else a.itemsize), emit)
+        for_row_blocks(self._call, len(a), a.shape[1] * (4 if sixteen_bit else a.itemsize), emit)
 
     def activation_backward(
         self,
@@ -129,16 +124,12 @@ class LayerVerbs:
         grad_b: Array | None = None,
         dropout: Dropout | None = None,
     ) -> None:
-        """delta = grad_h * g', dropped out as h was; grad_b = sum_i delta[i], where it is given.
-
-        `saved` is h or a as activation.saved says; delta may be grad_h.
-        """
-        scratch, narrow = self._scratch(), narrow_type(delta.dtype)
+        scratch, sixteen_bit = self._scratch(), is_sixteen_bit(delta.dtype)
 
         def emit(call: Call, rows: slice, slot: int) -> None:
             g, s, out = grad_h[rows], saved[rows], delta[rows]
             d = out
-            if narrow:
+            if sixteen_bit:
                 d = scratch.take(slot, WIDE, g.shape, np.float32)
                 wide = scratch.take(slot, WIDE_SAVED, s.shape, np.float32)
                 call(np.copyto, d, g)
@@ -147,12 +138,15 @@ class LayerVerbs:
             self._emit_slope(call, g, s, activation, d, scratch, slot)
             if dropout is not None:
                 emit_drop(call, d, d, dropout, rows.start * delta.shape[1], scratch, slot)
-            if narrow:
+            if sixteen_bit:
                 call(np.copyto, out, d)
 
         if activation.name != "identity" or dropout is not None:
             for_row_blocks(
-                self._call, len(delta), delta.shape[1] * (4 if narrow else delta.itemsize), emit
+                self._call,
+                len(delta),
+                delta.shape[1] * (4 if sixteen_bit else delta.itemsize),
+                emit,
             )
         elif delta is not grad_h:
             self._call(np.copyto, delta, grad_h)
@@ -184,7 +178,6 @@ class LayerVerbs:
     def affine_backward(
         self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
     ) -> None:
-        """grad_W = delta^T h_prev; grad_h = delta W, the gradient for the layer below (or None)."""
         self.matmul(delta.T, h_prev, grad_W)
         if grad_h is not None:
             self.matmul(delta, W, grad_h)
@@ -194,7 +187,7 @@ class LayerVerbs:
 
         At most SUM_ROWS terms are added in a row, so that the error grows with log N, not N, and
         half as many near the root, where the sums are large. Short rows are joined into long ones,
-        which is what NumPy adds fast. 16-bit terms are added in the dtype of `out`.
+        which is what NumPy adds fast.
         """
         rows, columns = delta.shape
         scratch, level = self._scratch(), 0
@@ -216,11 +209,9 @@ class LayerVerbs:
         self._call(add_reduce, delta, 0, out.dtype, out)
 
     def output(self, a: Array, kind: str, out: Array) -> None:
-        """yhat = O(a), O one of softmax, linear, logistic, exp; out may be a."""
         self._by_rows(OUTPUTS[kind], a, out)
 
     def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
-        """out = softmax(a) or its logarithm, (N, K) of one dtype; out may be a."""
         self._by_rows(log_softmax_rows if log else OUTPUTS["softmax"], a, out)
 
     def _by_rows(self, function: Callable[[Array, Array], None], a: Array, out: Array) -> None:

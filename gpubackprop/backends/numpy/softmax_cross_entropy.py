@@ -11,48 +11,25 @@ The loss is never formed as lse - z_y, which cancels under a large common offset
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.numpy.blocks import (
     Scratch,
     add_reduce,
     maximum_reduce,
     rows_per_block,
 )
-from gpubackprop.backends.numpy.tape import get_num_threads
+from gpubackprop.backends.numpy.recorded_calls import get_num_threads
 
 Array = np.ndarray
 _NOTHING: Array = np.empty(0)
 BLOCK_BYTES = 1 << 19  # of the logits: these and delta fill a 1 MiB second-level cache
 SCRATCH_BYTES = 1 << 20  # at most this much memory beyond the output, and O(rows)
-NARROW = 24  # rows up to this length are worked on transposed: NumPy reduces short rows slowly
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Options of a loss that do not depend on the batch; pointwise losses have only `reduction`.
-
-    Attributes
-    ----------
-    class_weight : (K,) or None.
-    ignore_index : label whose rows count for nothing, or None.
-    label_smoothing : eps in [0, 1]; targets become (1 - eps) * target + eps / K.
-    z_loss : factor of lse^2 added to each row's loss.
-    soft_cap : c > 0 replaces each logit z by c tanh(z / c); 0 for none.
-    reduction : "mean", "sum", "none"; pointwise also "elementwise_mean".
-    empty : mean over no row, or of weights that sum to 0: "nan" (as PyTorch) or "zero".
-    """
-
-    class_weight: Array | None = None
-    ignore_index: int | None = None
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    soft_cap: float = 0.0
-    reduction: str = "mean"
-    empty: str = "nan"
+FEW_COLUMNS = 24  # rows up to this length are worked on transposed: NumPy reduces short rows slowly
 
 
 class RowViews:
@@ -105,8 +82,8 @@ class CrossEntropy:
         self.scratch, self.dtype = scratch, dtype
         self.rows, self.k = shape
         rows = self.rows
-        self.narrow = self.k <= NARROW
-        self.direct = direct and not self.narrow
+        self.few_columns = self.k <= FEW_COLUMNS
+        self.direct = direct and not self.few_columns
         # m = max_k z_k, s = sum_k exp(z_k - m), dot = sum_k tau_k (z_k - m), total = T
         self.m, self.s, self.dot, self.total, self.spare = np.empty((5, rows), dtype)
         self.scaled_total = np.empty(rows, dtype)
@@ -155,7 +132,7 @@ class CrossEntropy:
 
     def as_row(self, d: Array) -> Array:
         """(n * K,) view of a block, in the order of its memory."""
-        return (d.T if self.narrow else d).reshape(-1)
+        return (d.T if self.few_columns else d).reshape(-1)
 
     def scratch_blocks(self) -> int:
         """Block-sized arrays that `gather` takes."""
@@ -181,7 +158,7 @@ class CrossEntropy:
             z = d
         if self.predicts:
             self.predict(z, rows, slot)
-        if self.narrow or z.dtype != d.dtype:
+        if self.few_columns or z.dtype != d.dtype:
             np.copyto(d, z)
             z = d
         maximum_reduce(z, 1, None, v.m)
@@ -207,7 +184,7 @@ class CrossEntropy:
         return view
 
     def take(self, number: int, shape: tuple[int, ...], slot: int) -> Array:
-        return self.scratch.take(slot, number, shape, self.dtype, "F" if self.narrow else "C")
+        return self.scratch.take(slot, number, shape, self.dtype, "F" if self.few_columns else "C")
 
     def cap(self, z: Array, d: Array, slot: int) -> Array:
         """d = c tanh(z / c); returns its derivative 1 - (d / c)^2."""
@@ -293,7 +270,7 @@ class IndexCrossEntropy(CrossEntropy):
         self.ignored, self.right = np.zeros((2, rows), np.bool_)
         # tau_y without the smoothing's share, and times scale; sum_k w_k (z_k - m)
         self.tau_y, self.scaled_tau, self.spread = np.empty((3, rows), self.dtype)
-        self.ramp = np.arange(min(rows, self.block_rows)) * (1 if self.narrow else self.k)
+        self.ramp = np.arange(min(rows, self.block_rows)) * (1 if self.few_columns else self.k)
         self.tau_y.fill(self.keep)
         np.add(self.tau_y, self.uniform * float(self.k), self.total)
         self.total_is_one = not self.weighted and not options.label_smoothing
@@ -341,7 +318,7 @@ class IndexCrossEntropy(CrossEntropy):
     def gather(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
         position, ramp, _, _, product = v.targets
         y = self.y if v.whole else self.y[rows]
-        if self.narrow:  # d is the transpose of a (k, n) array
+        if self.few_columns:  # d is the transpose of a (k, n) array
             np.multiply(y, len(d), position)
             np.add(position, ramp, position)
         else:

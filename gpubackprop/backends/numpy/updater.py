@@ -8,41 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.updater import SCALE, SINCE, SKIPPED, STEPS, UpdateRule
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.updater import SCALE, SINCE, SKIPPED, STEPS, Updater, UpdateRule
 
 Array = np.ndarray
 NORM_FLOOR = 1e-6  # added to the norm when clipping, as PyTorch does
 
 
-class NumpyUpdater:
-    """An optimizer on flat buffers; what changes from step to step lives in arrays, so that a
-    recorded plan reads it.
-
-    Parameters
-    ----------
-    backend : `NumpyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
-    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
-    narrow : the parameters in 16 bits, written by the update, or None.
+class NumpyUpdater(Updater[Backend]):
+    """`NumpyBackend.updater`; where the loss is scaled, the gradient is left without the scale.
 
     Attributes
     ----------
-    state : (4,) float64 {updates done, left out, loss scale, updates since it changed}; kept where
-        the loss is scaled.
-    upstream : 0-d, what the loss's gradient is to be multiplied by, or None.
-    next_step : number (from 1) of the next call of `set` that follows the last.
+    next_step : the step number (from 1) that `set` expects next.
     """
 
     def __init__(
         self,
-        backend: Any,
         rule: UpdateRule,
         parameters: Array,
         gradient: Array,
         slots: tuple[Array, ...],
         random: Array | None = None,
-        narrow: Array | None = None,
+        half_copy: Array | None = None,
     ) -> None:
-        self.rule, self.random, self.narrow = rule, random, narrow
+        self.rule, self.random, self.half_copy = rule, random, half_copy
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         dtype = parameters.dtype
         count = len(rule.formula.coefficients(rule.hyperparameters, rule.lr, 1))
@@ -51,19 +41,21 @@ class NumpyUpdater:
         self._l2[...] = rule.l2
         self._norm2, self._weights2 = np.zeros(()), np.zeros(())
         self.state, self.next_step, self._lr = np.array([0.0, 0.0, 1.0, 0.0]), 1, rule.lr
-        self.upstream = None if rule.scaling is None else np.ones((), dtype)
+        self._upstream = None if rule.scaling is None else np.ones((), dtype)
         if rule.scaling is not None:
             self.state[SCALE] = rule.scaling.scale
             self.restored(1)
 
+    @property
+    def upstream(self) -> Array | None:
+        return self._upstream
+
     def restored(self, next_step: int) -> None:
-        """`state` was written; `set` goes on with update number `next_step`."""
         self.next_step = next_step
         if self.upstream is not None:
             self.upstream[...] = self.state[SCALE]
 
     def set(self, lr: float, step: int) -> None:
-        """Learning rate and number (from 1) of the next update."""
         if self.rule.scaling is None:
             self._set_coefficients(lr, step)
             return
@@ -79,39 +71,29 @@ class NumpyUpdater:
             self._decay[...] = rule.weight_decay if coupled else 1.0 - lr * rule.weight_decay
 
     def set_l2(self, l2: float) -> None:
-        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
         self._l2[...] = l2
 
     def skipped(self) -> int:
-        """Updates left out because the gradient was not finite: only where the loss is scaled;
-        elsewhere they show in the loss."""
         return self.counts()[1]
 
     def counts(self) -> tuple[int, int]:
-        """Updates done and left out, where the loss is scaled."""
         return int(self.state[STEPS]), int(self.state[SKIPPED])
 
-    def penalty(self, verbs: Any, divisor: float) -> tuple[Array, Array] | None:
-        """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
+    def penalty(self, backend: Backend, divisor: float) -> tuple[Array, Array] | None:
         if not self.rule.l2:
             return None
-        verbs.sum_of_squares(self.parameters[: self.rule.penalized], self._weights2)
+        backend.sum_of_squares(self.parameters[: self.rule.penalized], self._weights2)
         return self._weights2, self._l2 if divisor == 1 else self._l2 / divisor
 
-    def emit(self, verbs: Any) -> None:
-        """Issue norm and clipping factor (where they are wanted) and update.
-
-        Where the loss is scaled, the gradient is left without the scale, and what changes the
-        parameters runs only if all of it is finite.
-        """
+    def emit(self, backend: Backend) -> None:
         if self.rule.scaling is None:
-            self._emit_update(verbs)
+            self._emit_update(backend)
             return
-        verbs.call(self._unscale_gradient)
-        verbs.call(_if_finite, self.gradient, self._proceed(verbs), self._skip)
+        backend.call(self._unscale_gradient)
+        backend.call(_if_finite, self.gradient, self._proceed(backend), self._skip)
 
-    def _proceed(self, verbs: Any) -> Callable[[], None]:
-        update = verbs.plan(self._emit_update)
+    def _proceed(self, backend: Backend) -> Callable[[], None]:
+        update = backend.plan(self._emit_update)
 
         def proceed() -> None:
             self._set_coefficients(self._lr, int(self.state[STEPS]) + 1)
@@ -140,11 +122,11 @@ class NumpyUpdater:
         self._unscale[...] = 1.0 / self.state[SCALE]
         np.multiply(self.gradient, self._unscale, self.gradient)
 
-    def _emit_update(self, verbs: Any) -> None:
+    def _emit_update(self, backend: Backend) -> None:
         rule, end = self.rule, self.rule.penalized
         coefficients: dict[str, Any] = {
             "c": tuple(self._c[i : i + 1].reshape(()) for i in range(len(self._c))),
-            "copy": self.narrow,
+            "copy": self.half_copy,
             "random": self.random if rule.stochastic else None,
         }
         if rule.weight_decay:
@@ -153,13 +135,13 @@ class NumpyUpdater:
             coefficients["l2"] = (end, self._l2)
         if rule.clip_norm is not None:
             if rule.l2:  # the norm is that of the whole gradient, penalty included
-                verbs.add_scaled(self.parameters[:end], self._l2, self.gradient[:end])
-            verbs.sum_of_squares(self.gradient, self._norm2)
-            verbs.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
+                backend.add_scaled(self.parameters[:end], self._l2, self.gradient[:end])
+            backend.sum_of_squares(self.gradient, self._norm2)
+            backend.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
             coefficients["clip"] = self._clip
         if self.random is not None:
-            verbs.call(_count, self.random)
-        verbs.update(self.parameters, self.gradient, self.slots, rule.formula, coefficients)
+            backend.call(_count, self.random)
+        backend.update(self.parameters, self.gradient, self.slots, rule.formula, coefficients)
 
 
 def _count(random: Array) -> None:

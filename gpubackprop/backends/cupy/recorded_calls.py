@@ -3,7 +3,8 @@
 What is recorded holds its arrays: launch shapes, checks, casts and scratch memory are settled while
 recording, so a replay is a loop of launches, with nothing allocated by this package and no wait.
 cuBLAS through CuPy 14 cannot be captured (docs/decisions/2026-11-23-cupy-plans.md), so a step with
-`CupyProducts` replays its tape; where the product can be captured, the tape is captured once.
+`CupyProducts` replays its recorded calls; where the product can be captured, they are captured
+once.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def _missing(*_: Any) -> None:
-    raise AssertionError("a tape was run before it was complete")
+    raise AssertionError("recorded calls were run before they were complete")
 
 
-class Tape:
-    """Recorded calls: ``tape(f, *args)`` records, ``tape.run()`` issues them on the current stream.
+class RecordedCalls:
+    """Recorded calls: ``recorded(f, *args)`` records, ``recorded.run()`` issues them on the current
+    stream.
 
     Attributes
     ----------
@@ -93,14 +95,14 @@ class Plan:
 
     uncaptured = ""
 
-    def __init__(self, cupy: Any, tape: Tape) -> None:
-        self._cupy, self._tape, self._graph = cupy, tape, None
+    def __init__(self, cupy: Any, recorded: RecordedCalls) -> None:
+        self._cupy, self._recorded, self._graph = cupy, recorded, None
         self._made = self._last = cupy.cuda.get_current_stream()
-        if not tape.capturable:
-            self.uncaptured = "a call that cannot be captured: " + tape.obstacle
+        if not recorded.capturable:
+            self.uncaptured = "a call that cannot be captured: " + recorded.obstacle
             return
         try:
-            self._graph = tape.capture(cupy)
+            self._graph = recorded.capture(cupy)
         except Exception as error:  # what cannot be captured raises what it likes
             self.uncaptured = f"the capture failed: {one_line(error)}"
 
@@ -110,8 +112,8 @@ class Plan:
             self._after_the_last_call(current)
             self._last = current
         if self._graph is None:
-            self._tape.run()
-        else:  # it has the addresses alone: the arrays are kept by the tape
+            self._recorded.run()
+        else:  # it has the addresses alone: the recorded calls keep the arrays
             self._graph.launch()
 
     def _after_the_last_call(self, stream: Any) -> None:
@@ -126,7 +128,7 @@ class Plan:
 
 
 class Products:
-    """How matrices are multiplied: the verb `matmul` calls this and nothing else.
+    """How matrices are multiplied: the operation `matmul` calls this and nothing else.
 
     A binding of cuBLASLt takes over by being given to ``CupyBackend(index, products=...)``.
 
@@ -163,9 +165,9 @@ class CupyProducts(Products):
         if x.itemsize > 2:
             self._matmul(x, y, out=out)
         elif out.size:
-            self._narrow(x, y, out)
+            self._to_sixteen_bit(x, y, out)
 
-    def _narrow(self, x: Any, y: Any, out: Any) -> None:
+    def _to_sixteen_bit(self, x: Any, y: Any, out: Any) -> None:
         """cuBLAS's matrices are column by column: out^T = y^T x^T."""
         cuda, (rows, columns) = self._cupy.cuda, out.shape
         transpose_x, stride_x = _as_columns(x)

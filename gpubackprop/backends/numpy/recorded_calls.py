@@ -1,8 +1,9 @@
 """Plan once, run many: calls on fixed arrays, recorded once and replayed without allocation.
 
-The NumPy twin of a CUDA graph. A verb of the backend issues its work as calls ``call(f, *args)``;
-run at once they are executed, recorded they become a `Tape`. Slices, scratch arrays and the split
-over threads are made while recording, so a replay is a loop of NumPy calls into existing memory.
+The NumPy twin of a CUDA graph. An operation of the backend issues its work as calls ``call(f,
+*args)``; run at once they are executed, recorded they become a `RecordedCalls`. Slices, scratch
+arrays and the split over threads are made while recording, so a replay is a loop of NumPy calls
+into existing memory.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 ITERATOR_BUFFER = 1024
 
 
-class Tape:
-    """Recorded calls: ``tape(f, *args)`` records, ``tape.run()`` replays without float warnings."""
+class RecordedCalls:
+    """Calls in order: ``recorded(f, *args)`` adds one, ``recorded.run()`` replays them all.
+
+    A replay gives no float warnings.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -62,7 +66,7 @@ def run_now(function: Callable[..., Any], *args: Any) -> None:
 
 
 class _Job:
-    """One split tape: parts that nobody has begun, and the workers that are at it.
+    """Recorded calls in parts: those that nobody has begun, and the workers that are at it.
 
     A worker enters `active` before it takes a part and leaves after it is done, so a part is always
     in `todo`, or its worker in `active`, or it is finished. List operations are atomic.
@@ -101,7 +105,7 @@ class _Job:
 
 
 class Workers:
-    """Threads that help to replay the parts of a split tape.
+    """Threads that help to replay the parts of split recorded calls.
 
     NumPy releases the interpreter lock inside a ufunc, so blocks of some ten thousand elements run
     side by side. One set serves the process: a job's caller replays parts from the front, and every

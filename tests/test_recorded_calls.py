@@ -19,8 +19,8 @@ import pytest
 
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.backends.numpy.blocks import Scratch, for_row_blocks, row_ranges
-from gpubackprop.backends.numpy.tape import (
-    Tape,
+from gpubackprop.backends.numpy.recorded_calls import (
+    RecordedCalls,
     Workers,
     get_num_threads,
     run_now,
@@ -50,25 +50,25 @@ def run_python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-# -- tapes ----------------------------------------------------------------------------------------
+# -- recorded calls ------------------------------------------------------------------------------
 
 
-def test_a_tape_replays_in_order_as_often_as_asked() -> None:
-    tape, seen = Tape(), []
+def test_recorded_calls_replay_in_order_as_often_as_asked() -> None:
+    recorded, seen = RecordedCalls(), []
     for number in range(3):
-        tape(seen.append, number)
+        recorded(seen.append, number)
     assert seen == []
-    tape.run()
-    tape.run()
+    recorded.run()
+    recorded.run()
     assert seen == [0, 1, 2, 0, 1, 2]
 
 
 def test_replay_and_direct_run_silence_float_warnings_and_leave_the_settings() -> None:
     before = np.geterr(), np.getbufsize()
     out, zero = np.ones(3), np.zeros(3)
-    tape = Tape()
-    tape(np.divide, out, zero, out)
-    tape.run()  # pytest turns a RuntimeWarning into an error
+    recorded = RecordedCalls()
+    recorded(np.divide, out, zero, out)
+    recorded.run()  # pytest turns a RuntimeWarning into an error
     run_now(np.divide, out, zero, out)
     assert np.isinf(out).all()
     assert (np.geterr(), np.getbufsize()) == before
@@ -177,7 +177,7 @@ def test_repeated_ctrl_c_neither_hangs_nor_leaves_a_worker_writing() -> None:
     result = run_python(
         """
         import random, signal, threading, time
-        from gpubackprop.backends.numpy.tape import Workers
+        from gpubackprop.backends.numpy.recorded_calls import Workers
         main, active, armed = threading.get_ident(), [], 0
 
         def interrupt(number, frame):
@@ -241,7 +241,7 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
     result = run_python(
         """
         import os, threading
-        from gpubackprop.backends.numpy.tape import WORKERS
+        from gpubackprop.backends.numpy.recorded_calls import WORKERS
         def both(meet): return [[(meet.wait, ())], [(meet.wait, ())]]
         WORKERS.run(both(threading.Barrier(2, timeout=20)))
         child = os.fork()
@@ -275,7 +275,7 @@ def test_numpy_integers_are_numbers_of_threads() -> None:
 def test_omp_num_threads_limits_the_default(
     variable: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpubackprop.backends.numpy.tape import usable_cores
+    from gpubackprop.backends.numpy.recorded_calls import usable_cores
 
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
