@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import Backend, LossOptions
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import POINTWISE_LOSSES, lookup, pointwise_loss
 from gpubackprop.ops import checks
@@ -48,7 +48,7 @@ class Loss(ABC):
     @abstractmethod
     def emit(
         self,
-        backend: Any,
+        backend: Backend,
         logits: Array,
         targets: Array,
         result: dict[str, Array],
@@ -63,7 +63,7 @@ class Loss(ABC):
     def check_units(self, units: int) -> None:  # noqa: B027 (most losses take any number)
         """OptionError where the loss cannot have `units` output units."""
 
-    def buffers(self, backend: Any, rows: int, dtype: Any) -> dict[str, Array]:
+    def buffers(self, backend: Backend, rows: int, dtype: Any) -> dict[str, Array]:
         """The result arrays of `emit`, without delta."""
         return {
             "loss": backend.zeros((), dtype),
@@ -132,7 +132,7 @@ class SoftmaxCrossEntropy(Loss):
 
     def emit(
         self,
-        backend: Any,
+        backend: Backend,
         logits: Array,
         targets: Array,
         result: dict[str, Array],
@@ -169,7 +169,7 @@ class _Pointwise(Loss):
 
     def emit(
         self,
-        backend: Any,
+        backend: Backend,
         logits: Array,
         targets: Array,
         result: dict[str, Array],

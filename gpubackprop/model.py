@@ -249,7 +249,10 @@ class Model:
         DataError : NaN or infinity among the weights, which `load` would refuse.
         """
         self._check()
-        model_file.write(self, path)
+        model_file.write(
+            path, self.network, self.standardizer, self.classes,
+            feature_names=self.feature_names, target_names=self.target_names,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Model:

@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from gpubackprop import backends
+from gpubackprop.backends import Backend
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.dtypes import SIXTEEN_BIT, STORAGES, is_number
@@ -447,7 +448,7 @@ class PassBuffers:
 
 
 def emit_forward(
-    backend: Any,
+    backend: Backend,
     network: MLP,
     x: Array,
     buffers: PassBuffers,
@@ -470,7 +471,7 @@ def emit_forward(
 
 
 def emit_backward(
-    backend: Any,
+    backend: Backend,
     network: MLP,
     x: Array,
     buffers: PassBuffers,

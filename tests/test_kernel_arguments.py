@@ -15,7 +15,7 @@ from gpubackprop.backends.cupy import CupyBackend, arguments
 from gpubackprop.backends.cupy.arguments import ARGUMENTS, checks, layout_named
 from gpubackprop.backends.cupy_launch import KERNELS
 from gpubackprop.errors import DtypeError
-from tests import emulator
+from tests import emulator, first_rung
 from tests.emulator import compilers, cupy_stub
 from tests.emulator import module as emulated
 from tests.emulator.arrays import Guarded
@@ -261,6 +261,8 @@ def test_an_argument_of_another_size_than_the_struct_is_refused_by_the_emulator(
 
 def test_no_source_has_an_entry_with_more_than_its_record():
     for path in sorted(Path(emulated.KERNELS).glob("*.cu")):
+        if path.name == first_rung.SOURCE:
+            continue  # for readers; the package has no record of it
         for entry, parameters in emulated.signatures(path).items():
             assert len(parameters) == 1, entry
             assert "__grid_constant__" in parameters[0], entry

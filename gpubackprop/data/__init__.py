@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpubackprop.data.dataset import Dataset, load_dataset
-    from gpubackprop.data.finite import check_finite
+    from gpubackprop.data.frames import check_finite
     from gpubackprop.data.labels import balanced_weights, encode_labels, infer_task
     from gpubackprop.data.split import split_rows
     from gpubackprop.data.standardize import Standardizer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Dataset": "dataset",
     "load_dataset": "dataset",
-    "check_finite": "finite",
+    "check_finite": "frames",
     "balanced_weights": "labels",
     "encode_labels": "labels",
     "infer_task": "labels",

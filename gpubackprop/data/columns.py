@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gpubackprop._optional import require
 from gpubackprop.data.files import Where, listing, shorten
-from gpubackprop.data.finite import check_finite
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.names import check_names, check_present
 from gpubackprop.errors import DataError
 
@@ -120,7 +120,7 @@ def feature_matrix(table: Any, names: Sequence[str], where: Where, source: str) 
         for chunk in column.chunks:
             x[row : row + len(chunk), j] = chunk.to_numpy(zero_copy_only=False)
             row += len(chunk)
-    check_finite(x, source=source, names=names, where=where)
+    require_finite(x, source=source, names=names, where=where)
     return x
 
 
@@ -166,7 +166,7 @@ def _target_column(column: Any, name: str, where: Where, source: str) -> Array:
             "targets are numbers, booleans or UTF-8 text"
         )
     values: Array = column.to_numpy()
-    check_finite(values, source=f"{source}, target column {name!r}", where=where)
+    require_finite(values, source=f"{source}, target column {name!r}", where=where)
     return values
 
 

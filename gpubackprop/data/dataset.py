@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gpubackprop.data.arrays import load_npy, load_npz
 from gpubackprop.data.columns import Names
 from gpubackprop.data.files import check_file
-from gpubackprop.data.finite import check_finite
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.idx import is_idx_name, load_idx
 from gpubackprop.data.tables import read_csv, read_parquet
 from gpubackprop.errors import DataError
@@ -94,7 +94,7 @@ def load_dataset(
         x = _as_inputs(x, f"{file}, array {key!r}")
         if y is not None:
             y = _as_targets(y, f"{file}, array {target!r}")
-        check_finite(x, source=f"{file}, array {key!r}")
+        require_finite(x, source=f"{file}, array {key!r}")
         return _paired(x, y, str(file), str(file))
     if features is not None:
         raise DataError(f"{file} has no column names to choose features from; pass features=None")
@@ -170,7 +170,7 @@ def _as_targets(y: Array, source: str) -> Array:
         )
     if y.ndim not in (1, 2) or 0 in y.shape[1:]:
         raise DataError(f"{source} has shape {y.shape}; targets want (N,) or (N, K)")
-    check_finite(y, source=source)
+    require_finite(y, source=source)
     return y
 
 

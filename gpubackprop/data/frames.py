@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop._optional import require
-from gpubackprop.data.files import row_from_1, shorten
-from gpubackprop.data.finite import check_finite
+from gpubackprop.data.files import Where, row_from_1, shorten
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.names import check_names, positions
 from gpubackprop.data.objects import kind_of
 from gpubackprop.dtypes import is_number
@@ -31,6 +31,37 @@ class Inputs(NamedTuple):
 
     array: Array
     names: tuple[str, ...] | None
+
+
+def check_finite(
+    x: Any,
+    *,
+    source: str = "x",
+    names: Sequence[str] | None = None,
+    where: Where = row_from_1,
+) -> None:
+    """Raise DataError at the first NaN or infinity of `x`, naming its row and column.
+
+    `load_dataset` calls this for everything it reads into memory. It does not read a
+    memory-mapped file through: `Standardizer.fit` finds the value there, and who trains on such
+    a file without standardising calls this first.
+
+    Parameters
+    ----------
+    x : (N, D) or (N,) numeric; read in batches of about 4 MiB. Integers pass unread. Also a data
+        frame, a column or a list.
+    source : name of the file or array for the message.
+    names : D column names for the message; without them columns count from 1.
+    where : names a row, given its index from 0.
+
+    Raises
+    ------
+    DataError
+    """
+    if not isinstance(x, np.ndarray):
+        x, found = as_inputs(x, source)
+        names = names or found
+    require_finite(x, source=source, names=names, where=where)
 
 
 class _Frame(NamedTuple):
@@ -75,7 +106,7 @@ def as_inputs(x: Any, name: str = "x", wanted: Sequence[str] | None = None) -> I
     array = np.empty((frame.rows, len(columns)), _common_dtype(columns))
     for j, column in enumerate(columns):
         array[:, j] = column
-    check_finite(array, source=name, names=taken)
+    require_finite(array, source=name, names=taken)
     return Inputs(array, None if _numbered(frame.names) and wanted is None else taken)
 
 

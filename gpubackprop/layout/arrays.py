@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
 from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, ShapeError
@@ -22,10 +23,10 @@ class LayerArrays(tuple[Array, ...]):
     """
 
     name: str
-    backend: Any
+    backend: Backend
 
     @classmethod
-    def of(cls, views: Sequence[Array], name: str, backend: Any) -> LayerArrays:
+    def of(cls, views: Sequence[Array], name: str, backend: Backend) -> LayerArrays:
         arrays = cls(views)
         arrays.name, arrays.backend = name, backend
         return arrays
@@ -51,7 +52,9 @@ class LayerArrays(tuple[Array, ...]):
         return tuple, (list(self),)
 
 
-def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequence[Any]) -> None:
+def write(
+    backend: Backend, names: list[str], views: Sequence[Array], values: Sequence[Any]
+) -> None:
     """Each view = its values, converted to its dtype, wherever they lie; all or nothing.
 
     Raises
@@ -69,7 +72,7 @@ def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequen
             backend.copy(fresh, view)
 
 
-def _copied(backend: Any, name: str, view: Array, value: Any) -> Array:
+def _copied(backend: Backend, name: str, view: Array, value: Any) -> Array:
     """A copy of `value` as `view` takes it: it may be a part of what is overwritten."""
     if hasattr(value, "detach"):  # a tensor's values, whatever its graph
         value = value.detach()

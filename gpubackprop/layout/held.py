@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.errors import ReadOnlyError
 from gpubackprop.layout.arrays import LayerArrays, write
 
@@ -63,11 +64,11 @@ class HeldParameters:
             self._b[...] = values
 
     @property
-    def backend(self) -> Any:
+    def backend(self) -> Backend:
         return self._backend
 
     @backend.setter
-    def backend(self, backend: Any) -> None:
+    def backend(self, backend: Backend) -> None:
         """Another one that computes on the same device."""
         if "_backend" in vars(self) and backend.device != self.device:
             self.device = backend.device

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import backend_of
+from gpubackprop.backends import backend_of
 
 SHOWN = 10  # rows of a long table, and names of a long list
 LETTERS = 40  # of a long name

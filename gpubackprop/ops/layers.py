@@ -45,7 +45,8 @@ def affine_forward(
     _full_precision(op, x)
     a = memory.empty((len(x), len(W)), x.dtype)
     h = a if act.saved == "h" else memory.empty(a.shape, a.dtype)
-    memory.backend.affine_forward(*map(memory.factor, (x, W, b)), act, a, h)
+    factors = memory.factor(x), memory.factor(W), memory.factor(b)
+    memory.backend.affine_forward(*factors, act, a, h)
     return h, (h if act.saved == "h" else a)
 
 

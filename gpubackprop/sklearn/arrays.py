@@ -14,6 +14,7 @@ from sklearn.utils.validation import validate_data
 
 from gpubackprop import backends
 from gpubackprop._optional import require
+from gpubackprop.backends import Backend
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.sklearn.warn import warn
 
@@ -79,7 +80,7 @@ def like(result: Array, x: Any) -> Array:
     return torch.from_numpy(result) if isinstance(result, np.ndarray) else torch.from_dlpack(result)
 
 
-def backend_of(x: Any) -> Any:
+def backend_of(x: Any) -> Backend:
     """The backend of the GPU where `x` lies."""
     return backends.get(device_of(x))
 
@@ -175,7 +176,7 @@ def largest(y: np.ndarray) -> float:
         return float(np.abs(y.astype(np.float64, copy=False)).max(initial=0.0))
 
 
-def take_rows(backend: Any, array: Any, rows: np.ndarray) -> Any:
+def take_rows(backend: Backend, array: Any, rows: np.ndarray) -> Any:
     """array[rows] on the device of `backend`."""
     if not backend.asynchronous:
         return array[rows]

@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 
+from gpubackprop.backends.cupy.library import import_cupy
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.estimator import BaseMLP
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS
@@ -251,7 +252,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def predict(self, X: Any) -> Array:
         """Predicted class of each row: (n_samples,), or (n_samples, n_classes) indicators."""
         if arrays.on_gpu(X) and self._label_binarizer.y_type_ in ("binary", "multiclass"):
-            codes = arrays.backend_of(X).cupy.argmax(self._probabilities(X), axis=1)
+            codes = import_cupy().argmax(self._probabilities(X), axis=1)
             if np.array_equal(self.classes_, np.arange(len(self.classes_))):
                 return arrays.like(codes, X)
             return arrays.like(self.classes_[arrays.to_host(codes)], X)
@@ -272,7 +273,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def predict_log_proba(self, X: Any) -> Array:
         """log of `predict_proba`."""
         y_prob = self._probabilities(X)
-        log = arrays.backend_of(X).cupy.log if arrays.on_gpu(X) else np.log
+        log = import_cupy().log if arrays.on_gpu(X) else np.log
         return arrays.like(log(y_prob, y_prob), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

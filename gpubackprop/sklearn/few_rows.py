@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from gpubackprop.backends import devices
+from gpubackprop.backends import Backend, devices
 
 Array = Any
 FEW = 1 << 14  # numbers in all layers' units of all rows
@@ -49,7 +49,9 @@ class FewRows:
     def result_width(self) -> int:
         return int(self.parameters[-1].shape[0])
 
-    def plan(self, backend: Any, emit: Callable[[Any, Array, Array], None], x: Array) -> None:
+    def plan(
+        self, backend: Backend, emit: Callable[[Backend, Array, Array], None], x: Array
+    ) -> None:
         """Record the calls that `emit` issues from rows like x to a result."""
         self.x = backend.empty(x.shape, x.dtype)
         self.result = backend.empty((len(x), self.result_width), x.dtype)

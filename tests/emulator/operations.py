@@ -18,9 +18,9 @@ import numpy as np
 
 from gpubackprop.backends.cupy import CupyBackend, losses, updates
 from gpubackprop.backends.cupy.arguments import layout_named
-from gpubackprop.backends.cupy.memory import Memory
+from gpubackprop.backends.cupy.memory import WorkingMemory
 from gpubackprop.backends.cupy_launch import TABLE_CHUNK, DeviceProperties, Launch
-from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.dtypes import BY_SUFFIX, INTEGERS
 from gpubackprop.formulas import ACTIVATIONS, UPDATES, Dropout, pointwise_loss
@@ -109,7 +109,7 @@ class Operations:
     def _installed(self, bad_label: Array | None = None) -> Iterator[CupyBackend]:
         with cupy_stub.installed(lazy=False), cupy_stub.launches_go_to(self.run):
             backend = _backend(self.device)
-            backend.memory = Memory(backend.cupy, 0)
+            backend.memory = WorkingMemory(backend.cupy, 0)
             backend.launcher._with_all_shared.clear()  # asked for anew: one entry, many cards
             if bad_label is not None:
                 backend.memory.bad_label = on_device(bad_label)
