@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import devices
-from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.backends.arrays import ANYWHERE, as_cupy, on_gpu
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.loss import LossOptions, Total
 from gpubackprop.backends.numpy import NumpyBackend
@@ -73,7 +73,7 @@ def backend_for(op: str, **arrays: Any) -> Backend:
     """
     if _ON_HOST.issuperset(map(type, arrays.values())):
         return HOST
-    given = {k: v for k, v in arrays.items() if v is not None and not isinstance(v, (int, float))}
+    given = {name: array for name, array in arrays.items() if not isinstance(array, ANYWHERE)}
     gpu = {name: as_cupy(array) for name, array in given.items() if on_gpu(array)}
     if not gpu:
         return HOST

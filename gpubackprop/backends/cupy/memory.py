@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
+from gpubackprop.backends.arrays import ANYWHERE, as_cupy, as_host, on_gpu
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.memory import Memory
 from gpubackprop.dtypes import STORAGES, compute_dtype, is_number
@@ -255,8 +255,8 @@ class DeviceMemory(Memory):
         return self.memory.empty(shape, dtype)
 
     def as_ndarray(self, values: Any, dtype: Any = None) -> Array:
-        # A number lies in any memory: it becomes an array whose shape does not fit.
-        return as_host(values, dtype) if isinstance(values, (int, float)) else as_cupy(values)
+        # A number becomes an array of the host, whose shape does not fit.
+        return as_host(values, dtype) if isinstance(values, ANYWHERE) else as_cupy(values)
 
     def is_ndarray(self, x: Any) -> bool:
         return isinstance(x, self.cupy.ndarray)
