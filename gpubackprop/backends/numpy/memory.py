@@ -63,9 +63,9 @@ class HostMemory(Memory):
         return bool(np.isfinite(x).all())
 
     def check_labels(self) -> None:
-        pass  # they are checked before they get here
+        pass  # labels are checked before they get here
 
-    # -- what `gpubackprop.ops` asks --------------------------------------------------------------
+    # -- for `gpubackprop.ops` --------------------------------------------------------------------
 
     def new(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         return np.empty(shape, dtype)
