@@ -146,6 +146,7 @@ class _StandIn(optimizers._TableOptimizer):
         else:
             self._launch(batches, settings)
 
+    @torch.inference_mode(False)
     def _state_of_pytorch(self) -> None:
         """Give the state of 16-bit parameters their dtype, as PyTorch does."""
         for p, state in self.state.items():

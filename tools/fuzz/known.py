@@ -233,11 +233,11 @@ OPTIMIZERS = (
         ends=True,
     ),
     Known(
-        "a gradient may be wider than its parameter and state",
+        "a gradient and its state may be of unlike types",
         line=r"step\(",
         place="^error$",
         kind="RuntimeError there, NoneType here",
-        detail=r"there RuntimeError.'expected dtype \S+ for `end` but got dtype double'",
+        detail=r"there RuntimeError.'expected dtype \S+ for `end` but got dtype \S+'",
     ),
     Known(
         "a rate on the meta device is refused with another kind of RuntimeError",
@@ -344,6 +344,12 @@ OPTIMIZERS = (
         "storage that came from a file is copied, and may then be resized",
         place=r"\.resizable$",
         detail="there False\nhere True",
+        before=r"by_file\(",
+    ),
+    Known(
+        "16-bit parameters keep float32 state, as it came from a file",
+        place=rf"{STATE}\.resizable$",
+        detail="there True\nhere False",
         before=r"by_file\(",
     ),
     Known(

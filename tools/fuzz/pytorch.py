@@ -273,6 +273,8 @@ def _least(dtype: np.dtype, program: str, theirs: float) -> float:
         found = [units for pattern, units in COARSE if re.search(pattern, program, re.MULTILINE)]
         cast = 2.0**52 * sixteen if theirs > 2.0**31 else 2.0**29 if theirs > 1e4 else 100.0
         return max(cast, *found, 100.0)
+    if dtype == np.float16 and "to(bfloat16)" in program:
+        return 8.0  # of them are a unit of bfloat16, from which numbers were cast
     narrow = re.search(r"to\(b?float16\)|half\(\)", program)
     if dtype == np.float32 and narrow and theirs > 16.0:
         return 2.0**23 * sixteen
