@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from gpubackprop.backends import Backend
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
 from gpubackprop.losses import Loss
 
@@ -27,7 +28,7 @@ Layers = tuple[Sequence[Array], Sequence[Array]]  # (W, b), or (grad_W, grad_b):
 IDENTITY = ACTIVATIONS["identity"]
 
 
-def emit_forward(backend: Any, x: Array, parameters: Layers, units: Units) -> None:
+def emit_forward(backend: Backend, x: Array, parameters: Layers, units: Units) -> None:
     """From x (N, D_0) to the units of all layers; the logits a_L are units.a[-1]."""
     (W, b), a, h = parameters, units.a, [x, *units.h, units.a[-1]]
     for layer, g in enumerate(units.activations):
@@ -36,7 +37,7 @@ def emit_forward(backend: Any, x: Array, parameters: Layers, units: Units) -> No
         )
 
 
-def emit_loss(backend: Any, loss: Loss, batch: Batch, parameters: Layers) -> None:
+def emit_loss(backend: Backend, loss: Loss, batch: Batch, parameters: Layers) -> None:
     """Forward pass and loss of a batch; delta_L where batch.result has an array for it."""
     emit_forward(backend, batch.x, parameters, batch.units)
     logits = batch.units.a[-1]
@@ -46,7 +47,7 @@ def emit_loss(backend: Any, loss: Loss, batch: Batch, parameters: Layers) -> Non
 
 
 def emit_backward(
-    backend: Any, x: Array, W: Sequence[Array], units: PassUnits, gradient: Layers
+    backend: Backend, x: Array, W: Sequence[Array], units: PassUnits, gradient: Layers
 ) -> None:
     """From delta_L, which the loss has written, to the gradients of all parameters."""
     (grad_W, grad_b), h, grad_h = gradient, [x, *units.h], [None, *units.grad_h]
@@ -62,7 +63,7 @@ def emit_backward(
 
 
 def emit_gradients(
-    backend: Any, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers
+    backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers
 ) -> None:
     """Forward pass, loss and backward pass of a batch."""
     emit_loss(backend, loss, batch, parameters)
@@ -70,7 +71,7 @@ def emit_gradients(
 
 
 def emit_step(
-    backend: Any, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers, updater: Any
+    backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers, updater: Any
 ) -> None:
     """One step of training: all gradients of a batch, and the update that they make."""
     emit_gradients(backend, loss, batch, parameters, gradient)
@@ -81,7 +82,7 @@ class Architecture(Protocol):
     """What the units are made for: an `MLP`, or what has these attributes of one."""
 
     @property
-    def backend(self) -> Any: ...
+    def backend(self) -> Backend: ...
     @property
     def widths(self) -> Sequence[int]: ...
     @property
@@ -111,7 +112,7 @@ class Units:
 
     def __init__(
         self,
-        backend: Any,
+        backend: Backend,
         rows: int,
         widths: Sequence[int],
         activations: Sequence[Activation],
@@ -180,7 +181,7 @@ class PassUnits(Units):
             self.delta = [*self.grad_h, self.a[-1]]
 
 
-def _taking_turns(backend: Any, rows: int, widths: Sequence[int], dtype: Any) -> list[Array]:
+def _taking_turns(backend: Backend, rows: int, widths: Sequence[int], dtype: Any) -> list[Array]:
     """Arrays (rows, width), of which two neighbours have memory of their own."""
     largest = rows * max(widths, default=0)
     pair = [backend.empty(largest, dtype) for _ in widths[:2]]

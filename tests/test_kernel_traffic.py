@@ -14,7 +14,7 @@ import pytest
 from gpubackprop.backends.cupy_launch import DeviceProperties, Launch
 from gpubackprop.formulas import UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
-from tests import emulator
+from tests import emulator, first_rung
 from tests.emulator import Module, Traffic, count_traffic
 from tests.emulator.arrays import Guarded
 from tests.emulator.verbs import COEFFICIENTS, DTYPES, PROCEED, Verbs, compute_dtype
@@ -277,3 +277,24 @@ def test_pointwise_losses_read_and_write_once(classes):
     )
     assert (counted[z].reads, counted[targets].reads, counted[delta].writes) == (1, 1, 1)
     assert counted[z].sectors_per_minimum < (1.6 if classes == 10 else 1.05)
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_the_naive_softmax_reads_the_logits_three_times_where_the_real_one_reads_them_once(classes):
+    """Step by step in kernels/README.md. Beside the two reads too many, a warp of the naive kernel
+    touches a sector of 32 bytes for each number of 4."""
+    memory, rows = Guarded(), 128
+    z, y = memory.normal((rows, classes), np.float32), memory.put(np.arange(rows) % classes)
+    row_loss, delta = memory.empty((rows,), np.float32), memory.empty(z.shape, np.float32)
+    entry, grid, block, arguments = first_rung.launch(z, y, row_loss, delta)
+    naive = count_traffic(module(first_rung.SOURCE, ()), entry, grid, block, arguments)
+    counted, result = Counted(), {"row_loss": row_loss, "delta": delta}
+    counted.verbs.softmax_cross_entropy(z, y, result)
+    note(f"naive softmax K={classes}", logits=naive[0], delta=naive[3])
+    note(f"{counted.launches[0]} K={classes}", logits=counted[z], delta=counted[delta])
+    assert (naive[0].reads, naive[3].writes, naive[0].widest) == (3, 1, 4)
+    assert naive[0].sectors_per_minimum > (2 if classes == 10 else 7.9)
+    for traffic, read in ((counted[z], 1), (counted[delta], 0)):  # and an element more of each row
+        assert traffic.reads == pytest.approx(read, abs=2 / classes)
+        assert traffic.writes == pytest.approx(1 - read, abs=2 / classes)
+        assert traffic.sectors_per_minimum <= 1.05

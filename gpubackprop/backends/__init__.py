@@ -7,17 +7,35 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gpubackprop.backends import devices
-from gpubackprop.backends.numpy import LossOptions, NumpyBackend, Total
-from gpubackprop.backends.updater import LossScaling, UpdateRule
-from gpubackprop.errors import DeviceUnavailable
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.loss import LossOptions, Total
+from gpubackprop.backends.numpy import NumpyBackend
+from gpubackprop.backends.updater import LossScaling, Updater, UpdateRule
 
-__all__ = ["LossOptions", "LossScaling", "NumpyBackend", "Total", "UpdateRule", "get"]
+if TYPE_CHECKING:
+    from gpubackprop.backends.cupy import CupyBackend
+
+__all__ = [
+    "HOST",
+    "Backend",
+    "LossOptions",
+    "LossScaling",
+    "NumpyBackend",
+    "Total",
+    "UpdateRule",
+    "Updater",
+    "backend_of",
+    "get",
+]
 
 
-def get(device: str = "cpu") -> Any:
+def get(device: str = "cpu") -> Backend:
     """A backend that computes on `device`: "auto", "cpu", "cuda" or "cuda:N".
 
     Its `reason` says in a line why "auto" took that one.
@@ -27,7 +45,7 @@ def get(device: str = "cpu") -> Any:
     OptionError : no such name. DeviceUnavailable : CUDA was asked for and something is missing.
     """
     name, reason = (device, "") if device == "cpu" else devices.choose(device)
-    backend: Any = NumpyBackend()
+    backend: Backend = NumpyBackend()
     if name != "cpu":
         from gpubackprop.backends.cupy import CupyBackend
 
@@ -36,20 +54,30 @@ def get(device: str = "cpu") -> Any:
     return backend
 
 
-def unpickled(device: str, reason: str) -> Any:
-    """The backend of a pickle that was made with one for `device`.
+def backend_of(array: Any) -> Backend:
+    """The backend for the memory of an ndarray of NumPy's or CuPy's; one object for each device."""
+    return HOST if isinstance(array, np.ndarray) else cuda_backend_of(array)
 
-    Raises
-    ------
-    DeviceUnavailable : that device is not there.
-    """
-    try:
-        backend = get(device)
-    except DeviceUnavailable as error:
-        raise DeviceUnavailable(
-            f"what is unpickled here was pickled on {device}, and is unpickled to the same device "
-            f'({error}) To read it elsewhere, pickle network.copy("cpu"), or use Model.save and '
-            f"Model.load"
-        ) from error
-    backend.reason = reason
-    return backend
+
+def cuda_backend_of(array: Any) -> CupyBackend:
+    """`backend_of` an ndarray of CuPy's."""
+    from gpubackprop.backends.cupy.library import import_cupy
+
+    return _cuda_backend(import_cupy(), int(array.device.id))
+
+
+HOST = NumpyBackend()
+
+
+@cache
+def _cuda_backend(cupy: Any, index: int) -> CupyBackend:
+    from gpubackprop.backends.cupy import CupyBackend
+
+    return CupyBackend(index)
+
+
+def unpickled(device: str, reason: str) -> Backend:
+    """`gpubackprop.backends.cupy.unpickled`, as pickles of the first versions name it."""
+    from gpubackprop.backends.cupy import unpickled as unpickled_there
+
+    return unpickled_there(device, reason)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, backend_of, on_gpu
+from gpubackprop.backends import backend_of, cuda_backend_of
+from gpubackprop.backends.arrays import as_cupy, on_gpu
 from gpubackprop.errors import DeviceUnavailable, DtypeError
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -89,7 +90,7 @@ class GpuMemory:
     """CuPy arrays of one device. Nothing waits for it, except `values` where it is asked to."""
 
     def __init__(self, array: Array) -> None:
-        self.backend = backend_of(array)
+        self.backend = cuda_backend_of(array)
         self.xp: Any = self.backend.cupy
         self.array_type: type = self.xp.ndarray
 

@@ -28,43 +28,64 @@ def pointwise_loss(
     out: Array | None = None,
     check: bool = False,
 ) -> tuple[Any, Array]:
-    """A pointwise loss of output pre-activations and its gradient, in one pass.
+    """Compute a pointwise loss of output pre-activations and its gradient, in one pass.
 
-    ======================  ==========================  ===============  ===========
-    name                    l(a, t)                     dl/da            output O(a)
-    ======================  ==========================  ===============  ===========
-    "squared_error"         (a - t)^2 / 2               a - t            a
-    "binary_cross_entropy"  log(1 + exp(a)) - t a       logistic(a) - t  logistic(a)
-    "poisson"               exp(a) - t a                exp(a) - t       exp(a)
-    ======================  ==========================  ===============  ===========
+    ======================  ==========================  ===================  ===========
+    name                    l(a, t)                     dl/da                output O(a)
+    ======================  ==========================  ===================  ===========
+    "squared_error"         (a - t)^2 / 2               a - t                a
+    "binary_cross_entropy"  log(1 + exp(a)) - t a       logistic(a) - t      logistic(a)
+    "poisson"               exp(a) - t a                exp(a) - t           exp(a)
+    "huber(d)"              (a - t)^2 / 2 within d,     a - t, bounded       a
+                            then d (abs(a - t) - d/2)   by -d and d
+    ======================  ==========================  ===================  ===========
 
     row_i = sample_weight_i * sum_k l(a_ik, t_ik).
 
     Parameters
     ----------
-    name : one of the above, or another entry of `gpubackprop.formulas.POINTWISE_LOSSES`; with the
-        loss's parameter in parentheses, if it has one.
-    a : (N, K) float64, float32, float16 or bfloat16, the pre-activations of the output units.
-    targets : (N, K), or (N,) where K = 1. Real; in [0, 1] for binary cross entropy; at least 0 for
-        Poisson.
-    sample_weight : (N,) non-negative.
-    reduction : "mean": sum of rows / sum of sample weights; "elementwise_mean": that divided by K
-        (PyTorch's "mean"); "sum"; "none": (N,).
-    out : (N, K) array for delta, of the dtype of a; `a` itself works in place.
-    check : for arrays on a GPU: True waits for it and looks at targets and weights, as is always
+    name : str
+        One of the above, or another entry of `gpubackprop.formulas.POINTWISE_LOSSES`. If the loss
+        has a parameter, it may follow in parentheses.
+    a : (N, K) float array
+        Pre-activations of the output units: float64, float32, float16 or bfloat16.
+    targets : (N, K) array, or (N,) if K = 1
+        Real numbers; in [0, 1] for binary cross entropy, and at least 0 for Poisson.
+    sample_weight : (N,) array or None
+        Non-negative factor of each row.
+    reduction : {"mean", "elementwise_mean", "sum", "none"}
+        How rows become the loss. "mean" is the sum of rows / the sum of sample weights;
+        "elementwise_mean" is that divided by K (PyTorch's "mean"); "none" keeps (N,).
+    out : (N, K) array or None
+        Receives delta, in the dtype of a; `a` itself works in place.
+    check : bool
+        For arrays on a GPU. True waits for the GPU and checks targets and weights, as is always
         done on the host; False takes their values as they are.
 
     Returns
     -------
-    loss : scalar, or (N,) for "none"; float32, or float64 for float64.
-    delta : (N, K), dtype of a: gradient of the reduced loss with respect to a.
+    loss : scalar, or (N,) array for "none"
+        The loss, in float32, or in float64 for float64.
+    delta : (N, K) array
+        Gradient of the reduced loss with respect to a, in the dtype of a.
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError
+    ShapeError
+        The shapes do not fit each other.
+    DtypeError
+        An array has no numeric dtype.
+    OptionError
+        The name or an option is unknown, or a target or weight is out of range.
 
-    Source: Bishop 2006, ch. 5.2 (each loss with its canonical link gives yhat - t).
+    References
+    ----------
+    C. M. Bishop, "Pattern Recognition and Machine Learning", 2006, section 5.2: a loss with its
+    canonical link gives delta = yhat - t. P. J. Huber, "Robust estimation of a location parameter",
+    1964.
 
+    Examples
+    --------
     >>> loss, delta = pointwise_loss("squared_error", np.array([[3.0]]), np.array([[1.0]]))
     >>> print(loss, delta)
     2.0 [[2.]]
@@ -97,7 +118,7 @@ def pointwise_targets(
     memory: Memory = HOST,
     check: bool = False,
 ) -> Array:
-    """(N, K) numeric targets inside the loss's domain; the error names row and column."""
+    """Return (N, K) numeric targets inside the loss's domain; an error names row and column."""
     targets = checks.as_array(targets, "targets", formula.name)
     if not is_number(targets.dtype):
         raise DtypeError(

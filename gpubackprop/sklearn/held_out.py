@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import r2_score
 
+from gpubackprop.backends import Backend
 from gpubackprop.network import MLP
 from gpubackprop.passes import emit_forward, emit_loss
 from gpubackprop.sklearn.host import source_of
@@ -55,7 +56,7 @@ class HeldOut(BatchStep):
         super().__init__(network, objective.loss(), source, len(y), options)
         self._yhat = network.backend.empty((len(y), objective.units), network.dtype)
 
-    def _emit(self, backend: Any, batch: StepBatch) -> None:
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
         if self._by_loss:
             emit_loss(backend, self.loss, batch, self.parameters)
         else:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from gpubackprop import backends
+from gpubackprop.backends import Backend
 from gpubackprop.formulas import Activation, activation
 from gpubackprop.passes import Layers, Units, emit_forward
 from gpubackprop.sklearn import few_rows
@@ -79,7 +80,7 @@ def _outputs(estimator: Any, x: Any) -> Array:
 
 
 def _emit(
-    backend: Any,
+    backend: Backend,
     x: Any,
     parameters: Layers,
     hidden: Sequence[Activation],
@@ -113,7 +114,7 @@ def _hidden(spec: Any, layers: int) -> list[Activation]:
     return [activation(spec)] * layers if isinstance(spec, str) else [activation(s) for s in spec]
 
 
-def _batch(backend: Any, x: Any, dtype: np.dtype) -> Any:
+def _batch(backend: Backend, x: Any, dtype: np.dtype) -> Any:
     if not sparse.issparse(x):
         return backend.inputs(x, dtype)
     return SparseBatch(x.astype(dtype, copy=False))

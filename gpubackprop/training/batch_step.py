@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossScaling
+from gpubackprop.backends import Backend, LossScaling
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.passes import Batch, Layers, PassUnits, Units, emit_gradients
@@ -67,7 +67,7 @@ class StepBatch(Batch):
     record: Array | None = None
     replay: Callable[[], None] = lambda: None
 
-    def first_rows(self, rows: int, backend: Any) -> StepBatch:
+    def first_rows(self, rows: int, backend: Backend) -> StepBatch:
         """The same memory, seen as a smaller batch."""
         cut = copy.copy(self)
         for name in ("index", "x", "targets", "weights", "logits"):
@@ -210,7 +210,7 @@ class BatchStep:
         mean = self.loss.options.reduction == "none" and not self.options.weighted
         return 1.0 / rows if mean else 1.0
 
-    def _emit(self, backend: Any, batch: StepBatch) -> None:
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
         raise NotImplementedError
 
 
@@ -240,7 +240,7 @@ class GradientStep(BatchStep):
     def _make_units(self, rows: int) -> Units:
         return PassUnits(self.network, rows, separate=False, random=self.random)
 
-    def _emit(self, backend: Any, batch: StepBatch) -> None:
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
         if not self.options.whole:
             self.source.emit(backend, batch, batch.raw, batch.index)
         emit_gradients(backend, self.loss, batch, self.parameters, (self.grad_W, self.grad_b))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Total
+from gpubackprop.backends import Backend, Total
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.passes import emit_loss
@@ -39,7 +38,7 @@ class EvaluationStep(BatchStep):
         nothing = 0.0 if self.loss.options.empty == "zero" else math.nan
         return self.running.figures(totals, nothing)
 
-    def _emit(self, backend: Any, batch: StepBatch) -> None:
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
         self.source.emit(backend, batch, batch.raw, batch.index)
         emit_loss(backend, self._summed, batch, self.parameters)
         self.running.emit(backend, batch, summed=True)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.backends.numpy.calls import gather_rows
 from gpubackprop.network import MLP
 from gpubackprop.passes import Batch
-from gpubackprop.training.batches import Batches, Standardize, gathered_dtype
+from gpubackprop.training.batches import Batches, gathered_dtype
 
 Array = Any  # of the network's device
 
@@ -32,7 +33,7 @@ class Source:
         self.from_host = self.backend.asynchronous and isinstance(data.x, np.ndarray)
         self._rows = np.zeros(0, np.int64)  # of the batch, where the host gathers it
         self._mean = self._scale = None
-        if data.standardizer is not None and self.backend.asynchronous:
+        if data.standardizer is not None:
             self._mean = self.backend.asarray(data.standardizer.mean)
             self._scale = self.backend.asarray(data.standardizer.scale)
         self._place(data)
@@ -95,7 +96,7 @@ class Source:
         """All rows of x where they lie, as the first product reads them."""
         return self.x
 
-    def emit(self, backend: Any, batch: Batch, raw: Array, index: Array | None) -> None:
+    def emit(self, backend: Backend, batch: Batch, raw: Array, index: Array | None) -> None:
         """Issue batch = its rows: x, converted and standardised (`raw` from `raw_buffer`), targets,
         and weights where the data have them."""
         if index is None:  # read when it runs, so that `load` and `put_rows` copy nothing
@@ -110,11 +111,9 @@ class Source:
                 backend.gather_rows(self.sample_weight, index, batch.weights)
         if self.data.standardizer is None:
             if raw is not batch.x:
-                backend.call(np.copyto, batch.x, raw, "unsafe")
-        elif self._mean is not None:
-            backend.standardize(raw, self._mean, self._scale, batch.x)
+                backend.gather_rows(raw, None, batch.x)
         else:
-            backend.call(Standardize(self.data.standardizer, raw, batch.x))
+            backend.standardize(raw, self._mean, self._scale, batch.x)
 
     def _gather(self, batch: Batch, raw: Array) -> None:
         """The batch's rows on the host, from the data that are loaded now."""

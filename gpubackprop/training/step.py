@@ -6,12 +6,13 @@ pass, update.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Total, UpdateRule
+from gpubackprop.backends import Backend, Total, UpdateRule
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -94,7 +95,7 @@ class TrainStep(GradientStep):
         )  # fmt: skip
         self.half_copy = backend.empty(size, network.precision) if network.mixed_precision else None
         self.updater = backend.updater(
-            backend, rule, network.parameters, self.gradient, self.slots, random, self.half_copy
+            rule, network.parameters, self.gradient, self.slots, random, self.half_copy
         )
         if self.half_copy is not None:
             self.parameters = network.layout.views(self.half_copy)
@@ -153,6 +154,7 @@ class TrainStep(GradientStep):
         """Take over the state of a step of a network of the same layout and of the same formula;
         what either has no use for (of dropout, of loss scaling) stays as it is."""
         mine, backend = self.state(), self.network.backend
+        write: Callable[[Any, Any], None]
         if isinstance(other, TrainStep):
             theirs, write = other.state(), backend.copy
         else:
@@ -190,7 +192,7 @@ class TrainStep(GradientStep):
         scaled = self.updater.upstream
         return super()._upstream(rows) if scaled is None else scaled
 
-    def _emit(self, backend: Any, batch: StepBatch) -> None:
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
         network, options, penalty = self.network, self.options, None
         summed = self.loss.options.reduction == "sum"
         if options.record:

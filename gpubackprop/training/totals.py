@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Total
+from gpubackprop.backends import Backend, Total
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.passes import Batch
@@ -47,7 +47,7 @@ class RunningTotals:
 
     def emit(
         self,
-        backend: Any,
+        backend: Backend,
         batch: Batch,
         *,
         summed: bool,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import LABELS, dense, row_stride
-from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy import CupyBackend
 
 Result = dict[str, Any]
 # Words of 8 bytes in Statistics<C> of kernels/include/softmax.cuh: four C and an int64.
@@ -23,7 +21,7 @@ STATISTICS_WORDS = {"float32": 3, "float64": 5}
 
 
 def softmax_cross_entropy(
-    backend: CupyBackend,
+    backend: Issuer,
     logits: Any,
     targets: Any,
     options: LossOptions,
@@ -53,13 +51,13 @@ def softmax_cross_entropy(
     _reduce(backend, divisor, options, result)
 
 
-def softmax(backend: CupyBackend, logits: Any, out: Any, *, log: bool = False) -> None:
+def softmax(backend: Issuer, logits: Any, out: Any, *, log: bool = False) -> None:
     """out = softmax(logits), or its logarithm; (N, K) of one dtype; out may be logits."""
     launch_softmax(backend, logits, None, None, {"delta": out}, LossOptions(), log=log)
 
 
 def launch_softmax(
-    backend: CupyBackend,
+    backend: Issuer,
     logits: Any,
     labels: Any,
     probabilities: Any,
@@ -106,7 +104,7 @@ def launch_softmax(
 
 
 def pointwise_loss(
-    backend: CupyBackend,
+    backend: Issuer,
     a: Any,
     targets: Any,
     formula: PointwiseLoss,
@@ -148,7 +146,7 @@ def _check_shapes(
 
 
 def _divisor(
-    backend: CupyBackend,
+    backend: Issuer,
     labels: Any,
     sample_weight: Any,
     class_weight: Any,
@@ -184,7 +182,7 @@ def _divisor(
     return total.reshape(())
 
 
-def _of_gradients(backend: CupyBackend, divisor: Any, options: LossOptions) -> Any:
+def _of_gradients(backend: Issuer, divisor: Any, options: LossOptions) -> Any:
     """The divisor, but 1 for 0 where a mean over nothing is 0: its gradients are, too."""
     if divisor is None or options.empty != "zero":
         return divisor
@@ -193,14 +191,14 @@ def _of_gradients(backend: CupyBackend, divisor: Any, options: LossOptions) -> A
     return out
 
 
-def _upstream(backend: CupyBackend, upstream: Any, compute: np.dtype) -> Any:
+def _upstream(backend: Issuer, upstream: Any, compute: np.dtype) -> Any:
     """None for 1, else an array of 0 or 1 dimensions."""
     if not backend.is_device_array(upstream):
         return None if float(upstream) == 1.0 else backend.memory.constant(float(upstream), compute)
     return backend.converted(upstream, compute, "upstream")
 
 
-def _reduce(backend: CupyBackend, divisor: Any, options: LossOptions, result: Result) -> None:
+def _reduce(backend: Issuer, divisor: Any, options: LossOptions, result: Result) -> None:
     if options.reduction == "none":
         return
     row_loss, loss = result["row_loss"], result["loss"]
