@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,33 @@ class EvaluationStep(BatchStep):
         self.source.emit(backend, batch, batch.raw, batch.index)
         emit_loss(backend, self._summed, batch, self.parameters)
         self.running.emit(backend, batch, summed=True)
+
+
+def custom_metrics(network: MLP, metrics: Mapping[str, Any], data: Batches) -> dict[str, float]:
+    """Compute the caller's metrics over all rows of `data`.
+
+    Parameters
+    ----------
+    network : MLP
+        The network that predicts.
+    metrics : mapping
+        From a name to ``function(yhat, targets)``.
+    data : Batches
+        The rows.
+
+    Returns
+    -------
+    dict
+        The figures by the metrics' names.
+    """
+    if not metrics:
+        return {}
+    order, predictions = data.order(None), []
+    for start in range(0, len(order), 4096):
+        yhat = network.predict(data.batch(network, order[start : start + 4096]))
+        predictions.append(network.backend.to_host(yhat))
+    yhat = np.concatenate(predictions)
+    return {name: float(metric(yhat, data.targets[order])) for name, metric in metrics.items()}
 
 
 def _total_weight(loss: Loss, data: Batches, units: int) -> float:
