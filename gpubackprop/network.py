@@ -301,7 +301,7 @@ class MLP(HeldParameters):
 
     @property
     def layer_activations(self) -> tuple[Activation, ...]:
-        """One activation per layer; the output layer's is the identity: O belongs to the loss."""
+        """One activation per layer; the output layer has the identity, as O is in the loss."""
         return (*self.activations, IDENTITY)
 
     def default_loss(self) -> Loss:
@@ -346,7 +346,7 @@ class MLP(HeldParameters):
 
         Parameters
         ----------
-        x : array or data frame
+        x : (N, D_0) array or data frame
             A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
         name : str
             What errors call it.
@@ -394,7 +394,7 @@ class MLP(HeldParameters):
         ----------
         chosen : Loss
             The loss.
-        targets : array-like
+        targets : (N,) or (N, K) array-like
             Targets of the loss.
         rows : int
             Number of rows N.
@@ -492,7 +492,7 @@ class MLP(HeldParameters):
     def gradients(
         self, x: Any, targets: Any, loss: str | Loss | None = None, sample_weight: Any = None
     ) -> Gradients:
-        """Compute the loss and its gradients: of output units, hidden units, weights and biases.
+        """Compute the loss and its gradients with respect to units, weights and biases.
 
         Parameters
         ----------

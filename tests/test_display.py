@@ -41,7 +41,7 @@ MODULES = (
     gpubackprop, backends, data, formulas, losses, ops, optimizers, schedules, sklearn,
     gpubackprop.torch, training,
 )  # fmt: skip
-# Bases, and what is never an object that a user holds.
+# Bases, protocols, and what is never an object that a user holds.
 NOT_HELD = {"Loss", "Total", "LabelError", "Backend", "Updater"}
 
 

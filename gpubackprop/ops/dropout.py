@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import backend_for
+from gpubackprop.backends.memory import Array
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Dropout
 from gpubackprop.formulas.dropout import MAX_STREAM, keep_mask, random_state
 from gpubackprop.ops import checks
-from gpubackprop.ops.memory import memory_of
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 _MAX_STEP = (1 << 48) - 1
 
 
@@ -65,15 +65,15 @@ def dropout_forward(
     """
     op = "dropout_forward"
     dropout = _dropout(p, seed, step, layer)
-    memory = memory_of(op, x=x, out=out)
-    x = checks.float_matrix(x, "x", op)
-    result = checks.output_array(out, x, "x", op, memory)
-    source = memory.source(x, x.dtype)
-    work = memory.target(result, source)
-    state = memory.backend.asarray(dropout.state)
+    backend = backend_for(op, x=x, out=out)
+    x = checks.float_matrix(x, "x", op, backend)
+    result = checks.output_array(out, x, "x", op, backend)
+    source = backend.source(x, x.dtype)
+    work = backend.target(result, source)
+    state = backend.asarray(dropout.state)
     there = replace(dropout, state=state)
-    memory.backend.activation_forward(source, ACTIVATIONS["identity"], work, there)
-    memory.store(work, result)
+    backend.activation_forward(source, ACTIVATIONS["identity"], work, there)
+    backend.store(work, result)
     return result
 
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend, backend_for
+from gpubackprop.backends.memory import Array
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import Activation, activation
 from gpubackprop.ops import checks
-from gpubackprop.ops.memory import memory_of
-
-Array = Any  # numpy.ndarray or cupy.ndarray
 
 
 def affine_forward(
@@ -60,18 +59,18 @@ def affine_forward(
     [[0.]]
     """
     op, act = "affine_forward", activation(activation_name)
-    memory = memory_of(op, x=x, W=W, b=b)
-    W = checks.float_matrix(W, "W", op)
-    x = checks.float_matrix(x, "x", op, W.shape[1])
-    b = checks.as_array(b, "b", op)
+    backend = backend_for(op, x=x, W=W, b=b)
+    W = checks.float_matrix(W, "W", op, backend)
+    x = checks.float_matrix(x, "x", op, backend, W.shape[1])
+    b = checks.as_array(b, "b", op, backend)
     if b.shape != (W.shape[0],):
         raise ShapeError(f"b has shape {b.shape} but {op} wants ({W.shape[0]},) for W {W.shape}")
     _one_dtype(op, x=x, W=W, b=b)
     _full_precision(op, x)
-    a = memory.empty((len(x), len(W)), x.dtype)
-    h = a if act.saved == "h" else memory.empty(a.shape, a.dtype)
-    factors = memory.factor(x), memory.factor(W), memory.factor(b)
-    memory.backend.affine_forward(*factors, act, a, h)
+    a = backend.new((len(x), len(W)), x.dtype)
+    h = a if act.saved == "h" else backend.new(a.shape, a.dtype)
+    factors = backend.factor(x), backend.factor(W), backend.factor(b)
+    backend.affine_forward(*factors, act, a, h)
     return h, (h if act.saved == "h" else a)
 
 
@@ -135,21 +134,21 @@ def affine_backward(
     [[10. 20.]] [10.] [[10. 10.]]
     """
     op, act = "affine_backward", activation(activation_name)
-    memory = memory_of(op, grad_h=grad_h, saved=saved, x=x, W=W)
-    W = checks.float_matrix(W, "W", op)
-    x = checks.float_matrix(x, "x", op, W.shape[1])
+    backend = backend_for(op, grad_h=grad_h, saved=saved, x=x, W=W)
+    W = checks.float_matrix(W, "W", op, backend)
+    x = checks.float_matrix(x, "x", op, backend, W.shape[1])
     _full_precision(op, x)
-    delta = activation_backward(grad_h, saved, act)
+    delta = _activation_backward(backend, grad_h, saved, act, None)
     if delta.shape != (len(x), len(W)):
         raise ShapeError(
             f"grad_h has shape {delta.shape} but {op} wants ({len(x)}, {len(W)}) for x {x.shape} "
             f"and W {W.shape}"
         )
     _one_dtype(op, grad_h=delta, x=x, W=W)
-    grad_W, grad_b = memory.empty(W.shape, W.dtype), memory.empty(len(W), W.dtype)
-    grad_x = memory.empty(x.shape, x.dtype) if input_gradient else None
-    memory.backend.affine_backward(delta, memory.factor(x), memory.factor(W), grad_W, grad_x)
-    memory.backend.column_sum(delta, grad_b)
+    grad_W, grad_b = backend.new(W.shape, W.dtype), backend.new(len(W), W.dtype)
+    grad_x = backend.new(x.shape, x.dtype) if input_gradient else None
+    backend.affine_backward(delta, backend.factor(x), backend.factor(W), grad_W, grad_x)
+    backend.column_sum(delta, grad_b)
     return grad_W, grad_b, grad_x
 
 
@@ -185,13 +184,13 @@ def activation_forward(a: Any, name: str | Activation, *, out: Array | None = No
     [[0. 2.]]
     """
     op = "activation_forward"
-    memory = memory_of(op, a=a, out=out)
-    a = checks.float_matrix(a, "a", op)
-    h = checks.output_array(out, a, "a", op, memory)
-    source = memory.source(a, checks.compute_dtype(a.dtype, "a", op))
-    work = memory.target(h, source)
-    memory.backend.activation_forward(source, activation(name), work)
-    memory.store(work, h)
+    backend = backend_for(op, a=a, out=out)
+    a = checks.float_matrix(a, "a", op, backend)
+    h = checks.output_array(out, a, "a", op, backend)
+    source = backend.source(a, checks.compute_dtype(a.dtype, "a", op))
+    work = backend.target(h, source)
+    backend.activation_forward(source, activation(name), work)
+    backend.store(work, h)
     return h
 
 
@@ -230,24 +229,30 @@ def activation_backward(
     >>> print(activation_backward(np.array([[5.0, 5.0]]), np.array([[0.0, 2.0]]), "relu"))
     [[0. 5.]]
     """
+    backend = backend_for("activation_backward", grad_h=grad_h, saved=saved, out=out)
+    return _activation_backward(backend, grad_h, saved, activation(name), out)
+
+
+def _activation_backward(
+    backend: Backend, grad_h: Any, saved: Any, formula: Activation, out: Array | None
+) -> Array:
     op = "activation_backward"
-    memory = memory_of(op, grad_h=grad_h, saved=saved, out=out)
-    grad_h = checks.float_matrix(grad_h, "grad_h", op)
-    saved = checks.float_matrix(saved, "saved", op)
+    grad_h = checks.float_matrix(grad_h, "grad_h", op, backend)
+    saved = checks.float_matrix(saved, "saved", op, backend)
     if grad_h.shape != saved.shape:
         raise ShapeError(
             f"grad_h has shape {grad_h.shape} but {op} wants {saved.shape}, the shape of saved"
         )
     _one_dtype(op, grad_h=grad_h, saved=saved)
-    delta = checks.output_array(out, grad_h, "grad_h", op, memory)
-    overlaps = memory.xp.may_share_memory(delta, saved)
-    if overlaps and not checks.same_view(delta, saved, memory):
+    delta = checks.output_array(out, grad_h, "grad_h", op, backend)
+    overlaps = backend.overlap(delta, saved)
+    if overlaps and not checks.same_view(delta, saved, backend):
         raise OptionError("out overlaps saved without being the same view; give it its own memory")
     dtype = checks.compute_dtype(grad_h.dtype, "grad_h", op)
-    source = memory.source(grad_h, dtype)
-    work = memory.target(delta, source)
-    memory.backend.activation_backward(source, memory.source(saved, dtype), activation(name), work)
-    memory.store(work, delta)
+    source = backend.source(grad_h, dtype)
+    work = backend.target(delta, source)
+    backend.activation_backward(source, backend.source(saved, dtype), formula, work)
+    backend.store(work, delta)
     return delta
 
 
@@ -276,16 +281,16 @@ def column_sum(delta: Any) -> Array:
     >>> print(column_sum(np.array([[1.0, 2.0], [3.0, 4.0]])))
     [4. 6.]
     """
-    memory = memory_of("column_sum", delta=delta)
-    delta = checks.float_matrix(delta, "delta", "column_sum")
+    backend = backend_for("column_sum", delta=delta)
+    delta = checks.float_matrix(delta, "delta", "column_sum", backend)
     dtype = checks.compute_dtype(delta.dtype, "delta", "column_sum")
-    source = memory.summand(memory.source(delta, dtype))
-    work = memory.empty(delta.shape[1], source.dtype)
-    memory.backend.column_sum(source, work)
+    source = backend.summand(delta, dtype)
+    work = backend.new(delta.shape[1], source.dtype)
+    backend.column_sum(source, work)
     if work.dtype == delta.dtype:
         return work
-    out = memory.empty(work.shape, delta.dtype)
-    memory.store(work, out)
+    out = backend.new(work.shape, delta.dtype)
+    backend.store(work, out)
     return out
 
 

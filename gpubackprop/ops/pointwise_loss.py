@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import HOST, LossOptions, backend_for
+from gpubackprop.backends.memory import Array, Memory
 from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
 from gpubackprop.formulas import pointwise_loss as formula_named
 from gpubackprop.ops import checks
-from gpubackprop.ops.memory import HOST, Memory, memory_of
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
 
 
@@ -30,15 +29,13 @@ def pointwise_loss(
 ) -> tuple[Any, Array]:
     """Compute a pointwise loss of output pre-activations and its gradient, in one pass.
 
-    ======================  ==========================  ===================  ===========
-    name                    l(a, t)                     dl/da                output O(a)
-    ======================  ==========================  ===================  ===========
-    "squared_error"         (a - t)^2 / 2               a - t                a
-    "binary_cross_entropy"  log(1 + exp(a)) - t a       logistic(a) - t      logistic(a)
-    "poisson"               exp(a) - t a                exp(a) - t           exp(a)
-    "huber(d)"              (a - t)^2 / 2 within d,     a - t, bounded       a
-                            then d (abs(a - t) - d/2)   by -d and d
-    ======================  ==========================  ===================  ===========
+    ======================  ==========================  ===============  ===========
+    name                    l(a, t)                     dl/da            output O(a)
+    ======================  ==========================  ===============  ===========
+    "squared_error"         (a - t)^2 / 2               a - t            a
+    "binary_cross_entropy"  log(1 + exp(a)) - t a       logistic(a) - t  logistic(a)
+    "poisson"               exp(a) - t a                exp(a) - t       exp(a)
+    ======================  ==========================  ===============  ===========
 
     row_i = sample_weight_i * sum_k l(a_ik, t_ik).
 
@@ -81,8 +78,7 @@ def pointwise_loss(
     References
     ----------
     C. M. Bishop, "Pattern Recognition and Machine Learning", 2006, section 5.2: a loss with its
-    canonical link gives delta = yhat - t. P. J. Huber, "Robust estimation of a location parameter",
-    1964.
+    canonical link gives delta = yhat - t.
 
     Examples
     --------
@@ -91,23 +87,23 @@ def pointwise_loss(
     2.0 [[2.]]
     """
     formula = formula_named(name)
-    memory = memory_of(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
-    a = checks.float_matrix(a, "a", name)
+    backend = backend_for(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
+    a = checks.float_matrix(a, "a", name, backend)
     rows = len(a)
     checks.choice(reduction, "reduction", REDUCTIONS)
-    targets = pointwise_targets(formula, targets, a.shape, memory, check)
-    weights = checks.sample_weights(sample_weight, name, rows, memory, check)
-    delta = checks.output_array(out, a, "a", name, memory)
-    checks.no_overlap(delta, memory, targets=targets, sample_weight=weights)
+    targets = pointwise_targets(formula, targets, a.shape, backend, check)
+    weights = checks.sample_weights(sample_weight, name, rows, backend, check)
+    delta = checks.output_array(out, a, "a", name, backend)
+    checks.no_overlap(delta, backend, targets=targets, sample_weight=weights)
     dtype = checks.compute_dtype(a.dtype, "a", name)
-    source = memory.source(a, dtype)
-    result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
-    result |= {"loss": memory.empty((), dtype), "delta": memory.target(delta, source)}
-    targets = memory.source(memory.widened(targets, dtype), dtype)
+    source = backend.source(a, dtype)
+    result = {name: backend.new(rows, dtype) for name in ("row_loss", "scale")}
+    result |= {"loss": backend.new((), dtype), "delta": backend.target(delta, source)}
+    targets = backend.inputs(targets, dtype)
     options = LossOptions(reduction=reduction)
-    weights = memory.weights(checks.near_one(weights, reduction), dtype)
-    memory.backend.pointwise_loss(source, targets, formula, options, result, weights)
-    memory.store(result["delta"], delta)
+    weights = backend.place(checks.near_one(weights, reduction), dtype)
+    backend.pointwise_loss(source, targets, formula, options, result, weights)
+    backend.store(result["delta"], delta)
     return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
 
 
@@ -119,7 +115,7 @@ def pointwise_targets(
     check: bool = False,
 ) -> Array:
     """Return (N, K) numeric targets inside the loss's domain; an error names row and column."""
-    targets = checks.as_array(targets, "targets", formula.name)
+    targets = checks.as_array(targets, "targets", formula.name, memory)
     if not is_number(targets.dtype):
         raise DtypeError(
             f"targets has dtype {targets.dtype} but {formula.name} wants numbers; encode text "

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
-from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.backends import LossOptions, backend_for
+from gpubackprop.backends.arrays import ANYWHERE
+from gpubackprop.backends.memory import Array, Memory
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.ops import checks
 from gpubackprop.ops.display import call
-from gpubackprop.ops.memory import Memory, memory_of
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -149,57 +148,55 @@ def softmax_cross_entropy(
     """
     op = "softmax_cross_entropy"
     arrays = {"targets": targets, "sample_weight": sample_weight, "class_weight": class_weight}
-    memory = memory_of(op, logits=logits, **arrays, upstream=upstream, out=out)
-    logits = checks.float_matrix(logits, "logits", op)
+    backend = backend_for(op, logits=logits, **arrays, upstream=upstream, out=out)
+    logits = checks.float_matrix(logits, "logits", op, backend)
     rows, classes = logits.shape
     if not classes:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
     options = cross_entropy_options(
         classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty, check,
-        soft_cap, memory,
+        soft_cap, backend,
     )  # fmt: skip
     targets, all_count = checks.cross_entropy_targets(
-        targets, logits, options.ignore_index, memory, check
+        targets, logits, options.ignore_index, backend, check
     )
     if all_count and options.ignore_index is not None:
         options = replace(options, ignore_index=None)
     if sample_weight is not None:
-        sample_weight = checks.sample_weights(sample_weight, op, rows, memory, check)
+        sample_weight = checks.sample_weights(sample_weight, op, rows, backend, check)
     if type(upstream) is not float:
-        upstream = _upstream(upstream, reduction, rows)
+        upstream = _upstream(upstream, reduction, rows, backend)
     if not gradient and out is not None:
         raise OptionError("out is for delta, which gradient=False does not compute; leave one out")
     dtype = checks.compute_dtype(logits.dtype, "logits", op)
-    result = memory.loss_outputs(rows, dtype)
+    result = backend.loss_outputs(rows, dtype)
     if reduction == "none" and "row_loss" not in result:
-        result["row_loss"] = memory.empty(rows, dtype)
-    weights = checks.near_one(sample_weight, reduction)
-    source, labels, *weights = memory.loss_inputs(dtype, logits, targets, weights, upstream)
+        result["row_loss"] = backend.new(rows, dtype)
+    weights = None if sample_weight is None else checks.near_one(sample_weight, reduction)
+    source, labels, *weights = backend.loss_inputs(dtype, logits, targets, weights, upstream)
     delta = None
     if gradient:
-        delta = checks.output_array(out, logits, "logits", op, memory)
-        result["delta"] = memory.target(delta, source)
-        if out is not None:
+        if out is None:
+            delta = backend.new(logits.shape, logits.dtype)
+        else:
+            delta = checks.output_array(out, logits, "logits", op, backend)
             checks.no_overlap(
-                delta,
-                memory,
-                targets=targets,
-                sample_weight=sample_weight,
-                upstream=upstream,
+                delta, backend, targets=targets, sample_weight=sample_weight, upstream=upstream,
                 class_weight=options.class_weight,
-            )
+            )  # fmt: skip
+        result["delta"] = backend.target(delta, source)
     if details:
-        result["lse"], result["predicted"] = memory.empty(rows, dtype), memory.empty(rows, np.int64)
+        result["lse"], result["predicted"] = backend.new(rows, dtype), backend.new(rows, np.int64)
         if targets.ndim == 1:
-            result["correct"] = memory.empty(rows, np.bool_)
-    memory.backend.softmax_cross_entropy(source, labels, options, result, *weights)
+            result["correct"] = backend.new(rows, np.bool_)
+    backend.softmax_cross_entropy(source, labels, options, result, *weights)
     if delta is not None:
-        memory.store(result["delta"], delta)
+        backend.store(result["delta"], delta)
     loss = result["row_loss"] if reduction == "none" else result["loss"][()]
     if not details:
         return loss, delta
     right = result.get("correct")
-    count = None if right is None else memory.count(right)
+    count = None if right is None else backend.count(right)
     return loss, delta, RowDetails(result["lse"], result["predicted"], count)
 
 
@@ -220,7 +217,7 @@ def cross_entropy_options(
     if class_weight is None and _PLAIN.issuperset(map(type, numbers)):
         return plain_options(*numbers)
     op = "softmax_cross_entropy"
-    memory = memory or memory_of(op, class_weight=class_weight)
+    memory = memory or backend_for(op, class_weight=class_weight)
     class_weight = checks.non_negative(class_weight, "class_weight", op, classes, memory, check)
     return _options(class_weight, *numbers)
 
@@ -259,11 +256,12 @@ def plain_options(*numbers: Any) -> LossOptions:
     return _options(None, *numbers)
 
 
-def _upstream(upstream: Any, reduction: str, rows: int) -> Any:
+def _upstream(upstream: Any, reduction: str, rows: int, memory: Memory) -> Any:
     """Return a float, or (N,) numbers if the loss itself is (N,); a GPU's 0-d array passes too."""
-    upstream = as_cupy(upstream) if on_gpu(upstream) else upstream
-    if on_gpu(upstream) and upstream.ndim == 0:
-        return upstream
+    if memory.asynchronous and not isinstance(upstream, ANYWHERE):
+        upstream = memory.as_ndarray(upstream)
+        if upstream.ndim == 0:
+            return upstream
     if np.ndim(upstream) == 0:
         try:
             return float(upstream)
@@ -274,7 +272,7 @@ def _upstream(upstream: Any, reduction: str, rows: int) -> Any:
             f"upstream has shape {np.shape(upstream)} but the loss of reduction={reduction!r} is a "
             f'number; pass a number, or reduction="none"'
         )
-    return checks.row_vector(upstream, "upstream", "softmax_cross_entropy", rows)
+    return checks.row_vector(upstream, "upstream", "softmax_cross_entropy", rows, memory)
 
 
 def softmax(logits: Any, *, out: Array | None = None) -> Array:
@@ -347,13 +345,13 @@ def log_softmax(logits: Any, *, out: Array | None = None) -> Array:
 
 
 def _of_rows(op: str, logits: Any, out: Array | None) -> Array:
-    memory = memory_of(op, logits=logits, out=out)
-    logits = checks.float_matrix(logits, "logits", op)
+    backend = backend_for(op, logits=logits, out=out)
+    logits = checks.float_matrix(logits, "logits", op, backend)
     if not logits.shape[1]:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
-    result = checks.output_array(out, logits, "logits", op, memory)
-    source = memory.source(logits, checks.compute_dtype(logits.dtype, "logits", op))
-    work = memory.target(result, source)
-    memory.backend.softmax(source, work, log=op == "log_softmax")
-    memory.store(work, result)
+    result = checks.output_array(out, logits, "logits", op, backend)
+    source = backend.source(logits, checks.compute_dtype(logits.dtype, "logits", op))
+    work = backend.target(result, source)
+    backend.softmax(source, work, log=op == "log_softmax")
+    backend.store(work, result)
     return result

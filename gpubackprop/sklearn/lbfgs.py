@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.host import source_of
 from gpubackprop.sklearn.objective import Objective
+from gpubackprop.sklearn.stored import replace_parameters
 from gpubackprop.sklearn.warn import warn
 from gpubackprop.training.batch_step import GradientStep, StepOptions
 from gpubackprop.training.batches import Batches
@@ -106,8 +107,7 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> Non
     finally:
         function.unpack(end)
         W, b = function.network.layout.views(function._flat)
-        e.coefs_ = [view.T.copy("C") for view in W]
-        e.intercepts_ = [view.copy() for view in b]
+        replace_parameters(e, [view.T.copy("C") for view in W], [view.copy() for view in b])
 
 
 def _iterations(result: Any, max_iter: int) -> int:
