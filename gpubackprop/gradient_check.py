@@ -89,7 +89,7 @@ def gradient_check(
         device, the differences on the CPU.
     x : (N, D_0) array
         Inputs.
-    targets : array-like
+    targets : (N,) or (N, K) array-like
         As in `MLP.gradients`.
     loss : str, Loss or None
         As in `MLP.gradients`; with reduction "none" there is no single gradient.

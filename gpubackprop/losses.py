@@ -100,7 +100,7 @@ class Loss(ABC):
             The backend that holds the arrays.
         logits : (N, K) array
             Pre-activations of the output layer.
-        targets : array
+        targets : (N,) or (N, K) array
             What `check_targets` returned.
         result : dict of arrays
             The arrays of `buffers` and, if wanted, "delta" (N, K). The call writes into them.

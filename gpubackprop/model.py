@@ -184,7 +184,7 @@ class Model:
 
         Returns
         -------
-        array
+        (N,) or (N, K) array
             As for `predict_labels`.
 
         Raises
@@ -229,7 +229,7 @@ class Model:
         ----------
         yhat : (N, K) array
             What `predict` returned.
-        targets : array-like or data frame
+        targets : (N,) or (N, K) array-like, or data frame
             As for `evaluate`.
 
         Returns

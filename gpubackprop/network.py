@@ -289,7 +289,7 @@ class MLP(HeldParameters):
 
     @property
     def layer_activations(self) -> tuple[Activation, ...]:
-        """One activation per layer; the output layer's is the identity, since O belongs to the loss."""
+        """One activation per layer; the output layer has the identity, as O is in the loss."""
         return (*self.activations, IDENTITY)
 
     def default_loss(self) -> Loss:
@@ -334,7 +334,7 @@ class MLP(HeldParameters):
 
         Parameters
         ----------
-        x : array or data frame
+        x : (N, D_0) array or data frame
             A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
         name : str
             What errors call it.
@@ -382,7 +382,7 @@ class MLP(HeldParameters):
         ----------
         chosen : Loss
             The loss.
-        targets : array-like
+        targets : (N,) or (N, K) array-like
             Targets of the loss.
         rows : int
             Number of rows N.
@@ -482,7 +482,7 @@ class MLP(HeldParameters):
     def gradients(
         self, x: Any, targets: Any, loss: str | Loss | None = None, sample_weight: Any = None
     ) -> Gradients:
-        """Compute the loss and its gradients with respect to output and hidden units, weights and biases.
+        """Compute the loss and its gradients with respect to units, weights and biases.
 
         Parameters
         ----------

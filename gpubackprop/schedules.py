@@ -77,6 +77,11 @@ class Schedule:
         -------
         float
             The factor.
+
+        Raises
+        ------
+        NotImplementedError
+            A class derived from `Schedule` has no `factor` of its own.
         """
         raise NotImplementedError
 

@@ -269,7 +269,7 @@ class Backend(Memory, Protocol):
         loss: Array,
         rows: int,
         correct: Array | None,
-        penalty: tuple[Array, Array] | None,
+        penalty: tuple[Array, Array | float] | None,
         totals: Array,
     ) -> None:
         """Add one step to the running totals. Nothing is read back.
@@ -279,7 +279,7 @@ class Backend(Memory, Protocol):
         loss : (), the mean of the batch.
         rows : of the batch.
         correct : (rows,) bool, or None.
-        penalty : the sum of the squared weights and l2, both (): l2 / 2 times the sum is added.
+        penalty : the sum of the squared weights () and l2: l2 / 2 times the sum is added.
         totals : (Total.SIZE,) float64, indexed by `Total`.
         """
 

@@ -84,7 +84,7 @@ class Updater(Protocol[B_contra]):
         """
 
     @abstractmethod
-    def penalty(self, backend: B_contra, divisor: float) -> tuple[Array, Array] | None:
+    def penalty(self, backend: B_contra, divisor: float) -> tuple[Array, Array | float] | None:
         """Issue the sum of the squared weights.
 
         Returns

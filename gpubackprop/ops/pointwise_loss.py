@@ -29,15 +29,13 @@ def pointwise_loss(
 ) -> tuple[Any, Array]:
     """Compute a pointwise loss of output pre-activations and its gradient, in one pass.
 
-    ======================  ==========================  ===================  ===========
-    name                    l(a, t)                     dl/da                output O(a)
-    ======================  ==========================  ===================  ===========
-    "squared_error"         (a - t)^2 / 2               a - t                a
-    "binary_cross_entropy"  log(1 + exp(a)) - t a       logistic(a) - t      logistic(a)
-    "poisson"               exp(a) - t a                exp(a) - t           exp(a)
-    "huber(d)"              (a - t)^2 / 2 within d,     a - t, bounded       a
-                            then d (abs(a - t) - d/2)   by -d and d
-    ======================  ==========================  ===================  ===========
+    ======================  ==========================  ===============  ===========
+    name                    l(a, t)                     dl/da            output O(a)
+    ======================  ==========================  ===============  ===========
+    "squared_error"         (a - t)^2 / 2               a - t            a
+    "binary_cross_entropy"  log(1 + exp(a)) - t a       logistic(a) - t  logistic(a)
+    "poisson"               exp(a) - t a                exp(a) - t       exp(a)
+    ======================  ==========================  ===============  ===========
 
     row_i = sample_weight_i * sum_k l(a_ik, t_ik).
 
@@ -80,8 +78,7 @@ def pointwise_loss(
     References
     ----------
     C. M. Bishop, "Pattern Recognition and Machine Learning", 2006, section 5.2: a loss with its
-    canonical link gives delta = yhat - t. P. J. Huber, "Robust estimation of a location parameter",
-    1964.
+    canonical link gives delta = yhat - t.
 
     Examples
     --------

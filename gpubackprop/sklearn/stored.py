@@ -242,18 +242,21 @@ def _shapes(network: MLP) -> list[tuple[int, ...]]:
 def write_parameters(estimator: Any, network: MLP) -> None:
     """Write the network's parameters into the arrays of coefs_ and intercepts_."""
     W, b = network.layout.views(network.backend.to_host(network.parameters))
-    estimator.coefs_ = [
-        _written(old, view.T) for old, view in zip(estimator.coefs_, W, strict=True)
-    ]
-    estimator.intercepts_ = [
-        _written(old, view.reshape(old.shape))
-        for old, view in zip(estimator.intercepts_, b, strict=True)
-    ]
+    for old, view in zip(estimator.coefs_, W, strict=True):
+        np.copyto(old, view.T, "same_kind")
+    for old, view in zip(estimator.intercepts_, b, strict=True):
+        np.copyto(old, view.reshape(old.shape), "same_kind")
 
 
-def _written(old: Array, new: Array) -> Array:
-    np.copyto(old, new, "same_kind")
-    return old
+def replace_parameters(estimator: Any, coefs: list[Array], intercepts: list[Array]) -> None:
+    """coefs_ and intercepts_ = these arrays, in the lists that are there: a shallow copy of the
+    estimator holds the same ones."""
+    for name, arrays in (("coefs_", coefs), ("intercepts_", intercepts)):
+        held = getattr(estimator, name)
+        if isinstance(held, list):
+            held[:] = arrays
+        else:
+            setattr(estimator, name, arrays)
 
 
 def rounded_views(estimator: Any, network: MLP) -> list[tuple[Any, Any]]:

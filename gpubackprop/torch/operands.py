@@ -195,7 +195,8 @@ def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torc
     entry : Entry
         The tensors.
     slot_types : tuple of dtype, or None
-        Dtypes that slots may have besides the dtype of p and its compute dtype; None is any float.
+        Dtypes that slots may have besides those of p and g and p's compute dtype; None is any
+        float.
 
     Raises
     ------
@@ -213,7 +214,7 @@ def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torc
         if slot.shape != p.shape or slot.device != p.device:
             raise _misfit(p, slot)
         if slot.dtype != wanted:
-            known = bridge.FLOATS if slot_types is None else (p.dtype, *slot_types)
+            known = bridge.FLOATS if slot_types is None else (p.dtype, g.dtype, *slot_types)
             if slot.dtype not in known:
                 raise _misfit(p, slot)
             if slot.dtype == torch.float64:

@@ -112,10 +112,16 @@ class _TableOptimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         self._refuse(self.param_groups)
-        self._launch(self._batches())
+        settings = self._all_settings()
+        self._launch(self._batches(), settings)
 
-    def _launch(self, batches: dict[Batch, list[Entry]]) -> None:
-        settings = [self._settings(group) for group in self.param_groups]
+    def _all_settings(self) -> list[Settings]:
+        """Of each group; before state is made, since a group may lack something."""
+        return [self._settings(group) for group in self.param_groups]
+
+    def _launch(self, batches: dict[Batch, list[Entry]], settings: list[Settings]) -> None:
+        for number in {entry.group for entries in batches.values() for entry in entries}:
+            settings[number].check()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for key, entries in batches.items():
             device, storage, rule, _ = key
@@ -224,13 +230,21 @@ def _loaded(p: Tensor, value: Tensor) -> Tensor:
     return _slot(p, p.dtype).copy_(slot)
 
 
+# What a step in inference mode makes, a later step outside of it can write too.
+@torch.inference_mode(False)
 def _slot(p: Tensor, dtype: torch.dtype) -> Tensor:
     dtype = bridge.compute_dtype(dtype)
     return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
+@torch.inference_mode(False)
 def _count(p: Tensor, dtype: torch.dtype, value: float = 0.0) -> Tensor:
     return torch.full((), value, dtype=dtype, device=p.device)
+
+
+@torch.inference_mode(False)
+def _moved(count: Tensor, device: torch.device) -> Tensor:
+    return count.to(device)
 
 
 class SGD(_TableOptimizer, torch.optim.SGD):
@@ -245,7 +259,7 @@ class SGD(_TableOptimizer, torch.optim.SGD):
     ----------
     params : iterable
         Tensors, named tensors or groups, as in PyTorch.
-    lr : float or tensor
+    lr : float or 0-d tensor
         Learning rate.
     momentum : float
         Factor mu of the velocity.
@@ -300,9 +314,11 @@ class SGD(_TableOptimizer, torch.optim.SGD):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         steps: dict[Tensor, Tensor] = self.__dict__.setdefault("_steps", {})
         if p in steps and steps[p].device != p.device:
-            steps[p] = steps[p].to(p.device)
+            steps[p] = _moved(steps[p], p.device)
         if not group["momentum"]:
-            return (), steps.setdefault(p, _count(p, torch.float32))
+            if p not in steps:
+                steps[p] = _count(p, torch.float32)
+            return (), steps[p]
         state = self.state[p]
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = _slot(p, torch.promote_types(p.dtype, g.dtype))
@@ -330,7 +346,7 @@ class Adam(_TableOptimizer, torch.optim.Adam):
     ----------
     params : iterable
         Tensors, named tensors or groups, as in PyTorch.
-    lr : float or tensor
+    lr : float or 0-d tensor
         Learning rate.
     betas : pair of float
         Decay rates of m and v.
@@ -409,7 +425,7 @@ class AdamW(Adam, torch.optim.AdamW):
     ----------
     params : iterable
         Tensors, named tensors or groups, as in PyTorch.
-    lr : float or tensor
+    lr : float or 0-d tensor
         Learning rate.
     betas : pair of float
         Decay rates of m and v.

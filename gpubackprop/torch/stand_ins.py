@@ -135,7 +135,7 @@ class _StandIn(optimizers._TableOptimizer):
 
     def _update(self) -> None:
         self._refuse(self.param_groups)
-        batches = {}
+        batches, settings = {}, [] if self._left else self._all_settings()
         if not self._left:
             try:
                 batches = self._batches()
@@ -144,8 +144,9 @@ class _StandIn(optimizers._TableOptimizer):
         if self._left:
             self._step_of_pytorch()
         else:
-            self._launch(batches)
+            self._launch(batches, settings)
 
+    @torch.inference_mode(False)
     def _state_of_pytorch(self) -> None:
         """Give the state of 16-bit parameters their dtype, as PyTorch does."""
         for p, state in self.state.items():

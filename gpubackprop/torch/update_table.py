@@ -39,6 +39,11 @@ class Settings:
         """Return the learning rate as a number; this waits if it is a tensor of a GPU."""
         return float(self.lr.detach() if isinstance(self.lr, Tensor) else self.lr)
 
+    def check(self) -> None:
+        """PyTorch's RuntimeError where the rate is a tensor without memory, before any update."""
+        if isinstance(self.lr, Tensor) and self.lr.is_meta:
+            self.rate()
+
     def row(self, device: torch.device) -> list[float]:
         """Return a row of the kernel's `settings`; lr is 0 if it is a tensor of the device."""
         lr = 0.0 if on_device(self.lr, device) else self.rate()

@@ -341,7 +341,7 @@ class Trainer(Settings):
         ----------
         x : (N, D_0) array or data frame
             As for `fit`.
-        targets : array-like or data frame
+        targets : (N,) or (N, K) array-like, or data frame
             As for `fit`.
         sample_weight : (N,) array or None
             As for `fit`.

@@ -130,22 +130,20 @@ class CupyBackend(DeviceMemory, Issuer):
         kernel: str,
         shape: tuple[int, ...],
         dtype: Any,
-        arguments: Callable[[Launch], tuple[Any, ...]],
+        arguments: Callable[[Launch], dict[str, Any]],
         *,
         formula: str = "",
         contiguous: bool = True,
     ) -> None:
         launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
         if not launch.empty:
-            self.issue(kernel, launch, arguments(launch), formula)
+            self.issue(launch, arguments(launch))
 
     def elementwise(self, name: str, *args: Any) -> None:
         self._issue(elementwise.kernel(self.cupy, name), *args)
 
-    def issue(
-        self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
-    ) -> None:
-        call = self.launcher.bind(kernel, launch, arguments, formula)
+    def issue(self, launch: Launch, arguments: dict[str, Any]) -> None:
+        call = self.launcher.bind(launch, arguments)
         if self._recorded is not None:
             self._recorded.launch(launch, *call)
         else:
@@ -173,10 +171,11 @@ class CupyBackend(DeviceMemory, Issuer):
         count, columns = out.shape
         self.launch(
             "gather_rows", out.shape, out.dtype,
-            lambda launch: (
-                source, rows, out, count, columns, source.shape[0], row_stride(source),
-                row_stride(out),
-            ),
+            lambda launch: {
+                "source": source, "rows": rows, "out": out, "count": count, "cols": columns,
+                "source_rows": source.shape[0], "stride_source": row_stride(source),
+                "stride_out": row_stride(out),
+            },
             formula=str(source.dtype),
         )  # fmt: skip
 
@@ -249,10 +248,12 @@ class CupyBackend(DeviceMemory, Issuer):
             storage += "_f32"
         self.launch(
             "affine_epilogue" + _variant(dropout), product.shape, storage,
-            lambda launch: (
-                product, b, a, h, rows, columns, launch.join, row_stride(product), row_stride(a),
-                row_stride(h), activation.parameter, *_dropout_arguments(dropout),
-            ),
+            lambda launch: {
+                "product": product, "bias": b, "a": a, "h": h, "rows": rows, "cols": columns,
+                "join": launch.join, "stride_product": row_stride(product),
+                "stride_a": row_stride(a), "stride_h": row_stride(h),
+                "parameter": activation.parameter, **_dropout_arguments(dropout),
+            },
             formula=activation.name, contiguous=dense(product, a, h),
         )  # fmt: skip
 
@@ -269,13 +270,15 @@ class CupyBackend(DeviceMemory, Issuer):
         rows, columns = delta.shape
         partial: list[Array] = []
 
-        def arguments(launch: Launch) -> tuple[Any, ...]:
+        def arguments(launch: Launch) -> dict[str, Any]:
             partial.append(None if grad_b is None else self._partial(launch.partial, delta.dtype))
-            return (
-                grad_h, saved, delta, partial[0], rows, columns, launch.join, row_stride(grad_h),
-                row_stride(saved), row_stride(delta), activation.parameter,
-                *_dropout_arguments(dropout),
-            )  # fmt: skip
+            return {
+                "grad_h": grad_h, "saved": saved, "delta": delta, "partial": partial[0],
+                "rows": rows, "cols": columns, "join": launch.join,
+                "stride_grad": row_stride(grad_h), "stride_saved": row_stride(saved),
+                "stride_delta": row_stride(delta), "parameter": activation.parameter,
+                **_dropout_arguments(dropout),
+            }  # fmt: skip
 
         self.launch(
             "activation_backward" + _variant(dropout), delta.shape, delta.dtype, arguments,
@@ -296,14 +299,17 @@ class CupyBackend(DeviceMemory, Issuer):
         self.sum_columns(delta, out)
 
     def sum_columns(
-        self, x: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
+        self, x: Array, out: Array, divisor: Array | float = 1.0, empty_is_zero: bool = False
     ) -> None:
         rows, columns = x.shape
         partial: list[Array] = []
 
-        def arguments(launch: Launch) -> tuple[Any, ...]:
+        def arguments(launch: Launch) -> dict[str, Any]:
             partial.append(self._partial(launch.partial, x.dtype))
-            return x, partial[0], rows, columns, launch.join, row_stride(x)
+            return {
+                "x": x, "partial": partial[0], "rows": rows, "cols": columns, "join": launch.join,
+                "stride": row_stride(x),
+            }  # fmt: skip
 
         self.launch("column_sum", x.shape, x.dtype, arguments, contiguous=dense(x))
         self._finish(partial[0] if partial else None, out, divisor, empty_is_zero)
@@ -315,7 +321,7 @@ class CupyBackend(DeviceMemory, Issuer):
         self,
         partial: Array | None,
         out: Array,
-        divisor: Array | None = None,
+        divisor: Array | float = 1.0,
         empty_is_zero: bool = False,
     ) -> None:
         columns = out.shape[0]
@@ -324,7 +330,10 @@ class CupyBackend(DeviceMemory, Issuer):
             raise ShapeError(f"out has shape {out.shape} but there are {partial.shape[1]} columns")
         self.launch(
             "column_sum_finish", (rows, columns), out.dtype,
-            lambda launch: (partial, out, rows, columns, divisor, empty_is_zero),
+            lambda launch: {
+                "partial": partial, "out": out, "rows": rows, "cols": columns, "divisor": divisor,
+                "empty_is_zero": empty_is_zero,
+            },
         )  # fmt: skip
 
     def output(self, a: Array, kind: str, out: Array) -> None:
@@ -374,13 +383,16 @@ class CupyBackend(DeviceMemory, Issuer):
         loss: Array,
         rows: int,
         correct: Array | None,
-        penalty: tuple[Array, Array] | None,
+        penalty: tuple[Array, Array | float] | None,
         totals: Array,
     ) -> None:
-        weights2, l2 = penalty or (None, None)
+        weights2, l2 = penalty or (None, 0.0)
         self.launch(
             "accumulate", (1,), loss.dtype,
-            lambda launch: (loss, correct, weights2, l2, rows, totals),
+            lambda launch: {
+                "loss": loss, "correct": correct, "weights2": weights2, "l2": l2, "rows": rows,
+                "totals": totals,
+            },
         )  # fmt: skip
 
     # -- updates ----------------------------------------------------------------------------------
@@ -442,11 +454,13 @@ def _variant(dropout: Dropout | None) -> str:
     return "" if dropout is None else "_dropout"
 
 
-def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
-    """What the entries with dropout take more than those without."""
+def _dropout_arguments(dropout: Dropout | None) -> dict[str, Any]:
+    """The fields that entries with dropout read."""
+    names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
     if dropout is None:
-        return ()
-    return dropout.state, dropout.threshold, dropout.scale, dropout.layer
+        return dict(zip(names, (None, 0, 1.0, 0), strict=True))
+    numbers = dropout.state, dropout.threshold, dropout.scale, dropout.layer
+    return dict(zip(names, numbers, strict=True))
 
 
 def _same_shape(*arrays: Array) -> None:

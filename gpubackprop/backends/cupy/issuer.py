@@ -35,7 +35,7 @@ class Issuer(Backend, Protocol):
         kernel: str,
         shape: tuple[int, ...],
         dtype: Any,
-        arguments: Callable[[Launch], tuple[Any, ...]],
+        arguments: Callable[[Launch], dict[str, Any]],
         *,
         formula: str = "",
         contiguous: bool = True,
@@ -45,14 +45,13 @@ class Issuer(Backend, Protocol):
         Parameters
         ----------
         kernel, shape, dtype, formula, contiguous : as in `gpubackprop.backends.cupy_launch.plan`.
-        arguments : of the launch that was planned, the entry's arguments.
+        arguments : of the launch that was planned, the fields of its record, by name
+            (`gpubackprop.backends.cupy.arguments.ARGUMENTS`).
         """
 
     @abstractmethod
-    def issue(
-        self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
-    ) -> None:
-        """Issue one planned launch."""
+    def issue(self, launch: Launch, arguments: dict[str, Any]) -> None:
+        """Issue one planned launch with the fields of its record."""
 
     @abstractmethod
     def elementwise(self, name: str, *args: Any) -> None:
@@ -68,9 +67,12 @@ class Issuer(Backend, Protocol):
 
     @abstractmethod
     def sum_columns(
-        self, x: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
+        self, x: Array, out: Array, divisor: Array | float = 1.0, empty_is_zero: bool = False
     ) -> None:
-        """`column_sum`, divided by `divisor` (), with 0 for 0 / 0 where `empty_is_zero`."""
+        """`column_sum`, divided by `divisor`, a number or an array ().
+
+        Divided by 0 it is NaN, or 0 where `empty_is_zero`.
+        """
 
     @abstractmethod
     def labels_used(self) -> None:

@@ -58,7 +58,6 @@ class WorkingMemory:
 
     def __init__(self, cupy: Any, index: int, *, keeps_scratch: bool = False) -> None:
         self.cupy, self.index, self._keeps_scratch = cupy, index, keeps_scratch
-        self._constants: dict[tuple[float, str], Filled] = {}
         self._scratch: dict[tuple[str, np.dtype], Any] = {}
         self._bad_label: Filled | None = None
 
@@ -77,14 +76,6 @@ class WorkingMemory:
         with self.cupy.cuda.Device(self.index):
             array.fill(value)
         return array
-
-    def constant(self, value: float, dtype: Any) -> Any:
-        """A 0-d array that holds `value`, made once."""
-        key = (float(value), np.dtype(dtype).name)
-        if key not in self._constants:
-            self._constants[key] = self._filled(self.full((), value, dtype))
-        with self.cupy.cuda.Device(self.index):
-            return self._constants[key].array()
 
     def _filled(self, array: Any) -> Filled:
         with self.cupy.cuda.Device(self.index):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.cupy.issuer import Issuer
-from gpubackprop.backends.cupy_launch import suffix_of
+from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS, Updater, UpdateRule
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
@@ -85,13 +85,12 @@ class CupyUpdater(Updater[Issuer]):
         state = self.backend.to_host(self.state)
         return int(state[STEPS]), int(state[SKIPPED])
 
-    def penalty(self, backend: Issuer, divisor: float) -> tuple[Any, Any] | None:
+    def penalty(self, backend: Issuer, divisor: float) -> tuple[Any, float] | None:
         rule = self.rule
         if not rule.l2:
             return None
         backend.sum_of_squares(self.parameters[: rule.penalized], self._weights2)
-        factor = backend.memory.constant(rule.l2 / divisor, self._weights2.dtype)
-        return self._weights2, factor
+        return self._weights2, rule.l2 / divisor
 
     def emit(self, backend: Issuer) -> None:
         rule, norm = self.rule, None
@@ -99,15 +98,11 @@ class CupyUpdater(Updater[Issuer]):
             norm = self._norm
             weights = self.parameters if rule.l2 else None
             penalized = rule.penalized if rule.l2 else 0
-            l2 = self._settings_in_compute(backend) if rule.l2 else None
-            unscale = None if rule.scaling is None else self._scaling[1:]
-            _squares(backend, self.gradient, norm, weights, l2, penalized, unscale)
-        backend.launch(
-            "prepare_update", (1,), self._c.dtype,
-            lambda launch: (
-                self._settings, self.state, norm, self._c, self._scaling, self.random
-            ),
-            formula=rule.formula.name,
+            unscale = 1.0 if rule.scaling is None else self._scaling[1:]
+            squares(backend, self.gradient, norm, weights, rule.l2, penalized, unscale)
+        prepare_update(
+            backend, rule.formula, self._settings, self.state, norm, self._c, self._scaling,
+            self.random,
         )  # fmt: skip
         prepared = {
             "prepared": self._c,
@@ -117,42 +112,68 @@ class CupyUpdater(Updater[Issuer]):
         }
         backend.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
 
-    def _settings_in_compute(self, backend: Issuer) -> Any:
-        """l2 as sum_of_squares reads it: of the compute dtype."""
-        return backend.memory.constant(self.rule.l2, self._norm.dtype)
+
+def prepare_update(
+    backend: Issuer,
+    formula: Update,
+    settings: Any,
+    state: Any,
+    norm: Any,
+    c: Any,
+    scaling: Any,
+    random: Any = None,
+) -> None:
+    """Coefficients `c` of the next step; see kernels/prepare_update.cu."""
+    backend.launch(
+        "prepare_update", (1,), c.dtype,
+        lambda launch: {
+            "settings": settings, "state": state, "norm": norm, "c": c, "scaling": scaling,
+            "random": random,
+        },
+        formula=formula.name,
+    )  # fmt: skip
 
 
 def sum_of_squares(backend: Issuer, x: Any, out: Any) -> None:
     compute = compute_dtype(x.dtype)
     if out.shape == (2,) and out.dtype == compute:
-        _squares(backend, x, out, None, None, 0)
+        squares(backend, x, out)
         return
     pair = backend.memory.scratch("squares", (2,), compute)
-    _squares(backend, x, pair, None, None, 0)
+    squares(backend, x, pair)
     backend.gather_rows(pair[:1], None, out.reshape(1))
 
 
-def _squares(
+def squares(
     backend: Issuer,
     x: Any,
     out: Any,
-    weights: Any,
-    l2: Any,
-    penalized: int,
-    unscale: Any = None,
+    weights: Any = None,
+    l2: Any = 0.0,
+    penalized: int = 0,
+    unscale: Any = 1.0,
 ) -> None:
+    """out = {sum of squares of y = unscale * x + l2 * weights, 1 if a y is not finite}.
+
+    The weights count for the first `penalized` elements. `unscale` and `l2` are numbers or arrays.
+    """
     compute = compute_dtype(x.dtype)
     partial = []
 
-    def arguments(launch: Any) -> tuple[Any, ...]:
-        partial.append(backend.memory.scratch("square_sums", launch.partial, compute))
-        return x, weights, unscale, l2, penalized, partial[0], x.size
+    def arguments(launch: Launch) -> dict[str, Any]:
+        shape = launch.partial or (2, 0)
+        partial.append(backend.memory.scratch("square_sums", shape, compute))
+        return {
+            "x": x, "p": weights, "unscale": unscale, "l2": l2, "penalized": penalized,
+            "partial": partial[0], "count": x.size,
+        }  # fmt: skip
 
     backend.launch("sum_of_squares", (x.size,), x.dtype, arguments)
     sums = partial[0] if partial else None
     blocks = 0 if sums is None else sums.shape[1]
     backend.launch(
-        "sum_of_squares_finish", (1,), compute, lambda launch: (sums, blocks, out)
+        "sum_of_squares_finish", (1,), compute,
+        lambda launch: {"partial": sums, "blocks": blocks, "out": out},
     )  # fmt: skip
 
 
@@ -175,9 +196,10 @@ def update(
     copy, random = coefficients.get("copy"), coefficients.get("random")
     backend.launch(
         "update", (parameters.size,), _storage(parameters, gradient, copy),
-        lambda launch: (
-            parameters, gradient, s0, s1, s2, copy, c, random, penalized, parameters.size
-        ),
+        lambda launch: {
+            "p": parameters, "g": gradient, "s0": s0, "s1": s1, "s2": s2, "copy": copy, "c": c,
+            "random": random, "penalized": penalized, "count": parameters.size,
+        },
         formula=formula.name,
     )  # fmt: skip
 
@@ -240,10 +262,14 @@ def update_table(
     tensors = table.shape[0]
     backend.launch(
         "prepare_table", (tensors,), dtype,
-        lambda launch: (table, settings, scale, found_inf, coefficients, tensors),
+        lambda launch: {
+            "table": table, "settings": settings, "scale": scale, "found_inf": found_inf,
+            "c": coefficients, "tensors": tensors,
+        },
         formula=formula.name,
     )  # fmt: skip
     backend.launch(
-        "update_table", (chunks,), dtype, lambda launch: (table, coefficients, tensors),
+        "update_table", (chunks,), dtype,
+        lambda launch: {"table": table, "c": coefficients, "tensors": tensors},
         formula=formula.name,
     )  # fmt: skip

@@ -212,7 +212,7 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
         loss: Array,
         rows: int,
         correct: Array | None,
-        penalty: tuple[Array, Array] | None,
+        penalty: tuple[Array, Array | float] | None,
         totals: Array,
     ) -> None:
         self._call(accumulate, loss, rows, correct, penalty, totals)
