@@ -65,7 +65,7 @@ class CudaBridge(HostBridge):
         return self._streams[index, stream]
 
     def backend(self, index: int, stream: int, capturing: bool) -> CupyBackend:
-        """A backend for one stream: the constants that it keeps are filled there.
+        """A backend for one stream: its flag for bad labels is filled there.
 
         While a graph is captured they would be filled by that graph alone, so nothing is kept.
         """
