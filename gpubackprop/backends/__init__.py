@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends import devices
+from gpubackprop.backends.arrays import ANYWHERE, as_cupy, on_gpu
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.loss import LossOptions, Total
 from gpubackprop.backends.numpy import NumpyBackend
 from gpubackprop.backends.updater import LossScaling, Updater, UpdateRule
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy import CupyBackend
+from gpubackprop.errors import DeviceUnavailable, DtypeError
 
 __all__ = [
     "HOST",
@@ -30,6 +29,7 @@ __all__ = [
     "Total",
     "UpdateRule",
     "Updater",
+    "backend_for",
     "backend_of",
     "get",
 ]
@@ -54,23 +54,55 @@ def get(device: str = "cpu") -> Backend:
     return backend
 
 
+HOST = NumpyBackend()
+_ON_HOST = frozenset((np.ndarray, type(None), int, float, list, tuple))
+
+
+def backend_for(op: str, **arrays: Any) -> Backend:
+    """The backend for the memory that all `arrays` lie in, to be asked once for each call.
+
+    Parameters
+    ----------
+    op : name of the operation, for errors.
+    **arrays : by name; None and plain numbers lie in any memory.
+
+    Raises
+    ------
+    DtypeError : some are on the host and some on a GPU.
+    DeviceUnavailable : they lie on different GPUs.
+    """
+    if _ON_HOST.issuperset(map(type, arrays.values())):
+        return HOST
+    given = {name: array for name, array in arrays.items() if not isinstance(array, ANYWHERE)}
+    gpu = {name: as_cupy(array) for name, array in given.items() if on_gpu(array)}
+    if not gpu:
+        return HOST
+    here, first = next(iter(gpu.items()))
+    for name in given:
+        if name not in gpu:
+            raise DtypeError(
+                f"{here} lies on cuda:{first.device.id} but {name} on the host and {op} wants all "
+                f"arrays in one place; move it with cupy.asarray({name})"
+            )
+        if gpu[name].device.id != first.device.id:
+            raise DeviceUnavailable(
+                f"{here} lies on cuda:{first.device.id} but {name} on cuda:{gpu[name].device.id} "
+                f"and {op} wants all arrays on one GPU; copy it there"
+            )
+    return backend_of(first)
+
+
 def backend_of(array: Any) -> Backend:
     """The backend for the memory of an ndarray of NumPy's or CuPy's; one object for each device."""
-    return HOST if isinstance(array, np.ndarray) else cuda_backend_of(array)
-
-
-def cuda_backend_of(array: Any) -> CupyBackend:
-    """`backend_of` an ndarray of CuPy's."""
+    if isinstance(array, np.ndarray):
+        return HOST
     from gpubackprop.backends.cupy.library import import_cupy
 
     return _cuda_backend(import_cupy(), int(array.device.id))
 
 
-HOST = NumpyBackend()
-
-
 @cache
-def _cuda_backend(cupy: Any, index: int) -> CupyBackend:
+def _cuda_backend(cupy: Any, index: int) -> Backend:
     from gpubackprop.backends.cupy import CupyBackend
 
     return CupyBackend(index)

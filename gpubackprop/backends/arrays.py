@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 _HOST = (np.ndarray, np.generic, list, tuple, int, float, str)
+ANYWHERE = (int, float, type(None))  # they lie in no memory, and go with arrays of any
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 

@@ -110,3 +110,92 @@ class Memory(Protocol):
         ------
         TargetRangeError : a loss has met a label outside [0, K). The host checks labels before.
         """
+
+    # -- what `gpubackprop.ops` asks --------------------------------------------------------------
+    # The host's operations compute 16-bit types in float32 copies, and take any strides. A GPU's
+    # kernels take 16-bit types as they are, but want the elements of a row side by side.
+
+    @abstractmethod
+    def new(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        """A result for the caller: not filled, of no particular alignment."""
+
+    @abstractmethod
+    def as_ndarray(self, values: Any, dtype: Any = None) -> Array:
+        """`values` as an ndarray of this memory, in which they lie.
+
+        Parameters
+        ----------
+        values : what `backend_for` found here.
+        dtype : for the host; a GPU's arrays keep theirs.
+
+        Returns
+        -------
+        `values` or a view; the host copies what is no array, or of another dtype.
+        """
+
+    @abstractmethod
+    def is_ndarray(self, x: Any) -> bool:
+        """Whether `x` is an ndarray of the library (NumPy, CuPy) whose arrays these are."""
+
+    @abstractmethod
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether the ranges of memory of both meet."""
+
+    @abstractmethod
+    def same_start(self, a: Array, b: Array) -> bool:
+        """Whether both begin at one address."""
+
+    @abstractmethod
+    def values(self, array: Array, check: bool) -> np.ndarray | None:
+        """What can be looked at: the host's values always; those of a GPU, which must be waited
+        for, only with `check`, else None."""
+
+    @abstractmethod
+    def source(self, array: Array, dtype: Any) -> Array:
+        """`array` (N, D) as an operation reads it: itself, or a copy.
+
+        Parameters
+        ----------
+        dtype : its compute dtype, to which the host converts.
+        """
+
+    @abstractmethod
+    def target(self, out: Array, source: Array) -> Array:
+        """What an operation writes into for `out`: itself, or memory of its own, which on the host
+        is `source` where that is a copy. `store` brings it to `out`."""
+
+    @abstractmethod
+    def store(self, work: Array, out: Array) -> None:
+        """out = work, converted; nothing where they are one."""
+
+    @abstractmethod
+    def factor(self, array: Array) -> Array:
+        """`array` as `matmul` reads it: itself, or a copy."""
+
+    @abstractmethod
+    def summand(self, array: Array, dtype: Any) -> Array:
+        """`array` (N, D) as `column_sum` reads it: itself, or a copy; `dtype` as for `source`."""
+
+    @abstractmethod
+    def loss_inputs(self, dtype: Any, logits: Array, targets: Array, *weights: Any) -> Any:
+        """Logits, targets and weights as `softmax_cross_entropy` reads them.
+
+        Parameters
+        ----------
+        dtype : the compute dtype.
+        logits : (N, K).
+        targets : (N,) labels or (N, K) probabilities.
+        *weights : vectors, numbers or None.
+
+        Returns
+        -------
+        All of them, in this order.
+        """
+
+    @abstractmethod
+    def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
+        """What `softmax_cross_entropy`, called at once, must be given beside its results."""
+
+    @abstractmethod
+    def count(self, flags: Array) -> Array:
+        """How many of (N,) bool are true, a 0-d integer."""

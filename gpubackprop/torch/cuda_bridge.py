@@ -150,7 +150,8 @@ class CudaBridge(HostBridge):
         else:
             pinned = self._pinned(host)
             if key not in self._spare:
-                self._spare[key] = self._pinned(host)
+                with torch.inference_mode(False):  # a capture will write it, in any mode
+                    self._spare[key] = self._pinned(host)
         self._copy_pinned(pinned, out)
         return out
 

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from gpubackprop._optional import require
-from gpubackprop.backends import Backend, NumpyBackend
+from gpubackprop.backends import HOST, Backend, NumpyBackend
 from gpubackprop.dtypes import STORAGES
 from gpubackprop.errors import DtypeError, TargetRangeError
 from gpubackprop.ops import checks
-from gpubackprop.ops.memory import HOST
 
 FLOATS = tuple(getattr(torch, name) for name in STORAGES)
 _COMPUTE = {getattr(torch, name): getattr(torch, row.compute) for name, row in STORAGES.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.backends.arrays import ANYWHERE, as_cupy, as_host, on_gpu
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.memory import Memory
 from gpubackprop.dtypes import STORAGES, compute_dtype, is_number
@@ -179,6 +179,8 @@ class DeviceMemory(Memory):
     asynchronous = True  # reading a result waits for the device
     converts_rows = True  # gather_rows converts on the way
 
+    cupy: Any
+    index: int
     memory: WorkingMemory
     sum_of_squares: Callable[[Array, Array], None]
     _issue: Callable[..., None]
@@ -237,3 +239,71 @@ class DeviceMemory(Memory):
         if self._labels[0]:
             self._labels[0] = False
             self.memory.raise_bad_label()
+
+    # -- what `gpubackprop.ops` asks --------------------------------------------------------------
+
+    def new(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        return self.memory.empty(shape, dtype)
+
+    def as_ndarray(self, values: Any, dtype: Any = None) -> Array:
+        # A number becomes an array of the host, whose shape does not fit.
+        return as_host(values, dtype) if isinstance(values, ANYWHERE) else as_cupy(values)
+
+    def is_ndarray(self, x: Any) -> bool:
+        return isinstance(x, self.cupy.ndarray)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        return bool(self.cupy.may_share_memory(a, b))
+
+    def same_start(self, a: Array, b: Array) -> bool:
+        return int(a.data.ptr) == int(b.data.ptr)
+
+    def values(self, array: Array, check: bool) -> np.ndarray | None:
+        return self.to_host(array) if check else None
+
+    def source(self, array: Array, dtype: Any) -> Array:
+        return array if _rows_lie_dense(array) else self.asarray(array)
+
+    def target(self, out: Array, source: Array) -> Array:
+        return out if _rows_lie_dense(out) else self.empty(out.shape, out.dtype)
+
+    def store(self, work: Array, out: Array) -> None:
+        if work is not out:
+            with self.cupy.cuda.Device(self.index):
+                out[...] = work
+
+    def factor(self, array: Array) -> Array:
+        whole = array.flags.c_contiguous or array.flags.f_contiguous
+        return array if whole else self.asarray(array)
+
+    def summand(self, array: Array, dtype: Any) -> Array:
+        return self.source(array, dtype)
+
+    def loss_inputs(self, dtype: Any, logits: Array, targets: Array, *weights: Any) -> Any:
+        if targets.ndim == 1:
+            kept = targets.dtype in (np.uint8, np.int32)  # the kernels read these, and int64
+            targets = self.asarray(targets, None if kept else np.int64)
+        else:
+            targets = self.source(targets, targets.dtype)
+        vectors = (w if isinstance(w, float) else self.place(w, dtype) for w in weights)
+        return self.source(logits, dtype), targets, *vectors
+
+    def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
+        result = {name: self.empty(rows, dtype) for name in ("row_loss", "scale")}
+        return result | {"loss": self.empty((), dtype)}
+
+    def count(self, flags: Array) -> Array:
+        with self.cupy.cuda.Device(self.index):
+            return self.cupy.sum(flags)
+
+
+def _rows_lie_dense(array: Array) -> bool:
+    """Whether a kernel takes the matrix: rows one after another, each without gaps."""
+    if array.flags.c_contiguous:
+        return True
+    rows, columns = array.strides
+    return bool(
+        (columns == array.itemsize or array.shape[1] == 1)
+        and rows >= array.shape[1] * array.itemsize
+        and rows % array.itemsize == 0
+    )
