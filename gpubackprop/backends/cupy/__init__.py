@@ -25,6 +25,7 @@ from gpubackprop.backends.cupy.recorded_calls import CupyProducts, Plan, Product
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.loss import LossOptions
+from gpubackprop.backends.memory import Array
 from gpubackprop.backends.updater import UpdateRule
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import DeviceUnavailable, ShapeError
@@ -32,7 +33,6 @@ from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss
 
 __all__ = ["CupyBackend", "CupyProducts", "Products"]
 
-Array = Any  # cupy.ndarray
 OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
 
 
@@ -152,7 +152,7 @@ class CupyBackend(DeviceMemory, Issuer):
     # -- rows -------------------------------------------------------------------------------------
 
     def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
-        return None if host is None else self.memory.asarray(host, dtype)
+        return None if host is None else self.asarray(host, dtype)
 
     def converted(self, array: Array | None, dtype: Any, name: str) -> Array | None:
         if array is None or array.dtype == dtype:
