@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpubackprop.sklearn.stochastic import StochasticFit
 
 KIND, VERSION = "sklearn-checkpoint", 2
-PROGRESS = (  # attributes of the estimator, JSON values
+PROGRESS = (  # attributes of the estimator that are JSON values
     "n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "validation_scores_",
     "best_validation_score_", "validation_loss_curve_", "_no_improvement_count",
 )  # fmt: skip
@@ -28,7 +28,10 @@ class FitCheckpoint:
 
     Parameters
     ----------
-    path : the file. fit : all that it learns from is compared with the file's.
+    path : path
+        The file.
+    fit : StochasticFit
+        The fit. Everything that it learns from is compared with the file's.
     """
 
     def __init__(self, path: Any, fit: StochasticFit) -> None:
@@ -36,7 +39,7 @@ class FitCheckpoint:
         self._fingerprint = _fingerprint(fit)
 
     def save(self, fit: StochasticFit, *, ended: bool) -> None:
-        """Replace the file; StorageError if it cannot be written, the previous one then stays."""
+        """Replace the file, or raise StorageError; the previous file then stays."""
         state = fit.session.state
         kind, keys, position, has_gauss, gauss = fit.estimator._random_state.get_state()
         values = {
@@ -56,11 +59,17 @@ class FitCheckpoint:
         write_tensors(self.path, arrays | {"random_keys": keys, "order": fit.order}, values)
 
     def resume(self, fit: StochasticFit) -> bool:
-        """Set fit and estimator to the file's state, if there is a file; whether training is over.
+        """Set fit and estimator to the file's state, if there is a file.
+
+        Returns
+        -------
+        bool
+            Whether training is over.
 
         Raises
         ------
-        ModelFileError : the file is no checkpoint, is damaged, or is of another fit.
+        ModelFileError
+            The file is no checkpoint, is damaged, or is of another fit.
         """
         remove_leftovers(self.path)
         if not self.path.exists():
@@ -107,14 +116,14 @@ class FitCheckpoint:
 
 
 def _as_json(value: Any) -> Any:
-    """`value`, a number or a list of numbers, with float in place of NumPy's float32."""
+    """Return `value`, a number or a list of numbers, with float in place of NumPy's float32."""
     if isinstance(value, list):
         return [_as_json(item) for item in value]
     return float(value) if isinstance(value, np.float32) else value
 
 
 def _fingerprint(fit: StochasticFit) -> dict[str, Any]:
-    """What must be the same for the fit to go on; max_iter may grow."""
+    """Return what must be the same for the fit to go on; max_iter may grow."""
     e, network, held_out = fit.estimator, fit.session.network, fit.held_out
     to_host, seed = network.backend.to_host, e.random_state
     held = None
@@ -140,7 +149,7 @@ def _fingerprint(fit: StochasticFit) -> dict[str, Any]:
 
 
 def _checksum(to_host: Any, *arrays: Any) -> int:
-    """CRC-32 of the contents; None is left out."""
+    """Return the CRC-32 of the contents; None is skipped."""
     value = 0
     for array in arrays:
         if array is None:

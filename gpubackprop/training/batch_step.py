@@ -1,7 +1,7 @@
 """A step over batches of rows: planned once for a number of rows, then run without allocation.
 
-Every array is made when the step is; each batch size that occurs (the full one, the short last one)
-has its own plan over the first rows of the same arrays.
+Every array is made together with the step. Each batch size that occurs (the full one, the short
+last one) has a plan of its own, over the first rows of the same arrays.
 """
 
 from __future__ import annotations
@@ -21,24 +21,33 @@ from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source
 from gpubackprop.training.totals import RunningTotals
 
-Array = Any  # of the network's device
-KEPT_PLANS = 16  # for different numbers of rows
+Array = Any  # an array of the network's device
+KEPT_PLANS = 16  # how many plans are kept, for different numbers of rows
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a step does beside the formulas.
+    """The options of a step, beside the formulas.
 
     Attributes
     ----------
-    seed : of dropout and of stochastic rounding.
-    scaling : of the loss, or None.
-    stochastic_rounding : of the weights in 16 bits.
-    record : "row_loss" or "logits": those of each row of a batch are kept until the next one, see
-        `StepBatch.record`, in place of running totals. "": running totals.
-    weighted : `BatchStep.run` is given the weights of its rows, beside those of the data.
-    whole : one batch, of all rows where they lie: `run` is given no row numbers.
-    rounded : (view of the parameters, array of a narrower dtype): rounded to that by each update.
+    seed : int
+        Seed of dropout and of stochastic rounding.
+    scaling : LossScaling or None
+        Scaling of the loss.
+    stochastic_rounding : bool
+        Whether the weights in 16 bits are rounded stochastically.
+    record : {"row_loss", "logits", ""}
+        What is kept of each row of a batch until the next one, see `StepBatch.record`, in place of
+        running totals. "" keeps running totals.
+    weighted : bool
+        Whether `BatchStep.run` is given weights of its rows, beside those of the data.
+    whole : bool
+        Whether there is one batch, of all rows in their own place; `run` is then given no row
+        numbers.
+    rounded : list of pairs
+        Each pair is a view of the parameters and an array of a narrower dtype, to which each update
+        rounds the view.
     """
 
     seed: int = 0
@@ -56,10 +65,14 @@ class StepBatch(Batch):
 
     Attributes
     ----------
-    raw : x as it is gathered, before it is converted; x itself where it is not.
-    index : (N,) where a GPU reads the numbers of the rows; None on the CPU.
-    record : (N, 1) loss of each row, or (N, K) logits, as `StepOptions.record` says.
-    replay : runs the plan.
+    raw : array
+        The gathered x before its conversion; x itself if there is none.
+    index : (N,) int array or None
+        Where a GPU reads the numbers of the rows; None on the CPU.
+    record : (N, 1) or (N, K) array
+        Loss or logits of each row, as `StepOptions.record` says.
+    replay : callable
+        Runs the plan.
     """
 
     raw: Array = None
@@ -68,7 +81,7 @@ class StepBatch(Batch):
     replay: Callable[[], None] = lambda: None
 
     def first_rows(self, rows: int, backend: Backend) -> StepBatch:
-        """The same memory, seen as a smaller batch."""
+        """Return the same memory as a smaller batch."""
         cut = copy.copy(self)
         for name in ("index", "x", "targets", "weights", "logits"):
             array = getattr(self, name)
@@ -80,20 +93,24 @@ class StepBatch(Batch):
         }
         if isinstance(cut.units, PassUnits):
             cut.result["delta"] = cut.units.delta[-1]
-        # Not shared: where it is the same for every batch, 1 / rows, a plan fills it only once.
+        # The scale is not shared: if it is 1 / rows for every batch, a plan fills it only once.
         cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
         return cut
 
 
 class BatchStep:
-    """What all steps share: batches of a source, a loss, plans.
+    """The common base of all steps: batches of a source, a loss, plans.
 
     Attributes
     ----------
-    parameters : (W, b) as the products take them, see `MLP.working_parameters`.
-    random : (2,) uint64 {seed, updates done} on the network's device, from which masks are drawn;
-        None without.
-    running : the `RunningTotals`, where nothing is recorded; totals : their array.
+    parameters : pair
+        The weights and biases (W, b) as the products take them, see `MLP.working_parameters`.
+    random : (2,) uint64 array or None
+        {seed, updates done} on the network's device, from which masks are drawn; None without them.
+    running : RunningTotals
+        The running totals, if nothing is recorded.
+    totals : array
+        The array of `running`.
     """
 
     def __init__(
@@ -115,14 +132,14 @@ class BatchStep:
             self.totals = self.running.array
         self._plans: dict[int, StepBatch] = {}
         self._batch = self._make_batch()
-        self.planned: tuple[Any, ...] = ()  # the trainer's settings that it was made for
+        self.planned: tuple[Any, ...] = ()  # the trainer's settings for which it was made
 
     @property
     def data(self) -> Batches:
         return self.source.data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy plans anew: a plan writes into the arrays of the step that made it."""
+        """Make copies that plan anew: a plan writes into the arrays of the step that made it."""
         return type(self), (self.network, self.loss, self.data, self.batch_size)
 
     def __repr__(self) -> str:
@@ -133,22 +150,22 @@ class BatchStep:
         self.running.reset()
 
     def read_totals(self) -> np.ndarray:
-        """The totals on the host; waits for the device."""
+        """Return the totals on the host; wait for the device."""
         return self.running.read()
 
     def place(self, order: np.ndarray) -> Array:
-        """Row numbers of an epoch where `run` takes slices of them without a copy from the host."""
+        """Put an epoch's row numbers where `run` takes slices of them without copying."""
         return self.source.place(order)
 
     def load(self, data: Batches) -> None:
-        """The batches are rows of `data` from now on, of the same kind and dtypes."""
+        """Take the batches from `data` from now on, which has the same kind and dtypes."""
         if self.source.load(data):
             self._plans.clear()
 
     def run(self, rows: Array | None = None, weights: Array | None = None) -> StepBatch:
-        """Process the batch of these row numbers (at most batch_size, at least 1).
+        """Process the batch of these row numbers (at least 1, at most batch_size).
 
-        `weights` : (len(rows),) on the network's device, for a step that is weighted.
+        `weights` is (len(rows),) on the network's device, for a step that is weighted.
         """
         count = self.batch_size if rows is None else len(rows)
         batch = self._plans.pop(count, None) or self._plan(count)
@@ -169,7 +186,7 @@ class BatchStep:
         )
 
     def _make_batch(self) -> StepBatch:
-        """The largest batch, without its plan."""
+        """Make the largest batch, without its plan."""
         network, source, rows, options = self.network, self.source, self.batch_size, self.options
         backend, index, weights = network.backend, None, None
         if options.whole:
@@ -205,8 +222,10 @@ class BatchStep:
         return batch
 
     def _upstream(self, rows: int) -> Any:
-        """What delta of a batch is multiplied by: with a loss of each row, their mean is learned,
-        or their sum where they have weights."""
+        """Return the factor of delta of a batch.
+
+        If a loss of each row is recorded, their mean is learned, or their sum if they have weights.
+        """
         mean = self.loss.options.reduction == "none" and not self.options.weighted
         return 1.0 / rows if mean else 1.0
 
@@ -215,13 +234,17 @@ class BatchStep:
 
 
 class GradientStep(BatchStep):
-    """The gradient of a batch's loss.
+    """A step that computes the gradient of a batch's loss.
 
     Attributes
     ----------
-    gradient : (layout.size,) flat buffer of the last step's gradient, without L2 and clipping
-        (with L2 where both are on; on a GPU times the loss's scale).
-    grad_W, grad_b : views into it.
+    gradient : (layout.size,) array
+        Flat buffer of the last step's gradient, without L2 and clipping (with L2 if both are on; on
+        a GPU times the loss's scale).
+    grad_W : list of arrays
+        Views of the weights' gradients.
+    grad_b : list of arrays
+        Views of the biases' gradients.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The running totals of an epoch: what its loss, accuracy and rmse are read from."""
+"""The running totals of an epoch, from which its loss, accuracy and rmse are read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from gpubackprop.network import MLP
 from gpubackprop.passes import Batch
 from gpubackprop.training.batches import Batches
 
-Array = Any  # of the network's device
+Array = Any  # an array of the network's device
 
 
 class RunningTotals:
-    """Sums over the batches of an epoch, on the network's device: nothing is read back in a step.
+    """Sums over the batches of an epoch, on the network's device: a step reads nothing back.
 
     Attributes
     ----------
-    array : (Total.SIZE,) float64, see `gpubackprop.backends.Total`; the loss there is per row.
-    counts_correct : whether the rows that are right are counted: for labels.
+    array : (Total.SIZE,) float64 array
+        The sums, see `gpubackprop.backends.Total`; the loss there is per row.
+    counts_correct : bool
+        Whether rows that are predicted right are counted: for labels.
     """
 
     def __init__(self, network: MLP, loss: Loss, data: Batches) -> None:
@@ -41,7 +43,7 @@ class RunningTotals:
         self.network.backend.copy(self._fresh, self.array)
 
     def read(self) -> np.ndarray:
-        """The totals on the host; waits for the device."""
+        """Return the totals on the host; wait for the device."""
         totals: np.ndarray = self.network.backend.to_host(self.array)
         return totals
 
@@ -53,8 +55,11 @@ class RunningTotals:
         summed: bool,
         penalty: tuple[Array, Array] | None = None,
     ) -> None:
-        """Issue the addition of a batch, whose loss is a sum over its rows if `summed`, else their
-        mean. `penalty` : see `NumpyBackend.accumulate`."""
+        """Issue the addition of a batch.
+
+        Its loss is a sum over its rows if `summed`, else their mean. For `penalty` see
+        `NumpyBackend.accumulate`.
+        """
         loss, rows = batch.result["loss"], len(batch.targets)
         if summed:
             per_row = backend.zeros((), self.network.dtype)
@@ -63,7 +68,7 @@ class RunningTotals:
         backend.accumulate(loss, rows, batch.result.get("correct"), penalty, self.array)
 
     def figures(self, totals: np.ndarray, loss: float, penalty: float = 0.0) -> dict[str, float]:
-        """The loss, and accuracy or rmse where there is one; accuracy is of the rows so far."""
+        """Return the loss, and accuracy or rmse if there is one; accuracy is of the rows so far."""
         values = {"loss": float(loss + penalty)}
         if self.counts_correct:
             counted = totals[Total.ROWS] * self._counted
