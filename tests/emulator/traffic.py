@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulator.module import EmulatorError, Module
+from tests.emulator.builds import EmulatorError
+from tests.emulator.module import Module
 
 
 @dataclass(frozen=True)
