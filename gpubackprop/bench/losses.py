@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import Backend, LossOptions
 from gpubackprop.bench.problems import (
     Array,
     Arrays,
@@ -90,7 +90,7 @@ class SoftmaxCrossEntropy(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return scratch(case)
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         options = entropy_options(case)
         weight = arrays.get("class_weight")
         loss_options = LossOptions(
@@ -177,7 +177,7 @@ class PointwiseLoss(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return scratch(case)
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         formula = POINTWISE_LOSSES[case.variant]
         result = {name: arrays[name] for name in scratch(case)}
         return lambda recorder: recorder.pointwise_loss(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubackprop.backends import UpdateRule
+from gpubackprop.backends import Backend, UpdateRule
 from gpubackprop.bench.losses import PointwiseLoss, SoftmaxCrossEntropy
 from gpubackprop.bench.problems import (
     Array,
@@ -79,7 +79,7 @@ class ActivationForward(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"h": (case.shape, storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act = ACTIVATIONS[case.variant]
         return lambda recorder: recorder.activation_forward(arrays["a"], act, arrays["h"])
 
@@ -112,7 +112,7 @@ class ActivationBackward(Problem):
         dtype = storage(case)
         return {"delta": (case.shape, dtype), "grad_b": (case.shape[1:], dtype)}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act = ACTIVATIONS[case.variant]
         return lambda recorder: recorder.activation_backward(
             arrays["grad_h"], arrays["saved"], act, arrays["delta"], arrays["grad_b"]
@@ -144,7 +144,7 @@ class ColumnSum(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape[1:], storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         return lambda recorder: recorder.column_sum(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -175,7 +175,7 @@ class SumOfSquares(Problem):
     def check(self, case: Case, found: Arrays) -> tuple[float, float]:
         return super().check(case, {"out": np.asarray(found["out"]).astype(compute(case))})
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         return lambda recorder: recorder.sum_of_squares(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -205,7 +205,7 @@ class GatherRows(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape, storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         return lambda recorder: recorder.gather_rows(arrays["x"], arrays["rows"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -240,11 +240,11 @@ class OptimizerUpdate(Problem):
         shape = (count(case),)
         return {f"slot{i}": (shape, storage(case)) for i in range(len(self.formula(case).slots))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         formula = self.formula(case)
         slots = tuple(arrays[f"slot{i}"] for i in range(len(formula.slots)))
         rule = UpdateRule(formula, formula.hyperparameters, LEARNING_RATE)
-        updater = backend.updater(backend, rule, arrays["p"], arrays["g"], slots)
+        updater = backend.updater(rule, arrays["p"], arrays["g"], slots)
         updater.set(LEARNING_RATE, 1)
         return lambda recorder: updater.emit(recorder)
 
@@ -300,10 +300,10 @@ class AffineLayer(Problem):
             "grad_x": ((rows, inner), dtype),
         }  # fmt: skip
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act, a = ACTIVATIONS[case.variant], arrays
 
-        def emit(recorder: Any) -> None:
+        def emit(recorder: Backend) -> None:
             recorder.affine_forward(a["x"], a["W"], a["b"], act, a["h"], a["h"])
             recorder.activation_backward(a["grad_h"], a["h"], act, a["delta"], a["grad_b"])
             recorder.affine_backward(a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import losses, optimizers
-from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends import Backend, NumpyBackend
 from gpubackprop.cli.parity_cases import Case, cases
 from gpubackprop.dtypes import STORAGES, compute_dtype
 from gpubackprop.errors import MissingDependencyError
@@ -61,7 +61,7 @@ def dtypes() -> dict[str, np.dtype]:
 # -- comparing ------------------------------------------------------------------------------------
 
 
-def compare(backend: Any, case: Case, name: str) -> Result:
+def compare(backend: Backend, case: Case, name: str) -> Result:
     """Run `case` in the dtype of that name on `backend` and on NumPy; an exception is a failure."""
     storage = dtypes()[name]
     arrays = cast(case, storage)
@@ -152,7 +152,7 @@ FULL_PRECISION = {"output", "affine_forward", "affine_backward", "update"}
 
 
 def results(
-    backend: Any, *, short: bool = False, seed: int = 0, names: tuple[str, ...] = ()
+    backend: Backend, *, short: bool = False, seed: int = 0, names: tuple[str, ...] = ()
 ) -> Iterator[Result]:
     """Every case in every dtype (the short form: float64 and float32)."""
     chosen = names or (("float64", "float32") if short else tuple(dtypes()))

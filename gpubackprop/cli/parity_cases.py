@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions, NumpyBackend
+from gpubackprop.backends import Backend, LossOptions, NumpyBackend
 from gpubackprop.formulas import (
     ACTIVATIONS,
     OUTPUTS,
@@ -112,11 +112,11 @@ def _dropout_cases(rng: np.random.Generator, shape: tuple[int, int]) -> Iterator
     element."""
     text, relu = f"dropout {shape[0]}x{shape[1]}", ACTIVATIONS["relu"]
 
-    def forward(backend: Any, a: Any, h: Any) -> None:
+    def forward(backend: Backend, a: Any, h: Any) -> None:
         state = backend.asarray(random_state(5, 3))
         backend.activation_forward(a, relu, h, Dropout(0.3, 1, state))
 
-    def backward(backend: Any, grad_h: Any, saved: Any, delta: Any, grad_b: Any) -> None:
+    def backward(backend: Backend, grad_h: Any, saved: Any, delta: Any, grad_b: Any) -> None:
         state = backend.asarray(random_state(5, 3))
         backend.activation_backward(grad_h, saved, relu, delta, grad_b, Dropout(0.3, 1, state))
 
@@ -223,7 +223,7 @@ def _pointwise_cases(rng: np.random.Generator, shape: tuple[int, int]) -> Iterat
             }
 
             def emit(
-                backend: Any, a: Any, targets: Any, sample_weight: Any, formula: Any = formula,
+                backend: Backend, a: Any, targets: Any, sample_weight: Any, formula: Any = formula,
                 chosen: Any = chosen, **result: Any,
             ) -> None:  # fmt: skip
                 backend.pointwise_loss(
@@ -244,7 +244,7 @@ def _outputs(shape: tuple[int, int], options: LossOptions) -> dict[str, Array]:
     return outputs
 
 
-def _scratch(backend: Any, result: dict[str, Any]) -> dict[str, Any]:
+def _scratch(backend: Backend, result: dict[str, Any]) -> dict[str, Any]:
     """What a loss wants besides its outputs: working memory, and a loss that nobody reads."""
     rows, dtype = result["row_loss"].shape[0], result["row_loss"].dtype
     extra = {"scale": backend.empty(rows, dtype)}
@@ -252,7 +252,9 @@ def _scratch(backend: Any, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _softmax(options: LossOptions) -> Emit:
-    def emit(backend: Any, a: Any, targets: Any, sample_weight: Any = None, **result: Any) -> None:
+    def emit(
+        backend: Backend, a: Any, targets: Any, sample_weight: Any = None, **result: Any
+    ) -> None:
         backend.softmax_cross_entropy(a, targets, options, _scratch(backend, result), sample_weight)
 
     return emit
@@ -268,7 +270,7 @@ def _update_cases(rng: np.random.Generator, count: int) -> Iterator[Case]:
                 numbers |= {"l2": (count // 2, np.array(0.3))}
 
             def emit(
-                backend: Any, g: Any, p: Any, numbers: Any = numbers, formula: Any = formula,
+                backend: Backend, g: Any, p: Any, numbers: Any = numbers, formula: Any = formula,
                 **slots: Any,
             ) -> None:  # fmt: skip
                 backend.update(p, g, tuple(slots[slot] for slot in formula.slots), formula, numbers)

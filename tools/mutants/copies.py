@@ -22,8 +22,8 @@ COPIED = ("gpubackprop", "kernels", "tests", "tools")
 
 
 class Copy:
-    """Its path is the same in the next run, so that what g++ made of the emulator's headers there is
-    still good then; a lock keeps two runs apart."""
+    """Its path is the same in the next run, so that what g++ made of the emulator's headers there
+    is still good then; a lock keeps two runs apart."""
 
     def __init__(self) -> None:
         base = Path(tempfile.gettempdir()).resolve() / f"gpubackprop-mutants-{os.getuid()}"
