@@ -6,8 +6,7 @@ has its own plan over the first rows of the same arrays.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,9 @@ import numpy as np
 from gpubackprop.backends import Backend, LossScaling
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.passes import Batch, Layers, PassUnits, Units, emit_gradients
+from gpubackprop.passes import Layers, PassUnits, Units, emit_gradients
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.gather import Source
+from gpubackprop.training.gather import Source, StepBatch
 from gpubackprop.training.totals import RunningTotals
 
 Array = Any  # of the network's device
@@ -50,41 +49,6 @@ class StepOptions:
     rounded: Sequence[tuple[Array, Array]] = ()
 
 
-@dataclass(eq=False)
-class StepBatch(Batch):
-    """A batch of a step, and its plan.
-
-    Attributes
-    ----------
-    raw : x as it is gathered, before it is converted; x itself where it is not.
-    index : (N,) where a GPU reads the numbers of the rows; None on the CPU.
-    record : (N, 1) loss of each row, or (N, K) logits, as `StepOptions.record` says.
-    replay : runs the plan.
-    """
-
-    raw: Array = None
-    index: Array | None = None
-    record: Array | None = None
-    replay: Callable[[], None] = lambda: None
-
-    def first_rows(self, rows: int, backend: Backend) -> StepBatch:
-        """The same memory, seen as a smaller batch."""
-        cut = copy.copy(self)
-        for name in ("index", "x", "targets", "weights", "logits"):
-            array = getattr(self, name)
-            setattr(cut, name, None if array is None else array[:rows])
-        cut.raw = cut.x if self.raw is self.x else self.raw[:rows]
-        cut.units = self.units.first_rows(rows)
-        cut.result = {
-            name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
-        }
-        if isinstance(cut.units, PassUnits):
-            cut.result["delta"] = cut.units.delta[-1]
-        # Not shared: where it is the same for every batch, 1 / rows, a plan fills it only once.
-        cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
-        return cut
-
-
 class BatchStep:
     """What all steps share: batches of a source, a loss, plans.
 
@@ -95,6 +59,8 @@ class BatchStep:
         None without.
     running : the `RunningTotals`, where nothing is recorded; totals : their array.
     """
+
+    backward = False  # whether there is a backward pass
 
     def __init__(
         self,
@@ -113,6 +79,9 @@ class BatchStep:
         if not self.options.record:
             self.running = RunningTotals(network, loss, self.data)
             self.totals = self.running.array
+        if self.backward:
+            self.gradient = network.backend.zeros(network.layout.size, network.dtype)
+            self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
         self._batch = self._make_batch()
         self.planned: tuple[Any, ...] = ()  # the trainer's settings that it was made for
@@ -156,17 +125,11 @@ class BatchStep:
         if len(self._plans) > KEPT_PLANS:
             del self._plans[next(iter(self._plans))]
         if rows is not None:
-            self.source.put_rows(rows, batch.index)
+            self.source.put_rows(rows, batch)
         if weights is not None:
             self.network.backend.copy(weights, batch.weights)
         batch.replay()
         return batch
-
-    def _make_units(self, rows: int) -> Units:
-        network = self.network
-        return Units(
-            network.backend, rows, network.widths[1:], network.activations, network.precision
-        )
 
     def _make_batch(self) -> StepBatch:
         """The largest batch, without its plan."""
@@ -176,8 +139,7 @@ class BatchStep:
             x = raw = source.whole()
             targets = source.targets
         else:
-            x = source.buffer(rows)
-            raw = source.raw_buffer(x)
+            x, raw = source.buffers(rows)
             targets = backend.empty((rows, *source.targets.shape[1:]), source.targets.dtype)
             index = backend.zeros(rows, np.int64) if backend.asynchronous else None
         if options.weighted or source.sample_weight is not None:
@@ -185,10 +147,14 @@ class BatchStep:
         result = self.loss.buffers(backend, rows, network.dtype)
         if not options.record and self.running.counts_correct:
             result["correct"] = backend.empty(rows, np.bool_)
-        units = self._make_units(rows)
-        batch = StepBatch(x, targets, weights, units, result, raw=raw, index=index)
-        if isinstance(units, PassUnits):
+        units: Units
+        if self.backward:
+            units = PassUnits(network, rows, separate=False, random=self.random)
             result["delta"] = units.delta[-1]
+        else:
+            hidden, dtype = network.activations, network.precision
+            units = Units(backend, rows, network.widths[1:], hidden, dtype)
+        batch = StepBatch(x, targets, weights, units, result, raw=raw, index=index)
         if options.record == "logits":
             batch.logits = backend.empty((rows, network.widths[-1]), network.precision)
         return batch
@@ -200,15 +166,10 @@ class BatchStep:
         if self.options.record:
             batch.record = batch.result["row_loss"].reshape(rows, 1)
             batch.record = batch.record if batch.logits is None else batch.logits
-        batch.upstream = self._upstream(rows)
+        if self.loss.options.reduction == "none" and not self.options.weighted:
+            batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
         batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch))
         return batch
-
-    def _upstream(self, rows: int) -> Any:
-        """What delta of a batch is multiplied by: with a loss of each row, their mean is learned,
-        or their sum where they have weights."""
-        mean = self.loss.options.reduction == "none" and not self.options.weighted
-        return 1.0 / rows if mean else 1.0
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         raise NotImplementedError
@@ -224,23 +185,10 @@ class GradientStep(BatchStep):
     grad_W, grad_b : views into it.
     """
 
-    def __init__(
-        self,
-        network: MLP,
-        loss: Loss,
-        data: Batches | Source,
-        batch_size: int,
-        options: StepOptions | None = None,
-        random: Array | None = None,
-    ) -> None:
-        super().__init__(network, loss, data, batch_size, options, random)
-        self.gradient = network.backend.zeros(network.layout.size, network.dtype)
-        self.grad_W, self.grad_b = network.layout.views(self.gradient)
-
-    def _make_units(self, rows: int) -> Units:
-        return PassUnits(self.network, rows, separate=False, random=self.random)
+    backward = True
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         if not self.options.whole:
-            self.source.emit(backend, batch, batch.raw, batch.index)
-        emit_gradients(backend, self.loss, batch, self.parameters, (self.grad_W, self.grad_b))
+            self.source.emit(backend, batch)
+        gradient = self.grad_W, self.grad_b
+        emit_gradients(backend, self.loss, batch, self.parameters, gradient)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +12,45 @@ import numpy as np
 from gpubackprop.backends import Backend
 from gpubackprop.backends.numpy.calls import gather_rows
 from gpubackprop.network import MLP
-from gpubackprop.passes import Batch
+from gpubackprop.passes import Batch, PassUnits
 from gpubackprop.training.batches import Batches, gathered_dtype
 
 Array = Any  # of the network's device
+
+
+@dataclass(eq=False)
+class StepBatch(Batch):
+    """A batch of a step, and its plan.
+
+    Attributes
+    ----------
+    raw : x as it is gathered, before it is converted; x itself where it is not.
+    index : (N,) where a GPU reads the numbers of the rows; None on the CPU.
+    record : (N, 1) loss of each row, or (N, K) logits, as `StepOptions.record` says.
+    replay : runs the plan.
+    """
+
+    raw: Array = None
+    index: Array | None = None
+    record: Array | None = None
+    replay: Callable[[], None] = lambda: None
+
+    def first_rows(self, rows: int, backend: Backend) -> StepBatch:
+        """The same memory, seen as a smaller batch."""
+        cut = copy.copy(self)
+        for name in ("index", "x", "targets", "weights", "logits"):
+            array = getattr(self, name)
+            setattr(cut, name, None if array is None else array[:rows])
+        cut.raw = cut.x if self.raw is self.x else self.raw[:rows]
+        cut.units = self.units.first_rows(rows)
+        cut.result = {
+            name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
+        }
+        if isinstance(cut.units, PassUnits):
+            cut.result["delta"] = cut.units.delta[-1]
+        # Not shared: where it is the same for every batch, 1 / rows, a plan fills it only once.
+        cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
+        return cut
 
 
 class Source:
@@ -66,41 +104,38 @@ class Source:
         """An epoch's row numbers as `put_rows` takes slices of them."""
         return order if self.from_host else self.backend.place(order, np.int64)
 
-    def put_rows(self, rows: Array, index: Array | None) -> None:
-        """The next batch is of these rows, whose numbers lie on the host or on the device; `index`:
-        where a GPU reads them, None on the CPU."""
-        if index is None:
+    def put_rows(self, rows: Array, batch: StepBatch) -> None:
+        """The batch is now of these rows, whose numbers lie on the host or on the device."""
+        if batch.index is None:
             self._rows = rows
         elif isinstance(rows, np.ndarray):
             self._rows = rows
-            self.backend.from_host(rows, index)
+            self.backend.from_host(rows, batch.index)
         else:
-            self.backend.copy(rows, index)
+            self.backend.copy(rows, batch.index)
 
-    def buffer(self, rows: int) -> Array:
-        """Where a batch of x is read by the first product."""
-        return self.backend.empty((rows, self.x.shape[1]), self.dtype)
-
-    def raw_buffer(self, x: Array) -> Array:
-        """Where the batch is gathered: `x` itself, or apart if it must be converted after that."""
-        data = self.data
+    def buffers(self, rows: int) -> tuple[Array, Array]:
+        """(x, raw): where the first product reads a batch, and where it is gathered: x itself, or
+        apart if it must be converted after that."""
+        data, x = self.data, self.backend.empty((rows, self.x.shape[1]), self.dtype)
         standardized = data.standardizer is not None
         if not standardized and (data.x.dtype == self.dtype or self.backend.converts_rows):
-            return x
+            return x, x
         dtype = data.x.dtype
         if self.backend.asynchronous:
             dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
-        return self.backend.empty(x.shape, dtype)
+        return x, self.backend.empty(x.shape, dtype)
 
     def whole(self) -> Array:
         """All rows of x where they lie, as the first product reads them."""
         return self.x
 
-    def emit(self, backend: Backend, batch: Batch, raw: Array, index: Array | None) -> None:
-        """Issue batch = its rows: x, converted and standardised (`raw` from `raw_buffer`), targets,
-        and weights where the data have them."""
+    def emit(self, backend: Backend, batch: StepBatch) -> None:
+        """Issue batch = its rows: x, converted and standardised, targets, and weights where the
+        data have them."""
+        raw, index = batch.raw, batch.index
         if index is None:  # read when it runs, so that `load` and `put_rows` copy nothing
-            backend.call(self._gather, batch, raw)
+            backend.call(self._gather, batch)
         else:
             if self.from_host:
                 backend.call(self._copy_batch, raw)
@@ -115,9 +150,9 @@ class Source:
         else:
             backend.standardize(raw, self._mean, self._scale, batch.x)
 
-    def _gather(self, batch: Batch, raw: Array) -> None:
+    def _gather(self, batch: StepBatch) -> None:
         """The batch's rows on the host, from the data that are loaded now."""
-        self.put_x(raw, self._rows)
+        self.put_x(batch.raw, self._rows)
         gather_rows(self.targets, self._rows, batch.targets)
         if self.sample_weight is not None and batch.weights is not None:
             gather_rows(self.sample_weight, self._rows, batch.weights)
