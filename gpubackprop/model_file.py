@@ -1,6 +1,6 @@
 """The file of a `Model`: its parts to a safetensors file and back.
 
-What belongs together is checked by `Model` itself, for a file as for a caller.
+`Model` itself checks that the parts fit each other, for a file as for a caller.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The parts of a model, by the names that `Model` has for them, on the CPU."""
+    """Return the parts of a model, by the names that `Model` has for them, on the CPU."""
     arrays, values = read_tensors(path, KIND, VERSION)
     try:
         config = values["network"]
@@ -79,7 +79,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read_layers(
     path: Any, arrays: dict[str, Array], widths: list[int], dtype: np.dtype
 ) -> list[Array]:
-    """All weights, then all biases: before the network is built, so that it is no larger."""
+    """Return all weights, then all biases.
+
+    They are read before the network is built, so that a wrong file cannot ask for a huge network.
+    """
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     weights = [
         require_array(path, arrays, f"layers.{layer}.weight", shape, dtype)

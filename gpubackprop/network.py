@@ -20,23 +20,35 @@ from typing import Any, Self
 import numpy as np
 
 from gpubackprop import backends
-from gpubackprop.backends import Backend
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
-from gpubackprop.dtypes import SIXTEEN_BIT, STORAGES, is_number
+from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
-from gpubackprop.formulas.dropout import MAX_STREAM
+from gpubackprop.formulas import OUTPUTS, Activation, lookup
 from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
+from gpubackprop.layout.architecture import (
+    check_activations,
+    check_dropout,
+    check_dtype,
+    check_precision,
+    check_widths,
+)
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import Loss, default_loss, loss
 from gpubackprop.ops import checks, display
-from gpubackprop.ops.dropout import dropout_rate
+from gpubackprop.passes import (
+    IDENTITY,
+    Batch,
+    Layers,
+    PassUnits,
+    Units,
+    emit_forward,
+    emit_gradients,
+)
 
 Array = np.ndarray
-IDENTITY = ACTIVATIONS["identity"]
 _ANOTHER = (
     "build another network, MLP(**(network.config() | {...})), and give it the parameters: "
     "other.W, other.b = network.W, network.b"
@@ -47,13 +59,27 @@ _ANOTHER = (
 class Gradients:
     """All gradients of the loss, each a whole matrix; index l - 1 holds layer l.
 
-    Attributes
+    Parameters
     ----------
-    loss : scalar, or (N,) for reduction "none".
-    output : (N, K) delta_L = dL/da_L, with respect to the output units' pre-activations.
-    hidden : L - 1 arrays (N, D_l), dL/dh_l.
-    pre_activation : L arrays (N, D_l), dL/da_l; the last is `output`.
-    W : L arrays (D_l, D_{l-1}). b : L arrays (D_l,).
+    loss : scalar, or (N,) array for reduction "none"
+        The loss.
+    output : (N, K) array
+        Gradient delta_L = dL/da_L with respect to the output units' pre-activations.
+    hidden : list of L - 1 arrays (N, D_l)
+        Gradients dL/dh_l with respect to the hidden units.
+    pre_activation : list of L arrays (N, D_l)
+        Gradients dL/da_l; the last is `output`.
+    W : list of L arrays (D_l, D_{l-1})
+        Gradients with respect to the weights.
+    b : list of L arrays (D_l,)
+        Gradients with respect to the biases.
+
+    Examples
+    --------
+    >>> network = MLP([4, 8, 3], seed=0)
+    >>> gradients = network.gradients(np.ones((2, 4)), np.array([0, 2]))
+    >>> gradients.W[0].shape, gradients.hidden[0].shape, gradients.output.shape
+    ((8, 4), (2, 8), (2, 3))
     """
 
     loss: Any
@@ -85,7 +111,7 @@ class Gradients:
         return f"Gradients of {len(self.W)} layers, {len(self.output)} rows, {kind}, loss {shown}"
 
     def __repr__(self) -> str:
-        """Shapes and norms."""
+        """Return shapes and norms as a table."""
         return f"{self._summary()}\n{display.text_table(*self._cells())}"
 
     def _repr_html_(self) -> str:
@@ -93,41 +119,72 @@ class Gradients:
 
 
 class MLP(HeldParameters):
-    """A network of L layers of any widths.
+    """A feed-forward network of L layers of any widths.
+
+    A copy (`copy`, `copy.copy`, `copy.deepcopy`) and a pickle have parameters of their own. A
+    pickle is unpickled to the device of the network.
 
     Parameters
     ----------
-    widths : (D_0, D_1, ..., D_L): inputs, hidden units of each layer, output units; each >= 1.
-    activation : registry name or `Activation` of every hidden layer, or one for each of the L - 1.
-    output : "softmax", "linear", "logistic" or "exp"; lives inside the loss, training works on a_L.
-    initializer : "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "torch", "sklearn",
+    widths : sequence of int
+        The numbers (D_0, D_1, ..., D_L) of inputs, hidden units of each layer, and output units;
+        each is at least 1.
+    activation : str, Activation, or sequence
+        A registry name or an `Activation` for every hidden layer, or one for each of the L - 1.
+    output : {"softmax", "linear", "logistic", "exp"}
+        The output function O. It belongs to the loss; training works on a_L.
+    initializer : str
+        One of "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "torch", "sklearn" and
         "zeros".
-    seed : int or `numpy.random.Generator`; the same seed gives the same weights.
-    dtype : "float32" or "float64", of the parameters, their gradients and the losses.
-    precision : None for `dtype`; "bfloat16" or "float16" for float32 parameters of which products
-        take a copy in 16 bits: x, activations and deltas are stored in 16 bits, computed and summed
-        in float32. float16 holds 6e-8 to 65504: `Trainer` then scales the loss.
-    device : "cpu", "cuda", "cuda:N", or "auto": a GPU where all of CUDA works, else the CPU.
-    dropout : rate p in [0, 1) of every hidden layer, or one for each: while training, a hidden unit
-        is 0 with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits`
-        and `gradients` are without.
+    seed : int, Generator or None
+        The same seed gives the same weights.
+    dtype : {"float32", "float64"}
+        Dtype of the parameters, their gradients and the losses.
+    device : str
+        One of "cpu", "cuda", "cuda:N" and "auto", which takes a GPU if all of CUDA works, else the
+        CPU.
+    dropout : float, or sequence of float
+        Rate p in [0, 1) of every hidden layer, or one for each. While training, a hidden unit is 0
+        with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits` and
+        `gradients` use no dropout.
+    precision : {"bfloat16", "float16"} or None
+        None computes in `dtype`. Otherwise the parameters stay float32 and matrix products use a
+        16-bit copy of them: x, activations and deltas are stored in 16 bits, and computed and
+        summed in float32. float16 holds 6e-8 to 65504, so `Trainer` scales the loss.
 
     Attributes
     ----------
-    device : "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below, and all
-        results, lie there: NumPy or CuPy arrays.
-    parameters : (layout.size,) flat buffer of all weights, then all biases; what lies between them
-        is 0 and of no effect.
-    W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
-        ``network.W[0] = array``, ``network.b = arrays`` and ``network.parameters = array`` copy
-        the values into that memory (ShapeError, DtypeError where they do not fit). To keep what
-        they are now, keep a copy: ``network.parameters.copy()``.
-    activations, dropout : one for each hidden layer; an assignment holds from the next epoch of a
-        training on. The rest of the architecture cannot be changed (ReadOnlyError).
+    device : str
+        "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below and all
+        results are on this device: NumPy or CuPy arrays.
+    parameters : (layout.size,) array
+        Flat buffer of all weights, then all biases. The gaps between them hold 0 and have no
+        effect.
+    W : list of (D_l, D_{l-1}) arrays
+        Weights of each layer, views into `parameters`; write into them freely.
+        ``network.W[0] = array``, ``network.b = arrays`` and ``network.parameters = array`` copy the
+        values into that memory. To keep the present values, keep a copy:
+        ``network.parameters.copy()``.
+    b : list of (D_l,) arrays
+        Biases of each layer, likewise.
+    activations : tuple of Activation
+        One for each hidden layer. An assignment takes effect from the next epoch of a training on.
+    dropout : tuple of float
+        One rate for each hidden layer, likewise. The rest of the architecture cannot be changed.
 
-    A copy (`copy`, `copy.copy`, `copy.deepcopy`) and a pickle have parameters of their own. A
-    pickle is unpickled to the device that the network lies on.
+    Raises
+    ------
+    ShapeError
+        The widths, or the number of activations or rates, are wrong.
+    DtypeError
+        `dtype` or `precision` is none of those above.
+    OptionError
+        A name is unknown or a rate is out of range.
+    DeviceUnavailable
+        The device was asked for by name and is not there.
 
+    Examples
+    --------
     >>> network = MLP([4, 8, 3], activation="tanh", seed=0)
     >>> network
     MLP([4, 8, 3], activation='tanh', output='softmax', dtype='float32')
@@ -148,13 +205,13 @@ class MLP(HeldParameters):
         dropout: float | Sequence[float] = 0.0,
         precision: str | None = None,
     ) -> None:
-        self.widths = _check_widths(widths)
+        self.widths = check_widths(widths)
         self.activations = activation
         self.dropout = dropout
         lookup(OUTPUTS, output, "output")
         self.output = output
-        self.dtype = _check_dtype(dtype)
-        self.precision = _check_precision(precision, self.dtype)
+        self.dtype = check_dtype(dtype)
+        self.precision = check_precision(precision, self.dtype)
         self.backend = backends.get(device)
         self.layout = ParameterLayout(self.widths, self.precision)
         self.allocate()
@@ -168,22 +225,37 @@ class MLP(HeldParameters):
 
     @property
     def activations(self) -> tuple[Activation, ...]:
+        """The activation of each hidden layer."""
         return self._activations
 
     @activations.setter
     def activations(self, spec: str | Activation | Sequence[str | Activation]) -> None:
-        self._activations = _check_activations(spec, len(self.widths) - 2)
+        self._activations = check_activations(spec, len(self.widths) - 2)
 
     @property
     def dropout(self) -> tuple[float, ...]:
+        """The dropout rate of each hidden layer."""
         return self._dropout
 
     @dropout.setter
     def dropout(self, spec: float | Sequence[float]) -> None:
-        self._dropout = _check_dropout(spec, len(self.widths) - 2)
+        self._dropout = check_dropout(spec, len(self.widths) - 2)
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
-        """Draw all weights and biases anew, layer by layer, weights before biases."""
+        """Draw all weights and biases anew, layer by layer, weights before biases.
+
+        Parameters
+        ----------
+        initializer : str
+            A name of `gpubackprop.initializers.INITIALIZERS`.
+        seed : int, Generator or None
+            The same seed gives the same weights.
+
+        Raises
+        ------
+        OptionError
+            The initializer is unknown, or the seed is none.
+        """
         fill = lookup(INITIALIZERS, initializer, "initializer")
         try:
             rng = np.random.default_rng(seed)
@@ -191,7 +263,7 @@ class MLP(HeldParameters):
             raise OptionError(f"seed is {seed!r}: {error}") from None
         host = self.backend.to_host(self.parameters)  # on the CPU, the parameters themselves
         following = [*self.activations, IDENTITY]
-        if initializer == "sklearn" and self.activations:  # its factor is the hidden layers'
+        if initializer == "sklearn" and self.activations:  # scikit-learn has one factor for all
             following[-1] = self.activations[-1]
         for W, b, act in zip(*self.layout.views(host), following, strict=True):
             fill(rng, W, b, gain_of(act, initializer))
@@ -202,9 +274,19 @@ class MLP(HeldParameters):
         """Whether products take 16 bits."""
         return self.precision != self.dtype
 
-    def working_parameters(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        """(W, b) as the products take them: the parameters, or their copy rounded to 16 bits now,
-        in memory that the next call writes anew."""
+    def working_parameters(self) -> Layers:
+        """Return (W, b) as the products take them.
+
+        These are the parameters, or their 16-bit copy, which is rounded now into memory that the
+        next call overwrites.
+
+        Returns
+        -------
+        W : sequence of (D_l, D_{l-1}) arrays
+            Weights of each layer.
+        b : sequence of (D_l,) arrays
+            Biases of each layer.
+        """
         if not self.mixed_precision:
             return self.W, self.b
         if self._half_copy is None:
@@ -214,18 +296,42 @@ class MLP(HeldParameters):
 
     @property
     def n_layers(self) -> int:
+        """Number of layers L."""
         return len(self.W)
 
     @property
     def layer_activations(self) -> tuple[Activation, ...]:
-        """One activation per layer; the output layer's is the identity, O belongs to the loss."""
+        """One activation per layer; the output layer has the identity, as O is in the loss."""
         return (*self.activations, IDENTITY)
 
     def default_loss(self) -> Loss:
+        """Return the loss that belongs to the output function.
+
+        Returns
+        -------
+        Loss
+            A new loss with default options.
+        """
         return default_loss(output=self.output)
 
     def check_loss(self, spec: str | Loss | None) -> Loss:
-        """The loss to train with, checked against output function and number of units."""
+        """Return the loss to train with, checked against output function and number of units.
+
+        Parameters
+        ----------
+        spec : str, Loss or None
+            A loss or its name; None is the loss that belongs to the output function.
+
+        Returns
+        -------
+        Loss
+            The loss.
+
+        Raises
+        ------
+        OptionError
+            The loss belongs to another output function or number of units.
+        """
         chosen = self.default_loss() if spec is None else loss(spec)
         if chosen.output != self.output:
             raise OptionError(
@@ -236,9 +342,26 @@ class MLP(HeldParameters):
         return chosen
 
     def check_inputs(self, x: Any, name: str = "x") -> Array:
-        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array.
+        """Return `x` as (N, D_0) of any real dtype.
 
-        A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+        name : str
+            What errors call it.
+
+        Returns
+        -------
+        (N, D_0) array
+            An array of the network's device, or a NumPy array.
+
+        Raises
+        ------
+        ShapeError
+            `x` has another shape.
+        DtypeError
+            `x` does not hold real numbers.
         """
         if self.backend.is_device_array(x):
             x = self.backend.asarray(x)
@@ -261,10 +384,34 @@ class MLP(HeldParameters):
         return x
 
     def check_targets(self, chosen: Loss, targets: Any, rows: int) -> Array:
-        """Targets as the loss's `emit` takes them, on the network's device.
+        """Return targets as the loss's `emit` takes them, on the network's device.
 
-        Those that lie on a GPU already are not looked at, which would mean to wait for it: a label
-        out of range makes loss and gradient of its row NaN, and the next wait raises the error.
+        Targets that are on a GPU already are not checked here, because that would mean to wait for
+        it: if a label is out of range, loss and gradient of its row are NaN, and the next wait
+        raises the error.
+
+        Parameters
+        ----------
+        chosen : Loss
+            The loss.
+        targets : (N,) or (N, K) array-like
+            Targets of the loss.
+        rows : int
+            Number of rows N.
+
+        Returns
+        -------
+        (N,) or (N, K) array
+            Class indices, or numbers.
+
+        Raises
+        ------
+        ShapeError
+            The targets do not fit the rows or the output units.
+        DtypeError
+            The targets have a dtype that the loss does not take.
+        TargetRangeError
+            A label is out of range.
         """
         device = self.backend.is_device_array(targets)
         if not device:
@@ -275,24 +422,33 @@ class MLP(HeldParameters):
         return placed.reshape(rows, 1) if device and placed.ndim == 1 and not by_label else placed
 
     def logits(self, x: Any) -> Array:
-        """a_L for each row of x: (N, D_0) -> (N, K), before the output function."""
-        return self._logits(x, *self.working_parameters())
+        """Compute a_L for each row of x, before the output function.
 
-    def _logits(self, x: Any, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            Inputs.
+
+        Returns
+        -------
+        (N, K) array
+            Pre-activations of the output units.
+        """
+        return self._logits(x, self.working_parameters())
+
+    def _logits(self, x: Any, parameters: Layers) -> Array:
         backend = self.backend
-        h = x = self._inputs(self.check_inputs(x))
-        for W, b, act in zip(weights, biases, self.layer_activations, strict=True):
-            a = backend.empty((len(x), len(W)), self.precision)
-            backend.affine_forward(h, W, b, act, a, a)
-            h = a
+        x = self._inputs(self.check_inputs(x))
+        units = Units(backend, len(x), self.widths[1:], self.activations, self.precision)
+        emit_forward(backend, x, parameters, units)
         if not self.mixed_precision:
-            return h
-        wide = backend.empty(h.shape, self.dtype)
-        backend.gather_rows(h, None, wide)
+            return units.a[-1]
+        wide = backend.empty(units.a[-1].shape, self.dtype)
+        backend.gather_rows(units.a[-1], None, wide)
         return wide
 
     def _inputs(self, x: Array) -> Array:
-        """Checked inputs as the first product takes them."""
+        """Return checked inputs as the first product takes them."""
         if not self.mixed_precision:
             return self.backend.inputs(x, self.dtype)
         x = self.backend.place_inputs(x, self.dtype)
@@ -301,34 +457,75 @@ class MLP(HeldParameters):
         return out
 
     def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
-        """yhat = O(a_L): (N, D_0) -> (N, K), in batches, so that x may be a memory map.
+        """Compute yhat = O(a_L), batch by batch, so that x may be a memory map.
 
         Class indices are ``network.predict(x).argmax(1)``.
+
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            Inputs.
+        batch_rows : int
+            Rows that are computed at a time.
+
+        Returns
+        -------
+        (N, K) array
+            Predictions, on the network's device.
+
+        Raises
+        ------
+        ShapeError
+            `x` has another shape.
+        DtypeError
+            `x` does not hold real numbers.
         """
         x = self.check_inputs(x)
         batch_rows = int(checks.number(batch_rows, "batch_rows", 1))
         result = self.backend.empty((len(x), self.widths[-1]), self.dtype)
         parameters = self.working_parameters()
         for start in range(0, len(x), batch_rows):
-            logits = self._logits(x[start : start + batch_rows], *parameters)
+            logits = self._logits(x[start : start + batch_rows], parameters)
             self.backend.output(logits, self.output, result[start : start + batch_rows])
         return result
 
     def gradients(
         self, x: Any, targets: Any, loss: str | Loss | None = None, sample_weight: Any = None
     ) -> Gradients:
-        """Loss and the gradients with respect to output units, hidden units, weights and biases.
+        """Compute the loss and its gradients with respect to units, weights and biases.
 
         Parameters
         ----------
-        x : (N, D_0). targets : as the loss wants them, e.g. (N,) class indices.
-        loss : a `Loss`, its name, or None for the one that belongs to the output function.
-        sample_weight : (N,) non-negative, or None.
+        x : (N, D_0) array or data frame
+            Inputs.
+        targets : array-like
+            As the loss wants them, e.g. (N,) class indices.
+        loss : Loss, str or None
+            A loss or its name; None is the loss that belongs to the output function.
+        sample_weight : (N,) array or None
+            Non-negative factor of each row.
 
         Returns
         -------
-        Gradients, every array its own memory; in 16 bits where `precision` is, but for the loss and
-        the gradients of W and b.
+        Gradients
+            Every array has memory of its own. With `precision` they are in 16 bits, except the loss
+            and the gradients of W and b.
+
+        Raises
+        ------
+        ShapeError
+            The arrays do not fit the network.
+        DtypeError
+            An array has no numeric dtype.
+        OptionError
+            The loss belongs to another output function, or a weight is out of range.
+        TargetRangeError
+            A label is out of range.
+
+        References
+        ----------
+        D. E. Rumelhart, G. E. Hinton and R. J. Williams, "Learning representations by
+        back-propagating errors", 1986.
         """
         chosen = self.check_loss(loss)
         x = self.backend.asarray(self._inputs(self.check_inputs(x)))
@@ -338,28 +535,42 @@ class MLP(HeldParameters):
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
         weights = checks.near_one(weights, chosen.options.reduction)
         weights = self.backend.place(weights, self.dtype)
-        buffers = PassBuffers(self, len(x), separate=True)
-        gradient = self.backend.zeros(self.layout.size, self.dtype)
-        grad_W, grad_b = self.layout.views(gradient)
-        result = chosen.buffers(self.backend, len(x), self.dtype)
-        result["delta"] = buffers.delta[-1]
-        W, b = self.working_parameters()
-        emit_forward(self.backend, self, x, buffers, W, b)
-        chosen.emit(self.backend, buffers.a[-1], targets, result, weights)
-        emit_backward(self.backend, self, x, buffers, W, grad_W, grad_b)
+        units = PassUnits(self, len(x), separate=True)
+        result = chosen.buffers(self.backend, len(x), self.dtype) | {"delta": units.delta[-1]}
+        gradient = self.layout.views(self.backend.zeros(self.layout.size, self.dtype))
+        batch = Batch(x, targets, weights, units, result)
+        emit_gradients(self.backend, chosen, batch, self.working_parameters(), gradient)
         value = result["row_loss"] if chosen.options.reduction == "none" else result["loss"][()]
-        return Gradients(value, buffers.delta[-1], buffers.grad_h, buffers.delta, grad_W, grad_b)
+        return Gradients(value, units.delta[-1], units.grad_h, units.delta, *gradient)
 
     def copy(self, device: str | None = None) -> Self:
-        """A network of the same class and architecture with a copy of the parameters, on the same
-        device if `device` is None. A subclass's own attributes are copied as `copy.copy` does."""
+        """Return a network of the same class and architecture with a copy of the parameters.
+
+        A subclass's own attributes are copied as `copy.copy` copies them.
+
+        Parameters
+        ----------
+        device : str or None
+            Where the copy lies; None is the device of this network.
+
+        Returns
+        -------
+        MLP
+            The copy.
+        """
         twin = object.__new__(type(self))
         backend = backends.get(device or self.device)
         twin.__setstate__(self.__getstate__() | {"_backend": backend})
         return twin
 
     def config(self) -> dict[str, Any]:
-        """The architecture as JSON values; ``MLP(**config)`` builds it again."""
+        """Return the architecture; ``MLP(**config)`` builds it again.
+
+        Returns
+        -------
+        dict
+            JSON values.
+        """
         values = {
             "widths": list(self.widths),
             "activation": [str(act) for act in self.activations],
@@ -396,172 +607,3 @@ class MLP(HeldParameters):
         return display.html_table(
             f"MLP with {self.layout.count:,} parameters, {kind}", headers, rows
         )
-
-
-class PassBuffers:
-    """Arrays of one forward and backward pass over `rows` rows.
-
-    Parameters
-    ----------
-    separate : every quantity has its own memory (`MLP.gradients`). False, for training: h
-        overwrites a where the slope allows it, delta overwrites grad_h and, at the output, the
-        logits, and the grad_h of alternate layers share memory.
-    random : (2,) uint64 {seed, step} on the device, for a pass with dropout; None for one without.
-    """
-
-    def __init__(self, network: MLP, rows: int, *, separate: bool, random: Any = None) -> None:
-        backend, dtype, widths = network.backend, network.precision, network.widths[1:]
-        self.a = [backend.empty((rows, width), dtype) for width in widths]
-        self.dropout = [
-            Dropout(rate, layer, random) if rate and random is not None else None
-            for layer, rate in enumerate(network.dropout)
-        ]
-        self.h, self.saved = [], []
-        for a, act, dropout in zip(self.a[:-1], network.activations, self.dropout, strict=True):
-            # h that was dropped out does for the slope only where a factor does not change that.
-            one = act.saved == "h" and (dropout is None or act.homogeneous)
-            h = a if one and not separate else backend.empty(a.shape, dtype)
-            self.h.append(h)
-            self.saved.append(h if one else a)
-        hidden = widths[:-1]
-        if separate:
-            self.grad_h = [backend.empty((rows, width), dtype) for width in hidden]
-            self.delta = [backend.empty((rows, width), dtype) for width in widths]
-            return
-        pair = [
-            backend.empty(rows * max(hidden, default=0), dtype) for _ in range(min(2, len(hidden)))
-        ]
-        self.grad_h = [
-            pair[i % 2][: rows * width].reshape(rows, width) for i, width in enumerate(hidden)
-        ]
-        self.delta = [*self.grad_h, self.a[-1]]
-
-    def first_rows(self, rows: int) -> PassBuffers:
-        """The same memory seen as buffers of fewer rows (contiguous), for a short last batch."""
-        cut = object.__new__(PassBuffers)
-        cut.dropout = self.dropout
-        seen: dict[int, Array] = {}
-        for name in ("a", "h", "saved", "grad_h", "delta"):
-            arrays = getattr(self, name)
-            setattr(cut, name, [seen.setdefault(id(array), array[:rows]) for array in arrays])
-        return cut
-
-
-def emit_forward(
-    backend: Backend,
-    network: MLP,
-    x: Array,
-    buffers: PassBuffers,
-    W: Sequence[Array],
-    b: Sequence[Array],
-) -> None:
-    """Issue the forward pass with these weights and biases; the logits land in buffers.a[-1]."""
-    outputs = [*buffers.h, buffers.a[-1]]
-    inputs, dropout = [x, *buffers.h], [*buffers.dropout, None]
-    for layer, act in enumerate(network.layer_activations):
-        backend.affine_forward(
-            inputs[layer],
-            W[layer],
-            b[layer],
-            act,
-            buffers.a[layer],
-            outputs[layer],
-            dropout[layer],
-        )
-
-
-def emit_backward(
-    backend: Backend,
-    network: MLP,
-    x: Array,
-    buffers: PassBuffers,
-    W: Sequence[Array],
-    grad_W: list[Array],
-    grad_b: list[Array],
-) -> None:
-    """Issue the backward pass from buffers.delta[-1], which the loss has filled."""
-    inputs = [x, *buffers.h]
-    for layer in reversed(range(network.n_layers)):
-        delta = buffers.delta[layer]
-        below = buffers.grad_h[layer - 1] if layer else None
-        if layer == network.n_layers - 1:
-            backend.column_sum(delta, grad_b[layer])
-        backend.affine_backward(delta, inputs[layer], W[layer], grad_W[layer], below)
-        if below is not None:
-            act = network.activations[layer - 1]
-            backend.activation_backward(
-                below,
-                buffers.saved[layer - 1],
-                act,
-                buffers.delta[layer - 1],
-                grad_b[layer - 1],
-                buffers.dropout[layer - 1],
-            )
-
-
-def _check_dtype(dtype: Any) -> np.dtype:
-    for candidate in (np.dtype(np.float32), np.dtype(np.float64)):
-        if dtype in (candidate.name, candidate, candidate.type):
-            return candidate
-    raise DtypeError(f"dtype is {dtype!r} but the parameters of a network are float32 or float64")
-
-
-def _check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
-    if precision is None or precision in (dtype.name, dtype, dtype.type):
-        return dtype
-    name = str(getattr(precision, "name", precision))
-    if name not in SIXTEEN_BIT:
-        raise DtypeError(
-            f"precision is {precision!r} but must be {', '.join(sorted(SIXTEEN_BIT))}, or "
-            f"{dtype.name}, the dtype of the parameters"
-        )
-    if dtype != np.float32:
-        raise DtypeError(
-            f"precision {name} goes with float32 parameters, not with dtype {dtype.name}"
-        )
-    return STORAGES[name].numpy()
-
-
-def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    try:
-        checked = tuple(int(width) for width in widths)
-        whole = all(int(width) == width for width in widths)
-    except (TypeError, ValueError, OverflowError):
-        checked, whole = (), False
-    if not whole or len(checked) < 2 or min(checked) < 1:
-        raise ShapeError(
-            f"widths is {widths!r} but must be at least two whole numbers of at least 1: inputs, "
-            f"hidden units of each layer, output units"
-        )
-    return checked
-
-
-def _check_activations(
-    spec: str | Activation | Sequence[str | Activation], hidden: int
-) -> tuple[Activation, ...]:
-    if isinstance(spec, (str, Activation)):
-        return (activation(spec),) * hidden
-    if not isinstance(spec, Sequence):
-        raise OptionError(f"activation is {spec!r} but must be a name or a list of names")
-    chosen = tuple(activation(item) for item in spec)
-    if len(chosen) != hidden:
-        raise ShapeError(
-            f"activation has {len(chosen)} entries but the network has {hidden} hidden layers; "
-            f"give one for each, or a single name for all"
-        )
-    return chosen
-
-
-def _check_dropout(spec: float | Sequence[float], hidden: int) -> tuple[float, ...]:
-    if isinstance(spec, (str, bytes)) or not isinstance(spec, Sequence):
-        rates = (dropout_rate(spec),) * hidden
-    else:
-        rates = tuple(dropout_rate(rate) for rate in spec)
-    if len(rates) != hidden:
-        raise ShapeError(
-            f"dropout has {len(rates)} entries but the network has {hidden} hidden layers; give "
-            f"one for each, or a single rate for all"
-        )
-    if any(rates) and hidden > MAX_STREAM:
-        raise OptionError(f"dropout is for at most {MAX_STREAM:,} hidden layers, not {hidden:,}")
-    return rates

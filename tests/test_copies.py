@@ -354,7 +354,7 @@ def test_a_copied_step_updates_its_own_network(how) -> None:
     x, labels = some_data(32)
     trainer = make_trainer()
     trainer.fit(x, labels, epochs=1)
-    step = trainer._step
+    step = trainer.state.step
     assert isinstance(step, TrainStep)
     network, twin = how((trainer.network, step))
     assert twin.network is network

@@ -11,13 +11,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy_launch import DeviceProperties, Launch
+from gpubackprop.backends.cupy.updates import COEFFICIENTS, PROCEED
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
 from tests import emulator, first_rung
 from tests.emulator import Module, Traffic, count_traffic
 from tests.emulator.arrays import Guarded
-from tests.emulator.verbs import COEFFICIENTS, DTYPES, PROCEED, Verbs, compute_dtype
+from tests.emulator.cupy_stub import Launched
+from tests.emulator.operations import DTYPES, Operations
+from tests.emulator.traffic import count_launch
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -32,27 +36,19 @@ def module(source: str, defines: tuple[tuple[str, str], ...]) -> Module:
 
 
 class Counted:
-    """Verbs whose launches are counted; results by the address of the buffer."""
+    """Operations whose launches are counted; results by the address of the buffer."""
 
     def __init__(self, multiprocessors: int = 1) -> None:
         self.seen: dict[int, Traffic] = {}
         self.total = 0
         self.launches: list[str] = []
-        self.verbs = Verbs(run=self._run, device=DeviceProperties(multiprocessors))
+        self.verbs = Operations(run=self._run, device=DeviceProperties(multiprocessors))
 
-    def _run(self, launch: Launch, arguments: tuple) -> None:
-        self.launches.append(launch.entry)
-        counts = count_traffic(
-            module(launch.source, launch.defines),
-            launch.entry,
-            launch.grid,
-            launch.block,
-            arguments,
-        )
-        for argument, traffic in zip(arguments, counts, strict=True):
-            if traffic is not None:
-                self.seen[argument.ctypes.data] = traffic
-                self.total += traffic.read + traffic.written
+    def _run(self, launched: Launched) -> None:
+        self.launches.append(launched.entry)
+        for array, traffic in count_launch(module(launched.source, launched.defines), launched):
+            self.seen[array.ctypes.data] = traffic
+            self.total += traffic.read + traffic.written
 
     def __getitem__(self, array: np.ndarray) -> Traffic:
         return self.seen[array.ctypes.data]
@@ -197,7 +193,7 @@ def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
     c = np.zeros(COEFFICIENTS, compute)
     c[PROCEED] = 1
     counted = Counted()
-    counted.verbs.update(name, storage, p, g, slots, c, copy)
+    counted.verbs.update(name, p, g, slots, c, copy)
     moved = sum(counted[a].read + counted[a].written for a in (p, g, *slots, copy) if a is not None)
     note(f"update {name} {storage}: {moved / count:.0f} B a parameter", p=counted[p], g=counted[g])
     assert moved == bytes_each * count
@@ -216,7 +212,7 @@ def test_an_update_of_shifted_buffers_peels_its_head_and_stays_vectorised(storag
     c = np.zeros(COEFFICIENTS, compute)
     c[PROCEED] = 1
     counted = Counted()
-    counted.verbs.update("adam", storage, p, g, (m, v), c)
+    counted.verbs.update("adam", p, g, (m, v), c)
     note(f"update adam {storage} off 16 bytes", p=counted[p], g=counted[g])
     for array in (p, g, m, v):
         assert counted[array].widest == min(16, 16 // compute.itemsize * array.itemsize)
@@ -228,7 +224,6 @@ def test_a_skipped_update_moves_nothing_but_the_flag():
     counted = Counted()
     counted.verbs.update(
         "adam",
-        "f32",
         arrays[0],
         arrays[1],
         (arrays[2], arrays[3]),

@@ -16,6 +16,7 @@ import pytest
 
 from gpubackprop import MLP, Model, Trainer, optimizers
 from gpubackprop.backends import devices
+from gpubackprop.backends.cupy.updates import COEFFICIENTS, PROCEED, UNSCALE
 from gpubackprop.data import Standardizer, split_rows
 from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError
 from gpubackprop.formulas.dropout import Philox, random_state
@@ -24,7 +25,7 @@ from gpubackprop.training.step import TrainStep
 from tests import emulator, references
 from tests.cli_runs import ok
 from tests.emulator import cupy_stub
-from tests.emulator.verbs import COEFFICIENTS, PROCEED, UNSCALE, Verbs
+from tests.emulator.operations import Operations
 from tests.tolerances import Draws
 
 PRECISIONS = ("bfloat16", "float16")
@@ -180,7 +181,7 @@ def test_training_on_the_gpu_is_near_that_of_the_cpu(precision, options, cuda):
     for where in ("cpu", cuda):
         trainer = make(where, precision, **options)
         trainer.fit(x, targets, epochs=3, validation=np.arange(6), restore_best=False)
-        step, to_host = trainer._step, trainer.network.backend.to_host
+        step, to_host = trainer.state.step, trainer.network.backend.to_host
         assert isinstance(step, TrainStep)
         parameters, copy = to_host(trainer.network.parameters), to_host(step.half_copy)
         if "stochastic_rounding" not in options:
@@ -236,7 +237,7 @@ def test_a_step_in_16_bits_costs_no_launch_and_no_wait_more(monkeypatch):
             trainer = make("cuda", precision)
             x, targets = some_data("softmax", 16)
             trainer.fit(x, targets, epochs=1)
-            step = trainer._step
+            step = trainer.state.step
             rows = step.place(np.arange(16))
             step.update(rows, 0.01)
             counts.clear()
@@ -337,8 +338,7 @@ def test_stochastic_rounding_is_the_kernels_bit_for_bit(precision):
         round_stochastic(x, mine, words)
     c = np.zeros(COEFFICIENTS, np.float32)
     c[[PROCEED, UNSCALE]] = 1
-    storage = {"bfloat16": "f32_f32_bf16", "float16": "f32_f32_f16"}[precision]
-    Verbs().update("gradient_descent", storage, x.copy(), np.zeros_like(x), (), c, theirs, random)
+    Operations().update("gradient_descent", x.copy(), np.zeros_like(x), (), c, theirs, random)
     for rounded in (mine, theirs):
         assert np.array_equal(np.isnan(rounded.astype(np.float64)), np.isnan(x))
     number = ~np.isnan(x)

@@ -33,9 +33,9 @@ def assert_close(theirs, ours, x, tolerance):
     ):
         assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
         np.testing.assert_allclose(mine.astype(float), other.astype(float), atol=tolerance, rtol=0)
-    np.testing.assert_allclose(
-        np.float64(ours.loss_curve_), np.float64(theirs.loss_curve_), rtol=tolerance
-    )
+    curve = np.float64(getattr(theirs, "loss_curve_", theirs.loss_))
+    mine = np.float64(getattr(ours, "loss_curve_", ours.loss_))
+    np.testing.assert_allclose(mine, curve, rtol=tolerance)
     mine, other = ours.predict(x), theirs.predict(x)
     assert mine.dtype == other.dtype
     np.testing.assert_allclose(mine, other, atol=tolerance, rtol=0)
@@ -272,6 +272,20 @@ def test_training_goes_on_from_replaced_arrays_as_scikit_learns(dtype, layer, re
     assert_close(theirs, ours, x, tolerance)
 
 
+@pytest.mark.parametrize("options", [{}, {"solver": "lbfgs"}, {"early_stopping": True}], ids=str)
+def test_a_shallow_copy_shares_the_lists_of_parameters_as_scikit_learns(options):
+    x, y = regression()
+    pairs = []
+    for model in pair(hidden_layer_sizes=4, max_iter=3, warm_start=True, random_state=0, **options):
+        twin = copy.copy(model.fit(x, y))
+        model.fit(x, y)
+        model.coefs_[0] = 0.5 * model.coefs_[0]
+        twin.intercepts_[0] = 0.5 * twin.intercepts_[0]
+        pairs.append((model, twin.fit(x, y)))
+    for theirs, ours in zip(*pairs, strict=True):
+        assert_close(theirs, ours, x, 1e-10)
+
+
 @pytest.mark.parametrize("rows", [1, 50])
 def test_each_step_is_rounded_to_the_dtype_that_is_stored(rows):
     x, y = regression()
@@ -370,6 +384,19 @@ def test_intercepts_of_one_number_count_for_each_unit_in_predict_as_in_scikit_le
         model.partial_fit(x, y)
         model.intercepts_ = [np.float64(0.3), np.array([-0.1]), np.ones((1, 1))]
     np.testing.assert_allclose(ours.predict(x), theirs.predict(x), rtol=1e-12)
+
+
+def test_coefs_of_several_outputs_are_refused_where_two_classes_are_predicted():
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    y = np.array([0, 1] * 3)
+    theirs, ours = estimators("MLPClassifier", hidden_layer_sizes=4, max_iter=2)
+    for model in (theirs, ours):
+        model.fit(x, y)
+        model.coefs_[1] = np.tile(model.coefs_[1], 3)
+    assert len(theirs.predict(x)) == len(theirs.predict_proba(x)) == 3 * len(x)
+    for call in (ours.predict, ours.predict_proba, ours.predict_log_proba):
+        with pytest.raises(ShapeError, match=r"coefs_\[1\] of layer 2 has shape \(4, 3\)"):
+            call(x)
 
 
 def test_a_network_replaced_as_a_whole_predicts_and_warm_starts_but_has_no_optimizer_state():

@@ -14,7 +14,7 @@ BATCH_ELEMENTS = 1 << 19
 
 
 def batch_rows_for(columns: int) -> int:
-    """Rows of a batch of `columns` columns that has about BATCH_ELEMENTS elements, at least 1."""
+    """Return how many rows of `columns` columns have about BATCH_ELEMENTS elements, at least 1."""
     return max(1, BATCH_ELEMENTS // max(1, columns))
 
 
@@ -25,7 +25,7 @@ def require_finite(
     names: Sequence[str] | None = None,
     where: Where = row_from_1,
 ) -> None:
-    """`gpubackprop.data.check_finite` of an array."""
+    """Raise DataError at the first NaN or infinity of an array; see `check_finite`."""
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         return
     width = x.shape[1] if x.ndim == 2 else 1
@@ -44,7 +44,7 @@ def require_finite(
 
 
 def column_name(column: int, names: Sequence[str] | None) -> str:
-    """The name of a column (index from 0) in a message."""
+    """Return the name of a column (index from 0) for a message."""
     if names is not None:
         return f"column {names[column]!r}"
     return f"column {column + 1} (counted from 1)"

@@ -1,4 +1,4 @@
-"""Checks of what a caller hands in: each error says what, got, wanted and what to do next."""
+"""Checks of arguments: an error says what is wrong, what was got and wanted, what to do next."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
+from gpubackprop.backends import HOST, backend_for
+from gpubackprop.backends.memory import Array, Memory
 from gpubackprop.dtypes import STORAGES, is_number, storage
 from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
-from gpubackprop.ops.memory import HOST, Memory, memory_of
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 maximum_reduce: Any = np.maximum.reduce
-# Of each type of integer in this machine's byte order, the unsigned one of its size.
+# For each integer dtype in this machine's byte order, the unsigned dtype of its size.
 _UNSIGNED = {
     np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)
 }
 
 
 def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
-    """float64 for float64, float32 for 32 bits and less; DtypeError for anything else."""
+    """Return float64 for float64, float32 for 32 bits and less; raise DtypeError for the rest."""
     row = storage(dtype)
     if row is not None and dtype.isnative:
         return np.dtype(row.compute).type
@@ -33,17 +32,20 @@ def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
     )
 
 
-def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
-    """`values` as an ndarray; DtypeError for what is none, e.g. lists of unequal lengths.
+def as_array(values: Any, name: str, op: str, memory: Memory, dtype: Any = None) -> Array:
+    """Return `values` as an ndarray of the memory in which they are.
 
-    What lies on a GPU becomes a CuPy array there, of its own dtype.
+    `dtype` is for the host: a GPU's arrays keep theirs.
+
+    Raises
+    ------
+    DtypeError
+        They are no array, such as lists of unequal lengths.
     """
     if type(values) is np.ndarray and (dtype is None or values.dtype == dtype):
         return values
-    if on_gpu(values):
-        return as_cupy(values)
     try:
-        return as_host(values, dtype)
+        return memory.as_ndarray(values, dtype)
     except (TypeError, ValueError) as error:
         raise DtypeError(
             f"{name} is no array of numbers for {op} ({error}); give numbers, every row of one "
@@ -51,10 +53,12 @@ def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
         ) from None
 
 
-def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> Array:
-    """`array` as a 2-D float array of its memory, without a copy where it is one."""
+def float_matrix(
+    array: Any, name: str, op: str, memory: Memory, columns: int | None = None
+) -> Array:
+    """Return `array` as a 2-D float array of its memory, without a copy if it is one."""
     if type(array) is not np.ndarray:
-        array = as_array(array, name, op)
+        array = as_array(array, name, op, memory)
     if array.dtype == object:
         raise DtypeError(
             f"{name} has dtype object but {op} wants numbers; a ragged list or mixed types? "
@@ -69,9 +73,9 @@ def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> 
     return array
 
 
-def row_vector(array: Any, name: str, op: str, length: int) -> Array:
-    """`array` as a (length,) array of numbers: float64 on the host, any real dtype on a GPU."""
-    array = as_array(array, name, op, np.float64)
+def row_vector(array: Any, name: str, op: str, length: int, memory: Memory) -> Array:
+    """Return `array` as (length,) numbers: float64 on the host, any real dtype on a GPU."""
+    array = as_array(array, name, op, memory, np.float64)
     if not is_number(array.dtype):
         raise DtypeError(f"{name} has dtype {array.dtype} but {op} wants real numbers")
     if array.shape != (length,):
@@ -82,18 +86,21 @@ def row_vector(array: Any, name: str, op: str, length: int) -> Array:
 def sample_weights(
     weights: Any, op: str, rows: int, memory: Memory | None = None, check: bool = False
 ) -> Array | None:
-    """Finite, non-negative (rows,) weights, or None."""
-    memory = memory or memory_of(op, sample_weight=weights)
+    """Return finite, non-negative (rows,) weights, or None."""
+    memory = memory or backend_for(op, sample_weight=weights)
     return non_negative(weights, "sample_weight", op, rows, memory, check)
 
 
 def non_negative(
     weights: Any, name: str, op: str, length: int, memory: Memory, check: bool
 ) -> Array | None:
-    """Finite, non-negative (length,) weights, or None; on a GPU looked at only with `check`."""
+    """Return finite, non-negative (length,) weights, or None.
+
+    On a GPU the values are checked only with `check`.
+    """
     if weights is None:
         return None
-    weights = row_vector(weights, name, op, length)
+    weights = row_vector(weights, name, op, length, memory)
     values = memory.values(weights, check)
     if values is None:
         return weights
@@ -106,13 +113,15 @@ def non_negative(
 
 
 RELATIVE = ("mean", "elementwise_mean")  # reductions that divide by the sum of the weights
-NEAR = 32  # binary places around 1: products and sums of such weights stay in the range of float32
+NEAR = 32  # products and sums of weights within 2^-32 to 2^32 stay in the range of float32
 
 
 def near_one(weights: Any, reduction: str) -> Any:
-    """Weights of which only the ratios count, times a power of two where they are so large or so
-    small that float32 does not hold them, their products or their sum. None, other weights and
-    those on a GPU as they are."""
+    """Return weights that float32 can hold, with their products and sums, if only ratios count.
+
+    Too large or too small weights are multiplied by a power of two. None, other weights and weights
+    on a GPU are returned as they are.
+    """
     if reduction not in RELATIVE or not isinstance(weights, np.ndarray) or not weights.size:
         return weights
     exponent = math.frexp(float(weights.max()))[1]
@@ -122,17 +131,18 @@ def near_one(weights: Any, reduction: str) -> Any:
 
 
 def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOST) -> Array:
-    """The array to write into: new where `out` is None, `like` itself where they are one view."""
+    """Return the array to write into: a new one if `out` is None, `like` if both are one view."""
     if out is None:
-        return memory.empty(like.shape, like.dtype)
-    out = as_cupy(out) if on_gpu(out) else out
-    known = isinstance(out, memory.array_type)
+        return memory.new(like.shape, like.dtype)
+    if memory.asynchronous:
+        out = memory.as_ndarray(out)
+    known = memory.is_ndarray(out)
     if not known or out.shape != like.shape or out.dtype != like.dtype:
         got = f"{out.dtype} {out.shape}" if known else type(out).__name__
         raise ShapeError(
             f"out is {got} but {op} writes {like.dtype} {like.shape}; pass np.empty_like({name})"
         )
-    if not memory.writeable(out):
+    if not _writeable(out):
         raise OptionError(f"out is read-only; {op} needs an array that it may write into")
     if _meets_itself(out):
         raise OptionError(
@@ -140,8 +150,8 @@ def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOS
             f"{out.shape}); pass np.empty_like({name})"
         )
     if out is like or same_view(out, like, memory):
-        return like if memory.writeable(like) else out
-    if memory.xp.may_share_memory(out, like):
+        return like if _writeable(like) else out
+    if memory.overlap(out, like):
         raise OptionError(
             f"out overlaps {name} without being the same view; pass {name} itself to work in "
             f"place, or memory of its own"
@@ -149,8 +159,12 @@ def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOS
     return out
 
 
+def _writeable(array: Array) -> bool:
+    return bool(getattr(array.flags, "writeable", True))  # CuPy knows no read-only arrays
+
+
 def _meets_itself(out: Array) -> bool:
-    """Whether a dimension steps within what smaller steps span: such as a broadcast one."""
+    """Return whether a dimension steps within what smaller steps span, such as a broadcast one."""
     spanned = int(out.itemsize)
     for stride, size in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
         if size > 1 and stride < spanned:
@@ -160,14 +174,14 @@ def _meets_itself(out: Array) -> bool:
 
 
 def no_overlap(out: Array, memory: Memory, **inputs: Any) -> None:
-    """OptionError where `out` shares memory with an input that is read after out is written."""
+    """Raise OptionError if `out` shares memory with an input that is read after out is written."""
     for name, array in inputs.items():
-        if isinstance(array, memory.array_type) and memory.xp.may_share_memory(out, array):
+        if memory.is_ndarray(array) and memory.overlap(out, array):
             raise OptionError(f"out overlaps {name}; give delta memory of its own")
 
 
 def same_view(a: Array, b: Array, memory: Memory) -> bool:
-    """True where both arrays are the same elements in the same order."""
+    """Return whether both arrays are the same elements in the same order."""
     return (
         memory.same_start(a, b)
         and a.strides == b.strides
@@ -181,14 +195,16 @@ def class_indices(
 ) -> bool:
     """Check (rows,) integer labels in [0, classes); the error names the first bad row.
 
-    On a GPU the labels are looked at only with `check`.
+    On a GPU the labels are checked only with `check`.
 
     Returns
     -------
-    Whether every label is known to be a class, and none of them is ignored.
+    bool
+        Whether every label is known to be a class, and none of them is ignored.
     """
     unsigned = _UNSIGNED.get(targets.dtype)
-    if unsigned is not None and memory is HOST:  # in one pass: a negative label is a large one
+    if unsigned is not None and not memory.asynchronous:
+        # In one pass: a negative label is a large one.
         largest = maximum_reduce(targets.view(unsigned)) if rows else 0
         if largest < classes:
             return ignore_index is None or not 0 <= ignore_index < classes
@@ -197,7 +213,7 @@ def class_indices(
             f"targets has dtype {targets.dtype} but class indices are integers; for labels of "
             f"other kinds pass gpubackprop.data.encode_labels(targets)[0]"
         )
-    if targets.dtype.kind == "f" and memory is HOST and np.isnan(targets).any():
+    if targets.dtype.kind == "f" and not memory.asynchronous and np.isnan(targets).any():
         row = int(np.argmax(np.isnan(targets)))
         raise DtypeError(
             f"targets[{row}] is NaN, a missing label, but class indices are integers; drop the row"
@@ -230,11 +246,18 @@ def cross_entropy_targets(
     memory: Memory = HOST,
     check: bool = False,
 ) -> tuple[Array, bool]:
-    """Class indices (N,) or probabilities (N, K) for logits (N, K), checked; and whether no row is
-    known to be ignored, so that `ignore_index` may be left out."""
+    """Check class indices (N,) or probabilities (N, K) for logits (N, K).
+
+    Returns
+    -------
+    targets : (N,) or (N, K) array
+        The checked targets.
+    none_ignored : bool
+        Whether it is known that no row is ignored; `ignore_index` then has no effect.
+    """
     op = "softmax_cross_entropy"
     if type(targets) is not np.ndarray:
-        targets = as_array(targets, "targets", op)
+        targets = as_array(targets, "targets", op, memory)
     rows, classes = logits.shape
     if targets.shape == (rows,) and targets.ndim == 1:
         return targets, class_indices(targets, rows, classes, ignore_index, memory, check)
@@ -256,12 +279,12 @@ def cross_entropy_targets(
 
 
 def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
-    """`value` as a finite float in [low, high]."""
+    """Return `value` as a finite float in [low, high]."""
     try:
         result = float(value)
     except (TypeError, ValueError):
         result = math.nan
-    # x - x is 0 for finite x alone; torch.compile traces it, where math.isfinite breaks the graph
+    # x - x is 0 only for finite x. torch.compile traces it, but math.isfinite breaks the graph.
     if not (low <= result <= high and result - result == 0):
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise OptionError(f"{name} is {value!r} but must be a number of at least {low:g}{upper}")
@@ -269,11 +292,14 @@ def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
 
 
 def functions(values: Mapping[Any, Any], name: str) -> None:
-    """OptionError unless all values can be called: found before training, not after an epoch.
+    """Raise OptionError unless all values can be called, before training and not after an epoch.
 
     Parameters
     ----------
-    values : key -> function. name : of the option, for the error.
+    values : mapping
+        The functions.
+    name : str
+        Name of the option, for the error.
     """
     for key, value in values.items():
         if not callable(value):

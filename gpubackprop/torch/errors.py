@@ -1,4 +1,4 @@
-"""The package's errors as a program for PyTorch expects them: they are PyTorch's types too.
+"""The package's errors as a program for PyTorch expects them: each is also of PyTorch's type.
 
 `except RuntimeError` around `torch.nn.functional.linear_cross_entropy` keeps working around the
 function of the same name here, and so does ``except ValueError``.
@@ -26,7 +26,7 @@ class OptionError(errors.OptionError, RuntimeError, TypeError):
 
 
 def check_tensors(op: str, **tensors: Any) -> None:
-    """DtypeError where one is no tensor."""
+    """Raise DtypeError if one of `tensors` is no tensor."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise DtypeError(

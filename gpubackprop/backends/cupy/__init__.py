@@ -15,25 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import backends
-from gpubackprop.backends.base import Backend
+from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import elementwise, losses, updates
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
-from gpubackprop.backends.cupy.memory import Memory
+from gpubackprop.backends.cupy.memory import DeviceMemory, WorkingMemory
 from gpubackprop.backends.cupy.recorded_calls import CupyProducts, Plan, Products, RecordedCalls
-from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.loss import LossOptions
+from gpubackprop.backends.memory import Array
 from gpubackprop.backends.updater import UpdateRule
 from gpubackprop.dtypes import compute_dtype
-from gpubackprop.errors import ShapeError
+from gpubackprop.errors import DeviceUnavailable, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss, Update
 
 __all__ = ["CupyBackend", "CupyProducts", "Products"]
 
-Array = Any  # cupy.ndarray
 OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
 
 
@@ -62,7 +61,7 @@ class Replay:
             self._plan.close()
 
 
-class CupyBackend(DeviceMemory, Backend):
+class CupyBackend(DeviceMemory, Issuer):
     """The operations of backpropagation on CuPy arrays of one device; see `Backend`.
 
     Parameters
@@ -81,7 +80,7 @@ class CupyBackend(DeviceMemory, Backend):
         self.cupy, self.index, self.device = import_cupy(), index, f"cuda:{index}"
         check_device(self.cupy, index)
         self.products = products or CupyProducts(self.cupy)
-        self.memory = Memory(self.cupy, index)
+        self.memory = WorkingMemory(self.cupy, index)
         self.launcher = Launcher(self.cupy, index)
         self._recorded: RecordedCalls | None = None
         self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
@@ -91,9 +90,9 @@ class CupyBackend(DeviceMemory, Backend):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy or a pickle is another one of the same device, where that is there."""
-        return backends.unpickled, (self.device, self.reason)
+        return unpickled, (self.device, self.reason)
 
-    def with_memory(self, memory: Memory) -> CupyBackend:
+    def with_memory(self, memory: WorkingMemory) -> CupyBackend:
         """This backend with another `memory`, for a recording or a capture."""
         twin = object.__new__(CupyBackend)
         twin.__dict__ |= self.__dict__
@@ -103,7 +102,7 @@ class CupyBackend(DeviceMemory, Backend):
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
         """A CUDA graph where all of it can be captured, which products through CuPy cannot."""
         recorded = RecordedCalls()
-        recorder = self.with_memory(Memory(self.cupy, self.index, keeps_scratch=True))
+        recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
         recorder._recorded = recorded
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
@@ -131,26 +130,20 @@ class CupyBackend(DeviceMemory, Backend):
         kernel: str,
         shape: tuple[int, ...],
         dtype: Any,
-        arguments: Callable[[Launch], tuple[Any, ...]],
+        arguments: Callable[[Launch], dict[str, Any]],
         *,
         formula: str = "",
         contiguous: bool = True,
     ) -> None:
-        """Issue one entry of the launch table with ``arguments(its plan)``; nothing where it is
-        empty. `formula` as in `gpubackprop.backends.cupy_launch.plan`."""
         launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
         if not launch.empty:
-            self.issue(kernel, launch, arguments(launch), formula)
+            self.issue(launch, arguments(launch))
 
     def elementwise(self, name: str, *args: Any) -> None:
-        """Issue one of CuPy's elementwise kernels."""
         self._issue(elementwise.kernel(self.cupy, name), *args)
 
-    def issue(
-        self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
-    ) -> None:
-        """Issue one planned launch."""
-        call = self.launcher.bind(kernel, launch, arguments, formula)
+    def issue(self, launch: Launch, arguments: dict[str, Any]) -> None:
+        call = self.launcher.bind(launch, arguments)
         if self._recorded is not None:
             self._recorded.launch(launch, *call)
         else:
@@ -159,11 +152,9 @@ class CupyBackend(DeviceMemory, Backend):
     # -- rows -------------------------------------------------------------------------------------
 
     def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
-        """A copy that does not change any more, such as class weights."""
-        return None if host is None else self.memory.asarray(host, dtype)
+        return None if host is None else self.asarray(host, dtype)
 
     def converted(self, array: Array | None, dtype: Any, name: str) -> Array | None:
-        """`array`, or its conversion to `dtype` in scratch memory of that name."""
         if array is None or array.dtype == dtype:
             return array
         out = self.memory.scratch(name, array.shape, dtype)
@@ -180,10 +171,11 @@ class CupyBackend(DeviceMemory, Backend):
         count, columns = out.shape
         self.launch(
             "gather_rows", out.shape, out.dtype,
-            lambda launch: (
-                source, rows, out, count, columns, source.shape[0], row_stride(source),
-                row_stride(out),
-            ),
+            lambda launch: {
+                "source": source, "rows": rows, "out": out, "count": count, "cols": columns,
+                "source_rows": source.shape[0], "stride_source": row_stride(source),
+                "stride_out": row_stride(out),
+            },
             formula=str(source.dtype),
         )  # fmt: skip
 
@@ -256,10 +248,12 @@ class CupyBackend(DeviceMemory, Backend):
             storage += "_f32"
         self.launch(
             "affine_epilogue" + _variant(dropout), product.shape, storage,
-            lambda launch: (
-                product, b, a, h, rows, columns, launch.join, row_stride(product), row_stride(a),
-                row_stride(h), activation.parameter, *_dropout_arguments(dropout),
-            ),
+            lambda launch: {
+                "product": product, "bias": b, "a": a, "h": h, "rows": rows, "cols": columns,
+                "join": launch.join, "stride_product": row_stride(product),
+                "stride_a": row_stride(a), "stride_h": row_stride(h),
+                "parameter": activation.parameter, **_dropout_arguments(dropout),
+            },
             formula=activation.name, contiguous=dense(product, a, h),
         )  # fmt: skip
 
@@ -276,13 +270,15 @@ class CupyBackend(DeviceMemory, Backend):
         rows, columns = delta.shape
         partial: list[Array] = []
 
-        def arguments(launch: Launch) -> tuple[Any, ...]:
+        def arguments(launch: Launch) -> dict[str, Any]:
             partial.append(None if grad_b is None else self._partial(launch.partial, delta.dtype))
-            return (
-                grad_h, saved, delta, partial[0], rows, columns, launch.join, row_stride(grad_h),
-                row_stride(saved), row_stride(delta), activation.parameter,
-                *_dropout_arguments(dropout),
-            )  # fmt: skip
+            return {
+                "grad_h": grad_h, "saved": saved, "delta": delta, "partial": partial[0],
+                "rows": rows, "cols": columns, "join": launch.join,
+                "stride_grad": row_stride(grad_h), "stride_saved": row_stride(saved),
+                "stride_delta": row_stride(delta), "parameter": activation.parameter,
+                **_dropout_arguments(dropout),
+            }  # fmt: skip
 
         self.launch(
             "activation_backward" + _variant(dropout), delta.shape, delta.dtype, arguments,
@@ -303,15 +299,17 @@ class CupyBackend(DeviceMemory, Backend):
         self.sum_columns(delta, out)
 
     def sum_columns(
-        self, x: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
+        self, x: Array, out: Array, divisor: Array | float = 1.0, empty_is_zero: bool = False
     ) -> None:
-        """`column_sum`, divided by `divisor` (), with 0 for 0 / 0 where `empty_is_zero`."""
         rows, columns = x.shape
         partial: list[Array] = []
 
-        def arguments(launch: Launch) -> tuple[Any, ...]:
+        def arguments(launch: Launch) -> dict[str, Any]:
             partial.append(self._partial(launch.partial, x.dtype))
-            return x, partial[0], rows, columns, launch.join, row_stride(x)
+            return {
+                "x": x, "partial": partial[0], "rows": rows, "cols": columns, "join": launch.join,
+                "stride": row_stride(x),
+            }  # fmt: skip
 
         self.launch("column_sum", x.shape, x.dtype, arguments, contiguous=dense(x))
         self._finish(partial[0] if partial else None, out, divisor, empty_is_zero)
@@ -323,7 +321,7 @@ class CupyBackend(DeviceMemory, Backend):
         self,
         partial: Array | None,
         out: Array,
-        divisor: Array | None = None,
+        divisor: Array | float = 1.0,
         empty_is_zero: bool = False,
     ) -> None:
         columns = out.shape[0]
@@ -332,7 +330,10 @@ class CupyBackend(DeviceMemory, Backend):
             raise ShapeError(f"out has shape {out.shape} but there are {partial.shape[1]} columns")
         self.launch(
             "column_sum_finish", (rows, columns), out.dtype,
-            lambda launch: (partial, out, rows, columns, divisor, empty_is_zero),
+            lambda launch: {
+                "partial": partial, "out": out, "rows": rows, "cols": columns, "divisor": divisor,
+                "empty_is_zero": empty_is_zero,
+            },
         )  # fmt: skip
 
     def output(self, a: Array, kind: str, out: Array) -> None:
@@ -382,13 +383,16 @@ class CupyBackend(DeviceMemory, Backend):
         loss: Array,
         rows: int,
         correct: Array | None,
-        penalty: tuple[Array, Array] | None,
+        penalty: tuple[Array, Array | float] | None,
         totals: Array,
     ) -> None:
-        weights2, l2 = penalty or (None, None)
+        weights2, l2 = penalty or (None, 0.0)
         self.launch(
             "accumulate", (1,), loss.dtype,
-            lambda launch: (loss, correct, weights2, l2, rows, totals),
+            lambda launch: {
+                "loss": loss, "correct": correct, "weights2": weights2, "l2": l2, "rows": rows,
+                "totals": totals,
+            },
         )  # fmt: skip
 
     # -- updates ----------------------------------------------------------------------------------
@@ -426,16 +430,37 @@ class CupyBackend(DeviceMemory, Backend):
         return CupyUpdater(self, rule, parameters, gradient, slots, random, half_copy)
 
 
+def unpickled(device: str, reason: str) -> CupyBackend:
+    """The backend of a pickle that was made with one for `device`.
+
+    Raises
+    ------
+    DeviceUnavailable : that device is not there.
+    """
+    try:
+        backend = CupyBackend(int(devices.choose(device)[0].removeprefix("cuda:")))
+    except DeviceUnavailable as error:
+        raise DeviceUnavailable(
+            f"what is unpickled here was pickled on {device}, and is unpickled to the same device "
+            f'({error}) To read it elsewhere, pickle network.copy("cpu"), or use Model.save and '
+            f"Model.load"
+        ) from error
+    backend.reason = reason
+    return backend
+
+
 def _variant(dropout: Dropout | None) -> str:
     """Of an entry's name."""
     return "" if dropout is None else "_dropout"
 
 
-def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
-    """What the entries with dropout take more than those without."""
+def _dropout_arguments(dropout: Dropout | None) -> dict[str, Any]:
+    """The fields that entries with dropout read."""
+    names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
     if dropout is None:
-        return ()
-    return dropout.state, dropout.threshold, dropout.scale, dropout.layer
+        return dict(zip(names, (None, 0, 1.0, 0), strict=True))
+    numbers = dropout.state, dropout.threshold, dropout.scale, dropout.layer
+    return dict(zip(names, numbers, strict=True))
 
 
 def _same_shape(*arrays: Array) -> None:

@@ -1,12 +1,14 @@
-"""The memory of the host: what moves arrays to a GPU and back does next to nothing here."""
+"""Host memory. The transfer operations (to_host, from_host, place) do next to nothing here."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.arrays import as_host
 from gpubackprop.backends.memory import Memory
 from gpubackprop.backends.numpy.blocks import aligned_empty
 
@@ -16,8 +18,10 @@ Array = np.ndarray
 class HostMemory(Memory):
     """The memory operations of `NumpyBackend`."""
 
-    asynchronous = False  # results are there when an operation returns
-    converts_rows = False  # gather_rows of another dtype would take temporaries
+    _call: Callable[..., None]
+
+    asynchronous = False  # an operation returns when its result is there
+    converts_rows = False  # gather_rows to another dtype takes temporaries
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         shape = (shape,) if isinstance(shape, int) else shape
@@ -60,4 +64,49 @@ class HostMemory(Memory):
         return bool(np.isfinite(x).all())
 
     def check_labels(self) -> None:
-        pass  # they are checked before they get here
+        pass  # labels are checked before they get here
+
+    # -- for `gpubackprop.ops` --------------------------------------------------------------------
+
+    def new(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        return np.empty(shape, dtype)
+
+    def as_ndarray(self, values: Any, dtype: Any = None) -> Array:
+        return as_host(values, dtype)
+
+    def is_ndarray(self, x: Any) -> bool:
+        return isinstance(x, np.ndarray)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        return np.may_share_memory(a, b)
+
+    def same_start(self, a: Array, b: Array) -> bool:
+        return bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
+
+    def values(self, array: Array, check: bool) -> np.ndarray | None:
+        return array
+
+    def source(self, array: Array, dtype: Any) -> Array:
+        return array if array.dtype is dtype else array.astype(dtype, copy=False)
+
+    def target(self, out: Array, source: Array) -> Array:
+        return out if out.dtype == source.dtype else source
+
+    def store(self, work: Array, out: Array) -> None:
+        if work is not out:
+            self._call(np.copyto, out, work)  # overflow to infinity is no warning
+
+    def factor(self, array: Array) -> Array:
+        return array
+
+    def summand(self, array: Array, dtype: Any) -> Array:
+        return np.ascontiguousarray(array, dtype)
+
+    def loss_inputs(self, dtype: Any, logits: Array, targets: Array, *weights: Any) -> Any:
+        return logits, targets, *weights  # it takes 16-bit types on either side
+
+    def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
+        return {"loss": np.empty((), dtype)}
+
+    def count(self, flags: Array) -> Any:
+        return np.count_nonzero(flags)
