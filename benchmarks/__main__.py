@@ -23,9 +23,9 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import record as records
 from gpubackprop.bench import table
+from gpubackprop.bench.cases import SIZES
 from gpubackprop.bench.contestants import peer_groups
 from gpubackprop.bench.run import Settings, measure
-from gpubackprop.bench.shapes import SIZES
 from gpubackprop.cli.bench import result_lines
 from gpubackprop.cli.common import whole
 from gpubackprop.errors import GpubackpropError, OptionError

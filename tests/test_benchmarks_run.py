@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from gpubackprop.bench import harness, problems, shapes
+from gpubackprop.bench import cases, harness, operations, shapes
 from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, peer_groups
 from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.record import load
@@ -32,7 +32,7 @@ def test_every_pytest_benchmark_runs_once():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ran = int(done.stdout.rpartition(" passed")[0].split()[-1])
-    assert ran >= len(shapes.cases("smoke", "cpu"))
+    assert ran >= len(cases.cases("smoke", "cpu"))
 
 
 def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
@@ -51,14 +51,14 @@ def test_pytest_benchmark_says_that_a_call_is_several_steps(tmp_path):
     command = [sys.executable, "-m", "pytest", "benchmarks/bench_training_step.py", "--size",
                "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    cases = {case.name: case for case in shapes.cases("smoke", "cpu")}
+    by_name = {case.name: case for case in cases.cases("smoke", "cpu")}
     for row in json.loads(out.read_text())["benchmarks"]:
         name, _, several = row["group"].partition(", ")
-        problem, info = problems.get("training_step"), row["extra_info"]
+        problem, info = operations.get("training_step"), row["extra_info"]
         assert several == "16 of them"
         assert info["units"] == 16
-        assert info["bytes"] == 16 * problem.bytes(cases[name])
-        assert info["flops"] == 16 * problem.flops(cases[name])
+        assert info["bytes"] == 16 * problem.bytes(by_name[name])
+        assert info["flops"] == 16 * problem.flops(by_name[name])
 
 
 @pytest.mark.parametrize("group", MODULES)
@@ -69,7 +69,7 @@ def test_a_peer_does_what_the_oracle_does(group, tmp_path):
     alone = {"numpy", "limit", "NumPy by hand", "NumPy by hand, two exps"}
     compared, seen = 0, set()
     with Harness(plan) as measured:
-        for case in shapes.cases("smoke", "cpu"):
+        for case in cases.cases("smoke", "cpu"):
             first = (case.op, case.variant) not in seen and case.op != "cold_start"
             seen.add((case.op, case.variant))
             one = WIDEST[group]
@@ -151,7 +151,7 @@ def test_the_clock_of_a_cold_start_runs_before_anything_is_imported():
     """The contestant's line sees no module that it did not import itself."""
     seen = "import sys; assert not {'numpy', 'gpubackprop'} & set(sys.modules); import numpy"
     script = harness.COLD.format(imports=seen)
-    case = shapes.smaller(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"))
+    case = cases.smaller(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"))
     for contestant in ("numpy", "NumPy by hand"):
         done = subprocess.run(
             [sys.executable, "-c", script, contestant, "cpu", json.dumps(asdict(case))],

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import limits, problems
+from gpubackprop.bench import limits, operations
 from gpubackprop.bench.contestants import (
     BY_NAME,
     COLD_CACHE,
@@ -186,7 +186,7 @@ class Harness:
         if case.op == "cold_start":
             rows = {name: _row(case, name, device, threads) for name in names}
             return [row for row in rows.values() for row in self._cold(case, row)]
-        problem = problems.get(case.op)
+        problem = operations.get(case.op)
         rows = {name: _row(case, name, device, threads) for name in names}
         for row in rows.values():
             row.bytes, row.flops, row.limit = (

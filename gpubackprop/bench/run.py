@@ -8,10 +8,11 @@ from typing import Any
 
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import record as records
+from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import CONTESTANTS
 from gpubackprop.bench.harness import Harness, Job, Plan, run_all
 from gpubackprop.bench.rows import Row
-from gpubackprop.bench.shapes import Case, cases
+from gpubackprop.bench.shapes import Case
 from gpubackprop.errors import OptionError
 
 Record = dict[str, Any]

@@ -83,6 +83,8 @@ class TrainingStep(Problem):
     """Gather, forward, loss, backward, Adam."""
 
     limit: ClassVar = "products"
+    variants: ClassVar = ("adam",)
+    awkward: ClassVar = ()
 
     def check(self, case: Case, found: Arrays) -> tuple[float, float]:
         losses, wanted = np.asarray(found["losses"], np.float64), oracle_losses(case)

@@ -7,11 +7,11 @@ import io
 from functools import cache
 from typing import Any
 
+from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import NO_PEERS, OURS
 from gpubackprop.bench.harness import GOALS
 from gpubackprop.bench.record import rows_of, run_name
 from gpubackprop.bench.rows import Row
-from gpubackprop.bench.shapes import cases
 from gpubackprop.bench.table import (
     noise,
     place,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import problems
-from gpubackprop.bench.losses import IGNORED, entropy_options
+from gpubackprop.bench import operations
+from gpubackprop.bench.losses import IGNORED, peer_options
 from gpubackprop.bench.operations import LEARNING_RATE
 from gpubackprop.bench.peer_places import TorchPlace
 from gpubackprop.bench.places import Place, Work
@@ -69,7 +69,7 @@ class Torch:
         return self.torch.from_numpy(array.copy()).to(self.where.device)
 
     def inputs(self, case: Case) -> dict[str, Any]:
-        found = problems.get(case.op).inputs(case)
+        found = operations.get(case.op).inputs(case)
         return {name: self.tensor(array) for name, array in found.items()}
 
     def host(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _host(tensor: Any) -> Any:
 
 
 def _cross_entropy(t: Torch, case: Case) -> Work:
-    arrays, options = t.inputs(case), entropy_options(case)
+    arrays, options = t.inputs(case), peer_options(case)
     functional = t.torch.nn.functional
     weight, smooth = arrays.get("class_weight"), options["label_smoothing"]
     z_loss, labels = options["z_loss"], arrays["labels"]
@@ -129,7 +129,7 @@ def _cross_entropy(t: Torch, case: Case) -> Work:
 def _liger_loss(labels: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
     """It writes the gradient over the logits, which later runs then start from, and reads a count
     back to the host, so that it cannot be captured."""
-    if options["weighted"]:
+    if options["class_weight"]:
         raise Unsupported("Liger's means with class weights are not compared")
     loss = importlib.import_module("liger_kernel.transformers").LigerCrossEntropyLoss(
         ignore_index=IGNORED, lse_square_scale=options["z_loss"],

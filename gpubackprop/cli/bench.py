@@ -13,9 +13,9 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import comparing, machines, page, table, tables
 from gpubackprop.bench import record as records
+from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peer_groups
 from gpubackprop.bench.run import Settings, measure
-from gpubackprop.bench.shapes import cases
 from gpubackprop.cli.common import Say, add_device_options, count, real, to_json
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file
 from gpubackprop.errors import GpubackpropError, OptionError
