@@ -1,4 +1,4 @@
-"""The cases as pytest-benchmark files: one for each operation, a group for each case.
+"""The cases for pytest-benchmark: a group for each; ``-k gather_rows`` chooses an operation.
 
 In one process, so for this library alone (`numpy`, `cupy_arrays`, `cupy_raw`): peers take part in
 ``python -m benchmarks``, which gives each a process of its own.
@@ -28,15 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A file names its operations in OPS; each case meets each backend of its devices."""
+    """Each case meets each backend of its devices."""
     if "work" not in metafunc.fixturenames:
         return
-    size, ops = metafunc.config.getoption("--size"), metafunc.module.OPS
+    size = metafunc.config.getoption("--size")
     found = [
         (case, backend)
         for backend, kind in BACKENDS.items()
         for case in cases(size, kind)
-        if case.op in ops
+        if case.op != "cold_start" and BY_NAME[backend].takes_part(case, kind, frozenset())
     ]
     ids = [f"{case.name}-{backend}" for case, backend in found]
     metafunc.parametrize("case_and_backend", found, ids=ids)

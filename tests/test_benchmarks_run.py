@@ -16,6 +16,7 @@ from gpubackprop.bench import cases, harness, operations, shapes
 from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, peer_groups
 from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.record import load
+from gpubackprop.cli import main as command
 from tests.cli_runs import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
@@ -37,8 +38,8 @@ def test_every_pytest_benchmark_runs_once():
 
 def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
     out = tmp_path / "timed.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_gather_rows.py", "--size", "smoke",
-               "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_operations.py", "-k", "gather_rows/f32",
+               "--size", "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     (row,) = json.loads(out.read_text())["benchmarks"]
     assert row["group"] == "gather_rows/f32/9x40"
@@ -48,8 +49,8 @@ def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
 
 def test_pytest_benchmark_says_that_a_call_is_several_steps(tmp_path):
     out = tmp_path / "timed.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_training_step.py", "--size",
-               "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_operations.py", "-k", "training_step",
+               "--size", "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     by_name = {case.name: case for case in cases.cases("smoke", "cpu")}
     for row in json.loads(out.read_text())["benchmarks"]:
@@ -190,6 +191,21 @@ def test_the_whole_run_writes_one_file_and_merges_into_it(tmp_path, capsys):
     assert "no case contains 'nonsense'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--peers", "--op"])
+def test_the_command_and_the_whole_run_refuse_an_option_with_one_code_and_message(option, capsys):
+    said = []
+    for run, smoke in ((command, ["bench", "--smoke"]), (main, ["--size", "smoke"])):
+        try:
+            code = run([*smoke, "--device", "cpu", option, "nothing"])
+        except SystemExit as stopped:  # argparse
+            code = stopped.code
+        last = capsys.readouterr().err.splitlines()[-1]
+        said.append((code, last.partition("error: ")[2]))
+    assert said[0] == said[1]
+    assert said[0][0] == 2
+    assert "'nothing'" in said[0][1]
+
+
 def test_a_worker_that_dies_is_a_note_and_a_new_one_starts(monkeypatch):
     case = shapes.Case("gather_rows", (9, 40))
     with Harness(Plan(rounds=1, seconds=1e-4, small=True)) as measured:
@@ -207,7 +223,7 @@ def test_a_worker_that_dies_is_a_note_and_a_new_one_starts(monkeypatch):
 
 
 def test_the_command_runs_away_from_the_repository(tmp_path):
-    command = [sys.executable, "-m", "gpubackprop", "bench", "--smoke", "--op", "gather",
+    command = [sys.executable, "-m", "gpubackprop", "bench", "--smoke", "--op", "gather_rows/f32",
                "--threads", "1", "--device", "cpu"]  # fmt: skip
     done = subprocess.run(
         command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import re
 from dataclasses import dataclass
@@ -133,6 +134,14 @@ def peer_groups(text: str) -> frozenset[str]:
     for name in sorted(names - set(GROUPS)):
         raise OptionError(f"no peer {name!r}; valid are all, none, {', '.join(GROUPS)}")
     return names
+
+
+def peers_option(text: str) -> frozenset[str]:
+    """`peer_groups` for a command line, where an unknown one is wrong usage."""
+    try:
+        return peer_groups(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def module_name(contestant: str) -> str:

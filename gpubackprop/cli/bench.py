@@ -14,7 +14,7 @@ from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import comparing, machines, page, table, tables
 from gpubackprop.bench import record as records
 from gpubackprop.bench.cases import cases
-from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peer_groups
+from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peers_option
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.cli.common import Say, add_device_options, count, real, to_json
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file
@@ -47,7 +47,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _what(parser)
     parser.add_argument("--op", default="", metavar="TEXT", help="cases whose name contains TEXT")
     parser.add_argument(
-        "--peers", default="none", metavar="NAMES", help='default "none"; see below'
+        "--peers",
+        type=peers_option,
+        default="none",
+        metavar="NAMES",
+        help='default "none"; see below',
     )
     parser.add_argument(
         "--budget", type=real(1.0), default=float("inf"), metavar="SECONDS",
@@ -93,6 +97,16 @@ def _what(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """What is not there to choose is wrong usage, as for ``python -m benchmarks``."""
+    try:
+        return _run(args)
+    except OptionError as error:
+        if not args.traceback:
+            args.parser.error(str(error))
+        raise
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.list:
         if args.csv or args.html or args.json not in (None, "-"):
             args.parser.error("--list prints to the terminal; of the outputs it has --json - alone")
@@ -105,9 +119,7 @@ def _measure(args: argparse.Namespace) -> int:
     name, reason = devices.choose(args.device)
     say = Say(json="-" in (args.json, args.csv))
     threads = args.threads or probe_cpu().cores
-    settings = Settings(
-        args.size, name, reason, args.op, peer_groups(args.peers), (threads,), args.budget
-    )
+    settings = Settings(args.size, name, reason, args.op, args.peers, (threads,), args.budget)
     with_cpu = "" if name == "cpu" else f" and the CPU with {count(threads, 'thread')}"
     say.line(f"device: {name} ({reason}){with_cpu}")
     record = measure(settings, progress)
