@@ -10,7 +10,7 @@ import numpy as np
 from gpubackprop.bench import limits, operations, worker
 from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, LIMIT, OURS, SAME_SIZE
-from gpubackprop.bench.harness import GOALS, Plan, Row, summarise
+from gpubackprop.bench.rows import GOALS, Row, summarise
 from gpubackprop.bench.shapes import Case
 
 
@@ -19,7 +19,7 @@ class InProcess:
 
     ended = False
 
-    def __init__(self, contestant: str, device: str, threads: int, plan: Plan) -> None:
+    def __init__(self, contestant: str, device: str, threads: int, *, small: bool = False) -> None:
         self.session = worker.Session(contestant, device)
 
     def tell(self, what: str, **values: Any) -> None:

@@ -27,6 +27,7 @@ from gpubackprop.bench import (
     parity,
     places,
     problems,
+    process,
     record,
     shapes,
     steps,
@@ -190,7 +191,7 @@ def test_the_oracle_of_a_step_is_pytorchs():
         loss.backward()
         adam.step()
         found.append(loss.item())
-    assert found == pytest.approx(list(steps.oracle_losses(STEP)), rel=1e-12)
+    assert found == pytest.approx(list(steps.TrainingStep().losses(STEP)), rel=1e-12)
     assert len(found) == 10
 
 
@@ -204,7 +205,7 @@ def test_a_large_batch_repeats_its_rows_and_its_oracle_does_not():
     data = steps.StepData(some)
     step = steps.by_hand(np, data, np.float64, data.batch)
     whole = [float(step(data.rows(number))) for number in range(3)]
-    assert whole == pytest.approx(list(steps.oracle_losses(some)[:3]), rel=1e-12)
+    assert whole == pytest.approx(list(steps.TrainingStep().losses(some)[:3]), rel=1e-12)
     case = Case("training_step", (5000, 6, 5, 3), variant="adam")  # more than different rows
     assert large.batches * large.distinct < 5000
     work = ours.setup(case, places.Place(), "numpy")
@@ -331,8 +332,8 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
     monkeypatch.setattr(worker.Session, "do", fails)
     done = []
     with Harness(SMALL) as measured:
-        jobs = [harness.Job(ENTROPY, "cpu", 1)]
-        left = harness.run_all(measured, jobs, 1e9, lambda text: None, done.extend)
+        jobs = [runs.Job(ENTROPY, "cpu", 1)]
+        left = runs.run_all(measured, jobs, 1e9, lambda text: None, done.extend)
     assert left == []
     rows = {row.contestant: row for row in done}
     failed = rows.pop("NumPy by hand")
@@ -356,8 +357,8 @@ def test_the_limit_of_products_has_the_threads_that_are_fastest(here, monkeypatc
     class Slower(InProcess):
         """The more threads, the longer."""
 
-        def __init__(self, contestant, device, threads, plan):
-            super().__init__(contestant, device, threads, plan)
+        def __init__(self, contestant, device, threads, **options):
+            super().__init__(contestant, device, threads, **options)
             self.threads = threads
 
         def answer(self):
@@ -417,10 +418,10 @@ def test_slow_peers_take_part_in_key_cases_only():
 
 
 def test_the_budget_leaves_cases_out_and_names_them(here):
-    work = [harness.Job(ENTROPY, "cpu", 1), harness.Job(STEP, "cpu", 1)]
+    work = [runs.Job(ENTROPY, "cpu", 1), runs.Job(STEP, "cpu", 1)]
     done = []
     with Harness(SMALL) as measured:
-        left = harness.run_all(measured, work, -1.0, lambda text: None, done.append)
+        left = runs.run_all(measured, work, -1.0, lambda text: None, done.append)
     assert left == [f"{ENTROPY.name} on cpu", f"{STEP.name} on cpu"]
     assert done == []
 
@@ -455,14 +456,14 @@ def test_a_gpu_comes_before_the_cpu_and_its_goals_before_all_else_first_beside_p
 
 def test_a_worker_that_does_not_answer_is_ended_alone(monkeypatch):
     hangs = "import sys, time; sys.stdin.readline(); time.sleep(600)"
-    monkeypatch.setattr(harness, "PYTHON", [sys.executable, "-c", hangs])
-    monkeypatch.setattr(harness, "PATIENCE", {"prepare": 1.0, "round": 1.0})
-    process = harness.Process("numpy", "cpu", 1, SMALL)
-    answer = process.ask("round", repeats=1)
+    monkeypatch.setattr(process, "PYTHON", [sys.executable, "-c", hangs])
+    monkeypatch.setattr(process, "PATIENCE", {"prepare": 1.0, "round": 1.0})
+    hung = process.Process("numpy", "cpu", 1)
+    answer = hung.ask("round", repeats=1)
     assert answer == {"missing": "no answer to 'round' in 1 s; its process was ended"}
-    assert process.ask("round")["missing"].startswith("its process ended")
-    assert process.ended
-    process.close()
+    assert hung.ask("round")["missing"].startswith("its process ended")
+    assert hung.ended
+    hung.close()
 
 
 # -- record and table -----------------------------------------------------------------------------
@@ -547,8 +548,8 @@ def test_a_number_of_threads_below_one_is_refused(threads, capsys):
 
 def test_a_worker_has_its_threads_and_a_jax_that_leaves_memory_to_the_others(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
-    found = harness.environment(3)
-    assert {found[name] for name in harness.THREAD_VARIABLES} == {"3"}
+    found = process.environment(3)
+    assert {found[name] for name in process.THREAD_VARIABLES} == {"3"}
     assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 

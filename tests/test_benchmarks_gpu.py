@@ -21,6 +21,7 @@ from gpubackprop.bench import (
     problems,
     run,
     table,
+    torch_common,
     torch_peer,
     worker,
 )
@@ -269,7 +270,7 @@ def test_bfloat16_goes_to_pytorch_and_back_bit_for_bit(torch_card):
     np = pytest.importorskip("numpy")
     bfloat16 = pytest.importorskip("ml_dtypes", reason="bfloat16 of NumPy").bfloat16
     array = np.array([[1.0, -2.5], [3e38, 1e-30]], bfloat16)
-    peer = torch_peer.Torch(torch_card.torch, torch_card, "torch eager")
+    peer = torch_common.Torch(torch_card.torch, torch_card, "torch eager")
     found = torch_card.host(peer.tensor(array))
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found.view(np.int16), array.view(np.int16))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from gpubackprop.bench import cases, harness, operations, shapes
+from gpubackprop.bench import cases, operations, process, shapes
 from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, peer_groups
 from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.record import load
@@ -119,7 +119,7 @@ def test_one_thread_is_one_thread(contestant, module):
         pytest.skip("the system does not tell the processor time of a thread")
     command = [sys.executable, "-c", BUSY_THREADS, contestant]
     done = subprocess.run(
-        command, env=ENVIRONMENT | harness.environment(1), capture_output=True, text=True,
+        command, env=ENVIRONMENT | process.environment(1), capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     assert int(done.stdout) == 1
@@ -151,12 +151,12 @@ def test_the_import_of_a_cold_start_is_all_that_we_need(name, others):
 def test_the_clock_of_a_cold_start_runs_before_anything_is_imported():
     """The contestant's line sees no module that it did not import itself."""
     seen = "import sys; assert not {'numpy', 'gpubackprop'} & set(sys.modules); import numpy"
-    script = harness.COLD.format(imports=seen)
+    script = process.COLD.format(imports=seen)
     case = cases.smaller(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"))
     for contestant in ("numpy", "NumPy by hand"):
         done = subprocess.run(
             [sys.executable, "-c", script, contestant, "cpu", json.dumps(asdict(case))],
-            env=ENVIRONMENT | harness.environment(1), capture_output=True, text=True, check=True,
+            env=ENVIRONMENT | process.environment(1), capture_output=True, text=True, check=True,
         )  # fmt: skip
         answer = json.loads(done.stdout)
         assert answer["import"] > 0
@@ -166,9 +166,9 @@ def test_the_clock_of_a_cold_start_runs_before_anything_is_imported():
 
 def test_a_cold_start_of_what_is_not_installed_says_so(monkeypatch):
     absent = replace(BY_NAME["thinc"], imports="import no_such_module")
-    monkeypatch.setitem(harness.BY_NAME, "thinc", absent)
-    row = harness.Row("cold_start", "cold_start", "thinc", "cpu", 1)
-    answer = harness._cold_process(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"), row)
+    monkeypatch.setitem(process.BY_NAME, "thinc", absent)
+    case = shapes.Case("cold_start", (4, 6, 5, 3), variant="adam")
+    answer = process.cold_start(case, "thinc", "cpu", 1)
     assert answer == {"missing": "No module named 'no_such_module'"}
 
 
@@ -216,7 +216,7 @@ def test_a_worker_that_dies_is_a_note_and_a_new_one_starts(monkeypatch):
         victim._process.wait()
         rows = {row.contestant: row for row in measured.run_case(case, "cpu", 1)}
     assert rows["NumPy by hand"].seconds
-    dying = harness.Process("NumPy by hand", "cpu", 1, Plan(small=True))
+    dying = process.Process("NumPy by hand", "cpu", 1)
     dying._process.kill()
     assert "its process ended with code -9" in dying.ask("drop")["missing"]
     dying.close()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubackprop.backends import UpdateRule
-from gpubackprop.bench import layers
+from gpubackprop.bench import front_ends, layers
 from gpubackprop.bench.losses import PointwiseLoss, SoftmaxCrossEntropy
 from gpubackprop.bench.problems import (
     ELEMENTWISE,
@@ -299,4 +299,4 @@ PROBLEMS: dict[str, Problem] = {
 
 def get(op: str) -> Problem:
     """The problem of that name; OptionError where there is none."""
-    return lookup(PROBLEMS, op, "operation")
+    return lookup(PROBLEMS | front_ends.PROBLEMS, op, "operation")

@@ -32,8 +32,8 @@ class Case:
     Attributes
     ----------
     op : key of `operations.PROBLEMS`.
-    shape : (rows, columns), (elements,), for "affine_..." (rows, in, out), for "training_step"
-        and "cold_start" (batch, *widths).
+    shape : (rows, columns), (elements,), for "affine_..." and "linear_..." (rows, in, out), for
+        "training_step" and "cold_start" (batch, *widths), for "fit" (epochs, batch, rows, *widths).
     dtype : storage type. variant : activation, loss, optimizer or options of the operation.
     devices : where it is measured.
     key : shown in the README and also measured with one thread; the slow peers take part here only.
@@ -51,7 +51,10 @@ class Case:
     @property
     def name(self) -> str:
         """E.g. training_step/adam/f32/784-512-512-10/batch256; 64x33 for 33 equal widths."""
-        if self.op in ("training_step", "cold_start"):
+        if self.op == "fit":
+            epochs, batch, rows, *widths = self.shape
+            shape = f"{rows}x{'-'.join(map(str, widths))}/batch{batch}/epochs{epochs}"
+        elif self.op in ("training_step", "cold_start"):
             batch, *widths = self.shape
             deep = len(widths) > SHOWN_WIDTHS and len(set(widths)) == 1
             shape = f"{widths[0]}x{len(widths)}" if deep else "-".join(map(str, widths))
@@ -69,7 +72,7 @@ class Case:
 
 def products(case: Case) -> list[tuple[int, int, int]]:
     """(rows, inner, columns) of the matrix products of a layer or of a step: 3 L - 1 of these."""
-    if case.op.startswith("affine_"):
+    if case.op.startswith(("affine_", "linear_")):
         rows, inner, columns = case.shape
         forward = [(rows, inner, columns)]
         backward = [(columns, rows, inner), (rows, columns, inner)]

@@ -9,9 +9,8 @@ from typing import Any
 
 from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import NO_PEERS, OURS
-from gpubackprop.bench.harness import GOALS
 from gpubackprop.bench.record import rows_of, run_name
-from gpubackprop.bench.rows import Row
+from gpubackprop.bench.rows import GOALS, Row
 from gpubackprop.bench.table import (
     noise,
     place,

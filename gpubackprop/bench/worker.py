@@ -108,14 +108,17 @@ class Session:
         return answer
 
     def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A step's losses, which take time and memory to find: once for all processes."""
-        return {"losses": steps.oracle_losses(Case.from_json(message["case"])).tolist()}
+        """Losses that take time and memory to find: once for all processes."""
+        case = Case.from_json(message["case"])
+        problem = operations.get(case.op)
+        assert isinstance(problem, steps.HeldToLosses)
+        return {"losses": problem.losses(case).tolist()}
 
     def _more(self, case: Case) -> Iterator[int]:
         """Further sets of arrays, until they exceed a GPU's cache."""
         moved = operations.get(case.op).bytes(case)
         l2 = self.place.l2_bytes()
-        if not l2 or case.op in ("training_step", "transfer"):
+        if not l2 or case.op in ("training_step", "transfer", "fit"):
             return iter(())
         return iter(range(min(MOST_SETS - 1, SETS_OF_L2 * l2 // max(moved, 1))))
 
