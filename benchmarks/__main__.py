@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks import report
 from gpubackprop.backends import devices
 from gpubackprop.backends.host import probe_cpu
+from gpubackprop.bench import notes
 from gpubackprop.bench import record as records
-from gpubackprop.bench import table
 from gpubackprop.bench.cases import SIZES
 from gpubackprop.bench.contestants import peers_option
 from gpubackprop.bench.run import Settings, measure
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     record = save.record or measured
     for line in result_lines(record):
         print(line)
-    print(f"\n{table.summary(record)}")
+    print(f"\n{notes.summary(record)}")
     if save.path is not None:
         print(f"written: {save.path}")
         if args.json is None:

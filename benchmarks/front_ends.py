@@ -9,11 +9,11 @@ from typing import Any
 
 from gpubackprop.backends import devices
 from gpubackprop.bench import record as records
+from gpubackprop.bench.cells import spread, time_text
 from gpubackprop.bench.contestants import reference
 from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.rows import Row
 from gpubackprop.bench.shapes import Case
-from gpubackprop.bench.table import spread, time_text
 
 ROUND_SECONDS = 0.05
 

@@ -18,10 +18,12 @@ from benchmarks import __main__ as whole_run
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.bench import (
     cases,
+    cells,
     contestants,
     expressions,
     harness,
     losses,
+    notes,
     operations,
     ours,
     parity,
@@ -31,7 +33,7 @@ from gpubackprop.bench import (
     record,
     shapes,
     steps,
-    table,
+    tables,
     worker,
 )
 from gpubackprop.bench import run as runs
@@ -391,8 +393,8 @@ def test_a_product_of_the_limit_is_taken_in_the_best_layout(monkeypatch):
 
 def test_a_share_above_one_is_marked():
     row = Row("step", "training_step", "numpy", "cpu", 1, seconds=1.0, share=1.02, limit="products")
-    assert table.lines([row])[1].endswith("1.02 ! products")
-    assert table.lines([replace(row, share=1.001)])[1].endswith("1.00 products")
+    assert tables.lines([row])[1].endswith("1.02 ! products")
+    assert tables.lines([replace(row, share=1.001)])[1].endswith("1.00 products")
 
 
 def test_ratios_are_medians_within_a_round_and_a_limit_is_its_fastest_one():
@@ -570,12 +572,12 @@ def test_the_table_has_both_devices_their_ratio_and_the_peers():
         row("torch eager", "cuda:0", seconds=5e-4, ratio=0.2),
         row("JAX jit", "cuda:0", note="WRONG: differs from the oracle by 1.0e+00"),
     ]
-    head, line = table.lines(rows)
+    head, line = tables.lines(rows)
     for title, cell in (("CPU", "2 ms"), ("GPU", "100 us"), ("speed-up", "20"),
                         ("of limit", "0.91 products")):  # fmt: skip
         assert line[: head.index(title) + len(title)].endswith(cell)
     assert line.endswith("torch eager 0.20, JAX jit WRONG; on the CPU NumPy by hand 0.98")
-    assert table.lines(rows[:2])[1].endswith("0.70 products   NumPy by hand 0.98")
+    assert tables.lines(rows[:2])[1].endswith("0.70 products   NumPy by hand 0.98")
 
 
 def test_the_table_has_every_peer_and_who_beats_us_first():
@@ -584,16 +586,16 @@ def test_the_table_has_every_peer_and_who_beats_us_first():
 
     names = [one.name for one in contestants.CONTESTANTS if "cpu" in one.kinds][2:]
     rows = [row("numpy"), *(row(name, ratio=0.1 * i) for i, name in enumerate(names, 3))]
-    _, line = table.lines(rows)
+    _, line = tables.lines(rows)
     assert len(names) >= 8
     assert all(f"{name} " in line for name in names)
     assert line.rpartition("   ")[2].startswith(f"{names[-1]} 1.")
 
 
 def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):
-    step = {"case": table.HEADLINES[0][0], "op": "training_step", "contestant": "numpy",
+    step = {"case": notes.HEADLINES[0][0], "op": "training_step", "contestant": "numpy",
             "device": "cpu", "threads": 1, "seconds": 0.0123, "share": 0.5, "limit": "products"}  # fmt: skip
-    line = table.summary(measured | {"rows": [step]})
+    line = notes.summary(measured | {"rows": [step]})
     assert "\n" not in line
     assert "1 thread |" in line
     assert "step 784-512-512-10, batch 256: 12.3 ms (0.50 of products)" in line
@@ -603,7 +605,7 @@ def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):
 def test_what_is_left_out_is_told_once_for_each_reason(measured):
     missing = {"op": "o", "contestant": "Liger", "device": "cpu", "threads": 1, "note": "not there"}
     rows = [missing | {"case": f"case {number}"} for number in range(3)]
-    lines = table.left_out(measured | {"rows": rows, "left_out": ["late on cpu"]})
+    lines = notes.left_out(measured | {"rows": rows, "left_out": ["late on cpu"]})
     assert lines == [
         "Liger: not there (case 0 and 2 more)", "no time was left for late on cpu",
         "the GPU: no driver",
@@ -615,7 +617,7 @@ def test_what_is_left_out_is_told_once_for_each_reason(measured):
     [(2.5, "2.5 s"), (1.0, "1 s"), (0.0123456, "12.3 ms"), (1e-3, "1 ms"), (15e-6, "15 us")],
 )
 def test_times_have_three_digits_and_a_unit(seconds, text):
-    assert table.time_text(seconds) == text
+    assert cells.time_text(seconds) == text
 
 
 def test_percentiles_are_in_order_in_every_row(measured):

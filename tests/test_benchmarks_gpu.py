@@ -16,11 +16,12 @@ from gpubackprop.backends import devices
 from gpubackprop.bench import (
     harness,
     limits,
+    notes,
     operations,
     places,
     problems,
     run,
-    table,
+    tables,
     torch_common,
     torch_peer,
     worker,
@@ -203,12 +204,12 @@ def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):
     }  # fmt: skip
     arrays = next(row for row in rows if row.contestant == "cupy_arrays")
     assert arrays.ratio
-    head, *lines = table.lines(rows)
+    head, *lines = tables.lines(rows)
     assert "speed-up" in head
     shown = r"affine_layer/tanh/f32/5x7x6 +[\d.]+ [um]s +[\d.]+ [um]s +[\d.e-]+ +[\d.]+ products"
     assert any(re.match(shown, line) for line in lines), lines
     assert records.card(record) == "unknown-card"
-    assert "unknown card" in table.summary(record)
+    assert "unknown card" in notes.summary(record)
 
 
 class FakeEvent:

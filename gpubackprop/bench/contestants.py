@@ -22,6 +22,7 @@ LINEAR = frozenset({"linear_cross_entropy", "linear_gelu"})
 FIT = frozenset({"fit"})
 OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
 FRONT_ENDS = ("gpubackprop.torch", "gpubackprop.sklearn")
+OWN = frozenset((*OURS.values(), *FRONT_ENDS))
 LIMIT = "limit"
 SAME_SIZE = "limit, same size"  # of a small case on a GPU
 COLD_CACHE = "cupy_raw, cold L2"  # ours on a GPU, its second-level cache emptied before each call

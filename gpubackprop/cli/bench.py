@@ -11,7 +11,7 @@ from typing import Any
 
 from gpubackprop.backends import devices
 from gpubackprop.backends.host import probe_cpu
-from gpubackprop.bench import comparing, machines, page, table, tables
+from gpubackprop.bench import comparing, machines, notes, page, tables
 from gpubackprop.bench import record as records
 from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peers_option
@@ -127,7 +127,7 @@ def _measure(args: argparse.Namespace) -> int:
     for line in result_lines(record):
         say.line(line)
     say.line()
-    say.result(table.summary(record))
+    say.result(notes.summary(record))
     _write(args, record, lambda: tables.row_cells(record), [record])
     wrong = [row for row in records.rows_of(record) if row.wrong]
     if wrong:
@@ -142,11 +142,11 @@ def result_lines(record: dict[str, Any]) -> list[str]:
     """Warnings, the table, remarks, and what was not measured."""
     rows = records.rows_of(record)
     text = [f"warning: {doubt}" for doubt in machines.doubts(record)]
-    text += table.lines(rows)
-    if found := table.remarks(rows):
+    text += tables.lines(rows)
+    if found := notes.remarks(rows):
         text += ["", "remarks:", *(f"  {remark}" for remark in found)]
     text += ["", "not measured:"]
-    return text + [f"  {line}" for line in table.left_out(record) or ["nothing"]]
+    return text + [f"  {line}" for line in notes.left_out(record) or ["nothing"]]
 
 
 # -- comparing ------------------------------------------------------------------------------------
@@ -180,11 +180,11 @@ def comparison_lines(found: comparing.Comparison, files: list[str]) -> list[str]
     """For a terminal: machines, warnings, case by case, and how many of which verdict."""
     numbers = range(len(found.records))
     text = [f"{machines.letter(n)}: {file}" for n, file in zip(numbers, files, strict=True)]
-    text += ["", *page.text_table(page.head_cells(found.records)), ""]
+    text += ["", *tables.text(page.head_cells(found.records)), ""]
     text += [f"warning: {line}" for line in machines.warnings(found.records)]
     if len(found.records) < 2:
         return text
-    text += ["", *page.text_table(page.comparison_cells(found)), ""]
+    text += ["", *tables.text(page.comparison_cells(found)), ""]
     return text + [found.summary(number) for number in numbers[1:]]
 
 
