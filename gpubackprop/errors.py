@@ -24,7 +24,7 @@ class OptionError(GpubackpropError, ValueError):
 
 
 class ReadOnlyError(GpubackpropError, AttributeError):
-    """An attribute cannot be assigned to; the message says what does what was meant."""
+    """An attribute cannot be assigned to; the message says what to do instead."""
 
 
 class TargetRangeError(GpubackpropError, ValueError):
@@ -32,11 +32,11 @@ class TargetRangeError(GpubackpropError, ValueError):
 
 
 class StateError(GpubackpropError, RuntimeError):
-    """The state of a PyTorch optimizer does not fit the parameter it belongs to."""
+    """The state of a PyTorch optimizer does not fit the parameter to which it belongs."""
 
 
 class DeviceUnavailable(GpubackpropError, RuntimeError):  # noqa: N818 (reads as a sentence)
-    """A device was asked for by name and is not there, or lacks something."""
+    """A device was asked for by name but is absent or lacks something."""
 
 
 class DataError(GpubackpropError, ValueError):
@@ -50,9 +50,12 @@ class ModelFileError(GpubackpropError, ValueError):
 class NonFiniteLossError(GpubackpropError, ArithmeticError):
     """The training loss became NaN or infinite; the message names the step.
 
-    Attributes
+    Parameters
     ----------
-    step : int, index of the first bad update since the start of training.
+    message : str
+        The error's text.
+    step : int
+        Index of the first bad update since the start of training.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -61,7 +64,7 @@ class NonFiniteLossError(GpubackpropError, ArithmeticError):
 
 
 class MissingDependencyError(GpubackpropError, ImportError):
-    """An optional package is absent; the message gives the extra that installs it."""
+    """An optional package is absent; the message names the extra that installs it."""
 
 
 class StorageError(GpubackpropError, OSError):
@@ -69,13 +72,15 @@ class StorageError(GpubackpropError, OSError):
 
 
 class StopTraining(Exception):  # noqa: N818 (no error)
-    """Raised by a callback to end training after the epoch that it is called for.
+    """A callback raises it to end training after the epoch for which it is called.
 
-    It means the same to `Trainer` and to the estimators of `gpubackprop.sklearn`: the other
+    It means the same to `Trainer` and to the estimators of `gpubackprop.sklearn`. The other
     callbacks of that epoch are called too, the checkpoint is written, and training ends as it does
-    after its last epoch, with the best weights where those are kept. It does not leave `fit`.
-    Raised elsewhere, as by a metric, it leaves `fit` as every exception does.
+    after its last epoch, with the best weights if those are kept. It does not leave `fit`. If
+    something else raises it, such as a metric, it leaves `fit` as every exception does.
 
+    Examples
+    --------
     >>> def enough(trainer, row):
     ...     if row["loss"] < 0.1:
     ...         raise StopTraining("the loss is below 0.1")

@@ -1,9 +1,9 @@
 """Analytic gradients against central differences in float64.
 
-Five-point differences, (8 (f(+h) - f(-h)) - (f(+2h) - f(-2h))) / 12h: the truncation error is of
-order h^4, so h = 1e-3 leaves about ten digits of a tame function. A deep network's fifth derivative
-can be huge: h is then quartered until two estimates agree. Where a step would cross a kink (relu at
-0) it is shortened too; a coordinate that sits on one is left out and counted.
+The five-point difference is (8 (f(+h) - f(-h)) - (f(+2h) - f(-2h))) / 12h. Its truncation error is
+of order h^4, so h = 1e-3 leaves about ten digits of a tame function. A deep network's fifth
+derivative can be huge: h is then quartered until two estimates agree. If a step would cross a kink
+(relu at 0) it is shortened too; a coordinate that sits on a kink is skipped and counted.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from gpubackprop.ops.layers import activation_backward
 Array = np.ndarray
 TOLERANCE = 1e-7  # worst relative error that passes
 STEP, QUARTERINGS = 1e-3, 5
-AGREEMENT = 1e-10  # of two estimates, relative: no need to go on
-# Differences of a loss of size |L| resolve gradients down to about 1e-13 |L| / STEP: relative
-# errors are taken against at least this share of the loss.
+AGREEMENT = 1e-10  # if two estimates agree to this relative error, h is small enough
+# Differences of a loss of size |L| resolve gradients down to about 1e-13 |L| / STEP. A relative
+# error therefore has at least this share of the loss as its denominator.
 FLOOR = 1e-5
 
 
@@ -39,9 +39,13 @@ class GradientCheck:
 
     Attributes
     ----------
-    errors : worst relative error of each quantity: "W[0]", "b[0]", "hidden[0]",
-        "pre_activation[0]", ...: largest difference over the largest value of that quantity.
-    checked, skipped : coordinates compared, and left out for sitting on a kink.
+    errors : dict
+        The worst relative error of each quantity, "W[0]", "b[0]", "hidden[0]", "pre_activation[0]",
+        ...: the largest difference divided by the largest value of that quantity.
+    checked : int
+        Number of coordinates that were compared.
+    skipped : int
+        Number of coordinates that were skipped because they sit on a kink.
     """
 
     errors: dict[str, float]
@@ -62,7 +66,7 @@ class GradientCheck:
 
     @property
     def passed(self) -> bool:
-        """worst <= 1e-7, and something was checked."""
+        """Whether `worst` is at most 1e-7, and something was checked."""
         return self.checked > 0 and self.worst <= TOLERANCE
 
 
@@ -80,12 +84,39 @@ def gradient_check(
 
     Parameters
     ----------
-    network : of any dtype; a float64 copy of it is checked. The gradients are computed on its
+    network : MLP
+        A network of any dtype; a float64 copy of it is checked. The gradients are computed on its
         device, the differences on the CPU.
-    x, targets, loss, sample_weight : as in `MLP.gradients`; reduction "none" has no one gradient.
-    coordinates : entries drawn from each quantity (all, where it has fewer).
-    seed : of the draw.
+    x : (N, D_0) array
+        Inputs.
+    targets : (N,) or (N, K) array-like
+        As in `MLP.gradients`.
+    loss : str, Loss or None
+        As in `MLP.gradients`; with reduction "none" there is no single gradient.
+    sample_weight : (N,) array or None
+        Factor of each row.
+    coordinates : int
+        Number of entries drawn from each quantity; all, if it has fewer.
+    seed : int
+        Seed of the draw.
 
+    Returns
+    -------
+    GradientCheck
+        The relative errors; its `passed` says whether all are at most 1e-7.
+
+    Raises
+    ------
+    OptionError
+        The reduction of the loss is "none".
+
+    References
+    ----------
+    Y. Bengio, "Practical recommendations for gradient-based training of deep architectures", 2012,
+    section 4.2. M. Abramowitz and I. Stegun, "Handbook of Mathematical Functions", 1964, 25.3.6.
+
+    Examples
+    --------
     >>> network = MLP([3, 4, 2], "tanh", seed=0)
     >>> gradient_check(network, np.eye(3), np.array([0, 1, 1])).passed
     True
@@ -123,7 +154,7 @@ def gradient_check(
 
 
 def _gradients(network: MLP, device: str, *batch: Any) -> Gradients:
-    """``network.gradients(*batch)`` as computed on `device`, on the host."""
+    """Return ``network.gradients(*batch)``, computed on `device`, on the host."""
     if device == "cpu":
         return network.gradients(*batch)
     twin = network.copy(device)
@@ -134,7 +165,7 @@ def _gradients(network: MLP, device: str, *batch: Any) -> Gradients:
     return Gradients(to_host(g.loss), to_host(g.output), hidden, pre_activation, W, b)
 
 
-Evaluate = Callable[[], tuple[float, Array]]  # loss, and on which side of each kink it is
+Evaluate = Callable[[], tuple[float, Array]]  # the loss, and the side of each kink
 
 
 class _Probe:
@@ -152,7 +183,10 @@ class _Probe:
             self.h.append(_value(act, self.a[-1]))
 
     def quantities(self, g: Gradients) -> Iterator[tuple[str, Array, Array, Evaluate]]:
-        """(name, analytic gradient, the array it is with respect to, the loss as it now stands)."""
+        """Yield (name, analytic gradient, the array to which it belongs, a function for the loss).
+
+        The function computes the loss from the array's present values.
+        """
         network = self.network
         for layer in range(network.n_layers):
             yield f"W[{layer}]", g.W[layer], network.W[layer], partial(self._from_h, 0)
@@ -172,7 +206,7 @@ class _Probe:
             )
 
     def _from_h(self, layer: int) -> tuple[float, Array]:
-        """Forward from h_layer (h_0 = x) on."""
+        """Compute the forward pass from h_layer on (h_0 = x)."""
         network = self.network
         a = self.h[layer] @ network.W[layer].T + network.b[layer]
         return self._tail(layer, a)
@@ -197,14 +231,14 @@ class _Probe:
 
 
 def _value(act: Activation, a: Array) -> Array:
-    """g(a), without the checks of `gpubackprop.ops`: a check evaluates the loss very often."""
+    """Return g(a), without the checks of `gpubackprop.ops`, which would be made too often."""
     out, *work = (np.empty_like(a) for _ in range(4))
     act.value(a, out, tuple(work), act.parameter)
     return out
 
 
 def _difference(evaluate: Evaluate, signs: Array, values: Array, index: int) -> float | None:
-    """Five-point derivative with respect to values.flat[index]; None on a kink.
+    """Return the five-point derivative with respect to values.flat[index]; None on a kink.
 
     `signs` say on which side of each kink the unchanged values are.
     """
@@ -235,10 +269,10 @@ def _difference(evaluate: Evaluate, signs: Array, values: Array, index: int) -> 
 
 
 def check_all(seed: int = 0, device: str = "cpu") -> Iterator[tuple[str, float, bool]]:
-    """(label, worst relative error, passed) for every activation, loss and option, on `device`.
+    """Yield (label, worst relative error, passed) for every activation, loss and option.
 
-    Random networks 5-7-6-4 on 9 rows and for every activation the lecture's deep and thin network:
-    30 layers of one unit.
+    The networks are random, 5-7-6-4 on 9 rows, and for every activation also the lecture's deep and
+    thin network: 30 layers of one unit.
     """
     rng = np.random.default_rng(seed)
     for label, network, loss, weights in _cases(rng):
@@ -327,8 +361,11 @@ def _run(
 
 
 class _CallableModule(types.ModuleType):
-    """`gpubackprop.gradient_check` is this module once it was imported by its name; it can then be
-    called like the function that the package offers there."""
+    """A module that can be called like the function `gradient_check`.
+
+    Once this module was imported by its name, `gpubackprop.gradient_check` is the module and not
+    the function that the package offers there.
+    """
 
     __call__ = staticmethod(gradient_check)
 

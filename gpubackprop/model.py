@@ -33,20 +33,42 @@ Array = np.ndarray
 class Model:
     """A network, the standardisation of its inputs, and the names of columns and classes.
 
-    Attributes
+    `save` checks the parts again, because they can be assigned.
+
+    Parameters
     ----------
-    network : the trained `MLP`.
-    standardizer : applied to raw inputs before the network, or None.
-    feature_names : (D_0,) columns of the training data in order, or None; taken from the
-        standardizer where that has them. A data frame's columns are found by them.
-    target_names : (K,) target columns, or the one that holds the labels; or None.
-    classes : (K,) labels in the order of the output units, or None for regression. One logistic
-        unit may have two classes.
+    network : MLP
+        The trained network.
+    standardizer : Standardizer or None
+        Applied to raw inputs before the network.
+    feature_names : sequence of D_0 str, or None
+        Columns of the training data, in order. The standardizer's names are taken if it has any. A
+        data frame's columns are found by these names.
+    target_names : sequence of str, or None
+        Names of the K target columns, or of the one column that holds the labels.
+    classes : (K,) array-like or None
+        Labels in the order of the output units; None for regression. A network of one logistic unit
+        may have two classes.
 
     Raises
     ------
-    ShapeError, DtypeError, DataError, OptionError : what does not belong together, or could not be
-        read from a file again: by the constructor, and by `save` for what was assigned since.
+    ShapeError
+        Names or classes do not fit the number of units.
+    DtypeError
+        The classes have a dtype that a file cannot hold.
+    DataError
+        A class is missing, or is there twice.
+    OptionError
+        A part has the wrong type, or feature_names are not the standardizer's.
+
+    Examples
+    --------
+    >>> from gpubackprop import MLP
+    >>> model = Model(MLP([2, 2], initializer="zeros"), classes=np.array(["no", "yes"]))
+    >>> model.predict(np.zeros((1, 2)))
+    array([[0.5, 0.5]], dtype=float32)
+    >>> print(model.predict_labels(np.zeros((1, 2))))
+    ['no']
     """
 
     network: MLP
@@ -77,23 +99,33 @@ class Model:
     # -- predicting -------------------------------------------------------------------------------
 
     def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
-        """yhat for raw inputs: (N, D_0) -> (N, K) probabilities or values, batch by batch.
+        """Return yhat for raw inputs, computed batch by batch.
 
         Parameters
         ----------
-        x : an array, whose columns are taken as they come; or a data frame (pandas, polars,
-            pyarrow), whose columns are found by `feature_names`: their order does not matter and
-            others are ignored.
+        x : (N, D_0) array or data frame
+            An array's columns are taken as they come. The columns of a frame (pandas, polars,
+            pyarrow) are found by `feature_names`: their order does not matter, and others are
+            ignored.
+        batch_rows : int
+            Rows that are computed at a time.
 
         Returns
         -------
-        (N, K) NumPy array, whatever the device of the network and of x.
+        (N, K) NumPy array
+            Probabilities or values, in the network's compute dtype, whatever the device of the
+            network and of x.
 
         Raises
         ------
-        ShapeError, DtypeError
-        DataError : NaN or infinity in x, or inputs so large that the output is NaN (row named); a
-            frame's column that is absent, there twice, text, or has a missing value (named).
+        ShapeError
+            x does not have D_0 columns.
+        DtypeError
+            x is no array of numbers.
+        DataError
+            x holds NaN or infinity, or inputs so large that the output is NaN (the row is named). A
+            frame's column is absent, there twice, text, or has a missing value (the column is
+            named).
         """
         x = self._inputs(x)
         result = np.empty((len(x), self.network.widths[-1]), self.network.dtype)
@@ -102,40 +134,114 @@ class Model:
         return result
 
     def predict_batches(self, x: Any, *, batch_rows: int = 4096) -> Iterator[tuple[int, Array]]:
-        """(first row, yhat) batch by batch, as `predict`: for inputs or results beyond memory."""
+        """Yield predictions batch by batch, for inputs or results that exceed memory.
+
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            As for `predict`.
+        batch_rows : int
+            Rows of a batch.
+
+        Yields
+        ------
+        first_row : int
+            Index of the batch's first row.
+        yhat : (n, K) NumPy array
+            Predictions for the batch.
+        """
         yield from self._batches(self._inputs(x), batch_rows)
 
     def predict_labels(self, x: Any) -> Array:
-        """The most probable class of each row: (N,) of the labels' dtype; (N, K) of 0 and 1 for a
-        multilabel model, which has logistic output and no classes."""
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            As for `predict`.
+
+        Returns
+        -------
+        array
+            Labels (N,) in the dtype of the classes. A multilabel model, which has logistic output
+            and no classes, gives (N, K) of 0 and 1.
+
+        Raises
+        ------
+        OptionError
+            The model has no classes.
+        """
         self._check_has_labels()
         return self.labels(self.predict(x))
 
     def labels(self, yhat: Array) -> Array:
-        """What `predict_labels` makes of predictions (N, K)."""
+        """Return the labels that belong to predictions.
+
+        Parameters
+        ----------
+        yhat : (N, K) array
+            What `predict` returned.
+
+        Returns
+        -------
+        (N,) or (N, K) array
+            As for `predict_labels`.
+
+        Raises
+        ------
+        OptionError
+            The model has no classes.
+        """
         self._check_has_labels()
         if self.classes is None:
             return (yhat > 0.5).astype(np.int64)
         return np.asarray(self.classes)[self._class_of(yhat)]
 
     def evaluate(self, x: Any, targets: Any) -> dict[str, float]:
-        """accuracy of classes (multilabel: share of rows with every label right), else rmse.
+        """Compare predictions with targets: accuracy, or root mean squared error.
 
         Parameters
         ----------
-        x : as for `predict`.
-        targets : labels (N,), or numbers (N,) or (N, K) in the units of the predictions; a data
-            frame's columns are found by `target_names`.
+        x : (N, D_0) array or data frame
+            As for `predict`.
+        targets : array-like or data frame
+            Labels (N,), or numbers (N,) or (N, K) in the units of the predictions. A data frame's
+            columns are found by `target_names`.
+
+        Returns
+        -------
+        dict
+            "accuracy" of a model with classes; "accuracy" of a multilabel model, the share of rows
+            of which every label is right; else "rmse".
 
         Raises
         ------
-        DataError : a label that the model does not know (row named), a missing one, targets of
+        DataError
+            A label is missing or unknown to the model (the row is named), or the targets have
             another kind or shape.
         """
         return self.compare(self.predict(x), targets)
 
     def compare(self, yhat: Array, targets: Any) -> dict[str, float]:
-        """What `evaluate` makes of predictions (N, K) that are there already."""
+        """Compare predictions that were made before with targets.
+
+        Parameters
+        ----------
+        yhat : (N, K) array
+            What `predict` returned.
+        targets : (N,) or (N, K) array-like, or data frame
+            As for `evaluate`.
+
+        Returns
+        -------
+        dict
+            As for `evaluate`.
+
+        Raises
+        ------
+        DataError
+            As for `evaluate`.
+        """
         y = as_targets(targets, "targets", self.target_names)
         if y.ndim == 0 or len(y) != len(yhat):
             raise DataError(
@@ -158,7 +264,10 @@ class Model:
         return {"rmse": math.sqrt(float(np.mean(error**2)))}
 
     def _class_of(self, yhat: Array) -> Array:
-        """(N, K) outputs -> (N,) class indices; one logistic unit is the second of two classes."""
+        """Return the class index of each row of outputs (N, K).
+
+        A single logistic unit gives the probability of the second of two classes.
+        """
         if self.classes is not None and len(self.classes) > yhat.shape[1]:
             return (yhat[:, 0] > 0.5).astype(np.int64)
         return yhat.argmax(1)
@@ -172,7 +281,7 @@ class Model:
             )
 
     def _inputs(self, x: Any) -> Array:
-        """`x` as (N, D_0) on the host, a frame's columns in the order of `feature_names`."""
+        """Return `x` as (N, D_0) on the host, a frame's columns in the order of `feature_names`."""
         backend = self.network.backend
         if backend.is_device_array(x):
             x = backend.to_host(backend.asarray(x))
@@ -188,7 +297,7 @@ class Model:
                 batch = self.standardizer.transform(
                     batch, dtype=network.dtype, first_row=start, names=self.feature_names
                 )
-            with np.errstate(over="ignore", invalid="ignore"):  # looked for below, by row
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN is reported below, by row
                 yhat = network.backend.to_host(network.predict(batch))
             if np.isnan(yhat).any():
                 row = start + int(np.argwhere(np.isnan(yhat))[0][0])
@@ -199,10 +308,10 @@ class Model:
                 )
             yield start, yhat
 
-    # -- what belongs together --------------------------------------------------------------------
+    # -- checks -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        """Bring names and classes into the form that a file has; raise for what it cannot have."""
+        """Bring names and classes into the form that a file has, or raise."""
         network, standardizer = self.network, self.standardizer
         if not isinstance(network, MLP):
             raise OptionError(f"network is a {type(network).__name__} but must be an MLP")
@@ -238,26 +347,52 @@ class Model:
     # -- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file: layers.<l>.weight, .bias (l from 0), input.mean, .scale.
+        """Write one safetensors file.
 
-        Written to a temporary file, synced and renamed: an existing file is replaced whole or not
-        at all.
+        Its tensors are layers.<l>.weight and layers.<l>.bias (l from 0), input.mean and
+        input.scale. A temporary file is written, synced and renamed, so that an existing file is
+        replaced whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file to write.
 
         Raises
         ------
-        StorageError : disk full, read-only folder, ...
-        DataError : NaN or infinity among the weights, which `load` would refuse.
+        StorageError
+            The disk is full, the folder is read-only, or the like.
+        DataError
+            The weights hold NaN or infinity, which `load` would refuse.
         """
         self._check()
-        model_file.write(self, path)
+        model_file.write(
+            path, self.network, self.standardizer, self.classes,
+            feature_names=self.feature_names, target_names=self.target_names,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Model:
-        """Read a file that `save` wrote; `device` as for `MLP`, whatever it was trained on.
+        """Read a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The file to read.
+        device : str
+            Where the network lies, as for `MLP`, whatever device it was trained on.
+
+        Returns
+        -------
+        Model
+            The model.
 
         Raises
         ------
-        FileNotFoundError; ModelFileError naming the file and what is wrong with it.
+        FileNotFoundError
+            There is no such file.
+        ModelFileError
+            The file is damaged or of another kind; the message names it and says what is wrong.
         """
         parts = model_file.read(path)
         try:
@@ -270,17 +405,17 @@ class Model:
 
 
 def _row_after(first: int) -> Where:
-    """Names the rows of a batch that begins with row `first`."""
+    """Return a function that names the rows of a batch whose first row is `first`."""
     return lambda row: row_from_1(first + row)
 
 
 def in_target_units(network: MLP, scaling: Standardizer) -> MLP:
-    """A copy on the CPU whose outputs are scale (W h + b) + mean: for a network with linear output
-    that was trained on ``scaling.transform(targets)``.
+    """Return a copy on the CPU whose outputs have the units of the targets: scale (W h + b) + mean.
 
-    It computes in float32 or float64 throughout: 16 bits, which hold standardised targets well,
-    would round y = 2024 to a multiple of 8. Where float32 cannot tell neighbouring targets apart
-    either, it is a network in float64.
+    `network` has linear output and was trained on ``scaling.transform(targets)``. The copy computes
+    in float32 or float64 throughout: 16 bits hold standardised targets well, but would round y =
+    2024 to a multiple of 8. If float32 cannot tell neighbouring targets apart either, the copy is
+    in float64.
     """
     if network.output != "linear":
         raise OptionError(
@@ -307,7 +442,7 @@ def in_target_units(network: MLP, scaling: Standardizer) -> MLP:
 
 
 def _check_names(names: Any, what: str) -> list[str] | None:
-    """`names` as text, or OptionError for what is no sequence of names."""
+    """Return `names` as text; raise OptionError if they are no sequence of names."""
     if names is None:
         return None
     unordered = isinstance(names, str | bytes | dict | set | frozenset)

@@ -1,12 +1,13 @@
 """The file of a `Model`: its parts to a safetensors file and back.
 
-What belongs together is checked by `Model` itself, for a file as for a caller.
+`Model` itself checks that the parts fit each other, for a file as for a caller.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,18 @@ from gpubackprop.errors import DataError, GpubackpropError, ModelFileError
 from gpubackprop.network import MLP
 from gpubackprop.tensorfile import read_tensors, require_array, write_tensors
 
-if TYPE_CHECKING:
-    from gpubackprop.model import Model
-
 Array = np.ndarray
 KIND, VERSION = "model", 1
 
 
-def write(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write a checked model; see `Model.save`."""
-    network = model.network
+def write(
+    path: str | os.PathLike[str],
+    network: MLP,
+    standardizer: Standardizer | None,
+    classes: Array | None,
+    **names: Sequence[str] | None,
+) -> None:
+    """Write the checked parts of a model; `names` are its "feature_names" and "target_names"."""
     arrays: dict[str, Array] = {}
     for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
         arrays[f"layers.{layer}.weight"] = network.backend.to_host(W)
@@ -36,16 +39,15 @@ def write(model: Model, path: str | os.PathLike[str]) -> None:
                 f"{name} holds NaN or infinity, so the model is not written to {path}; it comes "
                 "from a diverged training: train with a lower learning rate"
             )
-    if model.standardizer is not None:
-        arrays["input.mean"] = model.standardizer.mean
-        arrays["input.scale"] = model.standardizer.scale
-    labels, dtype = (None, None) if model.classes is None else classes_to_values(model.classes)
+    if standardizer is not None:
+        arrays["input.mean"] = standardizer.mean
+        arrays["input.scale"] = standardizer.scale
+    labels, dtype = (None, None) if classes is None else classes_to_values(classes)
     values = {
         "kind": KIND,
         "version": VERSION,
         "network": network.config(),
-        "feature_names": model.feature_names,
-        "target_names": model.target_names,
+        **names,
         "classes": labels,
         "classes_dtype": dtype,
     }
@@ -53,7 +55,7 @@ def write(model: Model, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The parts of a model, by the names that `Model` has for them, on the CPU."""
+    """Return the parts of a model, by the names that `Model` has for them, on the CPU."""
     arrays, values = read_tensors(path, KIND, VERSION)
     try:
         config = values["network"]
@@ -77,7 +79,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read_layers(
     path: Any, arrays: dict[str, Array], widths: list[int], dtype: np.dtype
 ) -> list[Array]:
-    """All weights, then all biases: before the network is built, so that it is no larger."""
+    """Return all weights, then all biases.
+
+    They are read before the network is built, so that a wrong file cannot ask for a huge network.
+    """
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     weights = [
         require_array(path, arrays, f"layers.{layer}.weight", shape, dtype)

@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from gpubackprop import backends
+from gpubackprop.backends import Backend
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.dtypes import SIXTEEN_BIT, STORAGES, is_number
@@ -46,13 +47,27 @@ _ANOTHER = (
 class Gradients:
     """All gradients of the loss, each a whole matrix; index l - 1 holds layer l.
 
-    Attributes
+    Parameters
     ----------
-    loss : scalar, or (N,) for reduction "none".
-    output : (N, K) delta_L = dL/da_L, with respect to the output units' pre-activations.
-    hidden : L - 1 arrays (N, D_l), dL/dh_l.
-    pre_activation : L arrays (N, D_l), dL/da_l; the last is `output`.
-    W : L arrays (D_l, D_{l-1}). b : L arrays (D_l,).
+    loss : scalar, or (N,) array for reduction "none"
+        The loss.
+    output : (N, K) array
+        Gradient delta_L = dL/da_L with respect to the output units' pre-activations.
+    hidden : list of L - 1 arrays (N, D_l)
+        Gradients dL/dh_l with respect to the hidden units.
+    pre_activation : list of L arrays (N, D_l)
+        Gradients dL/da_l; the last is `output`.
+    W : list of L arrays (D_l, D_{l-1})
+        Gradients with respect to the weights.
+    b : list of L arrays (D_l,)
+        Gradients with respect to the biases.
+
+    Examples
+    --------
+    >>> network = MLP([4, 8, 3], seed=0)
+    >>> gradients = network.gradients(np.ones((2, 4)), np.array([0, 2]))
+    >>> gradients.W[0].shape, gradients.hidden[0].shape, gradients.output.shape
+    ((8, 4), (2, 8), (2, 3))
     """
 
     loss: Any
@@ -84,7 +99,7 @@ class Gradients:
         return f"Gradients of {len(self.W)} layers, {len(self.output)} rows, {kind}, loss {shown}"
 
     def __repr__(self) -> str:
-        """Shapes and norms."""
+        """Return shapes and norms as a table."""
         return f"{self._summary()}\n{display.text_table(*self._cells())}"
 
     def _repr_html_(self) -> str:
@@ -92,41 +107,72 @@ class Gradients:
 
 
 class MLP(HeldParameters):
-    """A network of L layers of any widths.
+    """A feed-forward network of L layers of any widths.
+
+    A copy (`copy`, `copy.copy`, `copy.deepcopy`) and a pickle have parameters of their own. A
+    pickle is unpickled to the device of the network.
 
     Parameters
     ----------
-    widths : (D_0, D_1, ..., D_L): inputs, hidden units of each layer, output units; each >= 1.
-    activation : registry name or `Activation` of every hidden layer, or one for each of the L - 1.
-    output : "softmax", "linear", "logistic" or "exp"; lives inside the loss, training works on a_L.
-    initializer : "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "torch", "sklearn",
+    widths : sequence of int
+        The numbers (D_0, D_1, ..., D_L) of inputs, hidden units of each layer, and output units;
+        each is at least 1.
+    activation : str, Activation, or sequence
+        A registry name or an `Activation` for every hidden layer, or one for each of the L - 1.
+    output : {"softmax", "linear", "logistic", "exp"}
+        The output function O. It belongs to the loss; training works on a_L.
+    initializer : str
+        One of "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "torch", "sklearn" and
         "zeros".
-    seed : int or `numpy.random.Generator`; the same seed gives the same weights.
-    dtype : "float32" or "float64", of the parameters, their gradients and the losses.
-    precision : None for `dtype`; "bfloat16" or "float16" for float32 parameters of which products
-        take a copy in 16 bits: x, activations and deltas are stored in 16 bits, computed and summed
-        in float32. float16 holds 6e-8 to 65504: `Trainer` then scales the loss.
-    device : "cpu", "cuda", "cuda:N", or "auto": a GPU where all of CUDA works, else the CPU.
-    dropout : rate p in [0, 1) of every hidden layer, or one for each: while training, a hidden unit
-        is 0 with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits`
-        and `gradients` are without.
+    seed : int, Generator or None
+        The same seed gives the same weights.
+    dtype : {"float32", "float64"}
+        Dtype of the parameters, their gradients and the losses.
+    device : str
+        One of "cpu", "cuda", "cuda:N" and "auto", which takes a GPU if all of CUDA works, else the
+        CPU.
+    dropout : float, or sequence of float
+        Rate p in [0, 1) of every hidden layer, or one for each. While training, a hidden unit is 0
+        with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits` and
+        `gradients` use no dropout.
+    precision : {"bfloat16", "float16"} or None
+        None computes in `dtype`. Otherwise the parameters stay float32 and matrix products use a
+        16-bit copy of them: x, activations and deltas are stored in 16 bits, and computed and
+        summed in float32. float16 holds 6e-8 to 65504, so `Trainer` scales the loss.
 
     Attributes
     ----------
-    device : "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below, and all
-        results, lie there: NumPy or CuPy arrays.
-    parameters : (layout.size,) flat buffer of all weights, then all biases; what lies between them
-        is 0 and of no effect.
-    W, b : for each layer a view into it, (D_l, D_{l-1}) and (D_l,); write into them freely.
-        ``network.W[0] = array``, ``network.b = arrays`` and ``network.parameters = array`` copy
-        the values into that memory (ShapeError, DtypeError where they do not fit). To keep what
-        they are now, keep a copy: ``network.parameters.copy()``.
-    activations, dropout : one for each hidden layer; an assignment holds from the next epoch of a
-        training on. The rest of the architecture cannot be changed (ReadOnlyError).
+    device : str
+        "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below and all
+        results are on this device: NumPy or CuPy arrays.
+    parameters : (layout.size,) array
+        Flat buffer of all weights, then all biases. The gaps between them hold 0 and have no
+        effect.
+    W : list of (D_l, D_{l-1}) arrays
+        Weights of each layer, views into `parameters`; write into them freely.
+        ``network.W[0] = array``, ``network.b = arrays`` and ``network.parameters = array`` copy the
+        values into that memory. To keep the present values, keep a copy:
+        ``network.parameters.copy()``.
+    b : list of (D_l,) arrays
+        Biases of each layer, likewise.
+    activations : tuple of Activation
+        One for each hidden layer. An assignment takes effect from the next epoch of a training on.
+    dropout : tuple of float
+        One rate for each hidden layer, likewise. The rest of the architecture cannot be changed.
 
-    A copy (`copy`, `copy.copy`, `copy.deepcopy`) and a pickle have parameters of their own. A
-    pickle is unpickled to the device that the network lies on.
+    Raises
+    ------
+    ShapeError
+        The widths, or the number of activations or rates, are wrong.
+    DtypeError
+        `dtype` or `precision` is none of those above.
+    OptionError
+        A name is unknown or a rate is out of range.
+    DeviceUnavailable
+        The device was asked for by name and is not there.
 
+    Examples
+    --------
     >>> network = MLP([4, 8, 3], activation="tanh", seed=0)
     >>> network
     MLP([4, 8, 3], activation='tanh', output='softmax', dtype='float32')
@@ -167,6 +213,7 @@ class MLP(HeldParameters):
 
     @property
     def activations(self) -> tuple[Activation, ...]:
+        """The activation of each hidden layer."""
         return self._activations
 
     @activations.setter
@@ -175,6 +222,7 @@ class MLP(HeldParameters):
 
     @property
     def dropout(self) -> tuple[float, ...]:
+        """The dropout rate of each hidden layer."""
         return self._dropout
 
     @dropout.setter
@@ -182,7 +230,20 @@ class MLP(HeldParameters):
         self._dropout = _check_dropout(spec, len(self.widths) - 2)
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
-        """Draw all weights and biases anew, layer by layer, weights before biases."""
+        """Draw all weights and biases anew, layer by layer, weights before biases.
+
+        Parameters
+        ----------
+        initializer : str
+            A name of `gpubackprop.initializers.INITIALIZERS`.
+        seed : int, Generator or None
+            The same seed gives the same weights.
+
+        Raises
+        ------
+        OptionError
+            The initializer is unknown, or the seed is none.
+        """
         fill = lookup(INITIALIZERS, initializer, "initializer")
         try:
             rng = np.random.default_rng(seed)
@@ -190,7 +251,7 @@ class MLP(HeldParameters):
             raise OptionError(f"seed is {seed!r}: {error}") from None
         host = self.backend.to_host(self.parameters)  # on the CPU, the parameters themselves
         following = [*self.activations, IDENTITY]
-        if initializer == "sklearn" and self.activations:  # its factor is the hidden layers'
+        if initializer == "sklearn" and self.activations:  # scikit-learn has one factor for all
             following[-1] = self.activations[-1]
         for W, b, act in zip(*self.layout.views(host), following, strict=True):
             fill(rng, W, b, gain_of(act, initializer))
@@ -202,8 +263,18 @@ class MLP(HeldParameters):
         return self.precision != self.dtype
 
     def working_parameters(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        """(W, b) as the products take them: the parameters, or their copy rounded to 16 bits now,
-        in memory that the next call writes anew."""
+        """Return (W, b) as the products take them.
+
+        These are the parameters, or their 16-bit copy, which is rounded now into memory that the
+        next call overwrites.
+
+        Returns
+        -------
+        W : sequence of (D_l, D_{l-1}) arrays
+            Weights of each layer.
+        b : sequence of (D_l,) arrays
+            Biases of each layer.
+        """
         if not self.mixed_precision:
             return self.W, self.b
         if self._half_copy is None:
@@ -213,18 +284,42 @@ class MLP(HeldParameters):
 
     @property
     def n_layers(self) -> int:
+        """Number of layers L."""
         return len(self.W)
 
     @property
     def layer_activations(self) -> tuple[Activation, ...]:
-        """One activation per layer; the output layer's is the identity, O belongs to the loss."""
+        """One activation per layer; the output layer has the identity, as O is in the loss."""
         return (*self.activations, IDENTITY)
 
     def default_loss(self) -> Loss:
+        """Return the loss that belongs to the output function.
+
+        Returns
+        -------
+        Loss
+            A new loss with default options.
+        """
         return default_loss(output=self.output)
 
     def check_loss(self, spec: str | Loss | None) -> Loss:
-        """The loss to train with, checked against output function and number of units."""
+        """Return the loss to train with, checked against output function and number of units.
+
+        Parameters
+        ----------
+        spec : str, Loss or None
+            A loss or its name; None is the loss that belongs to the output function.
+
+        Returns
+        -------
+        Loss
+            The loss.
+
+        Raises
+        ------
+        OptionError
+            The loss belongs to another output function or number of units.
+        """
         chosen = self.default_loss() if spec is None else loss(spec)
         if chosen.output != self.output:
             raise OptionError(
@@ -235,9 +330,26 @@ class MLP(HeldParameters):
         return chosen
 
     def check_inputs(self, x: Any, name: str = "x") -> Array:
-        """`x` as (N, D_0) of any real dtype: an array of the network's device, or a NumPy array.
+        """Return `x` as (N, D_0) of any real dtype.
 
-        A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+        name : str
+            What errors call it.
+
+        Returns
+        -------
+        (N, D_0) array
+            An array of the network's device, or a NumPy array.
+
+        Raises
+        ------
+        ShapeError
+            `x` has another shape.
+        DtypeError
+            `x` does not hold real numbers.
         """
         if self.backend.is_device_array(x):
             x = self.backend.asarray(x)
@@ -260,10 +372,34 @@ class MLP(HeldParameters):
         return x
 
     def check_targets(self, chosen: Loss, targets: Any, rows: int) -> Array:
-        """Targets as the loss's `emit` takes them, on the network's device.
+        """Return targets as the loss's `emit` takes them, on the network's device.
 
-        Those that lie on a GPU already are not looked at, which would mean to wait for it: a label
-        out of range makes loss and gradient of its row NaN, and the next wait raises the error.
+        Targets that are on a GPU already are not checked here, because that would mean to wait for
+        it: if a label is out of range, loss and gradient of its row are NaN, and the next wait
+        raises the error.
+
+        Parameters
+        ----------
+        chosen : Loss
+            The loss.
+        targets : (N,) or (N, K) array-like
+            Targets of the loss.
+        rows : int
+            Number of rows N.
+
+        Returns
+        -------
+        (N,) or (N, K) array
+            Class indices, or numbers.
+
+        Raises
+        ------
+        ShapeError
+            The targets do not fit the rows or the output units.
+        DtypeError
+            The targets have a dtype that the loss does not take.
+        TargetRangeError
+            A label is out of range.
         """
         device = self.backend.is_device_array(targets)
         if not device:
@@ -274,7 +410,18 @@ class MLP(HeldParameters):
         return placed.reshape(rows, 1) if device and placed.ndim == 1 and not by_label else placed
 
     def logits(self, x: Any) -> Array:
-        """a_L for each row of x: (N, D_0) -> (N, K), before the output function."""
+        """Compute a_L for each row of x, before the output function.
+
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            Inputs.
+
+        Returns
+        -------
+        (N, K) array
+            Pre-activations of the output units.
+        """
         return self._logits(x, *self.working_parameters())
 
     def _logits(self, x: Any, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
@@ -291,7 +438,7 @@ class MLP(HeldParameters):
         return wide
 
     def _inputs(self, x: Array) -> Array:
-        """Checked inputs as the first product takes them."""
+        """Return checked inputs as the first product takes them."""
         if not self.mixed_precision:
             return self.backend.inputs(x, self.dtype)
         x = self.backend.place_inputs(x, self.dtype)
@@ -300,9 +447,28 @@ class MLP(HeldParameters):
         return out
 
     def predict(self, x: Any, *, batch_rows: int = 4096) -> Array:
-        """yhat = O(a_L): (N, D_0) -> (N, K), in batches, so that x may be a memory map.
+        """Compute yhat = O(a_L), batch by batch, so that x may be a memory map.
 
         Class indices are ``network.predict(x).argmax(1)``.
+
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            Inputs.
+        batch_rows : int
+            Rows that are computed at a time.
+
+        Returns
+        -------
+        (N, K) array
+            Predictions, on the network's device.
+
+        Raises
+        ------
+        ShapeError
+            `x` has another shape.
+        DtypeError
+            `x` does not hold real numbers.
         """
         x = self.check_inputs(x)
         batch_rows = int(checks.number(batch_rows, "batch_rows", 1))
@@ -316,18 +482,40 @@ class MLP(HeldParameters):
     def gradients(
         self, x: Any, targets: Any, loss: str | Loss | None = None, sample_weight: Any = None
     ) -> Gradients:
-        """Loss and the gradients with respect to output units, hidden units, weights and biases.
+        """Compute the loss and its gradients with respect to units, weights and biases.
 
         Parameters
         ----------
-        x : (N, D_0). targets : as the loss wants them, e.g. (N,) class indices.
-        loss : a `Loss`, its name, or None for the one that belongs to the output function.
-        sample_weight : (N,) non-negative, or None.
+        x : (N, D_0) array or data frame
+            Inputs.
+        targets : array-like
+            As the loss wants them, e.g. (N,) class indices.
+        loss : Loss, str or None
+            A loss or its name; None is the loss that belongs to the output function.
+        sample_weight : (N,) array or None
+            Non-negative factor of each row.
 
         Returns
         -------
-        Gradients, every array its own memory; in 16 bits where `precision` is, but for the loss and
-        the gradients of W and b.
+        Gradients
+            Every array has memory of its own. With `precision` they are in 16 bits, except the loss
+            and the gradients of W and b.
+
+        Raises
+        ------
+        ShapeError
+            The arrays do not fit the network.
+        DtypeError
+            An array has no numeric dtype.
+        OptionError
+            The loss belongs to another output function, or a weight is out of range.
+        TargetRangeError
+            A label is out of range.
+
+        References
+        ----------
+        D. E. Rumelhart, G. E. Hinton and R. J. Williams, "Learning representations by
+        back-propagating errors", 1986.
         """
         chosen = self.check_loss(loss)
         x = self.backend.asarray(self._inputs(self.check_inputs(x)))
@@ -350,15 +538,33 @@ class MLP(HeldParameters):
         return Gradients(value, buffers.delta[-1], buffers.grad_h, buffers.delta, grad_W, grad_b)
 
     def copy(self, device: str | None = None) -> Self:
-        """A network of the same class and architecture with a copy of the parameters, on the same
-        device if `device` is None. A subclass's own attributes are copied as `copy.copy` does."""
+        """Return a network of the same class and architecture with a copy of the parameters.
+
+        A subclass's own attributes are copied as `copy.copy` copies them.
+
+        Parameters
+        ----------
+        device : str or None
+            Where the copy lies; None is the device of this network.
+
+        Returns
+        -------
+        MLP
+            The copy.
+        """
         twin = object.__new__(type(self))
         backend = backends.get(device or self.device)
         twin.__setstate__(self.__getstate__() | {"_backend": backend})
         return twin
 
     def config(self) -> dict[str, Any]:
-        """The architecture as JSON values; ``MLP(**config)`` builds it again."""
+        """Return the architecture; ``MLP(**config)`` builds it again.
+
+        Returns
+        -------
+        dict
+            JSON values.
+        """
         values = {
             "widths": list(self.widths),
             "activation": [str(act) for act in self.activations],
@@ -447,7 +653,7 @@ class PassBuffers:
 
 
 def emit_forward(
-    backend: Any,
+    backend: Backend,
     network: MLP,
     x: Array,
     buffers: PassBuffers,
@@ -470,7 +676,7 @@ def emit_forward(
 
 
 def emit_backward(
-    backend: Any,
+    backend: Backend,
     network: MLP,
     x: Array,
     buffers: PassBuffers,

@@ -27,8 +27,8 @@ Draw = TypeVar("Draw", bound=Callable[..., None])
 DPI = 160
 # Okabe & Ito 2008: told apart with every common colour blindness, and by lightness in print.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
-LABELLED_CLASSES = 20  # of more classes, cells are too small for numbers
-_MOST_POINTS = 20_000  # of a scatter; more hide one another and take seconds to draw
+LABELLED_CLASSES = 20  # with more classes, cells are too small for numbers
+_MOST_POINTS = 20_000  # in a scatter plot; more hide one another and take seconds to draw
 _STYLE = {
     "font.size": 13,
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -49,7 +49,7 @@ _STYLE = {
 
 
 def _in_style(draw: Draw) -> Draw:
-    """Run `draw` in this module's style; also where a matplotlib that is absent is reported."""
+    """Run `draw` in this module's style; report it if matplotlib is absent."""
 
     @functools.wraps(draw)
     def styled(*args: Any, **options: Any) -> None:
@@ -63,16 +63,36 @@ def _in_style(draw: Draw) -> Draw:
 def learning_curve(
     history: History, path: str | os.PathLike[str], *, title: str = "", loss_label: str = "loss"
 ) -> None:
-    """Loss and, of a classifier, accuracy over the epochs; the kept epoch is marked.
+    """Draw the loss, and a classifier's accuracy, over the epochs; the kept epoch is marked.
 
     Parameters
     ----------
-    history : with one finished epoch or more.
-    path : the PNG to write. loss_label : of the loss axis, e.g. "cross entropy".
+    history : History
+        A history with one finished epoch or more.
+    path : path
+        The PNG to write.
+    title : str
+        Above the picture.
+    loss_label : str
+        Name of the loss axis, e.g. "cross entropy".
 
     Raises
     ------
-    ShapeError : no epoch was finished. MissingDependencyError : no matplotlib.
+    ShapeError
+        No epoch was finished.
+    MissingDependencyError
+        matplotlib is not installed.
+    StorageError
+        The file cannot be written.
+
+    Examples
+    --------
+    >>> from gpubackprop import MLP, Trainer
+    >>> trainer = Trainer(MLP([2, 3, 2]))
+    >>> history = trainer.fit(np.eye(2), np.array([0, 1]), epochs=2)
+    >>> learning_curve(history, "curve.png")
+    >>> Path("curve.png").exists()
+    True
     """
     if not len(history):
         raise ShapeError("the history has no epochs; draw it after one epoch or more")
@@ -105,7 +125,7 @@ def _curve(
 
 
 def _mark_best(axes: Any, history: History, column: str) -> None:
-    """A dotted line and a dot at the epoch whose weights were kept."""
+    """Draw a dotted line and a dot at the epoch whose weights were kept."""
     best = history.best_epoch
     at = next((row for row in history.rows if row["epoch"] == best), None)
     if at is None:
@@ -120,7 +140,7 @@ def _mark_best(axes: Any, history: History, column: str) -> None:
 
 
 def _scale_loss(axes: Any, history: History, column: str) -> None:
-    """A logarithmic axis where positive losses span more than a factor of 30."""
+    """Take a logarithmic axis if positive losses span more than a factor of 30."""
     keys = [key for key in (column, f"val_{column}") if key in history.columns]
     values = np.array([v for key in keys for v in history[key] if math.isfinite(v)])
     positive = column != "accuracy" and len(values) > 0 and values.min() > 0
@@ -137,14 +157,37 @@ def confusion_matrix(
     *,
     title: str = "",
 ) -> None:
-    """Counts of (true class, predicted class) and their share of the true class.
+    """Draw the counts of (true class, predicted class) and their share of the true class.
 
-    Up to 20 classes have numbers in their cells; more are shaded by the share alone.
+    Up to 20 classes have numbers in their cells; with more, only the shade shows the share.
 
     Parameters
     ----------
-    true, predicted : (N,) class indices in [0, K).
-    classes : (K,) labels of rows and columns. path : the PNG to write.
+    true : (N,) int array
+        True class indices in [0, K).
+    predicted : (N,) int array
+        Predicted class indices in [0, K).
+    classes : (K,) sequence
+        Labels of rows and columns.
+    path : path
+        The PNG to write.
+    title : str
+        Above the picture.
+
+    Raises
+    ------
+    ShapeError
+        `true` and `predicted` are not vectors of one length.
+    MissingDependencyError
+        matplotlib is not installed.
+    StorageError
+        The file cannot be written.
+
+    Examples
+    --------
+    >>> confusion_matrix([0, 1, 1], [0, 1, 0], ["no", "yes"], "confusion.png")
+    >>> Path("confusion.png").exists()
+    True
     """
     names = [str(name) for name in classes]
     counts = count_pairs(true, predicted, len(names))
@@ -181,7 +224,7 @@ def confusion_matrix(
 
 
 def _class_ticks(axes: Any, names: Sequence[str], cell: float) -> None:
-    """Class names on both axes, turned where they would touch; of many classes every n-th."""
+    """Write class names on both axes, turned if they would touch; with many classes, every n-th."""
     ticks = range(0, len(names), math.ceil(len(names) / 25))
     shown = [_literal(names[i] if len(names[i]) <= 16 else names[i][:15] + "…") for i in ticks]
     turned = max(map(len, shown)) * 0.12 > 0.9 * cell * ticks.step  # inches
@@ -191,7 +234,7 @@ def _class_ticks(axes: Any, names: Sequence[str], cell: float) -> None:
 
 
 def _shades(counts: Array, share: Array) -> Array:
-    """(K, K, 3) colours: the diagonal in blue, mistakes in orange, cells without rows white.
+    """Return (K, K, 3) colours: the diagonal in blue, mistakes in orange, cells without rows white.
 
     The square root makes a mistake of one row in a hundred visible.
     """
@@ -204,7 +247,33 @@ def _shades(counts: Array, share: Array) -> Array:
 
 
 def count_pairs(true: Any, predicted: Any, classes: int) -> Array:
-    """(K, K) counts, rows the true class."""
+    """Count the pairs of true and predicted class.
+
+    Parameters
+    ----------
+    true : (N,) int array
+        True class indices in [0, K).
+    predicted : (N,) int array
+        Predicted class indices in [0, K).
+    classes : int
+        Number of classes K.
+
+    Returns
+    -------
+    (K, K) int array
+        Counts; rows are the true classes.
+
+    Raises
+    ------
+    ShapeError
+        `true` and `predicted` are not vectors of one length.
+
+    Examples
+    --------
+    >>> count_pairs([0, 1, 1], [0, 1, 0], 2)
+    array([[1, 0],
+           [1, 1]])
+    """
     true, predicted = np.asarray(true), np.asarray(predicted)
     if true.shape != predicted.shape or true.ndim != 1:
         raise ShapeError(
@@ -216,7 +285,7 @@ def count_pairs(true: Any, predicted: Any, classes: int) -> Array:
 
 
 def _cell_texts(axes: Any, counts: Array, share: Array) -> None:
-    """Count above percentage; cells of 0 stay empty, so that the errors stand out."""
+    """Write count above percentage; cells of 0 stay empty, so that the errors stand out."""
     size = 12 if len(counts) <= 12 else 9
     for i, j in np.argwhere(counts):
         color = "white" if share[i, j] > 0.6 else "black"
@@ -234,11 +303,35 @@ def predictions(
     names: Sequence[str] = (),
     title: str = "",
 ) -> None:
-    """Predicted against true values, one panel for each of the first six target columns.
+    """Draw predicted against true values, one panel for each of the first six target columns.
 
     Parameters
     ----------
-    true, predicted : (N, K) or (N,). names : of the K columns. path : the PNG to write.
+    true : (N, K) or (N,) array
+        True values.
+    predicted : (N, K) or (N,) array
+        Predicted values.
+    path : path
+        The PNG to write.
+    names : sequence of str
+        Names of the K columns.
+    title : str
+        Above the picture.
+
+    Raises
+    ------
+    ShapeError
+        `true` and `predicted` have different shapes.
+    MissingDependencyError
+        matplotlib is not installed.
+    StorageError
+        The file cannot be written.
+
+    Examples
+    --------
+    >>> predictions([1.0, 2.0], [1.1, 1.9], "predictions.png")
+    >>> Path("predictions.png").exists()
+    True
     """
     true, predicted = (np.asarray(a, np.float64) for a in (true, predicted))
     true, predicted = (a[:, None] if a.ndim == 1 else a for a in (true, predicted))
@@ -287,7 +380,7 @@ def _figure(size: tuple[float, float], title: str = "") -> Any:
 
 
 def _literal(name: Any) -> str:
-    """A name of the user's as matplotlib draws it letter by letter: "$" begins no formula."""
+    """Return a user's name so that matplotlib draws each letter: "$" must begin no formula."""
     text = str(name).encode("utf-8", "backslashreplace").decode()  # bytes of a file name
     return text.replace("$", r"\$")
 

@@ -1,7 +1,7 @@
 """Learning-rate schedules: a factor on the optimizer's learning rate for each step.
 
-A schedule is called as ``schedule.factor(progress)`` before each step. Those that count epochs
-change between epochs as PyTorch's do when stepped once an epoch.
+``schedule.factor(progress)`` is called before each step. A schedule that counts epochs changes
+between epochs, as PyTorch's schedulers do if they are stepped once an epoch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,21 @@ from gpubackprop.ops.checks import choice, number
 
 @dataclass
 class Progress:
-    """Where training stands.
+    """How far a training is.
 
-    Attributes
+    Parameters
     ----------
-    step : updates done so far. epoch : epochs done so far.
-    total_steps : updates that the whole training will do.
+    step : int
+        Number of updates done so far.
+    epoch : int
+        Number of epochs done so far.
+    total_steps : int
+        Number of updates that the whole training will do.
+
+    Examples
+    --------
+    >>> Exponential(gamma=0.5).factor(Progress(step=20, epoch=2, total_steps=100))
+    0.25
     """
 
     step: int
@@ -32,37 +41,111 @@ class Progress:
 
 
 class Schedule:
-    """Base: `factor` for the next step; `observe` the metric of a finished epoch."""
+    """Base of the schedules: `factor` for the next step, `observe` for a finished epoch.
+
+    A schedule of your own is a dataclass that derives from it and has a `name` and a `factor`.
+
+    Attributes
+    ----------
+    name : str
+        Name in the registry `SCHEDULES`.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Halved(Schedule):
+    ...     name = "halved"
+    ...
+    ...     def factor(self, progress):
+    ...         return 1.0 if 2 * progress.step < progress.total_steps else 0.5
+    >>> Halved().factor(Progress(step=70, epoch=7, total_steps=100))
+    0.5
+    """
 
     name = ""
 
     def factor(self, progress: Progress) -> float:
+        """Return the factor on the learning rate of the next step.
+
+        Parameters
+        ----------
+        progress : Progress
+            How far the training is.
+
+        Returns
+        -------
+        float
+            The factor.
+
+        Raises
+        ------
+        NotImplementedError
+            A class derived from `Schedule` has no `factor` of its own.
+        """
         raise NotImplementedError
 
     def observe(self, metric: float) -> None:
-        """Told the validation loss (or training loss) after each epoch."""
+        """Note the metric of a finished epoch. Most schedules ignore it.
+
+        Parameters
+        ----------
+        metric : float
+            The validation loss, or the training loss without validation data.
+        """
 
     def state(self) -> dict[str, Any]:
-        """What `observe` has learned, as JSON values; for checkpoints."""
+        """Return what `observe` has learned, for checkpoints.
+
+        Returns
+        -------
+        dict
+            JSON values.
+        """
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Set it again."""
+        """Set what `state` returned.
+
+        Parameters
+        ----------
+        state : dict
+            JSON values.
+        """
 
     def config(self) -> dict[str, Any]:
+        """Return name and options, for checkpoints.
+
+        Returns
+        -------
+        dict
+            JSON values: "name", and each option by its name.
+        """
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
     def copy(self) -> Schedule:
-        """One that learns for itself from here on."""
+        """Return a schedule of the same state that goes on independently of this one.
+
+        Returns
+        -------
+        Schedule
+            The copy.
+        """
         return copy.copy(self)
 
 
 @dataclass
 class Constant(Schedule):
-    """factor = 1."""
+    """No schedule: factor = 1.
+
+    Examples
+    --------
+    >>> Constant().factor(Progress(step=5, epoch=0, total_steps=10))
+    1.0
+    """
 
     name = "constant"
 
@@ -72,7 +155,29 @@ class Constant(Schedule):
 
 @dataclass
 class StepDecay(Schedule):
-    """factor = gamma^floor(epoch / step_epochs) (PyTorch's StepLR)."""
+    """Decay every few epochs: factor = gamma^floor(epoch / step_epochs).
+
+    Parameters
+    ----------
+    step_epochs : int
+        Number of epochs between two decays, at least 1.
+    gamma : float
+        Factor of one decay, at least 0.
+
+    Raises
+    ------
+    OptionError
+        A value is out of range.
+
+    References
+    ----------
+    `torch.optim.lr_scheduler.StepLR`.
+
+    Examples
+    --------
+    >>> StepDecay(step_epochs=10, gamma=0.5).factor(Progress(step=250, epoch=25, total_steps=300))
+    0.25
+    """
 
     step_epochs: int = 10
     gamma: float = 0.1
@@ -89,7 +194,27 @@ class StepDecay(Schedule):
 
 @dataclass
 class Exponential(Schedule):
-    """factor = gamma^epoch (PyTorch's ExponentialLR)."""
+    """Decay every epoch: factor = gamma^epoch.
+
+    Parameters
+    ----------
+    gamma : float
+        Factor of one epoch, at least 0.
+
+    Raises
+    ------
+    OptionError
+        `gamma` is out of range.
+
+    References
+    ----------
+    `torch.optim.lr_scheduler.ExponentialLR`.
+
+    Examples
+    --------
+    >>> Exponential(gamma=0.5).factor(Progress(step=30, epoch=3, total_steps=100))
+    0.125
+    """
 
     gamma: float = 0.95
     name = "exponential"
@@ -105,9 +230,30 @@ class Exponential(Schedule):
 class Cosine(Schedule):
     """Linear warm-up over `warmup_steps`, then half a cosine down to `final`.
 
-    factor = (step + 1) / warmup_steps in the warm-up, then
-    final + (1 - final) (1 + cos(pi * share of the remaining steps done)) / 2.
-    Source: Loshchilov & Hutter 2017.
+    In the warm-up, factor = (step + 1) / warmup_steps. Then factor = final + (1 - final) (1 +
+    cos(pi s)) / 2, where s in [0, 1] is the share of the remaining steps that is done.
+
+    Parameters
+    ----------
+    warmup_steps : int
+        Number of updates of the warm-up, at least 0.
+    final : float
+        The last factor, in [0, 1].
+
+    Raises
+    ------
+    OptionError
+        A value is out of range.
+
+    References
+    ----------
+    I. Loshchilov and F. Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
+
+    Examples
+    --------
+    >>> cosine = Cosine(warmup_steps=10)
+    >>> [cosine.factor(Progress(step, 0, total_steps=110)) for step in (0, 9, 60, 110)]
+    [0.1, 1.0, 0.5, 0.0]
     """
 
     warmup_steps: int = 0
@@ -128,7 +274,29 @@ class Cosine(Schedule):
 
 @dataclass
 class InverseScaling(Schedule):
-    """factor = 1 / (step + 1)^power, or of the epoch (scikit-learn's "invscaling" form)."""
+    """A power of the step or epoch: factor = 1 / (done + 1)^power.
+
+    Parameters
+    ----------
+    power : float
+        At least 0.
+    unit : {"step", "epoch"}
+        What is counted as done.
+
+    Raises
+    ------
+    OptionError
+        A value is out of range.
+
+    References
+    ----------
+    scikit-learn's ``learning_rate="invscaling"``.
+
+    Examples
+    --------
+    >>> InverseScaling(power=0.5).factor(Progress(step=3, epoch=0, total_steps=10))
+    0.5
+    """
 
     power: float = 0.5
     unit: str = "step"
@@ -147,7 +315,35 @@ class InverseScaling(Schedule):
 class ReduceOnPlateau(Schedule):
     """Multiply by `gamma` when the metric has not fallen for more than `patience` epochs.
 
-    Falling means below best * (1 - threshold), as PyTorch's ReduceLROnPlateau with its defaults.
+    The metric has fallen if it is below best * (1 - threshold).
+
+    Parameters
+    ----------
+    gamma : float
+        Above 0 and below 1.
+    patience : int
+        Number of epochs without a fall after which the next one reduces the factor.
+    threshold : float
+        Relative fall that counts, in [0, 1].
+    minimum : float
+        The factor goes no lower.
+
+    Raises
+    ------
+    OptionError
+        A value is out of range.
+
+    References
+    ----------
+    `torch.optim.lr_scheduler.ReduceLROnPlateau` with its defaults.
+
+    Examples
+    --------
+    >>> plateau = ReduceOnPlateau(gamma=0.5, patience=0)
+    >>> for loss in (1.0, 0.9, 0.9):
+    ...     plateau.observe(loss)
+    >>> plateau.factor(Progress(step=30, epoch=3, total_steps=100))
+    0.5
     """
 
     gamma: float = 0.1
@@ -155,7 +351,7 @@ class ReduceOnPlateau(Schedule):
     threshold: float = 1e-4
     minimum: float = 0.0
     name = "reduce_on_plateau"
-    _seen: dict[str, float] = field(default_factory=dict, repr=False)
+    _seen: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < number(self.gamma, "gamma", 0.0, 1.0) < 1.0:
@@ -175,7 +371,7 @@ class ReduceOnPlateau(Schedule):
 
     def observe(self, metric: float) -> None:
         seen = self._seen
-        # For a negative best, (1 - threshold) would raise the bar; PyTorch does the same.
+        # If best is negative, best * (1 - threshold) lies above it; PyTorch computes the same.
         if metric < seen["best"] * (1.0 - self.threshold) or seen["best"] == math.inf > metric:
             seen["best"], seen["bad_epochs"] = metric, 0
             return
@@ -203,7 +399,30 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def schedule(spec: str | Schedule | None, **options: Any) -> Schedule:
-    """The schedule that `spec` names, with `options`; None is the constant one."""
+    """Return the schedule that `spec` names, with `options`.
+
+    Parameters
+    ----------
+    spec : str, Schedule or None
+        A name of `SCHEDULES`; None is the constant one; a `Schedule` is returned as it is.
+    **options : object
+        Arguments of the schedule's class.
+
+    Returns
+    -------
+    Schedule
+        The schedule.
+
+    Raises
+    ------
+    OptionError
+        The name is unknown, or the schedule does not have an option or its value.
+
+    Examples
+    --------
+    >>> schedule("cosine", warmup_steps=100)
+    Cosine(warmup_steps=100, final=0.0)
+    """
     if isinstance(spec, Schedule):
         return spec
     cls = lookup(SCHEDULES, "constant" if spec is None else spec, "schedule")

@@ -1,7 +1,7 @@
-"""Files of named arrays with JSON values beside them: safetensors, written so that a crash keeps
-the previous file whole.
+"""Files of named arrays with JSON values beside them, in the safetensors format.
 
-No pickle, so reading executes nothing.
+A crash while writing leaves the previous file whole. There is no pickle, so reading executes
+nothing.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ import numpy as np
 from gpubackprop.errors import ModelFileError, StorageError
 
 Array = np.ndarray
-VALUES_KEY = "gpubackprop"  # the one metadata entry, holding all values as JSON
+VALUES_KEY = "gpubackprop"  # the one metadata entry; it holds all values as JSON
 
 
 def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Array], values: Any) -> None:
     """Write `arrays` and the JSON-able `values` to `path`: temporary file, sync, rename.
 
-    Killed at any moment, `path` holds either its previous content or the new one, whole.
-    NaN and infinities among the values are written as Python's JSON does.
+    If the process is killed at any moment, `path` holds either its previous content or the new one,
+    whole. NaN and infinities among the values are written as Python's JSON writes them.
 
     Raises
     ------
-    StorageError : disk full, read-only directory, ...; the previous file is untouched then.
-    TypeError : a value or dtype that the format does not have.
+    StorageError
+        The disk is full, the directory is read-only, or the like; the previous file is untouched.
+    TypeError
+        The format has no such value or dtype.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save
 
-    # safetensors' NumPy API writes the memory as it lies: strides and byte order would be lost.
+    # safetensors' NumPy API writes the memory as it is: strides and byte order would be lost.
     contiguous = {
         name: np.asarray(array, array.dtype.newbyteorder("="), order="C")
         for name, array in arrays.items()
@@ -53,7 +55,7 @@ def write_tensors(path: str | os.PathLike[str], arrays: dict[str, Array], values
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy number or array among the values, as JSON knows it."""
+    """Return a NumPy number or array among the values as JSON knows it."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written as JSON")
@@ -62,8 +64,8 @@ def _plain(value: Any) -> Any:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` so that no reader and no crash ever sees a part of it.
 
-    A symbolic link stays one: the file that it names is replaced. StorageError as for
-    `write_tensors`.
+    If `path` is a symbolic link, the link stays and the file that it names is replaced. Raises
+    StorageError as `write_tensors` does.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -88,7 +90,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _sync_directory(folder: Path) -> None:
-    """Make a rename durable. Where that is impossible a crash may leave either file, whole."""
+    """Make a rename durable. If that is impossible, a crash may leave either file, whole."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     with contextlib.suppress(OSError):
@@ -110,13 +112,15 @@ def remove_leftovers(path: Path) -> None:
 def read_tensors(
     path: str | os.PathLike[str], kind: str, version: int
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Arrays and values of a file that `write_tensors` wrote with values["kind"] == kind.
+    """Return arrays and values of a file that `write_tensors` wrote with values["kind"] == kind.
 
     Raises
     ------
     FileNotFoundError
-    ModelFileError : unreadable, truncated, foreign, of another kind or a newer version; the message
-        names file and reason.
+        There is no such file.
+    ModelFileError
+        The file is unreadable, truncated, foreign, of another kind or of a newer version; the
+        message names file and reason.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -144,7 +148,7 @@ def read_tensors(
 
 
 def _values(path: Path, metadata: dict[str, str], kind: str, version: int) -> dict[str, Any]:
-    """The JSON values, if they are of this kind and not newer than `version`."""
+    """Return the JSON values; raise ModelFileError for another kind or a newer version."""
     try:
         values = json.loads(metadata[VALUES_KEY])
         found = values["kind"], values["version"]
@@ -170,7 +174,7 @@ def require_array(
     shape: tuple[int, ...],
     dtype: np.dtype,
 ) -> Array:
-    """arrays[name], of that shape and dtype and without NaN and infinities, or ModelFileError."""
+    """Return arrays[name]; raise ModelFileError for another shape or dtype, NaN or infinity."""
     if name not in arrays:
         raise ModelFileError(f"{path} has no tensor {name!r}; it holds {', '.join(sorted(arrays))}")
     array = arrays[name]
@@ -193,7 +197,7 @@ def require_array(
 def require_count(
     path: str | os.PathLike[str], name: str, value: Any, high: float = math.inf
 ) -> int:
-    """`value` as an integer in [0, high], or ModelFileError."""
+    """Return `value` as an integer in [0, high]; raise ModelFileError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise ModelFileError(

@@ -10,6 +10,7 @@
 //   16-byte accesses; heads, tails and rows that start off 16 bytes element by element
 //   measured: not measured on a GPU
 #include "activations.cuh"
+#include "include/arguments.cuh"
 #include "include/column_totals.cuh"
 #include "include/dropout.cuh"
 #include "include/entries.cuh"
@@ -33,19 +34,28 @@ __device__ __forceinline__ void times_slope(
     }
 }
 
-template <class Act, class T, class Drop>
-__device__ __forceinline__ void activation_backward(
-    const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows, int64 cols,
-    int join, int64 stride_grad, int64 stride_saved, int64 stride_delta, compute_of<T> k,
-    const Drop& drop) {
+template <class T> struct ActivationBackwardArguments {
+    const T *grad_h, *saved;
+    T* delta;
+    compute_of<T>* partial;
+    const uint64* dropout_state;  // this and the other dropout_... are read by entries with dropout
+    int64 rows, cols, stride_grad, stride_saved, stride_delta, dropout_threshold, dropout_layer;
+    compute_of<T> parameter, dropout_scale;  // parameter: of the activation
+    int join;
+};
+
+template <class Act, class Drop, class T>
+__device__ __forceinline__ void activation_backward(const ActivationBackwardArguments<T>& a) {
     using C = compute_of<T>;
+    const Drop drop(a);
+    const C k = a.parameter;
     constexpr int E = PACK<T>;
     constexpr int UNROLL = sizeof(T) == 8 || Drop::ON ? 2 : 4;  // the random words take registers
-    Strip<E> strip(rows, cols, join, misalignment(delta));
+    Strip<E> strip(a.rows, a.cols, a.join, misalignment(a.delta));
     int64 row = strip.first + threadIdx.y;
-    Walk<const T, E> grad(strip, grad_h, row, stride_grad), save = grad;
-    if (Act::READS_SAVED) save = Walk<const T, E>(strip, saved, row, stride_saved);
-    Walk<T, E> out(strip, delta, row, stride_delta);
+    Walk<const T, E> grad(strip, a.grad_h, row, a.stride_grad), save = grad;
+    if (Act::READS_SAVED) save = Walk<const T, E>(strip, a.saved, row, a.stride_saved);
+    Walk<T, E> out(strip, a.delta, row, a.stride_delta);
     bool vector = grad.vector() && out.vector() && save.vector();
     C total[E] = {};
     Pack<T, E> g[UNROLL], s[UNROLL] = {};
@@ -79,31 +89,16 @@ __device__ __forceinline__ void activation_backward(
 #pragma unroll
         for (int e = 0; e < E; ++e) total[e] += part[e];
     }
-    if (partial != nullptr) write_column_totals(strip, total, partial);
+    if (a.partial != nullptr) write_column_totals(strip, total, a.partial);
 }
 
-#define ENTRY_(act, T)                                                                              \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) activation_backward_##act##_##T( \
-        const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows,              \
-        int64 cols, int join, int64 stride_grad, int64 stride_saved, int64 stride_delta,            \
-        compute_of<T> k) {                                                                          \
-        activation_backward<activations::act, T>(grad_h, saved, delta, partial, rows, cols, join,   \
-                                                 stride_grad, stride_saved, stride_delta, k,        \
-                                                 NoDropout{});                                      \
+#define ENTRY_(name, act, T, DROP)                                               \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) name##act##_##T( \
+        const __grid_constant__ ActivationBackwardArguments<T> a) {              \
+        activation_backward<activations::act, DROP>(a);                          \
     }
-#define DROPOUT_ENTRY_(act, T)                                                                      \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2)                                  \
-        activation_backward_dropout_##act##_##T(                                                    \
-            const T* grad_h, const T* saved, T* delta, compute_of<T>* partial, int64 rows,          \
-            int64 cols, int join, int64 stride_grad, int64 stride_saved, int64 stride_delta,        \
-            compute_of<T> k, const uint64* state, int64 threshold, compute_of<T> scale,             \
-            int64 layer) {                                                                          \
-        activation_backward<activations::act, T>(                                                   \
-            grad_h, saved, delta, partial, rows, cols, join, stride_grad, stride_saved,             \
-            stride_delta, k, Dropout<compute_of<T>>(state, threshold, scale, layer));               \
-    }
-#define ENTRY(act, T) ENTRY_(act, T)
-#define DROPOUT_ENTRY(act, T) DROPOUT_ENTRY_(act, T)
+#define ENTRY(act, T) ENTRY_(activation_backward_, act, T, NoDropout)
+#define DROPOUT_ENTRY(act, T) ENTRY_(activation_backward_dropout_, act, T, Dropout<compute_of<T>>)
 #ifndef ONLY_DROPOUT
 FOR_EACH_ACTIVATION(ENTRY)
 #endif

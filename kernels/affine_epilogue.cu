@@ -12,6 +12,7 @@
 //   16-byte accesses; heads, tails and rows that start off 16 bytes element by element
 //   measured: not measured on a GPU
 #include "activations.cuh"
+#include "include/arguments.cuh"
 #include "include/dropout.cuh"
 #include "include/entries.cuh"
 #include "include/strip.cuh"
@@ -42,19 +43,30 @@ __device__ __forceinline__ void bias_and_value(
     }
 }
 
-template <class Act, class P, class T, class Drop>
-__device__ __forceinline__ void affine_epilogue(
-    const P* product, const T* bias, T* a, T* h, int64 rows, int64 cols, int join,
-    int64 stride_product, int64 stride_a, int64 stride_h, compute_of<T> k, const Drop& drop) {
+template <class P, class T> struct AffineEpilogueArguments {
+    const P* product;
+    const T* bias;
+    T *a, *h;
+    const uint64* dropout_state;  // this and the other dropout_... are read by entries with dropout
+    int64 rows, cols, stride_product, stride_a, stride_h, dropout_threshold, dropout_layer;
+    compute_of<T> parameter, dropout_scale;  // parameter: of the activation
+    int join;
+};
+
+template <class Act, class Drop, class P, class T>
+__device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P, T>& args) {
     constexpr int E = PACK<T>, UNROLL = sizeof(P) == 8 || sizeof(P) > sizeof(T) ? 2 : 4;
-    Strip<E> strip(rows, cols, join, misalignment(h));
+    Strip<E> strip(args.rows, args.cols, args.join, misalignment(args.h));
     if (!strip.inside) return;
+    const Drop drop(args);
+    const compute_of<T> k = args.parameter;
+    const bool keeps_a = args.a != nullptr;
     compute_of<T> b[E] = {};
-    if (bias != nullptr) load_columns(strip, bias, b);
+    if (args.bias != nullptr) load_columns(strip, args.bias, b);
     int64 row = strip.first + threadIdx.y;
-    Walk<const P, E> in(strip, product, row, stride_product);
-    Walk<T, E> out(strip, h, row, stride_h), keep = out;
-    if (a != nullptr) keep = Walk<T, E>(strip, a, row, stride_a);
+    Walk<const P, E> in(strip, args.product, row, args.stride_product);
+    Walk<T, E> out(strip, args.h, row, args.stride_h), keep = out;
+    if (keeps_a) keep = Walk<T, E>(strip, args.a, row, args.stride_a);
     bool vector = in.vector() && out.vector() && keep.vector();
     Pack<P, E> pack[UNROLL];
     Pack<T, E> apart, kept;
@@ -67,7 +79,7 @@ __device__ __forceinline__ void affine_epilogue(
                 Pack<T, E>& value = place_of_h(pack[u], apart);
                 bias_and_value<Act>(
                     pack[u], value, kept, b, k, drop, strip.place(row + u * STRIP_ROWS));
-                if (a != nullptr) store(keep.at + u * keep.step, kept);
+                if (keeps_a) store(keep.at + u * keep.step, kept);
                 store(out.at + u * out.step, value);
             }
             row += UNROLL * STRIP_ROWS;
@@ -77,7 +89,7 @@ __device__ __forceinline__ void affine_epilogue(
             pack[0] = load_part<P, E>(in.at, lo, hi);
             Pack<T, E>& value = place_of_h(pack[0], apart);
             bias_and_value<Act>(pack[0], value, kept, b, k, drop, strip.place(row));
-            if (a != nullptr) store_part(keep.at, kept, lo, hi);
+            if (keeps_a) store_part(keep.at, kept, lo, hi);
             store_part(out.at, value, lo, hi);
             row += STRIP_ROWS;
             in.advance(1), keep.advance(1), out.advance(1);
@@ -100,24 +112,10 @@ using f16_f32 = of<float16, float>;
 using bf16_f32 = of<bfloat16, float>;
 }  // namespace storage
 
-#define ENTRY_(act, S)                                                                          \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) affine_epilogue_##act##_##S( \
-        const storage::S::P* product, const storage::S::T* bias, storage::S::T* a,              \
-        storage::S::T* h, int64 rows, int64 cols, int join, int64 stride_product,               \
-        int64 stride_a, int64 stride_h, storage::S::C k) {                                      \
-        affine_epilogue<activations::act>(product, bias, a, h, rows, cols, join,                \
-                                          stride_product, stride_a, stride_h, k, NoDropout{});  \
-    }
-#define DROPOUT_ENTRY_(act, S)                                                            \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2)                        \
-        affine_epilogue_dropout_##act##_##S(                                              \
-            const storage::S::P* product, const storage::S::T* bias, storage::S::T* a,    \
-            storage::S::T* h, int64 rows, int64 cols, int join, int64 stride_product,     \
-            int64 stride_a, int64 stride_h, storage::S::C k, const uint64* state,         \
-            int64 threshold, storage::S::C scale, int64 layer) {                          \
-        affine_epilogue<activations::act>(                                                \
-            product, bias, a, h, rows, cols, join, stride_product, stride_a, stride_h, k, \
-            Dropout<storage::S::C>(state, threshold, scale, layer));                      \
+#define ENTRY_(name, act, S, DROP)                                                        \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) name##act##_##S(       \
+        const __grid_constant__ AffineEpilogueArguments<storage::S::P, storage::S::T> a) { \
+        affine_epilogue<activations::act, DROP>(a);                                       \
     }
 #ifndef ONLY_DTYPE
 #undef FOR_EACH_DTYPE
@@ -125,8 +123,8 @@ using bf16_f32 = of<bfloat16, float>;
     ENTRY(act, f64) ENTRY(act, f32) ENTRY(act, f16) ENTRY(act, bf16) \
     ENTRY(act, f16_f32) ENTRY(act, bf16_f32)
 #endif
-#define ENTRY(act, S) ENTRY_(act, S)
-#define DROPOUT_ENTRY(act, S) DROPOUT_ENTRY_(act, S)
+#define ENTRY(act, S) ENTRY_(affine_epilogue_, act, S, NoDropout)
+#define DROPOUT_ENTRY(act, S) ENTRY_(affine_epilogue_dropout_, act, S, Dropout<storage::S::C>)
 #ifndef ONLY_DROPOUT
 FOR_EACH_ACTIVATION(ENTRY)
 #endif

@@ -5,10 +5,11 @@
 //   measured: not measured on a GPU
 //
 // column_sum_finish<T>: second stage;  out[j] = sum_i partial[i, j] / divisor
-//   partial: compute_of<T>[rows, cols], out: T[cols]; divisor: one number on the device, or null for 1
+//   partial: compute_of<T>[rows, cols], out: T[cols]; divisor: one number, 1 for a plain sum
 //   where divisor is 0, out is NaN whatever the sum, or 0 with empty_is_zero; rows may be 0: the sum is 0
 //   block (x, y): x columns, y threads to a column, x * y = FINISH_THREADS
 //   measured: not measured on a GPU
+#include "include/arguments.cuh"
 #include "include/column_totals.cuh"
 #include "include/entries.cuh"
 
@@ -20,14 +21,19 @@ __device__ __forceinline__ void add(C (&sum)[E], const Pack<T, E>& pack) {
     for (int e = 0; e < E; ++e) sum[e] += widen(pack.v[e]);
 }
 
-template <class T>
-__device__ __forceinline__ void column_sum(
-    const T* x, compute_of<T>* partial, int64 rows, int64 cols, int join, int64 stride) {
+template <class T> struct ColumnSumArguments {
+    const T* x;
+    compute_of<T>* partial;
+    int64 rows, cols, stride;
+    int join;
+};
+
+template <class T> __device__ __forceinline__ void column_sum(const ColumnSumArguments<T>& a) {
     using C = compute_of<T>;
     constexpr int E = PACK<T>, UNROLL = 4;
-    Strip<E> strip(rows, cols, join, misalignment(x));
+    Strip<E> strip(a.rows, a.cols, a.join, misalignment(a.x));
     int64 row = strip.first + threadIdx.y;
-    Walk<const T, E> in(strip, x, row, stride);
+    Walk<const T, E> in(strip, a.x, row, a.stride);
     bool vector = in.vector();
     C total[E] = {};
     Pack<T, E> pack[UNROLL];
@@ -51,19 +57,26 @@ __device__ __forceinline__ void column_sum(
 #pragma unroll
         for (int e = 0; e < E; ++e) total[e] += part[e];
     }
-    write_column_totals(strip, total, partial);
+    write_column_totals(strip, total, a.partial);
 }
 
+template <class T> struct ColumnSumFinishArguments {
+    const compute_of<T>* partial;
+    T* out;
+    Number<compute_of<T>> divisor;
+    int64 rows, cols;
+    int empty_is_zero;
+};
+
 template <class T>
-__device__ __forceinline__ void column_sum_finish(
-    const compute_of<T>* partial, T* out, int64 rows, int64 cols, const compute_of<T>* divisor,
-    int empty_is_zero) {
+__device__ __forceinline__ void column_sum_finish(const ColumnSumFinishArguments<T>& a) {
     using C = compute_of<T>;
     __shared__ C sums[FINISH_THREADS];
     int64 column = int64(blockIdx.x) * blockDim.x + threadIdx.x;
     int64 row = threadIdx.y;
     Compensated<C> total;
-    for (; column < cols && row < rows; row += blockDim.y) total.add(partial[row * cols + column]);
+    for (; column < a.cols && row < a.rows; row += blockDim.y)
+        total.add(a.partial[row * a.cols + column]);
     sums[threadIdx.y * blockDim.x + threadIdx.x] = total.value();
     for (int half = blockDim.y / 2; half > 0; half /= 2) {  // blockDim.y is a power of two
         __syncthreads();
@@ -71,22 +84,20 @@ __device__ __forceinline__ void column_sum_finish(
             sums[threadIdx.y * blockDim.x + threadIdx.x] +=
                 sums[(threadIdx.y + half) * blockDim.x + threadIdx.x];
     }
-    if (threadIdx.y > 0 || column >= cols) return;
-    C sum = sums[threadIdx.x];
-    if (divisor != nullptr && *divisor == C(0)) sum = empty_is_zero ? C(0) : not_a_number<C>();
-    else if (divisor != nullptr) sum /= *divisor;
-    out[column] = to_storage<T>(sum);
+    if (threadIdx.y > 0 || column >= a.cols) return;
+    C divisor = a.divisor.get(), sum = sums[threadIdx.x] / divisor;
+    if (divisor == C(0)) sum = a.empty_is_zero ? C(0) : not_a_number<C>();
+    a.out[column] = to_storage<T>(sum);
 }
 
-#define ENTRY_(stage, T)                                                                      \
-    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) column_sum_##T(            \
-        const T* x, compute_of<T>* partial, int64 rows, int64 cols, int join, int64 stride) { \
-        column_sum<T>(x, partial, rows, cols, join, stride);                                  \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(FINISH_THREADS) column_sum_finish_##T(       \
-        const compute_of<T>* partial, T* out, int64 rows, int64 cols,                         \
-        const compute_of<T>* divisor, int empty_is_zero) {                                    \
-        column_sum_finish<T>(partial, out, rows, cols, divisor, empty_is_zero);               \
+#define ENTRY_(stage, T)                                                                \
+    extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) column_sum_##T(      \
+        const __grid_constant__ ColumnSumArguments<T> a) {                              \
+        column_sum<T>(a);                                                               \
+    }                                                                                   \
+    extern "C" __global__ void __launch_bounds__(FINISH_THREADS) column_sum_finish_##T( \
+        const __grid_constant__ ColumnSumFinishArguments<T> a) {                        \
+        column_sum_finish<T>(a);                                                        \
     }
 #define ENTRY(stage, T) ENTRY_(stage, T)
 FOR_EACH_DTYPE(ENTRY, )

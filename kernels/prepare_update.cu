@@ -13,6 +13,7 @@
 //   growth_interval finite steps. Nothing is read back by the host
 //   moves under 300 bytes. All in float64: it runs once a step, and 1 - beta^step needs it
 //   measured: not measured on a GPU
+#include "include/arguments.cuh"
 #include "include/entries.cuh"
 #include "updates.cuh"
 
@@ -20,10 +21,21 @@ using namespace updates;
 
 constexpr int FIRST_HYPERPARAMETER = 5;  // in settings
 
+template <class C> struct PrepareUpdateArguments {
+    const double* settings;
+    double* state;
+    const C* norm;
+    C *c, *scaling;
+    uint64* random;
+};
+
 template <class Rule, class C>
-__device__ __forceinline__ void prepare_update(
-    const double* settings, double* state, const C* norm, C* c, C* scaling, uint64* random) {
+__device__ __forceinline__ void prepare_update(const PrepareUpdateArguments<C>& a) {
     if (threadIdx.x != 0 || blockIdx.x != 0) return;
+    const double* settings = a.settings;
+    const C* norm = a.norm;
+    double* state = a.state;
+    C* c = a.c;
     double lr = settings[0], weight_decay = settings[1], clip_norm = settings[3], interval = settings[4];
     double own[FORMULA_COEFFICIENTS] = {};
     Rule::prepare(settings + FIRST_HYPERPARAMETER, lr, state[0] + 1.0, own);
@@ -39,21 +51,20 @@ __device__ __forceinline__ void prepare_update(
     c[PROCEED] = finite ? C(1) : C(0);
 
     state[finite ? 0 : 1] += 1.0;
-    if (random != nullptr && finite) random[1] += 1;
+    if (a.random != nullptr && finite) a.random[1] += 1;
     state[3] += 1.0;
     if (interval > 0.0 && (!finite || state[3] >= interval)) {
         state[2] *= finite ? 2.0 : 0.5;
         state[3] = 0.0;
     }
-    scaling[0] = C(state[2]);
-    scaling[1] = C(1.0 / state[2]);
+    a.scaling[0] = C(state[2]);
+    a.scaling[1] = C(1.0 / state[2]);
 }
 
 #define ENTRY_(rule, C)                                                           \
     extern "C" __global__ void __launch_bounds__(32) prepare_update_##rule##_##C( \
-        const double* settings, double* state, const C* norm, C* c, C* scaling,   \
-        uint64* random) {                                                         \
-        prepare_update<rule, C>(settings, state, norm, c, scaling, random);       \
+        const __grid_constant__ PrepareUpdateArguments<C> a) {                    \
+        prepare_update<rule, C>(a);                                               \
     }
 #define ENTRY(rule, C) ENTRY_(rule, C)
 #define ENTRIES(rule) FOR_EACH_COMPUTE_DTYPE(ENTRY, rule)

@@ -4,32 +4,37 @@
 //   labels: L[rows]; out: C[rows]. Its column sum is the `divisor` of the loss kernels
 //   moves rows * (sizeof(L) + 2 sizeof(C)): reads labels and sample_weight, writes out
 //   measured: not measured on a GPU
+#include "include/arguments.cuh"
 #include "include/entries.cuh"
-#include "include/types.cuh"
+
+template <class L, class C> struct RowWeightsArguments {
+    const L* labels;
+    const C *sample_weight, *class_weight;
+    C* out;
+    int64 ignore_index, classes, rows;
+    C factor;
+    int has_ignore_index;
+};
 
 template <class L, class C>
-__device__ __forceinline__ void row_weights(
-    const L* labels, const C* sample_weight, const C* class_weight, int64 ignore_index,
-    int has_ignore_index, C factor, int64 classes, C* out, int64 rows) {
+__device__ __forceinline__ void row_weights(const RowWeightsArguments<L, C>& a) {
     int64 step = int64(gridDim.x) * blockDim.x;
-    for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < rows; i += step) {
-        C weight = sample_weight == nullptr ? factor : sample_weight[i] * factor;
-        if (labels != nullptr) {
-            int64 label = labels[i];
-            if (has_ignore_index && label == ignore_index) weight = C(0);
-            else if (label < 0 || label >= classes) weight = not_a_number<C>();
-            else if (class_weight != nullptr) weight *= class_weight[label];
+    for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < a.rows; i += step) {
+        C weight = a.sample_weight == nullptr ? a.factor : a.sample_weight[i] * a.factor;
+        if (a.labels != nullptr) {
+            int64 label = a.labels[i];
+            if (a.has_ignore_index && label == a.ignore_index) weight = C(0);
+            else if (label < 0 || label >= a.classes) weight = not_a_number<C>();
+            else if (a.class_weight != nullptr) weight *= a.class_weight[label];
         }
-        out[i] = weight;
+        a.out[i] = weight;
     }
 }
 
-#define ENTRY_(L, C)                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) row_weights_##L##_##C(                   \
-        const L* labels, const C* sample_weight, const C* class_weight, int64 ignore_index,    \
-        int has_ignore_index, C factor, int64 classes, C* out, int64 rows) {                   \
-        row_weights<L, C>(labels, sample_weight, class_weight, ignore_index, has_ignore_index, \
-                          factor, classes, out, rows);                                         \
+#define ENTRY_(L, C)                                                         \
+    extern "C" __global__ void __launch_bounds__(256) row_weights_##L##_##C( \
+        const __grid_constant__ RowWeightsArguments<L, C> a) {               \
+        row_weights<L, C>(a);                                                \
     }
 #define ENTRY(L, C) ENTRY_(L, C)
 #ifdef ONLY_FORMULA

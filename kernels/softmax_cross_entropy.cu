@@ -31,9 +31,8 @@
 
 enum Phase { WHOLE, PARTS, FINISH };
 
-template <class T, int CLUSTER, bool GENERAL, Phase PHASE>
-__device__ __forceinline__ void softmax_cross_entropy(
-    const Problem<T>& p, Statistics<compute_of<T>>* partial, int shared_packs) {
+template <int CLUSTER, bool GENERAL, Phase PHASE, class T>
+__device__ __forceinline__ void softmax_cross_entropy(const SoftmaxArguments<T>& p) {
     using C = compute_of<T>;
     int64 blocks = PHASE == WHOLE ? gridDim.x / CLUSTER : gridDim.y;
     int64 block = PHASE == WHOLE ? blockIdx.x / CLUSTER : blockIdx.y;
@@ -42,7 +41,7 @@ __device__ __forceinline__ void softmax_cross_entropy(
     int turn = 0;
     for (int64 first = block * blockDim.y; first < p.rows; first += blocks * blockDim.y, turn ^= 1) {
         int64 row = first + threadIdx.y;
-        RowPacks<T, GENERAL> mine(p, row, part, parts, PHASE == FINISH ? 0 : shared_packs);
+        RowPacks<T, GENERAL> mine(p, row, part, parts, PHASE == FINISH ? 0 : p.shared_packs);
         Target<C> target(p, row);
         bool owns = mine.owns(target.label);
         C z_label = C(0);
@@ -50,15 +49,15 @@ __device__ __forceinline__ void softmax_cross_entropy(
 
         Statistics<C> all;
         if constexpr (PHASE == FINISH) {
-            all = combine_parts(partial + row * parts, parts, p.spread(), p.wants_best());
+            all = combine_parts(p.partial + row * parts, parts, p.spread(), p.wants_best());
         } else {
             mine.load(!target.ignored || p.reads_ignored());
             all = combine_group<CLUSTER>(mine.statistics(), p.spread(), p.wants_best(), turn);
         }
         if constexpr (PHASE == PARTS) {
-            if (threadIdx.x == 0) partial[row * parts + part] = all;
+            if (threadIdx.x == 0) p.partial[row * parts + part] = all;
         } else {
-            Outcome<T> outcome(p, target, all, GENERAL ? C(1) : p.uniform);
+            Outcome<T> outcome(p, target, all, GENERAL ? C(1) : p.eps_over_K);
             if (p.delta != nullptr && row < p.rows) {
                 mine.begin_writing();
                 if (target.ignored) mine.write_zeros();
@@ -73,10 +72,10 @@ __device__ __forceinline__ void softmax_cross_entropy(
     if constexpr (CLUSTER > 1) ptx::cluster_sync();  // nobody ends while others read its statistics
 }
 
-#define ENTRY_(name, T, BOUND, CLUSTER, GENERAL, PHASE)                                          \
-    extern "C" __global__ void BOUND softmax_cross_entropy_##name##_##T(                         \
-        SOFTMAX_PARAMETERS(T), Statistics<compute_of<T>>* partial, int shared_packs) {           \
-        softmax_cross_entropy<T, CLUSTER, GENERAL, PHASE>(SOFTMAX_PROBLEM(T), partial, shared_packs); \
+#define ENTRY_(name, T, BOUND, CLUSTER, GENERAL, PHASE)                  \
+    extern "C" __global__ void BOUND softmax_cross_entropy_##name##_##T( \
+        const __grid_constant__ SoftmaxArguments<T> p) {                 \
+        softmax_cross_entropy<CLUSTER, GENERAL, PHASE>(p);               \
     }
 // Blocks that run at once: three leave each thread 80 registers.
 template <class T, bool GENERAL> constexpr int AT_ONCE = GENERAL || sizeof(T) == 8 ? 2 : 3;

@@ -53,14 +53,14 @@ __device__ __forceinline__ void return_tile(const T* tile, T* to, int count, int
 // elements cost more than a second read, takes the logits from the tile each time.
 template <class T, bool GENERAL> struct ShortRow {
     using C = compute_of<T>;
-    const Problem<T>& p;
+    const SoftmaxArguments<T>& p;
     T* z;  // the row in the tile: logits, then delta
     const C* probabilities;
     int lanes, lane, cols;
     C v[GENERAL ? 1 : SHORT_VALUES];
     Exponential<T> x;
 
-    __device__ __forceinline__ ShortRow(const Problem<T>& p, int64 row, T* z)
+    __device__ __forceinline__ ShortRow(const SoftmaxArguments<T>& p, int64 row, T* z)
         : p(p), z(z), probabilities(nullptr), lanes(int(blockDim.x)), lane(int(threadIdx.x)),
           cols(row < p.rows ? int(p.cols) : 0), x(C(0)) {
         if (GENERAL && p.probabilities != nullptr)
@@ -70,9 +70,9 @@ template <class T, bool GENERAL> struct ShortRow {
 
     // tau of column k, but for what the label itself adds.
     __device__ __forceinline__ C tau(int k) const {
-        C t = p.uniform;
+        C t = p.eps_over_K;
         if (!p.spread()) return C(0);
-        if (probabilities != nullptr) t = ::fma(p.keep, probabilities[k], t);
+        if (probabilities != nullptr) t = ::fma(p.one_minus_eps, probabilities[k], t);
         return p.class_weight == nullptr ? t : t * p.class_weight[k];
     }
 
@@ -88,8 +88,8 @@ template <class T, bool GENERAL> struct ShortRow {
             for (int k = lane; k < count; k += lanes) {
                 C value = logit(k), t = tau(k);
                 s.sum += x.of(value);
-                if (p.spread()) s.picked = ::fma(t, value - x.origin, s.picked);
-                s.total += t;
+                if (p.spread()) s.dot_tau_z = ::fma(t, value - x.origin, s.dot_tau_z);
+                s.sum_tau += t;
             }
             return s;
         }
@@ -103,8 +103,8 @@ template <class T, bool GENERAL> struct ShortRow {
 #pragma unroll
         for (int j = 0; j < SHORT_VALUES; ++j) {
             if (p.spread() && lane + j * lanes < count) {
-                s.picked += v[j] - x.origin;
-                s.total += C(1);
+                s.dot_tau_z += v[j] - x.origin;
+                s.sum_tau += C(1);
             }
             v[j] = x.of(v[j]);
             s.sum += v[j];
@@ -113,7 +113,7 @@ template <class T, bool GENERAL> struct ShortRow {
     }
 
     __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
-        C share = x.to(outcome.origin) * outcome.share;
+        C grad_scale = x.to(outcome.origin) * outcome.grad_scale;
         if (target.ignored) {
             for (int k = lane; k < cols; k += lanes) z[k] = to_storage<T>(C(0));
         } else if constexpr (GENERAL) {
@@ -121,23 +121,23 @@ template <class T, bool GENERAL> struct ShortRow {
             C inverse = C(1) / p.soft_cap;
             for (int k = lane; k < cols; k += lanes) {
                 C value = logit(k);
-                C d = ::fma(x.of(value), share, -tau(k) * target.factor);
+                C d = ::fma(x.of(value), grad_scale, -tau(k) * target.factor);
                 if (p.soft_cap != C(0)) d *= cap_slope(value, inverse);
                 z[k] = to_storage<T>(p.log_output ? value - outcome.origin - log_sum : d);
             }
         } else {
-            C uniform = p.uniform * target.factor;
+            C smoothing = p.eps_over_K * target.factor;
 #pragma unroll
             for (int j = 0; j < SHORT_VALUES; ++j) {
                 int k = lane + j * lanes;
-                if (k < cols) z[k] = to_storage<T>(::fma(v[j], share, -uniform));
+                if (k < cols) z[k] = to_storage<T>(::fma(v[j], grad_scale, -smoothing));
             }
         }
     }
 };
 
 template <class T, bool GENERAL>
-__device__ __forceinline__ void softmax_cross_entropy_short(const Problem<T>& p) {
+__device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArguments<T>& p) {
     using C = compute_of<T>;
     __shared__ __align__(16) T tile[TILE<T> + PACK<T>];
     int cols = int(p.cols), groups = int(blockDim.y), lanes = int(blockDim.x);
@@ -159,7 +159,7 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const Problem<T>& p)
             if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.z[target.label])));
             Statistics<C> own = mine.statistics(!target.ignored || p.reads_ignored());
             own = combine_lanes(own, lanes, p.spread(), p.wants_best());
-            Outcome<T> outcome(p, target, own, GENERAL ? C(1) : p.uniform);
+            Outcome<T> outcome(p, target, own, GENERAL ? C(1) : p.eps_over_K);
             if (p.delta != nullptr) mine.write(target, outcome);
             if (!owns) continue;
             if (target.label >= 0) mine.z[target.label] = outcome.label_delta(p, target, z_label);
@@ -170,10 +170,11 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const Problem<T>& p)
     }
 }
 
-#define ENTRY_(form, T, GENERAL)                                                     \
-    extern "C" __global__ void __launch_bounds__(SHORT_THREADS, SHORT_BLOCKS<T>)     \
-        softmax_cross_entropy_short_##form##_##T(SOFTMAX_PARAMETERS(T)) {            \
-        softmax_cross_entropy_short<T, GENERAL>(SOFTMAX_PROBLEM(T));                 \
+#define ENTRY_(form, T, GENERAL)                                                 \
+    extern "C" __global__ void __launch_bounds__(SHORT_THREADS, SHORT_BLOCKS<T>) \
+        softmax_cross_entropy_short_##form##_##T(                                \
+            const __grid_constant__ SoftmaxArguments<T> p) {                     \
+        softmax_cross_entropy_short<T, GENERAL>(p);                              \
     }
 #define ENTRY_labels(T) ENTRY_(labels, T, false)
 #define ENTRY_general(T) ENTRY_(general, T, true)

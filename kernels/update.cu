@@ -11,6 +11,7 @@
 //   moves 2 sizeof(P) + sizeof(G) + 2 SLOTS sizeof(C) + sizeof(N) bytes a parameter; Adam in f32: 28
 //   accesses of 16 bytes to the float32 and float64 streams, 8 to the 16-bit ones; head and tail peeled
 //   measured: not measured on a GPU
+#include "include/arguments.cuh"
 #include "include/entries.cuh"
 #include "include/philox.cuh"
 #include "include/vector.cuh"
@@ -43,16 +44,30 @@ template <class T> __device__ __forceinline__ T round_stochastic(double x, uint3
     return to_storage<T>(x);
 }
 
+template <class P, class G, class N> struct UpdateArguments {
+    P* p;
+    const G* g;
+    compute_of<P> *s0, *s1, *s2;
+    N* copy;
+    const compute_of<P>* c;
+    const uint64* random;
+    int64 penalized, count;
+};
+
 template <class Rule, class P, class G, class N>
-__device__ __forceinline__ void update(
-    P* p, const G* g, compute_of<P>* s0, compute_of<P>* s1, compute_of<P>* s2, N* copy,
-    const compute_of<P>* c, const uint64* random, int64 penalized, int64 count) {
+__device__ __forceinline__ void update(const UpdateArguments<P, G, N>& a) {
     using C = compute_of<P>;
     constexpr int E = PACK<C>;
+    P* p = a.p;
+    const G* g = a.g;
+    N* copy = a.copy;
+    const C* c = a.c;
+    const uint64* random = a.random;
+    int64 penalized = a.penalized, count = a.count;
     if (c[PROCEED] == C(0)) return;
     C unscale = c[UNSCALE], l2 = c[L2], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
     if (l2 == C(0)) penalized = 0;
-    C *const states[MOST_SLOTS] = {s0, s1, s2};
+    C *const states[MOST_SLOTS] = {a.s0, a.s1, a.s2};
     uint64 seed = random == nullptr ? 0 : random[0];
     uint64 offset = random == nullptr ? 0 : stream(random[1], ROUNDING_STREAM);
     int64 step = int64(gridDim.x) * THREADS * E;
@@ -89,12 +104,7 @@ __device__ __forceinline__ void update(
 
 // Storage of the streams, by the name it has in an entry: parameters, gradient, copy of the weights.
 namespace storage {
-template <class Parameter, class Gradient, class Copy> struct of {
-    using P = Parameter;
-    using G = Gradient;
-    using N = Copy;
-    using C = compute_of<Parameter>;
-};
+template <class P, class G, class N> using of = UpdateArguments<P, G, N>;
 using f64 = of<double, double, double>;
 using f32 = of<float, float, float>;
 using f32_f16 = of<float, float16, float16>;     // master weights in float32, all else in 16 bits
@@ -105,13 +115,10 @@ using f16 = of<float16, float16, float16>;       // no master: stochastic roundi
 using bf16 = of<bfloat16, bfloat16, bfloat16>;
 }  // namespace storage
 
-#define ENTRY_(rule, S)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, 3) update_##rule##_##S(            \
-        storage::S::P* p, const storage::S::G* g, storage::S::C* s0, storage::S::C* s1,      \
-        storage::S::C* s2, storage::S::N* copy, const storage::S::C* c,                      \
-        const uint64* random, int64 penalized, int64 count) {                                \
-        update<rule, storage::S::P, storage::S::G, storage::S::N>(                           \
-            p, g, s0, s1, s2, copy, c, random, penalized, count);                            \
+#define ENTRY_(rule, S)                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3) update_##rule##_##S( \
+        const __grid_constant__ storage::S a) {                                   \
+        update<rule>(a);                                                          \
     }
 #define ENTRY(rule, S) ENTRY_(rule, S)
 #ifdef ONLY_DTYPE

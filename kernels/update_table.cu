@@ -15,6 +15,7 @@
 //   moves 2 sizeof(T) + sizeof(T) + 2 SLOTS sizeof(C) bytes a parameter; Adam in f32: 28
 //   accesses of 16 bytes; head and tail, and arrays that are aligned otherwise, element by element
 //   measured: not measured on a GPU
+#include "include/arguments.cuh"
 #include "include/vector.cuh"
 #include "updates.cuh"
 
@@ -32,23 +33,29 @@ enum Word {
     P_ADDRESS, G_ADDRESS, S0_ADDRESS, S1_ADDRESS, S2_ADDRESS, STEP_ADDRESS, COUNT, FIRST_CHUNK, GROUP, WORDS
 };
 
+template <class C> struct PrepareTableArguments {
+    const uint64* table;
+    const double* settings;
+    const float *scale, *found_inf;
+    C* c;
+    int64 tensors;
+};
+
 template <class Rule, class C>
-__device__ __forceinline__ void prepare_table(
-    const uint64* table, const double* settings, const float* scale, const float* found_inf, C* c,
-    int64 tensors) {
+__device__ __forceinline__ void prepare_table(const PrepareTableArguments<C>& a) {
     int64 t = int64(blockIdx.x) * THREADS + threadIdx.x;
-    if (t >= tensors) return;
-    const uint64* row = table + t * WORDS;
-    const double* setting = settings + row[GROUP] * SETTINGS;
+    if (t >= a.tensors) return;
+    const uint64* row = a.table + t * WORDS;
+    const double* setting = a.settings + row[GROUP] * SETTINGS;
     float* steps = reinterpret_cast<float*>(row[STEP_ADDRESS]);
     double step = double(*steps) + 1.0, lr = setting[0], weight_decay = setting[1];
     double own[FORMULA_COEFFICIENTS] = {};
     Rule::prepare(setting + FIRST_HYPERPARAMETER, lr, step, own);
-    C* mine = c + t * COEFFICIENTS;
+    C* mine = a.c + t * COEFFICIENTS;
     for (int i = 0; i < FORMULA_COEFFICIENTS; ++i) mine[i] = C(own[i]);
-    bool proceed = found_inf == nullptr || *found_inf == 0.f;
+    bool proceed = a.found_inf == nullptr || *a.found_inf == 0.f;
     mine[DECAY] = C(Rule::DECOUPLED ? 1.0 - lr * weight_decay : weight_decay);
-    mine[UNSCALE] = scale == nullptr ? C(1) : C(1.0 / double(*scale));
+    mine[UNSCALE] = a.scale == nullptr ? C(1) : C(1.0 / double(*a.scale));
     mine[GRADIENT_FACTOR] = C(setting[2]);
     mine[PROCEED] = proceed ? C(1) : C(0);
     if (proceed) *steps = float(step);
@@ -65,14 +72,19 @@ __device__ __forceinline__ int64 tensor_of(const uint64* table, int64 tensors, u
     return lo;
 }
 
+template <class T> struct UpdateTableArguments {
+    const uint64* table;
+    const compute_of<T>* c;
+    int64 tensors;
+};
+
 template <class Rule, class T>
-__device__ __forceinline__ void update_table(
-    const uint64* table, const compute_of<T>* coefficients, int64 tensors) {
+__device__ __forceinline__ void update_table(const UpdateTableArguments<T>& a) {
     using C = compute_of<T>;
     constexpr int E = PACK<C>;
-    int64 tensor = tensor_of(table, tensors, blockIdx.x);
-    const uint64* row = table + tensor * WORDS;
-    const C* c = coefficients + tensor * COEFFICIENTS;
+    int64 tensor = tensor_of(a.table, a.tensors, blockIdx.x);
+    const uint64* row = a.table + tensor * WORDS;
+    const C* c = a.c + tensor * COEFFICIENTS;
     if (c[PROCEED] == C(0)) return;
     // Of the chunk, elements [first, last) are inside the tensor; 32 bits for what is counted here.
     uint64 address = row[P_ADDRESS];
@@ -108,15 +120,14 @@ __device__ __forceinline__ void update_table(
     }
 }
 
-#define ENTRY_(rule, T)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS) update_table_##rule##_##T(         \
-        const uint64* table, const compute_of<T>* c, int64 tensors) {                        \
-        update_table<rule, T>(table, c, tensors);                                            \
-    }                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS) prepare_table_##rule##_##T(        \
-        const uint64* table, const double* settings, const float* scale,                     \
-        const float* found_inf, compute_of<T>* c, int64 tensors) {                           \
-        prepare_table<rule, compute_of<T>>(table, settings, scale, found_inf, c, tensors);   \
+#define ENTRY_(rule, T)                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS) update_table_##rule##_##T(  \
+        const __grid_constant__ UpdateTableArguments<T> a) {                          \
+        update_table<rule>(a);                                                        \
+    }                                                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS) prepare_table_##rule##_##T( \
+        const __grid_constant__ PrepareTableArguments<compute_of<T>> a) {             \
+        prepare_table<rule>(a);                                                       \
     }
 #define ENTRY(rule, T) ENTRY_(rule, T)
 #ifdef ONLY_DTYPE

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from tests.emulator.arrays import Guarded
-from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
+from tests.emulator.operations import DTYPES, Operations
 
 H200 = DeviceProperties(2, 232_448, (9, 0))
 # name: card, blocks to a row, columns
@@ -23,7 +24,7 @@ FORMS = {
 }
 
 
-def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)) -> None:
+def launch_forms(verbs: Operations, dtype: str, names: tuple[str, ...] = tuple(FORMS)) -> None:
     """Every form with labels (a bad one among them) and in its general form, from awkward pointers;
     for the sanitizers."""
     kind = DTYPES[dtype]
@@ -32,7 +33,7 @@ def launch_forms(verbs: Verbs, dtype: str, names: tuple[str, ...] = tuple(FORMS)
         card, cluster, cols = FORMS[name]
         if name == "parts":
             cols = 17_000 if kind.itemsize < 8 else 9_000
-        own = Verbs(run=verbs.run, device=card)
+        own = Operations(run=verbs.run, device=card)
         rows = {"parts": 1, "short": 150}.get(name, 3)  # short: three tiles
         for shift, gap in ((0, 0), (1, 0 if name == "short" else 2)):
             memory = Guarded()

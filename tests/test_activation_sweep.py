@@ -11,7 +11,7 @@ import pytest
 
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from tests import references, tolerances, ways
-from tests.emulator.verbs import DTYPES
+from tests.emulator.operations import DTYPES
 from tests.ways import activation_backward, activation_forward
 
 pytestmark = pytest.mark.usefixtures("way")

@@ -13,7 +13,6 @@ import pytest
 from gpubackprop import backends, ops
 from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.cupy import CupyBackend, Products, compiling
-from gpubackprop.backends.cupy.launcher import PARAMETERS
 from gpubackprop.errors import (
     DeviceUnavailable,
     DtypeError,
@@ -112,7 +111,7 @@ def test_an_array_on_another_gpu_is_a_clear_error(cuda):
         ):
             cuda.asarray(array)
     a = cuda.zeros((3, 4), float)
-    with pytest.raises(DeviceUnavailable, match="argument 0 lies on cuda:1"):
+    with pytest.raises(DeviceUnavailable, match="product lies on cuda:1"):
         cuda.activation_forward(other, RELU, a)
 
 
@@ -138,6 +137,19 @@ def test_a_row_in_shared_memory_on_the_second_gpu(columns):
     np.testing.assert_allclose(second.to_host(delta), wanted, rtol=1e-5, atol=1e-9)
 
 
+def test_a_long_row_in_parts_has_its_statistics_in_one_place_for_both_launches(cuda, counts):
+    """Working memory that is asked for twice is a new block each time, with anything in it."""
+    z = np.random.default_rng(0).standard_normal((1, 20_000)).astype(np.float32)
+    logits, labels = cuda.asarray(z), cuda.asarray(np.array([19_999]))
+    counts.clear()
+    loss, delta = ops.softmax_cross_entropy(logits, labels)
+    entries = [f"softmax_cross_entropy_{form}_labels_f32" for form in ("parts", "finish")]
+    assert [name for name in counts.kernels if name.startswith("softmax")] == entries
+    wanted_loss, wanted = ops.softmax_cross_entropy(z, np.array([19_999]))
+    assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-6)
+    np.testing.assert_allclose(cuda.to_host(delta), wanted, rtol=1e-5, atol=1e-9)
+
+
 def test_arrays_are_aligned_and_copies_stay_on_the_device(cuda, counts):
     source = cuda.asarray(X)
     out = cuda.empty(X.shape, float)
@@ -161,8 +173,8 @@ def test_device_arrays_do_not_turn_into_numpy_by_themselves(cuda):
 def test_a_launch_that_does_not_fit_is_an_error_before_it_runs(cuda, counts):
     good = cuda.zeros((4, 4), np.float32)
     cases: list[tuple[Any, type[GpubackpropError], str]] = [
-        (X, DtypeError, "wants a device array as argument 0 but got a ndarray"),
-        (cuda.zeros((4, 4), float), DtypeError, "wants f32 as argument 0 but got float64"),
+        (X, DtypeError, "wants a device array as product but got a ndarray"),
+        (cuda.zeros((4, 4), float), DtypeError, "wants f32 as product but got float64"),
         (cuda.zeros((5, 4), np.float32), ShapeError, "matrices of one shape"),
         (good.T, ShapeError, "neighbours"),
         (cuda.zeros((4, 8), np.float32)[:, ::2], ShapeError, "neighbours"),
@@ -189,28 +201,6 @@ def test_rows_with_gaps_and_a_start_off_16_bytes_are_right(cuda):
     cuda.activation_forward(view, RELU, out)
     wanted = np.maximum(cuda.to_host(wide)[:, 1:8], 0)
     assert np.array_equal(cuda.to_host(out), wanted)
-
-
-def test_every_parameter_table_row_has_the_count_of_its_entry():
-    assert PARAMETERS.keys() <= backends_kernels().keys()
-    sources = {name: row.source for name, row in backends_kernels().items()}
-    for name, parameters in PARAMETERS.items():
-        formula, dtype = backends_kernels()[name].combinations()[0]
-        defines = {"ONLY_DTYPE": dtype} | ({"ONLY_FORMULA": formula} if formula else {})
-        defines |= dict(backends_kernels()[name].defines)
-        module = emulator.Module(sources[name], defines=defines, load=False)
-        (entry,) = [
-            e for e in module.signatures if e == "_".join(filter(None, (name, formula, dtype)))
-        ]
-        theirs = module.signatures[entry]
-        ours = parameters.split()
-        assert [p.count("*") for p in theirs] == [p.count("*") for p in ours], name
-
-
-def backends_kernels() -> Any:
-    from gpubackprop.backends.cupy_launch import KERNELS
-
-    return KERNELS
 
 
 def test_shapes_that_would_read_beyond_an_array_are_refused(cuda):

@@ -21,6 +21,7 @@ from gpubackprop.errors import TargetRangeError
 from gpubackprop.formulas import ACTIVATIONS
 from tests import emulator
 from tests.emulator import cupy_stub
+from tests.emulator.cupy_queue import Mark
 from tests.emulator.cupy_stub import STATE, CUDARuntimeError
 
 pytestmark = pytest.mark.skipif(
@@ -77,6 +78,25 @@ def test_a_mean_on_one_stream_does_not_read_a_divisor_that_another_has_not_fille
         with mine:
             np.testing.assert_allclose(loss.get(), wanted_loss, rtol=1e-14)
             np.testing.assert_allclose(delta.get(), wanted_delta, rtol=1e-13)
+
+
+def test_numbers_that_the_host_knows_are_in_the_launch_and_no_stream_waits_for_them(cuda, counts):
+    """The divisor of a mean and an upstream gradient that is a number: nothing is filled for them."""
+    z, y = cuda.asarray(LOGITS), cuda.asarray(LABELS)
+    ops.softmax_cross_entropy(z, y)  # makes the flag for bad labels
+    counts.clear()
+    mine = stream()
+    mine.wait_event(STATE.stream.record())
+    waits = len(mine.queue)
+    with mine:
+        ops.softmax_cross_entropy(z, y, upstream=0.5)
+        ops.pointwise_loss("squared_error", z, z)
+    entries = ("softmax_cross_entropy_short_labels", "pointwise_loss_squared_error")
+    sums = ["column_sum_f64", "column_sum_finish_f64"]
+    assert counts.kernels == [f"{entries[0]}_f64", *sums, f"{entries[1]}_f64", *sums]
+    assert (counts.uploads, counts.waits) == (0, 0)
+    queued = [item for _, item in list(mine.queue)[waits:]]
+    assert sum(isinstance(item, Mark) for item in queued) <= 1, "that of the flag"
 
 
 def layer(verbs: Any, x: Any, W: Any, b: Any, h: Any, grad_b: Any) -> None:

@@ -41,8 +41,8 @@ MODULES = (
     gpubackprop, backends, data, formulas, losses, ops, optimizers, schedules, sklearn,
     gpubackprop.torch, training,
 )  # fmt: skip
-# Bases, and what is never an object that a user holds.
-NOT_HELD = {"Loss", "Total", "LabelError"}
+# Bases, protocols, and what is never an object that a user holds.
+NOT_HELD = {"Loss", "Total", "LabelError", "Backend", "Updater"}
 
 
 def trained() -> Trainer:

@@ -166,10 +166,28 @@ t = Trainer(n, 'adamw', batch_size=3)
 n.parameters[...] = 0.125
 t.fit(x, y, epochs=1)
 """),
+    "a gradient below the roundings of the probabilities": ("network", """
+rng = np.random.default_rng(2); x = rng.standard_normal((7, 3)); y = rng.integers(0, 2, 7)
+n = MLP([3, 5, 4, 2], 'relu', output='softmax', dtype='float32', seed=1)
+t = Trainer(n, 'adam', batch_size=4)
+t.fit(x, y, epochs=4)
+t = Trainer(n, 'adam', batch_size=4)
+t.fit(x, y, epochs=3)
+"""),
     "the loss of a float32 probability near 1": ("estimators", """
 rng = np.random.RandomState(3); X = rng.standard_normal((2, 1)); y = rng.randint(0, 3, 2)
 m = MLPClassifier(hidden_layer_sizes=3, max_iter=20, random_state=0, solver='lbfgs')
 m.fit(X[::2].astype(np.float32), np.eye(3)[y[::2]])
+"""),
+    "a penalty divided by weights that sum to next to nothing": ("estimators", """
+rng = np.random.RandomState(0); X = rng.standard_normal((7, 2)); z = X[:, 0]; w = rng.uniform(0.5, 2, 7)
+m = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=0, n_iter_no_change=1)
+m.fit(X, z, sample_weight=1e-200 * w)
+"""),
+    "a Poisson loss near zero": ("estimators", """
+rng = np.random.RandomState(2); X = rng.standard_normal((12, 4)); rng.standard_normal((12, 3)); y = rng.randint(0, 4, 12)
+m = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=0, loss='poisson')
+m.fit(X[:1].astype(np.float32), y[:1])
 """),
     "a loss that stays the same": ("estimators", """
 rng = np.random.RandomState(3); X = rng.standard_normal((12, 2)); z = rng.standard_normal(12)

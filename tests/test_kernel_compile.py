@@ -16,7 +16,7 @@ import re
 import pytest
 
 from gpubackprop.backends.cupy_launch import KERNELS, entries
-from tests import compiled
+from tests import compiled, first_rung
 from tests.emulator import compilers
 from tests.emulator.compilers import ARCHITECTURES, Resources
 from tests.emulator.module import HERE
@@ -174,6 +174,23 @@ def test_every_entry_of_a_file_compiles_within_its_resources(source, architectur
             failed[entry] = str(error).splitlines()[0], used[entry]
     assert not failed
     compiled.passed(name, key)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(architecture, marks=() if architecture in (75, 90) else pytest.mark.slow)
+        for architecture in ARCHITECTURES
+    ],
+)
+def test_the_naive_kernel_compiles_for_every_card(architecture):
+    """It is no row of the launch table. Its accesses are of 32 bits, which is the point of it."""
+    ptx, report = compilers.compiler().compile(first_rung.SOURCE, architecture)
+    used = compilers.resources(report)[first_rung.ENTRY]
+    assert (used.spills, used.stack) == (0, 0)
+    assert used.registers <= MAX_REGISTERS
+    text = bodies(ptx)[first_rung.ENTRY]
+    assert not re.search(r"\.v[24]\.[bfu]|^\s+\w+[\w.]*\.f64", text, re.MULTILINE)
 
 
 def test_a_broken_source_is_refused_with_the_compilers_message():

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends.cupy.updates import COEFFICIENTS
 from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import ACTIVATIONS, Dropout
 from gpubackprop.formulas.dropout import random_state
 from tests import emulator, philox
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import COEFFICIENTS, DTYPES, Verbs, compute_dtype
+from tests.emulator.operations import DTYPES, Operations
 from tests.test_kernel_updates import settings
 
 pytestmark = pytest.mark.skipif(
@@ -37,13 +39,13 @@ def test_the_mask_is_what_philox_says_under_any_layout_forward_and_back(shape, s
     memory, kind, kept = Guarded(8), DTYPES[dtype], mask(shape)
     x = memory.normal(shape, kind, shift=shift, gap=gap)
     out = memory.empty(shape, kind, shift=(shift * 2) % 4, gap=gap)
-    Verbs().affine_epilogue(x, None, None, out, "identity", 0.0, dropout())
+    Operations().affine_epilogue(x, None, None, out, "identity", 0.0, dropout())
     scale = compute_dtype(kind).type(1 / (1 - P))
     wanted = np.where(kept, x.astype(compute_dtype(kind)) * scale, 0).astype(kind)
     assert np.array_equal(out, wanted)
     delta = memory.empty(shape, kind, shift=(shift * 3) % 4, gap=gap)
     sums = np.empty(shape[1], compute_dtype(kind))
-    Verbs().activation_backward(x, None, delta, "identity", 0.0, sums, dropout())
+    Operations().activation_backward(x, x, delta, "identity", 0.0, sums, dropout())
     memory.check()
     assert np.array_equal(delta, wanted), "the backward pass has another mask"
     exact = np.where(kept, wide(x), 0).sum(0) / (1 - P)
@@ -53,7 +55,7 @@ def test_the_mask_is_what_philox_says_under_any_layout_forward_and_back(shape, s
 @pytest.mark.parametrize("multiprocessors", [1, 3, 64])
 def test_the_mask_does_not_depend_on_the_launch_shape(multiprocessors):
     x = np.ones((700, 37), np.float32)
-    Verbs(device=DeviceProperties(multiprocessors)).affine_epilogue(
+    Operations(device=DeviceProperties(multiprocessors)).affine_epilogue(
         x, None, None, x, "identity", 0.0, dropout()
     )
     assert np.array_equal(x != 0, mask((700, 37)))
@@ -73,11 +75,11 @@ def test_every_activation_with_dropout_is_that_of_the_numpy_backend(name, dtype)
         upstream, saved, act, (d := upstream.copy()), grad_b, dropout()
     )
     mine_a, mine_h = product.copy(), np.empty_like(product)
-    Verbs().affine_epilogue(
+    Operations().affine_epilogue(
         mine_a, bias, mine_a if apart else None, mine_h, name, act.parameter, dropout()
     )
     mine_saved = mine_a if apart else mine_h
-    Verbs().activation_backward(
+    Operations().activation_backward(
         upstream, mine_saved, (mine := upstream.copy()), name, act.parameter, mine_b, dropout()
     )
     for got, wanted in ((mine_h, h), (mine_saved, saved), (mine, d), (mine_b, grad_b)):
@@ -90,7 +92,7 @@ def test_every_activation_with_dropout_is_that_of_the_numpy_backend(name, dtype)
 def test_a_word_equal_to_the_threshold_is_kept():
     word = int(philox.philox_words(0, 6, STEP << 16 | LAYER, SEED)[5])
     x = np.ones((1, 6), np.float32)
-    Verbs().affine_epilogue(x, None, None, x, "identity", 0.0, dropout(word / 2**32))
+    Operations().affine_epilogue(x, None, None, x, "identity", 0.0, dropout(word / 2**32))
     assert x[0, 5] != 0
 
 
@@ -99,7 +101,7 @@ def test_what_is_dropped_is_zero_even_where_it_was_nan_or_infinite():
     x[::2] = np.inf
     kept = mask(x.shape)
     h = np.empty_like(x)
-    Verbs().affine_epilogue(x, None, None, h, "identity", 0.0, dropout())
+    Operations().affine_epilogue(x, None, None, h, "identity", 0.0, dropout())
     assert np.array_equal(h[~kept], np.zeros((~kept).sum()))
     assert not np.isfinite(h[kept]).any()
     NumpyBackend().activation_forward(x, ACTIVATIONS["identity"], h, dropout())
@@ -113,5 +115,5 @@ def test_the_update_counts_the_step_of_the_masks_where_the_step_is_done():
     chosen = settings("adam", interval=5.0)
     for bad, wanted in ((0.0, 8), (1.0, 8), (0.0, 9)):
         norm = np.array([1.0, bad], np.float32)
-        Verbs().prepare_update("adam", chosen, state, norm, c, scaling, random)
+        Operations().prepare_update("adam", chosen, state, norm, c, scaling, random)
         assert random.tolist() == [3, wanted]

@@ -8,7 +8,7 @@ import pytest
 from gpubackprop.backends.cupy_launch import KERNELS, DeviceProperties
 from tests import emulator
 from tests.emulator.arrays import Guarded
-from tests.emulator.verbs import DTYPES, Verbs
+from tests.emulator.operations import DTYPES, Operations
 
 pytestmark = [
     pytest.mark.skipif(
@@ -27,7 +27,7 @@ def test_every_gather_entry_takes_the_rows_and_rounds_once(source, out):
     table = memory.put(np.abs(raw).astype(DTYPES[source]), shift=1, gap=1)
     rows = memory.rng.integers(0, 50, 80)
     result = memory.empty((80, 37), DTYPES[out], shift=1, gap=2)
-    Verbs().gather_rows(table, rows, result)
+    Operations().gather_rows(table, rows, result)
     memory.check()
     assert np.array_equal(result, table[rows].astype(DTYPES[out]))
 
@@ -42,7 +42,7 @@ def test_gather_of_any_shape(shape, shift):
     table = memory.put(memory.rng.integers(0, 256, (20, cols)).astype(np.uint8), shift=shift)
     rows = memory.rng.integers(0, 20, count)
     out = memory.empty(shape, np.float32, shift=shift)
-    Verbs().gather_rows(table, rows, out)
+    Operations().gather_rows(table, rows, out)
     memory.check()
     assert np.array_equal(out, table[rows].astype(np.float32))
 
@@ -51,7 +51,7 @@ def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
     memory = Guarded(3)
     table, rows = memory.normal((50, 200), np.float32), memory.rng.integers(0, 50, 1000)
     out = memory.empty((1000, 200), np.float32)
-    Verbs(device=DeviceProperties(multiprocessors=1)).gather_rows(table, rows, out)
+    Operations(device=DeviceProperties(multiprocessors=1)).gather_rows(table, rows, out)
     memory.check()
     assert np.array_equal(out, table[rows])
 
@@ -59,13 +59,13 @@ def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
 def test_row_numbers_outside_are_clipped_as_in_numpy():
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
     rows, out = np.array([-1, 4, 2**40, -(2**62), 2]), np.empty((5, 3), np.float32)
-    Verbs().gather_rows(table, rows, out)
+    Operations().gather_rows(table, rows, out)
     assert np.array_equal(out, table.take(rows, 0, mode="clip"))
 
 
 def convert(values: np.ndarray, out: str) -> np.ndarray:
     result = np.empty((1, values.size), DTYPES[out])
-    Verbs().gather_rows(values.reshape(1, -1), None, result)
+    Operations().gather_rows(values.reshape(1, -1), None, result)
     return result[0]
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpubackprop.dtypes import compute_dtype
 from tests import emulator
 from tests.emulator import Launch, run_sanitized
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.module import HERE, Module
+from tests.emulator.operations import DTYPES
 from tests.emulator.traffic import count_traffic
-from tests.emulator.verbs import DTYPES, compute_dtype
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"

@@ -19,7 +19,7 @@ from gpubackprop.backends.cupy_launch import (
     suffix_of,
 )  # fmt: skip
 from gpubackprop.errors import OptionError
-from tests import emulator
+from tests import emulator, first_rung
 from tests.emulator.module import KERNELS as SOURCES
 from tests.emulator.module import signatures
 
@@ -165,7 +165,9 @@ def test_the_table_names_exactly_the_entries_that_the_sources_hold():
     in_sources = {
         (path.name, entry) for path in sorted(SOURCES.glob("*.cu")) for entry in signatures(path)
     }
-    assert in_sources == {(source, entry) for source, entry, _ in entries()}
+    launched = {(source, entry) for source, entry, _ in entries()}
+    assert in_sources - launched == {(first_rung.SOURCE, first_rung.ENTRY)}
+    assert launched <= in_sources
 
 
 @pytest.mark.skipif(bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-")

@@ -10,10 +10,13 @@ import pytest
 
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import ACTIVATIONS
 from tests import emulator, references
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
+from tests.emulator.module import Module
+from tests.emulator.operations import DTYPES, Operations
+from tests.emulator.traffic import count_launch
 from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
@@ -42,7 +45,7 @@ def test_every_epilogue_entry_matches_the_float64_oracle(name, dtype):
     bias = memory.normal((21,), DTYPES[dtype])
     a = memory.empty((37, 21), DTYPES[dtype])
     h = memory.empty((37, 21), DTYPES[dtype])
-    Verbs().affine_epilogue(product, bias, a, h, name, k)
+    Operations().affine_epilogue(product, bias, a, h, name, k)
     memory.check()
     total = product.astype(compute_dtype(product.dtype)) + bias.astype(compute_dtype(bias.dtype))
     assert np.array_equal(a, total.astype(a.dtype))
@@ -58,13 +61,13 @@ def test_every_epilogue_entry_of_a_float32_product_rounds_once_with_the_bias(nam
     product = memory.normal((67, 21), np.float32)
     product -= bias.astype(np.float32)
     a, h = memory.empty(product.shape, kind), memory.empty(product.shape, kind)
-    Verbs().affine_epilogue(product, bias, a, h, name, k)
+    Operations().affine_epilogue(product, bias, a, h, name, k)
     memory.check()
     total = product + bias.astype(np.float32)
     assert np.array_equal(a, total.astype(kind))
     assert ulps(h, oracle(name, total, k)[0], kind) <= UNITS[dtype]
     only = memory.empty(product.shape, kind, shift=3, gap=2)
-    Verbs().affine_epilogue(product, bias, None, only, name, k)
+    Operations().affine_epilogue(product, bias, None, only, name, k)
     memory.check()
     assert np.array_equal(only, h)
 
@@ -78,7 +81,7 @@ def test_every_backward_entry_matches_the_float64_oracle(name, dtype):
     saved = a if ACTIVATIONS[name].saved == "a" else memory.put(h)
     grad_h = memory.normal(a.shape, a.dtype)
     delta, grad_b = memory.empty(a.shape, a.dtype), memory.empty((21,), a.dtype)
-    Verbs().activation_backward(grad_h, saved, delta, name, k, grad_b)
+    Operations().activation_backward(grad_h, saved, delta, name, k, grad_b)
     memory.check()
     exact = wide(grad_h) * slope_in_float64(name, saved, k)
     assert ulps(delta, exact, delta.dtype) <= UNITS[dtype]
@@ -102,14 +105,14 @@ def test_special_values_follow_the_numpy_backend(name, dtype):
     a = np.array([special], DTYPES[dtype])
     k, entry = parameter(name), ACTIVATIONS[name]
     h, wanted = np.empty_like(a), np.empty_like(a)
-    Verbs().affine_epilogue(a, None, None, h, name, k)
+    Operations().affine_epilogue(a, None, None, h, name, k)
     configured = replace(entry, parameter=k)
     NumpyBackend().activation_forward(a, configured, wanted)
     assert_same_pattern(h, wanted)
     assert ulps(h, wanted, h.dtype, scale="elements") <= 4
     saved = a if entry.saved == "a" else wanted
     ones, delta = np.ones_like(a), np.empty_like(a)
-    Verbs().activation_backward(ones, saved, delta, name, k)
+    Operations().activation_backward(ones, saved, delta, name, k)
     NumpyBackend().activation_backward(ones, saved, configured, wanted_delta := np.empty_like(a))
     assert_same_pattern(delta, wanted_delta)
     assert ulps(delta, wanted_delta, delta.dtype) <= 4
@@ -119,7 +122,7 @@ def test_relu_has_no_negative_zero_as_on_numpy():
     a = np.full((1, 5), -0.0, np.float32)
     wanted, h = np.empty_like(a), np.empty_like(a)
     NumpyBackend().activation_forward(a, ACTIVATIONS["relu"], wanted)
-    Verbs().affine_epilogue(a, a[0].copy(), None, h, "relu")  # -0 + -0 is -0
+    Operations().affine_epilogue(a, a[0].copy(), None, h, "relu")  # -0 + -0 is -0
     assert h.tobytes() == wanted.tobytes() == np.zeros_like(a).tobytes()
 
 
@@ -138,17 +141,17 @@ def test_awkward_shapes_and_pointers_change_nothing(shape, dtype, shifts, gap):
     a = memory.empty(shape, kind, shift=shifts[1], gap=gap)
     h = memory.empty(shape, kind, shift=shifts[2], gap=gap)
     bias = memory.normal(shape[1:], kind, shift=1)
-    Verbs().affine_epilogue(product, bias, a, h, "silu")
+    Operations().affine_epilogue(product, bias, a, h, "silu")
     total = wide(product) + wide(bias)
     assert ulps(a, total, kind) <= 0.51
     assert ulps(h, oracle("silu", total, 0.0)[0], kind) <= UNITS[dtype]
 
     grad_b = memory.empty(shape[1:], kind, shift=1)
-    Verbs().activation_backward(product, a, h, "silu", 0.0, grad_b)
+    Operations().activation_backward(product, a, h, "silu", 0.0, grad_b)
     exact = wide(product) * slope_in_float64("silu", a, 0.0)
     assert ulps(h, exact, kind) <= UNITS[dtype]
     assert ulps(grad_b, exact.sum(0), kind) <= UNITS[dtype]
-    Verbs().column_sum(product, grad_b)
+    Operations().column_sum(product, grad_b)
     assert ulps(grad_b, wide(product).sum(0), kind) <= UNITS[dtype]
     memory.check()
 
@@ -158,12 +161,12 @@ def test_in_place_gives_the_same_bits(dtype):
     memory, kind = Guarded(4), DTYPES[dtype]
     product, bias = memory.normal((50, 37), kind), memory.normal((37,), kind)
     h, in_place = memory.empty(product.shape, kind), memory.put(product)
-    Verbs().affine_epilogue(product, bias, None, h, "tanh")
-    Verbs().affine_epilogue(in_place, bias, None, in_place, "tanh")
+    Operations().affine_epilogue(product, bias, None, h, "tanh")
+    Operations().affine_epilogue(in_place, bias, None, in_place, "tanh")
     assert np.array_equal(h, in_place)
     delta, grad = memory.empty(h.shape, kind), memory.put(product)
-    Verbs().activation_backward(product, h, delta, "tanh")
-    Verbs().activation_backward(grad, h, grad, "tanh")
+    Operations().activation_backward(product, h, delta, "tanh")
+    Operations().activation_backward(grad, h, grad, "tanh")
     assert np.array_equal(delta, grad)
 
 
@@ -172,10 +175,10 @@ def test_values_do_not_depend_on_the_launch_shape(multiprocessors):
     memory = Guarded(5)
     grad, a = memory.normal((500, 12), np.float32), memory.normal((500, 12), np.float32)
     delta, grad_b = np.empty_like(grad), np.empty(12, np.float32)
-    verbs = Verbs(device=DeviceProperties(multiprocessors))
+    verbs = Operations(device=DeviceProperties(multiprocessors))
     verbs.activation_backward(grad, a, delta, "gelu", 0.0, grad_b)
     other, same = np.empty_like(delta), np.empty_like(grad_b)
-    Verbs().activation_backward(grad, a, other, "gelu", 0.0, same)
+    Operations().activation_backward(grad, a, other, "gelu", 0.0, same)
     assert np.array_equal(delta, other)
     assert ulps(grad_b, wide(delta).sum(0), np.float32) <= 1
     verbs.activation_backward(grad, a, delta, "gelu", 0.0, same)
@@ -191,14 +194,21 @@ def test_column_sums_of_extreme_shapes_keep_their_digits(shape, dtype):
     """All positive, so that nothing cancels and a sequential float32 sum would show its error."""
     x = Guarded(6).rng.random(shape).astype(DTYPES[dtype])
     out = np.empty(shape[1], np.float32)
-    Verbs(device=DeviceProperties(8)).column_sum(x, out)
+    Operations(device=DeviceProperties(8)).column_sum(x, out)
     assert ulps(out, wide(x).sum(0), np.float32) <= 1
 
 
 def test_identity_reads_no_saved_tensor_and_zero_rows_give_a_zero_bias_gradient():
-    grad = Guarded(7).normal((9, 4), np.float32)
-    delta, grad_b = np.empty_like(grad), np.empty(4, np.float32)
-    Verbs().activation_backward(grad, None, delta, "identity", 0.0, grad_b)
+    grad, saved = Guarded(7).normal((9, 4), np.float32), np.full((9, 4), np.nan, np.float32)
+    delta, grad_b, read = np.empty_like(grad), np.empty(4, np.float32), []
+
+    def run(launched):
+        only = Module(launched.source, "traffic", dict(launched.defines))
+        counts = count_launch(only, launched)
+        read.extend(one.read for array, one in counts if array is saved)
+
+    Operations(run).activation_backward(grad, saved, delta, "identity", 0.0, grad_b)
+    assert read == [0]
     assert np.array_equal(delta, grad)
-    Verbs().column_sum(np.empty((0, 4), np.float32), grad_b)
+    Operations().column_sum(np.empty((0, 4), np.float32), grad_b)
     assert np.array_equal(grad_b, np.zeros(4))

@@ -8,10 +8,11 @@ import pytest
 
 from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import POINTWISE_LOSSES
 from tests import emulator, references
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
+from tests.emulator.operations import DTYPES, Operations
 from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
@@ -52,7 +53,7 @@ def test_every_pointwise_entry_matches_pytorch_in_float64(name, dtype, shape):
     weight = memory.put(memory.rng.random(shape[0]).astype(compute))
     result = buffers(memory, shape, kind, shift=1, gap=3)
     total = np.array([weight.sum()], compute)
-    Verbs().pointwise_loss(a, targets, name, result, weight, divisor=total)
+    Operations().pointwise_loss(a, targets, name, result, weight, divisor=total)
     memory.check()
     if shape[0] == 0:
         return
@@ -73,7 +74,7 @@ def test_pointwise_loss_in_place_with_an_upstream_gradient_for_all_rows_or_each(
     upstream = memory.rng.standard_normal(numbers).astype(np.float32)
     wanted = (wide(a) - wide(targets)) * wide(upstream)[:, None]
     result = {"row_loss": np.empty(20, np.float32), "delta": a}
-    Verbs().pointwise_loss(a, targets, "squared_error", result, upstream=upstream)
+    Operations().pointwise_loss(a, targets, "squared_error", result, upstream=upstream)
     assert ulps(a, wanted, np.float32) <= 2
 
 
@@ -82,10 +83,10 @@ def test_pointwise_loss_gives_what_is_wanted_and_no_more(wanted):
     memory, shape = Guarded(3), (9, 40)
     a, targets = memory.normal(shape, np.float32), memory.normal(shape, np.float32)
     both = buffers(memory, shape, a.dtype)
-    Verbs().pointwise_loss(a, targets, "squared_error", both)
+    Operations().pointwise_loss(a, targets, "squared_error", both)
     result = {"row_loss": memory.empty(shape[:1], np.float32)}
     result |= {key: np.zeros_like(both[key]) for key in wanted}
-    Verbs().pointwise_loss(a, targets, "squared_error", result)
+    Operations().pointwise_loss(a, targets, "squared_error", result)
     memory.check()
     for key, array in result.items():
         assert np.array_equal(array, both[key])
@@ -95,7 +96,7 @@ def test_a_unit_at_zero_is_on_the_side_of_targets_up_to_one_half():
     a = np.array([[0.0], [0.0], [1.0], [1.0], [-1.0]], np.float32)
     targets = np.array([[0.5], [0.6], [0.5], [0.6], [0.5]], np.float32)
     result = {"row_loss": np.empty(5, np.float32), "correct": np.empty(5, np.uint8)}
-    Verbs().pointwise_loss(a, targets, "binary_cross_entropy", result)
+    Operations().pointwise_loss(a, targets, "binary_cross_entropy", result)
     assert result["correct"].tolist() == [1, 0, 0, 1, 1]
 
 
@@ -105,7 +106,7 @@ def test_pointwise_special_values_follow_the_numpy_backend(name):
     a = np.array([special], np.float32).T.copy()
     targets = np.full_like(a, 0.5)
     ours = {"row_loss": np.empty(9, np.float32), "delta": np.empty_like(a)}
-    Verbs().pointwise_loss(a, targets, name, ours)
+    Operations().pointwise_loss(a, targets, name, ours)
     theirs = {key: np.empty_like(array) for key, array in ours.items()}
     theirs |= {"scale": np.empty(9, np.float32), "loss": np.empty((), np.float32)}
     NumpyBackend().pointwise_loss(
@@ -133,7 +134,7 @@ def test_row_weights_and_their_sum_give_the_numpy_backends_mean(label, compute):
     labels = labels_for(memory.rng, 1000, 6, -1).astype(DTYPES[label])
     sample, per_class = memory.rng.random(1000).astype(kind), memory.rng.random(6).astype(kind)
     weights, divisor, loss = memory.empty((1000,), kind), np.empty(1, kind), np.empty(1, kind)
-    verbs = Verbs()
+    verbs = Operations()
     verbs.row_weights(labels, weights, sample, per_class, -1, 1.0, 6)
     verbs.column_sum(weights[:, None], divisor)
     logits = memory.normal((1000, 6), kind)
@@ -158,7 +159,7 @@ def test_row_weights_and_their_sum_give_the_numpy_backends_mean(label, compute):
 
 
 def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
-    memory, verbs = Guarded(9), Verbs(device=DeviceProperties(multiprocessors=1))
+    memory, verbs = Guarded(9), Operations(device=DeviceProperties(multiprocessors=1))
     logits, labels = memory.normal((700, 33), np.float32), memory.rng.integers(0, 33, 700)
     result = {
         "row_loss": memory.empty((700,), np.float32),
@@ -180,7 +181,7 @@ def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
 def test_the_mean_over_no_row_is_nan_or_zero():
     labels = np.full(5, -1)
     weights, divisor, loss = (np.empty(n, np.float32) for n in (5, 1, 1))
-    verbs = Verbs()
+    verbs = Operations()
     verbs.row_weights(labels, weights, ignore_index=-1, classes=3)
     verbs.column_sum(weights[:, None], divisor)
     verbs.column_sum(np.zeros((5, 1), np.float32), loss, divisor)
@@ -192,10 +193,10 @@ def test_the_mean_over_no_row_is_nan_or_zero():
 
 def test_row_weights_without_labels_and_with_a_bad_one():
     out = np.empty(300, np.float32)
-    Verbs().row_weights(None, out, factor=4.0)
+    Operations().row_weights(None, out, factor=4.0)
     assert (out == 4).all()
     sample = np.arange(300, dtype=np.float32)
-    Verbs().row_weights(None, out, sample, factor=4.0)
+    Operations().row_weights(None, out, sample, factor=4.0)
     assert (out == 4 * sample).all()
-    Verbs().row_weights(np.full(300, 9), out, classes=9)
+    Operations().row_weights(np.full(300, 9), out, classes=9)
     assert np.isnan(out).all()

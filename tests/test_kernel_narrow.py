@@ -7,11 +7,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gpubackprop.backends.cupy.updates import COEFFICIENTS, PROCEED, UNSCALE
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import Dropout
 from gpubackprop.formulas.dropout import random_state
 from tests import emulator, philox, references, tolerances
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import COEFFICIENTS, DTYPES, PROCEED, UNSCALE, Verbs, compute_dtype
+from tests.emulator.operations import DTYPES, Operations
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -69,19 +71,19 @@ def test_bias_and_activation_forward_and_back_below_a_pack(dtype, seed):
     compute = compute_dtype(case.kind)
     if case.rng.random() < 0.5:  # a product in float32 where that is not the type already
         product = case.memory.normal(case.shape, compute, **case.layout(compute))
-    Verbs().affine_epilogue(product, bias, a, h, "silu", 0.0, dropout)
+    Operations().affine_epilogue(product, bias, a, h, "silu", 0.0, dropout)
     total = product.astype(compute) + bias.astype(compute)
     assert np.array_equal(a, total.astype(case.kind)), "the bias of its column is in each element"
     value = references.activation_oracle("silu", wide(total), 0.0)[0] * factor
     assert ulps(h, value, case.kind) <= UNITS[dtype]
 
     grad_h, delta, grad_b = case.matrix(), case.out(), case.row()
-    Verbs().activation_backward(grad_h, a, delta, "silu", 0.0, grad_b, dropout)
+    Operations().activation_backward(grad_h, a, delta, "silu", 0.0, grad_b, dropout)
     slope = references.activation_oracle("silu", wide(a), 0.0)[1]
     exact = wide(grad_h) * slope * factor
     assert ulps(delta, exact, case.kind) <= UNITS[dtype]
     assert_sums(grad_b, exact)
-    Verbs().column_sum(grad_h, grad_b)
+    Operations().column_sum(grad_h, grad_b)
     assert_sums(grad_b, wide(grad_h))
     case.memory.check()
 
@@ -91,7 +93,7 @@ def test_the_bias_of_two_columns_within_eight_is_added():
     table = Guarded(0).put(np.zeros((64, 8), np.float32))
     a = table[:, 2:4]
     bias = np.array([1.0, 2.0], np.float32)
-    Verbs().affine_epilogue(a, bias, None, a, "identity")
+    Operations().affine_epilogue(a, bias, None, a, "identity")
     assert np.array_equal(a, np.tile(bias, (64, 1)))
     assert not table[:, :2].any()
     assert not table[:, 4:].any()
@@ -106,14 +108,14 @@ def test_losses_below_a_pack(dtype, seed):
     a, delta = case.matrix(), case.out()
     targets = case.memory.normal(case.shape, compute, **case.layout(compute))
     loss = case.memory.empty((rows,), compute)
-    Verbs().pointwise_loss(a, targets, "squared_error", {"row_loss": loss, "delta": delta})
+    Operations().pointwise_loss(a, targets, "squared_error", {"row_loss": loss, "delta": delta})
     difference = wide(a) - wide(targets)
     assert ulps(delta, difference, case.kind) <= UNITS[dtype]
     assert ulps(loss, (difference**2).sum(1) / 2, compute) <= 4
 
     labels = case.rng.integers(0, cols, rows)
     general = bool(seed % 2)
-    Verbs().softmax_cross_entropy(
+    Operations().softmax_cross_entropy(
         a, labels, {"row_loss": loss, "delta": delta}, label_smoothing=0.1, general=general
     )
     wanted, gradient = references.cross_entropy(
@@ -130,7 +132,7 @@ def test_gathers_and_flat_buffers_below_a_pack(dtype, seed):
     case = Case(seed, dtype)
     table, out = case.matrix(), case.out()
     rows = case.rng.integers(0, len(table), len(table))
-    Verbs().gather_rows(table, rows, out)
+    Operations().gather_rows(table, rows, out)
     assert np.array_equal(out, table[rows])
 
     compute = compute_dtype(case.kind)
@@ -138,7 +140,7 @@ def test_gathers_and_flat_buffers_below_a_pack(dtype, seed):
     norm = case.memory.empty((2,), compute)
     penalized = int(case.rng.integers(0, len(x) + 1))
     l2 = np.array(0.5, compute)
-    Verbs().sum_of_squares(x, norm, p, None, l2, penalized)
+    Operations().sum_of_squares(x, norm, p, 1.0, l2, penalized)
     y = wide(x) + np.where(np.arange(len(x)) < penalized, 0.5 * wide(p), 0.0)
     assert ulps(norm, np.array([(y**2).sum(), 0.0]), compute) <= 4
 
@@ -146,6 +148,6 @@ def test_gathers_and_flat_buffers_below_a_pack(dtype, seed):
     c[[PROCEED, UNSCALE]] = 1
     weights, gradient = case.row(), case.row()
     before = weights.copy()
-    Verbs().update("gradient_descent", dtype, weights, gradient, (), c)
+    Operations().update("gradient_descent", weights, gradient, (), c)
     assert np.array_equal(weights, before), "a learning rate of 0 changes nothing"
     case.memory.check()

@@ -11,20 +11,14 @@ from functools import cache
 import numpy as np
 import pytest
 
+from gpubackprop.backends.cupy.updates import COEFFICIENTS, PROCEED, UNSCALE
 from gpubackprop.backends.cupy_launch import KERNELS, TABLE_UPDATES, entries
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
 from tests import emulator, softmax_forms
 from tests.emulator.arrays import Guarded, wide
-from tests.emulator.verbs import (
-    COEFFICIENTS,
-    DTYPES,
-    PROCEED,
-    UNSCALE,
-    Verbs,
-    collect,
-    compute_dtype,
-)
+from tests.emulator.operations import DTYPES, Operations, collect
 from tests.test_kernel_update_table import table_of, table_settings
 from tests.test_kernel_updates import STORAGE, settings
 
@@ -37,7 +31,7 @@ LAYOUTS = [(0, 0), (1, 0), (0, 3), (1, 8)]  # shift, gap
 DROPOUT = Dropout(0.5, 1, random_state(1, 2))
 
 
-def layers(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
+def layers(verbs: Operations, dtype: str, names: tuple[str, ...]) -> None:
     kind = DTYPES[dtype]
     for shape in SHAPES:
         for shift, gap in LAYOUTS:
@@ -62,7 +56,7 @@ def layers(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
             verbs.column_sum(x, bias)
 
 
-def losses(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
+def losses(verbs: Operations, dtype: str, names: tuple[str, ...]) -> None:
     kind = DTYPES[dtype]
     compute = compute_dtype(kind)
     for shape in [*SHAPES, (2, 1100)]:
@@ -90,9 +84,9 @@ def losses(verbs: Verbs, dtype: str, names: tuple[str, ...]) -> None:
                 verbs.accumulate(per_row[:1], rows, result["correct"], None, np.zeros(6))
 
 
-def updates(verbs: Verbs, names: tuple[str, ...]) -> None:
+def updates(verbs: Operations, names: tuple[str, ...]) -> None:
     for name in names:
-        for storage, (p_type, g_type, copy_type, compute) in STORAGE.items():
+        for p_type, g_type, copy_type, compute in STORAGE.values():
             for count, shift in ((1, 0), (1030, 0), (515, 1)):
                 memory = Guarded()
                 p, g = (
@@ -110,14 +104,14 @@ def updates(verbs: Verbs, names: tuple[str, ...]) -> None:
                 c = np.zeros(COEFFICIENTS, DTYPES[compute])
                 c[[PROCEED, UNSCALE]] = 1
                 random = None if count == 1030 else np.array([1, 2], np.uint64)
-                verbs.update(name, storage, p, g, slots, c, copy, random, penalized=100)
+                verbs.update(name, p, g, slots, c, copy, random, penalized=100)
                 verbs.sum_of_squares(g, np.zeros(2, compute_dtype(g.dtype)))
         for compute in (np.float32, np.float64):
             norm, c, scaling = (np.zeros(n, compute) for n in (2, COEFFICIENTS, 2))
             verbs.prepare_update(name, settings(name), np.ones(4), norm, c, scaling)
 
 
-def tables(verbs: Verbs, names: tuple[str, ...], dtypes: tuple[str, ...]) -> None:
+def tables(verbs: Operations, names: tuple[str, ...], dtypes: tuple[str, ...]) -> None:
     for name in names:
         for dtype in dtypes:
             tensors = table_of(name, dtype, (1, 4096, 5, 4099), Guarded())
@@ -125,7 +119,7 @@ def tables(verbs: Verbs, names: tuple[str, ...], dtypes: tuple[str, ...]) -> Non
             verbs.update_table(name, tensors, table_settings(name), None, np.zeros(1, np.float32))
 
 
-def gathers(verbs: Verbs, pairs: tuple[tuple[str, str], ...]) -> None:
+def gathers(verbs: Operations, pairs: tuple[tuple[str, str], ...]) -> None:
     for source, out in pairs:
         for (rows, cols), (shift, gap) in zip(
             SHAPES, [*LAYOUTS, (2, 2), (0, 0), (3, 1)], strict=True
@@ -157,8 +151,7 @@ def some_of_each(launches: list[emulator.Launch]) -> list[emulator.Launch]:
 
 
 def has_gaps(launch: emulator.Launch) -> bool:
-    arrays = [argument for argument in launch.arguments if isinstance(argument, np.ndarray)]
-    return not all(array.flags.c_contiguous for array in arrays)
+    return not all(array.flags.c_contiguous for array in launch.arrays())
 
 
 SOURCES = sorted({kernel.source for kernel in KERNELS.values()})
@@ -167,7 +160,7 @@ SOURCES = sorted({kernel.source for kernel in KERNELS.values()})
 @cache
 def launches_of_one_entry_each() -> list[emulator.Launch]:
     launches: list[emulator.Launch] = []
-    verbs = Verbs(run=collect(launches))
+    verbs = Operations(run=collect(launches))
     layers(verbs, "f32", ("gelu",))
     layers(verbs, "bf16", ("relu",))
     losses(verbs, "f32", ("poisson",))
@@ -193,7 +186,7 @@ def test_no_finding_in_one_entry_of_each_kernel(source, mode):
 @pytest.mark.parametrize("mode", ["address", "thread"])
 def test_no_finding_in_any_entry(mode):
     launches: list[emulator.Launch] = []
-    verbs = Verbs(run=collect(launches))
+    verbs = Operations(run=collect(launches))
     for dtype in ("f64", "f32", "f16", "bf16"):
         layers(verbs, dtype, tuple(ACTIVATIONS))
         losses(verbs, dtype, tuple(POINTWISE_LOSSES))
@@ -231,7 +224,7 @@ def far_apart(rows: int, cols: int, dtype: np.dtype) -> np.ndarray:
 
 def test_offsets_beyond_32_bits_in_every_matrix_kernel():
     rng, kind = np.random.default_rng(0), np.dtype(np.float32)
-    verbs = Verbs()
+    verbs = Operations()
     x, y, z = (far_apart(3, 70, kind) for _ in range(3))
     x[...], near = (
         (values := rng.standard_normal((3, 70), np.float32)),

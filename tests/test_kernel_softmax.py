@@ -13,9 +13,10 @@ import pytest
 
 from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from tests import emulator, references
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import DTYPES, Verbs, compute_dtype, run_now
+from tests.emulator.operations import DTYPES, Operations, run_now
 from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
@@ -81,7 +82,7 @@ def case(form, dtype, options, *, target="i64", rows=3, seed=3, gap=1, shift=1, 
         "delta": logits if in_place else memory.empty(shape, kind, gap=gap),
     }
     weight, upstream = memory.rng.random((2, rows)).astype(compute)
-    verbs = Verbs(device=card)
+    verbs = Operations(device=card)
     launches = verbs.softmax_cross_entropy(
         logits, targets, result, sample_weight=weight, upstream=upstream, cluster=cluster, **options
     )
@@ -147,7 +148,7 @@ def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name, op
     memory = Guarded()
     logits = memory.put(np.full((1, classes), 2.5, np.float32))
     result = {"row_loss": np.empty(1, np.float32), "predicted": np.empty(1, np.int64)}
-    launches = Verbs(device=card).softmax_cross_entropy(
+    launches = Operations(device=card).softmax_cross_entropy(
         logits, np.array([3]), result, cluster=cluster, **options
     )
     assert name in launches[0].entry
@@ -165,10 +166,10 @@ def test_a_grid_of_fewer_groups_than_rows_takes_one_after_another(form, rows, si
     found = []
     for few in (False, True):
 
-        def run(launch, arguments, few=few):
+        def run(launched, few=few):
             if few:
-                launch = replace(launch, grid=(size or launch.grid[0], 1, 1))
-            run_now(launch, arguments)
+                launched = replace(launched, grid=(size or launched.grid[0], 1, 1))
+            run_now(launched)
 
         memory = Guarded(5)
         kind = np.dtype(np.float32)
@@ -179,7 +180,7 @@ def test_a_grid_of_fewer_groups_than_rows_takes_one_after_another(form, rows, si
             "predicted": np.empty(rows, np.int64),
             "delta": memory.empty((rows, classes), kind, shift=1),
         }  # fmt: skip
-        Verbs(run, card).softmax_cross_entropy(z, labels, result, cluster=cluster)
+        Operations(run, card).softmax_cross_entropy(z, labels, result, cluster=cluster)
         memory.check()
         found.append({name: array.tobytes() for name, array in result.items()})
     assert found[0] == found[1]
@@ -191,11 +192,11 @@ def test_a_loss_alone_waits_before_it_takes_the_next_tile():
     found = []
     for blocks in (None, 1):
 
-        def run(launch, arguments, blocks=blocks):
-            run_now(replace(launch, grid=(blocks or launch.grid[0], 1, 1)), arguments)
+        def run(launched, blocks=blocks):
+            run_now(replace(launched, grid=(blocks or launched.grid[0], 1, 1)))
 
         result = {"row_loss": np.empty(150, np.float32)}
-        Verbs(run, card).softmax_cross_entropy(z, np.arange(150) % classes, result)
+        Operations(run, card).softmax_cross_entropy(z, np.arange(150) % classes, result)
         found.append(result["row_loss"].tolist())
     assert found[0] == found[1]
 
@@ -205,17 +206,18 @@ def test_each_part_of_a_row_leaves_its_own_statistics():
     memory, seen = Guarded(), []
     z = memory.normal((3, classes), np.dtype(np.float32))
 
-    def run(launch, arguments):
-        run_now(launch, arguments)
-        if "parts" in launch.entry:
-            seen.append((launch.partial, arguments[-2].view(np.float32)))
+    def run(launched):
+        run_now(launched)
+        if "parts" in launched.entry:
+            statistics = launched.arguments[0].arrays["partial"]
+            seen.append((launched.grid[0], statistics.copy().view(np.float32)))
 
     result = {"row_loss": np.empty(3, np.float32)}
-    Verbs(run, card).softmax_cross_entropy(z, np.arange(3), result)
-    (((rows, parts), statistics),) = seen
-    largest = statistics.reshape(rows, parts, -1)[:, :, 0]
+    Operations(run, card).softmax_cross_entropy(z, np.arange(3), result)
+    ((parts, statistics),) = seen
+    largest = statistics.reshape(3, parts, -1)[:, :, 0]
     assert parts > 1
-    for row in range(rows):
+    for row in range(3):
         head = z[row].ctypes.data % 16 // 4
         all_packs = -(-(head + classes) // 4)
         each = -(-all_packs // parts) * 4
@@ -232,7 +234,7 @@ def test_an_ignored_row_is_read_where_something_of_it_is_wanted(form, wanted):
     z = wide(logits)
     result = {"row_loss": np.empty(3, np.float32)}
     result[wanted] = np.zeros(3, np.float32 if wanted == "lse" else np.int64)
-    Verbs(device=card).softmax_cross_entropy(
+    Operations(device=card).softmax_cross_entropy(
         logits, np.array([4, 9, 1]), result, ignore_index=9, cluster=cluster
     )
     expected = z.argmax(1) if wanted == "predicted" else np.log(np.exp(z).sum(1))
@@ -250,7 +252,7 @@ def test_predictions_and_correct_rows_are_to_be_had_one_without_the_other(form, 
     labels[3:] = best[3:]
     result = {"row_loss": np.empty(5, np.float32)}
     result[wanted] = np.full(5, 7, np.int64 if wanted == "predicted" else np.uint8)
-    Verbs(device=card).softmax_cross_entropy(logits, labels, result, cluster=cluster)
+    Operations(device=card).softmax_cross_entropy(logits, labels, result, cluster=cluster)
     expected = best if wanted == "predicted" else best == labels
     assert result[wanted].tolist() == expected.tolist()
 
@@ -275,7 +277,7 @@ def test_float64_is_right_to_its_last_places_also_where_pytorchs_sums_are_not(fo
     tau[np.arange(3), labels] += 1 - eps
     wanted = e / e.sum(1, keepdims=True) - tau
     result = {"row_loss": np.empty(3), "delta": np.empty_like(z)}
-    Verbs(device=card).softmax_cross_entropy(
+    Operations(device=card).softmax_cross_entropy(
         z, labels, result, label_smoothing=0.1, cluster=cluster
     )
     assert ulps(result["delta"], wanted, np.float64) <= 2
@@ -292,7 +294,7 @@ def run(form, z, targets, **options):
         "bad_label": np.array([-1, -1]), "lse": np.empty(len(z), np.float32),
         "predicted": np.empty(len(z), np.int64), "correct": np.empty(len(z), np.uint8),
     }  # fmt: skip
-    Verbs(device=card).softmax_cross_entropy(z, targets, result, cluster=cluster, **options)
+    Operations(device=card).softmax_cross_entropy(z, targets, result, cluster=cluster, **options)
     return result
 
 
@@ -401,7 +403,7 @@ def test_an_ignored_row_of_nan_adds_nothing_and_is_read_only_where_something_is_
         assert np.isnan(result["lse"][1])
     alone = {"row_loss": np.empty(3, np.float32), "delta": np.full_like(z, 9)}
     card, cluster, _, _ = FORMS[form]
-    Verbs(device=card).softmax_cross_entropy(
+    Operations(device=card).softmax_cross_entropy(
         z, np.array([0, -5, 1]), alone, ignore_index=-5, cluster=cluster
     )
     assert alone["row_loss"][1] == 0
@@ -428,7 +430,7 @@ def test_softmax_and_log_softmax_are_the_same_parts(form, log, dtype):
     exact = wide(z) - wide(z).max(1, keepdims=True)
     exact = exact - np.log(np.exp(exact).sum(1, keepdims=True))
     out = memory.empty(z.shape, kind, shift=1)
-    Verbs(device=card).softmax_cross_entropy(
+    Operations(device=card).softmax_cross_entropy(
         z, None, {"delta": out}, log=log, cluster=FORMS[form][1]
     )
     memory.check()
@@ -441,7 +443,7 @@ def test_loss_only_gives_the_same_loss_and_writes_nothing_else(form):
     z = np.random.default_rng(2).standard_normal((3, classes)).astype(np.float32)
     y = np.array([0, 1, classes - 1])
     alone, before = {"row_loss": np.empty(3, np.float32)}, z.copy()
-    Verbs(device=card).softmax_cross_entropy(z, y, alone, cluster=cluster)
+    Operations(device=card).softmax_cross_entropy(z, y, alone, cluster=cluster)
     assert np.array_equal(alone["row_loss"], run(form, z, y)["row_loss"])
     assert np.array_equal(z, before)
 
@@ -461,7 +463,7 @@ def test_rows_of_every_length_without_gaps_in_place_and_of_any_number(classes, d
         _, wanted = references.cross_entropy(wide(z), y, reduction="sum")
         delta = z if delta_shift is None else memory.empty(z.shape, kind, shift=delta_shift)
         result = {"row_loss": np.empty(rows, compute_dtype(kind)), "delta": delta}
-        Verbs().softmax_cross_entropy(z, y, result)
+        Operations().softmax_cross_entropy(z, y, result)
         memory.check()
         assert ulps(delta, wanted, kind) <= UNITS[dtype]
 
@@ -475,7 +477,7 @@ def test_long_rows_of_every_length_modulo_16_at_any_distance(classes):
     y = memory.rng.integers(0, classes, rows)
     loss, wanted = references.cross_entropy(wide(z), y, reduction="none")
     result = {"row_loss": np.empty(rows, np.float32), "delta": z}
-    (launch,) = Verbs(device=card).softmax_cross_entropy(z, y, result)
+    (launch,) = Operations(device=card).softmax_cross_entropy(z, y, result)
     assert ("cluster4" in launch.entry) == (classes == 128_256)
     memory.check()
     assert ulps(result["row_loss"], loss, np.float32) <= 4
@@ -490,7 +492,7 @@ def test_values_do_not_depend_on_the_number_of_blocks_and_repeat_bit_for_bit(for
     for multiprocessors in (card.multiprocessors, card.multiprocessors, card.multiprocessors + 40):
         other = DeviceProperties(multiprocessors, card.shared_bytes, card.capability)
         result = {"row_loss": np.empty(5, np.float32), "delta": np.empty_like(z)}
-        Verbs(device=other).softmax_cross_entropy(z, y, result, cluster=cluster)
+        Operations(device=other).softmax_cross_entropy(z, y, result, cluster=cluster)
         seen.append(result)
     assert np.array_equal(seen[0]["delta"], seen[1]["delta"])
     assert np.array_equal(seen[0]["row_loss"], seen[1]["row_loss"])
@@ -514,7 +516,7 @@ def test_the_numpy_path_means_the_same_with_cap_prediction_and_lse(classes, targ
         theirs["correct"] = np.empty(40, bool)
     NumpyBackend().softmax_cross_entropy(z, y, LossOptions(**options, reduction="sum"), theirs)
     ours = {name: np.empty_like(array) for name, array in theirs.items()}
-    Verbs().softmax_cross_entropy(z, y, ours, **options)
+    Operations().softmax_cross_entropy(z, y, ours, **options)
     for name in ("row_loss", "delta", "lse"):  # of the whole: where tanh is nearly 1, 1 - tanh^2
         assert ulps(ours[name], wide(theirs[name]), np.float32) <= 8, name  # has few digits
     assert np.array_equal(ours["predicted"], theirs["predicted"])

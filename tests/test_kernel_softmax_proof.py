@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy_launch import DeviceProperties, Launch
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from tests import emulator
-from tests.emulator import count_traffic
 from tests.emulator.arrays import Guarded
-from tests.emulator.verbs import DTYPES, Verbs, compute_dtype
+from tests.emulator.cupy_stub import Launched
+from tests.emulator.operations import DTYPES, Operations
+from tests.emulator.traffic import count_launch
 from tests.test_kernel_traffic import module
 
 pytestmark = pytest.mark.skipif(
@@ -52,21 +54,17 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
     names, totals = [], {"logits": [], "delta": [], "row_loss": []}
     result = {"row_loss": np.empty(rows, compute_dtype(kind)), "delta": delta}
 
-    def run(launch: Launch, arguments: tuple) -> None:
-        names.append(launch.entry)
-        counts = count_traffic(
-            module(launch.source, launch.defines), launch.entry, launch.grid, launch.block,
-            arguments, shared=launch.shared_bytes,
-        )  # fmt: skip
-        for argument, traffic in zip(arguments, counts, strict=True):
-            if traffic is not None and argument is z:
+    def run(launched: Launched) -> None:
+        names.append(launched.entry)
+        for array, traffic in count_launch(module(launched.source, launched.defines), launched):
+            if array is z:
                 totals["logits"].append(traffic)
-            elif traffic is not None and argument is delta:
+            elif array is delta:
                 totals["delta"].append(traffic)
-            elif traffic is not None and argument is result["row_loss"]:
+            elif array is result["row_loss"]:
                 totals["row_loss"].append(traffic)
 
-    Verbs(run=run, device=device).softmax_cross_entropy(z, labels, result, **options)
+    Operations(run=run, device=device).softmax_cross_entropy(z, labels, result, **options)
     both = totals["logits"] + totals["delta"]
     touched, losses = sum(t.sectors for t in both), sum(t.writes for t in totals["row_loss"])
     reads = sum(t.reads for t in totals["logits"])
@@ -204,15 +202,12 @@ def test_a_bad_label_is_reported_by_one_thread_of_its_row(cols):
     z = memory.normal((rows, cols), np.float32)
     flag = np.array([-1, -1])
 
-    def run(launch: Launch, arguments: tuple) -> None:
-        counts = count_traffic(
-            module(launch.source, launch.defines), launch.entry, launch.grid, launch.block,
-            arguments, shared=launch.shared_bytes,
-        )  # fmt: skip
-        found.extend(t for a, t in zip(arguments, counts, strict=True) if a is flag)
+    def run(launched: Launched) -> None:
+        counts = count_launch(module(launched.source, launched.defines), launched)
+        found.extend(traffic for array, traffic in counts if array is flag)
 
     result = {"row_loss": np.empty(rows, np.float32), "bad_label": flag}
-    Verbs(run=run, device=H200).softmax_cross_entropy(z, np.full(rows, cols), result)
+    Operations(run=run, device=H200).softmax_cross_entropy(z, np.full(rows, cols), result)
     assert sum(t.reads for t in found) * flag.nbytes == (rows + 1) * 8
     assert sum(t.writes for t in found) * flag.nbytes == 3 * 8
     assert flag[1] == cols

@@ -3,15 +3,15 @@ order in which the threads of a block run."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy_launch import STRIP_ROWS, Launch
+from gpubackprop.backends.cupy_launch import STRIP_ROWS
 from tests import emulator
-from tests.emulator import verbs as emulated
-from tests.emulator.verbs import Verbs
+from tests.emulator.operations import Operations, module, record, run_now
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -22,17 +22,19 @@ TERMS = 17 * SEQUENCE  # of each thread: as many as tell 16 from 17
 LARGE = 2.0**26
 
 
-def run_alone(source: str, entry: str, block: tuple[int, ...], *arguments: Any) -> None:
+def run_alone(source: str, entry: str, block: tuple[int, ...], **arguments: Any) -> None:
     """One block, whatever the plan would be."""
-    emulated.module(source)(entry, (1,), block, arguments)
+    module(source)(entry, (1,), block, [record(entry, **arguments)])
 
 
 def test_a_thread_of_a_column_sum_starts_afresh_after_16_rows():
     cols = 128
     x = np.ones((TERMS * STRIP_ROWS, cols), np.float32)
     x[0], sums = LARGE, np.empty((1, cols), np.float32)
-    numbers = np.int64(len(x)), np.int64(cols), np.int32(1), np.int64(cols)
-    run_alone("column_sum.cu", "column_sum_f32", (32, STRIP_ROWS), x, sums, *numbers)
+    run_alone(
+        "column_sum.cu", "column_sum_f32", (32, STRIP_ROWS),
+        x=x, partial=sums, rows=len(x), cols=cols, join=1, stride=cols,
+    )  # fmt: skip
     first = LARGE + TERMS - SEQUENCE
     assert sums.tolist() == [[first + (STRIP_ROWS - 1) * TERMS] * cols]
 
@@ -41,10 +43,10 @@ def test_a_thread_of_a_bias_gradient_starts_afresh_after_16_rows():
     cols = 128
     grad = np.ones((TERMS * STRIP_ROWS, cols), np.float32)
     grad[0], sums, delta = LARGE, np.empty((1, cols), np.float32), np.empty_like(grad)
-    numbers = np.int64(len(grad)), np.int64(cols), np.int32(1), *[np.int64(cols)] * 3, np.float32(0)
     run_alone(
         "activation_backward.cu", "activation_backward_identity_f32", (32, STRIP_ROWS),
-        grad, None, delta, sums, *numbers,
+        grad_h=grad, delta=delta, partial=sums, rows=len(grad), cols=cols, join=1,
+        stride_grad=cols, stride_saved=cols, stride_delta=cols,
     )  # fmt: skip
     first = LARGE + TERMS - SEQUENCE
     assert sums.tolist() == [[first + (STRIP_ROWS - 1) * TERMS] * cols]
@@ -54,22 +56,26 @@ def test_a_thread_of_a_bias_gradient_starts_afresh_after_16_rows():
 @pytest.mark.parametrize("cols", [1, 5])
 def test_the_second_stage_loses_nothing_of_what_is_small_beside_the_first_row(cols):
     threads = 64
-    partial, out = np.ones((TERMS * threads, cols), np.float32), np.empty(cols, np.float32)
-    partial[0] = LARGE
-    numbers = np.int64(len(partial)), np.int64(cols), None, np.int32(0)
-    run_alone("column_sum.cu", "column_sum_finish_f32", (8, threads), partial, out, *numbers)
+    sums, out = np.ones((TERMS * threads, cols), np.float32), np.empty(cols, np.float32)
+    sums[0] = LARGE
+    run_alone(
+        "column_sum.cu", "column_sum_finish_f32", (8, threads),
+        partial=sums, out=out, rows=len(sums), cols=cols, divisor=1.0,
+    )  # fmt: skip
     exact = LARGE + TERMS * threads - 1  # ones added to LARGE one by one would all be lost
     assert np.abs(out - exact).max() <= np.spacing(np.float32(LARGE))
 
 
 def test_a_thread_of_a_sum_of_squares_starts_afresh_after_16_packs():
     threads, pack = 256, 4
-    x, partial = aligned_ones(threads * pack * TERMS), np.empty((2, 1), np.float32)
+    x, sums = aligned_ones(threads * pack * TERMS), np.empty((2, 1), np.float32)
     x[0] = LARGE**0.5
-    numbers = np.int64(0), partial, np.int64(len(x))
-    run_alone("sum_of_squares.cu", "sum_of_squares_f32", (threads,), x, None, None, None, *numbers)
+    run_alone(
+        "sum_of_squares.cu", "sum_of_squares_f32", (threads,),
+        x=x, partial=sums, unscale=1.0, count=len(x),
+    )  # fmt: skip
     first = LARGE + (TERMS - SEQUENCE) * pack
-    assert partial.tolist() == [[first + (threads - 1) * TERMS * pack], [0]]
+    assert sums.tolist() == [[first + (threads - 1) * TERMS * pack], [0]]
 
 
 def aligned_ones(count: int) -> np.ndarray:
@@ -85,13 +91,8 @@ def results(rotation: int) -> list[np.ndarray]:
     """Of every kernel with shared memory, its threads begun with the one of number `rotation`, and
     run backwards if that is odd."""
 
-    def run(launch: Launch, arguments: tuple[Any, ...]) -> None:
-        emulated.module(launch.source)(
-            launch.entry, launch.grid, launch.block, arguments,
-            shared=launch.shared_bytes, rotation=rotation,
-        )  # fmt: skip
-
-    verbs, rng = Verbs(run), np.random.default_rng(2)
+    verbs = Operations(partial(run_now, rotation=rotation))
+    rng = np.random.default_rng(2)
     made: list[np.ndarray] = []
 
     def empty(*shape: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from gpubackprop.backends import NumpyBackend, Total
 from tests import emulator
-from tests.emulator.verbs import DTYPES, Verbs
+from tests.emulator.operations import DTYPES, Operations
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -23,7 +23,7 @@ def no_totals() -> np.ndarray:
 def totals_after(losses: list[float], rows: int, compute: str) -> np.ndarray:
     totals = no_totals()
     for loss in losses:
-        Verbs().accumulate(np.array([loss], DTYPES[compute]), rows, None, None, totals)
+        Operations().accumulate(np.array([loss], DTYPES[compute]), rows, None, None, totals)
     return totals
 
 
@@ -36,7 +36,7 @@ def test_accumulate_follows_the_numpy_backend(compute):
         hits = None if step == 1 else correct
         weights2, l2 = np.array([3.5], kind), np.array([0.125], kind)
         penalty = None if step == 3 else (weights2, l2)
-        Verbs().accumulate(loss, 700, hits, penalty, ours)
+        Operations().accumulate(loss, 700, hits, penalty, ours)
         host = None if penalty is None else (weights2[0], l2[0])
         NumpyBackend().accumulate(
             loss[0], 700, None if hits is None else hits.astype(bool), host, theirs
@@ -48,7 +48,7 @@ def test_accumulate_follows_the_numpy_backend(compute):
 @pytest.mark.parametrize("rows", [1, 2, 256, 257, 700])
 def test_every_correct_row_counts_the_first_and_the_last_too(rows):
     totals = no_totals()
-    Verbs().accumulate(np.zeros(1), rows, np.ones(rows, np.uint8), None, totals)
+    Operations().accumulate(np.zeros(1), rows, np.ones(rows, np.uint8), None, totals)
     assert totals[Total.CORRECT] == rows
 
 

@@ -11,13 +11,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy_launch import DeviceProperties, Launch
+from gpubackprop.backends.cupy.updates import COEFFICIENTS, PROCEED
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
-from tests import emulator
+from tests import emulator, first_rung
 from tests.emulator import Module, Traffic, count_traffic
 from tests.emulator.arrays import Guarded
-from tests.emulator.verbs import COEFFICIENTS, DTYPES, PROCEED, Verbs, compute_dtype
+from tests.emulator.cupy_stub import Launched
+from tests.emulator.operations import DTYPES, Operations
+from tests.emulator.traffic import count_launch
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -32,27 +36,19 @@ def module(source: str, defines: tuple[tuple[str, str], ...]) -> Module:
 
 
 class Counted:
-    """Verbs whose launches are counted; results by the address of the buffer."""
+    """Operations whose launches are counted; results by the address of the buffer."""
 
     def __init__(self, multiprocessors: int = 1) -> None:
         self.seen: dict[int, Traffic] = {}
         self.total = 0
         self.launches: list[str] = []
-        self.verbs = Verbs(run=self._run, device=DeviceProperties(multiprocessors))
+        self.verbs = Operations(run=self._run, device=DeviceProperties(multiprocessors))
 
-    def _run(self, launch: Launch, arguments: tuple) -> None:
-        self.launches.append(launch.entry)
-        counts = count_traffic(
-            module(launch.source, launch.defines),
-            launch.entry,
-            launch.grid,
-            launch.block,
-            arguments,
-        )
-        for argument, traffic in zip(arguments, counts, strict=True):
-            if traffic is not None:
-                self.seen[argument.ctypes.data] = traffic
-                self.total += traffic.read + traffic.written
+    def _run(self, launched: Launched) -> None:
+        self.launches.append(launched.entry)
+        for array, traffic in count_launch(module(launched.source, launched.defines), launched):
+            self.seen[array.ctypes.data] = traffic
+            self.total += traffic.read + traffic.written
 
     def __getitem__(self, array: np.ndarray) -> Traffic:
         return self.seen[array.ctypes.data]
@@ -197,7 +193,7 @@ def test_an_update_moves_what_its_formula_needs(name, storage, bytes_each):
     c = np.zeros(COEFFICIENTS, compute)
     c[PROCEED] = 1
     counted = Counted()
-    counted.verbs.update(name, storage, p, g, slots, c, copy)
+    counted.verbs.update(name, p, g, slots, c, copy)
     moved = sum(counted[a].read + counted[a].written for a in (p, g, *slots, copy) if a is not None)
     note(f"update {name} {storage}: {moved / count:.0f} B a parameter", p=counted[p], g=counted[g])
     assert moved == bytes_each * count
@@ -216,7 +212,7 @@ def test_an_update_of_shifted_buffers_peels_its_head_and_stays_vectorised(storag
     c = np.zeros(COEFFICIENTS, compute)
     c[PROCEED] = 1
     counted = Counted()
-    counted.verbs.update("adam", storage, p, g, (m, v), c)
+    counted.verbs.update("adam", p, g, (m, v), c)
     note(f"update adam {storage} off 16 bytes", p=counted[p], g=counted[g])
     for array in (p, g, m, v):
         assert counted[array].widest == min(16, 16 // compute.itemsize * array.itemsize)
@@ -228,7 +224,6 @@ def test_a_skipped_update_moves_nothing_but_the_flag():
     counted = Counted()
     counted.verbs.update(
         "adam",
-        "f32",
         arrays[0],
         arrays[1],
         (arrays[2], arrays[3]),
@@ -277,3 +272,24 @@ def test_pointwise_losses_read_and_write_once(classes):
     )
     assert (counted[z].reads, counted[targets].reads, counted[delta].writes) == (1, 1, 1)
     assert counted[z].sectors_per_minimum < (1.6 if classes == 10 else 1.05)
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_the_naive_softmax_reads_the_logits_three_times_where_the_real_one_reads_them_once(classes):
+    """Step by step in kernels/README.md. Beside the two reads too many, a warp of the naive kernel
+    touches a sector of 32 bytes for each number of 4."""
+    memory, rows = Guarded(), 128
+    z, y = memory.normal((rows, classes), np.float32), memory.put(np.arange(rows) % classes)
+    row_loss, delta = memory.empty((rows,), np.float32), memory.empty(z.shape, np.float32)
+    entry, grid, block, arguments = first_rung.launch(z, y, row_loss, delta)
+    naive = count_traffic(module(first_rung.SOURCE, ()), entry, grid, block, arguments)
+    counted, result = Counted(), {"row_loss": row_loss, "delta": delta}
+    counted.verbs.softmax_cross_entropy(z, y, result)
+    note(f"naive softmax K={classes}", logits=naive[0], delta=naive[3])
+    note(f"{counted.launches[0]} K={classes}", logits=counted[z], delta=counted[delta])
+    assert (naive[0].reads, naive[3].writes, naive[0].widest) == (3, 1, 4)
+    assert naive[0].sectors_per_minimum > (2 if classes == 10 else 7.9)
+    for traffic, read in ((counted[z], 1), (counted[delta], 0)):  # and an element more of each row
+        assert traffic.reads == pytest.approx(read, abs=2 / classes)
+        assert traffic.writes == pytest.approx(1 - read, abs=2 / classes)
+        assert traffic.sectors_per_minimum <= 1.05

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpubackprop.backends.cupy.updates import COEFFICIENTS
 from gpubackprop.backends.cupy_launch import TABLE_CHUNK, TABLE_UPDATES
+from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import UPDATES
 from tests import emulator
 from tests.emulator import Module, count_traffic
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import COEFFICIENTS, DTYPES, Verbs, compute_dtype, pointer_table
+from tests.emulator.operations import DTYPES, Operations, pointer_table, record
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -73,7 +75,7 @@ def test_every_tensor_gets_the_step_of_its_own_count_and_group(name, dtype):
     counts = (1, TABLE_CHUNK, 7, TABLE_CHUNK + 1, 3, 2 * TABLE_CHUNK - 1)
     tensors = table_of(name, dtype, counts, memory, shifts=(0, 1, 3))
     wanted = [by_the_registry(name, tensor, 4.0) for tensor in tensors]
-    Verbs().update_table(name, tensors, table_settings(name), np.array([4.0], np.float32))
+    Operations().update_table(name, tensors, table_settings(name), np.array([4.0], np.float32))
     memory.check()
     for number, (tensor, (p, slots)) in enumerate(zip(tensors, wanted, strict=True)):
         assert ulps(tensor["p"], p, DTYPES[dtype]) <= UNITS[dtype]
@@ -88,7 +90,7 @@ def test_any_count_and_alignment_of_any_tensor(count, shifts):
     memory = Guarded(4)
     tensors = table_of("adam", "f32", (count, 2, count), memory, shifts)
     wanted = [by_the_registry("adam", tensor)[0] for tensor in tensors]
-    Verbs().update_table("adam", tensors, table_settings("adam"))
+    Operations().update_table("adam", tensors, table_settings("adam"))
     memory.check()
     for tensor, p in zip(tensors, wanted, strict=True):
         assert ulps(tensor["p"], p, np.float32) <= 4
@@ -99,7 +101,7 @@ def test_thousands_of_small_tensors_are_found_by_their_chunk():
     counts = tuple(int(n) for n in rng.integers(1, 40, 2000))
     tensors = table_of("gradient_descent", "f32", counts, memory)
     before = [tensor["p"].copy() for tensor in tensors]
-    Verbs().update_table("gradient_descent", tensors, table_settings("gradient_descent"))
+    Operations().update_table("gradient_descent", tensors, table_settings("gradient_descent"))
     memory.check()
     wanted = []
     for tensor, p in zip(tensors, before, strict=True):
@@ -114,7 +116,7 @@ def test_a_gradient_that_is_not_finite_leaves_everything_and_is_not_counted():
     before = [(t["p"].copy(), *(slot.copy() for slot in t["slots"])) for t in tensors]
     tensors[0]["g"][2] = np.inf
     found = np.array([1.0], np.float32)
-    Verbs().update_table("adam", tensors, table_settings("adam"), None, found)
+    Operations().update_table("adam", tensors, table_settings("adam"), None, found)
     for number, (tensor, arrays) in enumerate(zip(tensors, before, strict=True)):
         for array, old in zip((tensor["p"], *tensor["slots"]), arrays, strict=True):
             assert np.array_equal(array, old)
@@ -130,7 +132,7 @@ def test_the_largest_second_moment_takes_nan_and_keeps_it(shift):
     v[:3], largest[:3] = (np.nan, 1.0, 0.0), (1.0, np.nan, 5.0)
     tensors[0]["g"][:3] = 0.0
     kept = tensors[1]["slots"][2].copy()
-    Verbs().update_table("adam_amsgrad", tensors, table_settings("adam_amsgrad"))
+    Operations().update_table("adam_amsgrad", tensors, table_settings("adam_amsgrad"))
     memory.check()
     assert np.isnan(largest[:2]).all()
     assert largest[2] == 5.0
@@ -147,14 +149,9 @@ def test_adam_through_a_table_moves_28_bytes_a_parameter_in_accesses_of_16(name,
     c[0, -1] = 1.0  # proceed
     module = Module("update_table.cu", "traffic", {"ONLY_FORMULA": name, "ONLY_DTYPE": "f32"})
     streams = (tensor["p"], tensor["g"], *tensor["slots"])
-    counts = count_traffic(
-        module,
-        f"update_table_{name}_f32",
-        (chunks,),
-        (256,),
-        (table.words, c, np.int64(1)),
-        streams,
-    )[3:]
+    entry = f"update_table_{name}_f32"
+    arguments = [record(entry, table=table, c=c, tensors=1)]
+    counts = count_traffic(module, entry, (chunks,), (256,), arguments, streams)[1:]
     moved = sum(one.read + one.written for one in counts)
     assert moved == bytes_each * len(tensor["p"])
     for one in counts:

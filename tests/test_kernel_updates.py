@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import NumpyBackend
-from gpubackprop.backends.cupy_launch import UPDATE_STORAGE, DeviceProperties
-from gpubackprop.formulas import UPDATES
-from tests import emulator
-from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.verbs import (
+from gpubackprop.backends.cupy.updates import (
     COEFFICIENTS,
     DECAY,
-    DTYPES,
     GRADIENT_FACTOR,
     L2,
     PROCEED,
     UNSCALE,
-    Verbs,
-)  # fmt: skip
+)
+from gpubackprop.backends.cupy_launch import UPDATE_STORAGE, DeviceProperties
+from gpubackprop.formulas import UPDATES
+from tests import emulator
+from tests.emulator.arrays import Guarded, ulps, wide
+from tests.emulator.operations import DTYPES, Operations
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -101,7 +100,7 @@ def test_every_update_entry_matches_the_numpy_backend_in_float64(name, storage):
     decay = 0.999 if UPDATES[name].decay == "decoupled" else 0.05
     c = coefficients(name, compute, decay=decay, l2=0.02, unscale=0.5, factor=0.7)
     wanted, states = by_numpy(name, p, g, slots, c, 500)
-    Verbs().update(name, storage, p, g, slots, c, copy, penalized=500)
+    Operations().update(name, p, g, slots, c, copy, penalized=500)
     memory.check()
     assert ulps(p, wanted, p_type) <= UNITS[STORAGE[storage][0]]
     for slot, state in zip(slots, states, strict=True):
@@ -113,7 +112,7 @@ def test_every_update_entry_matches_the_numpy_backend_in_float64(name, storage):
 def test_lion_makes_no_step_without_a_gradient_and_keeps_nan():
     p, g = np.array([1.0, 2.0, 3.0], np.float32), np.array([0.0, np.nan, -1.0], np.float32)
     momentum = np.zeros(3, np.float32)
-    Verbs().update("lion", "f32", p, g, (momentum,), coefficients("lion", np.dtype(np.float32)))
+    Operations().update("lion", p, g, (momentum,), coefficients("lion", np.dtype(np.float32)))
     np.testing.assert_array_equal(p, np.float32([1.0, np.nan, 3.01]))
 
 
@@ -132,17 +131,17 @@ def test_any_count_and_alignment(count, shifts):
     )
     c = coefficients("adam", np.dtype(np.float32))
     wanted, _ = by_numpy("adam", p, g, slots, c, 0)
-    Verbs().update("adam", "f32", p, g, slots, c)
+    Operations().update("adam", p, g, slots, c)
     memory.check()
     assert ulps(p, wanted, np.float32) <= 2
 
 
 def test_blocks_take_parts_in_turn_where_the_grid_is_smaller_than_the_buffer():
-    memory, verbs = Guarded(6), Verbs(device=DeviceProperties(multiprocessors=1))
+    memory, verbs = Guarded(6), Operations(device=DeviceProperties(multiprocessors=1))
     p, g = (memory.normal((80_001,), np.float32, shift=1) for _ in range(2))
     c = coefficients("gradient_descent", np.dtype(np.float32))
     wanted = p - g * c[0]
-    verbs.update("gradient_descent", "f32", p, g, (), c)
+    verbs.update("gradient_descent", p, g, (), c)
     memory.check()
     assert ulps(p, wanted, np.float32) <= 1
 
@@ -156,7 +155,7 @@ def test_a_step_that_may_not_proceed_writes_nothing():
     )
     before = [array.copy() for array in (p, *slots, copy)]
     c = coefficients("adam", np.dtype(np.float32), proceed=0.0)
-    Verbs().update("adam", "f32_f16", p, g.astype(np.float16), slots, c, copy)
+    Operations().update("adam", p, g.astype(np.float16), slots, c, copy)
     for array, old in zip((p, *slots, copy), before, strict=True):
         assert np.array_equal(array, old)
 
@@ -175,7 +174,7 @@ def test_stochastic_rounding_takes_a_neighbour_and_is_right_on_average(storage, 
     exact = (
         np.float32(start[0]) + np.float32(np.sign(size)) * c[0]
     )  # far less than a step of the type
-    Verbs().update("gradient_descent", storage, p, g, (), c, random=np.array([1, 2], np.uint64))
+    Operations().update("gradient_descent", p, g, (), c, random=np.array([1, 2], np.uint64))
     values = np.unique(wide(p))
     assert len(values) == 2
     assert values[0] <= exact <= values[1]
@@ -184,7 +183,7 @@ def test_stochastic_rounding_takes_a_neighbour_and_is_right_on_average(storage, 
         abs((wide(p) == values[1]).mean() - share) < 4 * np.sqrt(share * (1 - share) / count) + 1e-4
     )
     nearest = start.copy()
-    Verbs().update("gradient_descent", storage, nearest, g, (), c)
+    Operations().update("gradient_descent", nearest, g, (), c)
     assert np.array_equal(nearest, start), (
         "to nearest, the step is lost: why stochastic rounding exists"
     )
@@ -198,8 +197,8 @@ def test_stochastic_rounding_leaves_exact_values_infinities_and_nan(storage):
     ).astype(kind)
     old = p.copy()
     c = coefficients("gradient_descent", np.dtype(np.float32))
-    Verbs().update(
-        "gradient_descent", storage, p, np.zeros_like(p), (), c, random=np.array([5, 0], np.uint64)
+    Operations().update(
+        "gradient_descent", p, np.zeros_like(p), (), c, random=np.array([5, 0], np.uint64)
     )
     assert np.array_equal(wide(p), wide(old), equal_nan=True)
 
@@ -221,9 +220,7 @@ def test_stochastic_rounding_is_the_numpy_backends_bit_for_bit(copy, random):
     out, wanted = np.empty(len(p), DTYPES[copy]), np.empty(len(p), DTYPES[copy])
     c = coefficients("gradient_descent", np.dtype(np.float32))
     NumpyBackend().round_to_storage(p, wanted, state)
-    Verbs().update(
-        "gradient_descent", f"f32_f32_{copy}", p, np.zeros_like(p), (), c, out, random=state
-    )
+    Operations().update("gradient_descent", p, np.zeros_like(p), (), c, out, random=state)
     np.testing.assert_array_equal(out.view(np.uint16), wanted.view(np.uint16))
     assert float(out[2]) == (p[2] if copy == "f16" else wanted[2])
 
@@ -243,7 +240,9 @@ def test_prepare_update_gives_the_registrys_coefficients(name, compute):
     for steps_done in (0, 1, 1000, 2**20):
         state = np.array([steps_done, 0.0, 1024.0, 0.0])
         c, scaling = np.full(COEFFICIENTS, np.nan, kind), np.empty(2, kind)
-        Verbs().prepare_update(name, settings(name, decay=0.1, l2=0.5), state, None, c, scaling)
+        Operations().prepare_update(
+            name, settings(name, decay=0.1, l2=0.5), state, None, c, scaling
+        )
         entry = UPDATES[name]
         own = entry.coefficients(hyperparameters(name), 0.01, steps_done + 1)
         assert np.allclose(
@@ -264,14 +263,14 @@ def test_clipping_follows_pytorch_and_small_gradients_are_left_alone(clip, norm2
     c, scaling = np.empty(COEFFICIENTS, np.float32), np.empty(2, np.float32)
     state = np.array([0.0, 0.0, 1.0, 0.0])
     norm = None if norm2 is None else np.array([norm2, 0.0], np.float32)
-    Verbs().prepare_update("adam", settings("adam", clip=clip), state, norm, c, scaling)
+    Operations().prepare_update("adam", settings("adam", clip=clip), state, norm, c, scaling)
     assert c[GRADIENT_FACTOR] == np.float32(wanted)
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_and_halves_the_scale():
     c, scaling = np.empty(COEFFICIENTS, np.float32), np.empty(2, np.float32)
     state, chosen = np.array([5.0, 0.0, 1024.0, 1.0]), settings("adam", interval=3.0)
-    verbs = Verbs()
+    verbs = Operations()
     verbs.prepare_update("adam", chosen, state, np.array([np.inf, 1.0], np.float32), c, scaling)
     assert c[PROCEED] == 0
     assert c[UNSCALE] == np.float32(1 / 1024), "the gradient at hand has the old scale"
@@ -293,12 +292,12 @@ def test_sum_of_squares(dtype, shift, count):
     compute = np.dtype(np.float64 if dtype == "f64" else np.float32)
     x = memory.normal((count,), kind, shift=shift)
     out = np.full(2, np.nan, compute)
-    Verbs().sum_of_squares(x, out)
+    Operations().sum_of_squares(x, out)
     memory.check()
     assert ulps(out[0], (wide(x) ** 2).sum(), compute) <= 2
     assert out[1] == 0
     again = out.copy()
-    Verbs().sum_of_squares(x, again)
+    Operations().sum_of_squares(x, again)
     assert np.array_equal(out, again)
 
 
@@ -308,13 +307,13 @@ def test_one_element_that_is_not_finite_is_found_anywhere(bad, position):
     x = np.ones(5000, np.float32)
     x[position] = bad
     out = np.zeros(2, np.float32)
-    Verbs().sum_of_squares(x, out)
+    Operations().sum_of_squares(x, out)
     assert out[1] == 1
 
 
 def test_an_overflow_of_the_sum_is_not_taken_for_a_bad_gradient():
     out = np.zeros(2, np.float32)
-    Verbs().sum_of_squares(np.full(100, 1e30, np.float32), out)
+    Operations().sum_of_squares(np.full(100, 1e30, np.float32), out)
     assert out.tolist() == [np.inf, 0]
 
 
@@ -329,7 +328,7 @@ def test_the_norm_is_that_of_the_unscaled_gradient_with_its_penalty():
         np.array([0.5], np.float32),
         np.empty(2, np.float32),
     )
-    Verbs().sum_of_squares(g, out, p, unscale, l2, penalized=333)
+    Operations().sum_of_squares(g, out, p, unscale, l2, penalized=333)
     total = wide(g) * 0.25
     total[:333] += 0.5 * wide(p[:333])
     assert ulps(out[0], (total**2).sum(), np.float32) <= 2

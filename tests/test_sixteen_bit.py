@@ -16,6 +16,7 @@ import pytest
 
 from gpubackprop import MLP, Model, Trainer, optimizers
 from gpubackprop.backends import devices
+from gpubackprop.backends.cupy.updates import COEFFICIENTS, PROCEED, UNSCALE
 from gpubackprop.data import Standardizer, split_rows
 from gpubackprop.errors import DtypeError, MissingDependencyError, OptionError
 from gpubackprop.formulas.dropout import Philox, random_state
@@ -24,7 +25,7 @@ from gpubackprop.training.step import TrainStep
 from tests import emulator, references
 from tests.cli_runs import ok
 from tests.emulator import cupy_stub
-from tests.emulator.verbs import COEFFICIENTS, PROCEED, UNSCALE, Verbs
+from tests.emulator.operations import Operations
 from tests.tolerances import Draws
 
 PRECISIONS = ("bfloat16", "float16")
@@ -337,8 +338,7 @@ def test_stochastic_rounding_is_the_kernels_bit_for_bit(precision):
         round_stochastic(x, mine, words)
     c = np.zeros(COEFFICIENTS, np.float32)
     c[[PROCEED, UNSCALE]] = 1
-    storage = {"bfloat16": "f32_f32_bf16", "float16": "f32_f32_f16"}[precision]
-    Verbs().update("gradient_descent", storage, x.copy(), np.zeros_like(x), (), c, theirs, random)
+    Operations().update("gradient_descent", x.copy(), np.zeros_like(x), (), c, theirs, random)
     for rounded in (mine, theirs):
         assert np.array_equal(np.isnan(rounded.astype(np.float64)), np.isnan(x))
     number = ~np.isnan(x)

@@ -340,6 +340,45 @@ def test_a_learning_rate_may_turn_from_a_tensor_into_a_number_and_back(path: Pat
     assert p.tolist() == [-1.75, -1.75]
 
 
+def test_a_rate_without_memory_is_pytorchs_error_and_changes_no_parameter(path: Path):  # noqa: F811
+    # the second is updated in a launch of its own
+    parameters = [nn.Parameter(draw(1, 3).to(path.device, n)) for n in (torch.float32, torch.half)]
+    before = [p.detach().clone() for p in parameters]
+    rates = 0.1, torch.tensor(0.1, device="meta")
+    optimizer = gt.Adam([{"params": p, "lr": lr} for p, lr in zip(parameters, rates, strict=True)])
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    with path(), pytest.raises(RuntimeError, match="meta tensor"):
+        optimizer.step()
+    for p, old in zip(parameters, before, strict=True):
+        assert torch.equal(p, old)
+        assert optimizer.state[p]["step"] == 0
+
+
+def test_a_group_that_lacks_a_setting_raises_before_state_is_made():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    for adam in (gt.Adam([p]), torch.optim.Adam([p])):
+        adam.load_state_dict(torch.optim.SGD([p]).state_dict())
+        with pytest.raises(KeyError, match="betas"):
+            adam.step()
+        assert not adam.state
+
+
+@pytest.mark.parametrize("cast", [torch.float16, torch.float32], ids=str)
+def test_an_old_gradient_and_state_of_its_type_update_a_parameter_that_was_cast(cast, path: Path):  # noqa: F811
+    parameters = []
+    with path():
+        for module in MODULES:
+            p, optimizer = made(module, ("Adam", {"lr": 0.1}), path.device)
+            step(p, optimizer, 1)
+            p.data = p.data.to(cast)
+            optimizer.step()
+            parameters.append(p)
+    unit = torch.finfo(cast).eps
+    torch.testing.assert_close(*parameters, rtol=unit, atol=unit)
+
+
 def test_parameters_listed_twice_or_sharing_memory_or_counts_are_updated_in_turn(path: Path):  # noqa: F811
     """As PyTorch's loop does; on a GPU one launch would let threads race for them."""
     found = []

@@ -349,6 +349,42 @@ def test_a_capture_without_a_step_before_it_says_what_to_do():
                 stream.end_capture()
 
 
+@pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
+def test_a_step_in_inference_mode_leaves_nothing_that_a_later_one_cannot_write(case, path: Path):  # noqa: F811
+    name, options = CASES[case]
+    groups = [parameters(torch.float64, path.device)[:-1] for _ in range(2)]
+    ours, theirs = (
+        getattr(module, name)(group, **options)
+        for module, group in zip((gt, torch.optim), groups, strict=True)
+    )
+    with path():
+        for step, mode in enumerate((True, False, True, False)):
+            set_gradients(groups, step)
+            theirs.step()  # PyTorch raises in the second step, but where it has no state
+            with torch.inference_mode(mode):
+                ours.step()
+        for a, b in zip(*groups, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler() or "-")
+def test_a_capture_may_follow_a_step_in_inference_mode():
+    with emulated():
+        p = torch.nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        optimizer = gt.SGD([p], lr=0.25)
+        with torch.inference_mode():
+            optimizer.step()
+        p.grad = 2 * torch.ones(3)  # at another address: a new table
+        with cupy_stub.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            optimizer.step()
+            graph = stream.end_capture()
+        graph.launch()
+        assert torch.equal(p, torch.full((3,), 0.25))
+
+
 def test_what_is_not_offered_says_so(path: Path):  # noqa: F811
     p = torch.nn.Parameter(torch.ones(4, 4, device=path.device))
     with pytest.raises(OptionError, match=r"not offered; use the optimizer of torch\.optim"):

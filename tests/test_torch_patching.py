@@ -266,3 +266,17 @@ def test_optimizers_are_instances_of_the_names_in_place():
     assert isinstance(newer, torch.optim.AdamW)
     for kept in (copy.deepcopy(newer), pickle.loads(pickle.dumps(newer))):
         assert type(kept) is type(newer)
+
+
+def test_an_optimizer_left_to_pytorch_in_inference_mode_goes_on_outside_of_it():
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+    with gt.patch():
+        optimizer = torch.optim.Adam([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    p.grad = p.detach().to_sparse()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2

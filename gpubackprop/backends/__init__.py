@@ -7,17 +7,35 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
+import numpy as np
+
 from gpubackprop.backends import devices
-from gpubackprop.backends.numpy import LossOptions, NumpyBackend, Total
-from gpubackprop.backends.updater import LossScaling, UpdateRule
-from gpubackprop.errors import DeviceUnavailable
+from gpubackprop.backends.arrays import ANYWHERE, as_cupy, on_gpu
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.loss import LossOptions, Total
+from gpubackprop.backends.numpy import NumpyBackend
+from gpubackprop.backends.updater import LossScaling, Updater, UpdateRule
+from gpubackprop.errors import DeviceUnavailable, DtypeError
 
-__all__ = ["LossOptions", "LossScaling", "NumpyBackend", "Total", "UpdateRule", "get"]
+__all__ = [
+    "HOST",
+    "Backend",
+    "LossOptions",
+    "LossScaling",
+    "NumpyBackend",
+    "Total",
+    "UpdateRule",
+    "Updater",
+    "backend_for",
+    "backend_of",
+    "get",
+]
 
 
-def get(device: str = "cpu") -> Any:
+def get(device: str = "cpu") -> Backend:
     """A backend that computes on `device`: "auto", "cpu", "cuda" or "cuda:N".
 
     Its `reason` says in a line why "auto" took that one.
@@ -27,7 +45,7 @@ def get(device: str = "cpu") -> Any:
     OptionError : no such name. DeviceUnavailable : CUDA was asked for and something is missing.
     """
     name, reason = (device, "") if device == "cpu" else devices.choose(device)
-    backend: Any = NumpyBackend()
+    backend: Backend = NumpyBackend()
     if name != "cpu":
         from gpubackprop.backends.cupy import CupyBackend
 
@@ -36,20 +54,62 @@ def get(device: str = "cpu") -> Any:
     return backend
 
 
-def unpickled(device: str, reason: str) -> Any:
-    """The backend of a pickle that was made with one for `device`.
+HOST = NumpyBackend()
+_ON_HOST = frozenset((np.ndarray, type(None), int, float, list, tuple))
+
+
+def backend_for(op: str, **arrays: Any) -> Backend:
+    """The backend for the memory that all `arrays` lie in, to be asked once for each call.
+
+    Parameters
+    ----------
+    op : name of the operation, for errors.
+    **arrays : by name; None and plain numbers lie in any memory.
 
     Raises
     ------
-    DeviceUnavailable : that device is not there.
+    DtypeError : some are on the host and some on a GPU.
+    DeviceUnavailable : they lie on different GPUs.
     """
-    try:
-        backend = get(device)
-    except DeviceUnavailable as error:
-        raise DeviceUnavailable(
-            f"what is unpickled here was pickled on {device}, and is unpickled to the same device "
-            f'({error}) To read it elsewhere, pickle network.copy("cpu"), or use Model.save and '
-            f"Model.load"
-        ) from error
-    backend.reason = reason
-    return backend
+    if _ON_HOST.issuperset(map(type, arrays.values())):
+        return HOST
+    given = {name: array for name, array in arrays.items() if not isinstance(array, ANYWHERE)}
+    gpu = {name: as_cupy(array) for name, array in given.items() if on_gpu(array)}
+    if not gpu:
+        return HOST
+    here, first = next(iter(gpu.items()))
+    for name in given:
+        if name not in gpu:
+            raise DtypeError(
+                f"{here} lies on cuda:{first.device.id} but {name} on the host and {op} wants all "
+                f"arrays in one place; move it with cupy.asarray({name})"
+            )
+        if gpu[name].device.id != first.device.id:
+            raise DeviceUnavailable(
+                f"{here} lies on cuda:{first.device.id} but {name} on cuda:{gpu[name].device.id} "
+                f"and {op} wants all arrays on one GPU; copy it there"
+            )
+    return backend_of(first)
+
+
+def backend_of(array: Any) -> Backend:
+    """The backend for the memory of an ndarray of NumPy's or CuPy's; one object for each device."""
+    if isinstance(array, np.ndarray):
+        return HOST
+    from gpubackprop.backends.cupy.library import import_cupy
+
+    return _cuda_backend(import_cupy(), int(array.device.id))
+
+
+@cache
+def _cuda_backend(cupy: Any, index: int) -> Backend:
+    from gpubackprop.backends.cupy import CupyBackend
+
+    return CupyBackend(index)
+
+
+def unpickled(device: str, reason: str) -> Backend:
+    """`gpubackprop.backends.cupy.unpickled`, as pickles of the first versions name it."""
+    from gpubackprop.backends.cupy import unpickled as unpickled_there
+
+    return unpickled_there(device, reason)

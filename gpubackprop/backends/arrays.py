@@ -1,4 +1,4 @@
-"""Which memory an array lies in, and the backend that computes there.
+"""Which memory an array lies in, and views of it for NumPy and CuPy.
 
 CuPy is imported at the first array that lies on a GPU, never before.
 """
@@ -6,14 +6,12 @@ CuPy is imported at the first array that lies on a GPU, never before.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.numpy import NumpyBackend
-
 _HOST = (np.ndarray, np.generic, list, tuple, int, float, str)
+ANYWHERE = (int, float, type(None))  # they lie in no memory, and go with arrays of any
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
@@ -47,22 +45,3 @@ def as_host(values: Any, dtype: Any = None) -> np.ndarray:
         with suppress(BufferError, RuntimeError):  # NumPy's way then has PyTorch's own error
             values = np.from_dlpack(values)
     return np.asarray(values, dtype)
-
-
-def backend_of(array: Any) -> Any:
-    """The backend for the memory of an ndarray of NumPy's or CuPy's; one object for each device."""
-    if isinstance(array, np.ndarray):
-        return _HOST_BACKEND
-    from gpubackprop.backends.cupy.library import import_cupy
-
-    return _cuda_backend(import_cupy(), int(array.device.id))
-
-
-_HOST_BACKEND = NumpyBackend()
-
-
-@cache
-def _cuda_backend(cupy: Any, index: int) -> Any:
-    from gpubackprop.backends.cupy import CupyBackend
-
-    return CupyBackend(index)

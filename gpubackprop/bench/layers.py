@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.bench.problems import (
     ELEMENTWISE,
     Array,
@@ -82,7 +83,7 @@ class OnActivations(Problem):
     def activation(self, case: Case) -> Activation:
         return ACTIVATIONS[case.variant.removesuffix("_special").removesuffix("_dropout")]
 
-    def dropout(self, backend: Any, case: Case) -> Dropout | None:
+    def dropout(self, backend: Backend, case: Case) -> Dropout | None:
         if not case.variant.endswith("_dropout"):
             return None
         return Dropout(DROPOUT, LAYER, backend.asarray(random_state(SEED, STEP)))
@@ -118,7 +119,7 @@ class ActivationForward(OnActivations):
     def results(self, case: Case) -> dict[str, Any]:
         return {"h": (case.shape, storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act, dropout = self.activation(case), self.dropout(backend, case)
         return lambda recorder: recorder.activation_forward(arrays["a"], act, arrays["h"], dropout)
 
@@ -152,7 +153,7 @@ class ActivationBackward(OnActivations):
         dtype = storage(case)
         return {"delta": (case.shape, dtype), "grad_b": (case.shape[1:], dtype)}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act, dropout = self.activation(case), self.dropout(backend, case)
         return lambda recorder: recorder.activation_backward(
             arrays["grad_h"], arrays["saved"], act, arrays["delta"], arrays["grad_b"], dropout
@@ -188,7 +189,7 @@ class Output(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape, storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         return lambda recorder: recorder.output(arrays["a"], case.variant, arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -249,7 +250,7 @@ class AffineForward(Affine):
         names = ("h", "a") if ACTIVATIONS[case.variant].saved == "a" else ("h",)
         return {name: ((case.shape[0], case.shape[2]), storage(case)) for name in names}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act, r = ACTIVATIONS[case.variant], arrays
         a = r.get("a", r["h"])
         return lambda recorder: recorder.affine_forward(r["x"], r["W"], r["b"], act, a, r["h"])
@@ -278,7 +279,7 @@ class AffineBackward(Affine):
             "grad_W": ((outer, inner), storage(case)), "grad_x": ((rows, inner), storage(case))
         }  # fmt: skip
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         a = arrays
         return lambda recorder: recorder.affine_backward(
             a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"]
@@ -311,10 +312,10 @@ class AffineLayer(Affine):
             "grad_x": ((rows, inner), dtype),
         }  # fmt: skip
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         act, a = ACTIVATIONS[case.variant], arrays
 
-        def emit(recorder: Any) -> None:
+        def emit(recorder: Backend) -> None:
             recorder.affine_forward(a["x"], a["W"], a["b"], act, a["h"], a["h"])
             recorder.activation_backward(a["grad_h"], a["h"], act, a["delta"], a["grad_b"])
             recorder.affine_backward(a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"])

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import Backend, LossOptions
 from gpubackprop.bench.problems import (
     Array,
     Arrays,
@@ -181,7 +181,7 @@ class SoftmaxCrossEntropy(Loss):
             return {}
         return {"correct": (case.shape[:1], np.dtype(np.bool_))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         options = entropy_options(case)
         weight = arrays.get("class_weight")
         given = {name: options[name] for name in _DEFAULTS if name != "class_weight"}
@@ -283,7 +283,7 @@ class PointwiseLoss(Loss):
             divisor *= case.shape[1]
         return self.reduced(case, each * value.sum(1), each[:, None] * delta, divisor, tiling)
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         options = LossOptions(reduction=self.reduction(case))
         result = {name: arrays[name] for name in scratch(case)}
         return lambda recorder: recorder.pointwise_loss(

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubackprop.backends import UpdateRule
+from gpubackprop.backends import Backend, UpdateRule
 from gpubackprop.bench import front_ends, layers
 from gpubackprop.bench.losses import PointwiseLoss, SoftmaxCrossEntropy
 from gpubackprop.bench.problems import (
@@ -48,7 +48,7 @@ class ColumnSum(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape[1:], storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         return lambda recorder: recorder.column_sum(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -83,7 +83,7 @@ class SumOfSquares(Problem):
     def check(self, case: Case, found: Arrays) -> tuple[float, float]:
         return super().check(case, {"out": np.asarray(found["out"]).astype(compute(case))})
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         return lambda recorder: recorder.sum_of_squares(arrays["x"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -123,7 +123,7 @@ class GatherRows(Problem):
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape, storage(case))}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         return lambda recorder: recorder.gather_rows(arrays["x"], arrays["rows"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -202,7 +202,7 @@ class OptimizerUpdate(Problem):
         new = self._slots(case) if self._first(case) else ()
         return {name: ((count(case),), storage(case)) for name in new}
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         formula = self.formula(case)
         p, g, slots = arrays["p"], arrays["g"], tuple(arrays[name] for name in self._slots(case))
         if not self._first(case):
@@ -211,7 +211,7 @@ class OptimizerUpdate(Problem):
         for slot in slots if formula.initial else ():
             slot.fill(formula.hyperparameters[formula.initial])
         rule = UpdateRule(formula, formula.hyperparameters, LEARNING_RATE)
-        updater = backend.updater(backend, rule, p, g, slots)
+        updater = backend.updater(rule, p, g, slots)
         updater.set(LEARNING_RATE, 1)
         return lambda recorder: updater.emit(recorder)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpubackprop import backends, ops, optimizers
 from gpubackprop.backends import Total
+from gpubackprop.backends.cupy import Replay
 from gpubackprop.bench import operations
 from gpubackprop.bench.losses import entropy_options
 from gpubackprop.bench.places import CupyPlace, Place, Work
@@ -43,7 +44,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
 
     if where.device == "cpu":
         return Work(plan, outputs)
-    uncaptured = plan.uncaptured  # its calls are issued one by one then
+    uncaptured = plan.uncaptured if isinstance(plan, Replay) else ""  # issued one by one then
     return Work(lambda: emit(backend), outputs, replay=plan, uncaptured=uncaptured)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import losses, optimizers
-from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends import Backend, NumpyBackend
 from gpubackprop.bench import operations
 from gpubackprop.bench.cases import compared
 from gpubackprop.bench.problems import Arrays, Tiling
@@ -65,7 +65,7 @@ def dtypes() -> dict[str, np.dtype]:
 # -- comparing ------------------------------------------------------------------------------------
 
 
-def compare(backend: Any, case: Case, *, seed: int = 0) -> Result:
+def compare(backend: Backend, case: Case, *, seed: int = 0) -> Result:
     """Run `case` on `backend`, at once and as a plan, and on NumPy; an exception is a failure."""
     problem, storage = operations.get(case.op), STORAGES[case.dtype].numpy()
     rows = case.shape[0]
@@ -96,12 +96,12 @@ def compare(backend: Any, case: Case, *, seed: int = 0) -> Result:
 
 
 def run(
-    backend: Any,
+    backend: Backend,
     case: Case,
     inputs: Arrays,
     *,
     planned: bool = False,
-    place: Callable[[Any, Array], Any] = lambda backend, array: backend.asarray(array),
+    place: Callable[[Backend, Array], Any] = lambda backend, array: backend.asarray(array),
 ) -> dict[str, Array]:
     """What the case's calls, issued or as a plan, leave in every array.
 
@@ -157,7 +157,7 @@ def _round(array: Array, dtype: np.dtype) -> Array:
 
 
 def results(
-    backend: Any, *, short: bool = False, seed: int = 0, names: tuple[str, ...] = ()
+    backend: Backend, *, short: bool = False, seed: int = 0, names: tuple[str, ...] = ()
 ) -> Iterator[Result]:
     """Every case in every dtype (the short form: float64 and float32)."""
     chosen = names or (("float64", "float32") if short else tuple(dtypes()))

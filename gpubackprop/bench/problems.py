@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.bench.shapes import Case, products
 from gpubackprop.dtypes import STORAGES, compute_dtype
 from gpubackprop.errors import MissingDependencyError
 
 Array = np.ndarray
 Arrays = dict[str, Any]  # of NumPy or CuPy
-Emit = Callable[[Any], None]
+Emit = Callable[[Backend], None]
 BLOCK_ELEMENTS = 1 << 20
 COMPARED_ROWS = 1 << 16  # at a time, so that the comparison takes little memory
 # Largest error, relative to the largest magnitude of that result: some tens of units in the last
@@ -117,7 +118,7 @@ class Problem:
         """Results of the oracle that a contestant need not give."""
         return ()
 
-    def emitter(self, backend: Any, case: Case, arrays: Arrays) -> Emit:
+    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         """``emit(backend)``: this library's calls, on either backend."""
         raise NotImplementedError
 

@@ -3,12 +3,12 @@
 load_dataset      CSV, Parquet, NPZ, NPY and IDX files to a `Dataset`; NPY and IDX stay mapped
 Standardizer      x -> (x - mean) / scale, fitted in one streaming pass
 encode_labels     labels of any kind to class indices
-balanced_weights  a weight for each class, by which all count alike
+balanced_weights  a weight for each class, with which all classes count alike
 infer_task        classification or regression, from the targets
 split_rows        seeded training and test rows, stratified if asked
-check_finite      the first NaN or infinity, by row and column
+check_finite      raises at the first NaN or infinity, naming row and column
 
-pyarrow is imported by the CSV and Parquet readers, and for frames of its own, only when they run.
+pyarrow is imported only when a CSV or Parquet file, or a frame of pyarrow's own, is read.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpubackprop.data.dataset import Dataset, load_dataset
-    from gpubackprop.data.finite import check_finite
+    from gpubackprop.data.frames import check_finite
     from gpubackprop.data.labels import balanced_weights, encode_labels, infer_task
     from gpubackprop.data.split import split_rows
     from gpubackprop.data.standardize import Standardizer
 
-# Loaded at first use: a network needs the frames alone, and not the readers of files.
+# Loaded at first use: a network needs only the frames, not the readers of files.
 _HOME = {
     "Dataset": "dataset",
     "load_dataset": "dataset",
-    "check_finite": "finite",
+    "check_finite": "frames",
     "balanced_weights": "labels",
     "encode_labels": "labels",
     "infer_task": "labels",

@@ -17,15 +17,16 @@ Array = npt.NDArray[Any]
 
 
 def load_npy(file: Path) -> Array:
-    """The array of an NPY file as a read-only memmap.
+    """Return the array of an NPY file as a read-only memmap.
 
     Raises
     ------
-    DataError : not NPY, truncated, an object array (which only pickle could read).
+    DataError
+        The file is not NPY, is truncated, or holds Python objects (which only pickle could read).
     """
     try:
         array: Array = np.lib.format.open_memmap(file, mode="r")
-    except Exception as error:  # a damaged header is evaluated as Python text: any may come
+    except Exception as error:  # a damaged header is evaluated as Python text, so any may come
         if "Python objects" in str(error):
             raise DataError(_objects(str(file))) from error
         raise DataError(
@@ -35,12 +36,16 @@ def load_npy(file: Path) -> Array:
 
 
 def load_npz(file: Path, target: object, features: object) -> tuple[Array, Array | None, str]:
-    """Inputs, targets (None if not asked for) and the key of the inputs of an NPZ file.
+    """Return inputs, targets (None if no key is given) and the key of the inputs of an NPZ file.
 
     Parameters
     ----------
-    target : key of the targets, or None.
-    features : key of the inputs; if None "x", else the only array that is not the target.
+    file : Path
+        The file.
+    target : object
+        Key of the targets, or None.
+    features : object
+        Key of the inputs. If None, it is "x", or else the only array that is not the target.
     """
     if not zipfile.is_zipfile(file):
         raise DataError(f"{file} is no NPZ (zip) file, or is cut off; write it with numpy.savez")
@@ -59,7 +64,7 @@ def load_npz(file: Path, target: object, features: object) -> tuple[Array, Array
 
 
 def _member(archive: Any, key: str, file: Path) -> Array:
-    """One array of the archive."""
+    """Return one array of the archive."""
     try:
         array = archive[key]
     except (ValueError, SyntaxError) as error:
@@ -72,7 +77,7 @@ def _member(archive: Any, key: str, file: Path) -> Array:
 
 
 def _input_key(features: object, target: str | None, keys: list[str], file: Path) -> str:
-    """Key of the inputs: the one asked for, else "x", else the only one beside the target."""
+    """Return the key of the inputs: the given one, "x", or the only one beside the target."""
     others = [key for key in keys if key != target]
     if features is not None:
         key = _one_key(features, keys, "features", file)
@@ -90,7 +95,7 @@ def _input_key(features: object, target: str | None, keys: list[str], file: Path
 
 
 def _one_key(request: object, keys: list[str], role: str, file: Path) -> str:
-    """The key that `request` names; a sequence of one is accepted."""
+    """Return the key that `request` names; a sequence of one key is accepted."""
     if isinstance(request, list | tuple) and len(request) == 1:
         request = request[0]
     key = str(request)

@@ -14,20 +14,25 @@ from gpubackprop.data.labels import encode_labels, resolve_labels
 from gpubackprop.errors import DataError, DtypeError, ShapeError
 
 Labels = npt.NDArray[Any]
-_KINDS = "USTbiufMmO"  # of which a file can hold every value exactly
+_KINDS = "USTbiufMmO"  # a file can hold every value of these kinds exactly
 _TEXT = "T"  # the name of NumPy's variable-width text, which has no dtype.str
 
 
 def check_classes(classes: Any) -> Labels:
-    """`classes` as a (K,) array of a dtype that comes back from a file exactly.
+    """Return `classes` as a (K,) array of a dtype that comes back from a file exactly.
 
-    Text, bytes in UTF-8, booleans, integers, floats up to 64 bits, dates and durations; objects
-    that are all text, all booleans, all integers or all floats.
+    They are text, bytes in UTF-8, booleans, integers, floats of up to 64 bits, dates or durations;
+    or objects that are all text, all booleans, all integers or all floats.
 
     Raises
     ------
-    ShapeError : no vector. DtypeError : another dtype. DataError : a missing value, a label that is
-        there twice, objects of several kinds, bytes that are not UTF-8; its place is named.
+    ShapeError
+        The classes are no vector.
+    DtypeError
+        The dtype is another one.
+    DataError
+        A value is missing, a label is there twice, objects are of several kinds, or bytes are not
+        UTF-8; the place is named.
     """
     array = _checked(classes)
     first: dict[Any, int] = {}
@@ -63,10 +68,10 @@ def _checked(classes: Any) -> Labels:
 
 
 def _same_values(classes: Sequence[Any], array: Labels) -> None:
-    """DataError where NumPy has made other labels of a list."""
-    if array.dtype.kind in "US":  # it makes text of anything
+    """Raise DataError if NumPy has turned the values of a list into other labels."""
+    if array.dtype.kind in "US":  # NumPy turns anything beside text into text
         resolve_labels(np.array(classes, dtype=object), "classes")
-    if array.dtype.kind == "f":  # and floats of whole numbers that no integer type holds together
+    if array.dtype.kind == "f":  # and integers into floats if no integer type holds them all
         for place, (given, label) in enumerate(zip(classes, array.tolist(), strict=True)):
             if isinstance(given, int | np.integer) and int(given) != label:
                 raise DataError(
@@ -76,7 +81,7 @@ def _same_values(classes: Sequence[Any], array: Labels) -> None:
 
 
 def _plain_objects(array: Labels) -> Labels:
-    """Objects of one Python type that JSON has, or DataError."""
+    """Return objects of one Python type that JSON has, or raise DataError."""
     values = [value.item() if isinstance(value, np.generic) else value for value in array]
     kinds = [type(value) for value in values]
     for place, kind in enumerate(kinds):
@@ -92,7 +97,7 @@ def _plain_objects(array: Labels) -> Labels:
 
 
 def class_indices(y: Any, classes: Labels) -> npt.NDArray[np.int64]:
-    """(N,) places among checked classes of labels of their kind; DataError for an unknown label."""
+    """Return the (N,) positions of labels among checked classes; an unknown one is a DataError."""
     if classes.dtype.kind not in "fMm":
         return encode_labels(y, classes)[0]
     labels = np.asarray(as_targets(y, "y")).reshape(-1)
@@ -107,7 +112,7 @@ def class_indices(y: Any, classes: Labels) -> npt.NDArray[np.int64]:
 
 
 def classes_to_values(classes: Labels) -> tuple[list[Any], str]:
-    """Checked classes as JSON values, and the name of their dtype."""
+    """Return checked classes as JSON values, and the name of their dtype."""
     kind = classes.dtype.kind
     if kind in "Mm":
         return classes.astype(np.int64).tolist(), classes.dtype.str
@@ -117,7 +122,10 @@ def classes_to_values(classes: Labels) -> tuple[list[Any], str]:
 
 
 def classes_from_values(values: Any, dtype: Any) -> Labels:
-    """What `classes_to_values` was given. Any error of NumPy's if these are no such values."""
+    """Return what `classes_to_values` was given.
+
+    If the values did not come from there, NumPy's own error is raised, whichever it is.
+    """
     if not isinstance(dtype, str):
         raise TypeError(f"dtype is {dtype!r}")
     kind = np.dtype(dtype)
@@ -133,5 +141,5 @@ def classes_from_values(values: Any, dtype: Any) -> Labels:
 
 
 def as_text(label: Any) -> str:
-    """A label for a header or a table; bytes as the text that they are."""
+    """Return a label as text for a header or a table; bytes are decoded."""
     return label.decode() if isinstance(label, bytes) else str(label)

@@ -1,4 +1,4 @@
-"""Columns of an Arrow table: which are features and targets, and their values as NumPy arrays."""
+"""Columns of an Arrow table: the choice of features and targets, and their values as arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gpubackprop._optional import require
 from gpubackprop.data.files import Where, listing, shorten
-from gpubackprop.data.finite import check_finite
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.names import check_names, check_present
 from gpubackprop.errors import DataError
 
@@ -23,21 +23,22 @@ _WHAT_TO_DO = (
     "by naming the columns to use with features"
 )
 
-# What pyarrow reads as a number; anything else in a column made it a column of text.
+# What pyarrow reads as a number. One other cell makes the whole column text.
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|(?i:inf|infinity|nan))\s*$"
 
 
 def choose_columns(
     names: Sequence[str], target: Names, features: Names, source: str
 ) -> tuple[list[str], list[str]]:
-    """Feature and target columns among `names`, each in the order asked for.
+    """Return the feature and the target columns among `names`, each in the order of the request.
 
-    A string that is no column is split at its commas. Without `features`: all columns but the
-    targets and but the index that pandas writes into Parquet (__index_level_0__).
+    A string that is no column is split at its commas. Without `features`, all columns are features
+    except the targets and the index that pandas writes into Parquet (__index_level_0__).
 
     Raises
     ------
-    DataError : duplicate names, an absent column, a column that is feature and target.
+    DataError
+        A name is there twice, a column is absent, or a column is feature and target.
     """
     check_names(names, source)
     if len(names) == 1 and features is None:
@@ -65,7 +66,10 @@ def choose_columns(
 
 
 def _as_names(request: Names, names: Sequence[str]) -> list[str]:
-    """A request for columns as a list of names; -1 and "-1" count from the end if no column."""
+    """Return a request for columns as a list of names.
+
+    -1 and "-1" count from the end if the columns have no names.
+    """
     if request is None:
         return []
     if isinstance(request, str | int | os.PathLike):
@@ -81,7 +85,7 @@ def _as_names(request: Names, names: Sequence[str]) -> list[str]:
 
 
 def _check_separator(name: str, source: str) -> None:
-    """DataError if the only column name is rather several, separated by another sign."""
+    """Raise DataError if the only column name looks like several with another separator."""
     for mark in (";", "\t", "|"):
         if mark in name:
             raise DataError(
@@ -91,15 +95,17 @@ def _check_separator(name: str, source: str) -> None:
 
 
 def feature_matrix(table: Any, names: Sequence[str], where: Where, source: str) -> Array:
-    """Columns of an Arrow table as a C-contiguous (N, D) matrix without missing values.
+    """Return columns of an Arrow table as a C-contiguous (N, D) matrix without missing values.
 
-    float32 where it holds every column's type exactly (float16, float32, integers of 8 and 16
-    bits, booleans as 0 and 1), else float64: numbers in a CSV file are int64 or float64, and a
-    column like 1e8 + small keeps its digits until the Standardizer has subtracted the mean.
+    The dtype is float32 if that holds every column's type exactly (float16, float32, integers of 8
+    and 16 bits, booleans as 0 and 1), else float64. Numbers in a CSV file are int64 or float64, so
+    that a column like 1e8 + small keeps its digits until the Standardizer has subtracted the mean.
 
     Raises
     ------
-    DataError : missing value, text, date, nested value, NaN or infinity; row and column named.
+    DataError
+        A column holds a missing value, text, dates, nested values, NaN or infinity; row and column
+        are named.
     """
     pa = require("pyarrow", "cli", "read CSV and Parquet files")
     columns = [plain_column(table.column(name), name, where, source) for name in names]
@@ -120,16 +126,18 @@ def feature_matrix(table: Any, names: Sequence[str], where: Where, source: str) 
         for chunk in column.chunks:
             x[row : row + len(chunk), j] = chunk.to_numpy(zero_copy_only=False)
             row += len(chunk)
-    check_finite(x, source=source, names=names, where=where)
+    require_finite(x, source=source, names=names, where=where)
     return x
 
 
 def target_array(table: Any, names: Sequence[str], where: Where, source: str) -> Array:
-    """Target columns as (N,), or (N, K) for several: numbers, booleans or strings (dates too).
+    """Return target columns as (N,), or (N, K) for several: numbers, booleans, strings (dates too).
 
     Raises
     ------
-    DataError : missing value, NaN, nested values, or text beside numbers in several columns.
+    DataError
+        A column holds a missing value, NaN or nested values, or text stands beside numbers in
+        several columns.
     """
     columns = [_target_column(table.column(name), name, where, source) for name in names]
     if len(columns) == 1:
@@ -144,7 +152,7 @@ def target_array(table: Any, names: Sequence[str], where: Where, source: str) ->
 
 
 def _target_column(column: Any, name: str, where: Where, source: str) -> Array:
-    """One target column as (N,) numbers, booleans or strings."""
+    """Return one target column as (N,) numbers, booleans or strings."""
     pa = require("pyarrow", "cli", "read CSV and Parquet files")
     column = plain_column(column, name, where, source)
     _check_not_missing(name, column, where, source)
@@ -166,17 +174,17 @@ def _target_column(column: Any, name: str, where: Where, source: str) -> Array:
             "targets are numbers, booleans or UTF-8 text"
         )
     values: Array = column.to_numpy()
-    check_finite(values, source=f"{source}, target column {name!r}", where=where)
+    require_finite(values, source=f"{source}, target column {name!r}", where=where)
     return values
 
 
 def plain_column(column: Any, name: str, where: Where, source: str) -> Any:
-    """A dictionary-encoded column as its values; string_view and bytes in UTF-8 as string."""
+    """Decode a dictionary-encoded column; return string_view and bytes in UTF-8 as string."""
     pa = require("pyarrow", "cli", "read CSV and Parquet files")
     while pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_string_view(column.type):
-        column = column.cast(pa.string())  # the kernels used here lack it
+        column = column.cast(pa.string())  # pyarrow's functions that are used here do not take it
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         try:  # pyarrow reads a CSV column as binary when it is not UTF-8
             column = column.cast(pa.large_string())
@@ -213,7 +221,7 @@ def _is_number(kind: Any, pa: Any) -> bool:
 
 
 def _check_feature(name: str, column: Any, where: Where, source: str) -> None:
-    """DataError unless the column holds a number or boolean in every row."""
+    """Raise DataError unless the column holds a number or boolean in every row."""
     pa = require("pyarrow", "cli", "read CSV and Parquet files")
     if _is_text(column.type, pa):
         pc = require("pyarrow.compute", "cli", "read CSV and Parquet files")
@@ -237,7 +245,7 @@ def _check_feature(name: str, column: Any, where: Where, source: str) -> None:
 
 
 def _check_not_missing(name: str, column: Any, where: Where, source: str) -> None:
-    """DataError at the first null of a column."""
+    """Raise DataError at the first null of a column."""
     if column.null_count:
         pc = require("pyarrow.compute", "cli", "read CSV and Parquet files")
         row = pc.index(pc.is_null(column), True).as_py()

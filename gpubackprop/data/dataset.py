@@ -1,4 +1,4 @@
-"""One entrance to all file formats: `load_dataset`."""
+"""One entrance for all file formats: `load_dataset`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gpubackprop.data.arrays import load_npy, load_npz
 from gpubackprop.data.columns import Names
 from gpubackprop.data.files import check_file
-from gpubackprop.data.finite import check_finite
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.idx import is_idx_name, load_idx
 from gpubackprop.data.tables import read_csv, read_parquet
 from gpubackprop.errors import DataError
@@ -28,14 +28,26 @@ KNOWN = ".csv, .csv.gz, .parquet, .npz, .npy, and IDX (.idx, *-idx3-ubyte, each 
 class Dataset:
     """Inputs and raw targets of one file.
 
-    Attributes
+    Parameters
     ----------
-    x : (N, D) numbers, N > 0, D > 0; CSV and Parquet float64, or float32 where that is exact;
-        NPY and uncompressed IDX a read-only memmap of the file's dtype (IDX and some NPY files
-        are big-endian: cast batches, or let `Standardizer.transform` do it).
-    y : (N,) or (N, K) numbers, booleans or strings; None when no target was asked for.
-    feature_names, target_names : of the D and K columns; None where the file has no names.
-    source : the path, for messages.
+    x : (N, D) array
+        Numbers, N > 0 and D > 0. CSV and Parquet give float64, or float32 if that is exact. NPY and
+        uncompressed IDX give a read-only memmap of the file's dtype; IDX and some NPY files are
+        big-endian: cast batches, or let `Standardizer.transform` do it.
+    y : array or None
+        Numbers, booleans or strings, (N,) or (N, K); None if no target was asked for.
+    feature_names : tuple of D str, or None
+        Names of the inputs' columns; None if the file has none.
+    target_names : tuple of K str, or None
+        Names of the targets' columns; None if the file has none.
+    source : str
+        The path, for messages.
+
+    Examples
+    --------
+    >>> np.savez("data.npz", x=np.eye(3), y=np.arange(3))
+    >>> load_dataset("data.npz", target="y")
+    Dataset(data.npz: x (3, 3) float64; y (3,) int64)
     """
 
     x: Array
@@ -58,28 +70,41 @@ def load_dataset(
     features: str | Sequence[str] | None = None,
     header: bool = True,
 ) -> Dataset:
-    """Read a data file; the suffix says the format.
+    """Read a data file; its suffix says the format.
 
     Parameters
     ----------
-    path : .csv, .csv.gz, .parquet, .npz, .npy, or IDX (MNIST's names, .idx, also .gz).
-    target : CSV and Parquet: a column name, several in a sequence or separated by commas; CSV
-        without header: column indices ("0", "-1"). NPZ: the key of the targets. NPY and IDX: the
-        path of an NPY or IDX file with the targets. None: no targets, y is None.
-    features : CSV and Parquet: the columns to use, in that order, others are ignored; None for
-        all but the targets. NPZ: the key of the inputs (None: "x", else the only other array).
-        NPY and IDX have no names, there it must be None.
-    header : whether line 1 of a CSV file names the columns; other formats ignore it.
+    path : path
+        A file .csv, .csv.gz, .parquet, .npz, .npy, or IDX (MNIST's names, .idx, also with .gz).
+    target : str, int, sequence or None
+        CSV and Parquet: a column name, or several in a sequence or separated by commas. CSV without
+        header: column indices ("0", "-1"). NPZ: the key of the targets. NPY and IDX: the path of an
+        NPY or IDX file with the targets. If None, y is None.
+    features : str, sequence of str, or None
+        CSV and Parquet: the columns to use, in that order; others are ignored. If None, all but the
+        targets. NPZ: the key of the inputs; if None, "x" or else the only other array. NPY and IDX
+        have no names: it must be None.
+    header : bool
+        Whether line 1 of a CSV file names the columns; other formats ignore it.
 
     Returns
     -------
-    Dataset. All that is read into memory has been checked for NaN and infinities. A memory-mapped
-    x has not: `Standardizer.fit` or `check_finite` does that in batches.
+    Dataset
+        Everything that was read into memory has been checked for NaN and infinities. A
+        memory-mapped x has not: `Standardizer.fit` or `check_finite` checks it in batches.
 
     Raises
     ------
-    DataError : the file is unreadable, damaged or does not fit; names file, row and column.
-    MissingDependencyError : CSV or Parquet without pyarrow.
+    DataError
+        The file is unreadable, damaged or does not fit; the message names file, row and column.
+    MissingDependencyError
+        CSV or Parquet is to be read without pyarrow.
+
+    Examples
+    --------
+    >>> np.save("inputs.npy", np.ones((4, 2)))
+    >>> load_dataset("inputs.npy").x.shape
+    (4, 2)
     """
     file = check_file(path)
     kind = _format(file)
@@ -94,7 +119,7 @@ def load_dataset(
         x = _as_inputs(x, f"{file}, array {key!r}")
         if y is not None:
             y = _as_targets(y, f"{file}, array {target!r}")
-        check_finite(x, source=f"{file}, array {key!r}")
+        require_finite(x, source=f"{file}, array {key!r}")
         return _paired(x, y, str(file), str(file))
     if features is not None:
         raise DataError(f"{file} has no column names to choose features from; pass features=None")
@@ -107,7 +132,7 @@ def load_dataset(
 
 
 def _format(file: Path) -> str:
-    """One of csv, parquet, npz, npy and idx, from the name."""
+    """Return the format that the file's name says: csv, parquet, npz, npy or idx."""
     name = file.name.lower()
     if is_idx_name(name):
         return "idx"
@@ -119,7 +144,7 @@ def _format(file: Path) -> str:
 
 
 def _target_file(target: Names, file: Path) -> tuple[Path, str]:
-    """File and format of the targets of an NPY or IDX file."""
+    """Return file and format of the targets of an NPY or IDX file."""
     if not isinstance(target, str | os.PathLike):
         raise DataError(
             f"target is {target!r}; for {file} it must be the path of an NPY or IDX file that "
@@ -139,7 +164,7 @@ def _load_array(file: Path, kind: str) -> Array:
 
 
 def _as_inputs(x: Array, source: str) -> Array:
-    """`x` as (N, D) numbers without a copy of it; booleans are seen as uint8."""
+    """Return `x` as (N, D) numbers without a copy; booleans are viewed as uint8."""
     if x.dtype.kind not in "biuf":
         raise DataError(
             f"{source} has dtype {x.dtype}; features must be real numbers: save them as float32"
@@ -163,19 +188,19 @@ def _as_inputs(x: Array, source: str) -> Array:
 
 
 def _as_targets(y: Array, source: str) -> Array:
-    """`y` as (N,) or (N, K) numbers, booleans or strings."""
+    """Return `y` as (N,) or (N, K) numbers, booleans or strings."""
     if y.dtype.kind not in "biufUS":
         raise DataError(
             f"{source} has dtype {y.dtype}; targets are real numbers, booleans or strings"
         )
     if y.ndim not in (1, 2) or 0 in y.shape[1:]:
         raise DataError(f"{source} has shape {y.shape}; targets want (N,) or (N, K)")
-    check_finite(y, source=source)
+    require_finite(y, source=source)
     return y
 
 
 def _paired(x: Array, y: Array | None, x_source: str, y_source: str) -> Dataset:
-    """A Dataset without names, after comparing the lengths."""
+    """Compare the lengths and return a Dataset without names."""
     if y is not None and x.shape[0] != y.shape[0]:
         raise DataError(
             f"x has {x.shape[0]} rows ({x_source}) but y has {y.shape[0]} ({y_source}); "

@@ -15,16 +15,18 @@ Where = Callable[[int], str]
 
 
 def row_from_1(row: int) -> str:
-    """The name of row `row` (index from 0) where the file has no lines: data rows count from 1."""
+    """Name row `row` (index from 0) of a file without lines; data rows count from 1."""
     return f"row {row + 1} (data rows counted from 1)"
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:
-    """`path` as a Path, after checking that it is a regular, readable and non-empty file.
+    """Return `path` as a Path to a regular, readable file that is not empty.
 
     Raises
     ------
-    DataError : not found, a directory, a device or pipe, no permission, or 0 bytes.
+    DataError
+        There is no such file, or it is a directory, a device or a pipe, or may not be read, or has
+        0 bytes.
     """
     file = Path(path)
     try:
@@ -47,26 +49,26 @@ def check_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _first_byte(file: Path) -> bytes:
-    """One byte, to learn whether the file may be opened and holds anything."""
+    """Return one byte: the file may be opened and holds something."""
     with open(file, "rb") as stream:
         return stream.read(1)
 
 
 def listing(names: Iterable[object], most: int = 30) -> str:
-    """Names in quotes, separated by commas; after `most` of them only their number."""
+    """Return names in quotes, separated by commas; after `most` of them only their number."""
     quoted = [repr(str(name)) for name in names]
     more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
     return ", ".join(quoted[:most]) + more
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
-    """' (did you mean 'x'?)' for the nearest choice, or '' if none is near."""
+    """Return ' (did you mean 'x'?)' for the nearest choice, or '' if none is near."""
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 def shorten(value: object, most: int = 60) -> str:
-    """repr of a cell, cut to `most` characters so that a message stays one line."""
+    """Return the repr of a cell, cut to `most` characters so that a message stays one line."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 4] + "...'"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,40 +14,18 @@ BATCH_ELEMENTS = 1 << 19
 
 
 def batch_rows_for(columns: int) -> int:
-    """Rows of a batch of `columns` columns that has about BATCH_ELEMENTS elements, at least 1."""
+    """Return how many rows of `columns` columns have about BATCH_ELEMENTS elements, at least 1."""
     return max(1, BATCH_ELEMENTS // max(1, columns))
 
 
-def check_finite(
-    x: Any,
+def require_finite(
+    x: np.ndarray,
     *,
     source: str = "x",
     names: Sequence[str] | None = None,
     where: Where = row_from_1,
 ) -> None:
-    """Raise DataError at the first NaN or infinity of `x`, naming its row and column.
-
-    `load_dataset` calls this for everything it reads into memory. It does not read a
-    memory-mapped file through: `Standardizer.fit` finds the value there, and who trains on such
-    a file without standardising calls this first.
-
-    Parameters
-    ----------
-    x : (N, D) or (N,) numeric; read in batches of about 4 MiB. Integers pass unread. Also a data
-        frame, a column or a list.
-    source : name of the file or array for the message.
-    names : D column names for the message; without them columns count from 1.
-    where : names a row, given its index from 0.
-
-    Raises
-    ------
-    DataError
-    """
-    if not isinstance(x, np.ndarray):
-        from gpubackprop.data.frames import as_inputs  # which uses this function
-
-        x, found = as_inputs(x, source)
-        names = names or found
+    """Raise DataError at the first NaN or infinity of an array; see `check_finite`."""
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         return
     width = x.shape[1] if x.ndim == 2 else 1
@@ -67,7 +44,7 @@ def check_finite(
 
 
 def column_name(column: int, names: Sequence[str] | None) -> str:
-    """The name of a column (index from 0) in a message."""
+    """Return the name of a column (index from 0) for a message."""
     if names is not None:
         return f"column {names[column]!r}"
     return f"column {column + 1} (counted from 1)"

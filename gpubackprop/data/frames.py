@@ -1,8 +1,8 @@
 """Data frames, tables and everything else that a caller may hand in, as NumPy arrays.
 
-A frame is read column by column: pandas (NumPy, nullable, categorical, sparse and Arrow columns),
-polars, pyarrow, whatever offers the Arrow stream (narwhals, DuckDB), and structured arrays. None
-of these packages is imported here.
+A frame is read column by column. Frames are those of pandas (NumPy, nullable, categorical, sparse
+and Arrow columns), polars, pyarrow and everything that offers the Arrow stream (narwhals, DuckDB),
+and structured arrays. None of these packages is imported here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop._optional import require
-from gpubackprop.data.files import row_from_1, shorten
-from gpubackprop.data.finite import check_finite
+from gpubackprop.data.files import Where, row_from_1, shorten
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.names import check_names, positions
 from gpubackprop.data.objects import kind_of
 from gpubackprop.dtypes import is_number
@@ -27,14 +27,57 @@ _WHAT_TO_DO = "numbers are wanted: encode the column as numbers, or leave it out
 
 
 class Inputs(NamedTuple):
-    """`array` (N, D) as NumPy has it, and the `names` of a frame's columns, else None."""
+    """`array` (N, D), and the `names` of its columns if it was a frame, else None."""
 
     array: Array
     names: tuple[str, ...] | None
 
 
+def check_finite(
+    x: Any,
+    *,
+    source: str = "x",
+    names: Sequence[str] | None = None,
+    where: Where = row_from_1,
+) -> None:
+    """Raise DataError at the first NaN or infinity of `x`, naming its row and column.
+
+    `load_dataset` calls this for everything that it reads into memory, but not for a memory-mapped
+    file, which it does not read through. `Standardizer.fit` finds such values. If you train on such
+    a file without standardising, call this first.
+
+    Parameters
+    ----------
+    x : (N, D) or (N,) array-like
+        Numbers, read in batches of about 4 MiB; integers pass unread. Also a data frame, a column
+        or a list.
+    source : str
+        Name of the file or array for the message.
+    names : sequence of D str, or None
+        Column names for the message; without them columns count from 1.
+    where : callable
+        ``where(row)`` names a row in the message, given its index from 0.
+
+    Raises
+    ------
+    DataError
+        A value is NaN or infinite.
+
+    Examples
+    --------
+    >>> check_finite(np.array([[1.0, np.inf]]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    gpubackprop.errors.DataError: x: row 1 (data rows counted from 1), column 2 ... holds inf; ...
+    """
+    if not isinstance(x, np.ndarray):
+        x, found = as_inputs(x, source)
+        names = names or found
+    require_finite(x, source=source, names=names, where=where)
+
+
 class _Frame(NamedTuple):
-    """Any frame: the names as it has them, its number of rows, and the column at a position."""
+    """Any frame: its own names, its number of rows, and a function from position to column."""
 
     names: list[Any]
     rows: int
@@ -42,23 +85,33 @@ class _Frame(NamedTuple):
 
 
 def as_inputs(x: Any, name: str = "x", wanted: Sequence[str] | None = None) -> Inputs:
-    """`x` as an array, with the names of its columns where it is a frame.
+    """Return `x` as an array, with the names of its columns if it is a frame.
 
     Parameters
     ----------
-    x : an array of any kind, unchanged but for its class; or a frame, whose columns are read one
-        by one. Equal types are kept. Mixed ones become float32 where that is exact (booleans,
-        integers of 8 and 16 bits, float16), else float64.
-    name : what messages call it.
-    wanted : names of the columns to take, in this order. A frame's other columns are ignored.
-        Names are compared as text, so that 0 is "0". Arrays have no names: they are taken as is.
+    x : array or data frame
+        An array of any kind keeps its values. The columns of a frame are read one by one. Columns
+        of one type keep it; mixed ones become float32 if that is exact (booleans, integers of 8 and
+        16 bits, float16), else float64.
+    name : str
+        What messages call it.
+    wanted : sequence of str, or None
+        Names of the columns to take, in this order; a frame's other columns are ignored. Names are
+        compared as text, so that 0 is "0". Arrays have no names, so they are taken as they are.
+
+    Returns
+    -------
+    Inputs
+        The array (N, D) and its names.
 
     Raises
     ------
-    DataError : a text, date or nested column, a missing value, NaN or infinity in a frame, a wanted
-        column that is absent, duplicate names (numbers apart, which pandas gives to columns without
-        names). Column and row are named.
-    DtypeError : a sparse matrix, a lazy frame, or no array at all.
+    DataError
+        A frame has a column of text, dates or nested values, a missing value, NaN or infinity,
+        lacks a wanted column, or has a name twice (numbers may repeat: pandas gives them to columns
+        without names). Column and row are named.
+    DtypeError
+        `x` is a sparse matrix, a lazy frame, or no array at all.
     """
     frame = _frame(x)
     if frame is None:
@@ -75,14 +128,14 @@ def as_inputs(x: Any, name: str = "x", wanted: Sequence[str] | None = None) -> I
     array = np.empty((frame.rows, len(columns)), _common_dtype(columns))
     for j, column in enumerate(columns):
         array[:, j] = column
-    check_finite(array, source=name, names=taken)
+    require_finite(array, source=name, names=taken)
     return Inputs(array, None if _numbered(frame.names) and wanted is None else taken)
 
 
 def as_targets(y: Any, name: str = "targets", wanted: Sequence[str] | None = None) -> Array:
-    """`y` as an array: a frame of one column as (N,), one of several numeric ones as (N, K).
+    """Return `y` as an array; a frame of one column is (N,), one of several numeric ones (N, K).
 
-    `wanted` are the names of a frame's columns to take. Objects stay objects: see `encode_labels`.
+    `wanted` names the columns of a frame to take. Objects stay objects: see `encode_labels`.
     """
     frame = _frame(y)
     if frame is None:
@@ -99,15 +152,22 @@ def as_targets(y: Any, name: str = "targets", wanted: Sequence[str] | None = Non
 
 
 def as_weights(weights: Any, name: str = "sample_weight") -> Any:
-    """A column of weights, or a frame of one, as an array; None and lists as they are."""
+    """Return a column of weights, or a frame of one column, as an array; None and lists pass."""
     if weights is None or isinstance(weights, np.ndarray | list | tuple | float | int):
         return weights
     return as_targets(weights, name)
 
 
 def as_array(x: Any, name: str = "x") -> Array:
-    """`x` as a NumPy array of its own values; DtypeError for what has another meaning than NumPy
-    would give it: sparse matrices, lazy frames, masked values (DataError)."""
+    """Return `x` as a NumPy array of its own values.
+
+    Raises
+    ------
+    DtypeError
+        `x` means something else than NumPy would make of it: a sparse matrix, a lazy frame.
+    DataError
+        `x` has masked values.
+    """
     if type(x) is np.ndarray:
         return x
     if isinstance(x, np.ma.MaskedArray):
@@ -129,7 +189,7 @@ def as_array(x: Any, name: str = "x") -> Array:
         return _from_tensor(x, name) if _is_tensor(x) else np.asarray(x)
     except DtypeError:
         raise
-    except Exception as error:  # whatever the library of `x` raises
+    except Exception as error:  # the library of `x` may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
         raise DtypeError(f"{name} is not an array of numbers: {reason}") from None
 
@@ -138,7 +198,7 @@ def as_array(x: Any, name: str = "x") -> Array:
 
 
 def _frame(x: Any) -> _Frame | None:
-    """How to read `x`, or None if it is no frame."""
+    """Return how `x` is read, or None if it is no frame."""
     if isinstance(x, np.ndarray):
         names = x.dtype.names
         if names is None or x.ndim != 1:
@@ -159,7 +219,7 @@ def _frame(x: Any) -> _Frame | None:
 
 
 def _numbered(names: Sequence[Any]) -> bool:
-    """Whether these are numbers, which is what pandas calls columns without names."""
+    """Return whether all names are numbers, which pandas gives to columns without names."""
     return all(isinstance(name, int | np.integer) for name in names)
 
 
@@ -167,7 +227,7 @@ def _numbered(names: Sequence[Any]) -> bool:
 
 
 def _column(column: Any, name: str, source: str) -> Array:
-    """A frame's column as (N,), objects where NumPy has no type for its values."""
+    """Return a frame's column as (N,); it holds objects if NumPy has no type for its values."""
     if hasattr(type(column), "combine_chunks"):  # pyarrow
         from gpubackprop.data.columns import plain_column
 
@@ -182,7 +242,7 @@ def _column(column: Any, name: str, source: str) -> Array:
 
 
 def _numbers(column: Any, name: str, source: str) -> Array:
-    """A frame's column as (N,) numbers or booleans."""
+    """Return a frame's column as (N,) numbers or booleans."""
     values = _column(column, name, source)
     if is_number(values.dtype):
         return values
@@ -193,7 +253,7 @@ def _numbers(column: Any, name: str, source: str) -> Array:
 
 
 def _from_objects(values: Array, column: str, source: str) -> Array:
-    """(N,) Python objects as float64; DataError at the first that is no number."""
+    """Return (N,) Python objects as float64; raise DataError at the first that is no number."""
     for row, value in enumerate(values):
         kind = kind_of(value)
         if kind == "number":
@@ -210,7 +270,7 @@ def _from_objects(values: Array, column: str, source: str) -> Array:
 
 
 def _common_dtype(columns: Sequence[Array]) -> np.dtype[Any]:
-    """The one dtype of all columns; of several float32 where that is exact, else float64."""
+    """Return the dtype that all columns share, or float32 if that is exact, or else float64."""
     kinds = {column.dtype for column in columns}
     if len(kinds) == 1:
         return kinds.pop()
@@ -227,7 +287,7 @@ def _common_dtype(columns: Sequence[Array]) -> np.dtype[Any]:
 
 
 def _numbers_of_objects(array: Array, name: str) -> Array:
-    """An array of Python objects that are numbers as float64."""
+    """Return an array of Python objects, which must be numbers, as float64."""
     if array.ndim == 0:
         raise DtypeError(
             f"{name} is a {type(array.item()).__name__}, which is no array of numbers; pass rows "
@@ -243,7 +303,7 @@ def _numbers_of_objects(array: Array, name: str) -> Array:
 
 
 def _refuse_masked(x: np.ma.MaskedArray, name: str) -> None:
-    """DataError if a value is masked, which is missing: NumPy would use what lies under it."""
+    """Raise DataError if a value is masked: NumPy would use the number beneath the mask."""
     masked = np.argwhere(np.ma.getmaskarray(x))
     if len(masked):
         place = ", ".join(map(str, masked[0]))
@@ -254,14 +314,14 @@ def _refuse_masked(x: np.ma.MaskedArray, name: str) -> None:
 
 
 def _is_tensor(x: Any) -> bool:
-    """Whether `x` is PyTorch's."""
+    """Return whether `x` is a tensor of PyTorch."""
     return type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "detach")
 
 
 def _from_tensor(x: Any, name: str) -> Array:
-    """A PyTorch tensor on the host, without its graph; bfloat16 as float32, which holds it.
+    """Return a PyTorch tensor on the host, without its graph; bfloat16 as float32, which holds it.
 
-    By DLPack, because `Tensor.numpy` forbids for good that the tensor's storage is resized.
+    It is taken by DLPack: `Tensor.numpy` would forbid that the tensor's storage is ever resized.
     """
     if str(x.layout) != "torch.strided":
         raise DtypeError(f"{name} is a sparse tensor; pass {name}.to_dense()")

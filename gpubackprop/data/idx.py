@@ -22,7 +22,7 @@ _Stream = gzip.GzipFile | io.BufferedReader
 
 
 def is_idx_name(name: str) -> bool:
-    """Whether a file name is that of an IDX file.
+    """Return whether a file name is that of an IDX file.
 
     >>> [is_idx_name(n) for n in ("train-images-idx3-ubyte.gz", "t.idx", "train-images.png")]
     [True, True, False]
@@ -31,13 +31,15 @@ def is_idx_name(name: str) -> bool:
 
 
 def load_idx(file: Path) -> npt.NDArray[Any]:
-    """The array of an IDX file, read-only: a memmap, or for .gz an array in memory.
+    """Return the array of an IDX file, read-only: a memmap, or for .gz an array in memory.
 
-    IDX is big-endian; for types wider than a byte so is the dtype of the result.
+    IDX is big-endian, and so is the dtype of the result if it is wider than a byte.
 
     Raises
     ------
-    DataError : wrong magic number, truncated, longer than its header says, not gzip.
+    DataError
+        The magic number is wrong, the file is truncated or longer than its header says, or a .gz
+        file is not gzip.
     """
     zipped = file.suffix.lower() == ".gz"
     try:
@@ -67,7 +69,7 @@ def load_idx(file: Path) -> npt.NDArray[Any]:
 
 
 def _read_header(stream: _Stream, file: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """dtype and shape; DataError for another magic number."""
+    """Return dtype and shape; raise DataError for another magic number."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES or magic[3] == 0:
         hint = "; it is gzip: name it .gz" if magic[:2] == b"\x1f\x8b" else ""
@@ -83,7 +85,7 @@ def _read_header(stream: _Stream, file: Path) -> tuple[np.dtype[Any], tuple[int,
 
 
 def _read_up_to(stream: _Stream, most: int) -> bytearray:
-    """Up to `most` bytes, in pieces: a header that promises too much costs no memory."""
+    """Read up to `most` bytes, in pieces: a header that promises too much costs no memory."""
     data = bytearray()
     while chunk := stream.read(min(_CHUNK, most - len(data))):
         data += chunk

@@ -20,29 +20,39 @@ _EXACT = 2.0**53  # above it float64 skips integers, so a float is no label
 def encode_labels(
     y: npt.ArrayLike, classes: npt.ArrayLike | None = None
 ) -> tuple[npt.NDArray[np.int64], Labels]:
-    """Class indices of labels, and the labels that the indices stand for.
+    """Return class indices of labels, and the labels that the indices stand for.
 
     classes[indices[i]] == y[i]. Whole floats become int64 labels, so that 3.0 and 3 are one class.
 
     Parameters
     ----------
-    y : (N,) or (N, 1) strings, bytes in UTF-8, booleans, integers or whole floats; an array, a
-        list, a column of a data frame.
-    classes : (K,) distinct labels in the order of the indices, as an earlier call returned them;
-        None for the sorted distinct labels of y. With classes given y may hold one class only.
+    y : (N,) or (N, 1) array-like
+        Strings, bytes in UTF-8, booleans, integers or whole floats; an array, a list, or a column
+        of a data frame.
+    classes : (K,) array-like or None
+        Distinct labels in the order of the indices, as an earlier call returned them; y may then
+        hold one class only. None stands for the sorted distinct labels of y.
 
     Returns
     -------
-    indices : (N,) int64 in [0, K).
-    classes : (K,) str, bool or integer.
+    indices : (N,) int64 array
+        Class indices in [0, K).
+    classes : (K,) str, bool or int array
+        The labels.
 
     Raises
     ------
-    ShapeError, DtypeError : y is not a vector of labels.
-    DataError : a missing label, a value that is no label, text beside numbers, bytes that are not
-        UTF-8 (row named), floats with fractions (regression suggested), one
-        class only, no rows, a label that is not among `classes` (row and label named).
+    ShapeError
+        y is no vector.
+    DtypeError
+        y has a dtype that no label has.
+    DataError
+        A label is missing, is no label, or is not among `classes`; text stands beside numbers;
+        bytes are not UTF-8 (row and label are named); floats have fractions (regression is
+        suggested); y holds one class only, or no rows.
 
+    Examples
+    --------
     >>> indices, classes = encode_labels(np.array(["no", "yes", "no"]))
     >>> print(indices, classes)
     [0 1 0] ['no' 'yes']
@@ -63,16 +73,30 @@ def encode_labels(
 
 
 def balanced_weights(indices: npt.ArrayLike, classes: int) -> npt.NDArray[np.float64]:
-    """(K,) weights by which all classes count alike: N / (K rows of the class).
+    """Return a weight for each class with which all classes count alike: N / (K rows of the class).
 
-    For ``SoftmaxCrossEntropy(class_weight=...)``. Pass the rows that are trained on: those held out
-    must not decide. A class without a row is treated as one of a single row.
+    It is meant for ``SoftmaxCrossEntropy(class_weight=...)``. Pass only the rows that are trained
+    on: validation rows must not decide. A class without a row is treated as if it had one.
 
     Parameters
     ----------
-    indices : (N,) class indices in [0, K), as `encode_labels` gives them.
-    classes : K.
+    indices : (N,) int array-like
+        Class indices in [0, K), as `encode_labels` gives them.
+    classes : int
+        Number of classes K.
 
+    Returns
+    -------
+    (K,) float64 array
+        The weights.
+
+    References
+    ----------
+    G. King and L. Zeng, "Logistic regression in rare events data", 2001; scikit-learn's
+    ``class_weight="balanced"``.
+
+    Examples
+    --------
     >>> print(balanced_weights([0, 0, 0, 1], 2).round(3))
     [0.667 2.   ]
     """
@@ -81,25 +105,38 @@ def balanced_weights(indices: npt.ArrayLike, classes: int) -> npt.NDArray[np.flo
 
 
 def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
-    """Whether targets look like classes or like quantities.
+    """Guess whether targets are classes or quantities.
 
     - Strings and booleans: classification.
-    - Integers, and floats that are all whole: classification if they have k distinct values
-      with k <= 2, or with k <= 100 and N >= 2 k (each value twice on average); else regression.
-    - Other floats: regression.
-    - (N, K) with K > 1: regression, whatever the numbers; several 0/1 columns (multi-label) are
+    - Integers, and floats that are all whole: classification if they have k distinct values with
+      k <= 2, or with k <= 100 and N >= 2 k (each value twice on average); else regression.
+    - Other floats: regression. - (N, K) with K > 1: regression, whatever the numbers. Several
+    columns of 0 and 1 (multi-label) are
       for the caller to ask for.
-    The rule cannot tell counts or ages from classes; who has them says "regression".
+
+    The rule cannot tell counts or ages from classes: for those, ask for "regression".
 
     Parameters
     ----------
-    y : (N,) or (N, K), N > 0.
+    y : (N,) or (N, K) array-like
+        Targets, N > 0.
+
+    Returns
+    -------
+    str
+        "classification" or "regression".
 
     Raises
     ------
-    ShapeError, DtypeError
-    DataError : no rows, a NaN or missing label (row named), several columns of text.
+    ShapeError
+        y is neither a vector nor a matrix.
+    DtypeError
+        y has a dtype that no target has.
+    DataError
+        y has no rows, a NaN or a missing label (the row is named), or several columns of text.
 
+    Examples
+    --------
     >>> infer_task(np.array([0, 1, 2, 0, 1, 2])), infer_task(np.array([0.5, 1.5]))
     ('classification', 'regression')
     """
@@ -123,13 +160,16 @@ def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
 
 
 def training_targets(y: Any, name: str = "targets") -> Labels:
-    """`y` as numbers or text in an array, for a loss to check: a frame's columns, and objects that
-    are all numbers or all text.
+    """Return `y` as numbers or text in an array, for a loss to check.
+
+    A frame gives its columns; objects must all be numbers or all be text.
 
     Raises
     ------
-    DataError : a missing value, or an object that is neither; row (and column) named.
-    DtypeError : no array, a sparse matrix.
+    DataError
+        A value is missing, or an object is neither; row (and column) are named.
+    DtypeError
+        `y` is no array, or a sparse matrix.
     """
     array = as_targets(y, name)
     if array.dtype.kind not in "OT":
@@ -138,8 +178,10 @@ def training_targets(y: Any, name: str = "targets") -> Labels:
 
 
 def _as_array(y: npt.ArrayLike, name: str) -> Labels:
-    """`y` as NumPy has it; a list of text and other things as objects, which NumPy would turn into
-    text without a word."""
+    """Return `y` as NumPy has it, but a list with text in it as objects.
+
+    NumPy would silently turn everything else in such a list into text.
+    """
     array = as_targets(y, name)
     if array.dtype.kind in "US" and isinstance(y, list | tuple) and array.ndim:
         return np.array(y, dtype=object)
@@ -147,7 +189,7 @@ def _as_array(y: npt.ArrayLike, name: str) -> Labels:
 
 
 def _as_vector(y: npt.ArrayLike, name: str) -> Labels:
-    """`y` as (N,) of str, bool, integer or finite float; objects are resolved."""
+    """Return `y` as (N,) of str, bool, integer or finite float; objects are resolved."""
     array = _as_array(y, name)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -166,19 +208,21 @@ def _as_vector(y: npt.ArrayLike, name: str) -> Labels:
 
 
 def resolve_labels(array: Labels, name: str) -> Labels:
-    """(N,) labels of any dtype as str, bool, integer or float.
+    """Return (N,) labels of any dtype as str, bool, integer or float.
 
     Raises
     ------
-    DtypeError : a dtype that no label has. DataError : an object or bytes that are no label; the
-        row is named.
+    DtypeError
+        No label has this dtype.
+    DataError
+        An object or bytes are no label; the row is named.
     """
     if array.dtype.kind in "OT":
         array = _from_objects(array, name)
     if array.dtype.kind == "S":
         return _decoded(array, name)
     if array.dtype.name in ("float16", "bfloat16"):
-        return array.astype(np.float32)  # holds their values, and the bounds that they meet here
+        return array.astype(np.float32)  # it holds their values, and the bounds that follow here
     if array.dtype.kind in "Mm":
         raise DtypeError(f"{name} has dtype {array.dtype}; for dates as labels pass y.astype(str)")
     if array.dtype.kind not in "Ubiuf":
@@ -189,7 +233,7 @@ def resolve_labels(array: Labels, name: str) -> Labels:
 
 
 def _as_labels(y: npt.ArrayLike, name: str) -> Labels:
-    """`y` as (N,) of str, bool or integer; whole floats become int64."""
+    """Return `y` as (N,) of str, bool or integer; whole floats become int64."""
     array = _as_vector(y, name)
     if array.dtype.kind != "f":
         return array
@@ -204,7 +248,7 @@ def _as_labels(y: npt.ArrayLike, name: str) -> Labels:
 
 
 def _from_objects(array: Labels, name: str) -> Labels:
-    """(N,) of Python objects, all text, all bytes or all numbers, as a NumPy array of that kind."""
+    """Return (N,) Python objects, all text, all bytes or all numbers, as an array of that kind."""
     values = array.tolist()
     kinds = [kind_of(value) for value in values]
     for row, (value, kind) in enumerate(zip(values, kinds, strict=True)):
@@ -235,7 +279,7 @@ def _from_objects(array: Labels, name: str) -> Labels:
 
 
 def _decoded(array: Labels, name: str) -> Labels:
-    """(N,) bytes as text; DataError at the first that are not UTF-8."""
+    """Return (N,) bytes as text; raise DataError at the first that are not UTF-8."""
     try:
         return np.char.decode(array, "utf-8")
     except UnicodeDecodeError:
@@ -252,7 +296,7 @@ def _decoded(array: Labels, name: str) -> Labels:
 
 
 def _look_up(labels: Labels, known: Labels) -> npt.NDArray[np.int64]:
-    """Positions of `labels` in `known`; DataError for a label that is not there."""
+    """Return the positions of `labels` in `known`; raise DataError for an unknown label."""
     order = np.argsort(known, kind="stable")
     if known.size == 0 or np.any(known[order][1:] == known[order][:-1]):
         raise DataError(f"classes {listing(known)} must be distinct and one or more")

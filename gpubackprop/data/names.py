@@ -1,4 +1,4 @@
-"""Names of columns: none twice, all there, in the order asked for."""
+"""Checks of column names: none is there twice, all are present, in the order of the request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpubackprop.errors import DataError
 
 
 def check_names(names: Sequence[str], source: str) -> None:
-    """DataError if a name occurs twice."""
+    """Raise DataError if a name occurs twice."""
     doubled = repeated(names)
     if doubled:
         raise DataError(f"{source}: duplicate column names {listing(doubled)}; rename them")
@@ -19,7 +19,7 @@ def check_names(names: Sequence[str], source: str) -> None:
 def check_present(
     asked: Sequence[str], names: Sequence[str], role: str, source: str, where: str = "in the file"
 ) -> None:
-    """DataError if a column is absent or asked for twice."""
+    """Raise DataError if a column is absent or asked for twice."""
     there = set(names)
     absent = [name for name in asked if name not in there]
     if absent:
@@ -36,13 +36,14 @@ def check_present(
 def positions(
     names: Sequence[str], wanted: Sequence[str], source: str, *, numbered: bool = False
 ) -> list[int]:
-    """Where the `wanted` columns are among a frame's `names`; others are ignored.
+    """Return the positions of the `wanted` columns among a frame's `names`; others are ignored.
 
-    `numbered`: the names are the numbers of a frame without names.
+    `numbered` says that the names are the numbers of a frame without names.
 
     Raises
     ------
-    DataError : duplicate names, an absent column.
+    DataError
+        A name is there twice, or a wanted column is absent.
     """
     check_names(names, source)
     wanted = [str(name) for name in wanted]
@@ -60,5 +61,5 @@ def positions(
 
 
 def repeated(names: Sequence[str]) -> list[str]:
-    """The names that occur more than once."""
+    """Return the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]

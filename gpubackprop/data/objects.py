@@ -1,4 +1,4 @@
-"""What a Python object in an array of objects is: text, a number, a missing value, or neither."""
+"""The kind of a Python object in an array of objects: text, a number, missing, or none of these."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MISSING = {"NoneType", "NAType", "NaTType", "MaskedConstant"}  # pandas', NumPy
 
 
 def kind_of(value: Any) -> Kind:
-    """The kind of one object; NaN is missing.
+    """Return the kind of one object; NaN is missing.
 
     >>> [kind_of(v) for v in ("a", b"a", 1, True, None, float("nan"), (1, 2))]
     ['text', 'bytes', 'number', 'number', 'missing', 'missing', 'other']

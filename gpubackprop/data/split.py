@@ -17,32 +17,44 @@ Rows = npt.NDArray[np.int64]
 def split_rows(
     n: int, fraction: float, seed: int, stratify: npt.ArrayLike | None = None
 ) -> tuple[Rows, Rows]:
-    """Row indices of a training and a test part: disjoint, together 0 .. n-1, both ascending.
+    """Split the rows 0 .. n-1 into a training and a test part; the indices of both are ascending.
 
-    They are ascending so that a memory-mapped file is read from front to back; the shuffle of
-    each epoch is the trainer's. The same arguments give the same split.
+    They are ascending so that a memory-mapped file is read from front to back; the trainer shuffles
+    the rows of each epoch. The same arguments give the same split.
 
     Parameters
     ----------
-    n : number of rows, 2 or more.
-    fraction : share of the rows that goes to the test part, above 0 and below 1; the number of
-        test rows is round(n * fraction).
-    seed : 0 or more, of numpy.random.default_rng.
-    stratify : (n,) class of every row, or None. Each class is then split by `fraction` (largest
-        remainders get the rows left over), and each class of two rows or more keeps a row in
-        both parts, for which the test part may differ from round(n * fraction). A class of one
-        row goes to the training part.
+    n : int
+        Number of rows, 2 or more.
+    fraction : float
+        Share of the rows that goes to the test part, above 0 and below 1. The number of test rows
+        is round(n * fraction).
+    seed : int
+        Seed of numpy.random.default_rng, 0 or more.
+    stratify : (n,) array-like or None
+        Class of every row. Each class is then split by `fraction`; the rows left over go to the
+        classes of the largest remainders. Each class of two rows or more keeps a row in both parts,
+        for which the test part may differ from round(n * fraction). A class of one row goes to the
+        training part.
 
     Returns
     -------
-    train_rows, test_rows : int64.
+    train_rows : (n_train,) int64 array
+        Ascending indices.
+    test_rows : (n_test,) int64 array
+        Ascending indices.
 
     Raises
     ------
-    OptionError : fraction outside (0, 1) or so that a part is empty, seed below 0.
-    ShapeError : stratify is not (n,).
-    DataError : n < 2, no class has two rows, or a row without a class.
+    OptionError
+        `fraction` is outside (0, 1) or leaves a part empty, or `seed` is below 0.
+    ShapeError
+        `stratify` is not (n,).
+    DataError
+        n < 2, no class has two rows, or a row has no class.
 
+    Examples
+    --------
     >>> train, test = split_rows(10, 0.2, seed=0, stratify=[0] * 5 + [1] * 5)
     >>> print(train.size, (test < 5).sum(), (test >= 5).sum())
     8 1 1
@@ -70,14 +82,14 @@ def split_rows(
 
 
 def _classes(stratify: npt.ArrayLike) -> npt.NDArray[Any]:
-    """The class of every row; of objects as text or numbers, which can be sorted."""
+    """Return the class of every row; objects become text or numbers, which can be sorted."""
     classes = as_targets(stratify, "stratify")
     objects = classes.dtype == object and classes.ndim == 1
     return resolve_labels(classes, "stratify") if objects else classes
 
 
 def _stratified(order: Rows, classes: npt.NDArray[Any], fraction: float, wanted: int) -> Rows:
-    """Test rows: of each class the first ones in `order`, as many as `_test_counts` says."""
+    """Return the test rows: of each class the first in `order`, as many as `_test_counts` says."""
     if classes.shape != order.shape:
         raise ShapeError(
             f"stratify has shape {classes.shape}; it wants one class per row, {order.shape}"
@@ -94,9 +106,9 @@ def _stratified(order: Rows, classes: npt.NDArray[Any], fraction: float, wanted:
 
 
 def _test_counts(counts: npt.NDArray[np.intp], fraction: float, wanted: int) -> Rows:
-    """Test rows per class: near counts * fraction, in [1, count - 1] if count > 1, sum `wanted`.
+    """Return test rows per class, near counts * fraction and in [1, count - 1] if count > 1.
 
-    The sum differs from `wanted` only where the bounds forbid it.
+    Their sum is `wanted` unless the bounds forbid it.
     """
     ideal = counts * fraction
     low, high = np.minimum(counts - 1, 1), counts - 1

@@ -16,22 +16,34 @@ from gpubackprop.data.frames import as_array, as_inputs
 from gpubackprop.errors import DataError, DtypeError, OptionError, ShapeError
 
 Float64 = npt.NDArray[np.float64]
-_SCRATCH_ELEMENTS = 1 << 15  # 256 KiB of float64: stays in the second-level cache
-_CONSTANT = 1e-150  # below it the squares are subnormal and the standard deviation is not accurate
+_SCRATCH_ELEMENTS = 1 << 15  # 256 KiB of float64, which stay in the second-level cache
+_CONSTANT = 1e-150  # below it the squares are subnormal and the standard deviation is inaccurate
 
 
 @dataclass(frozen=True, eq=False)
 class Standardizer:
-    """x -> (x - mean) / scale, column by column.
+    """Standardisation x -> (x - mean) / scale, column by column.
 
-    Attributes
+    Parameters
     ----------
-    mean : (D,) float64.
-    scale : (D,) float64, the population standard deviation (divided by N), 1 where that is 0
-        (or below 1e-150, where its square underflows), so that a constant column becomes 0.
-    feature_names : (D,) names of the columns, where it was fitted on a data frame that has names;
-        else None. `transform` takes a frame's columns by them, whatever their order.
+    mean : (D,) float64 array
+        Mean of each column.
+    scale : (D,) float64 array
+        Population standard deviation of each column (divided by N). It is 1 if that is 0 (or below
+        1e-150, where its square underflows), so that a constant column becomes 0.
+    feature_names : tuple of D str, or None
+        Names of the columns, if it was fitted on a data frame that has names. `transform` finds a
+        frame's columns by them, whatever their order.
 
+    Raises
+    ------
+    ShapeError
+        The parts do not fit each other.
+    DataError
+        mean or scale is not finite, or scale is not above 0.
+
+    Examples
+    --------
     >>> s = Standardizer.fit(np.array([[1.0, 5.0], [3.0, 5.0]]))
     >>> print(s.mean, s.scale)
     [2. 5.] [1. 1.]
@@ -45,7 +57,7 @@ class Standardizer:
     feature_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the pair, which may come from a model file."""
+        """Check the values, which may come from a model file."""
         for name in ("mean", "scale"):
             values = as_host(getattr(self, name))
             object.__setattr__(self, name, np.array(values, dtype=np.float64))
@@ -79,33 +91,51 @@ class Standardizer:
         *,
         one_scale: bool = False,
     ) -> Standardizer:
-        """Mean and population standard deviation of the columns, in float64.
+        """Compute mean and population standard deviation of the columns, in float64.
 
-        Batches are merged by the parallel update of Chan, Golub and LeVeque:
+        Batches are merged by the parallel update of Chan, Golub and LeVeque::
+
             mean = mean_a + d * n_b / n,  M2 = M2_a + M2_b + d**2 * n_a * n_b / n,
-        with d = mean_b - mean_a, M2 the sum of squared deviations, n = n_a + n_b.
-        All of it is done on x minus its first row: that keeps the digits of columns with a huge
-        offset, and makes M2 of a constant column exactly 0, whatever its value.
+
+        where d = mean_b - mean_a, M2 is the sum of squared deviations, and n = n_a + n_b. The first
+        row is subtracted from x before: that keeps the digits of columns with a huge offset, and
+        makes M2 of a constant column exactly 0, whatever its value.
 
         Parameters
         ----------
-        x : (N, D) bool, integer or float of any size, or a data frame; a read-only memmap is read
-            batch by batch.
-        rows : indices of the rows to use (the training part), or a boolean mask (N,); all if
-            None. Their order does not matter: they are read in ascending order.
-        batch_rows : rows held in memory at a time; about 4 MiB of float64 if None.
-        one_scale : one deviation for all columns, the root of the mean variance of those that are
-            not constant. For pixels, which share a unit: a pixel that is rarely lit would else be
-            blown up with its noise.
+        x : (N, D) array or data frame
+            Booleans, integers or floats of any size. A read-only memmap is read batch by batch.
+        rows : array-like or None
+            Indices of the rows to use (the training part), or a boolean mask (N,); None is all
+            rows. Their order does not matter: they are read in ascending order.
+        batch_rows : int or None
+            Rows held in memory at a time; None is about 4 MiB of float64.
+        one_scale : bool
+            Whether all columns share one scale, the root of the mean variance of the columns that
+            are not constant. It is for pixels, which share a unit: with a scale of its own, a pixel
+            that is rarely lit would be blown up with its noise.
+
+        Returns
+        -------
+        Standardizer
+            The fitted standardisation.
 
         Raises
         ------
-        ShapeError, DtypeError : x is not (N, D) of numbers.
-        OptionError : rows out of range, batch_rows below 1.
-        DataError : no rows, NaN or infinity (row and column named), a spread beyond float64; a
-            frame's column of text or with a missing value (named).
+        ShapeError
+            x is not (N, D).
+        DtypeError
+            x does not hold numbers.
+        OptionError
+            `rows` is out of range, or `batch_rows` is below 1.
+        DataError
+            There are no rows, x holds NaN or infinity (row and column are named), a spread is
+            beyond float64, or a frame's column is text or has a missing value.
 
-        Source: Chan, Golub, LeVeque 1983, Algorithms for computing the sample variance.
+        References
+        ----------
+        T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample variance:
+        analysis and recommendations", 1983.
         """
         x, names = as_inputs(x)
         _check_matrix(x)
@@ -130,7 +160,7 @@ class Standardizer:
                 mean += delta * (count / stop)
         scale = _scale(m2, total, names)
         if one_scale:
-            varying = np.sqrt(m2 / total) > _CONSTANT  # not scale != 1: a column may spread by 1
+            varying = np.sqrt(m2 / total) > _CONSTANT  # scale != 1 would miss a deviation of 1
             common = np.sqrt(np.mean(scale[varying] ** 2)) if varying.any() else 1.0
             scale = np.full_like(scale, common)
         return cls(shift + mean, scale, names)
@@ -144,40 +174,50 @@ class Standardizer:
         first_row: int = 0,
         names: Sequence[str] | None = None,
     ) -> npt.NDArray[Any]:
-        """(x - mean) / scale, computed in float64 and rounded once to the dtype of the result.
+        """Return (x - mean) / scale, computed in float64 and rounded once to the result's dtype.
 
-        With `out` the only memory taken is a scratch of at most 256 KiB or one row of float64,
-        through which row blocks pass: subtracting in float32 would lose the digits of a column
-        like 1e8 + small, and overflow float16. A float64 `out` needs no scratch.
+        Row blocks pass through a scratch of at most 256 KiB or one row of float64, and with `out`
+        that is all the memory taken. Subtracting in float32 would lose the digits of a column like
+        1e8 + small, and overflow float16. A float64 `out` needs no scratch.
 
         Parameters
         ----------
-        x : (n, D) bool, integer or float; or a data frame, whose columns are found by name if the
-            Standardizer has `feature_names` and taken as they come otherwise.
-        out : (n, D) float, or None; may be `x` itself.
-        dtype : float dtype of the result; ignored when `out` is given.
-        first_row : index of x[0] in the whole data, so that errors name the right row.
-        names : of the columns, for errors; by default those of the frame.
+        x : (n, D) array or data frame
+            Booleans, integers or floats. A frame's columns are found by name if the Standardizer
+            has `feature_names`, and taken as they come otherwise.
+        out : (n, D) float array or None
+            Receives the result; it may be `x` itself.
+        dtype : dtype
+            Float dtype of the result; ignored if `out` is given.
+        first_row : int
+            Index of x[0] in the whole data, so that errors name the right row.
+        names : sequence of D str, or None
+            Names of the columns for errors; by default those of the frame.
 
         Returns
         -------
-        `out`, or a new C-contiguous (n, D) array of `dtype`.
+        (n, D) array
+            `out`, or a new C-contiguous array of `dtype`.
 
         Raises
         ------
-        ShapeError, DtypeError
-        DataError : NaN or infinity in x, or a result beyond `dtype`; row and column are named. A
-            frame's column that is absent, text, or has a missing value.
+        ShapeError
+            x or `out` has another shape than (n, D).
+        DtypeError
+            x does not hold numbers, or the result is no float array.
+        DataError
+            x holds NaN or infinity, or a result is beyond `dtype`; row and column are named. A
+            frame's column is absent, text, or has a missing value.
         """
         x, found = as_inputs(x, "x", self.feature_names)
         names = names or self.feature_names or found
         result = self._result(x, out, dtype)
         if result is not x and np.may_share_memory(result, x):
-            x = x.copy()  # blocks already written could be read again as input
+            x = x.copy()  # otherwise a block that is already written could be read as input
         block = max(1, _SCRATCH_ELEMENTS // x.shape[1])
         direct = result.dtype == np.float64
         scratch = None if direct else np.empty((min(block, x.shape[0]), x.shape[1]))
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for below, by name
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN is reported below, by name
             for start in range(0, x.shape[0], block):
                 part, target = x[start : start + block], result[start : start + block]
                 wide = target if scratch is None else scratch[: part.shape[0]]
@@ -185,7 +225,7 @@ class Standardizer:
                 np.divide(wide, self.scale, out=wide)
                 if not direct:
                     target[...] = wide
-                # A sum shows every NaN and infinity; where it only overflows, none is found.
+                # A sum shows every NaN and infinity. If it only overflows, the search finds none.
                 if not np.isfinite(target.sum(dtype=np.float64)):
                     _name_non_finite(wide, target, first_row + start, names)
         return result
@@ -193,7 +233,7 @@ class Standardizer:
     def _result(
         self, x: npt.NDArray[Any], out: npt.NDArray[Any] | None, dtype: npt.DTypeLike
     ) -> npt.NDArray[Any]:
-        """`out` or a new array, after checking that it and x fit."""
+        """Return `out` or a new array, after checking that it and x fit."""
         _check_matrix(x)
         if x.shape[1] != self.mean.size:
             raise ShapeError(
@@ -215,7 +255,7 @@ class Standardizer:
 
 
 def _check_matrix(x: npt.NDArray[Any]) -> None:
-    """ShapeError or DtypeError unless x is a (N, D) array of numbers with D > 0."""
+    """Raise ShapeError or DtypeError unless x is a (N, D) array of numbers with D > 0."""
     if x.ndim != 2 or x.shape[1] == 0:
         raise ShapeError(
             f"a Standardizer wants x of shape (N, D) with D > 0, got {x.shape}; "
@@ -226,7 +266,7 @@ def _check_matrix(x: npt.NDArray[Any]) -> None:
 
 
 def _row_indices(rows: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:
-    """`rows` as ascending indices into [0, count)."""
+    """Return `rows` as ascending indices into [0, count)."""
     rows = as_array(rows, "rows")
     if rows.dtype == np.bool_:
         if rows.shape != (count,):
@@ -248,7 +288,7 @@ def _moments(
     picked: npt.NDArray[np.intp] | None,
     names: Sequence[str] | None,
 ) -> tuple[Float64, Float64]:
-    """Mean of part - shift and sum of squared deviations from it, in two passes."""
+    """Return mean of part - shift and sum of squared deviations from it, in two passes."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = np.subtract(part, shift, dtype=np.float64, casting="same_kind")
         mean = wide.mean(axis=0)
@@ -268,7 +308,10 @@ def _moments(
 
 
 def _scale(m2: Float64, total: int, names: Sequence[str] | None) -> Float64:
-    """Standard deviation from the sum of squared deviations, 1 where it is 0 or below _CONSTANT."""
+    """Return the standard deviations of the columns; 1 for those below _CONSTANT.
+
+    `m2` (D,) holds the sums of squared deviations of `total` rows.
+    """
     if not np.isfinite(m2).all():
         column = int(np.flatnonzero(~np.isfinite(m2))[0])
         raise DataError(

@@ -19,12 +19,12 @@ from gpubackprop.data.files import listing, row_from_1, shorten
 from gpubackprop.errors import DataError
 
 Array = npt.NDArray[Any]
-_BLOCK = 1 << 24  # bytes that pyarrow parses at a time; a line must fit
+_BLOCK = 1 << 24  # bytes that pyarrow parses at a time; every line must fit into them
 _ENCODING = "utf-8-sig"  # with or without the byte order mark that Excel writes
 
 
 class Columns(NamedTuple):
-    """What a table gives: x (N, D), y (N,) or (N, K) or None, and their names or None."""
+    """The parts of a table: x (N, D), y (N,) or (N, K) or None, and their names or None."""
 
     x: Array
     y: Array | None
@@ -33,9 +33,9 @@ class Columns(NamedTuple):
 
 
 def read_csv(file: Path, target: Names, features: Names, header: bool) -> Columns:
-    """A CSV file, comma-separated UTF-8, .gz or not; see `load_dataset`.
+    """Read a CSV file, comma-separated UTF-8, compressed or not; see `load_dataset`.
 
-    Rows in messages are data rows from 1, with the line of the file where each begins.
+    Messages name data rows from 1, with the line of the file on which each begins.
     """
     source = str(file)
     names = _csv_names(file, features, header)
@@ -63,7 +63,7 @@ def read_csv(file: Path, target: Names, features: Names, header: bool) -> Column
 
 
 def read_parquet(file: Path, target: Names, features: Names) -> Columns:
-    """A Parquet file; only the columns in use are read. See `load_dataset`."""
+    """Read a Parquet file, of which only the columns in use; see `load_dataset`."""
     source = str(file)
     pa = require("pyarrow", "cli", "read Parquet files")
     pq = require("pyarrow.parquet", "cli", "read Parquet files")
@@ -87,14 +87,17 @@ def _zipped(file: Path) -> bool:
 
 
 def _open_text(file: Path) -> IO[str]:
-    """A CSV file as text, decompressed if its name ends in .gz; bytes not UTF-8 become U+FFFD."""
+    """Open a CSV file as text, decompressed if its name ends in .gz.
+
+    Bytes that are not UTF-8 become U+FFFD.
+    """
     if _zipped(file):
         return gzip.open(file, "rt", encoding=_ENCODING, errors="replace", newline="")
     return open(file, encoding=_ENCODING, errors="replace", newline="")
 
 
 def _records(file: Path, columns: int, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """(line where it begins, cells) of each record, counted as pyarrow does.
+    """Yield (line on which it begins, cells) of each record, counted as pyarrow counts.
 
     An empty line is a missing value in a file of one column, and skipped in others.
     """
@@ -108,7 +111,7 @@ def _records(file: Path, columns: int, strict: bool = False) -> Iterator[tuple[i
 
 
 def _csv_names(file: Path, features: Names, header: bool) -> list[str]:
-    """Column names of a CSV file: its first record, or "0" .. "D-1" if it has no header."""
+    """Return column names of a CSV file: its first record, or "0" .. "D-1" if it has no header."""
     try:
         records = _records(file, 2)
         first = next((cells for _, cells in records), None)
@@ -135,7 +138,10 @@ def _csv_names(file: Path, features: Names, header: bool) -> list[str]:
 
 
 def _looks_headerless(cells: list[str]) -> bool:
-    """Whether all cells are numbers; 0, 1, 2, 3, ... is what pandas writes for nameless columns."""
+    """Return whether all cells are numbers, but not 0, 1, 2, 3, ...
+
+    pandas writes 0, 1, 2, 3, ... for columns without names.
+    """
     if len(cells) > 3 and cells == [str(i) for i in range(len(cells))]:
         return False
     try:
@@ -145,14 +151,14 @@ def _looks_headerless(cells: list[str]) -> bool:
 
 
 def _all_named(features: Names, cells: list[str]) -> bool:
-    """Whether the caller's list of features proves that the first line is a header."""
+    """Return whether the caller's list of features proves that the first line is a header."""
     if features is None or isinstance(features, str | int) or not hasattr(features, "__iter__"):
         return False
     return all(str(name) in cells for name in features)
 
 
 def _parse_csv(file: Path, names: list[str], used: list[str], header: bool) -> Any:
-    """The used columns as an Arrow table, types inferred over the whole file."""
+    """Return the used columns as an Arrow table; types are inferred over the whole file."""
     pa = require("pyarrow", "cli", "read CSV files")
     pc = require("pyarrow.csv", "cli", "read CSV files")
     read = pc.ReadOptions(block_size=_BLOCK, column_names=None if header else names)
@@ -162,7 +168,7 @@ def _parse_csv(file: Path, names: list[str], used: list[str], header: bool) -> A
     )
     try:
         _check_quotes(file, len(names))
-        # Opened by Python, which knows names that are no UTF-8; Arrow does not.
+        # Python opens the file, because Arrow cannot open names that are not UTF-8.
         with (
             open(file, "rb") as opened,
             pa.input_stream(opened, compression="gzip" if _zipped(file) else None) as stream,
@@ -181,7 +187,7 @@ def _parse_csv(file: Path, names: list[str], used: list[str], header: bool) -> A
 
 
 def _explain_ragged(file: Path, columns: int, header: bool) -> None:
-    """DataError for the first line with another number of cells; return if there is none."""
+    """Raise DataError for the first line with another number of cells; return if there is none."""
     try:
         for i, (line, cells) in enumerate(_records(file, columns)):
             if len(cells) != columns and not (columns == 1 and not cells):
@@ -193,14 +199,14 @@ def _explain_ragged(file: Path, columns: int, header: bool) -> None:
                     "wants quotes"
                 )
     except (csv.Error, EOFError, OSError, zlib.error):
-        return  # the caller reports what pyarrow said
+        return  # the caller reports pyarrow's own error
 
 
 def _check_quotes(file: Path, columns: int) -> None:
-    """DataError for a quote that is never closed.
+    """Raise DataError for a quote that is never closed.
 
-    pyarrow takes everything from it to the end of the file as one cell, and so loses rows
-    without a word where that column is not used. An odd number of quotes is the cheap sign.
+    pyarrow takes everything from the quote to the end of the file as one cell. If that column is
+    not used, rows would be lost silently. An odd number of quotes is the cheap sign.
     """
     opener = gzip.open if _zipped(file) else open
     count = 0

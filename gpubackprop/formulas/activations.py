@@ -1,17 +1,17 @@
 """Hidden activations h = g(a): a value and a slope each, written in place on NumPy blocks.
 
 An entry of ``ACTIVATIONS`` is all that the rest of the package knows of an activation. The CUDA
-struct of the same name in ``kernels/activations.cuh`` is its twin.
+struct of the same name in ``kernels/activations.cuh`` computes the same.
 
 Every formula is called as ``value(a, out, work, k)`` and ``slope(saved, out, work, k)`` with
 
-* ``a``, ``saved``, ``out``: blocks of one shape and of dtype float32 or float64,
-* ``work``: three more blocks, free to overwrite,
-* ``k``: the activation's one parameter (0.0 where it has none).
+* ``a``, ``saved``, ``out``: blocks of one shape, float32 or float64,
+* ``work``: three more blocks of that shape, which the formula may overwrite,
+* ``k``: the activation's one parameter (0.0 if it has none).
 
-``out`` may be ``a`` itself where ``saved == "h"``: the slope then needs only the value, so the
-forward pass overwrites a. The formulas follow IEEE: NaN stays NaN, overflow runs to infinity; the
-caller silences the warnings.
+``out`` may be ``a`` itself if ``saved == "h"``: the slope then needs only the value, so the forward
+pass overwrites a. The formulas follow IEEE: NaN stays NaN, and overflow gives infinity. The caller
+silences the warnings.
 """
 
 from __future__ import annotations
@@ -31,37 +31,59 @@ Backward = Callable[[Array, Array, Array, "tuple[Array, ...]", float], None]
 
 
 def unit_gain(k: float) -> float:
+    """1: no factor is known for this activation."""
     return 1.0
 
 
 def rectifier_gain(k: float) -> float:
-    """sqrt(2): half of the units are near 0."""
+    """Return sqrt(2): half of the units are near 0 (He et al. 2015, section 2.2)."""
     return math.sqrt(2.0)
 
 
 def leaky_gain(k: float) -> float:
-    """sqrt(2 / (1 + k^2)), k the slope below 0."""
+    """Return sqrt(2 / (1 + k^2)), where k is the slope below 0 (He et al. 2015, section 2.2)."""
     return math.sqrt(2.0 / (1.0 + k * k))
 
 
 @dataclass(frozen=True)
 class Activation(Entry):
-    """A pointwise function and its derivative.
+    """A pointwise function g and its derivative.
 
-    Attributes
+    Parameters
     ----------
-    name : registry name, also the CUDA struct's.
-    saved : "h" where the slope is a function of the value, "a" where it needs the pre-activation.
-    value, slope : in-place block formulas (see the module's docstring).
-    backward : ``backward(grad_h, saved, out, work, k)``, out = grad_h * slope in fewer passes than
-        slope and product; None where there is no such way. out may be grad_h.
-    parameter, parameter_name : the formula's one parameter, e.g. the negative slope; "" if none.
-    kinks : True where the first or second derivative jumps at a = 0 (the gradient check steps
-        around it).
-    gain : ``gain(parameter)``, the factor on the standard deviation of the weights before it with
-        which signals keep their scale through many layers (He et al. 2015); 1 where none is known.
-    homogeneous : True where g(c a) = c g(a) for c > 0: the slope is the same from c h as from h, so
-        that dropout may scale h in place.
+    name : str
+        Name in the registry, and of the CUDA struct.
+    saved : {"a", "h"}
+        What the slope is computed from: "h" is the value g(a), "a" the pre-activation.
+    value : callable
+        In-place block formula ``value(a, out, work, k)``; see the module's docstring.
+    slope : callable
+        In-place block formula ``slope(saved, out, work, k)``.
+    parameter : float
+        The formula's one parameter, e.g. the negative slope; 0.0 if it has none.
+    parameter_name : str
+        Name of the parameter; "" if the formula has none.
+    kinks : bool
+        True if the first or second derivative jumps at a = 0. The gradient check steps around it.
+    homogeneous : bool
+        True if g(c a) = c g(a) for c > 0. The slope at c h is then the slope at h, so that dropout
+        may scale h in place.
+    backward : callable or None
+        ``backward(grad_h, saved, out, work, k)`` computes out = grad_h * slope in fewer passes than
+        slope and product; ``out`` may be ``grad_h``. None if there is no shorter way.
+    gain : callable
+        ``gain(parameter)`` is the factor on the standard deviation of the weights before the
+        activation with which signals keep their scale through many layers; 1 if none is known.
+
+    References
+    ----------
+    K. He, X. Zhang, S. Ren and J. Sun, "Delving deep into rectifiers", 2015 (the gain).
+
+    Examples
+    --------
+    >>> relu = activation("relu")
+    >>> relu.saved, relu.homogeneous, round(relu.gain(relu.parameter), 4)
+    ('h', True, 1.4142)
     """
 
     name: str
@@ -83,16 +105,21 @@ class Activation(Entry):
 
 
 def identity_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = a."""
     if out is not a:
         np.copyto(out, a)
 
 
 def identity_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = 1."""
     out.fill(1.0)
 
 
 def logistic_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """1 / (1 + exp(-a)); exp overflows to infinity for a << 0, and the quotient is 0."""
+    """out = 1 / (1 + exp(-a)).
+
+    For a << 0, exp overflows to infinity and the quotient is 0.
+    """
     np.negative(a, out)
     np.exp(out, out)
     np.add(out, 1.0, out)
@@ -100,6 +127,7 @@ def logistic_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> N
 
 
 def logistic_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = h (1 - h)."""
     np.subtract(1.0, h, out)
     np.multiply(out, h, out)
 
@@ -108,9 +136,10 @@ _TANH_TAIL = 1.5
 
 
 def tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """tanh, and beyond 1.5 on either side 1 - 2 / (1 + exp(2 |a|)), right to half a unit.
+    """out = tanh(a); for |a| > 1.5 it is sign(a) (1 - 2 / (1 + exp(2 |a|))).
 
-    NumPy's tanh is a unit off there, now and then: 1 - h^2, the slope, is then off by twice itself.
+    The second form is right to half a unit in the last place. NumPy's tanh is sometimes a whole
+    unit off there, and the slope 1 - h^2 would then be off by twice its own value.
     """
     tail, far = work[0], _booleans(work[1])
     np.abs(a, tail)
@@ -129,8 +158,11 @@ def tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def tanh_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """1 - h h; from |h| = 1/2 on (1 - h) (1 + h), whose first factor is exact: h h would lose the
-    last bits there, of which the slope is made near 1."""
+    """out = 1 - h h for |h| <= 1/2, and (1 - h) (1 + h) beyond.
+
+    Beyond 1/2 the factor 1 - h is exact. The product h h would lose the last bits there, and near
+    |h| = 1 nothing else is left of the slope.
+    """
     near, sum_, far = work[0], work[1], _booleans(work[2])
     np.subtract(1.0, h, near)
     np.add(h, 1.0, sum_)
@@ -142,35 +174,41 @@ def tanh_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = max(a, 0)."""
     work[0].fill(0.0)
-    np.maximum(a, work[0], out=out)  # with an array of zeros three times as fast as with 0.0
+    np.maximum(a, work[0], out=out)  # three times as fast with an array of zeros as with 0.0
 
 
 def _booleans(work: Array) -> Array:
-    """As many booleans in the memory of `work`."""
+    """A boolean array of the same shape in the memory of `work`."""
     return work.reshape(-1).view(np.bool_)[: work.size].reshape(work.shape)
 
 
 def relu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """1 above 0; 1 at NaN too, so that a gradient passes there, as in PyTorch."""
+    """out = 0 if h <= 0, else 1.
+
+    The slope at NaN is 1, so that a gradient passes there, as in PyTorch.
+    """
     mask = _booleans(work[0])
     np.less_equal(h, 0.0, mask)
     np.logical_not(mask, out)
 
 
 def relu_backward(g: Array, h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """out = 0 where h <= 0, else g: a gradient that is not finite ends there too, as in PyTorch.
+    """out = 0 if h <= 0, else g.
 
-    The bits of g, and all or none of them; a masked copy takes ten times as long.
+    A gradient that is not finite ends at h <= 0 too, as in PyTorch. The formula masks the bits of g
+    with all ones or all zeros; a masked copy takes ten times as long.
     """
     below = _booleans(work[0]).view(np.int8)
     np.less_equal(h, 0.0, below.view(np.bool_))
-    np.subtract(below, 1, below)  # 0 below, and -1, which has all bits
+    np.subtract(below, 1, below)  # 0 if h <= 0, else -1, which has all bits set
     bits = np.int32 if g.itemsize == 4 else np.int64
     np.bitwise_and(g.view(bits), below, out.view(bits))
 
 
 def leaky_relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = max(a, 0) + k min(a, 0)."""
     np.maximum(a, 0.0, out=work[0])
     np.minimum(a, 0.0, out=out)
     np.multiply(out, k, out)
@@ -178,17 +216,20 @@ def leaky_relu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) ->
 
 
 def leaky_relu_slope(h: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = k + (1 - k) max(sign(h), 0): 1 if h > 0, else k."""
     np.sign(h, out)
     np.maximum(out, 0.0, out=out)
     np.multiply(out, 1.0 - k, out)
     np.add(out, k, out)
 
 
-# NumPy's float32 exp and expm1 err by two units; elu's have no more to do with them than to round.
+# NumPy's float32 exp and expm1 err by two units in the last place. Computed in float64, they are
+# rounded once, to half a unit.
 _IN_FLOAT64: dict[str, Any] = {"dtype": np.float64, "casting": "same_kind"}
 
 
 def elu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = max(a, 0) + k (exp(min(a, 0)) - 1) (Clevert et al. 2016)."""
     np.minimum(a, 0.0, out=work[0])
     np.expm1(work[0], work[0], **_IN_FLOAT64)
     np.multiply(work[0], k, work[0])
@@ -197,8 +238,11 @@ def elu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def elu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """k exp(a) below zero, 1 above. From h it would be h + k, which has no digit left of a slope
-    below the last bit of k."""
+    """out = 1 if a > 0, else k exp(a).
+
+    The slope could also be had from h, as h + k. That sum keeps no digit of a slope that is smaller
+    than the last bit of k.
+    """
     above = _booleans(work[0])
     np.greater(a, 0.0, above)
     np.minimum(a, 0.0, out=out)
@@ -207,9 +251,9 @@ def elu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     np.copyto(out, 1.0, where=above)
 
 
-# log(erfc(x) exp(x^2) / (1 - w)) / w as a polynomial in w = x / (2 + x), highest power first;
-# fitted with mpmath (docs/decisions/2026-11-23-normal-cdf.md). One formula for the whole line, so
-# no masks; the factor w keeps the digits near 0, where the units of a network are.
+# log(erfc(x) exp(x^2) / (1 - w)) / w as a polynomial in w = x / (2 + x), highest power first. It
+# was fitted with mpmath (docs/decisions/2026-11-23-normal-cdf.md). One formula covers the whole
+# line, so no masks are needed. The factor w keeps the digits near 0, where a network's units are.
 _ERFC_POLYNOMIAL = {
     np.dtype(np.float32): (
         -0.160354740335, 0.519616153668, -0.546667793414, 0.213015533736, -0.159874306828,
@@ -227,16 +271,17 @@ _ERFC_POLYNOMIAL = {
     ),
 }  # fmt: skip
 _SQRT_HALF = math.sqrt(0.5)
-_FAR = 40.0  # beyond this x, exp(-x^2) is 0 in float64 too; keeps x / (2 + x) from inf / inf
+_FAR = 40.0  # beyond this x, exp(-x^2) is 0 even in float64; the bound keeps x / (2 + x) finite
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
 
 
 def normal_cdf(a: Array, out: Array, work: tuple[Array, ...]) -> None:
-    """out = Phi(a) = erfc(-a / sqrt 2) / 2; uses work[0] and work[1]; out must not be a.
+    """out = Phi(a) = erfc(-a / sqrt 2) / 2, the distribution function of the normal distribution.
 
-    Relative accuracy is kept in the left tail, where 1 + erf would cancel.
+    It overwrites work[0] and work[1]; out must not be a. The left tail keeps its relative accuracy,
+    where 1 + erf would cancel.
     """
     x, series = work[0], work[1]
     np.abs(a, x)
@@ -263,12 +308,13 @@ def normal_cdf(a: Array, out: Array, work: tuple[Array, ...]) -> None:
 
 
 def gelu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = a Phi(a) (Hendrycks & Gimpel 2016)."""
     normal_cdf(a, out, work)
     np.multiply(out, a, out)
 
 
 def gelu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """Phi(a) + a phi(a)."""
+    """out = Phi(a) + a phi(a), where phi(a) = exp(-a^2 / 2) / sqrt(2 pi)."""
     normal_cdf(a, out, work)
     np.multiply(a, a, work[0])
     np.multiply(work[0], -0.5, work[0])
@@ -279,7 +325,10 @@ def gelu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def _gelu_tanh_argument(a: Array, out: Array, square: Array) -> None:
-    """out = 2 sqrt(2/pi) (a + 0.044715 a^3); square = a^2. (1 + tanh y) / 2 = logistic(2 y)."""
+    """out = 2 y = 2 sqrt(2 / pi) (a + 0.044715 a^3) and square = a^2.
+
+    The argument is doubled because (1 + tanh y) / 2 = logistic(2 y).
+    """
     np.multiply(a, a, square)
     np.multiply(square, 2.0 * _GELU_CUBIC * _SQRT_2_OVER_PI, out)
     np.add(out, 2.0 * _SQRT_2_OVER_PI, out)
@@ -287,6 +336,10 @@ def _gelu_tanh_argument(a: Array, out: Array, square: Array) -> None:
 
 
 def gelu_tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = a / (1 + exp(-2 y)) with y = sqrt(2 / pi) (a + 0.044715 a^3).
+
+    This is a (1 + tanh y) / 2, the tanh form of gelu (Hendrycks & Gimpel 2016).
+    """
     _gelu_tanh_argument(a, out, work[0])
     np.negative(out, out)
     np.exp(out, out)
@@ -295,9 +348,10 @@ def gelu_tanh_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> 
 
 
 def gelu_tanh_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """s + a s (1 - s) * 2 sqrt(2/pi) (1 + 3 * 0.044715 a^2), s the logistic function of 2 y.
+    """out = s + a s (1 - s) 2 sqrt(2 / pi) (1 + 3 * 0.044715 a^2) with s = logistic(2 y).
 
-    s (1 - s) = e / (1 + e)^2 with e = exp(-2 |y|): no cancellation on either side.
+    The product s (1 - s) is computed as e / (1 + e)^2 with e = exp(-2 |y|), which cancels on
+    neither side.
     """
     square, e, right = work[0], work[1], work[2]
     _gelu_tanh_argument(a, out, square)
@@ -309,7 +363,7 @@ def gelu_tanh_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> 
     np.multiply(square, 6.0 * _GELU_CUBIC * _SQRT_2_OVER_PI, square)
     np.add(square, 2.0 * _SQRT_2_OVER_PI, square)
     np.multiply(e, a, right)
-    np.divide(right, out, right)  # 0 for a that is so large that its square is infinite
+    np.divide(right, out, right)  # 0 if a is so large that its square is infinite
     np.multiply(square, right, square)
     np.sign(a, right)
     np.maximum(right, 0.0, out=right)
@@ -319,6 +373,7 @@ def gelu_tanh_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> 
 
 
 def silu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
+    """out = a / (1 + exp(-a)), which is a logistic(a) (Elfwing et al. 2018)."""
     np.negative(a, out)
     np.exp(out, out)
     np.add(out, 1.0, out)
@@ -326,7 +381,7 @@ def silu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def silu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """s (1 + a (1 - s)) with s the logistic function of a."""
+    """out = s (1 + a (1 - s)) with s = logistic(a)."""
     logistic_value(a, work[0], work, k)
     np.subtract(1.0, work[0], out)
     np.multiply(out, a, out)
@@ -335,7 +390,7 @@ def silu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def softplus_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """max(a, 0) + log1p(exp(-|a|)): no overflow."""
+    """out = max(a, 0) + log1p(exp(-|a|)), which is log(1 + exp(a)) without overflow."""
     np.abs(a, work[0])
     np.negative(work[0], work[0])
     np.exp(work[0], work[0])
@@ -345,8 +400,11 @@ def softplus_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> N
 
 
 def softplus_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """The logistic function of a, right down to subnormal numbers. From h it would be -expm1(-h):
-    a rounding more, and an expm1."""
+    """out = logistic(a), as 1 / (1 + e) if a > 0, else e / (1 + e), with e = exp(-|a|).
+
+    This is accurate down to subnormal numbers. The slope could also be had from h, as -expm1(-h),
+    at the price of one more rounding and of an expm1.
+    """
     e, above = work[0], _booleans(work[1])
     np.abs(a, e)
     np.negative(e, e)
@@ -358,10 +416,10 @@ def softplus_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> N
 
 
 def mish_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """a tanh(softplus(a)) (Misra 2020).
+    """out = a tanh(softplus(a)) (Misra 2020).
 
-    As a (1 - c) s with s = exp(min(a, 0)), r = exp(-max(a, 0)) and c = s (1 + s) r^2 / d,
-    d = (s + r)^2 + r^2: few roundings, and no difference of numbers that are nearly equal.
+    It is computed as a (1 - c) s with s = exp(min(a, 0)), r = exp(-max(a, 0)), c = s (1 + s) r^2 /
+    d and d = (s + r)^2 + r^2. This form has few roundings and subtracts no nearly equal numbers.
     """
     s, r, c = work
     np.minimum(a, 0.0, out=s)
@@ -377,17 +435,18 @@ def mish_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     np.add(s, 1.0, c)
     np.multiply(c, s, c)
     np.multiply(c, r, c)
-    np.minimum(a, _FAR, out=out)  # beyond, c is 0: keeps a c from inf 0
+    np.minimum(a, _FAR, out=out)  # beyond it c is 0; the bound keeps a c from inf * 0
     np.multiply(out, c, c)
     np.subtract(a, c, c)
     np.multiply(c, s, out)
 
 
 def mish_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """t + a (1 - t^2) logistic(a) with t = tanh(softplus(a)).
+    """out = t + a (1 - t^2) logistic(a) with t = tanh(softplus(a)).
 
-    With e = exp(-|a|): below 0 it is e (1 + a - (a (n + 2 e^2 / d) + e (1 + e)) / d), n = e (e + 2)
-    and d = n + 2; above it is 1 + (4 a e^2 (1 + e) / d - 2 e^2) / d, d = 1 + 2 e (1 + e).
+    With e = exp(-|a|), it is computed below 0 as e (1 + a - (a (n + 2 e^2 / d) + e (1 + e)) / d),
+    where n = e (e + 2) and d = n + 2, and above 0 as 1 + (4 a e^2 (1 + e) / d - 2 e^2) / d, where d
+    = 1 + 2 e (1 + e).
     """
     e, x, d = work
     np.abs(a, e)
@@ -424,13 +483,14 @@ def mish_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     np.copyto(out, x, where=above)
 
 
-# Klambauer et al. 2017: with weights of variance 1 / fan_in (gain 1) units keep mean 0, variance 1.
+# Klambauer et al. 2017: if the weights have variance 1 / fan_in (gain 1), the units keep mean 0 and
+# variance 1.
 _SELU_SCALE = 1.0507009873554804934
 _SELU_BELOW = 1.7580993408473768600  # scale times alpha
 
 
 def selu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """scale a above 0, scale alpha (exp(a) - 1) elsewhere."""
+    """out = scale max(a, 0) + scale alpha (exp(min(a, 0)) - 1) (Klambauer et al. 2017)."""
     np.minimum(a, 0.0, out=work[0])
     np.expm1(work[0], work[0], **_IN_FLOAT64)
     np.multiply(work[0], _SELU_BELOW, work[0])
@@ -440,7 +500,7 @@ def selu_value(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
 
 
 def selu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
-    """scale above 0, scale alpha exp(a) elsewhere."""
+    """out = scale if a > 0, else scale alpha exp(a)."""
     above = _booleans(work[0])
     np.greater(a, 0.0, above)
     np.minimum(a, 0.0, out=out)
@@ -473,18 +533,27 @@ ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
 
 
 def activation(spec: str | Activation) -> Activation:
-    """The activation that `spec` names.
+    """Return the activation that `spec` names.
 
     Parameters
     ----------
-    spec : a registry name ("relu"), a name with its parameter ("leaky_relu(0.2)", "elu(0.5)"), or
-        an `Activation`.
+    spec : str or Activation
+        A registry name ("relu"), a name with its parameter ("leaky_relu(0.2)", "elu(0.5)"), or an
+        `Activation`, which is returned as it is.
+
+    Returns
+    -------
+    Activation
+        The registry's entry, with the parameter that was given.
 
     Raises
     ------
-    OptionError : unknown name, no such parameter, or a parameter that is negative or not finite
-        (the slope could then not be found from the value).
+    OptionError
+        The name is unknown, the activation has no parameter, or the parameter is negative or not
+        finite (the slope could then not be computed from the value).
 
+    Examples
+    --------
     >>> activation("leaky_relu(0.2)").parameter
     0.2
     """

@@ -1,9 +1,10 @@
-"""Inverted dropout with random words that are a pure function of (seed, step, layer, element).
+"""Inverted dropout with random words that depend on (seed, step, layer, element) alone.
 
-Element i of a layer's matrix, counted row by row, is kept where ``word(i) >= threshold`` and
-divided by 1 - p; the others become 0. word(i) is word i % 4 of Philox4x32-10 (Salmon et al. 2011)
-of the counter {i // 4, step 2^16 + layer} and the key seed, so that the backward pass computes the
-mask again, and NumPy and CUDA (``kernels/include/philox.cuh``, ``dropout.cuh``) have the same one.
+Element i of a layer's matrix, counted row by row, is kept and divided by 1 - p if
+``word(i) >= threshold``; otherwise it becomes 0. word(i) is word i % 4 of Philox4x32-10 (Salmon et
+al. 2011) for the counter {i // 4, step 2^16 + layer} and the key seed. The backward pass therefore
+computes the mask again instead of storing it, and NumPy and CUDA
+(``kernels/include/philox.cuh``, ``dropout.cuh``) draw the same mask.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 Array = np.ndarray
 Take = Callable[[int, tuple[int, ...], Any], Array]  # (number, shape, dtype) -> working memory
 
-MAX_STREAM = (1 << 16) - 1  # streams of a step: one for each layer, the last for rounding
+MAX_STREAM = (1 << 16) - 1  # a step has one stream for each layer; the last one is for rounding
 ROUNDING_STREAM = MAX_STREAM
 _WORD = 1 << 32
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
@@ -30,13 +31,28 @@ _ROUNDS = 10
 
 @dataclass(frozen=True, eq=False)
 class Dropout:
-    """Dropout of one layer.
+    """The dropout of one layer.
 
-    Attributes
+    Parameters
     ----------
-    rate : p in [0, 1), the probability that an element becomes 0.
-    layer : number of the hidden layer, from 0.
-    state : (2,) uint64 {seed, step} on the backend's device, read when a call runs.
+    rate : float
+        Probability p in [0, 1) that an element becomes 0.
+    layer : int
+        Number of the hidden layer, from 0.
+    state : (2,) uint64 array
+        {seed, step} on the backend's device. It is read when a call runs.
+
+    References
+    ----------
+    N. Srivastava, G. Hinton, A. Krizhevsky, I. Sutskever and R. Salakhutdinov, "Dropout: a simple
+    way to prevent neural networks from overfitting", 2014. J. Salmon, M. Moraes, R. Dror and D.
+    Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011 (the random words).
+
+    Examples
+    --------
+    >>> dropout = Dropout(0.5, 0, random_state(seed=1))
+    >>> dropout.scale, dropout.threshold == 2**31
+    (2.0, True)
     """
 
     rate: float
@@ -45,27 +61,36 @@ class Dropout:
 
     @property
     def threshold(self) -> int:
-        """Words below it are dropped."""
+        """Random words below this number drop their element."""
         return min(round(self.rate * _WORD), _WORD - 1)
 
     @property
     def scale(self) -> float:
+        """The factor 1 / (1 - p) on the elements that are kept."""
         return 1.0 / (1.0 - self.rate)
 
 
 def random_state(seed: int, step: int = 0) -> Array:
-    """(2,) uint64 {seed, step}; both may be any integers, taken modulo 2^64."""
+    """Return (2,) uint64 {seed, step}; both may be any integers, taken modulo 2^64."""
     return np.array([seed % (1 << 64), step % (1 << 64)], np.uint64)
 
 
 class Philox:
-    """Random words of consecutive elements, without allocation in `words`.
+    """The random words of consecutive elements; `words` allocates nothing.
 
     Parameters
     ----------
-    state : (2,) uint64 {seed, step}, read by each call of `words`. stream : below 2^16.
-    first, count : numbers of the elements: first, ..., first + count - 1.
-    take : gives working memory, which calls that do not run at the same time may share.
+    state : (2,) uint64 array
+        {seed, step}, read by each call of `words`.
+    stream : int
+        Number of the stream, below 2^16.
+    first : int
+        Number of the first element.
+    count : int
+        Number of elements.
+    take : callable
+        ``take(number, shape, dtype)`` gives working memory. Calls that do not run at the same time
+        may share it.
     """
 
     def __init__(self, state: Array, stream: int, first: int, count: int, take: Take) -> None:
@@ -80,7 +105,7 @@ class Philox:
         self._words = flat[first % 4 : first % 4 + count]
 
     def words(self) -> Array:
-        """(count,) uint32 in working memory."""
+        """Return the words, (count,) uint32, in working memory."""
         seed, step = (int(number) for number in self.state)
         even, odd, product, upper = self._even, self._odd[::-1], self._product, self._upper
         self._start((step << 16 | self.stream) % (1 << 64))
@@ -95,7 +120,7 @@ class Philox:
         return self._words
 
     def _start(self, offset: int) -> None:
-        """The counters: the blocks' numbers in words 0 and 1, `offset` in words 2 and 3."""
+        """Set the counters: the blocks' numbers in words 0 and 1, `offset` in words 2 and 3."""
         numbers = self._product[0]
         numbers.fill(1)
         numbers[:1] = self.first // 4
@@ -108,16 +133,17 @@ class Philox:
 
 @lru_cache(maxsize=64)
 def _round_key(seed: int, turn: int) -> Array:
-    """(2, 1): the key of a round, for words 0 and 2."""
+    """Return the key of a round, (2, 1): for words 0 and 2."""
     low = (seed + turn * _WEYL[0]) % _WORD
     high = ((seed >> 32) + turn * _WEYL[1]) % _WORD
     return np.array([[low], [high]], np.uint64)
 
 
 def drop(x: Array, out: Array, dropout: Dropout, words: Philox, dropped: Array) -> None:
-    """out = x / (1 - p) where the words keep it, else 0, NaN or not. out may be x.
+    """out = x / (1 - p) if the word keeps the element, else 0, even for NaN; out may be x.
 
-    `x`, `out` : blocks of float32 or float64. `dropped` : bool of their shape, working memory.
+    `x` and `out` are blocks of float32 or float64; `dropped` is bool of their shape, working
+    memory.
     """
     np.less(words.words().reshape(x.shape), np.uint32(dropout.threshold), dropped)
     np.multiply(x, dropout.scale, out)
@@ -125,7 +151,7 @@ def drop(x: Array, out: Array, dropout: Dropout, words: Philox, dropped: Array) 
 
 
 def keep_mask(shape: tuple[int, ...], dropout: Dropout) -> Array:
-    """Bool array of that shape: the elements that are kept."""
+    """Return a boolean array of that shape: True for the elements that are kept."""
     memory: dict[int, Array] = {}
 
     def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -1,10 +1,14 @@
 """Pointwise losses and output functions, written in place on NumPy blocks.
 
-A pointwise loss is called as ``value_and_delta(a, t, value, delta, work, k)``: ``a`` the output
-layer's pre-activations, ``t`` the targets, ``value`` the loss of each element, ``delta`` its
-derivative with respect to a (it may be ``a`` itself), ``work`` one more block, ``k`` the loss's one
-parameter (0.0 where it has none). The softmax cross entropy couples the units of a row and is a
-operation of the backends instead.
+A pointwise loss is called as ``value_and_delta(a, t, value, delta, work, k)`` with
+
+* ``a``: the output layer's pre-activations; ``t``: the targets,
+* ``value``: receives the loss of each element,
+* ``delta``: receives its derivative with respect to a, and may be ``a`` itself,
+* ``work``: one more block, which the formula may overwrite,
+* ``k``: the loss's one parameter (0.0 if it has none).
+
+The softmax cross entropy couples the units of a row. It is an operation of the backends instead.
 """
 
 from __future__ import annotations
@@ -24,17 +28,33 @@ Array = np.ndarray
 class PointwiseLoss(Entry):
     """A loss that is a sum over rows and output units.
 
-    Attributes
+    Parameters
     ----------
-    name : registry name, also the CUDA struct's.
-    output : name of the output function O that belongs to it, yhat = O(a_L).
-    value_and_delta : in-place block formula (see the module's docstring).
-    target_domain : "real", "unit" (0 to 1) or "nonnegative"; targets outside it are an error.
-    task : what the command line calls the learning of such targets.
-    default : True for the loss that is taken where only the output function, or the task, is named.
-    parameter, parameter_name : the formula's one parameter, a number above 0; "" if none.
-    kinks : True where the second derivative jumps at abs(a - t) = parameter (the gradient check
-        steps around it).
+    name : str
+        Name in the registry, and of the CUDA struct.
+    output : str
+        Name of the output function O that belongs to the loss, yhat = O(a_L).
+    value_and_delta : callable
+        In-place block formula; see the module's docstring.
+    target_domain : {"real", "unit", "nonnegative"}
+        Where the targets lie; "unit" is 0 to 1. A target outside is an error.
+    task : str
+        What the command line calls the learning of such targets.
+    default : bool
+        True for the loss that is taken if only the output function, or only the task, is named.
+    parameter : float
+        The formula's one parameter, a number above 0; 0.0 if it has none.
+    parameter_name : str
+        Name of the parameter; "" if the formula has none.
+    kinks : bool
+        True if the second derivative jumps at abs(a - t) = parameter. The gradient check steps
+        around it.
+
+    Examples
+    --------
+    >>> huber = pointwise_loss("huber(2)")
+    >>> huber.output, huber.parameter_name, huber.parameter
+    ('linear', 'delta', 2.0)
     """
 
     name: str
@@ -55,7 +75,7 @@ class PointwiseLoss(Entry):
 
 
 def squared_error(a: Array, t: Array, value: Array, delta: Array, work: Array, k: float) -> None:
-    """(a - t)^2 / 2; derivative a - t."""
+    """value = (a - t)^2 / 2; delta = a - t."""
     np.subtract(a, t, delta)
     np.multiply(delta, delta, value)
     np.multiply(value, 0.5, value)
@@ -64,9 +84,10 @@ def squared_error(a: Array, t: Array, value: Array, delta: Array, work: Array, k
 def binary_cross_entropy(
     a: Array, t: Array, value: Array, delta: Array, work: Array, k: float
 ) -> None:
-    """-(t log p + (1 - t) log(1 - p)), p logistic(a), as (1 - t) a - min(a, 0) + log1p(exp(-|a|)).
+    """value = -(t log p + (1 - t) log(1 - p)) with p = logistic(a); delta = p - t.
 
-    Derivative p - t. Finite for every finite a, and infinite for a = inf, t = 0.
+    The value is computed as (1 - t) a - min(a, 0) + log1p(exp(-|a|)). It is finite for every finite
+    a, and infinite for a = inf, t = 0.
     """
     np.subtract(1.0, t, value)
     np.multiply(value, a, value)
@@ -82,7 +103,10 @@ def binary_cross_entropy(
 
 
 def poisson(a: Array, t: Array, value: Array, delta: Array, work: Array, k: float) -> None:
-    """exp(a) - t a, the negative log likelihood without log t!; derivative exp(a) - t."""
+    """value = exp(a) - t a; delta = exp(a) - t.
+
+    The value is the negative log likelihood without the term log t!, which does not depend on a.
+    """
     np.multiply(a, t, work)
     np.exp(a, delta)
     np.subtract(delta, work, value)
@@ -90,9 +114,9 @@ def poisson(a: Array, t: Array, value: Array, delta: Array, work: Array, k: floa
 
 
 def huber(a: Array, t: Array, value: Array, delta: Array, work: Array, k: float) -> None:
-    """r^2 / 2 where r = a - t is within k of 0, and k (|r| - k / 2) beyond (Huber 1964).
+    """value = r^2 / 2 if |r| <= k, else k (|r| - k / 2), with r = a - t (Huber 1964).
 
-    As d (r - d / 2), where the derivative d is r, bounded by -k and k.
+    delta is r bounded by -k and k. The value is computed as delta (r - delta / 2).
     """
     np.subtract(a, t, work)
     np.minimum(work, k, out=delta)
@@ -118,17 +142,26 @@ POINTWISE_LOSSES: dict[str, PointwiseLoss] = {
 
 
 def pointwise_loss(spec: str) -> PointwiseLoss:
-    """The pointwise loss that `spec` names.
+    """Return the pointwise loss that `spec` names.
 
     Parameters
     ----------
-    spec : a registry name, or a name with its parameter in parentheses.
+    spec : str
+        A registry name ("poisson"), or a name with its parameter in parentheses ("huber(2)").
+
+    Returns
+    -------
+    PointwiseLoss
+        The registry's entry, with the parameter that was given.
 
     Raises
     ------
-    OptionError : unknown name, no such parameter, or a parameter that is not a finite number above
-        0.
+    OptionError
+        The name is unknown, the loss has no parameter, or the parameter is not a finite number
+        above 0.
 
+    Examples
+    --------
     >>> pointwise_loss("poisson").output
     'exp'
     """
@@ -140,28 +173,31 @@ FINDERS[PointwiseLoss] = pointwise_loss
 
 
 def softmax_rows(a: Array, out: Array) -> None:
-    """out[i] = softmax(a[i]); out may be a."""
+    """out[i] = exp(z) / sum(exp(z)) with z = a[i] - max(a[i]); out may be a."""
     np.subtract(a, a.max(1, keepdims=True), out)
     np.exp(out, out)
     np.divide(out, out.sum(1, keepdims=True), out)
 
 
 def log_softmax_rows(a: Array, out: Array) -> None:
-    """out[i] = log softmax(a[i]); out may be a."""
+    """out[i, k] = log(softmax(a[i])[k]), with the row maximum subtracted first; out may be a."""
     np.subtract(a, a.max(1, keepdims=True), out)
     np.subtract(out, np.log(np.exp(out).sum(1, keepdims=True)), out)
 
 
 def _linear(a: Array, out: Array) -> None:
+    """out = a."""
     if out is not a:
         np.copyto(out, a)
 
 
 def _logistic(a: Array, out: Array) -> None:
+    """out = 1 / (1 + exp(-a))."""
     logistic_value(a, out, (), 0.0)
 
 
 def _exp(a: Array, out: Array) -> None:
+    """out = exp(a)."""
     np.exp(a, out)
 
 

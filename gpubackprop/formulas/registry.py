@@ -16,7 +16,32 @@ _WITH_PARAMETER = re.compile(r"(\w+)\((.+)\)")
 
 
 def lookup(registry: Mapping[str, Found], name: object, what: str) -> Found:
-    """The entry called `name`, or OptionError that lists the names and the nearest one."""
+    """Return the entry called `name`.
+
+    Parameters
+    ----------
+    registry : mapping
+        Entries by their names.
+    name : object
+        The name; anything that is no key of the registry is an error.
+    what : str
+        What is looked up, for the error's message.
+
+    Returns
+    -------
+    object
+        ``registry[name]``.
+
+    Raises
+    ------
+    OptionError
+        The registry has no such name. The message lists the names and proposes the nearest one.
+
+    Examples
+    --------
+    >>> lookup({"relu": 1, "tanh": 2}, "tanh", "activation")
+    2
+    """
     if isinstance(name, str) and name in registry:
         return registry[name]
     near = difflib.get_close_matches(str(name), registry, n=1)
@@ -27,12 +52,13 @@ def lookup(registry: Mapping[str, Found], name: object, what: str) -> Found:
 def with_parameter(
     registry: Mapping[str, Any], spec: object, what: str, *, positive: bool = False
 ) -> Any:
-    """The entry that `spec` names: "relu", or "elu(0.5)" with another value of its parameter.
+    """Return the entry that `spec` names: "relu", or with a parameter "elu(0.5)".
 
     Raises
     ------
-    OptionError : unknown name, no such parameter, or a parameter that is negative (with `positive`
-        also one that is 0) or not finite.
+    OptionError
+        The name is unknown, the entry has no parameter, or the parameter is not finite or negative
+        (with `positive`, also if it is 0).
     """
     match = _WITH_PARAMETER.fullmatch(spec) if isinstance(spec, str) else None
     if match is None:
@@ -53,7 +79,7 @@ def with_parameter(
 
 
 def spelled(registry: Mapping[str, Any], entry: Any) -> str:
-    """What `with_parameter` reads: the name, and the parameter where it is not the default."""
+    """Return the text that `with_parameter` reads, without a parameter that is the default."""
     known = registry.get(entry.name)
     if known is None or entry.parameter == known.parameter:
         return str(entry.name)
@@ -61,10 +87,10 @@ def spelled(registry: Mapping[str, Any], entry: Any) -> str:
 
 
 class Entry:
-    """Base of the entries: files and copies hold an entry's name, not its functions.
+    """Base of the entries. Files and copies hold an entry's name, not its functions.
 
-    An entry that a program made itself is written field by field. `FINDERS` has the public function
-    that finds the entries of each class.
+    An entry that a program made itself is written field by field. `FINDERS` has, for each class of
+    entries, the public function that finds one by its name.
     """
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -73,7 +99,7 @@ class Entry:
         return FINDERS[type(self)], (str(self),)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For what walks attributes (skops): the name, and the parameter if it has one."""
+        """Return the name and a parameter, for programs that walk attributes (skops)."""
         return {"entry": str(self)} if self._is_registered() else vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -81,7 +107,7 @@ class Entry:
         if "entry" in state:
             state = vars(find(state["entry"]))
         try:
-            known = vars(find(state["name"]))  # for fields that are newer than the file
+            known = vars(find(state["name"]))  # the file may lack fields that came later
         except OptionError:
             known = {}
         vars(self).update(known | state)

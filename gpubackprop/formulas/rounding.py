@@ -1,6 +1,6 @@
-"""Rounding to 16 bits with probabilities in proportion to the distances (stochastic rounding).
+"""Stochastic rounding to 16 bits: the nearer neighbour is the more probable one.
 
-The twin of `round_stochastic` in ``kernels/update.cu``: bit for bit the same from the same words.
+`round_stochastic` in ``kernels/update.cu`` gives the same bits for the same random words.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _SMALLEST_NORMAL, _UNIT, _LARGEST = np.float32(2.0**-14), np.float32(2.0**-24), 
 
 
 def round_stochastic(x: Array, out: Array, words: Philox) -> None:
-    """out = x, up where the random bits exceed what is cut off.
+    """out = x, rounded up if the random bits exceed the bits that are cut off.
 
-    Exact values stay; infinities and NaN take the rounding to nearest. `x` float32, `out` float16
-    or bfloat16, both flat. Takes working memory of a few times the size of x.
+    Exact values stay; infinities and NaN are rounded to nearest. `x` is float32 and `out` float16
+    or bfloat16; both are flat. The call needs working memory of a few times the size of x.
     """
     np.copyto(out, x)
     random = words.words()
@@ -29,7 +29,7 @@ def round_stochastic(x: Array, out: Array, words: Philox) -> None:
 
 
 def _to_float16(x: Array, out: Array, random: Array) -> None:
-    """Below 2^-14 the spacing is 2^-24, above it 2^-10 of the leading power: 13 bits are cut."""
+    """Round to float16: its spacing is 2^-24 below 2^-14; above, 13 bits of float32 are cut off."""
     size = np.abs(x)
     up = (x.view(np.uint32) + (random & np.uint32(0x1FFF))) & np.uint32(0xFFFFE000)
     count = x / _UNIT

@@ -1,16 +1,18 @@
 """Updates of the parameters from their gradient: one in-place block formula per optimizer.
 
-An entry of ``UPDATES`` is all that the rest of the package knows of an optimizer's mathematics; the
-CUDA struct of the same name in ``kernels/updates.cuh`` is its twin. A formula is called as
+An entry of ``UPDATES`` is all that the rest of the package knows of an optimizer's mathematics. The
+CUDA struct of the same name in ``kernels/updates.cuh`` computes the same. A formula is called as
 ``apply(p, g, slots, c, work)`` with
 
-* ``p``: parameters, ``g``: their gradient (read only), ``slots``: the optimizer's state, in the
-  order of ``Update.slots``; all blocks of one shape and dtype,
+* ``p``: parameters,
+* ``g``: their gradient, which is read only,
+* ``slots``: the optimizer's state arrays, in the order of ``Update.slots``,
 * ``c``: the coefficients of this step as 0-d arrays, in the order that ``coefficients`` returns,
-* ``work``: two more blocks, free to overwrite.
+* ``work``: two more blocks, which the formula may overwrite.
 
-``coefficients(h, lr, step)`` runs on the host in float64 once per step: ``h`` the hyperparameters,
-``lr`` the learning rate of this step, ``step`` its number, 1 for the first.
+All blocks have one shape and dtype. ``coefficients(h, lr, step)`` runs on the host in float64, once
+per step: ``h`` are the hyperparameters, ``lr`` is the learning rate of this step, and ``step`` its
+number, from 1.
 """
 
 from __future__ import annotations
@@ -33,15 +35,30 @@ Hyperparameters = Mapping[str, float]
 class Update(Entry):
     """One optimizer's mathematics.
 
-    Attributes
+    Parameters
     ----------
-    name : registry name, also the CUDA struct's.
-    slots : names of the state arrays, each as large as the parameters.
-    hyperparameters : their names and default values, without the learning rate.
-    coefficients, apply : see the module's docstring.
-    decay : how ``weight_decay`` enters. "coupled": added to the gradient as weight_decay * p (L2);
-        "decoupled": p is first scaled by 1 - lr * weight_decay.
-    initial : hyperparameter that gives the slots' first value; "" for 0.
+    name : str
+        Name in the registry, and of the CUDA struct.
+    slots : tuple of str
+        Names of the state arrays, each as large as the parameters.
+    hyperparameters : mapping
+        Their names and default values, without the learning rate.
+    coefficients : callable
+        ``coefficients(h, lr, step)`` returns the coefficients of a step; see the module's
+        docstring.
+    apply : callable
+        In-place block formula ``apply(p, g, slots, c, work)``; see the module's docstring.
+    decay : {"coupled", "decoupled"}
+        How ``weight_decay`` enters. "coupled" adds weight_decay * p to the gradient (L2);
+        "decoupled" first scales p by 1 - lr * weight_decay (Loshchilov & Hutter 2019).
+    initial : str
+        The hyperparameter that gives the slots' first value; "" if that is 0.
+
+    Examples
+    --------
+    >>> rmsprop = update("rmsprop")
+    >>> rmsprop.slots, dict(rmsprop.hyperparameters)
+    (('square',), {'alpha': 0.99, 'eps': 1e-08})
     """
 
     name: str
@@ -64,7 +81,7 @@ def _gradient_descent_coefficients(h: Hyperparameters, lr: float, step: float) -
 
 
 def gradient_descent(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
-    """p <- p - lr g, the lecture's step."""
+    """p <- p - lr g (Cauchy 1847): the lecture's step."""
     np.multiply(g, c[0], work[0])
     np.subtract(p, work[0], p)
 
@@ -145,7 +162,7 @@ def _adam_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[floa
 
 
 def adam(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
-    """Adam with eps beside the corrected root (Kingma & Ba 2015, algorithm 1; PyTorch).
+    """Adam with eps added to the corrected root (Kingma & Ba 2015, algorithm 1; PyTorch).
 
     p <- p - lr mhat / (sqrt(vhat) + eps), computed as
     p - lr sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps sqrt(1 - beta2^t)).
@@ -159,7 +176,7 @@ def adam(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
 
 
 def adam_amsgrad(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
-    """Adam with the largest v so far in the place of v (Reddi et al. 2018; PyTorch's amsgrad).
+    """Adam with the largest v so far instead of v (Reddi et al. 2018; PyTorch's amsgrad).
 
     w <- max(w, v); p <- p - lr mhat / (sqrt(w / (1 - beta2^t)) + eps), computed as in `adam`.
     """
@@ -173,9 +190,10 @@ def adam_amsgrad(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> 
 
 
 def adam_epsilon_hat(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
-    """Adam with eps beside the uncorrected root ("epsilon hat", ibid. section 2; scikit-learn).
+    """Adam with eps added to the uncorrected root (Kingma & Ba 2015, section 2; scikit-learn).
 
-    p <- p - lr sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps).
+    p <- p - lr sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps); the paper calls this eps
+    "epsilon hat".
     """
     _adam_moments(g, slots, c, work[0])
     np.sqrt(slots[1], work[0])
@@ -251,10 +269,10 @@ def _adamax_coefficients(h: Hyperparameters, lr: float, step: float) -> tuple[fl
 
 
 def adamax(p: Array, g: Array, slots: Blocks, c: Blocks, work: Blocks) -> None:
-    """Adam by the largest gradient of late (Kingma & Ba 2015, section 7; PyTorch).
+    """Adam scaled by the largest recent gradient (Kingma & Ba 2015, section 7; PyTorch).
 
     m <- beta1 m + (1 - beta1) g; u <- max(beta2 u, |g| + eps); p <- p - lr / (1 - beta1^t) m / u.
-    PyTorch's eps: u is never 0.
+    As in PyTorch, eps keeps u from 0.
     """
     m, u = slots
     beta1, fresh, beta2, eps, lr = c
@@ -306,12 +324,25 @@ UPDATES: dict[str, Update] = {entry.name: entry for entry in _ENTRIES}
 
 
 def update(name: str) -> Update:
-    """The update formula called `name`; files name an optimizer's mathematics by it.
+    """Return the update formula called `name`, as files write it.
+
+    Parameters
+    ----------
+    name : str
+        A name of the registry `UPDATES`.
+
+    Returns
+    -------
+    Update
+        The registry's entry.
 
     Raises
     ------
-    OptionError : unknown name.
+    OptionError
+        The name is unknown.
 
+    Examples
+    --------
     >>> update("adam").slots
     ('m', 'v')
     """

@@ -13,16 +13,22 @@ Array = np.ndarray
 
 
 class ParameterLayout:
-    """All weights, then all biases, each start aligned to 128 bytes; the gaps hold zeros.
+    """All weights, then all biases, each from a multiple of 128 bytes on; the gaps hold zeros.
 
-    Weights come first so that what concerns weights alone (the L2 penalty) is one range. The
-    gradient and every optimizer slot have the same layout, so an update is one pass, a gradient
+    Weights come first, so that the L2 penalty, which concerns weights alone, works on one range.
+    The gradient and every optimizer slot have the same layout: an update is one pass, a gradient
     norm one reduction, a checkpoint one write.
 
     Attributes
     ----------
-    size : elements of the flat buffer. weights_end : end of the weights' range.
-    count : parameters, without the gaps. gaps : slices of the flat buffer between them.
+    size : int
+        Elements of the flat buffer.
+    weights_end : int
+        End of the weights' range.
+    count : int
+        Number of parameters, without the gaps.
+    gaps : list of slice
+        The parts of the flat buffer between parameters.
     """
 
     def __init__(self, widths: Sequence[int], dtype: np.dtype) -> None:
@@ -53,7 +59,7 @@ class ParameterLayout:
         return f"ParameterLayout({widths}: {self.count} parameters in {self.size} elements)"
 
     def views(self, flat: Array) -> tuple[list[Array], list[Array]]:
-        """(W, b): for each layer a (D_l, D_{l-1}) and a (D_l,) view into `flat` (size,)."""
+        """Return (W, b): for each layer a (D_l, D_{l-1}) and a (D_l,) view into `flat` (size,)."""
         W = [
             flat[start : start + rows * columns].reshape(rows, columns)
             for start, (rows, columns) in zip(self._weights, self.shapes, strict=True)
@@ -65,20 +71,24 @@ class ParameterLayout:
         return W, b
 
     def copy(self, flat: Array, layout: ParameterLayout, out: Array) -> None:
-        """out = flat, layer by layer: the one way from this layout to another.
+        """Copy a buffer of this layout into one of another layout, layer by layer.
 
         The starts of the layers depend on the size of an element, so buffers of two dtypes must not
         be copied element by element. The gaps of `out` stay as they are.
 
         Parameters
         ----------
-        flat : (size,) of this layout, on the host.
-        layout : of `out`, with the same shapes.
-        out : (layout.size,) of any float dtype, on the host.
+        flat : (size,) array
+            Buffer of this layout, on the host.
+        layout : ParameterLayout
+            The layout of `out`, with the same shapes.
+        out : (layout.size,) array
+            Buffer of any float dtype, on the host.
 
         Raises
         ------
-        ShapeError : a layer has another shape there.
+        ShapeError
+            A layer has another shape there.
         """
         self.check_shapes(layout)
         for mine, theirs in zip(self.views(flat), layout.views(out), strict=True):
@@ -86,7 +96,7 @@ class ParameterLayout:
                 np.copyto(target, source, "same_kind")
 
     def check_shapes(self, layout: ParameterLayout) -> None:
-        """ShapeError, which names the first such layer, where `layout` has other shapes."""
+        """Raise ShapeError if `layout` has other shapes; the message names the first such layer."""
         if len(self.shapes) != len(layout.shapes):
             raise ShapeError(
                 f"a buffer of {len(self.shapes)} layers does not fit a network of "

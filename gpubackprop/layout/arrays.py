@@ -1,4 +1,4 @@
-"""Views into a flat buffer that are written to, never replaced."""
+"""Views into a flat buffer. Assignments write into them and never replace them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
 from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, ShapeError
@@ -17,15 +18,16 @@ Array = np.ndarray
 class LayerArrays(tuple[Array, ...]):
     """For each layer a view into a flat buffer; ``arrays[l] = values`` writes into the view.
 
-    ``arrays[:] = [...]`` and ``arrays[...] = [...]`` write into several. Nothing is written unless
-    all of it fits. A copy or a pickle is a tuple of arrays with memory of their own.
+    ``arrays[:] = [...]`` and ``arrays[...] = [...]`` write into several views. Nothing is written
+    unless all of it fits. A copy or a pickle is a tuple of arrays with memory of their own.
     """
 
     name: str
-    backend: Any
+    backend: Backend
 
     @classmethod
-    def of(cls, views: Sequence[Array], name: str, backend: Any) -> LayerArrays:
+    def of(cls, views: Sequence[Array], name: str, backend: Backend) -> LayerArrays:
+        """Return the views as layer arrays; errors call them `name`."""
         arrays = cls(views)
         arrays.name, arrays.backend = name, backend
         return arrays
@@ -51,12 +53,15 @@ class LayerArrays(tuple[Array, ...]):
         return tuple, (list(self),)
 
 
-def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequence[Any]) -> None:
-    """Each view = its values, converted to its dtype, wherever they lie; all or nothing.
+def write(
+    backend: Backend, names: list[str], views: Sequence[Array], values: Sequence[Any]
+) -> None:
+    """Set each view to its values, converted to its dtype, wherever they are; all or nothing.
 
     Raises
     ------
-    ShapeError, DtypeError : a value does not fit; `names` are theirs.
+    ShapeError, DtypeError
+        A value does not fit; the message calls it by its entry in `names`.
     """
     copies = [
         None if value is view else _copied(backend, name, view, value)
@@ -69,9 +74,9 @@ def write(backend: Any, names: list[str], views: Sequence[Array], values: Sequen
             backend.copy(fresh, view)
 
 
-def _copied(backend: Any, name: str, view: Array, value: Any) -> Array:
-    """A copy of `value` as `view` takes it: it may be a part of what is overwritten."""
-    if hasattr(value, "detach"):  # a tensor's values, whatever its graph
+def _copied(backend: Backend, name: str, view: Array, value: Any) -> Array:
+    """Return a copy of `value` as `view` takes it: the value may share the view's memory."""
+    if hasattr(value, "detach"):  # a PyTorch tensor; its graph does not matter here
         value = value.detach()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     if on_gpu(value):

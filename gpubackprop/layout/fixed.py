@@ -10,11 +10,12 @@ Value = TypeVar("Value")
 
 
 class Fixed(Generic[Value]):
-    """An attribute that its object's constructor sets, and nothing else.
+    """An attribute that only the constructor of its object sets.
 
     Parameters
     ----------
-    advice : what to do instead; ends the error's message.
+    advice : str
+        What to do instead; it ends the error's message.
     """
 
     def __init__(self, advice: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.errors import ReadOnlyError
 from gpubackprop.layout.arrays import LayerArrays, write
 
@@ -15,15 +16,16 @@ Array = np.ndarray
 class HeldParameters:
     """A flat buffer on a backend's device, with the layers' views into it.
 
-    Whoever holds the buffer or a view holds what is trained: neither is ever replaced. An
-    assignment writes into that memory, and a copy or a pickle has memory of its own.
+    The buffer and its views are never replaced, so a reference to one of them stays a reference to
+    the parameters that are trained. An assignment writes into that memory. A copy or a pickle has
+    memory of its own.
     """
 
     layout: Any
     dtype: Any
 
     def allocate(self) -> None:
-        """The flat buffer, of zeros, and the views into it, which are held nowhere else."""
+        """Allocate the flat buffer, filled with zeros, and make the views into it."""
         self._parameters = self.backend.zeros(self.layout.size, self.dtype)
         W, b = self.layout.views(self._parameters)
         self._W = LayerArrays.of(W, "W", self.backend)
@@ -32,6 +34,7 @@ class HeldParameters:
 
     @property
     def parameters(self) -> Array:
+        """All weights and biases in one flat buffer, (layout.size,); see `ParameterLayout`."""
         return self._parameters
 
     @parameters.setter
@@ -40,12 +43,13 @@ class HeldParameters:
         self.clear_gaps()
 
     def clear_gaps(self) -> None:
-        """0 between the parameters, where an assignment to the whole buffer may have written."""
+        """Set the gaps between the parameters to 0, after an assignment to the whole buffer."""
         for gap in self.layout.gaps:
             self.backend.fill(self._parameters[gap], 0)
 
     @property
     def W(self) -> LayerArrays:
+        """Weights of each layer: W[l] is a view of shape (D_{l+1}, D_l)."""
         return self._W
 
     @W.setter
@@ -55,6 +59,7 @@ class HeldParameters:
 
     @property
     def b(self) -> LayerArrays:
+        """Biases of each layer: b[l] is a view of shape (D_{l+1},)."""
         return self._b
 
     @b.setter
@@ -63,18 +68,19 @@ class HeldParameters:
             self._b[...] = values
 
     @property
-    def backend(self) -> Any:
+    def backend(self) -> Backend:
+        """The backend that computes; another one may be assigned if its device is the same."""
         return self._backend
 
     @backend.setter
-    def backend(self, backend: Any) -> None:
-        """Another one that computes on the same device."""
+    def backend(self, backend: Backend) -> None:
         if "_backend" in vars(self) and backend.device != self.device:
             self.device = backend.device
         self._backend = backend
 
     @property
     def device(self) -> str:
+        """Where the parameters lie: "cpu", or a GPU such as "cuda:0"."""
         return str(self.backend.device)
 
     @device.setter
@@ -84,7 +90,7 @@ class HeldParameters:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: the parameters once, on the host, and nothing that is derived."""
+        """Return the state for copies and pickles: the parameters, on the host, once."""
         derived = ("_W", "_b", "_half_copy")
         state = {name: value for name, value in vars(self).items() if name not in derived}
         return state | {"_parameters": self.backend.to_host(self._parameters)}

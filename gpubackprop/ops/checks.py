@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, as_host, on_gpu
+from gpubackprop.backends import HOST, backend_for
+from gpubackprop.backends.memory import Array, Memory
 from gpubackprop.dtypes import STORAGES, is_number, storage
 from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
-from gpubackprop.ops.memory import HOST, Memory, memory_of
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 maximum_reduce: Any = np.maximum.reduce
 # Of each type of integer in this machine's byte order, the unsigned one of its size.
 _UNSIGNED = {
@@ -33,17 +32,13 @@ def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
     )
 
 
-def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
-    """`values` as an ndarray; DtypeError for what is none, e.g. lists of unequal lengths.
-
-    What lies on a GPU becomes a CuPy array there, of its own dtype.
-    """
+def as_array(values: Any, name: str, op: str, memory: Memory, dtype: Any = None) -> Array:
+    """`values` as an ndarray of the memory in which they lie; DtypeError for what is none, such as
+    lists of unequal lengths. `dtype` is for the host: a GPU's arrays keep theirs."""
     if type(values) is np.ndarray and (dtype is None or values.dtype == dtype):
         return values
-    if on_gpu(values):
-        return as_cupy(values)
     try:
-        return as_host(values, dtype)
+        return memory.as_ndarray(values, dtype)
     except (TypeError, ValueError) as error:
         raise DtypeError(
             f"{name} is no array of numbers for {op} ({error}); give numbers, every row of one "
@@ -51,10 +46,12 @@ def as_array(values: Any, name: str, op: str, dtype: Any = None) -> Array:
         ) from None
 
 
-def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> Array:
+def float_matrix(
+    array: Any, name: str, op: str, memory: Memory, columns: int | None = None
+) -> Array:
     """`array` as a 2-D float array of its memory, without a copy where it is one."""
     if type(array) is not np.ndarray:
-        array = as_array(array, name, op)
+        array = as_array(array, name, op, memory)
     if array.dtype == object:
         raise DtypeError(
             f"{name} has dtype object but {op} wants numbers; a ragged list or mixed types? "
@@ -69,9 +66,9 @@ def float_matrix(array: Any, name: str, op: str, columns: int | None = None) -> 
     return array
 
 
-def row_vector(array: Any, name: str, op: str, length: int) -> Array:
+def row_vector(array: Any, name: str, op: str, length: int, memory: Memory) -> Array:
     """`array` as a (length,) array of numbers: float64 on the host, any real dtype on a GPU."""
-    array = as_array(array, name, op, np.float64)
+    array = as_array(array, name, op, memory, np.float64)
     if not is_number(array.dtype):
         raise DtypeError(f"{name} has dtype {array.dtype} but {op} wants real numbers")
     if array.shape != (length,):
@@ -83,7 +80,7 @@ def sample_weights(
     weights: Any, op: str, rows: int, memory: Memory | None = None, check: bool = False
 ) -> Array | None:
     """Finite, non-negative (rows,) weights, or None."""
-    memory = memory or memory_of(op, sample_weight=weights)
+    memory = memory or backend_for(op, sample_weight=weights)
     return non_negative(weights, "sample_weight", op, rows, memory, check)
 
 
@@ -93,7 +90,7 @@ def non_negative(
     """Finite, non-negative (length,) weights, or None; on a GPU looked at only with `check`."""
     if weights is None:
         return None
-    weights = row_vector(weights, name, op, length)
+    weights = row_vector(weights, name, op, length, memory)
     values = memory.values(weights, check)
     if values is None:
         return weights
@@ -124,15 +121,16 @@ def near_one(weights: Any, reduction: str) -> Any:
 def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOST) -> Array:
     """The array to write into: new where `out` is None, `like` itself where they are one view."""
     if out is None:
-        return memory.empty(like.shape, like.dtype)
-    out = as_cupy(out) if on_gpu(out) else out
-    known = isinstance(out, memory.array_type)
+        return memory.new(like.shape, like.dtype)
+    if memory.asynchronous:
+        out = memory.as_ndarray(out)
+    known = memory.is_ndarray(out)
     if not known or out.shape != like.shape or out.dtype != like.dtype:
         got = f"{out.dtype} {out.shape}" if known else type(out).__name__
         raise ShapeError(
             f"out is {got} but {op} writes {like.dtype} {like.shape}; pass np.empty_like({name})"
         )
-    if not memory.writeable(out):
+    if not _writeable(out):
         raise OptionError(f"out is read-only; {op} needs an array that it may write into")
     if _meets_itself(out):
         raise OptionError(
@@ -140,13 +138,17 @@ def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOS
             f"{out.shape}); pass np.empty_like({name})"
         )
     if out is like or same_view(out, like, memory):
-        return like if memory.writeable(like) else out
-    if memory.xp.may_share_memory(out, like):
+        return like if _writeable(like) else out
+    if memory.overlap(out, like):
         raise OptionError(
             f"out overlaps {name} without being the same view; pass {name} itself to work in "
             f"place, or memory of its own"
         )
     return out
+
+
+def _writeable(array: Array) -> bool:
+    return bool(getattr(array.flags, "writeable", True))  # CuPy knows no read-only arrays
 
 
 def _meets_itself(out: Array) -> bool:
@@ -162,7 +164,7 @@ def _meets_itself(out: Array) -> bool:
 def no_overlap(out: Array, memory: Memory, **inputs: Any) -> None:
     """OptionError where `out` shares memory with an input that is read after out is written."""
     for name, array in inputs.items():
-        if isinstance(array, memory.array_type) and memory.xp.may_share_memory(out, array):
+        if memory.is_ndarray(array) and memory.overlap(out, array):
             raise OptionError(f"out overlaps {name}; give delta memory of its own")
 
 
@@ -188,7 +190,8 @@ def class_indices(
     Whether every label is known to be a class, and none of them is ignored.
     """
     unsigned = _UNSIGNED.get(targets.dtype)
-    if unsigned is not None and memory is HOST:  # in one pass: a negative label is a large one
+    if unsigned is not None and not memory.asynchronous:
+        # In one pass: a negative label is a large one.
         largest = maximum_reduce(targets.view(unsigned)) if rows else 0
         if largest < classes:
             return ignore_index is None or not 0 <= ignore_index < classes
@@ -197,7 +200,7 @@ def class_indices(
             f"targets has dtype {targets.dtype} but class indices are integers; for labels of "
             f"other kinds pass gpubackprop.data.encode_labels(targets)[0]"
         )
-    if targets.dtype.kind == "f" and memory is HOST and np.isnan(targets).any():
+    if targets.dtype.kind == "f" and not memory.asynchronous and np.isnan(targets).any():
         row = int(np.argmax(np.isnan(targets)))
         raise DtypeError(
             f"targets[{row}] is NaN, a missing label, but class indices are integers; drop the row"
@@ -234,7 +237,7 @@ def cross_entropy_targets(
     known to be ignored, so that `ignore_index` may be left out."""
     op = "softmax_cross_entropy"
     if type(targets) is not np.ndarray:
-        targets = as_array(targets, "targets", op)
+        targets = as_array(targets, "targets", op, memory)
     rows, classes = logits.shape
     if targets.shape == (rows,) and targets.ndim == 1:
         return targets, class_indices(targets, rows, classes, ignore_index, memory, check)

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import HOST, LossOptions, backend_for
+from gpubackprop.backends.memory import Array, Memory
 from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
 from gpubackprop.formulas import pointwise_loss as formula_named
 from gpubackprop.ops import checks
-from gpubackprop.ops.memory import HOST, Memory, memory_of
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
 
 
@@ -28,7 +27,7 @@ def pointwise_loss(
     out: Array | None = None,
     check: bool = False,
 ) -> tuple[Any, Array]:
-    """A pointwise loss of output pre-activations and its gradient, in one pass.
+    """Compute a pointwise loss of output pre-activations and its gradient, in one pass.
 
     ======================  ==========================  ===============  ===========
     name                    l(a, t)                     dl/da            output O(a)
@@ -42,51 +41,69 @@ def pointwise_loss(
 
     Parameters
     ----------
-    name : one of the above, or another entry of `gpubackprop.formulas.POINTWISE_LOSSES`; with the
-        loss's parameter in parentheses, if it has one.
-    a : (N, K) float64, float32, float16 or bfloat16, the pre-activations of the output units.
-    targets : (N, K), or (N,) where K = 1. Real; in [0, 1] for binary cross entropy; at least 0 for
-        Poisson.
-    sample_weight : (N,) non-negative.
-    reduction : "mean": sum of rows / sum of sample weights; "elementwise_mean": that divided by K
-        (PyTorch's "mean"); "sum"; "none": (N,).
-    out : (N, K) array for delta, of the dtype of a; `a` itself works in place.
-    check : for arrays on a GPU: True waits for it and looks at targets and weights, as is always
+    name : str
+        One of the above, or another entry of `gpubackprop.formulas.POINTWISE_LOSSES`. If the loss
+        has a parameter, it may follow in parentheses.
+    a : (N, K) float array
+        Pre-activations of the output units: float64, float32, float16 or bfloat16.
+    targets : (N, K) array, or (N,) if K = 1
+        Real numbers; in [0, 1] for binary cross entropy, and at least 0 for Poisson.
+    sample_weight : (N,) array or None
+        Non-negative factor of each row.
+    reduction : {"mean", "elementwise_mean", "sum", "none"}
+        How rows become the loss. "mean" is the sum of rows / the sum of sample weights;
+        "elementwise_mean" is that divided by K (PyTorch's "mean"); "none" keeps (N,).
+    out : (N, K) array or None
+        Receives delta, in the dtype of a; `a` itself works in place.
+    check : bool
+        For arrays on a GPU. True waits for the GPU and checks targets and weights, as is always
         done on the host; False takes their values as they are.
 
     Returns
     -------
-    loss : scalar, or (N,) for "none"; float32, or float64 for float64.
-    delta : (N, K), dtype of a: gradient of the reduced loss with respect to a.
+    loss : scalar, or (N,) array for "none"
+        The loss, in float32, or in float64 for float64.
+    delta : (N, K) array
+        Gradient of the reduced loss with respect to a, in the dtype of a.
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError
+    ShapeError
+        The shapes do not fit each other.
+    DtypeError
+        An array has no numeric dtype.
+    OptionError
+        The name or an option is unknown, or a target or weight is out of range.
 
-    Source: Bishop 2006, ch. 5.2 (each loss with its canonical link gives yhat - t).
+    References
+    ----------
+    C. M. Bishop, "Pattern Recognition and Machine Learning", 2006, section 5.2: a loss with its
+    canonical link gives delta = yhat - t.
 
+    Examples
+    --------
     >>> loss, delta = pointwise_loss("squared_error", np.array([[3.0]]), np.array([[1.0]]))
     >>> print(loss, delta)
     2.0 [[2.]]
     """
     formula = formula_named(name)
-    memory = memory_of(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
-    a = checks.float_matrix(a, "a", name)
+    backend = backend_for(name, a=a, targets=targets, sample_weight=sample_weight, out=out)
+    a = checks.float_matrix(a, "a", name, backend)
     rows = len(a)
     checks.choice(reduction, "reduction", REDUCTIONS)
-    targets = pointwise_targets(formula, targets, a.shape, memory, check)
-    weights = checks.sample_weights(sample_weight, name, rows, memory, check)
-    delta = checks.output_array(out, a, "a", name, memory)
-    checks.no_overlap(delta, memory, targets=targets, sample_weight=weights)
+    targets = pointwise_targets(formula, targets, a.shape, backend, check)
+    weights = checks.sample_weights(sample_weight, name, rows, backend, check)
+    delta = checks.output_array(out, a, "a", name, backend)
+    checks.no_overlap(delta, backend, targets=targets, sample_weight=weights)
     dtype = checks.compute_dtype(a.dtype, "a", name)
-    source = memory.source(a, dtype)
-    result = {name: memory.empty(rows, dtype) for name in ("row_loss", "scale")}
-    result |= {"loss": memory.empty((), dtype), "delta": memory.target(delta, source)}
-    targets = memory.source(memory.widened(targets, dtype), dtype)
+    source = backend.source(a, dtype)
+    result = {name: backend.new(rows, dtype) for name in ("row_loss", "scale")}
+    result |= {"loss": backend.new((), dtype), "delta": backend.target(delta, source)}
+    targets = backend.inputs(targets, dtype)
     options = LossOptions(reduction=reduction)
-    weights = memory.weights(checks.near_one(weights, reduction), dtype)
-    memory.backend.pointwise_loss(source, targets, formula, options, result, weights)
-    memory.store(result["delta"], delta)
+    weights = backend.place(checks.near_one(weights, reduction), dtype)
+    backend.pointwise_loss(source, targets, formula, options, result, weights)
+    backend.store(result["delta"], delta)
     return (result["row_loss"] if reduction == "none" else result["loss"][()]), delta
 
 
@@ -97,8 +114,8 @@ def pointwise_targets(
     memory: Memory = HOST,
     check: bool = False,
 ) -> Array:
-    """(N, K) numeric targets inside the loss's domain; the error names row and column."""
-    targets = checks.as_array(targets, "targets", formula.name)
+    """Return (N, K) numeric targets inside the loss's domain; an error names row and column."""
+    targets = checks.as_array(targets, "targets", formula.name, memory)
     if not is_number(targets.dtype):
         raise DtypeError(
             f"targets has dtype {targets.dtype} but {formula.name} wants numbers; encode text "

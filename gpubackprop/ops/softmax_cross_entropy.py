@@ -8,25 +8,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpubackprop.backends import LossOptions
-from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.backends import LossOptions, backend_for
+from gpubackprop.backends.arrays import ANYWHERE
+from gpubackprop.backends.memory import Array, Memory
 from gpubackprop.errors import OptionError, ShapeError
 from gpubackprop.ops import checks
 from gpubackprop.ops.display import call
-from gpubackprop.ops.memory import Memory, memory_of
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 REDUCTIONS = ("mean", "sum", "none")
 
 
 class RowDetails(NamedTuple):
-    """What `softmax_cross_entropy` knows of each row beside its loss.
+    """Per-row results of `softmax_cross_entropy` beside the loss.
 
-    Attributes
+    Parameters
     ----------
-    lse : (N,) log sum_k exp(logits_ik), of the loss's dtype.
-    predicted : (N,) int64, the first of the largest logits; -1 for a row with NaN.
-    correct : how many rows' labels are predicted, a 0-d integer array; None for probabilities.
+    lse : (N,) array
+        The values log sum_k exp(logits_ik), in the loss's dtype.
+    predicted : (N,) int64 array
+        Index of the first of the largest logits; -1 for a row with NaN.
+    correct : 0-d int array or None
+        Number of rows whose label is predicted; None for probabilities.
+
+    Examples
+    --------
+    >>> *_, details = softmax_cross_entropy(np.zeros((1, 2)), np.array([0]), details=True)
+    >>> print(details.lse.round(4), details.predicted, details.correct)
+    [0.6931] [0] 1
     """
 
     lse: Any
@@ -56,110 +64,139 @@ def softmax_cross_entropy(
     details: bool = False,
     check: bool = False,
 ) -> Any:
-    """Cross entropy of softmax(logits) and its gradient, in one pass.
+    """Compute the cross entropy of softmax(logits) and its gradient, in one pass.
 
     With tau the targets after smoothing and class weights, T_i = sum_k tau_ik and
-    lse_i = log sum_k exp(logits_ik):
+    lse_i = log sum_k exp(logits_ik)::
 
         row_i      = sample_weight_i * (sum_k tau_ik (lse_i - logits_ik) + z_loss * lse_i^2)
         delta_ik   = s_i * ((T_i + 2 z_loss lse_i) softmax(logits_i)_k - tau_ik)
 
-    where s_i = upstream * sample_weight_i, divided for "mean" by the sum over the rows that count
-    of sample_weight_i * class_weight[targets_i]. With plain class indices delta is the lecture's
-    softmax(a) - e_y, for "mean" divided by the number of rows.
+    where s_i = upstream * sample_weight_i. For "mean" it is divided by the sum of
+    sample_weight_i * class_weight[targets_i] over the rows that are not ignored. With plain class
+    indices delta is the lecture's softmax(a) - e_y, for "mean" divided by the number of rows.
 
     Parameters
     ----------
-    logits : (N, K) float64, float32, float16 or bfloat16; any strides. Shifted by the row maximum,
-        so a common offset of 1e4 is safe.
-    targets : (N,) integers in [0, K), or (N, K) float probabilities (they need not sum to 1).
-    class_weight : (K,) non-negative, multiplies the term of each class.
-    sample_weight : (N,) non-negative.
-    ignore_index : label of rows that add nothing to loss, count or gradient, even if NaN.
-    label_smoothing : eps in [0, 1]: tau = (1 - eps) target + eps / K, times the class weight.
-    z_loss : factor of lse^2, at least 0.
-    soft_cap : c > 0 puts c tanh(logits / c) in place of the logits; delta is with respect to the
-        logits themselves. 0 for none.
-    reduction : "mean", "sum" or "none".
-    empty : mean over no row, or of weights that sum to 0: "nan" as in PyTorch, or "zero".
-    upstream : gradient of what follows with respect to the loss: a number, or (N,) for "none".
-    out : (N, K) array for delta, of the dtype of logits; `logits` itself works in place.
-    gradient : False computes the loss alone; delta is None then.
-    details : True gives `RowDetails` as third result, from the same pass.
-    check : for arrays on a GPU: True waits for it and looks at labels and weights, as is always
-        done on the host. False does not wait: a label out of range makes loss and delta of its row
+    logits : (N, K) float array
+        Dtype float64, float32, float16 or bfloat16; any strides. The row maximum is subtracted
+        first, so a common offset of 1e4 is safe.
+    targets : (N,) int array or (N, K) float array
+        Class indices in [0, K), or probabilities (they need not sum to 1).
+    class_weight : (K,) array or None
+        Non-negative factor of the term of each class.
+    sample_weight : (N,) array or None
+        Non-negative factor of each row.
+    ignore_index : int or None
+        Rows with this label add nothing to loss, count or gradient, even if they hold NaN.
+    label_smoothing : float
+        Share eps in [0, 1]: tau = (1 - eps) target + eps / K, times the class weight.
+    z_loss : float
+        Factor of lse^2, at least 0.
+    soft_cap : float
+        If c > 0, c tanh(logits / c) takes the place of the logits; delta is with respect to the
+        logits themselves. 0 is none.
+    reduction : {"mean", "sum", "none"}
+        How rows become the loss.
+    empty : {"nan", "zero"}
+        The mean over no row, or over weights that sum to 0. "nan" is PyTorch's.
+    upstream : float or (N,) array
+        Gradient of the final result with respect to the loss; (N,) for "none".
+    out : (N, K) array or None
+        Receives delta, in the dtype of logits; `logits` itself works in place.
+    gradient : bool
+        Whether to compute delta; if not, delta is None.
+    details : bool
+        Whether to return `RowDetails` as third result, from the same pass.
+    check : bool
+        For arrays on a GPU. True waits for the GPU and checks labels and weights, as is always done
+        on the host. False does not wait: if a label is out of range, loss and delta of its row are
         NaN, and the next call with check=True on that GPU raises TargetRangeError.
 
     Returns
     -------
-    loss : scalar, or (N,) for "none"; float32, or float64 for float64 logits.
-    delta : (N, K), dtype of logits.
-    details : `RowDetails`, where they are asked for.
+    loss : scalar, or (N,) array for "none"
+        The loss, in float32, or in float64 for float64 logits.
+    delta : (N, K) array or None
+        Gradient of the reduced loss with respect to logits, in the dtype of logits.
+    details : RowDetails
+        Only if `details` is true.
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError, TargetRangeError (names the row and the label)
+    ShapeError
+        The shapes do not fit each other.
+    DtypeError
+        An array has a dtype that the operation does not take.
+    OptionError
+        An option is unknown or out of range.
+    TargetRangeError
+        A label is out of range; the message names the row and the label.
 
-    Source: Goodfellow et al. 2016, ch. 6.2.2; label smoothing: Szegedy et al. 2016; z-loss:
-    Chowdhery et al. 2022; soft cap: Bello et al. 2016, Gemma 2 (2024).
+    References
+    ----------
+    I. Goodfellow, Y. Bengio and A. Courville, "Deep Learning", 2016, section 6.2.2. C. Szegedy et
+    al., "Rethinking the Inception architecture", 2016 (label smoothing). A. Chowdhery et al.,
+    "PaLM", 2022 (z-loss). I. Bello et al., "Neural combinatorial optimization", 2016, and Gemma
+    Team, "Gemma 2", 2024 (soft cap).
 
+    Examples
+    --------
     >>> loss, delta = softmax_cross_entropy(np.zeros((1, 2)), np.array([1]))
     >>> print(loss.round(4), delta)
     0.6931 [[ 0.5 -0.5]]
     """
     op = "softmax_cross_entropy"
     arrays = {"targets": targets, "sample_weight": sample_weight, "class_weight": class_weight}
-    memory = memory_of(op, logits=logits, **arrays, upstream=upstream, out=out)
-    logits = checks.float_matrix(logits, "logits", op)
+    backend = backend_for(op, logits=logits, **arrays, upstream=upstream, out=out)
+    logits = checks.float_matrix(logits, "logits", op, backend)
     rows, classes = logits.shape
     if not classes:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
     options = cross_entropy_options(
         classes, class_weight, ignore_index, label_smoothing, z_loss, reduction, empty, check,
-        soft_cap, memory,
+        soft_cap, backend,
     )  # fmt: skip
     targets, all_count = checks.cross_entropy_targets(
-        targets, logits, options.ignore_index, memory, check
+        targets, logits, options.ignore_index, backend, check
     )
     if all_count and options.ignore_index is not None:
         options = replace(options, ignore_index=None)
     if sample_weight is not None:
-        sample_weight = checks.sample_weights(sample_weight, op, rows, memory, check)
+        sample_weight = checks.sample_weights(sample_weight, op, rows, backend, check)
     if type(upstream) is not float:
-        upstream = _upstream(upstream, reduction, rows)
+        upstream = _upstream(upstream, reduction, rows, backend)
     if not gradient and out is not None:
         raise OptionError("out is for delta, which gradient=False does not compute; leave one out")
     dtype = checks.compute_dtype(logits.dtype, "logits", op)
-    result = memory.loss_outputs(rows, dtype)
+    result = backend.loss_outputs(rows, dtype)
     if reduction == "none" and "row_loss" not in result:
-        result["row_loss"] = memory.empty(rows, dtype)
-    weights = checks.near_one(sample_weight, reduction)
-    source, labels, *weights = memory.loss_inputs(dtype, logits, targets, weights, upstream)
+        result["row_loss"] = backend.new(rows, dtype)
+    weights = None if sample_weight is None else checks.near_one(sample_weight, reduction)
+    source, labels, *weights = backend.loss_inputs(dtype, logits, targets, weights, upstream)
     delta = None
     if gradient:
-        delta = checks.output_array(out, logits, "logits", op, memory)
-        result["delta"] = memory.target(delta, source)
-        if out is not None:
+        if out is None:
+            delta = backend.new(logits.shape, logits.dtype)
+        else:
+            delta = checks.output_array(out, logits, "logits", op, backend)
             checks.no_overlap(
-                delta,
-                memory,
-                targets=targets,
-                sample_weight=sample_weight,
-                upstream=upstream,
+                delta, backend, targets=targets, sample_weight=sample_weight, upstream=upstream,
                 class_weight=options.class_weight,
-            )
+            )  # fmt: skip
+        result["delta"] = backend.target(delta, source)
     if details:
-        result["lse"], result["predicted"] = memory.empty(rows, dtype), memory.empty(rows, np.int64)
+        result["lse"], result["predicted"] = backend.new(rows, dtype), backend.new(rows, np.int64)
         if targets.ndim == 1:
-            result["correct"] = memory.empty(rows, np.bool_)
-    memory.backend.softmax_cross_entropy(source, labels, options, result, *weights)
+            result["correct"] = backend.new(rows, np.bool_)
+    backend.softmax_cross_entropy(source, labels, options, result, *weights)
     if delta is not None:
-        memory.store(result["delta"], delta)
+        backend.store(result["delta"], delta)
     loss = result["row_loss"] if reduction == "none" else result["loss"][()]
     if not details:
         return loss, delta
     right = result.get("correct")
-    count = None if right is None else memory.count(right)
+    count = None if right is None else backend.count(right)
     return loss, delta, RowDetails(result["lse"], result["predicted"], count)
 
 
@@ -175,12 +212,12 @@ def cross_entropy_options(
     soft_cap: float = 0.0,
     memory: Memory | None = None,
 ) -> LossOptions:
-    """The options, checked; OptionError or ShapeError otherwise."""
+    """Return the checked options, or raise OptionError or ShapeError."""
     numbers = (ignore_index, label_smoothing, z_loss, soft_cap, reduction, empty)
     if class_weight is None and _PLAIN.issuperset(map(type, numbers)):
         return plain_options(*numbers)
     op = "softmax_cross_entropy"
-    memory = memory or memory_of(op, class_weight=class_weight)
+    memory = memory or backend_for(op, class_weight=class_weight)
     class_weight = checks.non_negative(class_weight, "class_weight", op, classes, memory, check)
     return _options(class_weight, *numbers)
 
@@ -207,20 +244,24 @@ def _options(
     )
 
 
-_PLAIN = frozenset((type(None), int, float, str))  # types of options that never change
+_PLAIN = frozenset((type(None), int, float, str))  # values of these types cannot change
 
 
 @lru_cache(maxsize=64, typed=True)
 def plain_options(*numbers: Any) -> LossOptions:
-    """Those without class weights, checked once: what was refused is checked, and raises, anew."""
+    """Return the options without class weights. Valid ones are checked once and then kept.
+
+    Invalid ones are not kept: they raise each time.
+    """
     return _options(None, *numbers)
 
 
-def _upstream(upstream: Any, reduction: str, rows: int) -> Any:
-    """A float, or (N,) numbers where the loss itself is (N,); on a GPU also a 0-d array."""
-    upstream = as_cupy(upstream) if on_gpu(upstream) else upstream
-    if on_gpu(upstream) and upstream.ndim == 0:
-        return upstream
+def _upstream(upstream: Any, reduction: str, rows: int, memory: Memory) -> Any:
+    """Return a float, or (N,) numbers if the loss itself is (N,); a GPU's 0-d array passes too."""
+    if memory.asynchronous and not isinstance(upstream, ANYWHERE):
+        upstream = memory.as_ndarray(upstream)
+        if upstream.ndim == 0:
+            return upstream
     if np.ndim(upstream) == 0:
         try:
             return float(upstream)
@@ -231,30 +272,72 @@ def _upstream(upstream: Any, reduction: str, rows: int) -> Any:
             f"upstream has shape {np.shape(upstream)} but the loss of reduction={reduction!r} is a "
             f'number; pass a number, or reduction="none"'
         )
-    return checks.row_vector(upstream, "upstream", "softmax_cross_entropy", rows)
+    return checks.row_vector(upstream, "upstream", "softmax_cross_entropy", rows, memory)
 
 
 def softmax(logits: Any, *, out: Array | None = None) -> Array:
-    """softmax(logits)[i, k] = exp(logits[i, k]) / sum_j exp(logits[i, j]).
+    """Compute softmax(logits)[i, k] = exp(logits[i, k]) / sum_j exp(logits[i, j]).
 
     Parameters
     ----------
-    logits : (N, K) float; out : (N, K) of the same dtype, may be logits.
+    logits : (N, K) float array
+        Any offset; the row maximum is subtracted first. 16-bit types are computed in float32.
+    out : (N, K) array or None
+        Receives the result, in the dtype of logits; it may be `logits`.
 
     Returns
     -------
-    (N, K), dtype of logits; 16-bit types are computed in float32.
+    (N, K) array
+        Probabilities, in the dtype of logits: `out`, or a new array.
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError
+    ShapeError
+        `logits` is no matrix with columns, or `out` does not fit it.
+    DtypeError
+        `logits` is no float array.
+    OptionError
+        `out` cannot be written into.
+
+    References
+    ----------
+    J. S. Bridle, "Probabilistic interpretation of feedforward classification network outputs",
+    1990.
+
+    Examples
+    --------
+    >>> softmax(np.zeros((1, 2)))
+    array([[0.5, 0.5]])
     """
     return _of_rows("softmax", logits, out)
 
 
 def log_softmax(logits: Any, *, out: Array | None = None) -> Array:
-    """log_softmax(logits)[i, k] = logits[i, k] - log sum_j exp(logits[i, j]); as `softmax`.
+    """Compute log_softmax(logits)[i, k] = logits[i, k] - log sum_j exp(logits[i, j]).
 
+    Parameters
+    ----------
+    logits : (N, K) float array
+        Any offset; the row maximum is subtracted first. 16-bit types are computed in float32.
+    out : (N, K) array or None
+        Receives the result, in the dtype of logits; it may be `logits`.
+
+    Returns
+    -------
+    (N, K) array
+        Log probabilities, in the dtype of logits: `out`, or a new array.
+
+    Raises
+    ------
+    ShapeError
+        `logits` is no matrix with columns, or `out` does not fit it.
+    DtypeError
+        `logits` is no float array.
+    OptionError
+        `out` cannot be written into.
+
+    Examples
+    --------
     >>> log_softmax(np.zeros((1, 2))).round(4)
     array([[-0.6931, -0.6931]])
     """
@@ -262,13 +345,13 @@ def log_softmax(logits: Any, *, out: Array | None = None) -> Array:
 
 
 def _of_rows(op: str, logits: Any, out: Array | None) -> Array:
-    memory = memory_of(op, logits=logits, out=out)
-    logits = checks.float_matrix(logits, "logits", op)
+    backend = backend_for(op, logits=logits, out=out)
+    logits = checks.float_matrix(logits, "logits", op, backend)
     if not logits.shape[1]:
         raise ShapeError(f"logits has shape {logits.shape}: a softmax wants at least one class")
-    result = checks.output_array(out, logits, "logits", op, memory)
-    source = memory.source(logits, checks.compute_dtype(logits.dtype, "logits", op))
-    work = memory.target(result, source)
-    memory.backend.softmax(source, work, log=op == "log_softmax")
-    memory.store(work, result)
+    result = checks.output_array(out, logits, "logits", op, backend)
+    source = backend.source(logits, checks.compute_dtype(logits.dtype, "logits", op))
+    work = backend.target(result, source)
+    backend.softmax(source, work, log=op == "log_softmax")
+    backend.store(work, result)
     return result

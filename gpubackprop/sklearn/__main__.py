@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("-m", dest="module", action="store_true", help="program is a module's name")
     parser.add_argument("program", help="path of a script, or a module's name with -m")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the program")
-    own = 2 if sys.argv[1:2] == ["-m"] else 1  # what follows is the program's, "--" included
+    own = 2 if sys.argv[1:2] == ["-m"] else 1  # all that follows is the program's, even "--"
     options = parser.parse_args(sys.argv[1 : 1 + own])
     program: str = options.program
     if not options.module and not os.path.exists(program):
@@ -29,7 +29,7 @@ def main() -> None:
         if options.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         else:
-            path = os.path.abspath(program)  # as Python's __file__
+            path = os.path.abspath(program)  # Python's own __file__ is absolute too
             sys.path[0] = os.path.dirname(path)
             runpy.run_path(path, run_name="__main__")
 

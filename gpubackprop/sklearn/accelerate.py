@@ -1,4 +1,4 @@
-"""A program written for scikit-learn, with the two classes exchanged while it runs."""
+"""Run a program that was written for scikit-learn with this package's two classes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,26 @@ EXCHANGED = {
 def accelerate(verbose: bool = True) -> Iterator[report.Report]:
     """Exchange scikit-learn's MLPClassifier and MLPRegressor for this package's.
 
-    Inside the context every module has the exchanged classes, those that have imported the names
-    before included; afterwards these are what they were, and modules first imported inside keep
-    the exchanged ones. Yields the `Report` of what was fitted where; it is printed to stderr at the
-    end if `verbose`. A fit that scikit-learn's own code does after all (an estimator made before,
-    an unpickled one, a subclass) is listed as such.
+    Inside the context every module has this package's classes, even if it has imported the names
+    before. Afterwards the names are restored; modules that were first imported inside keep this
+    package's classes. If scikit-learn's own code does fit after all (an estimator that was made
+    before, an unpickled one, a subclass), the report says so.
 
-    Other processes, joblib's for instance, fit and report the estimators that they are sent. What
-    they import from scikit-learn themselves is not exchanged there, and not reported.
+    Other processes, such as joblib's, fit and report the estimators that they receive. What they
+    import from scikit-learn themselves is not exchanged there, and not reported.
 
+    Parameters
+    ----------
+    verbose : bool
+        Whether to print the report to stderr at the end.
+
+    Yields
+    ------
+    Report
+        The list of fits, with the device of each.
+
+    Examples
+    --------
     >>> import sklearn.neural_network as nn
     >>> with accelerate(verbose=False) as fits:
     ...     _ = nn.MLPRegressor(max_iter=500, tol=1.0, device="cpu").fit([[0.0], [1.0]], [0.0, 1.0])
@@ -64,7 +75,7 @@ def accelerate(verbose: bool = True) -> Iterator[report.Report]:
 
 @contextlib.contextmanager
 def _binding(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """owner.name = value for a time; what was there, or inherited, comes back."""
+    """Set owner.name = value for a time; afterwards restore what was there, or inherited."""
     absent = object()
     before = vars(owner).get(name, absent)
     setattr(owner, name, value)
@@ -78,8 +89,10 @@ def _binding(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _bindings() -> list[tuple[Any, str, Any]]:
-    """(module, name, class of this package) wherever a name is bound to one of scikit-learn's, but
-    in the modules that define them: there pickle finds the class of an estimator of scikit-learn.
+    """List (module, name, class of this package) for each name of one of scikit-learn's classes.
+
+    The modules that define scikit-learn's classes are excluded: pickle finds the class of
+    scikit-learn's estimators there.
     """
     ours = {id(original): exchanged for original, exchanged in EXCHANGED.items()}
     home = {original.__module__ for original in EXCHANGED}
@@ -94,11 +107,13 @@ def _bindings() -> list[tuple[Any, str, Any]]:
 
 
 class Observed:
-    """`fit` or `partial_fit` of scikit-learn's own class, which then tells the report.
+    """`fit` or `partial_fit` of scikit-learn's own class, which then adds to the report.
 
     Parameters
     ----------
-    verb : as it lies in the class: a function, or the descriptor that hides it from "lbfgs".
+    verb : object
+        The attribute as it is in the class: a function, or the descriptor that hides it from
+        "lbfgs".
     """
 
     def __init__(self, verb: Any) -> None:

@@ -1,4 +1,4 @@
-"""Arrays in and out: NumPy's, SciPy's sparse ones, data frames, CuPy's and PyTorch's."""
+"""Arrays in and out: those of NumPy, SciPy (sparse), CuPy and PyTorch, and data frames."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sklearn.utils.validation import validate_data
 
 from gpubackprop import backends
 from gpubackprop._optional import require
+from gpubackprop.backends import Backend
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.sklearn.warn import warn
 
@@ -22,12 +23,12 @@ DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def device_of(x: Any) -> str:
-    """Where `x` lies: "cpu", or "cuda:N" for an array or tensor of a GPU."""
+    """Return where `x` lies: "cpu", or "cuda:N" for an array or tensor of a GPU."""
     if type(x) is np.ndarray:
         return "cpu"
     if is_tensor(x):
         return f"cuda:{x.device.index or 0}" if x.device.type == "cuda" else "cpu"
-    if hasattr(type(x), "__dlpack_device__"):  # of the type: a data frame may have such a column
+    if hasattr(type(x), "__dlpack_device__"):  # a data frame may have a column of that name
         try:
             kind, index = x.__dlpack_device__()
         except (BufferError, RuntimeError, ValueError):  # JAX's array on several devices
@@ -43,12 +44,12 @@ def on_gpu(x: Any) -> bool:
 
 
 def is_tensor(x: Any) -> bool:
-    """Whether `x` is a tensor of PyTorch's, also of a class derived from it."""
+    """Return whether `x` is a tensor of PyTorch, or of a class derived from it."""
     return any((c.__module__, c.__name__) == ("torch", "Tensor") for c in type(x).__mro__)
 
 
 def to_host(x: Any) -> Any:
-    """A NumPy array of a tensor or of a GPU's array; anything else as it is."""
+    """Return a tensor or a GPU's array as a NumPy array; anything else as it is."""
     if type(x) is np.ndarray:
         return x
     if is_tensor(x):
@@ -57,18 +58,24 @@ def to_host(x: Any) -> Any:
 
 
 def _memory_of(tensor: Any) -> Any:
-    """A CPU tensor as NumPy sees it, by DLPack: `Tensor.numpy` forbids for good that the tensor's
-    storage is resized. PyTorch's error where NumPy has no such array."""
+    """Return a CPU tensor as NumPy sees it, by DLPack.
+
+    `Tensor.numpy` would forbid that the tensor's storage is ever resized. It is called only if
+    NumPy has no such array, for PyTorch's error.
+    """
     try:
         return np.from_dlpack(tensor)
-    except Exception:  # another one for each kind of tensor
+    except Exception:  # each kind of tensor raises another one
         return tensor.numpy()
 
 
 def like(result: Array, x: Any) -> Array:
-    """`result` as scikit-learn would return it for `x`: of a GPU's array or tensor, one of its kind
-    on its device; of a CPU's, a NumPy array, or a tensor where scikit-learn's
-    ``array_api_dispatch`` is on. Class names stay on the host."""
+    """Return `result` in the form in which scikit-learn would return it for `x`.
+
+    If `x` is a GPU's array or tensor, the result is one of its kind on its device. If `x` lies on
+    the CPU, the result is a NumPy array, or a tensor if scikit-learn's ``array_api_dispatch`` is
+    on. Class names stay on the host.
+    """
     if type(x) is np.ndarray or result.dtype.kind not in "fiub":
         return result
     if on_gpu(x) and isinstance(result, np.ndarray):
@@ -79,7 +86,7 @@ def like(result: Array, x: Any) -> Array:
     return torch.from_numpy(result) if isinstance(result, np.ndarray) else torch.from_dlpack(result)
 
 
-def backend_of(x: Any) -> Any:
+def backend_of(x: Any) -> Backend:
     """The backend of the GPU where `x` lies."""
     return backends.get(device_of(x))
 
@@ -108,8 +115,11 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
 
 
 def is_valid(estimator: Any, X: Any) -> bool:
-    """Whether `validate_data` of a fitted estimator would give X back as it is: rows of floats,
-    finite, with the number of columns of the fit. False says nothing: ask scikit-learn then."""
+    """Return whether `validate_data` of a fitted estimator would give X back as it is.
+
+    X must then be finite rows of floats with as many columns as in the fit. False only means that
+    scikit-learn has to be asked.
+    """
     if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in (np.float64, np.float32):
         return False
     names = getattr(estimator, "feature_names_in_", None)
@@ -117,12 +127,12 @@ def is_valid(estimator: Any, X: Any) -> bool:
         return False
     if estimator.precision is not None and X.dtype != estimator.precision:
         return False
-    with np.errstate(all="ignore"):  # an overflow is no reason to warn
+    with np.errstate(all="ignore"):  # an overflow here is no reason to warn
         return math.isfinite(np.add.reduce(X, None))
 
 
 def column_raveled(y: np.ndarray) -> np.ndarray:
-    """y; (N, 1) as (N,), with scikit-learn's warning."""
+    """Return y, with (N, 1) as (N,) after scikit-learn's warning."""
     if y.ndim != 2 or y.shape[1] != 1:
         return y
     warn(
@@ -134,7 +144,7 @@ def column_raveled(y: np.ndarray) -> np.ndarray:
 
 
 def with_columns(y: Any, columns: int) -> Any:
-    """y of validation_data; ShapeError unless it has as many columns as that of the fit."""
+    """Return y of validation_data; raise ShapeError unless it has as many columns as in the fit."""
     found = 1 if y.ndim == 1 else y.shape[1]
     if found != columns:
         raise ShapeError(
@@ -145,9 +155,11 @@ def with_columns(y: Any, columns: int) -> Any:
 
 
 def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
-    """An array or tensor of a GPU, checked there as scikit-learn checks NumPy's: float32 or
-    float64, or the estimator's precision; 2-D, finite, with the number of columns of the fit. Waits
-    for the device."""
+    """Check an array or tensor of a GPU there, as scikit-learn checks NumPy's.
+
+    It must be 2-D and finite, with the number of columns of the fit. It is returned in float32 or
+    float64, or in the estimator's precision. The call waits for the device.
+    """
     x = backend_of(x).asarray(x.detach() if is_tensor(x) else x)
     if x.dtype.kind not in "fiub":
         raise DtypeError(f"X has dtype {x.dtype} but must be real numbers")
@@ -170,13 +182,13 @@ def validate_on_gpu(estimator: Any, x: Any, *, reset: bool) -> Array:
 
 
 def largest(y: np.ndarray) -> float:
-    """The largest absolute value of real numbers, as float64 has it."""
+    """Return the largest absolute value of real numbers, in float64."""
     with np.errstate(over="ignore"):
         return float(np.abs(y.astype(np.float64, copy=False)).max(initial=0.0))
 
 
-def take_rows(backend: Any, array: Any, rows: np.ndarray) -> Any:
-    """array[rows] on the device of `backend`."""
+def take_rows(backend: Backend, array: Any, rows: np.ndarray) -> Any:
+    """Return array[rows] on the device of `backend`."""
     if not backend.asynchronous:
         return array[rows]
     out = backend.empty((len(rows), *array.shape[1:]), array.dtype)
@@ -185,7 +197,7 @@ def take_rows(backend: Any, array: Any, rows: np.ndarray) -> Any:
 
 
 def batch_rows(batch_size: Any, rows: int) -> int:
-    """Rows of a batch, from the parameter `batch_size` and the rows to learn from."""
+    """Return the rows of a batch, from the parameter `batch_size` and the rows to learn from."""
     if batch_size == "auto":
         return min(200, rows)
     if batch_size == "full":

@@ -1,4 +1,4 @@
-"""From scikit-learn's own classes and back, for programs that look at the class."""
+"""Conversion from scikit-learn's own classes and back, for programs that look at the class."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from gpubackprop.sklearn.parameters import (
 )
 
 ORIGINALS = {"MLPClassifier": MLPClassifier, "MLPRegressor": MLPRegressor}
-KEPT = ("_label_binarizer", "_no_improvement_count")  # private state that both classes have
+KEPT = ("_label_binarizer", "_no_improvement_count")  # private attributes that both classes have
 OURS = ("device_", "validation_loss_curve_")
 
 
 def to_sklearn(estimator: Any) -> Any:
-    """scikit-learn's estimator with the same parameters and, if fitted, the same network."""
+    """Return scikit-learn's estimator with the same parameters and, if fitted, the same network."""
     original = ORIGINALS["MLPClassifier" if hasattr(estimator, "predict_proba") else "MLPRegressor"]
     given = estimator.activation
-    names = {given} if isinstance(given, str) else set(given) or {"relu"}  # of no hidden layers
+    names = {given} if isinstance(given, str) else set(given) or {"relu"}  # without hidden layers
     activation = names.pop()
     if names or activation not in SKLEARN_ACTIVATIONS:
         raise OptionError(
@@ -61,14 +61,14 @@ def to_sklearn(estimator: Any) -> Any:
             )
     result = original(**{name: ours[name] for name in known})
     _copy_state(estimator, result)
-    if _fitted(estimator) and result.early_stopping:  # what a warm start would fall back to
+    if _fitted(estimator) and result.early_stopping:  # a warm start may restore these
         result._best_coefs = [coef.copy() for coef in result.coefs_]
         result._best_intercepts = [intercept.copy() for intercept in result.intercepts_]
     return result
 
 
 def from_sklearn(cls: type, estimator: Any) -> Any:
-    """This package's `cls` with the parameters and network of scikit-learn's `estimator`."""
+    """Return this package's `cls` with the parameters and network of scikit-learn's `estimator`."""
     original = ORIGINALS["MLPClassifier" if hasattr(cls, "predict_proba") else "MLPRegressor"]
     if not isinstance(estimator, original):
         raise OptionError(
@@ -88,7 +88,7 @@ def _fitted(estimator: Any) -> bool:
 
 
 def _copy_state(source: Any, target: Any) -> None:
-    """Fitted attributes; not the moments of the optimizer, which the two keep differently."""
+    """Copy fitted attributes. The classes keep the optimizer's moments differently: they stay."""
     for name, value in vars(source).items():
         public = name.endswith("_") and not name.startswith("_") and name not in OURS
         if public or name in KEPT:

@@ -1,4 +1,4 @@
-"""What happens between the epochs of a fit: callbacks, the progress bar, checkpoints."""
+"""The work between the epochs of a fit: callbacks, the progress bar, checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BetweenEpochs:
-    """Called after every epoch of `fit`; a context, so that the progress bar ends in any case."""
+    """Called after every epoch of `fit`; as a context it makes sure that the progress bar ends."""
 
     def __init__(self, fit: StochasticFit, checkpoint: FitCheckpoint | None) -> None:
         self.fit, self.estimator, self.checkpoint = fit, fit.estimator, checkpoint
@@ -27,7 +27,10 @@ class BetweenEpochs:
             self._bar = ProgressBar(rows * e.max_iter, rows * e.n_iter_, e.max_iter, show=True)
 
     def __call__(self, ended: bool) -> bool:
-        """After an epoch, which was the last if `ended`; True if training ends here."""
+        """Do the work after an epoch; return True if training ends.
+
+        `ended` says that the epoch was the last.
+        """
         e = self.estimator
         row = self._row()
         if self._bar is not None:
@@ -41,8 +44,11 @@ class BetweenEpochs:
         return ended
 
     def _call_back(self, row: dict[str, Any]) -> bool:
-        """True if a callback has raised `StopTraining`; what it returns says nothing. What it has
-        written into coefs_ and intercepts_ is learned from."""
+        """Call the callbacks; return True if one has raised `StopTraining`.
+
+        What a callback returns is ignored. If it has written into coefs_ and intercepts_, training
+        goes on from there.
+        """
         e, network = self.estimator, self.fit.session.network
         write_parameters(e, network)
         before = [array.copy() for array in (*e.coefs_, *e.intercepts_)]

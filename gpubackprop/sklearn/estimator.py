@@ -1,4 +1,4 @@
-"""What the classifier and the regressor share towards the user."""
+"""The interface that the classifier and the regressor share."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gpubackprop.sklearn.prediction import outputs
 from gpubackprop.sklearn.stored import check_goes_on, widths_of
 
 Array = Any
-REPORT = "_report"  # key of a pickled estimator: the file that its fits are reported in
+REPORT = "_report"  # key in a pickled estimator's state: the file in which its fits are reported
 
 
 class BaseMLP(Fitting):
-    """The estimator behind both classes; not for direct use."""
+    """The base of both estimators; not for direct use."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = NETWORK_CONSTRAINTS
 
@@ -45,15 +45,29 @@ class BaseMLP(Fitting):
 
         Parameters
         ----------
-        X : (n_samples, n_features) array, data frame, CSR or CSC matrix, or tensor.
-        y : (n_samples,) or (n_samples, n_outputs) labels or numbers.
-        sample_weight : (n_samples,), or None.
-        validation_data : (X, y) or (X, y, sample_weight) to evaluate after each epoch; with
-            ``early_stopping=True`` in place of a part of the training rows. Beyond scikit-learn.
+        X : (n_samples, n_features) array-like
+            An array, data frame, CSR or CSC matrix, or tensor.
+        y : (n_samples,) or (n_samples, n_outputs) array-like
+            Labels or numbers.
+        sample_weight : (n_samples,) array-like or None
+            Factor of each row.
+        validation_data : tuple or None
+            The arrays (X, y) or (X, y, sample_weight), evaluated after each epoch; with
+            ``early_stopping=True`` they take the place of held-out training rows. Beyond
+            scikit-learn.
 
         Returns
         -------
-        self
+        BaseMLP
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            X or y is not what scikit-learn's own estimator takes, or the parameters are not finite
+            after training.
+        OptionError
+            The options contradict each other.
         """
         return self._fit(X, y, sample_weight, validation_data=validation_data)
 
@@ -75,7 +89,7 @@ class BaseMLP(Fitting):
         y = self._encode(y)
         if not first:
             check_goes_on(self, X.shape[1], sizes, y.shape[1])
-        if incremental and hasattr(self, "_optimizer"):  # also where coefs_ were deleted
+        if incremental and hasattr(self, "_optimizer"):  # coefs_ may have been deleted
             widths = [X.shape[1], *sizes, y.shape[1]] if first else widths_of(self.coefs_)
             self._optimizer.check_widths(widths)
         validation = self._check_validation(validation_data, y.shape[1])
@@ -102,7 +116,7 @@ class BaseMLP(Fitting):
         return _check_sample_weight(arrays.to_host(weights), stand_in)
 
     def _check_validation(self, validation_data: ValidationData, outputs: int) -> Validation:
-        """validation_data as (X, encoded y, weights or None)."""
+        """Return validation_data as (X, encoded y, weights or None)."""
         if validation_data is None:
             return None
         X, y, weights = (*validation_data, None)[:3]
@@ -111,7 +125,7 @@ class BaseMLP(Fitting):
         return X, self._encode(y), weights
 
     def _check_options(self, validation_data: ValidationData) -> None:
-        """OptionError for what "lbfgs" would leave out without a word."""
+        """Raise OptionError for options that "lbfgs" would silently ignore."""
         pair = validation_data is None or isinstance(validation_data, tuple | list)
         if not pair or len(validation_data or (0, 0)) not in (2, 3):
             raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")
@@ -132,8 +146,11 @@ class BaseMLP(Fitting):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: without the plans, which are made again; inside `accelerate` with its file,
-        for a process that the estimator is sent to."""
+        """Return the state for pickle, without the plans, which are made again.
+
+        Inside `accelerate` the state names the file of its report, for the process that unpickles
+        the estimator.
+        """
         state = {k: v for k, v in super().__getstate__().items() if k != "_kept_session"}
         path = report.destination()
         return state if path is None else state | {REPORT: path}
@@ -145,7 +162,7 @@ class BaseMLP(Fitting):
     # -- predicting -------------------------------------------------------------------------------
 
     def _outputs(self, X: Any) -> Array:
-        """Checked X -> yhat (N, K), on the device that computes."""
+        """Check X and return yhat (N, K), on the device that computes."""
         fitted = "coefs_" in vars(self) and not hasattr(self, "__sklearn_is_fitted__")
         if fitted and arrays.is_valid(self, X):
             return outputs(self, X)
@@ -159,18 +176,42 @@ class BaseMLP(Fitting):
         return outputs(self, X.tocsr() if sparse.issparse(X) else X)
 
     def to_sklearn(self) -> Any:
-        """scikit-learn's own estimator with these parameters and this network, for programs that
-        look at the class. A `partial_fit` of it begins with a fresh optimizer, without dropout.
+        """Make scikit-learn's own estimator with these parameters and this network.
+
+        It is for programs that look at the class. Its `partial_fit` begins with a fresh optimizer,
+        without dropout.
+
+        Returns
+        -------
+        estimator
+            An `sklearn.neural_network.MLPClassifier` or `MLPRegressor`.
 
         Raises
         ------
-        OptionError : the activation is none of scikit-learn's.
+        OptionError
+            scikit-learn does not have the activation.
         """
         return to_sklearn(self)
 
     @classmethod
     def from_sklearn(cls, estimator: Any) -> BaseMLP:
-        """This class with the parameters and network of scikit-learn's own `estimator`."""
+        """Make an estimator of this class from scikit-learn's own.
+
+        Parameters
+        ----------
+        estimator : estimator
+            An `sklearn.neural_network.MLPClassifier` or `MLPRegressor`, fitted or not.
+
+        Returns
+        -------
+        BaseMLP
+            An estimator with the same parameters and the same network.
+
+        Raises
+        ------
+        OptionError
+            The estimator is of another class.
+        """
         return from_sklearn(cls, estimator)
 
     def _check_solver(self) -> bool:

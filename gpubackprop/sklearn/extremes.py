@@ -1,9 +1,9 @@
-"""Whether a fit of float32 data has numbers that float32 does not hold.
+"""Tell whether a fit of float32 data has numbers that float32 does not hold.
 
-scikit-learn subtracts y from the output in the wider dtype of the two, so with y of float64 its
-gradients, moments and losses are float64, also where X and the parameters are float32. Here they
-are float32, which is as good for ordinary numbers. For others the whole fit is computed in
-float64, with parameters that are rounded in every step as scikit-learn rounds them.
+scikit-learn subtracts y from the output in the wider dtype of the two. If y is float64, its
+gradients, moments and losses are therefore float64, even if X and the parameters are float32. Here
+they are float32, which is as good for ordinary numbers. For others the whole fit is computed in
+float64, and the parameters are rounded in every step as scikit-learn rounds them.
 """
 
 from __future__ import annotations
@@ -16,20 +16,28 @@ from scipy import sparse
 from gpubackprop.sklearn import arrays
 
 Array = Any
-LARGE = 1e15  # a gradient of this size has a square that float32 holds, and so has its sum
-SMALLEST_EPSILON = 1e-30  # float32 has 1e-38; beside it, 1 is added to the root of a second moment
+LARGE = 1e15  # float32 holds the square of a gradient of this size, and the sum of such squares
+SMALLEST_EPSILON = 1e-30  # the smallest epsilon that float32, whose least number is 1e-38, can use
 
 
 def outgrow_float32(estimator: Any, X: Array, y: np.ndarray, weights: np.ndarray | None) -> bool:
-    """Whether targets, gradients or penalty of a regression leave the range of float32.
+    """Return whether targets, gradients or penalty of a regression leave the range of float32.
 
     Parameters
     ----------
-    X : checked, (N, D) on any device. y : (N, K) as it was given. weights : (N,) or None.
+    estimator : BaseMLP
+        The estimator.
+    X : (N, D) array
+        Checked inputs, on any device.
+    y : (N, K) array
+        Targets as they were given.
+    weights : (N,) array or None
+        Sample weights.
 
     Returns
     -------
-    True only where scikit-learn computes in float64: y is of a dtype that float32 does not hold.
+    bool
+        True only if scikit-learn computes in float64: float32 does not hold the dtype of y.
     """
     if y.dtype.kind == "b" or np.result_type(np.float32, y.dtype) == np.float32:
         return False
@@ -40,7 +48,7 @@ def outgrow_float32(estimator: Any, X: Array, y: np.ndarray, weights: np.ndarray
 
 
 def _norm(X: Array) -> float:
-    """Root of the sum of the squares: a bound of the largest element that takes one pass."""
+    """Return the root of the sum of squares, a bound of the largest element that takes one pass."""
     if arrays.on_gpu(X):
         backend = arrays.backend_of(X)
         out = backend.zeros(2, X.dtype)
@@ -52,7 +60,7 @@ def _norm(X: Array) -> float:
 
 
 def _penalty(alpha: float, weights: np.ndarray | None) -> float:
-    """A bound of the L2 factor of a batch, which is alpha over the sum of its weights."""
+    """Return a bound of the L2 factor of a batch, which is alpha / the sum of its weights."""
     if weights is None or not alpha:
         return 0.0
     positive = weights[weights > 0]

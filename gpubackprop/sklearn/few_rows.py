@@ -1,9 +1,9 @@
-"""Predictions of a few rows, again and again: planned at the second call of a kind.
+"""Repeated predictions of a few rows: they are planned at the second call of a kind.
 
-A plan reads coefs_ and intercepts_ where they lie, so it sees what is written into them, and it is
-made anew where they have been replaced. It is kept beside the estimator and not in it: a prediction
-leaves the estimator as it was. A call takes the plan out of the store and brings it back, so two
-threads that predict at once never share memory.
+A plan reads coefs_ and intercepts_ in place, so it sees what is written into them. If they are
+replaced, the plan is made anew. It is kept beside the estimator and not in it, because a prediction
+must leave the estimator as it was. A call takes the plan out of the store and puts it back
+afterwards, so two threads that predict at once never share memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from gpubackprop.backends import devices
+from gpubackprop.backends import Backend, devices
 
 Array = Any
-FEW = 1 << 14  # numbers in all layers' units of all rows
-PARAMETERS = 1 << 17  # a plan keeps replaced parameters alive until it is made anew
+FEW = 1 << 14  # the most numbers in all units of all rows for which a plan is made
+PARAMETERS = 1 << 17  # the most parameters: a plan keeps replaced ones alive until it is made anew
 FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 
@@ -27,7 +27,10 @@ class FewRows:
 
     Parameters
     ----------
-    estimator : fitted; of it, the parameters are kept. key : `kind_of` the call.
+    estimator : BaseMLP
+        The fitted estimator; only its parameters are kept.
+    key : tuple
+        What `kind_of` returned for the call.
     """
 
     def __init__(self, estimator: Any, key: tuple[Any, ...]) -> None:
@@ -37,7 +40,7 @@ class FewRows:
         self.x = self.result = np.empty(0)
 
     def fits(self, estimator: Any, key: tuple[Any, ...]) -> bool:
-        """Whether the next call is of this kind, with these arrays of parameters."""
+        """Return whether the next call is of this kind, with these arrays of parameters."""
         now = _parameters(estimator)
         return (
             key == self.key
@@ -49,7 +52,9 @@ class FewRows:
     def result_width(self) -> int:
         return int(self.parameters[-1].shape[0])
 
-    def plan(self, backend: Any, emit: Callable[[Any, Array, Array], None], x: Array) -> None:
+    def plan(
+        self, backend: Backend, emit: Callable[[Backend, Array, Array], None], x: Array
+    ) -> None:
         """Record the calls that `emit` issues from rows like x to a result."""
         self.x = backend.empty(x.shape, x.dtype)
         self.result = backend.empty((len(x), self.result_width), x.dtype)
@@ -66,14 +71,14 @@ _KEPT: WeakKeyDictionary[Any, FewRows] = WeakKeyDictionary()
 
 
 def device_for_host_rows(e: Any) -> str:
-    """The device for rows of the host; where "auto" fitted on the CPU, it also predicts there."""
+    """Return the device for rows of the host; "auto" predicts on the CPU if it fitted there."""
     if e.device == "auto" and getattr(e, "device_", "") == "cpu":
         return "cpu"
     return devices.chosen(e.device)
 
 
 def kind_of(estimator: Any, x: Any) -> tuple[Any, ...] | None:
-    """What a plan for x depends on beside the parameters; None where none is made."""
+    """Return what a plan for x depends on beside the parameters; None if no plan is made."""
     e = estimator
     if type(x) is not np.ndarray or x.dtype not in FLOATS or not x.flags.c_contiguous:
         return None
@@ -85,7 +90,7 @@ def kind_of(estimator: Any, x: Any) -> tuple[Any, ...] | None:
 
 
 def take(estimator: Any, key: tuple[Any, ...]) -> FewRows | None:
-    """The estimator's plan where it fits; the caller's alone until it is kept again."""
+    """Return the estimator's plan if it fits; it is the caller's alone until it is kept again."""
     kept = _KEPT.pop(estimator, None)
     return kept if kept is not None and kept.fits(estimator, key) else None
 
@@ -95,7 +100,7 @@ def keep(estimator: Any, plan: FewRows) -> None:
 
 
 def begin(estimator: Any, x: Array, key: tuple[Any, ...]) -> None:
-    """Note a call, so that the next one of its kind is planned; only where that is worth it."""
+    """Note a call, so that the next one of its kind is planned, if that is worth it."""
     own = _parameters(estimator)
     if not all(type(array) is np.ndarray and array.dtype == x.dtype for array in own):
         return

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 from sklearn.metrics import r2_score
 
+from gpubackprop.backends import Backend
 from gpubackprop.network import MLP, PassBuffers, emit_forward
 from gpubackprop.sklearn.host import SparseBatch
 from gpubackprop.sklearn.objective import Objective
@@ -58,7 +58,7 @@ class HeldOut:
             self._record = self._passes.a[-1]
         self._replay = backend.plan(self._emit)
 
-    def _emit(self, backend: Any) -> None:
+    def _emit(self, backend: Backend) -> None:
         x = self.rows.x
         if sparse.issparse(x):
             x = SparseBatch()

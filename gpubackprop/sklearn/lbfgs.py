@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.passes import Passes, Rows
+from gpubackprop.sklearn.stored import replace_parameters
 from gpubackprop.sklearn.warn import warn
 
 Array = np.ndarray
@@ -105,8 +106,7 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> Non
     finally:
         function.unpack(end)
         W, b = function.network.layout.views(function._flat)
-        e.coefs_ = [view.T.copy("C") for view in W]
-        e.intercepts_ = [view.copy() for view in b]
+        replace_parameters(e, [view.T.copy("C") for view in W], [view.copy() for view in b])
 
 
 def _iterations(result: Any, max_iter: int) -> int:

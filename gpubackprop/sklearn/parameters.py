@@ -1,4 +1,4 @@
-"""What the estimators' parameters may be, in the form that scikit-learn validates."""
+"""The values that the estimators' parameters may have, as scikit-learn validates them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
 
 SKLEARN_ACTIVATIONS = frozenset({"identity", "logistic", "tanh", "relu"})
-SKLEARN_LOSSES = frozenset({"squared_error", "poisson"})  # of its regressor
+SKLEARN_LOSSES = frozenset({"squared_error", "poisson"})  # scikit-learn's regressor has these
 SKLEARN_SOLVERS = frozenset({"lbfgs", "sgd", "adam"})
 SKLEARN_RATES = frozenset({"constant", "invscaling", "adaptive"})
 
 
 class ActivationName(StrOptions):
-    """A registry name, also with its parameter: "leaky_relu(0.2)"."""
+    """A registry name, which may have its parameter: "leaky_relu(0.2)"."""
 
     def __init__(self) -> None:
         super().__init__(set(ACTIVATIONS))
@@ -36,7 +36,7 @@ class ActivationName(StrOptions):
 
 
 class LossName(StrOptions):
-    """scikit-learn's two losses, and every loss of linear output units, also with its parameter."""
+    """scikit-learn's two losses, and every loss of linear output units."""
 
     def __init__(self) -> None:
         more = {name for name, kind in LOSSES.items() if kind.output == "linear"}
@@ -87,7 +87,10 @@ NETWORK_CONSTRAINTS: dict[str, list[Any]] = {
 
 
 def hidden_sizes(value: Any) -> list[int]:
-    """`hidden_layer_sizes` as a list; ValueError, in scikit-learn's words, unless all are > 0."""
+    """Return `hidden_layer_sizes` as a list.
+
+    ValueError, in scikit-learn's words, is raised unless all sizes are > 0.
+    """
     sizes = list(value) if isinstance(value, Iterable) else [value]
     if np.any(np.array(sizes) <= 0):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from gpubackprop.backends import LossOptions
+from gpubackprop.backends import Backend, LossOptions
 from gpubackprop.network import IDENTITY, MLP, PassBuffers, emit_backward, emit_forward
 from gpubackprop.sklearn.host import SparseBatch
 from gpubackprop.sklearn.objective import Objective
@@ -177,7 +177,7 @@ class Passes:
         return batch
 
     def _emit(
-        self, backend: Any, batch: Batch, passes: PassBuffers, result: dict[str, Array]
+        self, backend: Backend, batch: Batch, passes: PassBuffers, result: dict[str, Array]
     ) -> None:
         network = self.network
         if batch.index is not None:

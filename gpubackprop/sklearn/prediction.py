@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from gpubackprop import backends
+from gpubackprop.backends import Backend
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.sklearn import few_rows
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
@@ -78,7 +79,7 @@ def _outputs(estimator: Any, x: Any) -> Array:
 
 
 def _emit(
-    backend: Any,
+    backend: Backend,
     h: Any,
     W: Sequence[Array],
     b: Sequence[Array],
@@ -115,7 +116,7 @@ def _hidden(spec: Any, layers: int) -> list[Activation]:
     return [activation(spec)] * layers if isinstance(spec, str) else [activation(s) for s in spec]
 
 
-def _batch(backend: Any, x: Any, dtype: np.dtype) -> Any:
+def _batch(backend: Backend, x: Any, dtype: np.dtype) -> Any:
     if not sparse.issparse(x):
         return backend.inputs(x, dtype)
     batch = SparseBatch()

@@ -22,62 +22,134 @@ class MLPRegressor(RegressorMixin, BaseMLP):
 
     Parameters
     ----------
-    loss : "squared_error" (half of it) or "poisson" (half the deviance; yhat = exp, y >= 0).
-        *Beyond scikit-learn:* every other loss of linear output units in
-        `gpubackprop.losses.LOSSES`, also with its parameter in parentheses.
-    hidden_layer_sizes : units of each hidden layer, or a number for one layer.
-    activation : of the hidden layers: "identity", "logistic", "tanh", "relu". *Beyond
-        scikit-learn:* every name of `gpubackprop.formulas.ACTIVATIONS` ("gelu",
-        "leaky_relu(0.2)"), or a list with one for each hidden layer.
-    solver : "adam", "sgd", "lbfgs". *Beyond:* a name of `gpubackprop.optimizers.OPTIMIZERS` with
-        that optimizer's defaults and `learning_rate_init`, or an `Optimizer` with its own rate.
-    alpha : L2 penalty on the weights, divided by the rows of a batch (the sum of their weights).
-    batch_size : rows of a batch; "auto" is min(200, n_samples). *Beyond:* "full", all rows.
-    learning_rate : "constant", "invscaling", "adaptive" for "sgd" (Adam's is constant). *Beyond:* a
-        name of `gpubackprop.schedules.SCHEDULES` or a `Schedule`, for every solver but "lbfgs".
-    learning_rate_init, power_t : initial rate, and the exponent of "invscaling".
-    max_iter, max_fun : most epochs (iterations of "lbfgs"), and function calls of "lbfgs".
-    shuffle : a new order of the rows in every epoch.
-    random_state : int, `RandomState` or None: initial weights, validation split, orders.
-    tol, n_iter_no_change : training ends when the loss (or validation score) has not improved by
-        `tol` in so many epochs in a row.
-    verbose : print the device, and loss and score of each epoch.
-    warm_start : `fit` goes on from the last solution.
-    momentum, nesterovs_momentum : of "sgd". beta_1, beta_2, epsilon : of "adam".
-    early_stopping, validation_fraction : hold out that share of the rows, stop by the score on
-        them, and keep the best parameters.
-    device : *beyond scikit-learn, as all that follows:* "auto" (a GPU that works and is
-        predicted to be sooner done, else the CPU; `verbose` says why), "cpu", "cuda", "cuda:1". X
-        on a GPU is computed there.
-    precision : "float32" or "float64" to compute in; None: that of X.
-    dropout : rate p in [0, 1) of every hidden layer, or a list with one for each. In training, and
-        so in `loss_curve_`, a hidden unit is 0 with probability p, else divided by 1 - p;
-        predictions and scores are without. Where p > 0 a seed is drawn from `random_state`, once:
-        `partial_fit` and warm starts go on with its masks. Not for "lbfgs".
-    callbacks : functions called as ``callback(estimator, row)`` after each epoch, `row` with epoch,
-        loss, and val_loss, val_score where rows are held out. What one returns is ignored; one
-        that raises `gpubackprop.StopTraining` ends training after that epoch. `coefs_` and
-        `intercepts_` are those of the epoch; training goes on from what is written into them.
-    progress : show a progress bar.
-    checkpoint, checkpoint_every : file from which an interrupted `fit` goes on bit for bit, written
-        every so many epochs; for each fit its own. With a larger `max_iter` a finished one goes on.
+    loss : str
+        "squared_error" (half of it) or "poisson" (half the deviance; yhat = exp, y >= 0). *Beyond
+        scikit-learn:* every other loss of linear output units in `gpubackprop.losses.LOSSES`, which
+        may have its parameter in parentheses.
+    hidden_layer_sizes : sequence of int, or int
+        Units of each hidden layer; a number stands for one layer.
+    activation : str, or sequence
+        Activation of the hidden layers: "identity", "logistic", "tanh", "relu". *Beyond
+        scikit-learn:* every name of `gpubackprop.formulas.ACTIVATIONS` ("gelu", "leaky_relu(0.2)"),
+        or a list with one for each hidden layer.
+    solver : str or Optimizer
+        One of "adam", "sgd", "lbfgs". *Beyond scikit-learn:* a name of
+        `gpubackprop.optimizers.OPTIMIZERS`, with that optimizer's defaults and
+        `learning_rate_init`, or an `Optimizer` with its own learning rate.
+    alpha : float
+        L2 penalty on the weights, divided by the rows of a batch (by the sum of their weights).
+    batch_size : int or str
+        Rows of a batch; "auto" is min(200, n_samples). *Beyond scikit-learn:* "full" is all rows.
+    learning_rate : str or Schedule
+        Schedule for "sgd": "constant", "invscaling", "adaptive" (Adam's is constant). *Beyond
+        scikit-learn:* a name of `gpubackprop.schedules.SCHEDULES` or a `Schedule`, for every solver
+        except "lbfgs".
+    learning_rate_init : float
+        Initial learning rate.
+    power_t : float
+        Exponent of "invscaling".
+    max_iter : int
+        Most epochs, or iterations of "lbfgs".
+    shuffle : bool
+        Whether every epoch has a new order of the rows.
+    random_state : int, RandomState or None
+        Source of initial weights, validation split and orders.
+    tol : float
+        Smallest improvement of the loss (or validation score) that counts.
+    verbose : bool
+        Whether to print the device, and loss and score of each epoch.
+    warm_start : bool
+        Whether `fit` goes on from the last solution.
+    momentum : float
+        Momentum of "sgd".
+    nesterovs_momentum : bool
+        Whether "sgd" uses Nesterov's momentum.
+    early_stopping : bool
+        Whether to hold out rows, stop by the score on them, and keep the best parameters.
+    validation_fraction : float
+        Share of the rows that early stopping holds out.
+    beta_1 : float
+        Decay rate of the first moment of "adam".
+    beta_2 : float
+        Decay rate of the second moment of "adam".
+    epsilon : float
+        Number that "adam" adds to the root.
+    n_iter_no_change : int
+        Training ends after so many epochs in a row without an improvement by `tol`.
+    max_fun : int
+        Most function calls of "lbfgs".
+    device : str
+        *Beyond scikit-learn, as all that follows.* Either "auto", "cpu", "cuda" or "cuda:1". "auto"
+        takes a GPU that works and is predicted to finish sooner, else the CPU; `verbose` says why.
+        If X lies on a GPU, it is computed there.
+    precision : {"float32", "float64"} or None
+        Dtype to compute in; None is that of X.
+    dropout : float, or sequence of float
+        Rate p in [0, 1) of every hidden layer, or of each. In training, and so in `loss_curve_`, a
+        hidden unit is 0 with probability p and otherwise divided by 1 - p. Predictions and scores
+        use no dropout. If p > 0, a seed is drawn from `random_state` once; `partial_fit` and warm
+        starts go on with its masks. Not for "lbfgs".
+    callbacks : sequence of callable
+        Called as ``callback(estimator, row)`` after each epoch. `row` has epoch and loss, and
+        val_loss and val_score if rows are held out. The returned value is ignored. If a callback
+        raises `gpubackprop.StopTraining`, training ends after that epoch. `coefs_` and
+        `intercepts_` are those of the epoch; if a callback writes into them, training goes on from
+        there.
+    progress : bool
+        Whether to show a progress bar.
+    checkpoint : path or None
+        File from which an interrupted `fit` goes on bit for bit; one file belongs to one fit. With
+        a larger `max_iter` a finished fit goes on.
+    checkpoint_every : int
+        Number of epochs between two checkpoints.
 
     Attributes
     ----------
-    coefs_, intercepts_ : arrays (fan_in, fan_out) and (fan_out,) of each layer, on the host; they
-        may be assigned or edited before `predict` and `partial_fit`.
-    loss_, best_loss_, loss_curve_ : loss of the last, the best and of each epoch, L2 included.
-    validation_scores_, best_validation_score_ : R^2 on the held-out rows, or None.
-    validation_loss_curve_ : loss on the held-out rows (no penalty), or None. *Beyond.*
-    n_iter_, t_ : epochs done, and rows seen. n_layers_, n_outputs_, out_activation_.
-    n_features_in_, feature_names_in_ : of X.
-    device_ : "cpu" or "cuda:N", where the last fit ran. *Beyond.*
+    coefs_ : list of (fan_in, fan_out) arrays
+        Weights of each layer, on the host. They may be assigned or edited before `predict` and
+        `partial_fit`.
+    intercepts_ : list of (fan_out,) arrays
+        Biases of each layer, likewise.
+    loss_ : float
+        Loss of the last epoch, L2 penalty included.
+    best_loss_ : float or None
+        Lowest loss of an epoch; None with early stopping.
+    loss_curve_ : list of float
+        Loss of each epoch.
+    validation_scores_ : list of float, or None
+        R^2 on the held-out rows after each epoch.
+    best_validation_score_ : float or None
+        The highest of these.
+    validation_loss_curve_ : list of float, or None
+        Loss on the held-out rows, without penalty. *Beyond scikit-learn.*
+    n_iter_ : int
+        Epochs done.
+    t_ : int
+        Rows seen.
+    n_layers_ : int
+        Number of layers, the inputs included.
+    n_outputs_ : int
+        Number of output units.
+    out_activation_ : str
+        Activation of the output units.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : (n_features_in_,) array of str
+        Names of the columns, if X was a data frame.
+    device_ : str
+        Where the last fit ran: "cpu" or "cuda:N". *Beyond scikit-learn.*
 
     Notes
     -----
     On the CPU in float64 the loss curve is scikit-learn's (1.9) to rounding, from the same seed:
     the same draws in the same order, the same Adam, penalty and stopping rules.
 
+    References
+    ----------
+    `sklearn.neural_network.MLPRegressor`.
+
+    Examples
+    --------
     >>> X, y = [[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0]
     >>> reg = MLPRegressor("squared_error", 8, "identity", solver="lbfgs", random_state=1)
     >>> reg = reg.fit(X, y)
@@ -157,28 +229,52 @@ class MLPRegressor(RegressorMixin, BaseMLP):
 
         Parameters
         ----------
-        X : (n_samples, n_features), as for `fit`. y : (n_samples,) or (n_samples, n_outputs).
-        sample_weight : (n_samples,), or None.
+        X : (n_samples, n_features) array-like
+            Inputs, as for `fit`.
+        y : (n_samples,) or (n_samples, n_outputs) array-like
+            Targets.
+        sample_weight : (n_samples,) array-like or None
+            Factor of each row.
 
         Returns
         -------
-        self
+        MLPRegressor
+            The estimator itself.
         """
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict(self, X: Any) -> Array:
-        """Predicted values of each row: (n_samples,) or (n_samples, n_outputs)."""
+        """Predict the values of each row.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) array-like
+            Inputs.
+
+        Returns
+        -------
+        (n_samples,) or (n_samples, n_outputs) array
+            Predictions.
+        """
         y_pred = self._outputs(X)
         return arrays.like(y_pred.reshape(-1) if y_pred.shape[1] == 1 else y_pred, X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """R^2 of the predictions for X.
+        """Compute R^2 of the predictions for X.
 
         Parameters
         ----------
-        X : (n_samples, n_features), as for `predict`.
-        y : (n_samples,) or (n_samples, n_outputs); it and the weights may lie on a GPU.
-        sample_weight : (n_samples,), or None.
+        X : (n_samples, n_features) array-like
+            Inputs.
+        y : (n_samples,) or (n_samples, n_outputs) array-like
+            Targets; they may lie on a GPU.
+        sample_weight : (n_samples,) array-like or None
+            Factor of each row; it may lie on a GPU.
+
+        Returns
+        -------
+        float
+            The coefficient of determination.
         """
         given = map(arrays.to_host, (y, self.predict(X)))
         return r2_score(*given, sample_weight=arrays.to_host(sample_weight))

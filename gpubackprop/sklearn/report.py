@@ -1,4 +1,4 @@
-"""What was fitted where: one line of JSON for each fit, also from the processes of joblib."""
+"""The fits and their devices: one line of JSON for each fit, also from the processes of joblib."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-VARIABLE = "GPUBACKPROP_SKLEARN_REPORT"  # the file that `accelerate` collects the fits in
-ORIGINAL = "scikit-learn itself"  # in place of a device
+VARIABLE = "GPUBACKPROP_SKLEARN_REPORT"  # it names the file in which `accelerate` collects fits
+ORIGINAL = "scikit-learn itself"  # stands in place of a device
 UNSEEN = "  (not seen: scikit-learn's own estimators in processes that the program started)"
 
 
-_open: list[str] = []  # files of the contexts of this process, the innermost last
-_sent: str | None = None  # file that came with the estimator unpickled last
+_open: list[str] = []  # files of this process's contexts, the innermost last
+_sent: str | None = None  # the file that came with the estimator that was unpickled last
 
 
 @contextlib.contextmanager
 def collecting(path: str) -> Iterator[None]:
-    """Fits are reported in the file `path`, those of processes started meanwhile included."""
+    """Report fits in the file `path`, also those of processes that are started meanwhile."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = path
     _open.append(path)
@@ -34,23 +34,25 @@ def collecting(path: str) -> Iterator[None]:
 
 
 def destination() -> str | None:
-    """The file that fits are reported in now, or None.
+    """Return the file in which fits are reported now, or None.
 
-    A worker of joblib lives longer than a context, and its environment is that of its start; so the
-    file travels with the estimators that it is sent.
+    A worker of joblib lives longer than a context, and its environment is that of its start.
+    Therefore the file's name travels with the estimators that the worker receives.
     """
     return _open[-1] if _open else _sent or os.environ.get(VARIABLE)
 
 
 def adopt(path: str | None) -> None:
-    """Report in `path` from now on, which came with an estimator to a process without a context."""
+    """Report in `path` from now on; it came with an estimator, to a process without a context."""
     global _sent
-    if path and not _open and os.path.isdir(os.path.dirname(path)):  # else a model file of before
+    if (
+        path and not _open and os.path.isdir(os.path.dirname(path))
+    ):  # old pickles name a lost folder
         _sent = path
 
 
 def add(estimator: Any, shape: tuple[int, ...], seconds: float) -> None:
-    """Append this fit to the report, if there is one; a report that is gone is no error."""
+    """Append this fit to the report, if there is one; a report that has gone is no error."""
     path = destination()
     if not path:
         return
@@ -74,7 +76,8 @@ class Report:
 
     Attributes
     ----------
-    rows : a dictionary for each fit: estimator, device, rows, columns, epochs, seconds, process.
+    rows : list of dict
+        For each fit: estimator, device, rows, columns, epochs, seconds, process.
     """
 
     def __init__(self) -> None:

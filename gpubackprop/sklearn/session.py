@@ -136,7 +136,7 @@ class Session:
         gradient = backend.zeros(layout.size, network.dtype)
         rule = state.rule(alpha, layout.weights_end)
         self.updater = backend.updater(
-            backend, rule, network.parameters, gradient, tuple(state.slots), self.random
+            rule, network.parameters, gradient, tuple(state.slots), self.random
         )
         self.passes = Passes(
             network, objective, data, batch_rows,

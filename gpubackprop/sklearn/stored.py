@@ -1,7 +1,7 @@
 """coefs_ and intercepts_ as a later call finds them: the user may have replaced them.
 
-Training goes on where scikit-learn goes on, and raises where scikit-learn raises; the error names
-the layer and comes before anything is changed.
+Training goes on if scikit-learn goes on, and raises if scikit-learn raises. The error names the
+layer and comes before anything is changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def widths_of(coefs: Sequence[Array]) -> list[int]:
 
 
 def float_dtype(*arrays: Any) -> np.dtype:
-    """float32 where it holds the numbers of all arrays; else float64."""
+    """Return float32 if it holds the numbers of all arrays, else float64."""
     wide = np.result_type(*(array.dtype for array in arrays))
     if wide.kind == "f" and wide.itemsize <= 4:
         return np.dtype(np.float32)
@@ -33,13 +33,14 @@ def float_dtype(*arrays: Any) -> np.dtype:
 
 
 def arrays_to_predict(estimator: Any, columns: int) -> tuple[list[Array], list[Array]]:
-    """coefs_ (fan_in, fan_out) and intercepts_ (fan_out,) of each layer, for X with `columns`.
+    """Return coefs_ (fan_in, fan_out) and intercepts_ (fan_out,) for X with `columns`.
 
-    Lists and sparse matrices are taken as arrays, an intercept of one number as one for each unit.
+    Lists and sparse matrices are taken as arrays; an intercept of one number stands for all units.
 
     Raises
     ------
-    ShapeError : a layer does not fit X or the layer before it.
+    ShapeError
+        A layer does not fit X or the layer before it.
     """
     coefs = [_dense(coef) for coef in estimator.coefs_]
     intercepts = [_dense(intercept) for intercept in estimator.intercepts_]
@@ -52,21 +53,31 @@ def arrays_to_predict(estimator: Any, columns: int) -> tuple[list[Array], list[A
 
 
 def check_goes_on(estimator: Any, columns: int, hidden: Sequence[int], outputs: int) -> None:
-    """Whether a warm start or `partial_fit` can go on from coefs_ and intercepts_.
+    """Check that a warm start or `partial_fit` can go on from coefs_ and intercepts_.
 
     Parameters
     ----------
-    columns : features of X. hidden : the sizes that `hidden_layer_sizes` names.
-    outputs : columns of y, as the network learns them.
+    estimator : BaseMLP
+        The estimator.
+    columns : int
+        Number of features of X.
+    hidden : sequence of int
+        The sizes that `hidden_layer_sizes` names.
+    outputs : int
+        Columns of y, as the network learns them.
 
     Raises
     ------
-    AttributeError : an entry is no array.
-    DtypeError : an entry holds no floating-point numbers, which an update could be added to.
-    ShapeError : a layer does not fit X, y, `hidden_layer_sizes` or the layer before it.
-    OptionError : an entry is read-only, or two share memory.
+    AttributeError
+        An entry is no array.
+    DtypeError
+        An entry holds no floating-point numbers, so no update can be added to it.
+    ShapeError
+        A layer does not fit X, y, `hidden_layer_sizes` or the layer before it.
+    OptionError
+        An entry is read-only, or two share memory.
     """
-    whole = estimator.solver == "lbfgs"  # makes new arrays
+    whole = estimator.solver == "lbfgs"  # this solver makes new arrays
     for kind in ("coefs_", "intercepts_"):
         for layer, array in enumerate(getattr(estimator, kind), 1):
             own = isinstance(array, np.ndarray) and array.dtype.kind == "f"
@@ -87,7 +98,7 @@ def check_goes_on(estimator: Any, columns: int, hidden: Sequence[int], outputs: 
 
 
 def _check_addable(array: Any, kind: str, layer: int, whole: bool) -> None:
-    """An error unless updates can be added to `array`, or, if `whole`, training can start there."""
+    """Raise unless updates can be added to `array`, or, if `whole`, training can start from it."""
     name = _name(kind, layer)
     if not isinstance(array, np.ndarray):
         raise AttributeError(
@@ -107,7 +118,7 @@ def _check_addable(array: Any, kind: str, layer: int, whole: bool) -> None:
 
 
 def _check_apart(estimator: Any) -> None:
-    """OptionError where two entries share memory."""
+    """Raise OptionError if two entries share memory."""
     for (first, one), (second, other) in combinations(_named(estimator).items(), 2):
         owned = one.base is None and other.base is None and one is not other
         if not owned and np.may_share_memory(one, other) and np.shares_memory(one, other):
@@ -115,9 +126,10 @@ def _check_apart(estimator: Any) -> None:
 
 
 def _check_parameters(estimator: Any, hidden: Sequence[int], outputs: int) -> None:
-    """ShapeError unless the network is what `hidden_layer_sizes` and y ask for.
+    """Raise ShapeError unless the network is what `hidden_layer_sizes` and y ask for.
 
-    The stochastic solvers go on with other sizes of as many layers, as in scikit-learn.
+    The stochastic solvers go on with other sizes if the number of layers is the same, as
+    scikit-learn's do.
     """
     widths = widths_of(estimator.coefs_)
     check_width(outputs, widths[-1])
@@ -131,7 +143,7 @@ def _check_parameters(estimator: Any, hidden: Sequence[int], outputs: int) -> No
 
 
 def check_width(found: int, wanted: int) -> None:
-    """ShapeError unless y has as many columns as the network that goes on has output units."""
+    """Raise ShapeError unless y has as many columns as the network has output units."""
     if found != wanted:
         raise ShapeError(
             f"y has {found} column{'s' * (found != 1)} but the network that goes on has "
@@ -196,11 +208,12 @@ def _dense(array: Any) -> Array:
 
 
 def read_parameters(estimator: Any, network: MLP) -> None:
-    """The network's parameters = coefs_ and intercepts_, which may have been edited.
+    """Set the network's parameters from coefs_ and intercepts_, which may have been edited.
 
     Raises
     ------
-    ShapeError : one has been replaced by an array of another shape since the network was made.
+    ShapeError
+        One was replaced by an array of another shape since the network was made.
     """
     shapes, found = _shapes(network), [*map(np.shape, (*estimator.coefs_, *estimator.intercepts_))]
     if found != shapes:
@@ -221,30 +234,33 @@ def read_parameters(estimator: Any, network: MLP) -> None:
 
 
 def _shapes(network: MLP) -> list[tuple[int, ...]]:
-    """Of the coefs_, then of the intercepts_."""
+    """List the shapes of the coefs_, then of the intercepts_."""
     pairs = network.layout.shapes
     return [*((columns, rows) for rows, columns in pairs), *((rows,) for rows, _ in pairs)]
 
 
 def write_parameters(estimator: Any, network: MLP) -> None:
-    """coefs_ and intercepts_ = the network's parameters, in the arrays that are there."""
+    """Write the network's parameters into the arrays of coefs_ and intercepts_."""
     W, b = network.layout.views(network.backend.to_host(network.parameters))
-    estimator.coefs_ = [
-        _written(old, view.T) for old, view in zip(estimator.coefs_, W, strict=True)
-    ]
-    estimator.intercepts_ = [
-        _written(old, view.reshape(old.shape))
-        for old, view in zip(estimator.intercepts_, b, strict=True)
-    ]
+    for old, view in zip(estimator.coefs_, W, strict=True):
+        np.copyto(old, view.T, "same_kind")
+    for old, view in zip(estimator.intercepts_, b, strict=True):
+        np.copyto(old, view.reshape(old.shape), "same_kind")
 
 
-def _written(old: Array, new: Array) -> Array:
-    np.copyto(old, new, "same_kind")
-    return old
+def replace_parameters(estimator: Any, coefs: list[Array], intercepts: list[Array]) -> None:
+    """coefs_ and intercepts_ = these arrays, in the lists that are there: a shallow copy of the
+    estimator holds the same ones."""
+    for name, arrays in (("coefs_", coefs), ("intercepts_", intercepts)):
+        held = getattr(estimator, name)
+        if isinstance(held, list):
+            held[:] = arrays
+        else:
+            setattr(estimator, name, arrays)
 
 
 def rounded_views(estimator: Any, network: MLP) -> list[tuple[Any, Any]]:
-    """(view of the parameters, array of the dtype it is stored in) where that dtype is narrower.
+    """Return (view of the parameters, array of their stored dtype) for each narrower stored dtype.
 
     scikit-learn adds each update to the stored array, so its parameters are rounded in every step.
     """
@@ -258,8 +274,10 @@ def rounded_views(estimator: Any, network: MLP) -> list[tuple[Any, Any]]:
 
 
 def moved(flat: Array, widths: Sequence[int], network: MLP, fill: float = 0.0) -> Array:
-    """A flat buffer of a network with these widths -> one of `network`'s layout and dtype, on the
-    host. The numbers are moved layer by layer: their places depend on the size of an element."""
+    """Return a host buffer of a network with these widths in `network`'s layout and dtype.
+
+    The numbers are moved layer by layer, because their places depend on the size of an element.
+    """
     result = np.full(network.layout.size, fill, network.dtype)
     ParameterLayout(widths, flat.dtype).copy(flat, network.layout, result)
     return result

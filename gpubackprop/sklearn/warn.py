@@ -1,4 +1,4 @@
-"""Warnings that come, for a program's filters, from where scikit-learn's come from."""
+"""Warnings that a program's filters see as coming from scikit-learn's module."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import warnings
 from typing import Any
 
 MODULE = "sklearn.neural_network._multilayer_perceptron"
-_SHOWN: dict[Any, Any] = {}  # what "default" and "once" have shown
+_SHOWN: dict[Any, Any] = {}  # the filters "default" and "once" note here what they have shown
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """As `warnings.warn` in scikit-learn's module; the file and line shown are the caller's."""
+    """Warn as `warnings.warn` in scikit-learn's module; file and line are the caller's."""
     caller = sys._getframe(1)
     warnings.warn_explicit(
         message, category, caller.f_code.co_filename, caller.f_lineno, MODULE, _SHOWN

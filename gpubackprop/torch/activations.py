@@ -1,7 +1,8 @@
-"""Activations in PyTorch's operators, and which module each is.
+"""Activations in PyTorch's operators, and the module of PyTorch that computes each.
 
-They stand in where PyTorch has to see through an activation (second derivatives, `torch.func`) and
-tell `convert` what it may fuse. The kernels' own formulas are `gpubackprop.formulas.ACTIVATIONS`.
+They are used where PyTorch has to see through an activation (second derivatives, `torch.func`), and
+they tell `convert` what it may fuse. The kernels' own formulas are
+`gpubackprop.formulas.ACTIVATIONS`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from gpubackprop.formulas import Activation
 Formula = Callable[[Tensor, float], Tensor]
 
 
-# name: value of a; softplus with the limit to which the sum is right in float64 (PyTorch's is 20)
+# The value of a, by name. Beyond its threshold softplus returns a itself: 40 is exact in float64,
+# where PyTorch's default is 20.
 FORMULAS: dict[str, Formula] = {
     "identity": lambda a, k: a,
     "logistic": lambda a, k: torch.sigmoid(a),
@@ -38,11 +40,11 @@ FORMULAS: dict[str, Formula] = {
 
 
 def _piecewise(below: Formula) -> Formula:
-    """1 above 0 and at NaN, `below` elsewhere."""
+    """Return a formula that is `below` where h <= 0, and 1 elsewhere, also at NaN."""
     return lambda h, k: torch.where(h <= 0, below(h, k), torch.ones_like(h))
 
 
-# Slopes as functions of the value, of the activations whose entry says that it is what is saved.
+# Slopes as functions of the value, for the activations whose entry says saved == "h".
 _SLOPES_OF_VALUES: dict[str, Formula] = {
     "identity": lambda h, k: torch.ones_like(h),
     "logistic": lambda h, k: h * (1 - h),
@@ -53,7 +55,7 @@ _SLOPES_OF_VALUES: dict[str, Formula] = {
 
 
 def slope(formula: Activation, saved: Tensor) -> Tensor:
-    """g' of what is saved: of the value, or of the pre-activation by PyTorch's autograd."""
+    """Return g' from the saved value, or from the saved pre-activation by PyTorch's autograd."""
     name, k = formula.name, formula.parameter
     if formula.saved == "h":
         return _SLOPES_OF_VALUES[name](saved, k)
@@ -67,12 +69,15 @@ _NAMES = {
     nn.SELU: "selu",
 }  # fmt: skip
 _PARAMETERS = {nn.LeakyReLU: ("leaky_relu", "negative_slope"), nn.ELU: ("elu", "alpha")}
-MODULES = (*_NAMES, *_PARAMETERS, nn.GELU, nn.Softplus)  # of PyTorch, that the registry has
+MODULES = (*_NAMES, *_PARAMETERS, nn.GELU, nn.Softplus)  # PyTorch's modules of the registry
 
 
 def name_of(module: nn.Module) -> str | None:
-    """The activation that a module of PyTorch's computes, e.g. "leaky_relu(0.2)"; None: none, or a
-    subclass, which may compute something else, or an option that the registry does not have."""
+    """Return the activation that a module of PyTorch computes, e.g. "leaky_relu(0.2)".
+
+    None is returned for a module that is no activation, for a subclass, which may compute something
+    else, and for an option that the registry does not have.
+    """
     kind = type(module)
     if kind in _NAMES:
         return _NAMES[kind]
@@ -89,5 +94,5 @@ def name_of(module: nn.Module) -> str | None:
 
 
 def _number(value: Any) -> float:
-    """A number of Python's or NumPy's; NaN for anything else, such as a tensor."""
+    """Return a number of Python or NumPy as float; NaN for anything else, such as a tensor."""
     return float(value) if isinstance(value, Real) else math.nan

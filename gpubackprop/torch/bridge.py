@@ -40,11 +40,12 @@ ROUTES: dict[str, HostBridge] = {"cpu": HOST, "cuda": CUDA}
 
 
 def of(tensor: Tensor) -> HostBridge:
-    """The bridge of the tensor's device.
+    """Return the bridge of the tensor's device.
 
     Raises
     ------
-    DeviceUnavailable : neither the CPU nor a CUDA device.
+    DeviceUnavailable
+        The tensor lies neither on the CPU nor on a CUDA device.
     """
     bridge = ROUTES.get("cpu" if tensor.is_cpu else tensor.device.type)
     if bridge is None:
@@ -56,7 +57,7 @@ def of(tensor: Tensor) -> HostBridge:
 
 
 def same_device(name: str, like: Tensor, **others: Tensor | None) -> None:
-    """DeviceUnavailable where a tensor of `others` lies elsewhere than `like`, which is `name`."""
+    """Raise DeviceUnavailable if a tensor of `others` lies elsewhere than `like`, called `name`."""
     of(like)
     for other, tensor in others.items():
         if tensor is not None and tensor.device != like.device:
@@ -67,9 +68,11 @@ def same_device(name: str, like: Tensor, **others: Tensor | None) -> None:
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode AD is going on. They
-    cannot see through custom operators with registered gradients, so the functions of this package
-    are then composed of PyTorch's own operators."""
+    """Return whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode AD is active.
+
+    These cannot see through custom operators with registered gradients. The functions of this
+    package are then composed of PyTorch's own operators.
+    """
     return forward_ad._current_level >= 0 or _within_functorch()
 
 
@@ -78,16 +81,25 @@ def _within_functorch() -> bool:
 
 
 # Dynamo guards the stack, but models it as an object. `torch.compiler.assume_constant_result` sets
-# the same, but imports Dynamo, which takes as long as all of PyTorch.
+# the same attribute, but imports Dynamo, which takes as long as the import of PyTorch itself.
 _within_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_labels() -> None:
-    """Wait for all work queued on CUDA devices; LabelError where it met a label out of range.
+    """Wait for all work that is queued on CUDA devices; raise if it met a label out of range.
 
-    A label out of range on a GPU makes loss and gradient of its row NaN and leaves row and label in
-    memory that the host can see; the next call of this package on that device raises as soon as the
-    GPU has got there. This function does not leave it to chance.
+    If a label is out of range on a GPU, loss and gradient of its row are NaN. The kernel writes row
+    and label into memory that the host can read, and the first call of this package on that device
+    after the GPU has got there raises. When that is depends on chance; this function waits.
+
+    Raises
+    ------
+    LabelError
+        A label was out of range; the message names row and label.
+
+    Examples
+    --------
+    >>> check_labels()  # nothing was queued
     """
     for bridge in ROUTES.values():
         if isinstance(bridge, CudaBridge):

@@ -1,12 +1,12 @@
-"""Softmax cross entropy composed of PyTorch's operators: what is asked for rarely.
+"""Softmax cross entropy composed of PyTorch's operators, for cases that are rare.
 
 With tau the targets after smoothing and class weights, T = sum_k tau_k, p = softmax(z), g_i the
-upstream gradient and s_i the row's share in the reduction:
+upstream gradient and s_i the row's factor in the reduction:
 
     loss_i = T lse - sum_k tau_k z_k + z_loss lse^2
     dz_ik  = g_i s_i (A p_k - tau_k),  A = T + 2 z_loss lse
 
-and, for v the gradient with respect to dz, with u = sum_k v_k p_k, the gradients of <v, dz>:
+Let v be the gradient with respect to dz, and u = sum_k v_k p_k. The gradients of <v, dz> are
 
     for g_i   s_i (A u - sum_k v_k tau_k)
     for z_ik  g_i s_i (A (v_k - u) p_k + 2 z_loss u p_k)
@@ -23,24 +23,24 @@ from gpubackprop.torch.bridge import compute_dtype
 
 
 def _comparable(targets: Tensor) -> Tensor:
-    """Class indices as int64: to a uint8, -100 is 156, and to an index it is a mask."""
+    """Return class indices as int64: to a uint8, -100 is 156, and as an index a uint8 is a mask."""
     return targets if targets.is_floating_point() else targets.long()
 
 
 def ignored_rows(targets: Tensor, ignore_index: int) -> Tensor:
-    """Whether a row counts for nothing, (N,)."""
+    """Return which rows are ignored, (N,) bool."""
     if targets.is_floating_point():
         return torch.zeros_like(targets[..., 0], dtype=torch.bool)
     return targets == ignore_index
 
 
 def _at_label(targets: Tensor, z: Tensor) -> Tensor:
-    """Whether a logit is its row's label's, (N, K)."""
+    """Return which logits are at their row's label, (N, K) bool."""
     return targets[..., None] == torch.arange(z.shape[-1], device=z.device)
 
 
 def dense_targets(z: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
-    """tau (N, K), of the dtype of z."""
+    """Return tau (N, K), in the dtype of z."""
     if targets.is_floating_point():
         dense = targets.to(z.dtype)
     else:
@@ -57,9 +57,12 @@ def shares(
     reduction: str,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """(s_i (N,), divisor ()): s_i is 0 for ignored rows, NaN for labels out of range, and divided
-    by the mean's divisor, the sum of the class weights of the rows that count, NaN for 0, as
-    PyTorch's mean over nothing is; else that is 1."""
+    """Return (s_i (N,), divisor ()).
+
+    s_i is 0 for ignored rows and NaN for labels out of range. For "mean" it is divided by the
+    divisor, the sum of the class weights of the rows that count. A divisor of 0 becomes NaN, like
+    PyTorch's mean over nothing. For other reductions the divisor is 1.
+    """
     if targets.is_floating_point():
         share = counted = torch.ones_like(targets[..., 0], dtype=dtype)
     else:
@@ -71,7 +74,7 @@ def shares(
     if reduction != "mean":
         return share, torch.ones_like(share.sum(-1))
     divisor = counted.sum(-1)
-    over_nothing = torch.where(divisor == 0, math.nan, divisor)  # not inf, where smoothing counts
+    over_nothing = torch.where(divisor == 0, math.nan, divisor)  # with smoothing, 0 would give inf
     return share / over_nothing[..., None], over_nothing
 
 
@@ -84,7 +87,7 @@ def loss(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, lse): what `torch.vmap` maps."""
+    """Return (loss, lse); `torch.vmap` maps this function."""
     targets = _comparable(targets)
     z = logits.to(compute_dtype(logits.dtype))
     lse = torch.logsumexp(z, -1)
@@ -93,7 +96,7 @@ def loss(
     tau = dense_targets(z, targets, weight, label_smoothing)
     terms = tau * torch.log_softmax(z, -1)
     if not label_smoothing and not targets.is_floating_point():
-        terms = torch.where(_at_label(targets, z), terms, 0.0)  # of the others -inf is no matter
+        terms = torch.where(_at_label(targets, z), terms, 0.0)  # others may be -inf: 0 * inf is NaN
     square = torch.where(ignored, 0.0, lse) ** 2
     share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
     row_loss = share * (z_loss * square - terms.sum(-1))
@@ -108,7 +111,7 @@ def gradient_of_targets(
     reduction: str,
     smoothing: float,
 ) -> Tensor:
-    """-g_i s_i (1 - smoothing) w_k log p_ik, for probability targets."""
+    """Return -g_i s_i (1 - smoothing) w_k log p_ik, the gradient for probability targets."""
     z = logits.to(compute_dtype(logits.dtype))
     share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, -1)
     by_class = -torch.log_softmax(z, 1) * (1 - smoothing)
@@ -127,7 +130,7 @@ def gradients_of_gradient(
     smoothing: float,
     z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of <v, dz> with respect to g, z and probability targets."""
+    """Return the gradients of <v, dz> with respect to g, z and probability targets."""
     compute, targets = compute_dtype(logits.dtype), _comparable(targets)
     ignored = ignored_rows(targets, ignore_index)[:, None]
     z, v = torch.where(ignored, 0.0, logits.to(compute)), v.to(compute)
@@ -135,7 +138,7 @@ def gradients_of_gradient(
     tau = dense_targets(z, targets, weight, smoothing)
     slope = tau.sum(1) + 2 * z_loss * lse
     share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
-    scale = torch.where(ignored, 0.0, (grad_loss * share)[:, None])  # also of a mean over nothing
+    scale = torch.where(ignored, 0.0, (grad_loss * share)[:, None])  # even if the share is NaN
     u = (v * p).sum(1)
     grad_grad = share * (slope * u - (v * tau).sum(1))
     u = u[:, None]

@@ -1,4 +1,4 @@
-"""`convert`: a model of PyTorch on these kernels, its modules what they were for all who look."""
+"""`convert`: these kernels compute a model of PyTorch, whose modules stay PyTorch's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from gpubackprop.torch.layers import Linear, LinearAct
 
 @dataclass
 class Conversion:
-    """What `convert` did. A copy of it (deepcopy, pickle) goes with the copy of its module.
+    """The report of `convert`. A copy of it (deepcopy, pickle) goes with the copy of its module.
 
-    Attributes
+    Parameters
     ----------
-    module : the module that was given.
-    replaced : what is computed by these kernels, by the modules' names:
-        "0: Linear, 1: ReLU -> linear_act".
-    left : modules with parameters or losses that PyTorch computes, with the reason.
+    module : Module
+        The module that was given.
+    replaced : list of str
+        What these kernels compute, by the modules' names: "0: Linear, 1: ReLU -> linear_act".
+    left : list of str
+        Modules with parameters, and losses, that PyTorch computes; each with the reason.
+    exchanged : list of Module
+        The modules that were given another class.
+
+    Examples
+    --------
+    >>> report = convert(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+    >>> report.replaced
+    ['0: Linear, 1: ReLU -> linear_act']
     """
 
     module: nn.Module
@@ -38,16 +48,24 @@ class Conversion:
         return "\n".join(lines)
 
     def restore(self) -> nn.Module:
-        """`module` as it was before: PyTorch computes all of it again.
+        """Make `module` what it was before: PyTorch computes all of it again.
 
-        Parameters, hooks and modules that were exchanged meanwhile stay. What another call of
-        `convert` did to the same modules is undone too.
+        Parameters, hooks and modules that were exchanged meanwhile stay. If another call of
+        `convert` changed the same modules, that is undone too.
+
+        Returns
+        -------
+        Module
+            The module.
 
         Raises
         ------
-        RuntimeError : something else, e.g. `fully_shard`, has given a module another class since;
-            nothing is changed then.
+        RuntimeError
+            Something else, e.g. `fully_shard`, has given a module another class since. Nothing is
+            changed then.
 
+        Examples
+        --------
         >>> report = convert(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
         >>> type(report.restore()) is nn.Sequential
         True
@@ -66,23 +84,35 @@ class Conversion:
 
 
 def convert(module: nn.Module) -> Conversion:
-    """Let these kernels compute what they can of `module`, in place, and report what was left.
+    """Let these kernels compute what they can of `module`, in place, and report the rest.
 
-    In a `torch.nn.Sequential`, a Linear and the activation after it run in one pass, `linear_act`;
+    In a `torch.nn.Sequential`, a Linear and the activation after it run in one pass, `linear_act`.
     `torch.nn.CrossEntropyLoss` is computed by `cross_entropy`, in PyTorch's dtypes. The modules
-    stay the same objects of the same names: a Linear is a `torch.nn.Linear`, whatever looks at
-    children, hooks, parameters or state_dict sees what was there. In each call the Sequential looks
-    at its children: with hooks, parametrizations, another class or tensors that are not offered
-    they are called as PyTorch calls them. While a program is exported (torch.export,
-    torch.jit.trace, torch.jit.script, ONNX) all is PyTorch's.
+    stay the same objects with the same names: a Linear is a `torch.nn.Linear`, and whatever looks
+    at children, hooks, parameters or state_dict finds what was there. In each call the Sequential
+    looks at its children. If they have hooks, parametrizations, another class or tensors that are
+    not offered, it calls them as PyTorch does. While a program is exported (torch.export,
+    torch.jit.trace, torch.jit.script, ONNX), PyTorch computes everything.
 
-    The only thing that is changed is the class of a Sequential and of a CrossEntropyLoss, to a
-    subclass of the same name. Copies and pickles are converted too. `Conversion.restore` is the
-    inverse.
+    The only change is the class of each Sequential and CrossEntropyLoss, to a subclass of the same
+    name. Copies and pickles are converted too. `Conversion.restore` is the inverse.
 
-    The value of LeakyReLU, ELU and Softplus is kept for the backward pass, where PyTorch keeps the
-    pre-activation: they run in one pass only before a module that does not change it in place.
+    For LeakyReLU, ELU and Softplus the value is kept for the backward pass, where PyTorch keeps the
+    pre-activation. They run in one pass only before a module that does not change the value in
+    place.
 
+    Parameters
+    ----------
+    module : Module
+        The model, of any class; its submodules are converted.
+
+    Returns
+    -------
+    Conversion
+        What was replaced and what was left.
+
+    Examples
+    --------
     >>> print(convert(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Conv1d(3, 1, 1))))
     replaced 1:
       0: Linear, 1: ReLU -> linear_act
@@ -110,7 +140,7 @@ def _give_class(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def _named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """All modules with their paths, each use of a shared module."""
+    """Yield all modules with their paths; a shared module is there once for each use."""
     yield path, module
     for name, child in module._modules.items():
         if child is not None:
@@ -118,19 +148,22 @@ def _named_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.
 
 
 class _Plan:
-    """What `convert` will do: all is decided before anything is changed.
+    """The changes that `convert` will make. All is decided before anything is changed.
 
     Attributes
     ----------
-    classes : modules and the class that each gets. replaced : lines of the report.
+    classes : list
+        Modules, each with the class that it gets.
+    replaced : list of str
+        Lines of the report.
     """
 
     def __init__(self) -> None:
         self.classes: list[tuple[nn.Module, type[nn.Module]]] = []
         self.replaced: list[str] = []
         self._seen: set[int] = set()
-        self._served: set[int] = set()  # modules that are not left
-        self._reasons: dict[int, str] = {}  # of modules that are, unless `_served`
+        self._served: set[int] = set()  # modules that these kernels compute
+        self._reasons: dict[int, str] = {}  # why PyTorch computes a module that is not `_served`
 
     def look_at(self, path: str, module: nn.Module) -> None:
         if id(module) in self._seen:
@@ -163,7 +196,7 @@ class _Plan:
             self.replaced += pairs
 
     def left(self, uses: list[tuple[str, nn.Module]]) -> list[str]:
-        """What was left, in the order of the modules, each once."""
+        """List the modules that PyTorch computes, in the order of the modules, each once."""
         first: dict[int, tuple[str, nn.Module]] = {}
         for path, module in uses:
             first.setdefault(id(module), (path, module))
@@ -187,14 +220,14 @@ def _line(path: str, module: nn.Module, what: str) -> str:
     return f"{path}: {type(module).__name__} {what}" if path else f"{type(module).__name__} {what}"
 
 
-# what a class that is derived from another would change, were it there
+# If a class has one of these, a class derived from it would behave differently.
 _OF_THE_CLASS = {
     "__new__", "__init_subclass__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__",
 }  # fmt: skip
 
 
 def _sequence_refusal(sequence: nn.Sequential) -> str:
-    """Why a Sequential cannot get another class; "" if it can, or has."""
+    """Say why a Sequential cannot get another class; "" if it can get one, or has got it."""
     kind = type(sequence)
     if isinstance(sequence, fused.Exchanged):
         return ""
@@ -211,7 +244,7 @@ def _sequence_refusal(sequence: nn.Sequential) -> str:
 
 
 def _concerns(module: nn.Module) -> bool:
-    """Whether a reader of the report would ask what became of it."""
+    """Return whether a reader of the report would ask about the module."""
     ours = isinstance(module, (LinearAct, Linear, CrossEntropyLoss))
     loss = type(module).__module__ == "torch.nn.modules.loss"
     return not ours and (loss or bool(module._parameters))

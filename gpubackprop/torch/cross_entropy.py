@@ -34,36 +34,64 @@ def cross_entropy(
     z_loss: float = 0.0,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`torch.nn.functional.cross_entropy` in one pass over the logits.
+    """Compute `torch.nn.functional.cross_entropy` in one pass over the logits.
 
     With p = softmax(input) over the classes and w the class weights, a label y costs
     -w_y log p_y + z_loss * lse^2, where lse = log sum_k exp(input_k).
 
     Parameters
     ----------
-    input : (C,), (N, C) or (N, C, d1, ...) float64, float32, float16 or bfloat16; any strides.
-    target : class indices in [0, C), of any integer type, shaped as `input` without C; or
-        probabilities, shaped as `input`.
-    weight : (C,) class weights. Not differentiable, as in PyTorch for class indices.
-    size_average, reduce : deprecated in PyTorch; see its documentation.
-    ignore_index : label of rows that add nothing to loss, count or gradient, even if NaN.
-    reduction : "mean", "sum" or "none".
-    label_smoothing : in [0, 1].
-    z_loss : factor of lse^2, at least 0. It is reduced as the rest of its row.
-    return_lse : return lse too.
+    input : (C,), (N, C) or (N, C, d1, ...) tensor
+        Logits in float64, float32, float16 or bfloat16; any strides.
+    target : (), (N,) or (N, d1, ...) tensor
+        Class indices in [0, C), of any integer dtype; or probabilities, shaped as `input`.
+    weight : (C,) tensor or None
+        Class weights. They are not differentiable, as in PyTorch for class indices.
+    size_average : bool or None
+        Deprecated in PyTorch; see its documentation.
+    ignore_index : int
+        Rows with this label add nothing to loss, count or gradient, even if they hold NaN.
+    reduce : bool or None
+        Deprecated in PyTorch; see its documentation.
+    reduction : {"mean", "sum", "none"}
+        How rows become the loss.
+    label_smoothing : float
+        Share in [0, 1] of each target that is spread evenly over the classes.
+    z_loss : float
+        Factor of lse^2, at least 0. The term is reduced as the rest of its row.
+    return_lse : bool
+        Whether to return lse too.
 
     Returns
     -------
-    loss : (), or shaped as the class indices for "none". float32 for 16-bit input (PyTorch rounds
-        it to 16 bits, except under autocast), else the dtype of `input`.
-    lse : shaped as the class indices, differentiable; with `return_lse`.
+    loss : () tensor
+        Shaped as the class indices for "none". Its dtype is float32 for 16-bit
+        input (PyTorch rounds it to 16 bits, except under autocast), else the dtype of `input`.
+    lse : (), (N,) or (N, d1, ...) tensor
+        Differentiable. Only with `return_lse`.
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError, DeviceUnavailable, which are RuntimeErrors too, as
-    PyTorch's; LabelError (an IndexError) where a label is out of range: at once on a CPU; on a GPU,
-    loss and gradient of that row are NaN and a later call raises, see `check_labels`.
+    ShapeError
+        The shapes do not fit each other; also a RuntimeError, as PyTorch's.
+    DtypeError
+        A tensor has a dtype that is not offered; also a NotImplementedError, hence a RuntimeError.
+    OptionError
+        An option is unknown or out of range; also a RuntimeError and a TypeError.
+    DeviceUnavailable
+        The tensors lie on several devices, or neither on the CPU nor on a CUDA device.
+    LabelError
+        A label is out of range; also an IndexError. On a CPU it is raised at once. On a GPU, loss
+        and gradient of that row are NaN and a later call raises it, see `check_labels`.
 
+    References
+    ----------
+    I. Goodfellow, Y. Bengio and A. Courville, "Deep Learning", 2016, section 6.2.2. C. Szegedy et
+    al., "Rethinking the Inception architecture", 2016 (label smoothing). A. Chowdhery et al.,
+    "PaLM", 2022 (z-loss).
+
+    Examples
+    --------
     >>> logits = torch.zeros(1, 2, requires_grad=True)
     >>> loss = cross_entropy(logits, torch.tensor([1]))
     >>> loss.backward()
@@ -123,7 +151,7 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: i
 
 
 def check_weight(weight: Tensor | None, classes: int, op: str) -> None:
-    """ShapeError, OptionError for class weights that are no (C,) constants."""
+    """Raise ShapeError or OptionError for class weights that are not (C,) constants."""
     if weight is None:
         return
     if weight.shape != (classes,):
@@ -166,9 +194,34 @@ def _check_target(input: Tensor, target: Tensor, classes: int, ignore_index: int
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
-    """`torch.nn.CrossEntropyLoss` with `cross_entropy`, `z_loss` added to its arguments.
+    """`torch.nn.CrossEntropyLoss` with `cross_entropy`; `z_loss` is added to its arguments.
 
-    Parameters, shapes, errors: see `cross_entropy`; `weight` is a buffer, as in PyTorch.
+    Parameters
+    ----------
+    weight : (C,) tensor or None
+        Class weights; a buffer, as in PyTorch.
+    size_average : bool or None
+        Deprecated in PyTorch; see its documentation.
+    ignore_index : int
+        Rows with this label add nothing to loss, count or gradient.
+    reduce : bool or None
+        Deprecated in PyTorch; see its documentation.
+    reduction : {"mean", "sum", "none"}
+        How rows become the loss.
+    label_smoothing : float
+        Share in [0, 1] of each target that is spread evenly over the classes.
+    z_loss : float
+        Factor of lse^2, at least 0.
+
+    References
+    ----------
+    `torch.nn.CrossEntropyLoss`; see `cross_entropy` for formulas, shapes and errors.
+
+    Examples
+    --------
+    >>> loss = CrossEntropyLoss(label_smoothing=0.1)
+    >>> round(loss(torch.zeros(1, 2), torch.tensor([1])).item(), 4)
+    0.6931
     """
 
     def __init__(
@@ -186,8 +239,21 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         self.z_loss = z_loss
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits `input` for `target`."""
-        loss = cross_entropy(  # a Tensor, or what torch.fx traces in its place
+        """Compute the loss.
+
+        Parameters
+        ----------
+        input : (C,), (N, C) or (N, C, d1, ...) tensor
+            Logits.
+        target : (), (N,) or (N, d1, ...) tensor
+            Class indices; or probabilities, shaped as `input`.
+
+        Returns
+        -------
+        () tensor
+            The loss; shaped as the class indices for "none".
+        """
+        loss = cross_entropy(  # a Tensor, or torch.fx's stand-in for one
             input,
             target,
             self.weight,

@@ -10,15 +10,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpubackprop._optional import require
+from gpubackprop.backends import Backend
 from gpubackprop.errors import DeviceUnavailable, DtypeError
 from gpubackprop.torch.host_bridge import HostBridge, LabelError, compute_dtype, numpy_view
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.cupy import CupyBackend
 
 SLOTS = 32  # of the flag for labels out of range: one for whole calls, others for chunks of rows
 
@@ -30,7 +34,7 @@ class CudaBridge(HostBridge):
     keeps_delta = False
 
     def __init__(self) -> None:
-        self._backends: dict[tuple[int, int], Any] = {}  # by device and stream
+        self._backends: dict[tuple[int, int], CupyBackend] = {}  # by device and stream
         self._streams: dict[tuple[int, int], Any] = {}  # likewise
         self._flags: dict[int, tuple[np.ndarray, Any]] = {}  # by device
         self._first_rows: dict[tuple[int, int], int] = {}  # by device and slot of the flag
@@ -60,7 +64,7 @@ class CudaBridge(HostBridge):
                 self._streams[index, stream] = cupy.cuda.ExternalStream(stream, index)
         return self._streams[index, stream]
 
-    def backend(self, index: int, stream: int, capturing: bool) -> Any:
+    def backend(self, index: int, stream: int, capturing: bool) -> CupyBackend:
         """A backend for one stream: the constants that it keeps are filled there.
 
         While a graph is captured they would be filled by that graph alone, so nothing is kept.
@@ -75,10 +79,11 @@ class CudaBridge(HostBridge):
         backend.memory.bad_label = self.flag(index, capturing)[1][0]
         return backend
 
-    def report_rows_from(self, backend: Any, like: Tensor, chunk: int, row: int) -> None:
+    def report_rows_from(self, backend: Backend, like: Tensor, chunk: int, row: int) -> None:
         slot = 1 + chunk % (SLOTS - 1)
         self._first_rows[_index(like), slot] = row
-        backend.memory.bad_label = self.flag(_index(like))[1][slot]
+        memory = cast("CupyBackend", backend).memory
+        memory.bad_label = self.flag(_index(like))[1][slot]
 
     def array(self, tensor: Tensor | None) -> Any:
         if tensor is None:
@@ -145,7 +150,8 @@ class CudaBridge(HostBridge):
         else:
             pinned = self._pinned(host)
             if key not in self._spare:
-                self._spare[key] = self._pinned(host)
+                with torch.inference_mode(False):  # a capture will write it, in any mode
+                    self._spare[key] = self._pinned(host)
         self._copy_pinned(pinned, out)
         return out
 

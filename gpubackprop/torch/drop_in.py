@@ -1,5 +1,7 @@
-"""Losses that stand where a program expects PyTorch's: its dtypes, and its own where something is
-not offered here. `patch` and `convert` use them."""
+"""Losses in the place of PyTorch's, for `patch` and `convert`.
+
+They return PyTorch's dtypes, and call PyTorch's own loss if something is not offered here.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ from gpubackprop.torch.linear_cross_entropy import linear_cross_entropy as _line
 
 NOT_OFFERED = (DeviceUnavailable, DtypeError, OptionError, ShapeError)
 ORIGINALS = {name: getattr(F, name, None) for name in ("cross_entropy", "linear_cross_entropy")}
-KNOWN = set(ORIGINALS.values())  # what these losses may stand for; `patch` adds its own
+KNOWN = set(ORIGINALS.values())  # functions that these losses may replace; `patch` adds its own
 
 
 def refuse(*tensors: Any) -> None:
-    """DtypeError where one is not offered, or where PyTorch's own operators are wanted."""
+    """Raise DtypeError if a tensor is not offered, or if PyTorch's own operators are wanted."""
     why = offered.refusal_now() or next(filter(None, map(offered.refusal, tensors)), "")
     if why:
         raise DtypeError(why)
@@ -40,7 +42,10 @@ def cross_entropy(
     label_smoothing: Any = 0.0,
     z_loss: float = 0.0,
 ) -> Any:
-    """`gpubackprop.torch.cross_entropy` in PyTorch's dtype; NOT_OFFERED before anything is done."""
+    """Compute `gpubackprop.torch.cross_entropy` in PyTorch's dtype.
+
+    An error of NOT_OFFERED is raised before anything is computed.
+    """
     refuse(input, target, *_given(weight))
     loss = _cross_entropy(
         _gradient_in_order(input), target, weight, size_average, ignore_index, reduce, reduction,
@@ -59,7 +64,7 @@ def linear_cross_entropy(
     weight: Any = None,
     **options: Any,
 ) -> Any:
-    """`gpubackprop.torch.linear_cross_entropy`, likewise."""
+    """Compute `gpubackprop.torch.linear_cross_entropy` as `cross_entropy` does its loss."""
     refuse(input, linear_weight, target, *_given(linear_bias, weight))
     loss = _linear_cross_entropy(
         input, linear_weight, target, linear_bias=linear_bias, weight=weight, **options
@@ -68,8 +73,11 @@ def linear_cross_entropy(
 
 
 def _gradient_in_order(input: Tensor) -> Tensor:
-    """`input`, whose gradient is contiguous as PyTorch's: a program may view it as one row. The
-    kernels write the gradient of (N, C, d1, ...) with the classes last."""
+    """Return `input`; make its gradient contiguous, as PyTorch's is.
+
+    A program may view the gradient as one row, but the kernels write the gradient of (N, C, d1,
+    ...) with the classes last.
+    """
     wanted = input.dim() > 2 and input.requires_grad and torch.is_grad_enabled()
     if not wanted or torch.compiler.is_compiling() or bridge.transformed():
         return input
@@ -83,7 +91,7 @@ def _given(*tensors: Any) -> list[Any]:
 
 
 def _dtype_of_pytorch(input: Tensor, *others: Tensor) -> torch.dtype:
-    """That of the logits, or of wider probabilities and weights; float32 under autocast."""
+    """Return the widest dtype of logits, probabilities and weights; float32 under autocast."""
     dtype = input.dtype
     for tensor in others:
         if tensor.is_floating_point():
@@ -94,8 +102,11 @@ def _dtype_of_pytorch(input: Tensor, *others: Tensor) -> torch.dtype:
 
 
 def original(name: str) -> Callable[..., Any]:
-    """PyTorch's function. To tensors with a `__torch_function__` it hands on its own name, and not
-    what stands in its place while `patch` lasts."""
+    """Return PyTorch's function.
+
+    To tensors with a `__torch_function__` it passes its own name, and not the function that stands
+    in its place inside `patch`.
+    """
     function = ORIGINALS[name]
     if not isinstance(function, types.FunctionType) or torch.compiler.is_compiling():
         assert function is not None
@@ -106,7 +117,7 @@ def original(name: str) -> Callable[..., Any]:
 
 
 class _ConvertedLoss(fused.Exchanged, CrossEntropyLoss):
-    """What `convert` makes of a `torch.nn.CrossEntropyLoss`."""
+    """The class that `convert` gives to a `torch.nn.CrossEntropyLoss`."""
 
     z_loss = 0.0
 
@@ -120,7 +131,7 @@ class _ConvertedLoss(fused.Exchanged, CrossEntropyLoss):
                 reduction=self.reduction,
                 label_smoothing=self.label_smoothing,
             )
-        else:  # which TorchScript leaves out
+        else:  # TorchScript does not compile this branch
             return _loss_of(self, input, target)
 
 

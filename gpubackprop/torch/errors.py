@@ -1,4 +1,4 @@
-"""The package's errors as a program for PyTorch expects them: they are PyTorch's types too.
+"""The package's errors as a program for PyTorch expects them: each is also of PyTorch's type.
 
 `except RuntimeError` around `torch.nn.functional.linear_cross_entropy` keeps working around the
 function of the same name here, and so does ``except ValueError``.
@@ -29,7 +29,7 @@ class OptionError(errors.OptionError, RuntimeError, TypeError):
 
 
 def check_tensors(op: str, **tensors: Any) -> None:
-    """DtypeError where one is no tensor."""
+    """Raise DtypeError if one of `tensors` is no tensor."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise DtypeError(
@@ -41,7 +41,7 @@ def check_tensors(op: str, **tensors: Any) -> None:
 def loss_options(
     reduction: Any, label_smoothing: Any, ignore_index: Any, z_loss: Any
 ) -> tuple[str, float, int, float]:
-    """The options of a loss, checked; OptionError."""
+    """Return the checked options of a loss, or raise OptionError."""
     given = type(reduction), type(label_smoothing), type(ignore_index), type(z_loss)
     plain = given == (str, float, int, float) and reduction in REDUCTIONS
     if plain and 0.0 <= label_smoothing <= 1.0 and 0.0 <= z_loss < math.inf:

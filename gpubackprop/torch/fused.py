@@ -1,9 +1,9 @@
 """A Sequential that runs Linear and activation in one pass, and whose modules stay PyTorch's.
 
-`convert` gives a Sequential another class; its children are not touched. What other tools do with
-them (adapters, pruning, parametrizations, quantization, hooks, export, children exchanged
-afterwards) is looked at in each call: what is not exactly a Linear followed by an activation is
-called as PyTorch calls it.
+`convert` gives a Sequential another class and does not touch its children. Other tools may change
+the children afterwards (adapters, pruning, parametrizations, quantization, hooks, export,
+exchanged modules). Therefore each call looks at them: whatever is not exactly a Linear followed by
+an activation is called as PyTorch calls it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gpubackprop.torch.activations import MODULES, name_of
 from gpubackprop.torch.layers import AUTOCAST_DTYPES, linear_act
 
 _LINEAR, _CALL = F.linear, nn.Module.__call__
-# forward functions that mean what PyTorch means; `patch` adds its own
+# Forward functions that compute what PyTorch's do; `patch` adds its own.
 FORWARDS: dict[type, set[Any]] = {kind: {kind.forward} for kind in (nn.Linear, *MODULES)}
-# modules that hand their input on, as a view or, in eval mode, as it is
+# Modules whose output may be their input, as a view or, in eval mode, itself.
 _HANDS_ON = (
     nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
     nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
-# modules that do not change their input, unless they have a true `inplace`, and do not hand it on
+# Modules that only read their input, unless they have a true `inplace`, and give a new output.
 _READS = (
     nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d,
     nn.BatchNorm2d, nn.BatchNorm3d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Softmax, nn.LogSoftmax,
@@ -39,11 +39,10 @@ _READS = (
 
 
 class Exchanged:
-    """Mixed into the class of a module that `convert` has exchanged; `_exchanged_from` is its
-    own class.
+    """A base of the classes that `convert` gives to modules; `_exchanged_from` is the former class.
 
-    The class has the original's name, and copies and pickles name the original: they are exchanged
-    too, on the side that makes them.
+    The class has the former class's name, and copies and pickles name the former class: they are
+    exchanged too, in the process that makes them.
     """
 
     _exchanged_from: type[nn.Module]
@@ -61,21 +60,21 @@ def blank(original: type[nn.Module]) -> nn.Module:
 
 
 class _Fused(Exchanged, nn.Sequential):
-    """`forward` of a Sequential, Linear and activation in one pass where they are just that."""
+    """`forward` of a Sequential that runs each Linear and the activation after it in one pass."""
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             for module in self:
                 input = module(input)
             return input
-        else:  # which TorchScript leaves out
+        else:  # TorchScript does not compile this branch
             return _run(self, input)
 
 
 def exchanged_class(original: type[nn.Module]) -> type[nn.Module]:
-    """The class that takes the place of `original`: a Sequential, or one of `EXCHANGES`.
+    """Return the class that takes the place of `original`: a Sequential, or one of `EXCHANGES`.
 
-    Raises TypeError where no class can be derived from it.
+    It raises TypeError if no class can be derived from `original`.
     """
     if original not in EXCHANGES:
         EXCHANGES[original] = named_like(original, _Fused, original)
@@ -86,7 +85,7 @@ EXCHANGES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def named_like(original: type[nn.Module], *bases: type) -> type[nn.Module]:
-    """A class of `bases` under the name of `original`, for those who go by names."""
+    """Return a class of `bases` under the name of `original`, for programs that go by names."""
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     return types.new_class(
         original.__name__, bases, exec_body=lambda own: own.update(names, _exchanged_from=original)
@@ -94,7 +93,7 @@ def named_like(original: type[nn.Module], *bases: type) -> type[nn.Module]:
 
 
 def is_plain(sequence: nn.Module) -> bool:
-    """Whether it computes what `nn.Sequential` does: its children, one after the other."""
+    """Return whether it computes what `nn.Sequential` does: its children, one after the other."""
     forwards = nn.Sequential.forward, _Fused.forward
     return type(sequence).forward in forwards and "forward" not in sequence.__dict__
 
@@ -116,7 +115,7 @@ def _run(sequence: Any, input: Any) -> Any:
 
 
 def _watched() -> bool:
-    """Whether somebody watches or has replaced what all modules do."""
+    """Return whether hooks watch all modules, or a program has replaced what they call."""
     if torch.compiler.is_compiling():
         return bool(_has_any_global_hook())
     replaced = F.linear is not _LINEAR or nn.Module.__call__ is not _CALL
@@ -124,7 +123,7 @@ def _watched() -> bool:
 
 
 def refusal(modules: Sequence[nn.Module], number: int) -> str:
-    """Why the module `number` and the next one are not run in one pass; "" if they are."""
+    """Say why the module `number` and the next one are not run in one pass; "" if they are."""
     linear = modules[number]
     if type(linear) is not nn.Linear:
         return "a subclass, whose forward may differ"
@@ -143,7 +142,7 @@ def refusal(modules: Sequence[nn.Module], number: int) -> str:
 
 
 def _untouched(module: nn.Module) -> bool:
-    """Whether a call does what the class says and nothing more."""
+    """Return whether a call does what the class says and nothing more."""
     hooks = (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         or module._backward_pre_hooks
@@ -155,15 +154,19 @@ def _untouched(module: nn.Module) -> bool:
 
 
 def _keeps_what_pytorch_does_not(act: nn.Module, name: str) -> bool:
-    """Whether the value is kept for the backward pass, where PyTorch keeps the pre-activation: a
-    program may change it in place."""
+    """Return whether the value is kept for the backward pass, where PyTorch keeps a.
+
+    A program may change the value in place.
+    """
     keeps_a = isinstance(act, (nn.LeakyReLU, nn.ELU, nn.Softplus))
     return keeps_a and not getattr(act, "inplace", False) and activation(name).saved == "h"
 
 
 def _may_change(modules: Sequence[nn.Module]) -> bool:
-    """Whether the value that goes into `modules` may be changed in place: by the first that
-    computes something, or by the program, where it leaves them."""
+    """Return whether the value that goes into `modules` may be changed in place.
+
+    The first module that computes something may do so, or the program, if the value leaves them.
+    """
     for module in _leaves(modules):
         if type(module) in _HANDS_ON and not getattr(module, "inplace", False):
             if _hooked(module):
@@ -187,8 +190,10 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _takes(linear: nn.Linear, input: Any, act: nn.Module) -> bool:
-    """Whether `linear_act` computes what the two modules do; else the modules compute it, or raise
-    PyTorch's own error."""
+    """Return whether `linear_act` computes the same as the two modules.
+
+    If not, the modules compute it, or raise PyTorch's own error.
+    """
     tensors = [input, linear.weight, *([] if linear.bias is None else [linear.bias])]
     if any(offered.refusal(tensor) for tensor in tensors):
         return False
@@ -200,12 +205,12 @@ def _takes(linear: nn.Linear, input: Any, act: nn.Module) -> bool:
     if bias is not None and bias.shape != weight.shape[:1]:
         return False
     if torch.is_autocast_enabled(weight.device.type) and dtypes <= set(AUTOCAST_DTYPES):
-        return not isinstance(act, nn.Softplus)  # which PyTorch computes in float32 there
+        return not isinstance(act, nn.Softplus)  # under autocast PyTorch computes it in float32
     return len(dtypes) == 1 and weight.dtype in bridge.FLOATS
 
 
 def parameters_refusal(linear: nn.Module) -> str:
-    """Why its parameters will not be read, whatever the input; "" if they may be."""
+    """Say why its parameters will not be read, whatever the input; "" if they may be."""
     for name, tensor in linear._parameters.items():
         if isinstance(tensor, Tensor) and tensor.device.type != "meta":
             why = offered.refusal(tensor)

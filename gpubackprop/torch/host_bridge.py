@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from gpubackprop._optional import require
-from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends import HOST, Backend, NumpyBackend
 from gpubackprop.dtypes import STORAGES
 from gpubackprop.errors import DtypeError, TargetRangeError
 from gpubackprop.ops import checks
-from gpubackprop.ops.memory import HOST
 
 FLOATS = tuple(getattr(torch, name) for name in STORAGES)
 _COMPUTE = {getattr(torch, name): getattr(torch, row.compute) for name, row in STORAGES.items()}
@@ -116,11 +115,11 @@ class HostBridge:
     host_backend = NumpyBackend()
 
     @contextmanager
-    def backend_of(self, like: Tensor) -> Iterator[Any]:
+    def backend_of(self, like: Tensor) -> Iterator[Backend]:
         """The backend that works on the device of `like`, where its current stream is."""
         yield self.host_backend
 
-    def report_rows_from(self, backend: Any, like: Tensor, chunk: int, row: int) -> None:
+    def report_rows_from(self, backend: Backend, like: Tensor, chunk: int, row: int) -> None:
         """Labels of the next call are those of a chunk that begins with `row`: errors count on."""
 
     def array(self, tensor: Tensor | None) -> Any:

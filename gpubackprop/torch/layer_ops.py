@@ -3,9 +3,9 @@
     a = x W^T + b,  h = g(a)
     delta = dL/dh * g'(a),  grad_b = sum_i delta_i: one pass;  grad_W = delta^T x,  grad_x = delta W
 
-The products are PyTorch's (its BLAS, its workspace, capturable), and so is the bias of 16-bit
-types, which is added before they are rounded; what follows and precedes them is the backend's
-operation. Where the slope is a function of a, a is an output too, so that PyTorch can differentiate
+PyTorch computes the products (its BLAS, its workspace, capturable). For 16-bit types it also adds
+the bias, before the product is rounded. The backend's operations compute what follows and precedes
+the products. If the slope is a function of a, a is an output too, so that PyTorch can differentiate
 the backward pass with respect to it.
 """
 
@@ -30,8 +30,10 @@ from gpubackprop.torch.activations import slope
 def linear_act(
     x: Tensor, W: Tensor, b: Tensor | None, activation_name: str
 ) -> tuple[Tensor, Tensor]:
-    """(h, a) of x (..., D_in), W (D_out, D_in), b (D_out,), shaped (..., D_out); a is (0, 0) where
-    h serves the slope. h is no view: a program may change it in place."""
+    """Return (h, a), both (..., D_out), for x (..., D_in), W (D_out, D_in), b (D_out,).
+
+    If h gives the slope, a is (0, 0). h is no view: a program may change it in place.
+    """
     h, a = _of_matrix(_matrix(x), W, b, activation_name)
     shape = (*x.shape[:-1], W.shape[0])
     keeps_a = activation(activation_name).saved == "a"
@@ -44,7 +46,7 @@ def _of_matrix(
     formula, nothing = activation(activation_name), x.new_empty((0, 0))
     if formula.name == "identity":
         return (torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())), nothing
-    if b is None or x.dtype.itemsize == 2:  # 16 bits are rounded once, with the bias in the product
+    if b is None or x.dtype.itemsize == 2:  # 16 bits: the bias is added before the one rounding
         a = torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())
         bias = None
     else:
@@ -63,12 +65,12 @@ def _of_matrix(
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """(N, D) of (..., D)."""
+    """Return (..., D) as (N, D)."""
     return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def _shaped(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`matrix`, which nobody else has, as a tensor that is no view of it."""
+    """Return `matrix`, which nothing else refers to, as a tensor that is no view of it."""
     return matrix if matrix.dim() == len(shape) else torch.ops.aten._unsafe_view(matrix, shape)
 
 
@@ -80,7 +82,7 @@ def _(x, W, b, activation_name):
 
 
 def _workable(tensor: Tensor) -> Tensor:
-    """16-bit tensors of the CPU in float32: NumPy computes in no less."""
+    """Return 16-bit tensors of the CPU in float32, the least in which NumPy computes."""
     if bridge.of(tensor).is_cuda:
         return tensor
     return tensor.to(bridge.compute_dtype(tensor.dtype))
@@ -94,7 +96,7 @@ def _workable(tensor: Tensor) -> Tensor:
 def activation_backward(
     grad_h: Tensor, saved: Tensor, activation_name: str
 ) -> tuple[Tensor, Tensor]:
-    """delta (N, D) and its column sums (D,); `saved` (N, D) is h or a, as the registry says."""
+    """Return delta (N, D) and its column sums (D,); `saved` (N, D) is h or a."""
     dtype, of = saved.dtype, bridge.of(saved)
     grad_h, saved = of.rows(_workable(grad_h.to(dtype))), of.rows(_workable(saved))
     delta = torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
@@ -114,7 +116,7 @@ def _(grad_h, saved, activation_name):
 
 @torch.library.custom_op("gpubackprop::column_sum", mutates_args=(), schema="(Tensor x) -> Tensor")
 def column_sum(x: Tensor) -> Tensor:
-    """sum_i x_ij of x (N, D), float32 for 16 bits on the way, in an order that is fixed."""
+    """Return sum_i x_ij for x (N, D), in a fixed order; sums of 16-bit numbers are float32."""
     of = bridge.of(x)
     wide = of.rows(_workable(x))
     out = wide.new_empty(wide.shape[1])
@@ -135,7 +137,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     x, W, _, name = inputs
     saved = activation(name).saved
     kept = () if name == "identity" else (output[0] if saved == "h" else output[1],)
-    # only what is needed: a program may change the rest, e.g. W by a step of an optimizer
+    # Save only what is needed: a program may change the rest, e.g. W by a step of an optimizer.
     needs_x, needs_W = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_W else None, W if needs_x else None, *kept)
     ctx.name, ctx.shape = name, x.shape
@@ -176,7 +178,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 def _double_backward(
     ctx: Any, v_delta: Tensor | None, v_b: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """With v = v_delta + v_b: v g' for grad_h, v grad_h g'' for what was saved."""
+    """Return v g' for grad_h and v grad_h g'' for what was saved, with v = v_delta + v_b."""
     grad_h, saved = ctx.saved_tensors
     parts = [v for v in (v_delta, v_b) if v is not None]
     if not parts:

@@ -1,4 +1,4 @@
-"""Affine layers with bias, activation and bias gradient fused."""
+"""Affine layers: bias, activation and bias gradient are fused."""
 
 from __future__ import annotations
 
@@ -16,28 +16,44 @@ from gpubackprop.torch.layer_ops import linear_act as _linear_act
 from gpubackprop.torch.offered import exporting
 
 
-@torch.fx.wrap  # one node of a traced graph, as nn.Linear is
+@torch.fx.wrap  # it becomes one node of a traced graph, as nn.Linear does
 def linear_act(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, activation_name: str = "relu"
 ) -> Tensor:
-    """h = g(input weight^T + bias), bias and activation in one pass over the product.
+    """Compute h = g(input weight^T + bias); bias and activation take one pass over the product.
 
     The backward pass computes delta = dL/dh * g' and the bias gradient in one pass too.
 
     Parameters
     ----------
-    input : (..., D_in); weight : (D_out, D_in); bias : (D_out,) or None: float64, float32, float16
-        or bfloat16, all of one dtype (under autocast they are converted, as by PyTorch's linear).
-    activation_name : entry of the activation registry, e.g. "identity", "gelu", "leaky_relu(0.2)".
+    input : (..., D_in) tensor
+        Dtype float64, float32, float16 or bfloat16. All tensors have one dtype; under autocast they
+        are converted, as by PyTorch's linear.
+    weight : (D_out, D_in) tensor
+        Weights.
+    bias : (D_out,) tensor or None
+        Biases.
+    activation_name : str
+        Entry of the activation registry, e.g. "identity", "gelu", "leaky_relu(0.2)".
 
     Returns
     -------
-    (..., D_out), dtype of the input.
+    (..., D_out) tensor
+        The hidden units h, in the dtype of the input.
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError, DeviceUnavailable
+    ShapeError
+        The shapes do not fit each other.
+    DtypeError
+        The tensors are not of one float dtype.
+    OptionError
+        The activation is unknown.
+    DeviceUnavailable
+        The tensors lie on several devices, or neither on the CPU nor on a CUDA device.
 
+    Examples
+    --------
     >>> linear_act(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([-5.0]))
     tensor([[0.]])
     """
@@ -50,14 +66,17 @@ def linear_act(
     check_types("weight", input, weight, bias)
     if bridge.transformed() or exporting():
         return _composed(formula, input, weight, bias)
-    # a view: what is saved of a leaf is looked up in its `.data`, which `module.to` replaces
+    # Autograd saves a leaf by reference to its `.data`, which `module.to` replaces; a view is safe.
     h, _ = _linear_act(input, weight.view_as(weight), bias, str(formula))
     return h
 
 
 def _composed(formula: Activation, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same in PyTorch's operators. In 16 bits they would add the bias to the rounded product
-    under a transform: there it is added in float32 and rounded once."""
+    """Compute the same in PyTorch's operators.
+
+    Under a transform they would add the bias to the product after it was rounded to 16 bits. There
+    the bias is added in float32 and the sum is rounded once.
+    """
     if bias is None or input.itemsize != 2 or exporting():
         a = F.linear(input, weight, bias)
     else:
@@ -65,14 +84,16 @@ def _composed(formula: Activation, input: Tensor, weight: Tensor, bias: Tensor |
     return FORMULAS[formula.name](a, formula.parameter)
 
 
-AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # by autocast
+AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that autocast converts
 
 
 def autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands of a layer in the type that autocast asks for; float64 and integers stay, as in
-    PyTorch."""
+    """Return the operands of a layer in the dtype that autocast asks for.
+
+    float64 and integers stay, as in PyTorch.
+    """
     kind = input.device.type
     dtypes = [tensor.dtype for tensor in (input, weight, bias) if tensor is not None]
     if not torch.is_autocast_enabled(kind) or any(dtype not in AUTOCAST_DTYPES for dtype in dtypes):
@@ -93,7 +114,7 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def check_types(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """DtypeError where a layer's operands, its weight being `name`, are not of one float type."""
+    """Raise DtypeError if a layer's operands are not of one float dtype; its weight is `name`."""
     dtypes = {tensor.dtype for tensor in (input, weight, bias) if tensor is not None}
     if len(dtypes) > 1 or input.dtype not in bridge.FLOATS:
         raise DtypeError(
@@ -105,14 +126,31 @@ def check_types(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -
 class LinearAct(torch.nn.Module):
     """An affine layer and its activation, `linear_act`, with the parameters of `torch.nn.Linear`.
 
-    It is no `torch.nn.Linear`: what takes such a layer for an affine map (adapters, quantization,
-    fusing) would lose the activation.
+    It does not derive from `torch.nn.Linear`: tools that take such a layer for an affine map
+    (adapters, quantization, fusing) would lose the activation.
 
     Parameters
     ----------
-    in_features, out_features, bias, device, dtype : as `torch.nn.Linear`.
-    activation : entry of the activation registry, e.g. "relu", "gelu", "leaky_relu(0.2)".
+    in_features : int
+        Number of inputs D_in.
+    out_features : int
+        Number of outputs D_out.
+    activation : str
+        Entry of the activation registry, e.g. "relu", "gelu", "leaky_relu(0.2)".
+    bias : bool
+        Whether the layer has biases.
+    device : device or None
+        Where the parameters lie, as for `torch.nn.Linear`.
+    dtype : dtype or None
+        Dtype of the parameters, as for `torch.nn.Linear`.
 
+    Raises
+    ------
+    OptionError
+        The activation is unknown.
+
+    Examples
+    --------
     >>> layer = LinearAct(784, 512, "gelu")
     >>> layer(torch.zeros(3, 784)).shape
     torch.Size([3, 512])
@@ -142,10 +180,28 @@ class LinearAct(torch.nn.Module):
         torch.nn.Linear.reset_parameters(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Compute the layer's outputs.
+
+        Parameters
+        ----------
+        input : (..., in_features) tensor
+            Inputs.
+
+        Returns
+        -------
+        (..., out_features) tensor
+            Outputs.
+        """
         return linear_act(input, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:
+        """Return the layer's sizes and activation, for its repr.
+
+        Returns
+        -------
+        str
+            The text between the parentheses.
+        """
         affine = torch.nn.Linear.extra_repr(self)
         return f"{affine}, activation={self.activation!r}"
 
@@ -153,14 +209,42 @@ class LinearAct(torch.nn.Module):
 class Linear(torch.nn.Linear):
     """`torch.nn.Linear`, whose bias gradient is summed in a fixed order.
 
-    Parameters: as `torch.nn.Linear`.
+    Parameters
+    ----------
+    in_features : int
+        Number of inputs D_in.
+    out_features : int
+        Number of outputs D_out.
+    bias : bool
+        Whether the layer has biases.
+    device : device or None
+        Where the parameters lie.
+    dtype : dtype or None
+        Dtype of the parameters.
+
+    Examples
+    --------
+    >>> layer = Linear(3, 2)
+    >>> layer(torch.zeros(5, 3)).shape, isinstance(layer, torch.nn.Linear)
+    (torch.Size([5, 2]), True)
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Compute the layer's outputs.
+
+        Parameters
+        ----------
+        input : (..., in_features) tensor
+            Inputs.
+
+        Returns
+        -------
+        (..., out_features) tensor
+            Outputs.
+        """
         return linear_act(input, self.weight, self.bias, "identity")
 
 
 def _canonical(name: str) -> str:
-    """`name` as the registry writes it; OptionError for an unknown one."""
+    """Return `name` as the registry writes it; raise OptionError for an unknown one."""
     return str(activation(name))

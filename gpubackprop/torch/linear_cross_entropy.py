@@ -29,32 +29,61 @@ def linear_cross_entropy(
     options: Any = None,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """`torch.nn.functional.linear_cross_entropy`: cross_entropy(linear(input, ...), target, ...).
+    """Compute cross_entropy(linear(input, ...), target, ...), as PyTorch's linear_cross_entropy.
 
-    For class indices the logits never exist: they are computed in chunks, summed in float32, and
-    once more in the backward pass. Memory beyond inputs and gradients:
+    For class indices the logits never exist as a whole. They are computed in chunks, summed in
+    float32, and computed once more in the backward pass. Memory beyond inputs and gradients:
     `linear_cross_entropy_ops.working_memory`.
 
     Parameters
     ----------
-    input : (D,) or (N, D).
-    linear_weight : (C, D); or (C, d1, ..., D), whose logits (N, C, d1, ...) are computed whole.
-    target : class indices (), (N,) or (N, d1, ...); or probabilities, shaped as the logits, which
-        are then computed whole too.
-    linear_bias : as linear_weight without D.
-    weight, reduction, label_smoothing, z_loss : as in `cross_entropy`.
-    ignore_index : None is -100, and the only choice for probabilities.
-    options : accepted, not read: the chunks follow from the sizes.
+    input : (D,) or (N, D) tensor
+        Inputs of the affine layer.
+    linear_weight : (C, D) tensor
+        Weights of the layer. With (C, d1, ..., D) the logits (N, C, d1, ...) are computed whole.
+    target : tensor
+        Class indices (), (N,) or (N, d1, ...); or probabilities, shaped as the logits, which are
+        then computed whole too.
+    linear_bias : (C,) tensor or None
+        Biases; (C, d1, ...) if linear_weight is (C, d1, ..., D).
+    weight : (C,) tensor or None
+        Class weights, as in `cross_entropy`.
+    reduction : {"mean", "sum", "none"}
+        How rows become the loss.
+    ignore_index : int or None
+        Label of rows that add nothing; None is -100, and the only choice for probabilities.
+    label_smoothing : float
+        As in `cross_entropy`.
+    options : object
+        Accepted but not read: the sizes decide the chunks.
+    z_loss : float
+        As in `cross_entropy`.
 
     Returns
     -------
-    loss : (), or shaped as the class indices for "none"; float32 for 16-bit input.
+    tensor
+        The loss, of shape (), or shaped as the class indices for "none"; float32 for 16-bit input.
 
     Raises
     ------
-    ShapeError, DtypeError, OptionError, DeviceUnavailable, LabelError: see `cross_entropy`. All are
-    of the types that PyTorch's function raises too.
+    ShapeError
+        The shapes do not fit each other.
+    DtypeError
+        A tensor has a dtype that is not offered.
+    OptionError
+        An option is unknown or out of range.
+    DeviceUnavailable
+        The tensors lie on several devices, or neither on the CPU nor on a CUDA device.
+    LabelError
+        A label is out of range, as in `cross_entropy`. All errors are also of PyTorch's types.
 
+    References
+    ----------
+    `torch.nn.functional.linear_cross_entropy`; the chunks of classes are described in
+    `gpubackprop.torch.linear_cross_entropy_ops`.
+
+    Examples
+    --------
     >>> x, W = torch.tensor([[1.0, 2.0]]), torch.zeros(4, 2)
     >>> round(linear_cross_entropy(x, W, torch.tensor([3])).item(), 4)
     1.3863

@@ -1,9 +1,9 @@
-"""What these functions take in the place of PyTorch's own, decided before anything is computed.
+"""Which tensors these functions take instead of PyTorch's own; decided before anything is computed.
 
-A script that is patched and a model that is converted hold more kinds of tensors than these
-kernels read: wrappers with operators of their own (DTensor, quantized weights), tensors without
-memory (meta, fake, functional), nested ones. They are told apart by exact type: a subclass may mean
-anything by an operator.
+A script that is patched and a model that is converted hold more kinds of tensors than these kernels
+read: wrappers with operators of their own (DTensor, quantized weights), tensors without memory
+(meta, fake, functional), nested tensors. The exact type tells them apart, because a subclass may
+give an operator any meaning.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXACT = (Tensor, nn.Parameter)
 
 
 def refusal(tensor: Any) -> str:
-    """Why the kernels do not read `tensor`; "" if they do."""
+    """Say why the kernels do not read `tensor`; "" if they do."""
     if type(tensor) not in EXACT:
         return f"a {type(tensor).__name__} may have operators of its own"
     if tensor.layout != torch.strided:
@@ -37,11 +37,11 @@ def refusal(tensor: Any) -> str:
 
 
 def refusal_now() -> str:
-    """Why PyTorch's own operators are wanted whatever the tensors are; "" if they are not.
+    """Say why PyTorch's own operators are wanted whatever the tensors are; "" if they are not.
 
-    A program that is exported (torch.export, torch.jit.trace, ONNX) is to hold PyTorch's operators
-    and no others; a mode (FlopCounterMode, FakeTensorMode, a selective checkpoint, ...) knows them
-    and no others. The mode of a default device is none that watches.
+    An exported program (torch.export, torch.jit.trace, ONNX) must hold PyTorch's operators and no
+    others. A mode (FlopCounterMode, FakeTensorMode, a selective checkpoint, ...) knows only those.
+    The mode that sets a default device does not watch operators.
     """
     if exporting():
         return "the program is exported"
@@ -53,7 +53,7 @@ def refusal_now() -> str:
 
 
 def exporting() -> bool:
-    """Whether torch.export or torch.jit.trace, and so an ONNX export, records what is computed."""
+    """Return whether torch.export, torch.jit.trace or an ONNX export records the program."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 

@@ -1,8 +1,8 @@
-"""What an update works on: parameter, gradient, slots and step count, checked anew in each step.
+"""The operands of an update: parameter, gradient, slots and step count, checked in each step.
 
 State may have been made elsewhere (a checkpoint, another optimizer, a cast of the module), so
-nothing is taken for granted: what has another order in memory or another type takes part through a
-copy, which is written back after the update.
+nothing is taken for granted. Tensors with another order in memory or another dtype take part
+through a copy, which is written back after the update.
 """
 
 from __future__ import annotations
@@ -22,15 +22,20 @@ Strides = tuple[int, ...]
 
 @dataclass
 class Entry:
-    """A parameter with what its update needs, in any order and type that `storage_of` accepts.
+    """A parameter with the tensors of its update, in any order and dtype that `storage_of` accepts.
 
     Attributes
     ----------
-    p : the parameter.
-    g : its gradient.
-    slots : the optimizer's state, shaped as p.
-    step : the step count, one element, on the device of p.
-    group : the row of the settings.
+    p : Tensor
+        The parameter.
+    g : Tensor
+        Its gradient.
+    slots : tuple of Tensor
+        The optimizer's state, shaped as p.
+    step : Tensor
+        The step count, one element, on the device of p.
+    group : int
+        The row of the settings.
     """
 
     p: Tensor
@@ -45,8 +50,12 @@ class Operands:
 
     Attributes
     ----------
-    p, g : of the storage dtype.
-    slots : of its compute dtype.
+    p : Tensor
+        The parameter, in the storage dtype.
+    g : Tensor
+        The gradient, in the storage dtype.
+    slots : tuple of Tensor
+        The state, in the storage dtype's compute dtype.
     """
 
     def __init__(self, entry: Entry, storage: torch.dtype) -> None:
@@ -69,7 +78,7 @@ class Operands:
         return copy
 
     def count_in_float32(self) -> None:
-        """`step` as the kernels count: float32."""
+        """Make `step` float32, in which the kernels count."""
         if self.step.dtype != torch.float32:
             count = self.step.detach().to(torch.float32)
             self._back.append((self.step.detach(), count))
@@ -81,7 +90,7 @@ class Operands:
 
 
 def same_order(tensor: Tensor, strides: Strides) -> bool:
-    """Whether the elements lie in memory as `strides` say; a size of 1 has no stride to compare."""
+    """Return whether the tensor has these strides; the stride of a size of 1 is free."""
     own = tensor.stride()
     return own == strides or all(
         a == b or size == 1 for a, b, size in zip(own, strides, tensor.shape, strict=True)
@@ -89,7 +98,7 @@ def same_order(tensor: Tensor, strides: Strides) -> bool:
 
 
 def order_of(p: Tensor) -> Strides:
-    """The strides of p where its elements fill a range of memory, else those of a fresh tensor."""
+    """Return the strides of p if its elements fill a range of memory, else row-major ones."""
     if p.is_contiguous() or _is_dense(p):
         return p.stride()
     strides, step = [], 1
@@ -100,7 +109,7 @@ def order_of(p: Tensor) -> Strides:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a range of memory, in whatever order of the dimensions."""
+    """Return whether the elements fill a range of memory, in whatever order of the dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != expected:
@@ -110,11 +119,12 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def memory_of(tensor: Tensor) -> Tensor:
-    """The tensor with the elements that this process holds: of a DTensor its local shard.
+    """Return the tensor with the elements that this process holds; for a DTensor, its local shard.
 
     Raises
     ------
-    DtypeError : a tensor that wraps others in a way unknown here.
+    DtypeError
+        The tensor wraps others in a way that is unknown here.
     """
     if bridge.has_memory(tensor):
         return tensor
@@ -133,12 +143,14 @@ def _is_distributed(tensor: Tensor) -> bool:
 
 
 def gradient_of(p: Tensor) -> Tensor:
-    """p.grad as elements for those of `memory_of(p)`, of any float type and order.
+    """Return p.grad as elements for those of `memory_of(p)`, of any float dtype and order.
 
     Raises
     ------
-    DtypeError : complex or integer parameters, sparse gradients.
-    StateError : p is written to, but has elements that share memory; a gradient of other sizes.
+    DtypeError
+        The parameter is complex or integer, or the gradient is sparse.
+    StateError
+        Elements of p share memory though p is written to, or the gradient has other sizes.
     """
     g = p.grad
     assert g is not None
@@ -158,7 +170,7 @@ def gradient_of(p: Tensor) -> Tensor:
         return g
     try:
         if g.device == memory.device:
-            return g.detach().expand(memory.shape)  # what PyTorch would broadcast
+            return g.detach().expand(memory.shape)  # PyTorch would broadcast it too
     except RuntimeError:
         pass
     raise StateError(
@@ -176,16 +188,22 @@ def _refuse_overlap(what: str, tensor: Tensor) -> None:
 
 
 def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torch.dtype:
-    """The type that parameter and gradient have in the update: the widest of what takes part.
+    """Return the dtype that parameter and gradient have in the update: the widest that takes part.
 
     Parameters
     ----------
-    slot_types : what slots may have besides the type of p and its compute dtype; None: any float.
+    entry : Entry
+        The tensors.
+    slot_types : tuple of dtype, or None
+        Dtypes that slots may have besides those of p and g and p's compute dtype; None is any
+        float.
 
     Raises
     ------
-    DtypeError : a slot is sparse, as of PyTorch's SGD after sparse gradients.
-    StateError : a slot does not fit the parameter (any more); PyTorch's RuntimeError.
+    DtypeError
+        A slot is sparse, as PyTorch's SGD leaves it after sparse gradients.
+    StateError
+        A slot does not fit the parameter (any more). PyTorch raises a RuntimeError there.
     """
     p, g = entry.p, entry.g
     storage = p.dtype if g.dtype == p.dtype else torch.promote_types(p.dtype, g.dtype)
@@ -196,7 +214,7 @@ def storage_of(entry: Entry, slot_types: tuple[torch.dtype, ...] | None) -> torc
         if slot.shape != p.shape or slot.device != p.device:
             raise _misfit(p, slot)
         if slot.dtype != wanted:
-            known = bridge.FLOATS if slot_types is None else (p.dtype, *slot_types)
+            known = bridge.FLOATS if slot_types is None else (p.dtype, g.dtype, *slot_types)
             if slot.dtype not in known:
                 raise _misfit(p, slot)
             if slot.dtype == torch.float64:
@@ -215,13 +233,14 @@ def _misfit(p: Tensor, slot: Tensor) -> StateError:
 
 
 def step_count(step: Any, p: Tensor, fused: bool | None) -> Tensor:
-    """The step count of a parameter, one element on its device: `step`, where it is that.
+    """Return the step count of a parameter: one element on its device.
 
-    A number (an old checkpoint) becomes a tensor of the type that PyTorch gives it.
+    A number (from an old checkpoint) becomes a tensor of the dtype that PyTorch gives it.
 
     Raises
     ------
-    StateError : a tensor of several elements.
+    StateError
+        It is a tensor of several elements.
     """
     if not isinstance(step, Tensor):
         return torch.tensor(float(step), dtype=count_dtype(fused), device=p.device)
@@ -231,6 +250,6 @@ def step_count(step: Any, p: Tensor, fused: bool | None) -> Tensor:
 
 
 def count_dtype(fused: bool | None) -> torch.dtype:
-    """PyTorch's type of step counts."""
+    """Return PyTorch's dtype of step counts."""
     wide = torch.get_default_dtype() == torch.float64 and not fused
     return torch.float64 if wide else torch.float32

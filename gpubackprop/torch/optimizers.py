@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW of PyTorch, all parameters updated in one launch."""
+"""SGD, Adam and AdamW of PyTorch; one launch updates all parameters."""
 
 from __future__ import annotations
 
@@ -22,31 +22,44 @@ from gpubackprop.torch.operands import (
 )
 from gpubackprop.torch.update_table import Settings, UpdateTable, update_on_host
 
-# device, storage dtype and rule; which of several updates of the same memory
+# device, storage dtype, rule, and the number of the update among those of the same memory
 Batch = tuple[torch.device, torch.dtype, str, int]
 
 
 class _TableOptimizer(torch.optim.Optimizer):
-    """`step` by tables. A class below is this and PyTorch's own, whose constructor, groups, hooks
-    and state_dict it keeps.
+    """`step` by tables. Each class below derives from this and from PyTorch's own class.
 
-    CUDA tensors: one launch (and a small one for the coefficients) for all tensors of a device and
-    dtype, capturable always: step counts, learning rate and table are in device memory. CPU
-    tensors: NumPy. `foreach` and `capturable` are accepted and change nothing. With `fused=True` a
-    GradScaler leaves the scale to the step, as in PyTorch: gradients are unscaled after it in one
-    more pass. Otherwise the scaler unscales them and skips the step.
+    PyTorch's class gives the constructor, groups, hooks and state_dict.
 
-    What a step uses is checked in each step: gradients and state may have another order in memory
-    or another dtype than the parameter, and then take part through a copy. `torch.compile` calls
-    the step as it is, between two graphs.
+    CUDA tensors: one launch (and a small one for the coefficients) updates all tensors of a device
+    and dtype. The step can always be captured: step counts, learning rate and table are in device
+    memory. CPU tensors: NumPy updates them one by one. `foreach` and `capturable` are accepted and
+    change nothing. With `fused=True` a GradScaler leaves the scale to the step, as in PyTorch; the
+    gradients are then unscaled after it, in one more pass. Otherwise the scaler unscales them and
+    may skip the step.
+
+    Each step checks what it uses. Gradients and state that have another order in memory or another
+    dtype than the parameter take part through a copy. `torch.compile` calls the step as it is,
+    between two graphs.
     """
 
     def _slot_types(self, group: dict[str, Any]) -> tuple[torch.dtype, ...] | None:
-        """The types of slots that PyTorch takes besides the parameter's; None: all."""
+        """Return the types that slots may have besides the parameter's; None means all types."""
         return (torch.bfloat16,) if group.get("fused") else ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As PyTorch's; OptionError for differentiable."""
+        """Add a parameter group, as PyTorch does.
+
+        Parameters
+        ----------
+        param_group : dict
+            "params", and the options in which the group differs.
+
+        Raises
+        ------
+        OptionError
+            The group is differentiable, which is not offered.
+        """
         super().add_param_group(param_group)
         self._refuse(self.param_groups[-1:])
 
@@ -65,18 +78,30 @@ class _TableOptimizer(torch.optim.Optimizer):
     def _state_of(
         self, p: Tensor, g: Tensor, group: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The slots and the step count of a parameter, made where they are missing."""
+        """Return the slots and the step count of a parameter; make those that are missing."""
         raise NotImplementedError
 
     @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; `closure` evaluates the model anew and returns the loss, as in PyTorch.
+        """Update the parameters once.
+
+        Parameters
+        ----------
+        closure : callable or None
+            Evaluates the model anew and returns the loss, as in PyTorch.
+
+        Returns
+        -------
+        object
+            What `closure` returned, or None.
 
         Raises
         ------
-        LabelError : a loss on a GPU met a label out of range in a step before.
-        StateError : state does not fit its parameter; nothing has been updated.
+        LabelError
+            A loss on a GPU met a label out of range in an earlier step.
+        StateError
+            State does not fit its parameter; nothing has been updated.
         """
         loss = None
         if closure is not None:
@@ -87,10 +112,16 @@ class _TableOptimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         self._refuse(self.param_groups)
-        self._launch(self._batches())
+        settings = self._all_settings()
+        self._launch(self._batches(), settings)
 
-    def _launch(self, batches: dict[Batch, list[Entry]]) -> None:
-        settings = [self._settings(group) for group in self.param_groups]
+    def _all_settings(self) -> list[Settings]:
+        """Of each group; before state is made, since a group may lack something."""
+        return [self._settings(group) for group in self.param_groups]
+
+    def _launch(self, batches: dict[Batch, list[Entry]], settings: list[Settings]) -> None:
+        for number in {entry.group for entries in batches.values() for entry in entries}:
+            settings[number].check()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for key, entries in batches.items():
             device, storage, rule, _ = key
@@ -106,11 +137,12 @@ class _TableOptimizer(torch.optim.Optimizer):
             unscale([p for group in self.param_groups for p in group["params"]], scale)
 
     def _batches(self) -> dict[Batch, list[Entry]]:
-        """The parameters that have a gradient, by what one launch can take. State is made after
-        all of them were found to be offered.
+        """Group the parameters that have a gradient by what one launch can take.
 
-        A parameter that is listed twice, or shares its memory or its step count with another, is
-        updated in the order of the list: one launch after the other.
+        State is made only after all parameters were found to be offered.
+
+        A parameter may be listed twice, or share its memory or its step count with another one.
+        Then the updates run in the order of the list, one launch after the other.
         """
         ready = [
             (number, p, gradient_of(p))
@@ -133,14 +165,22 @@ class _TableOptimizer(torch.optim.Optimizer):
         return batches
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As PyTorch's; but slots become float32 for 16-bit parameters and take the order of the
-        parameter's memory, and step counts go to its device."""
-        given: list[dict[str, Any]] = []  # what the pre-hooks made of state_dict
+        """Load a state_dict, as PyTorch does.
+
+        Slots of 16-bit parameters become float32, slots take the order of the parameter's memory,
+        and step counts go to the parameter's device.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state_dict` of this class or of PyTorch's returned.
+        """
+        given: list[dict[str, Any]] = []  # the state_dict as the pre-hooks have changed it
 
         def adopt(_: torch.optim.Optimizer) -> None:
             self._adopt(given[-1])
 
-        # between the user's hooks: after all of before, before all of after
+        # These two run between the user's hooks: after all pre-hooks, before all post-hooks.
         before = self.register_load_state_dict_pre_hook(lambda _, loaded: given.append(loaded))
         after = self.register_load_state_dict_post_hook(adopt, prepend=True)
         try:
@@ -150,7 +190,7 @@ class _TableOptimizer(torch.optim.Optimizer):
             after.remove()
 
     def _adopt(self, loaded: dict[str, Any]) -> None:
-        """Slots and step counts from `loaded`: PyTorch has rounded its own copy to p's dtype."""
+        """Take slots and step counts from `loaded`; PyTorch has rounded its copy to p's dtype."""
         numbers = [n for group in loaded["param_groups"] for n in group["params"]]
         parameters = [(p, group) for group in self.param_groups for p in group["params"]]
         for number, (p, group) in zip(numbers, parameters, strict=True):
@@ -164,7 +204,7 @@ class _TableOptimizer(torch.optim.Optimizer):
 
 
 def unscale(parameters: list[Tensor], scale: Tensor) -> None:
-    """Their gradients divided by the scale, in place, as GradScaler.unscale_ leaves them."""
+    """Divide the gradients by the scale, in place, as GradScaler.unscale_ leaves them."""
     gradients: dict[torch.device, list[Tensor]] = {}
     for p in parameters:
         if (g := p.grad) is not None:
@@ -175,7 +215,7 @@ def unscale(parameters: list[Tensor], scale: Tensor) -> None:
 
 
 def _loaded_count(p: Tensor, value: Any, fused: bool | None) -> Tensor:
-    """A tensor in float32, or in float64 as PyTorch keeps it."""
+    """Return a step count as a tensor in float32, or in float64 if PyTorch keeps it in that."""
     wide = isinstance(value, Tensor) and value.dtype == torch.float64 and not fused
     count = step_count(value, p, fused)
     return count if wide or not isinstance(value, Tensor) else count.to(torch.float32)
@@ -190,22 +230,71 @@ def _loaded(p: Tensor, value: Tensor) -> Tensor:
     return _slot(p, p.dtype).copy_(slot)
 
 
+# What a step in inference mode makes, a later step outside of it can write too.
+@torch.inference_mode(False)
 def _slot(p: Tensor, dtype: torch.dtype) -> Tensor:
     dtype = bridge.compute_dtype(dtype)
     return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
+@torch.inference_mode(False)
 def _count(p: Tensor, dtype: torch.dtype, value: float = 0.0) -> Tensor:
     return torch.full((), value, dtype=dtype, device=p.device)
 
 
-class SGD(_TableOptimizer, torch.optim.SGD):
-    """`torch.optim.SGD`: its arguments but differentiable, its state_dict and values.
+@torch.inference_mode(False)
+def _moved(count: Tensor, device: torch.device) -> Tensor:
+    return count.to(device)
 
-    Without momentum p <- p - lr g; with it v <- mu v + (1 - dampening) g, v = g in the first step,
+
+class SGD(_TableOptimizer, torch.optim.SGD):
+    """`torch.optim.SGD`: its arguments except differentiable, its state_dict and values.
+
+    Without momentum p <- p - lr g. With momentum v <- mu v + (1 - dampening) g (first step: v = g)
     and p <- p - lr v, or p - lr (g + mu v) with nesterov. g includes weight_decay * p.
 
     State: "momentum_buffer", shaped as p; float32 for 16-bit parameters.
+
+    Parameters
+    ----------
+    params : iterable
+        Tensors, named tensors or groups, as in PyTorch.
+    lr : float or 0-d tensor
+        Learning rate.
+    momentum : float
+        Factor mu of the velocity.
+    dampening : float
+        Damping of the gradient in the velocity.
+    weight_decay : float
+        Factor of the parameter that is added to its gradient.
+    nesterov : bool
+        Whether the step looks ahead.
+    maximize : bool
+        Whether to ascend.
+    foreach : bool or None
+        Accepted; it changes nothing.
+    differentiable : bool
+        Must be False.
+    fused : bool or None
+        Whether a GradScaler leaves the scale to the step.
+
+    Raises
+    ------
+    OptionError
+        `differentiable` is true.
+
+    References
+    ----------
+    `torch.optim.SGD`; I. Sutskever et al., "On the importance of initialization and momentum in
+    deep learning", 2013.
+
+    Examples
+    --------
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> p.grad = torch.tensor([1.0, 2.0])
+    >>> SGD([p], lr=0.5).step()
+    >>> p.data
+    tensor([0.5000, 0.0000])
     """
 
     def _slot_types(self, group: dict[str, Any]) -> tuple[torch.dtype, ...] | None:
@@ -225,14 +314,16 @@ class SGD(_TableOptimizer, torch.optim.SGD):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         steps: dict[Tensor, Tensor] = self.__dict__.setdefault("_steps", {})
         if p in steps and steps[p].device != p.device:
-            steps[p] = steps[p].to(p.device)
+            steps[p] = _moved(steps[p], p.device)
         if not group["momentum"]:
-            return (), steps.setdefault(p, _count(p, torch.float32))
+            if p not in steps:
+                steps[p] = _count(p, torch.float32)
+            return (), steps[p]
         state = self.state[p]
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = _slot(p, torch.promote_types(p.dtype, g.dtype))
             steps[p] = _count(p, torch.float32)
-        if p not in steps:  # the buffer was loaded
+        if p not in steps:  # the buffer comes from a loaded state
             steps[p] = _count(p, torch.float32, 1.0)
         return (state["momentum_buffer"],), steps[p]
 
@@ -242,20 +333,63 @@ class SGD(_TableOptimizer, torch.optim.SGD):
 
 
 class Adam(_TableOptimizer, torch.optim.Adam):
-    """`torch.optim.Adam`: its arguments but differentiable, its state_dict and values.
+    """`torch.optim.Adam`: its arguments except differentiable, its state_dict and values.
 
-    m <- beta1 m + (1 - beta1) g; v <- beta2 v + (1 - beta2) g^2;
-    p <- p - lr mhat / (sqrt(vhat) + eps). g includes weight_decay * p. With amsgrad vhat is made of
-    the largest v so far.
+    m <- beta1 m + (1 - beta1) g; v <- beta2 v + (1 - beta2) g^2; p <- p - lr mhat / (sqrt(vhat) +
+    eps), where mhat = m / (1 - beta1^t) and vhat = v / (1 - beta2^t). g includes weight_decay * p.
+    With amsgrad, vhat is made of the largest v so far.
 
-    State: "step" (), of PyTorch's type, on the device of p; "exp_avg", "exp_avg_sq" and with
+    State: "step" (), of PyTorch's dtype, on the device of p; "exp_avg", "exp_avg_sq" and with
     amsgrad "max_exp_avg_sq", shaped as p; float32 for 16-bit parameters.
 
-    Sources: Kingma & Ba 2015, algorithm 1; Reddi et al. 2018.
+    Parameters
+    ----------
+    params : iterable
+        Tensors, named tensors or groups, as in PyTorch.
+    lr : float or 0-d tensor
+        Learning rate.
+    betas : pair of float
+        Decay rates of m and v.
+    eps : float
+        Added to the root.
+    weight_decay : float
+        Factor of the parameter that is added to its gradient.
+    amsgrad : bool
+        Whether the largest v so far takes the place of v.
+    foreach : bool or None
+        Accepted; it changes nothing.
+    maximize : bool
+        Whether to ascend.
+    capturable : bool
+        Accepted; a step on a GPU can always be captured.
+    differentiable : bool
+        Must be False.
+    fused : bool or None
+        Whether a GradScaler leaves the scale to the step.
+    decoupled_weight_decay : bool
+        Whether the weight decay is that of `AdamW`.
+
+    Raises
+    ------
+    OptionError
+        `differentiable` is true.
+
+    References
+    ----------
+    D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1. S. J.
+    Reddi, S. Kale and S. Kumar, "On the convergence of Adam and beyond", 2018 (amsgrad).
+
+    Examples
+    --------
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> p.grad = torch.tensor([1.0, -2.0])
+    >>> Adam([p], lr=0.5).step()
+    >>> p.data
+    tensor([0.5000, 1.5000])
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As PyTorch's; step counts that are numbers go to the parameter's device."""
+        """Set the state as PyTorch does; put step counts that are numbers on p's device."""
         for group in state.get("param_groups", ()):
             for p in group["params"]:
                 own = state.get("state", {}).get(p, {})
@@ -285,7 +419,47 @@ class Adam(_TableOptimizer, torch.optim.Adam):
 
 
 class AdamW(Adam, torch.optim.AdamW):
-    """`torch.optim.AdamW`: `Adam` with p <- (1 - lr * weight_decay) p before the step.
+    """`torch.optim.AdamW`: `Adam` after p <- (1 - lr * weight_decay) p.
 
-    Source: Loshchilov & Hutter 2019.
+    Parameters
+    ----------
+    params : iterable
+        Tensors, named tensors or groups, as in PyTorch.
+    lr : float or 0-d tensor
+        Learning rate.
+    betas : pair of float
+        Decay rates of m and v.
+    eps : float
+        Added to the root.
+    weight_decay : float
+        Decoupled weight decay.
+    amsgrad : bool
+        Whether the largest v so far takes the place of v.
+    maximize : bool
+        Whether to ascend.
+    foreach : bool or None
+        Accepted; it changes nothing.
+    capturable : bool
+        Accepted; a step on a GPU can always be captured.
+    differentiable : bool
+        Must be False.
+    fused : bool or None
+        Whether a GradScaler leaves the scale to the step.
+
+    Raises
+    ------
+    OptionError
+        `differentiable` is true.
+
+    References
+    ----------
+    I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", 2019.
+
+    Examples
+    --------
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> p.grad = torch.tensor([1.0, -2.0])
+    >>> AdamW([p], lr=0.5, weight_decay=0.1).step()
+    >>> p.data
+    tensor([0.4500, 1.4500])
     """

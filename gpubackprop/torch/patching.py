@@ -1,4 +1,4 @@
-"""`patch`: an unchanged training script on these kernels."""
+"""`patch`: a training script runs unchanged on these kernels."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from gpubackprop.torch import stand_ins
 from gpubackprop.torch.stand_ins import PLACES, Patched
 
 _LOCK = threading.Lock()
-_depth = 0  # of contexts that last, in all threads
+_depth = 0  # number of contexts that are open, in all threads
 
 
 @contextmanager
 def patch() -> Iterator[Patched]:
-    """Functions, `nn.Linear` and optimizers of PyTorch are these kernels while this lasts.
+    """Replace functions, `nn.Linear` and optimizers of PyTorch by these kernels inside the context.
 
-    Gives the list of what was replaced. Modules made before are concerned too, optimizers made
-    before are not. A name that a module brought into its own namespace (``from torch.optim import
-    Adam``) is replaced there as well, and listed; it is PyTorch's again afterwards, in modules
-    imported meanwhile too, but not what objects, classes and closures hold. The places are those
-    of the process: all threads see them, and of contexts that overlap the last to end restores.
+    Modules that were made before are affected too; optimizers that were made before are not. If a
+    module brought a name into its own namespace (``from torch.optim import Adam``), the name is
+    replaced there as well, and listed. Afterwards it is PyTorch's again, also in modules that were
+    imported meanwhile; references that objects, classes and closures hold are not restored. The
+    names belong to the process: all threads see the change. If contexts overlap, the last one to
+    end restores.
 
-    What is not offered here (complex numbers, other devices, sparse gradients, ...)
-    PyTorch computes; the list's `left` says so.
+    PyTorch computes what is not offered here (complex numbers, other devices, sparse gradients,
+    ...); the list's `left` says so.
 
+    Yields
+    ------
+    Patched
+        The list of names that were replaced.
+
+    Examples
+    --------
     >>> with patch() as replaced:
     ...     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     ...     other = torch.optim.Adam([torch.zeros(1, requires_grad=True)], differentiable=True)
@@ -96,7 +104,7 @@ def _label(place: Any) -> str:
 
 
 def _in_modules(exchange: list[tuple[Any, Any]]) -> list[str]:
-    """The first of each pair by the second in all modules outside of PyTorch and this package."""
+    """Replace the first of each pair by the second, in all modules but PyTorch's and ours."""
     by_id = {id(old): new for old, new in exchange}
     found = []
     for label, module in list(sys.modules.items()):

@@ -1,5 +1,7 @@
-"""What `patch` puts in the place of PyTorch's functions and classes: these kernels, and PyTorch's
-own where something is not offered here."""
+"""The functions and classes that `patch` puts in the place of PyTorch's.
+
+They use these kernels, and PyTorch's own function if something is not offered here.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ from gpubackprop.torch.layers import linear_act
 
 
 class Patched(list[str]):
-    """What `patch` replaced.
+    """The list of names that `patch` replaced.
 
     Attributes
     ----------
-    left : what PyTorch computed nevertheless, with the first error of each kind.
-    originals : PyTorch's functions, by place.
+    left : list of str
+        What PyTorch computed nevertheless, with the first error of each kind.
+    originals : dict
+        PyTorch's functions, by the names that were replaced.
     """
 
     def __init__(self) -> None:
@@ -45,7 +49,7 @@ class Patched(list[str]):
         return "\n".join(lines)
 
 
-report = Patched()  # of the contexts that last, or that ended last
+report = Patched()  # of the contexts that are open, or of the last ones
 
 
 def _or_original(
@@ -66,7 +70,7 @@ def _stand_in(name: str, ours: Callable[..., Any]) -> Callable[..., Any]:
         return _or_original(f"torch.nn.functional.{name}", ours, original, *args, **kwargs)
 
     drop_in.KNOWN.add(function)
-    # what torch.jit.script compiles in its place
+    # torch.jit.script compiles PyTorch's own function instead.
     vars(function)["__prepare_scriptable__"] = lambda: drop_in.ORIGINALS[name]
     return function
 
@@ -76,10 +80,10 @@ linear_cross_entropy = _stand_in("linear_cross_entropy", drop_in.linear_cross_en
 
 
 def linear_forward(self: torch.nn.Linear, input: Tensor) -> Tensor:
-    """`forward` of `torch.nn.Linear`."""
+    """Take the place of `forward` of `torch.nn.Linear`."""
     if torch.jit.is_scripting():
         return F.linear(input, self.weight, self.bias)
-    else:  # which TorchScript leaves out
+    else:  # TorchScript does not compile this branch
         place = "torch.nn.Linear.forward"
         return _or_original(place, _linear, _LINEAR_FORWARD, self, input)
 
@@ -95,7 +99,7 @@ def _linear(self: torch.nn.Linear, input: Any) -> Tensor:
 
 
 class _AlsoOriginal(type):
-    """The class of a stand-in: what is an instance of PyTorch's class is one of its stand-in."""
+    """The class of a stand-in: an instance of PyTorch's class counts as one of its stand-in."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, cls.__dict__.get("_original", ())) or super().__instancecheck__(
@@ -104,13 +108,17 @@ class _AlsoOriginal(type):
 
 
 class _StandIn(optimizers._TableOptimizer):
-    """Goes over to PyTorch's own `step`, for good, where something is not offered."""
+    """An optimizer that changes to PyTorch's own `step`, for good, if something is not offered."""
 
     _original: type[torch.optim.Optimizer]
     _left = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """As PyTorch's; a copy of one that went over stays there, its state being PyTorch's."""
+        """Return the state as PyTorch does.
+
+        A copy of an optimizer that has changed to PyTorch's step keeps that step, since its state
+        is PyTorch's.
+        """
         return super().__getstate__() | ({"_left": True} if self._left else {})
 
     def _leave(self, error: Exception) -> None:
@@ -127,7 +135,7 @@ class _StandIn(optimizers._TableOptimizer):
 
     def _update(self) -> None:
         self._refuse(self.param_groups)
-        batches = {}
+        batches, settings = {}, [] if self._left else self._all_settings()
         if not self._left:
             try:
                 batches = self._batches()
@@ -136,10 +144,11 @@ class _StandIn(optimizers._TableOptimizer):
         if self._left:
             self._step_of_pytorch()
         else:
-            self._launch(batches)
+            self._launch(batches, settings)
 
+    @torch.inference_mode(False)
     def _state_of_pytorch(self) -> None:
-        """State of 16-bit parameters has their type there."""
+        """Give the state of 16-bit parameters their dtype, as PyTorch does."""
         for p, state in self.state.items():
             for key, value in state.items():
                 if key != "step" and isinstance(value, Tensor) and p.itemsize == 2:
@@ -155,7 +164,7 @@ class _StandIn(optimizers._TableOptimizer):
             if float(found_inf):
                 return
         step: Any = self._original.step
-        # without the hooks, which run around this step already
+        # The hooks run around this step already, so PyTorch's step is called without them.
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
 
     def _adopt(self, loaded: dict[str, Any]) -> None:
@@ -182,7 +191,7 @@ class AdamW(_StandIn, optimizers.AdamW, metaclass=_AlsoOriginal):
     _original = torch.optim.AdamW
 
 
-# place, name, what takes its place. nn.CrossEntropyLoss calls functional.cross_entropy.
+# Place, name and replacement. nn.CrossEntropyLoss calls functional.cross_entropy.
 PLACES: tuple[tuple[Any, str, Any], ...] = (
     (torch.nn.functional, "cross_entropy", cross_entropy),
     (torch.nn.functional, "linear_cross_entropy", linear_cross_entropy),

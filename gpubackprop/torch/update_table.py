@@ -18,15 +18,17 @@ from gpubackprop.torch import bridge
 from gpubackprop.torch.cuda_bridge import numpy_dtype
 from gpubackprop.torch.operands import Entry, Operands
 
-# columns of kernels/update_table.cu: first the addresses of p, g and the slots
+# Columns of kernels/update_table.cu; the addresses of p, g and the slots come before these.
 STEP, COUNT, FIRST_CHUNK, GROUP, WORDS = range(5, 10)
 SETTINGS = 8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a parameter group says. A `lr` that is a tensor of the device is read when
-    the step runs."""
+    """The options of a parameter group.
+
+    An `lr` that is a tensor of the device is read when the step runs.
+    """
 
     lr: float | Tensor
     weight_decay: float
@@ -34,11 +36,16 @@ class Settings:
     hyperparameters: dict[str, float]
 
     def rate(self) -> float:
-        """The learning rate as a number. Waits where it is a tensor of a GPU."""
+        """Return the learning rate as a number; this waits if it is a tensor of a GPU."""
         return float(self.lr.detach() if isinstance(self.lr, Tensor) else self.lr)
 
+    def check(self) -> None:
+        """PyTorch's RuntimeError where the rate is a tensor without memory, before any update."""
+        if isinstance(self.lr, Tensor) and self.lr.is_meta:
+            self.rate()
+
     def row(self, device: torch.device) -> list[float]:
-        """A row of the kernel's `settings`; lr 0 where it is a tensor of the device."""
+        """Return a row of the kernel's `settings`; lr is 0 if it is a tensor of the device."""
         lr = 0.0 if on_device(self.lr, device) else self.rate()
         row = [
             lr,
@@ -50,7 +57,7 @@ class Settings:
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """All elements of a dense tensor in the order of memory."""
+    """Return all elements of a dense tensor in the order of memory."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
@@ -62,7 +69,7 @@ def update_on_host(
     scale: Any,
     found_inf: Any,
 ) -> None:
-    """The NumPy twin of `UpdateTable.update`: the backend's operation, tensor by tensor."""
+    """Do the same as `UpdateTable.update` in NumPy: the backend's operation, tensor by tensor."""
     if found_inf is not None and float(found_inf):
         return
     dtype = bridge.compute_dtype(storage)
@@ -84,7 +91,7 @@ def update_on_host(
 
 
 def _written(entries: list[Entry]) -> None:
-    """Autograd learns what was written past it: a graph that needs an older value raises."""
+    """Tell autograd what was written past it: a graph that needs an older value raises."""
     torch.autograd.graph.increment_version(
         [tensor for entry in entries for tensor in (entry.p, *entry.slots, entry.step)]
     )
@@ -93,7 +100,7 @@ def _written(entries: list[Entry]) -> None:
 def _host_coefficients(
     rule: str, settings: Settings, step: float, unscale: float, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What `NumpyBackend.update` wants to know of a step."""
+    """Return the coefficients of a step as `NumpyBackend.update` takes them."""
     number = np.float64 if dtype == torch.float64 else np.float32
     formula, lr = UPDATES[rule], settings.rate()
     own = formula.coefficients(settings.hyperparameters, lr, step)
@@ -110,21 +117,21 @@ def _host_coefficients(
 class UpdateTable:
     """The table of one optimizer for the tensors of one device, dtype and rule.
 
-    It is uploaded where an address or a setting has changed. What a captured CUDA graph reads is
-    kept as long as this object.
+    It is uploaded again if an address or a setting has changed. Memory that a captured CUDA graph
+    reads is kept as long as this object.
     """
 
     def __init__(self, rule: str, storage: torch.dtype, of: bridge.CudaBridge) -> None:
         self.rule, self.storage, self.of = rule, storage, of
         self._rows = self._settings = np.empty((0, WORDS))
-        self._rates: set[int] = set()  # groups whose rate is a tensor of the device
+        self._rates: set[int] = set()  # groups whose learning rate is a tensor of the device
         self._tensors: dict[str, Tensor] = {}
         self._captured: list[dict[str, Tensor]] = []
 
     def update(
         self, entries: list[Entry], groups: list[Settings], scale: Any, found_inf: Any
     ) -> None:
-        """One step: two launches, whatever the number of tensors."""
+        """Do one step: two launches, whatever the number of tensors."""
         like = entries[0].p
         operands = [Operands(entry, self.storage) for entry in entries]
         for one in operands:
@@ -185,7 +192,7 @@ def _number(lr: Tensor) -> Tensor:
 
 
 def table_rows(operands: list[Operands], groups: list[int]) -> tuple[np.ndarray, int]:
-    """The table of kernels/update_table.cu as (tensors, WORDS) int64, and the number of chunks."""
+    """Return the table of kernels/update_table.cu, (tensors, WORDS) int64, and its chunks."""
     size = operands[0].p.element_size()
     pack = (2 if size == 8 else 4) * size  # bytes of p in a pack
     rows = np.zeros((len(operands), WORDS), np.int64)

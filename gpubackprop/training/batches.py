@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.numpy.blocks import row_ranges
 from gpubackprop.data import Standardizer
 from gpubackprop.data.files import row_from_1
-from gpubackprop.data.finite import batch_rows_for, check_finite
+from gpubackprop.data.finite import batch_rows_for, require_finite
 from gpubackprop.data.frames import as_array, as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DataError, OptionError, ShapeError
@@ -151,7 +150,7 @@ class Batches:
         if self.targets.dtype.kind == "f":
             counting = self.counting(loss)
             rows = counting.order(None)
-            check_finite(
+            require_finite(
                 counting.own(self.targets),
                 source="targets",
                 where=partial(_row_of, rows),
@@ -166,7 +165,7 @@ class Batches:
         try:
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
-                check_finite(self.x[part], names=self.feature_names, where=partial(_row_of, part))
+                require_finite(self.x[part], names=self.feature_names, where=partial(_row_of, part))
         except DataError as error:
             return str(error)
         return ""
@@ -208,27 +207,6 @@ def _row_of(rows: Array, place: int) -> str:
 def gathered_dtype(dtype: np.dtype) -> np.dtype:
     """In what a GPU gathers rows to standardise: uint8 and 16 bits are exact in float32."""
     return dtype if dtype in (np.float32, np.float64) else np.dtype(np.float32)
-
-
-class Standardize:
-    """out = (raw - mean) / scale in float64, rounded once, as `Standardizer.transform`.
-
-    Blocks of rows pass through one scratch. NaN and infinities pass too: they show in the loss.
-    """
-
-    def __init__(self, standardizer: Standardizer, raw: Array, out: Array) -> None:
-        self.mean, self.scale = standardizer.mean, standardizer.scale
-        columns = raw.shape[1]
-        ranges = list(row_ranges(len(raw), columns * 8))
-        wide = np.empty((ranges[0].stop, columns))
-        self.blocks = [(raw[rows], wide[: rows.stop - rows.start], out[rows]) for rows in ranges]
-
-    def __call__(self) -> None:
-        for raw, wide, out in self.blocks:
-            np.copyto(wide, raw, "unsafe")
-            np.subtract(wide, self.mean, wide)
-            np.divide(wide, self.scale, wide)
-            np.copyto(out, wide, "same_kind")
 
 
 def _check_standardizer(standardizer: Any, columns: int) -> None:

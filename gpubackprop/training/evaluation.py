@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Total
+from gpubackprop.backends import Backend, Total
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.training.batches import Batches
@@ -37,7 +36,7 @@ class EvaluationStep(BatchStep):
             return self.figures(totals, totals[Total.LOSS] / self._weight)
         return self.figures(totals, 0.0 if self.loss.options.empty == "zero" else math.nan)
 
-    def _emit(self, backend: Any, buffers: BatchBuffers) -> None:
+    def _emit(self, backend: Backend, buffers: BatchBuffers) -> None:
         self._emit_batch(backend, buffers)
         loss = self._emit_loss(backend, buffers, self._summed, buffers.result)
         rows = len(buffers.index)

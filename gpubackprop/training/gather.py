@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.network import MLP
-from gpubackprop.training.batches import Batches, Standardize, gathered_dtype
+from gpubackprop.training.batches import Batches, gathered_dtype
 
 Array = Any  # of the network's device
 
@@ -33,7 +34,7 @@ class Source:
         self.sample_weight = self.backend.place(data.sample_weight, network.dtype)
         self._rows = np.zeros(0, np.int64)  # of the batch, where the host gathers it
         self._mean = self._scale = None
-        if data.standardizer is not None and self.backend.asynchronous:
+        if data.standardizer is not None:
             self._mean = self.backend.asarray(data.standardizer.mean)
             self._scale = self.backend.asarray(data.standardizer.scale)
 
@@ -60,7 +61,7 @@ class Source:
             dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
         return self.backend.empty((rows, columns), dtype)
 
-    def emit_inputs(self, backend: Any, index: Array, raw: Array, x: Array) -> None:
+    def emit_inputs(self, backend: Backend, index: Array, raw: Array, x: Array) -> None:
         """Issue x = the rows of this batch, converted and standardised; `raw` from `raw_buffer`."""
         if self.from_host:
             backend.call(self._copy_batch, raw)
@@ -68,11 +69,9 @@ class Source:
             backend.gather_rows(self.x, index, raw)
         if self.data.standardizer is None:
             if raw is not x:
-                backend.call(np.copyto, x, raw, "unsafe")
-        elif self._mean is not None:
-            backend.standardize(raw, self._mean, self._scale, x)
+                backend.gather_rows(raw, None, x)
         else:
-            backend.call(Standardize(self.data.standardizer, raw, x))
+            backend.standardize(raw, self._mean, self._scale, x)
 
     def _copy_batch(self, raw: Array) -> None:
         """raw = the rows of this batch of a memory map."""

@@ -16,12 +16,29 @@ Row = dict[str, Any]
 
 
 class History:
-    """Rows of ``epoch, steps, lr, loss, accuracy or rmse, val_..., seconds, samples_per_second``.
+    """The rows of a training, one per epoch.
+
+    A row has ``epoch, steps, lr, loss, accuracy or rmse, val_..., seconds, samples_per_second``.
+
+    Parameters
+    ----------
+    rows : list of dict, or None
+        One dictionary per finished epoch.
 
     Attributes
     ----------
-    rows : one dict per finished epoch. best_epoch : epoch whose weights were kept, from 1, or None.
-    stopped : why training ended: "epochs", "patience", "interrupted", "callback"; "" while it runs.
+    rows : list of dict
+        One dictionary per finished epoch.
+    best_epoch : int or None
+        The epoch whose weights were kept, from 1.
+    stopped : str
+        Why training ended: "epochs", "patience", "interrupted", "callback"; "" while it runs.
+
+    Examples
+    --------
+    >>> history = History([{"epoch": 1, "loss": 0.7}, {"epoch": 2, "loss": 0.6}])
+    >>> len(history), history["loss"], history.columns
+    (2, [0.7, 0.6], ['epoch', 'loss'])
     """
 
     def __init__(self, rows: list[Row] | None = None) -> None:
@@ -30,7 +47,7 @@ class History:
         self.stopped = ""
 
     def __getitem__(self, column: str) -> list[float]:
-        """One column over the epochs; NaN where an epoch lacks it."""
+        """Return one column over the epochs; NaN for an epoch that lacks it."""
         if not any(column in row for row in self.rows):
             raise KeyError(f"{column!r} is not in the history, which has {', '.join(self.columns)}")
         return [row.get(column, math.nan) for row in self.rows]
@@ -39,7 +56,7 @@ class History:
         return len(self.rows)
 
     def __copy__(self) -> History:
-        """One that grows for itself."""
+        """Return a history that grows independently of this one."""
         twin: History = object.__new__(type(self))
         vars(twin).update(vars(self) | {"rows": list(self.rows)})
         return twin
@@ -62,13 +79,25 @@ class History:
 
     @property
     def columns(self) -> list[str]:
+        """The names of all columns, in the order in which they came up."""
         names: dict[str, None] = {}
         for row in self.rows:
             names |= dict.fromkeys(row)
         return list(names)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write all rows, with a header."""
+        """Write all rows, with a header.
+
+        Parameters
+        ----------
+        path : path
+            The file to write.
+
+        Raises
+        ------
+        StorageError
+            The file cannot be written.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Ctrl-C that ends training after the step it is in; a second one ends it at once."""
+"""Ctrl-C ends training after the current step; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class InterruptGuard:
-    """Context manager; `requested` turns True at the first Ctrl-C, the second raises.
+    """Context manager; the first Ctrl-C sets `requested`, the second raises KeyboardInterrupt.
 
     Outside the main thread Python delivers no signals, and nothing is installed.
     """

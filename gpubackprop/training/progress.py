@@ -12,7 +12,10 @@ REFRESH_SECONDS = 0.1
 
 
 def _size() -> dict[str, Any]:
-    """tqdm's options for the width; a terminal that says 0 rows (docker -t) would show no bar."""
+    """Return tqdm's options for the width.
+
+    If a terminal says that it has 0 rows (docker -t), tqdm would show no bar.
+    """
     try:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
@@ -21,7 +24,7 @@ def _size() -> dict[str, Any]:
 
 
 class ProgressBar:
-    """A tqdm bar over the samples of all epochs; silent without a terminal unless `show`."""
+    """A tqdm bar over the samples of all epochs; without a terminal it is silent unless `show`."""
 
     def __init__(self, total: int, done: int, epochs: int, show: bool | None) -> None:
         self._bar: Any = None
@@ -47,8 +50,11 @@ class ProgressBar:
     def advance(
         self, rows: int, epoch: int, summary: Callable[[], dict[str, float]] | None
     ) -> None:
-        """`rows` more samples done in epoch `epoch` (from 0); `summary` gives its loss so far, None
-        where that would wait for a GPU: the last epoch's stays."""
+        """Count `rows` more samples in epoch `epoch` (from 0).
+
+        `summary` returns the loss of the epoch so far. It is None if that would wait for a GPU; the
+        last epoch's loss then stays.
+        """
         if self._bar is None:
             return
         now = time.monotonic()
@@ -58,7 +64,7 @@ class ProgressBar:
         self._bar.update(rows)
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
-        """Show the loss of a whole epoch, and its validation figures from here on."""
+        """Show the loss of a whole epoch; from here on also show its validation figures."""
         shown = [f"{name} {row[name]:.4f}" for name in ("val_loss", "val_accuracy") if name in row]
         self._validation = "".join(f", {item}" for item in shown)
         if self._bar is not None:

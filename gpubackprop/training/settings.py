@@ -1,4 +1,4 @@
-"""What a training is made of: a network, and what it is trained with; checked when assigned."""
+"""The settings of a training, such as its loss and optimizer, checked when they are assigned."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _ANOTHER = "build another Trainer with it"
 class Settings:
     """The base of `Trainer`: its parameters as attributes.
 
-    An assignment is checked as the constructor checks it, and holds from the next epoch on.
+    An assignment is checked as the constructor checks it, and takes effect from the next epoch on.
     """
 
     network = Fixed[MLP](_ANOTHER)
     seed = Fixed[int](_ANOTHER)
-    scaling = Fixed[LossScaling | None](_ANOTHER)  # a step's state goes with it
+    scaling = Fixed[LossScaling | None](_ANOTHER)  # a step's state depends on it
     stochastic_rounding = Fixed[bool](_ANOTHER)
     regularization: Regularization
 
     @property
     def loss(self) -> Loss:
+        """The loss; its reduction is "mean" or "sum"."""
         return self._loss
 
     @loss.setter
@@ -44,6 +45,7 @@ class Settings:
 
     @property
     def optimizer(self) -> Optimizer:
+        """The optimizer; once training has begun, only one of the same formula may be assigned."""
         return self._optimizer
 
     @optimizer.setter
@@ -58,20 +60,22 @@ class Settings:
         self._optimizer: Optimizer = chosen
 
     def _trained_with(self) -> str | None:
-        """Name of the update formula that the training has a state of, or None."""
+        """Return the name of the update formula whose state the training has, or None."""
         return None
 
     @property
     def schedule(self) -> Schedule:
+        """The learning-rate schedule, a copy of the assigned one."""
         return self._schedule
 
     @schedule.setter
     def schedule(self, spec: str | Schedule | None) -> None:
-        # What it learns of this training is not another one's, which was given the same object.
+        # A schedule learns from the training, so two trainers must not share the object.
         self._schedule: Schedule = schedules.schedule(spec).copy()
 
     @property
     def batch_size(self) -> int:
+        """Number of rows per step."""
         return self._batch_size
 
     @batch_size.setter
@@ -80,6 +84,7 @@ class Settings:
 
     @property
     def l2(self) -> float:
+        """Factor of the L2 penalty on the weights."""
         return self.regularization.l2
 
     @l2.setter
@@ -88,6 +93,7 @@ class Settings:
 
     @property
     def clip_norm(self) -> float | None:
+        """The largest global norm of the gradient, or None."""
         return self.regularization.clip_norm
 
     @clip_norm.setter
@@ -97,6 +103,7 @@ class Settings:
 
     @property
     def metrics(self) -> dict[str, Any]:
+        """Functions of predictions and targets, by the names of their columns in the history."""
         return self._metrics
 
     @metrics.setter
@@ -107,6 +114,7 @@ class Settings:
 
     @property
     def callbacks(self) -> list[Any]:
+        """Functions that are called after each epoch."""
         return self._callbacks
 
     @callbacks.setter
@@ -116,7 +124,13 @@ class Settings:
         self._callbacks: list[Any] = chosen
 
     def planned(self) -> tuple[Any, ...]:
-        """What the steps are planned for: where it differs, they are to be planned again."""
+        """Return what the steps are planned for; if it changes, they must be planned again.
+
+        Returns
+        -------
+        tuple
+            The settings that a plan depends on.
+        """
         return (
             self.network.activations, self.network.dropout, self.loss, self.optimizer,
             self.batch_size, self.regularization,

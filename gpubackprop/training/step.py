@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import LossScaling, Total, UpdateRule
+from gpubackprop.backends import Backend, LossScaling, Total, UpdateRule
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP, PassBuffers, emit_backward, emit_forward
@@ -77,7 +77,7 @@ class BatchBuffers:
         ):
             self.result["correct"] = backend.empty(rows, np.bool_)
 
-    def first_rows(self, rows: int, backend: Any) -> BatchBuffers:
+    def first_rows(self, rows: int, backend: Backend) -> BatchBuffers:
         """The same memory, seen as a smaller batch."""
         cut = object.__new__(BatchBuffers)
         for name in ("index", "x", "targets", "weights"):
@@ -175,10 +175,10 @@ class BatchStep:
             buffers = buffers.first_rows(rows, backend)
         return buffers.index, backend.plan(lambda recorder: self._emit(recorder, buffers))
 
-    def _emit(self, backend: Any, buffers: BatchBuffers) -> None:
+    def _emit(self, backend: Backend, buffers: BatchBuffers) -> None:
         raise NotImplementedError
 
-    def _emit_batch(self, backend: Any, buffers: BatchBuffers) -> None:
+    def _emit_batch(self, backend: Backend, buffers: BatchBuffers) -> None:
         source = self.source
         source.emit_inputs(backend, buffers.index, buffers.raw, buffers.x)
         backend.gather_rows(source.targets, buffers.index, buffers.targets)
@@ -188,7 +188,7 @@ class BatchStep:
 
     def _emit_loss(
         self,
-        backend: Any,
+        backend: Backend,
         buffers: BatchBuffers,
         loss: Loss,
         result: dict[str, Array],
@@ -253,7 +253,7 @@ class TrainStep(BatchStep):
         )  # fmt: skip
         self.half_copy = backend.empty(size, network.precision) if network.mixed_precision else None
         self.updater = backend.updater(
-            backend, rule, network.parameters, self.gradient, self.slots, random, self.half_copy
+            rule, network.parameters, self.gradient, self.slots, random, self.half_copy
         )
         if self.half_copy is not None:
             self.W, self.b = network.layout.views(self.half_copy)
@@ -310,6 +310,7 @@ class TrainStep(BatchStep):
         """Take over the state of a step of a network of the same layout and of the same formula;
         what either has no use for (of dropout, of loss scaling) stays as it is."""
         mine, backend = self.state(), self.network.backend
+        write: Callable[[Any, Any], None]
         if isinstance(other, TrainStep):
             theirs, write = other.state(), backend.copy
         else:
@@ -333,7 +334,7 @@ class TrainStep(BatchStep):
         rows = max(1.0, totals[Total.ROWS])
         return self.figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)
 
-    def _emit(self, backend: Any, buffers: BatchBuffers) -> None:
+    def _emit(self, backend: Backend, buffers: BatchBuffers) -> None:
         network, passes, rows = self.network, buffers.passes, len(buffers.index)
         result = buffers.result | {"delta": passes.delta[-1]}
         self._emit_batch(backend, buffers)

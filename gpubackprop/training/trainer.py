@@ -38,41 +38,68 @@ Metric = Callable[[Array, Array], float]
 class Trainer(Settings):
     """Trains a network by gradient descent.
 
+    The parameters may be assigned to, which takes effect from the next epoch on. `network`, `seed`,
+    `stochastic_rounding`, the loss's scale and an optimizer of another formula cannot be assigned:
+    make another Trainer.
+
+    A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
+    one would, even if it was made within a callback. `copy.copy` trains the same network, with a
+    state of its own. A pickle wants callbacks and metrics that can be pickled: functions of a
+    module.
+
     Parameters
     ----------
-    network : `MLP`; its parameters are changed in place.
-    loss : `Loss`, its name, or None for the one that belongs to the network's output.
-    optimizer : `Optimizer` or name ("adam", "sgd", ...).
-    schedule : `Schedule`, name, or None for a constant learning rate.
-    batch_size : rows per step; a larger one than there are rows means all rows.
-    l2 : penalty l2 / 2 * sum of squared weights, biases excepted, added to the loss.
-    clip_norm : largest global norm of the gradient, or None.
-    shuffle : a new order of the rows in every epoch.
-    seed : of the shuffles, of the share of validation rows, and of the network's dropout.
-    loss_scale : what the loss is multiplied by before the backward pass, so that float16 holds its
-        gradients; the update divides it out. "dynamic": 2^16 at first, halved where a gradient is
-        not finite, and that step skipped, doubled after 2,000 good steps (PyTorch's GradScaler).
-        A number: that one, steps skipped likewise. None: "dynamic" for float16, else no scaling.
-    stochastic_rounding : round the 16-bit copy of the weights up or down by chance, in proportion
-        to the distances, instead of to nearest.
-    metrics : name -> function(yhat, targets) -> float, computed after each epoch on the training
-        rows and on the validation rows ("val_" + name).
-    callbacks : called as callback(trainer, row) after each epoch. What one returns is ignored; one
-        that raises `gpubackprop.StopTraining` ends training after that epoch, as the last of the
-        epochs would: history.stopped is then "callback".
-    progress : True, False, or None: a bar where stderr is a terminal.
+    network : MLP
+        Its parameters are changed in place.
+    loss : Loss, str or None
+        A loss or its name; None is the loss that belongs to the network's output.
+    optimizer : Optimizer or str
+        An optimizer or its name ("adam", "sgd", ...).
+    schedule : Schedule, str or None
+        A schedule or its name; None is a constant learning rate.
+    batch_size : int
+        Rows per step; if it exceeds the number of rows, all rows.
+    l2 : float
+        Factor of the penalty l2 / 2 * sum of squared weights (without biases) that is added to the
+        loss.
+    clip_norm : float or None
+        The largest global norm of the gradient.
+    shuffle : bool
+        Whether every epoch has a new order of the rows.
+    seed : int
+        Seed of the shuffles, of the split into validation rows, and of the network's dropout.
+    loss_scale : float, "dynamic" or None
+        Factor of the loss before the backward pass, with which float16 holds the gradients; the
+        update divides by it. A step whose gradient is not finite is skipped. "dynamic" begins with
+        2^16, halves the factor after such a step, and doubles it after 2,000 good steps (PyTorch's
+        GradScaler). A number stays as it is. None is "dynamic" for float16, else no scaling.
+    stochastic_rounding : bool
+        Whether the 16-bit copy of the weights is rounded up or down by chance, with probabilities
+        in proportion to the distances, instead of to nearest.
+    metrics : mapping or None
+        From a name to ``function(yhat, targets)``, which returns a float. Computed after each epoch
+        on the training rows and on the validation rows ("val_" + name).
+    callbacks : sequence of callable
+        Called as ``callback(trainer, row)`` after each epoch. The returned value is ignored. If one
+        raises `gpubackprop.StopTraining`, training ends after that epoch as after its last one, and
+        history.stopped is "callback".
+    progress : bool or None
+        Whether to show a progress bar; None shows it if stderr is a terminal.
 
     Attributes
     ----------
-    history : `History`, over all calls of `fit`.
-    feature_names : of the data frame that the last `fit` was given, or None.
-    The parameters may be assigned to, which holds from the next epoch on; `network`, `seed`,
-    rounding, the loss's scale and an optimizer of another formula are for another Trainer.
+    history : History
+        The epochs of all calls of `fit`.
+    feature_names : tuple of str, or None
+        Names of the data frame that the last `fit` was given.
 
-    A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
-    one would, also from within a callback. `copy.copy` trains the same network, with a state of its
-    own. A pickle wants callbacks and metrics that can be pickled: functions of a module.
+    Raises
+    ------
+    OptionError
+        An option is unknown or out of range.
 
+    Examples
+    --------
     >>> from gpubackprop.optimizers import Adam
     >>> network = MLP([2, 8, 2], "tanh", seed=1)
     >>> x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
@@ -80,6 +107,14 @@ class Trainer(Settings):
     >>> _ = trainer.fit(x, np.array([0, 1, 1, 0]), epochs=200)
     >>> print(network.predict(x).argmax(1))
     [0 1 1 0]
+
+    A callback is a function of the trainer and of the epoch's row:
+
+    >>> losses = []
+    >>> trainer.callbacks = [lambda trainer, row: losses.append(row["loss"])]
+    >>> _ = trainer.fit(x, np.array([0, 1, 1, 0]), epochs=2)
+    >>> len(losses)
+    2
     """
 
     def __init__(
@@ -119,12 +154,12 @@ class Trainer(Settings):
         self._position = Position()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without plans and data, which `fit` makes and is given again."""
+        """Return the state for copies and pickles; `fit` makes plans and data again."""
         step = self._step.snapshot() if isinstance(self._step, TrainStep) else self._step
         return vars(self) | {"_step": step}
 
     def __copy__(self) -> Trainer:
-        """A trainer of the same network that goes on from here with a state of its own."""
+        """Return a trainer of the same network that goes on from here with a state of its own."""
         twin: Trainer = object.__new__(type(self))
         vars(twin).update(self.__getstate__())
         for name in ("history", "callbacks", "metrics", "_schedule", "_position"):
@@ -136,7 +171,7 @@ class Trainer(Settings):
         return None if self._step is None else self._step.formula
 
     def _described(self) -> dict[str, Any]:
-        """What it trains with, where that is not the default."""
+        """Return the settings that are not the default."""
         values = {
             "l2": self.l2 or None, "clip_norm": self.clip_norm, "loss_scale": self.scaling,
             "stochastic_rounding": self.stochastic_rounding or None,
@@ -161,7 +196,7 @@ class Trainer(Settings):
 
     @property
     def epochs(self) -> int:
-        """Epochs done so far."""
+        """Number of epochs done so far."""
         return self._position.epoch
 
     # -- the public methods -----------------------------------------------------------------------
@@ -183,49 +218,83 @@ class Trainer(Settings):
         checkpoint_every: int | None = None,
         checkpoint_seconds: float = 0.0,
     ) -> History:
-        """Train for `epochs` more epochs; returns the history.
+        """Train for `epochs` more epochs.
+
+        A second call continues: optimizer state, step count, random state and history go on.
+        Therefore fit(epochs=3) and fit(epochs=2) end where fit(epochs=5) ends, unless best weights
+        are restored in between, or the schedule depends on the number of all steps (cosine).
+
+        Ctrl-C ends training after the current step, with the weights of the best epoch so far
+        (before the first epoch is done, the current ones); history.stopped is then "interrupted". A
+        second Ctrl-C raises KeyboardInterrupt at once, with the same weights.
 
         Parameters
         ----------
-        x : (N, D_0) of any real dtype; a memory map is read batch by batch. Or a data frame
-            (pandas, polars, pyarrow), read column by column; later frames are matched by its names.
-        targets : as the loss wants them: (N,) class indices, (N, K) numbers, ...; also a column,
-            or a frame.
-        rows : (M,) numbers of the rows to train on, so that a memory map need not be cut.
-        validation : share of the rows to hold out (drawn from the seed, by class where targets are
-            class indices), or an integer array of row numbers of x, which `rows` then leaves out,
+        x : (N, D_0) array or data frame
+            Any real dtype; a memory map is read batch by batch. A data frame (pandas, polars,
+            pyarrow) is read column by column, and the columns of later frames are found by its
+            names.
+        targets : array-like or data frame
+            As the loss wants them: (N,) class indices, (N, K) numbers, ...; also a column or a
+            frame.
+        epochs : int
+            Number of further epochs.
+        rows : (M,) int array or None
+            Numbers of the rows to train on, so that a memory map need not be cut.
+        validation : float, array, tuple or None
+            A share of the rows to hold out (drawn from the seed, by class if targets are class
+            indices); or an integer array of row numbers of x, which are then removed from `rows`;
             or (x, targets) or (x, targets, sample_weight).
-        sample_weight : (N,) non-negative. Rows that count for nothing (weight 0, a class of weight
-            0, ignore_index) are left out of the batches.
-        patience : stop after this many epochs in a row without an improvement of the validation
-            loss (training loss without validation) by more than `min_delta`.
-        restore_best : end with the weights of the best epoch; None: if there is validation, or
-            after Ctrl-C; False: always with the last ones.
-        standardizer : `Standardizer` applied to each batch of x and of the validation rows.
-        checkpoint : file to write after each epoch, and every `checkpoint_every` steps. If it
-            exists when the trainer has not trained yet, training resumes from it and goes on bit
-            for bit as if never stopped; `epochs` may then be larger than before. One file belongs
-            to one call of `fit`.
-        checkpoint_seconds : leave out the one after an epoch that ends sooner after the last one;
-            where epochs take milliseconds, writing would take longer than training.
+        sample_weight : (N,) array or None
+            Non-negative factor of each row. Rows without effect (weight 0, a class of weight 0,
+            ignore_index) do not enter the batches.
+        patience : int or None
+            Stop after so many epochs in a row without an improvement of the validation loss
+            (without validation, of the training loss) by more than `min_delta`.
+        min_delta : float
+            See `patience`.
+        restore_best : bool or None
+            Whether to end with the weights of the best epoch. None does so if there is validation,
+            and after Ctrl-C.
+        standardizer : Standardizer or None
+            Applied to each batch of x and of the validation rows.
+        checkpoint : path or None
+            File to write after each epoch, and every `checkpoint_every` steps. If it exists when
+            the trainer has not trained yet, training resumes from it and goes on bit for bit as if
+            it had never stopped; `epochs` may then be larger than before. One file belongs to one
+            call of `fit`.
+        checkpoint_every : int or None
+            Number of steps between two checkpoints within an epoch.
+        checkpoint_seconds : float
+            Least time between two checkpoints after epochs. If epochs take milliseconds, writing
+            would otherwise take longer than training.
 
-        A second call continues: optimizer state, step count, random state and history go on, so
-        that fit(epochs=3) and fit(epochs=2) end where fit(epochs=5) ends, unless best weights are
-        restored in between, or the schedule depends on the number of all steps (cosine).
-
-        Ctrl-C ends training after the current step, with the weights of the best epoch so far (the
-        current ones before the first epoch is done); history.stopped is then "interrupted". A
-        second Ctrl-C raises KeyboardInterrupt at once, with the same weights.
+        Returns
+        -------
+        History
+            The trainer's history.
 
         Raises
         ------
-        ShapeError, DtypeError, TargetRangeError, OptionError : before anything is changed.
-        DataError : likewise; no rows, a frame's column of text, a missing value, NaN targets.
-        NonFiniteLossError : names the step, and the first NaN in x; the network then has the
-            weights of the best epoch, or those from before training if none was finished, and the
-            optimizer starts afresh.
-        ModelFileError : the checkpoint is damaged or of another training; nothing is changed.
-        StorageError : a checkpoint could not be written; the network has its best weights so far.
+        ShapeError
+            The arrays do not fit the network; nothing has been changed.
+        DtypeError
+            An array has no numeric dtype; nothing has been changed.
+        TargetRangeError
+            A label is out of range; nothing has been changed.
+        OptionError
+            An option is out of range; nothing has been changed.
+        DataError
+            There are no rows, a frame has a column of text or a missing value, or targets hold NaN;
+            nothing has been changed.
+        NonFiniteLossError
+            The loss became NaN or infinite. The message names the step, and the first NaN in x. The
+            network then has the weights of the best epoch, or those from before training if no
+            epoch was finished, and the optimizer starts afresh.
+        ModelFileError
+            The checkpoint is damaged or of another training; nothing has been changed.
+        StorageError
+            A checkpoint could not be written; the network has its best weights so far.
         """
         train = self._batches(x, targets, sample_weight, standardizer)
         names = train.feature_names
@@ -266,9 +335,32 @@ class Trainer(Settings):
         *,
         rows: Any = None,
     ) -> dict[str, float]:
-        """Mean loss (without penalty), accuracy or rmse, and the metrics, on these rows.
+        """Compute mean loss (without penalty), accuracy or rmse, and the metrics, on these rows.
 
-        Parameters as in `fit`.
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            As for `fit`.
+        targets : (N,) or (N, K) array-like, or data frame
+            As for `fit`.
+        sample_weight : (N,) array or None
+            As for `fit`.
+        standardizer : Standardizer or None
+            As for `fit`.
+        rows : (M,) int array or None
+            Numbers of the rows to evaluate on.
+
+        Returns
+        -------
+        dict
+            The figures by their names.
+
+        Raises
+        ------
+        ShapeError
+            The arrays do not fit the network.
+        DataError
+            There are no rows, or targets hold NaN.
         """
         data = self._batches(x, targets, sample_weight, standardizer)
         data = data if rows is None else data.at(rows, "rows")
@@ -280,7 +372,13 @@ class Trainer(Settings):
     # -- used by a run ----------------------------------------------------------------------------
 
     def numerics(self) -> dict[str, Any]:
-        """What must be equal for a resumed training to be the same, where it is not the default."""
+        """Return the numeric settings that a checkpoint must match, if they are not the default.
+
+        Returns
+        -------
+        dict
+            JSON values by the settings' names.
+        """
         values: dict[str, Any] = {}
         if self.scaling is not None:
             values["loss_scale"] = [self.scaling.scale, self.scaling.growth_interval]
@@ -289,7 +387,18 @@ class Trainer(Settings):
         return values
 
     def custom_metrics(self, data: Batches) -> dict[str, float]:
-        """The metrics of the caller over all rows of `data`."""
+        """Compute the caller's metrics over all rows of `data`.
+
+        Parameters
+        ----------
+        data : Batches
+            The rows.
+
+        Returns
+        -------
+        dict
+            The figures by the metrics' names.
+        """
         if not self.metrics:
             return {}
         order, predictions = data.order(None), []
@@ -318,7 +427,7 @@ class Trainer(Settings):
             StepOptions(self.seed, self.scaling, self.stochastic_rounding),
         )  # fmt: skip
         step.planned = self.planned()
-        if self._step is not None:  # a second fit goes on where the first one ended
+        if self._step is not None:  # a second fit goes on from the end of the first
             step.go_on_from(self._step)
         self._step = step
         return step
@@ -336,7 +445,7 @@ class Trainer(Settings):
             return train.select(order[kept]), train.select(order[held_out])
         if not isinstance(validation, tuple | list) or all(
             isinstance(row, int | np.integer) for row in validation
-        ):  # row numbers, also of a frame's index
+        ):  # row numbers, which may come from a frame's index
             validation = as_array(validation, "validation")
             held = train.at(validation, "validation")
             held.require_rows("validation")

@@ -8,6 +8,7 @@
 
 struct NoDropout {
     static constexpr bool ON = false;
+    template <class A> __device__ __forceinline__ explicit NoDropout(const A&) {}
     template <int E, class C> __device__ __forceinline__ void draw(int64, C (&)[E]) const {}
 };
 
@@ -17,9 +18,10 @@ template <class C> struct Dropout {
     uint32 threshold;
     C scale;
 
-    __device__ __forceinline__ Dropout(const uint64* state, int64 threshold, C scale, int64 layer)
-        : seed(state[0]), offset(stream(state[1], uint64(layer))), threshold(uint32(threshold)),
-          scale(scale) {}
+    // A: the arguments of a kernel, with fields dropout_...
+    template <class A> __device__ __forceinline__ explicit Dropout(const A& a)
+        : seed(a.dropout_state[0]), offset(stream(a.dropout_state[1], uint64(a.dropout_layer))),
+          threshold(uint32(a.dropout_threshold)), scale(a.dropout_scale) {}
     // What elements `first`, first + 1, ... are multiplied by: scale, or 0 for those that are dropped.
     template <int E> __device__ __forceinline__ void draw(int64 first, C (&factor)[E]) const {
         uint32 words[E];

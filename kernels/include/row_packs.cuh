@@ -8,8 +8,8 @@
 template <class T> constexpr int HELD_BYTES = sizeof(T) == 2 ? 32 : 64;
 constexpr int GROUP_THREADS = 256;  // of a block, at most
 
-// Statistics of a group of threads in each of them. `turn` alternates, so that one barrier is enough:
-// who comes to write a slot again has passed the barrier after which the others had read it.
+// Statistics of a group of threads in each of them. `turn` alternates between two sets of slots: a
+// thread overwrites a slot only after a barrier that follows its last read, so one barrier a row is enough.
 template <int CLUSTER, class C>
 __device__ __forceinline__ Statistics<C> combine_group(
     Statistics<C> own, bool spread, bool best, int turn) {
@@ -44,7 +44,7 @@ template <class T, bool GENERAL> struct RowPacks {
     using Values = C[E];
     using Raw = Words<T, E>;  // a pack as it lies in memory
 
-    const Problem<T>& p;
+    const SoftmaxArguments<T>& p;
     int64 row, base;   // base: column of the row at which pack 0 begins, below 0 in a head
     const T* z;        // pack 0 of the logits, on 16 bytes
     T* delta;          // its place in the gradient, from begin_writing on
@@ -55,7 +55,7 @@ template <class T, bool GENERAL> struct RowPacks {
     Exponential<T> kept_x;            // of those
 
     __device__ __forceinline__ RowPacks(
-        const Problem<T>& p, int64 row, int part, int parts, int shared_packs)
+        const SoftmaxArguments<T>& p, int64 row, int part, int parts, int shared_packs)
         : p(p), row(row), delta(nullptr), shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
         const T* first = p.logits + row * p.stride_logits;
         int head = misalignment(first);
@@ -167,10 +167,10 @@ template <class T, bool GENERAL> struct RowPacks {
         if (p.probabilities != nullptr) {
             Pack<C, E> t = load_part<C, E>(p.probabilities + row * p.stride_probabilities + k, from, to);
 #pragma unroll
-            for (int e = 0; e < E; ++e) tau[e] = ::fma(p.keep, t.v[e], p.uniform);
+            for (int e = 0; e < E; ++e) tau[e] = ::fma(p.one_minus_eps, t.v[e], p.eps_over_K);
         } else {
 #pragma unroll
-            for (int e = 0; e < E; ++e) tau[e] = p.uniform;
+            for (int e = 0; e < E; ++e) tau[e] = p.eps_over_K;
         }
         if (p.class_weight == nullptr) return;
         Pack<C, E> w = load_part<C, E>(p.class_weight + k, from, to);
@@ -183,15 +183,15 @@ template <class T, bool GENERAL> struct RowPacks {
         Values tau;
         if constexpr (GENERAL) taus(pack, tau);
         int from = lo(pack), to = hi(pack);
-        C picked = C(0), total = C(0);
+        C dot_tau_z = C(0), sum_tau = C(0);
 #pragma unroll
         for (int e = 0; e < E; ++e) {
             C t = C(1);
             if constexpr (GENERAL) t = tau[e];
-            if (e >= from && e < to) picked = ::fma(t, v[e] - origin, picked), total += t;
+            if (e >= from && e < to) dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
         }
-        s.picked += picked;
-        s.total += total;
+        s.dot_tau_z += dot_tau_z;
+        s.sum_tau += sum_tau;
     }
     // Add a pack to statistics that are relative to `x`, and move both to a larger maximum.
     __device__ __forceinline__ void add(
@@ -255,9 +255,9 @@ template <class T, bool GENERAL> struct RowPacks {
         Values zeros = {};
         for (int turn = 0; pack(turn) < packs; ++turn) put(pack(turn), zeros);
     }
-    // delta of a pack of logits; `share` takes x.of(z) to the softmax times what multiplies it.
+    // delta of a pack of logits; `grad_scale` takes x.of(z) to the softmax times what multiplies it.
     __device__ __forceinline__ void put_logits(
-        int pack, const Values& v, const Exponential<T>& x, C share, const Target<C>& target,
+        int pack, const Values& v, const Exponential<T>& x, C grad_scale, const Target<C>& target,
         const Outcome<T>& outcome, C log_sum) const {
         Values d;
         if constexpr (GENERAL) {
@@ -266,40 +266,40 @@ template <class T, bool GENERAL> struct RowPacks {
             C inverse = C(1) / p.soft_cap;
 #pragma unroll
             for (int e = 0; e < E; ++e) {
-                d[e] = x.of(v[e]) * share;
+                d[e] = x.of(v[e]) * grad_scale;
                 if (p.spread()) d[e] -= tau[e] * target.factor;
                 if (p.soft_cap != C(0)) d[e] *= cap_slope(v[e], inverse);
                 if (p.log_output) d[e] = v[e] - outcome.origin - log_sum;
             }
         } else {
-            C uniform = p.uniform * target.factor;
+            C smoothing = p.eps_over_K * target.factor;
 #pragma unroll
-            for (int e = 0; e < E; ++e) d[e] = ::fma(x.of(v[e]), share, -uniform);
+            for (int e = 0; e < E; ++e) d[e] = ::fma(x.of(v[e]), grad_scale, -smoothing);
         }
         put(pack, d);
     }
     template <bool ALL_FROM_MEMORY>
     __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
         Exponential<T> x(outcome.all.maximum);
-        C share = x.to(outcome.origin) * outcome.share;
+        C grad_scale = x.to(outcome.origin) * outcome.grad_scale;
         C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
         if constexpr (!ALL_FROM_MEMORY) write_held(target, outcome);
 #pragma unroll 1
         for (int turn = ALL_FROM_MEMORY ? 0 : HELD; pack(turn) < packs; ++turn) {
             Values v;
             logits_of(ALL_FROM_MEMORY ? read(pack(turn)) : kept_outside(turn), pack(turn), v);
-            put_logits(pack(turn), v, x, share, target, outcome, log_sum);
+            put_logits(pack(turn), v, x, grad_scale, target, outcome, log_sum);
         }
     }
     __device__ __forceinline__ void write_held(
         const Target<C>& target, const Outcome<T>& outcome) const {
-        C share = kept_x.to(outcome.origin) * outcome.share, uniform = p.uniform * target.factor;
+        C grad_scale = kept_x.to(outcome.origin) * outcome.grad_scale, smoothing = p.eps_over_K * target.factor;
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
             if (pack(j) >= packs) break;
             Values d;
 #pragma unroll
-            for (int e = 0; e < E; ++e) d[e] = ::fma(kept[j][e], share, -uniform);
+            for (int e = 0; e < E; ++e) d[e] = ::fma(kept[j][e], grad_scale, -smoothing);
             put(pack(j), d);
         }
     }

@@ -3,6 +3,7 @@
 //   Blocks take rows in turn, so any gridDim.x covers any number of rows. Lanes read neighbouring
 //   elements, one each: coalesced, not vectorised.
 #pragma once
+#include "arguments.cuh"
 #include "reduce.cuh"
 
 constexpr int ROW_THREADS = 256;  // at most, in a block
@@ -14,18 +15,14 @@ constexpr int ROW_THREADS = 256;  // at most, in a block
          row##_base < rows;                                                                 \
          row##_base += int64(gridDim.x) * blockDim.y, row = row##_base + threadIdx.y)
 
-// What multiplies a row's loss and gradient. Each part is null for 1; `upstream` has one number for
-// each row (stride 1) or one for all (stride 0); `divisor` is the mean's, one number.
-template <class C> struct RowScale {
-    const C *sample_weight, *upstream, *divisor;
-    int64 upstream_stride;
-
-    __device__ __forceinline__ C weight(int64 row) const {
-        return sample_weight == nullptr ? C(1) : sample_weight[row];
-    }
-    __device__ __forceinline__ C gradient(int64 row) const {
-        C scale = weight(row);
-        if (upstream != nullptr) scale *= upstream[row * upstream_stride];
-        return divisor == nullptr ? scale : scale / *divisor;
-    }
-};
+// What multiplies a row's loss and its gradient. A: the arguments of a loss kernel, with the fields
+//   sample_weight   C[rows], or null for 1
+//   upstream        the gradient of what the loss is a part of: one number for each row (upstream_stride
+//                   1), or one for all (0)
+//   divisor         of a mean; 1 for a sum
+template <class A> __device__ __forceinline__ auto row_weight(const A& a, int64 row) {
+    return a.sample_weight == nullptr ? decltype(a.divisor.get())(1) : a.sample_weight[row];
+}
+template <class A> __device__ __forceinline__ auto gradient_scale(const A& a, int64 row) {
+    return row_weight(a, row) * a.upstream.get(row * a.upstream_stride) / a.divisor.get();
+}

@@ -49,9 +49,9 @@ template <class C> __device__ __forceinline__ C cap_slope(C z, C inverse_cap) {
 // What is known of a row, or of a part of it, relative to o = origin_of(maximum).
 template <class C> struct Statistics {
     C maximum;
-    C sum;     // sum exp(z - o)
-    C picked;  // sum tau (z - o), without the label's own share
-    C total;   // sum tau, likewise
+    C sum;        // sum_k exp(z_k - o)
+    C dot_tau_z;  // sum_k tau_k (z_k - o) without what the label adds to tau, which Outcome adds
+    C sum_tau;    // sum_k tau_k of the same tau
     int64 best;  // column of the first maximum
 
     static __device__ __forceinline__ Statistics none() {
@@ -62,7 +62,7 @@ template <class C> struct Statistics {
         if (maximum != larger && maximum != minus_infinity<C>()) {
             C by = maximum - larger;
             sum *= ::exp(by);
-            picked = ::fma(total, by, picked);
+            dot_tau_z = ::fma(sum_tau, by, dot_tau_z);
         }
         maximum = larger;
     }
@@ -72,7 +72,7 @@ struct First {
     template <class C> static __device__ __forceinline__ C of(C a, C b) { return a < b ? a : b; }
 };
 
-// All lanes' statistics in each of them. `spread`: picked and total are in use; `best`: best is.
+// All lanes' statistics in each of them. `spread`: dot_tau_z and sum_tau are in use. `best`: best is.
 template <class C>
 __device__ __forceinline__ Statistics<C> combine_lanes(
     Statistics<C> own, int lanes, bool spread, bool best) {
@@ -84,8 +84,8 @@ __device__ __forceinline__ Statistics<C> combine_lanes(
     own.move_to(maximum);
     own.sum = reduce_lanes<Sum>(own.sum, lanes);
     if (spread) {
-        own.picked = reduce_lanes<Sum>(own.picked, lanes);
-        own.total = reduce_lanes<Sum>(own.total, lanes);
+        own.dot_tau_z = reduce_lanes<Sum>(own.dot_tau_z, lanes);
+        own.sum_tau = reduce_lanes<Sum>(own.sum_tau, lanes);
     }
     return own;
 }
@@ -98,13 +98,13 @@ __device__ __forceinline__ Statistics<C> merge(Statistics<C> a, Statistics<C> b)
     a.move_to(larger);
     b.move_to(larger);
     a.sum += b.sum;
-    a.picked += b.picked;
-    a.total += b.total;
+    a.dot_tau_z += b.dot_tau_z;
+    a.sum_tau += b.sum_tau;
     return a;
 }
 
-// What a launch computes, from what. Pointers are null where a thing is not wanted or not there.
-template <class T> struct Problem {
+// What a launch reads and writes. Pointers are null where a thing is not wanted or not there.
+template <class T> struct SoftmaxArguments {
     using C = compute_of<T>;
     const T* logits;
     const void* labels;  // of label_bytes each: 1 unsigned, 4 or 8 signed
@@ -113,14 +113,16 @@ template <class T> struct Problem {
     C *row_loss, *lse;
     int64* predicted;
     u8* correct;
-    RowScale<C> scale;
-    const C* class_weight;
-    C keep, uniform;     // of a target with smoothing eps: 1 - eps, and eps / cols for every column
-    C z_loss, soft_cap;  // soft_cap: 0 for none
-    int64 ignore_index;
+    const C *sample_weight, *class_weight;
+    Number<C> upstream, divisor;  // with sample_weight and upstream_stride: include/rows.cuh
     int64* bad_label;
-    int64 rows, cols, stride_logits, stride_delta, stride_probabilities;
+    Statistics<C>* partial;  // [rows, parts]: of the forms parts and finish
+    int64 upstream_stride, ignore_index, rows, cols;
+    int64 stride_logits, stride_delta, stride_probabilities;
+    C one_minus_eps, eps_over_K;  // of label smoothing eps: 1 - eps, and eps / K for each of K columns
+    C z_loss, soft_cap;           // soft_cap: 0 for none
     int label_bytes, has_ignore_index, log_output;
+    int shared_packs;  // of each thread: packs of a row in shared memory (row_packs.cuh)
 
     __device__ __forceinline__ int64 label(int64 row) const {
         if (label_bytes == 8) return static_cast<const int64*>(labels)[row];
@@ -134,9 +136,9 @@ template <class T> struct Problem {
     __device__ __forceinline__ bool reads_ignored() const {
         return lse != nullptr || predicted != nullptr;
     }
-    // Every column has a share of the targets, not the label's alone.
+    // Every column has a part of the target, not the label's column alone.
     __device__ __forceinline__ bool spread() const {
-        return probabilities != nullptr || (uniform != C(0) && labels != nullptr);
+        return probabilities != nullptr || (eps_over_K != C(0) && labels != nullptr);
     }
     __device__ __forceinline__ C capped(C z) const {
         return soft_cap == C(0) ? z : soft_capped<T>(z, soft_cap);
@@ -146,14 +148,14 @@ template <class T> struct Problem {
 // A row's label and what follows from it, the same in all threads of the row's group.
 template <class C> struct Target {
     int64 label;        // -1 where no element is the label's: probabilities, ignored, bad
-    C extra;            // what the label adds to its tau
-    C factor;           // of loss to gradient
+    C label_tau;        // what the label adds to tau of its column: (1 - eps) w
+    C factor;           // gradient = factor * d loss / d logits
     bool ignored, bad;
 
-    template <class T> __device__ __forceinline__ Target(const Problem<T>& p, int64 row)
-        : label(-1), extra(0), factor(1), ignored(false), bad(false) {
+    template <class T> __device__ __forceinline__ Target(const SoftmaxArguments<T>& p, int64 row)
+        : label(-1), label_tau(0), factor(1), ignored(false), bad(false) {
         if (row >= p.rows) return;
-        if (p.delta != nullptr) factor = p.scale.gradient(row);
+        if (p.delta != nullptr) factor = gradient_scale(p, row);
         if (p.labels == nullptr) return;
         int64 y = p.label(row);
         ignored = p.has_ignore_index && y == p.ignore_index;
@@ -161,8 +163,8 @@ template <class C> struct Target {
         if (bad) factor = not_a_number<C>();
         if (ignored || bad) return;
         label = y;
-        extra = p.keep;
-        if (p.class_weight != nullptr) extra *= p.class_weight[y];
+        label_tau = p.one_minus_eps;
+        if (p.class_weight != nullptr) label_tau *= p.class_weight[y];
     }
 };
 
@@ -181,48 +183,50 @@ __device__ __forceinline__ void report_bad_label(int64* bad_label, int64 row, in
 template <class T> struct Outcome {
     using C = compute_of<T>;
     Statistics<C> all;
-    C origin, share;  // delta = exp(z - origin) * share - tau * factor
+    C origin;
+    C grad_scale;  // delta = exp(z - origin) * grad_scale - tau * factor
 
-    // tau_unit: what picked and total count in; eps / K in the labels form, whose total is then exact.
+    // tau_unit: the factor that dot_tau_z and sum_tau still lack. The labels form counts 1 for every
+    // column, so that sum_tau is an exact count, and multiplies by eps / K here.
     __device__ __forceinline__ Outcome(
-        const Problem<T>& p, const Target<C>& target, Statistics<C> combined, C tau_unit)
+        const SoftmaxArguments<T>& p, const Target<C>& target, Statistics<C> combined, C tau_unit)
         : all(combined), origin(origin_of(combined.maximum)) {
-        if (p.spread()) all.picked *= tau_unit, all.total *= tau_unit;
+        if (p.spread()) all.dot_tau_z *= tau_unit, all.sum_tau *= tau_unit;
         if (all.maximum == minus_infinity<C>()) all.sum = not_a_number<C>();  // no logit, or all -inf
-        all.total += target.extra;
-        if (p.labels == nullptr && p.probabilities == nullptr) all.total = C(1);  // softmax itself
-        C weight = all.total;
+        all.sum_tau += target.label_tau;
+        if (p.labels == nullptr && p.probabilities == nullptr) all.sum_tau = C(1);  // softmax itself
+        C weight = all.sum_tau;
         if (p.z_loss != C(0)) weight += C(2) * p.z_loss * lse();
-        share = weight * target.factor / all.sum;
+        grad_scale = weight * target.factor / all.sum;
     }
     __device__ __forceinline__ C lse() const { return origin + ::log(all.sum); }
 
     // delta at the label, with p - 1 formed before it is rounded. z_label: its logit, capped.
     __device__ __forceinline__ T label_delta(
-        const Problem<T>& p, const Target<C>& target, C z_label) const {
-        C tau = p.uniform;
+        const SoftmaxArguments<T>& p, const Target<C>& target, C z_label) const {
+        C tau = p.eps_over_K;
         if (p.class_weight != nullptr) tau *= p.class_weight[target.label];
-        C d = ::exp(z_label - origin) * share - (tau + target.extra) * target.factor;
+        C d = ::exp(z_label - origin) * grad_scale - (tau + target.label_tau) * target.factor;
         return to_storage<T>(p.soft_cap == C(0) ? d : d * cap_slope(z_label, C(1) / p.soft_cap));
     }
 
     // By one thread of the row: what is stored once for it.
     __device__ __forceinline__ void store_row(
-        const Problem<T>& p, const Target<C>& target, int64 row, C z_label) const {
+        const SoftmaxArguments<T>& p, const Target<C>& target, int64 row, C z_label) const {
         bool labelled = target.label >= 0;
         if (target.bad && p.bad_label != nullptr) report_bad_label(p.bad_label, row, p.label(row));
         Compensated<C> terms;  // log S and z_y - m are often of one size and far above the rest
-        terms.add_product(all.total, ::log(all.sum));
+        terms.add_product(all.sum_tau, ::log(all.sum));
         if (labelled) {
             Compensated<C> from_origin;
             from_origin.add(z_label);
             from_origin.add(-origin);
-            terms.add_product(-target.extra, from_origin.sum);
-            terms.lost -= target.extra * from_origin.lost;
+            terms.add_product(-target.label_tau, from_origin.sum);
+            terms.lost -= target.label_tau * from_origin.lost;
         }
-        terms.add(-all.picked);
+        terms.add(-all.dot_tau_z);
         if (p.z_loss != C(0)) terms.add(p.z_loss * lse() * lse());
-        C loss = terms.value() * p.scale.weight(row);
+        C loss = terms.value() * row_weight(p, row);
         if (target.bad) loss = not_a_number<C>();
         if (target.ignored) loss = C(0);
         if (p.row_loss != nullptr) p.row_loss[row] = loss;
@@ -232,21 +236,3 @@ template <class T> struct Outcome {
         if (p.correct != nullptr) p.correct[row] = labelled && known && all.best == target.label;
     }
 };
-
-// The parameters of every softmax entry, in one order, and the problem that they make.
-#define SOFTMAX_PARAMETERS(T)                                                                     \
-    const T *logits, const void *labels, int label_bytes, const compute_of<T>*probabilities,      \
-        int64 stride_probabilities, T *delta, compute_of<T>*row_loss, compute_of<T>*lse,          \
-        int64 *predicted, u8 *correct, const compute_of<T>*sample_weight,                         \
-        const compute_of<T>*upstream, int64 upstream_stride, const compute_of<T>*divisor,         \
-        const compute_of<T>*class_weight, compute_of<T> label_smoothing, compute_of<T> z_loss,    \
-        compute_of<T> soft_cap, int64 ignore_index, int has_ignore_index, int log_output,         \
-        int64 *bad_label, int64 rows, int64 cols, int64 stride_logits, int64 stride_delta
-#define SOFTMAX_PROBLEM(T)                                                                        \
-    Problem<T> {                                                                                  \
-        logits, labels, probabilities, delta, row_loss, lse, predicted, correct,                  \
-            {sample_weight, upstream, divisor, upstream_stride}, class_weight,                    \
-            compute_of<T>(1) - label_smoothing, label_smoothing / compute_of<T>(cols), z_loss,    \
-            soft_cap, ignore_index, bad_label, rows, cols, stride_logits, stride_delta,   \
-            stride_probabilities, label_bytes, has_ignore_index, log_output                       \
-    }

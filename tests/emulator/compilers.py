@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.backends.cupy.arguments import checks
 from gpubackprop.backends.cupy.compiling import OPTIONS
+from gpubackprop.backends.cupy_launch import entries
 from tests.emulator.module import KERNELS
 
 # Of a multiprocessor: most threads at once, KiB of shared memory (CUDA Programming Guide, table
@@ -86,8 +88,7 @@ class Nvrtc:
 
     def _outputs(self, source: str, architecture: int, defines: Defines) -> tuple[str, str, bytes]:
         program = ctypes.c_void_p()
-        text = (KERNELS / source).read_bytes()
-        name = source.encode()
+        text, name = code_of(source, architecture, defines).encode(), source.encode()
         self._call("nvrtcCreateProgram", ctypes.byref(program), text, name, 0, None, None)
         options = [
             *OPTIONS, f"--gpu-architecture=sm_{architecture}", f"--include-path={KERNELS}",
@@ -122,16 +123,29 @@ class Nvcc:
     def _outputs(self, source: str, architecture: int, defines: Defines) -> tuple[str, str, bytes]:
         options = [option.replace("--", "-", 1) for option in OPTIONS if option != "--std=c++17"]
         with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "source.cu"
+            file.write_text(code_of(source, architecture, defines), encoding="utf-8")
             result = subprocess.run(
                 ["nvcc", "-std=c++17", *options, f"-arch=sm_{architecture}", "-cubin",
                  "-Xptxas", "-v", "--keep", "--keep-dir", scratch, "-o", f"{scratch}/out.cubin",
-                 *(f"-D{name}={value}" for name, value in defines), str(KERNELS / source)],
+                 *(f"-D{name}={value}" for name, value in defines), f"-I{KERNELS}", str(file)],
                 capture_output=True, text=True,
             )  # fmt: skip
             if result.returncode:
                 raise CompileError(f"{source} for sm_{architecture}: {result.stderr}")
             (ptx,) = Path(scratch).glob("*.ptx")
             return ptx.read_text(), result.stderr, Path(scratch, "out.cubin").read_bytes()
+
+
+def code_of(source: str, architecture: int, defines: Defines) -> str:
+    """A source, and behind it the check of its entries' records (cupy/arguments.py)."""
+    text = (KERNELS / source).read_text(encoding="utf-8")
+    names = tuple(
+        entry for file, entry, macros in entries()
+        if file == source and (not defines or set(macros) == set(defines))
+        if architecture >= 90 or "_cluster" not in entry
+    )  # fmt: skip
+    return f'#line 1 "{KERNELS / source}"\n{text}{checks(names)}'
 
 
 @cache

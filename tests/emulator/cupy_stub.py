@@ -16,7 +16,9 @@ import os
 import re
 import sys
 import types
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpubackprop.backends.cupy.arguments import Record, layout_named
 from gpubackprop.backends.kernel_sources import kernels_directory
 from tests.emulator.cupy_queue import (
     STATE,
@@ -36,7 +39,7 @@ from tests.emulator.cupy_queue import (
     Stream,
     elapsed,
 )
-from tests.emulator.module import Module
+from tests.emulator.module import ByValue, Module
 
 __all__ = ["STATE", "CUDARuntimeError", "Counts", "Event", "OutOfMemoryError", "Stream"]
 
@@ -384,9 +387,53 @@ STATIC_SHARED = (
 _CODE = re.compile(r'((?:#define \w+ \w+\n)*)#line 1 "([\w./-]+\.cu)"\n', re.ASCII)
 
 
+@dataclass(frozen=True)
+class Launched:
+    """A launch whose time on the device has come.
+
+    Attributes
+    ----------
+    defines : macros that leave the entry alone in `source`. arguments : NumPy arrays and scalars,
+        and `ByValue`. shared : bytes of dynamic shared memory.
+    """
+
+    source: str
+    entry: str
+    defines: tuple[tuple[str, str], ...]
+    grid: Sequence[int]
+    block: Sequence[int]
+    arguments: Sequence[Any]
+    shared: int = 0
+
+
+Run = Callable[[Launched], None]
+
+
 @cache
 def _module(source: str, defines: tuple[tuple[str, str], ...]) -> Module:
-    return Module(source, defines=dict(defines))
+    module = Module(source, defines=dict(defines))
+    assert len(module.signatures) <= 2, "only what is used is compiled, at its first use"
+    return module
+
+
+def execute(launched: Launched) -> None:
+    module = _module(launched.source, launched.defines)
+    module(
+        launched.entry, launched.grid, launched.block, launched.arguments, shared=launched.shared
+    )
+
+
+_run: list[Run] = [execute]  # the last one is what a launch does
+
+
+@contextmanager
+def launches_go_to(run: Run) -> Iterator[None]:
+    """Each launch is given to `run` while this lasts; `execute` is what it does otherwise."""
+    _run.append(run)
+    try:
+        yield
+    finally:
+        _run.pop()
 
 
 def compile_using_nvrtc(
@@ -397,7 +444,9 @@ def compile_using_nvrtc(
     assert match, "the source does not start with its macros and its name"
     directory = kernels_directory()
     shipped = (directory / match[2]).read_text(encoding="utf-8")  # an absolute path stays one
-    assert source[match.end() :] == shipped, "the source is not the shipped file"
+    behind = source[match.end() :].removeprefix(shipped)
+    assert behind != source[match.end() :], "the source is not the shipped file"
+    assert "static_assert(sizeof(A) ==" in behind, "nothing holds the records to the structs"
     assert f"-I{directory}" in options
     assert "--ftz=false" in options
     defines = [line.split()[1:] for line in match[1].splitlines()]
@@ -409,18 +458,21 @@ class RawModule:
 
     def __init__(self, *, path: str) -> None:
         source, defines = json.loads(Path(path).read_bytes())
-        self._module = _module(source, tuple((name, value) for name, value in defines))
+        self._source, self._defines = source, tuple((name, value) for name, value in defines)
 
     def get_function(self, name: str) -> RawKernel:
-        assert name in self._module.signatures
-        assert len(self._module.signatures) <= 2, "only what is used is compiled, at its first use"
+        if _run[-1] is execute:
+            assert name in _module(self._source, self._defines).signatures
         STATE.counts.compiled.append(name)
-        return RawKernel(self._module, name, STATE.device)
+        return RawKernel(self._source, self._defines, name, STATE.device)
 
 
 class RawKernel:
-    def __init__(self, module: Module, name: str, device: int) -> None:
-        self._module, self.__name__, self._device = module, name, device
+    def __init__(
+        self, source: str, defines: tuple[tuple[str, str], ...], name: str, device: int
+    ) -> None:
+        self._source, self._defines = source, defines
+        self.__name__, self._device = name, device
         self._shared, self.shared_size_bytes = 48 * 1024 - STATIC_SHARED, STATIC_SHARED
 
     @property
@@ -438,9 +490,38 @@ class RawKernel:
         assert STATE.device == self._device, "compiled for another device"
         if shared_mem > self._shared:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        values = [self._value(number, value) for number, value in enumerate(args)]
+        values = [
+            self._by_value(value) if isinstance(value, np.ndarray) else self._value(number, value)
+            for number, value in enumerate(args)
+        ]
         STATE.counts.kernels.append(self.__name__)
-        STATE.queue(partial(self._module, self.__name__, grid, block, values, shared=shared_mem))
+        launched = Launched(
+            self._source, self.__name__, self._defines, grid, block, values, shared_mem
+        )
+        STATE.queue(partial(_run[-1], launched))
+
+    def _by_value(self, record: np.ndarray) -> ByValue:
+        """CuPy passes a NumPy array of one element by value, whatever it is (cuda/function.pyx,
+        `_pointer`); cuLaunchKernel copies as many bytes as the parameter has, at once."""
+        if record.size != 1:
+            raise TypeError(
+                f"You are trying to pass a numpy.ndarray of shape {record.shape} as a kernel "
+                f"parameter. Only numpy.ndarrays of size one can be passed by value. If you meant "
+                f"to pass a pointer to __global__ memory, you need to pass a cupy.ndarray instead."
+            )
+        layout = layout_named(self.__name__)
+        if not isinstance(record, Record) or record.dtype != layout.dtype:
+            raise TypeError(f"{self.__name__} has another record: {record.dtype}")
+        arrays, values = {}, np.array(record)
+        for name, kind in layout.kinds.items():
+            if kind.endswith("*") or kind == "number":
+                address = int(values[name]["at"] if kind == "number" else values[name])
+                array = record.arrays.get(name)
+                if address != (0 if array is None else array.data.ptr):
+                    raise CUDARuntimeError(f"cudaErrorIllegalAddress: nothing is kept at {name}")
+                if array is not None:
+                    arrays[name] = self._value(0, array)
+        return ByValue(values, arrays)
 
     def _value(self, number: int, value: Any) -> Any:
         if isinstance(value, ndarray):

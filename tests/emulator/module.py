@@ -16,11 +16,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gpubackprop.backends.cupy.arguments import checks
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels"
@@ -45,6 +48,7 @@ _ENTRY = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?P<attributes>(?:__\w+__\s*\([^()]*\)\s*)*)'
     r"(?P<name>\w+)\s*\((?P<parameters>[^)]*)\)"
 )
+_COMMA = re.compile(r",(?![^<]*>)")  # between parameters, not in A<B, C>
 _CLUSTER = re.compile(r"__cluster_dims__\s*\(\s*(\w+)\s*(?:,\s*1\s*){0,2}\)")
 _ALIGNMENT = r"(?:(?:__align__|alignas)\s*\(\s*(?P<alignment>\w+)\s*\)\s*)?"
 _DYNAMIC_SHARED = re.compile(
@@ -75,6 +79,26 @@ def missing_compiler() -> str:
     if os.uname().machine != "x86_64":
         return f"the kernel emulator is written for x86-64, this is {os.uname().machine}"
     return ""
+
+
+@dataclass(frozen=True)
+class ByValue:
+    """A struct as an argument.
+
+    Attributes
+    ----------
+    values : structured array of 0 dimensions. arrays : what the addresses in it point to, by field.
+    """
+
+    values: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+    def words(self) -> Any:
+        """A copy of its bytes, on a multiple of 8."""
+        data = self.values.tobytes()
+        return (ctypes.c_uint64 * -(-len(data) // 8)).from_buffer_copy(
+            data.ljust(-(-len(data) // 8) * 8)
+        )
 
 
 class Module:
@@ -116,7 +140,8 @@ class Module:
         rotation: int = 0,
     ) -> None:
         """Run `entry`; arrays are passed as pointers, None as null, scalars as NumPy scalars of the
-        parameter's very type. `rotation` changes the order in which the threads of a block run.
+        parameter's very type, structs as `ByValue`. `rotation` changes the order in which the
+        threads of a block run.
         """
         if entry not in self.signatures:
             raise EmulatorError(f"no entry {entry}; there are {', '.join(sorted(self.signatures))}")
@@ -128,12 +153,20 @@ class Module:
                 f"{len(arguments)}"
             )
         values = [
-            _argument(entry, parameter, value)
+            self._struct(entry, value) if isinstance(value, ByValue)
+            else _argument(entry, parameter, value)
             for parameter, value in zip(parameters, arguments, strict=True)
-        ]
+        ]  # fmt: skip
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         function = getattr(self.library, f"emu_{entry}")
         function(shape, ctypes.c_size_t(shared), ctypes.c_uint(rotation), pointers)
+
+    def _struct(self, entry: str, value: ByValue) -> Any:
+        size = getattr(self.library, f"emu_bytes_{entry}")
+        size.restype = ctypes.c_size_t
+        if value.values.nbytes != size():  # CUDA would copy what lies behind it
+            raise EmulatorError(f"{entry} takes {size()} bytes but got {value.values.nbytes}")
+        return value.words()
 
 
 def signatures(path: Path, defines: dict[str, str] | None = None) -> dict[str, list[str]]:
@@ -154,7 +187,7 @@ def object_code(path: Path) -> bytes:
 
 def _signatures(text: str) -> dict[str, list[str]]:
     return {
-        match["name"]: [parameter.strip() for parameter in match["parameters"].split(",")]
+        match["name"]: [part.strip() for part in _COMMA.split(match["parameters"])]
         for match in _ENTRY.finditer(text)
     }
 
@@ -222,7 +255,13 @@ def _preprocess(path: Path, defines: tuple[tuple[str, str], ...]) -> str:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise EmulatorError(f"{path.name}: {result.stderr}")
-    return result.stdout
+    return result.stdout + _checks(path, result.stdout)
+
+
+def _checks(path: Path, text: str) -> str:
+    """That the structs of a shipped source's entries are the records which Python fills."""
+    shipped = path.parent == KERNELS or path.parent.name == "_kernels"
+    return checks(tuple(match["name"] for match in _ENTRY.finditer(text))) if shipped else ""
 
 
 def _shared_memory(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulator.module import HERE, Module
+from tests.emulator.module import HERE, ByValue, Module
 
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 OPTIONS = {
@@ -42,6 +42,16 @@ class Launch:
     shared: int = 0
     defines: dict[str, str] = field(default_factory=dict)
 
+    def arrays(self) -> list[np.ndarray]:
+        """All that it reads or writes, but for what a `PointerTable` points to."""
+        found = []
+        for argument in self.arguments:
+            if isinstance(argument, ByValue):
+                found += argument.arrays.values()
+            elif isinstance(argument, np.ndarray):
+                found.append(argument)
+        return found
+
 
 @dataclass(frozen=True)
 class _Memory:
@@ -52,11 +62,9 @@ class _Memory:
     data: bytes
 
 
-@dataclass(frozen=True)
-class PointerTable:
-    """An argument that holds addresses: `words` uint64, some of them those of the `arrays`."""
+class PointerTable(np.ndarray):
+    """uint64, some of them the addresses of `arrays`."""
 
-    words: np.ndarray
     arrays: tuple[np.ndarray, ...]
 
 
@@ -66,9 +74,18 @@ class _Table:
     arrays: tuple[_Memory, ...]
 
 
+@dataclass(frozen=True)
+class _Struct:
+    values: np.ndarray
+    arrays: dict[str, Any]
+
+
 def _memory(argument: Any) -> Any:
+    if isinstance(argument, ByValue):
+        arrays = {name: _memory(array) for name, array in argument.arrays.items()}
+        return _Struct(argument.values, arrays)
     if isinstance(argument, PointerTable):
-        return _Table(argument.words, tuple(map(_memory, argument.arrays)))
+        return _Table(np.array(argument), tuple(map(_memory, argument.arrays)))
     if not isinstance(argument, np.ndarray):
         return argument
     low, high = np.lib.array_utils.byte_bounds(argument)
@@ -137,7 +154,17 @@ class _ExactCopies:
             words[table.words == array.address] = self.address(array)
         return self.address(_memory(words))
 
+    def struct(self, struct: _Struct) -> ByValue:
+        """With the addresses of the arrays' copies."""
+        values = struct.values.copy()
+        for name, array in struct.arrays.items():
+            field = values[name]
+            (field["at"] if field.dtype.names else field)[...] = self.argument(array)
+        return ByValue(values, {})
+
     def argument(self, argument: Any) -> Any:
+        if isinstance(argument, _Struct):
+            return self.struct(argument)
         if isinstance(argument, _Table):
             return self.table(argument)
         return self.address(argument) if isinstance(argument, _Memory) else argument

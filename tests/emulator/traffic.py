@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.emulator.cupy_stub import Launched
 from tests.emulator.module import EmulatorError, Module
 
 
@@ -45,6 +46,17 @@ class Traffic:
         return self.sectors / self.least if self.least else 1.0
 
 
+def count_launch(module: Module, launched: Launched) -> list[tuple[np.ndarray, Traffic]]:
+    """The arrays that a launch of the backend's touches, and what it does to each."""
+    (record,) = launched.arguments
+    arrays = list(record.arrays.values())
+    counts = count_traffic(
+        module, launched.entry, launched.grid, launched.block, (record,), arrays,
+        shared=launched.shared,
+    )[1:]  # fmt: skip
+    return [(array, one) for array, one in zip(arrays, counts, strict=True) if one is not None]
+
+
 def count_traffic(
     module: Module,
     entry: str,
@@ -56,7 +68,7 @@ def count_traffic(
 ) -> list[Traffic | None]:
     """Run an entry of a module in mode "traffic"; one result for each array among `arguments`, at
     its place (an array passed twice is counted at the first), and for each of `also`, whose
-    addresses stand in a table among the arguments."""
+    addresses stand in a struct or a table among the arguments."""
     library = module.library
     library.emu_traffic_stop.restype = ctypes.c_size_t
     library.emu_traffic_start()

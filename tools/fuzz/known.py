@@ -66,6 +66,21 @@ ESTIMATORS = (
         r"here \w+Error.'(coefs_|intercepts_)\[",
     ),
     Known(
+        "of two faults at once, coefs_ of integers are named before y of another width and sizes "
+        "that were set anew",
+        line="fit",
+        place="^error$",
+        kind="(ValueError|IndexError) there, DtypeError here",
+        detail=r"here DtypeError.'(coefs_|intercepts_)\[.* no update can be added to",
+    ),
+    Known(
+        "labels that a fit refuses leave what partial_fit needs; scikit-learn has forgotten it",
+        line="partial_fit",
+        place="^error$",
+        detail="there AttributeError..'LabelBinarizer' object has no attribute 'classes_'",
+        before=r"fit\(",
+    ),
+    Known(
         "moments of another width are an error; scikit-learn broadcasts them where NumPy can",
         line="partial_fit",
         kind="NoneType there, ShapeError here|after an error, unchanged here",
@@ -127,6 +142,22 @@ ESTIMATORS = (
         ends=True,
     ),
     Known(
+        "Poisson gradients of float32 data overflow as float32 does, which scikit-learn's do where "
+        "y is float32 too",
+        line=r"float32",
+        place="^error$",
+        kind="NoneType there, ValueError here",
+        detail="here ValueError.'Solver produced non-finite",
+        before="poisson",
+    ),
+    Known(
+        "the Poisson loss of negative targets is NaN, and where L-BFGS goes with it tells nothing",
+        line=r"fit\((?!.*(abs\(|> 0|0 \* )).*\b[zZ]\b",
+        place="^(?!error)",
+        before=r"(?s)lbfgs.*poisson|poisson.*lbfgs",
+        ends=True,
+    ),
+    Known(
         "weights of a batch that sum to zero are an error before the epoch's first update",
         kind="values, after an error",
         detail="after ZeroDivisionError..Weights sum to zero",
@@ -150,7 +181,7 @@ ESTIMATORS = (
         "weights are divided by their sum first; scikit-learn multiplies float32 deltas by them, "
         "which makes 0 of the smallest",
         line=r"float32.*sample_weight=.*1e-200",
-        place=r"\.(coefs_|intercepts_)\[",
+        place=r"\.(coefs_|intercepts_)\[|\.(best_loss_|loss_|loss_curve_\[\d+\])$",
         kind="values",
     ),
     Known(
@@ -175,10 +206,38 @@ OPTIMIZERS = (
         detail=r"there 'torch\.b?float16'\nhere 'torch\.float32'",
     ),
     Known(
+        "16-bit parameters keep float32 state",
+        line=r"\.get\('exp_avg'",
+        place=r"^value\.dtype$",
+        detail=r"there 'torch\.b?float16'\nhere 'torch\.float32'",
+    ),
+    Known(
+        "16-bit parameters keep float32 state, which serves float32 and any type of 16 bits",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail=r"there RuntimeError.'expected dtype (float|c10::(BFloat16|Half)) for `end` but got "
+        r"dtype (float|c10::(BFloat16|Half))'",
+    ),
+    Known(
         "16-bit parameters keep float32 state, so that a loaded one is a copy",
         place=rf"^(there|other|opt)\['state'\].*{STATE}$",
         detail="dtype=b?float16",
         before=r"load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+    ),
+    Known(
+        "16-bit parameters keep float32 state, so that what is resized is another's",
+        line="resize_",
+        place=rf"^(there|other|opt)\['state'\].*{STATE}\.(shape|stride)$",
+        before=r"(?s)to\(b?float16\).*load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+        ends=True,
+    ),
+    Known(
+        "a gradient and its state may be of unlike types",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail=r"there RuntimeError.'expected dtype \S+ for `end` but got dtype \S+'",
     ),
     Known(
         "a rate on the meta device is refused with another kind of RuntimeError",
@@ -203,6 +262,28 @@ OPTIMIZERS = (
         before=r"(?s)amsgrad.*fused=True.*nan|fused=True.*amsgrad.*nan",
     ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
+    Known(
+        "state lies in the order of the parameter's memory, so that one loaded in another is a copy",
+        place=rf"^(there|other|opt)\['state'\].*{STATE}$",
+        kind="values",
+        before=r"(?s)(channels_last|\.t\(\)).*load_state_dict\((there|other|opt)\.state_dict\(\)\)",
+    ),
+    Known(
+        "a moment of infinity stays what it is along a gradient of infinity; PyTorch's, an "
+        "interpolation, is NaN",
+        place=r"'exp_avg'\]$",
+        kind="values",
+        detail="(?s)there array.*nan.*here array.*inf",
+        before=r"float\('inf'\)",
+    ),
+    Known(
+        "state that a step in inference mode has made can be written by one outside of it",
+        line=r"step\(",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="Inplace update to inference tensor outside InferenceMode",
+        before=r"with torch.inference_mode\(\): opt.step\(\)\n",
+    ),
     Known(
         "a step that raises has changed nothing",
         line=r"step\(",
@@ -266,6 +347,12 @@ OPTIMIZERS = (
         before=r"by_file\(",
     ),
     Known(
+        "16-bit parameters keep float32 state, as it came from a file",
+        place=rf"{STATE}\.resizable$",
+        detail="there True\nhere False",
+        before=r"by_file\(",
+    ),
+    Known(
         "a learning rate may be a tensor whatever the options are",
         line=r"step\(",
         place="^error$",
@@ -279,6 +366,12 @@ OPTIMIZERS = (
         before=r"lr'?\]?\s?=\s?torch.tensor",
     ),
     Known(
+        "a learning rate that is a float16 tensor is read as float64, and so is what is computed "
+        "from it; PyTorch's step size is float16",
+        kind="values",
+        before=r"(?s)set_default_dtype\(torch\.half\).*lr'?\]?\s?=\s?torch.tensor",
+    ),
+    Known(
         "PyTorch's foreach kernels overwrite the gradients under nesterov, these do not",
         place=r"\.grad$",
         kind="values",
@@ -289,6 +382,13 @@ OPTIMIZERS = (
         place=r"\.version$",
         detail="there False\nhere True",
         before="fused=True",
+    ),
+    Known(
+        "autograd is told what was written, so that a graph made before a step of fused=True raises",
+        place="^error$",
+        kind="NoneType there, RuntimeError here",
+        detail="modified by an inplace operation",
+        before=r"(?s)fused=True.*opt\.step\(\)",
     ),
     Known(
         "PyTorch's fused kernels pair elements of unlike strides by their place in memory",
@@ -317,10 +417,10 @@ LOSSES = (
         before=r"(?s)(float\('-?(inf|nan)'\)|1e4 |1e30).*(ignore_index|-100)",
     ),
     Known(
-        "class weights may be of another float type",
+        "class weights may be of another float type (a label out of range may be next)",
         line="weight=",
         place="^error$",
-        kind="RuntimeError there, NoneType here",
+        kind="RuntimeError there, (NoneType|LabelError) here",
         detail="expected scalar type (Double|Float|Half|BFloat16) but found",
     ),
     Known(
@@ -348,6 +448,14 @@ LOSSES = (
         kind="values",
         before=r"requires_grad_\(\)\n(?s:.*)\nx\.data\.mul_",
     ),
+    Known(
+        "a second backward through a graph that is gone raises before any gradient has been added "
+        "to; where PyTorch's layer is two nodes, the bias's has",
+        line="backward",
+        place=r"\.grad$",
+        kind="values, after an error, unchanged here",
+        detail="after RuntimeError.'Trying to backward through the graph a second time",
+    ),
 )
 LAYERS = (
     Known(
@@ -370,7 +478,7 @@ OWN_ERRORS = (
         "not offered, and says so",
         place="^error$",
         kind=r"NoneType there, (DtypeError|OptionError|DeviceUnavailable|ShapeError) here",
-        detail=r"not offered|has gaps between its elements|which (linear_)?cross_entropy does not compute",
+        detail=r"not offered|wants at least one class|has gaps between its elements|which (linear_)?cross_entropy does not compute",
     ),
     Known(
         "the label of one row of logits has the shape ()",

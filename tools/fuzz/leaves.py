@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 Leaves = dict[str, Any]
+PLAIN = (int, str, bool, bytes, type(None), complex)
+_name_of = functools.lru_cache(1000)(str)  # of a dtype
 
 
 def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: str = "") -> Leaves:
     """`value` taken apart: containers by item, arrays as type, dtype, shape and numbers."""
-    own = special(value, path)
+    if type(value) in PLAIN:
+        return {path: value}
+    own = None if isinstance(value, (np.ndarray, np.generic)) else special(value, path)
     if own is not None:
         return own
     if isinstance(value, Mapping):
@@ -26,12 +31,12 @@ def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: st
             kinds |= leaves_of(item, special, f"{path}[{index}]")
         return kinds
     if isinstance(value, (np.ndarray, np.generic)):
-        kinds = {f"{path}.type": type(value).__name__, f"{path}.dtype": str(value.dtype)}
+        kinds = {f"{path}.type": type(value).__name__, f"{path}.dtype": _name_of(value.dtype)}
         if value.dtype.kind == "f":
             return kinds | {path: np.array(value)}
         return kinds | {path: value.tolist()}
     if isinstance(value, float):
         return {f"{path}.type": "float", path: np.array(value)}
-    if isinstance(value, (int, str, bool, bytes, type(None), complex)):
+    if isinstance(value, PLAIN):
         return {path: value}
     return {f"{path}.type": type(value).__name__}

@@ -12,6 +12,7 @@ import ast
 import functools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -31,11 +32,13 @@ class World:
     Attributes
     ----------
     name : for messages. names : a new namespace. around : entered while a program runs.
+    wider : of a twin in wider types, whose types and errors tell nothing.
     """
 
     name: str
     names: Callable[[], dict[str, Any]]
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    wider: bool = False
 
 
 @dataclass
@@ -101,6 +104,7 @@ class Fuzzer:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+@functools.lru_cache(1000)  # a program runs in two worlds and more
 def compiled(line: str) -> tuple[CodeType, bool]:
     """The code of a line and whether it is an expression."""
     with warnings.catch_warnings():
@@ -156,16 +160,18 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
     """The first line after which the worlds differ, and how; None where they do not."""
     # one after the other: both use the global random state
     both = [list(run(fuzzer, lines, world)) for world in (fuzzer.theirs, fuzzer.ours)]
+    twins = Twins(fuzzer, lines)
     for number, (theirs, ours) in enumerate(zip(*both, strict=True)):
         before = both[1][number - 1].leaves if number else {}
-        step = _Step(fuzzer, lines[: number + 1], theirs, ours, before)
+        step = _Step(fuzzer, lines[: number + 1], theirs, ours, before, twins)
         if found := step.error():
             if reason := step.excused(found):
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
                 return None
             return found
         for path in [*theirs.leaves, *(ours.leaves.keys() - theirs.leaves.keys())]:
-            if found := step.leaf(path):
+            there, here = theirs.leaves.get(path, MISSING), ours.leaves.get(path, MISSING)
+            if not _equal(there, here) and (found := step.leaf(path, there, here)):
                 reason = step.excused(found)
                 if not reason:
                     return found
@@ -178,28 +184,44 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
 MISSING = "(missing)"
 
 
+class Twins:
+    """A program in the twins, each of which runs when the ones before it have not sufficed."""
+
+    def __init__(self, fuzzer: Fuzzer, lines: Sequence[str]) -> None:
+        self._fuzzer, self._lines = fuzzer, lines
+        self._worlds = iter(fuzzer.twins())
+        self._runs: list[tuple[World, list[Seen]]] = []
+
+    def after(self, number: int) -> Iterator[tuple[World, Seen]]:
+        """What can be seen in each after the line of this number."""
+        for world, steps in self._runs:
+            yield world, steps[number]
+        for world in self._worlds:
+            steps = list(run(self._fuzzer, self._lines, world))
+            self._runs.append((world, steps))
+            yield world, steps[number]
+
+
 class _Step:
     """What a line did in the two worlds, and, where they differ, in the twins."""
 
     def __init__(
-        self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves
-    ) -> None:
+        self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves,
+        twins: Twins,
+    ) -> None:  # fmt: skip
         self.fuzzer, self.lines, self.theirs, self.ours = fuzzer, lines, theirs, ours
-        self.before, self.ends = before, False
+        self.before, self.ends, self._twins = before, False, twins
 
-    @functools.cached_property
-    def twins(self) -> list[Seen]:
-        runs = (list(run(self.fuzzer, self.lines, world)) for world in self.fuzzer.twins())
-        return [steps[-1] for steps in runs]
+    def twins(self) -> Iterator[tuple[World, Seen]]:
+        return self._twins.after(len(self.lines) - 1)
 
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
         if place != "error" and self.ours.error is not None:
             here = self.ours.leaves.get(place, MISSING)
-            same = (
-                here is False
-                or (place == "warnings" and not here)
-                or _equal(here, self.before.get(place, MISSING))
-            )
+            if place == "warnings":  # who raises earlier has warned of less
+                same = not Counter(here) - Counter(self.theirs.leaves[place])
+            else:
+                same = here is False or _equal(here, self.before.get(place, MISSING))
             changed = "unchanged here" if same else "changed here"
             kind = f"{kind}, after an error, {changed}"
             detail = f"{detail}\nafter {self.ours.error!r}"
@@ -213,11 +235,8 @@ class _Step:
         kind = f"{type(theirs).__name__} there, {type(ours).__name__} here"
         return self._found("error", kind, f"there {theirs!r}\nhere {ours!r}")
 
-    def leaf(self, path: str) -> Divergence | None:
-        """Where what is at `path` differs by more than rounding."""
-        there, here = (seen.leaves.get(path, MISSING) for seen in (self.theirs, self.ours))
-        if _equal(there, here):
-            return None
+    def leaf(self, path: str, there: Any, here: Any) -> Divergence | None:
+        """Where what is at `path` and differs, differs by more than rounding."""
         for leaf, kind in ((there, "missing there"), (here, "missing here")):
             if leaf is MISSING:
                 return self._found(path, kind, _shown(there, here))
@@ -225,11 +244,14 @@ class _Step:
             return self._found(path, "not equal", _shown(there, here))
         if there.shape != here.shape:
             return self._found(path, "shape", _shown(there, here))
-        why = self.fuzzer.same(there, here, [], self.lines)
-        if why:
-            others = (twin.leaves.get(path) for twin in self.twins)
-            alike = [t for t in others if isinstance(t, np.ndarray) and t.shape == there.shape]
-            why = self.fuzzer.same(there, here, alike, self.lines)
+        why, alike = self.fuzzer.same(there, here, [], self.lines), []
+        for _, twin in self.twins() if why else ():
+            other = twin.leaves.get(path)
+            if isinstance(other, np.ndarray) and other.shape == there.shape:
+                alike.append(other)
+                why = self.fuzzer.same(there, here, alike, self.lines)
+                if not why:
+                    break
         return self._found(path, "values", f"{why}\n{_shown(there, here)}") if why else None
 
     def excused(self, found: Divergence) -> str:
@@ -237,14 +259,17 @@ class _Step:
         reason, self.ends = self.fuzzer.known(self.lines, found)
         if reason:
             return reason
-        if found.place == "error":
-            kinds = {type(seen.error) for seen in [self.theirs, *self.twins]}
-        else:
-            kinds = {self._discrete(seen, found.place) for seen in [self.theirs, *self.twins]}
-        self.ends = len(kinds) > 1
+        first = self._discrete(self.theirs, found.place)
+        self.ends = any(
+            self._discrete(twin, found.place) != first
+            for world, twin in self.twins()
+            if not world.wider
+        )
         return "it depends on rounding in the reference too" if self.ends else ""
 
     def _discrete(self, seen: Seen, path: str) -> Any:
+        if path == "error":
+            return type(seen.error)
         leaf = seen.leaves.get(path, MISSING)
         return leaf.shape if isinstance(leaf, np.ndarray) else repr(leaf)
 
@@ -262,14 +287,13 @@ def _is_a(ours: Exception | None, theirs: Exception | None) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        # as bytes: NaN is NaN, and 0 is not -0
-        return (
-            one.dtype == other.dtype
-            and one.shape == other.shape
-            and one.tobytes() == other.tobytes()
-        )
-    return type(one) is type(other) and bool(one == other)
+    if type(one) is not type(other):
+        return False
+    if not isinstance(one, np.ndarray):
+        return bool(one == other)
+    # as bytes: NaN is NaN, and 0 is not -0
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and one.tobytes() == other.tobytes()
 
 
 def text(fuzzer: Fuzzer, lines: Sequence[str], found: Divergence | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import io
 import pickle
 import re
@@ -12,12 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
 import gpubackprop.torch as gt
+from gpubackprop.torch import patching
 from gpubackprop.torch.bridge import numpy_view
 from tests import tolerances
 from tools.fuzz import known, programs, pytorch_lines
@@ -64,6 +67,36 @@ def fresh(*contexts: Callable[[], contextlib.AbstractContextManager[Any]]) -> It
         torch.set_grad_enabled(True)
 
 
+@contextmanager
+def other_roundings(seed: int) -> Iterator[None]:
+    """PyTorch with every product of a layer off by what another order of its sums may change: a
+    saturated activation, or one of a difference of large numbers, has no scale that says it."""
+    rng, exact = np.random.default_rng(seed), nn.functional.linear
+
+    def noisy(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        out = exact(x, weight, bias)
+        with torch.no_grad():
+            own = None if bias is None else bias.abs()
+            sums = exact(x.abs(), weight.abs(), own)
+            sums_in = max(torch.finfo(out.dtype).bits, 32)
+            unit = torch.finfo(torch.float64 if sums_in == 64 else torch.float32).eps
+            size = sums * unit + out.abs() * torch.finfo(out.dtype).eps
+            drawn = torch.as_tensor(rng.uniform(-1, 1, tuple(out.shape)), device=out.device)
+        return out + drawn.to(out.dtype) * size.to(out.dtype)
+
+    with mock.patch.object(nn.functional, "linear", noisy):
+        yield
+
+
+def _twins() -> Sequence[World]:
+    names = _names(THEIRS, torch.optim, _same_module, False)
+    noisy = [functools.partial(other_roundings, seed) for seed in range(4)]
+    return [
+        EXACT,
+        *(World(f"twin {n}", names, functools.partial(fresh, one)) for n, one in enumerate(noisy)),
+    ]
+
+
 OURS = SimpleNamespace(
     cross_entropy=gt.cross_entropy, linear_cross_entropy=gt.linear_cross_entropy,
     CrossEntropyLoss=gt.CrossEntropyLoss,
@@ -90,12 +123,24 @@ def _same_module(module: Any) -> Any:
 
 
 WORLD_OF_PYTORCH = World("PyTorch", _names(THEIRS, torch.optim, _same_module, False), fresh)
-EXACT = World("PyTorch in float64", _names(THEIRS, torch.optim, _same_module, True), fresh)
+EXACT = World(
+    "PyTorch in float64", _names(THEIRS, torch.optim, _same_module, True), fresh, wider=True
+)
 DIRECT = World("gpubackprop", _names(OURS, gt, lambda m: gt.convert(m).module, False), fresh)
+
+
+@contextmanager
+def _patched() -> Iterator[None]:
+    """`patch()` that leaves out the names in other modules: a program has none there, and looking
+    through all modules takes as long as a program."""
+    with mock.patch.object(patching, "_in_modules", return_value=[]), gt.patch():
+        yield
+
+
 PATCHED = World(
     "gpubackprop by patch",
     _names(Late(nn.functional, nn), Late(torch.optim), _same_module, False),
-    lambda: fresh(gt.patch),
+    lambda: fresh(_patched),
 )
 
 
@@ -117,7 +162,7 @@ def _special(value: Any, path: str) -> Leaves | None:
         held = dict(value.named_parameters()) | dict(value.named_buffers())
         return leaves_of(held, _special, path) | {f"{path}.training": value.training}
     if isinstance(value, torch.optim.Optimizer):
-        return leaves_of(value.state_dict(), _special, path)
+        return _of_optimizer(value, path)
     if isinstance(value, (torch.dtype, torch.device, torch.Size)):
         return {path: str(value)}
     if isinstance(value, torch.amp.GradScaler):
@@ -125,6 +170,14 @@ def _special(value: Any, path: str) -> Leaves | None:
     if callable(value) and not isinstance(value, type):
         return {}
     return None
+
+
+def _of_optimizer(value: torch.optim.Optimizer, path: str) -> Leaves:
+    try:
+        return leaves_of(value.state_dict(), _special, path)
+    except KeyError:  # state of a parameter that was taken out of its group
+        states = leaves_of(list(value.state.values()), _special, f"{path}['state']")
+        return states | {f"{path}.cannot be read": True}
 
 
 def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
@@ -146,11 +199,23 @@ def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
     elif value.is_leaf:
         leaves[f"{path}.grad"] = None
     number = value.detach()
-    if value.is_floating_point():
+    if _end(number) > value.untyped_storage().nbytes():  # what a resize_ that raised leaves
+        leaves[path] = "beyond its storage"
+    elif value.is_floating_point():
         leaves[path] = np.array(numpy_view(number.clone()))
     else:
         leaves[path] = number.tolist()
     return leaves
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """The bytes of storage that the elements need."""
+    if not (count := tensor.numel()):
+        return 0
+    if not tensor.is_contiguous():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        count = 1 + sum((size - 1) * step for size, step in steps)
+    return int(tensor.storage_offset() + count) * tensor.element_size()
 
 
 def _describe(value: Any) -> Leaves:
@@ -163,16 +228,23 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
         apart = _apart(here, there, there.dtype)
         return f"{apart:.3g} units apart" if apart > 1 else ""
     # Where numbers of about 1 cancel, the result has no scale of its own.
-    scale = 1.0 if np.abs(twins[0]).max(initial=0) < 1e-15 else 0.0
+    finite = twins[0][np.isfinite(twins[0])]
+    scale = 1.0 if np.abs(finite).max(initial=0) < 1e-15 else 0.0
     if any("step(" in line for line in lines):
         scale = max(scale, 0.25)
     if there.dtype == np.float64:  # the twin is PyTorch itself, and has its very roundings
         scale = 1.0
-    here, there, exact = (
-        np.append(array, array.dtype.type(scale)) for array in (here, there, twins[0])
+    here, there, exact, *others = (
+        np.append(array, array.dtype.type(scale)) for array in (here, there, *twins)
     )
     dtype = min(there.dtype, here.dtype, key=lambda d: d.itemsize)  # the loss has the logits' type
-    ours, theirs = (_apart(array, exact, dtype) for array in (here, there))
+    with np.errstate(over="ignore"):  # where the type ends, infinity is the right result
+        rounded = exact.astype(dtype).astype(exact.dtype)
+    ends = np.where(np.isinf(rounded), rounded, exact)
+    ours, theirs = (
+        min(_apart(array, oracle, dtype) for oracle in (exact, ends)) for array in (here, there)
+    )
+    theirs = max(theirs, *(_apart(array, exact, dtype) for array in others), 0.0)
     least = _least(dtype, "\n".join(lines), theirs)
     if ours <= CHANCE * max(theirs, least) and (
         ours < np.inf or _apart(here, there, there.dtype) < np.inf
@@ -187,6 +259,8 @@ COARSE = (
     (r"Softplus\(\)", 2.0**25),  # PyTorch's is a from 20 on, off by exp(-20)
     # The gradient is 0 but for rounding, and a step that of the rounding beside eps=1e-8.
     (r"(?s)(LayerNorm|Softmax\(-1\)).*Adam", 2.0**29),
+    # With eps=0 such a step has the length of the rate, 0.1, in any direction.
+    (r"(?s)(LayerNorm|Softmax\(-1\)).*Adam.*eps=0[,)]", 2.0**53),
     (r"(?s)Adam\(.*weight_decay", 2.0**21),  # likewise where g + weight_decay * p is 0
     (r"to\((float32|b?float16)\)(?s:.*)= torch\.softmax\(.*\)\.double\(\)$", 2.0**29),
 )
@@ -199,6 +273,8 @@ def _least(dtype: np.dtype, program: str, theirs: float) -> float:
         found = [units for pattern, units in COARSE if re.search(pattern, program, re.MULTILINE)]
         cast = 2.0**52 * sixteen if theirs > 2.0**31 else 2.0**29 if theirs > 1e4 else 100.0
         return max(cast, *found, 100.0)
+    if dtype == np.float16 and "to(bfloat16)" in program:
+        return 8.0  # of them are a unit of bfloat16, from which numbers were cast
     narrow = re.search(r"to\(b?float16\)|half\(\)", program)
     if dtype == np.float32 and narrow and theirs > 16.0:
         return 2.0**23 * sixteen
@@ -217,7 +293,7 @@ def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
 def _fuzzer(name: str, call: str, ours: World, table: Sequence[known.Known]) -> Fuzzer:
     return Fuzzer(
         name, call, ["import copy, pickle, torch", "from torch import nn, float64, float32, float16, bfloat16"],
-        pytorch_lines.program, WORLD_OF_PYTORCH, ours, lambda: [EXACT], _describe, same,
+        pytorch_lines.program, WORLD_OF_PYTORCH, ours, _twins, _describe, same,
         lambda lines, found: known.reason(table, lines, found), frozenset({"dtype", "torch", "nn", "F", "optim", "copy", "pickle"}),
     )  # fmt: skip
 

@@ -19,6 +19,51 @@ from gpubackprop.errors import ShapeError
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "logistic": torch.sigmoid}
 
 
+class Roundings:
+    """Other last bits, as another order of the sums gives them; none where `units` is 0."""
+
+    units = 0.0
+    rng = np.random.default_rng(0)
+
+    @classmethod
+    def of(cls, size: torch.Tensor) -> torch.Tensor:
+        """Up to `units` of each element of `size`, which is what the terms of a sum add up to."""
+        drawn = torch.as_tensor(cls.rng.uniform(-1, 1, tuple(size.shape)))
+        return (drawn * cls.units * torch.finfo(size.dtype).eps).to(size.dtype) * size
+
+
+class Product(torch.autograd.Function):
+    """x @ W.T, and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, W)
+        return _product(x, W.T)
+
+    @staticmethod
+    def backward(ctx: Any, delta: torch.Tensor) -> Any:
+        x, W = ctx.saved_tensors
+        return _product(delta, W), _product(delta.T, x)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a @ b + Roundings.of(a.abs() @ b.abs())
+
+
+class Logits(torch.autograd.Function):
+    """The logits of a softmax. Their gradient is p - y: where it is small, p has rounded it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(logits)
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, delta: torch.Tensor) -> Any:
+        p = torch.softmax(ctx.saved_tensors[0], 1)
+        return delta + Roundings.of(p / len(p))
+
+
 class Arrays:
     """The arrays of all layers, as NumPy sees the tensors' memory; assignments copy."""
 
@@ -63,17 +108,9 @@ class Everything:
 class MLP:
     """`gpubackprop.MLP` as far as the programs go."""
 
-    # of twins: noise on the initial parameters and on each layer's a, as parameters may be replaced
-    rounding = 0.0
-    noise = np.random.default_rng(0)
-
     def __init__(self, widths: Any, activation: str = "relu", **options: Any) -> None:
         drawn = gpubackprop.MLP(widths, activation, **options)
-        noise = 1 + self.rounding * float(np.finfo(drawn.dtype).eps)
-        tensors = [
-            torch.from_numpy(np.array(array) * drawn.dtype.type(noise))
-            for array in (*drawn.W, *drawn.b)
-        ]
+        tensors = [torch.from_numpy(np.array(array)) for array in (*drawn.W, *drawn.b)]
         self.tensors = [tensor.requires_grad_() for tensor in tensors]
         self.activation, self.output, self.dtype = activation, drawn.output, drawn.dtype
 
@@ -110,10 +147,7 @@ class MLP:
         h = torch.as_tensor(np.array(x, self.dtype))
         half = len(self.tensors) // 2
         for layer, (W, b) in enumerate(zip(self.tensors[:half], self.tensors[half:], strict=True)):
-            a = h @ W.T + b
-            if self.rounding:
-                unit = self.rounding * float(np.finfo(self.dtype).eps)
-                a = a * torch.as_tensor(1 + unit * self.noise.uniform(-1, 1, a.shape)).to(a.dtype)
+            a = (Product.apply(h, W) if Roundings.units else h @ W.T) + b
             h = ACTIVATIONS[self.activation](a) if layer < half - 1 else a
         return h
 
@@ -127,6 +161,7 @@ class MLP:
     def loss(self, x: Any, y: Any) -> torch.Tensor:
         logits = self._logits(x)
         if self.output == "softmax":
+            logits = Logits.apply(logits) if Roundings.units else logits
             return torch.nn.functional.cross_entropy(logits, torch.as_tensor(y))
         targets = torch.as_tensor(np.array(y, self.dtype)).reshape(logits.shape)
         return (logits - targets).square().sum(1).mean() / 2

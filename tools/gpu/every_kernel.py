@@ -15,7 +15,8 @@ from unittest.mock import patch
 import numpy as np
 
 from gpubackprop.backends.cupy import updates
-from gpubackprop.backends.cupy.launcher import PARAMETERS, Launcher
+from gpubackprop.backends.cupy.arguments import ARGUMENTS, kernel_of
+from gpubackprop.backends.cupy.launcher import Launcher
 from gpubackprop.bench import operations, parity
 from gpubackprop.bench.cases import compared
 from gpubackprop.bench.shapes import Case
@@ -30,10 +31,10 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
     entries: set[str] = set()
     bind = Launcher.bind
 
-    def counting(self: Any, kernel: str, launch: Any, *rest: Any) -> Any:
-        kernels.add(kernel)
+    def counting(self: Any, launch: Any, values: Any) -> Any:
+        kernels.add(kernel_of(launch.entry, launch.defines))
         entries.add(launch.entry)
-        return bind(self, kernel, launch, *rest)
+        return bind(self, launch, values)
 
     with patch.object(Launcher, "bind", counting):
         for name in [name for name in parity.dtypes() if name != "float64"]:
@@ -80,7 +81,7 @@ def _shifted(backend: Any, array: np.ndarray) -> Any:
 
 def main() -> int:
     kernels, entries = launch_all(cuda_backend())
-    left_out = sorted(set(PARAMETERS) - kernels)
+    left_out = sorted(set(ARGUMENTS) - kernels)
     write_json(
         Path(sys.argv[1]),
         {"kernels": sorted(kernels), "entries": sorted(entries), "not_launched": left_out},

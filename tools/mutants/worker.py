@@ -133,7 +133,7 @@ class Server:
     def _compile_entry_by_entry(self) -> None:
         """A mutant's library serves few launches: most of a file would be compiled in vain."""
         from gpubackprop.backends.cupy_launch import entries
-        from tests.emulator import module, verbs
+        from tests.emulator import module, operations
 
         defines = {entry: dict(chosen) for _, entry, chosen in entries()}
         one = cache(lambda source, entry, mode: module.Module(source, mode, defines[entry]))
@@ -141,7 +141,7 @@ class Server:
         def launch(source: str, mode: str, entry: str, *args: Any, **options: Any) -> None:
             one(source, entry, mode)(entry, *args, **options)
 
-        verbs.module = lambda source, mode="values": partial(launch, source, mode)  # type: ignore
+        operations.module = lambda source, mode="values": partial(launch, source, mode)  # type: ignore
         self._note_uses(module.Module)
 
     def _note_uses(self, kind: type) -> None:

@@ -1,10 +1,8 @@
-"""The CUDA backend: the operations of `gpubackprop.backends.numpy` on CuPy arrays.
+"""The CUDA backend: the operations of `gpubackprop.backends.base.Backend` on CuPy arrays.
 
-Every operation writes into arrays that the caller gives, and returns before the GPU has done the
-work, which is queued on the caller's current CuPy stream of the backend's device. An operation
-called on a `CupyBackend` is issued at once; ``plan(emit)`` records the operations that
-``emit(backend)`` calls, compiles the kernels that they need and returns a function that issues them
-again. Only `to_host`, `all_finite` and `check_labels` wait for the device.
+An operation returns before the GPU has done the work, which is queued on the caller's current CuPy
+stream of the backend's device. A plan compiles the kernels that it needs when it is made. Only
+`to_host`, `all_finite` and `check_labels` wait for the device.
 
 CuPy is imported when a `CupyBackend` is made, never when this module is. Not measured on a GPU.
 """
@@ -17,18 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import backends
+from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import elementwise, losses, updates
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
-from gpubackprop.backends.cupy.memory import Memory
+from gpubackprop.backends.cupy.memory import DeviceMemory, WorkingMemory
 from gpubackprop.backends.cupy.recorded_calls import CupyProducts, Plan, Products, RecordedCalls
-from gpubackprop.backends.cupy.transfers import DeviceMemory
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
-from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.backends.loss import LossOptions
+from gpubackprop.backends.updater import UpdateRule
 from gpubackprop.dtypes import compute_dtype
-from gpubackprop.errors import ShapeError
+from gpubackprop.errors import DeviceUnavailable, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout, PointwiseLoss, Update
 
 __all__ = ["CupyBackend", "CupyProducts", "Products"]
@@ -62,8 +61,8 @@ class Replay:
             self._plan.close()
 
 
-class CupyBackend(DeviceMemory):
-    """Verbs of backpropagation on CuPy arrays of one device (see the module's docstring).
+class CupyBackend(DeviceMemory, Issuer):
+    """The operations of backpropagation on CuPy arrays of one device; see `Backend`.
 
     Parameters
     ----------
@@ -81,7 +80,7 @@ class CupyBackend(DeviceMemory):
         self.cupy, self.index, self.device = import_cupy(), index, f"cuda:{index}"
         check_device(self.cupy, index)
         self.products = products or CupyProducts(self.cupy)
-        self.memory = Memory(self.cupy, index)
+        self.memory = WorkingMemory(self.cupy, index)
         self.launcher = Launcher(self.cupy, index)
         self._recorded: RecordedCalls | None = None
         self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
@@ -91,22 +90,19 @@ class CupyBackend(DeviceMemory):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy or a pickle is another one of the same device, where that is there."""
-        return backends.unpickled, (self.device, self.reason)
+        return unpickled, (self.device, self.reason)
 
-    def with_memory(self, memory: Memory) -> CupyBackend:
+    def with_memory(self, memory: WorkingMemory) -> CupyBackend:
         """This backend with another `memory`, for a recording or a capture."""
         twin = object.__new__(CupyBackend)
         twin.__dict__ |= self.__dict__
         twin.memory = memory
         return twin
 
-    def plan(self, emit: Callable[[CupyBackend], None]) -> Callable[[], None]:
-        """Record the operations that `emit` calls; the returned function replays them.
-
-        A CUDA graph where all of them can be captured, which products through CuPy cannot.
-        """
+    def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
+        """A CUDA graph where all of it can be captured, which products through CuPy cannot."""
         recorded = RecordedCalls()
-        recorder = self.with_memory(Memory(self.cupy, self.index, keeps_scratch=True))
+        recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
         recorder._recorded = recorded
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
@@ -117,7 +113,6 @@ class CupyBackend(DeviceMemory):
         return Replay(self, plan, recorder._labels[0])
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
-        """Issue a host function as part of a plan (or run it at once)."""
         if self._recorded is not None:
             self._recorded.obstacle = self._recorded.obstacle or "a function of the host"
         self._issue(function, *args)
@@ -135,26 +130,20 @@ class CupyBackend(DeviceMemory):
         kernel: str,
         shape: tuple[int, ...],
         dtype: Any,
-        arguments: Callable[[Launch], tuple[Any, ...]],
+        arguments: Callable[[Launch], dict[str, Any]],
         *,
         formula: str = "",
         contiguous: bool = True,
     ) -> None:
-        """Issue one entry of the launch table with ``arguments(its plan)``; nothing where it is
-        empty. `formula` as in `gpubackprop.backends.cupy_launch.plan`."""
         launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
         if not launch.empty:
-            self.issue(kernel, launch, arguments(launch), formula)
+            self.issue(launch, arguments(launch))
 
     def elementwise(self, name: str, *args: Any) -> None:
-        """Issue one of CuPy's elementwise kernels."""
         self._issue(elementwise.kernel(self.cupy, name), *args)
 
-    def issue(
-        self, kernel: str, launch: Launch, arguments: tuple[Any, ...], formula: str = ""
-    ) -> None:
-        """Issue one planned launch."""
-        call = self.launcher.bind(kernel, launch, arguments, formula)
+    def issue(self, launch: Launch, arguments: dict[str, Any]) -> None:
+        call = self.launcher.bind(launch, arguments)
         if self._recorded is not None:
             self._recorded.launch(launch, *call)
         else:
@@ -163,11 +152,9 @@ class CupyBackend(DeviceMemory):
     # -- rows -------------------------------------------------------------------------------------
 
     def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
-        """A copy that does not change any more, such as class weights."""
         return None if host is None else self.memory.asarray(host, dtype)
 
     def converted(self, array: Array | None, dtype: Any, name: str) -> Array | None:
-        """`array`, or its conversion to `dtype` in scratch memory of that name."""
         if array is None or array.dtype == dtype:
             return array
         out = self.memory.scratch(name, array.shape, dtype)
@@ -175,11 +162,6 @@ class CupyBackend(DeviceMemory):
         return out
 
     def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
-        """out[i] = source[rows[i]], converted to the dtype of out; rows None: out = source.
-
-        `rows` int64 is read when the call runs, so a plan gathers another batch each time. A row
-        number out of range gives the nearest row.
-        """
         if source.shape[1:] != out.shape[1:] or (rows is not None and rows.shape != out.shape[:1]):
             raise ShapeError(f"no gather from {source.shape} to {out.shape}")
         if rows is None and source.shape != out.shape:
@@ -189,18 +171,15 @@ class CupyBackend(DeviceMemory):
         count, columns = out.shape
         self.launch(
             "gather_rows", out.shape, out.dtype,
-            lambda launch: (
-                source, rows, out, count, columns, source.shape[0], row_stride(source),
-                row_stride(out),
-            ),
+            lambda launch: {
+                "source": source, "rows": rows, "out": out, "count": count, "cols": columns,
+                "source_rows": source.shape[0], "stride_source": row_stride(source),
+                "stride_out": row_stride(out),
+            },
             formula=str(source.dtype),
         )  # fmt: skip
 
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
-        """out = (raw - mean) / scale in float64, rounded once (16 bits: by way of float32).
-
-        raw, out (N, D); mean, scale (D,).
-        """
         sixteen_bit = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16
         wide = self.memory.scratch("standardized", out.shape, np.float32) if sixteen_bit else out
         self.elementwise("standardize", raw, mean, scale, wide)
@@ -208,13 +187,11 @@ class CupyBackend(DeviceMemory):
             self.gather_rows(wide, None, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
-        """out = x / divisor."""
         self.elementwise("divide", x, np.float64(divisor), out)
 
     # -- layers -----------------------------------------------------------------------------------
 
     def matmul(self, x: Array, y: Array, out: Array) -> None:
-        """out = x @ y. Every matrix product of a training step comes through here."""
         if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
             raise ShapeError(f"no product of {x.shape} and {y.shape} to {out.shape}")
         if self._recorded is not None:
@@ -231,13 +208,6 @@ class CupyBackend(DeviceMemory):
         h: Array,
         dropout: Dropout | None = None,
     ) -> None:
-        """a = x W^T + b; h = g(a), dropped out where `dropout` is given. h may be a; a is then
-        not kept.
-
-        With dropout and h apart, a is left holding what the slope is a function of: a, or g(a); a
-        homogeneous activation has its slope from h as it is.
-        x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
-        """
         product = a
         if a.dtype.itemsize == 2:  # rounded once, with its bias
             product = self.memory.scratch("product", a.shape, np.float32)
@@ -252,7 +222,6 @@ class CupyBackend(DeviceMemory):
         h: Array,
         dropout: Dropout | None = None,
     ) -> None:
-        """What follows the product of a layer: a += b; h = g(a). h may be a."""
         if b.shape != a.shape[1:]:
             raise ShapeError(f"b has shape {b.shape} but a has {a.shape}")
         self._epilogue(a, b, activation, None if h is a else a, h, dropout)
@@ -260,7 +229,6 @@ class CupyBackend(DeviceMemory):
     def activation_forward(
         self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
     ) -> None:
-        """h = g(a), elementwise, dropped out where `dropout` is given; (N, D) both; h may be a."""
         keep = dropout is not None and activation.saved == "h" and not activation.homogeneous
         self._epilogue(a, None, activation, a if keep and h is not a else None, h, dropout)
 
@@ -280,10 +248,12 @@ class CupyBackend(DeviceMemory):
             storage += "_f32"
         self.launch(
             "affine_epilogue" + _variant(dropout), product.shape, storage,
-            lambda launch: (
-                product, b, a, h, rows, columns, launch.join, row_stride(product), row_stride(a),
-                row_stride(h), activation.parameter, *_dropout_arguments(dropout),
-            ),
+            lambda launch: {
+                "product": product, "bias": b, "a": a, "h": h, "rows": rows, "cols": columns,
+                "join": launch.join, "stride_product": row_stride(product),
+                "stride_a": row_stride(a), "stride_h": row_stride(h),
+                "parameter": activation.parameter, **_dropout_arguments(dropout),
+            },
             formula=activation.name, contiguous=dense(product, a, h),
         )  # fmt: skip
 
@@ -296,22 +266,19 @@ class CupyBackend(DeviceMemory):
         grad_b: Array | None = None,
         dropout: Dropout | None = None,
     ) -> None:
-        """delta = grad_h * g', dropped out as h was; grad_b = sum_i delta[i] in the same pass,
-        where it is given.
-
-        `saved` is h or a as activation.saved says; delta may be grad_h.
-        """
         _same_shape(grad_h, saved, delta)
         rows, columns = delta.shape
         partial: list[Array] = []
 
-        def arguments(launch: Launch) -> tuple[Any, ...]:
+        def arguments(launch: Launch) -> dict[str, Any]:
             partial.append(None if grad_b is None else self._partial(launch.partial, delta.dtype))
-            return (
-                grad_h, saved, delta, partial[0], rows, columns, launch.join, row_stride(grad_h),
-                row_stride(saved), row_stride(delta), activation.parameter,
-                *_dropout_arguments(dropout),
-            )  # fmt: skip
+            return {
+                "grad_h": grad_h, "saved": saved, "delta": delta, "partial": partial[0],
+                "rows": rows, "cols": columns, "join": launch.join,
+                "stride_grad": row_stride(grad_h), "stride_saved": row_stride(saved),
+                "stride_delta": row_stride(delta), "parameter": activation.parameter,
+                **_dropout_arguments(dropout),
+            }  # fmt: skip
 
         self.launch(
             "activation_backward" + _variant(dropout), delta.shape, delta.dtype, arguments,
@@ -323,7 +290,6 @@ class CupyBackend(DeviceMemory):
     def affine_backward(
         self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
     ) -> None:
-        """grad_W = delta^T h_prev; grad_h = delta W, the gradient for the layer below (or None)."""
         self.matmul(delta.T, h_prev, grad_W)
         if grad_h is not None:
             self.matmul(delta, W, grad_h)
@@ -333,15 +299,17 @@ class CupyBackend(DeviceMemory):
         self.sum_columns(delta, out)
 
     def sum_columns(
-        self, x: Array, out: Array, divisor: Array | None = None, empty_is_zero: bool = False
+        self, x: Array, out: Array, divisor: Array | float = 1.0, empty_is_zero: bool = False
     ) -> None:
-        """`column_sum`, divided by `divisor` (), with 0 for 0 / 0 where `empty_is_zero`."""
         rows, columns = x.shape
         partial: list[Array] = []
 
-        def arguments(launch: Launch) -> tuple[Any, ...]:
+        def arguments(launch: Launch) -> dict[str, Any]:
             partial.append(self._partial(launch.partial, x.dtype))
-            return x, partial[0], rows, columns, launch.join, row_stride(x)
+            return {
+                "x": x, "partial": partial[0], "rows": rows, "cols": columns, "join": launch.join,
+                "stride": row_stride(x),
+            }  # fmt: skip
 
         self.launch("column_sum", x.shape, x.dtype, arguments, contiguous=dense(x))
         self._finish(partial[0] if partial else None, out, divisor, empty_is_zero)
@@ -353,7 +321,7 @@ class CupyBackend(DeviceMemory):
         self,
         partial: Array | None,
         out: Array,
-        divisor: Array | None = None,
+        divisor: Array | float = 1.0,
         empty_is_zero: bool = False,
     ) -> None:
         columns = out.shape[0]
@@ -362,11 +330,13 @@ class CupyBackend(DeviceMemory):
             raise ShapeError(f"out has shape {out.shape} but there are {partial.shape[1]} columns")
         self.launch(
             "column_sum_finish", (rows, columns), out.dtype,
-            lambda launch: (partial, out, rows, columns, divisor, empty_is_zero),
+            lambda launch: {
+                "partial": partial, "out": out, "rows": rows, "cols": columns, "divisor": divisor,
+                "empty_is_zero": empty_is_zero,
+            },
         )  # fmt: skip
 
     def output(self, a: Array, kind: str, out: Array) -> None:
-        """yhat = O(a), O one of softmax, linear, logistic, exp; out may be a."""
         _same_shape(a, out)
         if not a.size:
             return
@@ -378,7 +348,6 @@ class CupyBackend(DeviceMemory):
             self.activation_forward(a, OUTPUT_ACTIVATIONS[kind], out)
 
     def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
-        """out = softmax(a) or its logarithm, (N, K) of one dtype; out may be a."""
         _same_shape(a, out)
         losses.softmax(self, a, out, log=log)
 
@@ -393,11 +362,6 @@ class CupyBackend(DeviceMemory):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        """Loss and delta, as `NumpyBackend.softmax_cross_entropy`.
-
-        result["scale"] is working memory here. Labels uint8, int32 or int64; one out of range makes
-        loss and delta of its row NaN, and the next wait for the device raises TargetRangeError.
-        """
         losses.softmax_cross_entropy(
             self, logits, targets, options, result, sample_weight, upstream
         )
@@ -412,8 +376,6 @@ class CupyBackend(DeviceMemory):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        """Loss and delta of squared error, binary cross entropy or Poisson; targets of the compute
-        dtype."""
         losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight, upstream)
 
     def accumulate(
@@ -421,25 +383,24 @@ class CupyBackend(DeviceMemory):
         loss: Array,
         rows: int,
         correct: Array | None,
-        penalty: tuple[Array, Array] | None,
+        penalty: tuple[Array, Array | float] | None,
         totals: Array,
     ) -> None:
-        """Add one step to `totals`, float64 indexed by `Total`; see `NumpyBackend.accumulate`."""
-        weights2, l2 = penalty or (None, None)
+        weights2, l2 = penalty or (None, 0.0)
         self.launch(
             "accumulate", (1,), loss.dtype,
-            lambda launch: (loss, correct, weights2, l2, rows, totals),
+            lambda launch: {
+                "loss": loss, "correct": correct, "weights2": weights2, "l2": l2, "rows": rows,
+                "totals": totals,
+            },
         )  # fmt: skip
 
     # -- updates ----------------------------------------------------------------------------------
 
     def add_scaled(self, x: Array, scale: Array, out: Array) -> None:
-        """out += scale * x on flat arrays; `scale` a 0-d array read when the call runs."""
         self.elementwise("add_scaled", x, scale, out, out)
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
-        """out = sum x^2 of a flat x. `out`: (2,) of the compute dtype, its second element then 1
-        where an element of x is not finite, else 0; or a 0-d float64 array."""
         updates.sum_of_squares(self, x, out)
 
     def update(
@@ -450,20 +411,42 @@ class CupyBackend(DeviceMemory):
         formula: Update,
         coefficients: dict[str, Any],
     ) -> None:
-        """One step of the optimizer on the flat buffers, as `NumpyBackend.update`.
-
-        `coefficients` as there, its numbers read on the host when the call runs; or, with nothing
-        read by the host, "prepared": the vector that `CupyUpdater` fills on the device, and
-        "penalized": how many parameters its L2 penalty concerns.
-        """
+        """`coefficients` also without numbers that the host reads: "prepared", the vector that
+        `CupyUpdater` fills on the device, and "penalized", how many parameters its L2 concerns."""
         updates.update(self, parameters, gradient, slots, formula, coefficients)
 
     def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
-        """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
-        `update` writes its copy."""
         updates.round_to_storage(self, x, out, random)
 
-    updater = CupyUpdater
+    def updater(
+        self,
+        rule: UpdateRule,
+        parameters: Array,
+        gradient: Array,
+        slots: tuple[Array, ...],
+        random: Array | None = None,
+        half_copy: Array | None = None,
+    ) -> CupyUpdater:
+        return CupyUpdater(self, rule, parameters, gradient, slots, random, half_copy)
+
+
+def unpickled(device: str, reason: str) -> CupyBackend:
+    """The backend of a pickle that was made with one for `device`.
+
+    Raises
+    ------
+    DeviceUnavailable : that device is not there.
+    """
+    try:
+        backend = CupyBackend(int(devices.choose(device)[0].removeprefix("cuda:")))
+    except DeviceUnavailable as error:
+        raise DeviceUnavailable(
+            f"what is unpickled here was pickled on {device}, and is unpickled to the same device "
+            f'({error}) To read it elsewhere, pickle network.copy("cpu"), or use Model.save and '
+            f"Model.load"
+        ) from error
+    backend.reason = reason
+    return backend
 
 
 def _variant(dropout: Dropout | None) -> str:
@@ -471,11 +454,13 @@ def _variant(dropout: Dropout | None) -> str:
     return "" if dropout is None else "_dropout"
 
 
-def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
-    """What the entries with dropout take more than those without."""
+def _dropout_arguments(dropout: Dropout | None) -> dict[str, Any]:
+    """The fields that entries with dropout read."""
+    names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
     if dropout is None:
-        return ()
-    return dropout.state, dropout.threshold, dropout.scale, dropout.layer
+        return dict(zip(names, (None, 0, 1.0, 0), strict=True))
+    numbers = dropout.state, dropout.threshold, dropout.scale, dropout.layer
+    return dict(zip(names, numbers, strict=True))
 
 
 def _same_shape(*arrays: Array) -> None:

@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpubackprop.backends.cupy.arguments import checks
 from gpubackprop.backends.host import available_cores
 from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 
@@ -82,10 +83,10 @@ def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 def _place(cupy: Any, index: int, entry: Entry) -> tuple[Path, str]:
     """Where the machine code of an entry is kept, and the text that it is made of."""
-    source, _, defines = entry
-    macros = "".join(f"#define {name} {value}\n" for name, value in defines)
+    source, name, defines = entry
+    macros = "".join(f"#define {macro} {value}\n" for macro, value in defines)
     text = (kernels_directory() / source).read_text(encoding="utf-8")
-    code = f'{macros}#line 1 "{source}"\n{text}'
+    code = f'{macros}#line 1 "{source}"\n{text}{checks((name,))}'
     return cache_directory() / f"{_key(cupy, index, code)}.cubin", code
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy.launcher import LABELS, dense, row_stride
-from gpubackprop.backends.numpy import LossOptions
+from gpubackprop.backends.cupy.arguments import LABELS
+from gpubackprop.backends.cupy.issuer import Issuer
+from gpubackprop.backends.cupy.launcher import dense, row_stride
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import DtypeError, ShapeError
 from gpubackprop.formulas import PointwiseLoss
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy import CupyBackend
 
 Result = dict[str, Any]
 # Words of 8 bytes in Statistics<C> of kernels/include/softmax.cuh: four C and an int64.
@@ -23,7 +22,7 @@ STATISTICS_WORDS = {"float32": 3, "float64": 5}
 
 
 def softmax_cross_entropy(
-    backend: CupyBackend,
+    backend: Issuer,
     logits: Any,
     targets: Any,
     options: LossOptions,
@@ -53,13 +52,13 @@ def softmax_cross_entropy(
     _reduce(backend, divisor, options, result)
 
 
-def softmax(backend: CupyBackend, logits: Any, out: Any, *, log: bool = False) -> None:
+def softmax(backend: Issuer, logits: Any, out: Any, *, log: bool = False) -> None:
     """out = softmax(logits), or its logarithm; (N, K) of one dtype; out may be logits."""
     launch_softmax(backend, logits, None, None, {"delta": out}, LossOptions(), log=log)
 
 
 def launch_softmax(
-    backend: CupyBackend,
+    backend: Issuer,
     logits: Any,
     labels: Any,
     probabilities: Any,
@@ -67,14 +66,15 @@ def launch_softmax(
     options: LossOptions,
     *,
     sample_weight: Any = None,
-    upstream: Any = None,
-    divisor: Any = None,
+    upstream: Any = 1.0,
+    divisor: Any = 1.0,
     class_weight: Any = None,
     log: bool = False,
 ) -> None:
-    """Issue the entries that `plan_softmax` chooses, with the parameters of kernels/include/
-    softmax.cuh; without labels and probabilities the softmax itself, or its logarithm."""
+    """Issue the entries that `plan_softmax` chooses; without labels and probabilities the softmax
+    itself, or its logarithm. `upstream` and `divisor` are numbers or arrays."""
     rows, classes = logits.shape
+    compute = compute_dtype(logits.dtype)
     delta = result.get("delta")
     spread = class_weight is not None and options.label_smoothing > 0
     launches = plan_softmax(
@@ -83,30 +83,35 @@ def launch_softmax(
         contiguous=dense(logits, delta),
         aligned=logits.data.ptr % 16 == 0 and row_stride(logits) * logits.itemsize % 16 == 0,
     )  # fmt: skip
-    arguments = (
-        logits, labels, 0 if labels is None else labels.itemsize, probabilities,
-        row_stride(probabilities), delta, result.get("row_loss"), result.get("lse"),
-        result.get("predicted"), result.get("correct"), sample_weight, upstream,
-        0 if upstream is None else upstream.ndim, divisor, class_weight, options.label_smoothing,
-        options.z_loss, options.soft_cap, options.ignore_index or 0,
-        options.ignore_index is not None, log, backend.memory.bad_label, rows, classes,
-        row_stride(logits), row_stride(delta),
-    )  # fmt: skip
+    eps = compute.type(options.label_smoothing)
+    arguments = {
+        "logits": logits, "labels": labels, "probabilities": probabilities, "delta": delta,
+        **{name: result.get(name) for name in ("row_loss", "lse", "predicted", "correct")},
+        "sample_weight": sample_weight, "class_weight": class_weight, "upstream": upstream,
+        "upstream_stride": _stride(upstream), "divisor": divisor,
+        "bad_label": backend.memory.bad_label, "partial": None, "rows": rows, "cols": classes,
+        "stride_logits": row_stride(logits), "stride_delta": row_stride(delta),
+        "stride_probabilities": row_stride(probabilities),
+        "one_minus_eps": compute.type(1) - eps, "eps_over_K": eps / compute.type(classes or 1),
+        "z_loss": options.z_loss, "soft_cap": options.soft_cap,
+        "label_bytes": 0 if labels is None else labels.itemsize,
+        "ignore_index": options.ignore_index or 0,
+        "has_ignore_index": options.ignore_index is not None, "log_output": log,
+    }  # fmt: skip
     for launch in launches:
-        if launch.source == "softmax_cross_entropy_short.cu":
-            backend.issue("softmax_cross_entropy_short", launch, arguments)
-            continue
-        statistics = None
-        if launch.partial is not None:
-            count = math.prod(launch.partial) * STATISTICS_WORDS[compute_dtype(logits.dtype).name]
-            statistics = backend.memory.scratch("statistics", (count,), np.float64)
-        backend.issue(
-            "softmax_cross_entropy", launch, (*arguments, statistics, launch.shared_packs)
-        )
+        if launch.partial is not None and arguments["partial"] is None:  # one for both launches
+            count = math.prod(launch.partial) * STATISTICS_WORDS[compute.name]
+            arguments["partial"] = backend.memory.scratch("statistics", (count,), np.float64)
+        backend.issue(launch, {**arguments, "shared_packs": launch.shared_packs})
+
+
+def _stride(upstream: Any) -> int:
+    """Of an array of one number for each row 1; 0 for one number, in an array or not."""
+    return int(getattr(upstream, "ndim", 0))
 
 
 def pointwise_loss(
-    backend: CupyBackend,
+    backend: Issuer,
     a: Any,
     targets: Any,
     formula: PointwiseLoss,
@@ -115,23 +120,44 @@ def pointwise_loss(
     sample_weight: Any,
     upstream: Any,
 ) -> None:
-    rows, units = a.shape
     compute = compute_dtype(a.dtype)
     _check_shapes(targets, a.shape, result, a.shape)
     sample_weight = backend.converted(sample_weight, compute, "sample_weight")
-    divisor = _divisor(backend, None, sample_weight, None, options, result, units)
-    upstream = _upstream(backend, upstream, compute)
-    delta, of_gradients = result.get("delta"), _of_gradients(backend, divisor, options)
-    backend.launch(
-        "pointwise_loss", a.shape, a.dtype,
-        lambda launch: (
-            a, targets, delta, result["row_loss"], result.get("correct"), sample_weight, upstream,
-            0 if upstream is None else upstream.ndim, of_gradients, rows, units, row_stride(a),
-            row_stride(targets), row_stride(delta), formula.parameter,
-        ),
-        formula=formula.name,
+    divisor = _divisor(backend, None, sample_weight, None, options, result, a.shape[1])
+    launch_pointwise(
+        backend, a, targets, result, formula, sample_weight=sample_weight,
+        upstream=_upstream(backend, upstream, compute),
+        divisor=_of_gradients(backend, divisor, options),
     )  # fmt: skip
     _reduce(backend, divisor, options, result)
+
+
+def launch_pointwise(
+    backend: Issuer,
+    a: Any,
+    targets: Any,
+    result: Result,
+    formula: PointwiseLoss,
+    *,
+    sample_weight: Any = None,
+    upstream: Any = 1.0,
+    divisor: Any = 1.0,
+) -> None:
+    """Losses of the rows, delta and what else `result` has; `upstream` and `divisor` are numbers or
+    arrays."""
+    delta = result.get("delta")
+    backend.launch(
+        "pointwise_loss", a.shape, a.dtype,
+        lambda launch: {
+            "a": a, "targets": targets, "delta": delta, "row_loss": result["row_loss"],
+            "correct": result.get("correct"), "sample_weight": sample_weight,
+            "upstream": upstream, "upstream_stride": _stride(upstream), "divisor": divisor,
+            "rows": a.shape[0], "cols": a.shape[1], "stride_a": row_stride(a),
+            "stride_targets": row_stride(targets), "stride_delta": row_stride(delta),
+            "parameter": formula.parameter,
+        },
+        formula=formula.name,
+    )  # fmt: skip
 
 
 def _check_shapes(
@@ -148,7 +174,7 @@ def _check_shapes(
 
 
 def _divisor(
-    backend: CupyBackend,
+    backend: Issuer,
     labels: Any,
     sample_weight: Any,
     class_weight: Any,
@@ -156,51 +182,72 @@ def _divisor(
     result: Result,
     units: int,
 ) -> Any:
-    """What the mean divides by, a 0-d array, or None for the other reductions.
+    """What the mean divides by, 1 for the other reductions.
 
     The sum over the rows that count of sample weight times class weight, times the units for the
-    elementwise mean. result["scale"] is the working memory for the rows' weights.
+    elementwise mean: a number where the host knows it, else a 0-d array. result["scale"] is the
+    working memory for the rows' weights.
     """
     if not options.reduction.endswith("mean"):
-        return None
+        return 1.0
     row_loss = result["row_loss"]
     rows, compute = row_loss.shape[0], row_loss.dtype
     factor = units if options.reduction == "elementwise_mean" else 1
     by_label = labels is not None and (options.ignore_index is not None or class_weight is not None)
     if sample_weight is None and not by_label:
-        return backend.memory.constant(rows * factor, compute)
+        return float(rows * factor)
     weights = result["scale"]
-    labels = labels if by_label else None
-    backend.launch(
-        "row_weights", (rows,), compute,
-        lambda launch: (
-            labels, sample_weight, class_weight, options.ignore_index or 0,
-            options.ignore_index is not None, factor, units, weights, rows,
-        ),
-        formula="int64" if labels is None else str(labels.dtype),
+    row_weights(
+        backend, labels if by_label else None, weights, options, sample_weight, class_weight,
+        factor, units,
     )  # fmt: skip
     total = backend.memory.scratch("divisor", (1,), compute)
     backend.column_sum(weights.reshape(rows, 1), total)
     return total.reshape(())
 
 
-def _of_gradients(backend: CupyBackend, divisor: Any, options: LossOptions) -> Any:
+def row_weights(
+    backend: Issuer,
+    labels: Any,
+    out: Any,
+    options: LossOptions,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    factor: float = 1.0,
+    classes: int = 0,
+) -> None:
+    """out[i]: what row i counts in the mean, times `factor`; NaN for a label out of range."""
+    backend.launch(
+        "row_weights", out.shape, out.dtype,
+        lambda launch: {
+            "labels": labels, "sample_weight": sample_weight, "class_weight": class_weight,
+            "ignore_index": options.ignore_index or 0,
+            "has_ignore_index": options.ignore_index is not None, "factor": factor,
+            "classes": classes, "out": out, "rows": out.size,
+        },
+        formula="int64" if labels is None else str(labels.dtype),
+    )  # fmt: skip
+
+
+def _of_gradients(backend: Issuer, divisor: Any, options: LossOptions) -> Any:
     """The divisor, but 1 for 0 where a mean over nothing is 0: its gradients are, too."""
-    if divisor is None or options.empty != "zero":
+    if options.empty != "zero":
         return divisor
+    if isinstance(divisor, float):
+        return divisor or 1.0
     out = backend.memory.scratch("divisor of gradients", (1,), divisor.dtype).reshape(())
     backend.elementwise("one_for_zero", divisor, out)
     return out
 
 
-def _upstream(backend: CupyBackend, upstream: Any, compute: np.dtype) -> Any:
-    """None for 1, else an array of 0 or 1 dimensions."""
+def _upstream(backend: Issuer, upstream: Any, compute: np.dtype) -> Any:
+    """A number, or an array of 0 or 1 dimensions."""
     if not backend.is_device_array(upstream):
-        return None if float(upstream) == 1.0 else backend.memory.constant(float(upstream), compute)
+        return float(upstream)
     return backend.converted(upstream, compute, "upstream")
 
 
-def _reduce(backend: CupyBackend, divisor: Any, options: LossOptions, result: Result) -> None:
+def _reduce(backend: Issuer, divisor: Any, options: LossOptions, result: Result) -> None:
     if options.reduction == "none":
         return
     row_loss, loss = result["row_loss"], result["loss"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.arrays import as_cupy, on_gpu
+from gpubackprop.backends.arrays import ANYWHERE, as_cupy, as_host, on_gpu
 from gpubackprop.backends.cupy.library import explained
-from gpubackprop.dtypes import STORAGES, is_number
-from gpubackprop.errors import DeviceUnavailable, DtypeError, TargetRangeError
+from gpubackprop.backends.memory import Memory
+from gpubackprop.dtypes import STORAGES, compute_dtype, is_number
+from gpubackprop.errors import DeviceUnavailable, DtypeError, ShapeError, TargetRangeError
 
+Array = Any  # cupy.ndarray
 INPUT_DTYPES = (*STORAGES, "uint8")  # gather_rows reads them
 
 
@@ -41,7 +44,7 @@ class Filled:
         return self._array
 
 
-class Memory:
+class WorkingMemory:
     """The arrays of one device, and its sticky flag for labels out of range.
 
     Parameters
@@ -56,7 +59,6 @@ class Memory:
 
     def __init__(self, cupy: Any, index: int, *, keeps_scratch: bool = False) -> None:
         self.cupy, self.index, self._keeps_scratch = cupy, index, keeps_scratch
-        self._constants: dict[tuple[float, str], Filled] = {}
         self._scratch: dict[tuple[str, np.dtype], Any] = {}
         self._bad_label: Filled | None = None
 
@@ -75,14 +77,6 @@ class Memory:
         with self.cupy.cuda.Device(self.index):
             array.fill(value)
         return array
-
-    def constant(self, value: float, dtype: Any) -> Any:
-        """A 0-d array that holds `value`, made once."""
-        key = (float(value), np.dtype(dtype).name)
-        if key not in self._constants:
-            self._constants[key] = self._filled(self.full((), value, dtype))
-        with self.cupy.cuda.Device(self.index):
-            return self._constants[key].array()
 
     def _filled(self, array: Any) -> Filled:
         with self.cupy.cuda.Device(self.index):
@@ -177,3 +171,139 @@ class Memory:
             f"and gradient of that row are NaN; check the labels before they go to the GPU"
             + ("" if label >= 0 else "; to leave rows out pass ignore_index")
         )
+
+
+class DeviceMemory(Memory):
+    """The memory operations of `CupyBackend`."""
+
+    asynchronous = True  # reading a result waits for the device
+    converts_rows = True  # gather_rows converts on the way
+
+    cupy: Any
+    index: int
+    memory: WorkingMemory
+    sum_of_squares: Callable[[Array, Array], None]
+    _issue: Callable[..., None]
+    _labels: list[bool]
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        return self.memory.empty(shape, dtype)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        return self.memory.full(shape, 0, dtype)
+
+    def asarray(self, array: Any, dtype: Any = None) -> Array:
+        return self.memory.asarray(array, dtype)
+
+    def inputs(self, x: Any, dtype: Any) -> Array:
+        return self.memory.asarray(x, dtype)
+
+    def place(self, array: Any, dtype: Any) -> Array:
+        return None if array is None else self.memory.asarray(array, dtype)
+
+    def place_inputs(self, x: Any, dtype: Any) -> Array:
+        return self.memory.asarray(x, None if x.dtype.name in INPUT_DTYPES else dtype)
+
+    def is_device_array(self, array: Any) -> bool:
+        return self.memory.is_device_array(array)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        host = self.memory.read(array)
+        self.check_labels()
+        return host
+
+    def from_host(self, host: np.ndarray, out: Array) -> None:
+        self.memory.write(host, out)
+
+    def fill(self, array: Array, value: float) -> None:
+        self._issue(array.fill, value)
+
+    def copy(self, source: Array, out: Array) -> None:
+        if source.shape != out.shape or source.dtype != out.dtype or not source.size:
+            if source.shape != out.shape or source.dtype != out.dtype:
+                raise ShapeError(
+                    f"a copy from {source.dtype} {source.shape} to {out.dtype} {out.shape}"
+                )
+            return
+        self._issue(out.data.copy_from_device_async, source.data, source.nbytes)
+
+    def all_finite(self, x: Array) -> bool:
+        out = self.memory.scratch("finite", (2,), compute_dtype(x.dtype))
+        self.sum_of_squares(x, out)
+        return bool(self.to_host(out)[1] == 0)
+
+    def labels_used(self) -> None:
+        self._labels[0] = True
+
+    def check_labels(self) -> None:
+        if self._labels[0]:
+            self._labels[0] = False
+            self.memory.raise_bad_label()
+
+    # -- what `gpubackprop.ops` asks --------------------------------------------------------------
+
+    def new(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        return self.memory.empty(shape, dtype)
+
+    def as_ndarray(self, values: Any, dtype: Any = None) -> Array:
+        # A number becomes an array of the host, whose shape does not fit.
+        return as_host(values, dtype) if isinstance(values, ANYWHERE) else as_cupy(values)
+
+    def is_ndarray(self, x: Any) -> bool:
+        return isinstance(x, self.cupy.ndarray)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        return bool(self.cupy.may_share_memory(a, b))
+
+    def same_start(self, a: Array, b: Array) -> bool:
+        return int(a.data.ptr) == int(b.data.ptr)
+
+    def values(self, array: Array, check: bool) -> np.ndarray | None:
+        return self.to_host(array) if check else None
+
+    def source(self, array: Array, dtype: Any) -> Array:
+        return array if _rows_lie_dense(array) else self.asarray(array)
+
+    def target(self, out: Array, source: Array) -> Array:
+        return out if _rows_lie_dense(out) else self.empty(out.shape, out.dtype)
+
+    def store(self, work: Array, out: Array) -> None:
+        if work is not out:
+            with self.cupy.cuda.Device(self.index):
+                out[...] = work
+
+    def factor(self, array: Array) -> Array:
+        whole = array.flags.c_contiguous or array.flags.f_contiguous
+        return array if whole else self.asarray(array)
+
+    def summand(self, array: Array, dtype: Any) -> Array:
+        return self.source(array, dtype)
+
+    def loss_inputs(self, dtype: Any, logits: Array, targets: Array, *weights: Any) -> Any:
+        if targets.ndim == 1:
+            kept = targets.dtype in (np.uint8, np.int32)  # the kernels read these, and int64
+            targets = self.asarray(targets, None if kept else np.int64)
+        else:
+            targets = self.source(targets, targets.dtype)
+        vectors = (w if isinstance(w, float) else self.place(w, dtype) for w in weights)
+        return self.source(logits, dtype), targets, *vectors
+
+    def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
+        result = {name: self.empty(rows, dtype) for name in ("row_loss", "scale")}
+        return result | {"loss": self.empty((), dtype)}
+
+    def count(self, flags: Array) -> Array:
+        with self.cupy.cuda.Device(self.index):
+            return self.cupy.sum(flags)
+
+
+def _rows_lie_dense(array: Array) -> bool:
+    """Whether a kernel takes the matrix: rows one after another, each without gaps."""
+    if array.flags.c_contiguous:
+        return True
+    rows, columns = array.strides
+    return bool(
+        (columns == array.itemsize or array.shape[1] == 1)
+        and rows >= array.shape[1] * array.itemsize
+        and rows % array.itemsize == 0
+    )

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy_launch import suffix_of
-from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS
+from gpubackprop.backends.cupy.issuer import Issuer
+from gpubackprop.backends.cupy_launch import Launch, suffix_of
+from gpubackprop.backends.updater import SCALE, SKIPPED, STEPS, Updater, UpdateRule
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import UPDATES, Update
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy import CupyBackend
-    from gpubackprop.backends.updater import UpdateRule
 
 # c of kernels/updates.cuh: the formula's coefficients, then what every formula has.
 FORMULA_COEFFICIENTS = 8
@@ -24,25 +21,18 @@ DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS = range(8, 14)
 LR, WEIGHT_DECAY, L2_PENALTY, CLIP_NORM, GROWTH_INTERVAL, HYPERPARAMETERS = range(6)
 
 
-class CupyUpdater:
-    """An optimizer on flat device buffers; the same interface as `NumpyUpdater`.
+class CupyUpdater(Updater[Issuer]):
+    """`CupyBackend.updater`; where the loss is scaled, the gradient keeps the scale.
 
     Hyperparameters, step count and clipping live in device memory: `prepare_update` turns them into
     the coefficients of a step, so that a recorded plan follows the schedule and nothing is read
     back. A gradient that is not finite is skipped where its norm is taken (clipping), and counted.
-
-    Parameters
-    ----------
-    backend : `CupyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
-    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
-    half_copy : the parameters in 16 bits, written by the update, or None.
-
-    Attributes as `NumpyUpdater`; where the loss is scaled, the gradient keeps the scale.
+    What waits for the device: `restored`, `counts` and `skipped`.
     """
 
     def __init__(
         self,
-        backend: CupyBackend,
+        backend: Issuer,
         rule: UpdateRule,
         parameters: Any,
         gradient: Any,
@@ -71,13 +61,11 @@ class CupyUpdater:
         return None if self.rule.scaling is None else self._scaling[:1].reshape(())
 
     def restored(self, next_step: int) -> None:
-        """`state` was written; `set` goes on with update number `next_step`. Waits."""
         self.next_step = next_step
         scale = float(self.backend.to_host(self.state)[SCALE])
         self.backend.from_host(np.array([scale, 1.0 / scale]), self._scaling)
 
     def set(self, lr: float, step: int) -> None:
-        """Learning rate and number (from 1) of the next update; queued only where they changed."""
         if lr != self._lr:
             self.backend.fill(self._settings[LR : LR + 1], lr)
             self._lr = lr
@@ -86,45 +74,35 @@ class CupyUpdater:
         self.next_step = step + 1
 
     def set_l2(self, l2: float) -> None:
-        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
         if l2 != self._penalty:
             self.backend.fill(self._settings[L2_PENALTY : L2_PENALTY + 1], l2)
             self._penalty = l2
 
     def skipped(self) -> int:
-        """Updates left out because the gradient was not finite. Waits."""
         return self.counts()[1]
 
     def counts(self) -> tuple[int, int]:
-        """Updates done and left out. Waits."""
         state = self.backend.to_host(self.state)
         return int(state[STEPS]), int(state[SKIPPED])
 
-    def penalty(self, backend: CupyBackend, divisor: float) -> tuple[Any, Any] | None:
-        """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
+    def penalty(self, backend: Issuer, divisor: float) -> tuple[Any, float] | None:
         rule = self.rule
         if not rule.l2:
             return None
         backend.sum_of_squares(self.parameters[: rule.penalized], self._weights2)
-        factor = backend.memory.constant(rule.l2 / divisor, self._weights2.dtype)
-        return self._weights2, factor
+        return self._weights2, rule.l2 / divisor
 
-    def emit(self, backend: CupyBackend) -> None:
-        """Issue norm (where it is needed), coefficients and update."""
+    def emit(self, backend: Issuer) -> None:
         rule, norm = self.rule, None
         if rule.clip_norm is not None or rule.scaling is not None:
             norm = self._norm
             weights = self.parameters if rule.l2 else None
             penalized = rule.penalized if rule.l2 else 0
-            l2 = self._settings_in_compute(backend) if rule.l2 else None
-            unscale = None if rule.scaling is None else self._scaling[1:]
-            _squares(backend, self.gradient, norm, weights, l2, penalized, unscale)
-        backend.launch(
-            "prepare_update", (1,), self._c.dtype,
-            lambda launch: (
-                self._settings, self.state, norm, self._c, self._scaling, self.random
-            ),
-            formula=rule.formula.name,
+            unscale = 1.0 if rule.scaling is None else self._scaling[1:]
+            squares(backend, self.gradient, norm, weights, rule.l2, penalized, unscale)
+        prepare_update(
+            backend, rule.formula, self._settings, self.state, norm, self._c, self._scaling,
+            self.random,
         )  # fmt: skip
         prepared = {
             "prepared": self._c,
@@ -134,47 +112,73 @@ class CupyUpdater:
         }
         backend.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
 
-    def _settings_in_compute(self, backend: CupyBackend) -> Any:
-        """l2 as sum_of_squares reads it: of the compute dtype."""
-        return backend.memory.constant(self.rule.l2, self._norm.dtype)
+
+def prepare_update(
+    backend: Issuer,
+    formula: Update,
+    settings: Any,
+    state: Any,
+    norm: Any,
+    c: Any,
+    scaling: Any,
+    random: Any = None,
+) -> None:
+    """Coefficients `c` of the next step; see kernels/prepare_update.cu."""
+    backend.launch(
+        "prepare_update", (1,), c.dtype,
+        lambda launch: {
+            "settings": settings, "state": state, "norm": norm, "c": c, "scaling": scaling,
+            "random": random,
+        },
+        formula=formula.name,
+    )  # fmt: skip
 
 
-def sum_of_squares(backend: CupyBackend, x: Any, out: Any) -> None:
+def sum_of_squares(backend: Issuer, x: Any, out: Any) -> None:
     compute = compute_dtype(x.dtype)
     if out.shape == (2,) and out.dtype == compute:
-        _squares(backend, x, out, None, None, 0)
+        squares(backend, x, out)
         return
     pair = backend.memory.scratch("squares", (2,), compute)
-    _squares(backend, x, pair, None, None, 0)
+    squares(backend, x, pair)
     backend.gather_rows(pair[:1], None, out.reshape(1))
 
 
-def _squares(
-    backend: CupyBackend,
+def squares(
+    backend: Issuer,
     x: Any,
     out: Any,
-    weights: Any,
-    l2: Any,
-    penalized: int,
-    unscale: Any = None,
+    weights: Any = None,
+    l2: Any = 0.0,
+    penalized: int = 0,
+    unscale: Any = 1.0,
 ) -> None:
+    """out = {sum of squares of y = unscale * x + l2 * weights, 1 if a y is not finite}.
+
+    The weights count for the first `penalized` elements. `unscale` and `l2` are numbers or arrays.
+    """
     compute = compute_dtype(x.dtype)
     partial = []
 
-    def arguments(launch: Any) -> tuple[Any, ...]:
-        partial.append(backend.memory.scratch("square_sums", launch.partial, compute))
-        return x, weights, unscale, l2, penalized, partial[0], x.size
+    def arguments(launch: Launch) -> dict[str, Any]:
+        shape = launch.partial or (2, 0)
+        partial.append(backend.memory.scratch("square_sums", shape, compute))
+        return {
+            "x": x, "p": weights, "unscale": unscale, "l2": l2, "penalized": penalized,
+            "partial": partial[0], "count": x.size,
+        }  # fmt: skip
 
     backend.launch("sum_of_squares", (x.size,), x.dtype, arguments)
     sums = partial[0] if partial else None
     blocks = 0 if sums is None else sums.shape[1]
     backend.launch(
-        "sum_of_squares_finish", (1,), compute, lambda launch: (sums, blocks, out)
+        "sum_of_squares_finish", (1,), compute,
+        lambda launch: {"partial": sums, "blocks": blocks, "out": out},
     )  # fmt: skip
 
 
 def update(
-    backend: CupyBackend,
+    backend: Issuer,
     parameters: Any,
     gradient: Any,
     slots: tuple[Any, ...],
@@ -192,9 +196,10 @@ def update(
     copy, random = coefficients.get("copy"), coefficients.get("random")
     backend.launch(
         "update", (parameters.size,), _storage(parameters, gradient, copy),
-        lambda launch: (
-            parameters, gradient, s0, s1, s2, copy, c, random, penalized, parameters.size
-        ),
+        lambda launch: {
+            "p": parameters, "g": gradient, "s0": s0, "s1": s1, "s2": s2, "copy": copy, "c": c,
+            "random": random, "penalized": penalized, "count": parameters.size,
+        },
         formula=formula.name,
     )  # fmt: skip
 
@@ -208,7 +213,7 @@ def _storage(parameters: Any, gradient: Any, copy: Any) -> str:
 
 
 def _uploaded(
-    backend: CupyBackend, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
+    backend: Issuer, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
 ) -> tuple[Any, int]:
     """Coefficients given as for NumPy, as the kernel's vector; read when the call runs."""
     vector = backend.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
@@ -229,7 +234,7 @@ def _uploaded(
     return vector, 0 if l2 is None else int(l2[0])
 
 
-def round_to_storage(backend: CupyBackend, x: Any, out: Any, random: Any) -> None:
+def round_to_storage(backend: Issuer, x: Any, out: Any, random: Any) -> None:
     if random is None:
         backend.gather_rows(x, None, out)
         return
@@ -239,7 +244,7 @@ def round_to_storage(backend: CupyBackend, x: Any, out: Any, random: Any) -> Non
 
 
 def update_table(
-    backend: CupyBackend,
+    backend: Issuer,
     formula: Update,
     dtype: Any,
     table: Any,
@@ -257,10 +262,14 @@ def update_table(
     tensors = table.shape[0]
     backend.launch(
         "prepare_table", (tensors,), dtype,
-        lambda launch: (table, settings, scale, found_inf, coefficients, tensors),
+        lambda launch: {
+            "table": table, "settings": settings, "scale": scale, "found_inf": found_inf,
+            "c": coefficients, "tensors": tensors,
+        },
         formula=formula.name,
     )  # fmt: skip
     backend.launch(
-        "update_table", (chunks,), dtype, lambda launch: (table, coefficients, tensors),
+        "update_table", (chunks,), dtype,
+        lambda launch: {"table": table, "c": coefficients, "tensors": tensors},
         formula=formula.name,
     )  # fmt: skip

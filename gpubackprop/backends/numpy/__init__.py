@@ -1,24 +1,20 @@
 """The NumPy backend: the operations of backpropagation in place, in cache-sized blocks.
 
-Every operation writes into arrays that the caller gives. An operation called on `NumpyBackend()`
-runs at once; ``NumpyBackend().plan(emit)`` records the operations that ``emit(backend)`` calls and
-returns a function that replays them, allocating nothing. A CuPy backend has the same operations and
-captures a CUDA graph.
-
-Verbs trust their arguments: shapes, dtypes and options are checked in `gpubackprop.ops` and in
-`gpubackprop.network`.
+What each operation does says `gpubackprop.backends.base.Backend`. float16 and bfloat16 arrays are
+computed in float32, block by block, and rounded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
 from gpubackprop.backends.numpy.calls import (
-    Total,
     accumulate,
     emit_round_to_storage,
     gather_rows,
@@ -29,7 +25,7 @@ from gpubackprop.backends.numpy.calls import (
     zero_where_empty,
 )
 from gpubackprop.backends.numpy.eager import run_cross_entropy
-from gpubackprop.backends.numpy.layers import LayerVerbs
+from gpubackprop.backends.numpy.layers import LayerOperations
 from gpubackprop.backends.numpy.memory import HostMemory
 from gpubackprop.backends.numpy.recorded_calls import (
     RecordedCalls,
@@ -39,22 +35,22 @@ from gpubackprop.backends.numpy.recorded_calls import (
 )
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
-    LossOptions,
     ProbabilityCrossEntropy,
     row_scales,
     scale_is_fixed,
     works_in,
 )
 from gpubackprop.backends.numpy.updater import NumpyUpdater
+from gpubackprop.backends.updater import UpdateRule
 from gpubackprop.formulas import PointwiseLoss, Update
 
-__all__ = ["LossOptions", "NumpyBackend", "Total", "get_num_threads", "set_num_threads"]
+__all__ = ["NumpyBackend", "get_num_threads", "set_num_threads"]
 
 Array = np.ndarray
 
 
-class NumpyBackend(LayerVerbs, HostMemory):
-    """Verbs of backpropagation on NumPy arrays (see the module's docstring)."""
+class NumpyBackend(LayerOperations, HostMemory, Backend):
+    """The operations of backpropagation on NumPy arrays; see `Backend`."""
 
     device, reason = "cpu", ""
 
@@ -69,15 +65,13 @@ class NumpyBackend(LayerVerbs, HostMemory):
         """A copy or a pickle is another one that computes alike."""
         return type(self), (), {"reason": self.reason}
 
-    def plan(self, emit: Callable[[NumpyBackend], None]) -> Callable[[], None]:
-        """Record the operations that `emit` calls; the returned function replays them."""
+    def plan(self, emit: Callable[[Self], None]) -> Callable[[], None]:
         recorder, recorded = type(self)(), RecordedCalls()
         recorder._call, recorder._shared_scratch = recorded, Scratch()
         emit(recorder)
         return recorded.run
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
-        """Issue a host function as part of a plan (or run it at once)."""
         self._call(function, *args)
 
     def _scratch(self) -> Scratch:
@@ -86,18 +80,25 @@ class NumpyBackend(LayerVerbs, HostMemory):
     # -- rows -------------------------------------------------------------------------------------
 
     def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
-        """out[i] = source[rows[i]], converted to the dtype of out; rows None: out = source.
-
-        `rows` is read when the call runs, so a plan gathers another batch each time it is replayed.
-        """
         if rows is None:
             self._call(np.copyto, out, source, "unsafe")
         else:
             self._call(gather_rows, source, rows, out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
-        """out = x / divisor."""
         self._call(np.divide, x, divisor, out)
+
+    def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
+        scratch = self._scratch()
+
+        def emit(call: Callable[..., None], rows: slice, slot: int) -> None:
+            wide = scratch.take(slot, 0, raw[rows].shape, np.float64)
+            call(np.copyto, wide, raw[rows], "unsafe")
+            call(np.subtract, wide, mean, wide)
+            call(np.divide, wide, scale, wide)
+            call(np.copyto, out[rows], wide, "same_kind")
+
+        for_row_blocks(self._call, len(raw), raw.shape[1] * 8, emit)
 
     # -- losses -----------------------------------------------------------------------------------
 
@@ -110,15 +111,6 @@ class NumpyBackend(LayerVerbs, HostMemory):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        """Loss and delta; the formulas are in `softmax_cross_entropy`'s docstring.
-
-        `result` holds the arrays to fill: "loss" (), "row_loss" (N,) and "scale" (N,) of the
-        compute dtype; optionally "delta" (N, K), which may be the logits, "lse" (N,), "predicted"
-        (N,) int64: the first of the row's largest logits, -1 for a row with NaN, "correct" (N,)
-        bool: that is the label. Where
-        "scale" is the same for every batch it is filled now and not by the plan: do not share it.
-        Outside a plan "scale", and "row_loss" for a reduced loss, may be left out.
-        """
         if self._call is run_now:
             run_cross_entropy(logits, targets, options, result, sample_weight, upstream)
             return
@@ -185,11 +177,6 @@ class NumpyBackend(LayerVerbs, HostMemory):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        """Loss and delta of squared error, binary cross entropy or Poisson.
-
-        `result` as for `softmax_cross_entropy`, without "lse"; "correct" (N,) bool: every unit is
-        on its target's side of 1/2.
-        """
         result = result | {"units": np.asarray(a.shape[1])}
         row_loss, delta, scratch = result["row_loss"], result.get("delta"), self._scratch()
         sixteen_bit = is_sixteen_bit(a.dtype)
@@ -225,20 +212,14 @@ class NumpyBackend(LayerVerbs, HostMemory):
         loss: Array,
         rows: int,
         correct: Array | None,
-        penalty: tuple[Array, Array] | None,
+        penalty: tuple[Array, Array | float] | None,
         totals: Array,
     ) -> None:
-        """Add one step to `totals`, a float64 array indexed by `Total`. Nothing is read back.
-
-        `loss` () is the batch mean; `correct` (rows,) bool; `penalty` is (sum of squared weights,
-        l2), both 0-d: l2 / 2 times the sum is the penalty.
-        """
         self._call(accumulate, loss, rows, correct, penalty, totals)
 
     # -- updates ----------------------------------------------------------------------------------
 
     def add_scaled(self, x: Array, scale: Array, out: Array) -> None:
-        """out += scale * x on flat arrays; `scale` a 0-d array read when the call runs."""
         scratch = self._scratch()
 
         def emit(call: Callable[..., None], block: slice, slot: int) -> None:
@@ -249,7 +230,6 @@ class NumpyBackend(LayerVerbs, HostMemory):
         for_row_blocks(self._call, len(x), x.itemsize, emit)
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
-        """out = sum x^2 in float64, `x` flat, `out` a 0-d float64 array."""
         self._call(sum_of_squares, x, out)
 
     def update(
@@ -260,14 +240,6 @@ class NumpyBackend(LayerVerbs, HostMemory):
         formula: Update,
         coefficients: dict[str, Any],
     ) -> None:
-        """One step of the optimizer on the flat buffers, block by block.
-
-        `coefficients` holds 0-d arrays, read when the call runs: "c" the formula's tuple, "decay"
-        the weight decay (coupled) or 1 - lr * weight decay (decoupled) or None, "clip" a factor on
-        the gradient or None, "l2" None or (stop, factor): factor * p is added to the gradient of
-        parameters[:stop]. "copy" None or the parameters in 16 bits, written too: rounded to
-        nearest, or stochastically where "random" is {seed, step}.
-        """
         scratch, c = self._scratch(), coefficients["c"]
         copy, random = coefficients.get("copy"), coefficients.get("random")
         decay, clip, l2 = (coefficients.get(name) for name in ("decay", "clip", "l2"))
@@ -306,8 +278,6 @@ class NumpyBackend(LayerVerbs, HostMemory):
         )
 
     def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
-        """out = x in 16 bits, flat: to nearest, or stochastically with `random` {seed, step}, as
-        `update` writes its copy."""
         scratch = self._scratch()
 
         def emit(call: Callable[..., None], block: slice, slot: int) -> None:
@@ -315,4 +285,13 @@ class NumpyBackend(LayerVerbs, HostMemory):
 
         for_row_blocks(self._call, len(x), x.itemsize, emit)
 
-    updater = NumpyUpdater
+    def updater(
+        self,
+        rule: UpdateRule,
+        parameters: Array,
+        gradient: Array,
+        slots: tuple[Array, ...],
+        random: Array | None = None,
+        half_copy: Array | None = None,
+    ) -> NumpyUpdater:
+        return NumpyUpdater(rule, parameters, gradient, slots, random, half_copy)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.loss import Total
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, logical_and_reduce
 from gpubackprop.dtypes import storage
 from gpubackprop.formulas import Activation, Dropout
@@ -16,13 +17,6 @@ from gpubackprop.formulas.rounding import round_stochastic
 
 Array = np.ndarray
 DROPPED, RANDOM = 10, 11  # numbers of scratch arrays; the generator takes five
-
-
-class Total:
-    """Indices into the running totals of an epoch."""
-
-    LOSS, PENALTY, CORRECT, ROWS, STEPS, BAD_STEP = range(6)
-    SIZE = 6  # BAD_STEP: the first step whose loss was not finite, or -1
 
 
 def emit_value(

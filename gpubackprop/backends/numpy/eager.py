@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.numpy.blocks import Scratch, for_row_blocks
 from gpubackprop.backends.numpy.calls import reduce_rows, zero_where_empty
 from gpubackprop.backends.numpy.recorded_calls import get_num_threads, quiet
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
-    LossOptions,
     ProbabilityCrossEntropy,
     row_scales,
     scale_is_fixed,

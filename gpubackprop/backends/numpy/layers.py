@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gpubackprop.backends.base import Backend
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
 from gpubackprop.backends.numpy.calls import emit_drop, emit_value, is_sixteen_bit
 from gpubackprop.formulas import OUTPUTS, Activation, Dropout
@@ -22,17 +23,13 @@ WIDE, WIDE_SAVED, WIDE_BIAS, LEFT, RIGHT, PRODUCT = 4, 5, 6, 7, 8, 9
 PARTIAL = 20  # and the next
 
 
-class LayerVerbs:
+class LayerOperations(Backend):
     """The layer operations of `NumpyBackend`."""
 
     _call: Call
     _scratch: Callable[[], Scratch]
 
     def matmul(self, x: Array, y: Array, out: Array) -> None:
-        """out = x @ y. Every matrix product of a training step comes through here.
-
-        16-bit operands are multiplied and summed in float32; `out` is float32, or rounded once.
-        """
         scratch = self._scratch()
         x, y = self._widened(x, scratch, LEFT), self._widened(y, scratch, RIGHT)
         if not is_sixteen_bit(out.dtype):
@@ -61,27 +58,25 @@ class LayerVerbs:
         h: Array,
         dropout: Dropout | None = None,
     ) -> None:
-        """a = x W^T + b; h = g(a), dropped out where `dropout` is given. h may be a; a is then
-        not kept.
-
-        With dropout and h apart, a is left holding what the slope is a function of: a, or g(a); a
-        homogeneous activation has its slope from h as it is.
-        x (N, D_in), W (D_out, D_in), b (D_out,), a and h (N, D_out).
-        """
         scratch, product = self._scratch(), a
         if is_sixteen_bit(a.dtype):  # rounded once, with its bias
             product = scratch.take(0, PRODUCT, a.shape, np.float32)
         self.matmul(x, W.T, product)
         self._activate(product, self._widened(b, scratch, WIDE_BIAS), activation, a, h, dropout)
 
-    def affine_epilogue(self, a: Array, b: Array, activation: Activation, h: Array) -> None:
-        """What follows the product of a layer: a += b; h = g(a). h may be a. 32 or 64 bits."""
-        self._activate(a, b, activation, a, h, None)
+    def affine_epilogue(
+        self,
+        a: Array,
+        b: Array,
+        activation: Activation,
+        h: Array,
+        dropout: Dropout | None = None,
+    ) -> None:
+        self._activate(a, b, activation, a, h, dropout)
 
     def activation_forward(
         self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
     ) -> None:
-        """h = g(a), elementwise, dropped out where `dropout` is given; (N, D) both; h may be a."""
         self._activate(a, None, activation, a, h, dropout)
 
     def _activate(
@@ -129,10 +124,6 @@ class LayerVerbs:
         grad_b: Array | None = None,
         dropout: Dropout | None = None,
     ) -> None:
-        """delta = grad_h * g', dropped out as h was; grad_b = sum_i delta[i], where it is given.
-
-        `saved` is h or a as activation.saved says; delta may be grad_h.
-        """
         scratch, sixteen_bit = self._scratch(), is_sixteen_bit(delta.dtype)
 
         def emit(call: Call, rows: slice, slot: int) -> None:
@@ -187,7 +178,6 @@ class LayerVerbs:
     def affine_backward(
         self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
     ) -> None:
-        """grad_W = delta^T h_prev; grad_h = delta W, the gradient for the layer below (or None)."""
         self.matmul(delta.T, h_prev, grad_W)
         if grad_h is not None:
             self.matmul(delta, W, grad_h)
@@ -197,7 +187,7 @@ class LayerVerbs:
 
         At most SUM_ROWS terms are added in a row, so that the error grows with log N, not N, and
         half as many near the root, where the sums are large. Short rows are joined into long ones,
-        which is what NumPy adds fast. 16-bit terms are added in the dtype of `out`.
+        which is what NumPy adds fast.
         """
         rows, columns = delta.shape
         scratch, level = self._scratch(), 0
@@ -219,11 +209,9 @@ class LayerVerbs:
         self._call(add_reduce, delta, 0, out.dtype, out)
 
     def output(self, a: Array, kind: str, out: Array) -> None:
-        """yhat = O(a), O one of softmax, linear, logistic, exp; out may be a."""
         self._by_rows(OUTPUTS[kind], a, out)
 
     def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
-        """out = softmax(a) or its logarithm, (N, K) of one dtype; out may be a."""
         self._by_rows(log_softmax_rows if log else OUTPUTS["softmax"], a, out)
 
     def _by_rows(self, function: Callable[[Array, Array], None], a: Array, out: Array) -> None:

@@ -1,24 +1,28 @@
-"""Arrays of the host: what brings arrays to a GPU and back does next to nothing here."""
+"""The memory of the host: what moves arrays to a GPU and back does next to nothing here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.arrays import as_host
+from gpubackprop.backends.memory import Memory
 from gpubackprop.backends.numpy.blocks import aligned_empty
 
 Array = np.ndarray
 
 
-class HostMemory:
+class HostMemory(Memory):
     """The memory operations of `NumpyBackend`."""
+
+    _call: Callable[..., None]
 
     asynchronous = False  # results are there when an operation returns
     converts_rows = False  # gather_rows of another dtype would take temporaries
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        """Uninitialised array, aligned to 128 bytes."""
         shape = (shape,) if isinstance(shape, int) else shape
         return aligned_empty(int(np.prod(shape, dtype=np.int64)), dtype).reshape(shape)
 
@@ -28,30 +32,24 @@ class HostMemory:
         return array
 
     def asarray(self, array: Any, dtype: Any = None) -> Array:
-        """C-contiguous, of `dtype`; `array` itself where it is that."""
         return np.ascontiguousarray(array, dtype).reshape(np.shape(array))
 
     def inputs(self, x: Any, dtype: Any) -> Array:
-        """`x` in that dtype, in whatever order its elements are."""
         return x.astype(dtype, copy=False)
 
-    def place(self, array: Array | None, dtype: Any) -> Array | None:
-        """Targets or weights where the kernels read them, in the dtype that CUDA kernels want."""
+    def place(self, array: Array | None, dtype: Any) -> Any:
         return array
 
     def place_inputs(self, x: Array, dtype: Any) -> Array:
-        """All rows of x where batches are gathered from; `dtype`: what they are converted to."""
         return x
 
     def is_device_array(self, array: Any) -> bool:
-        """Whether it lies on a GPU of this backend's; never."""
         return False
 
     def to_host(self, array: Array) -> Array:
         return array
 
     def from_host(self, host: Array, out: Array) -> None:
-        """out = host; nothing where they are one."""
         if host is not out:
             np.copyto(out, host)
 
@@ -62,8 +60,52 @@ class HostMemory:
         array.fill(value)
 
     def all_finite(self, x: Array) -> bool:
-        """Whether no element is NaN or infinite."""
         return bool(np.isfinite(x).all())
 
     def check_labels(self) -> None:
-        """Labels are checked before they get here."""
+        pass  # they are checked before they get here
+
+    # -- what `gpubackprop.ops` asks --------------------------------------------------------------
+
+    def new(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
+        return np.empty(shape, dtype)
+
+    def as_ndarray(self, values: Any, dtype: Any = None) -> Array:
+        return as_host(values, dtype)
+
+    def is_ndarray(self, x: Any) -> bool:
+        return isinstance(x, np.ndarray)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        return np.may_share_memory(a, b)
+
+    def same_start(self, a: Array, b: Array) -> bool:
+        return bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
+
+    def values(self, array: Array, check: bool) -> np.ndarray | None:
+        return array
+
+    def source(self, array: Array, dtype: Any) -> Array:
+        return array if array.dtype is dtype else array.astype(dtype, copy=False)
+
+    def target(self, out: Array, source: Array) -> Array:
+        return out if out.dtype == source.dtype else source
+
+    def store(self, work: Array, out: Array) -> None:
+        if work is not out:
+            self._call(np.copyto, out, work)  # overflow to infinity is no warning
+
+    def factor(self, array: Array) -> Array:
+        return array
+
+    def summand(self, array: Array, dtype: Any) -> Array:
+        return np.ascontiguousarray(array, dtype)
+
+    def loss_inputs(self, dtype: Any, logits: Array, targets: Array, *weights: Any) -> Any:
+        return logits, targets, *weights  # it takes 16-bit types on either side
+
+    def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
+        return {"loss": np.empty((), dtype)}
+
+    def count(self, flags: Array) -> Any:
+        return np.count_nonzero(flags)

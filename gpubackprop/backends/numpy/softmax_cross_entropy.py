@@ -11,11 +11,12 @@ The loss is never formed as lse - z_y, which cancels under a large common offset
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.numpy.blocks import (
     Scratch,
     add_reduce,
@@ -29,30 +30,6 @@ _NOTHING: Array = np.empty(0)
 BLOCK_BYTES = 1 << 19  # of the logits: these and delta fill a 1 MiB second-level cache
 SCRATCH_BYTES = 1 << 20  # at most this much memory beyond the output, and O(rows)
 FEW_COLUMNS = 24  # rows up to this length are worked on transposed: NumPy reduces short rows slowly
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Options of a loss that do not depend on the batch; pointwise losses have only `reduction`.
-
-    Attributes
-    ----------
-    class_weight : (K,) or None.
-    ignore_index : label whose rows count for nothing, or None.
-    label_smoothing : eps in [0, 1]; targets become (1 - eps) * target + eps / K.
-    z_loss : factor of lse^2 added to each row's loss.
-    soft_cap : c > 0 replaces each logit z by c tanh(z / c); 0 for none.
-    reduction : "mean", "sum", "none"; pointwise also "elementwise_mean".
-    empty : mean over no row, or of weights that sum to 0: "nan" (as PyTorch) or "zero".
-    """
-
-    class_weight: Array | None = None
-    ignore_index: int | None = None
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    soft_cap: float = 0.0
-    reduction: str = "mean"
-    empty: str = "nan"
 
 
 class RowViews:

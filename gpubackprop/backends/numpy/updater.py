@@ -8,33 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.updater import SCALE, SINCE, SKIPPED, STEPS, UpdateRule
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.updater import SCALE, SINCE, SKIPPED, STEPS, Updater, UpdateRule
 
 Array = np.ndarray
 NORM_FLOOR = 1e-6  # added to the norm when clipping, as PyTorch does
 
 
-class NumpyUpdater:
-    """An optimizer on flat buffers; what changes from step to step lives in arrays, so that a
-    recorded plan reads it.
-
-    Parameters
-    ----------
-    backend : `NumpyBackend`. rule : see `UpdateRule`. parameters, gradient, slots : flat buffers.
-    random : (2,) uint64 {seed, updates done} for the updater to count, or None.
-    half_copy : the parameters in 16 bits, written by the update, or None.
+class NumpyUpdater(Updater[Backend]):
+    """`NumpyBackend.updater`; where the loss is scaled, the gradient is left without the scale.
 
     Attributes
     ----------
-    state : (4,) float64 {updates done, left out, loss scale, updates since it changed}; kept where
-        the loss is scaled.
-    upstream : 0-d, what the loss's gradient is to be multiplied by, or None.
-    next_step : number (from 1) of the next call of `set` that follows the last.
+    next_step : the step number (from 1) that `set` expects next.
     """
 
     def __init__(
         self,
-        backend: Any,
         rule: UpdateRule,
         parameters: Array,
         gradient: Array,
@@ -51,19 +41,21 @@ class NumpyUpdater:
         self._l2[...] = rule.l2
         self._norm2, self._weights2 = np.zeros(()), np.zeros(())
         self.state, self.next_step, self._lr = np.array([0.0, 0.0, 1.0, 0.0]), 1, rule.lr
-        self.upstream = None if rule.scaling is None else np.ones((), dtype)
+        self._upstream = None if rule.scaling is None else np.ones((), dtype)
         if rule.scaling is not None:
             self.state[SCALE] = rule.scaling.scale
             self.restored(1)
 
+    @property
+    def upstream(self) -> Array | None:
+        return self._upstream
+
     def restored(self, next_step: int) -> None:
-        """`state` was written; `set` goes on with update number `next_step`."""
         self.next_step = next_step
         if self.upstream is not None:
             self.upstream[...] = self.state[SCALE]
 
     def set(self, lr: float, step: int) -> None:
-        """Learning rate and number (from 1) of the next update."""
         if self.rule.scaling is None:
             self._set_coefficients(lr, step)
             return
@@ -79,38 +71,28 @@ class NumpyUpdater:
             self._decay[...] = rule.weight_decay if coupled else 1.0 - lr * rule.weight_decay
 
     def set_l2(self, l2: float) -> None:
-        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
         self._l2[...] = l2
 
     def skipped(self) -> int:
-        """Updates left out because the gradient was not finite: only where the loss is scaled;
-        elsewhere they show in the loss."""
         return self.counts()[1]
 
     def counts(self) -> tuple[int, int]:
-        """Updates done and left out, where the loss is scaled."""
         return int(self.state[STEPS]), int(self.state[SKIPPED])
 
-    def penalty(self, backend: Any, divisor: float) -> tuple[Array, Array] | None:
-        """Issue the sum of the squared weights; the pair for `accumulate`, l2 / divisor."""
+    def penalty(self, backend: Backend, divisor: float) -> tuple[Array, Array] | None:
         if not self.rule.l2:
             return None
         backend.sum_of_squares(self.parameters[: self.rule.penalized], self._weights2)
         return self._weights2, self._l2 if divisor == 1 else self._l2 / divisor
 
-    def emit(self, backend: Any) -> None:
-        """Issue norm and clipping factor (where they are wanted) and update.
-
-        Where the loss is scaled, the gradient is left without the scale, and what changes the
-        parameters runs only if all of it is finite.
-        """
+    def emit(self, backend: Backend) -> None:
         if self.rule.scaling is None:
             self._emit_update(backend)
             return
         backend.call(self._unscale_gradient)
         backend.call(_if_finite, self.gradient, self._proceed(backend), self._skip)
 
-    def _proceed(self, backend: Any) -> Callable[[], None]:
+    def _proceed(self, backend: Backend) -> Callable[[], None]:
         update = backend.plan(self._emit_update)
 
         def proceed() -> None:
@@ -140,7 +122,7 @@ class NumpyUpdater:
         self._unscale[...] = 1.0 / self.state[SCALE]
         np.multiply(self.gradient, self._unscale, self.gradient)
 
-    def _emit_update(self, backend: Any) -> None:
+    def _emit_update(self, backend: Backend) -> None:
         rule, end = self.rule, self.rule.penalized
         coefficients: dict[str, Any] = {
             "c": tuple(self._c[i : i + 1].reshape(()) for i in range(len(self._c))),

@@ -71,6 +71,8 @@ template <class T, class F> T modify(T* p, F change) {
     return old;
 }
 
+template <class... A> constexpr size_t argument_bytes(void (*)(A...)) { return (sizeof(A) + ... + 0); }
+
 }  // namespace emu
 
 template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
@@ -120,11 +122,14 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 
-// The entry `name`, exported with cuLaunchKernel's convention of arguments.
+// The entry `name`, exported with cuLaunchKernel's convention of arguments, and the bytes of these.
 #define EMU_EXPORT(name, cluster)                                                                  \
     extern "C" __attribute__((visibility("default"))) void emu_##name(                             \
         const unsigned* shape, size_t shared, unsigned rotation, void** arguments) {               \
         static_assert(1 <= (cluster) && (cluster) <= emu::MAX_CLUSTER, "blocks of a cluster");     \
         emu::launch(&name, cluster, dim3(shape[0], shape[1], shape[2]),                            \
                     dim3(shape[3], shape[4], shape[5]), shared, rotation, arguments);              \
+    }                                                                                              \
+    extern "C" __attribute__((visibility("default"))) size_t emu_bytes_##name() {                  \
+        return emu::argument_bytes(&name);                                                         \
     }

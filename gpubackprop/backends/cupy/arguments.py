@@ -1,0 +1,321 @@
+"""What the kernels take: one record for each, passed by value, declared here and in CUDA.
+
+A kernel has one parameter, a struct (``template <class T> struct ...Arguments`` in its source).
+`ARGUMENTS` has the same fields in the same order. From it come the NumPy dtype whose bytes are that
+struct's, and the check of the struct, which is compiled with every entry. CuPy passes a structured
+array of one element by value and looks at neither its dtype nor its size (cupy/cuda/function.pyx,
+`CNumpyArray`), so that check and `Layout.record` are what keeps a number from landing in another
+parameter.
+
+A new option of a kernel is one field here, and one in its struct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.cupy_launch import entries
+from gpubackprop.dtypes import BY_SUFFIX, STORAGES, SUFFIXES
+from gpubackprop.errors import DtypeError
+
+Array = Any  # cupy.ndarray
+Defines = tuple[tuple[str, str], ...]
+
+LABELS = (np.uint8, np.int32, np.int64)
+
+# Kinds of fields. `...*` is the address of an array; without *, what it says, by value.
+#   storage, compute        the type of the entry's arrays, and the type that it is computed in
+#   product                 of the matrix product in front of a layer
+#   parameter gradient copy of an update
+#   source                  that the entry's name has in front of the storage
+#   labels                  one of LABELS
+#   statistics              Statistics<C> of include/softmax.cuh, in an array of float64
+#   number                  a compute by value, or the address of one (Number<C> of include/
+#                           arguments.cuh)
+_DROPOUT_STATE = {"dropout_state": "u64*"}
+_LAYER_NUMBERS = {
+    "dropout_threshold": "i64", "dropout_layer": "i64", "parameter": "compute",
+    "dropout_scale": "compute", "join": "i32",
+}  # fmt: skip
+_SOFTMAX = {
+    "logits": "storage*", "labels": "labels*", "probabilities": "compute*", "delta": "storage*",
+    "row_loss": "compute*", "lse": "compute*", "predicted": "i64*", "correct": "u8*",
+    "sample_weight": "compute*", "class_weight": "compute*", "upstream": "number",
+    "divisor": "number", "bad_label": "i64*", "partial": "statistics*", "upstream_stride": "i64",
+    "ignore_index": "i64", "rows": "i64", "cols": "i64", "stride_logits": "i64",
+    "stride_delta": "i64", "stride_probabilities": "i64", "one_minus_eps": "compute",
+    "eps_over_K": "compute", "z_loss": "compute", "soft_cap": "compute", "label_bytes": "i32",
+    "has_ignore_index": "i32", "log_output": "i32", "shared_packs": "i32",
+}  # fmt: skip
+_AFFINE_EPILOGUE = {
+    "product": "product*", "bias": "storage*", "a": "storage*", "h": "storage*", **_DROPOUT_STATE,
+    "rows": "i64", "cols": "i64", "stride_product": "i64", "stride_a": "i64", "stride_h": "i64",
+    **_LAYER_NUMBERS,
+}  # fmt: skip
+_ACTIVATION_BACKWARD = {
+    "grad_h": "storage*", "saved": "storage*", "delta": "storage*", "partial": "compute*",
+    **_DROPOUT_STATE, "rows": "i64", "cols": "i64", "stride_grad": "i64", "stride_saved": "i64",
+    "stride_delta": "i64", **_LAYER_NUMBERS,
+}  # fmt: skip
+ARGUMENTS: dict[str, dict[str, str]] = {
+    "affine_epilogue": _AFFINE_EPILOGUE,
+    "affine_epilogue_dropout": _AFFINE_EPILOGUE,
+    "activation_backward": _ACTIVATION_BACKWARD,
+    "activation_backward_dropout": _ACTIVATION_BACKWARD,
+    "column_sum": {
+        "x": "storage*", "partial": "compute*", "rows": "i64", "cols": "i64", "stride": "i64",
+        "join": "i32",
+    },
+    "column_sum_finish": {
+        "partial": "compute*", "out": "storage*", "divisor": "number", "rows": "i64",
+        "cols": "i64", "empty_is_zero": "i32",
+    },
+    "pointwise_loss": {
+        "a": "storage*", "targets": "compute*", "delta": "storage*", "row_loss": "compute*",
+        "correct": "u8*", "sample_weight": "compute*", "upstream": "number", "divisor": "number",
+        "upstream_stride": "i64", "rows": "i64", "cols": "i64", "stride_a": "i64",
+        "stride_targets": "i64", "stride_delta": "i64", "parameter": "compute",
+    },
+    "softmax_cross_entropy": _SOFTMAX,
+    "softmax_cross_entropy_short": _SOFTMAX,
+    "row_weights": {
+        "labels": "source*", "sample_weight": "compute*", "class_weight": "compute*",
+        "out": "compute*", "ignore_index": "i64", "classes": "i64", "rows": "i64",
+        "factor": "compute", "has_ignore_index": "i32",
+    },
+    "update": {
+        "p": "parameter*", "g": "gradient*", "s0": "compute*", "s1": "compute*", "s2": "compute*",
+        "copy": "copy*", "c": "compute*", "random": "u64*", "penalized": "i64", "count": "i64",
+    },
+    "prepare_update": {
+        "settings": "f64*", "state": "f64*", "norm": "compute*", "c": "compute*",
+        "scaling": "compute*", "random": "u64*",
+    },
+    "update_table": {"table": "u64*", "c": "compute*", "tensors": "i64"},
+    "prepare_table": {
+        "table": "u64*", "settings": "f64*", "scale": "f32*", "found_inf": "f32*", "c": "compute*",
+        "tensors": "i64",
+    },
+    "sum_of_squares": {
+        "x": "storage*", "p": "compute*", "partial": "compute*", "unscale": "number",
+        "l2": "number", "penalized": "i64", "count": "i64",
+    },
+    "sum_of_squares_finish": {"partial": "compute*", "out": "compute*", "blocks": "i64"},
+    "gather_rows": {
+        "source": "source*", "rows": "i64*", "out": "storage*", "count": "i64", "cols": "i64",
+        "source_rows": "i64", "stride_source": "i64", "stride_out": "i64",
+    },
+    "accumulate": {
+        "loss": "compute*", "correct": "u8*", "weights2": "compute*", "totals": "f64*",
+        "l2": "number", "rows": "i64",
+    },
+}  # fmt: skip
+# NumPy's dtypes by the names that CUDA's types have in include/types.cuh.
+_NUMBERS = {suffix: np.dtype(name) for name, suffix in SUFFIXES.items() if suffix != "bf16"}
+_NUMBERS |= {"u64": np.dtype(np.uint64)}
+_NAMES = {suffix: name for name, suffix in SUFFIXES.items()} | {"u64": "uint64"}
+
+
+class Record(np.ndarray):
+    """The arguments of one launch: a structured array of 0 dimensions, which CuPy passes by value.
+
+    Attributes
+    ----------
+    arrays : what its addresses point to, by field. They live as long as the record does, so a plan
+        that keeps the record keeps them.
+    """
+
+    arrays: dict[str, Array]
+
+    def point_to(self, name: str, array: Array) -> None:
+        """Put another array of the same dtype and shape in the place of field `name`."""
+        field = self[name]
+        address = int(array.data.ptr)
+        if field.dtype.names:
+            field["at"] = address
+        else:
+            self[name] = address
+        self.arrays[name] = array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The record of one entry.
+
+    Attributes
+    ----------
+    entry : its name. kinds : kind of each field, by name.
+    types : what storage, compute, ... are in this entry, by the names of include/types.cuh.
+    """
+
+    entry: str
+    kinds: Mapping[str, str]
+    types: Mapping[str, str]
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """Laid out as a C compiler does."""
+        return np.dtype(
+            [(name, self._format(kind)) for name, kind in self.kinds.items()], align=True
+        )
+
+    def _format(self, kind: str) -> np.dtype:
+        if kind.endswith("*"):
+            return np.dtype(np.uintp)
+        if kind == "number":
+            value = _NUMBERS[self.types["compute"]]
+            return np.dtype([("at", np.uintp), ("value", value)], align=True)
+        return _NUMBERS[self.types.get(kind, kind)]
+
+    def element(self, kind: str) -> str:
+        """The element type of an array of that kind, by its name in include/types.cuh."""
+        name = "compute" if kind == "number" else kind.rstrip("*")
+        return self.types.get(name, name)
+
+    def record(
+        self, values: Mapping[str, Any], address: Callable[[Layout, str, Any], int]
+    ) -> Record:
+        """The record with `values`, one for each field.
+
+        Parameters
+        ----------
+        values : arrays (None for a null pointer) and numbers, by the names of the fields; for a
+            "number" either.
+        address : gives the address of an array, after checks.
+
+        Raises
+        ------
+        TypeError : a field has no value, or there is no such field.
+        DtypeError : an array of another dtype; a number with a fraction where there is none.
+        """
+        if values.keys() != self.kinds.keys():
+            raise TypeError(self._wrong_names(values))
+        arrays: dict[str, Array] = {}
+        numbers: list[Any] = []
+        for name, kind in self.kinds.items():
+            value = values[name]
+            if kind.endswith("*"):
+                if value is not None:
+                    arrays[name] = value
+                numbers.append(0 if value is None else address(self, name, value))
+            elif kind == "number":
+                if isinstance(value, (int, float, np.number)):
+                    numbers.append((0, value))
+                else:
+                    arrays[name] = value
+                    numbers.append((address(self, name, value), 0))
+            else:
+                if kind != "compute" and isinstance(value, (float, np.floating)):
+                    raise DtypeError(f"{self.entry}: {name} is an integer but got {value!r}")
+                numbers.append(value)
+        record = np.array(tuple(numbers), self.dtype).view(Record)
+        record.arrays = arrays
+        return record
+
+    def _wrong_names(self, values: Mapping[str, Any]) -> str:
+        missing = [name for name in self.kinds if name not in values]
+        unknown = [name for name in values if name not in self.kinds]
+        parts = [f"has no value for {', '.join(missing)}"] if missing else []
+        parts += [f"has no field {', '.join(unknown)}"] if unknown else []
+        return f"the record of {self.entry} " + " and ".join(parts)
+
+    def check(self) -> str:
+        """C++ that does not compile where the entry's struct is another than `dtype`.
+
+        NVRTC has no offsetof: there the names, types and order of all fields and the size stand for
+        the offsets, which follow from them.
+        """
+        places, offsets = [], []
+        members = ", ".join(f"member{number}" for number in range(len(self.kinds)))
+        assert self.dtype.fields is not None
+        for number, (name, kind) in enumerate(self.kinds.items()):
+            same = f"IS<decltype(A::{name}), {self._cuda(kind)}> && &member{number} == &a.{name}"
+            places.append(f"static_assert({same}, {self._words(name)});")
+            offset = f"__builtin_offsetof(A, {name}) == {self.dtype.fields[name][1]}"
+            offsets.append(f"static_assert({offset}, {self._words(name)});")
+        lines = [
+            f"namespace layout_of_{self.entry} {{",
+            f"using A = decltype(argument_of({self.entry}));",
+            f"static_assert(sizeof(A) == {self.dtype.itemsize}, {self._words('its size')});",
+            "__device__ inline void check() {",
+            "static constexpr A a{};",
+            f"const auto& [{members}] = a;",
+            *places,
+            "}",
+            "#ifndef __CUDACC_RTC__",
+            *offsets,
+            "#endif",
+            "}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _cuda(self, kind: str) -> str:
+        if kind == "labels*":
+            return "void*"
+        if kind == "number":
+            return f"Number<{self.element(kind)}>"
+        if kind == "statistics*":
+            return f"Statistics<{self.types['compute']}>*"
+        element = {"i32": "int", "i64": "int64", "u64": "uint64"}
+        name = self.element(kind)
+        return element.get(name, name) + ("*" if kind.endswith("*") else "")
+
+    def _words(self, name: str) -> str:
+        return f'"{name}: {self.entry} and gpubackprop/backends/cupy/arguments.py differ"'
+
+
+def fits(dtype: Any, element: str) -> bool:
+    """Whether arrays of `dtype` may stand where a kernel has elements of that name."""
+    if element == "labels":
+        return dtype in LABELS
+    if element == "u8":
+        return dtype in (np.uint8, np.bool_)
+    if element == "statistics":
+        return bool(dtype == np.float64)
+    return bool(np.dtype(dtype).name == _NAMES[element])
+
+
+@cache
+def layout_of(entry: str, defines: Defines) -> Layout:
+    """The record of an entry that `gpubackprop.backends.cupy_launch.entries` lists."""
+    macros = dict(defines)
+    suffix, formula = macros["ONLY_DTYPE"], macros.get("ONLY_FORMULA", "")
+    parts = suffix.split("_")
+    row = BY_SUFFIX.get(parts[0])
+    types = {
+        "storage": parts[0], "compute": STORAGES[row.compute if row else "float32"].suffix,
+        "product": parts[-1], "parameter": parts[0], "gradient": parts[1 % len(parts)],
+        "copy": parts[-1], "source": formula,
+    }  # fmt: skip
+    return Layout(entry, ARGUMENTS[kernel_of(entry, defines)], types)
+
+
+def kernel_of(entry: str, defines: Defines) -> str:
+    """The key of `ARGUMENTS` for an entry: its name without formula and dtype."""
+    macros = dict(defines)
+    formula = macros.get("ONLY_FORMULA", "")
+    return entry.removesuffix(f"_{macros['ONLY_DTYPE']}").removesuffix(
+        f"_{formula}" if formula else ""
+    )
+
+
+@cache
+def _layouts() -> dict[str, Layout]:
+    return {entry: layout_of(entry, defines) for _, entry, defines in entries()}
+
+
+def layout_named(entry: str) -> Layout:
+    """The same by the name alone."""
+    return _layouts()[entry]
+
+
+def checks(names: tuple[str, ...]) -> str:
+    """What is compiled behind a source, so that the structs of these entries are the records."""
+    layouts = _layouts()
+    text = "".join(layouts[name].check() for name in names if name in layouts)
+    return f'\n#line 1 "the records of arguments.py"\n{text}' if text else ""

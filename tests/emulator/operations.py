@@ -1,0 +1,269 @@
+"""The CUDA backend's operations on NumPy arrays: its own code, on the stand-in for CuPy.
+
+Plans, records and launches are the backend's; the arrays' memory is taken for the device's. What a
+launch does is up to `run`: executed (`Operations()`), collected for a sanitizer
+(``Operations(run=collect(launches))``) or counted (`tests/test_kernel_traffic.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from gpubackprop.backends.cupy import CupyBackend, losses, updates
+from gpubackprop.backends.cupy.arguments import layout_named
+from gpubackprop.backends.cupy.memory import WorkingMemory
+from gpubackprop.backends.cupy_launch import TABLE_CHUNK, DeviceProperties, Launch
+from gpubackprop.backends.loss import LossOptions
+from gpubackprop.backends.softmax_plan import plan_softmax
+from gpubackprop.dtypes import BY_SUFFIX, INTEGERS
+from gpubackprop.formulas import ACTIVATIONS, UPDATES, Dropout, pointwise_loss
+from tests.emulator import cupy_stub, sanitizers
+from tests.emulator.cupy_stub import Launched, Run
+from tests.emulator.module import ByValue, Module
+
+Array = np.ndarray
+DTYPES = {suffix: row.numpy() for suffix, row in BY_SUFFIX.items()} | {
+    suffix: np.dtype(name) for name, suffix in INTEGERS.items()
+}
+SMALL = DeviceProperties(multiprocessors=2)  # several blocks already for small arrays
+
+
+@cache
+def module(source: str, mode: str = "values") -> Module:
+    """A whole file, since these tests launch most of its entries."""
+    return Module(source, mode)
+
+
+def run_now(launched: Launched, **options: int) -> None:
+    module(launched.source)(
+        launched.entry, launched.grid, launched.block, launched.arguments, shared=launched.shared,
+        **options,
+    )  # fmt: skip
+
+
+def record(entry: str, **values: Any) -> ByValue:
+    """The arguments of an entry for `Module`; pointers that are not named are null, and numbers 0."""
+    layout = layout_named(entry)
+    every = {name: None if kind.endswith("*") else 0 for name, kind in layout.kinds.items()}
+    filled = layout.record(every | values, lambda _, name, array: int(array.ctypes.data))
+    return ByValue(np.array(filled), filled.arrays)
+
+
+def collect(launches: list[sanitizers.Launch]) -> Run:
+    """A `run` that keeps launches for `run_sanitized`."""
+
+    def keep(launched: Launched) -> None:
+        launches.append(
+            sanitizers.Launch(
+                launched.source, launched.entry, launched.grid, launched.block, launched.arguments,
+                launched.shared, dict(launched.defines),
+            )
+        )  # fmt: skip
+
+    return keep
+
+
+@cache
+def _backend(device: DeviceProperties) -> CupyBackend:
+    """Called while the stand-in is installed."""
+    backend = CupyBackend(0)
+    backend.launcher.properties = device
+    return backend
+
+
+def on_device(value: Any) -> Any:
+    """An array as one of the device, a result as one of such arrays; all else as it is."""
+    if isinstance(value, dict):
+        return {name: on_device(array) for name, array in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(on_device, value))
+    if isinstance(value, Dropout):
+        return replace(value, state=on_device(value.state))
+    return cupy_stub.ndarray(value, 0) if isinstance(value, Array) else value
+
+
+def _number(upstream: Any) -> Any:
+    """An array of one number has no dimension for the backend."""
+    return upstream.reshape(()) if isinstance(upstream, Array) and upstream.size == 1 else upstream
+
+
+class Operations:
+    """One method for each kernel, or for the two of a sum; every output is given.
+
+    Parameters
+    ----------
+    run : what is done with a launch. device : the card that launches are planned for.
+    """
+
+    def __init__(self, run: Run = run_now, device: DeviceProperties = SMALL) -> None:
+        self.run, self.device = run, device
+
+    @contextmanager
+    def _installed(self, bad_label: Array | None = None) -> Iterator[CupyBackend]:
+        with cupy_stub.installed(lazy=False), cupy_stub.launches_go_to(self.run):
+            backend = _backend(self.device)
+            backend.memory = WorkingMemory(backend.cupy, 0)
+            backend.launcher._with_all_shared.clear()  # asked for anew: one entry, many cards
+            if bad_label is not None:
+                backend.memory.bad_label = on_device(bad_label)
+            yield backend
+
+    def affine_epilogue(
+        self,
+        product: Array,
+        bias: Array | None,
+        a: Array | None,
+        h: Array,
+        name: str,
+        k: float = 0.0,
+        dropout: Dropout | None = None,
+    ) -> None:
+        product_, h_ = on_device((product, h))
+        with self._installed() as backend:
+            backend._epilogue(
+                product_, on_device(bias), replace(ACTIVATIONS[name], parameter=k),
+                product_ if a is product else on_device(a), product_ if h is product else h_,
+                on_device(dropout),
+            )  # fmt: skip
+
+    def activation_backward(
+        self, grad_h: Array, saved: Array, delta: Array, name: str, k: float = 0.0,
+        grad_b: Array | None = None, dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        activation = replace(ACTIVATIONS[name], parameter=k)
+        with self._installed() as backend:
+            backend.activation_backward(
+                *on_device((grad_h, saved)), activation, *on_device((delta, grad_b, dropout))
+            )
+
+    def column_sum(
+        self, x: Array, out: Array, divisor: Array | float = 1.0, empty_is_zero: bool = False
+    ) -> None:
+        with self._installed() as backend:
+            backend.sum_columns(*on_device((x, out, divisor)), empty_is_zero)
+
+    def pointwise_loss(
+        self, a: Array, targets: Array, name: str, result: dict[str, Array],
+        sample_weight: Array | None = None, upstream: Array | float = 1.0,
+        divisor: Array | float = 1.0,
+    ) -> None:  # fmt: skip
+        with self._installed() as backend:
+            losses.launch_pointwise(
+                backend, *on_device((a, targets, result)), pointwise_loss(name),
+                sample_weight=on_device(sample_weight), upstream=on_device(_number(upstream)),
+                divisor=on_device(divisor),
+            )  # fmt: skip
+
+    def softmax_cross_entropy(
+        self, logits: Array, targets: Array | None, result: dict[str, Array], *,
+        sample_weight: Array | None = None, upstream: Array | float = 1.0,
+        divisor: Array | float = 1.0, log: bool = False, general: bool = False,
+        cluster: int | None = None, class_weight: Array | None = None, **options: Any,
+    ) -> tuple[Launch, ...]:  # fmt: skip
+        """`options` of `LossOptions`. `general` and `cluster` overrule the choice of the form. The
+        launches are returned as they were planned."""
+        made: list[Launch] = []
+
+        def chosen(*args: Any, general: bool = general, **rest: Any) -> tuple[Launch, ...]:
+            made.extend(plan_softmax(*args, general=general or forced, cluster=cluster, **rest))
+            return tuple(made)
+
+        forced, labels = general, targets is not None and targets.ndim == 1
+        with (
+            self._installed(result.get("bad_label")) as backend,
+            patch.object(losses, "plan_softmax", chosen),
+        ):
+            there = on_device(targets)
+            losses.launch_softmax(
+                backend, on_device(logits), there if labels else None, None if labels else there,
+                on_device(result), LossOptions(class_weight=class_weight, **options), log=log,
+                sample_weight=on_device(sample_weight), upstream=on_device(_number(upstream)),
+                divisor=on_device(divisor), class_weight=on_device(class_weight),
+            )  # fmt: skip
+        return tuple(made)
+
+    def row_weights(
+        self, labels: Array | None, out: Array, sample_weight: Array | None = None,
+        class_weight: Array | None = None, ignore_index: int | None = None, factor: float = 1.0,
+        classes: int = 0,
+    ) -> None:  # fmt: skip
+        options = LossOptions(ignore_index=ignore_index)
+        with self._installed() as backend:
+            losses.row_weights(
+                backend, *on_device((labels, out)), options,
+                *on_device((sample_weight, class_weight)), factor, classes,
+            )  # fmt: skip
+
+    def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
+        with self._installed() as backend:
+            backend.gather_rows(*on_device((source, rows, out)))
+
+    def accumulate(
+        self, loss: Array, rows: int, correct: Array | None,
+        penalty: tuple[Array, Array | float] | None, totals: Array,
+    ) -> None:  # fmt: skip
+        with self._installed() as backend:
+            backend.accumulate(on_device(loss), rows, *on_device((correct, penalty, totals)))
+
+    def sum_of_squares(
+        self, x: Array, out: Array, p: Array | None = None, unscale: Array | float = 1.0,
+        l2: Array | float = 0.0, penalized: int = 0,
+    ) -> None:  # fmt: skip
+        with self._installed() as backend:
+            updates.squares(backend, *on_device((x, out, p, l2, penalized, unscale)))
+
+    def prepare_update(
+        self, name: str, settings: Array, state: Array, norm: Array | None, c: Array, scaling: Array,
+        random: Array | None = None,
+    ) -> None:  # fmt: skip
+        arrays = on_device((settings, state, norm, c, scaling, random))
+        with self._installed() as backend:
+            updates.prepare_update(backend, UPDATES[name], *arrays)
+
+    def update(
+        self, name: str, p: Array, g: Array, slots: tuple[Array, ...], c: Array,
+        copy: Array | None = None, random: Array | None = None, penalized: int = 0,
+    ) -> None:  # fmt: skip
+        prepared = {"prepared": c, "copy": copy, "random": random}
+        with self._installed() as backend:
+            updates.update(
+                backend, *on_device((p, g, slots)), UPDATES[name],
+                on_device(prepared) | {"penalized": penalized},
+            )  # fmt: skip
+
+    def update_table(
+        self, name: str, tensors: list[dict[str, Any]], settings: Array,
+        scale: Array | None = None, found_inf: Array | None = None,
+    ) -> None:  # fmt: skip
+        """`tensors`: p, g, slots, step (float32 of one element), group."""
+        table, chunks = pointer_table(tensors)
+        dtype = tensors[0]["p"].dtype
+        c = np.full((len(tensors), updates.COEFFICIENTS), np.nan, updates.compute_dtype(dtype))
+        with self._installed() as backend:
+            updates.update_table(
+                backend, UPDATES[name], dtype, *on_device((table, settings, c)), chunks,
+                *on_device((scale, found_inf)),
+            )  # fmt: skip
+
+
+def pointer_table(tensors: list[dict[str, Any]]) -> tuple[sanitizers.PointerTable, int]:
+    """The table of kernels/update_table.cu, and how many chunks it has."""
+    words, chunks, arrays = np.zeros((len(tensors), 9), np.uint64), 0, []
+    for row, tensor in zip(words, tensors, strict=True):
+        p, g, slots, step = (tensor[key] for key in ("p", "g", "slots", "step"))
+        pack = 2 if p.dtype == np.float64 else 4
+        head = p.ctypes.data // p.itemsize % pack
+        addresses = [array.ctypes.data for array in (p, g, *slots)] + [0] * (3 - len(slots))
+        row[:] = [*addresses, step.ctypes.data, len(p), chunks, tensor["group"]]
+        chunks += -(-(head + len(p)) // TABLE_CHUNK)
+        arrays += [p, g, *slots, step]
+    table = words.view(sanitizers.PointerTable)
+    table.arrays = tuple(arrays)
+    return table, chunks
