@@ -13,8 +13,9 @@ from gpubackprop.network import MLP
 from gpubackprop.passes import emit_forward, emit_loss
 from gpubackprop.sklearn.host import source_of
 from gpubackprop.sklearn.objective import Objective
-from gpubackprop.training.batch_step import BatchStep, StepBatch, StepOptions
+from gpubackprop.training.batch_step import BatchStep, StepOptions
 from gpubackprop.training.batches import Batches
+from gpubackprop.training.gather import StepBatch
 
 Array = np.ndarray
 

@@ -43,11 +43,9 @@ class SparseBatch:
 class SparseSource(Source):
     """The rows of a CSR matrix, in the network's dtype."""
 
-    def buffer(self, rows: int) -> Any:
-        return SparseBatch()
-
-    def raw_buffer(self, x: Any) -> Any:
-        return x
+    def buffers(self, rows: int) -> tuple[Any, Any]:
+        batch = SparseBatch()
+        return batch, batch
 
     def whole(self) -> Any:
         return SparseBatch(self.x)
@@ -93,5 +91,8 @@ class HostBackend(NumpyBackend):
 
 
 def _large_squares(x: Array, out: Array) -> None:
+    if len(x) <= SQUARES:
+        out[()] = np.dot(x, x)
+        return
     blocks = (x[start : start + SQUARES] for start in range(0, len(x), SQUARES))
     out[...] = sum(float(np.dot(block, block)) for block in blocks)

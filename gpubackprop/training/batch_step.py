@@ -6,8 +6,7 @@ last one) has a plan of its own, over the first rows of the same arrays.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,9 @@ import numpy as np
 from gpubackprop.backends import Backend, LossScaling
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.passes import Batch, Layers, PassUnits, Units, emit_gradients
+from gpubackprop.passes import Layers, PassUnits, Units, emit_gradients
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.gather import Source
+from gpubackprop.training.gather import Source, StepBatch
 from gpubackprop.training.totals import RunningTotals
 
 Array = Any  # an array of the network's device
@@ -59,45 +58,6 @@ class StepOptions:
     rounded: Sequence[tuple[Array, Array]] = ()
 
 
-@dataclass(eq=False)
-class StepBatch(Batch):
-    """A batch of a step, and its plan.
-
-    Attributes
-    ----------
-    raw : array
-        The gathered x before its conversion; x itself if there is none.
-    index : (N,) int array or None
-        Where a GPU reads the numbers of the rows; None on the CPU.
-    record : (N, 1) or (N, K) array
-        Loss or logits of each row, as `StepOptions.record` says.
-    replay : callable
-        Runs the plan.
-    """
-
-    raw: Array = None
-    index: Array | None = None
-    record: Array | None = None
-    replay: Callable[[], None] = lambda: None
-
-    def first_rows(self, rows: int, backend: Backend) -> StepBatch:
-        """Return the same memory as a smaller batch."""
-        cut = copy.copy(self)
-        for name in ("index", "x", "targets", "weights", "logits"):
-            array = getattr(self, name)
-            setattr(cut, name, None if array is None else array[:rows])
-        cut.raw = cut.x if self.raw is self.x else self.raw[:rows]
-        cut.units = self.units.first_rows(rows)
-        cut.result = {
-            name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
-        }
-        if isinstance(cut.units, PassUnits):
-            cut.result["delta"] = cut.units.delta[-1]
-        # The scale is not shared: if it is 1 / rows for every batch, a plan fills it only once.
-        cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
-        return cut
-
-
 class BatchStep:
     """The common base of all steps: batches of a source, a loss, plans.
 
@@ -112,6 +72,8 @@ class BatchStep:
     totals : array
         The array of `running`.
     """
+
+    backward = False  # whether there is a backward pass
 
     def __init__(
         self,
@@ -130,6 +92,9 @@ class BatchStep:
         if not self.options.record:
             self.running = RunningTotals(network, loss, self.data)
             self.totals = self.running.array
+        if self.backward:
+            self.gradient = network.backend.zeros(network.layout.size, network.dtype)
+            self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
         self._batch = self._make_batch()
         self.planned: tuple[Any, ...] = ()  # the trainer's settings for which it was made
@@ -173,17 +138,11 @@ class BatchStep:
         if len(self._plans) > KEPT_PLANS:
             del self._plans[next(iter(self._plans))]
         if rows is not None:
-            self.source.put_rows(rows, batch.index)
+            self.source.put_rows(rows, batch)
         if weights is not None:
             self.network.backend.copy(weights, batch.weights)
         batch.replay()
         return batch
-
-    def _make_units(self, rows: int) -> Units:
-        network = self.network
-        return Units(
-            network.backend, rows, network.widths[1:], network.activations, network.precision
-        )
 
     def _make_batch(self) -> StepBatch:
         """Make the largest batch, without its plan."""
@@ -193,8 +152,7 @@ class BatchStep:
             x = raw = source.whole()
             targets = source.targets
         else:
-            x = source.buffer(rows)
-            raw = source.raw_buffer(x)
+            x, raw = source.buffers(rows)
             targets = backend.empty((rows, *source.targets.shape[1:]), source.targets.dtype)
             index = backend.zeros(rows, np.int64) if backend.asynchronous else None
         if options.weighted or source.sample_weight is not None:
@@ -202,10 +160,14 @@ class BatchStep:
         result = self.loss.buffers(backend, rows, network.dtype)
         if not options.record and self.running.counts_correct:
             result["correct"] = backend.empty(rows, np.bool_)
-        units = self._make_units(rows)
-        batch = StepBatch(x, targets, weights, units, result, raw=raw, index=index)
-        if isinstance(units, PassUnits):
+        units: Units
+        if self.backward:
+            units = PassUnits(network, rows, separate=False, random=self.random)
             result["delta"] = units.delta[-1]
+        else:
+            hidden, dtype = network.activations, network.precision
+            units = Units(backend, rows, network.widths[1:], hidden, dtype)
+        batch = StepBatch(x, targets, weights, units, result, raw=raw, index=index)
         if options.record == "logits":
             batch.logits = backend.empty((rows, network.widths[-1]), network.precision)
         return batch
@@ -217,17 +179,10 @@ class BatchStep:
         if self.options.record:
             batch.record = batch.result["row_loss"].reshape(rows, 1)
             batch.record = batch.record if batch.logits is None else batch.logits
-        batch.upstream = self._upstream(rows)
+        if self.loss.options.reduction == "none" and not self.options.weighted:
+            batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
         batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch))
         return batch
-
-    def _upstream(self, rows: int) -> Any:
-        """Return the factor of delta of a batch.
-
-        If a loss of each row is recorded, their mean is learned, or their sum if they have weights.
-        """
-        mean = self.loss.options.reduction == "none" and not self.options.weighted
-        return 1.0 / rows if mean else 1.0
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         raise NotImplementedError
@@ -247,23 +202,10 @@ class GradientStep(BatchStep):
         Views of the biases' gradients.
     """
 
-    def __init__(
-        self,
-        network: MLP,
-        loss: Loss,
-        data: Batches | Source,
-        batch_size: int,
-        options: StepOptions | None = None,
-        random: Array | None = None,
-    ) -> None:
-        super().__init__(network, loss, data, batch_size, options, random)
-        self.gradient = network.backend.zeros(network.layout.size, network.dtype)
-        self.grad_W, self.grad_b = network.layout.views(self.gradient)
-
-    def _make_units(self, rows: int) -> Units:
-        return PassUnits(self.network, rows, separate=False, random=self.random)
+    backward = True
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         if not self.options.whole:
-            self.source.emit(backend, batch, batch.raw, batch.index)
-        emit_gradients(backend, self.loss, batch, self.parameters, (self.grad_W, self.grad_b))
+            self.source.emit(backend, batch)
+        gradient = self.grad_W, self.grad_b
+        emit_gradients(backend, self.loss, batch, self.parameters, gradient)

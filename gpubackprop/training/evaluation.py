@@ -14,8 +14,9 @@ from gpubackprop.backends import Backend, Total
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.passes import emit_loss
-from gpubackprop.training.batch_step import BatchStep, StepBatch
+from gpubackprop.training.batch_step import BatchStep
 from gpubackprop.training.batches import Batches
+from gpubackprop.training.gather import StepBatch
 
 
 class EvaluationStep(BatchStep):
@@ -41,7 +42,7 @@ class EvaluationStep(BatchStep):
         return self.running.figures(totals, nothing)
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
-        self.source.emit(backend, batch, batch.raw, batch.index)
+        self.source.emit(backend, batch)
         emit_loss(backend, self._summed, batch, self.parameters)
         self.running.emit(backend, batch, summed=True)
 

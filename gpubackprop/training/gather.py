@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +12,49 @@ import numpy as np
 from gpubackprop.backends import Backend
 from gpubackprop.backends.numpy.calls import gather_rows
 from gpubackprop.network import MLP
-from gpubackprop.passes import Batch
+from gpubackprop.passes import Batch, PassUnits
 from gpubackprop.training.batches import Batches, gathered_dtype
 
 Array = Any  # an array of the network's device
+
+
+@dataclass(eq=False)
+class StepBatch(Batch):
+    """A batch of a step, and its plan.
+
+    Attributes
+    ----------
+    raw : array
+        The gathered x before its conversion; x itself if there is none.
+    index : (N,) int array or None
+        Where a GPU reads the numbers of the rows; None on the CPU.
+    record : (N, 1) or (N, K) array
+        Loss or logits of each row, as `StepOptions.record` says.
+    replay : callable
+        Runs the plan.
+    """
+
+    raw: Array = None
+    index: Array | None = None
+    record: Array | None = None
+    replay: Callable[[], None] = lambda: None
+
+    def first_rows(self, rows: int, backend: Backend) -> StepBatch:
+        """Return the same memory as a smaller batch."""
+        cut = copy.copy(self)
+        for name in ("index", "x", "targets", "weights", "logits"):
+            array = getattr(self, name)
+            setattr(cut, name, None if array is None else array[:rows])
+        cut.raw = cut.x if self.raw is self.x else self.raw[:rows]
+        cut.units = self.units.first_rows(rows)
+        cut.result = {
+            name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
+        }
+        if isinstance(cut.units, PassUnits):
+            cut.result["delta"] = cut.units.delta[-1]
+        # The scale is not shared: if it is 1 / rows for every batch, a plan fills it only once.
+        cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
+        return cut
 
 
 class Source:
@@ -77,49 +119,42 @@ class Source:
         """Return an epoch's row numbers in the form of which `put_rows` takes slices."""
         return order if self.from_host else self.backend.place(order, np.int64)
 
-    def put_rows(self, rows: Array, index: Array | None) -> None:
-        """Set the rows of the next batch; their numbers are on the host or on the device.
-
-        `index` is the array in which a GPU reads them, None on the CPU.
-        """
-        if index is None:
+    def put_rows(self, rows: Array, batch: StepBatch) -> None:
+        """Set the batch's rows; their numbers are on the host or on the device."""
+        if batch.index is None:
             self._rows = rows
         elif isinstance(rows, np.ndarray):
             self._rows = rows
-            self.backend.from_host(rows, index)
+            self.backend.from_host(rows, batch.index)
         else:
-            self.backend.copy(rows, index)
+            self.backend.copy(rows, batch.index)
 
-    def buffer(self, rows: int) -> Array:
-        """Return the array from which the first product reads a batch of x."""
-        return self.backend.empty((rows, self.x.shape[1]), self.dtype)
+    def buffers(self, rows: int) -> tuple[Array, Array]:
+        """Return (x, raw): where the first product reads a batch, and where it is gathered.
 
-    def raw_buffer(self, x: Array) -> Array:
-        """Return the array into which the batch is gathered.
-
-        It is `x` itself, or another one if the batch must be converted afterwards.
+        raw is x itself, or another array if the batch must be converted afterwards.
         """
-        data = self.data
+        data, x = self.data, self.backend.empty((rows, self.x.shape[1]), self.dtype)
         standardized = data.standardizer is not None
         if not standardized and (data.x.dtype == self.dtype or self.backend.converts_rows):
-            return x
+            return x, x
         dtype = data.x.dtype
         if self.backend.asynchronous:
             dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
-        return self.backend.empty(x.shape, dtype)
+        return x, self.backend.empty(x.shape, dtype)
 
     def whole(self) -> Array:
         """Return all rows of x in their place, as the first product reads them."""
         return self.x
 
-    def emit(self, backend: Backend, batch: Batch, raw: Array, index: Array | None) -> None:
-        """Issue the gathering of a batch.
+    def emit(self, backend: Backend, batch: StepBatch) -> None:
+        """Issue the gathering of a batch: its inputs, targets, and weights if the data have them.
 
-        That is x, converted and standardised (`raw` comes from `raw_buffer`), targets, and weights
-        if the data have them.
+        The inputs are converted and standardised.
         """
+        raw, index = batch.raw, batch.index
         if index is None:  # the call reads them when it runs: `load` and `put_rows` copy nothing
-            backend.call(self._gather, batch, raw)
+            backend.call(self._gather, batch)
         else:
             if self.from_host:
                 backend.call(self._copy_batch, raw)
@@ -134,9 +169,9 @@ class Source:
         else:
             backend.standardize(raw, self._mean, self._scale, batch.x)
 
-    def _gather(self, batch: Batch, raw: Array) -> None:
-        """Gather the batch's rows on the host, from the data that are loaded now."""
-        self.put_x(raw, self._rows)
+    def _gather(self, batch: StepBatch) -> None:
+        """The batch's rows on the host, from the data that are loaded now."""
+        self.put_x(batch.raw, self._rows)
         gather_rows(self.targets, self._rows, batch.targets)
         if self.sample_weight is not None and batch.weights is not None:
             gather_rows(self.sample_weight, self._rows, batch.weights)

@@ -18,9 +18,9 @@ from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.passes import emit_step
-from gpubackprop.training.batch_step import GradientStep, StepBatch, StepOptions
+from gpubackprop.training.batch_step import GradientStep, StepOptions
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.gather import Source
+from gpubackprop.training.gather import Source, StepBatch
 
 Array = Any  # an array of the network's device
 __all__ = ["Regularization", "StepOptions", "StepState", "TrainStep"]
@@ -220,19 +220,17 @@ class TrainStep(GradientStep):
         figures = self.running.figures
         return figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)
 
-    def _upstream(self, rows: int) -> Any:
-        scaled = self.updater.upstream
-        return super()._upstream(rows) if scaled is None else scaled
-
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         network, options, penalty = self.network, self.options, None
         summed = self.loss.options.reduction == "sum"
+        if self.updater.upstream is not None:
+            batch.upstream = self.updater.upstream
         if options.record:
             weights = network.parameters[: network.layout.weights_end]
             backend.sum_of_squares(weights, self.squares)
         else:
             penalty = self.updater.penalty(backend, len(batch.targets) if summed else 1)
-        self.source.emit(backend, batch, batch.raw, batch.index)
+        self.source.emit(backend, batch)
         gradient = self.grad_W, self.grad_b
         emit_step(backend, self.loss, batch, self.parameters, gradient, self.updater)
         if not options.record:
