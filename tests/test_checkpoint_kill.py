@@ -47,9 +47,9 @@ def train(path: Path | None) -> str:
 
 
 def step_of(trainer: Trainer) -> Any:
-    assert trainer._step is not None
-    assert trainer._step.steps == STEPS
-    return trainer._step
+    assert trainer.state.step is not None
+    assert trainer.state.step.steps == STEPS
+    return trainer.state.step
 
 
 def fork_training(folder: Path) -> int:

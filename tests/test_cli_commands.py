@@ -261,13 +261,14 @@ def test_bench_passes_its_options_on(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--peers", "tensorflow"], "no peer 'tensorflow'; valid are all, none, torch"),
+        (["--peers", "tensorflow"], "argument --peers: no peer 'tensorflow'; valid are all, none,"),
         (["--op", "nonsense"], "no case contains 'nonsense'; operations are"),
+        (["--list", "--op", "nonsense"], "no case contains 'nonsense'; operations are"),
     ],
 )
-def test_bench_says_what_it_does_not_know(arguments, said):
+def test_bench_says_what_it_does_not_know_as_wrong_usage(arguments, said):
     result = run_cli("bench", "--device", "cpu", "--threads", "1", *arguments)
-    assert result.code == 1
+    assert result.code == 2
     assert said in result.err
 
 

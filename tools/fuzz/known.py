@@ -163,6 +163,13 @@ ESTIMATORS = (
         detail="after ZeroDivisionError..Weights sum to zero",
     ),
     Known(
+        "coefs_ of several outputs for two classes are an error; scikit-learn predicts more rows",
+        line=r"\.(predict\w*|score)\(",
+        place="^error$",
+        kind="NoneType there, ShapeError here",
+        detail=r"here ShapeError.'coefs_\[.*since the classifier has one output unit",
+    ),
+    Known(
         "coefs_ may be any sequence, not only a list",
         place="^error$",
         kind="TypeError there, NoneType here",
