@@ -1,7 +1,7 @@
 """stdout and stderr of any encoding: a name that they cannot encode gives no traceback.
 
 Text for people keeps the stream's encoding, and characters that it lacks are escaped
-(``s\\xe9tosa``). Data are the same bytes wherever they go: CSV is UTF-8 in a file and in a pipe, and
+(``s\\xe9tosa``). Data are the same bytes wherever they go: CSV is UTF-8 in a file and in a pipe.
 JSON escapes characters outside ASCII if stdout is not UTF-8.
 """
 

@@ -67,7 +67,7 @@ class CudaBridge(HostBridge):
         return self._streams[index, stream]
 
     def backend(self, index: int, stream: int, capturing: bool) -> CupyBackend:
-        """Return a backend for one stream, on which the constants that it keeps are filled.
+        """Return a backend for one stream, on which its flag for bad labels is filled.
 
         While a graph is captured, only that graph would fill them, so nothing is kept.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,7 @@ class WorkingMemory:
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = np.dtype(dtype)
-        wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        wanted = math.prod(map(int, shape)) * dtype.itemsize
         with (
             explained(self.cupy, f"an array of shape {shape} and {dtype}", wanted),
             self.cupy.cuda.Device(self.index),
@@ -87,7 +88,7 @@ class WorkingMemory:
         with it. Otherwise new each time, from CuPy's pool: the caller may use several streams."""
         if not self._keeps_scratch:
             return self.empty(shape, dtype)
-        count, key = int(np.prod(shape, dtype=object)), (name, np.dtype(dtype))
+        count, key = math.prod(map(int, shape)), (name, np.dtype(dtype))
         if key not in self._scratch or self._scratch[key].size < count:
             self._scratch[key] = self.empty(count, dtype)
         return self._scratch[key][:count].reshape(shape)

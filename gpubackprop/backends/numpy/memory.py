@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ class HostMemory(Memory):
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         shape = (shape,) if isinstance(shape, int) else shape
-        return aligned_empty(int(np.prod(shape, dtype=np.int64)), dtype).reshape(shape)
+        return aligned_empty(math.prod(shape), dtype).reshape(shape)
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         array = self.empty(shape, dtype)
