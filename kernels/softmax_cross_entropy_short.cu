@@ -1,5 +1,5 @@
 // softmax_cross_entropy_short<T>: softmax_cross_entropy of rows of at most 256 columns without gaps
-//   the mathematics and the parameters are those of softmax_cross_entropy.cu
+//   the mathematics and the arguments are those of softmax_cross_entropy.cu
 //   Rows this short lie badly for 16-byte accesses: ten float32 are two and a half of them. So a block
 //   brings a tile of whole rows, which is contiguous, to shared memory in packs; there blockDim.x lanes
 //   take a row, each every blockDim.x-th element, and leave delta in place of the logits; the tile goes

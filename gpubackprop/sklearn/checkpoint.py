@@ -90,17 +90,12 @@ class FitCheckpoint:
         estimator._random_state, fit.order = random_state, arrays["order"]
         for name, target in targets.items():
             backend.from_host(arrays[name], target)
+        fit.session.step.restored(state.steps)
         return bool(values["ended"])
 
     def _arrays(self, fit: StochasticFit) -> dict[str, Any]:
-        state = fit.session.state
-        arrays = {"parameters": fit.session.network.parameters}
-        arrays |= {
-            f"slot.{name}": slot
-            for name, slot in zip(state.optimizer.formula.slots, state.slots, strict=True)
-        }
-        optional = {"random": fit.session.random, "best": fit.best}
-        return arrays | {name: a for name, a in optional.items() if a is not None}
+        arrays = {"parameters": fit.session.network.parameters} | fit.session.step.state()
+        return arrays if fit.best is None else arrays | {"best": fit.best}
 
     def _compare(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
         changed = [name for name, value in ours.items() if theirs.get(name) != value]
@@ -124,14 +119,14 @@ def _fingerprint(fit: StochasticFit) -> dict[str, Any]:
     to_host, seed = network.backend.to_host, e.random_state
     held = None
     if held_out is not None:
-        held = _checksum(to_host, held_out.rows.x, held_out.y, held_out.weights)
+        held = _checksum(to_host, held_out.data.x, held_out.y, held_out.weights)
     return {
         "network": network.config(),
         "optimizer": fit.session.state.optimizer.config(),
         "rows": len(fit.order),
         "split": _checksum(to_host, fit.rows),
         "batch_rows": int(fit.plan.counts[0]),
-        "X": _checksum(to_host, fit.session.passes.data.x),
+        "X": _checksum(to_host, fit.session.step.data.x),
         "y": _checksum(to_host, fit.y),
         "classes": zlib.crc32(str(np.asarray(getattr(e, "classes_", ())).tolist()).encode()),
         "weights": _checksum(to_host, fit.weights),

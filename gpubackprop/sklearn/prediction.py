@@ -10,7 +10,8 @@ from scipy import sparse
 
 from gpubackprop import backends
 from gpubackprop.backends import Backend
-from gpubackprop.formulas import ACTIVATIONS, Activation, activation
+from gpubackprop.formulas import Activation, activation
+from gpubackprop.passes import Layers, Units, emit_forward
 from gpubackprop.sklearn import few_rows
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
 from gpubackprop.sklearn.host import HostBackend, SparseBatch
@@ -38,11 +39,11 @@ def outputs(estimator: Any, x: Any) -> Array:
         return result
     if plan.replay is None:
         e, kind = estimator, Objective(estimator.out_activation_, plan.result_width).output
-        layers = [*_hidden(e.activation, len(e.coefs_) - 1), ACTIVATIONS["identity"]]
-        W = [coef.T for coef in e.coefs_]
+        hidden = _hidden(e.activation, len(e.coefs_) - 1)
+        parameters = [coef.T for coef in e.coefs_], e.intercepts_
         plan.plan(
             HostBackend(),
-            lambda backend, x, out: _emit(backend, x, W, e.intercepts_, layers, kind, out),
+            lambda backend, x, out: _emit(backend, x, parameters, hidden, kind, out),
             x,
         )
     result = plan(x)
@@ -66,13 +67,13 @@ def _outputs(estimator: Any, x: Any) -> Array:
     # On the CPU these are views: nothing is copied where the dtype is right.
     W = [backend.inputs(coef, dtype).T for coef in coefs]
     b = [backend.inputs(intercept, dtype) for intercept in intercepts]
-    layers = [*_hidden(e.activation, len(W) - 1), ACTIVATIONS["identity"]]
+    hidden = _hidden(e.activation, len(W) - 1)
     kind = Objective(e.out_activation_, len(b[-1])).output
     result = backend.empty((x.shape[0], len(b[-1])), dtype)
     for start in range(0, x.shape[0], BATCH_ROWS):
         out = result[start : start + BATCH_ROWS]
         h = _batch(backend, x[start : start + BATCH_ROWS], dtype)
-        _emit(backend, h, W, b, layers, kind, out)
+        _emit(backend, h, (W, b), hidden, kind, out)
     if not host:
         return result
     return backend.to_host(result).astype(theirs if theirs.kind == "f" else dtype, copy=False)
@@ -80,19 +81,16 @@ def _outputs(estimator: Any, x: Any) -> Array:
 
 def _emit(
     backend: Backend,
-    h: Any,
-    W: Sequence[Array],
-    b: Sequence[Array],
-    layers: Sequence[Activation],
+    x: Any,
+    parameters: Layers,
+    hidden: Sequence[Activation],
     kind: str,
     out: Array,
 ) -> None:
-    """Issue the calls of a forward pass from h to out."""
-    for layer, act in enumerate(layers):
-        last = layer == len(layers) - 1
-        a = out if last else backend.empty((out.shape[0], b[layer].shape[0]), out.dtype)
-        backend.affine_forward(h, W[layer], b[layer], act, a, a)
-        h = a
+    """Issue the forward pass from x to out, and the output function."""
+    widths = [bias.shape[0] for bias in parameters[1]]
+    units = Units(backend, out.shape[0], widths, hidden, out.dtype, logits=out)
+    emit_forward(backend, x, parameters, units)
     backend.output(out, kind, out)
 
 
@@ -119,6 +117,4 @@ def _hidden(spec: Any, layers: int) -> list[Activation]:
 def _batch(backend: Backend, x: Any, dtype: np.dtype) -> Any:
     if not sparse.issparse(x):
         return backend.inputs(x, dtype)
-    batch = SparseBatch()
-    batch.matrix = x.astype(dtype, copy=False)
-    return batch
+    return SparseBatch(x.astype(dtype, copy=False))

@@ -150,24 +150,26 @@ class StochasticFit:
     def _train(self, weights: Array | None) -> Any:
         """One epoch of updates; returns its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
-        network, passes, state = session.network, session.passes, session.state
-        updater, backend = session.updater, network.backend
+        network, step, state = session.network, session.step, session.state
+        backend = network.backend
         sums, shares, placed = plan.counts, None, None
         if weights is not None:
             sums, shares = plan.sums_and_shares(weights)
             placed = backend.asarray(shares, network.dtype)
-        rows = backend.place(self.rows[self.order], np.int64)
+        rows = step.place(self.rows[self.order])
         l2 = (alpha / sums).tolist()
         total_steps = self.estimator.max_iter * len(plan.counts)
-        squares = passes.squares.reshape(-1)[:1]
-        for batch, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
-            updater.set(state.rate(self.estimator.n_iter_, total_steps), state.steps + 1)
-            if alpha:
-                updater.set_l2(l2[batch])
-            record = passes.run(rows[start:stop], None if placed is None else placed[start:stop])
-            backend.copy(record, self.record[start:stop])
-            backend.copy(squares, self.squares[batch : batch + 1])
-            state.steps += 1
+        squares = step.squares.reshape(-1)[:1]
+        for number, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
+            batch = step.update(
+                rows[start:stop],
+                state.rate(self.estimator.n_iter_, total_steps),
+                None if placed is None else placed[start:stop],
+                l2[number] if alpha else None,
+            )
+            backend.copy(batch.record, self.record[start:stop])
+            backend.copy(squares, self.squares[number : number + 1])
+            state.steps = step.steps
         penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
         with np.errstate(over="ignore"):
             return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)

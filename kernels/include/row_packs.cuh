@@ -293,7 +293,8 @@ template <class T, bool GENERAL> struct RowPacks {
     }
     __device__ __forceinline__ void write_held(
         const Target<C>& target, const Outcome<T>& outcome) const {
-        C grad_scale = kept_x.to(outcome.origin) * outcome.grad_scale, smoothing = p.eps_over_K * target.factor;
+        C grad_scale = kept_x.to(outcome.origin) * outcome.grad_scale;
+        C smoothing = p.eps_over_K * target.factor;
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
             if (pack(j) >= packs) break;
