@@ -279,7 +279,7 @@ OPTIMIZERS = (
     ),
     Known(
         "state that a step in inference mode has made can be written by one outside of it",
-        line=r"step\(",
+        line=r"step\(|^opt\.state\[P\[0\]\]",
         place="^error$",
         kind="RuntimeError there, NoneType here",
         detail="Inplace update to inference tensor outside InferenceMode",
@@ -364,6 +364,7 @@ OPTIMIZERS = (
         "PyTorch's foreach kernels overwrite the gradients under nesterov, these do not",
         place=r"\.grad$",
         kind="values",
+        detail="unchanged here",
         before="nesterov",
     ),
     Known(
@@ -382,8 +383,9 @@ OPTIMIZERS = (
     Known(
         "PyTorch's fused kernels pair elements of unlike strides by their place in memory",
         line=r"step\(",
+        place=r"^(P\[1\]|(there|other|opt)\['state'\])",
         kind="values",
-        before=r"(?s)(channels_last|\.t\(\)).*fused=True|fused=True.*(channels_last|\.t\(\))",
+        before=r"(?s)channels_last.*fused=True|fused=True.*channels_last",
     ),
 )
 LOSSES = (
@@ -429,13 +431,13 @@ LOSSES = (
         "the backward pass reads logits and weights, which may not be changed before it",
         place=r"^([xW]\.grad|value.*)$",
         kind="values",
-        before=r"\n[xW]\.data\.mul_",
+        before=r"\n[xW]\.data\.mul_\(2\)\n.*\Z",
     ),
     Known(
         "the backward pass reads logits, from which the gradient of probabilities comes too",
         place=r"^y\.grad$",
         kind="values",
-        before=r"requires_grad_\(\)\n(?s:.*)\nx\.data\.mul_",
+        before=r"requires_grad_\(\)\n(?s:.*)\nx\.data\.mul_\(2\)\n.*\Z",
     ),
     Known(
         "a second backward through a graph that is gone raises before any gradient has been added "
