@@ -9,8 +9,8 @@ Rows are samples. For layers l = 1 ... L, with h_0 = x:
     update      W_l, b_l by the optimizer's formula
 
 The five functions below are these lines. `MLP.gradients`, the steps of `gpubackprop.training` and
-the estimators issue them on a backend, at once or to record them in a plan. In the code, layers
-count from 0: h[l] enters layer l, which makes a[l] and h[l + 1].
+the estimators call them with a backend, which computes at once, or with a recorder, which keeps the
+calls for a plan. In the code layers count from 0: h[l] enters layer l, which makes a[l], h[l + 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gpubackprop.backends import Backend
+from gpubackprop.backends import Backend, Updater
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
 from gpubackprop.losses import Loss
 
@@ -38,10 +38,10 @@ def emit_forward(backend: Backend, x: Array, parameters: Layers, units: Units) -
 
 
 def emit_loss(backend: Backend, loss: Loss, batch: Batch, parameters: Layers) -> None:
-    """Compute forward pass and loss of a batch; delta_L if batch.result has an array for it."""
+    """Compute the loss of a batch, and delta_L if batch.result has an array for it."""
     emit_forward(backend, batch.x, parameters, batch.units)
     logits = batch.units.a[-1]
-    if batch.logits is not None:  # keep a copy: delta_L may overwrite the logits
+    if batch.logits is not None:  # a copy, since delta_L may overwrite the logits
         backend.activation_forward(logits, IDENTITY, batch.logits)
     loss.emit(backend, logits, batch.targets, batch.result, batch.weights, batch.upstream)
 
@@ -65,21 +65,26 @@ def emit_backward(
 def emit_gradients(
     backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers
 ) -> None:
-    """Compute forward pass, loss and backward pass of a batch."""
+    """Compute the loss of a batch and the gradients of all parameters."""
     emit_loss(backend, loss, batch, parameters)
     emit_backward(backend, batch.x, parameters[0], batch.units, gradient)
 
 
 def emit_step(
-    backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers, updater: Any
+    backend: Backend,
+    loss: Loss,
+    batch: Batch,
+    parameters: Layers,
+    gradient: Layers,
+    updater: Updater,
 ) -> None:
-    """Do one step of training: compute all gradients of a batch, and update the parameters."""
+    """Do one step of training: the gradients of a batch, then the update of all parameters."""
     emit_gradients(backend, loss, batch, parameters, gradient)
     updater.emit(backend)
 
 
 class Architecture(Protocol):
-    """The shape of the units: an `MLP`, or an object that has these attributes of one."""
+    """The attributes of a network that `PassUnits` reads; an `MLP` has them."""
 
     @property
     def backend(self) -> Backend: ...
@@ -94,35 +99,36 @@ class Architecture(Protocol):
 
 
 class Units:
-    """The units of a forward pass over `rows` rows.
+    """The units of a forward pass alone, over some rows.
 
-    h_l is written over a_l, and the layers take turns in two pieces of memory.
+    h_l overwrites a_l, and the layers take turns in two pieces of memory.
 
     Parameters
     ----------
     backend : Backend
-        Allocates the memory.
+        The backend that allocates.
     rows : int
-        Rows of x.
+        Number of rows N of x.
     widths : sequence of int
-        Units of all layers, without the inputs.
+        Number of units of each layer, without the inputs.
     activations : sequence of Activation
-        The hidden layers' activations.
+        One for each hidden layer.
     dtype : dtype
-        Dtype of the units.
-    logits : (rows, widths[-1]) array or None
-        Memory for the last layer; None allocates it.
+        Of all units.
+    logits : (N, K) array or None
+        Memory for the logits; None allocates it.
 
     Attributes
     ----------
-    a : list of L arrays (rows, D_l)
-        Pre-activations.
-    h : list of L - 1 arrays (rows, D_l)
-        Hidden units.
-    activations : list of L Activation
-        The last is the identity, since the output function belongs to the loss.
-    dropout : list of L Dropout or None
-        The dropout of each layer.
+    a : list of (N, D_l) arrays
+        Pre-activations of the L layers.
+    h : list of (N, D_l) arrays
+        Hidden units, of L - 1 layers.
+    activations : list of Activation
+        One for each of the L layers. The last is the identity: the output function belongs to the
+        loss.
+    dropout : list of Dropout or None
+        One for each of the L layers.
     """
 
     def __init__(
@@ -143,7 +149,7 @@ class Units:
         self.a: list[Array] = [*self.h, logits]
 
     def first_rows(self, rows: int) -> Any:
-        """Return the same memory as units of fewer rows (contiguous), for a short last batch."""
+        """Return the same memory as the units of fewer rows, for a short last batch."""
         cut = object.__new__(type(self))
         cut.activations, cut.dropout = self.activations, self.dropout
         seen: dict[int, Array] = {}
@@ -154,29 +160,37 @@ class Units:
 
 
 class PassUnits(Units):
-    """The units of one forward and backward pass over `rows` rows, and their gradients.
+    """The units of a forward and a backward pass over some rows, and their gradients.
 
     Parameters
     ----------
     network : Architecture
-        The network, or an object like it.
+        The network that is passed through.
     rows : int
-        Rows of x.
+        Number of rows N of x.
     separate : bool
-        Whether every quantity has memory of its own (`MLP.gradients`). If not, for training, h
-        overwrites a if the slope allows it, delta overwrites grad_h and, at the output, the logits,
-        and the grad_h of alternate layers share memory.
+        True gives every quantity its own memory, for `MLP.gradients`. False is for training: h
+        overwrites a if the slope can be computed from h, delta overwrites grad_h and, at the
+        output, the logits, and the grad_h of alternate layers share memory.
     random : (2,) uint64 array or None
         {seed, step} on the device, for a pass with dropout.
 
     Attributes
     ----------
-    saved : list of L - 1 arrays
-        What the slopes of the hidden layers are functions of: a or h.
-    grad_h : list of L - 1 arrays
-        Gradients dL/dh_l.
-    delta : list of L arrays
-        Gradients dL/da_l.
+    a : list of L arrays (N, D_l)
+        As for `Units`.
+    h : list of L - 1 arrays (N, D_l)
+        As for `Units`.
+    activations : list of L Activation
+        As for `Units`.
+    dropout : list of L Dropout or None
+        As for `Units`.
+    saved : list of (N, D_l) arrays
+        For each hidden layer what its slope is computed from: a or h.
+    grad_h : list of (N, D_l) arrays
+        dL/dh_l of the hidden layers.
+    delta : list of (N, D_l) arrays
+        dL/da_l of all layers.
     """
 
     def __init__(
@@ -192,7 +206,7 @@ class PassUnits(Units):
         self.a = [backend.empty((rows, width), dtype) for width in widths]
         self.h, self.saved = [], []
         for a, act, dropout in zip(self.a[:-1], network.activations, self.dropout, strict=False):
-            # After dropout, h gives the slope only if a factor on h does not change the slope.
+            # The slope can be computed from dropped-out h only if a factor does not change it.
             one = act.saved == "h" and (dropout is None or act.homogeneous)
             h = a if one and not separate else backend.empty(a.shape, dtype)
             self.h.append(h)
@@ -206,7 +220,7 @@ class PassUnits(Units):
 
 
 def _taking_turns(backend: Backend, rows: int, widths: Sequence[int], dtype: Any) -> list[Array]:
-    """Return arrays (rows, width), of which any two neighbours are in different memory."""
+    """Return an array (rows, width) for each width; neighbours do not share memory."""
     largest = rows * max(widths, default=0)
     pair = [backend.empty(largest, dtype) for _ in widths[:2]]
     return [pair[i % 2][: rows * width].reshape(rows, width) for i, width in enumerate(widths)]
@@ -221,17 +235,17 @@ class Batch:
     x : (N, D_0) array
         Inputs.
     targets : (N,) or (N, K) array
-        As the loss takes them.
+        As `Loss.check_targets` returns them.
     weights : (N,) array or None
-        Factor of each row.
+        A weight for each row.
     units : Units
         `PassUnits` for a backward pass.
     result : dict of arrays
         The arrays that `Loss.emit` fills.
-    upstream : float or () array
-        Factor of delta_L; an array is read in the pass.
+    upstream : float or 0-d array
+        Factor on delta_L. An array is read when the pass runs.
     logits : (N, K) array or None
-        Keeps the logits, which delta_L may otherwise overwrite.
+        Receives a copy of the logits, which delta_L may overwrite.
     """
 
     x: Array

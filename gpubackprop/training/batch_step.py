@@ -33,20 +33,18 @@ class StepOptions:
     seed : int
         Seed of dropout and of stochastic rounding.
     scaling : LossScaling or None
-        Scaling of the loss.
+        How the loss is scaled.
     stochastic_rounding : bool
-        Whether the weights in 16 bits are rounded stochastically.
-    record : {"row_loss", "logits", ""}
-        What is kept of each row of a batch until the next one, see `StepBatch.record`, in place of
-        running totals. "" keeps running totals.
+        Whether the 16-bit copy of the weights is rounded by chance.
+    record : {"", "row_loss", "logits"}
+        "" adds up running totals. The others keep the loss, or the logits, of each row of a batch
+        in `StepBatch.record` until the next batch.
     weighted : bool
-        Whether `BatchStep.run` is given weights of its rows, beside those of the data.
+        Whether `BatchStep.run` is given the weights of its rows.
     whole : bool
-        Whether there is one batch, of all rows in their own place; `run` is then given no row
-        numbers.
-    rounded : list of pairs
-        Each pair is a view of the parameters and an array of a narrower dtype, to which each update
-        rounds the view.
+        Whether the only batch is all rows, read in place; `run` is then given no row numbers.
+    rounded : sequence of pairs
+        (view of the parameters, array of a narrower dtype): each update rounds the view to it.
     """
 
     seed: int = 0
@@ -63,13 +61,13 @@ class BatchStep:
 
     Attributes
     ----------
-    parameters : pair
-        The weights and biases (W, b) as the products take them, see `MLP.working_parameters`.
+    parameters : (W, b)
+        As the products take them, see `MLP.working_parameters`.
     random : (2,) uint64 array or None
-        {seed, updates done} on the network's device, from which masks are drawn; None without them.
+        {seed, updates done} on the network's device, from which masks are drawn.
     running : RunningTotals
         The running totals, if nothing is recorded.
-    totals : array
+    totals : (Total.SIZE,) float64 array
         The array of `running`.
     """
 
@@ -123,14 +121,24 @@ class BatchStep:
         return self.source.place(order)
 
     def load(self, data: Batches) -> None:
-        """Take the batches from `data` from now on, which has the same kind and dtypes."""
+        """Take the batches from these rows from now on; kind and dtypes are as before."""
         if self.source.load(data):
             self._plans.clear()
 
     def run(self, rows: Array | None = None, weights: Array | None = None) -> StepBatch:
-        """Process the batch of these row numbers (at least 1, at most batch_size).
+        """Process one batch.
 
-        `weights` is (len(rows),) on the network's device, for a step that is weighted.
+        Parameters
+        ----------
+        rows : (N,) int array or None
+            Numbers of its rows, 1 to `batch_size` of them; None if the step takes all rows.
+        weights : (N,) array or None
+            Weights of the rows, on the network's device; for a step that is weighted.
+
+        Returns
+        -------
+        StepBatch
+            The batch; the next call overwrites its arrays.
         """
         count = self.batch_size if rows is None else len(rows)
         batch = self._plans.pop(count, None) or self._plan(count)
@@ -145,7 +153,7 @@ class BatchStep:
         return batch
 
     def _make_batch(self) -> StepBatch:
-        """Make the largest batch, without its plan."""
+        """Return the largest batch, without its plan."""
         network, source, rows, options = self.network, self.source, self.batch_size, self.options
         backend, index, weights = network.backend, None, None
         if options.whole:
@@ -197,9 +205,9 @@ class GradientStep(BatchStep):
         Flat buffer of the last step's gradient, without L2 and clipping (with L2 if both are on; on
         a GPU times the loss's scale).
     grad_W : list of arrays
-        Views of the weights' gradients.
+        Views into it, one for each layer.
     grad_b : list of arrays
-        Views of the biases' gradients.
+        Views into it, one for each layer.
     """
 
     backward = True

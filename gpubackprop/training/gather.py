@@ -25,11 +25,11 @@ class StepBatch(Batch):
     Attributes
     ----------
     raw : array
-        The gathered x before its conversion; x itself if there is none.
+        x as it is gathered, before it is converted; x itself if it need not be.
     index : (N,) int array or None
-        Where a GPU reads the numbers of the rows; None on the CPU.
-    record : (N, 1) or (N, K) array
-        Loss or logits of each row, as `StepOptions.record` says.
+        The numbers of the rows for a GPU to read; None on the CPU.
+    record : (N, 1) or (N, K) array or None
+        The loss or the logits of each row, as `StepOptions.record` says.
     replay : callable
         Runs the plan.
     """
@@ -60,20 +60,19 @@ class StepBatch(Batch):
 class Source:
     """The rows that a step gathers, on the device of its network.
 
-    On a GPU all rows are there, and an epoch's row numbers are copied there once. A memory map
-    stays on the host: its batches are gathered there and copied, and the gathering may wait for the
-    copy before.
+    On a GPU all rows lie there, and an epoch's row numbers are copied there once. A memory map
+    stays with the host: its batches are gathered there and copied, which may wait for that copy.
 
     Attributes
     ----------
     data : Batches
-        The rows; `load` may replace them by others of the same kind.
+        The rows; `load` exchanges them for others of the same kind.
     x : array
-        Where `emit` reads the inputs.
+        The inputs that `emit` reads.
     targets : array
-        Where `emit` reads the targets.
+        The targets that `emit` reads.
     sample_weight : array or None
-        Where `emit` reads the weights.
+        The weights that `emit` reads.
     from_host : bool
         Whether the host gathers x for a GPU.
     """
@@ -95,10 +94,13 @@ class Source:
         self.sample_weight = place(data.sample_weight, self._wide)
 
     def load(self, data: Batches) -> bool:
-        """Take batches from `data` from now on.
+        """Take the batches from these rows from now on; kind and dtypes are as before.
 
-        Return True if recorded plans still read the former arrays and must be made anew. That is so
-        on a GPU if these arrays cannot be overwritten.
+        Returns
+        -------
+        bool
+            Whether plans must be made anew: on a GPU they read the arrays from before, unless the
+            new rows could be copied there.
         """
         before, targets = self.data, self.targets
         fits = self.backend.asynchronous and self.x.shape == data.x.shape
@@ -110,7 +112,7 @@ class Source:
         return False
 
     def release(self) -> None:
-        """Drop data that are on the host, until the next `load`."""
+        """Drop the references to data on the host, until the next `load`."""
         if not self.backend.asynchronous:
             data = self.data
             self._place(Batches(data.x[:0].copy(), data.targets[:0].copy()))
@@ -120,7 +122,7 @@ class Source:
         return order if self.from_host else self.backend.place(order, np.int64)
 
     def put_rows(self, rows: Array, batch: StepBatch) -> None:
-        """Set the batch's rows; their numbers are on the host or on the device."""
+        """Set the batch's rows, whose numbers lie on the host or on the device."""
         if batch.index is None:
             self._rows = rows
         elif isinstance(rows, np.ndarray):
@@ -130,9 +132,9 @@ class Source:
             self.backend.copy(rows, batch.index)
 
     def buffers(self, rows: int) -> tuple[Array, Array]:
-        """Return (x, raw): where the first product reads a batch, and where it is gathered.
+        """Return (x, raw): what the first product reads, and where a batch is gathered.
 
-        raw is x itself, or another array if the batch must be converted afterwards.
+        These are one array unless the batch must be converted or standardised after that.
         """
         data, x = self.data, self.backend.empty((rows, self.x.shape[1]), self.dtype)
         standardized = data.standardizer is not None
@@ -144,14 +146,11 @@ class Source:
         return x, self.backend.empty(x.shape, dtype)
 
     def whole(self) -> Array:
-        """Return all rows of x in their place, as the first product reads them."""
+        """Return all rows of x, in place, as the first product reads them."""
         return self.x
 
     def emit(self, backend: Backend, batch: StepBatch) -> None:
-        """Issue the gathering of a batch: its inputs, targets, and weights if the data have them.
-
-        The inputs are converted and standardised.
-        """
+        """Issue the copies of the batch's rows: x, converted and standardised, targets, weights."""
         raw, index = batch.raw, batch.index
         if index is None:  # the call reads them when it runs: `load` and `put_rows` copy nothing
             backend.call(self._gather, batch)
@@ -170,14 +169,14 @@ class Source:
             backend.standardize(raw, self._mean, self._scale, batch.x)
 
     def _gather(self, batch: StepBatch) -> None:
-        """The batch's rows on the host, from the data that are loaded now."""
+        """Gather the batch's rows on the host, from the data that are loaded now."""
         self.put_x(batch.raw, self._rows)
         gather_rows(self.targets, self._rows, batch.targets)
         if self.sample_weight is not None and batch.weights is not None:
             gather_rows(self.sample_weight, self._rows, batch.weights)
 
     def put_x(self, raw: Array, rows: np.ndarray) -> None:
-        """Set raw = these rows of x, on the host."""
+        """Gather these rows of x on the host."""
         gather_rows(self.x, rows, raw)
 
     def _copy_batch(self, raw: Array) -> None:

@@ -67,29 +67,29 @@ class TrainStep(GradientStep):
     Parameters
     ----------
     network : MLP
-        The network to train.
+        The network to train; its parameters are changed in place.
     loss : Loss
-        Its loss.
-    data : Batches
-        The rows.
+        The loss to minimise.
+    data : Batches or Source
+        The rows to train on.
     batch_size : int
-        Rows of a batch.
+        The most rows of a batch.
     optimizer : Optimizer
         Formula and hyperparameters.
     regularization : Regularization
         L2 penalty and gradient clipping.
-    options : StepOptions
+    options : StepOptions or None
         Seed, loss scaling, rounding, and what is recorded.
 
     Attributes
     ----------
-    slots : tuple of arrays
-        The optimizer's state, in the layout of the gradient.
+    slots : tuple of (layout.size,) arrays
+        The optimizer's state, laid out as the gradient.
     steps : int
-        Batches done, also those whose update was skipped.
+        Number of batches done, including those whose update was skipped.
     squares : array
-        If rows are recorded, the sum of the squared weights before the last update; see
-        `NumpyBackend.sum_of_squares`.
+        The sum of the squared weights before the last update, if rows are recorded; see
+        `Backend.sum_of_squares`.
     """
 
     def __init__(

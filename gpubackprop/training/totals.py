@@ -17,14 +17,14 @@ Array = Any  # an array of the network's device
 
 
 class RunningTotals:
-    """Sums over the batches of an epoch, on the network's device: a step reads nothing back.
+    """Sums over the batches of an epoch, on the network's device: nothing is read back in a step.
 
     Attributes
     ----------
     array : (Total.SIZE,) float64 array
-        The sums, see `gpubackprop.backends.Total`; the loss there is per row.
+        See `gpubackprop.backends.Total`; the loss there is per row.
     counts_correct : bool
-        Whether rows that are predicted right are counted: for labels.
+        Whether correct rows are counted, which only labels have.
     """
 
     def __init__(self, network: MLP, loss: Loss, data: Batches) -> None:
@@ -57,8 +57,16 @@ class RunningTotals:
     ) -> None:
         """Issue the addition of a batch.
 
-        Its loss is a sum over its rows if `summed`, else their mean. For `penalty` see
-        `NumpyBackend.accumulate`.
+        Parameters
+        ----------
+        backend : Backend
+            The backend that computes or records.
+        batch : Batch
+            A batch after its loss.
+        summed : bool
+            Whether its loss is the sum over its rows, else it is their mean.
+        penalty : pair of 0-d arrays, or None
+            See `Backend.accumulate`.
         """
         loss, rows = batch.result["loss"], len(batch.targets)
         if summed:
