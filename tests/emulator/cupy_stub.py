@@ -461,7 +461,8 @@ def compile_using_nvrtc(
     shipped = (directory / match[2]).read_text(encoding="utf-8")  # an absolute path stays one
     behind = source[match.end() :].removeprefix(shipped)
     assert behind != source[match.end() :], "the source is not the shipped file"
-    assert "static_assert(sizeof(A) ==" in behind, "nothing holds the records to the structs"
+    own = not Path(match[2]).is_absolute()  # the benchmarks' kernel of read.cu takes no record
+    assert own == ("static_assert(sizeof(A) ==" in behind), "what holds records to the structs?"
     assert f"-I{directory}" in options
     assert "--ftz=false" in options
     defines = [line.split()[1:] for line in match[1].splitlines()]
