@@ -15,8 +15,8 @@ import pytest
 from gpubackprop.backends import devices
 from gpubackprop.bench import operations, problems
 from gpubackprop.bench.cases import SIZES, cases
-from gpubackprop.bench.contestants import BY_NAME, module_name
 from gpubackprop.bench.places import Place, Work
+from gpubackprop.bench.providers import BY_NAME, module_name
 from gpubackprop.bench.shapes import Case
 
 BACKENDS = {"numpy": "cpu", "cupy_arrays": "cuda", "cupy_raw": "cuda"}

@@ -55,9 +55,9 @@ def card(monkeypatch):
         yield cupy
 
 
-def answers(contestant: str, case: Case) -> tuple[dict, dict, dict | None]:
+def answers(provider: str, case: Case) -> tuple[dict, dict, dict | None]:
     """Of prepare, of a round of plain calls, and of one of replays where there is a graph."""
-    session = worker.Session(contestant, "cuda:0")
+    session = worker.Session(provider, "cuda:0")
     prepared = session.do({"do": "prepare", "case": asdict(case)})
     if "missing" in prepared or "wrong" in prepared:
         return prepared, {}, None
@@ -194,15 +194,15 @@ def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):
     record = run.measure(settings)
     assert set(record["limits"]) == {"cpu", "cuda:0"}
     rows = records.rows_of(record)
-    ours = next(row for row in rows if row.contestant == "cupy_raw" and "backward" in row.op)
+    ours = next(row for row in rows if row.provider == "cupy_raw" and "backward" in row.op)
     assert ours.graph
     assert ours.plain
     assert ours.host
     assert ours.share
-    assert {row.contestant for row in rows if row.device == "cuda:0"} == {
+    assert {row.provider for row in rows if row.device == "cuda:0"} == {
         "cupy_raw", "cupy_arrays", "limit"
     }  # fmt: skip
-    arrays = next(row for row in rows if row.contestant == "cupy_arrays")
+    arrays = next(row for row in rows if row.provider == "cupy_arrays")
     assert arrays.ratio
     head, *lines = tables.lines(rows)
     assert "speed-up" in head
@@ -295,16 +295,16 @@ UPDATES = [Case("update", (600,), variant="adam"), Case("update_many", (2 * 4096
            Case("training_step", (4, 6, 5, 3), variant="adam")]  # fmt: skip
 
 
-def prepared(contestant, case, where):
-    session = worker.Session(contestant, "cuda:0")
+def prepared(provider, case, where):
+    session = worker.Session(provider, "cuda:0")
     session._place = where
     return session, session.do({"do": "prepare", "case": asdict(case)})
 
 
 @pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.op)
-@pytest.mark.parametrize("contestant", ["torch eager", "torch fused"])
+@pytest.mark.parametrize("provider", ["torch eager", "torch fused"])
 def test_pytorchs_updates_are_captured_after_they_were_compared(
-    torch_card, monkeypatch, contestant, case
+    torch_card, monkeypatch, provider, case
 ):
     events, real = [], operations.get(case.op).check
     monkeypatch.setattr(type(operations.get(case.op)), "check", lambda self, *args: (
@@ -314,7 +314,7 @@ def test_pytorchs_updates_are_captured_after_they_were_compared(
         torch_card, "capture", lambda run: (events.append("captured"), capture(run))[1]
     )
     monkeypatch.setattr(worker, "MOST_SETS", 2)
-    session, answer = prepared(contestant, case, torch_card)
+    session, answer = prepared(provider, case, torch_card)
     assert answer["replay"], answer
     sets = 1 if case.op == "training_step" else 2
     assert events == ["checked", *["captured"] * sets]

@@ -16,8 +16,8 @@ import pytest
 
 from gpubackprop.backends import devices
 from gpubackprop.bench import harness, limits, operations, peer_places, places, record, rows, worker
-from gpubackprop.bench.contestants import COLD_CACHE, SAME_SIZE
 from gpubackprop.bench.nvml import Meter, enough
+from gpubackprop.bench.providers import COLD_CACHE, SAME_SIZE
 from gpubackprop.bench.shapes import Case
 from tests import emulator, nvml_stub
 from tests.benchmark_records import InProcess
@@ -137,7 +137,7 @@ def test_rounds_below_95_percent_of_the_highest_clock_count_nowhere_and_are_coun
     theirs.clocks = [1900, 1900, 1900, 900]
     limit = rows.Row("c", "op", "limit", "cuda:0", 1, rounds=[1.0, 0.1, 1.0, 1.0])
     limit.clocks = [1980, 1000, 1980, 1980]
-    rows.summarise({row.contestant: row for row in (ours, theirs, limit)}, "cupy_raw")
+    rows.summarise({row.provider: row for row in (ours, theirs, limit)}, "cupy_raw")
     assert (ours.dropped, theirs.dropped, limit.dropped) == (1, 1, 1)
     assert ours.seconds == 2.2
     assert theirs.seconds == 4.0
@@ -196,8 +196,8 @@ class Fake(places.EventPlace):
         return 1e3 * self.work * calls
 
 
-def session_on(where, contestant="torch eager", replay=True):
-    session = worker.Session(contestant, "cuda:0")
+def session_on(where, provider="torch eager", replay=True):
+    session = worker.Session(provider, "cuda:0")
     session._place = where
     call = lambda: where.log.append("call")  # noqa: E731
     session.work = places.Work(call, dict, replay=call if replay else None)
@@ -358,13 +358,13 @@ def test_the_read_kernel_needs_no_cuda_header_and_compiles_without_spills():
 @needs_compiler
 def test_a_small_case_has_a_limit_of_its_own_size_and_a_large_one_has_not(gpu):
     with harness.Harness(harness.Plan(rounds=2, seconds=1e-6)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
         ours, own = found["cupy_raw"], found[SAME_SIZE]
         assert own.seconds
         assert own.share is None
         assert ours.share_same_size == pytest.approx(min(own.rounds) / ours.seconds)
         large = replace(RELU, shape=(90, 400))
-        assert SAME_SIZE not in {row.contestant for row in measured.run_case(large, "cuda:0", 1)}
+        assert SAME_SIZE not in {row.provider for row in measured.run_case(large, "cuda:0", 1)}
     moved = operations.get(RELU.op).bytes(RELU)
     assert moved <= 2 * limits.same_size(RELU) < moved + 32
     reads = Case("sum_of_squares", (1000,))
@@ -380,7 +380,7 @@ def test_work_with_an_empty_second_level_cache_is_a_row_of_its_own(gpu, monkeypa
     monkeypatch.setattr(places.CupyPlace, "cold_time", lambda self, run, count: (
         swept.append(run), real(self, run, count))[1])  # fmt: skip
     with harness.Harness(harness.Plan(rounds=2, seconds=1e-6)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
         cold, ours = found[COLD_CACHE], found["cupy_raw"]
         assert cold.seconds
         assert cold.graph
@@ -389,7 +389,7 @@ def test_work_with_an_empty_second_level_cache_is_a_row_of_its_own(gpu, monkeypa
         assert (cold.plain, cold.host, cold.error) == (None, None, None)
         assert len(swept) == 5  # one to try it, two to find how many fit into a round
         cpu = measured.run_case(RELU, "cpu", 1)
-        assert COLD_CACHE not in {row.contestant for row in cpu}
+        assert COLD_CACHE not in {row.provider for row in cpu}
 
 
 @pytest.mark.emulated
@@ -400,24 +400,24 @@ def test_a_read_kernel_that_does_not_compile_costs_its_own_rows_and_no_others(gp
 
     monkeypatch.setattr(places, "compiled", fails)
     with harness.Harness(harness.Plan(rounds=2, seconds=1e-6)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
         assert found["cupy_raw"].seconds
         assert found["cupy_raw"].remark == (
             "no row with a cold cache: RuntimeError: NVRTC refused it"
         )
         assert COLD_CACHE not in found
         sums = measured.run_case(Case("sum_of_squares", (1000,)), "cuda:0", 1)
-        notes = {row.contestant: row.note for row in sums}
+        notes = {row.provider: row.note for row in sums}
         assert "NVRTC refused it" in notes["limit"]
         assert notes["cupy_raw"] == ""
         assert set(measured.machine("cuda:0", 1)) == {"copy", "product"}
 
 
 def test_limits_and_cold_rows_are_no_peers_that_are_faster_than_we():
-    from gpubackprop.bench.contestants import LIMIT
+    from gpubackprop.bench.providers import LIMIT
     from tools.gpu.judging import _of_benchmarks
 
-    made = [{"case": "c", "contestant": name, "ratio": 2.0} for name in
+    made = [{"case": "c", "provider": name, "ratio": 2.0} for name in
             (LIMIT, SAME_SIZE, COLD_CACHE, "torch eager")]  # fmt: skip
     assert [text for _, text in _of_benchmarks(made)] == [
         "c, torch eager is 2.00 times as fast as ours"
@@ -457,7 +457,7 @@ def test_clocks_reach_the_rows_of_a_card_and_a_record_says_why_there_are_none(
 ):
     nvml.sm = [345, *[1980] * 200]
     with harness.Harness(harness.Plan(rounds=3, seconds=1e-6, card=BUS)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
     for row in found.values():
         assert len(row.clocks) == len(row.rounds) == 3
         assert row.memory_clocks == []
@@ -472,10 +472,10 @@ def test_clocks_reach_the_rows_of_a_card_and_a_record_says_why_there_are_none(
 def test_a_key_step_has_joules_and_other_work_has_not(gpu, nvml, monkeypatch):
     asked = []
     monkeypatch.setattr(worker.Session, "_joules", lambda self, message: (
-        asked.append(self.contestant), {"joules": 0.5})[1])  # fmt: skip
+        asked.append(self.provider), {"joules": 0.5})[1])  # fmt: skip
     step = Case("training_step", (4, 6, 5, 3), variant="adam", key=True)
     with harness.Harness(harness.Plan(rounds=1, seconds=1e-6, card=BUS)) as measured:
-        found = {row.contestant: row for row in measured.run_case(step, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(step, "cuda:0", 1)}
         measured.run_case(RELU, "cuda:0", 1)
     assert set(asked) == {"cupy_raw", "cupy_arrays"}
     assert found["cupy_raw"].json()["joules"] == 0.5

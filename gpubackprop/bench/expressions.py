@@ -13,18 +13,18 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import StepData, by_hand
 
 
-def place(device: str, contestant: str) -> Place:
+def place(device: str, provider: str) -> Place:
     return Place() if device == "cpu" else CupyPlace(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Place, provider: str) -> Work:
     if case.dtype == "bfloat16":
         raise problems.Unsupported("CuPy and NumPy do not compute in bfloat16")
     if case.op == "training_step":
         return training_step(case, where)
     problem = operations.get(case.op)
     arrays = {name: where.xp.asarray(array) for name, array in problem.inputs(case).items()}
-    if "two exps" in contestant:
+    if "two exps" in provider:
         if case.variant:
             raise problems.Unsupported("the five lines have no options")
         run: Any = lambda: five_lines_two_exps(**arrays)  # noqa: E731

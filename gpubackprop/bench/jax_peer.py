@@ -16,7 +16,7 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData
 
 
-def place(device: str, contestant: str) -> Place:
+def place(device: str, provider: str) -> Place:
     import jax
 
     platform = "cpu" if device == "cpu" else "gpu"
@@ -28,7 +28,7 @@ def place(device: str, contestant: str) -> Place:
     return JaxPlace(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Place, provider: str) -> Work:
     import jax
 
     make = _SETUPS.get(case.op)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import operations
-from gpubackprop.bench.contestants import SAME_SIZE
 from gpubackprop.bench.places import BESIDE, CupyPlace, EventPlace, Place, Run, Work
 from gpubackprop.bench.problems import Unsupported
+from gpubackprop.bench.providers import SAME_SIZE
 from gpubackprop.bench.shapes import Case, products
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -39,11 +39,11 @@ def kind(device: str) -> str:
     return "cpu" if device == "cpu" else "cuda"
 
 
-def place(device: str, contestant: str) -> Place:
+def place(device: str, provider: str) -> Place:
     return Place() if device == "cpu" else CupyPlace(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Place, provider: str) -> Work:
     """The limit of that case: its time, had it no other work to do."""
     problem = operations.get(case.op)
     if not problem.limit:
@@ -51,7 +51,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
     if problem.limit == "products":
         sizes = products(case)
         return Work(product_run(where, case.dtype, sizes), dict, launches=len(sizes))
-    if contestant == SAME_SIZE:
+    if provider == SAME_SIZE:
         run, moved = memory_run(where, problem.limit, same_size(case))
         return Work(run, dict, scale=problem.bytes(case) / moved, launches=1)
     run, moved = memory_run(where, problem.limit)

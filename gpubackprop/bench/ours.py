@@ -19,11 +19,11 @@ from gpubackprop.training.batches import Batches
 from gpubackprop.training.step import Regularization, TrainStep
 
 
-def place(device: str, contestant: str) -> Place:
+def place(device: str, provider: str) -> Place:
     return Place() if device == "cpu" else CupyPlace(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Place, provider: str) -> Work:
     """The case's work on the device of `where`; a GPU's operations singly, and as a plan."""
     if case.op == "training_step":
         return training_step(case, where)

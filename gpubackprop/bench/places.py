@@ -48,7 +48,7 @@ BESIDE = Beside()
 
 @dataclass
 class Work:
-    """A contestant, set up.
+    """A provider, set up.
 
     Attributes
     ----------

@@ -36,7 +36,7 @@ def _cross_entropy(t: Torch, case: Case) -> Work:
         per_class = 1.0 if weight is None else weight[labels.clamp_min(0)]
         return loss + z_loss * (lse * lse * counts).sum() / (counts * per_class).sum()
 
-    liger = t.contestant == "Liger"
+    liger = t.provider == "Liger"
     if t.ours:
         function = _ours(labels, case)
     else:

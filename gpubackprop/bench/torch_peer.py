@@ -14,8 +14,8 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.torch_common import Torch
 
 
-def place(device: str, contestant: str) -> Place:
-    if contestant == "Liger":
+def place(device: str, provider: str) -> Place:
+    if provider == "Liger":
         for package in ("liger_kernel", "triton"):
             if importlib.util.find_spec(package) is None:
                 raise ImportError(f"No module named {package!r}")
@@ -27,10 +27,10 @@ def place(device: str, contestant: str) -> Place:
     return TorchPlace(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Place, provider: str) -> Work:
     import torch
 
-    chosen = Torch(torch, where, contestant)
+    chosen = Torch(torch, where, provider)
     make = (torch_operations.SETUPS | torch_front_ends.SETUPS).get(case.op)
     if make is None:
         raise Unsupported(f"PyTorch is not set up for {case.op}")

@@ -1,7 +1,7 @@
-"""One contestant in a process of its own, told what to do by lines of JSON on its input.
+"""One provider in a process of its own, told what to do by lines of JSON on its input.
 
 ``python -m gpubackprop.bench.worker NAME DEVICE [--small]`` sets up, checks and times;
-``cold_main`` shows what a first call costs, to a process that has imported the contestant alone.
+``cold_main`` shows what a first call costs, to a process that has imported the provider alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from gpubackprop.bench import limits, operations, problems, steps
-from gpubackprop.bench.contestants import LIMIT, OURS, SAME_SIZE, module_name
 from gpubackprop.bench.nvml import Clocks, Meter
 from gpubackprop.bench.places import L2_TIMES, CupyPlace, EventPlace, Place, Run, Work, rotated
+from gpubackprop.bench.providers import LIMIT, OURS, SAME_SIZE, module_name
 from gpubackprop.bench.shapes import Case
 
 SETS_OF_L2 = L2_TIMES  # inputs rotate over more than this many times the second-level cache
@@ -31,14 +31,14 @@ HOST_BOUND = 0.5  # of a replay's time: a host that needs more to launch one may
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("contestant")
+    parser.add_argument("provider")
     parser.add_argument("device")
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     out, sys.stdout = sys.stdout, sys.stderr  # libraries may print; the pipe is for answers
     if args.small:
         limits.make_small()
-    session = Session(args.contestant, args.device)
+    session = Session(args.provider, args.device)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent says what happened
         for line in sys.stdin:
             _answer(out, session.do(json.loads(line)))
@@ -51,8 +51,8 @@ def _answer(out: TextIO, values: dict[str, Any]) -> None:
 class Session:
     """Does what the messages ask, and answers each with a dict."""
 
-    def __init__(self, contestant: str, device: str) -> None:
-        self.contestant, self.device = contestant, device
+    def __init__(self, provider: str, device: str) -> None:
+        self.provider, self.device = provider, device
         self.work: Work | None = None
         self._meter: Meter | None = None
         self._place: Place | None = None
@@ -66,15 +66,15 @@ class Session:
                 "joules": self._joules,
             }[message["do"]]  # fmt: skip
             return action(message)
-        except Exception as error:  # one contestant's trouble must not end the run
+        except Exception as error:  # one provider's trouble must not end the run
             self._drop({})
             return {"missing": explain(error)}
 
     @property
     def place(self) -> Place:
         if self._place is None:
-            module = importlib.import_module(module_name(self.contestant))
-            self._place = module.place(self.device, self.contestant)
+            module = importlib.import_module(module_name(self.provider))
+            self._place = module.place(self.device, self.provider)
         return self._place
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -83,18 +83,18 @@ class Session:
             self._meter = Meter(message.get("card", ""))
         if message.get("losses"):
             steps.ORACLES[case.name] = np.array(message["losses"])
-        module = importlib.import_module(module_name(self.contestant))
-        works = [module.setup(case, self.place, self.contestant)]
+        module = importlib.import_module(module_name(self.provider))
+        works = [module.setup(case, self.place, self.provider)]
         answer: dict[str, Any] = {}
-        if self.contestant == SAME_SIZE:
-            works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
-        elif self.contestant != LIMIT:
+        if self.provider == SAME_SIZE:
+            works += [module.setup(case, self.place, self.provider) for _ in self._more(case)]
+        elif self.provider != LIMIT:
             ratio, error = operations.get(case.op).check(case, works[0].outputs())
             answer["error"] = error
             if not ratio <= 1:
                 self._drop({})
                 return {"wrong": f"WRONG: differs from the oracle by {error:.1e}", "error": error}
-            works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
+            works += [module.setup(case, self.place, self.provider) for _ in self._more(case)]
         for work in works:
             if work.capture is not None:
                 work.replay, work.uncaptured = work.capture()
@@ -124,7 +124,7 @@ class Session:
 
     def _fits_a_cache(self, case: Case) -> bool:
         """Whether it is worth a row to say what the work takes with an empty cache."""
-        if self.contestant != OURS["cuda"] or case.op == "transfer":
+        if self.provider != OURS["cuda"] or case.op == "transfer":
             return False
         l2 = self.place.l2_bytes()
         return isinstance(self.place, CupyPlace) and operations.get(case.op).bytes(case) < (
@@ -214,29 +214,29 @@ class Session:
 
 
 def explain(error: BaseException) -> str:
-    """One line: why a contestant was not measured."""
+    """One line: why a provider was not measured."""
     if isinstance(error, (ImportError, problems.Unsupported)):
         return str(error).splitlines()[0]
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def cold_main(imported: float) -> None:
-    """In a process that took `imported` seconds to import the contestant that it is given, with
+    """In a process that took `imported` seconds to import the provider that it is given, with
     device and case: answers with those and with the seconds of the first steps."""
     out, sys.stdout = sys.stdout, sys.stderr
-    contestant, device, case = sys.argv[1:]
-    answer = cold_start(Case.from_json(json.loads(case)), contestant, device)
+    provider, device, case = sys.argv[1:]
+    answer = cold_start(Case.from_json(json.loads(case)), provider, device)
     _answer(out, {"import": imported, **answer})
 
 
-def cold_start(case: Case, contestant: str, device: str) -> dict[str, Any]:
+def cold_start(case: Case, provider: str, device: str) -> dict[str, Any]:
     """Seconds of the first steps with all that precedes them but the import."""
     try:
-        module = importlib.import_module(module_name(contestant))
+        module = importlib.import_module(module_name(provider))
         step = Case("training_step", case.shape, case.dtype, case.variant)
         start = time.perf_counter()
-        place = module.place(device, contestant)
-        work = module.setup(step, place, contestant)
+        place = module.place(device, provider)
+        work = module.setup(step, place, provider)
         found = work.outputs()
         place.wait()
         seconds = time.perf_counter() - start

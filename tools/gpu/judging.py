@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.bench.contestants import NO_PEERS
+from gpubackprop.bench.providers import NO_PEERS
 from tools.gpu.common import SKIPPED, WORST
 from tools.gpu.running import Ended
 
@@ -84,16 +84,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _of_benchmarks(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
-    """Wrong results and contestants that failed, and where a peer is faster: our time over its."""
+    """Wrong results and providers that failed, and where a peer is faster: our time over its."""
     found = []
     for row in rows:
-        what, note = f"{row.get('case')}, {row.get('contestant')}", str(row.get("note", ""))
+        what, note = f"{row.get('case')}, {row.get('provider')}", str(row.get("note", ""))
         ratio = row.get("ratio") or 0.0
         if note.startswith("WRONG"):
             found.append((1e4, f"{what}: {note}"))
         elif "failed" in note or "ended" in note or "answer" in note:
             found.append((1e2, f"{what}: {note}"))
-        elif ratio > 1 and row.get("contestant") not in NO_PEERS:
+        elif ratio > 1 and row.get("provider") not in NO_PEERS:
             found.append((float(ratio), f"{what} is {ratio:.2f} times as fast as ours"))
     return found
 
