@@ -26,7 +26,6 @@ from gpubackprop.bench import (
     operations,
     ours,
     parity,
-    places,
     problems,
     process,
     providers,
@@ -34,6 +33,7 @@ from gpubackprop.bench import (
     shapes,
     steps,
     tables,
+    timers,
     worker,
 )
 from gpubackprop.bench import run as runs
@@ -210,7 +210,7 @@ def test_a_large_batch_repeats_its_rows_and_its_oracle_does_not():
     assert whole == pytest.approx(list(steps.TrainingStep().losses(some)[:3]), rel=1e-12)
     case = Case("training_step", (5000, 6, 5, 3), variant="adam")  # more than different rows
     assert large.batches * large.distinct < 5000
-    work = ours.setup(case, places.Place(), "numpy")
+    work = ours.setup(case, timers.Timer(), "numpy")
     assert operations.get(case.op).check(case, work.outputs())[0] <= 1
     work.run()
 
@@ -349,7 +349,7 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
 
 
 def test_a_training_step_is_timed_by_the_step(here, monkeypatch):
-    monkeypatch.setattr(places.Place, "time", lambda self, run, count: (run(), (1.6, 1.6))[1])
+    monkeypatch.setattr(timers.Timer, "time", lambda self, run, count: (run(), (1.6, 1.6))[1])
     rows = rows_of(STEP)
     assert rows["numpy"].seconds == pytest.approx(0.1)  # sixteen batches
     assert rows["limit"].seconds == 1.6  # products of one step
@@ -384,7 +384,7 @@ def test_a_product_of_the_limit_is_taken_in_the_best_layout(monkeypatch):
     out = []
     monkeypatch.setattr(np, "matmul", lambda x, y, out: seen.append((x.flags.f_contiguous,
                                                                      y.flags.f_contiguous)))  # fmt: skip
-    worker.limits.product_run(places.Place(), "float32", [(3, 4, 5)])
+    worker.limits.product_run(timers.Timer(), "float32", [(3, 4, 5)])
     ways, seen[:] = seen[:], out
     for way in ways:
         way()

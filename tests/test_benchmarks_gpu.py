@@ -18,10 +18,10 @@ from gpubackprop.bench import (
     limits,
     notes,
     operations,
-    places,
     problems,
     run,
     tables,
+    timers,
     torch_common,
     torch_peer,
     worker,
@@ -49,7 +49,7 @@ def card(monkeypatch):
         monkeypatch.setattr(limits, name, {"cpu": 1 << 10, "cuda": 1 << 10})
     monkeypatch.setitem(limits.SQUARE, "cuda", 16)
     for name, value in (("warm_seconds", 0.0), ("busy_bytes", 1 << 10), ("sweep_bytes", 1 << 12)):
-        monkeypatch.setattr(places.BESIDE, name, value)
+        monkeypatch.setattr(timers.BESIDE, name, value)
     monkeypatch.setattr(worker, "SETS_OF_L2", 0)
     with cupy_arrays.installed() as cupy:
         yield cupy
@@ -121,9 +121,9 @@ def test_inputs_rotate_over_sets_beyond_the_cache(card, monkeypatch):
     case = Case("activation_forward", (9, 40), variant="relu")
     assert "error" in session.do({"do": "prepare", "case": asdict(case)})
     made = []
-    works = [places.Work(lambda i=i: made.append(i), dict, replay=lambda i=i: made.append(-i))
+    works = [timers.Work(lambda i=i: made.append(i), dict, replay=lambda i=i: made.append(-i))
              for i in range(3)]  # fmt: skip
-    work = places.rotated(works)
+    work = timers.rotated(works)
     for _ in range(4):
         work.run()
     work.replay()
@@ -148,7 +148,7 @@ def test_a_card_whose_cublaslt_is_at_hand_takes_the_faster_product(card, monkeyp
     real = limits.importlib.import_module
     monkeypatch.setattr(limits.importlib, "import_module", lambda name: (
         module if name == "nvmath.linalg.advanced" else real(name)))  # fmt: skip
-    where = places.CupyPlace("cuda:0")
+    where = timers.CupyTimer("cuda:0")
     chosen = []
     monkeypatch.setattr(limits, "_quick_time", lambda where, run: chosen.append(run) or len(chosen))
     run = limits.product_run(where, "float32", [(3, 4, 5)])
@@ -170,7 +170,7 @@ def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(c
             return log.count("busy") < 7  # the card was waiting for the host
 
     monkeypatch.setattr(card.cuda, "Event", Event)
-    where = places.CupyPlace("cuda:0")
+    where = timers.CupyTimer("cuda:0")
     monkeypatch.setattr(where, "copier", lambda size: lambda: log.append("busy"))
     call = lambda: log.append("call")  # noqa: E731
     assert where.queued_time(call, 2, 100)[0] > 0
@@ -182,7 +182,7 @@ def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(c
     log.clear()
     Event.done = False
     where.queued_time(call, 1000, 100)  # two of 100 launches fit into the queue
-    assert log.count("call") == 2 * places.MOST_QUEUES
+    assert log.count("call") == 2 * timers.MOST_QUEUES
     work = limits.setup(next(case for case in CASES if case.op == "affine_layer"), where, "limit")
     assert work.launches == 3
 
@@ -247,7 +247,7 @@ def torch_card(monkeypatch):
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    where = torch_peer.place("cuda:0", "torch eager")
+    where = torch_peer.timer("cuda:0", "torch eager")
     where.device = "cpu"  # where its tensors are made
     where.captured = captured
     return where
@@ -297,7 +297,7 @@ UPDATES = [Case("update", (600,), variant="adam"), Case("update_many", (2 * 4096
 
 def prepared(provider, case, where):
     session = worker.Session(provider, "cuda:0")
-    session._place = where
+    session._timer = where
     return session, session.do({"do": "prepare", "case": asdict(case)})
 
 

@@ -11,8 +11,8 @@ import pytest
 from benchmarks import bench_sklearn, bench_torch
 from benchmarks import front_ends as command
 from gpubackprop.bench import front_ends, harness, operations, record, torch_peer, worker
-from gpubackprop.bench.places import Place
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import Timer
 from tests.benchmark_records import InProcess
 
 torch = pytest.importorskip("torch", reason="what is measured is gpubackprop.torch")
@@ -51,7 +51,7 @@ def test_the_oracle_of_a_linear_problem_is_pytorchs_also_where_rows_repeat(case)
 @pytest.mark.parametrize("case", [ENTROPY, LINEAR, GELU, Case("update_many", (2 * 4096,), variant="adam")],
                          ids=lambda case: case.op)  # fmt: skip
 def test_a_front_end_and_pytorch_do_what_the_oracle_does(case, provider):
-    work = torch_peer.setup(case, Place(), provider)
+    work = torch_peer.setup(case, Timer(), provider)
     assert operations.get(case.op).check(case, work.outputs())[0] <= 1
     work.run()
 

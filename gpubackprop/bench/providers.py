@@ -36,7 +36,7 @@ class Provider:
 
     Attributes
     ----------
-    name : as shown. module : of this package, with ``place`` and ``setup``.
+    name : as shown. module : of this package, with ``timer`` and ``setup``.
     kinds : "cpu", "cuda" or both. ops : what it is set up for; None for everything.
     group : what ``--peers`` calls it; "" for what always takes part.
     slow : takes part in key cases only, with all threads: it compiles for seconds.

@@ -16,9 +16,9 @@ from gpubackprop import __version__
 from gpubackprop.backends.cupy.library import import_cupy
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench.nvml import Meter
-from gpubackprop.bench.places import number
 from gpubackprop.bench.providers import package_versions, reference
 from gpubackprop.bench.rows import Row, summarise
+from gpubackprop.bench.timers import number
 from gpubackprop.errors import DataError
 from gpubackprop.tensorfile import write_atomically
 

@@ -9,17 +9,17 @@ import numpy as np
 
 from gpubackprop.bench import operations
 from gpubackprop.bench.operations import LEARNING_RATE
-from gpubackprop.bench.peer_places import TorchPlace
-from gpubackprop.bench.places import Place, Work
+from gpubackprop.bench.peer_timers import TorchTimer
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.providers import FRONT_ENDS
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import Timer, Work
 
 
 class Torch:
     """The module, the device, and how functions are compiled."""
 
-    def __init__(self, torch: Any, where: Place, provider: str) -> None:
+    def __init__(self, torch: Any, where: Timer, provider: str) -> None:
         self.torch, self.where, self.provider = torch, where, provider
         self.fused = provider == "torch fused"
         self.ours = provider == FRONT_ENDS[0]
@@ -45,7 +45,7 @@ class Torch:
         return {name: self.tensor(array) for name, array in found.items()}
 
     def host(self, values: dict[str, Any]) -> dict[str, Any]:
-        convert = self.where.host if isinstance(self.where, TorchPlace) else host_array
+        convert = self.where.host if isinstance(self.where, TorchTimer) else host_array
         return {name: convert(tensor) for name, tensor in values.items()}
 
     def work(self, run: Callable[[], dict[str, Any]], *, capture: bool = True) -> Work:
@@ -57,7 +57,7 @@ class Torch:
 
     def in_place(self, work: Work) -> Work:
         """Work that changes what it starts from: its graph is captured after the comparison."""
-        if not self.compiled and isinstance(self.where, TorchPlace):
+        if not self.compiled and isinstance(self.where, TorchTimer):
             work.capture = lambda: self.where.capture(work.run)
         return work
 

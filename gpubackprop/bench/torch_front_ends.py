@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench.front_ends import data, parameters
-from gpubackprop.bench.places import Work
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import Work
 from gpubackprop.bench.torch_common import Torch
 
 ALPHA, RATE, EPSILON, BETA2 = 1e-4, 1e-3, 1e-8, 0.999  # scikit-learn's defaults

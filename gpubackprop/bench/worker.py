@@ -19,9 +19,9 @@ import numpy as np
 
 from gpubackprop.bench import limits, operations, problems, steps
 from gpubackprop.bench.nvml import Clocks, Meter
-from gpubackprop.bench.places import L2_TIMES, CupyPlace, EventPlace, Place, Run, Work, rotated
 from gpubackprop.bench.providers import LIMIT, OURS, SAME_SIZE, module_name
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import L2_TIMES, CupyTimer, EventTimer, Run, Timer, Work, rotated
 
 SETS_OF_L2 = L2_TIMES  # inputs rotate over more than this many times the second-level cache
 MOST_SETS = 64
@@ -55,7 +55,7 @@ class Session:
         self.provider, self.device = provider, device
         self.work: Work | None = None
         self._meter: Meter | None = None
-        self._place: Place | None = None
+        self._timer: Timer | None = None
 
     def do(self, message: dict[str, Any]) -> dict[str, Any]:
         """What the message asks for; an exception is {"missing": its text}."""
@@ -71,11 +71,11 @@ class Session:
             return {"missing": explain(error)}
 
     @property
-    def place(self) -> Place:
-        if self._place is None:
+    def timer(self) -> Timer:
+        if self._timer is None:
             module = importlib.import_module(module_name(self.provider))
-            self._place = module.place(self.device, self.provider)
-        return self._place
+            self._timer = module.timer(self.device, self.provider)
+        return self._timer
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
         case = Case.from_json(message["case"])
@@ -84,17 +84,17 @@ class Session:
         if message.get("losses"):
             steps.ORACLES[case.name] = np.array(message["losses"])
         module = importlib.import_module(module_name(self.provider))
-        works = [module.setup(case, self.place, self.provider)]
+        works = [module.setup(case, self.timer, self.provider)]
         answer: dict[str, Any] = {}
         if self.provider == SAME_SIZE:
-            works += [module.setup(case, self.place, self.provider) for _ in self._more(case)]
+            works += [module.setup(case, self.timer, self.provider) for _ in self._more(case)]
         elif self.provider != LIMIT:
             ratio, error = operations.get(case.op).check(case, works[0].outputs())
             answer["error"] = error
             if not ratio <= 1:
                 self._drop({})
                 return {"wrong": f"WRONG: differs from the oracle by {error:.1e}", "error": error}
-            works += [module.setup(case, self.place, self.provider) for _ in self._more(case)]
+            works += [module.setup(case, self.timer, self.provider) for _ in self._more(case)]
         for work in works:
             if work.capture is not None:
                 work.replay, work.uncaptured = work.capture()
@@ -102,7 +102,7 @@ class Session:
         answer["replay"] = self.work.replay is not None
         answer["uncaptured"] = self.work.uncaptured
         self.work.run()
-        self.place.wait()
+        self.timer.wait()
         answer["remark"] = self.work.remark()
         answer["cold"] = self._fits_a_cache(case) and self._can_be_cold(answer)
         return answer
@@ -117,7 +117,7 @@ class Session:
     def _more(self, case: Case) -> Iterator[int]:
         """Further sets of arrays, until they exceed a GPU's cache."""
         moved = operations.get(case.op).bytes(case)
-        l2 = self.place.l2_bytes()
+        l2 = self.timer.l2_bytes()
         if not l2 or case.op in ("training_step", "transfer", "fit"):
             return iter(())
         return iter(range(min(MOST_SETS - 1, SETS_OF_L2 * l2 // max(moved, 1))))
@@ -126,17 +126,17 @@ class Session:
         """Whether it is worth a row to say what the work takes with an empty cache."""
         if self.provider != OURS["cuda"] or case.op == "transfer":
             return False
-        l2 = self.place.l2_bytes()
-        return isinstance(self.place, CupyPlace) and operations.get(case.op).bytes(case) < (
+        l2 = self.timer.l2_bytes()
+        return isinstance(self.timer, CupyTimer) and operations.get(case.op).bytes(case) < (
             SETS_OF_L2 * l2
         )
 
     def _can_be_cold(self, answer: dict[str, Any]) -> bool:
         """Tried before it is timed: without that row the others must be there all the same."""
         assert self.work is not None
-        assert isinstance(self.place, CupyPlace)
+        assert isinstance(self.timer, CupyTimer)
         try:
-            self.place.cold_time(self.work.single or self.work.run, 1)
+            self.timer.cold_time(self.work.single or self.work.run, 1)
             return True
         except Exception as error:
             why = f"no row with a cold cache: {explain(error)}"
@@ -157,24 +157,24 @@ class Session:
         assert self.work is not None
         clocks: list[Clocks | None] = []
         if message.get("warm"):
-            self.place.warm(run)
+            self.timer.warm(run)
         if self._meter is not None:
             meter = self._meter
-            self.place.watch = lambda: clocks.append(meter.clocks())
+            self.timer.watch = lambda: clocks.append(meter.clocks())
         if message.get("cold"):
-            assert isinstance(self.place, CupyPlace)
-            seconds, issued = self.place.cold_time(self.work.single or run, count)
+            assert isinstance(self.timer, CupyTimer)
+            seconds, issued = self.timer.cold_time(self.work.single or run, count)
             units = 1 if self.work.single else self.work.units
-        elif self.work.launches and isinstance(self.place, EventPlace):
-            seconds, issued = self.place.queued_time(run, count, self.work.launches)
+        elif self.work.launches and isinstance(self.timer, EventTimer):
+            seconds, issued = self.timer.queued_time(run, count, self.work.launches)
             units, queued = self.work.units, True
         else:
-            seconds, issued = self.place.time(run, count)
+            seconds, issued = self.timer.time(run, count)
             units = self.work.units
             short = bool(message.get("replay")) and issued > HOST_BOUND * seconds
-            if short and isinstance(self.place, EventPlace):
+            if short and isinstance(self.timer, EventTimer):
                 queued = True
-                seconds, _ = self.place.queued_time(run, count)
+                seconds, _ = self.timer.queued_time(run, count)
         factor = self.work.scale / units
         answer = {"seconds": seconds * factor, "host": issued * factor, "raw": seconds}
         return answer | {"clocks": clocks[-1] if clocks else None, "queued": queued}
@@ -193,7 +193,7 @@ class Session:
         calls, before = 0, self._meter.joules()
         start = time.perf_counter()
         while (passed := time.perf_counter() - start) < 4 * JOULE_SECONDS:
-            self.place.finish(run, message["repeats"])
+            self.timer.finish(run, message["repeats"])
             calls += message["repeats"]
             now = self._meter.joules()
             if now is not None and now != before:
@@ -208,8 +208,8 @@ class Session:
 
     def _drop(self, message: dict[str, Any]) -> dict[str, Any]:
         self.work = None
-        if self._place is not None:
-            self._place.release()
+        if self._timer is not None:
+            self._timer.release()
         return {}
 
 
@@ -235,10 +235,10 @@ def cold_start(case: Case, provider: str, device: str) -> dict[str, Any]:
         module = importlib.import_module(module_name(provider))
         step = Case("training_step", case.shape, case.dtype, case.variant)
         start = time.perf_counter()
-        place = module.place(device, provider)
-        work = module.setup(step, place, provider)
+        timer = module.timer(device, provider)
+        work = module.setup(step, timer, provider)
         found = work.outputs()
-        place.wait()
+        timer.wait()
         seconds = time.perf_counter() - start
         ratio, error = operations.get("training_step").check(step, found)
         if not ratio <= 1:
