@@ -19,8 +19,9 @@ import numpy as np
 
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, Activation
+from gpubackprop.gradients import Gradients
 from gpubackprop.losses import LOSSES, Loss, SoftmaxCrossEntropy, SquaredError
-from gpubackprop.network import MLP, Gradients
+from gpubackprop.network import MLP
 from gpubackprop.ops import checks
 from gpubackprop.ops.layers import activation_backward
 

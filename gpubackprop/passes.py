@@ -9,8 +9,8 @@ Rows are samples. For layers l = 1 ... L, with h_0 = x:
     update      W_l, b_l by the optimizer's formula
 
 The five functions below are these lines. `MLP.gradients`, the steps of `gpubackprop.training` and
-the estimators issue them on a backend: at once, or to be recorded in a plan. In the code layers
-count from 0, so h[l] enters layer l, which makes a[l] and h[l + 1].
+the estimators call them with a backend, which computes at once, or with a recorder, which keeps the
+calls for a plan. In the code layers count from 0: h[l] enters layer l, which makes a[l], h[l + 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gpubackprop.backends import Backend
+from gpubackprop.backends import Backend, Updater
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
 from gpubackprop.losses import Loss
 
@@ -29,7 +29,7 @@ IDENTITY = ACTIVATIONS["identity"]
 
 
 def emit_forward(backend: Backend, x: Array, parameters: Layers, units: Units) -> None:
-    """From x (N, D_0) to the units of all layers; the logits a_L are units.a[-1]."""
+    """Compute the units of all layers from x (N, D_0); the logits a_L are units.a[-1]."""
     (W, b), a, h = parameters, units.a, [x, *units.h, units.a[-1]]
     for layer, g in enumerate(units.activations):
         backend.affine_forward(
@@ -38,10 +38,10 @@ def emit_forward(backend: Backend, x: Array, parameters: Layers, units: Units) -
 
 
 def emit_loss(backend: Backend, loss: Loss, batch: Batch, parameters: Layers) -> None:
-    """Forward pass and loss of a batch; delta_L where batch.result has an array for it."""
+    """Compute the loss of a batch, and delta_L if batch.result has an array for it."""
     emit_forward(backend, batch.x, parameters, batch.units)
     logits = batch.units.a[-1]
-    if batch.logits is not None:  # delta_L may be written over the others
+    if batch.logits is not None:  # a copy, since delta_L may overwrite the logits
         backend.activation_forward(logits, IDENTITY, batch.logits)
     loss.emit(backend, logits, batch.targets, batch.result, batch.weights, batch.upstream)
 
@@ -49,7 +49,7 @@ def emit_loss(backend: Backend, loss: Loss, batch: Batch, parameters: Layers) ->
 def emit_backward(
     backend: Backend, x: Array, W: Sequence[Array], units: PassUnits, gradient: Layers
 ) -> None:
-    """From delta_L, which the loss has written, to the gradients of all parameters."""
+    """Compute the gradients of all parameters from delta_L, which the loss has written."""
     (grad_W, grad_b), h, grad_h = gradient, [x, *units.h], [None, *units.grad_h]
     delta, last = units.delta, len(W) - 1
     backend.column_sum(delta[last], grad_b[last])
@@ -65,21 +65,26 @@ def emit_backward(
 def emit_gradients(
     backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers
 ) -> None:
-    """Forward pass, loss and backward pass of a batch."""
+    """Compute the loss of a batch and the gradients of all parameters."""
     emit_loss(backend, loss, batch, parameters)
     emit_backward(backend, batch.x, parameters[0], batch.units, gradient)
 
 
 def emit_step(
-    backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers, updater: Any
+    backend: Backend,
+    loss: Loss,
+    batch: Batch,
+    parameters: Layers,
+    gradient: Layers,
+    updater: Updater,
 ) -> None:
-    """One step of training: all gradients of a batch, and the update that they make."""
+    """Do one step of training: the gradients of a batch, then the update of all parameters."""
     emit_gradients(backend, loss, batch, parameters, gradient)
     updater.emit(backend)
 
 
 class Architecture(Protocol):
-    """What the units are made for: an `MLP`, or what has these attributes of one."""
+    """What `PassUnits` needs to know of a network: an `MLP` has it, and more."""
 
     @property
     def backend(self) -> Backend: ...
@@ -94,20 +99,36 @@ class Architecture(Protocol):
 
 
 class Units:
-    """The units of a forward pass over `rows` rows: h_l is written over a_l, and the layers take
-    turns in two pieces of memory.
+    """The units of a forward pass alone, over some rows.
+
+    h_l overwrites a_l, and the layers take turns in two pieces of memory.
 
     Parameters
     ----------
-    backend : has the memory. rows : of x. widths : of all layers' units, without the inputs.
-    activations : of the hidden layers. dtype : of the units.
-    logits : (rows, widths[-1]) for the last layer, or None for memory of its own.
+    backend : Backend
+        The backend that allocates.
+    rows : int
+        Number of rows N of x.
+    widths : sequence of int
+        Number of units of each layer, without the inputs.
+    activations : sequence of Activation
+        One for each hidden layer.
+    dtype : dtype
+        Of all units.
+    logits : (N, K) array or None
+        Memory for the logits; None allocates it.
 
     Attributes
     ----------
-    a, h : pre-activations of the L layers, hidden units of L - 1. activations : of the L layers;
-        the last is the identity, since the output function belongs to the loss.
-    dropout : a `Dropout`, or None, for each layer.
+    a : list of (N, D_l) arrays
+        Pre-activations of the L layers.
+    h : list of (N, D_l) arrays
+        Hidden units, of L - 1 layers.
+    activations : list of Activation
+        One for each of the L layers. The last is the identity: the output function belongs to the
+        loss.
+    dropout : list of Dropout or None
+        One for each of the L layers.
     """
 
     def __init__(
@@ -128,7 +149,7 @@ class Units:
         self.a: list[Array] = [*self.h, logits]
 
     def first_rows(self, rows: int) -> Any:
-        """The same memory seen as the units of fewer rows (contiguous), for a short last batch."""
+        """Return the same memory as the units of fewer rows, for a short last batch."""
         cut = object.__new__(type(self))
         cut.activations, cut.dropout = self.activations, self.dropout
         seen: dict[int, Array] = {}
@@ -139,20 +160,31 @@ class Units:
 
 
 class PassUnits(Units):
-    """The units of one forward and backward pass over `rows` rows, and their gradients.
+    """The units of a forward and a backward pass over some rows, and their gradients.
 
     Parameters
     ----------
-    network : `Architecture`. rows : of x.
-    separate : every quantity has its own memory (`MLP.gradients`). False, for training: h
-        overwrites a where the slope allows it, delta overwrites grad_h and, at the output, the
-        logits, and the grad_h of alternate layers share memory.
-    random : (2,) uint64 {seed, step} on the device, for a pass with dropout; None for one without.
+    network : Architecture
+        The network that is passed through.
+    rows : int
+        Number of rows N of x.
+    separate : bool
+        True gives every quantity its own memory, for `MLP.gradients`. False is for training: h
+        overwrites a if the slope can be computed from h, delta overwrites grad_h and, at the
+        output, the logits, and the grad_h of alternate layers share memory.
+    random : (2,) uint64 array or None
+        {seed, step} on the device, for a pass with dropout.
 
     Attributes
     ----------
-    saved : of the hidden layers, what the slope is a function of: a or h.
-    grad_h : dL/dh_l of the hidden layers. delta : dL/da_l of all layers.
+    a, h, activations, dropout
+        As for `Units`.
+    saved : list of (N, D_l) arrays
+        For each hidden layer what its slope is computed from: a or h.
+    grad_h : list of (N, D_l) arrays
+        dL/dh_l of the hidden layers.
+    delta : list of (N, D_l) arrays
+        dL/da_l of all layers.
     """
 
     def __init__(
@@ -168,7 +200,7 @@ class PassUnits(Units):
         self.a = [backend.empty((rows, width), dtype) for width in widths]
         self.h, self.saved = [], []
         for a, act, dropout in zip(self.a[:-1], network.activations, self.dropout, strict=False):
-            # h that was dropped out does for the slope only where a factor does not change that.
+            # The slope can be computed from dropped-out h only if a factor does not change it.
             one = act.saved == "h" and (dropout is None or act.homogeneous)
             h = a if one and not separate else backend.empty(a.shape, dtype)
             self.h.append(h)
@@ -182,7 +214,7 @@ class PassUnits(Units):
 
 
 def _taking_turns(backend: Backend, rows: int, widths: Sequence[int], dtype: Any) -> list[Array]:
-    """Arrays (rows, width), of which two neighbours have memory of their own."""
+    """Return an array (rows, width) for each width; neighbours do not share memory."""
     largest = rows * max(widths, default=0)
     pair = [backend.empty(largest, dtype) for _ in widths[:2]]
     return [pair[i % 2][: rows * width].reshape(rows, width) for i, width in enumerate(widths)]
@@ -194,10 +226,20 @@ class Batch:
 
     Attributes
     ----------
-    x : (N, D_0). targets : as the loss takes them. weights : (N,) of the rows, or None.
-    units : `Units`, or `PassUnits` for a backward pass. result : the arrays that `Loss.emit` fills.
-    upstream : what delta_L is multiplied by, a number or a 0-d array that is read in the pass.
-    logits : (N, K), where they are kept beside delta_L, which may take their place; or None.
+    x : (N, D_0) array
+        Inputs.
+    targets : (N,) or (N, K) array
+        As `Loss.check_targets` returns them.
+    weights : (N,) array or None
+        A weight for each row.
+    units : Units
+        `PassUnits` for a backward pass.
+    result : dict of arrays
+        The arrays that `Loss.emit` fills.
+    upstream : float or 0-d array
+        Factor on delta_L. An array is read when the pass runs.
+    logits : (N, K) array or None
+        Receives a copy of the logits, which delta_L may overwrite.
     """
 
     x: Array

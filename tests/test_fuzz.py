@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gpubackprop
 import gpubackprop.torch as gt
@@ -158,6 +161,36 @@ def test_an_error_of_another_class_and_one_at_another_moment_are_divergences():
         assert found is not None
         assert found.place == "error"
         assert "KeyError here" in found.kind
+
+
+REFUSED = """
+P = [nn.Parameter(torch.ones(3).to(bfloat16))]
+opt = optim.Adam(P, lr=0.1)
+for p in P: p.grad = torch.ones(3, dtype=p.dtype)
+opt.step()
+for p in P: p.data = p.data.to(float32)
+for p in P: p.grad = torch.ones(3, dtype=p.dtype)
+opt.step()
+"""
+
+
+def test_what_a_step_does_whose_types_pytorch_refuses_is_held_against_float64():
+    class Wrong(gt.Adam):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                if p.dtype == torch.float32:  # the step that PyTorch refuses
+                    p.data.add_(1)
+
+    lines, fuzzer = programs.statements(REFUSED), copy.copy(pytorch.FUZZER)
+    assert programs.difference(fuzzer, lines) is None
+    names = pytorch.DIRECT.names
+    fuzzer.ours = dataclasses.replace(
+        pytorch.DIRECT, names=lambda: names() | {"optim": SimpleNamespace(Adam=Wrong)}
+    )
+    found = programs.difference(fuzzer, lines)
+    assert found is not None
+    assert (found.place, found.kind) == ("P[0]", "values beyond theirs")
 
 
 ROUNDED = {

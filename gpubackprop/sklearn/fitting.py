@@ -13,7 +13,6 @@ from gpubackprop.formulas.dropout import random_state
 from gpubackprop.network import MLP
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
-from gpubackprop.sklearn.epochs import BetweenEpochs
 from gpubackprop.sklearn.extremes import outgrow_float32
 from gpubackprop.sklearn.held_out import HeldOut
 from gpubackprop.sklearn.lbfgs import LossAndGradient, fit_lbfgs
@@ -143,14 +142,14 @@ class Fitting(BaseEstimator):
         self.n_iter_ = 0
         own = None if weights is None else weights[train]
         fit = StochasticFit(self, session, train, batch_rows, y[train], own, held_out)
-        checkpoint = None
+        save = None
         if self.checkpoint is not None and not incremental:
             checkpoint = FitCheckpoint(self.checkpoint, fit)
-            if checkpoint.resume(fit):
+            save = checkpoint.save
+            if checkpoint.resume():
                 write_parameters(self, session.network)
                 return
-        with BetweenEpochs(fit, checkpoint) as between:
-            fit.run(incremental=incremental, between=between)
+        fit.run(incremental=incremental, save=save)
         session.step.source.release()
 
     def _split(self, y: np.ndarray, validation: Validation) -> tuple[np.ndarray, np.ndarray | None]:

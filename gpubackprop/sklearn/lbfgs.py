@@ -12,8 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.host import source_of
 from gpubackprop.sklearn.objective import Objective
+from gpubackprop.sklearn.parameters import warn
 from gpubackprop.sklearn.stored import replace_parameters
-from gpubackprop.sklearn.warn import warn
 from gpubackprop.training.batch_step import GradientStep, StepOptions
 from gpubackprop.training.batches import Batches
 

@@ -30,14 +30,21 @@ class StepOptions:
 
     Attributes
     ----------
-    seed : of dropout and of stochastic rounding.
-    scaling : of the loss, or None.
-    stochastic_rounding : of the weights in 16 bits.
-    record : "row_loss" or "logits": those of each row of a batch are kept until the next one, see
-        `StepBatch.record`, in place of running totals. "": running totals.
-    weighted : `BatchStep.run` is given the weights of its rows, beside those of the data.
-    whole : one batch, of all rows where they lie: `run` is given no row numbers.
-    rounded : (view of the parameters, array of a narrower dtype): rounded to that by each update.
+    seed : int
+        Seed of dropout and of stochastic rounding.
+    scaling : LossScaling or None
+        How the loss is scaled.
+    stochastic_rounding : bool
+        Whether the 16-bit copy of the weights is rounded by chance.
+    record : {"", "row_loss", "logits"}
+        "" adds up running totals. The others keep the loss, or the logits, of each row of a batch
+        in `StepBatch.record` until the next batch.
+    weighted : bool
+        Whether `BatchStep.run` is given the weights of its rows.
+    whole : bool
+        Whether the only batch is all rows, read in place; `run` is then given no row numbers.
+    rounded : sequence of pairs
+        (view of the parameters, array of a narrower dtype): each update rounds the view to it.
     """
 
     seed: int = 0
@@ -54,10 +61,14 @@ class BatchStep:
 
     Attributes
     ----------
-    parameters : (W, b) as the products take them, see `MLP.working_parameters`.
-    random : (2,) uint64 {seed, updates done} on the network's device, from which masks are drawn;
-        None without.
-    running : the `RunningTotals`, where nothing is recorded; totals : their array.
+    parameters : (W, b)
+        As the products take them, see `MLP.working_parameters`.
+    random : (2,) uint64 array or None
+        {seed, updates done} on the network's device, from which masks are drawn.
+    running : RunningTotals
+        What is added up if nothing is recorded.
+    totals : (Total.SIZE,) float64 array
+        The array of `running`.
     """
 
     backward = False  # whether there is a backward pass
@@ -110,14 +121,24 @@ class BatchStep:
         return self.source.place(order)
 
     def load(self, data: Batches) -> None:
-        """The batches are rows of `data` from now on, of the same kind and dtypes."""
+        """Take the batches from these rows from now on; kind and dtypes are as before."""
         if self.source.load(data):
             self._plans.clear()
 
     def run(self, rows: Array | None = None, weights: Array | None = None) -> StepBatch:
-        """Process the batch of these row numbers (at most batch_size, at least 1).
+        """Process one batch.
 
-        `weights` : (len(rows),) on the network's device, for a step that is weighted.
+        Parameters
+        ----------
+        rows : (N,) int array or None
+            Numbers of its rows, 1 to `batch_size` of them; None if the step takes all rows.
+        weights : (N,) array or None
+            Weights of the rows, on the network's device; for a step that is weighted.
+
+        Returns
+        -------
+        StepBatch
+            The batch; the next call overwrites its arrays.
         """
         count = self.batch_size if rows is None else len(rows)
         batch = self._plans.pop(count, None) or self._plan(count)
@@ -132,7 +153,7 @@ class BatchStep:
         return batch
 
     def _make_batch(self) -> StepBatch:
-        """The largest batch, without its plan."""
+        """Return the largest batch, without its plan."""
         network, source, rows, options = self.network, self.source, self.batch_size, self.options
         backend, index, weights = network.backend, None, None
         if options.whole:
@@ -180,9 +201,11 @@ class GradientStep(BatchStep):
 
     Attributes
     ----------
-    gradient : (layout.size,) flat buffer of the last step's gradient, without L2 and clipping
-        (with L2 where both are on; on a GPU times the loss's scale).
-    grad_W, grad_b : views into it.
+    gradient : (layout.size,) array
+        Flat buffer of the last step's gradient, without L2 and clipping (with L2 if both are on; on
+        a GPU times the loss's scale).
+    grad_W, grad_b : lists of arrays
+        Views into it, one for each layer.
     """
 
     backward = True

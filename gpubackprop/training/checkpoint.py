@@ -26,11 +26,70 @@ from gpubackprop.training.state import Position, TrainingState
 from gpubackprop.training.step import TrainStep
 
 Array = np.ndarray
-KIND, VERSION = "checkpoint", 1
 SAMPLED_ROWS = 64  # rows of x that are compared when training resumes; all would take too long
 
 
-class Checkpoint:
+class CheckpointFile:
+    """A file of arrays and values from which the training that wrote it goes on, and no other.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    to_host : callable
+        Brings an array to the host.
+    fingerprint : dict
+        JSON values that must be equal where training goes on.
+    """
+
+    kind = "checkpoint"
+    version = 1
+
+    def __init__(self, path: Any, to_host: Any, fingerprint: dict[str, Any]) -> None:
+        self.path, self.to_host, self.fingerprint = Path(path), to_host, fingerprint
+
+    def differ(self, names: list[str], found: dict[str, Any]) -> str:
+        """Return the error's text for a file whose fingerprint differs in `names`."""
+        key = names[0]
+        return (
+            f"was written by a training with {key} = {found.get(key)} but this one has "
+            f"{self.fingerprint[key]}; resume with the same settings and data, or use another "
+            f"checkpoint file"
+        )
+
+    def write(self, arrays: dict[str, Array], values: dict[str, Any]) -> None:
+        """Replace the file; StorageError if it cannot be written, the previous one then stays."""
+        own = {"kind": self.kind, "version": self.version, "fingerprint": self.fingerprint}
+        on_host = {
+            name: array if isinstance(array, np.ndarray) else self.to_host(array)
+            for name, array in arrays.items()
+        }
+        write_tensors(self.path, on_host, own | values)
+
+    def read(self, targets: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """Return arrays and values of the file, or None if there is none.
+
+        Raises
+        ------
+        ModelFileError
+            The file is no checkpoint, is damaged, is of another training, or lacks an array of the
+            shape and dtype of one of `targets`.
+        """
+        remove_leftovers(self.path)
+        if not self.path.exists():
+            return None
+        arrays, values = read_tensors(self.path, self.kind, self.version)
+        found = values.get("fingerprint")
+        found = found if isinstance(found, dict) else {}
+        changed = [name for name, own in self.fingerprint.items() if found.get(name) != own]
+        if changed:
+            raise ModelFileError(f"{self.path} {self.differ(changed, found)}")
+        for name, target in targets.items():
+            require_array(self.path, arrays, name, target.shape, target.dtype)
+        return arrays, values
+
+
+class Checkpoint(CheckpointFile):
     """One file with parameters, best parameters, optimizer slots, random state, schedule, position.
 
     Parameters
@@ -48,9 +107,10 @@ class Checkpoint:
         held_out: Batches | None,
         steps_per_epoch: int,
     ) -> None:
-        self.path, self.settings, self.state, self.step = path, settings, state, step
+        own = _fingerprint(settings, step, held_out)
+        super().__init__(path, settings.network.backend.to_host, own)
+        self.settings, self.state, self.step = settings, state, step
         self.steps_per_epoch = steps_per_epoch
-        self._fingerprint = _fingerprint(settings, step, held_out)
 
     def save(self, position: Position, best: Array) -> None:
         """Replace the file; StorageError if it cannot be written, the previous one then stays."""
@@ -59,9 +119,6 @@ class Checkpoint:
         if position.step == 0:
             saved["rng_state"] = state.rng.bit_generator.state
         values = {
-            "kind": KIND,
-            "version": VERSION,
-            "fingerprint": self._fingerprint,
             "position": saved,
             "steps": step.steps,
             "schedule": settings.schedule.state(),
@@ -70,9 +127,7 @@ class Checkpoint:
             "stopped": state.history.stopped,
         }
         try:
-            arrays = self._arrays() | {"best": best}
-            to_host = settings.network.backend.to_host
-            write_tensors(self.path, {name: to_host(a) for name, a in arrays.items()}, values)
+            self.write(self._arrays() | {"best": best}, values)
         except StorageError as error:
             raise StorageError(
                 f"checkpoint {error}. Training ends here (step {step.steps}); the network in "
@@ -84,14 +139,11 @@ class Checkpoint:
 
         Nothing is changed unless all of the file is right.
         """
-        remove_leftovers(self.path)
-        if not self.path.exists():
-            return None
-        arrays, values = read_tensors(self.path, KIND, VERSION)
-        self._compare(values.get("fingerprint"))
         network, state, targets = self.settings.network, self.state, self._arrays()
-        for name, target in (targets | {"best": network.parameters}).items():
-            require_array(self.path, arrays, name, target.shape, target.dtype)
+        found = self.read(targets | {"best": network.parameters})
+        if found is None:
+            return None
+        arrays, values = found
         try:
             position, steps, history = self._read(values)
         except ModelFileError:
@@ -139,16 +191,6 @@ class Checkpoint:
         for name in ("best_loss", "seconds"):
             found[name] = float(found[name])
         return Position(**found)
-
-    def _compare(self, found: Any) -> None:
-        found = found if isinstance(found, dict) else {}
-        for key, wanted in self._fingerprint.items():
-            if found.get(key) != wanted:
-                raise ModelFileError(
-                    f"{self.path} was written by a training with {key} = {found.get(key)} but "
-                    f"this one has {wanted}; resume with the same settings and data, or use "
-                    f"another checkpoint file"
-                )
 
 
 def _fingerprint(training: Settings, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:

@@ -24,10 +24,14 @@ class StepBatch(Batch):
 
     Attributes
     ----------
-    raw : x as it is gathered, before it is converted; x itself where it is not.
-    index : (N,) where a GPU reads the numbers of the rows; None on the CPU.
-    record : (N, 1) loss of each row, or (N, K) logits, as `StepOptions.record` says.
-    replay : runs the plan.
+    raw : array
+        x as it is gathered, before it is converted; x itself if it need not be.
+    index : (N,) int array or None
+        The numbers of the rows for a GPU to read; None on the CPU.
+    record : (N, 1) or (N, K) array or None
+        The loss or the logits of each row, as `StepOptions.record` says.
+    replay : callable
+        Runs the plan.
     """
 
     raw: Array = None
@@ -61,9 +65,12 @@ class Source:
 
     Attributes
     ----------
-    data : the `Batches`; others of the same kind may take their place by `load`.
-    x, targets, sample_weight : where `emit` reads them.
-    from_host : x is gathered by the host for a GPU.
+    data : Batches
+        The rows; `load` exchanges them for others of the same kind.
+    x, targets, sample_weight : arrays
+        The arrays that `emit` reads.
+    from_host : bool
+        Whether the host gathers x for a GPU.
     """
 
     def __init__(self, network: MLP, data: Batches) -> None:
@@ -83,8 +90,14 @@ class Source:
         self.sample_weight = place(data.sample_weight, self._wide)
 
     def load(self, data: Batches) -> bool:
-        """Batches are rows of `data` from now on. True where recorded plans still read the arrays
-        of before, and must be made anew: on a GPU, where these cannot be written over."""
+        """Take the batches from these rows from now on; kind and dtypes are as before.
+
+        Returns
+        -------
+        bool
+            Whether plans must be made anew: on a GPU they read the arrays from before, unless the
+            new rows could be copied there.
+        """
         before, targets = self.data, self.targets
         fits = self.backend.asynchronous and self.x.shape == data.x.shape
         if not fits or self.from_host or before.borrowed or data.sample_weight is not None:
@@ -95,7 +108,7 @@ class Source:
         return False
 
     def release(self) -> None:
-        """Let go of data that lie on the host, until the next `load`."""
+        """Drop the references to data on the host, until the next `load`."""
         if not self.backend.asynchronous:
             data = self.data
             self._place(Batches(data.x[:0].copy(), data.targets[:0].copy()))
@@ -105,7 +118,7 @@ class Source:
         return order if self.from_host else self.backend.place(order, np.int64)
 
     def put_rows(self, rows: Array, batch: StepBatch) -> None:
-        """The batch is now of these rows, whose numbers lie on the host or on the device."""
+        """Set the batch's rows, whose numbers lie on the host or on the device."""
         if batch.index is None:
             self._rows = rows
         elif isinstance(rows, np.ndarray):
@@ -115,8 +128,10 @@ class Source:
             self.backend.copy(rows, batch.index)
 
     def buffers(self, rows: int) -> tuple[Array, Array]:
-        """(x, raw): where the first product reads a batch, and where it is gathered: x itself, or
-        apart if it must be converted after that."""
+        """Return (x, raw): what the first product reads, and where a batch is gathered.
+
+        These are one array unless the batch must be converted or standardised after that.
+        """
         data, x = self.data, self.backend.empty((rows, self.x.shape[1]), self.dtype)
         standardized = data.standardizer is not None
         if not standardized and (data.x.dtype == self.dtype or self.backend.converts_rows):
@@ -127,12 +142,11 @@ class Source:
         return x, self.backend.empty(x.shape, dtype)
 
     def whole(self) -> Array:
-        """All rows of x where they lie, as the first product reads them."""
+        """Return all rows of x, in place, as the first product reads them."""
         return self.x
 
     def emit(self, backend: Backend, batch: StepBatch) -> None:
-        """Issue batch = its rows: x, converted and standardised, targets, and weights where the
-        data have them."""
+        """Issue the copies of the batch's rows: x, converted and standardised, targets, weights."""
         raw, index = batch.raw, batch.index
         if index is None:  # read when it runs, so that `load` and `put_rows` copy nothing
             backend.call(self._gather, batch)
@@ -151,14 +165,14 @@ class Source:
             backend.standardize(raw, self._mean, self._scale, batch.x)
 
     def _gather(self, batch: StepBatch) -> None:
-        """The batch's rows on the host, from the data that are loaded now."""
+        """Gather the batch's rows on the host, from the data that are loaded now."""
         self.put_x(batch.raw, self._rows)
         gather_rows(self.targets, self._rows, batch.targets)
         if self.sample_weight is not None and batch.weights is not None:
             gather_rows(self.sample_weight, self._rows, batch.weights)
 
     def put_x(self, raw: Array, rows: np.ndarray) -> None:
-        """raw = these rows of x, on the host."""
+        """Gather these rows of x on the host."""
         gather_rows(self.x, rows, raw)
 
     def _copy_batch(self, raw: Array) -> None:

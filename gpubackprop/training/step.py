@@ -52,17 +52,30 @@ class TrainStep(GradientStep):
 
     Parameters
     ----------
-    network, loss, data, batch_size : what to train, on what.
-    optimizer : formula and hyperparameters.
-    regularization : L2 penalty and gradient clipping.
-    options : seed, loss scaling, rounding, what is recorded.
+    network : MLP
+        The network to train; its parameters are changed in place.
+    loss : Loss
+        The loss to minimise.
+    data : Batches or Source
+        The rows to train on.
+    batch_size : int
+        The most rows of a batch.
+    optimizer : Optimizer
+        Formula and hyperparameters.
+    regularization : Regularization
+        L2 penalty and gradient clipping.
+    options : StepOptions or None
+        Seed, loss scaling, rounding, and what is recorded.
 
     Attributes
     ----------
-    slots : the optimizer's state, laid out as the gradient.
-    steps : batches done, those whose update was left out among them.
-    squares : where rows are recorded, the sum of the squared weights before the last update; see
-        `NumpyBackend.sum_of_squares`.
+    slots : tuple of (layout.size,) arrays
+        The optimizer's state, laid out as the gradient.
+    steps : int
+        Number of batches done, including those whose update was skipped.
+    squares : array
+        The sum of the squared weights before the last update, if rows are recorded; see
+        `Backend.sum_of_squares`.
     """
 
     def __init__(
@@ -166,10 +179,23 @@ class TrainStep(GradientStep):
     def update(
         self, rows: Array, lr: float, weights: Array | None = None, l2: float | None = None
     ) -> StepBatch:
-        """Train on the batch of these row numbers with learning rate `lr`.
+        """Train on one batch.
 
-        `weights` : of the rows, as for `run`. `l2` : penalty of this and of later updates, in place
-        of the regularization's, which must not be 0.
+        Parameters
+        ----------
+        rows : (N,) int array
+            Numbers of its rows.
+        lr : float
+            Learning rate.
+        weights : (N,) array or None
+            Weights of the rows, as for `run`.
+        l2 : float or None
+            Penalty of this and of later updates; the regularization's must not be 0.
+
+        Returns
+        -------
+        StepBatch
+            The batch; the next call overwrites its arrays.
         """
         self.updater.set(lr, self.steps + 1)
         if l2 is not None:

@@ -21,8 +21,10 @@ class RunningTotals:
 
     Attributes
     ----------
-    array : (Total.SIZE,) float64, see `gpubackprop.backends.Total`; the loss there is per row.
-    counts_correct : whether the rows that are right are counted: for labels.
+    array : (Total.SIZE,) float64 array
+        See `gpubackprop.backends.Total`; the loss there is per row.
+    counts_correct : bool
+        Whether correct rows are counted, which only labels have.
     """
 
     def __init__(self, network: MLP, loss: Loss, data: Batches) -> None:
@@ -53,8 +55,19 @@ class RunningTotals:
         summed: bool,
         penalty: tuple[Array, Array] | None = None,
     ) -> None:
-        """Issue the addition of a batch, whose loss is a sum over its rows if `summed`, else their
-        mean. `penalty` : see `NumpyBackend.accumulate`."""
+        """Issue the addition of a batch.
+
+        Parameters
+        ----------
+        backend : Backend
+            The backend that computes or records.
+        batch : Batch
+            A batch after its loss.
+        summed : bool
+            Whether its loss is the sum over its rows, else it is their mean.
+        penalty : pair of 0-d arrays, or None
+            See `Backend.accumulate`.
+        """
         loss, rows = batch.result["loss"], len(batch.targets)
         if summed:
             per_row = backend.zeros((), self.network.dtype)
