@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.bench import record as records
 from gpubackprop.bench.providers import NO_PEERS
+from gpubackprop.errors import GpubackpropError
 from tools.gpu.common import SKIPPED, WORST
 from tools.gpu.running import Ended
 
+RECORDS = ("benchmarks", "bench_torch", "bench_sklearn")  # stages that leave a record
 UNSUPPORTED = ("device not supported", "not supported on this", "unable to find injection library")
 
 
@@ -49,7 +52,7 @@ def judge(name: str, ended: Ended, log: Path, out: Path) -> Outcome:
     last = lines[-1] if lines else ""
     found = _read(out / f"{name}.json")
     worst = [(float(badness), str(text)) for badness, text in found.get("worst", [])]
-    worst += _of_benchmarks(found.get("rows", [])) if name == "benchmarks" else []
+    worst += _of_benchmarks(_rows(out / f"{name}.json")) if name in RECORDS else []
     note = str(found.get("note", ""))
     if ended.interrupted:
         how = "killed" if ended.killed else "stopped"
@@ -81,6 +84,15 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Those of a record of the benchmarks; none where the stage left no whole one."""
+    try:
+        rows: list[dict[str, Any]] = records.load(path)["rows"]
+    except (OSError, GpubackpropError):
+        return []
+    return rows
 
 
 def _of_benchmarks(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
