@@ -24,8 +24,8 @@ examples:
   gpubackprop check --json > check.json
 
 Without --device the CPU is checked. With --device cuda every operation on the GPU is first compared
-with the CPU in float64: its error in units (the epsilon of the dtype times the largest value), that
-of the CPU in the same dtype, and what passes.
+with a computation in float64: its error in units (the epsilon of the dtype times the largest
+value), that of the CPU in the same dtype, and what passes.
 
 Each line of the gradient check is the largest relative error of one random network, in float64,
 between the gradients that the library computes and differences of the loss.
