@@ -93,6 +93,11 @@ class WorkingMemory:
             self._scratch[key] = self.empty(count, dtype)
         return self._scratch[key][:count].reshape(shape)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Of the working memory that is kept."""
+        return sum(int(array.nbytes) for array in self._scratch.values())
+
     # -- bringing and reading ---------------------------------------------------------------------
 
     def asarray(self, array: Any, dtype: Any = None) -> Any:
