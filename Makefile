@@ -1,9 +1,11 @@
 # Each target makes .venv with what it needs and then does its work; a second run installs nothing.
 # PYTHON=/path/to/python uses that interpreter as it is and installs nothing.
-# JOBS=0 runs the tests in one process with all BLAS threads.
+# JOBS=0 runs the tests in one process with all BLAS threads; by default there is a worker for each core,
+# two to four. SWEEPS=sample, changed or all: which cases of the long sweeps `make test` takes.
 
 PYTHON ?=
-JOBS ?= 2
+JOBS ?= $(shell python3 -c 'import os; print(min(4, max(2, os.cpu_count() or 2)))')
+SWEEPS ?= sample
 
 ifeq ($(strip $(PYTHON)),)
 PY := .venv/bin/python
@@ -13,35 +15,40 @@ PY := $(PYTHON)
 environment := @: no installation of
 endif
 
-# Two workers with one BLAS thread each: two with two each would fight for the cores.
+# Workers with one BLAS thread each: with more they would fight for the cores. One that has nothing left
+# to do takes tests from another (worksteal).
 ifeq ($(JOBS),0)
 PYTEST = $(PY) -m pytest
 else
-PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check signatures bench gpu clean
+.PHONY: help demo test test-all check signatures bench gpu clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST))
 
 demo: ## train on handwritten digits and leave the result in runs/digits/
 	$(environment) cli,sklearn
 	$(PY) -m gpubackprop train --output runs/digits
 
-test: ## run all tests that need no GPU
+test: ## run all tests that need no GPU; of the long sweeps a sample, another one each day
 	$(environment) dev
-	$(PYTEST)
+	$(PYTEST) --sweeps=$(SWEEPS)
+
+test-all: ## run them with every case of the sweeps, and write down what passed
+	$(environment) dev
+	GPUBACKPROP_RECORD=1 $(PYTEST)
 
 check: ## run ruff, mypy and the fast tests
 	$(environment) dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PYTEST) -m "not slow and not emulated"
+	$(PYTEST) --sweeps=sample -m "not slow and not emulated"
 
 signatures: ## hold the stand-in for CuPy to CuPy itself, which is put into .cupy/ for it
 	$(environment) dev

@@ -21,11 +21,11 @@ from typing import Any
 from benchmarks import report
 from gpubackprop.backends import devices
 from gpubackprop.backends.host import probe_cpu
+from gpubackprop.bench import notes
 from gpubackprop.bench import record as records
-from gpubackprop.bench import table
-from gpubackprop.bench.contestants import peer_groups
+from gpubackprop.bench.cases import SIZES
+from gpubackprop.bench.contestants import peers_option
 from gpubackprop.bench.run import Settings, measure
-from gpubackprop.bench.shapes import SIZES
 from gpubackprop.cli.bench import result_lines
 from gpubackprop.cli.common import whole
 from gpubackprop.errors import GpubackpropError, OptionError
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     name, reason = devices.choose(args.device)
     threads = tuple(args.threads or sorted({1, probe_cpu().cores}))
     settings = Settings(
-        args.size, name, reason, args.op, peer_groups(args.peers), threads, args.budget, args.cpu
+        args.size, name, reason, args.op, args.peers, threads, args.budget, args.cpu
     )
     save = Saver(args.json, write=args.size != "smoke" or args.json is not None)
     print(f"device: {name} ({reason}); threads: {', '.join(map(str, threads))}", flush=True)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     record = save.record or measured
     for line in result_lines(record):
         print(line)
-    print(f"\n{table.summary(record)}")
+    print(f"\n{notes.summary(record)}")
     if save.path is not None:
         print(f"written: {save.path}")
         if args.json is None:
@@ -74,7 +74,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--op", default="", help="only the cases whose name contains this")
     parser.add_argument("--device", default="auto", help='"auto", "cpu", "cuda" or "cuda:N"')
-    parser.add_argument("--peers", default="all", help='"all", "none", or names with commas')
+    parser.add_argument(
+        "--peers", type=peers_option, default="all", metavar="NAMES",
+        help='"all", "none", or names with commas',
+    )  # fmt: skip
     parser.add_argument("--threads", type=whole(1), nargs="+", help="default: 1 and all cores")
     parser.add_argument(
         "--budget", type=float, default=float("inf"), help="start no case after these seconds"

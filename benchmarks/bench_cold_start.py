@@ -3,8 +3,8 @@
 import pytest
 
 from gpubackprop.backends import devices
+from gpubackprop.bench.cases import cases
 from gpubackprop.bench.harness import Harness, Plan
-from gpubackprop.bench.shapes import cases
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cupy_raw"])

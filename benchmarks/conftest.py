@@ -1,4 +1,4 @@
-"""The cases as pytest-benchmark files: one for each operation, a group for each case.
+"""The cases for pytest-benchmark: a group for each; ``-k gather_rows`` chooses an operation.
 
 In one process, so for this library alone (`numpy`, `cupy_arrays`, `cupy_raw`): peers take part in
 ``python -m benchmarks``, which gives each a process of its own.
@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import problems
+from gpubackprop.bench import operations, problems
+from gpubackprop.bench.cases import SIZES, cases
 from gpubackprop.bench.contestants import BY_NAME, module_name
 from gpubackprop.bench.places import Place, Work
-from gpubackprop.bench.shapes import SIZES, Case, cases
+from gpubackprop.bench.shapes import Case
 
 BACKENDS = {"numpy": "cpu", "cupy_arrays": "cuda", "cupy_raw": "cuda"}
 SECONDS, ROUNDS = 0.05, 7  # of a round
@@ -27,15 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A file names its operations in OPS; each case meets each backend of its devices."""
+    """Each case meets each backend of its devices."""
     if "work" not in metafunc.fixturenames:
         return
-    size, ops = metafunc.config.getoption("--size"), metafunc.module.OPS
+    size = metafunc.config.getoption("--size")
     found = [
         (case, backend)
         for backend, kind in BACKENDS.items()
         for case in cases(size, kind)
-        if case.op in ops
+        if case.op != "cold_start" and BY_NAME[backend].takes_part(case, kind, frozenset())
     ]
     ids = [f"{case.name}-{backend}" for case, backend in found]
     metafunc.parametrize("case_and_backend", found, ids=ids)
@@ -56,7 +57,7 @@ def work(case_and_backend: tuple[Case, str]) -> Iterator[tuple[Case, str, Place,
         made = module.setup(case, place, backend)
     except problems.Unsupported as why:
         pytest.skip(str(why))
-    ratio, error = problems.get(case.op).check(case, made.outputs())
+    ratio, error = operations.get(case.op).check(case, made.outputs())
     assert ratio <= 1, f"WRONG: differs from the oracle by {error:.1e}; not timed"
     yield case, backend, place, made
     place.release()
@@ -70,7 +71,7 @@ def measure(work: tuple[Case, str, Place, Work], benchmark: Any) -> Callable[[],
     All of these are of one call, which for a training step is several steps, as the group says.
     """
     case, backend, place, made = work
-    problem, units, info = problems.get(case.op), made.units, benchmark.extra_info
+    problem, units, info = operations.get(case.op), made.units, benchmark.extra_info
     benchmark.group = case.name if units == 1 else f"{case.name}, {units} of them"
     info |= {"backend": backend, "units": units}
     info |= {"bytes": units * problem.bytes(case), "flops": units * problem.flops(case)}

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.bench import machines, pictures, table, tables
+from gpubackprop.bench import machines, notes, pictures, tables
 from gpubackprop.bench import record as records
 from gpubackprop.bench.comparing import regressions
 from gpubackprop.bench.machines import doubts
@@ -119,7 +119,7 @@ def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
         card = records.card(record)
         images = pictures.draw_all(record, out / "docs" / "images", card)
         written += images
-        text += ["", f"## {card}", "", tables.machine(record), "", *_doubts(record)]
+        text += ["", f"## {card}", "", notes.machine(record), "", *_doubts(record)]
         text += _image_links(images, "images")
         text += ["", "### Limits", "", tables.limits_table(record)]
         text += ["", "### All cases", "", *_with_note(tables.full_table(record))]
@@ -141,9 +141,9 @@ def section(found: list[Record], written: list[Path]) -> str:
         card = records.card(record)
         stems = {f"benchmark_{card}_{title}" for title in ("peers", "batch")}
         shown = [path for path in written if path.stem in stems]
-        text += [tables.machine(record), "", *_doubts(record)]
+        text += [notes.machine(record), "", *_doubts(record)]
         text += [*_with_note(tables.key_table(record)), "", *_remarks(record)]
-        goals = tables.goals(record)
+        goals = notes.goals(record)
         text += [goals, ""] if goals else []
         text += [*_image_links(shown, "docs/images"), ""] if shown else []
     if not any(record["gpu"] for record in found):
@@ -154,7 +154,7 @@ def section(found: list[Record], written: list[Path]) -> str:
 def _doubts(record: Record) -> list[str]:
     """Lines, and an empty one behind them."""
     found = [
-        f"- Warning: {doubt}" for run in tables.shown_runs(record) for doubt in _run(run, record)
+        f"- Warning: {doubt}" for run in notes.shown_runs(record) for doubt in _run(run, record)
     ]
     return [*dict.fromkeys(found), ""] if found else []
 
@@ -167,7 +167,7 @@ def _run(run: Record, record: Record) -> list[str]:
 def _remarks(record: Record) -> list[str]:
     keys = tables.key_names()
     rows = [row for row in records.rows_of(record) if row.case in keys]
-    found = [f"- {remark}" for remark in table.remarks(rows)]
+    found = [f"- {remark}" for remark in notes.remarks(rows)]
     return [*found, ""] if found else []
 
 

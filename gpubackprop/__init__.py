@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from gpubackprop import data, losses, ops, optimizers, schedules
     from gpubackprop.errors import StopTraining
     from gpubackprop.gradient_check import gradient_check
+    from gpubackprop.gradients import Gradients
     from gpubackprop.model import Model
-    from gpubackprop.network import MLP, Gradients
+    from gpubackprop.network import MLP
     from gpubackprop.training import History, Trainer
 
 # Loaded at first use, so that importing the package costs little more than importing NumPy.
 _HOME = {
     "MLP": "network",
-    "Gradients": "network",
+    "Gradients": "gradients",
     "Model": "model",
     "History": "training",
     "StopTraining": "errors",

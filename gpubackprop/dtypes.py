@@ -1,7 +1,7 @@
-"""The storage dtypes: one row each, with all that the rest of the package knows of them.
+"""The storage dtypes: one row each, with all that the rest of the package knows of it.
 
-A storage dtype is what arrays are held in; sums and functions are computed in its compute type. A
-row that is added here still needs the CUDA type of its name in ``kernels/include/types.cuh``.
+Arrays are held in a storage dtype; sums and functions are computed in its compute dtype. A new row
+also wants the CUDA type of its name in ``kernels/include/types.cuh``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,20 @@ class Storage:
 
     Attributes
     ----------
-    name : NumPy's, also PyTorch's. suffix : in the names of kernels' entries.
-    bytes : of a number. compute : name of the dtype that is computed in.
-    cuda : the C++ type. cublas : CUDA's number of it (library_types.h).
-    epsilon : distance from 1 to the next number.
+    name : str
+        NumPy's name, which is also PyTorch's.
+    suffix : str
+        Suffix in the names of kernels' entries.
+    bytes : int
+        Bytes of a number.
+    compute : str
+        Name of the compute dtype.
+    cuda : str
+        The C++ type.
+    cublas : int
+        CUDA's number of the type (library_types.h).
+    epsilon : float
+        Distance from 1 to the next number.
     """
 
     name: str
@@ -38,15 +48,16 @@ class Storage:
 
     @property
     def sixteen_bit(self) -> bool:
-        """Whether it is narrower than what is computed in."""
+        """Whether it is narrower than its compute dtype."""
         return self.name != self.compute
 
     def numpy(self) -> np.dtype:
-        """NumPy's dtype.
+        """Return NumPy's dtype.
 
         Raises
         ------
-        MissingDependencyError : bfloat16, which ml_dtypes brings to NumPy, without that package.
+        MissingDependencyError
+            bfloat16 is wanted without the package ml_dtypes, which brings it to NumPy.
         """
         if hasattr(np, self.name):
             return np.dtype(self.name)
@@ -70,7 +81,7 @@ STORAGES: dict[str, Storage] = {
 }
 SIXTEEN_BIT = tuple(name for name, row in STORAGES.items() if row.sixteen_bit)
 COMPUTE = tuple(name for name, row in STORAGES.items() if not row.sixteen_bit)
-# Integers that kernels read, beside the storage dtypes: name, suffix.
+# Integer dtypes that kernels read: name, suffix.
 INTEGERS = {"int64": "i64", "int32": "i32", "uint8": "u8"}
 SUFFIXES = {name: row.suffix for name, row in STORAGES.items()} | INTEGERS
 BYTES = {row.suffix: row.bytes for row in STORAGES.values()} | {
@@ -80,7 +91,7 @@ BY_SUFFIX = {row.suffix: row for row in STORAGES.values()}
 
 
 def name_of(dtype: Any) -> str:
-    """NumPy's name of a dtype of NumPy or of PyTorch, or of a name."""
+    """Return NumPy's name of a dtype, which may be NumPy's, PyTorch's or a name."""
     name = getattr(dtype, "name", None)
     if isinstance(name, str):
         return name
@@ -90,16 +101,16 @@ def name_of(dtype: Any) -> str:
 
 @lru_cache(256)
 def storage(dtype: Any) -> Storage | None:
-    """The row of a dtype; None where arrays of it are no storage."""
+    """Return the row of a dtype; None if it is no storage dtype."""
     return STORAGES.get(name_of(dtype))
 
 
 def compute_dtype(dtype: Any) -> np.dtype:
-    """What is computed in for arrays of `dtype`: float64 for float64, else float32."""
+    """Return the compute dtype for arrays of `dtype`: float64 for float64, else float32."""
     row = storage(dtype)
     return np.dtype("float32" if row is None else row.compute)
 
 
 def is_number(dtype: np.dtype) -> bool:
-    """Whether it is a real number type: a float of any width, an integer or a truth value."""
+    """Return whether it is a dtype of real numbers: floats of any width, integers or booleans."""
     return dtype.kind in "fiub" or dtype.name in STORAGES

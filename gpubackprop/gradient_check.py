@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,8 +19,9 @@ import numpy as np
 
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, Activation
+from gpubackprop.gradients import Gradients
 from gpubackprop.losses import LOSSES, Loss, SoftmaxCrossEntropy, SquaredError
-from gpubackprop.network import MLP, Gradients
+from gpubackprop.network import MLP
 from gpubackprop.ops import checks
 from gpubackprop.ops.layers import activation_backward
 
@@ -268,16 +269,25 @@ def _difference(evaluate: Evaluate, signs: Array, values: Array, index: int) -> 
 # -- the whole of the library ---------------------------------------------------------------------
 
 
-def check_all(seed: int = 0, device: str = "cpu") -> Iterator[tuple[str, float, bool]]:
+def check_all(
+    seed: int = 0, device: str = "cpu", labels: Container[str] | None = None
+) -> Iterator[tuple[str, float, bool]]:
     """Yield (label, worst relative error, passed) for every activation, loss and option.
 
     The networks are random, 5-7-6-4 on 9 rows, and for every activation also the lecture's deep and
-    thin network: 30 layers of one unit.
+    thin network: 30 layers of one unit. `labels`, of `all_labels`, are those to check, all if None.
     """
     rng = np.random.default_rng(seed)
     for label, network, loss, weights in _cases(rng):
+        if labels is not None and label not in labels:
+            continue
         network = network if device == "cpu" else network.copy(device)
         yield _run(label, network, loss, rng, weights)
+
+
+def all_labels() -> list[str]:
+    """What `check_all` checks, by name."""
+    return [label for label, *_ in _cases(np.random.default_rng(0))]
 
 
 def _cases(rng: np.random.Generator) -> Iterator[tuple[str, MLP, Loss, Array | None]]:

@@ -13,97 +13,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 
 from gpubackprop import backends
-from gpubackprop.backends import Backend
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
-from gpubackprop.dtypes import SIXTEEN_BIT, STORAGES, is_number
+from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
-from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout, activation, lookup
-from gpubackprop.formulas.dropout import MAX_STREAM
+from gpubackprop.formulas import OUTPUTS, Activation, lookup
+from gpubackprop.gradients import Gradients
 from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
+from gpubackprop.layout.architecture import (
+    check_activations,
+    check_dropout,
+    check_dtype,
+    check_precision,
+    check_widths,
+)
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import Loss, default_loss, loss
 from gpubackprop.ops import checks, display
-from gpubackprop.ops.dropout import dropout_rate
+from gpubackprop.passes import (
+    IDENTITY,
+    Batch,
+    Layers,
+    PassUnits,
+    Units,
+    emit_forward,
+    emit_gradients,
+)
 
 Array = np.ndarray
-IDENTITY = ACTIVATIONS["identity"]
 _ANOTHER = (
     "build another network, MLP(**(network.config() | {...})), and give it the parameters: "
     "other.W, other.b = network.W, network.b"
 )
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """All gradients of the loss, each a whole matrix; index l - 1 holds layer l.
-
-    Parameters
-    ----------
-    loss : scalar, or (N,) array for reduction "none"
-        The loss.
-    output : (N, K) array
-        Gradient delta_L = dL/da_L with respect to the output units' pre-activations.
-    hidden : list of L - 1 arrays (N, D_l)
-        Gradients dL/dh_l with respect to the hidden units.
-    pre_activation : list of L arrays (N, D_l)
-        Gradients dL/da_l; the last is `output`.
-    W : list of L arrays (D_l, D_{l-1})
-        Gradients with respect to the weights.
-    b : list of L arrays (D_l,)
-        Gradients with respect to the biases.
-
-    Examples
-    --------
-    >>> network = MLP([4, 8, 3], seed=0)
-    >>> gradients = network.gradients(np.ones((2, 4)), np.array([0, 2]))
-    >>> gradients.W[0].shape, gradients.hidden[0].shape, gradients.output.shape
-    ((8, 4), (2, 8), (2, 3))
-    """
-
-    loss: Any
-    output: Array
-    hidden: list[Array]
-    pre_activation: list[Array]
-    W: list[Array]
-    b: list[Array]
-
-    def _cells(self) -> tuple[list[str], list[list[Any]]]:
-        headers = ["layer", "W", "|W|", "b", "|b|", "hidden", "|hidden|", "|pre-activation|"]
-        hidden = [[str(tuple(h.shape)), display.norm(h)] for h in self.hidden] + [[None, None]]
-        rows = [
-            [
-                layer, str(tuple(W.shape)), display.norm(W), str(tuple(b.shape)), display.norm(b),
-                *h, display.norm(a),
-            ]
-            for layer, (W, b, h, a) in enumerate(
-                zip(self.W, self.b, hidden, self.pre_activation, strict=True), 1
-            )
-        ]  # fmt: skip
-        return headers, rows
-
-    def _summary(self) -> str:
-        loss = self.loss
-        shown = f"of each of {len(loss)} rows" if np.ndim(loss) else display.figure(loss)
-        kinds = dict.fromkeys(str(array.dtype) for array in (self.output, self.W[0]))
-        kind = ", W and b ".join(kinds)
-        return f"Gradients of {len(self.W)} layers, {len(self.output)} rows, {kind}, loss {shown}"
-
-    def __repr__(self) -> str:
-        """Return shapes and norms as a table."""
-        return f"{self._summary()}\n{display.text_table(*self._cells())}"
-
-    def _repr_html_(self) -> str:
-        return display.html_table(self._summary(), *self._cells())
 
 
 class MLP(HeldParameters):
@@ -193,13 +142,13 @@ class MLP(HeldParameters):
         dropout: float | Sequence[float] = 0.0,
         precision: str | None = None,
     ) -> None:
-        self.widths = _check_widths(widths)
+        self.widths = check_widths(widths)
         self.activations = activation
         self.dropout = dropout
         lookup(OUTPUTS, output, "output")
         self.output = output
-        self.dtype = _check_dtype(dtype)
-        self.precision = _check_precision(precision, self.dtype)
+        self.dtype = check_dtype(dtype)
+        self.precision = check_precision(precision, self.dtype)
         self.backend = backends.get(device)
         self.layout = ParameterLayout(self.widths, self.precision)
         self.allocate()
@@ -218,7 +167,7 @@ class MLP(HeldParameters):
 
     @activations.setter
     def activations(self, spec: str | Activation | Sequence[str | Activation]) -> None:
-        self._activations = _check_activations(spec, len(self.widths) - 2)
+        self._activations = check_activations(spec, len(self.widths) - 2)
 
     @property
     def dropout(self) -> tuple[float, ...]:
@@ -227,7 +176,7 @@ class MLP(HeldParameters):
 
     @dropout.setter
     def dropout(self, spec: float | Sequence[float]) -> None:
-        self._dropout = _check_dropout(spec, len(self.widths) - 2)
+        self._dropout = check_dropout(spec, len(self.widths) - 2)
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
         """Draw all weights and biases anew, layer by layer, weights before biases.
@@ -262,7 +211,7 @@ class MLP(HeldParameters):
         """Whether products take 16 bits."""
         return self.precision != self.dtype
 
-    def working_parameters(self) -> tuple[Sequence[Array], Sequence[Array]]:
+    def working_parameters(self) -> Layers:
         """Return (W, b) as the products take them.
 
         These are the parameters, or their 16-bit copy, which is rounded now into memory that the
@@ -422,19 +371,17 @@ class MLP(HeldParameters):
         (N, K) array
             Pre-activations of the output units.
         """
-        return self._logits(x, *self.working_parameters())
+        return self._logits(x, self.working_parameters())
 
-    def _logits(self, x: Any, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
+    def _logits(self, x: Any, parameters: Layers) -> Array:
         backend = self.backend
-        h = x = self._inputs(self.check_inputs(x))
-        for W, b, act in zip(weights, biases, self.layer_activations, strict=True):
-            a = backend.empty((len(x), len(W)), self.precision)
-            backend.affine_forward(h, W, b, act, a, a)
-            h = a
+        x = self._inputs(self.check_inputs(x))
+        units = Units(backend, len(x), self.widths[1:], self.activations, self.precision)
+        emit_forward(backend, x, parameters, units)
         if not self.mixed_precision:
-            return h
-        wide = backend.empty(h.shape, self.dtype)
-        backend.gather_rows(h, None, wide)
+            return units.a[-1]
+        wide = backend.empty(units.a[-1].shape, self.dtype)
+        backend.gather_rows(units.a[-1], None, wide)
         return wide
 
     def _inputs(self, x: Array) -> Array:
@@ -475,7 +422,7 @@ class MLP(HeldParameters):
         result = self.backend.empty((len(x), self.widths[-1]), self.dtype)
         parameters = self.working_parameters()
         for start in range(0, len(x), batch_rows):
-            logits = self._logits(x[start : start + batch_rows], *parameters)
+            logits = self._logits(x[start : start + batch_rows], parameters)
             self.backend.output(logits, self.output, result[start : start + batch_rows])
         return result
 
@@ -525,17 +472,13 @@ class MLP(HeldParameters):
         weights = checks.sample_weights(sample_weight, "gradients", len(x))
         weights = checks.near_one(weights, chosen.options.reduction)
         weights = self.backend.place(weights, self.dtype)
-        buffers = PassBuffers(self, len(x), separate=True)
-        gradient = self.backend.zeros(self.layout.size, self.dtype)
-        grad_W, grad_b = self.layout.views(gradient)
-        result = chosen.buffers(self.backend, len(x), self.dtype)
-        result["delta"] = buffers.delta[-1]
-        W, b = self.working_parameters()
-        emit_forward(self.backend, self, x, buffers, W, b)
-        chosen.emit(self.backend, buffers.a[-1], targets, result, weights)
-        emit_backward(self.backend, self, x, buffers, W, grad_W, grad_b)
+        units = PassUnits(self, len(x), separate=True)
+        result = chosen.buffers(self.backend, len(x), self.dtype) | {"delta": units.delta[-1]}
+        gradient = self.layout.views(self.backend.zeros(self.layout.size, self.dtype))
+        batch = Batch(x, targets, weights, units, result)
+        emit_gradients(self.backend, chosen, batch, self.working_parameters(), gradient)
         value = result["row_loss"] if chosen.options.reduction == "none" else result["loss"][()]
-        return Gradients(value, buffers.delta[-1], buffers.grad_h, buffers.delta, grad_W, grad_b)
+        return Gradients(value, units.delta[-1], units.grad_h, units.delta, *gradient)
 
     def copy(self, device: str | None = None) -> Self:
         """Return a network of the same class and architecture with a copy of the parameters.
@@ -601,172 +544,3 @@ class MLP(HeldParameters):
         return display.html_table(
             f"MLP with {self.layout.count:,} parameters, {kind}", headers, rows
         )
-
-
-class PassBuffers:
-    """Arrays of one forward and backward pass over `rows` rows.
-
-    Parameters
-    ----------
-    separate : every quantity has its own memory (`MLP.gradients`). False, for training: h
-        overwrites a where the slope allows it, delta overwrites grad_h and, at the output, the
-        logits, and the grad_h of alternate layers share memory.
-    random : (2,) uint64 {seed, step} on the device, for a pass with dropout; None for one without.
-    """
-
-    def __init__(self, network: MLP, rows: int, *, separate: bool, random: Any = None) -> None:
-        backend, dtype, widths = network.backend, network.precision, network.widths[1:]
-        self.a = [backend.empty((rows, width), dtype) for width in widths]
-        self.dropout = [
-            Dropout(rate, layer, random) if rate and random is not None else None
-            for layer, rate in enumerate(network.dropout)
-        ]
-        self.h, self.saved = [], []
-        for a, act, dropout in zip(self.a[:-1], network.activations, self.dropout, strict=True):
-            # h that was dropped out does for the slope only where a factor does not change that.
-            one = act.saved == "h" and (dropout is None or act.homogeneous)
-            h = a if one and not separate else backend.empty(a.shape, dtype)
-            self.h.append(h)
-            self.saved.append(h if one else a)
-        hidden = widths[:-1]
-        if separate:
-            self.grad_h = [backend.empty((rows, width), dtype) for width in hidden]
-            self.delta = [backend.empty((rows, width), dtype) for width in widths]
-            return
-        pair = [
-            backend.empty(rows * max(hidden, default=0), dtype) for _ in range(min(2, len(hidden)))
-        ]
-        self.grad_h = [
-            pair[i % 2][: rows * width].reshape(rows, width) for i, width in enumerate(hidden)
-        ]
-        self.delta = [*self.grad_h, self.a[-1]]
-
-    def first_rows(self, rows: int) -> PassBuffers:
-        """The same memory seen as buffers of fewer rows (contiguous), for a short last batch."""
-        cut = object.__new__(PassBuffers)
-        cut.dropout = self.dropout
-        seen: dict[int, Array] = {}
-        for name in ("a", "h", "saved", "grad_h", "delta"):
-            arrays = getattr(self, name)
-            setattr(cut, name, [seen.setdefault(id(array), array[:rows]) for array in arrays])
-        return cut
-
-
-def emit_forward(
-    backend: Backend,
-    network: MLP,
-    x: Array,
-    buffers: PassBuffers,
-    W: Sequence[Array],
-    b: Sequence[Array],
-) -> None:
-    """Issue the forward pass with these weights and biases; the logits land in buffers.a[-1]."""
-    outputs = [*buffers.h, buffers.a[-1]]
-    inputs, dropout = [x, *buffers.h], [*buffers.dropout, None]
-    for layer, act in enumerate(network.layer_activations):
-        backend.affine_forward(
-            inputs[layer],
-            W[layer],
-            b[layer],
-            act,
-            buffers.a[layer],
-            outputs[layer],
-            dropout[layer],
-        )
-
-
-def emit_backward(
-    backend: Backend,
-    network: MLP,
-    x: Array,
-    buffers: PassBuffers,
-    W: Sequence[Array],
-    grad_W: list[Array],
-    grad_b: list[Array],
-) -> None:
-    """Issue the backward pass from buffers.delta[-1], which the loss has filled."""
-    inputs = [x, *buffers.h]
-    for layer in reversed(range(network.n_layers)):
-        delta = buffers.delta[layer]
-        below = buffers.grad_h[layer - 1] if layer else None
-        if layer == network.n_layers - 1:
-            backend.column_sum(delta, grad_b[layer])
-        backend.affine_backward(delta, inputs[layer], W[layer], grad_W[layer], below)
-        if below is not None:
-            act = network.activations[layer - 1]
-            backend.activation_backward(
-                below,
-                buffers.saved[layer - 1],
-                act,
-                buffers.delta[layer - 1],
-                grad_b[layer - 1],
-                buffers.dropout[layer - 1],
-            )
-
-
-def _check_dtype(dtype: Any) -> np.dtype:
-    for candidate in (np.dtype(np.float32), np.dtype(np.float64)):
-        if dtype in (candidate.name, candidate, candidate.type):
-            return candidate
-    raise DtypeError(f"dtype is {dtype!r} but the parameters of a network are float32 or float64")
-
-
-def _check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
-    if precision is None or precision in (dtype.name, dtype, dtype.type):
-        return dtype
-    name = str(getattr(precision, "name", precision))
-    if name not in SIXTEEN_BIT:
-        raise DtypeError(
-            f"precision is {precision!r} but must be {', '.join(sorted(SIXTEEN_BIT))}, or "
-            f"{dtype.name}, the dtype of the parameters"
-        )
-    if dtype != np.float32:
-        raise DtypeError(
-            f"precision {name} goes with float32 parameters, not with dtype {dtype.name}"
-        )
-    return STORAGES[name].numpy()
-
-
-def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    try:
-        checked = tuple(int(width) for width in widths)
-        whole = all(int(width) == width for width in widths)
-    except (TypeError, ValueError, OverflowError):
-        checked, whole = (), False
-    if not whole or len(checked) < 2 or min(checked) < 1:
-        raise ShapeError(
-            f"widths is {widths!r} but must be at least two whole numbers of at least 1: inputs, "
-            f"hidden units of each layer, output units"
-        )
-    return checked
-
-
-def _check_activations(
-    spec: str | Activation | Sequence[str | Activation], hidden: int
-) -> tuple[Activation, ...]:
-    if isinstance(spec, (str, Activation)):
-        return (activation(spec),) * hidden
-    if not isinstance(spec, Sequence):
-        raise OptionError(f"activation is {spec!r} but must be a name or a list of names")
-    chosen = tuple(activation(item) for item in spec)
-    if len(chosen) != hidden:
-        raise ShapeError(
-            f"activation has {len(chosen)} entries but the network has {hidden} hidden layers; "
-            f"give one for each, or a single name for all"
-        )
-    return chosen
-
-
-def _check_dropout(spec: float | Sequence[float], hidden: int) -> tuple[float, ...]:
-    if isinstance(spec, (str, bytes)) or not isinstance(spec, Sequence):
-        rates = (dropout_rate(spec),) * hidden
-    else:
-        rates = tuple(dropout_rate(rate) for rate in spec)
-    if len(rates) != hidden:
-        raise ShapeError(
-            f"dropout has {len(rates)} entries but the network has {hidden} hidden layers; give "
-            f"one for each, or a single rate for all"
-        )
-    if any(rates) and hidden > MAX_STREAM:
-        raise OptionError(f"dropout is for at most {MAX_STREAM:,} hidden layers, not {hidden:,}")
-    return rates

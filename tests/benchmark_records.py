@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import limits, problems, worker
+from gpubackprop.bench import limits, operations, worker
+from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, LIMIT, OURS, SAME_SIZE
-from gpubackprop.bench.harness import GOALS, Plan, Row, summarise
-from gpubackprop.bench.shapes import Case, cases
+from gpubackprop.bench.rows import GOALS, Row, summarise
+from gpubackprop.bench.shapes import Case
 
 
 class InProcess:
@@ -18,7 +19,7 @@ class InProcess:
 
     ended = False
 
-    def __init__(self, contestant: str, device: str, threads: int, plan: Plan) -> None:
+    def __init__(self, contestant: str, device: str, threads: int, *, small: bool = False) -> None:
         self.session = worker.Session(contestant, device)
 
     def tell(self, what: str, **values: Any) -> None:
@@ -65,7 +66,7 @@ def made_up(*, gpu: bool, factor: float = 1.0, seed: int = 0) -> dict[str, Any]:
 
 def _rows(case: Case, device: str, factor: float, rng: np.random.Generator) -> list[Row]:
     kind = device.partition(":")[0]
-    problem = problems.get(case.op)
+    problem = operations.get(case.op)
     if not problem.limit:
         return []
     copy, product = RATES[kind]

@@ -1,4 +1,4 @@
-"""Running commands of the command line in this process, and the small files they read."""
+"""Run commands of the command line in this process; the small files that they read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpubackprop.backends.numpy import get_num_threads, set_num_threads
 from gpubackprop.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-# Without what pytest-xdist sets in its workers, which would switch pytest-benchmark off.
+# The variables that pytest-xdist sets in its workers would switch pytest-benchmark off.
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
 } | {"PYTHONPATH": str(ROOT)}
@@ -36,7 +36,7 @@ class Result(NamedTuple):
 
 
 def run_cli(*arguments: Any) -> Result:
-    """`main` with these arguments; thread settings of the process are put back."""
+    """Run `main` with these arguments; afterwards restore the thread settings of the process."""
     out, err, threads = io.StringIO(), io.StringIO(), get_num_threads()
     with (
         threadpoolctl.threadpool_limits(),
@@ -55,7 +55,7 @@ def ok(*arguments: Any) -> Result:
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> Path:
-    """A CSV file of these columns."""
+    """Write a CSV file of these columns."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -64,13 +64,13 @@ def write_table(path: Path, columns: dict[str, Any]) -> Path:
 
 
 def read_table(text: str) -> dict[str, list[str]]:
-    """Columns of CSV text."""
+    """Return the columns of CSV text."""
     header, *rows = csv.reader(io.StringIO(text))
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
 def flowers(rows: int = 90, seed: int = 0) -> dict[str, Any]:
-    """Three classes that lie well apart in the plane of `length` and `width`."""
+    """Return three classes that are far apart in the plane of `length` and `width`."""
     rng = np.random.default_rng(seed)
     kind = np.arange(rows) % 3
     centre = np.array([[10.0, 0.1], [20.0, 0.2], [30.0, 0.1]])[kind]
@@ -83,7 +83,7 @@ def flowers(rows: int = 90, seed: int = 0) -> dict[str, Any]:
 
 
 def houses(rows: int = 120, seed: int = 0) -> dict[str, Any]:
-    """A price that is a line of area and rooms."""
+    """Return a price that is a linear function of area and rooms."""
     rng = np.random.default_rng(seed)
     area, rooms = rng.uniform(20, 200, rows), rng.integers(1, 7, rows)
     return {"area": area, "rooms": rooms, "price": 50_000 + 3_000 * area + 10_000 * rooms}

@@ -1,8 +1,8 @@
 """What was compiled whole and found within its resources, so that it need not be again.
 
 compiled.json has a key for each source and card. The key changes with the preprocessed source, the
-compiler's version and options, and the test; then the whole source is compiled again. A test run
-with GPUBACKPROP_RECORD=1 writes the keys of what passed.
+compiler's version and options, and the test; then the whole source is compiled again. It is the same
+in every checkout. A test run with GPUBACKPROP_RECORD=1 writes the keys of what passed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def key_of(source: str, architecture: int, test: str) -> str:
     """`test`: the text of what is asserted."""
     compiler = compilers.compiler()
     assert compiler is not None
-    parts = (
-        _preprocess(KERNELS / source, ()), str(architecture), compiler.version,
-        *compilers.OPTIONS, test,
-    )  # fmt: skip
+    # Lines that begin with # say from which file of this machine the next ones are.
+    lines = _preprocess(KERNELS / source, ()).splitlines()
+    code = "\n".join(line for line in lines if line and not line.startswith("#"))
+    parts = (code, str(architecture), compiler.version, *compilers.OPTIONS, test)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 

@@ -1,4 +1,4 @@
-"""Marks for whole files, and the fixtures `way` (`tests/ways.py`) and `device`.
+"""Marks for whole files, and the fixtures `way` (`tests/ways.py`), `device` and `sweep`.
 
 Tests marked ``gpu`` run where the CUDA backend can; elsewhere they are skipped with the reason. Files
 of emulated kernels are marked ``emulated``: together they take minutes, and `make check` leaves them
@@ -13,6 +13,9 @@ import pytest
 
 from gpubackprop.backends import devices
 from tests import ways
+from tests.sweep_plugin import pytest_addoption, pytest_configure, sweep
+
+__all__ = ["pytest_addoption", "pytest_configure", "sweep"]
 
 EMULATED = ("test_kernel_", "test_cupy_", "test_emulator", "test_gpu_", "test_mutants")
 

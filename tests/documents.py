@@ -135,7 +135,7 @@ def why_not_a_command(command: str) -> str:
     if words[0] == "gpubackprop":
         return _why_not_gpubackprop(words[1:])
     if words[0] == "make":
-        targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
         wanted = {word for word in words[1:] if "=" not in word}
         return "" if wanted <= targets else f"the Makefile has no {', '.join(wanted - targets)}"
     if words[0] == "pip":

@@ -17,7 +17,7 @@ import gpubackprop
 from gpubackprop import MLP, Trainer, ops, optimizers
 
 WIDTHS, ROWS, RATE = (5, 6, 4, 3), 7, 0.25
-# What a name on the left of a call, or an attribute, stands for in the lecture.
+# The lecture's symbol for a name on the left of a call, or for an attribute.
 MEANINGS = {
     "ops.activation_backward": "δ_l", "ops.column_sum": "∇b_l",
     "h": "h_l", "loss": "L", "delta": "δ_L", "grad_W": "∇W_l", "grad_b": "∇b_l", "grad_h_prev": "∂L/∂h_{l-1}",
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 def table(text: str) -> list[Row]:
-    """The rows of the table whose first heading is "the lecture"."""
+    """Return the rows of the table whose first heading is "the lecture"."""
     lines = iter(text.splitlines())
     for line in lines:
         if line.startswith("| the lecture |"):
@@ -55,7 +55,8 @@ class Lecture:
 
     Attributes
     ----------
-    values : the lecture's names ("δ_l", "∇W_l", ...) -> arrays in the batch form.
+    values : dict
+        Arrays in the batch form, by the lecture's names ("δ_l", "∇W_l", ...).
     """
 
     def __init__(self, layer: int, *, squares: bool) -> None:
@@ -104,7 +105,7 @@ class Lecture:
     # -- formulas ---------------------------------------------------------------------------------
 
     def formula(self, text: str) -> np.ndarray:
-        """The value of the right side of an equation, in the batch form."""
+        """Return the value of the right side of an equation, in the batch form."""
         value = np.asarray(eval(translated(text), {"__builtins__": {}}, self._names()))
         if value.shape == (1, 1):  # a number
             return value[0, 0]
@@ -136,7 +137,7 @@ class Lecture:
     # -- calls ------------------------------------------------------------------------------------
 
     def call(self, text: str) -> dict[str, np.ndarray]:
-        """The lecture's name -> value, for what a call gives."""
+        """Return what a call gives, by the lecture's names."""
         l, network = self.layer, self.network  # noqa: E741
         saved = self.h[l].detach().numpy()
         names: dict[str, Any] = vars(gpubackprop) | {
@@ -157,12 +158,12 @@ class Lecture:
         return {
             MEANINGS[name]: value
             for name, value in zip(targets, values, strict=True)
-            if MEANINGS.get(name) in self.values  # not `saved`, and no gradient of the inputs
+            if MEANINGS.get(name) in self.values  # `saved` and the inputs' gradient have none
         }
 
 
 def translated(formula: str) -> str:
-    """The lecture's notation as Python."""
+    """Return the lecture's notation as Python."""
     text = formula.replace("−", "-")
     text = text.replace("∂L/∂h_", "grad_h_").replace("δ", "delta").replace("ŷ", "yhat")
     text = re.sub(r"\b(W|b|a|h|grad_h|delta)_(?:\{(l[+-]1)\}|([lL])\b)", _indexed, text)
@@ -183,7 +184,7 @@ def _indexed(match: re.Match[str]) -> str:
 
 
 def check_row(row: Row) -> None:
-    """Every equation and every call of a row against PyTorch, in every hidden layer.
+    """Hold every equation and every call of a row to PyTorch, in every hidden layer.
 
     Raises
     ------
@@ -211,7 +212,7 @@ def check_row(row: Row) -> None:
 
 
 def _check_equation(equation: str, lecture: Lecture) -> list[str]:
-    """Hold "name = other name = formula" to PyTorch's value of each name; returns the names."""
+    """Hold "name = other name = formula" to PyTorch's value of each name; return the names."""
     *names, right = equation.split(" = ")
     assert names, f"{equation} is no equation"
     for name in names:
@@ -232,7 +233,7 @@ def _check_shape(text: str, value: Any, layer: int) -> None:
 
 
 def _check_step(formula: str, calls: list[str]) -> None:
-    """θ ← the new θ, by one epoch of one batch."""
+    """Hold θ ← the new θ to one epoch of one batch."""
     left, _, right = formula.partition(" ← ")
     assert left == "θ"
     for call in calls:

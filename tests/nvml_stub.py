@@ -42,10 +42,16 @@ class Card:
 
     Attributes
     ----------
-    sm, memory : MHz at each reading; the last stays.
-    millijoules : gives the counter.
-    lacks : functions that this card or driver does not have, and the error's number.
-    init : the error's number of nvmlInit; 0 for none.
+    sm : list of int
+        MHz of the processors at each reading; the last one stays.
+    memory : list of int
+        MHz of the memory, likewise.
+    millijoules : callable
+        Gives the energy counter.
+    lacks : dict
+        The functions that this card or driver does not have, with the error's number.
+    init : int
+        The error's number of nvmlInit; 0 for none.
     """
 
     bus_id: str = "00000000:3B:00.0"
@@ -58,7 +64,7 @@ class Card:
 
 
 def module(card: Card) -> types.ModuleType:
-    """The module, on which nvmlInit was not called yet."""
+    """Return the module, on which nvmlInit was not called yet."""
     nvml: Any = types.ModuleType("pynvml")
     state = {"count": 0}
     handle = c_nvmlDevice_t(0x7F00)
@@ -80,7 +86,7 @@ def module(card: Card) -> types.ModuleType:
             raise NVMLError(2)
 
     def whole(kind: Any) -> int:
-        return ctypes.c_uint(kind).value  # ctypes' TypeError for what is no int
+        return ctypes.c_uint(kind).value  # ctypes raises its TypeError for anything but an int
 
     def nvmlInit() -> None:
         if card.init:

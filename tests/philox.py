@@ -6,7 +6,7 @@ import numpy as np
 
 
 def philox_block(counter: list[int], key: list[int]) -> list[int]:
-    """Four random words of a counter of four words and a key of two."""
+    """Return four random words for a counter of four words and a key of two."""
     x, (k0, k1) = counter, key
     for _ in range(10):
         left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
@@ -16,7 +16,7 @@ def philox_block(counter: list[int], key: list[int]) -> list[int]:
 
 
 def philox_words(first: int, count: int, offset: int, seed: int) -> np.ndarray:
-    """Words of the elements first, ..., first + count - 1, as Python computes them."""
+    """Return the words of the elements first, ..., first + count - 1, as Python computes them."""
     blocks = {}
     for block in range(first // 4, (first + count + 3) // 4):
         counter = [block & 0xFFFFFFFF, block >> 32, offset & 0xFFFFFFFF, offset >> 32]
@@ -25,6 +25,6 @@ def philox_words(first: int, count: int, offset: int, seed: int) -> np.ndarray:
 
 
 def keep(shape: tuple[int, int], p: float, seed: int, step: int, layer: int) -> np.ndarray:
-    """The mask of a layer: offset = step 2^16 + layer, kept from p 2^32 on."""
+    """Return the mask of a layer: offset = step 2^16 + layer; a word of at least p 2^32 keeps."""
     words = philox_words(0, shape[0] * shape[1], step << 16 | layer, seed)
     return words.reshape(shape) >= round(p * 2**32)

@@ -22,7 +22,7 @@ TORCH_DTYPE = {name: getattr(torch, name) for name in STORAGES}
 
 
 def tensor(array: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor with a copy of `array`; bfloat16 comes by way of float32, exactly."""
+    """Return a tensor with a copy of `array`; bfloat16 passes through float32, exactly."""
     array = np.asarray(array)
     if array.dtype.name == "bfloat16":
         return tensor(array.astype(np.float32), dtype or torch.bfloat16)
@@ -31,7 +31,7 @@ def tensor(array: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
 
 
 def numpy(result: torch.Tensor) -> Array:
-    """An ndarray; bfloat16 becomes float32, exactly."""
+    """Return an ndarray; bfloat16 becomes float32, exactly."""
     result = result.detach()
     return (result.float() if result.dtype == torch.bfloat16 else result).numpy()
 
@@ -64,8 +64,8 @@ def _mish(a: torch.Tensor, k: float) -> torch.Tensor:
     return a * (s * s + 2 * s * r) / (s * s + 2 * s * r + 2 * r * r)
 
 
-# PyTorch's gelus cancel in the left tail, gelu_tanh's slope by 4e-15 near 3 too: no oracle. The slope
-# of mish is 4e-15 off near 2, where 1 - tanh^2 cancels.
+# PyTorch's gelus cancel in the left tail, and gelu_tanh's slope is 4e-15 off near 3 too, so they are
+# no oracle. The slope of mish is 4e-15 off near 2, where 1 - tanh^2 cancels.
 EXACT = {
     "gelu": lambda a, k: 0.5 * a * torch.erfc(-math.sqrt(0.5) * a),
     "gelu_tanh": _gelu_tanh,
@@ -105,7 +105,7 @@ def _softplus(x: Any) -> Any:
     return max(x, mpmath.mpf(0)) + mpmath.log1p(mpmath.exp(-abs(x)))
 
 
-# Value and slope of a number with many digits.
+# Value and slope at a number with many digits.
 BY_MPMATH: dict[str, Callable[[Any, float], tuple[Any, Any]]] = {
     "identity": lambda x, k: (x, 1),
     "logistic": lambda x, k: (_logistic(x), _logistic(x) * _logistic(-x)),
@@ -124,17 +124,25 @@ BY_MPMATH: dict[str, Callable[[Any, float], tuple[Any, Any]]] = {
 
 @dataclass(frozen=True)
 class Shortfall:
-    """How far float32 falls short of "no worse than PyTorch, or one unit", where it does.
+    """How far float32 falls short of "no worse than PyTorch, or one unit", for the activations that do.
 
-    NumPy's float32 exp errs by up to 2.4 units in the last place, tanh by 1.4, log1p and expm1 by 2.2,
-    PyTorch's by 0.6 (measured, AVX-512); a slope that passes 0 (silu, mish, the gelus) magnifies that.
-    The emulator's libm stands for the card's: a unit there, half of one in PyTorch's vectors.
+    NumPy's float32 exp errs by up to 2.4 units in the last place, tanh by 1.4, log1p and expm1 by
+    2.2; PyTorch's by 0.6 (measured, AVX-512). A slope that passes 0 (silu, mish, the gelus)
+    magnifies that. The emulator's libm stands for the card's: it errs by a unit where PyTorch's
+    vectors err by half.
 
     Attributes
     ----------
-    numpy, emulated : over the whole range, times what the rule allows. float64 : likewise, of float64.
-    numpy_draw, emulated_draw : (value, slope) of draws of 20,000, in units of `tolerances`: the largest
-        errors seen, rounded up.
+    numpy : float
+        Largest error of the NumPy way over the whole range, in multiples of what the rule allows.
+    emulated : float
+        The same for the emulated way.
+    float64 : float
+        The same in float64.
+    numpy_draw : pair of float
+        Largest errors of (value, slope) in draws of 20,000, in units of `tolerances`, rounded up.
+    emulated_draw : pair of float
+        The same for the emulated way.
     """
 
     numpy: float = 1.0
@@ -157,19 +165,19 @@ SHORTFALLS = {
 
 
 def activation_by_mpmath(name: str, a: float, k: float) -> tuple[float, float]:
-    """(g(a), g'(a)), computed with 50 digits."""
+    """Return (g(a), g'(a)), computed with 50 digits."""
     with mpmath.workdps(50):
         value, slope = BY_MPMATH[name](mpmath.mpf(a), k)
         return float(value), float(slope)
 
 
 def activation(name: str, a: Array, k: float) -> tuple[Array, Array]:
-    """(g(a), g'(a)) by PyTorch's function of that name in the dtype of a."""
+    """Return (g(a), g'(a)) by PyTorch's function of that name in the dtype of a."""
     return _value_and_slope(ACTIVATIONS[name], a, k)
 
 
 def activation_oracle(name: str, a: Array, k: float) -> tuple[Array, Array]:
-    """(g(a), g'(a)) by PyTorch in float64."""
+    """Return (g(a), g'(a)) by PyTorch in float64."""
     return _value_and_slope(EXACT.get(name, ACTIVATIONS[name]), a.astype(np.float64), k)
 
 
@@ -195,9 +203,9 @@ def cross_entropy(
     reduction: str = "mean",
     upstream: Any = 1.0,
 ) -> tuple[Array, Array]:
-    """(loss, gradient wrt the logits) by torch.nn.functional.cross_entropy and autograd.
+    """Return (loss, gradient wrt the logits) by torch.nn.functional.cross_entropy and autograd.
 
-    Sample weights and z-loss, which PyTorch has not, are PyTorch expressions around it. The logits
+    PyTorch lacks sample weights and z-loss, so they are PyTorch expressions around it. The logits
     of ignored rows are replaced by zeros first: PyTorch's gradient of a NaN there is NaN.
     """
     kind = TORCH_DTYPE[dtype]
@@ -233,7 +241,7 @@ def cross_entropy(
     return numpy(loss), numpy(leaf.grad)
 
 
-# Of pre-activations, targets and the loss's parameter.
+# Functions of pre-activations, targets and the loss's parameter.
 POINTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
     "squared_error": lambda a, t, k: 0.5 * F.mse_loss(a, t, reduction="none"),
     "binary_cross_entropy": lambda a, t, k: F.binary_cross_entropy_with_logits(
@@ -244,7 +252,7 @@ POINTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 }
 
 
-# Every pointwise loss, those with a parameter also with another value of it.
+# Every pointwise loss; if it has a parameter, also with another value of it.
 POINTWISE_SPECS = (
     *POINTWISE,
     *(f"{name}(0.4)" for name in POINTWISE if pointwise_loss(name).parameter_name),
@@ -252,7 +260,7 @@ POINTWISE_SPECS = (
 
 
 def targets(name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """What the pointwise loss of that name may be given: anything, from 0 to 1, or counts."""
+    """Return targets that the pointwise loss of that name takes: any numbers, 0 to 1, or counts."""
     domain = pointwise_loss(name).target_domain
     if domain == "unit":
         return rng.integers(0, 2, shape) * 1.0
@@ -268,7 +276,7 @@ def pointwise(
     sample_weight: Array | None = None,
     reduction: str = "mean",
 ) -> tuple[Array, Array]:
-    """(loss, gradient wrt a) by PyTorch's loss of that name, maybe with a parameter, and autograd."""
+    """Return (loss, gradient wrt a) by PyTorch's loss of that name, maybe with a parameter."""
     kind, formula = TORCH_DTYPE[dtype], pointwise_loss(name)
     leaf, t = tensor(a, kind).requires_grad_(), tensor(targets, kind)
     row = POINTWISE[formula.name](leaf, t, formula.parameter).sum(1)
@@ -286,7 +294,7 @@ def pointwise(
 def network_loss(
     output: str, logits: torch.Tensor, targets: Array, weight: Array | None = None
 ) -> torch.Tensor:
-    """The mean over rows of the loss that belongs to an output function, by PyTorch's functions."""
+    """Return the mean over rows of the loss that belongs to an output function, by PyTorch."""
     kind = logits.dtype
     if output == "softmax":
         t = tensor(targets.astype(np.int64)) if targets.ndim == 1 else tensor(targets, kind)
@@ -301,7 +309,7 @@ def network_loss(
 def network_gradients(
     network: Any, x: Array, targets: Array, *, dtype: str = "float64", weight: Array | None = None
 ) -> dict[str, Any]:
-    """Loss, and gradients wrt logits, hidden units, pre-activations, W and b, by retain_grad."""
+    """Return loss and gradients wrt logits, hidden units, pre-activations, W and b, by retain_grad."""
     kind = TORCH_DTYPE[dtype]
     W = [tensor(array, kind).requires_grad_() for array in ways.host(network.W)]
     b = [tensor(array, kind).requires_grad_() for array in ways.host(network.b)]

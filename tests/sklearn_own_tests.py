@@ -1,6 +1,6 @@
 """scikit-learn's own tests of its MLP, with this package's classes in place of scikit-learn's.
 
-The module's source is read from the installed scikit-learn and run as it stands, but for the names
+The module's source is read from the installed scikit-learn and run unchanged, except for the names
 that it imports.
 """
 
@@ -16,8 +16,8 @@ SOURCE = "sklearn.neural_network.tests.test_mlp"
 IMPORT = "from sklearn.neural_network import MLPClassifier, MLPRegressor"
 EXCHANGED = "from gpubackprop.sklearn import MLPClassifier, MLPRegressor"
 
-# Tests that read private attributes which these classes do not have: the reason, and what covers
-# here what they check.
+# Tests that read private attributes which these classes do not have: the reason, and the test here
+# that covers what they check.
 PRIVATE = {
     "test_gradient": (
         "calls _loss_grad_lbfgs",
@@ -27,7 +27,7 @@ PRIVATE = {
 
 
 def load() -> types.ModuleType:
-    """The exchanged module, executed."""
+    """Return the exchanged module, executed."""
     spec = importlib.util.find_spec(SOURCE)
     assert spec is not None
     assert spec.origin is not None

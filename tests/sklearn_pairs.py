@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits, make_multilabel_classification, make_r
 
 import gpubackprop.sklearn as ours
 
-LOSS_TOLERANCE = 1e-10  # relative, of every epoch's loss, in float64
+LOSS_TOLERANCE = 1e-10  # relative tolerance of every epoch's loss, in float64
 
 
 def digits(rows: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def weights(rows: int) -> np.ndarray:
 
 
 def estimators(name: str, **options: Any) -> tuple[Any, Any]:
-    """(scikit-learn's, ours), with the same parameters and few epochs."""
+    """Return (scikit-learn's, ours), with the same parameters and few epochs."""
     settings = {"random_state": 0, "max_iter": 25} | options
     if name == "MLPClassifier" and settings.get("loss"):
         del settings["loss"]
@@ -50,7 +50,7 @@ def fitted(name: str, x: Any, y: Any, *args: Any, **options: Any) -> tuple[Any, 
 
 
 def assert_same_fit(theirs: Any, ours: Any, x: Any, tolerance: float = LOSS_TOLERANCE) -> None:
-    """Attributes, loss curve, parameters and predictions of two fits."""
+    """Compare attributes, loss curve, parameters and predictions of two fits."""
     assert ours.n_iter_ == theirs.n_iter_
     assert ours.t_ == theirs.t_
     assert ours.out_activation_ == theirs.out_activation_

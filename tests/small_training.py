@@ -14,7 +14,7 @@ Array = np.ndarray
 
 
 def some_data(rows: int = 120, noise: float = 0.5) -> tuple[Array, Array]:
-    """Three overlapping classes in four columns."""
+    """Return three overlapping classes in four columns."""
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 3, rows)
     return rng.normal(size=(rows, 4)) * noise + np.eye(3, 4)[labels], labels

@@ -10,7 +10,7 @@ from tests.emulator.arrays import Guarded
 from tests.emulator.operations import DTYPES, Operations
 
 H200 = DeviceProperties(2, 232_448, (9, 0))
-# name: card, blocks to a row, columns
+# name: card, blocks per row, columns
 FORMS = {
     "short": (H200, None, 33),
     "warp": (H200, None, 300),
@@ -25,8 +25,10 @@ FORMS = {
 
 
 def launch_forms(verbs: Operations, dtype: str, names: tuple[str, ...] = tuple(FORMS)) -> None:
-    """Every form with labels (a bad one among them) and in its general form, from awkward pointers;
-    for the sanitizers."""
+    """Launch every form, for the sanitizers, from awkward pointers.
+
+    Each runs with labels (a bad one among them) and in its general form.
+    """
     kind = DTYPES[dtype]
     compute = compute_dtype(kind)
     for name in names:
@@ -34,7 +36,7 @@ def launch_forms(verbs: Operations, dtype: str, names: tuple[str, ...] = tuple(F
         if name == "parts":
             cols = 17_000 if kind.itemsize < 8 else 9_000
         own = Operations(run=verbs.run, device=card)
-        rows = {"parts": 1, "short": 150}.get(name, 3)  # short: three tiles
+        rows = {"parts": 1, "short": 150}.get(name, 3)  # 150 short rows are three tiles
         for shift, gap in ((0, 0), (1, 0 if name == "short" else 2)):
             memory = Guarded()
             z = memory.normal((rows, cols), kind, shift=shift, gap=gap)

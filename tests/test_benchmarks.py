@@ -15,18 +15,25 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as whole_run
+from gpubackprop.backends import NumpyBackend
 from gpubackprop.bench import (
+    cases,
+    cells,
     contestants,
     expressions,
     harness,
     losses,
+    notes,
+    operations,
     ours,
+    parity,
     places,
     problems,
+    process,
     record,
     shapes,
     steps,
-    table,
+    tables,
     worker,
 )
 from gpubackprop.bench import run as runs
@@ -58,36 +65,36 @@ def rows_of(case, **plan):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("size", shapes.SIZES)
+@pytest.mark.parametrize("size", cases.SIZES)
 def test_cases_have_names_of_their_own_and_problems(size, device):
-    found = shapes.cases(size, device)
+    found = cases.cases(size, device)
     names = [case.name for case in found]
     assert len(names) == len(set(names)) > 5
     assert all(device in case.devices for case in found)
-    assert {case.op for case in found} <= {*problems.registry(), "cold_start"}
+    assert {case.op for case in found} <= {*operations.PROBLEMS, "cold_start"}
 
 
 def test_the_shapes_that_were_asked_for_are_there():
-    found = shapes.cases("full", "cuda")
+    found = cases.cases("full", "cuda")
     on_gpu = {case.name for case in found}
     for network in shapes.NETWORKS.values():
         assert any(network == case.shape[1:] for case in found), network
     for classes in (10, 1000, 32_000, 50_257, 128_256, 262_144):
         assert any(name.endswith(f"x{classes}") and "softmax" in name for name in on_gpu)
-    batches = {case.shape[0] for case in shapes.cases("full", "cuda") if case.op == "training_step"}
+    batches = {case.shape[0] for case in cases.cases("full", "cuda") if case.op == "training_step"}
     assert {1, 1 << 20} <= batches
-    assert {case.op for case in shapes.cases("full", "cuda")} >= set(problems.registry())
+    assert {case.op for case in cases.cases("full", "cuda")} >= set(operations.PROBLEMS)
 
 
 def test_smoke_has_every_operation_and_variant_of_full():
-    full, smoke = ({(c.op, c.variant, c.dtype) for c in shapes.cases(size, "cuda")}
+    full, smoke = ({(c.op, c.variant, c.dtype) for c in cases.cases(size, "cuda")}
                    for size in ("full", "smoke"))  # fmt: skip
     assert full == smoke
-    assert max(np.prod(case.shape) for case in shapes.cases("smoke", "cuda")) < 6000
+    assert max(np.prod(case.shape) for case in cases.cases("smoke", "cuda")) < 6000
 
 
 def test_a_case_goes_through_json():
-    case = shapes.cases("full", "cuda")[3]
+    case = cases.cases("full", "cuda")[3]
     assert Case.from_json(json.loads(json.dumps(asdict(case)))) == case
 
 
@@ -98,7 +105,7 @@ def test_a_network_of_l_layers_has_3_l_minus_1_products():
 
 def test_an_unknown_size_operation_or_peer_says_what_there_is():
     with pytest.raises(OptionError, match="quick"):
-        shapes.cases("huge", "cpu")
+        cases.cases("huge", "cpu")
     with pytest.raises(OptionError, match="softmax_cross_entropy"):
         runs.work(runs.Settings(op="nonsense"))
     with pytest.raises(OptionError, match=r"no peer 'tensorflow'; valid are all, none, torch"):
@@ -108,25 +115,65 @@ def test_an_unknown_size_operation_or_peer_says_what_there_is():
 # -- oracles --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["", *shapes.LOSS_OPTIONS])
+@pytest.mark.parametrize("variant", losses.ENTROPIES)
 def test_the_oracle_of_softmax_cross_entropy_is_pytorchs(variant):
     torch = pytest.importorskip("torch", reason="the reference is PyTorch")
     case = replace(ENTROPY, variant=variant, dtype="float64")
-    problem, options = problems.get(case.op), losses.entropy_options(case)
-    inputs = problem.inputs(case)
-    z = torch.tensor(inputs["logits"], requires_grad=True)
-    y = torch.tensor(inputs["labels"])
-    weight = torch.tensor(inputs["class_weight"]) if options["weighted"] else None
-    loss = torch.nn.functional.cross_entropy(
-        z, y, weight=weight, ignore_index=-100, label_smoothing=options["label_smoothing"]
-    )
-    counts = y != -100
-    divisor = counts.sum() if weight is None else (weight[y.clamp_min(0)] * counts).sum()
-    loss = loss + options["z_loss"] * (z.logsumexp(1) ** 2 * counts).sum() / divisor
+    problem, options = operations.get(case.op), losses.entropy_options(case)
+    inputs = {name: torch.tensor(array) for name, array in problem.inputs(case).items()}
+    z, cap, weight = inputs["logits"], options["soft_cap"], inputs.get("class_weight")
+    z.requires_grad_()
+    capped = cap * torch.tanh(z / cap) if cap else z
+    y = inputs.get("labels", inputs.get("probabilities"))
+    ignored = -100 if options["ignore_index"] is None else options["ignore_index"]
+    row = torch.nn.functional.cross_entropy(
+        capped, y, weight=weight, ignore_index=ignored, reduction="none",
+        label_smoothing=options["label_smoothing"],
+    )  # fmt: skip
+    each = inputs.get("sample_weight", torch.ones(len(z), dtype=torch.float64))
+    if "labels" in inputs:
+        each = each * (y != ignored)
+    row = each * (row + options["z_loss"] * capped.logsumexp(1) ** 2)
+    counted = each if weight is None else weight[y.clamp_min(0)] * each
+    loss = row.sum() / (counted.sum() if options["reduction"] == "mean" else 1)
     loss.backward()
-    ratio, error = problem.check(case, {"loss": loss.item(), "delta": z.grad.numpy()})
+    found = {"loss": loss.item(), "delta": z.grad.numpy(), "row_loss": row.detach().numpy()}
+    ratio, error = problem.check(case, found)
     assert ratio <= 1
     assert error < 1e-13
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_numpy_computes_what_the_oracle_of_every_case_says(dtype):
+    """Where it does not, nothing that a GPU computes would be too far from it."""
+    for row in parity.results(NumpyBackend(), names=(dtype,)):
+        limit = max(row.limit, 0.01 if dtype == "float64" else 1.0)
+        assert row.numpy <= limit, row
+        assert row.passed, row
+
+
+@pytest.mark.parametrize("variant", ["", "later"])
+def test_a_variant_is_compared_and_measured_and_run_small_without_another_edit(
+    variant, monkeypatch
+):
+    """A case is added in one place: to the variants of its problem."""
+
+    class More(operations.ColumnSum):
+        variants = ("", "later")
+
+    monkeypatch.setitem(operations.PROBLEMS, "column_sum", More())
+    for found in (
+        cases.compared(short=True), cases.compared(), cases.cases("smoke", "cpu"),
+        cases.cases("full", "cpu"), cases.cases("smoke", "cuda"), cases.cases("full", "cuda"),
+    ):  # fmt: skip
+        assert variant in {case.variant for case in found if case.op == "column_sum"}
+
+
+def test_what_is_compared_is_measured_unless_a_problem_says_that_its_time_means_nothing():
+    measured = {(case.op, case.variant) for case in cases.cases("full", "cuda")}
+    for case in cases.compared():
+        only = case.variant in operations.get(case.op).compared_only
+        assert only != ((case.op, case.variant) in measured), case
 
 
 def test_the_oracle_of_a_step_is_pytorchs():
@@ -146,7 +193,7 @@ def test_the_oracle_of_a_step_is_pytorchs():
         loss.backward()
         adam.step()
         found.append(loss.item())
-    assert found == pytest.approx(list(steps.oracle_losses(STEP)), rel=1e-12)
+    assert found == pytest.approx(list(steps.TrainingStep().losses(STEP)), rel=1e-12)
     assert len(found) == 10
 
 
@@ -160,17 +207,17 @@ def test_a_large_batch_repeats_its_rows_and_its_oracle_does_not():
     data = steps.StepData(some)
     step = steps.by_hand(np, data, np.float64, data.batch)
     whole = [float(step(data.rows(number))) for number in range(3)]
-    assert whole == pytest.approx(list(steps.oracle_losses(some)[:3]), rel=1e-12)
+    assert whole == pytest.approx(list(steps.TrainingStep().losses(some)[:3]), rel=1e-12)
     case = Case("training_step", (5000, 6, 5, 3), variant="adam")  # more than different rows
     assert large.batches * large.distinct < 5000
     work = ours.setup(case, places.Place(), "numpy")
-    assert problems.get(case.op).check(case, work.outputs())[0] <= 1
+    assert operations.get(case.op).check(case, work.outputs())[0] <= 1
     work.run()
 
 
 def test_an_input_of_many_rows_is_a_block_over_and_over_and_all_of_it_is_compared():
     case = Case("activation_backward", (2600, 1024), variant="tanh")
-    problem = problems.get(case.op)
+    problem = operations.get(case.op)
     tiling = problem.tiling(case)
     assert tiling == problems.Tiling(2600, 1023)
     inputs = problem.inputs(case)
@@ -183,7 +230,7 @@ def test_an_input_of_many_rows_is_a_block_over_and_over_and_all_of_it_is_compare
 
 @pytest.mark.parametrize("fault", ["nan", "shape", "small"])
 def test_a_fault_in_one_element_is_seen(fault):
-    problem = problems.get(ENTROPY.op)
+    problem = operations.get(ENTROPY.op)
     found = problem.expressions(np, ENTROPY, problem.inputs(ENTROPY))
     assert problem.check(ENTROPY, found)[0] <= 1
     if fault == "shape":
@@ -287,8 +334,8 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
     monkeypatch.setattr(worker.Session, "do", fails)
     done = []
     with Harness(SMALL) as measured:
-        jobs = [harness.Job(ENTROPY, "cpu", 1)]
-        left = harness.run_all(measured, jobs, 1e9, lambda text: None, done.extend)
+        jobs = [runs.Job(ENTROPY, "cpu", 1)]
+        left = runs.run_all(measured, jobs, 1e9, lambda text: None, done.extend)
     assert left == []
     rows = {row.contestant: row for row in done}
     failed = rows.pop("NumPy by hand")
@@ -312,8 +359,8 @@ def test_the_limit_of_products_has_the_threads_that_are_fastest(here, monkeypatc
     class Slower(InProcess):
         """The more threads, the longer."""
 
-        def __init__(self, contestant, device, threads, plan):
-            super().__init__(contestant, device, threads, plan)
+        def __init__(self, contestant, device, threads, **options):
+            super().__init__(contestant, device, threads, **options)
             self.threads = threads
 
         def answer(self):
@@ -346,8 +393,8 @@ def test_a_product_of_the_limit_is_taken_in_the_best_layout(monkeypatch):
 
 def test_a_share_above_one_is_marked():
     row = Row("step", "training_step", "numpy", "cpu", 1, seconds=1.0, share=1.02, limit="products")
-    assert table.lines([row])[1].endswith("1.02 ! products")
-    assert table.lines([replace(row, share=1.001)])[1].endswith("1.00 products")
+    assert tables.lines([row])[1].endswith("1.02 ! products")
+    assert tables.lines([replace(row, share=1.001)])[1].endswith("1.00 products")
 
 
 def test_ratios_are_medians_within_a_round_and_a_limit_is_its_fastest_one():
@@ -373,10 +420,10 @@ def test_slow_peers_take_part_in_key_cases_only():
 
 
 def test_the_budget_leaves_cases_out_and_names_them(here):
-    work = [harness.Job(ENTROPY, "cpu", 1), harness.Job(STEP, "cpu", 1)]
+    work = [runs.Job(ENTROPY, "cpu", 1), runs.Job(STEP, "cpu", 1)]
     done = []
     with Harness(SMALL) as measured:
-        left = harness.run_all(measured, work, -1.0, lambda text: None, done.append)
+        left = runs.run_all(measured, work, -1.0, lambda text: None, done.append)
     assert left == [f"{ENTROPY.name} on cpu", f"{STEP.name} on cpu"]
     assert done == []
 
@@ -411,14 +458,14 @@ def test_a_gpu_comes_before_the_cpu_and_its_goals_before_all_else_first_beside_p
 
 def test_a_worker_that_does_not_answer_is_ended_alone(monkeypatch):
     hangs = "import sys, time; sys.stdin.readline(); time.sleep(600)"
-    monkeypatch.setattr(harness, "PYTHON", [sys.executable, "-c", hangs])
-    monkeypatch.setattr(harness, "PATIENCE", {"prepare": 1.0, "round": 1.0})
-    process = harness.Process("numpy", "cpu", 1, SMALL)
-    answer = process.ask("round", repeats=1)
+    monkeypatch.setattr(process, "PYTHON", [sys.executable, "-c", hangs])
+    monkeypatch.setattr(process, "PATIENCE", {"prepare": 1.0, "round": 1.0})
+    hung = process.Process("numpy", "cpu", 1)
+    answer = hung.ask("round", repeats=1)
     assert answer == {"missing": "no answer to 'round' in 1 s; its process was ended"}
-    assert process.ask("round")["missing"].startswith("its process ended")
-    assert process.ended
-    process.close()
+    assert hung.ask("round")["missing"].startswith("its process ended")
+    assert hung.ended
+    hung.close()
 
 
 # -- record and table -----------------------------------------------------------------------------
@@ -503,8 +550,8 @@ def test_a_number_of_threads_below_one_is_refused(threads, capsys):
 
 def test_a_worker_has_its_threads_and_a_jax_that_leaves_memory_to_the_others(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
-    found = harness.environment(3)
-    assert {found[name] for name in harness.THREAD_VARIABLES} == {"3"}
+    found = process.environment(3)
+    assert {found[name] for name in process.THREAD_VARIABLES} == {"3"}
     assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
@@ -525,12 +572,12 @@ def test_the_table_has_both_devices_their_ratio_and_the_peers():
         row("torch eager", "cuda:0", seconds=5e-4, ratio=0.2),
         row("JAX jit", "cuda:0", note="WRONG: differs from the oracle by 1.0e+00"),
     ]
-    head, line = table.lines(rows)
+    head, line = tables.lines(rows)
     for title, cell in (("CPU", "2 ms"), ("GPU", "100 us"), ("speed-up", "20"),
                         ("of limit", "0.91 products")):  # fmt: skip
         assert line[: head.index(title) + len(title)].endswith(cell)
     assert line.endswith("torch eager 0.20, JAX jit WRONG; on the CPU NumPy by hand 0.98")
-    assert table.lines(rows[:2])[1].endswith("0.70 products   NumPy by hand 0.98")
+    assert tables.lines(rows[:2])[1].endswith("0.70 products   NumPy by hand 0.98")
 
 
 def test_the_table_has_every_peer_and_who_beats_us_first():
@@ -539,16 +586,16 @@ def test_the_table_has_every_peer_and_who_beats_us_first():
 
     names = [one.name for one in contestants.CONTESTANTS if "cpu" in one.kinds][2:]
     rows = [row("numpy"), *(row(name, ratio=0.1 * i) for i, name in enumerate(names, 3))]
-    _, line = table.lines(rows)
+    _, line = tables.lines(rows)
     assert len(names) >= 8
     assert all(f"{name} " in line for name in names)
     assert line.rpartition("   ")[2].startswith(f"{names[-1]} 1.")
 
 
 def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):
-    step = {"case": table.HEADLINES[0][0], "op": "training_step", "contestant": "numpy",
+    step = {"case": notes.HEADLINES[0][0], "op": "training_step", "contestant": "numpy",
             "device": "cpu", "threads": 1, "seconds": 0.0123, "share": 0.5, "limit": "products"}  # fmt: skip
-    line = table.summary(measured | {"rows": [step]})
+    line = notes.summary(measured | {"rows": [step]})
     assert "\n" not in line
     assert "1 thread |" in line
     assert "step 784-512-512-10, batch 256: 12.3 ms (0.50 of products)" in line
@@ -558,7 +605,7 @@ def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):
 def test_what_is_left_out_is_told_once_for_each_reason(measured):
     missing = {"op": "o", "contestant": "Liger", "device": "cpu", "threads": 1, "note": "not there"}
     rows = [missing | {"case": f"case {number}"} for number in range(3)]
-    lines = table.left_out(measured | {"rows": rows, "left_out": ["late on cpu"]})
+    lines = notes.left_out(measured | {"rows": rows, "left_out": ["late on cpu"]})
     assert lines == [
         "Liger: not there (case 0 and 2 more)", "no time was left for late on cpu",
         "the GPU: no driver",
@@ -570,10 +617,12 @@ def test_what_is_left_out_is_told_once_for_each_reason(measured):
     [(2.5, "2.5 s"), (1.0, "1 s"), (0.0123456, "12.3 ms"), (1e-3, "1 ms"), (15e-6, "15 us")],
 )
 def test_times_have_three_digits_and_a_unit(seconds, text):
-    assert table.time_text(seconds) == text
+    assert cells.time_text(seconds) == text
 
 
 def test_percentiles_are_in_order_in_every_row(measured):
-    for row in record.rows_of(measured):
+    timed = [row for row in record.rows_of(measured) if not row.note]
+    assert len(timed) > 8
+    for row in timed:
         for low, high in pairwise((row.p20, row.seconds, row.p80)):
             assert low <= high

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gpubackprop.bench import comparing, machines, page, pictures, record, table, tables
+from gpubackprop.bench import comparing, drawing, machines, notes, page, record, tables
 from gpubackprop.bench.rows import Row
 from tests.benchmark_records import made_up
 from tests.cli_runs import ok, run_cli
@@ -89,9 +89,9 @@ def test_a_ratio_within_a_run_is_undecided_where_one_lies_within_its_percentiles
     theirs = Row("c", "op", "torch eager", "cpu", 1, seconds=1.0, ratio=0.98)
     theirs.ratio_p20, theirs.ratio_p80 = 0.9, 1.1
     ours = Row("c", "op", "numpy", "cpu", 1, seconds=1.0)
-    assert table.lines([ours, theirs])[1].endswith("torch eager 0.98 undecided")
+    assert tables.lines([ours, theirs])[1].endswith("torch eager 0.98 undecided")
     theirs.ratio_p80 = 0.99
-    assert table.lines([ours, theirs])[1].endswith("torch eager 0.98")
+    assert tables.lines([ours, theirs])[1].endswith("torch eager 0.98")
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(three, monkeypatch
     def absent(module, extra, purpose):
         raise page.MissingDependencyError('run: pip install "gpubackprop[cli]"')
 
-    monkeypatch.setattr(pictures, "require", absent)
+    monkeypatch.setattr(drawing, "require", absent)
     text = page.page(comparing.compare([record.load(three[0])]))
     assert "No pictures: run: pip install" in text
     assert STEP in text
@@ -284,7 +284,7 @@ def test_op_chooses_cases_of_a_comparison_too(three):
     assert STEP not in text
     assert "of 1 case;" in text
     result = run_cli("bench", "--compare", three[0], three[1], "--op", "nonsense")
-    assert result.code == 1
+    assert result.code == 2
     assert "no case of these files contains 'nonsense'; operations are training_step" in result.err
 
 
@@ -303,7 +303,7 @@ def test_list_shows_the_cases_and_who_is_installed_and_measures_nothing(monkeypa
                  "training_step/adam/f32/784-320-160-10/batch64",
                  "training_step/adam/f32/784-1024-512-10/batch4096"):  # fmt: skip
         assert f"{case}  (key case" in text
-    assert run_cli("bench", "--list", "--op", "nonsense").code == 1
+    assert run_cli("bench", "--list", "--op", "nonsense").code == 2
     unwritten = run_cli("bench", "--list", "--csv", "x.csv")
     assert unwritten.code == 2
     assert "--list prints to the terminal" in unwritten.err
@@ -327,9 +327,9 @@ def test_the_load_a_smoke_run_and_missing_clocks_make_times_doubtful():
     assert machines.doubts(measured(load_before=None)) == []
     smoke = measured(settings={"size": "smoke", "threads": [2]})
     assert machines.doubts(smoke) == ["a smoke run: its times mean nothing"]
-    assert table.summary(smoke).endswith(" | smoke run: times mean nothing")
+    assert notes.summary(smoke).endswith(" | smoke run: times mean nothing")
     busy = measured(load_before=[2.1, 0, 0], cpu=cpu)
-    assert table.summary(busy).endswith(" | load 2.1 of 4 cores")
+    assert notes.summary(busy).endswith(" | load 2.1 of 4 cores")
     (clocks,) = machines.doubts(measured(no_clocks="NVML: Driver Not Loaded"))
     assert "NVML: Driver Not Loaded" in clocks
 

@@ -13,9 +13,22 @@ from dataclasses import asdict
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import harness, limits, places, problems, run, table, torch_peer, worker
+from gpubackprop.bench import (
+    harness,
+    limits,
+    notes,
+    operations,
+    places,
+    problems,
+    run,
+    tables,
+    torch_common,
+    torch_peer,
+    worker,
+)
 from gpubackprop.bench import record as records
-from gpubackprop.bench.shapes import Case, cases
+from gpubackprop.bench.cases import cases
+from gpubackprop.bench.shapes import Case
 from tests import emulator
 from tests.benchmark_records import InProcess
 from tests.emulator import cupy_arrays, cupy_stub
@@ -191,12 +204,12 @@ def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):
     }  # fmt: skip
     arrays = next(row for row in rows if row.contestant == "cupy_arrays")
     assert arrays.ratio
-    head, *lines = table.lines(rows)
+    head, *lines = tables.lines(rows)
     assert "speed-up" in head
     shown = r"affine_layer/tanh/f32/5x7x6 +[\d.]+ [um]s +[\d.]+ [um]s +[\d.e-]+ +[\d.]+ products"
     assert any(re.match(shown, line) for line in lines), lines
     assert records.card(record) == "unknown-card"
-    assert "unknown card" in table.summary(record)
+    assert "unknown card" in notes.summary(record)
 
 
 class FakeEvent:
@@ -258,7 +271,7 @@ def test_bfloat16_goes_to_pytorch_and_back_bit_for_bit(torch_card):
     np = pytest.importorskip("numpy")
     bfloat16 = pytest.importorskip("ml_dtypes", reason="bfloat16 of NumPy").bfloat16
     array = np.array([[1.0, -2.5], [3e38, 1e-30]], bfloat16)
-    peer = torch_peer.Torch(torch_card.torch, torch_card, "torch eager")
+    peer = torch_common.Torch(torch_card.torch, torch_card, "torch eager")
     found = torch_card.host(peer.tensor(array))
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found.view(np.int16), array.view(np.int16))
@@ -270,12 +283,12 @@ def test_pytorchs_bfloat16_results_are_held_to_bfloat16s_tolerance(torch_card, o
     for case in (case for case in CASES if (case.op, case.dtype) == (op, "bfloat16")):
         work = torch_peer.setup(case, torch_card, "torch eager")
         found = work.outputs()
-        ratio, _ = problems.get(op).check(case, found)
+        ratio, _ = operations.get(op).check(case, found)
         assert ratio <= 1, case.name
         (name, *_) = (one for one, array in found.items() if array.ndim == 2)
         found[name] = found[name].copy()
         found[name][0, 0] += 1
-        assert problems.get(op).check(case, found)[0] > 1
+        assert operations.get(op).check(case, found)[0] > 1
 
 
 UPDATES = [Case("update", (600,), variant="adam"), Case("update_many", (2 * 4096,), variant="adam"),
@@ -293,8 +306,8 @@ def prepared(contestant, case, where):
 def test_pytorchs_updates_are_captured_after_they_were_compared(
     torch_card, monkeypatch, contestant, case
 ):
-    events, real = [], problems.get(case.op).check
-    monkeypatch.setattr(type(problems.get(case.op)), "check", lambda self, *args: (
+    events, real = [], operations.get(case.op).check
+    monkeypatch.setattr(type(operations.get(case.op)), "check", lambda self, *args: (
         events.append("checked"), real(*args))[1])  # fmt: skip
     capture = torch_card.capture
     monkeypatch.setattr(
@@ -361,8 +374,8 @@ def test_liger_is_called_with_the_same_options_or_left_out(torch_card, monkeypat
     )  # fmt: skip
     case = Case("softmax_cross_entropy", (9, 40), variant="label_smoothing")
     work = torch_peer.setup(case, torch_card, "Liger")
-    assert problems.get(case.op).check(case, work.outputs())[0] <= 1
-    assert given == {"ignore_index": -100, "lse_square_scale": 0.0, "label_smoothing": 0.1}
+    assert operations.get(case.op).check(case, work.outputs())[0] <= 1
+    assert given == {"ignore_index": -100, "lse_square_scale": 0.0, "label_smoothing": 0.2}
     assert work.replay is None
     with pytest.raises(problems.Unsupported, match="class weights"):
         torch_peer.setup(Case("softmax_cross_entropy", (9, 40), variant="all"), torch_card, "Liger")

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from gpubackprop.bench import harness, problems, shapes
+from gpubackprop.bench import cases, operations, process, shapes
 from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, peer_groups
 from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.record import load
+from gpubackprop.cli import main as command
 from tests.cli_runs import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
@@ -32,13 +33,13 @@ def test_every_pytest_benchmark_runs_once():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ran = int(done.stdout.rpartition(" passed")[0].split()[-1])
-    assert ran >= len(shapes.cases("smoke", "cpu"))
+    assert ran >= len(cases.cases("smoke", "cpu"))
 
 
 def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
     out = tmp_path / "timed.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_gather_rows.py", "--size", "smoke",
-               "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_operations.py", "-k", "gather_rows/f32",
+               "--size", "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     (row,) = json.loads(out.read_text())["benchmarks"]
     assert row["group"] == "gather_rows/f32/9x40"
@@ -48,17 +49,17 @@ def test_pytest_benchmark_records_bytes_flops_and_groups(tmp_path):
 
 def test_pytest_benchmark_says_that_a_call_is_several_steps(tmp_path):
     out = tmp_path / "timed.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_training_step.py", "--size",
-               "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_operations.py", "-k", "training_step",
+               "--size", "smoke", "-q", f"--benchmark-json={out}", "-p", "no:xdist"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    cases = {case.name: case for case in shapes.cases("smoke", "cpu")}
+    by_name = {case.name: case for case in cases.cases("smoke", "cpu")}
     for row in json.loads(out.read_text())["benchmarks"]:
         name, _, several = row["group"].partition(", ")
-        problem, info = problems.get("training_step"), row["extra_info"]
+        problem, info = operations.get("training_step"), row["extra_info"]
         assert several == "16 of them"
         assert info["units"] == 16
-        assert info["bytes"] == 16 * problem.bytes(cases[name])
-        assert info["flops"] == 16 * problem.flops(cases[name])
+        assert info["bytes"] == 16 * problem.bytes(by_name[name])
+        assert info["flops"] == 16 * problem.flops(by_name[name])
 
 
 @pytest.mark.parametrize("group", MODULES)
@@ -69,7 +70,7 @@ def test_a_peer_does_what_the_oracle_does(group, tmp_path):
     alone = {"numpy", "limit", "NumPy by hand", "NumPy by hand, two exps"}
     compared, seen = 0, set()
     with Harness(plan) as measured:
-        for case in shapes.cases("smoke", "cpu"):
+        for case in cases.cases("smoke", "cpu"):
             first = (case.op, case.variant) not in seen and case.op != "cold_start"
             seen.add((case.op, case.variant))
             one = WIDEST[group]
@@ -118,7 +119,7 @@ def test_one_thread_is_one_thread(contestant, module):
         pytest.skip("the system does not tell the processor time of a thread")
     command = [sys.executable, "-c", BUSY_THREADS, contestant]
     done = subprocess.run(
-        command, env=ENVIRONMENT | harness.environment(1), capture_output=True, text=True,
+        command, env=ENVIRONMENT | process.environment(1), capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     assert int(done.stdout) == 1
@@ -150,12 +151,12 @@ def test_the_import_of_a_cold_start_is_all_that_we_need(name, others):
 def test_the_clock_of_a_cold_start_runs_before_anything_is_imported():
     """The contestant's line sees no module that it did not import itself."""
     seen = "import sys; assert not {'numpy', 'gpubackprop'} & set(sys.modules); import numpy"
-    script = harness.COLD.format(imports=seen)
-    case = shapes.smaller(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"))
+    script = process.COLD.format(imports=seen)
+    case = cases.smaller(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"))
     for contestant in ("numpy", "NumPy by hand"):
         done = subprocess.run(
             [sys.executable, "-c", script, contestant, "cpu", json.dumps(asdict(case))],
-            env=ENVIRONMENT | harness.environment(1), capture_output=True, text=True, check=True,
+            env=ENVIRONMENT | process.environment(1), capture_output=True, text=True, check=True,
         )  # fmt: skip
         answer = json.loads(done.stdout)
         assert answer["import"] > 0
@@ -165,9 +166,9 @@ def test_the_clock_of_a_cold_start_runs_before_anything_is_imported():
 
 def test_a_cold_start_of_what_is_not_installed_says_so(monkeypatch):
     absent = replace(BY_NAME["thinc"], imports="import no_such_module")
-    monkeypatch.setitem(harness.BY_NAME, "thinc", absent)
-    row = harness.Row("cold_start", "cold_start", "thinc", "cpu", 1)
-    answer = harness._cold_process(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"), row)
+    monkeypatch.setitem(process.BY_NAME, "thinc", absent)
+    case = shapes.Case("cold_start", (4, 6, 5, 3), variant="adam")
+    answer = process.cold_start(case, "thinc", "cpu", 1)
     assert answer == {"missing": "No module named 'no_such_module'"}
 
 
@@ -190,6 +191,21 @@ def test_the_whole_run_writes_one_file_and_merges_into_it(tmp_path, capsys):
     assert "no case contains 'nonsense'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--peers", "--op"])
+def test_the_command_and_the_whole_run_refuse_an_option_with_one_code_and_message(option, capsys):
+    said = []
+    for run, smoke in ((command, ["bench", "--smoke"]), (main, ["--size", "smoke"])):
+        try:
+            code = run([*smoke, "--device", "cpu", option, "nothing"])
+        except SystemExit as stopped:  # argparse
+            code = stopped.code
+        last = capsys.readouterr().err.splitlines()[-1]
+        said.append((code, last.partition("error: ")[2]))
+    assert said[0] == said[1]
+    assert said[0][0] == 2
+    assert "'nothing'" in said[0][1]
+
+
 def test_a_worker_that_dies_is_a_note_and_a_new_one_starts(monkeypatch):
     case = shapes.Case("gather_rows", (9, 40))
     with Harness(Plan(rounds=1, seconds=1e-4, small=True)) as measured:
@@ -200,14 +216,14 @@ def test_a_worker_that_dies_is_a_note_and_a_new_one_starts(monkeypatch):
         victim._process.wait()
         rows = {row.contestant: row for row in measured.run_case(case, "cpu", 1)}
     assert rows["NumPy by hand"].seconds
-    dying = harness.Process("NumPy by hand", "cpu", 1, Plan(small=True))
+    dying = process.Process("NumPy by hand", "cpu", 1)
     dying._process.kill()
     assert "its process ended with code -9" in dying.ask("drop")["missing"]
     dying.close()
 
 
 def test_the_command_runs_away_from_the_repository(tmp_path):
-    command = [sys.executable, "-m", "gpubackprop", "bench", "--smoke", "--op", "gather",
+    command = [sys.executable, "-m", "gpubackprop", "bench", "--smoke", "--op", "gather_rows/f32",
                "--threads", "1", "--device", "cpu"]  # fmt: skip
     done = subprocess.run(
         command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import harness, limits, peer_places, places, problems, record, rows, worker
+from gpubackprop.bench import harness, limits, operations, peer_places, places, record, rows, worker
 from gpubackprop.bench.contestants import COLD_CACHE, SAME_SIZE
 from gpubackprop.bench.nvml import Meter, enough
 from gpubackprop.bench.shapes import Case
@@ -365,7 +365,7 @@ def test_a_small_case_has_a_limit_of_its_own_size_and_a_large_one_has_not(gpu):
         assert ours.share_same_size == pytest.approx(min(own.rounds) / ours.seconds)
         large = replace(RELU, shape=(90, 400))
         assert SAME_SIZE not in {row.contestant for row in measured.run_case(large, "cuda:0", 1)}
-    moved = problems.get(RELU.op).bytes(RELU)
+    moved = operations.get(RELU.op).bytes(RELU)
     assert moved <= 2 * limits.same_size(RELU) < moved + 32
     reads = Case("sum_of_squares", (1000,))
     assert limits.same_size(reads) == 4000

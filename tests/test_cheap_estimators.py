@@ -134,7 +134,7 @@ def test_partial_fit_with_batches_of_changing_size_is_scikit_learns(labels: np.n
             model.partial_fit(X[:size], labels[:size], classes=np.unique(labels))
     for mine, its in zip(ours.coefs_, theirs.coefs_, strict=True):
         assert np.allclose(mine, its, rtol=1e-9, atol=1e-12)
-    assert len(ours._kept_session.passes._batches) <= 16
+    assert len(ours._kept_session.step._plans) <= 16
     unknown = labels[:40].astype(object)
     unknown[7] = "?" if labels.dtype.kind == "U" else 99
     unknown = unknown.astype(labels.dtype)

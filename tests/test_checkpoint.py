@@ -58,17 +58,17 @@ def fit_until_killed(make: Callable[[], Trainer], path: Path, step: int, **optio
 
 def state(trainer: Trainer) -> dict[str, Any]:
     """Everything that must not depend on interruptions."""
-    assert trainer._step is not None
+    assert trainer.state.step is not None
     timing = ("seconds", "samples_per_second")
     rows = [{k: v for k, v in row.items() if k not in timing} for row in trainer.history.rows]
     return {
         "parameters": host(trainer.network.parameters).tobytes(),
-        "slots": [slot.tobytes() for slot in host(trainer._step.slots)],
+        "slots": [slot.tobytes() for slot in host(trainer.state.step.slots)],
         "history": rows,
         "best": (trainer.history.best_epoch, trainer.history.stopped),
-        "rng": trainer._rng.bit_generator.state,
+        "rng": trainer.state.rng.bit_generator.state,
         "schedule": trainer.schedule.state(),
-        "steps": trainer._step.steps,
+        "steps": trainer.state.step.steps,
     }
 
 
@@ -248,7 +248,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
 
 def snapshot(trainer: Trainer) -> Any:
     return (
-        host(trainer.network.parameters).tobytes(), trainer._rng.bit_generator.state,
+        host(trainer.network.parameters).tobytes(), trainer.state.rng.bit_generator.state,
         trainer.schedule.state(), list(trainer.history.rows), trainer.history.best_epoch,
     )  # fmt: skip
 

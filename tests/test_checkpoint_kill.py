@@ -1,4 +1,5 @@
-"""SIGKILL at 200 random moments: training always resumes, and ends as if never stopped."""
+"""SIGKILL at 200 random moments, 40 in a sample (`sweeps.py`): training always resumes, and ends as
+if never stopped."""
 
 from __future__ import annotations
 
@@ -21,13 +22,15 @@ from gpubackprop.schedules import ReduceOnPlateau
 from gpubackprop.tensorfile import read_tensors
 from gpubackprop.training import Trainer
 from tests.small_training import make_trainer, some_data
+from tests.sweeps import Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, STEPS = 20, 60  # steps of the whole training, each with a checkpoint
-# Killing goes on until all of these were seen: how often a kill falls into a phase depends on the
+KILLS, SAMPLE = 200, 40
+# Killing goes on until all of these were seen, or their share in a sample: how often a kill falls into a phase depends on the
 # machine's speed, that each phase is hit this often does not. in_write: while a temporary file was
 # being written; in_epoch: a checkpoint in mid-epoch was left; moved: training had got further.
-WANTED = {"kills": 200, "in_write": 20, "in_epoch": 20, "moved": 40, "finished": 3}
+WANTED = {"kills": KILLS, "in_write": 20, "in_epoch": 20, "moved": 40, "finished": 3}
 
 
 def train(path: Path | None) -> str:
@@ -44,9 +47,9 @@ def train(path: Path | None) -> str:
 
 
 def step_of(trainer: Trainer) -> Any:
-    assert trainer._step is not None
-    assert trainer._step.steps == STEPS
-    return trainer._step
+    assert trainer.state.step is not None
+    assert trainer.state.step.steps == STEPS
+    return trainer.state.step
 
 
 def fork_training(folder: Path) -> int:
@@ -96,14 +99,18 @@ class Observer:
         self.last = -1
 
 
-def main(folder: Path) -> None:
-    """Kill children until all of WANTED was seen; this process has no threads, so it may fork."""
+def wanted_of(kills: int) -> dict[str, int]:
+    return {what: -(-number * kills // KILLS) for what, number in WANTED.items()}
+
+
+def main(folder: Path, kills: int) -> None:
+    """Kill children until what is wanted was seen; this process has no threads, so it may fork."""
     rng, wanted, observer = random.Random(2024), train(None), Observer(folder)
     began = time.monotonic()
     assert finish(fork_training(folder)) == 0
     longest = max(0.03, (time.monotonic() - began) / 4)
     observer.after_end(wanted)
-    while any(observer.seen[what] < wanted for what, wanted in WANTED.items()):
+    while any(observer.seen[what] < number for what, number in wanted_of(kills).items()):
         child = fork_training(folder)
         time.sleep(rng.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
@@ -120,17 +127,20 @@ def main(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_killed_at_200_random_moments_training_always_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_killed_at_200_random_moments_training_always_resumes_bit_for_bit(
+    tmp_path: Path, sweep: Sweep
+) -> None:
+    kills = sweep.number(KILLS, SAMPLE)
     result = subprocess.run(
-        [sys.executable, "-m", "tests.test_checkpoint_kill", str(tmp_path)], cwd=ROOT, text=True,
-        capture_output=True, timeout=240, check=False,
+        [sys.executable, "-m", "tests.test_checkpoint_kill", str(tmp_path), str(kills)],
+        cwd=ROOT, text=True, capture_output=True, timeout=240, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     print(seen)
-    assert all(seen[what] >= wanted for what, wanted in WANTED.items())
+    assert all(seen[what] >= number for what, number in wanted_of(kills).items())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

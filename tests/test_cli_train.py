@@ -53,11 +53,11 @@ def test_digits_with_default_options_end_with_device_and_accuracy_above_97_perce
 
 
 @pytest.mark.slow
-def test_digits_reach_97_percent_whatever_the_seed(tmp_path, no_pictures):
+def test_digits_reach_97_percent_whatever_the_seed(tmp_path, no_pictures, sweep):
     pytest.importorskip("sklearn")
     results = [
         ok("train", "--json", "--output", tmp_path, "--seed", seed).json["test_accuracy"]
-        for seed in range(10)
+        for seed in sweep.cases(range(10), keep=2)
     ]
     assert min(results) >= 0.97, results
 

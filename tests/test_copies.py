@@ -161,6 +161,18 @@ def test_a_network_pickled_on_a_gpu_names_it_where_there_is_none(monkeypatch) ->
         pickle.loads(data)
 
 
+@pytest.mark.ways("cuda-emulated", reason="a backend of a GPU has a function in its pickle")
+def test_a_pickle_is_read_that_has_the_function_where_it_was_before() -> None:
+    network = MLP([2, 3, 2])
+    data = pickle.dumps(network, 0)
+    now, before = b"cgpubackprop.backends.cupy\nunpickled\n", b"cgpubackprop.backends\nunpickled\n"
+    assert data.count(now) == 1
+    twin = pickle.loads(data.replace(now, before))
+    assert twin.device == network.device == "cuda:0"
+    wanted = network.backend.to_host(network.parameters)
+    assert np.array_equal(twin.backend.to_host(twin.parameters), wanted)
+
+
 # -- assignments ----------------------------------------------------------------------------------
 
 
@@ -354,7 +366,7 @@ def test_a_copied_step_updates_its_own_network(how) -> None:
     x, labels = some_data(32)
     trainer = make_trainer()
     trainer.fit(x, labels, epochs=1)
-    step = trainer._step
+    step = trainer.state.step
     assert isinstance(step, TrainStep)
     network, twin = how((trainer.network, step))
     assert twin.network is network

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpubackprop import ops
+from gpubackprop import backends, ops
+from gpubackprop.backends import arrays
+from gpubackprop.backends.cupy import memory
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, TargetRangeError
 from tests import emulator
 from tests.emulator import cupy_stub
@@ -79,6 +81,21 @@ def test_an_operation_gives_device_arrays_and_neither_waits_nor_copies_from_the_
         assert isinstance(result, cupy_stub.ndarray)
         assert result.device.id == 0
     assert (counts.waits, counts.uploads) == (0, UPLOADS.get(name, 0))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_where_an_array_of_a_call_lies_is_asked_once(name, monkeypatch):
+    asked: list[Any] = []  # kept, so that none gets the number of another
+
+    def counted(array: Any) -> bool:
+        asked.append(array)
+        return arrays.on_gpu(array)
+
+    for module in (backends, memory):
+        monkeypatch.setattr(module, "on_gpu", counted)
+    CALLS[name]()
+    assert len(asked) >= 1
+    assert len({id(array) for array in asked}) == len(asked)
 
 
 def test_details_of_the_rows_lie_on_the_device_and_wait_for_nothing(counts):

@@ -67,9 +67,9 @@ def assert_same_training(cpu: Trainer, cuda: Trainer) -> None:
     np.testing.assert_allclose(
         to_host(cuda.network.parameters), cpu.network.parameters, rtol=0, atol=tolerance
     )
-    assert cpu._step is not None
-    assert cuda._step is not None
-    for mine, theirs in zip(cuda._step.slots, cpu._step.slots, strict=True):
+    assert cpu.state.step is not None
+    assert cuda.state.step is not None
+    for mine, theirs in zip(cuda.state.step.slots, cpu.state.step.slots, strict=True):
         np.testing.assert_allclose(to_host(mine), theirs, rtol=0, atol=tolerance)
     for mine, theirs in zip(cuda.history.rows, cpu.history.rows, strict=True):
         assert mine.keys() == theirs.keys()
@@ -183,8 +183,8 @@ def test_training_on_the_second_gpu_stays_there():
     trainer = train("cuda:1", loss, epochs=2, fit={"validation": 0.2})
     cpu = train("cpu", loss, epochs=2, fit={"validation": 0.2})
     network = trainer.network
-    assert trainer._step is not None
-    arrays = [network.parameters, trainer._step.totals, *trainer._step.slots, *network.W]
+    assert trainer.state.step is not None
+    arrays = [network.parameters, trainer.state.step.totals, *trainer.state.step.slots, *network.W]
     assert {array.device.id for array in arrays} == {1}
     assert cupy_stub.STATE.device == 0
     found = network.backend.to_host(network.parameters)

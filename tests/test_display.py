@@ -55,7 +55,7 @@ def trained() -> Trainer:
 def samples() -> list[Any]:
     """Objects of all public classes, most of them larger than a screen."""
     trainer, (x, labels) = trained(), some_data(300)
-    step = trainer._step
+    step = trainer.state.step
     wide = np.random.default_rng(0).normal(size=(9, 900))
     names = [f"column {i}" for i in range(900)]
     network = MLP([900, 20, 40], precision="bfloat16", dropout=0.5)
@@ -64,7 +64,7 @@ def samples() -> list[Any]:
     plain = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Conv1d(1, 1, 1))
     loss = losses.SoftmaxCrossEntropy
     return [
-        trainer, trainer.history, trainer.network, network, step, training.History(),
+        trainer, trainer.history, trainer.state, trainer.network, network, step, training.History(),
         step.snapshot(), step.data, EvaluationStep(trainer.network, trainer.loss, step.data, 9),
         network.gradients(wide, np.arange(9)), network.gradients(wide, np.arange(9), loss(reduction="none")),
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,

@@ -28,6 +28,7 @@ from tests.emulator.module import missing_compiler
 NOT_RUN = {
     "make demo": "installs; its command is that of test_cli_train",
     "make test": "installs, and is what runs this test",
+    "make test-all": "installs, and is what runs this test",
     "make check": "installs, and runs this test",
     "make signatures": "installs",
     "make gpu OUT=dir PYTHON=python3": "needs a GPU; test_gpu_proof runs its stages",

@@ -263,9 +263,9 @@ def train(device: str, steps: int = 6, **options: Any) -> Trainer:
 
 def test_training_on_the_gpu_is_that_of_the_cpu(device):
     trainer, cpu = train(device, 9, clip_norm=1.0), train("cpu", 9, clip_norm=1.0)
-    assert trainer._step is not None
+    assert trainer.state.step is not None
     to_host = trainer.network.backend.to_host
-    assert to_host(trainer._step.random).tolist() == [SEED, 9]
+    assert to_host(trainer.state.step.random).tolist() == [SEED, 9]
     np.testing.assert_allclose(
         to_host(trainer.network.parameters), cpu.network.parameters, rtol=0, atol=1e-9
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gpubackprop
 import gpubackprop.torch as gt
@@ -19,7 +22,8 @@ from tools.fuzz.draw import Draw
 from tools.fuzz.search import Tally, search
 from tools.fuzz.shrink import shrunk
 
-SECONDS, PROGRAMS = 25, 120  # of a fuzzer in the suite, whichever ends first
+# Of a fuzzer in the suite: programs, of which so many at a time for at most so many seconds.
+PROGRAMS, PART, SECONDS = 120, 30, 10
 FUZZERS = {
     "estimators": estimators.FUZZER,
     "torch": pytorch.FUZZER,
@@ -88,11 +92,12 @@ PLANTED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUZZERS)
-def test_programs_of_a_fixed_seed_do_the_same_in_both_worlds(name):
+def test_programs_of_a_fixed_seed_do_the_same_in_both_worlds(name, sweep):
     said: list[str] = []
-    tally = search(FUZZERS[name], 0, SECONDS, PROGRAMS, said.append)
-    assert not tally.found, "\n".join(said)
-    assert tally.programs
+    for start in sweep.cases(range(0, PROGRAMS, PART), keep=1):
+        tally = search(FUZZERS[name], 0, SECONDS, PART, said.append, start=start)
+        assert not tally.found, "\n".join(said)
+        assert tally.programs
 
 
 @pytest.mark.parametrize("fault", PLANTED)
@@ -156,6 +161,36 @@ def test_an_error_of_another_class_and_one_at_another_moment_are_divergences():
         assert found is not None
         assert found.place == "error"
         assert "KeyError here" in found.kind
+
+
+REFUSED = """
+P = [nn.Parameter(torch.ones(3).to(bfloat16))]
+opt = optim.Adam(P, lr=0.1)
+for p in P: p.grad = torch.ones(3, dtype=p.dtype)
+opt.step()
+for p in P: p.data = p.data.to(float32)
+for p in P: p.grad = torch.ones(3, dtype=p.dtype)
+opt.step()
+"""
+
+
+def test_what_a_step_does_whose_types_pytorch_refuses_is_held_against_float64():
+    class Wrong(gt.Adam):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                if p.dtype == torch.float32:  # the step that PyTorch refuses
+                    p.data.add_(1)
+
+    lines, fuzzer = programs.statements(REFUSED), copy.copy(pytorch.FUZZER)
+    assert programs.difference(fuzzer, lines) is None
+    names = pytorch.DIRECT.names
+    fuzzer.ours = dataclasses.replace(
+        pytorch.DIRECT, names=lambda: names() | {"optim": SimpleNamespace(Adam=Wrong)}
+    )
+    found = programs.difference(fuzzer, lines)
+    assert found is not None
+    assert (found.place, found.kind) == ("P[0]", "values beyond theirs")
 
 
 ROUNDED = {

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from gpubackprop import backends
-from gpubackprop.cli import parity
+from gpubackprop.bench import parity
 from tests import emulator
 
 EMULATED = """
 import dataclasses, json, sys
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import CupyBackend
-from gpubackprop.cli import parity
+from gpubackprop.bench import parity
 from tests.emulator import cupy_stub
 
 devices.choose = lambda device: ("cpu", "") if device == "cpu" else ("cuda:0", "emulated")
@@ -58,7 +58,7 @@ def on_gpu(name: str) -> list[dict[str, Any]]:
         pytest.param("cuda", marks=pytest.mark.gpu),
     ],
 )
-def test_every_verb_and_training_matches_numpy_within_its_units(backend, name):
+def test_every_operation_and_training_matches_numpy_within_its_units(backend, name):
     if backend == "cuda-emulated" and emulator.missing_compiler():
         pytest.skip(emulator.missing_compiler())
     if name == "bfloat16":

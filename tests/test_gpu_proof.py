@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.cli import parity
+from gpubackprop.bench import cases, parity
 from tests import emulator
 from tools.gpu import __main__ as proof
 from tools.gpu import parity as parity_stage
@@ -230,11 +230,12 @@ sys.exit(main(["check", "--device", "cuda"]))
 @emulated
 def test_check_on_a_device_fails_where_a_verb_is_wrong(tmp_path):
     program = """
-from gpubackprop.cli import check, main, parity
+from gpubackprop.bench import parity
+from gpubackprop.cli import check, main
 check.check_all = lambda seed, device: iter([("a", 1e-9, True)])
 check.parity.training_results = lambda *args, **options: iter(())
-every = parity.cases
-parity.cases = lambda *args: (case for case in every(*args) if case.operation == "column_sum")
+every = parity.compared
+parity.compared = lambda **short: (case for case in every(**short) if case.op == "column_sum")
 def wrong(self, x, out):
     out.fill(3)
 CupyBackend.column_sum = wrong
@@ -255,9 +256,7 @@ def test_a_verb_that_raises_is_a_row_of_the_table_and_not_its_end(tmp_path):
         def asarray(self, array):
             raise RuntimeError("out of order\nand more")
 
-    rows = [
-        parity.compare(Broken(), case, "float32") for case in list(parity.cases(short=True))[:3]
-    ]
+    rows = [parity.compare(Broken(), case) for case in list(cases.compared(short=True))[:3]]
     assert [row.error for row in rows] == ["RuntimeError: out of order"] * 3
     assert not any(row.passed for row in rows)
     parity_stage.write(tmp_path, rows)
@@ -268,9 +267,9 @@ def test_a_verb_that_raises_is_a_row_of_the_table_and_not_its_end(tmp_path):
 
 
 def test_every_operation_has_cases_and_every_result_a_limit():
-    operations = {case.operation for case in parity.cases(short=True)}
+    operations = {case.op for case in cases.compared(short=True)}
     assert operations == {
-        "activation_forward", "activation_backward", "affine_forward", "affine_backward",
+        "activation_forward", "activation_backward", "affine_forward", "affine_backward", "affine_layer",
         "column_sum", "softmax_cross_entropy", "pointwise_loss", "update", "sum_of_squares",
         "gather_rows", "output",
     }  # fmt: skip

@@ -19,7 +19,7 @@ LAYERS = (
     ("backends",),
     ("ops", "data"),
     ("layout",),
-    ("network", "losses", "optimizers", "initializers", "schedules"),
+    ("network", "gradients", "passes", "losses", "optimizers", "initializers", "schedules"),
     ("training", "checkpoint", "model", "model_file", "gradient_check"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     ("sklearn", "torch", "distributed", "bench", "cli", "plots", "__main__"),
@@ -30,13 +30,6 @@ OPTIONAL = {
     "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow", "pynvml",
     "scipy", "sklearn", "thinc", "torch",
 }  # fmt: skip
-
-# Circles of files that are still there. The list may only shrink: a circle is opened by moving what
-# both need into a file below them, or the name that one needs of the other.
-KNOWN_CIRCLES: tuple[frozenset[str], ...] = (
-    frozenset(f"gpubackprop.training.{name}" for name in ("checkpoint", "run", "trainer")),
-    frozenset(f"gpubackprop.bench.{name}" for name in ("losses", "operations", "problems", "steps")),
-)  # fmt: skip
 
 # Front-ends that are of no use without their package, and may import it at module level.
 MAY_IMPORT = {"sklearn": {"sklearn", "scipy"}, "torch": {"torch"}}
@@ -269,14 +262,9 @@ def test_no_files_import_one_another_in_a_circle():
         module_name(path, PACKAGE): (path.read_text(encoding="utf-8"), path.name == "__init__.py")
         for path in modules()
     }
-    found = circles(imported_files(sources))
-    new = [
-        sorted(circle) for circle in found if not any(circle <= known for known in KNOWN_CIRCLES)
-    ]
-    assert not new, f"these files import one another: {new}"
-    opened = [sorted(known) for known in KNOWN_CIRCLES if known not in found]
-    assert not opened, (
-        f"opened or smaller now: take it out of KNOWN_CIRCLES, or shrink it: {opened}"
+    found = [sorted(circle) for circle in circles(imported_files(sources))]
+    assert not found, (
+        f"these files import one another: {found}; move what both need into a file below them"
     )
 
 

@@ -49,8 +49,8 @@ def test_first_ctrl_c_ends_after_the_step_with_the_best_weights(
     history = trainer.fit(*some_data(), epochs=50)
     assert history.stopped == "interrupted"
     assert len(history) == 3
-    assert trainer._step is not None
-    assert trainer._step.steps == 13  # 4 steps in an epoch, and the one that was not cut short
+    assert trainer.state.step is not None
+    assert trainer.state.step.steps == 13  # 4 steps in an epoch, and the one that was not cut short
     assert history.best_epoch == 3
     assert trainer.network.parameters.tobytes() == weights_after(3)
     assert "stopping after this step" in capsys.readouterr().err
@@ -73,8 +73,8 @@ def test_ctrl_c_before_an_epoch_is_done_keeps_what_was_learned(
     monkeypatch.setattr(TrainStep, "update", press)
     history = trainer.fit(*some_data(), epochs=5, validation=0.2)
     assert history.stopped == "interrupted"
-    assert trainer._step is not None
-    assert trainer._step.steps == 2
+    assert trainer.state.step is not None
+    assert trainer.state.step.steps == 2
     assert not np.array_equal(trainer.network.parameters, before)
 
 

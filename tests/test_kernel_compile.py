@@ -1,7 +1,7 @@
 """Every entry through NVRTC (or nvcc) for the cards that are supported; no GPU is needed.
 
-Every entry for sm_75 and sm_90 where a source has changed since it was compiled whole (compiled.py), and
-a sample of it where it has not; the heaviest of each kernel for all seven architectures; every entry
+Every entry for sm_75 and sm_90 where a source has changed since it was compiled whole (compiled.py) and
+the run is not a sample (sweeps.py), else some of its entries; the heaviest of each kernel for all seven architectures; every entry
 for all with GPUBACKPROP_COMPILE_ALL=1. Asserted: it compiles; nothing is spilled to local memory;
 registers leave room for two blocks; no FP64 arithmetic in kernels of 32 bits and less; accesses of
 128 bits where the header promises them.
@@ -147,7 +147,7 @@ def test_entry_compiles_within_its_resources(source, entry, defines, architectur
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", sorted({kernel.source for kernel in KERNELS.values()}))
-def test_every_entry_of_a_file_compiles_within_its_resources(source, architecture):
+def test_every_entry_of_a_file_compiles_within_its_resources(source, architecture, sweep):
     """For the oldest card and an H100 or H200, a sample where nothing has changed since the whole
     was compiled (tests/compiled.py); all seven whole are a quarter of an hour of a core."""
     everything = os.environ.get("GPUBACKPROP_COMPILE_ALL")
@@ -158,7 +158,8 @@ def test_every_entry_of_a_file_compiles_within_its_resources(source, architectur
         defines = {entry: macros for entry, macros in defines.items() if "_cluster" not in entry}
     wanted, name = set(defines), f"{source}-{architecture}"
     key = compiled.key_of(source, architecture, inspect.getsource(check))
-    if compiled.is_on_record(name, key) and not everything:
+    is_due = not compiled.is_on_record(name, key)
+    if not (everything or (is_due and sweep.number(len(wanted), compiled.SAMPLE) == len(wanted))):
         for entry in compiled.sample(list(wanted), name):
             ptx, report = compilers.compiler().compile(source, architecture, defines[entry])
             check(entry, architecture, bodies(ptx)[entry], compilers.resources(report)[entry])

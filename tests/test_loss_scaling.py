@@ -177,15 +177,15 @@ def test_a_training_with_overflows_goes_on_and_learns(device, monkeypatch):
     t = trainer(device)
     x, targets = data(2 * ROWS)
     history = t.fit(x, targets, epochs=12)
-    assert t._step is not None
-    found = state(t._step)
+    assert t.state.step is not None
+    found = state(t.state.step)
     assert found[SKIPPED] >= 5
-    assert found[STEPS] + found[SKIPPED] == t._step.steps == 24
+    assert found[STEPS] + found[SKIPPED] == t.state.step.steps == 24
     rows = history.rows
     assert all(np.isfinite(row["loss"]) for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert t._step.random is not None
-    random = t.network.backend.to_host(t._step.random)
+    assert t.state.step.random is not None
+    random = t.network.backend.to_host(t.state.step.random)
     assert random[1] == found[STEPS], "masks are counted with the updates"
 
 
@@ -203,12 +203,12 @@ def test_resumed_and_second_fits_go_on_bit_for_bit_with_scale_and_counts(
     path = tmp_path / "c.safetensors"
     first.fit(x, targets, epochs=1, checkpoint=path, checkpoint_every=1)
     resumed.fit(x, targets, epochs=6, checkpoint=path)
-    assert once._step is not None
-    assert state(once._step)[SKIPPED] > 0
+    assert once.state.step is not None
+    assert state(once.state.step)[SKIPPED] > 0
     for other in (twice, resumed):
-        assert other._step is not None
-        assert state(other._step).tolist() == state(once._step).tolist()
-        for a, b in zip(everything(other._step), everything(once._step), strict=True):
+        assert other.state.step is not None
+        assert state(other.state.step).tolist() == state(once.state.step).tolist()
+        for a, b in zip(everything(other.state.step), everything(once.state.step), strict=True):
             assert np.array_equal(a, b)
     fixed = trainer(device, stochastic_rounding=True, loss_scale=64)
     monkeypatch.undo()

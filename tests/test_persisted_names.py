@@ -207,3 +207,43 @@ def test_a_file_of_the_layout_before_is_read():
     assert float(gradients.loss) == pytest.approx(PREDICTED**2 / 2)
     assert halving.gamma == 0.5
     assert pickle.loads(pickle.dumps(network)).activations == network.activations
+
+
+# Trainer(MLP([2, 1], output="linear", dtype="float64"), optimizer=SGD(0.1, momentum=0.5),
+# batch_size=2) after an epoch, pickled by the version before its state was one record.
+TRAINER_WRITTEN_BEFORE = (
+    "eNrFVl2IVUUcv3vv3fux97p7/UhwNVqSYIW8icoSEuymydoeuy67BfaQw5xz595z2PPlzBx370aggebKGIGjkNRD"
+    "PVSCoJhRQqJZRL6I9BIZRFYvFkREoBBk/znn3I/dbq92Hs7M/GfmP/+P3/83c7D35IeFRPiJdXU/0LEx41PPL3OK"
+    "Lddy61GHUCmyz8e9E3LDIfmKHBa9iHHiS7Gm68ZoLj8NzTTHnLT3ZWsedQIbS5Fi9aoUGUwpbrBwbhmzPV4+QGzP"
+    "sHhDipVu4PiNMjI8SsrQJ9QypCigGvUcPajVQnuGTyV6IidOH3/95tmX116dunwHbXl2/dXEA/6W31r4nm3MPPBz"
+    "m58UvWHAoK3yhq+CLpK1J+XC0dfklBzWUqLnKVmpVCbuwxf+tASXujZ0WIqeHZLDIpHhHsc2k+aK4VObYr03xs7d"
+    "ub19+Vj3U3NNedz+fkWaa7TMYWk+rDQGoleBgUktGegi6xI+69EZyG0nblrS1HO7J9tYycxaVW6qrVrPESmKCBvc"
+    "OoC55blMbhA5VIXNXsChn4HGh57I2IBTTFsxMNeIvE+JYTHYpUY5pI4lLmBvsNOGWMrKcQyLFdVuj9eCTVNgk8hQ"
+    "ghkoEgnJdDgMN9T5YkWnpqZwYBJT7BBO6O5I0naMmdgnTL4ktR4teURisGqWWHWTh7IEFoV4iNThWklkkW5hFm0p"
+    "YZFm1jyR2pDoNbzA5RJym65jX00Pi5weWDa3IEYQe9syFBAghKWKgoE5qS3XhsIugYQUkN80Mkp6s5h+Lt49//il"
+    "P0b16xM3rm26PfqgwTw3fv/YwJ/fjv5vxQQgHmqBWAe+sz3GlmYaRJATUZzeH2BKqjsp9docaRbE2s7VMfOx1rZ+"
+    "37NcPmsxEimHel3GIk2IhKoOq5rMen4EebHpvwFbZl6NO3gOGRRUAWw4rAEYF3bDcE+soAXAogF2sBhzsiKKVt0F"
+    "kkWWWyVzMB6wsU5sxBzP4yYQuhxvxkVk5iNj25KcOhoZ2O+Q5cGHwFCnSpF2CIamlzi+YvWUC6NAh5j2IeWZA1CG"
+    "el3d6VtLDk7n97QWdUR2XdfIBn4VbhvYlIl6sMMshkFM2lSOj156U32nxYAJ3EA7oX9ADOxaIjsRhirneA5EM3Bg"
+    "+w9N76rY8Ym7KDBBeEwxCimqEgM3OiZ1kUfMMCEoNpHioU7jm2KwOrcDssSxG1MFVKeOuWGiqNqTop+SOvhJrfmQ"
+    "BKWZEf1Ti0WtFCftzZ35MGzLR5BjR1YUDzMT7k8w5ShQCSFAMQmQGdhWLlXESsY9w8SMWwaiQDBVJV4AkoLIwB2s"
+    "bmtIHiy3lReKdUQOfKlTAsBYEFnTAgUUct39WdGazu6Key2r09SbVfrCJwbxwQqgSPMxLWkebGcvHQFw9G7qmx9H"
+    "e1bCJocRGP+1Ho0fvf4leEIMDyoDROO/XRxW/q9gkDGIMYIUo2hajo+dL7yx7eK+twIs+nTCOGoeCBq45/tEvU9C"
+    "GVMUkEYUwiBWRfVGsVv1nDLyLWNG5bSEUJ3AEwmDQ8jgIQ+YF8QqBMzN/z3VfNy01Bj1ka1QJJM7xqE9EVZ++CZa"
+    "tLu1QN2qCt+qGK4cK92++cQnM/fWfdD/QvbC1yN9tkhZriGPlc6wuWc+3XJo76uDd7d9d+v404Hog7SiAGhny2aV"
+    "9JzqkjrU1sS9y6WdgRhcZNaSw9ci5DfmUOBGTqNpgM402R8QN7xkzC+ACReLJh5995dUJXp/JLSEumFKMSazv479"
+    "PbJtZM/biQuV9+dPfyXN1SIZbG0/V8zBLo+VdJOTtfQGGB+Relh3eeR7zIr45pGuoIMqA5EiXADrZHNxi1HOQNbT"
+    "4bMVolKoWbQNB6ieEB1LUNen4yqK0QGene0kP7eO2vm53EyaeSVO10/45Hsf79ub37jz1ItbP3pn0PysS6rMa6D1"
+    "cy0RAPSW1QjmARC0C+TEVAmX/wEi4+Db"
+)
+
+
+def test_a_trainer_of_the_layout_before_goes_on_where_that_version_went_on():
+    trainer = pickle.loads(zlib.decompress(base64.b64decode(TRAINER_WRITTEN_BEFORE)))
+    assert (trainer.epochs, trainer.state.steps) == (1, 2)
+    x, y = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]]), np.array([[1.0], [2.0], [0.0]])
+    history = trainer.fit(x, y, epochs=1)
+    assert history["loss"] == pytest.approx([1.4384383046854665, 2.9465095162767585], rel=1e-12)
+    W = [[0.7192819428539992, -0.13300565679738569]]
+    np.testing.assert_allclose(trainer.network.W[0], W, rtol=1e-12)
+    np.testing.assert_allclose(trainer.network.b[0], [0.18624005508685065], rtol=1e-12)

@@ -74,6 +74,23 @@ def test_replay_and_direct_run_silence_float_warnings_and_leave_the_settings() -
     assert (np.geterr(), np.getbufsize()) == before
 
 
+def test_a_replay_within_a_replay_is_quiet_too_and_so_is_the_one_after_an_error() -> None:
+    out, zero = np.ones(3), np.zeros(3)
+    inner, outer, failing = RecordedCalls(), RecordedCalls(), RecordedCalls()
+    inner(np.divide, out, zero, out)
+    outer(inner.run)
+    outer(inner.run)
+    failing(outer.run)
+    failing(fail, "in the middle")
+    with np.errstate(all="raise"):
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError, match="in the middle"):
+                failing.run()
+        outer.run()
+        assert set(np.geterr().values()) == {"raise"}
+    assert np.isinf(out).all()
+
+
 # -- workers --------------------------------------------------------------------------------------
 
 

@@ -181,7 +181,7 @@ def test_training_on_the_gpu_is_near_that_of_the_cpu(precision, options, cuda):
     for where in ("cpu", cuda):
         trainer = make(where, precision, **options)
         trainer.fit(x, targets, epochs=3, validation=np.arange(6), restore_best=False)
-        step, to_host = trainer._step, trainer.network.backend.to_host
+        step, to_host = trainer.state.step, trainer.network.backend.to_host
         assert isinstance(step, TrainStep)
         parameters, copy = to_host(trainer.network.parameters), to_host(step.half_copy)
         if "stochastic_rounding" not in options:
@@ -237,7 +237,7 @@ def test_a_step_in_16_bits_costs_no_launch_and_no_wait_more(monkeypatch):
             trainer = make("cuda", precision)
             x, targets = some_data("softmax", 16)
             trainer.fit(x, targets, epochs=1)
-            step = trainer._step
+            step = trainer.state.step
             rows = step.place(np.arange(16))
             step.update(rows, 0.01)
             counts.clear()

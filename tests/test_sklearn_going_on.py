@@ -386,6 +386,19 @@ def test_intercepts_of_one_number_count_for_each_unit_in_predict_as_in_scikit_le
     np.testing.assert_allclose(ours.predict(x), theirs.predict(x), rtol=1e-12)
 
 
+def test_coefs_of_several_outputs_are_refused_where_two_classes_are_predicted():
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    y = np.array([0, 1] * 3)
+    theirs, ours = estimators("MLPClassifier", hidden_layer_sizes=4, max_iter=2)
+    for model in (theirs, ours):
+        model.fit(x, y)
+        model.coefs_[1] = np.tile(model.coefs_[1], 3)
+    assert len(theirs.predict(x)) == len(theirs.predict_proba(x)) == 3 * len(x)
+    for call in (ours.predict, ours.predict_proba, ours.predict_log_proba):
+        with pytest.raises(ShapeError, match=r"coefs_\[1\] of layer 2 has shape \(4, 3\)"):
+            call(x)
+
+
 def test_a_network_replaced_as_a_whole_predicts_and_warm_starts_but_has_no_optimizer_state():
     x, y = regression()
     theirs, ours = pair(max_iter=3)

@@ -137,7 +137,7 @@ def test_a_hundred_weighted_steps_allocate_at_most_row_vectors(case: str, thread
 def test_the_measurement_sees_one_array_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     step = make_step()
     run = step.run
-    monkeypatch.setattr(step, "run", lambda rows: (run(rows), np.zeros(BATCH, np.float32)))
+    monkeypatch.setattr(step, "run", lambda *rows: (run(*rows), np.zeros(BATCH, np.float32)))
     assert growth_and_peak(step, 3)[1] > ROW_VECTOR - 256 > LIMIT
 
 

@@ -202,7 +202,7 @@ def test_results_do_not_depend_on_the_number_of_threads(
             chosen=SoftmaxCrossEntropy(label_smoothing=0.1), activation=activation,
         )  # fmt: skip
         losses = train(step, batches(2048, 9, 1000))
-        split = [f for f, _ in step._plans[1000][1].__self__.calls if "Workers" in str(f)]
+        split = [f for f, _ in step._plans[1000].replay.__self__.calls if "Workers" in str(f)]
         assert bool(split) == (threads > 1)  # the work is large enough to be split
         found.append((host(step.network.parameters).tobytes(), losses.tobytes()))
     assert found[0] == found[1] == found[2]

@@ -104,10 +104,13 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], str]] = {
 def test_bad_input_is_named_and_leaves_network_and_trainer_as_they_were(case: str) -> None:
     x, targets, options, kind, message = BAD[case]
     trainer = make_trainer()
-    before = host(trainer.network.parameters).tobytes(), trainer._rng.bit_generator.state
+    before = host(trainer.network.parameters).tobytes(), trainer.state.rng.bit_generator.state
     with pytest.raises(kind, match=message):
         trainer.fit(x, targets, **{"epochs": 1, **options})
-    assert (host(trainer.network.parameters).tobytes(), trainer._rng.bit_generator.state) == before
+    assert (
+        host(trainer.network.parameters).tobytes(),
+        trainer.state.rng.bit_generator.state,
+    ) == before
     assert len(trainer.history) == 0
 
 

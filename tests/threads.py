@@ -1,4 +1,4 @@
-"""Running a piece of a test in several threads at once."""
+"""Run a piece of a test in several threads at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def run_in_threads(work: Callable[[int], None], count: int = 4) -> None:
-    """``work(0)`` ... ``work(count - 1)``, a thread each; returns when all have ended."""
+    """Run ``work(0)`` ... ``work(count - 1)``, a thread each; return when all have ended."""
     callers = [threading.Thread(target=work, args=(number,)) for number in range(count)]
     for caller in callers:
         caller.start()

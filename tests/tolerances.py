@@ -4,20 +4,19 @@
 
 The oracle is float64: PyTorch in float64, or a closed form. `error` is the largest absolute error
 of a tensor relative to the oracle's largest magnitude; a unit is the output type's epsilon (2^-23
-in float32, what one unit in the last place of 1.0 is), so that a power of two more or less in the
-data changes nothing. That norm is the one that an update of the parameters feels, and it is fair to
-both sides: an element that is a difference of large numbers is not asked for digits which no
-float32 formula has.
-Where every row (softmax) or every element (a function of one number) has a scale of its own,
+in float32, one unit in the last place of 1.0), so that a power of two in the data changes nothing.
+An update of the parameters feels that norm. It is fair to both sides: an element that is a
+difference of large numbers need not have digits that no float32 formula has.
+If every row (softmax) or every element (a function of one number) has a scale of its own,
 `scale="rows"` or `"elements"` takes the unit from there; the largest count is compared.
 
-Each known shortfall is named where it is used, with the largest error seen. Of the CUDA kernels
-(emulated; not measured on a GPU) these are four activations (1.6 units), the gradient through a
+Each known shortfall is named where it is used, with the largest error seen. The CUDA kernels
+(emulated; not measured on a GPU) have these: four activations (1.6 units), the gradient through a
 soft cap (1.4), and single draws of a softmax cross entropy of few rows (2.7), whose mean over draws
 keeps the rule.
 
 NaN and infinities must be in the same places, with the same sign, as in PyTorch's result of the
-same dtype, and leave the comparison.
+same dtype. They do not enter the comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 Scale = Literal["tensor", "rows", "elements"]
-UNITS = {  # epsilon, and the smallest subnormal: no number is nearer to its neighbour than that
+UNITS = {  # epsilon, and the smallest subnormal, which is the least distance of two numbers
     "float16": (2.0**-10, 2.0**-24),
     "bfloat16": (2.0**-7, 2.0**-133),
     "float32": (2.0**-23, 2.0**-149),
@@ -36,7 +35,7 @@ UNITS = {  # epsilon, and the smallest subnormal: no number is nearer to its nei
 
 
 def ulps(got: Any, oracle: Any, dtype: Any, scale: Scale = "tensor") -> float:
-    """Largest error of `got` in units of `dtype`: epsilon times the oracle's magnitude."""
+    """Return the largest error of `got` in units of `dtype`: epsilon times the oracle's magnitude."""
     got, oracle = np.asarray(got, np.float64), np.asarray(oracle, np.float64)
     finite = np.isfinite(got) & np.isfinite(oracle)
     error = np.abs(np.where(finite, got, 0.0) - np.where(finite, oracle, 0.0))
@@ -50,7 +49,7 @@ def ulps(got: Any, oracle: Any, dtype: Any, scale: Scale = "tensor") -> float:
 
 
 def assert_same_pattern(got: Any, reference: Any) -> None:
-    """NaN, +inf and -inf in the same places."""
+    """Assert that NaN, +inf and -inf are in the same places."""
     got, reference = np.asarray(got, np.float64), np.asarray(reference, np.float64)
     assert got.shape == reference.shape
     for name, test in (("NaN", np.isnan), ("+inf", np.isposinf), ("-inf", np.isneginf)):
@@ -64,10 +63,10 @@ def assert_same_pattern(got: Any, reference: Any) -> None:
 def assert_by_the_rule(
     got: Any, torch_result: Any, oracle: Any, *, scale: Scale = "tensor", primitive: float = 1.0
 ) -> None:
-    """The rule of this module's docstring.
+    """Assert the rule of this module's docstring.
 
-    `primitive` stands for the 1 unit where NumPy's own exp, log or tanh is less accurate than
-    PyTorch's and nothing but that is the cause; each use is a known shortfall and says so.
+    `primitive` replaces the 1 unit if NumPy's own exp, log or tanh is less accurate than PyTorch's
+    and nothing else is the cause. Each use is a known shortfall and says so.
     """
     got = np.asarray(got)
     assert_same_pattern(got, torch_result)
@@ -79,7 +78,7 @@ def assert_by_the_rule(
 
 
 def assert_equal_in_float64(got: Any, oracle: Any, relative: float = 1e-14) -> None:
-    """Largest error at most `relative` of the largest magnitude; NaN and infinities in place."""
+    """Assert a largest error of `relative` times the largest magnitude; NaN and infinities in place."""
     got = np.asarray(got)
     assert got.dtype == np.float64
     assert_same_pattern(got, oracle)
@@ -90,8 +89,8 @@ def assert_equal_in_float64(got: Any, oracle: Any, relative: float = 1e-14) -> N
 class Draws:
     """The rule over several draws of the data, for results that are sums of many roundings.
 
-    Which of two orders of summation comes out better in one draw is chance; the mean over the draws
-    of the largest error is not.
+    In one draw, chance decides which of two orders of summation comes out better. It does not
+    decide the mean over the draws of the largest error.
     """
 
     def __init__(self) -> None:
@@ -105,7 +104,7 @@ class Draws:
         self.theirs.append(ulps(torch_result, oracle, got.dtype, scale))
 
     def check(self, primitive: float = 1.0) -> None:
-        """`primitive` as in `assert_by_the_rule`."""
+        """Assert the rule for the mean; `primitive` as in `assert_by_the_rule`."""
         ours, theirs = np.mean(self.ours), np.mean(self.theirs)
         assert ours <= max(theirs, primitive), (
             f"{ours:.3f} units in the mean of {len(self.ours)} draws, PyTorch {theirs:.3f}, "
@@ -113,7 +112,7 @@ class Draws:
         )
 
     def check_each(self, chance: float = 2.0) -> None:
-        """A draw alone, which chance is a part of, may have `chance` times what the rule allows."""
+        """Assert `chance` times what the rule allows for each draw alone, in which chance takes part."""
         for one, other in zip(self.ours, self.theirs, strict=True):
             assert one <= chance * max(other, 1.0), (
                 f"{one:.3f} units in one draw, PyTorch {other:.3f}, allowed {chance} times"

@@ -1,6 +1,6 @@
 """The three ways of `gpubackprop.torch`: CPU tensors, emulated kernels, a GPU.
 
-Emulated: CPU tensors are led through the CUDA backend, on the stand-in for CuPy, so that the very
+In the emulated way CPU tensors pass through the CUDA backend, on the stand-in for CuPy, so that the
 same operators, launches and kernels work on their memory.
 """
 
@@ -19,7 +19,7 @@ from tests.emulator.module import missing_compiler
 
 
 class EmulatedBridge(bridge.CudaBridge):
-    """`CudaBridge` for memory of the host: all but pointers and streams is its code."""
+    """`CudaBridge` for memory of the host: only pointers and streams are not its code."""
 
     @contextmanager
     def backend_of(self, like: torch.Tensor) -> Iterator[Any]:
@@ -44,9 +44,9 @@ class EmulatedBridge(bridge.CudaBridge):
 
 @contextmanager
 def emulated() -> Iterator[cupy_stub.Counts]:
-    """CPU tensors go to emulated kernels while this lasts; gives the counts of launches."""
+    """Send CPU tensors to emulated kernels within the context; give the counts of launches."""
     before = bridge.ROUTES["cpu"]
-    with cupy_stub.installed(lazy=False) as counts:  # the memory is PyTorch's, which looks there
+    with cupy_stub.installed(lazy=False) as counts:  # PyTorch reads its memory without waiting
         bridge.ROUTES["cpu"] = EmulatedBridge()
         try:
             yield counts
@@ -55,7 +55,7 @@ def emulated() -> Iterator[cupy_stub.Counts]:
 
 
 class Path:
-    """Where a test computes: `device` for its tensors."""
+    """The place where a test computes: `device` for its tensors."""
 
     def __init__(self, name: str) -> None:
         self.name, self.device = name, "cuda" if name == "cuda" else "cpu"
@@ -82,12 +82,12 @@ PATHS = [
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The three ways, one after the other; import it where a test wants them."""
+    """The three ways, one after the other; a test that wants them imports this."""
     chosen = Path(request.param)
     with chosen():
         yield chosen
 
 
 def array(tensor: torch.Tensor) -> Any:
-    """Its values for a comparison, in NumPy's type of the same name."""
+    """Return its values for a comparison, in NumPy's type of the same name."""
     return bridge.numpy_view(tensor.detach().cpu())

@@ -8,8 +8,8 @@ cuda            the CUDA backend on a GPU, through CuPy
 
 A file takes part by importing the operations, `MLP` and `make` from here and not from the package,
 and by ``pytestmark = pytest.mark.usefixtures("way")``. Its tests then run once each way, with NumPy
-arrays in and out: the way moves them, strides and overlaps kept, and brings the results back. What
-concerns one path alone says so: ``@pytest.mark.ways("numpy", reason="threads")``.
+arrays in and out: the way moves them, keeping strides and overlaps, and brings the results back. A
+test that concerns one path alone says so: ``@pytest.mark.ways("numpy", reason="threads")``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ WAYS = ("numpy", "cuda-emulated", "cuda")
 
 
 class Way:
-    """One way of computing: where arrays go and come from.
+    """One way of computing: it moves arrays to its device and back.
 
     Attributes
     ----------
-    name : of `WAYS`. device : what a network of this way is built with.
+    name : str
+        One of `WAYS`.
+    device : str
+        The device with which a network of this way is built.
     """
 
     name, device = "numpy", "cpu"
@@ -48,7 +51,7 @@ class Way:
         return backends.get(self.device)
 
     def call(self, function: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
-        """``function(*args, **options)`` with NumPy arrays in and out."""
+        """Return ``function(*args, **options)`` with NumPy arrays in and out."""
         return function(*args, **options)
 
 
@@ -59,12 +62,12 @@ class _Cuda(Way):
         moved = _Moved(self)
         args = [moved.there(value) for value in args]
         options = {name: moved.there(value) for name, value in options.items()}
-        if function in _CHECKED:  # so that bad values raise at once, as they do on the host
+        if function in _CHECKED:  # bad values must raise at once, as they do on the host
             options.setdefault("check", True)
         return moved.back(function(*args, **options))
 
     def share(self, array: np.ndarray) -> Any:
-        """A device array of the same values, dtype and strides."""
+        """Return a device array of the same values, dtype and strides."""
         raise NotImplementedError
 
     def settle(self) -> None:
@@ -75,14 +78,14 @@ class _Emulated(_Cuda):
     name = "cuda-emulated"
 
     def share(self, array: np.ndarray) -> Any:
-        return cupy_stub.ndarray(array, 0)  # host memory is its device memory
+        return cupy_stub.ndarray(array, 0)  # the stand-in's device memory is host memory
 
     def settle(self) -> None:
         cupy_stub.STATE.run_all()
 
 
 class _Gpu(_Cuda):
-    """Each block of host memory is copied once, so that views of one block stay views of one."""
+    """A GPU. Each block of host memory is copied once, so that views of one block stay views of one."""
 
     name = "cuda"
 
@@ -113,7 +116,7 @@ class _Gpu(_Cuda):
 
 
 class _Moved:
-    """The arrays of one call: the same object there for the same object here, and back."""
+    """The arrays of one call: an object here always has the same object there, and back."""
 
     def __init__(self, way: _Cuda) -> None:
         self.way = way
@@ -124,7 +127,7 @@ class _Moved:
         if isinstance(value, list):
             try:
                 value = np.asarray(value)
-            except ValueError:  # rows of unequal lengths
+            except ValueError:  # the rows have unequal lengths
                 return value
         if isinstance(value, tuple):
             return tuple(map(self.there, value))
@@ -149,7 +152,7 @@ class _Moved:
 
 
 def can_be_moved(array: np.ndarray) -> bool:
-    """Whether CuPy has such arrays: numbers in the machine's byte order, no long double."""
+    """Return whether CuPy has such arrays: numbers in the machine's byte order, no long double."""
     number = array.dtype.kind in "fiubc" or array.dtype.name == "bfloat16"
     return (
         number
@@ -160,7 +163,7 @@ def can_be_moved(array: np.ndarray) -> bool:
 
 
 def skip_unless_moved(*values: Any) -> None:
-    """Skip a case on CUDA whose arrays CuPy cannot hold: the host's checks are what it is about."""
+    """Skip a case on CUDA if CuPy cannot hold its arrays: it is about the host's checks."""
     if on_host():
         return
     for value in values:
@@ -173,13 +176,13 @@ def skip_unless_moved(*values: Any) -> None:
 
 
 def skip_if_large(*shape: int) -> None:
-    """Skip a case that the emulator, one fiber for each CUDA thread, would take seconds for."""
+    """Skip a case that takes seconds in the emulator, which has one fiber for each CUDA thread."""
     if is_emulated() and math.prod(shape) > EMULATED_ELEMENTS:
         pytest.skip(f"more than {EMULATED_ELEMENTS:,} elements take the emulator too long")
 
 
 def on_host() -> bool:
-    """Whether the current way is NumPy's."""
+    """Return whether the current way is NumPy's."""
     return CURRENT[-1].name == "numpy"
 
 
@@ -188,7 +191,7 @@ def is_emulated() -> bool:
 
 
 def by_way(numpy: float, cuda: float) -> float:
-    """A known shortfall (`tests/tolerances.py`) of the current way."""
+    """Return the known shortfall (`tests/tolerances.py`) of the current way."""
     return numpy if on_host() else cuda
 
 
@@ -217,17 +220,17 @@ softmax_cross_entropy = _on_the_way(ops.softmax_cross_entropy)
 
 
 def verb(name: str, *args: Any) -> None:
-    """The verb of that name of the current way's backend, on NumPy arrays."""
+    """Return the operation of that name of the current way's backend, on NumPy arrays."""
     CURRENT[-1].call(getattr(CURRENT[-1].backend, name), args, {})
 
 
 def MLP(*args: Any, **options: Any) -> gpubackprop.MLP:
-    """A network on the device of the current way."""
+    """Build a network on the device of the current way."""
     return gpubackprop.MLP(*args, **{"device": CURRENT[-1].device, **options})
 
 
 def host(value: Any) -> Any:
-    """The same as NumPy arrays: an array, a tuple, a list, or a dataclass of arrays."""
+    """Return the same as NumPy arrays: an array, a tuple, a list, or a dataclass of arrays."""
     if isinstance(value, (list, tuple)):
         return type(value)(map(host, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -240,7 +243,7 @@ def host(value: Any) -> Any:
 
 
 def put(array: Any, values: Any) -> None:
-    """array[...] = values, for an array of the current way."""
+    """Set array[...] = values, for an array of the current way."""
     if isinstance(array, np.ndarray):
         array[...] = values
         return
@@ -250,7 +253,7 @@ def put(array: Any, values: Any) -> None:
 
 @contextmanager
 def taken(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
-    """The way `name` is the current one while this lasts; a skip where it cannot be taken."""
+    """Make the way `name` the current one within the context; skip if it cannot be taken."""
     if name == "cuda-emulated" and emulator.missing_compiler():
         pytest.skip(emulator.missing_compiler())
     if name == "cuda":
@@ -276,6 +279,6 @@ def _choose_emulated(device: str) -> tuple[str, str]:
 
 
 def parameter(name: str) -> Any:
-    """One way as a parameter of the fixture, with its marks."""
+    """Return one way as a parameter of the fixture, with its marks."""
     marks = {"numpy": (), "cuda-emulated": pytest.mark.emulated, "cuda": pytest.mark.gpu}[name]
     return pytest.param(name, id=name, marks=marks)

@@ -36,13 +36,31 @@ __all__ = [
 
 
 def get(device: str = "cpu") -> Backend:
-    """A backend that computes on `device`: "auto", "cpu", "cuda" or "cuda:N".
+    """Return a backend that computes on `device`.
 
     Its `reason` says in a line why "auto" took that one.
 
+    Parameters
+    ----------
+    device : str
+        One of "auto", "cpu", "cuda" and "cuda:N".
+
+    Returns
+    -------
+    Backend
+        A new backend.
+
     Raises
     ------
-    OptionError : no such name. DeviceUnavailable : CUDA was asked for and something is missing.
+    OptionError
+        There is no such name.
+    DeviceUnavailable
+        CUDA was asked for and something is missing.
+
+    Examples
+    --------
+    >>> get("cpu").device
+    'cpu'
     """
     name, reason = (device, "") if device == "cpu" else devices.choose(device)
     backend: Backend = NumpyBackend()
@@ -59,17 +77,31 @@ _ON_HOST = frozenset((np.ndarray, type(None), int, float, list, tuple))
 
 
 def backend_for(op: str, **arrays: Any) -> Backend:
-    """The backend for the memory that all `arrays` lie in, to be asked once for each call.
+    """Return the backend for the memory in which all `arrays` are, to be asked once for each call.
 
     Parameters
     ----------
-    op : name of the operation, for errors.
-    **arrays : by name; None and plain numbers lie in any memory.
+    op : str
+        Name of the operation, for errors.
+    **arrays : object
+        Arrays by name; None and plain numbers are in any memory.
+
+    Returns
+    -------
+    Backend
+        The backend of that memory.
 
     Raises
     ------
-    DtypeError : some are on the host and some on a GPU.
-    DeviceUnavailable : they lie on different GPUs.
+    DtypeError
+        Some are on the host and some on a GPU.
+    DeviceUnavailable
+        They are on different GPUs.
+
+    Examples
+    --------
+    >>> backend_for("softmax", logits=np.zeros((2, 3)), out=None).device
+    'cpu'
     """
     if _ON_HOST.issuperset(map(type, arrays.values())):
         return HOST
@@ -93,7 +125,23 @@ def backend_for(op: str, **arrays: Any) -> Backend:
 
 
 def backend_of(array: Any) -> Backend:
-    """The backend for the memory of an ndarray of NumPy's or CuPy's; one object for each device."""
+    """Return the backend for the memory of an ndarray; there is one object for each device.
+
+    Parameters
+    ----------
+    array : array
+        An ndarray of NumPy or CuPy, of any shape.
+
+    Returns
+    -------
+    Backend
+        The backend of its memory.
+
+    Examples
+    --------
+    >>> backend_of(np.zeros(3)).device
+    'cpu'
+    """
     if isinstance(array, np.ndarray):
         return HOST
     from gpubackprop.backends.cupy.library import import_cupy
@@ -109,7 +157,7 @@ def _cuda_backend(cupy: Any, index: int) -> Backend:
 
 
 def unpickled(device: str, reason: str) -> Backend:
-    """`gpubackprop.backends.cupy.unpickled`, as pickles of the first versions name it."""
+    """Do what `gpubackprop.backends.cupy.unpickled` does: the first pickles name this."""
     from gpubackprop.backends.cupy import unpickled as unpickled_there
 
     return unpickled_there(device, reason)

@@ -1,11 +1,11 @@
-"""What a backend is: the operations of backpropagation, their shapes and their meaning.
+"""The contract of a backend: the operations of backpropagation, their shapes and their meaning.
 
-Every operation writes into arrays that the caller gives. Called on a backend it runs at once, on a
-GPU it is queued. Called on the recorder that ``plan(emit)`` hands to `emit` it becomes part of the
-plan, and runs each time the plan does.
+Every operation writes into arrays that the caller gives. On a backend it runs at once; on a GPU it
+is queued. On the recorder that ``plan(emit)`` passes to `emit` it becomes a part of the plan, and
+runs each time that the plan runs.
 
-Operations trust their arguments: shapes, dtypes and options are checked in `gpubackprop.ops` and in
-`gpubackprop.network`. N is the number of rows of a batch, D the number of units, K that of classes.
+Operations trust their arguments: `gpubackprop.ops` and `gpubackprop.network` check shapes, dtypes
+and options. N is the number of rows of a batch, D the number of units, K that of classes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ class Backend(Memory, Protocol):
 
     Attributes
     ----------
-    device : "cpu" or "cuda:N".
-    reason : why device="auto" took it, a line; "" where it was named.
+    device : str
+        "cpu" or "cuda:N".
+    reason : str
+        A line that says why device="auto" took it; "" if it was named.
     """
 
     device: str
@@ -40,56 +42,72 @@ class Backend(Memory, Protocol):
 
         Parameters
         ----------
-        emit : called once, now; arrays that it makes belong to the plan.
+        emit : callable
+            Called once, now. Arrays that it makes belong to the plan.
 
         Returns
         -------
-        A function that runs them again, on what the arrays then hold, and allocates nothing.
+        callable
+            It runs the operations again on the present values of the arrays, and allocates nothing.
         """
 
     @abstractmethod
     def call(self, function: Callable[..., Any], *args: Any) -> None:
-        """Issue ``function(*args)``, which the host runs: in a plan, each time that runs."""
+        """Issue ``function(*args)``, which the host runs; a plan runs it each time."""
 
     # -- rows -------------------------------------------------------------------------------------
 
     @abstractmethod
     def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
-        """out[i] = source[rows[i]], converted to the dtype of out.
+        """Set out[i] = source[rows[i]], converted to the dtype of out.
 
         Parameters
         ----------
-        source : (M, D) or (M,).
-        rows : (N,) int64, read when the call runs, so that a plan gathers another batch each time;
-            a number out of range gives the nearest row. None: out = source.
-        out : (N, D) or (N,).
+        source : (M, D) or (M,) array
+            Where rows are taken from.
+        rows : (N,) int64 array or None
+            Read when the call runs, so that a plan gathers another batch each time. A number out of
+            range gives the nearest row. None is out = source.
+        out : (N, D) or (N,) array
+            Receives the rows.
         """
 
     @abstractmethod
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
-        """out = (raw - mean) / scale in float64, rounded once (on a GPU 16 bits twice: by way of
-        float32). NaN and infinities pass.
+        """Set out = (raw - mean) / scale, computed in float64 and rounded once.
+
+        NaN and infinities pass. A GPU rounds 16 bits twice: by way of float32.
 
         Parameters
         ----------
-        raw, out : (N, D).
-        mean, scale : (D,) float64.
+        raw : (N, D) array
+            Inputs.
+        mean : (D,) float64 array
+            Mean of each column.
+        scale : (D,) float64 array
+            Scale of each column.
+        out : (N, D) array
+            Receives the result.
         """
 
     @abstractmethod
     def divide(self, x: Array, divisor: float, out: Array) -> None:
-        """out = x / divisor, elementwise."""
+        """Set out = x / divisor, elementwise."""
 
     # -- layers -----------------------------------------------------------------------------------
 
     @abstractmethod
     def matmul(self, x: Array, y: Array, out: Array) -> None:
-        """out = x @ y. Every matrix product of a training step comes through here.
+        """Set out = x @ y. Every matrix product of a training step is computed by this operation.
 
         Parameters
         ----------
-        x, y : (N, M) and (M, D), C- or F-contiguous. Products of 16 bits are summed in float32.
-        out : (N, D) of their dtype, or float32 for 16 bits.
+        x : (N, M) array
+            C- or F-contiguous. Products of 16 bits are summed in float32.
+        y : (M, D) array
+            C- or F-contiguous, of the dtype of x.
+        out : (N, D) array
+            Of the same dtype, or float32 for 16 bits.
         """
 
     @abstractmethod
@@ -103,18 +121,26 @@ class Backend(Memory, Protocol):
         h: Array,
         dropout: Dropout | None = None,
     ) -> None:
-        """a = x W^T + b; h = g(a), dropped out where `dropout` is given.
+        """Set a = x W^T + b and h = g(a), with dropout if `dropout` is given.
 
         Parameters
         ----------
-        x : (N, D_in).
-        W : (D_out, D_in).
-        b : (D_out,).
-        activation : g, and what its slope is a function of.
-        a : (N, D_out). With dropout it is left holding the array to pass as `saved` to
-            `activation_backward`: the pre-activation, or g(a) before dropout. The slope of a
+        x : (N, D_in) array
+            Inputs.
+        W : (D_out, D_in) array
+            Weights.
+        b : (D_out,) array
+            Biases.
+        activation : Activation
+            The function g, and what its slope is a function of.
+        a : (N, D_out) array
+            Receives the pre-activations. With dropout, `a` then holds the array to pass as `saved`
+            to `activation_backward`: the pre-activation, or g(a) before dropout. The slope of a
             homogeneous activation (relu) needs only h.
-        h : (N, D_out); may be `a`, whose own values are then not kept.
+        h : (N, D_out) array
+            Receives the hidden units. It may be `a`, whose own values are then not kept.
+        dropout : Dropout or None
+            The layer's dropout.
         """
 
     @abstractmethod
@@ -126,22 +152,38 @@ class Backend(Memory, Protocol):
         h: Array,
         dropout: Dropout | None = None,
     ) -> None:
-        """What follows the product of a layer: a += b; h = g(a), dropped out.
+        """Do what follows the product of a layer: a += b; h = g(a), with dropout if it is given.
 
         Parameters
         ----------
-        a, b, h, dropout : as in `affine_forward`; on the host 32 or 64 bits.
+        a : (N, D_out) array
+            As in `affine_forward`, with the product x W^T in it; on the host 32 or 64 bits.
+        b : (D_out,) array
+            Biases.
+        activation : Activation
+            The function g.
+        h : (N, D_out) array
+            As in `affine_forward`.
+        dropout : Dropout or None
+            The layer's dropout.
         """
 
     @abstractmethod
     def activation_forward(
         self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
     ) -> None:
-        """h = g(a), elementwise, dropped out where `dropout` is given.
+        """Set h = g(a), elementwise, with dropout if `dropout` is given.
 
         Parameters
         ----------
-        a, h : (N, D); h may be `a`. With dropout and h apart, `a` is left as by `affine_forward`.
+        a : (N, D) array
+            Pre-activations. With dropout and h apart from a, `a` is left as by `affine_forward`.
+        activation : Activation
+            The function g.
+        h : (N, D) array
+            Receives the hidden units; it may be `a`.
+        dropout : Dropout or None
+            The layer's dropout.
         """
 
     @abstractmethod
@@ -154,58 +196,82 @@ class Backend(Memory, Protocol):
         grad_b: Array | None = None,
         dropout: Dropout | None = None,
     ) -> None:
-        """delta = grad_h * g'(a), dropped out as h was; grad_b = sum_i delta[i].
+        """Set delta = grad_h * g'(a), dropped out as h was, and grad_b = sum_i delta[i].
 
         Parameters
         ----------
-        grad_h : (N, D), the gradient with respect to h.
-        saved : (N, D): h or a, as ``activation.saved`` says.
-        delta : (N, D); may be `grad_h`.
-        grad_b : (D,), or None where the sum is not wanted.
+        grad_h : (N, D) array
+            Gradient with respect to h.
+        saved : (N, D) array
+            The values h or a, as ``activation.saved`` says.
+        activation : Activation
+            The function g.
+        delta : (N, D) array
+            Receives the gradient; it may be `grad_h`.
+        grad_b : (D,) array or None
+            Receives the sum; None if it is not wanted.
+        dropout : Dropout or None
+            The layer's dropout.
         """
 
     @abstractmethod
     def affine_backward(
         self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
     ) -> None:
-        """grad_W = delta^T h_prev; grad_h = delta W.
+        """Set grad_W = delta^T h_prev and grad_h = delta W.
 
         Parameters
         ----------
-        delta : (N, D_out).
-        h_prev : (N, D_in), the layer's input.
-        W, grad_W : (D_out, D_in).
-        grad_h : (N, D_in), for the layer below; None leaves that product out.
+        delta : (N, D_out) array
+            Gradient with respect to the pre-activations.
+        h_prev : (N, D_in) array
+            The layer's input.
+        W : (D_out, D_in) array
+            Weights.
+        grad_W : (D_out, D_in) array
+            Receives the gradient of the weights.
+        grad_h : (N, D_in) array or None
+            Receives the gradient for the layer below; None skips that product.
         """
 
     @abstractmethod
     def column_sum(self, delta: Array, out: Array) -> None:
-        """out[j] = sum_i delta[i, j], in an order that the shapes alone decide.
+        """Set out[j] = sum_i delta[i, j], in an order that the shapes alone decide.
 
         Parameters
         ----------
-        delta : (N, D). 16-bit terms are added in float32.
-        out : (D,).
+        delta : (N, D) array
+            Terms; those of 16 bits are added in float32.
+        out : (D,) array
+            Receives the sums.
         """
 
     @abstractmethod
     def output(self, a: Array, kind: str, out: Array) -> None:
-        """yhat = O(a).
+        """Set out = O(a), the network's output.
 
         Parameters
         ----------
-        a, out : (N, K); out may be `a`.
-        kind : O, one of "softmax", "linear", "logistic", "exp".
+        a : (N, K) array
+            Pre-activations of the output units.
+        kind : {"softmax", "linear", "logistic", "exp"}
+            The output function O.
+        out : (N, K) array
+            Receives yhat; it may be `a`.
         """
 
     @abstractmethod
     def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
-        """out = softmax(a), or its logarithm.
+        """Set out = softmax(a), or its logarithm.
 
         Parameters
         ----------
-        a, out : (N, K) of one dtype; out may be `a`.
-        log : True for log softmax(a).
+        a : (N, K) array
+            Logits.
+        out : (N, K) array
+            Of the dtype of a; it may be `a`.
+        log : bool
+            Whether to compute log softmax(a).
         """
 
     # -- losses -----------------------------------------------------------------------------------
@@ -220,24 +286,30 @@ class Backend(Memory, Protocol):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        """Loss and delta; the formulas are in `gpubackprop.ops.softmax_cross_entropy`.
+        """Compute loss and delta; the formulas are in `gpubackprop.ops.softmax_cross_entropy`.
+
+        On a GPU, if a label is out of range, loss and delta of its row are NaN, and the next wait
+        for the device raises TargetRangeError.
 
         Parameters
         ----------
-        logits : (N, K).
-        targets : (N,) labels, on a GPU uint8, int32 or int64; or (N, K) probabilities.
-        result : the arrays to fill, of the compute dtype unless it is said here:
-            "loss" (); "row_loss" (N,); "scale" (N,), the working memory of this plan alone;
-            "delta" (N, K) of the dtype of the logits, which it may be; "lse" (N,);
-            "predicted" (N,) int64: the first of the row's largest logits, -1 for a row with NaN;
-            "correct" (N,) bool: that is the label. All but the first three may be left out. The
-            host at once, outside a plan, also does without "scale", and without "row_loss" where
-            the loss is reduced.
-        sample_weight : (N,), or None.
-        upstream : what delta is multiplied by: a number, a 0-d array or (N,).
-
-        On a GPU a label out of range makes loss and delta of its row NaN, and the next wait for the
-        device raises TargetRangeError.
+        logits : (N, K) array
+            Logits.
+        targets : (N,) or (N, K) array
+            Labels, on a GPU uint8, int32 or int64; or probabilities.
+        options : LossOptions
+            The options.
+        result : dict of arrays
+            The arrays to fill, of the compute dtype unless another one is named here: "loss" ();
+            "row_loss" (N,); "scale" (N,), the working memory of this plan alone; "delta" (N, K) of
+            the dtype of the logits, which it may be; "lse" (N,); "predicted" (N,) int64, the first
+            of the row's largest logits, or -1 for a row with NaN; "correct" (N,) bool, whether that
+            is the label. All but the first three are optional. The host at once, outside a plan,
+            also works without "scale", and without "row_loss" if the loss is reduced.
+        sample_weight : (N,) array or None
+            Factor of each row.
+        upstream : float, or () or (N,) array
+            Factor of delta.
         """
 
     @abstractmethod
@@ -251,16 +323,25 @@ class Backend(Memory, Protocol):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        """Loss and delta of squared error, binary cross entropy, Poisson and their like.
+        """Compute loss and delta of squared error, binary cross entropy, Poisson and the like.
 
         Parameters
         ----------
-        a : (N, K), the pre-activations of the output units.
-        targets : (N, K), on a GPU of the compute dtype.
-        formula : entry of `gpubackprop.formulas.POINTWISE_LOSSES`.
-        result : as in `softmax_cross_entropy`, "scale" and "row_loss" always, without "lse" and
-            "predicted"; "correct" (N,) bool: every unit is on its target's side of 1/2.
-        sample_weight, upstream : as in `softmax_cross_entropy`.
+        a : (N, K) array
+            Pre-activations of the output units.
+        targets : (N, K) array
+            Targets, on a GPU of the compute dtype.
+        formula : PointwiseLoss
+            Entry of `gpubackprop.formulas.POINTWISE_LOSSES`.
+        options : LossOptions
+            The options, of which only the reduction is used.
+        result : dict of arrays
+            As in `softmax_cross_entropy`, always with "scale" and "row_loss", without "lse" and
+            "predicted"; "correct" (N,) bool, whether every unit is on its target's side of 1/2.
+        sample_weight : (N,) array or None
+            Factor of each row.
+        upstream : float, or () or (N,) array
+            Factor of delta.
         """
 
     @abstractmethod
@@ -276,34 +357,45 @@ class Backend(Memory, Protocol):
 
         Parameters
         ----------
-        loss : (), the mean of the batch.
-        rows : of the batch.
-        correct : (rows,) bool, or None.
-        penalty : the sum of the squared weights () and l2: l2 / 2 times the sum is added.
-        totals : (Total.SIZE,) float64, indexed by `Total`.
+        loss : () array
+            Mean loss of the batch.
+        rows : int
+            Rows of the batch.
+        correct : (rows,) bool array or None
+            Which rows are predicted right.
+        penalty : pair of () arrays, or None
+            The sum of the squared weights, and l2: l2 / 2 times the sum is added.
+        totals : (Total.SIZE,) float64 array
+            The totals, indexed by `Total`.
         """
 
     # -- updates ----------------------------------------------------------------------------------
 
     @abstractmethod
     def add_scaled(self, x: Array, scale: Array, out: Array) -> None:
-        """out += scale * x.
+        """Set out += scale * x.
 
         Parameters
         ----------
-        x, out : flat, of one size.
-        scale : (), read when the call runs.
+        x : (P,) array
+            Terms.
+        scale : () array
+            Factor, read when the call runs.
+        out : (P,) array
+            Receives the sum.
         """
 
     @abstractmethod
     def sum_of_squares(self, x: Array, out: Array) -> None:
-        """out = sum x^2.
+        """Set out = sum x^2.
 
         Parameters
         ----------
-        x : flat.
-        out : () float64. A GPU also takes (2,) of the compute dtype, whose second element is then
-            1 where an element of x is not finite, else 0.
+        x : (P,) array
+            Terms.
+        out : () float64 array
+            Receives the sum. A GPU also takes (2,) of the compute dtype, whose second element
+            becomes 1 if an element of x is not finite, else 0.
         """
 
     @abstractmethod
@@ -315,28 +407,38 @@ class Backend(Memory, Protocol):
         formula: Update,
         coefficients: dict[str, Any],
     ) -> None:
-        """One step of an optimizer on flat buffers; `updater` has one with all that belongs to it.
+        """Do one step of an optimizer on flat buffers; `updater` gives one with all that it needs.
 
         Parameters
         ----------
-        parameters, gradient : (P,).
-        slots : as many (P,) as the formula has.
-        formula : entry of `gpubackprop.formulas.UPDATES`.
-        coefficients : 0-d arrays or numbers, read when the call runs: "c", the formula's tuple;
-            "decay", the weight decay (coupled) or 1 - lr * weight decay (decoupled); "clip", a
-            factor of the gradient; "l2", (stop, factor): factor * p is added to the gradient of
-            parameters[:stop]; "copy", the parameters in 16 bits, written too: to nearest, or
-            stochastically where "random" is {seed, step}. All but "c" may be left out or None.
+        parameters : (P,) array
+            Updated in place.
+        gradient : (P,) array
+            The gradient.
+        slots : tuple of (P,) arrays
+            As many as the formula has.
+        formula : Update
+            Entry of `gpubackprop.formulas.UPDATES`.
+        coefficients : dict
+            0-d arrays or numbers, read when the call runs: "c", the formula's tuple; "decay", the
+            weight decay (coupled) or 1 - lr * weight decay (decoupled); "clip", a factor of the
+            gradient; "l2", the pair (stop, factor), with which factor * p is added to the gradient
+            of parameters[:stop]; "copy", the parameters in 16 bits, which are written too, to
+            nearest, or stochastically if "random" is {seed, step}. All except "c" are optional.
         """
 
     @abstractmethod
     def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
-        """out = x in 16 bits, as `update` writes its copy.
+        """Set out = x in 16 bits, as `update` writes its copy.
 
         Parameters
         ----------
-        x, out : (P,).
-        random : {seed, step}, (2,) uint64, to round stochastically; None for to nearest.
+        x : (P,) array
+            Numbers.
+        out : (P,) array
+            Receives them in 16 bits.
+        random : (2,) uint64 array or None
+            {seed, step}, to round stochastically; None rounds to nearest.
         """
 
     @abstractmethod
@@ -349,13 +451,21 @@ class Backend(Memory, Protocol):
         random: Array | None = None,
         half_copy: Array | None = None,
     ) -> Updater[Self]:
-        """An optimizer on these buffers.
+        """Return an optimizer on these buffers.
 
         Parameters
         ----------
-        rule : formula, hyperparameters and regularisation.
-        parameters, gradient, slots : as in `update`.
-        random : (2,) uint64 {seed, updates done}, which the updater counts; None without dropout
-            and stochastic rounding.
-        half_copy : (P,), the parameters in 16 bits, written by each update; or None.
+        rule : UpdateRule
+            Formula, hyperparameters and regularisation.
+        parameters : (P,) array
+            As in `update`.
+        gradient : (P,) array
+            As in `update`.
+        slots : tuple of (P,) arrays
+            As in `update`.
+        random : (2,) uint64 array or None
+            {seed, updates done}, which the updater counts; None without dropout and stochastic
+            rounding.
+        half_copy : (P,) array or None
+            The parameters in 16 bits, written by each update.
         """

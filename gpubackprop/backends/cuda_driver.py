@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of the machine, read from libcuda by ctypes; CuPy is not needed."""
+"""The state of NVIDIA's driver, read from libcuda by ctypes; CuPy is not needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
 
-# CUresult of cuda.h that a user meets in cuInit: name, what to do.
+# The values of CUresult (cuda.h) that a user meets in cuInit: name, what to do.
 _NO_DEVICE = 100
 _CAUSES = {
     3: (
@@ -64,11 +64,16 @@ class DriverReport:
 
     Attributes
     ----------
-    status : "absent" (no libcuda), "failed" (it gave an error), "no device" or "ready".
-    problem : one clause for a message, empty when ready.
-    remedy : what to do about it, empty when ready.
-    cuda_version : newest CUDA (major, minor) that the driver serves, or None.
-    gpus : the visible devices.
+    status : {"absent", "failed", "no device", "ready"}
+        "absent" means that there is no libcuda, "failed" that it gave an error.
+    problem : str
+        One clause for a message; empty if the driver is ready.
+    remedy : str
+        What to do about it; empty if the driver is ready.
+    cuda_version : (major, minor) or None
+        The newest CUDA that the driver serves.
+    gpus : tuple of Gpu
+        The visible devices.
     """
 
     status: Literal["absent", "failed", "no device", "ready"]
@@ -85,7 +90,7 @@ class _DriverError(Exception):
 
 
 def load_library(name: str) -> Any:
-    """The shared library `name`; OSError if it does not load. Tests put a fake in its place."""
+    """Return the shared library `name`; raise OSError if it does not load. Tests replace this."""
     if sys.platform == "win32":
         return ctypes.WinDLL(name)
     return ctypes.CDLL(name)
@@ -94,8 +99,9 @@ def load_library(name: str) -> Any:
 def probe_driver() -> DriverReport:
     """Ask the driver for its version and its devices.
 
-    Starts the driver in this process (cuInit) and creates no context. CUDA started before a fork
-    does not work in the child: probe after forking, or start workers with "spawn".
+    This starts the driver in this process (cuInit) but creates no context. If CUDA was started
+    before a fork, it does not work in the child: probe after forking, or start workers with
+    "spawn".
     """
     try:
         library = load_library(_LIBRARY)
@@ -107,7 +113,7 @@ def probe_driver() -> DriverReport:
         )
     version = None
     try:
-        # The version needs no cuInit, so it is known even where cuInit fails.
+        # The version needs no cuInit, so it is known even if cuInit fails.
         version = _driver_version(library)
         _call(library, "cuInit", ctypes.c_uint(0))
         gpus = _devices(library)

@@ -1,4 +1,4 @@
-"""Which device to compute on, and what this machine has for it.
+"""The choice of the device to compute on, and what this machine has for it.
 
 CuPy is looked for when a function here is called, never when this module is imported.
 """
@@ -21,7 +21,7 @@ from gpubackprop.errors import DeviceUnavailable, OptionError
 
 CUDA_BACKEND = "gpubackprop.backends.cupy"
 
-# CUDA majors that have a CuPy wheel and so an extra (cuda12, cuda13), newest first.
+# CUDA majors that have a CuPy wheel, and therefore an extra (cuda12, cuda13), newest first.
 _CUDA_MAJORS = (13, 12)
 
 
@@ -34,7 +34,7 @@ class Missing(NamedTuple):
 
 @dataclass(frozen=True)
 class CudaLibrary:
-    """A CUDA library that loads: where it came from and, if it tells, its (major, minor)."""
+    """A CUDA library that loads: its path and, if it tells, its (major, minor) version."""
 
     path: str
     version: tuple[int, int] | None = None
@@ -42,7 +42,7 @@ class CudaLibrary:
 
 @dataclass(frozen=True)
 class CupyReport:
-    """CuPy as installed: `version` None if it is not, `error` the reason if it does not import."""
+    """CuPy as installed: `version` is None if it is absent, `error` says why it does not import."""
 
     version: str | None = None
     cuda_major: int | None = None
@@ -51,7 +51,7 @@ class CupyReport:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """All that `gpubackprop info` prints; `missing` in the order in which to mend it."""
+    """All that `gpubackprop info` prints; `missing` is in the order in which to mend it."""
 
     cpu: CpuReport
     driver: DriverReport
@@ -63,9 +63,9 @@ class DeviceReport:
 
 
 def probe() -> DeviceReport:
-    """Look at the CPU, the NVIDIA driver, CuPy and its libraries. Never raises for a lack.
+    """Look at the CPU, the NVIDIA driver, CuPy and its libraries; nothing that is missing raises.
 
-    Starts the NVIDIA driver in this process where there is one; see `probe_driver` on forks.
+    If there is an NVIDIA driver, it is started in this process; see `probe_driver` on forks.
     """
     driver = probe_driver()
     cupy = _probe_cupy(load=driver.status == "ready")
@@ -91,21 +91,26 @@ def probe() -> DeviceReport:
 
 
 def choose(device: str) -> tuple[str, str]:
-    """The device that `device` means on this machine, and a one-line reason.
+    """Return the device that `device` means on this machine, and a one-line reason.
 
     Parameters
     ----------
-    device : "auto" (CUDA where all of it works, else the CPU), "cpu", "cuda" or "cuda:N".
+    device : str
+        One of "auto" (CUDA if all of it works, else the CPU), "cpu", "cuda" and "cuda:N".
 
     Returns
     -------
-    resolved : "cpu" or "cuda:N".
-    reason : e.g. "NVIDIA H200, compute capability 9.0", or why "auto" fell back to the CPU.
+    resolved : str
+        "cpu" or "cuda:N".
+    reason : str
+        The reason, e.g. "NVIDIA H200, compute capability 9.0", or why "auto" fell back to the CPU.
 
     Raises
     ------
-    OptionError : `device` is none of these names.
-    DeviceUnavailable : CUDA was asked for by name and something of it is missing.
+    OptionError
+        `device` is none of these names.
+    DeviceUnavailable
+        CUDA was asked for by name and something of it is missing.
     """
     match = isinstance(device, str) and re.fullmatch(
         r"auto|cpu|cuda(?::(0|[1-9][0-9]{0,8}))?", device
@@ -136,8 +141,10 @@ _CHOSEN: dict[tuple[Any, ...], str] = {}
 
 
 def chosen(device: str) -> str:
-    """What `choose` said of `device` when this process first asked here; for small work, which
-    asking the driver would outlast. Errors are not kept."""
+    """Return what `choose` said of `device` when this process first asked here.
+
+    It is for small work, which takes less time than asking the driver. Errors are not kept.
+    """
     key = os.getpid(), choose, device  # tests replace `choose`
     if key not in _CHOSEN:
         _CHOSEN[key] = choose(device)[0]
@@ -145,12 +152,12 @@ def chosen(device: str) -> str:
 
 
 def has_cuda_backend() -> bool:
-    """Whether this version of gpubackprop can compute on CUDA."""
+    """Return whether this version of gpubackprop can compute on CUDA."""
     return importlib.util.find_spec(CUDA_BACKEND) is not None
 
 
 def _first_problem(driver: DriverReport, index: int) -> Missing | None:
-    """The first thing that keeps device `index` from work; what comes later is not looked at."""
+    """Return the first thing that keeps device `index` from working."""
     lack = _driver_problem(driver, index) or _backend_problem(has_cuda_backend())
     if lack is not None:
         return lack
@@ -222,7 +229,7 @@ def _cublaslt_problem(
 
 
 def _install(served: tuple[int, int] | None) -> str:
-    """Command for the newest extra that a driver serving CUDA `served` can run."""
+    """Return the command for the newest extra that a driver serving CUDA `served` can run."""
     if served is None:
         return (
             'run: pip install "gpubackprop[cuda12]" (or cuda13, for a driver that serves CUDA 13)'
@@ -238,7 +245,7 @@ def _install_libraries(driver: DriverReport, cupy: CupyReport) -> str:
 
 
 def _probe_cupy(*, load: bool) -> CupyReport:
-    """CuPy's version and CUDA major; imported only if `load`, since that takes about a second."""
+    """Return CuPy's version and CUDA major. It is imported, in about a second, only if `load`."""
     if importlib.util.find_spec("cupy") is None:
         return CupyReport()
     version = "of unknown version"
@@ -255,14 +262,14 @@ def _probe_cupy(*, load: bool) -> CupyReport:
     try:
         cupy = importlib.import_module("cupy")
         major = major or cupy.cuda.driver.get_build_version() // 1000
-    except Exception as error:  # a broken installation raises what it likes
+    except Exception as error:  # a broken installation may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return CupyReport(version, major, reason)
     return CupyReport(version, major)
 
 
 def _probe_library(name: str, major: int | None) -> CudaLibrary | None:
-    """The CUDA library `name` of CUDA `major` (any known one if None), or None."""
+    """Return the CUDA library `name` of CUDA `major` (of any known one if None), or None."""
     loaded = load_cuda_library(name, major)
     if loaded is None:
         return None
@@ -276,12 +283,15 @@ def _probe_library(name: str, major: int | None) -> CudaLibrary | None:
 
 
 def load_cuda_library(name: str, major: int | None) -> tuple[Any, str] | None:
-    """Handle and path of a CUDA library found as CuPy finds it, or None. Tests replace it."""
+    """Return handle and path of a CUDA library, or None. Tests replace this.
+
+    It is found as CuPy finds it.
+    """
     try:
         pathfinder = importlib.import_module("cuda.pathfinder")  # comes with CuPy 14
         path = pathfinder.load_nvidia_dynamic_lib(name).abs_path
         return ctypes.CDLL(path), path
-    except Exception:  # absent, or its many errors: the system's search path is left to try
+    except Exception:  # it is absent or fails in one of many ways: try the system's search path
         pass
     for version in (major,) if major else _CUDA_MAJORS:
         if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""The host that computes when no GPU does: its processor, its cores and NumPy's BLAS."""
+"""The host, which computes if no GPU does: its processor, its cores and NumPy's BLAS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CpuReport:
-    """The host. `cores`: those this process may use; `blas_threads`: None where unknown."""
+    """The host. `cores` are those that this process may use; `blas_threads` is None if unknown."""
 
     model: str
     cores: int
@@ -25,7 +25,7 @@ class CpuReport:
 
 
 def probe_cpu() -> CpuReport:
-    """The processor, the cores that this process may use, and NumPy's BLAS."""
+    """Report the processor, the cores that this process may use, and NumPy's BLAS."""
     machine_cores = os.cpu_count() or 1
     config: Any = np.show_config(mode="dicts")
     blas = config.get("Build Dependencies", {}).get("blas", {})
@@ -40,7 +40,7 @@ def probe_cpu() -> CpuReport:
 
 
 def available_cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return getattr(os, "process_cpu_count", os.cpu_count)() or 1

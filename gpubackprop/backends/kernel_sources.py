@@ -11,19 +11,20 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def kernels_directory() -> Path:
-    """Directory of the CUDA sources.
+    """Return the directory of the CUDA sources.
 
-    gpubackprop/_kernels in an installed wheel, kernels/ beside pyproject.toml in a checkout or an
-    editable install.
+    It is gpubackprop/_kernels in an installed wheel, and kernels/ beside pyproject.toml in a
+    checkout or an editable install.
 
     Raises
     ------
-    GpubackpropError : neither is there.
+    GpubackpropError
+        Neither is there.
     """
     installed = _PACKAGE / "_kernels"
     if installed.is_dir():
         return installed
-    # Without pyproject.toml the parent is a site-packages, where "kernels" is another project's.
+    # Without pyproject.toml the parent is a site-packages; a "kernels" there is another project's.
     root = _PACKAGE.parent
     if (root / "kernels").is_dir() and (root / "pyproject.toml").is_file():
         return root / "kernels"
@@ -34,10 +35,10 @@ def kernels_directory() -> Path:
 
 
 def kernel_files() -> tuple[Path, ...]:
-    """Every source below `kernels_directory()`, sorted by relative name.
+    """Return every source below `kernels_directory()`, sorted by relative name.
 
-    All files count but prose (*.md) and hidden ones, so that a header with a new suffix can never
-    be left out of `source_hash`.
+    All files count except prose (*.md) and hidden ones, so that `source_hash` can never miss a
+    header with a new suffix.
     """
     directory = kernels_directory()
     files = ((path.relative_to(directory), path) for path in directory.rglob("*") if path.is_file())
@@ -49,7 +50,7 @@ def kernel_files() -> tuple[Path, ...]:
 
 
 def source_hash() -> str:
-    """SHA-256, in hexadecimal, over the relative names and the contents of `kernel_files()`.
+    """Return the SHA-256, in hexadecimal, of the relative names and contents of `kernel_files()`.
 
     It is a part of the key of a compiled kernel, so that an edited header compiles again.
     """

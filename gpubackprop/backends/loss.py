@@ -1,4 +1,4 @@
-"""What a loss is told beside its batch, and where the figures of a step are added up."""
+"""The options of a loss, and the places of a step's figures in the running totals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ class LossOptions:
 
     Attributes
     ----------
-    class_weight : (K,) or None.
-    ignore_index : label whose rows count for nothing, or None.
-    label_smoothing : eps in [0, 1]; targets become (1 - eps) * target + eps / K.
-    z_loss : factor of lse^2 added to each row's loss.
-    soft_cap : c > 0 replaces each logit z by c tanh(z / c); 0 for none.
-    reduction : "mean", "sum", "none"; pointwise also "elementwise_mean".
-    empty : mean over no row, or of weights that sum to 0: "nan" (as PyTorch) or "zero".
+    class_weight : (K,) array or None
+        Factor of each class.
+    ignore_index : int or None
+        Label of rows that are ignored.
+    label_smoothing : float
+        Share eps in [0, 1]; targets become (1 - eps) * target + eps / K.
+    z_loss : float
+        Factor of lse^2, which is added to each row's loss.
+    soft_cap : float
+        If c > 0, c tanh(z / c) takes the place of each logit z.
+    reduction : str
+        "mean", "sum" or "none"; for pointwise losses also "elementwise_mean".
+    empty : str
+        The mean over no row, or over weights that sum to 0: "nan" (as PyTorch) or "zero".
     """
 
     class_weight: Array | None = None

@@ -1,10 +1,10 @@
-"""Which form of the softmax kernels takes a matrix, and how it is launched: a pure function.
+"""The choice of the softmax kernel's form for a matrix, and its launch: a pure function.
 
-The forms are one algorithm with different storage (kernels/softmax_cross_entropy.cu); the story
-with its bytes is in kernels/README.md. Every form reads the logits once and writes the gradient
-once, except where a row fits nowhere, whose rest is read twice, and where few rows are cut into
-parts.
-The thresholds are first choices, each with its reason; not measured on a GPU.
+The forms are one algorithm with different storage (kernels/softmax_cross_entropy.cu);
+kernels/README.md tells the story with its bytes. Every form reads the logits once and writes the
+gradient once, with two exceptions: if a row fits nowhere, its rest is read twice, and so are few
+rows that are cut into parts. The thresholds are first choices, each with its reason; they were not
+measured on a GPU.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from gpubackprop.backends.cupy_launch import (
 from gpubackprop.dtypes import BY_SUFFIX, BYTES
 from gpubackprop.errors import OptionError
 
-# Of a row in a thread's registers, in the labels form (kernels/include/row_packs.cuh).
+# Bytes of a row that a thread holds in registers, in the labels form (include/row_packs.cuh).
 HELD_BYTES = {suffix: 32 if row.sixteen_bit else 64 for suffix, row in BY_SUFFIX.items()}
-GROUP_THREADS = 256  # of a block on one row, and of a block of warps
-SHORT_THREADS, SHORT_VALUES = 128, 8  # of softmax_cross_entropy_short.cu
+GROUP_THREADS = 256  # threads of a block that works on one row, or of a block of warps
+SHORT_THREADS, SHORT_VALUES = 128, 8  # constants of softmax_cross_entropy_short.cu
 SHORT_COLUMNS = 32 * SHORT_VALUES
 TILE_BYTES = 8192
 CLUSTERS = (2, 4, 8)  # more than 8 is not portable
-STATIC_SHARED = 2048  # bytes beside the row: statistics of the warps, and what the driver keeps
-# Blocks that should fit a multiprocessor, so that one reads while another computes or writes.
+STATIC_SHARED = 2048  # bytes beside the row: the warps' statistics, and the driver's share
+# Three blocks should fit a multiprocessor, so that one reads while another computes or writes.
 BLOCKS_AT_ONCE = 3
-# A part of a row is worth a block of its own from one full set of registers on.
+# A part of a row deserves a block of its own if it fills one set of registers.
 MAX_PARTS = 1024
 
 
@@ -52,22 +52,42 @@ def plan_softmax(
     aligned: bool = False,
     cluster: int | None = None,
 ) -> tuple[Launch, ...]:
-    """The launches of softmax cross entropy over (rows, cols) logits, mostly one.
+    """Return the launches of softmax cross entropy over (rows, cols) logits, mostly one.
 
     Parameters
     ----------
-    dtype : storage type of the logits and of the gradient.
-    general : the form with probabilities, class weights together with smoothing, a soft cap, or log
-        softmax; False: class indices with the other options.
-    contiguous : neither matrix has gaps between its rows.
-    aligned : every row of the logits starts on 16 bytes.
-    cluster : blocks to a row, 1, 2, 4 or 8, in place of the planner's choice.
+    rows : int
+        Number of rows N.
+    cols : int
+        Number of classes K.
+    dtype : dtype
+        Storage dtype of the logits and of the gradient.
+    device : DeviceProperties
+        The card.
+    general : bool
+        Whether the form must take probabilities, class weights together with smoothing, a soft cap,
+        or log softmax; otherwise it takes class indices with the other options.
+    contiguous : bool
+        Whether neither matrix has gaps between its rows.
+    aligned : bool
+        Whether every row of the logits starts on 16 bytes.
+    cluster : {1, 2, 4, 8} or None
+        Blocks per row, in place of the planner's choice.
 
     Returns
     -------
-    Empty for an empty matrix. `Launch.partial` is the shape of the statistics that two launches
-    share; `Launch.shared_packs` is the last argument of the entries in softmax_cross_entropy.cu.
+    tuple of Launch
+        Empty for an empty matrix. `Launch.partial` is the shape of the statistics that two launches
+        share; `Launch.shared_packs` is the last argument of the entries in
+        softmax_cross_entropy.cu.
 
+    Raises
+    ------
+    OptionError
+        `cluster` is another number.
+
+    Examples
+    --------
     >>> card = DeviceProperties(132, shared_bytes=232_448, capability=(9, 0))
     >>> plan_softmax(8192, 32_000, "bfloat16", card)[0].entry
     'softmax_cross_entropy_rows_labels_bf16'
@@ -105,8 +125,10 @@ def plan_softmax(
 
 
 def _cluster(packs: int, held: int, most: int, device: DeviceProperties) -> int:
-    """The fewest blocks to a row whose shares leave room for `BLOCKS_AT_ONCE` of them, or, where
-    not even eight do, that hold the row at all."""
+    """Return the fewest blocks per row whose parts leave room for `BLOCKS_AT_ONCE` of them.
+
+    If not even eight blocks leave that room, return the fewest that hold the row at all.
+    """
     if device.capability < (9, 0):
         return 1
     for limit in (most // BLOCKS_AT_ONCE, most):
@@ -119,7 +141,7 @@ def _cluster(packs: int, held: int, most: int, device: DeviceProperties) -> int:
 def _in_parts(
     rows: int, packs: int, in_registers: int, suffix: str, kind: str, device: DeviceProperties
 ) -> tuple[Launch, Launch]:
-    """Few long rows: cut each, so that every multiprocessor has a block or two."""
+    """Cut each of few long rows, so that every multiprocessor has a block or two."""
     wanted = ceil_division(2 * device.multiprocessors, rows)
     parts = max(1, min(wanted, ceil_division(packs, GROUP_THREADS * in_registers), MAX_PARTS))
     grid, partial = (parts, min(rows, MAX_GRID_Y)), (rows, parts)
@@ -130,7 +152,7 @@ def _in_parts(
 
 
 def _short(rows: int, cols: int, suffix: str, kind: str) -> Launch:
-    """As many lanes to a row as keep at most SHORT_VALUES elements each."""
+    """Give each row as many lanes as keep at most SHORT_VALUES elements each."""
     lanes = power_of_two(ceil_division(cols, SHORT_VALUES), 32)
     groups = SHORT_THREADS // lanes
     tile = TILE_BYTES // BYTES[suffix] // cols // groups * groups  # rows, as the kernel has them

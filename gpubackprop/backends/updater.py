@@ -1,4 +1,4 @@
-"""What an updater is told, the optimizer as plain numbers, and what it offers."""
+"""The optimizer as plain numbers, and the interface of an updater."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from gpubackprop.formulas import Update
 
 @dataclass(frozen=True)
 class LossScaling:
-    """What the gradients are multiplied by so that float16 holds them, taken out in the update.
+    """The factor of the loss with which float16 holds the gradients; the update divides by it.
 
     Attributes
     ----------
-    scale : the first, or the fixed one.
-    growth_interval : the scale doubles after so many updates in a row, and halves where a gradient
-        is not finite; 0: it stays. A step whose gradient is not finite is skipped in either case.
+    scale : float
+        The first factor, or the fixed one.
+    growth_interval : int
+        The scale doubles after so many updates in a row, and halves if a gradient is not finite; 0
+        keeps it fixed. In either case a step whose gradient is not finite is skipped.
     """
 
     scale: float = 2.0**16
     growth_interval: int = 2000
 
 
-STEPS, SKIPPED, SCALE, SINCE = range(4)  # of an updater's state: updates done and skipped
+STEPS, SKIPPED, SCALE, SINCE = range(4)  # indices into an updater's state; see `Updater`
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,24 @@ class UpdateRule:
 
     Attributes
     ----------
-    formula, hyperparameters, lr : the optimizer's.
-    weight_decay : coupled or decoupled as formula.decay says; 0 for none.
-    l2 : l2 * p is added to the gradient of parameters[:penalized].
-    clip_norm : largest global norm of the gradient, penalty included, or None.
-    scaling : of the loss, or None.
-    stochastic : the 16-bit copy of the parameters is rounded stochastically.
+    formula : Update
+        The optimizer's formula.
+    hyperparameters : mapping
+        The optimizer's hyperparameters.
+    lr : float
+        The optimizer's learning rate.
+    weight_decay : float
+        Coupled or decoupled, as formula.decay says; 0 is none.
+    l2 : float
+        The term l2 * p is added to the gradient of parameters[:penalized].
+    clip_norm : float or None
+        The largest global norm of the gradient, penalty included.
+    penalized : int
+        Number of parameters with a penalty.
+    scaling : LossScaling or None
+        The scaling of the loss.
+    stochastic : bool
+        Whether the 16-bit copy of the parameters is rounded stochastically.
     """
 
     formula: Update
@@ -58,14 +72,17 @@ B_contra = TypeVar("B_contra", contravariant=True)
 
 
 class Updater(Protocol[B_contra]):
-    """An optimizer on flat buffers. What changes from step to step lives in arrays of the device,
-    so that a plan reads it.
+    """An optimizer on flat buffers.
+
+    Values that change from step to step are in arrays of the device, so that a plan reads them.
 
     Attributes
     ----------
-    rule : see `UpdateRule`.
-    state : (4,) float64 {updates done, skipped, loss scale, updates since it changed}. The host
-        keeps it only where the loss is scaled.
+    rule : UpdateRule
+        What it computes.
+    state : (4,) float64 array
+        {updates done, updates skipped, loss scale, updates since the scale changed}. The host keeps
+        it only if the loss is scaled.
     """
 
     rule: UpdateRule
@@ -74,13 +91,13 @@ class Updater(Protocol[B_contra]):
     @property
     @abstractmethod
     def upstream(self) -> Array | None:
-        """What the gradient of the loss is to be multiplied by, a 0-d array; None for 1."""
+        """The factor of the loss's gradient, a 0-d array; None for 1."""
 
     @abstractmethod
     def emit(self, backend: B_contra) -> None:
-        """Issue the norm and the clipping factor, where they are wanted, and the update.
+        """Issue the norm and the clipping factor, if they are wanted, and the update.
 
-        Where the loss is scaled, an update whose gradient is not finite is skipped and counted.
+        If the loss is scaled, an update whose gradient is not finite is skipped and counted.
         """
 
     @abstractmethod
@@ -89,25 +106,26 @@ class Updater(Protocol[B_contra]):
 
         Returns
         -------
-        What `Backend.accumulate` takes: the sum, and l2 / divisor; None without L2.
+        tuple or None
+            What `Backend.accumulate` takes: the sum, and l2 / divisor; None without L2.
         """
 
     @abstractmethod
     def set(self, lr: float, step: int) -> None:
-        """Learning rate and number (from 1) of the next update."""
+        """Set learning rate and number (from 1) of the next update."""
 
     @abstractmethod
     def set_l2(self, l2: float) -> None:
-        """Penalty factor of the next updates; only for a rule whose l2 is not 0."""
+        """Set the penalty factor of the next updates; only for a rule whose l2 is not 0."""
 
     @abstractmethod
     def restored(self, next_step: int) -> None:
-        """To be called after `state` was written: the next update is number `next_step`."""
+        """Take over `state` after it was written; the next update is number `next_step`."""
 
     @abstractmethod
     def counts(self) -> tuple[int, int]:
-        """How many updates were done and skipped. The host counts where the loss is scaled."""
+        """Return how many updates were done and skipped; the host counts if the loss is scaled."""
 
     @abstractmethod
     def skipped(self) -> int:
-        """How many updates were skipped because the gradient was not finite. Waits."""
+        """Return how many updates were skipped because the gradient was not finite. This waits."""

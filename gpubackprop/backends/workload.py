@@ -1,4 +1,4 @@
-"""Which device a training is worth: what "auto" means where the work is known.
+"""The device that a training is worth: the meaning of "auto" if the amount of work is known.
 
 The numbers are predictions from counts and from the CPU; none was measured on a GPU. They are in
 one place so that a measurement can replace them.
@@ -17,9 +17,9 @@ from gpubackprop.backends.host import available_cores
 # Seconds of a step that do not depend on its size. CPU: some 50 calls of NumPy. GPU: about 25
 # launches that Python issues one by one, at 8 us each (docs/decisions/2026-11-23-cupy-plans.md).
 CPU_STEP, GPU_STEP = 1e-4, 2e-4
-# Multiplications and additions a second that the products of a step reach: of one core in float32
-# (20 to 60 GFLOP/s were measured for such products, benchmarks/README.md), and of a GPU, low, since
-# small products do not fill it. float64 takes twice as long on either.
+# Multiplications and additions per second in the products of a step. One core reaches CPU_RATE in
+# float32 (20 to 60 GFLOP/s were measured for such products, benchmarks/README.md). GPU_RATE is low,
+# because small products do not fill a GPU. float64 takes twice as long on either.
 CPU_RATE, GPU_RATE = 3e10, 5e12
 # Seconds until a process has done its first step on a GPU: CuPy's import, the context, and NVRTC
 # for the 13 kernels of a step (docs/decisions/2026-11-23-first-use-of-a-kernel.md).
@@ -32,8 +32,14 @@ class Training:
 
     Attributes
     ----------
-    widths : (D_0, ..., D_L). batch : rows of a batch. steps : updates in all. itemsize : bytes of a
-        number, 4 or 8.
+    widths : sequence of int
+        The widths (D_0, ..., D_L) of the network.
+    batch : int
+        Rows of a batch.
+    steps : int
+        Updates in all.
+    itemsize : int
+        Bytes of a number, 4 or 8.
     """
 
     widths: Sequence[int]
@@ -48,7 +54,7 @@ class Training:
         return cls(widths, batch, epochs * math.ceil(rows / max(1, batch)), itemsize)
 
     def seconds(self, cores: int) -> tuple[float, float]:
-        """Predicted for the CPU, and for a GPU that has not been used yet."""
+        """Predict the seconds on the CPU, and on a GPU that has not been used yet."""
         weights = sum(inputs * outputs for inputs, outputs in pairwise(self.widths))
         work = 6.0 * self.batch * weights * self.itemsize / 4  # three products
         cpu = self.steps * (CPU_STEP + work / (CPU_RATE * cores))
@@ -56,8 +62,11 @@ class Training:
 
 
 def choose(training: Training) -> tuple[str, str]:
-    """(device, reason) of "auto" for this training: a GPU where there is one that works and that is
-    predicted to be done sooner, else the CPU."""
+    """Return (device, reason) of "auto" for this training.
+
+    The device is a GPU if there is one that works and that is predicted to finish sooner, else the
+    CPU.
+    """
     name, reason = devices.choose("auto")
     if name == "cpu":
         return name, reason

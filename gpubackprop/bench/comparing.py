@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpubackprop.bench import table
-from gpubackprop.bench.contestants import LIMIT, NO_PEERS, OURS
+from gpubackprop.bench import cells
+from gpubackprop.bench.contestants import LIMIT, NO_PEERS, OWN
 from gpubackprop.bench.machines import letter
 from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.rows import Row
@@ -67,7 +67,7 @@ class Line:
 
     def times(self) -> list[str]:
         """Of each record; WRONG, failed, or - where it was not measured."""
-        return [table.time_cell(row) for row in self.rows]
+        return [cells.time_cell(row) for row in self.rows]
 
     def factor(self, number: int) -> float | None:
         """How many times as long as in the first record."""
@@ -145,7 +145,7 @@ def compare(records: list[Record]) -> Comparison:
 
 def _ours(record: Record, mixed: bool) -> dict[tuple[str, str], Row]:
     """By case and place."""
-    rows = [row for row in rows_of(record) if row.contestant in OURS.values()]
+    rows = [row for row in rows_of(record) if row.contestant in OWN]
     most = max((row.threads for row in rows if row.device == "cpu"), default=1)
     found = {}
     for row in rows:
@@ -208,12 +208,12 @@ def regressions(old: Record, new: Record) -> Regressions:
     wrong: list[str] = []
     missing: list[str] = []
     for key, row in before.items():
-        if key[3] not in OURS.values() or row.seconds is None:
+        if key[3] not in OWN or row.seconds is None:
             continue
         current = after.get(key)
         if current is None or current.seconds is None:
             target = wrong if current is not None and current.wrong else missing
-            target.append(f"{row.case}, {table.place(row)}")
+            target.append(f"{row.case}, {cells.place(row)}")
             continue
         found = _change(row, current, before, after)
         if found is not None:
@@ -233,7 +233,7 @@ def _change(
     for against, first, second in _measures(old, new, before, after):
         factor, noise = second[1] / first[1], (first[2] - first[0]) + (second[2] - second[0])
         if abs(factor - 1) > LEAST_CHANGE and abs(second[1] - first[1]) > noise:
-            return Change(new.case, table.place(new), against, factor)
+            return Change(new.case, cells.place(new), against, factor)
         return None
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,11 @@ TORCH_OPS = frozenset({
     "training_step", "cold_start",
 })  # fmt: skip
 STEP = frozenset({"training_step", "cold_start"})
+LINEAR = frozenset({"linear_cross_entropy", "linear_gelu"})
+FIT = frozenset({"fit"})
 OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
+FRONT_ENDS = ("gpubackprop.torch", "gpubackprop.sklearn")
+OWN = frozenset((*OURS.values(), *FRONT_ENDS))
 LIMIT = "limit"
 SAME_SIZE = "limit, same size"  # of a small case on a GPU
 COLD_CACHE = "cupy_raw, cold L2"  # ours on a GPU, its second-level cache emptied before each call
@@ -38,6 +44,8 @@ class Contestant:
     slow_for : operations of which a slow one does all cases on a GPU.
     distribution : whose version is recorded.
     imports : what a program that uses it imports, for those that take part in "cold_start".
+    asked : takes part only where it is asked for by its name.
+    on_host : operations that it does on the host beside a GPU.
     extra : of this package, that brings it.
     """
 
@@ -52,12 +60,20 @@ class Contestant:
     slow_for: frozenset[str] = frozenset()
     imports: str = ""
     extra: str = ""
+    asked: bool = False
+    on_host: frozenset[str] = frozenset()
 
-    def takes_part(self, case: Case, device: str, peers: frozenset[str]) -> bool:
-        """Whether it is asked to do this case on "cpu" or "cuda:N"."""
+    def takes_part(
+        self, case: Case, device: str, peers: frozenset[str], only: frozenset[str] = frozenset()
+    ) -> bool:
+        """Whether it is to do this case on "cpu" or "cuda:N"; `only`: the names of who may."""
         kind = device.partition(":")[0]
-        if kind not in self.kinds or (self.ops is not None and case.op not in self.ops):
+        if kind not in self.kinds and case.op not in self.on_host:
             return False
+        if self.ops is not None and case.op not in self.ops:
+            return False
+        if only or self.asked:
+            return self.name in only
         if self.plain and case.variant:
             return False
         often = case.key or not self.slow or (kind == "cuda" and case.op in self.slow_for)
@@ -82,15 +98,24 @@ CONTESTANTS = (
         plain=True,
     ),
     Contestant(
-        "torch eager", "torch_peer", _BOTH, TORCH_OPS, "torch", distribution="torch",
-        imports="import torch", extra="torch",
+        FRONT_ENDS[0], "torch_peer", _BOTH,
+        LINEAR | {"softmax_cross_entropy", "update_many"}, asked=True, extra="torch",
+    ),
+    Contestant(FRONT_ENDS[1], "other_peers", _BOTH, FIT, asked=True, extra="sklearn"),
+    Contestant(
+        "torch eager", "torch_peer", _BOTH, TORCH_OPS | LINEAR | FIT, "torch",
+        distribution="torch", imports="import torch", extra="torch",
     ),
     Contestant(
-        "torch fused", "torch_peer", _BOTH, frozenset({"update", "update_many", "training_step"}),
-        "torch", distribution="torch", extra="torch",
+        "torch foreach", "torch_peer", _BOTH, frozenset({"update_many"}), asked=True, extra="torch"
     ),
     Contestant(
-        "torch.compile", "torch_peer", _BOTH, TORCH_OPS, "torch.compile", True, "torch",
+        "torch fused", "torch_peer", _BOTH,
+        frozenset({"update", "update_many", "training_step"}) | FIT, "torch",
+        distribution="torch", extra="torch",
+    ),
+    Contestant(
+        "torch.compile", "torch_peer", _BOTH, TORCH_OPS | LINEAR, "torch.compile", True, "torch",
         slow_for=frozenset({"softmax_cross_entropy"}), imports="import torch",
         extra="torch",
     ),
@@ -99,7 +124,8 @@ CONTESTANTS = (
         "torch", imports="import torch", extra="torch",
     ),
     Contestant(
-        "Liger", "torch_peer", ("cuda",), frozenset({"softmax_cross_entropy"}), "liger",
+        "Liger", "torch_peer", ("cuda",),
+        frozenset({"softmax_cross_entropy", "linear_cross_entropy"}), "liger",
         distribution="liger-kernel", extra="bench",
     ),
     Contestant(
@@ -108,8 +134,9 @@ CONTESTANTS = (
         distribution="jax", imports="import jax, jax.numpy", extra="bench",
     ),
     Contestant(
-        "scikit-learn", "other_peers", ("cpu",), STEP, "scikit-learn", distribution="scikit-learn",
-        imports="from sklearn.neural_network import MLPClassifier", extra="sklearn",
+        "scikit-learn", "other_peers", ("cpu",), STEP | FIT, "scikit-learn",
+        distribution="scikit-learn", imports="from sklearn.neural_network import MLPClassifier",
+        extra="sklearn", on_host=FIT,
     ),
     Contestant(
         "thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc",
@@ -118,6 +145,13 @@ CONTESTANTS = (
 )  # fmt: skip
 GROUPS = tuple(dict.fromkeys(one.group for one in CONTESTANTS if one.group))
 BY_NAME = {one.name: one for one in CONTESTANTS}
+
+
+def reference(names: Iterable[str], device: str) -> str:
+    """Which of these contestants is ours, to which the others' ratios are."""
+    own = OURS[device.partition(":")[0]]
+    found = set(names)
+    return next((name for name in (own, *FRONT_ENDS) if name in found), own)
 
 
 def peer_groups(text: str) -> frozenset[str]:
@@ -133,6 +167,14 @@ def peer_groups(text: str) -> frozenset[str]:
     for name in sorted(names - set(GROUPS)):
         raise OptionError(f"no peer {name!r}; valid are all, none, {', '.join(GROUPS)}")
     return names
+
+
+def peers_option(text: str) -> frozenset[str]:
+    """`peer_groups` for a command line, where an unknown one is wrong usage."""
+    try:
+        return peer_groups(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def module_name(contestant: str) -> str:

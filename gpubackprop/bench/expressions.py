@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import problems
+from gpubackprop.bench import operations, problems
 from gpubackprop.bench.losses import five_lines_two_exps
 from gpubackprop.bench.places import CupyPlace, Place, Work
 from gpubackprop.bench.shapes import Case
@@ -22,7 +22,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
         raise problems.Unsupported("CuPy and NumPy do not compute in bfloat16")
     if case.op == "training_step":
         return training_step(case, where)
-    problem = problems.get(case.op)
+    problem = operations.get(case.op)
     arrays = {name: where.xp.asarray(array) for name, array in problem.inputs(case).items()}
     if "two exps" in contestant:
         if case.variant:

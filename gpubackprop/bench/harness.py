@@ -7,49 +7,35 @@ meant to be compared.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import limits, problems
+from gpubackprop.bench import limits, operations
 from gpubackprop.bench.contestants import (
     BY_NAME,
     COLD_CACHE,
     CONTESTANTS,
     LIMIT,
     NO_PEERS,
-    OURS,
     SAME_SIZE,
+    reference,
     why_missing,
 )
-from gpubackprop.bench.rows import Rounds, Row, summarise
+from gpubackprop.bench.process import Process, cold_start
+from gpubackprop.bench.rows import GOALS, Rounds, Row, summarise
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.steps import HeldToLosses
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-    "NPROC",  # heeded by XLA's own pool, which the others leave as it is
-)  # fmt: skip
-PYTHON = [sys.executable]  # a rehearsal puts an emulated card in front
-# Seconds until a worker is taken for hung. A step's oracle and a compiler's search take a while.
-PATIENCE = {"prepare": 300.0, "oracle": 600.0, "machine": 300.0, "round": 120.0, "drop": 60.0}
 COLD_ROUNDS = 3
 SETTLE = 0.03  # seconds until the threads of who worked before, which spin for a while, sleep
 MODES = ("plain", "replay", "cold")  # the calls, a CUDA graph of them, and an empty cache before
 GPU_ROUND = 0.5  # of a round's length: a card was warmed up before, and its events are exact
-LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in five rounds at most
+LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in few rounds
 
 
 @dataclass(frozen=True)
@@ -62,6 +48,7 @@ class Plan:
     peers : groups of peers that take part. threads : all that there are; the slow peers do not
         take part with fewer. small : sizes of the limits for trying out.
     card : PCI address of the GPU, by which its clocks are read.
+    only : contestants that take part, by name; empty for all. few : rounds of a long call at most.
     """
 
     rounds: int = 7
@@ -70,77 +57,8 @@ class Plan:
     threads: int = 1
     small: bool = False
     card: str = ""
-
-
-class Process:
-    """A worker, and the pipes to it. One that does not answer in time is ended."""
-
-    def __init__(self, contestant: str, device: str, threads: int, plan: Plan) -> None:
-        command = [*PYTHON, "-m", "gpubackprop.bench.worker", contestant, device]
-        command += ["--small"] * plan.small
-        self._process = subprocess.Popen(
-            command, env=environment(threads), text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )  # fmt: skip
-        self._lines: SimpleQueue[str] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put("")
-
-    def ask(self, what: str, **values: Any) -> dict[str, Any]:
-        """Its answer; {"missing": ...} where it has died or does not answer."""
-        self.tell(what, **values)
-        return self.answer(what)
-
-    def tell(self, what: str, **values: Any) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `answer` reports it
-            self._process.stdin.write(json.dumps({"do": what, **values}) + "\n")
-            self._process.stdin.flush()
-
-    def answer(self, what: str = "prepare") -> dict[str, Any]:
-        seconds = PATIENCE.get(what, PATIENCE["prepare"])
-        try:
-            line = self._lines.get(timeout=seconds)
-        except Empty:
-            self._process.kill()
-            return {"missing": f"no answer to {what!r} in {seconds:.0f} s; its process was ended"}
-        if not line:
-            return {"missing": f"its process ended with code {self._process.wait()}; see above"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    @property
-    def ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join(10)
-        self._process.stdout.close()
-
-
-def environment(threads: int) -> dict[str, str]:
-    """Of a worker: its threads, this package where the parent found it, and a JAX that takes memory
-    as it needs it: at first it would take three quarters of a GPU's."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    more = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    more |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": os.pathsep.join(paths)}
-    return os.environ | more
+    only: frozenset[str] = frozenset()
+    few: int = 5
 
 
 class Harness:
@@ -164,7 +82,7 @@ class Harness:
         if key in self._processes and self._processes[key].ended:
             self._processes.pop(key).close()
         if key not in self._processes:
-            self._processes[key] = Process(contestant, device, threads, self.plan)
+            self._processes[key] = Process(contestant, device, threads, small=self.plan.small)
         return self._processes[key]
 
     def machine(self, device: str, threads: int) -> dict[str, float]:
@@ -179,14 +97,14 @@ class Harness:
         peers = self.plan.peers if peers is None else peers
         names = [
             one.name for one in CONTESTANTS
-            if one.takes_part(case, device, peers)
+            if one.takes_part(case, device, peers, self.plan.only)
             and (one.name != SAME_SIZE or limits.same_size(case))
             and not (one.slow and device == "cpu" and threads < self.plan.threads)
         ]  # fmt: skip
         if case.op == "cold_start":
             rows = {name: _row(case, name, device, threads) for name in names}
             return [row for row in rows.values() for row in self._cold(case, row)]
-        problem = problems.get(case.op)
+        problem = operations.get(case.op)
         rows = {name: _row(case, name, device, threads) for name in names}
         for row in rows.values():
             row.bytes, row.flops, row.limit = (
@@ -202,7 +120,7 @@ class Harness:
         finally:
             for row in rows.values():
                 self._worker(row).ask("drop")
-        summarise(measured, OURS[device.partition(":")[0]])
+        summarise(measured, reference(measured, device))
         return list(measured.values())
 
     def _worker(self, row: Row) -> Process:
@@ -239,7 +157,7 @@ class Harness:
         together = [name for name in rows if name not in alone]
         timed: dict[str, list[str]] = {}
         message: dict[str, Any] = {"case": asdict(case), "card": self.plan.card}
-        if case.op == "training_step":
+        if isinstance(operations.get(case.op), HeldToLosses):
             one = next(iter(rows.values()))
             message |= self.process(LIMIT, one.device, one.threads).ask("oracle", **message)
         limit = rows.get(LIMIT)
@@ -278,7 +196,8 @@ class Harness:
                 raw = self._time(rows[name], mode, 1)["raw"]
             longest = max(longest, raw)
             found[name, mode].repeats = self._repeats(raw, rows[name].device)
-        for _ in range(min(self.plan.rounds, 5) if longest > LONG_CALL else self.plan.rounds):
+        few = min(self.plan.rounds, self.plan.few)
+        for _ in range(few if longest > LONG_CALL else self.plan.rounds):
             for name, mode in modes:
                 one = found[name, mode]
                 one.add(self._time(rows[name], mode, one.repeats, warm=True))
@@ -324,7 +243,7 @@ class Harness:
         found: dict[str, list[float]] = {"import": [], "first": []}
         once = self.plan.small or BY_NAME[row.contestant].slow
         for _ in range(1 if once else COLD_ROUNDS):
-            answer = _cold_process(case, row)
+            answer = cold_start(case, row.contestant, row.device, row.threads)
             row.note = answer.get("wrong", "")
             row.error = answer.get("error")
             if "missing" in answer:
@@ -340,91 +259,8 @@ class Harness:
             yield part
 
 
-# The clock starts in a bare interpreter, for everybody alike.
-COLD = """\
-import time
-begin = time.perf_counter()
-{imports}
-imported = time.perf_counter() - begin
-from gpubackprop.bench.worker import cold_main
-cold_main(imported)
-"""
-
-
-def _cold_process(case: Case, row: Row) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as cache:  # of compiled kernels: none are there
-        script = COLD.format(imports=BY_NAME[row.contestant].imports)
-        command = [sys.executable, "-c", script, row.contestant, row.device]
-        command += [json.dumps(asdict(case))]
-        caches = {"CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
-        try:
-            done = subprocess.run(
-                command, env=environment(row.threads) | caches, capture_output=True, text=True,
-                check=False, timeout=PATIENCE["prepare"],
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            return {"missing": f"no answer in {error.timeout:.0f} s; its process was ended"}
-    if done.returncode:
-        last = "".join(done.stderr.splitlines()[-1:]).removeprefix("ModuleNotFoundError: ")
-        return {"missing": last or f"its process ended with code {done.returncode}"}
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
 def _row(case: Case, contestant: str, device: str, threads: int) -> Row:
     return Row(
         case.name, case.op, contestant, device, threads,
         goal=GOALS.get((case.name, contestant)) if device == "cpu" else None,
     )  # fmt: skip
-
-
-# Largest ratio of our time to theirs that the project wants on a CPU.
-GOALS = {
-    ("softmax_cross_entropy/f32/4096x1000", "NumPy by hand"): 0.60,
-    ("softmax_cross_entropy/f32/4096x1000", "torch eager"): 1.00,
-    ("softmax_cross_entropy/f32/256x50257", "NumPy by hand"): 0.60,
-    ("softmax_cross_entropy/f32/256x50257", "torch eager"): 1.00,
-    ("training_step/adam/f32/784-512-512-10/batch256", "NumPy by hand"): 1.00,
-    ("training_step/adam/f32/784-512-512-10/batch256", "torch eager"): 1.00,
-    ("training_step/adam/f32/784-512-512-10/batch256", "scikit-learn"): 0.50,
-}
-
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A case on a device: "cpu" with so many threads, or "cuda:N"; with these groups of peers."""
-
-    case: Case
-    device: str
-    threads: int
-    peers: frozenset[str] = frozenset()
-
-    @property
-    def name(self) -> str:
-        return f"{self.case.name} on {self.device}"
-
-
-def run_all(
-    harness: Harness, work: list[Job], budget: float, progress: Progress,
-    done: Callable[[list[Row]], None],
-) -> list[str]:  # fmt: skip
-    """Every job in order, `done(rows)` after each.
-
-    Returns the names of the cases that were left out because `budget` seconds had passed.
-    """
-    end = time.monotonic() + budget
-    for number, job in enumerate(work):
-        if time.monotonic() > end:
-            begun = {earlier.name for earlier in work[:number]}
-            return [
-                left.name + ", with its other peers" * (left.name in begun)
-                for left in work[number:]
-            ]
-        plural = "s" if job.threads > 1 else ""
-        at = f"{job.threads} thread{plural}" if job.device == "cpu" else job.device
-        progress(f"[{number + 1}/{len(work)}] {job.case.name}, {at}")
-        done(harness.run_case(job.case, job.device, job.threads, job.peers))
-    return []

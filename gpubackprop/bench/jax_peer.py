@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import problems
-from gpubackprop.bench.losses import IGNORED, entropy_options
+from gpubackprop.bench import operations
+from gpubackprop.bench.losses import IGNORED, peer_options
 from gpubackprop.bench.peer_places import JaxPlace
 from gpubackprop.bench.places import Place, Work, number
 from gpubackprop.bench.problems import Unsupported
@@ -39,7 +39,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
 
 def _work(jax: Any, case: Case, function: Callable[..., Any], names: tuple[str, ...]) -> Work:
     """`function(**inputs)` jitted; it returns the results of these names."""
-    inputs = {name: jax.device_put(a) for name, a in problems.get(case.op).inputs(case).items()}
+    inputs = {name: jax.device_put(a) for name, a in operations.get(case.op).inputs(case).items()}
     jitted = jax.jit(function)
 
     def run() -> Any:
@@ -52,7 +52,7 @@ def _work(jax: Any, case: Case, function: Callable[..., Any], names: tuple[str, 
 
 
 def _cross_entropy(jax: Any, case: Case) -> Work:
-    jnp, options = jax.numpy, entropy_options(case)
+    jnp, options = jax.numpy, peer_options(case)
     smooth, z_loss = options["label_smoothing"], options["z_loss"]
 
     def mean(logits: Any, labels: Any, class_weight: Any) -> Any:

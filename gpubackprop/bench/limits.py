@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench import problems
+from gpubackprop.bench import operations
 from gpubackprop.bench.contestants import SAME_SIZE
 from gpubackprop.bench.places import BESIDE, CupyPlace, EventPlace, Place, Run, Work
 from gpubackprop.bench.problems import Unsupported
@@ -45,7 +45,7 @@ def place(device: str, contestant: str) -> Place:
 
 def setup(case: Case, where: Place, contestant: str) -> Work:
     """The limit of that case: its time, had it no other work to do."""
-    problem = problems.get(case.op)
+    problem = operations.get(case.op)
     if not problem.limit:
         raise Unsupported("no limit is measured for this operation")
     if problem.limit == "products":
@@ -61,7 +61,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
 def same_size(case: Case) -> int:
     """Bytes of the array that is copied or read where as much moves as in the case; 0 where that is
     as large as the limit's own, and where the limit is something else."""
-    problem = problems.get(case.op)
+    problem = operations.get(case.op)
     ways = {"copy": 2, "read": 1}.get(problem.limit, 0)
     size = -(-problem.bytes(case) // (ways * 16)) * 16 if ways else 0
     return size if size < COPY_BYTES["cuda"] else 0

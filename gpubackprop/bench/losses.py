@@ -19,9 +19,42 @@ from gpubackprop.bench.problems import (
     storage,
 )
 from gpubackprop.bench.shapes import Case
-from gpubackprop.formulas import POINTWISE_LOSSES
+from gpubackprop.formulas import POINTWISE_LOSSES, lookup
 
 IGNORED = -100
+
+
+# Of a softmax cross entropy, by variant. "class_weight" and "sample_weight": whether there are any.
+_ENTROPIES: dict[str, dict[str, Any]] = {
+    "": {},
+    "label_smoothing": {"label_smoothing": 0.2},
+    "class_weight": {"class_weight": True},
+    "ignore_index": {"ignore_index": IGNORED},
+    "z_loss": {"z_loss": 0.1},
+    "no_weight": {"ignore_index": IGNORED, "label_smoothing": 0.2, "z_loss": 0.1},
+    "all": {
+        "class_weight": True, "ignore_index": IGNORED, "label_smoothing": 0.2, "z_loss": 0.1
+    },
+    # What peers are not set up for.
+    "sum": {"reduction": "sum"},
+    "none": {"reduction": "none"},
+    "soft_cap": {"soft_cap": 5.0},
+    "ignored_class": {"ignore_index": 0},
+    "all_ignored_class": {
+        "class_weight": True, "ignore_index": 0, "label_smoothing": 0.2, "z_loss": 0.1
+    },
+}  # fmt: skip
+_WEIGHTED = {
+    f"{name}_weighted".lstrip("_"): options | {"sample_weight": True}
+    for name, options in _ENTROPIES.items()
+}
+_PROBABILITIES = {"probabilities": {"label_smoothing": 0.1, "probabilities": True}}
+ENTROPIES = _ENTROPIES | _PROBABILITIES | _WEIGHTED
+LONG_ROWS = ((5, 301), (5, 1501), (3, 9001))  # for a warp, a block, and shared memory
+_DEFAULTS: dict[str, Any] = {
+    "class_weight": False, "ignore_index": None, "label_smoothing": 0.0, "z_loss": 0.0,
+    "soft_cap": 0.0, "reduction": "mean",
+}  # fmt: skip
 
 
 def scratch(case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -34,72 +67,130 @@ def scratch(case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def entropy_options(case: Case) -> dict[str, Any]:
-    """label_smoothing, z_loss, ignore_index and weighted (class weights) of a case's variant."""
-    name = case.variant
-    return {
-        "label_smoothing": 0.1 * (name in ("label_smoothing", "no_weight", "all")),
-        "z_loss": 1e-4 * (name in ("z_loss", "no_weight", "all")),
-        "ignore_index": IGNORED if name in ("ignore_index", "no_weight", "all") else None,
-        "weighted": name in ("class_weight", "all"),
-    }
+    """The options that a case's variant names, the others at their defaults."""
+    return _DEFAULTS | lookup(ENTROPIES, case.variant, "variant")
 
 
-class SoftmaxCrossEntropy(Problem):
-    """Mean loss and gradient of the logits; options by variant."""
+def peer_options(case: Case) -> dict[str, Any]:
+    """As `entropy_options`, for peers.
 
-    shared: ClassVar = ("class_weight",)
+    Raises
+    ------
+    Unsupported : one that peers are not set up for.
+    """
+    options = entropy_options(case)
+    known = ("class_weight", "label_smoothing", "z_loss")
+    other = [name for name, value in options.items()
+             if name not in known and value not in (_DEFAULTS.get(name), IGNORED)]  # fmt: skip
+    if other:
+        raise Unsupported(f"what is written for peers has no {', '.join(other)}")
+    return options
+
+
+class Loss(Problem):
+    """What softmax cross entropy and pointwise losses share: their results."""
+
     sums: ClassVar = ("loss",)
 
-    def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
-        classes = case.shape[1]
-        found: Arrays = {
-            "logits": rng.normal(0, 3, (rows, classes)),
-            "labels": rng.integers(0, classes, rows),
-        }
-        options = entropy_options(case)
-        if options["ignore_index"] is not None:
-            found["labels"][1::10] = IGNORED
-        if options["weighted"]:
-            found["class_weight"] = rng.uniform(0.5, 1.5, classes)
-        return found
-
-    def dtype_of(self, case: Case, name: str) -> np.dtype:
-        return compute(case) if name == "class_weight" else storage(case)
-
-    def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        z, y, options = inputs["logits"], inputs["labels"], entropy_options(case)
-        smooth, z_loss = options["label_smoothing"], options["z_loss"]
-        weight = inputs.get("class_weight", np.ones(z.shape[1]))
-        counts = y != IGNORED
-        label = np.where(counts, y, 0)
-        top = z.max(1, keepdims=True)
-        e = np.exp(z - top)
-        total = e.sum(1, keepdims=True)
-        lse = (top + np.log(total))[:, 0]
-        target = np.full_like(z, smooth / z.shape[1])
-        target[np.arange(len(y)), label] += 1 - smooth
-        target *= weight
-        row = (target * (lse[:, None] - z)).sum(1) + z_loss * lse**2
-        delta = (target.sum(1) + 2 * z_loss * lse)[:, None] * e / total - target
-        divisor = tiling.total(weight[label] * counts)
-        return {
-            "loss": tiling.total(row * counts) / divisor,
-            "delta": delta * counts[:, None] / divisor,
-        }
+    def reduction(self, case: Case) -> str:
+        raise NotImplementedError
 
     def results(self, case: Case) -> dict[str, Any]:
         return scratch(case)
 
+    def optional(self, case: Case) -> tuple[str, ...]:
+        return ("row_loss", "correct")
+
+    def reduced(self, case: Case, row: Array, delta: Array, divisor: Any, tiling: Tiling) -> Arrays:
+        """Results from each row's loss and gradient and from what a mean is divided by."""
+        found = {"row_loss": row, "delta": delta}
+        if self.reduction(case) == "none":
+            return found
+        divisor = divisor if "mean" in self.reduction(case) and divisor else 1.0
+        return found | {"loss": tiling.total(row) / divisor, "delta": delta / divisor}
+
+
+class SoftmaxCrossEntropy(Loss):
+    """Loss and gradient of the logits; options by variant."""
+
+    shared: ClassVar = ("class_weight",)
+    variants: ClassVar = (*_ENTROPIES, *_PROBABILITIES, "weighted")
+    # What a row's weight costs is known from the one above.
+    compared_only: ClassVar = tuple(name for name in _WEIGHTED if name != "weighted")
+
+    def measured(self, device: str, elements: int) -> tuple[int, ...]:
+        return (4096, 1000)
+
+    def compared(self, variant: str, *, short: bool) -> tuple[tuple[int, ...], ...]:
+        found = super().compared(variant, short=short)
+        if variant.startswith("all") or variant == "probabilities":
+            found += LONG_ROWS[:1] if short else LONG_ROWS
+        return found
+
+    def reduction(self, case: Case) -> str:
+        return str(entropy_options(case)["reduction"])
+
+    def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
+        classes, options = case.shape[1], entropy_options(case)
+        found: Arrays = {"logits": rng.normal(0, 3, (rows, classes))}
+        if options.get("probabilities"):
+            found["probabilities"] = rng.random((rows, classes))
+        else:
+            found["labels"] = rng.integers(0, classes, rows)
+        if options["ignore_index"] == IGNORED:
+            found["labels"][1::10] = IGNORED
+        if options["class_weight"]:
+            found["class_weight"] = rng.uniform(0.5, 1.5, classes)
+        if options.get("sample_weight"):
+            found["sample_weight"] = rng.uniform(0.1, 1.1, rows)
+        return found
+
+    def dtype_of(self, case: Case, name: str) -> np.dtype:
+        return storage(case) if name == "logits" else compute(case)
+
+    def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
+        options, z = entropy_options(case), inputs["logits"]
+        smooth, z_loss, cap = (options[n] for n in ("label_smoothing", "z_loss", "soft_cap"))
+        slope: Any = 1.0
+        if cap:
+            z = cap * np.tanh(z / cap)
+            slope = 1 - (z / cap) ** 2
+        weight = inputs.get("class_weight", np.ones(z.shape[1]))
+        each = inputs.get("sample_weight", np.ones(len(z)))
+        if "probabilities" in inputs:
+            target, of_class, right = inputs["probabilities"], 1.0, {}
+        else:
+            y = inputs["labels"]
+            each = each * (y != options["ignore_index"])
+            label = np.where(y == IGNORED, 0, y)
+            target, of_class = np.zeros_like(z), weight[label]
+            target[np.arange(len(y)), label] = 1
+            right = {"correct": (z.argmax(1) == y) & (each > 0)}
+        top = z.max(1, keepdims=True)
+        e = np.exp(z - top)
+        total = e.sum(1, keepdims=True)
+        lse = (top + np.log(total))[:, 0]
+        target = weight * ((1 - smooth) * target + smooth / z.shape[1])
+        row = (target * (lse[:, None] - z)).sum(1) + z_loss * lse**2
+        delta = slope * ((target.sum(1) + 2 * z_loss * lse)[:, None] * e / total - target)
+        divisor = tiling.total(each * of_class)
+        return right | self.reduced(case, each * row, each[:, None] * delta, divisor, tiling)
+
+    def more_results(self, case: Case) -> dict[str, Any]:
+        if entropy_options(case).get("probabilities"):
+            return {}
+        return {"correct": (case.shape[:1], np.dtype(np.bool_))}
+
     def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         options = entropy_options(case)
         weight = arrays.get("class_weight")
-        loss_options = LossOptions(
-            None if weight is None else backend.to_host(weight),
-            options["ignore_index"], options["label_smoothing"], options["z_loss"],
-        )  # fmt: skip
-        result = {name: arrays[name] for name in scratch(case)}
+        given = {name: options[name] for name in _DEFAULTS if name != "class_weight"}
+        host = None if weight is None else backend.to_host(weight)
+        chosen = LossOptions(host, empty="zero", **given)
+        targets = arrays["labels" if "labels" in arrays else "probabilities"]
+        result = {n: arrays[n] for n in (*scratch(case), "correct") if n in arrays}
         return lambda recorder: recorder.softmax_cross_entropy(
-            arrays["logits"], arrays["labels"], loss_options, result
+            arrays["logits"], targets, chosen, result, arrays.get("sample_weight")
         )
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
@@ -113,11 +204,12 @@ class SoftmaxCrossEntropy(Problem):
         return {"loss": loss, "delta": p / len(y)}
 
     def _with_options(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
-        z, y, options = arrays["logits"], arrays["labels"], entropy_options(case)
+        options = peer_options(case)
+        z, y = arrays["logits"], arrays["labels"]
         smooth, z_loss = options["label_smoothing"], options["z_loss"]
         counts = (y != IGNORED).astype(z.dtype)
         label = xp.where(y == IGNORED, 0, y)
-        weight = arrays["class_weight"] if options["weighted"] else xp.ones(z.shape[1], z.dtype)
+        weight = arrays["class_weight"] if options["class_weight"] else xp.ones(z.shape[1], z.dtype)
         top = z.max(axis=1, keepdims=True)
         e = xp.exp(z - top)
         total = e.sum(axis=1, keepdims=True)
@@ -149,40 +241,55 @@ def five_lines_two_exps(logits: Array, labels: Array) -> Arrays:
     return {"loss": loss, "delta": p / len(labels)}
 
 
-class PointwiseLoss(Problem):
-    """Loss, a mean over rows, and gradient."""
+REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
 
-    sums: ClassVar = ("loss",)
+
+class PointwiseLoss(Loss):
+    """Loss and gradient; a mean over rows, or with sample weights and the reduction of its name."""
+
+    variants: ClassVar = tuple(POINTWISE_LOSSES)
+    compared_only: ClassVar = tuple(  # whose time is that of the mean over rows
+        f"{name}_weighted_{reduction}" for name in POINTWISE_LOSSES for reduction in REDUCTIONS
+    )
+
+    def formula(self, case: Case) -> Any:
+        return POINTWISE_LOSSES[case.variant.partition("_weighted_")[0]]
+
+    def reduction(self, case: Case) -> str:
+        return case.variant.partition("_weighted_")[2] or "mean"
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
         shape = (rows, case.shape[1])
-        domain = POINTWISE_LOSSES[case.variant].target_domain
         targets = {
-            "real": lambda: rng.normal(size=shape), "unit": lambda: rng.random(shape),
+            "real": lambda: rng.normal(size=shape),
+            "unit": lambda: rng.uniform(-0.5, 1.5, shape).clip(0, 1),  # half of them 0 or 1
             "nonnegative": lambda: rng.poisson(1.0, shape).astype(float),
-        }[domain]()  # fmt: skip
-        return {"a": rng.normal(size=shape), "targets": targets}
+        }[self.formula(case).target_domain]()
+        found = {"a": rng.normal(size=shape), "targets": targets}
+        if "_weighted_" in case.variant:
+            found["sample_weight"] = rng.uniform(0.1, 1.1, rows)
+        return found
 
     def dtype_of(self, case: Case, name: str) -> np.dtype:
-        return compute(case) if name == "targets" else storage(case)
+        return storage(case) if name == "a" else compute(case)
 
     def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        a, t = inputs["a"], inputs["targets"]
+        a, t, formula = inputs["a"], inputs["targets"], self.formula(case)
         value, delta, work = (np.empty_like(a) for _ in range(3))
-        POINTWISE_LOSSES[case.variant].value_and_delta(
-            a, t, value, delta, work, POINTWISE_LOSSES[case.variant].parameter
-        )
-        return {"loss": tiling.total(value.sum(1)) / tiling.rows, "delta": delta / tiling.rows}
-
-    def results(self, case: Case) -> dict[str, Any]:
-        return scratch(case)
+        formula.value_and_delta(a, t, value, delta, work, formula.parameter)
+        each = inputs.get("sample_weight", np.ones(len(a)))
+        divisor = tiling.total(each)
+        if self.reduction(case) == "elementwise_mean":
+            divisor *= case.shape[1]
+        return self.reduced(case, each * value.sum(1), each[:, None] * delta, divisor, tiling)
 
     def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
-        formula = POINTWISE_LOSSES[case.variant]
+        options = LossOptions(reduction=self.reduction(case))
         result = {name: arrays[name] for name in scratch(case)}
         return lambda recorder: recorder.pointwise_loss(
-            arrays["a"], arrays["targets"], formula, LossOptions(), result
-        )
+            arrays["a"], arrays["targets"], self.formula(case), options, result,
+            arrays.get("sample_weight"),
+        )  # fmt: skip
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         a, t = arrays["a"], arrays["targets"]

@@ -1,16 +1,16 @@
-"""The problems of layers, reductions, gathering, updates and transfers."""
+"""The problems of reductions, gathering, updates and transfers, and the registry of all."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gpubackprop.backends import Backend, UpdateRule
+from gpubackprop.bench import front_ends, layers
 from gpubackprop.bench.losses import PointwiseLoss, SoftmaxCrossEntropy
 from gpubackprop.bench.problems import (
-    Array,
+    ELEMENTWISE,
     Arrays,
     Emit,
     Problem,
@@ -18,115 +18,15 @@ from gpubackprop.bench.problems import (
     Unsupported,
     compute,
     count,
-    product_bytes,
-    product_flops,
     storage,
 )
-from gpubackprop.bench.shapes import PEER_ACTIVATIONS, Case
-from gpubackprop.formulas import ACTIVATIONS, UPDATES
+from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.steps import TrainingStep
+from gpubackprop.formulas import UPDATES, Update, lookup
 
 LEARNING_RATE = 1e-3
-
-
-def erf(xp: Any, x: Any) -> Any:
-    """The error function of SciPy or CuPy."""
-    name = "scipy.special" if xp is np else "cupyx.scipy.special"
-    try:
-        return importlib.import_module(name).erf(x)
-    except ImportError:
-        raise Unsupported(f"gelu needs {name}") from None
-
-
-def slope(xp: Any, name: str, saved: Any) -> Any:
-    """g' by array expressions, of h (relu, tanh) or of a (gelu)."""
-    if name == "relu":
-        return saved > 0
-    if name == "tanh":
-        return 1 - saved * saved
-    if name == "gelu":
-        density = xp.exp(-0.5 * saved * saved) * 0.3989422804014327  # 1 / sqrt(2 pi)
-        return 0.5 * (1 + erf(xp, saved * 0.7071067811865476)) + saved * density
-    raise Unsupported(f"array expressions are written for {', '.join(PEER_ACTIVATIONS)}")
-
-
-def value(xp: Any, name: str, a: Any) -> Any:
-    if name == "relu":
-        return xp.maximum(a, 0)
-    if name == "tanh":
-        return xp.tanh(a)
-    if name == "gelu":
-        return 0.5 * a * (1 + erf(xp, a * 0.7071067811865476))
-    raise Unsupported(f"array expressions are written for {', '.join(PEER_ACTIVATIONS)}")
-
-
-def _formula(name: str, kind: str, x: Array) -> Array:
-    entry, out = ACTIVATIONS[name], np.empty_like(x)
-    work = tuple(np.empty_like(x) for _ in range(3))
-    with np.errstate(all="ignore"):
-        getattr(entry, kind)(x, out, work, entry.parameter)
-    return out
-
-
-class ActivationForward(Problem):
-    """h = g(a)."""
-
-    def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
-        return {"a": rng.normal(size=(rows, case.shape[1]))}
-
-    def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        return {"h": _formula(case.variant, "value", inputs["a"].copy())}
-
-    def results(self, case: Case) -> dict[str, Any]:
-        return {"h": (case.shape, storage(case))}
-
-    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
-        act = ACTIVATIONS[case.variant]
-        return lambda recorder: recorder.activation_forward(arrays["a"], act, arrays["h"])
-
-    def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
-        return {"h": value(xp, case.variant, arrays["a"])}
-
-    def bytes(self, case: Case) -> int:
-        return 2 * count(case) * storage(case).itemsize
-
-    def flops(self, case: Case) -> int:
-        return count(case)
-
-
-class ActivationBackward(Problem):
-    """delta = grad_h * g', and the bias gradient, its sum over the rows."""
-
-    sums: ClassVar = ("grad_b",)
-
-    def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
-        shape, act = (rows, case.shape[1]), ACTIVATIONS[case.variant]
-        a = rng.normal(size=shape)
-        saved = a if act.saved == "a" else _formula(act.name, "value", a)
-        return {"grad_h": rng.normal(size=shape), "saved": saved}
-
-    def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        delta = inputs["grad_h"] * _formula(case.variant, "slope", inputs["saved"].copy())
-        return {"delta": delta, "grad_b": tiling.total(delta)}
-
-    def results(self, case: Case) -> dict[str, Any]:
-        dtype = storage(case)
-        return {"delta": (case.shape, dtype), "grad_b": (case.shape[1:], dtype)}
-
-    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
-        act = ACTIVATIONS[case.variant]
-        return lambda recorder: recorder.activation_backward(
-            arrays["grad_h"], arrays["saved"], act, arrays["delta"], arrays["grad_b"]
-        )
-
-    def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
-        delta = arrays["grad_h"] * slope(xp, case.variant, arrays["saved"])
-        return {"delta": delta, "grad_b": delta.sum(axis=0)}
-
-    def bytes(self, case: Case) -> int:
-        return 3 * count(case) * storage(case).itemsize
-
-    def flops(self, case: Case) -> int:
-        return 3 * count(case)
+LATER = (0.1, 3)  # learning rate and number of a step that is not the first
+DECAY, CLIP, L2 = 0.9, 0.5, 0.3
 
 
 class ColumnSum(Problem):
@@ -134,6 +34,10 @@ class ColumnSum(Problem):
 
     limit: ClassVar = "read"
     sums: ClassVar = ("out",)
+
+    def compared(self, variant: str, *, short: bool) -> tuple[tuple[int, ...], ...]:
+        most = ((3000, 16),) if short else ((70001, 16), (3, 10007))
+        return super().compared(variant, short=short) + most
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
         return {"x": rng.normal(size=(rows, case.shape[1]))}
@@ -160,6 +64,7 @@ class ColumnSum(Problem):
 class SumOfSquares(Problem):
     """out = sum x^2 of a flat array."""
 
+    awkward: ClassVar = ((4097,),)
     limit: ClassVar = "read"
     sums: ClassVar = ("out",)
 
@@ -171,6 +76,9 @@ class SumOfSquares(Problem):
 
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": ((), np.dtype(np.float64))}
+
+    def measured(self, device: str, elements: int) -> tuple[int, ...]:
+        return (elements,)
 
     def check(self, case: Case, found: Arrays) -> tuple[float, float]:
         return super().check(case, {"out": np.asarray(found["out"]).astype(compute(case))})
@@ -189,18 +97,28 @@ class SumOfSquares(Problem):
 
 
 class GatherRows(Problem):
-    """out[i] = x[rows[i]], every row once, in an order that is random within a block."""
+    """out[i] = x[rows[i]], every row once, in an order that is random within a block.
+
+    Of "repeated" and "uint8" some rows come several times; "uint8" also converts them.
+    """
 
     shared: ClassVar = ("rows",)
+    variants: ClassVar = ("", "repeated", "uint8")
+    units: ClassVar = 0.0
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
         order, i = rng.permutation(rows), np.arange(case.shape[0])
+        if case.variant:
+            order = rng.integers(0, rows, rows)
         start = i // rows * rows
         start[start + rows > case.shape[0]] = 0  # the last block is not whole
-        return {"x": rng.normal(size=(rows, case.shape[1])), "rows": start + order[i % rows]}
+        shape = (rows, case.shape[1])
+        whole = case.variant == "uint8"
+        x = rng.integers(0, 256, shape, np.uint8) if whole else rng.normal(size=shape)
+        return {"x": x, "rows": start + order[i % rows]}
 
     def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        return {"out": inputs["x"][inputs["rows"][: tiling.block]]}
+        return {"out": np.asarray(inputs["x"][inputs["rows"][: tiling.block]], np.float64)}
 
     def results(self, case: Case) -> dict[str, Any]:
         return {"out": (case.shape, storage(case))}
@@ -209,48 +127,112 @@ class GatherRows(Problem):
         return lambda recorder: recorder.gather_rows(arrays["x"], arrays["rows"], arrays["out"])
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
-        return {"out": arrays["x"][arrays["rows"]]}
+        return {"out": arrays["x"][arrays["rows"]].astype(storage(case), copy=False)}
 
     def bytes(self, case: Case) -> int:
-        return 2 * count(case) * storage(case).itemsize + 8 * case.shape[0]
+        itemsize = 1 if case.variant == "uint8" else storage(case).itemsize
+        return count(case) * (itemsize + storage(case).itemsize) + 8 * case.shape[0]
 
     def flops(self, case: Case) -> int:
         return 0
 
 
 class OptimizerUpdate(Problem):
-    """The first step of an optimizer on a flat buffer, slots new."""
+    """A step of an optimizer on a flat buffer: the first, slots new.
+
+    "_later" is the third, with slots that hold something; "_regularized" also has weight decay,
+    clipping and L2 in it.
+    """
+
+    variants: ClassVar = (*UPDATES, "adam_regularized")
+    compared_only: ClassVar = (
+        *(f"{name}_later" for name in UPDATES),  # as fast as the first
+        *(f"{name}_regularized" for name in UPDATES if name != "adam"),  # what it costs is known
+    )
+    awkward: ClassVar[tuple[tuple[int, ...], ...]] = ((4097,),)
+    units: ClassVar = 2 * ELEMENTWISE
+    sixteen_bit: ClassVar = False
+
+    def measured(self, device: str, elements: int) -> tuple[int, ...]:
+        return (elements,)
+
+    def compared(self, variant: str, *, short: bool) -> tuple[tuple[int, ...], ...]:
+        return ((100,),) if short and self.awkward else self.awkward
+
+    def formula(self, case: Case) -> Update:
+        name = case.variant or "adam"
+        return UPDATES[name.removesuffix("_later").removesuffix("_regularized")]
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
-        return {"p": rng.normal(size=rows), "g": rng.normal(size=rows)}
+        found = {"p": rng.normal(size=rows), "g": rng.normal(size=rows)}
+        if self._first(case):
+            return found
+        slots = self._slots(case)
+        return found | {name: np.abs(rng.normal(size=rows)) for name in slots}
 
-    def formula(self, case: Case) -> Any:
-        return UPDATES[case.variant or "adam"]
+    def _first(self, case: Case) -> bool:
+        return not case.variant.endswith(("_later", "_regularized"))
+
+    def _slots(self, case: Case) -> list[str]:
+        return [f"slot{i}" for i in range(len(self.formula(case).slots))]
 
     def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        formula, p = self.formula(case), inputs["p"].copy()
+        formula, p, g = self.formula(case), inputs["p"].copy(), inputs["g"].copy()
         first = formula.hyperparameters[formula.initial] if formula.initial else 0.0
-        slots = tuple(np.full_like(p, first) for _ in formula.slots)
-        c = formula.coefficients(formula.hyperparameters, LEARNING_RATE, 1)
+        new = np.full_like(p, first)
+        slots = {name: inputs.get(name, new).copy() for name in self._slots(case)}
+        rate, step = (LEARNING_RATE, 1) if self._first(case) else LATER
+        if case.variant.endswith("_regularized"):
+            penalized = self._penalized(case)
+            g[:penalized] += L2 * p[:penalized]
+            g *= CLIP
+            if formula.decay == "coupled":
+                g += DECAY * p
+            else:
+                p *= DECAY
+        c = formula.coefficients(formula.hyperparameters, rate, step)
         work = tuple(np.empty_like(p) for _ in range(2))
-        formula.apply(p, inputs["g"], slots, tuple(np.float64(v) for v in c), work)
-        return {"p": p}
+        formula.apply(p, g, tuple(slots.values()), tuple(map(np.asarray, c)), work)
+        return {"p": p} | slots
+
+    def optional(self, case: Case) -> tuple[str, ...]:
+        return tuple(self._slots(case))
 
     def results(self, case: Case) -> dict[str, Any]:
-        shape = (count(case),)
-        return {f"slot{i}": (shape, storage(case)) for i in range(len(self.formula(case).slots))}
+        new = self._slots(case) if self._first(case) else ()
+        return {name: ((count(case),), storage(case)) for name in new}
 
     def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         formula = self.formula(case)
-        slots = tuple(arrays[f"slot{i}"] for i in range(len(formula.slots)))
+        p, g, slots = arrays["p"], arrays["g"], tuple(arrays[name] for name in self._slots(case))
+        if not self._first(case):
+            numbers = self._numbers(case)
+            return lambda recorder: recorder.update(p, g, slots, formula, numbers)
+        for slot in slots if formula.initial else ():
+            slot.fill(formula.hyperparameters[formula.initial])
         rule = UpdateRule(formula, formula.hyperparameters, LEARNING_RATE)
-        updater = backend.updater(rule, arrays["p"], arrays["g"], slots)
+        updater = backend.updater(rule, p, g, slots)
         updater.set(LEARNING_RATE, 1)
         return lambda recorder: updater.emit(recorder)
 
+    def _penalized(self, case: Case) -> int:
+        """Half of the parameters; all where blocks of them repeat, or they would not be alike."""
+        tiling = self.tiling(case)
+        return tiling.rows // 2 if tiling.block == tiling.rows else tiling.rows
+
+    def _numbers(self, case: Case) -> dict[str, Any]:
+        """What `update` takes of a step that is not the first."""
+        formula = self.formula(case)
+        c = formula.coefficients(formula.hyperparameters, *LATER)
+        numbers: dict[str, Any] = {"c": tuple(map(np.asarray, c))}
+        if case.variant.endswith("_regularized"):
+            numbers |= {"decay": np.array(DECAY), "clip": np.array(CLIP)}
+            numbers |= {"l2": (self._penalized(case), np.array(L2))}
+        return numbers
+
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
         p, g = arrays["p"], arrays["g"]
-        if self.formula(case).name != "adam":
+        if case.variant not in ("", "adam"):
             raise Unsupported("array expressions are written for adam")
         m = arrays.setdefault("m", xp.zeros_like(p))
         v = arrays.setdefault("v", xp.zeros_like(p))
@@ -268,65 +250,20 @@ class OptimizerUpdate(Problem):
         return (2 + 5 * len(self.formula(case).slots)) * count(case)
 
 
-class AffineLayer(Problem):
-    """A layer there and back: h, and the gradients of weights, biases and inputs."""
+class UpdateOfMany(OptimizerUpdate):
+    """The first step, for PyTorch on a thousand tensors: for us the same flat buffer."""
 
-    limit: ClassVar = "products"
-    shared: ClassVar = ("W", "b")
-    sums: ClassVar = ("grad_W", "grad_b")
-
-    def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
-        _, inner, outer = case.shape
-        return {
-            "x": rng.normal(size=(rows, inner)), "b": rng.normal(size=outer),
-            "W": rng.normal(0, inner**-0.5, (outer, inner)),
-            "grad_h": rng.normal(size=(rows, outer)),
-        }  # fmt: skip
-
-    def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        x, W = inputs["x"], inputs["W"]
-        h = np.tanh(x @ W.T + inputs["b"])
-        delta = inputs["grad_h"] * (1 - h * h)
-        times, rest = divmod(tiling.rows, tiling.block)
-        grad_W = times * (delta.T @ x) + delta[:rest].T @ x[:rest]
-        return {"h": h, "grad_W": grad_W, "grad_b": tiling.total(delta), "grad_x": delta @ W}
-
-    def results(self, case: Case) -> dict[str, Any]:
-        rows, inner, outer = case.shape
-        dtype = storage(case)
-        return {
-            "h": ((rows, outer), dtype), "delta": ((rows, outer), dtype),
-            "grad_W": ((outer, inner), dtype), "grad_b": ((outer,), dtype),
-            "grad_x": ((rows, inner), dtype),
-        }  # fmt: skip
-
-    def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
-        act, a = ACTIVATIONS[case.variant], arrays
-
-        def emit(recorder: Backend) -> None:
-            recorder.affine_forward(a["x"], a["W"], a["b"], act, a["h"], a["h"])
-            recorder.activation_backward(a["grad_h"], a["h"], act, a["delta"], a["grad_b"])
-            recorder.affine_backward(a["delta"], a["x"], a["W"], a["grad_W"], a["grad_x"])
-
-        return emit
-
-    def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
-        x, W = arrays["x"], arrays["W"]
-        h = value(xp, case.variant, x @ W.T + arrays["b"])
-        delta = arrays["grad_h"] * slope(xp, case.variant, h)
-        return {"h": h, "grad_W": delta.T @ x, "grad_b": delta.sum(axis=0), "grad_x": delta @ W}
-
-    def bytes(self, case: Case) -> int:
-        return product_bytes(case)
-
-    def flops(self, case: Case) -> int:
-        return product_flops(case)
+    variants: ClassVar = ("adam",)
+    compared_only: ClassVar = ()
+    awkward: ClassVar = ()
 
 
 class Transfer(Problem):
     """A copy between host and GPU."""
 
     limit: ClassVar = ""
+    variants: ClassVar = ("to_device", "to_host")
+    awkward: ClassVar = ()
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
         return {"x": rng.normal(size=rows)}
@@ -342,15 +279,24 @@ class Transfer(Problem):
 
 
 PROBLEMS: dict[str, Problem] = {
+    "activation_forward": layers.ActivationForward(),
+    "activation_backward": layers.ActivationBackward(),
+    "affine_forward": layers.AffineForward(),
+    "affine_backward": layers.AffineBackward(),
+    "affine_layer": layers.AffineLayer(),
+    "output": layers.Output(),
     "softmax_cross_entropy": SoftmaxCrossEntropy(),
     "pointwise_loss": PointwiseLoss(),
-    "activation_forward": ActivationForward(),
-    "activation_backward": ActivationBackward(),
     "column_sum": ColumnSum(),
     "sum_of_squares": SumOfSquares(),
     "gather_rows": GatherRows(),
     "update": OptimizerUpdate(),
-    "update_many": OptimizerUpdate(),
-    "affine_layer": AffineLayer(),
+    "update_many": UpdateOfMany(),
     "transfer": Transfer(),
+    "training_step": TrainingStep(),
 }
+
+
+def get(op: str) -> Problem:
+    """The problem of that name; OptionError where there is none."""
+    return lookup(PROBLEMS | front_ends.PROBLEMS, op, "operation")

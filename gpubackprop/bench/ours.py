@@ -9,7 +9,7 @@ import numpy as np
 from gpubackprop import backends, ops, optimizers
 from gpubackprop.backends import Total
 from gpubackprop.backends.cupy import Replay
-from gpubackprop.bench import problems
+from gpubackprop.bench import operations
 from gpubackprop.bench.losses import entropy_options
 from gpubackprop.bench.places import CupyPlace, Place, Work
 from gpubackprop.bench.shapes import Case
@@ -31,7 +31,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
         return transfer(case, where)
     if case.op == "softmax_cross_entropy" and where.device == "cpu":
         return public_cross_entropy(case)
-    problem, backend = problems.get(case.op), backends.get(where.device)
+    problem, backend = operations.get(case.op), backends.get(where.device)
     arrays = {name: backend.asarray(array) for name, array in problem.inputs(case).items()}
     for name, (shape, dtype) in problem.results(case).items():
         arrays[name] = backend.zeros(shape, dtype)
@@ -50,17 +50,18 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
 
 def public_cross_entropy(case: Case) -> Work:
     """The operation as its users call it, checks included."""
-    arrays, options = problems.get(case.op).inputs(case), entropy_options(case)
-    del options["weighted"]
-    logits, labels = arrays["logits"], arrays["labels"]
+    arrays, options = operations.get(case.op).inputs(case), entropy_options(case)
+    options["class_weight"] = arrays.get("class_weight")
+    options["sample_weight"] = arrays.get("sample_weight")
+    options.pop("probabilities", None)
+    logits, targets = arrays["logits"], arrays.get("labels", arrays.get("probabilities"))
     out = np.empty_like(logits)
+    names = ("row_loss" if options["reduction"] == "none" else "loss", "delta")
 
     def run() -> Any:
-        return ops.softmax_cross_entropy(
-            logits, labels, class_weight=arrays.get("class_weight"), out=out, **options
-        )
+        return ops.softmax_cross_entropy(logits, targets, out=out, **options)
 
-    return Work(run, lambda: dict(zip(("loss", "delta"), run(), strict=True)))
+    return Work(run, lambda: dict(zip(names, run(), strict=True)))
 
 
 def training_step(case: Case, where: Place) -> Work:
@@ -96,7 +97,7 @@ def training_step(case: Case, where: Place) -> Work:
 
 def transfer(case: Case, where: Place) -> Work:
     backend = backends.get(where.device)
-    host = problems.get(case.op).inputs(case)["x"]
+    host = operations.get(case.op).inputs(case)["x"]
     there = backend.asarray(host)
     if case.variant == "to_host":
         return Work(lambda: backend.to_host(there), lambda: {"out": backend.to_host(there)})

@@ -6,7 +6,8 @@ import base64
 from html import escape
 
 from gpubackprop import __version__
-from gpubackprop.bench import pictures, table, tables
+from gpubackprop.bench import bars, notes, pictures, tables
+from gpubackprop.bench.cells import joules, share_cell
 from gpubackprop.bench.comparing import VERDICTS, Comparison
 from gpubackprop.bench.machines import facts, letter, machine, warnings
 from gpubackprop.bench.record import rows_of
@@ -44,7 +45,7 @@ def page(comparison: Comparison) -> str:
     if several:
         parts.append("<h2>Side by side</h2>")
         parts += [f"<p>{escape(comparison.summary(n))}</p>" for n in range(1, len(records))]
-        parts += [_pictures(lambda: {"side by side": pictures.side_by_side(comparison)})]
+        parts += [_pictures(lambda: {"side by side": bars.side_by_side(comparison)})]
         parts += [_table(comparison_cells(comparison))]
     for number, record in enumerate(records):
         name = f"{letter(number)}: {machine(record)}" if several else machine(record)
@@ -73,9 +74,9 @@ def _record(record: Record) -> list[str]:
     if len(keys) > 1:
         found += ["<h3>Key cases: time, and time of gpubackprop / time of each other</h3>"]
         found += [_table(keys)]
-    notes = [*table.remarks(rows), *(f"not measured: {text}" for text in table.left_out(record))]
-    if notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    said = [*notes.remarks(rows), *(f"not measured: {text}" for text in notes.left_out(record))]
+    if said:
+        items = "".join(f"<li>{escape(text)}</li>" for text in said)
         found += ["<h3>Remarks</h3>", f"<ul>{items}</ul>"]
     shown = " open" * (len(keys) == 1)
     found += [
@@ -135,18 +136,11 @@ def comparison_cells(comparison: Comparison) -> Cells:
     for line in comparison.lines:
         cells = [line.case, line.place]
         for row, time in zip(line.rows, line.times(), strict=True):
-            cells += [time, table.share_cell(row) if row else ""]
-            cells += [tables.joules(row) if row else ""] * energy
+            cells += [time, share_cell(row) if row else ""]
+            cells += [joules(row) if row else ""] * energy
         for number in numbers[1:]:
             factor = line.factor(number)
             text = f"{factor:.3g} {line.verdict(number)}" if factor is not None else "-"
             cells.append(text)
         found.append(cells)
     return found
-
-
-def text_table(cells: Cells) -> list[str]:
-    """Columns of one width each, for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in cells]  # fmt: skip

@@ -1,5 +1,7 @@
 """What the operations compute: inputs, float64 oracle, bytes, flops, and the calls that do it.
 
+A problem is defined once for all who compare or time it: `gpubackprop check --device cuda`, the
+benchmarks, and the tests of the CUDA backend on emulated kernels (`cases.py` lists the shapes).
 Large inputs are a block of random rows over and over, so that the oracle works on the block alone
 while every row of a result is compared.
 """
@@ -16,7 +18,6 @@ from gpubackprop.backends import Backend
 from gpubackprop.bench.shapes import Case, products
 from gpubackprop.dtypes import STORAGES, compute_dtype
 from gpubackprop.errors import MissingDependencyError
-from gpubackprop.formulas import lookup
 
 Array = np.ndarray
 Arrays = dict[str, Any]  # of NumPy or CuPy
@@ -27,6 +28,10 @@ COMPARED_ROWS = 1 << 16  # at a time, so that the comparison takes little memory
 # place; sums over many rows, which libraries add in their own order, ten times that.
 TOLERANCES = {"float64": 1e-9, "float32": 3e-5, "float16": 4e-3, "bfloat16": 3e-2}
 SUM_FACTOR = 10.0
+# What passes beside the NumPy backend, in units: the mathematical functions of CUDA are good to 2
+# or 3, one rounding more for each step of a formula. A sum adds in another order than NumPy.
+ELEMENTWISE, SUM = 4.0, 16.0
+SHAPES = ((7, 33), (129, 5), (1, 1), (5, 400))  # rows, columns; the short list takes the first
 
 
 class Unsupported(Exception):  # noqa: N818 (it is no error)
@@ -59,7 +64,14 @@ class Tiling:
     def total(self, block: Array) -> Any:
         """The sum over all rows of what the block has per row."""
         times, rest = divmod(self.rows, self.block)
-        return times * block.sum(0) + block[:rest].sum(0)
+        whole, part = (rows.sum(0, dtype=np.longdouble) for rows in (block, block[:rest]))
+        return (times * whole + part).astype(np.float64)
+
+    def product(self, x: Array, y: Array) -> Array:
+        """x' y over all rows."""
+        times, rest = divmod(self.rows, self.block)
+        product: Array = times * (x.T @ y) + x[:rest].T @ y[:rest]
+        return product
 
 
 class Problem:
@@ -68,12 +80,23 @@ class Problem:
     Attributes
     ----------
     limit : what bounds it: "copy" (read and write), "read", "products", or "" where none is
-        measured. shared : inputs that are not per row. sums : results that are sums over rows.
+        measured.
+    shared : inputs that are not per row. sums : results that are sums over rows.
+    variants : what is compared with the NumPy backend and measured.
+    compared_only : variants of which a time would say nothing.
+    awkward : shapes on which variants are compared; of none it is not compared at all.
+    units : error that passes beside the NumPy backend's own (`parity.compare`).
+    sixteen_bit : whether kernels take float16 and bfloat16.
     """
 
     limit: ClassVar[str] = "copy"
     shared: ClassVar[tuple[str, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ()
+    variants: ClassVar[tuple[str, ...]] = ("",)
+    compared_only: ClassVar[tuple[str, ...]] = ()
+    awkward: ClassVar[tuple[tuple[int, ...], ...]] = SHAPES
+    units: ClassVar[float] = SUM
+    sixteen_bit: ClassVar[bool] = True
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
         """Inputs of `rows` rows in float64 (or integers); the storage type rounds them."""
@@ -86,6 +109,14 @@ class Problem:
     def results(self, case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of what `emitter` fills."""
         raise NotImplementedError
+
+    def more_results(self, case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """What `emitter` fills as well where it is asked for: it is compared, and not timed."""
+        return {}
+
+    def optional(self, case: Case) -> tuple[str, ...]:
+        """Results of the oracle that a contestant need not give."""
+        return ()
 
     def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
         """``emit(backend)``: this library's calls, on either backend."""
@@ -103,6 +134,14 @@ class Problem:
         """Floating-point operations; a transcendental function counts as one."""
         raise NotImplementedError
 
+    def measured(self, device: str, elements: int) -> tuple[int, ...]:
+        """The shape at which a variant is measured that `cases.py` does not name."""
+        return (elements // 1024, 1024)
+
+    def compared(self, variant: str, *, short: bool) -> tuple[tuple[int, ...], ...]:
+        """The shapes on which that variant is compared with the NumPy backend."""
+        return self.awkward[:1] if short else self.awkward
+
     # -- what all share ---------------------------------------------------------------------------
 
     def tiling(self, case: Case) -> Tiling:
@@ -111,14 +150,15 @@ class Problem:
         block = min(rows, max(1, BLOCK_ELEMENTS // columns))
         return Tiling(rows, block if block == rows else (block - 1) | 1)
 
-    def host_block(self, case: Case) -> Arrays:
-        """The block's inputs as the storage type holds them."""
-        tiling = self.tiling(case)
-        found = self.block(case, np.random.default_rng(0), tiling.block)
-        return {
-            name: array if array.dtype.kind in "iu" else array.astype(self.dtype_of(case, name))
-            for name, array in found.items()
-        }
+    def host_block(self, case: Case, rows: int = 0, seed: int = 0) -> Arrays:
+        """Inputs of `rows` rows, or of the block, as the storage type holds them."""
+        rows = rows or self.tiling(case).block
+        found = self.block(case, np.random.default_rng(seed), rows)
+        with np.errstate(all="ignore"):  # infinities are among the values that are compared
+            return {
+                name: array if array.dtype.kind in "iu" else array.astype(self.dtype_of(case, name))
+                for name, array in found.items()
+            }
 
     def dtype_of(self, case: Case, name: str) -> np.dtype:
         return storage(case)
@@ -139,7 +179,10 @@ class Problem:
             for name, array in self.host_block(case).items()
         }
         ratio = worst = 0.0
+        optional = self.optional(case)
         for name, wanted in self.oracle(case, inputs, tiling).items():
+            if name in optional and name not in found:
+                continue
             wanted = np.asarray(wanted, np.float64)
             rows = None if name in self.sums else tiling
             error = largest_error(np.asarray(found[name]), wanted, rows)
@@ -187,15 +230,3 @@ def product_bytes(case: Case) -> int:
 
 def product_flops(case: Case) -> int:
     return sum(2 * m * k * n for m, k, n in products(case))
-
-
-def registry() -> dict[str, Problem]:
-    """Every operation's problem, and the training step's."""
-    from gpubackprop.bench import operations, steps
-
-    return operations.PROBLEMS | {"training_step": steps.TrainingStep()}
-
-
-def get(op: str) -> Problem:
-    """The problem of that name; OptionError where there is none."""
-    return lookup(registry(), op, "operation")

@@ -15,7 +15,7 @@ from typing import Any
 from gpubackprop import __version__
 from gpubackprop.backends.cupy.library import import_cupy
 from gpubackprop.backends.host import probe_cpu
-from gpubackprop.bench.contestants import OURS, package_versions
+from gpubackprop.bench.contestants import package_versions, reference
 from gpubackprop.bench.nvml import Meter
 from gpubackprop.bench.places import number
 from gpubackprop.bench.rows import Row, summarise
@@ -180,7 +180,7 @@ def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one case of a file, percentiles computed again from the rounds."""
     shared = {key: value for key, value in case.items() if key != "contestants"}
     rows = {row["contestant"]: _row(shared | row) for row in case["contestants"]}
-    summarise(rows, OURS[shared["device"].partition(":")[0]])
+    summarise(rows, reference(rows, shared["device"]))
     return [row.json() for row in rows.values()]
 
 

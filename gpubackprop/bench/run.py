@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import record as records
+from gpubackprop.bench.cases import cases
 from gpubackprop.bench.contestants import CONTESTANTS
-from gpubackprop.bench.harness import Harness, Job, Plan, run_all
+from gpubackprop.bench.harness import Harness, Plan
 from gpubackprop.bench.rows import Row
-from gpubackprop.bench.shapes import Case, cases
+from gpubackprop.bench.shapes import Case
 from gpubackprop.errors import OptionError
 
 Record = dict[str, Any]
 QUICK_PEERS = frozenset({"torch"})  # set up in no time, and what every goal on a GPU speaks of
 ROUNDS = {"smoke": (2, 0.001), "quick": (5, 0.05), "full": (7, 0.08)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case on a device: "cpu" with so many threads, or "cuda:N"; with these groups of peers."""
+
+    case: Case
+    device: str
+    threads: int
+    peers: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name} on {self.device}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,29 @@ def work(settings: Settings) -> list[Job]:
 
 def _takers(case: Case, settings: Settings, peers: frozenset[str]) -> int:
     return sum(one.takes_part(case, settings.device, peers) for one in CONTESTANTS)
+
+
+def run_all(
+    harness: Harness, work: list[Job], budget: float, progress: Callable[[str], None],
+    done: Callable[[list[Row]], None],
+) -> list[str]:  # fmt: skip
+    """Every job in order, `done(rows)` after each.
+
+    Returns the names of the cases that were left out because `budget` seconds had passed.
+    """
+    end = time.monotonic() + budget
+    for number, job in enumerate(work):
+        if time.monotonic() > end:
+            begun = {earlier.name for earlier in work[:number]}
+            return [
+                left.name + ", with its other peers" * (left.name in begun)
+                for left in work[number:]
+            ]
+        plural = "s" if job.threads > 1 else ""
+        at = f"{job.threads} thread{plural}" if job.device == "cpu" else job.device
+        progress(f"[{number + 1}/{len(work)}] {job.case.name}, {at}")
+        done(harness.run_case(job.case, job.device, job.threads, job.peers))
+    return []
 
 
 def measure(

@@ -79,17 +79,44 @@ class StepData:
         return np.resize(self._order[start : start + self.distinct], batch or self.batch)
 
 
-class TrainingStep(Problem):
-    """Gather, forward, loss, backward, Adam."""
+class HeldToLosses(Problem):
+    """What contestants show by their losses: those of an oracle that is asked once for all."""
 
-    limit: ClassVar = "products"
+    awkward: ClassVar = ()
+
+    def find_losses(self, case: Case) -> Array:
+        raise NotImplementedError
+
+    def tolerance(self, case: Case, found: Arrays) -> float:
+        """Largest relative difference of a loss."""
+        return LOSS_TOLERANCE
+
+    def losses(self, case: Case) -> Array:
+        """The oracle's."""
+        if case.name not in ORACLES:
+            ORACLES[case.name] = self.find_losses(case)
+        return ORACLES[case.name]
 
     def check(self, case: Case, found: Arrays) -> tuple[float, float]:
-        losses, wanted = np.asarray(found["losses"], np.float64), oracle_losses(case)
+        losses, wanted = np.asarray(found["losses"], np.float64), self.losses(case)
         if losses.shape != wanted.shape or not np.isfinite(losses).all():
             return float("inf"), float("inf")
         worst = float((np.abs(losses - wanted) / np.abs(wanted)).max())
-        return worst / LOSS_TOLERANCE, worst
+        return worst / self.tolerance(case, found), worst
+
+
+class TrainingStep(HeldToLosses):
+    """Gather, forward, loss, backward, Adam."""
+
+    limit: ClassVar = "products"
+    variants: ClassVar = ("adam",)
+
+    def find_losses(self, case: Case) -> Array:
+        """Losses of the first steps in float64, each distinct row of a batch once."""
+        data = StepData(case)
+        step = by_hand(np, data, np.float64, data.distinct)
+        rows = [data.rows(number, data.distinct) for number in range(data.steps_checked)]
+        return np.array([float(step(batch)) for batch in rows])
 
     def bytes(self, case: Case) -> int:
         """What its products and Adam (7 passes over the parameters) must move."""
@@ -97,16 +124,6 @@ class TrainingStep(Problem):
 
     def flops(self, case: Case) -> int:
         return product_flops(case) + 12 * parameter_count(case.shape[1:])
-
-
-def oracle_losses(case: Case) -> Array:
-    """Losses of the first steps in float64, each distinct row of a batch once."""
-    if case.name not in ORACLES:
-        data = StepData(case)
-        step = by_hand(np, data, np.float64, data.distinct)
-        rows = [data.rows(number, data.distinct) for number in range(data.steps_checked)]
-        ORACLES[case.name] = np.array([float(step(batch)) for batch in rows])
-    return ORACLES[case.name]
 
 
 def by_hand(xp: Any, data: StepData, dtype: Any, batch: int) -> Callable[[Any], Any]:

@@ -1,83 +1,54 @@
-"""Results as tables: rows of cells, and those as Markdown, CSV or HTML."""
+"""Results as tables: rows of cells, and the ways to write them: text, Markdown, CSV.
+
+`page.py` writes them as HTML.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Container
 from functools import cache
 from typing import Any
 
-from gpubackprop.bench.contestants import NO_PEERS, OURS
-from gpubackprop.bench.harness import GOALS
-from gpubackprop.bench.record import rows_of, run_name
-from gpubackprop.bench.rows import Row
-from gpubackprop.bench.shapes import cases
-from gpubackprop.bench.table import (
+from gpubackprop.bench.cases import cases
+from gpubackprop.bench.cells import (
+    joules,
     noise,
     place,
     rate,
     share_cell,
     shown,
     time_cell,
+    time_only,
     time_text,
 )
-from gpubackprop.bench.table import verdict as undecided
+from gpubackprop.bench.cells import verdict as undecided
+from gpubackprop.bench.contestants import NO_PEERS, OURS, OWN
+from gpubackprop.bench.record import rows_of
+from gpubackprop.bench.rows import Row
 
 Record = dict[str, Any]
 Cells = list[list[str]]
-PACKAGES = {
-    "numpy": "NumPy", "torch": "PyTorch", "scikit-learn": "scikit-learn", "jax": "JAX",
-    "thinc": "thinc", "liger-kernel": "Liger", "cupy-cuda12x": "CuPy", "cupy-cuda13x": "CuPy",
-}  # fmt: skip
 
 
-def ours(rows: list[Row]) -> list[Row]:
-    """This library's rows that have a time."""
-    return [row for row in rows if row.contestant in OURS.values() and row.seconds]
+# -- writing --------------------------------------------------------------------------------------
 
 
-def machine(record: Record) -> str:
-    """Where and when it was measured, in a sentence."""
-    runs = shown_runs(record)
-    packages = ", ".join(
-        f"{name} {' and '.join(found)}"
-        for key, name in PACKAGES.items() if (found := _versions(runs, key))
-    )  # fmt: skip
-    cpu, gpu = record["cpu"], record["gpu"]
-    where = f"{cpu['model']}, {cpu['cores']} cores, {cpu['blas']}"
-    if gpu:
-        where = f"{gpu['name']} (driver {gpu.get('driver_version', '?')}) and {where}"
-    commits = list(dict.fromkeys(run["commit"] for run in runs))
-    return (
-        f"Measured {dates(record)} at commit{'s' * (len(commits) > 1)} {', '.join(commits)}: "
-        f"{where}; {packages}."
-    )
-
-
-def _versions(runs: list[Record], package: str) -> list[str]:
-    found = [run.get("versions", {}).get(package) for run in runs]
-    return list(dict.fromkeys(version for version in found if version))
-
-
-def shown_runs(record: Record) -> list[Record]:
-    """The runs that rows of the record are of, oldest first."""
-    rows = {row.run for row in rows_of(record) if row.run}
-    runs = [*record.get("earlier_runs", []), record]
-    return [run for run in runs if not rows or run_name(run) in rows]
-
-
-def dates(record: Record) -> str:
-    """The day of its runs, or the first and the last."""
-    days = sorted({run["date"] for run in shown_runs(record)})
-    return " to ".join(dict.fromkeys((days[0], days[-1])))
+def text(table: Cells, right: Container[int] = ()) -> list[str]:
+    """For a terminal: columns of one width each, those of `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(f"{cell:>{w}}" if n in right else f"{cell:<{w}}"
+                      for n, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+            for line in table]  # fmt: skip
 
 
 def markdown(table: Cells) -> str:
     head, *rest = table
-    return "\n".join(_line(cells) for cells in (head, ["---"] * len(head), *rest))
+    return "\n".join(_markdown_line(cells) for cells in (head, ["---"] * len(head), *rest))
 
 
-def _line(cells: list[str]) -> str:
+def _markdown_line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -86,6 +57,64 @@ def csv_text(table: Cells) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(table)
     return out.getvalue()
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def ours(rows: list[Row]) -> list[Row]:
+    """This library's rows that have a time."""
+    return [row for row in rows if row.contestant in OWN and row.seconds]
+
+
+def lines(rows: list[Row]) -> list[str]:
+    """`case_cells` for a terminal, with room before the last column."""
+    table = case_cells(rows)
+    return text([[*line[:-1], f" {line[-1]}"] for line in table], range(1, len(table[0]) - 1))
+
+
+def case_cells(rows: list[Row]) -> Cells:
+    """A line for each case and number of threads: our times, the share of the limit, the peers."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    on_gpu = any(row.device != "cpu" for row in rows)
+    most = max((row.threads for row in rows if row.device == "cpu"), default=1)
+    for row in rows:
+        threads = row.threads if row.device == "cpu" else most
+        groups.setdefault((row.case, threads), []).append(row)
+    with_noise = any(noise(row) for row in rows if row.contestant in OWN)
+    head = ["", "CPU", *["GPU", "speed-up"] * on_gpu, "of limit", *["p20 – p80"] * with_noise]
+    table = [[*head, "our time / theirs, who beats us first"]]
+    for (case, threads), group in groups.items():
+        name = case + ("" if threads == most else f", {threads} thread")
+        cpu, cuda = (_own(group, kind) for kind in ("cpu", "cuda"))
+        both = cpu and cuda and cpu.seconds and cuda.seconds
+        speed_up = f"{cpu.seconds / cuda.seconds:.3g}" if both else "-"  # type: ignore
+        best = cuda if cuda and cuda.seconds else cpu
+        peers = [_peers(group, best)]
+        if best is cuda and (on_cpu := _peers(group, cpu)):
+            peers.append(f"on the CPU {on_cpu}")
+        table.append([
+            name, time_only(cpu), *[time_only(cuda), speed_up] * on_gpu,
+            (share_cell(best) if best else "") or "-",
+            *[noise(best) if best else ""] * with_noise, "; ".join(filter(None, peers)),
+        ])  # fmt: skip
+    return table
+
+
+def _own(group: list[Row], kind: str) -> Row | None:
+    """Our row on that kind of device."""
+    mine = (row for row in group if row.contestant in OWN)
+    return next((row for row in mine if row.device.partition(":")[0] == kind), None)
+
+
+def _peers(group: list[Row], best: Row | None) -> str:
+    if best is None:
+        return ""
+    theirs = [row for row in group if row.device == best.device
+              and row.contestant not in (*NO_PEERS, best.contestant)]  # fmt: skip
+    timed = sorted((row for row in theirs if row.ratio), key=lambda row: -(row.ratio or 0))
+    text = [f"{shown(row.contestant)} {row.ratio:.2f} {undecided(row)}".rstrip() for row in timed]
+    return ", ".join([*text, *(f"{shown(row.contestant)} WRONG" for row in theirs if row.wrong)])
 
 
 def key_table(record: Record) -> str:
@@ -107,10 +136,6 @@ def key_cells(record: Record) -> Cells:
         cells += [_ratio(by_name.get(name)) for name in names]
         table.append(cells)
     return table
-
-
-def joules(row: Row) -> str:
-    return f"{row.joules:.3g}" if row.joules else ""
 
 
 @cache
@@ -154,7 +179,7 @@ def _clocks(row: Row) -> str:
     return f"{kept[len(kept) // 2]}" + f", {row.dropped} dropped" * bool(row.dropped)
 
 
-# Of `row_table`, for programs: names of `Row`, in its units (seconds, joules, bytes).
+# Of `row_cells`, for programs: names of `Row`, in its units (seconds, joules, bytes).
 COLUMNS = (
     "case", "op", "contestant", "device", "threads", "seconds", "p20", "p80", "graph", "queued",
     "plain", "host", "ratio", "ratio_p20", "ratio_p80", "share", "share_p20", "share_p80",
@@ -195,34 +220,13 @@ def limits_cells(record: Record) -> Cells:
     return table
 
 
-def goals(record: Record) -> str:
-    """The project's CPU goals: how many are met, how far away the others are, and which were not
-    measured."""
-    rows = [row for row in rows_of(record) if row.goal and row.ratio is not None]
-    missed = [row for row in rows if (row.ratio or 0) > (row.goal or 0)]
-    if not rows:
-        return ""
-    lines = [f"Goals on a CPU: {len(rows) - len(missed)} of {len(rows)} met.", ""]
-    lines += [
-        f"- Not met: {row.case}, {place(row)}: {row.ratio:.2f} of {row.contestant}, "
-        f"goal {row.goal:.2f}"
-        for row in missed
-    ]
-    measured = {(row.case, row.contestant) for row in rows}
-    lines += [
-        f"- Not measured: {case} beside {name}" for case, name in GOALS
-        if (case, name) not in measured
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
 def _same(a: Row, b: Row) -> bool:
     return (a.case, a.device, a.threads) == (b.case, b.device, b.threads)
 
 
 def _contestants(rows: list[Row]) -> list[str]:
     names = dict.fromkeys(row.contestant for row in rows)
-    return [name for name in names if name not in OURS.values()]
+    return [name for name in names if name not in OWN]
 
 
 def _ratio(row: Row | None) -> str:

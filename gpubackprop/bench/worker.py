@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from gpubackprop.bench import limits, problems, steps
+from gpubackprop.bench import limits, operations, problems, steps
 from gpubackprop.bench.contestants import LIMIT, OURS, SAME_SIZE, module_name
 from gpubackprop.bench.nvml import Clocks, Meter
 from gpubackprop.bench.places import L2_TIMES, CupyPlace, EventPlace, Place, Run, Work, rotated
@@ -89,7 +89,7 @@ class Session:
         if self.contestant == SAME_SIZE:
             works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
         elif self.contestant != LIMIT:
-            ratio, error = problems.get(case.op).check(case, works[0].outputs())
+            ratio, error = operations.get(case.op).check(case, works[0].outputs())
             answer["error"] = error
             if not ratio <= 1:
                 self._drop({})
@@ -108,14 +108,17 @@ class Session:
         return answer
 
     def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A step's losses, which take time and memory to find: once for all processes."""
-        return {"losses": steps.oracle_losses(Case.from_json(message["case"])).tolist()}
+        """Losses that take time and memory to find: once for all processes."""
+        case = Case.from_json(message["case"])
+        problem = operations.get(case.op)
+        assert isinstance(problem, steps.HeldToLosses)
+        return {"losses": problem.losses(case).tolist()}
 
     def _more(self, case: Case) -> Iterator[int]:
         """Further sets of arrays, until they exceed a GPU's cache."""
-        moved = problems.get(case.op).bytes(case)
+        moved = operations.get(case.op).bytes(case)
         l2 = self.place.l2_bytes()
-        if not l2 or case.op in ("training_step", "transfer"):
+        if not l2 or case.op in ("training_step", "transfer", "fit"):
             return iter(())
         return iter(range(min(MOST_SETS - 1, SETS_OF_L2 * l2 // max(moved, 1))))
 
@@ -124,7 +127,7 @@ class Session:
         if self.contestant != OURS["cuda"] or case.op == "transfer":
             return False
         l2 = self.place.l2_bytes()
-        return isinstance(self.place, CupyPlace) and problems.get(case.op).bytes(case) < (
+        return isinstance(self.place, CupyPlace) and operations.get(case.op).bytes(case) < (
             SETS_OF_L2 * l2
         )
 
@@ -237,7 +240,7 @@ def cold_start(case: Case, contestant: str, device: str) -> dict[str, Any]:
         found = work.outputs()
         place.wait()
         seconds = time.perf_counter() - start
-        ratio, error = problems.get("training_step").check(step, found)
+        ratio, error = operations.get("training_step").check(step, found)
         if not ratio <= 1:
             return {"wrong": f"WRONG: differs from the oracle by {error:.1e}"}
         return {"first": seconds, "error": error}

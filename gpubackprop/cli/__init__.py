@@ -1,10 +1,10 @@
 """The command line: ``gpubackprop train | predict | check | bench | info``.
 
-Each command is a module of this package with ``configure(parser)`` and ``run(args) -> int``,
-imported only when it is called: ``gpubackprop --help`` does not wait for NumPy.
+Each command is a module of this package with ``configure(parser)`` and ``run(args) -> int``. It is
+imported only when it is called, so that ``gpubackprop --help`` does not wait for NumPy.
 
-Exit codes: 0; 1 the work failed, one line on stderr says why; 2 wrong usage; 130 Ctrl-C; 141 the
-reader of the output has closed it (``| head``).
+Exit codes: 0 for success; 1 if the work failed (one line on stderr says why); 2 for wrong usage;
+130 for Ctrl-C; 141 if the reader of the output has closed it (``| head``).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def script() -> int:
     """Console entry point: runs `main`; a second Ctrl-C during clean-up exits quietly with 130."""
     try:
         return main()
-    except KeyboardInterrupt:  # while the one before was dealt with
+    except KeyboardInterrupt:  # it came while `main` dealt with the first one
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code, also for --help and wrong usage."""
+    """Run one command; return the exit code, also for --help and wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _set_threads_before_numpy(arguments)
     with any_encoding():
@@ -66,13 +66,13 @@ def _main(arguments: list[str]) -> int:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python flushes stdout on exit and would complain about it then.
+        # Python flushes stdout on exit, and would then complain about the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser; the options of a command are there only if `arguments` name it."""
+    """Return the parser; it has the options of a command only if `arguments` name the command."""
     from gpubackprop import __version__
 
     parser = argparse.ArgumentParser(
@@ -105,12 +105,12 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace, name: str) -> int:
-    """The command's exit code; 1 after an error that a user can do something about."""
+    """Return the command's exit code; 1 after an error that a user can do something about."""
     from gpubackprop.errors import GpubackpropError
 
     try:
         code: int = args.run(args)
-        sys.stdout.flush()  # a closed pipe or a full disk shows here, not after the exit code
+        sys.stdout.flush()  # a closed pipe or a full disk must show before the exit code is set
         return code
     except BrokenPipeError:
         raise
@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace, name: str) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, on one line."""
+    """Return the message of an error on one line."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -11,11 +11,11 @@ from typing import Any
 
 from gpubackprop.backends import devices
 from gpubackprop.backends.host import probe_cpu
-from gpubackprop.bench import comparing, machines, page, table, tables
+from gpubackprop.bench import comparing, machines, notes, page, tables
 from gpubackprop.bench import record as records
-from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peer_groups
+from gpubackprop.bench.cases import cases
+from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peers_option
 from gpubackprop.bench.run import Settings, measure
-from gpubackprop.bench.shapes import cases
 from gpubackprop.cli.common import Say, add_device_options, count, real, to_json
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file
 from gpubackprop.errors import GpubackpropError, OptionError
@@ -47,7 +47,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _what(parser)
     parser.add_argument("--op", default="", metavar="TEXT", help="cases whose name contains TEXT")
     parser.add_argument(
-        "--peers", default="none", metavar="NAMES", help='default "none"; see below'
+        "--peers",
+        type=peers_option,
+        default="none",
+        metavar="NAMES",
+        help='default "none"; see below',
     )
     parser.add_argument(
         "--budget", type=real(1.0), default=float("inf"), metavar="SECONDS",
@@ -93,6 +97,16 @@ def _what(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """What is not there to choose is wrong usage, as for ``python -m benchmarks``."""
+    try:
+        return _run(args)
+    except OptionError as error:
+        if not args.traceback:
+            args.parser.error(str(error))
+        raise
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.list:
         if args.csv or args.html or args.json not in (None, "-"):
             args.parser.error("--list prints to the terminal; of the outputs it has --json - alone")
@@ -105,9 +119,7 @@ def _measure(args: argparse.Namespace) -> int:
     name, reason = devices.choose(args.device)
     say = Say(json="-" in (args.json, args.csv))
     threads = args.threads or probe_cpu().cores
-    settings = Settings(
-        args.size, name, reason, args.op, peer_groups(args.peers), (threads,), args.budget
-    )
+    settings = Settings(args.size, name, reason, args.op, args.peers, (threads,), args.budget)
     with_cpu = "" if name == "cpu" else f" and the CPU with {count(threads, 'thread')}"
     say.line(f"device: {name} ({reason}){with_cpu}")
     record = measure(settings, progress)
@@ -115,7 +127,7 @@ def _measure(args: argparse.Namespace) -> int:
     for line in result_lines(record):
         say.line(line)
     say.line()
-    say.result(table.summary(record))
+    say.result(notes.summary(record))
     _write(args, record, lambda: tables.row_cells(record), [record])
     wrong = [row for row in records.rows_of(record) if row.wrong]
     if wrong:
@@ -130,11 +142,11 @@ def result_lines(record: dict[str, Any]) -> list[str]:
     """Warnings, the table, remarks, and what was not measured."""
     rows = records.rows_of(record)
     text = [f"warning: {doubt}" for doubt in machines.doubts(record)]
-    text += table.lines(rows)
-    if found := table.remarks(rows):
+    text += tables.lines(rows)
+    if found := notes.remarks(rows):
         text += ["", "remarks:", *(f"  {remark}" for remark in found)]
     text += ["", "not measured:"]
-    return text + [f"  {line}" for line in table.left_out(record) or ["nothing"]]
+    return text + [f"  {line}" for line in notes.left_out(record) or ["nothing"]]
 
 
 # -- comparing ------------------------------------------------------------------------------------
@@ -168,11 +180,11 @@ def comparison_lines(found: comparing.Comparison, files: list[str]) -> list[str]
     """For a terminal: machines, warnings, case by case, and how many of which verdict."""
     numbers = range(len(found.records))
     text = [f"{machines.letter(n)}: {file}" for n, file in zip(numbers, files, strict=True)]
-    text += ["", *page.text_table(page.head_cells(found.records)), ""]
+    text += ["", *tables.text(page.head_cells(found.records)), ""]
     text += [f"warning: {line}" for line in machines.warnings(found.records)]
     if len(found.records) < 2:
         return text
-    text += ["", *page.text_table(page.comparison_cells(found)), ""]
+    text += ["", *tables.text(page.comparison_cells(found)), ""]
     return text + [found.summary(number) for number in numbers[1:]]
 
 

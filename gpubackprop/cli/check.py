@@ -1,7 +1,7 @@
 """``gpubackprop check``: analytic gradients against central differences, for all there is.
 
-With ``--device cuda`` first every operation of the GPU against the CPU (`gpubackprop.cli.parity`),
-then the gradients as the GPU computes them. Not measured on a GPU.
+With ``--device cuda`` first every operation of the GPU (`gpubackprop.bench.parity`), then the
+gradients as the GPU computes them. Not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from gpubackprop import backends
-from gpubackprop.cli import parity
+from gpubackprop.bench import parity
 from gpubackprop.cli.common import Say, add_device_options, count, set_threads, use_device, whole
 from gpubackprop.errors import GpubackpropError
 from gpubackprop.gradient_check import check_all

@@ -1,4 +1,4 @@
-"""What several commands share: option types, device and threads, printing, versions."""
+"""Shared parts of the commands: option types, device and threads, printing, versions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PACKAGES = (
 
 
 def whole(at_least: int) -> Callable[[str], int]:
-    """Type of an option that is a whole number of at least `at_least`."""
+    """Return the type of an option that is a whole number of at least `at_least`."""
 
     def parse(text: str) -> int:
         try:
@@ -54,7 +54,7 @@ def whole(at_least: int) -> Callable[[str], int]:
 
 
 def real(at_least: float = 0.0, below: float = math.inf) -> Callable[[str], float]:
-    """Type of an option that is a number in [at_least, below)."""
+    """Return the type of an option that is a number in [at_least, below)."""
     upper = "" if below == math.inf else f" and below {below:g}"
 
     def parse(text: str) -> float:
@@ -72,7 +72,7 @@ def real(at_least: float = 0.0, below: float = math.inf) -> Callable[[str], floa
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """Type of an option KEY=VALUE; VALUE a number, true, false, or text."""
+    """Read an option KEY=VALUE; VALUE is a number, true, false, or text."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
@@ -83,12 +83,12 @@ def key_value(text: str) -> tuple[str, Any]:
 
 
 def has_column_names(path: str) -> bool:
-    """Whether a data file's columns are found by their names: a table, and no array."""
+    """Return whether a data file's columns are found by their names: it is a table and no array."""
     return _format(Path(path)) in ("csv", "parquet")
 
 
 def check_data_options(args: argparse.Namespace) -> None:
-    """Wrong usage (exit 2) where an option does not belong to the format of DATA."""
+    """Report wrong usage (exit 2) if an option does not belong to the format of DATA."""
     kind = _format(Path(args.data))
     if args.no_header and kind != "csv":
         args.parser.error(f"--no-header is for CSV files, which {args.data} is not; leave it out")
@@ -118,7 +118,7 @@ def add_device_options(parser: Any) -> None:
 
 @dataclass(frozen=True)
 class Device:
-    """Where the work is done: `name` ("cpu"), why there, and the host's threads and BLAS."""
+    """The device that computes: its `name` ("cpu"), the reason, and the host's threads and BLAS."""
 
     name: str
     reason: str
@@ -126,22 +126,28 @@ class Device:
     blas: str
 
     def __str__(self) -> str:
-        reason = re.sub(r" \([^()]*\)", "", self.reason)  # details that `info` and --json give
+        reason = re.sub(r" \([^()]*\)", "", self.reason)  # `info` and --json give the details
         if self.name != "cpu":
             return f"{self.name} ({reason})"
         return f"{self.name} ({reason}; {count(self.threads, 'thread')}, {self.blas})"
 
 
 def use_device(args: argparse.Namespace, *, cpu_only: bool = False) -> Device:
-    """The device of --device, after setting --threads.
+    """Return the device of --device, after setting --threads.
 
     Parameters
     ----------
-    cpu_only : the command has no use for a GPU; "auto" is then the CPU.
+    args : Namespace
+        The parsed command line.
+    cpu_only : bool
+        Whether the command has no use for a GPU; "auto" is then the CPU.
 
     Raises
     ------
-    OptionError, DeviceUnavailable
+    OptionError
+        There is no such device.
+    DeviceUnavailable
+        CUDA was asked for by name and something is missing.
     """
     name, reason = devices.choose(args.device)
     if cpu_only and name != "cpu":
@@ -160,9 +166,9 @@ def use_device(args: argparse.Namespace, *, cpu_only: bool = False) -> Device:
 
 
 def set_threads(threads: int) -> bool:
-    """Threads of the elementwise work and of the BLAS, for the rest of the process.
+    """Set the threads of the elementwise work and of the BLAS, for the rest of the process.
 
-    False where the BLAS has another number already and there is no way to change it.
+    Return False if the BLAS already has another number and there is no way to change it.
     """
     if importlib.util.find_spec("threadpoolctl") is not None:
         importlib.import_module("threadpoolctl").threadpool_limits(threads)
@@ -179,7 +185,7 @@ def blas_name(cpu: CpuReport) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, gpubackprop and the packages it can use, those that are installed."""
+    """Return the versions of Python, gpubackprop and the installed packages that it can use."""
     from gpubackprop import __version__
 
     found = {"python": platform.python_version(), "gpubackprop": __version__}
@@ -194,35 +200,35 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Say:
-    """Text for people on stdout, or one JSON object there and nothing else."""
+    """Print text for people on stdout, or one JSON object there and nothing else."""
 
     json: bool = False
     quiet: bool = False
 
     def line(self, text: str = "") -> None:
-        """What a person likes to read; not with --quiet."""
+        """Print a line that a person likes to read; not with --quiet."""
         if not (self.json or self.quiet):
             print(text, flush=True)
 
     def result(self, text: str) -> None:
-        """What the command was called for."""
+        """Print the result for which the command was called."""
         if not self.json:
             print(text, flush=True)
 
     def note(self, text: str) -> None:
-        """What should not be missed, on stderr."""
+        """Print a line that must not be missed, on stderr."""
         print(text, file=sys.stderr, flush=True)
 
     def object(self, values: Any) -> None:
-        """The JSON object, with --json."""
+        """Print the JSON object, with --json."""
         if self.json:
             print(to_json(values, ascii_only=not stdout_is_utf8()), flush=True)
 
 
 def to_json(values: Any, *, ascii_only: bool = False) -> str:
-    """JSON text that UTF-8 can hold; NaN and infinities become null, which is what JSON has."""
+    """Return JSON text that UTF-8 can hold; NaN and infinities, which JSON lacks, become null."""
     text = json.dumps(_jsonable(values), indent=2, allow_nan=False, ensure_ascii=ascii_only)
-    # Bytes of a file name that are no text are lone surrogates; JSON has \udcXX for them.
+    # Bytes of a file name that are no text become lone surrogates, which JSON writes as \udcXX.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -239,12 +245,12 @@ def _jsonable(value: Any) -> Any:
 
 
 def metric_text(name: str, value: float) -> str:
-    """accuracy with four digits behind the point; rmse, whose unit is the targets', with five."""
+    """Return accuracy with four digits behind the point, or rmse in the targets' unit with five."""
     return f"{value:.4f}" if name == "accuracy" else f"{value:.5g}"
 
 
 def count(number: int, noun: str) -> str:
-    """1 row, 2,000 rows."""
+    """Return "1 row", "2,000 rows"."""
     plural = {"class": "classes"}.get(noun, noun + "s")
     return f"{number:,} {noun if number == 1 else plural}"
 
@@ -254,7 +260,7 @@ def count(number: int, noun: str) -> str:
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is done: for a file that must not be lost."""
+    """Hold a Ctrl-C back until the block is done, which writes a file that must not be lost."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""``gpubackprop info``: what this machine has for the library, and what is missing."""
+"""``gpubackprop info``: what this machine offers to the library, and what is missing."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def cuda_graphs(name: str) -> dict[str, str]:
-    """For an operation and for a layer, why its plan is no CUDA graph; "" where it is one. Empty
-    on the CPU."""
+    """Say for an operation and for a layer why its plan is no CUDA graph; "" if it is one.
+
+    On the CPU the result is empty.
+    """
     if name == "cpu":
         return {}
     from gpubackprop.backends.cupy import Replay

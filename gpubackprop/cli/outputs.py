@@ -1,4 +1,4 @@
-"""What a command may write over: results that it left there itself, and nothing else unasked."""
+"""The files that a command may overwrite: its own earlier results, and nothing else unasked."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ def add_overwrite_option(parser: argparse._ActionsContainer) -> None:
 def claim_file(
     args: argparse.Namespace, path: str, what: str, is_own: Callable[[Path], bool]
 ) -> None:
-    """Wrong usage (exit 2) where `path` is a file with something else in it than `what`.
+    """Report wrong usage (exit 2) if `path` is a file that holds something else than `what`.
 
     Parameters
     ----------
-    is_own : whether the file at this path is an earlier result, which may be replaced.
+    args : Namespace
+        The parsed command line.
+    path : path
+        The file to write.
+    what : str
+        What the file may hold, for the error.
+    is_own : callable
+        Whether the file at this path is an earlier result, which may be replaced.
     """
     file = Path(path)
     if args.overwrite or not file.is_file() or not file.stat().st_size or is_own(file):
@@ -35,7 +42,7 @@ def claim_file(
 
 
 def refuse_inputs(args: argparse.Namespace, path: str, inputs: dict[str, str | Path]) -> None:
-    """Wrong usage where the output would destroy what the command reads, by whatever name."""
+    """Report wrong usage if the output would destroy a file that the command reads, by any name."""
     for name, file in inputs.items():
         if Path(path).exists() and Path(file).exists() and Path(path).samefile(file):
             args.parser.error(f"--output {path} would destroy {name}; choose another file")

@@ -1,4 +1,4 @@
-"""``gpubackprop predict``: a trained model on a data file, to a CSV file or stdout."""
+"""``gpubackprop predict``: apply a trained model to a data file; write a CSV file or stdout."""
 
 from __future__ import annotations
 
@@ -116,11 +116,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read(args: argparse.Namespace, model: Model) -> Dataset:
-    """DATA with the model's columns in the model's order; targets only for --score.
+    """Read DATA with the model's columns in the model's order; targets only for --score.
 
     Raises
     ------
-    DataError, ShapeError : names the columns that are absent, or the number wanted.
+    DataError
+        Columns are absent; they are named.
+    ShapeError
+        The number of columns is wrong; the number wanted is named.
     """
     check_data_options(args)
     by_name = has_column_names(args.data)
@@ -141,7 +144,7 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
                 "header), a key (NPZ) or a file"
             )
     elif args.target is not None and names is None:
-        target = typed  # so that it is not taken for a feature
+        target = typed  # otherwise it would be taken for a feature
     features = args.features if args.features is not None else names
     dataset = load_dataset(args.data, target=target, features=features, header=not args.no_header)
     wanted, got = model.network.widths[0], dataset.x.shape[1]
@@ -155,17 +158,18 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
 
 
 class Column(NamedTuple):
-    """A column of the output: its name, and its cells for yhat (N, K), as Python values."""
+    """A column of the output: its name, and a function from yhat (N, K) to its cells."""
 
     name: str
     cells: Callable[[Array], list[Any]]
 
 
 def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
-    """The columns that are always written, and those of --probabilities.
+    """Return the columns that are always written, and those of --probabilities.
 
-    classes: prediction, and probability_<class>. labels: 0 or 1 for each target, and
-    probability_<target>. numbers: prediction, or one column for each target, and none.
+    A model with classes has prediction, and probability_<class>. A multilabel model has 0 or 1 for
+    each target, and probability_<target>. A model for numbers has prediction, or one column for
+    each target, and no probabilities.
     """
     units = range(model.network.widths[-1])
     names = model.target_names or [f"prediction_{k}" for k in units]
@@ -177,7 +181,7 @@ def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
     else:
         names = names if len(units) > 1 else ["prediction"]
         return [Column(names[k], partial(_numbers, k)) for k in units], []
-    if len(names) == 2 and len(units) == 1:  # the unit is the second class
+    if len(names) == 2 and len(units) == 1:  # the unit gives the second class's probability
         cells_of: list[Callable[[Array], list[Any]]] = [_one_minus_the_first, partial(_numbers, 0)]
     else:
         cells_of = [partial(_numbers, k) for k in units]
@@ -186,7 +190,7 @@ def columns_of(model: Model) -> tuple[list[Column], list[Column]]:
 
 
 def _numbers(k: int, yhat: Array) -> list[float]:
-    """Column k; floats shortest that read back the same."""
+    """Return column k; floats have the fewest digits that read back the same."""
     return [float(str(value)) for value in yhat[:, k]]
 
 
@@ -204,7 +208,10 @@ def _zeros_and_ones(model: Model, k: int, yhat: Array) -> list[Any]:
 
 
 def chosen_columns(args: argparse.Namespace, model: Model) -> list[Column]:
-    """Those that the command line asks for; wrong usage where there are no probabilities."""
+    """Return the columns that the command line asks for.
+
+    It is wrong usage to ask for probabilities of a model that has none.
+    """
     always, probabilities = columns_of(model)
     if args.probabilities and not probabilities:
         names = model.target_names or [column.name for column in always]
@@ -216,7 +223,7 @@ def chosen_columns(args: argparse.Namespace, model: Model) -> list[Column]:
 
 
 def is_predictions(model: Model, file: Path) -> bool:
-    """Whether this CSV file has the header of predictions of the model."""
+    """Return whether this CSV file has the header of the model's predictions."""
     always, probabilities = ([column.name for column in part] for part in columns_of(model))
     try:
         with open(file, encoding="utf-8", newline="") as lines:
@@ -227,11 +234,12 @@ def is_predictions(model: Model, file: Path) -> bool:
 
 
 def score(model: Model, dataset: Dataset, yhat: Array) -> dict[str, float]:
-    """accuracy of classes (multilabel: of rows with every label right), else rmse.
+    """Return accuracy for classes (multilabel: share of rows with every label right), else rmse.
 
     Raises
     ------
-    DataError : a label that the model does not know (row named), targets of another kind.
+    DataError
+        The model does not know a label (the row is named), or the targets are of another kind.
     """
     try:
         return model.compare(yhat, dataset.y)
@@ -241,13 +249,16 @@ def score(model: Model, dataset: Dataset, yhat: Array) -> dict[str, float]:
 
 @contextmanager
 def _sink(output: str | None) -> Iterator[IO[str] | None]:
-    """Where the rows go: stdout for "-", a file that appears whole or not at all, or nowhere."""
+    """Open the place for the rows: stdout for "-", a file, or none.
+
+    A file appears whole or not at all.
+    """
     if output is None or output == "-":
         with nullcontext() if output is None else csv_stdout() as stdout:
             yield stdout
         return
     target = Path(os.path.realpath(output))
-    if target.exists() and not target.is_file():  # /dev/null, a pipe
+    if target.exists() and not target.is_file():  # such as /dev/null, or a pipe
         with open(target, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
         return

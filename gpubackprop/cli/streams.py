@@ -1,8 +1,8 @@
-"""stdout and stderr of any encoding: a name that they cannot encode is no traceback.
+"""stdout and stderr of any encoding: a name that they cannot encode gives no traceback.
 
-Text for people keeps the stream's encoding, and what it lacks is escaped (``s\\xe9tosa``). Data are
-the same bytes wherever they go: CSV is UTF-8 in a file and in a pipe, JSON escapes what is not
-ASCII where stdout is not UTF-8.
+Text for people keeps the stream's encoding, and characters that it lacks are escaped
+(``s\\xe9tosa``). Data are the same bytes wherever they go: CSV is UTF-8 in a file and in a pipe.
+JSON escapes characters outside ASCII if stdout is not UTF-8.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import IO
 
 @contextlib.contextmanager
 def any_encoding() -> Iterator[None]:
-    """Within, stdout and stderr escape the characters that they cannot encode.
+    """Escape characters that stdout and stderr cannot encode, within the context.
 
-    A stream that the process was started without (``>&-``) takes everything and keeps nothing.
+    If the process was started without a stream (``>&-``), what is written to it is dropped.
     """
     with contextlib.ExitStack() as stack:
         for name in ("stdout", "stderr"):
@@ -35,13 +35,13 @@ def any_encoding() -> Iterator[None]:
 
 
 def _restore(stream: io.TextIOWrapper, errors: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk is full: told before
+    with contextlib.suppress(OSError, ValueError):  # that it is closed or full was told before
         stream.reconfigure(errors=errors)
 
 
 @contextlib.contextmanager
 def csv_stdout() -> Iterator[IO[str]]:
-    """stdout for a table: in a pipe or a file UTF-8 and "\\n", as in a file that we name."""
+    """Give stdout for a table: a pipe or a file gets UTF-8 and "\\n", as a named file does."""
     stdout = sys.stdout
     if not isinstance(stdout, io.TextIOWrapper) or stdout.isatty():
         yield stdout
@@ -52,15 +52,15 @@ def csv_stdout() -> Iterator[IO[str]]:
         yield text
         text.flush()
     finally:
-        with contextlib.suppress(OSError):  # what could not be flushed is told by the error above
+        with contextlib.suppress(OSError):  # the error above tells what could not be flushed
             text.detach()
 
 
 def stdout_is_utf8() -> bool:
-    """Whether all of JSON can be printed as it is; True for a stream that is no file."""
+    """Return whether all of JSON can be printed as it is; True for a stream that is no file."""
     return codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name == "utf-8"
 
 
 def from_shell(text: str) -> str:
-    """A typed name as a UTF-8 file has it, also where Python takes the shell for ASCII."""
+    """Return a typed name as a UTF-8 file has it, even if Python takes it for ASCII."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

@@ -24,7 +24,10 @@ SMALL_WORK = 10_000_000  # multiplications of one forward pass of a batch
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, measure, write, report; 130 if Ctrl-C ended it, 1 (raised) if the loss diverged."""
+    """Train, measure, write, report.
+
+    Return 130 after Ctrl-C; raise (exit 1) if the loss diverged.
+    """
     say = Say(args.json, args.quiet)
     device = use_device(args)
     data = prepare(args)
@@ -53,11 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Trainer:
-    """The network and its trainer.
+    """Return the network and its trainer.
 
     Raises
     ------
-    OptionError, ShapeError
+    OptionError
+        An option is out of range.
+    ShapeError
+        A list does not have one value for each hidden layer.
     """
     acts = _for_each_layer(args, "activation")
     dropout = _for_each_layer(args, "dropout")
@@ -87,7 +93,7 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
 
 
 def _for_each_layer(args: argparse.Namespace, name: str) -> Any:
-    """The option's one value for all hidden layers, or its list with one for each."""
+    """Return the option's one value for all hidden layers, or its list with one for each."""
     values = getattr(args, name)
     if len(values) not in (1, len(args.hidden)):
         raise ShapeError(
@@ -98,8 +104,7 @@ def _for_each_layer(args: argparse.Namespace, name: str) -> Any:
 
 
 def suit_work(args: argparse.Namespace, data: TrainingData, device: Device) -> Device:
-    """The CPU in the place of a GPU that --device auto found, where it is predicted to be sooner
-    done."""
+    """Take the CPU if --device auto found a GPU but the CPU is predicted to finish sooner."""
     if args.device != "auto" or device.name == "cpu":
         return device
     rows = len(data.train)
@@ -113,10 +118,10 @@ def suit_work(args: argparse.Namespace, data: TrainingData, device: Device) -> D
 
 
 def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> Device:
-    """One thread for a small network, unless --threads says otherwise.
+    """Use one thread for a small network, unless --threads says otherwise.
 
-    Its products take microseconds, and threads that wait for one another at each of them gain
-    nothing on idle cores and lose tenfold on busy ones (measured on two cores: the digits in 1 s
+    Its products take microseconds, and threads wait for one another at each of them. That gains
+    nothing on idle cores and loses tenfold on busy ones (measured on two cores: the digits in 1 s
     with one thread; with two in 1 s to 50 s, depending on what else ran).
     """
     work = trainer.batch_size * parameter_count(trainer.network.widths)
@@ -129,7 +134,7 @@ def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> 
 def print_head(
     say: Say, args: argparse.Namespace, data: TrainingData, trainer: Trainer, device: Device
 ) -> None:
-    """What is about to be trained, on what, where."""
+    """Print what is about to be trained, on which data and device."""
     network = trainer.network
     what = data.task
     if data.classes is not None:
@@ -161,7 +166,7 @@ def print_head(
 def print_result(
     say: Say, data: TrainingData, summary: dict[str, Any], files: dict[str, str], output: Path
 ) -> None:
-    """The table, the files, and last the device and the score."""
+    """Print the table, the files, and last the device and the score."""
     metric = "accuracy" if "train_accuracy" in summary else "rmse"
     say.line()
     say.line(f"            {'rows':>9}  {'loss':>9}  {metric:>9}")

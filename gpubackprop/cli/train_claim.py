@@ -1,8 +1,8 @@
-"""Whose output directory it is: the results that lie there, and the checkpoint of a run before.
+"""The owner of an output directory: its results, and the checkpoint of an earlier run.
 
 A finished run leaves its claim in summary.json, an unfinished one in checkpoint.json beside the
-checkpoint: the options and the data that the files belong to. So no run writes over the results of
-another table, and none goes on from a checkpoint of other settings.
+checkpoint. The claim is the options and the data to which the files belong. Therefore no run
+overwrites the results of another table, and none goes on from a checkpoint of other settings.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from gpubackprop.tensorfile import write_atomically
 CHECKPOINT, CHECKPOINT_OPTIONS = "checkpoint.safetensors", "checkpoint.json"
 MODEL, HISTORY, SUMMARY = "model.safetensors", "history.csv", "summary.json"
 PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
-_NOT_OPTIONS = {"argv", "command", "parser", "run"}  # what else the parser puts beside them
-# Options that may change between a run and the one that goes on from its checkpoint.
+_NOT_OPTIONS = {"argv", "command", "parser", "run"}  # the parser puts these beside the options
+# Options that may change between a run and the next one, which goes on from its checkpoint.
 _FREE = {
     "checkpoint_every", "device", "epochs", "json", "output", "overwrite", "patience", "quiet",
     "resume", "threads", "traceback",
 }  # fmt: skip
-# What is learned from what. Results of another are not replaced unasked.
+# These options say what is learned from which data. If they differ, results are not replaced.
 _TABLE = ("data", "target", "features", "no_header")
 Claim = dict[str, Any]
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """All options of the command line, as they were given or are by default."""
+    """Return all options of the command line, given or by default."""
     return {key: value for key, value in vars(args).items() if key not in _NOT_OPTIONS}
 
 
 def claim_of(args: argparse.Namespace, data: TrainingData) -> Claim:
-    """The options and the data that decide what a run computes, as JSON has them."""
+    """Return the options and the data that decide what a run computes, as JSON has them."""
     options = {key: value for key, value in options_of(args).items() if key not in _FREE}
     options["data"] = None if args.data is None else str(Path(args.data).resolve())
     claim: Claim = json.loads(to_json({"options": options, "data": _data_sign(data)}))
@@ -48,16 +48,16 @@ def claim_of(args: argparse.Namespace, data: TrainingData) -> Claim:
 
 
 def _data_sign(data: TrainingData) -> Any:
-    """What tells other contents of the same file: a checksum, or the size of a memory map."""
+    """Return a sign of the file's contents: a checksum, or the size of a memory map."""
     if data.per_batch is not None or isinstance(data.x, np.memmap):
         return [*data.x.shape, str(data.x.dtype)]
     return [*data.x.shape, zlib.crc32(np.ascontiguousarray(data.x).data)]
 
 
 def claim_directory(args: argparse.Namespace, data: TrainingData, output: Path, say: Say) -> None:
-    """Wrong usage (exit 2) where `output` has results of another table, or files of somebody else.
+    """Report wrong usage (exit 2) if `output` holds results of another table, or foreign files.
 
-    Those of an earlier run on the same table are replaced; where its settings differ, a note on
+    Results of an earlier run on the same table are replaced. If its settings differ, a note on
     stderr says so.
     """
     names = [MODEL, HISTORY, SUMMARY, *PICTURES]
@@ -74,7 +74,7 @@ def claim_directory(args: argparse.Namespace, data: TrainingData, output: Path, 
             f"{output} has {', '.join(there)}, but no {SUMMARY} that says which run left them; "
             f"{choice}"
         )
-        return  # `error` does not come back
+        return  # not reached: `error` does not return
     mine = claim_of(args, data)
     differing = _differing(earlier, mine)
     others = [text for key, text in differing.items() if key in _TABLE]
@@ -100,12 +100,13 @@ def make_directory(output: Path) -> None:
 
 
 def claim_checkpoint(args: argparse.Namespace, data: TrainingData, output: Path) -> bool:
-    """Whether a checkpoint is there to go on from; leaves checkpoint.json for this run.
+    """Return whether there is a checkpoint to go on from; write checkpoint.json for this run.
 
     Raises
     ------
-    OptionError : the checkpoint belongs to other options or data; names them. With --overwrite it
-        is thrown away.
+    OptionError
+        The checkpoint belongs to other options or data, which are named. With --overwrite it is
+        deleted instead.
     """
     if not args.resume:
         remove_checkpoint(output)
@@ -124,7 +125,7 @@ def claim_checkpoint(args: argparse.Namespace, data: TrainingData, output: Path)
 
 
 def _why_another(output: Path, mine: Claim) -> str:
-    """Why the checkpoint in `output` is not one to go on from, or ""."""
+    """Say why the checkpoint in `output` is not one to go on from; "" if it is."""
     theirs = _read_claim(output / CHECKPOINT_OPTIONS)
     if theirs is None:
         return (
@@ -142,7 +143,7 @@ def _why_another(output: Path, mine: Claim) -> str:
 
 
 def _read_claim(file: Path, key: str | None = None) -> Claim | None:
-    """The claim in a JSON file (under `key`), or None where there is none to be read."""
+    """Return the claim in a JSON file (under `key`), or None if none can be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         values = values if key is None else values[key]
@@ -152,7 +153,7 @@ def _read_claim(file: Path, key: str | None = None) -> Claim | None:
 
 
 def _differing(theirs: Claim, mine: Claim) -> dict[str, str]:
-    """Option -> how it was and is, of those that differ; "contents" where the data have changed."""
+    """Return old and new value of each option that differs; "contents" if the data have changed."""
     keys = sorted({*theirs["options"], *mine["options"]})
     pairs = {key: (theirs["options"].get(key), mine["options"].get(key)) for key in keys}
     differing = {
@@ -169,6 +170,10 @@ def _differing(theirs: Claim, mine: Claim) -> dict[str, str]:
 
 
 def remove_checkpoint(output: Path) -> None:
-    """The checkpoint first: what stays behind after a kill in between claims nothing."""
+    """Remove the checkpoint and its claim.
+
+    The checkpoint goes first: if the process is killed in between, the file that is left claims
+    nothing.
+    """
     for name in (CHECKPOINT, CHECKPOINT_OPTIONS):
         (output / name).unlink(missing_ok=True)

@@ -35,13 +35,28 @@ class TrainingData:
 
     Attributes
     ----------
-    x : (N, D) standardised in the network's dtype; a memory-mapped file as it is.
-    targets : (N,) class indices or (N, K) numbers, scaled where `target_scale` says so.
-    per_batch : the standardizer where x is memory-mapped and each batch goes through it.
-    train, validation, test : row numbers.
-    standardizer : of raw inputs, fitted on the training rows, or None.
-    target_scale : what the targets were standardised with, or None.
-    classes : (K,) labels, or None. name, source : for file names and for people.
+    x : (N, D) array
+        Standardised, in the network's dtype; a memory-mapped file as it is.
+    targets : (N,) or (N, K) array
+        Class indices or numbers; numbers are scaled if `target_scale` says so.
+    per_batch : Standardizer or None
+        If x is memory-mapped, each batch passes through it.
+    train : (M,) int array
+        Numbers of the training rows.
+    validation : int array
+        Numbers of the validation rows.
+    test : int array
+        Numbers of the test rows.
+    standardizer : Standardizer or None
+        For raw inputs, fitted on the training rows.
+    target_scale : Standardizer or None
+        What the targets were standardised with.
+    classes : (K,) array or None
+        Labels.
+    name : str
+        For file names.
+    source : str
+        For people.
     """
 
     name: str
@@ -61,12 +76,12 @@ class TrainingData:
 
     @property
     def units(self) -> int:
-        """Output units that the targets want."""
+        """Number of output units that the targets want."""
         return self.targets.shape[1] if self.classes is None else len(self.classes)
 
     @property
     def parts(self) -> dict[str, Array]:
-        """Name -> row numbers, of the parts that have rows."""
+        """Row numbers of the parts that have rows, by name."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: rows for name, rows in parts.items() if len(rows)}
 
@@ -76,7 +91,7 @@ class TrainingData:
         return list(self.parts.items())[-1]
 
     def original_targets(self) -> Array:
-        """Targets in the file's units."""
+        """Return the targets in the file's units."""
         if self.target_scale is None:
             return self.targets
         mean, scale = self.target_scale.mean, self.target_scale.scale
@@ -84,11 +99,12 @@ class TrainingData:
 
 
 def prepare(args: argparse.Namespace) -> TrainingData:
-    """Read, encode, split and standardise what the command line asks for.
+    """Read, encode, split and standardise the data that the command line names.
 
     Raises
     ------
     DataError, OptionError, ShapeError, MissingDependencyError, OSError
+        The data cannot be read, or an option does not fit them.
     """
     name, dataset = read(args)
     task = args.task
@@ -123,7 +139,7 @@ def prepare(args: argparse.Namespace) -> TrainingData:
 
 
 def read(args: argparse.Namespace) -> tuple[str, Dataset]:
-    """A name for the output directory, and the data."""
+    """Return a name for the output directory, and the data."""
     if args.data is None:
         for option in ("target", "features", "no_header"):
             if getattr(args, option):
@@ -145,7 +161,7 @@ def read(args: argparse.Namespace) -> tuple[str, Dataset]:
 
 
 def bundled_digits() -> Dataset:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels, from 0 to 16."""
+    """Return scikit-learn's 1797 handwritten digits of 8x8 pixels, from 0 to 16."""
     module = require(
         "sklearn.datasets", "sklearn", "train without DATA, on its bundled handwritten digits"
     )
@@ -155,7 +171,7 @@ def bundled_digits() -> Dataset:
 
 
 def encode(task: str, dataset: Dataset) -> tuple[str, Array, Array | None]:
-    """The task ("auto" resolved), targets as its loss wants them, and the classes or None."""
+    """Return the task ("auto" resolved), targets for its loss, and the classes or None."""
     y = dataset.y
     assert y is not None  # `read` asked for targets
     names = dataset.target_names
@@ -187,7 +203,7 @@ def encode(task: str, dataset: Dataset) -> tuple[str, Array, Array | None]:
 def split(
     args: argparse.Namespace, targets: Array, *, by_class: bool
 ) -> tuple[Array, Array, Array]:
-    """Row numbers for training, validation (--validation of what --test leaves) and test."""
+    """Return row numbers for training, validation (a share of what --test leaves) and test."""
     rows, nothing = np.arange(len(targets)), np.zeros(0, np.int64)
 
     def cut(kept: Array, option: str) -> tuple[Array, Array]:
@@ -207,7 +223,7 @@ def split(
 
 
 def batches(data: TrainingData, rows: Array, dtype: Any, size: int = 4096) -> Any:
-    """x of these rows as the network wants it, in batches."""
+    """Yield x of these rows as the network wants it, in batches."""
     for start in range(0, len(rows), size):
         batch = data.x[rows[start : start + size]]
         if data.per_batch is not None:

@@ -1,4 +1,4 @@
-"""The options of ``gpubackprop train``, and the library's objects that they ask for."""
+"""The options of ``gpubackprop train``, and the library's objects that they describe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
 
-TASKS = tuple(dict.fromkeys(kind.task for kind in LOSSES.values()))  # classification first
+TASKS = tuple(dict.fromkeys(kind.task for kind in LOSSES.values()))  # classification is first
 LABEL_SMOOTHING = 0.05
 STEPS, EPOCHS = 2_000, (20, 200)
 SMALL_BATCH, LARGE_BATCH, MANY_ROWS = 32, 128, 20_000
@@ -256,7 +256,7 @@ def activations(text: str) -> list[Activation]:
 
 
 def loss_name(text: str) -> str:
-    """A loss's name, with its parameter or without."""
+    """Return a loss's name, with its parameter or without."""
     try:
         losses.loss(text)
     except OptionError as error:
@@ -287,7 +287,7 @@ def make_schedule(args: argparse.Namespace) -> Schedule:
 def _check_keys(
     args: argparse.Namespace, what: str, factory: Callable[..., Any], options: dict[str, Any]
 ) -> None:
-    """Wrong usage (exit 2) where an option does not belong to the chosen optimizer or schedule."""
+    """Report wrong usage (exit 2) if an option does not belong to its optimizer or schedule."""
     known = [key for key in inspect.signature(factory).parameters if not key.startswith("_")]
     for key in options:
         if key not in known:
@@ -296,7 +296,7 @@ def _check_keys(
 
 
 def make_loss(args: argparse.Namespace, task: str, indices: np.ndarray, classes: int) -> Loss:
-    """--loss, or the task's own; `indices` are the classes of the training rows."""
+    """Return the loss of --loss or of the task; `indices` are the training rows' classes."""
     chosen = losses.default_loss(task=task) if args.loss is None else losses.loss(args.loss)
     if chosen.task != task:
         raise OptionError(
@@ -325,7 +325,7 @@ def batch_size(args: argparse.Namespace, rows: int) -> int:
 
 
 def epochs(args: argparse.Namespace, rows: int, batch: int) -> int:
-    """--epochs, or as many as make 2,000 steps, at least 20 and at most 200."""
+    """Return --epochs, or as many as make 2,000 steps, at least 20 and at most 200."""
     if args.epochs is not None:
         return int(args.epochs)
     few, many = EPOCHS

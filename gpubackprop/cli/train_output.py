@@ -1,4 +1,4 @@
-"""What ``gpubackprop train`` leaves behind: measurements, files and pictures."""
+"""The results of ``gpubackprop train``: measurements, files and pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = np.ndarray
 
 
 def measure(data: TrainingData, trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
-    """train_loss, train_accuracy, ..., test_loss, test_accuracy (or rmse) of the kept weights."""
+    """Return train_loss, train_accuracy, ..., test_accuracy (or rmse) of the kept weights."""
     meter = Trainer(outcome.model.network, trainer.loss, batch_size=trainer.batch_size)
     targets = data.original_targets()
     found: dict[str, float] = {}
@@ -41,7 +41,7 @@ def _rmse(data: TrainingData, outcome: Outcome, rows: Array) -> float:
 
 
 def predict(data: TrainingData, outcome: Outcome, rows: Array) -> Array:
-    """yhat of these rows: (M, K)."""
+    """Return yhat of these rows: (M, K)."""
     network = outcome.model.network
     parts = [network.predict(batch) for batch in batches(data, rows, network.dtype)]
     return np.concatenate(parts)
@@ -54,7 +54,7 @@ def summarize(
     outcome: Outcome,
     device: Device,
 ) -> dict[str, Any]:
-    """Everything that summary.json has, but for the list of files."""
+    """Return everything that summary.json has, except the list of files."""
     network, history = outcome.model.network, trainer.history
     seconds = sum(history["seconds"]) if len(history) else 0.0
     samples = len(data.train) * len(history)
@@ -99,7 +99,7 @@ def summarize(
 
 
 def parameter_count(widths: Iterable[int]) -> int:
-    """Weights and biases of a network of these widths."""
+    """Return the number of weights and biases of a network of these widths."""
     return sum(n * (m + 1) for m, n in itertools.pairwise(widths))
 
 
@@ -110,11 +110,14 @@ def write_files(
     summary: dict[str, Any],
     output: Path,
 ) -> tuple[dict[str, str], str]:
-    """Write all but the model, which is written already.
+    """Write all files except the model, which is written already.
 
     Returns
     -------
-    files : name -> what it is. missing : why pictures were left out, or "".
+    files : dict
+        What each file is, by its name.
+    missing : str
+        Why there are no pictures, or "".
     """
     files = {MODEL: "network, standardisation, names"}
     try:
@@ -136,9 +139,9 @@ def write_files(
 def _draw(
     data: TrainingData, trainer: Trainer, outcome: Outcome, output: Path
 ) -> tuple[dict[str, str], str]:
-    for name in PICTURES:  # those of an earlier run would not show this one
+    for name in PICTURES:  # an earlier run's pictures would not show this run
         (output / name).unlink(missing_ok=True)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports its font cache
     drawn: dict[str, str] = {}
     try:
         if len(trainer.history):

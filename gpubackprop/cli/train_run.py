@@ -1,4 +1,4 @@
-"""Training itself: resuming, Ctrl-C, a loss that diverges, a disk that is full."""
+"""Training itself: resuming, Ctrl-C, a diverging loss, a full disk."""
 
 from __future__ import annotations
 
@@ -26,18 +26,25 @@ from gpubackprop.errors import (
 )
 from gpubackprop.model import in_target_units
 
-CHECKPOINT_SECONDS = 1.0  # between two; what a kill can cost, apart from the epoch it falls in
+CHECKPOINT_SECONDS = 1.0  # between two checkpoints: a kill costs so much and the present epoch
 
 
 @dataclass
 class Outcome:
-    """How training ended.
+    """The end of a training.
 
     Attributes
     ----------
-    stopped : "epochs", "patience", "interrupted" or "diverged".
-    resumed : it went on from a checkpoint. seconds : of this process.
-    model : the network to keep, in the file's units. error : what to raise when all is written.
+    stopped : str
+        "epochs", "patience", "interrupted" or "diverged".
+    resumed : bool
+        Whether it went on from a checkpoint.
+    seconds : float
+        Time of this process.
+    model : Model
+        The network to keep, in the file's units.
+    error : NonFiniteLossError or None
+        The error to raise when all is written.
     """
 
     stopped: str
@@ -54,8 +61,12 @@ def train(
 
     Raises
     ------
-    StorageError : says what is kept. NonFiniteLossError : before one epoch was finished.
-    KeyboardInterrupt : a second Ctrl-C; the best weights so far are written.
+    StorageError
+        A file could not be written; the message says what is kept.
+    NonFiniteLossError
+        The loss diverged before one epoch was finished.
+    KeyboardInterrupt
+        A second Ctrl-C came; the best weights so far are written.
     """
     make_directory(output)
     resumed = claim_checkpoint(args, data, output)
@@ -103,7 +114,7 @@ def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output:
 def _rescue(
     data: TrainingData, trainer: Trainer, output: Path, cause: BaseException, say: Say
 ) -> None:
-    """Write the best weights so far after a second Ctrl-C or a checkpoint that found no room."""
+    """Write the best weights so far after a second Ctrl-C, or if a checkpoint found no room."""
     if not len(trainer.history):
         return
     try:
@@ -118,10 +129,10 @@ def _rescue(
 
 
 def finished_model(data: TrainingData, network: MLP) -> Model:
-    """The trained network, on the CPU, with everything that raw data need.
+    """Return the trained network, on the CPU, with everything that raw data need.
 
-    Where targets were scaled for training, y = scale (W h + b) + mean is folded into the last
-    layer, so that the model's outputs are in the file's units.
+    If targets were scaled for training, y = scale (W h + b) + mean is folded into the last layer,
+    so that the model's outputs are in the file's units.
     """
     if data.target_scale is None:
         network = network.copy("cpu")

@@ -1,4 +1,4 @@
-"""Checks of what a caller hands in: each error says what, got, wanted and what to do next."""
+"""Checks of arguments: an error says what is wrong, what was got and wanted, what to do next."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gpubackprop.dtypes import STORAGES, is_number, storage
 from gpubackprop.errors import DtypeError, OptionError, ShapeError, TargetRangeError
 
 maximum_reduce: Any = np.maximum.reduce
-# Of each type of integer in this machine's byte order, the unsigned one of its size.
+# For each integer dtype in this machine's byte order, the unsigned dtype of its size.
 _UNSIGNED = {
     np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)
 }
 
 
 def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
-    """float64 for float64, float32 for 32 bits and less; DtypeError for anything else."""
+    """Return float64 for float64, float32 for 32 bits and less; raise DtypeError for the rest."""
     row = storage(dtype)
     if row is not None and dtype.isnative:
         return np.dtype(row.compute).type
@@ -33,8 +33,15 @@ def compute_dtype(dtype: np.dtype, name: str, op: str) -> type:
 
 
 def as_array(values: Any, name: str, op: str, memory: Memory, dtype: Any = None) -> Array:
-    """`values` as an ndarray of the memory in which they lie; DtypeError for what is none, such as
-    lists of unequal lengths. `dtype` is for the host: a GPU's arrays keep theirs."""
+    """Return `values` as an ndarray of the memory in which they are.
+
+    `dtype` is for the host: a GPU's arrays keep theirs.
+
+    Raises
+    ------
+    DtypeError
+        They are no array, such as lists of unequal lengths.
+    """
     if type(values) is np.ndarray and (dtype is None or values.dtype == dtype):
         return values
     try:
@@ -49,7 +56,7 @@ def as_array(values: Any, name: str, op: str, memory: Memory, dtype: Any = None)
 def float_matrix(
     array: Any, name: str, op: str, memory: Memory, columns: int | None = None
 ) -> Array:
-    """`array` as a 2-D float array of its memory, without a copy where it is one."""
+    """Return `array` as a 2-D float array of its memory, without a copy if it is one."""
     if type(array) is not np.ndarray:
         array = as_array(array, name, op, memory)
     if array.dtype == object:
@@ -67,7 +74,7 @@ def float_matrix(
 
 
 def row_vector(array: Any, name: str, op: str, length: int, memory: Memory) -> Array:
-    """`array` as a (length,) array of numbers: float64 on the host, any real dtype on a GPU."""
+    """Return `array` as (length,) numbers: float64 on the host, any real dtype on a GPU."""
     array = as_array(array, name, op, memory, np.float64)
     if not is_number(array.dtype):
         raise DtypeError(f"{name} has dtype {array.dtype} but {op} wants real numbers")
@@ -79,7 +86,7 @@ def row_vector(array: Any, name: str, op: str, length: int, memory: Memory) -> A
 def sample_weights(
     weights: Any, op: str, rows: int, memory: Memory | None = None, check: bool = False
 ) -> Array | None:
-    """Finite, non-negative (rows,) weights, or None."""
+    """Return finite, non-negative (rows,) weights, or None."""
     memory = memory or backend_for(op, sample_weight=weights)
     return non_negative(weights, "sample_weight", op, rows, memory, check)
 
@@ -87,7 +94,10 @@ def sample_weights(
 def non_negative(
     weights: Any, name: str, op: str, length: int, memory: Memory, check: bool
 ) -> Array | None:
-    """Finite, non-negative (length,) weights, or None; on a GPU looked at only with `check`."""
+    """Return finite, non-negative (length,) weights, or None.
+
+    On a GPU the values are checked only with `check`.
+    """
     if weights is None:
         return None
     weights = row_vector(weights, name, op, length, memory)
@@ -103,13 +113,15 @@ def non_negative(
 
 
 RELATIVE = ("mean", "elementwise_mean")  # reductions that divide by the sum of the weights
-NEAR = 32  # binary places around 1: products and sums of such weights stay in the range of float32
+NEAR = 32  # products and sums of weights within 2^-32 to 2^32 stay in the range of float32
 
 
 def near_one(weights: Any, reduction: str) -> Any:
-    """Weights of which only the ratios count, times a power of two where they are so large or so
-    small that float32 does not hold them, their products or their sum. None, other weights and
-    those on a GPU as they are."""
+    """Return weights that float32 can hold, with their products and sums, if only ratios count.
+
+    Too large or too small weights are multiplied by a power of two. None, other weights and weights
+    on a GPU are returned as they are.
+    """
     if reduction not in RELATIVE or not isinstance(weights, np.ndarray) or not weights.size:
         return weights
     exponent = math.frexp(float(weights.max()))[1]
@@ -119,7 +131,7 @@ def near_one(weights: Any, reduction: str) -> Any:
 
 
 def output_array(out: Any, like: Array, name: str, op: str, memory: Memory = HOST) -> Array:
-    """The array to write into: new where `out` is None, `like` itself where they are one view."""
+    """Return the array to write into: a new one if `out` is None, `like` if both are one view."""
     if out is None:
         return memory.new(like.shape, like.dtype)
     if memory.asynchronous:
@@ -152,7 +164,7 @@ def _writeable(array: Array) -> bool:
 
 
 def _meets_itself(out: Array) -> bool:
-    """Whether a dimension steps within what smaller steps span: such as a broadcast one."""
+    """Return whether a dimension steps within what smaller steps span, such as a broadcast one."""
     spanned = int(out.itemsize)
     for stride, size in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
         if size > 1 and stride < spanned:
@@ -162,14 +174,14 @@ def _meets_itself(out: Array) -> bool:
 
 
 def no_overlap(out: Array, memory: Memory, **inputs: Any) -> None:
-    """OptionError where `out` shares memory with an input that is read after out is written."""
+    """Raise OptionError if `out` shares memory with an input that is read after out is written."""
     for name, array in inputs.items():
         if memory.is_ndarray(array) and memory.overlap(out, array):
             raise OptionError(f"out overlaps {name}; give delta memory of its own")
 
 
 def same_view(a: Array, b: Array, memory: Memory) -> bool:
-    """True where both arrays are the same elements in the same order."""
+    """Return whether both arrays are the same elements in the same order."""
     return (
         memory.same_start(a, b)
         and a.strides == b.strides
@@ -183,11 +195,12 @@ def class_indices(
 ) -> bool:
     """Check (rows,) integer labels in [0, classes); the error names the first bad row.
 
-    On a GPU the labels are looked at only with `check`.
+    On a GPU the labels are checked only with `check`.
 
     Returns
     -------
-    Whether every label is known to be a class, and none of them is ignored.
+    bool
+        Whether every label is known to be a class, and none of them is ignored.
     """
     unsigned = _UNSIGNED.get(targets.dtype)
     if unsigned is not None and not memory.asynchronous:
@@ -233,8 +246,15 @@ def cross_entropy_targets(
     memory: Memory = HOST,
     check: bool = False,
 ) -> tuple[Array, bool]:
-    """Class indices (N,) or probabilities (N, K) for logits (N, K), checked; and whether no row is
-    known to be ignored, so that `ignore_index` may be left out."""
+    """Check class indices (N,) or probabilities (N, K) for logits (N, K).
+
+    Returns
+    -------
+    targets : (N,) or (N, K) array
+        The checked targets.
+    none_ignored : bool
+        Whether it is known that no row is ignored; `ignore_index` then has no effect.
+    """
     op = "softmax_cross_entropy"
     if type(targets) is not np.ndarray:
         targets = as_array(targets, "targets", op, memory)
@@ -259,12 +279,12 @@ def cross_entropy_targets(
 
 
 def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
-    """`value` as a finite float in [low, high]."""
+    """Return `value` as a finite float in [low, high]."""
     try:
         result = float(value)
     except (TypeError, ValueError):
         result = math.nan
-    # x - x is 0 for finite x alone; torch.compile traces it, where math.isfinite breaks the graph
+    # x - x is 0 only for finite x. torch.compile traces it, but math.isfinite breaks the graph.
     if not (low <= result <= high and result - result == 0):
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise OptionError(f"{name} is {value!r} but must be a number of at least {low:g}{upper}")
@@ -272,11 +292,14 @@ def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
 
 
 def functions(values: Mapping[Any, Any], name: str) -> None:
-    """OptionError unless all values can be called: found before training, not after an epoch.
+    """Raise OptionError unless all values can be called, before training and not after an epoch.
 
     Parameters
     ----------
-    values : key -> function. name : of the option, for the error.
+    values : mapping
+        The functions.
+    name : str
+        Name of the option, for the error.
     """
     for key, value in values.items():
         if not callable(value):

@@ -16,7 +16,7 @@ from gpubackprop import backends
 from gpubackprop._optional import require
 from gpubackprop.backends import Backend
 from gpubackprop.errors import DtypeError, ShapeError
-from gpubackprop.sklearn.warn import warn
+from gpubackprop.sklearn.parameters import warn
 
 Array = Any
 DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged

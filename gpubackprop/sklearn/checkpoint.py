@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import zlib
 from numbers import Integral
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from gpubackprop.errors import ModelFileError
-from gpubackprop.tensorfile import read_tensors, remove_leftovers, require_array, write_tensors
+from gpubackprop.sklearn.stochastic import StochasticFit
+from gpubackprop.training.checkpoint import CheckpointFile
 
-if TYPE_CHECKING:
-    from gpubackprop.sklearn.stochastic import StochasticFit
-
-KIND, VERSION = "sklearn-checkpoint", 2
 PROGRESS = (  # attributes of the estimator, JSON values
     "n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "validation_scores_",
     "best_validation_score_", "validation_loss_curve_", "_no_improvement_count",
 )  # fmt: skip
 
 
-class FitCheckpoint:
+class FitCheckpoint(CheckpointFile):
     """The file of one fit.
 
     Parameters
     ----------
-    path : the file. fit : all that it learns from is compared with the file's.
+    path : path
+        The file.
+    fit : StochasticFit
+        All that it learns from is compared with what the file says of its own fit.
     """
 
-    def __init__(self, path: Any, fit: StochasticFit) -> None:
-        self.path = Path(path)
-        self._fingerprint = _fingerprint(fit)
+    kind = "sklearn-checkpoint"
+    version = 2
 
-    def save(self, fit: StochasticFit, *, ended: bool) -> None:
+    def __init__(self, path: Any, fit: StochasticFit) -> None:
+        super().__init__(path, fit.session.network.backend.to_host, _fingerprint(fit))
+        self.fit = fit
+
+    def differ(self, names: list[str], found: dict[str, Any]) -> str:
+        return (
+            f"is a checkpoint of another fit: {', '.join(names)} differ; remove the file, or "
+            f"choose another checkpoint="
+        )
+
+    def save(self, ended: bool) -> None:
         """Replace the file; StorageError if it cannot be written, the previous one then stays."""
-        state = fit.session.state
+        fit, state = self.fit, self.fit.session.state
         kind, keys, position, has_gauss, gauss = fit.estimator._random_state.get_state()
         values = {
-            "kind": KIND,
-            "version": VERSION,
-            "fingerprint": self._fingerprint,
             "progress": {name: _as_json(getattr(fit.estimator, name)) for name in PROGRESS},
             "ended": ended,
             "has_best": fit.has_best,
@@ -51,26 +56,21 @@ class FitCheckpoint:
             "schedule": None if state.schedule is None else state.schedule.state(),
             "random_state": [kind, position, has_gauss, gauss],
         }
-        to_host = fit.session.network.backend.to_host
-        arrays = {name: to_host(array) for name, array in self._arrays(fit).items()}
-        write_tensors(self.path, arrays | {"random_keys": keys, "order": fit.order}, values)
+        self.write(self._arrays() | {"random_keys": keys, "order": fit.order}, values)
 
-    def resume(self, fit: StochasticFit) -> bool:
+    def resume(self) -> bool:
         """Set fit and estimator to the file's state, if there is a file; whether training is over.
 
         Raises
         ------
         ModelFileError : the file is no checkpoint, is damaged, or is of another fit.
         """
-        remove_leftovers(self.path)
-        if not self.path.exists():
-            return False
-        arrays, values = read_tensors(self.path, KIND, VERSION)
-        self._compare(values.get("fingerprint", {}), self._fingerprint)
+        fit, targets = self.fit, self._arrays()
         estimator, state, backend = fit.estimator, fit.session.state, fit.session.network.backend
-        targets = self._arrays(fit)
-        for name, target in targets.items():
-            require_array(self.path, arrays, name, target.shape, target.dtype)
+        found = self.read(targets)
+        if found is None:
+            return False
+        arrays, values = found
         try:
             kind, position, has_gauss, gauss = values["random_state"]
             random_state = np.random.RandomState()
@@ -90,25 +90,13 @@ class FitCheckpoint:
         estimator._random_state, fit.order = random_state, arrays["order"]
         for name, target in targets.items():
             backend.from_host(arrays[name], target)
+        fit.session.step.restored(state.steps)
         return bool(values["ended"])
 
-    def _arrays(self, fit: StochasticFit) -> dict[str, Any]:
-        state = fit.session.state
-        arrays = {"parameters": fit.session.network.parameters}
-        arrays |= {
-            f"slot.{name}": slot
-            for name, slot in zip(state.optimizer.formula.slots, state.slots, strict=True)
-        }
-        optional = {"random": fit.session.random, "best": fit.best}
-        return arrays | {name: a for name, a in optional.items() if a is not None}
-
-    def _compare(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-        changed = [name for name, value in ours.items() if theirs.get(name) != value]
-        if changed:
-            raise ModelFileError(
-                f"{self.path} is a checkpoint of another fit: {', '.join(changed)} differ; remove "
-                f"the file, or choose another checkpoint="
-            )
+    def _arrays(self) -> dict[str, Any]:
+        fit = self.fit
+        arrays = {"parameters": fit.session.network.parameters} | fit.session.step.state()
+        return arrays if fit.best is None else arrays | {"best": fit.best}
 
 
 def _as_json(value: Any) -> Any:
@@ -124,14 +112,14 @@ def _fingerprint(fit: StochasticFit) -> dict[str, Any]:
     to_host, seed = network.backend.to_host, e.random_state
     held = None
     if held_out is not None:
-        held = _checksum(to_host, held_out.rows.x, held_out.y, held_out.weights)
+        held = _checksum(to_host, held_out.data.x, held_out.y, held_out.weights)
     return {
         "network": network.config(),
         "optimizer": fit.session.state.optimizer.config(),
         "rows": len(fit.order),
         "split": _checksum(to_host, fit.rows),
         "batch_rows": int(fit.plan.counts[0]),
-        "X": _checksum(to_host, fit.session.passes.data.x),
+        "X": _checksum(to_host, fit.session.step.data.x),
         "y": _checksum(to_host, fit.y),
         "classes": zlib.crc32(str(np.asarray(getattr(e, "classes_", ())).tolist()).encode()),
         "weights": _checksum(to_host, fit.weights),

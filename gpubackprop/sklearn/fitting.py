@@ -13,12 +13,10 @@ from gpubackprop.formulas.dropout import random_state
 from gpubackprop.network import MLP
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
-from gpubackprop.sklearn.epochs import BetweenEpochs
 from gpubackprop.sklearn.extremes import outgrow_float32
 from gpubackprop.sklearn.held_out import HeldOut
 from gpubackprop.sklearn.lbfgs import LossAndGradient, fit_lbfgs
 from gpubackprop.sklearn.objective import Objective
-from gpubackprop.sklearn.passes import Rows
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.session import (
     Session,
@@ -35,6 +33,7 @@ from gpubackprop.sklearn.stored import (
     widths_of,
     write_parameters,
 )
+from gpubackprop.training.batches import Batches
 
 Array = Any
 ValidationData = tuple[Any, ...] | None  # as `fit` is given it
@@ -99,7 +98,7 @@ class Fitting(BaseEstimator):
 
     def _place(
         self, X: Any, y: np.ndarray, dtype: np.dtype, device: str, reason: str
-    ) -> tuple[MLP, Objective, Rows]:
+    ) -> tuple[MLP, Objective, Batches]:
         """Network, loss and data on the device that computes."""
         network = make_network(self, dtype, device, reason)
         read_parameters(self, network)
@@ -110,13 +109,15 @@ class Fitting(BaseEstimator):
         objective = self._objective()
         return network, objective, self._rows(network, X, objective.targets(y, dtype))
 
-    def _rows(self, network: MLP, X: Any, targets: np.ndarray) -> Rows:
-        backend, dtype = network.backend, network.dtype
+    def _rows(self, network: MLP, X: Any, targets: np.ndarray) -> Batches:
+        x = self._placed(network, X)
+        return Batches(x, network.backend.place(targets, targets.dtype), borrowed=x is X)
+
+    def _placed(self, network: MLP, X: Any) -> Any:
+        """Checked X on the network's device, in its dtype."""
         if sparse.issparse(X):
-            x = X.astype(dtype, copy=False)
-        else:
-            x = backend.asarray(X, dtype)
-        return Rows(x, backend.place(targets, targets.dtype), borrowed=x is X)
+            return X.astype(network.dtype, copy=False)
+        return network.backend.asarray(X, network.dtype)
 
     def _fit_lbfgs(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
         dtype = np.dtype(self.precision or np.float64)  # SciPy's parameters are float64
@@ -141,15 +142,15 @@ class Fitting(BaseEstimator):
         self.n_iter_ = 0
         own = None if weights is None else weights[train]
         fit = StochasticFit(self, session, train, batch_rows, y[train], own, held_out)
-        checkpoint = None
+        save = None
         if self.checkpoint is not None and not incremental:
             checkpoint = FitCheckpoint(self.checkpoint, fit)
-            if checkpoint.resume(fit):
+            save = checkpoint.save
+            if checkpoint.resume():
                 write_parameters(self, session.network)
                 return
-        with BetweenEpochs(fit, checkpoint) as between:
-            fit.run(incremental=incremental, between=between)
-        session.passes.release()
+        fit.run(incremental=incremental, save=save)
+        session.step.source.release()
 
     def _split(self, y: np.ndarray, validation: Validation) -> tuple[np.ndarray, np.ndarray | None]:
         """Numbers of the rows to learn from, and of those held out for early stopping."""
@@ -181,18 +182,15 @@ class Fitting(BaseEstimator):
         network, objective = session.network, session.objective
         if validation is not None:
             X, y, weights = validation
-            data = self._rows(network, X, objective.targets(y, np.float64))
+            x = self._placed(network, X)
         elif held is not None:
-            own, backend = session.passes.data, network.backend
-            data = Rows(
-                arrays.take_rows(backend, own.x, held), arrays.take_rows(backend, own.targets, held)
-            )
+            x = arrays.take_rows(network.backend, session.step.data.x, held)
             y, weights = y[held], None if weights is None else weights[held]
         else:
             return None
         if getattr(self, "validation_loss_curve_", None) is None:  # after from_sklearn
             self.validation_loss_curve_ = []
-        return HeldOut(network, objective, data, y, weights, self._n_classes())
+        return HeldOut(network, objective, x, y, weights, self._n_classes())
 
     def _device(self, X: Any, incremental: bool) -> tuple[str, str]:
         """(device, reason): where this call computes. Later calls of `partial_fit` stay where the
@@ -218,9 +216,9 @@ class Fitting(BaseEstimator):
         )  # fmt: skip
         kept: Session | None = getattr(self, "_kept_session", None)
         same = incremental and kept is not None and kept.key == key and kept.state is state
-        if kept is not None and same and batch_rows <= kept.passes.batch_rows:
+        if kept is not None and same and batch_rows <= kept.step.batch_size:
             read_parameters(self, kept.network)
-            kept.passes.load(self._rows(kept.network, X, objective.targets(y, dtype)))
+            kept.step.load(self._rows(kept.network, X, objective.targets(y, dtype)))
             return kept
         network, objective, data = self._place(X, y, dtype, device, reason)
         if state is None:

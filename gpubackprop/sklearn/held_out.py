@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import sparse
 from sklearn.metrics import r2_score
 
 from gpubackprop.backends import Backend
-from gpubackprop.network import MLP, PassBuffers, emit_forward
-from gpubackprop.sklearn.host import SparseBatch
+from gpubackprop.network import MLP
+from gpubackprop.passes import emit_forward, emit_loss
+from gpubackprop.sklearn.host import source_of
 from gpubackprop.sklearn.objective import Objective
-from gpubackprop.sklearn.passes import Rows
+from gpubackprop.training.batch_step import BatchStep, StepOptions
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.gather import StepBatch
 
 Array = np.ndarray
 
@@ -26,12 +29,12 @@ class Scores:
     loss: float
 
 
-class HeldOut:
-    """Rows that are not learned from, and the plan that evaluates them.
+class HeldOut(BatchStep):
+    """Rows that are not learned from, and the step that evaluates them, all at once.
 
     Parameters
     ----------
-    rows : x, and the targets of a softmax output.
+    x : (N, D_0), on the network's device and in its dtype.
     y : (N, K) as the estimator's targets were before `Objective.targets`. weights : (N,) or None.
     classes : number of classes; 0 for regression.
     """
@@ -40,41 +43,34 @@ class HeldOut:
         self,
         network: MLP,
         objective: Objective,
-        rows: Rows,
+        x: Any,
         y: Array,
         weights: Array | None,
         classes: int,
     ) -> None:
-        self.network, self.objective, self.rows = network, objective, rows
-        self.y, self.weights, self.classes = y, weights, classes
-        backend, dtype, count = network.backend, network.dtype, len(rows)
-        self.loss = objective.loss(weighted=False)
-        self._result = self.loss.buffers(backend, count, dtype)
-        self._record = self._result["row_loss"].reshape(count, 1)
-        self._yhat = backend.empty((count, objective.units), dtype)
-        self._passes = PassBuffers(network, count, separate=False)
-        self._logits = objective.out_activation != "softmax"
-        if self._logits:
-            self._record = self._passes.a[-1]
-        self._replay = backend.plan(self._emit)
+        self.objective, self.y, self.weights, self.classes = objective, y, weights, classes
+        # Other outputs are evaluated from their logits: y may be beyond the network's dtype.
+        self._by_loss = objective.out_activation == "softmax"
+        targets = y.argmax(1) if self._by_loss else np.zeros(len(y), np.int64)
+        source = source_of(network, Batches(x, targets))
+        options = StepOptions(record="row_loss", whole=True)
+        super().__init__(network, objective.loss(), source, len(y), options)
+        self._yhat = network.backend.empty((len(y), objective.units), network.dtype)
 
-    def _emit(self, backend: Backend) -> None:
-        x = self.rows.x
-        if sparse.issparse(x):
-            x = SparseBatch()
-            x.matrix = self.rows.x
-        emit_forward(backend, self.network, x, self._passes, self.network.W, self.network.b)
-        logits = self._passes.a[-1]
-        backend.output(logits, self.objective.output, self._yhat)
-        if not self._logits:
-            self.loss.emit(backend, logits, self.rows.targets, self._result, None)
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
+        if self._by_loss:
+            emit_loss(backend, self.loss, batch, self.parameters)
+        else:
+            emit_forward(backend, batch.x, self.parameters, batch.units)
+        backend.output(batch.units.a[-1], self.objective.output, self._yhat)
 
     def evaluate(self) -> Scores:
         """Scores of the network's present parameters. Waits for the device."""
-        self._replay()
-        to_host = self.network.backend.to_host
-        values_of = self.objective.values_of_logits if self._logits else self.objective.row_values
-        values = values_of(to_host(self._record), self.y)
+        batch, to_host = self.run(), self.network.backend.to_host
+        if self._by_loss:
+            values = self.objective.row_values(to_host(batch.record), self.y)
+        else:
+            values = self.objective.values_of_logits(to_host(batch.units.a[-1]), self.y)
         return Scores(self._score(to_host(self._yhat)), self._mean(values))
 
     def _mean(self, values: Array) -> float:

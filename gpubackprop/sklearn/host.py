@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from gpubackprop.backends import NumpyBackend
 from gpubackprop.backends.numpy.blocks import add_reduce
+from gpubackprop.network import MLP
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.gather import Source
 
 Array = np.ndarray
 
@@ -20,8 +24,12 @@ PLAIN_SUM_ROWS = 512  # a tree costs more calls; beyond, its error is worth them
 class SparseBatch:
     """CSR rows where a plan expects an array: as x of the first layer. `matrix` may change."""
 
-    def __init__(self) -> None:
-        self.matrix: Any = None
+    def __init__(self, matrix: Any = None) -> None:
+        self.matrix = matrix
+
+    def __getitem__(self, rows: slice) -> SparseBatch:
+        """Of fewer rows: itself, since each batch puts its own matrix there."""
+        return self
 
     def times(self, W_T: Array, out: Array) -> None:
         """out = x W^T."""
@@ -30,6 +38,25 @@ class SparseBatch:
     def transposed_times(self, delta_T: Array, out: Array) -> None:
         """out = delta^T x."""
         out[...] = (self.matrix.T @ delta_T.T).T
+
+
+class SparseSource(Source):
+    """The rows of a CSR matrix, in the network's dtype."""
+
+    def buffers(self, rows: int) -> tuple[Any, Any]:
+        batch = SparseBatch()
+        return batch, batch
+
+    def whole(self) -> Any:
+        return SparseBatch(self.x)
+
+    def put_x(self, raw: Any, rows: Array) -> None:
+        raw.matrix = self.x[rows]
+
+
+def source_of(network: MLP, data: Batches) -> Source:
+    """Where a step reads these rows, which are in the network's dtype and on its device."""
+    return (SparseSource if sparse.issparse(data.x) else Source)(network, data)
 
 
 class HostBackend(NumpyBackend):
@@ -64,5 +91,8 @@ class HostBackend(NumpyBackend):
 
 
 def _large_squares(x: Array, out: Array) -> None:
+    if len(x) <= SQUARES:
+        out[()] = np.dot(x, x)
+        return
     blocks = (x[start : start + SQUARES] for start in range(0, len(x), SQUARES))
     out[...] = sum(float(np.dot(block, block)) for block in blocks)

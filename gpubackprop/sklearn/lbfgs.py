@@ -10,10 +10,12 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.network import MLP
+from gpubackprop.sklearn.host import source_of
 from gpubackprop.sklearn.objective import Objective
-from gpubackprop.sklearn.passes import Passes, Rows
+from gpubackprop.sklearn.parameters import warn
 from gpubackprop.sklearn.stored import replace_parameters
-from gpubackprop.sklearn.warn import warn
+from gpubackprop.training.batch_step import GradientStep, StepOptions
+from gpubackprop.training.batches import Batches
 
 Array = np.ndarray
 
@@ -36,7 +38,7 @@ class LossAndGradient:
         self,
         network: MLP,
         objective: Objective,
-        data: Rows,
+        data: Batches,
         y: Array,
         weights: Array | None,
         alpha: float,
@@ -51,20 +53,19 @@ class LossAndGradient:
         if weights is not None:
             self._shares = weights / total
             self._placed = backend.asarray(self._shares, network.dtype)
-        gradient = backend.zeros(layout.size, network.dtype)
-        self._passes = Passes(
-            network, objective, data, rows, weighted=weights is not None, gradient=gradient
-        )
+        options = StepOptions(record=objective.record, weighted=weights is not None, whole=True)
+        source = source_of(network, data)
+        self._step = GradientStep(network, objective.loss(), source, rows, options)
 
     def __call__(self, packed: Array) -> tuple[float, Array]:
-        network, passes = self.network, self._passes
+        network, step = self.network, self._step
         self.point = packed.copy()
         self.unpack(packed)
-        record = network.backend.to_host(passes.run_all(self._placed))
+        record = network.backend.to_host(step.run(weights=self._placed).record)
         values = self.objective.row_values(record, self.y, self._shares)
         value = float(values.mean() if self._shares is None else values @ self._shares)
         weights = self._flat[: network.layout.weights_end]
-        gradient = network.backend.to_host(passes.gradient).astype(np.float64)
+        gradient = network.backend.to_host(step.gradient).astype(np.float64)
         gradient[: len(weights)] += self._l2 * weights
         return value + 0.5 * self._l2 * float(np.dot(weights, weights)), self.pack(gradient)
 

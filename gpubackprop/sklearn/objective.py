@@ -73,16 +73,21 @@ class Objective:
         return self.reported not in ("", *SKLEARN_LOSSES)
 
     @property
+    def record(self) -> str:
+        """What a step is to record, see `StepOptions`."""
+        return "logits" if self.records_logits else "row_loss"
+
+    @property
     def record_width(self) -> int:
         return self.units if self.records_logits else 1
 
-    def loss(self, weighted: bool) -> Loss:
-        """The package's loss: the mean over rows, or the sum of rows with weights that sum to 1."""
-        reduction = "sum" if weighted else "mean"
+    def loss(self) -> Loss:
+        """The package's loss, of each row: a step learns their mean, or the sum of rows with
+        weights that sum to 1."""
         if self._is_beyond and self.out_activation == "identity":
-            return loss(self.reported, reduction=reduction)
+            return loss(self.reported, reduction="none")
         make: Any = OUTPUTS[self.out_activation][1]
-        return make(reduction=reduction)
+        return make(reduction="none")
 
     def targets(self, y: Array, dtype: Any) -> Array:
         """scikit-learn's y, (N, K) one-hot, indicator or numbers, as the loss takes it."""

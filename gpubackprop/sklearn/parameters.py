@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -20,6 +22,8 @@ SKLEARN_ACTIVATIONS = frozenset({"identity", "logistic", "tanh", "relu"})
 SKLEARN_LOSSES = frozenset({"squared_error", "poisson"})  # scikit-learn's regressor has these
 SKLEARN_SOLVERS = frozenset({"lbfgs", "sgd", "adam"})
 SKLEARN_RATES = frozenset({"constant", "invscaling", "adaptive"})
+SKLEARN_MODULE = "sklearn.neural_network._multilayer_perceptron"
+_SHOWN: dict[Any, Any] = {}  # the filters "default" and "once" note here what they have shown
 
 
 class ActivationName(StrOptions):
@@ -95,3 +99,11 @@ def hidden_sizes(value: Any) -> list[int]:
     if np.any(np.array(sizes) <= 0):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
     return sizes
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn as `warnings.warn` in scikit-learn's module; file and line are the caller's."""
+    caller = sys._getframe(1)
+    warnings.warn_explicit(
+        message, category, caller.f_code.co_filename, caller.f_lineno, SKLEARN_MODULE, _SHOWN
+    )

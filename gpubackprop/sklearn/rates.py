@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import optimizers
-from gpubackprop.backends import UpdateRule
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import UPDATES
 from gpubackprop.layout import ParameterLayout
@@ -19,6 +18,7 @@ from gpubackprop.schedules import Progress, Schedule, schedule
 from gpubackprop.sklearn.arrays import to_host
 from gpubackprop.sklearn.parameters import SKLEARN_RATES
 from gpubackprop.sklearn.stored import moved
+from gpubackprop.training.step import TrainStep
 
 Array = Any
 SMALLEST_RATE = 1e-6  # below it, an adaptive rate is not divided further
@@ -47,7 +47,7 @@ class SolverState:
     Attributes
     ----------
     learning_rate : of the next step, without a library schedule's factor.
-    steps : updates done. slots : flat arrays of the optimizer, on the network's device.
+    steps : updates done. slots : flat arrays of the optimizer, which are the step's.
     widths : of the network that they belong to; None in older pickles.
     random : (2,) uint64 {seed, updates done} of dropout, there; None where none was drawn yet.
     """
@@ -66,19 +66,8 @@ class SolverState:
             self.policy = rate
         self.steps = 0
         self.random: Array | None = None
-        formula = self.optimizer.formula
-        backend, size = network.backend, network.layout.size
         self.widths = network.widths
-        self.slots = [backend.zeros(size, network.dtype) for _ in formula.slots]
-        if formula.initial:
-            for slot in self.slots:
-                backend.fill(slot, self.optimizer.hyperparameters[formula.initial])
-
-    def rule(self, l2: float, penalized: int) -> UpdateRule:
-        o = self.optimizer
-        return UpdateRule(
-            o.formula, o.hyperparameters, o.lr, o.weight_decay, l2, penalized=penalized
-        )
+        self.slots: list[Array] = []  # those of the first step
 
     def rate(self, epoch: int, total_steps: int) -> float:
         """Learning rate of the next step."""
@@ -108,21 +97,29 @@ class SolverState:
             print(message)
         return stop
 
-    def place(self, network: MLP) -> None:
-        """Bring slots and `random` to the network's device and dtype, if they are not there."""
-        backend = network.backend
-        if not backend.asynchronous:
-            self.random = to_host(self.random)
-        if self.random is not None:
-            self.random = backend.asarray(self.random)
-        self.slots = [self._placed(slot, network) for slot in self.slots]
+    def bind(self, step: TrainStep) -> None:
+        """Go on from here in the arrays of `step`, on its device and in its dtype."""
+        network = step.network
+        for slot, array in zip(self.slots, step.slots, strict=bool(self.slots)):
+            self._write(self._in_dtype(slot, network), array, network)
+        if step.random is not None:
+            self._write(self.random, step.random, network)
+            self.random = step.random
+        self.slots = list(step.slots)
+        step.restored(self.steps)
 
-    def _placed(self, slot: Array, network: MLP) -> Array:
-        o, backend = self.optimizer, network.backend
-        if slot.dtype != network.dtype:
-            fill = o.hyperparameters[o.formula.initial] if o.formula.initial else 0.0
-            slot = moved(to_host(slot), self.widths or network.widths, network, fill)
-        return backend.asarray(slot if backend.asynchronous else to_host(slot))
+    def _write(self, array: Array, out: Array, network: MLP) -> None:
+        if network.backend.is_device_array(array):
+            network.backend.copy(array, out)
+        else:
+            network.backend.from_host(to_host(array), out)
+
+    def _in_dtype(self, slot: Array, network: MLP) -> Array:
+        o = self.optimizer
+        if slot.dtype == network.dtype:
+            return slot
+        fill = o.hyperparameters[o.formula.initial] if o.formula.initial else 0.0
+        return moved(to_host(slot), self.widths or network.widths, network, fill)
 
     def fits(self, dtype: np.dtype) -> bool:
         """Whether the slots' numbers are finite in `dtype` if they are now."""

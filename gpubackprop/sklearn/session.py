@@ -12,11 +12,12 @@ from gpubackprop.backends import workload
 from gpubackprop.errors import OptionError
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.arrays import device_of
-from gpubackprop.sklearn.host import HostBackend
+from gpubackprop.sklearn.host import HostBackend, source_of
 from gpubackprop.sklearn.objective import Objective
-from gpubackprop.sklearn.passes import Passes, Rows
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 
 Array = Any
 
@@ -103,17 +104,14 @@ def draw_parameters(
 
 
 class Session:
-    """A network, its plans and its optimizer for batches of up to `batch_rows` rows.
+    """A network and the step that trains it, with batches of up to `batch_rows` rows.
 
     Parameters
     ----------
     key : what it was made for.
+    state : of the solver, which goes on in the step's arrays.
+    alpha : penalty of the weights; 0 for none, else each update has its own.
     rounded : see `stored.rounded_views`.
-
-    Attributes
-    ----------
-    random : (2,) uint64 {seed, updates done} on the device, from which masks are drawn; None
-        without dropout.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class Session:
         network: MLP,
         objective: Objective,
         state: SolverState,
-        data: Rows,
+        data: Batches,
         batch_rows: int,
         *,
         weighted: bool,
@@ -130,16 +128,9 @@ class Session:
         rounded: list[tuple[Array, Array]],
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
-        backend, layout = network.backend, network.layout
-        state.place(network)
-        self.random = state.random if any(network.dropout) else None
-        gradient = backend.zeros(layout.size, network.dtype)
-        rule = state.rule(alpha, layout.weights_end)
-        self.updater = backend.updater(
-            rule, network.parameters, gradient, tuple(state.slots), self.random
-        )
-        self.passes = Passes(
-            network, objective, data, batch_rows,
-            weighted=weighted, gradient=gradient, updater=self.updater, random=self.random,
-            rounded=rounded,
+        self.step = TrainStep(
+            network, objective.loss(), source_of(network, data), batch_rows, state.optimizer,
+            Regularization(alpha),
+            StepOptions(record=objective.record, weighted=weighted, rounded=rounded),
         )  # fmt: skip
+        state.bind(self.step)

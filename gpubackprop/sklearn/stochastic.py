@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from gpubackprop.errors import StopTraining
 from gpubackprop.sklearn.held_out import HeldOut, Scores
+from gpubackprop.sklearn.parameters import warn
 from gpubackprop.sklearn.session import Session
-from gpubackprop.sklearn.stored import write_parameters
-from gpubackprop.sklearn.warn import warn
+from gpubackprop.sklearn.stored import read_parameters, write_parameters
+from gpubackprop.training.progress import ProgressBar
 
 Array = np.ndarray
 
@@ -102,18 +104,26 @@ class StochasticFit:
             self.best = backend.empty(network.layout.size, network.dtype)
             backend.copy(network.parameters, self.best)
 
-    def run(self, *, incremental: bool, between: Callable[[bool], bool]) -> None:
+    def run(self, *, incremental: bool, save: Callable[[bool], None] | None = None) -> None:
         """Train to the end, or for one epoch if `incremental`; Ctrl-C keeps what was learned.
 
-        Early stopping then returns to the best parameters; after another error they are the last.
+        With early stopping the best parameters are then restored. After an error they stay as they
+        are.
 
-        `between` is called after each epoch with whether it was the last; it says so again.
+        Parameters
+        ----------
+        incremental : bool
+            Whether this is one call of `partial_fit`.
+        save : callable or None
+            Writes a checkpoint; called as ``save(ended)`` every `checkpoint_every` epochs.
         """
         e, session = self.estimator, self.session
+        total, done = len(self.order) * e.max_iter, len(self.order) * e.n_iter_
+        bar = ProgressBar(total, done, e.max_iter, show=True) if e.progress else None
         try:
             while e.n_iter_ < e.max_iter:
                 self._epoch()
-                if between(self._out_of_patience()) or incremental:
+                if self._between(self._out_of_patience(), bar, save) or incremental:
                     break
                 if e.n_iter_ == e.max_iter:
                     warn(
@@ -126,9 +136,33 @@ class StochasticFit:
         except BaseException:
             write_parameters(e, session.network)  # as they are: scikit-learn updates in place
             raise
+        finally:
+            if bar is not None:
+                bar.close()
         if self.best is not None and self.has_best:
             session.network.backend.copy(self.best, session.network.parameters)
         write_parameters(e, session.network)
+
+    def _between(
+        self, ended: bool, bar: ProgressBar | None, save: Callable[[bool], None] | None
+    ) -> bool:
+        """Do the work after an epoch; return True if training ends.
+
+        `ended` says that the epoch was the last.
+        """
+        e, scores = self.estimator, self.scores
+        row = {"epoch": e.n_iter_, "loss": e.loss_}
+        if scores is not None:
+            row |= {"val_loss": scores.loss, "val_score": scores.score}
+        if bar is not None:
+            bar.advance(len(self.order), e.n_iter_ - 1, None)
+            bar.finish_epoch(row)
+        if e.callbacks:
+            ended |= self._call_back(row)
+        last = ended or e.n_iter_ >= e.max_iter
+        if save is not None and (last or e.n_iter_ % e.checkpoint_every == 0):
+            save(ended)
+        return ended
 
     def _epoch(self) -> None:
         e, state = self.estimator, self.session.state
@@ -150,24 +184,26 @@ class StochasticFit:
     def _train(self, weights: Array | None) -> Any:
         """One epoch of updates; returns its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
-        network, passes, state = session.network, session.passes, session.state
-        updater, backend = session.updater, network.backend
+        network, step, state = session.network, session.step, session.state
+        backend = network.backend
         sums, shares, placed = plan.counts, None, None
         if weights is not None:
             sums, shares = plan.sums_and_shares(weights)
             placed = backend.asarray(shares, network.dtype)
-        rows = backend.place(self.rows[self.order], np.int64)
+        rows = step.place(self.rows[self.order])
         l2 = (alpha / sums).tolist()
         total_steps = self.estimator.max_iter * len(plan.counts)
-        squares = passes.squares.reshape(-1)[:1]
-        for batch, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
-            updater.set(state.rate(self.estimator.n_iter_, total_steps), state.steps + 1)
-            if alpha:
-                updater.set_l2(l2[batch])
-            record = passes.run(rows[start:stop], None if placed is None else placed[start:stop])
-            backend.copy(record, self.record[start:stop])
-            backend.copy(squares, self.squares[batch : batch + 1])
-            state.steps += 1
+        squares = step.squares.reshape(-1)[:1]
+        for number, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
+            batch = step.update(
+                rows[start:stop],
+                state.rate(self.estimator.n_iter_, total_steps),
+                None if placed is None else placed[start:stop],
+                l2[number] if alpha else None,
+            )
+            backend.copy(batch.record, self.record[start:stop])
+            backend.copy(squares, self.squares[number : number + 1])
+            state.steps = step.steps
         penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
         with np.errstate(over="ignore"):
             return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)
@@ -210,3 +246,23 @@ class StochasticFit:
         if not stops:
             e._no_improvement_count = 0
         return stops
+
+    def _call_back(self, row: dict[str, Any]) -> bool:
+        """Call the callbacks; return True if one has raised `StopTraining`.
+
+        What a callback returns is ignored. If it has written into coefs_ and intercepts_, training
+        goes on from there.
+        """
+        e, network = self.estimator, self.session.network
+        write_parameters(e, network)
+        before = [array.copy() for array in (*e.coefs_, *e.intercepts_)]
+        ended = False
+        for callback in e.callbacks:
+            try:
+                callback(e, row)
+            except StopTraining:
+                ended = True
+        pairs = zip(before, (*e.coefs_, *e.intercepts_), strict=True)
+        if not all(np.array_equal(old, new, equal_nan=True) for old, new in pairs):
+            read_parameters(e, network)
+        return ended

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from sklearn.base import is_classifier
 
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.layout import ParameterLayout
@@ -40,12 +41,18 @@ def arrays_to_predict(estimator: Any, columns: int) -> tuple[list[Array], list[A
     Raises
     ------
     ShapeError
-        A layer does not fit X or the layer before it.
+        A layer does not fit X or the layer before it, or the last has several units and the
+        estimator two classes: scikit-learn then takes each unit of a row for a row.
     """
     coefs = [_dense(coef) for coef in estimator.coefs_]
     intercepts = [_dense(intercept) for intercept in estimator.intercepts_]
     _check_counts(estimator)
     _check_shapes(coefs, intercepts, columns)
+    if estimator.n_outputs_ == 1 != coefs[-1].shape[1] and is_classifier(estimator):
+        raise ShapeError(
+            f"{_name('coefs_', len(coefs))} has shape {coefs[-1].shape} but must be "
+            f"({coefs[-1].shape[0]}, 1), since the classifier has one output unit"
+        )
     for layer, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True)):
         if intercept.shape != coef.shape[1:]:
             intercepts[layer] = np.broadcast_to(intercept, (1, coef.shape[1]))[0]

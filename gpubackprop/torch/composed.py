@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gpubackprop.torch.bridge import compute_dtype
+from gpubackprop.torch.loss_settings import LossSettings
 
 
 def _comparable(targets: Tensor) -> Tensor:
@@ -79,15 +80,10 @@ def shares(
 
 
 def loss(
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+    logits: Tensor, targets: Tensor, weight: Tensor | None, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
     """Return (loss, lse); `torch.vmap` maps this function."""
+    reduction, ignore_index, label_smoothing, z_loss = settings
     targets = _comparable(targets)
     z = logits.to(compute_dtype(logits.dtype))
     lse = torch.logsumexp(z, -1)
@@ -108,29 +104,26 @@ def gradient_of_targets(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    reduction: str,
-    smoothing: float,
+    settings: LossSettings,
 ) -> Tensor:
     """Return -g_i s_i (1 - smoothing) w_k log p_ik, the gradient for probability targets."""
     z = logits.to(compute_dtype(logits.dtype))
-    share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, -1)
-    by_class = -torch.log_softmax(z, 1) * (1 - smoothing)
+    share, _ = shares(targets, z.shape[-1], z.dtype, weight, settings.reduction, -1)
+    by_class = -torch.log_softmax(z, 1) * (1 - settings.label_smoothing)
     by_class = by_class if weight is None else by_class * weight
     return ((grad_loss * share)[:, None] * by_class).to(targets.dtype)
 
 
 def gradients_of_gradient(
     v: Tensor,
+    settings: LossSettings,
     grad_loss: Tensor,
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    smoothing: float,
-    z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of <v, dz> with respect to g, z and probability targets."""
+    reduction, ignore_index, smoothing, z_loss = settings
     compute, targets = compute_dtype(logits.dtype), _comparable(targets)
     ignored = ignored_rows(targets, ignore_index)[:, None]
     z, v = torch.where(ignored, 0.0, logits.to(compute)), v.to(compute)

@@ -15,8 +15,8 @@ from gpubackprop.torch.errors import (
     OptionError,
     ShapeError,
     check_tensors,
-    loss_options,
 )
+from gpubackprop.torch.loss_settings import checked
 from gpubackprop.torch.offered import exporting
 
 
@@ -100,10 +100,8 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    reduction, label_smoothing, ignore_index, z_loss = loss_options(
-        reduction, label_smoothing, ignore_index, z_loss
-    )
-    _check(input, target, weight, ignore_index)
+    settings = checked(reduction, label_smoothing, ignore_index, z_loss)
+    _check(input, target, weight, settings.ignore_index)
     classes = 0 if input.dim() == 1 else 1
     logits = input
     if input.dim() != 2:
@@ -115,16 +113,13 @@ def cross_entropy(
         targets = target if target.dim() == 1 else target.reshape(-1)
         targets = targets if targets.dtype in bridge.LABELS else targets.long()
     if bridge.transformed() or exporting():
-        loss, lse = composed.loss(
-            logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss
-        )
+        loss, lse = composed.loss(logits, targets, weight, settings)
     else:
-        options = reduction, ignore_index, label_smoothing, z_loss
-        loss, lse = loss_and_lse(logits, targets, weight, options, return_lse)
-    if input.dim() == 2 or (reduction != "none" and not return_lse):
+        loss, lse = loss_and_lse(logits, targets, weight, settings, return_lse)
+    if input.dim() == 2 or (settings.reduction != "none" and not return_lse):
         return (loss, lse) if return_lse else loss
     rows_shape = (*input.shape[:classes], *input.shape[classes + 1 :])
-    loss = loss.reshape(rows_shape) if reduction == "none" else loss
+    loss = loss.reshape(rows_shape) if settings.reduction == "none" else loss
     return (loss, lse.reshape(rows_shape)) if return_lse else loss
 
 

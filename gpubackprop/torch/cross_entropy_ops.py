@@ -11,113 +11,69 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gpubackprop.backends import LossOptions
-from gpubackprop.ops.softmax_cross_entropy import plain_options
 from gpubackprop.torch import bridge, composed, offered
-from gpubackprop.torch.host_bridge import check_host_labels, numpy_view
-
-_OPTIONS = "str reduction, int ignore_index, float label_smoothing, float z_loss"
+from gpubackprop.torch.host_loss import host_loss
+from gpubackprop.torch.loss_settings import SCHEMA, LossSettings
 
 
 @torch.library.custom_op(
     "gpubackprop::softmax_cross_entropy",
     mutates_args=(),
-    schema=f"(Tensor logits, Tensor targets, Tensor? weight, {_OPTIONS}, bool keep_delta, "
+    schema=f"(Tensor logits, Tensor targets, Tensor? weight, {SCHEMA}, bool keep_delta, "
     "bool want_lse) -> (Tensor, Tensor, Tensor)",
 )
 def softmax_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    keep_delta: bool,
-    want_lse: bool,
+    logits: Tensor, targets: Tensor, weight: Tensor | None, *flat: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, lse, delta) of logits (N, K); targets (N,) int32 or int64, or (N, K) float.
 
+    `flat` : the fields of the settings, keep_delta, want_lse.
     loss: () or, for "none", (N,); lse: (N,) or (0,); delta: (N, K) or (0, 0), for upstream 1.
     """
-    return _loss(
-        logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss, keep_delta,
-        want_lse,
-    )  # fmt: skip
-
-
-def _loss(
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    keep_delta: bool,
-    want_lse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the operator above gives."""
+    settings, (keep_delta, want_lse) = LossSettings(*flat[:-2]), flat[-2:]
     if bridge.of(logits) is bridge.HOST:
         loss, host_lse, host_delta = host_loss(
-            logits, targets, weight,
-            (reduction, ignore_index, label_smoothing, z_loss, keep_delta, want_lse),
-        )  # fmt: skip
-        nothing = logits.new_empty((0, 0))
+            logits, targets, weight, settings, keep_delta, want_lse
+        )
         return (
             loss,
             loss.new_empty(0) if host_lse is None else host_lse,
-            nothing if host_delta is None else host_delta,
+            logits.new_empty((0, 0)) if host_delta is None else host_delta,
         )
-    loss, lse, delta = _outputs(logits, reduction, keep_delta, want_lse)
-    options = _options(logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss)
+    loss, lse, delta = _outputs(logits, settings, keep_delta, want_lse)
     run_verb(
-        logits, targets, options, loss, lse if want_lse else None, delta if keep_delta else None
-    )
+        logits, targets, _options(logits, targets, weight, settings), loss,
+        lse if want_lse else None, delta if keep_delta else None,
+    )  # fmt: skip
     return loss, lse, delta
 
 
 @softmax_cross_entropy.register_fake
-def _(
-    logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss, keep_delta, want_lse
-):
-    return _outputs(logits, reduction, keep_delta, want_lse)
+def _(logits, targets, weight, *flat):
+    return _outputs(logits, LossSettings(*flat[:-2]), *flat[-2:])
 
 
 def _outputs(
-    logits: Tensor, reduction: str, keep_delta: bool, want_lse: bool
+    logits: Tensor, settings: LossSettings, keep_delta: bool, want_lse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     compute, rows = bridge.compute_dtype(logits.dtype), logits.shape[0]
     return (
-        logits.new_empty((rows,) if reduction == "none" else (), dtype=compute),
+        logits.new_empty((rows,) if settings.reduction == "none" else (), dtype=compute),
         logits.new_empty((rows if want_lse else 0,), dtype=compute),
         logits.new_empty(logits.shape if keep_delta else (0, 0)),
     )
 
 
 def _options(
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+    logits: Tensor, targets: Tensor, weight: Tensor | None, settings: LossSettings
 ) -> LossOptions:
-    by_label = targets.dim() == 1
     if weight is not None:
         weight = weight.to(bridge.compute_dtype(logits.dtype)).contiguous()
-    return LossOptions(
-        bridge.of(logits).array(weight),
-        ignore_index if by_label else None,
-        label_smoothing,
-        z_loss,
-        reduction=reduction,
-    )
+    return settings.options(bridge.of(logits).array(weight), may_be_ignored=targets.dim() == 1)
 
 
 def run_verb(
@@ -162,7 +118,7 @@ def run_verb(
     "gpubackprop::softmax_cross_entropy_backward",
     mutates_args=(),
     schema=f"(Tensor grad_loss, Tensor logits, Tensor targets, Tensor? weight, Tensor delta, "
-    f"{_OPTIONS}) -> Tensor",
+    f"{SCHEMA}) -> Tensor",
 )
 def softmax_cross_entropy_backward(
     grad_loss: Tensor,
@@ -170,98 +126,68 @@ def softmax_cross_entropy_backward(
     targets: Tensor,
     weight: Tensor | None,
     delta: Tensor,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+    *flat: Any,
 ) -> Tensor:
-    """The gradient (N, K) for grad_loss () or, for "none", (N,): the kept delta scaled, or anew."""
+    """The gradient (N, K) for grad_loss () or, for "none", (N,): the kept delta scaled, or anew.
+
+    `flat` : the fields of the settings.
+    """
+    settings = LossSettings(*flat)
     if delta.shape == logits.shape:
-        grad = torch.mul(delta, grad_loss[:, None] if reduction == "none" else grad_loss)
+        by_row = settings.reduction == "none"
+        grad = torch.mul(delta, grad_loss[:, None] if by_row else grad_loss)
         if targets.dim() == 1 and not grad_loss.isfinite().all():  # 0 times NaN
-            grad.masked_fill_(composed.ignored_rows(targets.long(), ignore_index)[:, None], 0.0)
+            ignored = composed.ignored_rows(targets.long(), settings.ignore_index)
+            grad.masked_fill_(ignored[:, None], 0.0)
         return grad
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    options = _options(logits, targets, weight, reduction, ignore_index, label_smoothing, z_loss)
-    unused, _, _ = _outputs(logits, reduction, False, False)
-    run_verb(logits, targets, options, unused, None, out, grad_loss.to(unused.dtype))
+    unused, _, _ = _outputs(logits, settings, False, False)
+    run_verb(
+        logits, targets, _options(logits, targets, weight, settings), unused, None, out,
+        grad_loss.to(unused.dtype),
+    )  # fmt: skip
     return out
 
 
 @softmax_cross_entropy_backward.register_fake
-def _(grad_loss, logits, targets, weight, delta, reduction, ignore_index, label_smoothing, z_loss):
+def _(grad_loss, logits, targets, weight, delta, *flat):
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
 # -- autograd -------------------------------------------------------------------------------------
 
 
-Settings = tuple[str, int, float, float, bool, bool]  # what follows `weight` in the operator
-
-
-def host_loss(
-    logits: Tensor, targets: Tensor, weight: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`softmax_cross_entropy` on the NumPy backend; lse and delta where they are asked for."""
-    reduction, ignore_index, label_smoothing, z_loss, keep_delta, want_lse = settings
-    z, t = numpy_view(logits), numpy_view(targets)
-    dtype = logits.dtype if logits.dtype in COMPUTE else torch.float32
-    ignored: int | None = None
-    if t.ndim == 1 and not check_host_labels(t, z.shape[1], ignore_index):
-        ignored = ignore_index
-    if weight is None:
-        options = plain_options(ignored, label_smoothing, z_loss, 0.0, reduction, "nan")
-    else:
-        weights = numpy_view(weight.to(dtype))
-        options = LossOptions(weights, ignored, label_smoothing, z_loss, reduction=reduction)
-    row_loss = lse = delta = None
-    result = {"loss": np.empty((), COMPUTE[dtype])}
-    if reduction == "none":
-        row_loss = logits.new_empty(z.shape[:1], dtype=dtype)
-        result["row_loss"] = numpy_view(row_loss)
-    if want_lse:
-        lse = logits.new_empty(z.shape[:1], dtype=dtype)
-        result["lse"] = numpy_view(lse)
-    if keep_delta:
-        delta = logits.new_empty(z.shape)
-        result["delta"] = numpy_view(delta)
-    bridge.HOST.host_backend.softmax_cross_entropy(z, t, options, result)
-    if row_loss is not None:
-        return row_loss, lse, delta
-    return torch.scalar_tensor(result["loss"].item(), dtype=dtype, device=logits.device), lse, delta
-
-
-COMPUTE: dict[torch.dtype, np.dtype[Any]] = {
-    torch.float64: np.dtype(np.float64),
-    torch.float32: np.dtype(np.float32),
-}
-
-
 class gpubackprop_softmax_cross_entropy(torch.autograd.Function):  # noqa: N801, its grad_fn shows it
-    """`host_loss` with its gradient. The dispatcher's way to an operator costs more than a small
-    loss, and PyTorch looks at every argument: so `settings` is one."""
+    """`host_loss` with its gradient: the dispatcher's way to an operator costs more than a small
+    loss."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, weight: Tensor | None, settings: Settings
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        weight: Tensor | None,
+        settings: LossSettings,
+        keep_delta: bool,
+        want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        loss, lse, delta = host_loss(logits, targets, weight, settings)
+        loss, lse, delta = host_loss(logits, targets, weight, settings, keep_delta, want_lse)
         ctx.save_for_backward(logits, targets, weight, delta)
         ctx.set_materialize_grads(False)
-        ctx.options = settings[:4]
+        ctx.settings = settings
         return loss, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, grad_targets, *_ = _backward(ctx, grads[0], grads[1], None)
-        return grad, grad_targets, None, None
+        grad, grad_targets = _gradients(ctx, *grads)
+        return grad, grad_targets, None, None, None, None
 
 
 def loss_and_lse(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    options: tuple[str, int, float, float],
+    settings: LossSettings,
     want_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """`softmax_cross_entropy` by the shortest way for its arguments."""
@@ -270,18 +196,19 @@ def loss_and_lse(
         of.keeps_delta
         and logits.requires_grad
         and torch.is_grad_enabled()
-        and logits.dtype in COMPUTE  # 1/N would be lost in 16 bits
+        and logits.dtype == bridge.compute_dtype(logits.dtype)  # 1/N would be lost in 16 bits
     )
-    settings = (*options, keep_delta, want_lse)
     if of is not bridge.HOST or not _is_plain(logits, targets, weight):
-        loss, lse, _ = softmax_cross_entropy(logits, targets, weight, *settings)
+        loss, lse, _ = softmax_cross_entropy(
+            logits, targets, weight, *settings, keep_delta, want_lse
+        )
         return loss, lse
     if torch.is_grad_enabled() and (logits.requires_grad or targets.requires_grad):
         both: tuple[Tensor, Tensor | None] = gpubackprop_softmax_cross_entropy.apply(
-            logits, targets, weight, settings
+            logits, targets, weight, settings, keep_delta, want_lse
         )
         return both
-    return host_loss(logits, targets, weight, settings)[:2]
+    return host_loss(logits, targets, weight, settings, keep_delta, want_lse)[:2]
 
 
 def _is_plain(logits: Tensor, targets: Tensor, weight: Tensor | None) -> bool:
@@ -299,27 +226,32 @@ _EXACT = frozenset((*offered.EXACT, type(None)))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, weight, *options, _, want_lse = inputs
+    logits, targets, weight, *flat, _, want_lse = inputs
     ctx.save_for_backward(logits, targets, weight, output[2])
     ctx.mark_non_differentiable(*output[2 if want_lse else 1 :])
     ctx.set_materialize_grads(False)
-    ctx.options = options
+    ctx.settings = LossSettings(*flat)
 
 
-def _backward(
-    ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, grad_delta: None
-) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad, grad_targets = _gradients(ctx, *grads[:2])
+    return grad, grad_targets, *([None] * 7)
+
+
+def _gradients(
+    ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of logits and probability targets."""
     logits, targets, weight, delta = ctx.saved_tensors
     if delta is None:
         delta = logits.new_empty((0, 0))
-    reduction, _, label_smoothing, _ = ctx.options
     grad, grad_targets = None, None
     if grad_loss is not None and ctx.needs_input_grad[0]:
         if _delta_is_the_gradient(grad_loss, delta, logits):
             grad = delta
         else:
             grad = softmax_cross_entropy_backward(
-                grad_loss, logits, targets, weight, delta, *ctx.options
+                grad_loss, logits, targets, weight, delta, *ctx.settings
             )
     if grad_lse is not None and ctx.needs_input_grad[0]:
         softmax = torch.softmax(logits, 1, dtype=grad_lse.dtype)
@@ -327,9 +259,9 @@ def _backward(
         grad = more if grad is None else grad + more
     if grad_loss is not None and ctx.needs_input_grad[1]:
         grad_targets = composed.gradient_of_targets(
-            grad_loss, logits, targets, weight, reduction, label_smoothing
+            grad_loss, logits, targets, weight, ctx.settings
         )
-    return grad, grad_targets, *([None] * 7)
+    return grad, grad_targets
 
 
 def _delta_is_the_gradient(grad_loss: Tensor, delta: Tensor, logits: Tensor) -> bool:
@@ -348,13 +280,13 @@ _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_loss, logits, targets, weight, _, *options = inputs
+    grad_loss, logits, targets, weight, _, *flat = inputs
     ctx.save_for_backward(grad_loss, logits, targets, weight)
-    ctx.options = options
+    ctx.settings = LossSettings(*flat)
 
 
 def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-    grads = composed.gradients_of_gradient(v, *ctx.saved_tensors, *ctx.options)
+    grads = composed.gradients_of_gradient(v, ctx.settings, *ctx.saved_tensors)
     return *grads, *([None] * 6)
 
 

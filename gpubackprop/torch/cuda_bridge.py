@@ -1,7 +1,7 @@
 """CUDA tensors as arrays of the CUDA backend, by pointer.
 
 Work is queued on PyTorch's current stream of the tensor's device, with working memory from
-PyTorch's allocator, so that CuPy's pool stays empty and what is captured into a CUDA graph lives in
+PyTorch's allocator. CuPy's pool therefore stays empty, and memory of a captured CUDA graph is in
 the graph's own pool. Not measured on a GPU.
 """
 
@@ -24,7 +24,7 @@ from gpubackprop.torch.host_bridge import HostBridge, LabelError, compute_dtype,
 if TYPE_CHECKING:
     from gpubackprop.backends.cupy import CupyBackend
 
-SLOTS = 32  # of the flag for labels out of range: one for whole calls, others for chunks of rows
+SLOTS = 32  # slots of the flag for bad labels: one for whole calls, others for chunks of rows
 
 
 class CudaBridge(HostBridge):
@@ -56,8 +56,10 @@ class CudaBridge(HostBridge):
             yield self.backend(index, stream, self.capturing())
 
     def _stream(self, cupy: Any, index: int, stream: int) -> Any:
-        """CuPy's view of a stream. CuPy 14 wants `Stream.from_external` in the place of this class,
-        but that one knows no device."""
+        """Return CuPy's view of a stream.
+
+        CuPy 14 wants `Stream.from_external` in place of this class, but that one knows no device.
+        """
         if (index, stream) not in self._streams:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -65,9 +67,9 @@ class CudaBridge(HostBridge):
         return self._streams[index, stream]
 
     def backend(self, index: int, stream: int, capturing: bool) -> CupyBackend:
-        """A backend for one stream: its flag for bad labels is filled there.
+        """Return a backend for one stream, on which its flag for bad labels is filled.
 
-        While a graph is captured they would be filled by that graph alone, so nothing is kept.
+        While a graph is captured, only that graph would fill them, so nothing is kept.
         """
         from gpubackprop.backends.cupy import CupyBackend
 
@@ -101,9 +103,12 @@ class CudaBridge(HostBridge):
         return matrix if neighbours and matrix.stride(0) >= columns else matrix.contiguous()
 
     def flag(self, index: int, capturing: bool = False) -> tuple[np.ndarray, Any]:
-        """SLOTS times {row, label} of a label out of range, row -1 where there was none and -2
-        while a kernel writes there: memory of the host that the kernels write into, so that the
-        host can look without waiting."""
+        """Return the flag for labels out of range, on the host and as the device sees it.
+
+        It is SLOTS times {row, label}. The row is -1 if there was no such label, and -2 while a
+        kernel writes. The memory is the host's and the kernels write into it, so the host can look
+        without waiting.
+        """
         if index not in self._flags:
             if capturing:
                 raise DeviceUnavailable(
@@ -115,7 +120,7 @@ class CudaBridge(HostBridge):
         return self._flags[index]
 
     def flagged(self) -> list[int]:
-        """The devices that labels were used on."""
+        """Return the devices on which labels were used."""
         return list(self._flags)
 
     def _pinned(self, host: Tensor) -> Tensor:
@@ -128,14 +133,14 @@ class CudaBridge(HostBridge):
         return import_cupy().ndarray((SLOTS, 2), np.int64, memory)
 
     def capturing(self) -> bool:
-        """Whether the work that is queued now becomes part of a CUDA graph."""
+        """Return whether the work that is queued now becomes part of a CUDA graph."""
         return bool(torch.cuda.is_current_stream_capturing())
 
     def upload(self, host: Tensor, like: Tensor) -> Tensor:
-        """A copy of `host` on the device of `like`, queued without a wait.
+        """Return a copy of `host` on the device of `like`, queued without a wait.
 
-        The copy of a graph is made anew in each replay, from pinned memory that is kept for it.
-        Pinned memory cannot be allocated during a capture, so the first upload leaves a spare.
+        Each replay of a graph makes its copy anew, from pinned memory that is kept for it. Pinned
+        memory cannot be allocated during a capture, so the first upload leaves a spare block.
         """
         out = torch.empty(host.shape, dtype=host.dtype, device=like.device)
         key = (host.shape, host.dtype)
@@ -176,7 +181,7 @@ class CudaBridge(HostBridge):
         return False
 
     def raise_bad_label(self, index: int) -> None:
-        """LabelError where a kernel that has run met a label out of range. Does not wait."""
+        """Raise LabelError if a finished kernel met a label out of range. This does not wait."""
         if index not in self._flags:
             return
         host = self._flags[index][0]
@@ -185,7 +190,7 @@ class CudaBridge(HostBridge):
         slot = int(np.argmax(host[:, 0]))
         row, label = (int(number) for number in host[slot])  # the row is written after its label
         row += self._first_rows.get((index, slot), 0)
-        host[host[:, 0] >= 0, 0] = -1  # what a kernel is writing now (-2) is for the next call
+        host[host[:, 0] >= 0, 0] = -1  # a slot that a kernel writes now (-2) is for the next call
         hint = "" if label >= 0 else "; to leave rows out pass ignore_index"
         raise LabelError(
             f"target[{row}] of an earlier call on cuda:{index} was {label}, which is no class "
@@ -199,7 +204,7 @@ def _index(tensor: Tensor) -> int:
 
 
 def numpy_dtype(dtype: torch.dtype) -> Any:
-    """NumPy's type of the same name; bfloat16 is that of ml_dtypes."""
+    """Return NumPy's type of the same name; bfloat16 is that of ml_dtypes."""
     if dtype == torch.bfloat16:
         return require("ml_dtypes", "torch", "hand bfloat16 tensors to CuPy").bfloat16
     try:
@@ -209,13 +214,13 @@ def numpy_dtype(dtype: torch.dtype) -> Any:
 
 
 def _unowned(cupy: Any, tensor: Tensor, index: int) -> Any:
-    """A pointer of CuPy's to the tensor's memory, which it keeps alive."""
+    """Return CuPy's pointer to the tensor's memory, which it keeps alive."""
     size = tensor.untyped_storage().nbytes()
     memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), size, tensor, index)
     return cupy.cuda.MemoryPointer(memory, 0)
 
 
 def _allocate(cupy: Any, size: int, index: int) -> Any:
-    """CuPy's memory from PyTorch's allocator, on the current stream of both."""
+    """Return memory for CuPy from PyTorch's allocator, on the current stream of both."""
     block = torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", index))
     return _unowned(cupy, block, index)

@@ -18,7 +18,7 @@ from gpubackprop.ops import checks
 
 FLOATS = tuple(getattr(torch, name) for name in STORAGES)
 _COMPUTE = {getattr(torch, name): getattr(torch, row.compute) for name, row in STORAGES.items()}
-LABELS = (torch.int64, torch.int32, torch.uint8)  # of the kernels; other integers are converted
+LABELS = (torch.int64, torch.int32, torch.uint8)  # kernels read these; others are converted
 
 
 class LabelError(TargetRangeError, IndexError):
@@ -26,14 +26,14 @@ class LabelError(TargetRangeError, IndexError):
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for 32 bits and less."""
+    """Return float64 for float64, and float32 for 32 bits and less."""
     return _COMPUTE.get(dtype, torch.float32)
 
 
 class _Memory:
-    """What NumPy asks for the memory of a tensor (its array interface), which it keeps alive.
+    """The array interface by which NumPy sees the memory of a tensor, which it keeps alive.
 
-    `Tensor.numpy()` gives the same array, but also forbids for good that the storage is resized.
+    `Tensor.numpy()` gives the same array, but also forbids that the storage is ever resized.
     """
 
     __slots__ = ("__array_interface__", "tensor")
@@ -64,7 +64,7 @@ _TYPES = {
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether the elements are the tensor's own: no fake tensor, no wrapper of others."""
+    """Return whether the elements are the tensor's own: it neither is fake nor wraps others."""
     kind = type(tensor)
     return kind in _PLAIN or kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
@@ -73,11 +73,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def numpy_view(tensor: Tensor) -> np.ndarray:
-    """The memory of a CPU tensor as an ndarray; bfloat16 as ml_dtypes' type.
+    """Return the memory of a CPU tensor as an ndarray; bfloat16 as ml_dtypes' type.
 
     Raises
     ------
-    DtypeError : a tensor without memory of its own, or of a type that the kernels do not know.
+    DtypeError
+        The tensor has no memory of its own, or a dtype that the kernels do not know.
     """
     if type(tensor) not in _PLAIN and not has_memory(tensor):
         raise DtypeError(f"a {type(tensor).__name__} has no memory of its own; use PyTorch for it")
@@ -103,11 +104,13 @@ class HostBridge:
 
     Attributes
     ----------
-    is_cuda : the backend is the CUDA one, which takes 16-bit types.
-    keeps_delta : the forward pass of a loss keeps the gradient for the backward pass, which only
-        scales it; otherwise the backward pass computes it from the logits. Exponentials are what
-        costs on a CPU; on a GPU it is memory traffic, and that is less without the kept gradient
-        (docs/decisions/2026-11-23-torch.md).
+    is_cuda : bool
+        Whether the backend is the CUDA one, which takes 16-bit types.
+    keeps_delta : bool
+        Whether the forward pass of a loss keeps the gradient for the backward pass, which then only
+        scales it. Otherwise the backward pass computes it from the logits. On a CPU the
+        exponentials cost most; on a GPU it is memory traffic, which is less without the kept
+        gradient (docs/decisions/2026-11-23-torch.md).
     """
 
     is_cuda = False
@@ -116,36 +119,40 @@ class HostBridge:
 
     @contextmanager
     def backend_of(self, like: Tensor) -> Iterator[Backend]:
-        """The backend that works on the device of `like`, where its current stream is."""
+        """Give the backend that works on the device of `like`, on its current stream."""
         yield self.host_backend
 
     def report_rows_from(self, backend: Backend, like: Tensor, chunk: int, row: int) -> None:
-        """Labels of the next call are those of a chunk that begins with `row`: errors count on."""
+        """Note that the next call handles rows row, row + 1, ... of a larger batch.
+
+        Error messages then use row numbers of that batch.
+        """
 
     def array(self, tensor: Tensor | None) -> Any:
-        """`tensor` as an array of the backend, on the same memory."""
+        """Return `tensor` as an array of the backend, on the same memory."""
         return None if tensor is None else numpy_view(tensor)
 
     def rows(self, matrix: Tensor) -> Tensor:
-        """`matrix` (N, K), or a copy where the backend does not take its strides."""
+        """Return `matrix` (N, K), or a copy if the backend does not take its strides."""
         return matrix
 
     def row_buffers(self, logits: Tensor) -> dict[str, Tensor | None]:
-        """What the backend's loss must be given beside its results."""
+        """Return the arrays that the backend's loss wants beside its results."""
         return {}
 
     def check_targets(self, labels: Tensor, classes: int, ignore_index: int | None) -> bool:
-        """LabelError where a label is out of range, or was in a call before on a GPU.
+        """Raise LabelError if a label is out of range, or was in an earlier call on a GPU.
 
         Returns
         -------
-        Whether every label is known to be a class, and none of them is ignored.
+        bool
+            Whether every label is known to be a class, and none of them is ignored.
         """
         return check_host_labels(numpy_view(labels), classes, ignore_index)
 
 
 def check_host_labels(labels: np.ndarray, classes: int, ignore_index: int | None) -> bool:
-    """`HostBridge.check_targets` of an array."""
+    """Do what `HostBridge.check_targets` does, for an array."""
     try:
         return checks.class_indices(labels, len(labels), classes, ignore_index, HOST, check=True)
     except TargetRangeError as error:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gpubackprop.torch import bridge
 from gpubackprop.torch.cross_entropy import check_weight, cross_entropy
-from gpubackprop.torch.errors import OptionError, ShapeError, check_tensors, loss_options
+from gpubackprop.torch.errors import OptionError, ShapeError, check_tensors
 from gpubackprop.torch.layers import autocast, check_types
 from gpubackprop.torch.linear_cross_entropy_ops import linear_cross_entropy as _fused
+from gpubackprop.torch.loss_settings import checked
 from gpubackprop.torch.offered import exporting
 
 
@@ -103,7 +104,7 @@ def linear_cross_entropy(
     dense = target.shape == logits_shape
     if dense and ignore_index is not None:
         raise OptionError("ignore_index goes with class indices; target holds probabilities")
-    reduction, smoothing, ignored, z_factor = loss_options(
+    settings = checked(
         reduction, label_smoothing, -100 if ignore_index is None else ignore_index, z_loss
     )
     if dense or places or bridge.transformed() or exporting():
@@ -112,10 +113,7 @@ def linear_cross_entropy(
         if x.itemsize == 2 and bridge.transformed():  # vmap adds the bias to rounded products
             x, W, bias = x.float(), W.float(), None if bias is None else bias.float()
         logits = F.linear(x, W, bias)
-        return cross_entropy(
-            logits.reshape(logits_shape), target, weight, ignore_index=ignored,
-            reduction=reduction, label_smoothing=smoothing, z_loss=z_factor,
-        )  # fmt: skip
+        return cross_entropy(logits.reshape(logits_shape), target, weight, **settings._asdict())
     if target.shape != input.shape[:-1] or target.is_floating_point():
         raise ShapeError(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)} but the logits "
@@ -126,11 +124,8 @@ def linear_cross_entropy(
     operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
     keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
     W = linear_weight.view_as(linear_weight)  # as in `linear_act`
-    loss, _, _ = _fused(
-        x, W, linear_bias, targets, weight, reduction, ignored, smoothing, z_factor,
-        keep_sums,
-    )  # fmt: skip
-    return loss.reshape(target.shape) if reduction == "none" else loss
+    loss, _, _ = _fused(x, W, linear_bias, targets, weight, *settings, keep_sums)
+    return loss.reshape(target.shape) if settings.reduction == "none" else loss
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -29,11 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpubackprop.backends import LossOptions
 from gpubackprop.torch import bridge, composed
 from gpubackprop.torch.cross_entropy_ops import run_verb
+from gpubackprop.torch.loss_settings import SCHEMA, LossSettings
 
-_OPTIONS = "str reduction, int ignore_index, float label_smoothing, float z_loss"
 # Chunks of the rows and of the classes; as few as leave the memory below 1/8 of what logits,
 # their logarithms and their gradient take, so that the products stay large.
 ROW_CHUNKS, CLASS_CHUNKS = 8, 64
@@ -70,7 +69,7 @@ def _in_given_types(body: Callable[..., Any]) -> Callable[..., Any]:
 @torch.library.custom_op(
     "gpubackprop::linear_cross_entropy",
     mutates_args=(),
-    schema=f"(Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, {_OPTIONS}, "
+    schema=f"(Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, {SCHEMA}, "
     "bool keep_sums) -> (Tensor, Tensor, Tensor)",
 )
 @_in_given_types
@@ -80,20 +79,21 @@ def linear_cross_entropy(
     b: Tensor | None,
     targets: Tensor,
     weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    keep_sums: bool,
+    *flat: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, lse, (r, q)) of x (N, D), W (C, D), b (C,), targets (N,) int64; lse (N,), sums (2, N)
-    or (2, 0)."""
+    or (2, 0).
+
+    `flat` : the fields of the settings, and whether to keep the sums.
+    """
+    settings, keep_sums = LossSettings(*flat[:-1]), flat[-1]
     rows, classes, compute = x.shape[0], W.shape[0], bridge.compute_dtype(x.dtype)
     row_loss, lse = x.new_empty((rows,), dtype=compute), x.new_empty((rows,), dtype=compute)
     sums = x.new_empty((2, rows if keep_sums else 0), dtype=compute)
     of, weight = bridge.of(x), _wide(weight, compute)
-    of.check_targets(targets, classes, ignore_index)
-    options = LossOptions(of.array(weight), ignore_index, label_smoothing, z_loss, reduction="none")
+    of.check_targets(targets, classes, settings.ignore_index)
+    by_row = settings._replace(reduction="none")
+    options = by_row.options(of.array(weight), may_be_ignored=True)
     for number, part in enumerate(_chunks(rows, ROW_CHUNKS)):
         z = _logits(x[part], W, b)
         run_verb(
@@ -106,16 +106,18 @@ def linear_cross_entropy(
             torch.sum(z.scatter_(1, label, 0.0), 1, out=sums[1, part])
             torch.add(sums[1, part], of_label, out=sums[0, part])  # of q: the same error in q / r
         del z  # before the next one is made
-    if reduction == "none":
+    if settings.reduction == "none":
         return row_loss, lse, sums
+    reduction, ignore_index, _, _ = settings
     _, divisor = composed.shares(targets, classes, compute, weight, reduction, ignore_index)
     return row_loss.sum() / divisor, lse, sums
 
 
 @linear_cross_entropy.register_fake
-def _(x, W, b, targets, weight, reduction, ignore_index, label_smoothing, z_loss, keep_sums):
+def _(x, W, b, targets, weight, *flat):
+    settings, keep_sums = LossSettings(*flat[:-1]), flat[-1]
     compute, rows = bridge.compute_dtype(x.dtype), x.shape[0]
-    loss = x.new_empty((rows,) if reduction == "none" else (), dtype=compute)
+    loss = x.new_empty((rows,) if settings.reduction == "none" else (), dtype=compute)
     sums = x.new_empty((2, rows if keep_sums else 0), dtype=compute)
     return loss, x.new_empty((rows,), dtype=compute), sums
 
@@ -157,7 +159,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     "gpubackprop::linear_cross_entropy_backward",
     mutates_args=(),
     schema="(Tensor grad_loss, Tensor x, Tensor W, Tensor? b, Tensor targets, Tensor? weight, "
-    f"Tensor lse, Tensor sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"Tensor lse, Tensor sums, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 @_in_given_types
 def linear_cross_entropy_backward(
@@ -169,12 +171,13 @@ def linear_cross_entropy_backward(
     weight: Tensor | None,
     lse: Tensor,
     sums: Tensor,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+    *flat: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(grad_x, grad_W, grad_b) for grad_loss () or, for "none", (N,)."""
+    """(grad_x, grad_W, grad_b) for grad_loss () or, for "none", (N,).
+
+    `flat` : the fields of the settings.
+    """
+    reduction, ignore_index, label_smoothing, z_loss = LossSettings(*flat)
     classes, compute, exact = W.shape[0], lse.dtype, torch.float64  # what each row has one of
     weight = _wide(weight, exact)
     share, _ = composed.shares(targets, classes, exact, weight, reduction, ignore_index)
@@ -222,8 +225,8 @@ def _(grad_loss, x, W, b, *others):
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.reduction, ctx.ignore_index, ctx.smoothing, ctx.z_loss, _ = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.settings = LossSettings(*inputs[5:-1])
+    ctx.save_for_backward(*inputs[:5], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -231,15 +234,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 10
-    grads = linear_cross_entropy_backward(
-        grad_loss, *ctx.saved_tensors, ctx.reduction, ctx.ignore_index, ctx.smoothing, ctx.z_loss
-    )
+    grads = linear_cross_entropy_backward(grad_loss, *ctx.saved_tensors, *ctx.settings)
     needed = zip(grads, ctx.needs_input_grad[:3], strict=True)
     return *(grad if needs else None for grad, needs in needed), *([None] * 7)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_loss, x, W, b, targets, weight, _, _, *ctx.options = inputs
+    grad_loss, x, W, b, targets, weight, _, _, *flat = inputs
+    ctx.settings = LossSettings(*flat)
     ctx.save_for_backward(grad_loss, x, W, b, targets, weight)
 
 
@@ -250,7 +252,7 @@ def _double_backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
     def gradients(grad: Tensor, *inputs: Tensor) -> Any:
         def loss(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
             z = torch.nn.functional.linear(x, W, b)
-            return composed.loss(z, targets, weight, *ctx.options)[0]
+            return composed.loss(z, targets, weight, ctx.settings)[0]
 
         return torch.func.vjp(loss, *inputs)[1](grad)
 

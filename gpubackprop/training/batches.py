@@ -36,6 +36,7 @@ class Batches:
     rows : (N,) row numbers into these, or None for all.
     standardizer : applied to each batch of x; or None.
     feature_names : of the columns of x, where it was a data frame that has names; or None.
+    borrowed : x is the caller's own array of a GPU, which nothing may be written to.
     """
 
     x: Array
@@ -44,6 +45,7 @@ class Batches:
     rows: Array | None = None
     standardizer: Standardizer | None = None
     feature_names: tuple[str, ...] | None = None
+    borrowed: bool = False
 
     @classmethod
     def check(
@@ -92,7 +94,7 @@ class Batches:
         return f"Batches({', '.join(shown)})"
 
     def __len__(self) -> int:
-        return len(self.x) if self.rows is None else len(self.rows)
+        return int(self.x.shape[0]) if self.rows is None else len(self.rows)
 
     def select(self, rows: Array) -> Batches:
         """The same arrays, restricted to `rows`."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import zlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,80 +21,113 @@ from gpubackprop.tensorfile import (
 )
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.history import History
-
-if TYPE_CHECKING:
-    from gpubackprop.training.step import TrainStep
-    from gpubackprop.training.trainer import Trainer
+from gpubackprop.training.settings import Settings
+from gpubackprop.training.state import Position, TrainingState
+from gpubackprop.training.step import TrainStep
 
 Array = np.ndarray
-KIND, VERSION = "checkpoint", 1
 SAMPLED_ROWS = 64  # rows of x that are compared when training resumes; all would take too long
 
 
-@dataclass
-class Position:
-    """Where a training stands.
+class CheckpointFile:
+    """A file of arrays and values from which the training that wrote it goes on, and no other.
 
-    Attributes
+    Parameters
     ----------
-    epoch, step : finished epochs, and steps done in the current one.
-    first_epoch : epoch in which this call of `fit` began.
-    best_loss, bad_epochs : monitored loss of the best epoch, and epochs since.
-    seconds : training time spent in the current epoch.
-    rng_state : of the generator of the shuffles, before the current epoch's was drawn.
+    path : path
+        The file.
+    to_host : callable
+        Brings an array to the host.
+    fingerprint : dict
+        JSON values that must be equal where training goes on.
     """
 
-    epoch: int = 0
-    step: int = 0
-    first_epoch: int = 0
-    best_loss: float = math.inf
-    bad_epochs: int = 0
-    seconds: float = 0.0
-    rng_state: dict[str, Any] = field(default_factory=dict)
+    kind = "checkpoint"
+    version = 1
+
+    def __init__(self, path: Any, to_host: Any, fingerprint: dict[str, Any]) -> None:
+        self.path, self.to_host, self.fingerprint = Path(path), to_host, fingerprint
+
+    def differ(self, names: list[str], found: dict[str, Any]) -> str:
+        """Return the error's text for a file whose fingerprint differs in `names`."""
+        key = names[0]
+        return (
+            f"was written by a training with {key} = {found.get(key)} but this one has "
+            f"{self.fingerprint[key]}; resume with the same settings and data, or use another "
+            f"checkpoint file"
+        )
+
+    def write(self, arrays: dict[str, Array], values: dict[str, Any]) -> None:
+        """Replace the file; StorageError if it cannot be written, the previous one then stays."""
+        own = {"kind": self.kind, "version": self.version, "fingerprint": self.fingerprint}
+        on_host = {
+            name: array if isinstance(array, np.ndarray) else self.to_host(array)
+            for name, array in arrays.items()
+        }
+        write_tensors(self.path, on_host, own | values)
+
+    def read(self, targets: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """Return arrays and values of the file, or None if there is none.
+
+        Raises
+        ------
+        ModelFileError
+            The file is no checkpoint, is damaged, is of another training, or lacks an array of the
+            shape and dtype of one of `targets`.
+        """
+        remove_leftovers(self.path)
+        if not self.path.exists():
+            return None
+        arrays, values = read_tensors(self.path, self.kind, self.version)
+        found = values.get("fingerprint")
+        found = found if isinstance(found, dict) else {}
+        changed = [name for name, own in self.fingerprint.items() if found.get(name) != own]
+        if changed:
+            raise ModelFileError(f"{self.path} {self.differ(changed, found)}")
+        for name, target in targets.items():
+            require_array(self.path, arrays, name, target.shape, target.dtype)
+        return arrays, values
 
 
-class Checkpoint:
+class Checkpoint(CheckpointFile):
     """One file with parameters, best parameters, optimizer slots, random state, schedule, position.
 
     Parameters
     ----------
-    path : the file. trainer, step, held_out : whose state it keeps.
+    path : the file. settings, state, step, held_out : of the training that it keeps.
     steps_per_epoch : of this training, to check the position in a file.
     """
 
     def __init__(
         self,
         path: Path,
-        trainer: Trainer,
+        settings: Settings,
+        state: TrainingState,
         step: TrainStep,
         held_out: Batches | None,
         steps_per_epoch: int,
     ) -> None:
-        self.path, self.trainer, self.step = path, trainer, step
+        own = _fingerprint(settings, step, held_out)
+        super().__init__(path, settings.network.backend.to_host, own)
+        self.settings, self.state, self.step = settings, state, step
         self.steps_per_epoch = steps_per_epoch
-        self._fingerprint = _fingerprint(trainer, step, held_out)
 
     def save(self, position: Position, best: Array) -> None:
         """Replace the file; StorageError if it cannot be written, the previous one then stays."""
-        trainer, step = self.trainer, self.step
+        settings, state, step = self.settings, self.state, self.step
         saved = asdict(position)
         if position.step == 0:
-            saved["rng_state"] = trainer._rng.bit_generator.state
+            saved["rng_state"] = state.rng.bit_generator.state
         values = {
-            "kind": KIND,
-            "version": VERSION,
-            "fingerprint": self._fingerprint,
             "position": saved,
             "steps": step.steps,
-            "schedule": trainer.schedule.state(),
-            "history": trainer.history.rows,
-            "best_epoch": trainer.history.best_epoch,
-            "stopped": trainer.history.stopped,
+            "schedule": settings.schedule.state(),
+            "history": state.history.rows,
+            "best_epoch": state.history.best_epoch,
+            "stopped": state.history.stopped,
         }
         try:
-            arrays = self._arrays() | {"best": best}
-            to_host = trainer.network.backend.to_host
-            write_tensors(self.path, {name: to_host(a) for name, a in arrays.items()}, values)
+            self.write(self._arrays() | {"best": best}, values)
         except StorageError as error:
             raise StorageError(
                 f"checkpoint {error}. Training ends here (step {step.steps}); the network in "
@@ -107,27 +139,24 @@ class Checkpoint:
 
         Nothing is changed unless all of the file is right.
         """
-        remove_leftovers(self.path)
-        if not self.path.exists():
+        network, state, targets = self.settings.network, self.state, self._arrays()
+        found = self.read(targets | {"best": network.parameters})
+        if found is None:
             return None
-        arrays, values = read_tensors(self.path, KIND, VERSION)
-        self._compare(values.get("fingerprint"))
-        trainer, step, targets = self.trainer, self.step, self._arrays()
-        for name, target in (targets | {"best": trainer.network.parameters}).items():
-            require_array(self.path, arrays, name, target.shape, target.dtype)
+        arrays, values = found
         try:
             position, steps, history = self._read(values)
         except ModelFileError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelFileError(f"{self.path}: its values are not readable ({error!r})") from error
-        trainer._rng.bit_generator.state = position.rng_state
-        trainer.schedule.restore(values["schedule"])
+        state.rng.bit_generator.state = position.rng_state
+        self.settings.schedule.restore(values["schedule"])
         for name, target in targets.items():
-            trainer.network.backend.from_host(arrays[name], target)
-        step.restored(steps)
-        trainer.history.rows[:] = history.rows
-        trainer.history.best_epoch, trainer.history.stopped = history.best_epoch, history.stopped
+            network.backend.from_host(arrays[name], target)
+        self.step.restored(steps)
+        state.history.rows[:] = history.rows
+        state.history.best_epoch, state.history.stopped = history.best_epoch, history.stopped
         return position, arrays["best"]
 
     def _read(self, values: dict[str, Any]) -> tuple[Position, int, History]:
@@ -135,9 +164,9 @@ class Checkpoint:
         position = self._position(values["position"])
         steps = require_count(self.path, "steps", values["steps"])
         # Tried on copies: either may turn out not to be readable.
-        copy.deepcopy(self.trainer._rng).bit_generator.state = position.rng_state
-        copy.deepcopy(self.trainer.schedule).restore(values["schedule"])
-        if values["schedule"].keys() != self.trainer.schedule.state().keys():
+        copy.deepcopy(self.state.rng).bit_generator.state = position.rng_state
+        copy.deepcopy(self.settings.schedule).restore(values["schedule"])
+        if values["schedule"].keys() != self.settings.schedule.state().keys():
             raise ValueError(f"schedule is {values['schedule']!r}")
         rows, best_epoch = values["history"], values["best_epoch"]
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -150,7 +179,7 @@ class Checkpoint:
         return position, steps, history
 
     def _arrays(self) -> dict[str, Array]:
-        return {"parameters": self.trainer.network.parameters} | self.step.state()
+        return {"parameters": self.settings.network.parameters} | self.step.state()
 
     def _position(self, found: dict[str, Any]) -> Position:
         names = {field.name for field in fields(Position)}
@@ -163,35 +192,25 @@ class Checkpoint:
             found[name] = float(found[name])
         return Position(**found)
 
-    def _compare(self, found: Any) -> None:
-        found = found if isinstance(found, dict) else {}
-        for key, wanted in self._fingerprint.items():
-            if found.get(key) != wanted:
-                raise ModelFileError(
-                    f"{self.path} was written by a training with {key} = {found.get(key)} but "
-                    f"this one has {wanted}; resume with the same settings and data, or use "
-                    f"another checkpoint file"
-                )
 
-
-def _fingerprint(trainer: Trainer, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:
+def _fingerprint(training: Settings, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:
     """What must be equal for a resumed training to be the same training."""
     settings = {
-        "network": trainer.network.config(),
-        "loss": trainer.loss.config(),
-        "optimizer": trainer.optimizer.config(),
-        "schedule": trainer.schedule.config(),
+        "network": training.network.config(),
+        "loss": training.loss.config(),
+        "optimizer": training.optimizer.config(),
+        "schedule": training.schedule.config(),
         "batch_size": step.batch_size,
-        "l2": trainer.regularization.l2,
-        "clip_norm": trainer.regularization.clip_norm,
-        "shuffle": trainer.shuffle,
-        "seed": trainer.seed,
+        "l2": training.regularization.l2,
+        "clip_norm": training.regularization.clip_norm,
+        "shuffle": training.shuffle,
+        "seed": training.seed,
     }
-    settings |= trainer.numerics()
+    settings |= training.numerics()
     data = {
         f"{part} {name}": value
         for part, batches in (("training", step.data), ("validation", held_out))
-        for name, value in _data_fingerprint(batches, trainer.network).items()
+        for name, value in _data_fingerprint(batches, training.network).items()
     }
     return settings | data
 

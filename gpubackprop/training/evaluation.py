@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends import Backend, Total
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
+from gpubackprop.passes import emit_loss
+from gpubackprop.training.batch_step import BatchStep
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.step import BatchBuffers, BatchStep
+from gpubackprop.training.gather import StepBatch
 
 
 class EvaluationStep(BatchStep):
@@ -27,20 +31,47 @@ class EvaluationStep(BatchStep):
     def measure(self) -> dict[str, float]:
         """The loss (without penalty) over all rows, and accuracy or rmse where there is one."""
         self.reset_totals()
-        self.W, self.b = self.network.working_parameters()  # the same memory each time
+        self.parameters = self.network.working_parameters()  # the same memory each time
         order = self.place(self.data.order(None))
         for start in range(0, len(order), self.batch_size):
             self.run(order[start : start + self.batch_size])
         totals = self.read_totals()
         if self._weight:
-            return self.figures(totals, totals[Total.LOSS] / self._weight)
-        return self.figures(totals, 0.0 if self.loss.options.empty == "zero" else math.nan)
+            return self.running.figures(totals, totals[Total.LOSS] / self._weight)
+        nothing = 0.0 if self.loss.options.empty == "zero" else math.nan
+        return self.running.figures(totals, nothing)
 
-    def _emit(self, backend: Backend, buffers: BatchBuffers) -> None:
-        self._emit_batch(backend, buffers)
-        loss = self._emit_loss(backend, buffers, self._summed, buffers.result)
-        rows = len(buffers.index)
-        backend.accumulate(loss, rows, buffers.result.get("correct"), None, self.totals)
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
+        self.source.emit(backend, batch)
+        emit_loss(backend, self._summed, batch, self.parameters)
+        self.running.emit(backend, batch, summed=True)
+
+
+def custom_metrics(network: MLP, metrics: Mapping[str, Any], data: Batches) -> dict[str, float]:
+    """Compute the caller's metrics over all rows of `data`.
+
+    Parameters
+    ----------
+    network : MLP
+        The network that predicts.
+    metrics : mapping
+        From a name to ``function(yhat, targets)``.
+    data : Batches
+        The rows.
+
+    Returns
+    -------
+    dict
+        The figures by the metrics' names.
+    """
+    if not metrics:
+        return {}
+    order, predictions = data.order(None), []
+    for start in range(0, len(order), 4096):
+        yhat = network.predict(data.batch(network, order[start : start + 4096]))
+        predictions.append(network.backend.to_host(yhat))
+    yhat = np.concatenate(predictions)
+    return {name: float(metric(yhat, data.targets[order])) for name, metric in metrics.items()}
 
 
 def _total_weight(loss: Loss, data: Batches, units: int) -> float:

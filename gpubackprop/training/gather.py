@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends import Backend
+from gpubackprop.backends.numpy.calls import gather_rows
 from gpubackprop.network import MLP
+from gpubackprop.passes import Batch, PassUnits
 from gpubackprop.training.batches import Batches, gathered_dtype
 
 Array = Any  # of the network's device
+
+
+@dataclass(eq=False)
+class StepBatch(Batch):
+    """A batch of a step, and its plan.
+
+    Attributes
+    ----------
+    raw : array
+        x as it is gathered, before it is converted; x itself if it need not be.
+    index : (N,) int array or None
+        The numbers of the rows for a GPU to read; None on the CPU.
+    record : (N, 1) or (N, K) array or None
+        The loss or the logits of each row, as `StepOptions.record` says.
+    replay : callable
+        Runs the plan.
+    """
+
+    raw: Array = None
+    index: Array | None = None
+    record: Array | None = None
+    replay: Callable[[], None] = lambda: None
+
+    def first_rows(self, rows: int, backend: Backend) -> StepBatch:
+        """The same memory, seen as a smaller batch."""
+        cut = copy.copy(self)
+        for name in ("index", "x", "targets", "weights", "logits"):
+            array = getattr(self, name)
+            setattr(cut, name, None if array is None else array[:rows])
+        cut.raw = cut.x if self.raw is self.x else self.raw[:rows]
+        cut.units = self.units.first_rows(rows)
+        cut.result = {
+            name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
+        }
+        if isinstance(cut.units, PassUnits):
+            cut.result["delta"] = cut.units.delta[-1]
+        # Not shared: where it is the same for every batch, 1 / rows, a plan fills it only once.
+        cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
+        return cut
 
 
 class Source:
@@ -21,57 +65,115 @@ class Source:
 
     Attributes
     ----------
-    data : the `Batches`. x, targets, sample_weight : where `emit_inputs` and the step read them.
-    from_host : x is gathered by the host for a GPU.
+    data : Batches
+        The rows; `load` exchanges them for others of the same kind.
+    x, targets, sample_weight : arrays
+        The arrays that `emit` reads.
+    from_host : bool
+        Whether the host gathers x for a GPU.
     """
 
     def __init__(self, network: MLP, data: Batches) -> None:
-        self.backend, self.dtype, self.data = network.backend, network.precision, data
-        self.x = data.x
+        self.backend, self.dtype, self._wide = network.backend, network.precision, network.dtype
         self.from_host = self.backend.asynchronous and isinstance(data.x, np.ndarray)
-        labels = data.targets.ndim == 1
-        self.targets = self.backend.place(data.targets, np.int64 if labels else network.dtype)
-        self.sample_weight = self.backend.place(data.sample_weight, network.dtype)
         self._rows = np.zeros(0, np.int64)  # of the batch, where the host gathers it
         self._mean = self._scale = None
         if data.standardizer is not None:
             self._mean = self.backend.asarray(data.standardizer.mean)
             self._scale = self.backend.asarray(data.standardizer.scale)
+        self._place(data)
+
+    def _place(self, data: Batches) -> None:
+        place, labels = self.backend.place, data.targets.ndim == 1
+        self.data, self.x = data, data.x
+        self.targets = place(data.targets, np.int64 if labels else self._wide)
+        self.sample_weight = place(data.sample_weight, self._wide)
+
+    def load(self, data: Batches) -> bool:
+        """Take the batches from these rows from now on; kind and dtypes are as before.
+
+        Returns
+        -------
+        bool
+            Whether plans must be made anew: on a GPU they read the arrays from before, unless the
+            new rows could be copied there.
+        """
+        before, targets = self.data, self.targets
+        fits = self.backend.asynchronous and self.x.shape == data.x.shape
+        if not fits or self.from_host or before.borrowed or data.sample_weight is not None:
+            self._place(data)
+            return bool(self.backend.asynchronous)
+        self.backend.copy(data.x, self.x)
+        self.backend.copy(self.backend.place(data.targets, targets.dtype), targets)
+        return False
+
+    def release(self) -> None:
+        """Drop the references to data on the host, until the next `load`."""
+        if not self.backend.asynchronous:
+            data = self.data
+            self._place(Batches(data.x[:0].copy(), data.targets[:0].copy()))
 
     def place(self, order: np.ndarray) -> Array:
         """An epoch's row numbers as `put_rows` takes slices of them."""
         return order if self.from_host else self.backend.place(order, np.int64)
 
-    def put_rows(self, rows: Array, index: Array) -> None:
-        """index = rows, which lie on the host or on the device."""
-        if self.backend.asynchronous and isinstance(rows, np.ndarray):
+    def put_rows(self, rows: Array, batch: StepBatch) -> None:
+        """Set the batch's rows, whose numbers lie on the host or on the device."""
+        if batch.index is None:
             self._rows = rows
-            self.backend.from_host(rows, index)
+        elif isinstance(rows, np.ndarray):
+            self._rows = rows
+            self.backend.from_host(rows, batch.index)
         else:
-            self.backend.copy(rows, index)
+            self.backend.copy(rows, batch.index)
 
-    def raw_buffer(self, rows: int, x: Array) -> Array:
-        """Where the batch is gathered: `x` itself, or apart if it must be converted after that."""
-        data, columns = self.data, x.shape[1]
+    def buffers(self, rows: int) -> tuple[Array, Array]:
+        """Return (x, raw): what the first product reads, and where a batch is gathered.
+
+        These are one array unless the batch must be converted or standardised after that.
+        """
+        data, x = self.data, self.backend.empty((rows, self.x.shape[1]), self.dtype)
         standardized = data.standardizer is not None
         if not standardized and (data.x.dtype == self.dtype or self.backend.converts_rows):
-            return x
+            return x, x
         dtype = data.x.dtype
         if self.backend.asynchronous:
             dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
-        return self.backend.empty((rows, columns), dtype)
+        return x, self.backend.empty(x.shape, dtype)
 
-    def emit_inputs(self, backend: Backend, index: Array, raw: Array, x: Array) -> None:
-        """Issue x = the rows of this batch, converted and standardised; `raw` from `raw_buffer`."""
-        if self.from_host:
-            backend.call(self._copy_batch, raw)
+    def whole(self) -> Array:
+        """Return all rows of x, in place, as the first product reads them."""
+        return self.x
+
+    def emit(self, backend: Backend, batch: StepBatch) -> None:
+        """Issue the copies of the batch's rows: x, converted and standardised, targets, weights."""
+        raw, index = batch.raw, batch.index
+        if index is None:  # read when it runs, so that `load` and `put_rows` copy nothing
+            backend.call(self._gather, batch)
         else:
-            backend.gather_rows(self.x, index, raw)
+            if self.from_host:
+                backend.call(self._copy_batch, raw)
+            else:
+                backend.gather_rows(self.x, index, raw)
+            backend.gather_rows(self.targets, index, batch.targets)
+            if self.sample_weight is not None:
+                backend.gather_rows(self.sample_weight, index, batch.weights)
         if self.data.standardizer is None:
-            if raw is not x:
-                backend.gather_rows(raw, None, x)
+            if raw is not batch.x:
+                backend.gather_rows(raw, None, batch.x)
         else:
-            backend.standardize(raw, self._mean, self._scale, x)
+            backend.standardize(raw, self._mean, self._scale, batch.x)
+
+    def _gather(self, batch: StepBatch) -> None:
+        """Gather the batch's rows on the host, from the data that are loaded now."""
+        self.put_x(batch.raw, self._rows)
+        gather_rows(self.targets, self._rows, batch.targets)
+        if self.sample_weight is not None and batch.weights is not None:
+            gather_rows(self.sample_weight, self._rows, batch.weights)
+
+    def put_x(self, raw: Array, rows: np.ndarray) -> None:
+        """Gather these rows of x on the host."""
+        gather_rows(self.x, rows, raw)
 
     def _copy_batch(self, raw: Array) -> None:
         """raw = the rows of this batch of a memory map."""

@@ -4,50 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from gpubackprop.backends import Total
 from gpubackprop.errors import NonFiniteLossError, StopTraining
 from gpubackprop.schedules import Progress
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.checkpoint import Checkpoint, Position
-from gpubackprop.training.evaluation import EvaluationStep
+from gpubackprop.training.checkpoint import Checkpoint
+from gpubackprop.training.evaluation import EvaluationStep, custom_metrics
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.interrupt import InterruptGuard
 from gpubackprop.training.progress import ProgressBar
+from gpubackprop.training.settings import Settings
+from gpubackprop.training.state import FitOptions, Position, TrainingState
 from gpubackprop.training.step import TrainStep
 
 MAX_SKIPPED = 50  # updates left out in a row: no loss scale, from 2^16 down, makes them finite
-
-if TYPE_CHECKING:
-    from gpubackprop.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What one call of `Trainer.fit` was asked for; see there."""
-
-    epochs: int
-    patience: int | None
-    min_delta: float
-    restore_best: bool | None
-    checkpoint: Path | None
-    checkpoint_every: int | None
-    checkpoint_seconds: float
 
 
 class Run:
     """One call of `Trainer.fit`."""
 
     def __init__(
-        self, trainer: Trainer, step: TrainStep, held_out: Batches | None, options: FitOptions
+        self,
+        settings: Settings,
+        state: TrainingState,
+        step: TrainStep,
+        held_out: Batches | None,
+        options: FitOptions,
     ) -> None:
-        self.trainer, self.options = trainer, options
-        self.network, self.held_out = trainer.network, held_out
-        trainer._position = replace(
-            trainer._position, step=0, first_epoch=trainer._position.epoch,
+        self.settings, self.state, self.options = settings, state, options
+        self.network, self.held_out = settings.network, held_out
+        state.position = replace(
+            state.position, step=0, first_epoch=state.position.epoch,
             best_loss=math.inf, bad_epochs=0, seconds=0.0,
         )  # fmt: skip
         backend, parameters = self.network.backend, self.network.parameters
@@ -59,24 +48,26 @@ class Run:
 
     @property
     def history(self) -> History:
-        return self.trainer.history
+        return self.state.history
 
     @property
     def position(self) -> Position:
         """The trainer's, so that a copy of the trainer made meanwhile stands there too."""
-        return self.trainer._position
+        return self.state.position
 
     def _follow(self, step: TrainStep) -> None:
         """Make what goes with this step."""
         self.step, held_out, checkpoint = step, self.held_out, self.options.checkpoint
-        trainer = self.trainer
+        settings = self.settings
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
         self.validation = self.checkpoint = None
         if held_out is not None:
-            batch_size = trainer.batch_size
-            self.validation = EvaluationStep(self.network, trainer.loss, held_out, batch_size)
+            batch_size = settings.batch_size
+            self.validation = EvaluationStep(self.network, settings.loss, held_out, batch_size)
         if checkpoint is not None:
-            self.checkpoint = Checkpoint(checkpoint, trainer, step, held_out, self.steps_per_epoch)
+            self.checkpoint = Checkpoint(
+                checkpoint, settings, self.state, step, held_out, self.steps_per_epoch
+            )
 
     def run(self) -> History:
         self.history.stopped = ""
@@ -85,14 +76,14 @@ class Run:
         self.last_epoch = self.position.first_epoch + self.options.epochs
         position, rows = self.position, len(self.step.data)
         done = position.epoch * rows + position.step * self.step.batch_size
-        bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.trainer.progress)
+        bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.settings.progress)
         with InterruptGuard() as guard:
             try:
                 while position.epoch < self.last_epoch and not self.history.stopped:
                     self._epoch(bar, guard)
             except BaseException as error:
                 if isinstance(error, NonFiniteLossError):
-                    self.trainer._step = None  # its slots are no longer finite either
+                    self.state.step = None  # its slots are no longer finite either
                     self.network.backend.copy(self.best, self.network.parameters)
                 self._restore_best()
                 raise
@@ -117,31 +108,31 @@ class Run:
         if loaded is None:
             checkpoint.save(self.position, self.best)  # a folder that is not writable shows now
             return
-        self.trainer._position, best = loaded
+        self.state.position, best = loaded
         self.network.backend.from_host(best, self.best)
         if self._out_of_patience():
             self.history.stopped = "patience"
 
     def _epoch(self, bar: ProgressBar, guard: InterruptGuard) -> None:
         """The rest of the epoch that `position` is in."""
-        position, trainer = self.position, self.trainer
-        if position.step == 0 and self.step.planned != trainer.planned():
-            self._follow(trainer._new_step(self.step.data))
+        position, settings, rng = self.position, self.settings, self.state.rng
+        if position.step == 0 and self.step.planned != settings.planned():
+            self._follow(self.state.new_step(settings, self.step.data))
         step = self.step
         step.refresh()  # a callback, or a metric, may have written other weights
         if position.step == 0:
             step.reset_totals()
-            position.rng_state = dict(trainer._rng.bit_generator.state)
+            position.rng_state = dict(rng.bit_generator.state)
         else:
-            trainer._rng.bit_generator.state = position.rng_state
-        order = step.place(step.data.order(trainer._rng if trainer.shuffle else None))
+            rng.bit_generator.state = position.rng_state
+        order = step.place(step.data.order(rng if settings.shuffle else None))
         waits = self.network.backend.asynchronous  # to look at a step is to wait for it
         began, size = time.perf_counter(), step.batch_size
         progress = Progress(step.steps, position.epoch, self.last_epoch * self.steps_per_epoch)
         while position.step < self.steps_per_epoch:
             rows = order[position.step * size : (position.step + 1) * size]
             progress.step = step.steps
-            lr = trainer.optimizer.lr * trainer.schedule.factor(progress)
+            lr = settings.optimizer.lr * settings.schedule.factor(progress)
             step.update(rows, lr)
             position.step += 1
             if not waits and step.totals[Total.BAD_STEP] >= 0:
@@ -171,12 +162,12 @@ class Run:
         totals = self.step.read_totals()
         if totals[Total.BAD_STEP] >= 0:
             self._report_bad_step(int(totals[Total.STEPS] - totals[Total.BAD_STEP]) - 1)
-        if self.trainer.scaling is None and self.step.updater.skipped():
+        if self.settings.scaling is None and self.step.updater.skipped():
             self._report_bad_step()
 
     def _check_skipped(self) -> None:
         """That not every update of late was left out, where a gradient that is not finite is."""
-        if self.trainer.scaling is None:
+        if self.settings.scaling is None:
             return
         done, skipped = self.step.updater.counts()
         if done != self.updates[0]:
@@ -185,7 +176,7 @@ class Run:
             raise NonFiniteLossError(
                 f"the gradient was NaN or infinite in each of the last {skipped - self.updates[1]} "
                 f"steps, whatever the loss scale; lower the learning rate "
-                f"({self.trainer.optimizer.lr:g}), or use precision bfloat16 or float32. "
+                f"({self.settings.optimizer.lr:g}), or use precision bfloat16 or float32. "
                 f"{self._given_back()}",
                 self.step.steps - 1,
             )
@@ -199,14 +190,15 @@ class Run:
             self.saved_at = time.monotonic()
 
     def _finish_epoch(self, bar: ProgressBar, lr: float) -> None:
-        position, step, trainer = self.position, self.step, self.trainer
+        position, step, settings = self.position, self.step, self.settings
         self._check_skipped()
         if not self.network.backend.all_finite(self.network.parameters):  # the last step's doing
             self._report_bad_step()
         row: Row = {"epoch": position.epoch + 1, "steps": step.steps, "lr": lr}
-        row |= step.summary() | trainer.custom_metrics(step.data)
+        row |= step.summary() | custom_metrics(self.network, settings.metrics, step.data)
         if self.validation is not None:
-            measured = self.validation.measure() | trainer.custom_metrics(self.validation.data)
+            measured = self.validation.measure()
+            measured |= custom_metrics(self.network, settings.metrics, self.validation.data)
             row |= {f"val_{name}": value for name, value in measured.items()}
             if math.isnan(measured["loss"]):
                 self._report_bad_validation()
@@ -215,13 +207,13 @@ class Run:
         self.history.rows.append(row)
         monitored: float = row["loss"] if self.validation is None else row["val_loss"]
         self._keep_best(monitored)
-        trainer.schedule.observe(monitored)
+        settings.schedule.observe(monitored)
         position.epoch, position.step, position.seconds = position.epoch + 1, 0, 0.0
         bar.finish_epoch(row)
         stopped = "patience" if self._out_of_patience() else ""
-        for callback in trainer.callbacks:
+        for callback in settings.callbacks:
             try:
-                callback(trainer, row)
+                callback(settings, row)
             except StopTraining:
                 stopped = "callback"
         self.history.stopped = stopped or self.history.stopped
@@ -252,7 +244,7 @@ class Run:
         raise NonFiniteLossError(
             f"the loss became NaN or infinite at step {number} (epoch {self.position.epoch + 1}, "
             f"batch {batch} of {self.steps_per_epoch}); lower the learning rate "
-            f"({self.trainer.optimizer.lr:g}), set clip_norm, or look for huge or NaN inputs. "
+            f"({self.settings.optimizer.lr:g}), set clip_norm, or look for huge or NaN inputs. "
             f"{self._given_back()}",
             number,
         )

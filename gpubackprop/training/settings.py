@@ -30,6 +30,8 @@ class Settings:
     scaling = Fixed[LossScaling | None](_ANOTHER)  # a step's state depends on it
     stochastic_rounding = Fixed[bool](_ANOTHER)
     regularization: Regularization
+    shuffle: bool
+    progress: bool | None
 
     @property
     def loss(self) -> Loss:
@@ -135,3 +137,18 @@ class Settings:
             self.network.activations, self.network.dropout, self.loss, self.optimizer,
             self.batch_size, self.regularization,
         )  # fmt: skip
+
+    def numerics(self) -> dict[str, Any]:
+        """Return the numeric settings that a checkpoint must match, if they are not the default.
+
+        Returns
+        -------
+        dict
+            JSON values by the settings' names.
+        """
+        values: dict[str, Any] = {}
+        if self.scaling is not None:
+            values["loss_scale"] = [self.scaling.scale, self.scaling.growth_interval]
+        if self.stochastic_rounding:
+            values["stochastic_rounding"] = True
+        return values

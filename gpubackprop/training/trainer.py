@@ -23,12 +23,12 @@ from gpubackprop.ops.checks import number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.checkpoint import Position
-from gpubackprop.training.evaluation import EvaluationStep
+from gpubackprop.training.evaluation import EvaluationStep, custom_metrics
 from gpubackprop.training.history import History, Row
-from gpubackprop.training.run import FitOptions, Run
+from gpubackprop.training.run import Run
 from gpubackprop.training.settings import Settings
-from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
+from gpubackprop.training.state import FitOptions, TrainingState
+from gpubackprop.training.step import Regularization
 
 Array = np.ndarray
 Callback = Callable[["Trainer", Row], Any]
@@ -90,6 +90,8 @@ class Trainer(Settings):
     ----------
     history : History
         The epochs of all calls of `fit`.
+    state : TrainingState
+        Where the training stands: history, position, random state, the last step.
     feature_names : tuple of str, or None
         Names of the data frame that the last `fit` was given.
 
@@ -135,7 +137,6 @@ class Trainer(Settings):
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
     ) -> None:
-        self._step: TrainStep | StepState | None = None
         self.network, self.loss, self.optimizer = network, loss, optimizer
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
@@ -149,26 +150,31 @@ class Trainer(Settings):
                 'MLP(..., precision="bfloat16") or "float16"'
             )
         self.metrics, self.callbacks, self.progress = metrics, callbacks, progress
-        self.history = History()
-        self._rng = np.random.default_rng(self.seed)
-        self._position = Position()
+        self.state = TrainingState(np.random.default_rng(self.seed))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles; `fit` makes plans and data again."""
-        step = self._step.snapshot() if isinstance(self._step, TrainStep) else self._step
-        return vars(self) | {"_step": step}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle, also from before its parts were one record."""
+        state = dict(state)
+        if "_rng" in state:
+            parts = (state.pop(name) for name in ("_rng", "history", "_position", "_step"))
+            state["state"] = TrainingState(*parts)
+        vars(self).update(state)
 
     def __copy__(self) -> Trainer:
         """Return a trainer of the same network that goes on from here with a state of its own."""
         twin: Trainer = object.__new__(type(self))
-        vars(twin).update(self.__getstate__())
-        for name in ("history", "callbacks", "metrics", "_schedule", "_position"):
+        vars(twin).update(vars(self))
+        for name in ("state", "callbacks", "metrics", "_schedule"):
             setattr(twin, name, copy.copy(getattr(self, name)))
-        twin._rng = copy.deepcopy(self._rng)
         return twin
 
+    @property
+    def history(self) -> History:
+        """The epochs of all calls of `fit`."""
+        return self.state.history
+
     def _trained_with(self) -> str | None:
-        return None if self._step is None else self._step.formula
+        return self.state.formula if "state" in vars(self) else None
 
     def _described(self) -> dict[str, Any]:
         """Return the settings that are not the default."""
@@ -184,9 +190,9 @@ class Trainer(Settings):
         return main | {name: value for name, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
-        done = f"{self.epochs} epochs, {self._step.steps if self._step else 0} steps done"
+        done = f"{self.epochs} epochs, {self.state.steps} steps done"
         return display.call("Trainer", self.network, **self._described(), seed=self.seed) + (
-            f" with {done}" if self._step else ""
+            f" with {done}" if self.state.step else ""
         )
 
     def _repr_html_(self) -> str:
@@ -197,7 +203,7 @@ class Trainer(Settings):
     @property
     def epochs(self) -> int:
         """Number of epochs done so far."""
-        return self._position.epoch
+        return self.state.position.epoch
 
     # -- the public methods -----------------------------------------------------------------------
 
@@ -317,10 +323,10 @@ class Trainer(Settings):
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
-        step = self._new_step(train)
+        step = self.state.new_step(self, train)
         self.feature_names = names or self.feature_names
         try:
-            return Run(self, step, held_out, options).run()
+            return Run(self, self.state, step, held_out, options).run()
         except NonFiniteLossError as error:
             places = [data.not_finite() for data in (train, held_out) if data is not None]
             error.args = (" ".join([str(error), *filter(None, places)]),)
@@ -367,48 +373,9 @@ class Trainer(Settings):
         data.require_rows("x")
         data.require_finite_targets(self.loss)
         step = EvaluationStep(self.network, self.loss, data, self.batch_size)
-        return step.measure() | self.custom_metrics(data)
+        return step.measure() | custom_metrics(self.network, self.metrics, data)
 
-    # -- used by a run ----------------------------------------------------------------------------
-
-    def numerics(self) -> dict[str, Any]:
-        """Return the numeric settings that a checkpoint must match, if they are not the default.
-
-        Returns
-        -------
-        dict
-            JSON values by the settings' names.
-        """
-        values: dict[str, Any] = {}
-        if self.scaling is not None:
-            values["loss_scale"] = [self.scaling.scale, self.scaling.growth_interval]
-        if self.stochastic_rounding:
-            values["stochastic_rounding"] = True
-        return values
-
-    def custom_metrics(self, data: Batches) -> dict[str, float]:
-        """Compute the caller's metrics over all rows of `data`.
-
-        Parameters
-        ----------
-        data : Batches
-            The rows.
-
-        Returns
-        -------
-        dict
-            The figures by the metrics' names.
-        """
-        if not self.metrics:
-            return {}
-        order, predictions = data.order(None), []
-        for start in range(0, len(order), 4096):
-            yhat = self.network.predict(data.batch(self.network, order[start : start + 4096]))
-            predictions.append(self.network.backend.to_host(yhat))
-        yhat = np.concatenate(predictions)
-        return {
-            name: float(metric(yhat, data.targets[order])) for name, metric in self.metrics.items()
-        }
+    # -- what a caller passes, as batches ---------------------------------------------------------
 
     feature_names: tuple[str, ...] | None = None
 
@@ -420,17 +387,6 @@ class Trainer(Settings):
         return Batches.check(
             self.network, self.loss, x, targets, sample_weight, standardizer, names
         )
-
-    def _new_step(self, data: Batches) -> TrainStep:
-        step = TrainStep(
-            self.network, self.loss, data, self.batch_size, self.optimizer, self.regularization,
-            StepOptions(self.seed, self.scaling, self.stochastic_rounding),
-        )  # fmt: skip
-        step.planned = self.planned()
-        if self._step is not None:  # a second fit goes on from the end of the first
-            step.go_on_from(self._step)
-        self._step = step
-        return step
 
     def _validation(
         self, train: Batches, validation: float | tuple[Any, ...] | Array | None

@@ -1,6 +1,7 @@
 """The CUDA kernels' own source, compiled by g++ and run on NumPy arrays; see README.md."""
 
-from tests.emulator.module import EmulatorError, Module, missing_compiler
+from tests.emulator.builds import EmulatorError
+from tests.emulator.module import Module, missing_compiler
 from tests.emulator.sanitizers import Launch, run_sanitized
 from tests.emulator.traffic import Traffic, count_traffic
 

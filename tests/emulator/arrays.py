@@ -1,4 +1,4 @@
-"""Arrays as awkward as those that callers bring: shifted by an element, with gaps between rows."""
+"""Awkward arrays, as callers bring them: shifted by an element, with gaps between rows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import numpy as np
 from tests import tolerances
 
 Array = np.ndarray
-SENTINEL = 77.0  # exact in every float type; surrounds each array
+SENTINEL = 77.0  # exact in every float type; this number surrounds each array
 
 
 class Guarded:
-    """Makes arrays inside larger ones and checks afterwards that nothing around was written."""
+    """Make arrays inside larger ones, and check afterwards that nothing around them was written."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
         self._made: list[tuple[Array, Array]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: Any, *, shift: int = 0, gap: int = 0) -> Array:
-        """(rows, cols) or (count,), starting `shift` elements after a multiple of 32 bytes, with
-        `gap` elements between rows; full of the sentinel."""
+        """Return (rows, cols) or (count,), full of the sentinel.
+
+        It starts `shift` elements after a multiple of 32 bytes and has `gap` elements between rows.
+        """
         rows, cols = shape if len(shape) == 2 else (1, shape[0])
         itemsize = np.dtype(dtype).itemsize
         count = 64 + rows * (cols + gap) + 64
@@ -62,11 +64,11 @@ class Guarded:
 
 
 def wide(array: Array) -> Array:
-    """Its values in float64."""
+    """Return its values in float64."""
     return np.asarray(array).astype(np.float64)
 
 
 def ulps(got: Any, oracle: Any, dtype: Any, scale: tolerances.Scale = "tensor") -> float:
-    """`tolerances.ulps` where NaN and infinities are in the same places, and an error where not."""
+    """Return `tolerances.ulps`; raise unless NaN and infinities are in the same places."""
     tolerances.assert_same_pattern(got, oracle)
     return tolerances.ulps(got, oracle, dtype, scale)

@@ -36,11 +36,11 @@ def main() -> None:
     import runpy
 
     from gpubackprop.backends import devices
-    from gpubackprop.bench import harness
+    from gpubackprop.bench import process
     from tests.emulator import cupy_arrays
 
     devices.choose = lambda device: ("cpu", "") if device == "cpu" else ("cuda:0", "emulated")
-    harness.PYTHON = [sys.executable, "-m", "tests.emulator.card"]
+    process.PYTHON = [sys.executable, "-m", "tests.emulator.card"]
     with cupy_arrays.installed():
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 

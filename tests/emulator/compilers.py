@@ -1,4 +1,4 @@
-"""The GPU compilers, which need no GPU: NVRTC by ctypes, or nvcc; and what they say of an entry."""
+"""The GPU compilers, which need no GPU: NVRTC by ctypes, or nvcc; and their report of an entry."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gpubackprop.backends.cupy.compiling import OPTIONS
 from gpubackprop.backends.cupy_launch import entries
 from tests.emulator.module import KERNELS
 
-# Of a multiprocessor: most threads at once, KiB of shared memory (CUDA Programming Guide, table
-# "Technical Specifications per Compute Capability").
+# The most threads of a multiprocessor at once, and its KiB of shared memory (CUDA Programming
+# Guide, table "Technical Specifications per Compute Capability").
 MULTIPROCESSOR = {
     75: (1024, 64), 80: (2048, 164), 86: (1536, 100), 89: (1536, 100), 90: (2048, 228),
     100: (2048, 228), 120: (1536, 100),
@@ -31,7 +31,7 @@ Defines = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one entry: registers a thread, bytes of shared memory, stack and spills."""
+    """The resources of one entry: registers per thread, bytes of shared memory, stack and spills."""
 
     registers: int
     shared: int
@@ -39,8 +39,11 @@ class Resources:
     spills: int
 
     def occupancy(self, threads: int, architecture: int) -> float:
-        """Share of a multiprocessor's threads that run at once, in blocks of `threads`: what its
-        65,536 registers (in portions of 8 a thread) and its shared memory leave room for."""
+        """Return the share of a multiprocessor's threads that run at once, in blocks of `threads`.
+
+        Its 65,536 registers (in portions of 8 per thread) and its shared memory leave room for so
+        many.
+        """
         most_threads, shared_kib = MULTIPROCESSOR[architecture]
         registers = -(-max(self.registers, 1) // 8) * 8
         blocks = min(
@@ -63,7 +66,7 @@ class Nvrtc:
         major, minor = ctypes.c_int(), ctypes.c_int()
         ctypes.CDLL(library).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
         self.version = f"NVRTC {major.value}.{minor.value}"
-        # NVRTC opens this one by name; it is found there only if it is loaded already.
+        # NVRTC opens this library by name, and finds it only if it is already loaded.
         for builtins in sorted(Path(library).parent.glob("libnvrtc-builtins.so.*")):
             ctypes.CDLL(str(builtins))
         self._library = ctypes.CDLL(library)
@@ -79,7 +82,7 @@ class Nvrtc:
         return buffer.raw
 
     def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
-        """(PTX, ptxas's report) of a file below kernels/."""
+        """Return (PTX, ptxas's report) of a file below kernels/."""
         ptx, report, _ = self._outputs(source, architecture, defines)
         return ptx, report
 
@@ -138,7 +141,7 @@ class Nvcc:
 
 
 def code_of(source: str, architecture: int, defines: Defines) -> str:
-    """A source, and behind it the check of its entries' records (cupy/arguments.py)."""
+    """Return a source, followed by the check of its entries' records (cupy/arguments.py)."""
     text = (KERNELS / source).read_text(encoding="utf-8")
     names = tuple(
         entry for file, entry, macros in entries()
@@ -150,7 +153,7 @@ def code_of(source: str, architecture: int, defines: Defines) -> str:
 
 @cache
 def compiler() -> Nvrtc | Nvcc | None:
-    """NVRTC where it is installed, else nvcc, else None."""
+    """Return NVRTC if it is installed, else nvcc, else None."""
     site = Path(sysconfig.get_path("purelib")) / "nvidia"
     found = [*site.glob("cu1*/lib/libnvrtc.so.1*"), *site.glob("cuda_nvrtc/lib/libnvrtc.so.1*")]
     for library in (*map(str, found), "libnvrtc.so.13", "libnvrtc.so.12"):
@@ -163,7 +166,7 @@ def compiler() -> Nvrtc | Nvcc | None:
 
 @cache
 def disassembler() -> str | None:
-    """Where nvdisasm is: the wheel nvidia-cuda-nvdisasm, the search path, a toolkit; else None."""
+    """Return the path of nvdisasm: in its wheel, on the search path, in a toolkit; else None."""
     site = Path(sysconfig.get_path("purelib")) / "nvidia"
     wheels = [*site.glob("cu1*/bin/nvdisasm"), *site.glob("cuda_nvdisasm/bin/nvdisasm")]
     toolkit = Path("/usr/local/cuda/bin/nvdisasm")
@@ -175,7 +178,7 @@ def disassembler() -> str | None:
 
 
 def sass(source: str, architecture: int, defines: Defines = ()) -> str:
-    """What `disassembler` prints of a file below kernels/."""
+    """Return what `disassembler` prints of a file below kernels/."""
     tool, gpu_compiler = disassembler(), compiler()
     if tool is None or gpu_compiler is None:
         raise CompileError(NONE_FOUND if gpu_compiler is None else NO_DISASSEMBLER)
@@ -197,7 +200,7 @@ _REPORT = re.compile(
 
 
 def resources(report: str) -> dict[str, Resources]:
-    """By entry, from ptxas's report."""
+    """Return the resources by entry, from ptxas's report."""
 
     def number(pattern: str, text: str) -> int:
         match = re.search(pattern, text)

@@ -1,7 +1,7 @@
 """More of CuPy for the benchmarks: array expressions, events, pools, on the stand-in's arrays.
 
-The CUDA backend needs none of this and must not: `cupy_stub` alone has what it may use. Here
-expressions compute on the host at once; what is captured raises, as allocating does there.
+The CUDA backend needs none of this and must not use it: `cupy_stub` alone has what it may use. Here
+expressions are computed on the host at once. During a capture they raise, as allocating does there.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _members() -> dict[str, Any]:
 
 @contextmanager
 def installed() -> Iterator[Any]:
-    """The stand-in with expressions, events and pools; gives the module."""
+    """Install the stand-in with expressions, events and pools; give the module."""
     members, before = _members(), {}
     for name, member in members.items():
         before[name] = ndarray.__dict__.get(name)

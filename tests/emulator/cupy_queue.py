@@ -1,9 +1,9 @@
 """Streams, events, graphs and the memory pool of the stand-in for CuPy.
 
-Nothing that is queued runs before somebody waits for it. Then the streams take turns in a random
-order with a seed, as far as events and the default stream leave it open. A block that nobody holds
-any more goes back to the pool of the stream that it was taken on, and is handed out again at once,
-poisoned: what another stream still does with it shows as NaN.
+Nothing that is queued runs before something waits for it. Then the streams take turns in a random
+order with a seed, as far as events and the default stream leave it open. A block without references
+goes back to the pool of the stream on which it was taken, and is handed out again at once,
+poisoned: if another stream still uses it, NaN appears.
 
 Rules from CuPy 14 (main of 2026-08-20) and the CUDA programming guide, each with its place:
 
@@ -11,13 +11,13 @@ Rules from CuPy 14 (main of 2026-08-20) and the CUDA programming guide, each wit
   (cupy/cuda/memory.pyx, `SingleDeviceMemoryPool._malloc`, `free`)
 - the current stream is that of the current device and thread (cupy/cuda/stream.pyx, `_ThreadLocal`)
 - ``with stream`` on another device is a RuntimeError (stream.pyx, `check_stream_device_match`)
-- the default stream (ptr 0) waits for the blocking streams of its device and they for it, a
-  non-blocking stream waits for nobody (programming guide, "Default stream")
-- the default stream cannot be captured (stream.pyx, `begin_capture`); what a captured stream is
-  given becomes a node; waiting for it is an error that invalidates the capture
+- the default stream (ptr 0) waits for the blocking streams of its device and they for it; a
+  non-blocking stream waits for no other (programming guide, "Default stream")
+- the default stream cannot be captured (stream.pyx, `begin_capture`); a call that a captured stream
+  receives becomes a node; waiting for that stream is an error that invalidates the capture
 - a graph holds addresses and no arrays (cupy/cuda/graph.pyx, `Graph`)
-- a captured stream cannot wait for an event of a stream that is not captured, and an error of the
-  capture is raised again by `end_capture` (runtime API, cudaStreamWaitEvent, cudaStreamEndCapture)
+- a captured stream cannot wait for an event of a stream that is not captured, and `end_capture`
+  raises an error of the capture again (runtime API, cudaStreamWaitEvent, cudaStreamEndCapture)
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from functools import partial
 
 import numpy as np
 
-ALIGNMENT = 512  # of CuPy's memory pool
-POISON = 0xFF  # of every byte: NaN in each float type
-LONGEST = 1024  # calls that a stream holds before its launches wait; CUDA's number is alike
+ALIGNMENT = 512  # bytes, as in CuPy's memory pool
+POISON = 0xFF  # every byte of poisoned memory: NaN in each float type
+LONGEST = 1024  # calls that a stream holds before its launches wait; CUDA's number is similar
 
 Call = Callable[[], None]
 
@@ -55,9 +55,18 @@ class Counts:
 
     Attributes
     ----------
-    kernels : entries launched, by name, elementwise kernels of CuPy's among them. products : calls
-        of cuBLAS. waits : times that the host has waited for the device. allocations : arrays made.
-        uploads : copies from the host. compiled : entries compiled.
+    kernels : counter
+        Entries launched, by name; CuPy's elementwise kernels are among them.
+    products : int
+        Calls of cuBLAS.
+    waits : int
+        Times that the host has waited for the device.
+    allocations : int
+        Arrays made.
+    uploads : int
+        Copies from the host.
+    compiled : int
+        Entries compiled.
     """
 
     kernels: list[str] = field(default_factory=list)
@@ -72,7 +81,7 @@ class Counts:
 
 
 class _Thread(threading.local):
-    """What CUDA and CuPy keep for each thread of the host."""
+    """The state that CUDA and CuPy keep for each thread of the host."""
 
     def __init__(self) -> None:
         self.device = 0
@@ -80,12 +89,16 @@ class _Thread(threading.local):
 
 
 class Machine:
-    """All devices: what is queued on them, and their memory.
+    """All devices: the calls that are queued on them, and their memory.
 
     Attributes
     ----------
-    devices : how many. memory : bytes of each.
-    lazy : False runs each call when it is queued, for memory that others look at, too.
+    devices : int
+        Number of devices.
+    memory : int
+        Bytes of each.
+    lazy : bool
+        If False, each call runs when it is queued, for memory that others read too.
     """
 
     def __init__(self) -> None:
@@ -99,7 +112,7 @@ class Machine:
         self.busy: set[Stream] = set()
         self.captured: set[Stream] = set()
         self.pools: dict[tuple[int, int], list[np.ndarray]] = {}
-        self.number = 0  # of the call that was queued last
+        self.number = 0  # the number of the call that was queued last
         self.counts.clear()
 
     @property
@@ -126,7 +139,8 @@ class Machine:
     def queue(self, call: Call, stream: Stream | None = None) -> None:
         """Give a call to the (current) stream, or to the graph that is captured from it.
 
-        `call` holds NumPy arrays and no `ndarray` of the stand-in, or a block would never be free.
+        `call` holds NumPy arrays and no `ndarray` of the stand-in; otherwise a block would never be
+        free.
         """
         stream = stream or self.stream
         if stream.graph is not None:
@@ -143,7 +157,7 @@ class Machine:
                 self.run(stream)
 
     def wait(self, done: Callable[[], bool], what: str = "waiting for the device") -> None:
-        """The host waits."""
+        """Make the host wait."""
         self.not_while_capturing(what)
         self.counts.waits += 1
         with self._lock:
@@ -156,13 +170,13 @@ class Machine:
                 self.turn()
 
     def run_all(self) -> None:
-        """All devices finish, without a wait of the host's that counts."""
+        """Let all devices finish, without a wait of the host that counts."""
         with self._lock:
             while self.busy:
                 self.turn()
 
     def turn(self) -> None:
-        """One stream does one thing."""
+        """Let one stream do one thing."""
         ready = sorted(
             (s for s in self.busy if self._ready(s)), key=lambda s: (s.device_id, s.number)
         )
@@ -188,7 +202,7 @@ class Machine:
         return all(not s.null or s.queue[0][0] > number for s in others)
 
     def not_while_capturing(self, what: str) -> None:
-        """An error that invalidates the captures under way, as CUDA's."""
+        """Raise an error that invalidates the captures under way, as CUDA's does."""
         for stream in self.captured:
             stream.invalid = True
         if self.captured:
@@ -197,7 +211,7 @@ class Machine:
     # -- memory -----------------------------------------------------------------------------------
 
     def allocate(self, nbytes: int) -> Block:
-        """A block of the current stream's pool, poisoned when the stream gets there."""
+        """Return a block of the current stream's pool; it is poisoned when the stream gets there."""
         self.not_while_capturing("allocation")
         if nbytes > self.memory:
             raise OutOfMemoryError(
@@ -218,7 +232,7 @@ class Machine:
 
 
 class Block:
-    """Memory of the pool, until nobody holds this."""
+    """Memory of the pool, until there is no reference to this."""
 
     def __init__(self, raw: np.ndarray, nbytes: int, free: list[np.ndarray]) -> None:
         self.bytes = raw[:nbytes]
@@ -277,7 +291,7 @@ def elapsed(start_event: Event, end_event: Event) -> float:
 
 
 class Graph:
-    """What was captured. It keeps no array alive."""
+    """The calls that were captured. It keeps no array alive."""
 
     def __init__(self) -> None:
         self.nodes: list[Call] = []
@@ -289,7 +303,7 @@ class Graph:
 
 
 class Stream:
-    """cupy.cuda.Stream. Equal streams are one object, `number` stands for CuPy's `ptr`."""
+    """cupy.cuda.Stream. Equal streams are one object; `number` stands for CuPy's `ptr`."""
 
     _numbers = itertools.count(1)
 
@@ -339,7 +353,7 @@ class Stream:
         return not self.queue
 
     def synchronize(self) -> None:
-        """Of the default stream: for what it waits for itself, too."""
+        """Wait; the default stream also waits for the streams for which it waits itself."""
         STATE.not_while_capturing("waiting for the device")
         end = Mark()
         STATE.append(self, end)
@@ -352,7 +366,7 @@ class Stream:
 
     def wait_event(self, event: Event) -> None:
         if event.mark is None:
-            return  # never recorded: nothing to wait for
+            return  # the event was never recorded, so there is nothing to wait for
         if self.graph is not None:
             self.invalid = True
             raise CUDARuntimeError(

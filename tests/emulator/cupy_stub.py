@@ -1,9 +1,9 @@
 """A stand-in for the CuPy names that the CUDA backend uses, on NumPy memory and emulated kernels.
 
-The backend's own code runs unchanged: launch arithmetic, argument types, plans, capture. What CuPy
-forbids is forbidden here, and what it does not notice is an error here: Python scalars as arguments
-of a raw kernel, memory of another device, allocation, cuBLAS or waiting while a stream is captured,
-implicit conversion to NumPy. It counts launches, products, waits and allocations.
+The backend's own code runs unchanged: launch arithmetic, argument types, plans, capture. The
+stand-in forbids what CuPy forbids, and makes errors of what CuPy does not notice: Python scalars as
+arguments of a raw kernel, memory of another device, allocation, cuBLAS or waiting while a stream is
+captured, implicit conversion to NumPy. It counts launches, products, waits and allocations.
 
 ``with installed() as counts`` puts it in the place of `cupy`.
 """
@@ -81,8 +81,11 @@ class Flags:
 
 
 def _here(*arrays: ndarray) -> None:
-    """A kernel of CuPy's on an array of another device works through peer access where there is
-    any, with a warning, and is a ValueError elsewhere (_core/_kernel.pyx, _check_peer_access)."""
+    """Check that the arrays of one of CuPy's kernels are on its device.
+
+    With an array of another device CuPy works through peer access if there is any, with a warning,
+    and otherwise raises ValueError (_core/_kernel.pyx, _check_peer_access).
+    """
     for array in arrays:
         if array._device != STATE.device:
             raise ValueError(
@@ -95,8 +98,8 @@ def _here(*arrays: ndarray) -> None:
 class ndarray:  # noqa: N801 (CuPy's name)
     """Device memory: NumPy sees into it only by `get`.
 
-    `_host` is that memory itself, for what runs on the device; a test that looks there must have
-    waited. `block` is its place in the pool, None where CuPy does not own the memory.
+    `_host` is that memory itself, for what runs on the device; a test that reads it must have
+    waited. `block` is its place in the pool; None if CuPy does not own the memory.
     """
 
     __array_priority__ = 100
@@ -168,7 +171,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
         STATE.queue(partial(self._host.fill, value))
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
-        """CUDA stages pageable memory before it returns: `arr` may change at once."""
+        """Copy from the host. CUDA stages pageable memory before it returns: `arr` may change at once."""
         assert isinstance(arr, np.ndarray)
         assert arr.dtype == self.dtype
         assert arr.shape == self.shape
@@ -179,7 +182,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
         STATE.queue(partial(np.copyto, self._host, arr.copy()), stream)
 
     def get(self) -> np.ndarray:
-        """Waits for the current stream of this device, and for no other."""
+        """Copy to the host. This waits for the current stream of this device, and for no other."""
         if not self.size:  # CuPy does not go to the device (_core/core.pyx, get)
             return np.empty(self.shape, self.dtype)
         STATE.not_while_capturing("waiting for the device")
@@ -193,7 +196,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return _copied(self, empty(self.shape, self.dtype))
 
     def astype(self, dtype: Any, copy: bool = True) -> ndarray:
-        """Keeps the order of the dimensions in memory, as order "K" (_core/core.pyx, _astype)."""
+        """Convert; keep the order of the dimensions in memory, as order "K" (_core/core.pyx, _astype)."""
         if not copy and self.dtype == dtype:
             return self
         axes = sorted(range(self.ndim), key=lambda axis: -abs(self.strides[axis]))
@@ -228,14 +231,14 @@ def from_dlpack(array: Any) -> ndarray:
 
 
 def ascontiguousarray(a: ndarray) -> ndarray:
-    """Of 0 dimensions too: shape (1,) (_core/core.pyx, ascontiguousarray)."""
+    """Return a C-contiguous array; 0 dimensions become shape (1,) (_core/core.pyx, ascontiguousarray)."""
     if a.flags.c_contiguous:
         return a if a.ndim else a.reshape(1)
     return _copied(a, empty(a.shape, a.dtype))
 
 
 def may_share_memory(a: ndarray, b: ndarray) -> bool:
-    """By bounds alone (_core/_memory_range.pyx)."""
+    """Compare bounds alone (_core/_memory_range.pyx)."""
     return np.may_share_memory(a._host, b._host)
 
 
@@ -243,7 +246,7 @@ def may_share_memory(a: ndarray, b: ndarray) -> bool:
 
 
 def _no_cublas_while_capturing() -> None:
-    """cupy_backends/cuda/libs/cublas.pyx, setStream."""
+    """Raise as cupy_backends/cuda/libs/cublas.pyx, setStream, does."""
     if STATE.stream.graph is not None:
         raise NotImplementedError(
             "calling cuBLAS API during stream capture is currently unsupported"
@@ -305,7 +308,7 @@ def gemm_ex(
     STATE.queue(partial(_quietly, run))
 
 
-HANDLE = 7  # of cuBLAS
+HANDLE = 7  # stands for cuBLAS's handle
 
 
 def _memory(pointer: int, count: int, dtype: Any) -> np.ndarray:
@@ -382,7 +385,7 @@ class ElementwiseKernel:
 # -- raw kernels ----------------------------------------------------------------------------------
 
 STATIC_SHARED = (
-    640  # bytes, what ptxas says of the softmax entries in float64: a part of the 48 KiB
+    640  # bytes; ptxas reports them for the softmax entries in float64, as a part of the 48 KiB
 )
 _CODE = re.compile(r'((?:#define \w+ \w+\n)*)#line 1 "([\w./-]+\.cu)"\n', re.ASCII)
 
@@ -393,8 +396,20 @@ class Launched:
 
     Attributes
     ----------
-    defines : macros that leave the entry alone in `source`. arguments : NumPy arrays and scalars,
-        and `ByValue`. shared : bytes of dynamic shared memory.
+    source : Path
+        The file of the entry.
+    entry : str
+        The entry's name.
+    defines : dict
+        Macros that leave the entry alone in `source`.
+    grid : tuple of int
+        Blocks.
+    block : tuple of int
+        Threads of a block.
+    arguments : list
+        NumPy arrays and scalars, and `ByValue`.
+    shared : int
+        Bytes of dynamic shared memory.
     """
 
     source: str
@@ -428,7 +443,7 @@ _run: list[Run] = [execute]  # the last one is what a launch does
 
 @contextmanager
 def launches_go_to(run: Run) -> Iterator[None]:
-    """Each launch is given to `run` while this lasts; `execute` is what it does otherwise."""
+    """Give each launch to `run` within the context; `execute` is what it does otherwise."""
     _run.append(run)
     try:
         yield
@@ -439,14 +454,15 @@ def launches_go_to(run: Run) -> Iterator[None]:
 def compile_using_nvrtc(
     source: str, options: tuple[str, ...] = (), *, cache_in_memory: bool = False
 ) -> tuple[bytes, None]:
-    """What stands for machine code: the name of the source, and its macros."""
+    """Return what stands for machine code: the name of the source, and its macros."""
     match = _CODE.match(source)
     assert match, "the source does not start with its macros and its name"
     directory = kernels_directory()
     shipped = (directory / match[2]).read_text(encoding="utf-8")  # an absolute path stays one
     behind = source[match.end() :].removeprefix(shipped)
     assert behind != source[match.end() :], "the source is not the shipped file"
-    assert "static_assert(sizeof(A) ==" in behind, "nothing holds the records to the structs"
+    own = not Path(match[2]).is_absolute()  # the benchmarks' kernel of read.cu takes no record
+    assert own == ("static_assert(sizeof(A) ==" in behind), "what holds records to the structs?"
     assert f"-I{directory}" in options
     assert "--ftz=false" in options
     defines = [line.split()[1:] for line in match[1].splitlines()]
@@ -454,7 +470,7 @@ def compile_using_nvrtc(
 
 
 class RawModule:
-    """Of a file with machine code. CuPy compiles text only with ``-ftz=true``, so not here."""
+    """A module from a file with machine code. CuPy compiles text only with ``-ftz=true``, so not here."""
 
     def __init__(self, *, path: str) -> None:
         source, defines = json.loads(Path(path).read_bytes())
@@ -501,8 +517,11 @@ class RawKernel:
         STATE.queue(partial(_run[-1], launched))
 
     def _by_value(self, record: np.ndarray) -> ByValue:
-        """CuPy passes a NumPy array of one element by value, whatever it is (cuda/function.pyx,
-        `_pointer`); cuLaunchKernel copies as many bytes as the parameter has, at once."""
+        """Return the argument as CuPy passes it.
+
+        CuPy passes a NumPy array of one element by value, whatever it is (cuda/function.pyx,
+        `_pointer`). cuLaunchKernel copies as many bytes as the parameter has, at once.
+        """
         if record.size != 1:
             raise TypeError(
                 f"You are trying to pass a numpy.ndarray of shape {record.shape} as a kernel "
@@ -569,7 +588,7 @@ def _device_count() -> int:
 
 @cache
 def module() -> types.ModuleType:
-    """The module that stands in for `cupy`."""
+    """Return the module that stands in for `cupy`."""
     cupy: Any = types.ModuleType("cupy")
     cupy.__spec__, cupy.__version__ = ModuleSpec("cupy", None), "14.2.0"
     for thing in (
@@ -606,15 +625,15 @@ def module() -> types.ModuleType:
 
 @contextmanager
 def installed(seed: int = 0, *, lazy: bool = True) -> Any:
-    """`cupy` is the stand-in while this lasts; gives the counts. See `cupy_queue.Machine`."""
+    """Make the stand-in `cupy` within the context; give the counts. See `cupy_queue.Machine`."""
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = module()
     in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY")
-    os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # none of this goes to the user's cache
+    os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # the user's cache must stay as it is
     STATE.reset(seed, lazy=lazy)
     try:
         yield STATE.counts
-        STATE.run_all()  # a backend that is kept for the next time must not lose what it queued
+        STATE.run_all()  # a backend may be kept for the next time: its queued calls must be done
     finally:
         STATE.reset()
         if in_memory is None:

@@ -2,14 +2,12 @@
 
 The source is preprocessed alone first: it is header-free, so ``__global__`` is still there and the
 entries can be found by name however macros put them together. The result, with the few CUDA names
-of ``include/`` in front, is an ordinary C++ file. A compiled library is kept under a hash of all of
-that, so a second run compiles nothing and an edited header never meets a stale library.
+of ``include/`` in front, is an ordinary C++ file, of which `builds.py` makes a library.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import re
 import shutil
@@ -24,25 +22,10 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.cupy.arguments import checks
+from tests.emulator import builds
+from tests.emulator.builds import HERE, EmulatorError
 
-HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels"
-
-# What each mode adds to the command line.
-MODES: dict[str, tuple[str, ...]] = {
-    "values": (),
-    "address": (
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=undefined",
-        "-fno-omit-frame-pointer",
-    ),
-    "thread": ("-fsanitize=thread", "-fno-omit-frame-pointer"),
-    "traffic": ("-fsanitize=thread",),
-}
-FLAGS = (
-    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
-    "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", f"-I{HERE / 'include'}",
-)  # fmt: skip
 
 _ENTRY = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?P<attributes>(?:__\w+__\s*\([^()]*\)\s*)*)'
@@ -66,10 +49,6 @@ _SCALARS = {
 
 
 MAX_CLUSTER, MAX_SHARED = 8, 232448  # as in include/: blocks; bytes of dynamic shared memory
-
-
-class EmulatorError(Exception):
-    """The source does not compile, or a launch does not fit the entry."""
 
 
 def missing_compiler() -> str:
@@ -178,10 +157,10 @@ def object_code(path: Path) -> bytes:
     """What g++ makes of a source at -O2: equal for two sources that differ in nothing."""
     text = _preprocess.__wrapped__(path, ())
     with tempfile.TemporaryDirectory() as scratch:
-        flags = [flag for flag in FLAGS if flag not in ("-O1", "-g1")]
+        flags = [flag for flag in builds.FLAGS if flag not in ("-O1", "-g1")]
         made = Path(scratch) / "made.o"
-        command = ["g++", *flags, "-O2", "-x", "c++", "-c", "-o", str(made), "-"]
-        _run(command, _translation_unit(text, tuple(_clusters(text).items())))
+        command = ["g++", *flags, builds.INCLUDE, "-O2", "-x", "c++", "-c", "-o", str(made), "-"]
+        builds.run(command, _translation_unit(text, tuple(_clusters(text).items())))
         return made.read_bytes()
 
 
@@ -250,9 +229,11 @@ def _argument(entry: str, parameter: str, value: Any) -> Any:
 
 @cache
 def _preprocess(path: Path, defines: tuple[tuple[str, str], ...]) -> str:
-    command = ["g++", "-E", "-std=c++17", f"-I{KERNELS}", "-x", "c++", str(path)]
+    # Relative, so that no path of the checkout is in the result, by which a library is kept.
+    name = str(path.relative_to(KERNELS) if path.is_relative_to(KERNELS) else path)
+    command = ["g++", "-E", "-std=c++17", "-I.", "-x", "c++", name]
     command += [f"-D{name}={value}" for name, value in defines]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=KERNELS)
     if result.returncode:
         raise EmulatorError(f"{path.name}: {result.stderr}")
     return result.stdout + _checks(path, result.stdout)
@@ -290,19 +271,6 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _cache_directory() -> Path:
-    default = Path(tempfile.gettempdir()) / f"gpubackprop-emulator-{os.getuid()}"
-    directory = Path(os.environ.get("GPUBACKPROP_EMULATOR_CACHE", default))
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
-
-
-@cache
-def _support_files() -> str:
-    files = [*sorted((HERE / "include").iterdir()), HERE / "traffic.cpp"]
-    return "\0".join(path.read_text() for path in files)
-
-
 def _translation_unit(text: str, clusters: tuple[tuple[str, int], ...]) -> str:
     exports = "\n".join(f"EMU_EXPORT({name}, {cluster})" for name, cluster in clusters)
     return f'#include "cuda_names.h"\n{_shared_memory(text)}\n#line 1 "exports"\n{exports}\n'
@@ -311,34 +279,4 @@ def _translation_unit(text: str, clusters: tuple[tuple[str, int], ...]) -> str:
 @cache
 def _compile(text: str, clusters: tuple[tuple[str, int], ...], mode: str) -> Path:
     """The shared library of a preprocessed source, from the cache or made now."""
-    code = _translation_unit(text, clusters)
-    flags = (*FLAGS, *MODES[mode])
-    key = hashlib.sha256("\0".join((code, _support_files(), *flags)).encode()).hexdigest()[:24]
-    library = _cache_directory() / f"{key}.so"
-    if library.exists():
-        return library
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        kernel, made = f"{scratch}/kernel.o", f"{scratch}/made.so"
-        _run(["g++", *flags, "-x", "c++", "-c", "-o", kernel, "-"], code)
-        # traffic.cpp stands in for ThreadSanitizer's runtime
-        rest = [str(_traffic_object())] if mode == "traffic" else list(MODES[mode])
-        _run(["g++", "-shared", "-o", made, kernel, *rest], "")
-        os.replace(made, library)  # whole or not at all: another process may be compiling it too
-    return library
-
-
-@cache
-def _traffic_object() -> Path:
-    key = hashlib.sha256("\0".join((_support_files(), *FLAGS)).encode()).hexdigest()[:24]
-    result = _cache_directory() / f"{key}.o"
-    if not result.exists():
-        with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
-            _run(["g++", *FLAGS, "-c", "-o", f"{scratch}/made.o", str(HERE / "traffic.cpp")], "")
-            os.replace(f"{scratch}/made.o", result)
-    return result
-
-
-def _run(command: list[str], code: str) -> None:
-    result = subprocess.run(command, input=code, capture_output=True, text=True)
-    if result.returncode:
-        raise EmulatorError(f"{' '.join(command)}\n{result.stderr[-4000:]}")
+    return builds.library(_translation_unit(text, clusters), mode)

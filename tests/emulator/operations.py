@@ -1,7 +1,7 @@
 """The CUDA backend's operations on NumPy arrays: its own code, on the stand-in for CuPy.
 
-Plans, records and launches are the backend's; the arrays' memory is taken for the device's. What a
-launch does is up to `run`: executed (`Operations()`), collected for a sanitizer
+Plans, records and launches are the backend's; the arrays' memory stands for the device's. `run`
+decides what a launch does: it is executed (`Operations()`), collected for a sanitizer
 (``Operations(run=collect(launches))``) or counted (`tests/test_kernel_traffic.py`).
 """
 
@@ -37,7 +37,7 @@ SMALL = DeviceProperties(multiprocessors=2)  # several blocks already for small 
 
 @cache
 def module(source: str, mode: str = "values") -> Module:
-    """A whole file, since these tests launch most of its entries."""
+    """Return a whole file, since these tests launch most of its entries."""
     return Module(source, mode)
 
 
@@ -49,7 +49,7 @@ def run_now(launched: Launched, **options: int) -> None:
 
 
 def record(entry: str, **values: Any) -> ByValue:
-    """The arguments of an entry for `Module`; pointers that are not named are null, and numbers 0."""
+    """Return the arguments of an entry for `Module`; unnamed pointers are null, unnamed numbers 0."""
     layout = layout_named(entry)
     every = {name: None if kind.endswith("*") else 0 for name, kind in layout.kinds.items()}
     filled = layout.record(every | values, lambda _, name, array: int(array.ctypes.data))
@@ -57,7 +57,7 @@ def record(entry: str, **values: Any) -> ByValue:
 
 
 def collect(launches: list[sanitizers.Launch]) -> Run:
-    """A `run` that keeps launches for `run_sanitized`."""
+    """Return a `run` that keeps launches for `run_sanitized`."""
 
     def keep(launched: Launched) -> None:
         launches.append(
@@ -72,14 +72,14 @@ def collect(launches: list[sanitizers.Launch]) -> Run:
 
 @cache
 def _backend(device: DeviceProperties) -> CupyBackend:
-    """Called while the stand-in is installed."""
+    """Return a backend; the stand-in must be installed."""
     backend = CupyBackend(0)
     backend.launcher.properties = device
     return backend
 
 
 def on_device(value: Any) -> Any:
-    """An array as one of the device, a result as one of such arrays; all else as it is."""
+    """Return an array as one of the device, a result as one of such arrays; all else as it is."""
     if isinstance(value, dict):
         return {name: on_device(array) for name, array in value.items()}
     if isinstance(value, tuple):
@@ -90,7 +90,7 @@ def on_device(value: Any) -> Any:
 
 
 def _number(upstream: Any) -> Any:
-    """An array of one number has no dimension for the backend."""
+    """Return an array of one number without a dimension, as the backend wants it."""
     return upstream.reshape(()) if isinstance(upstream, Array) and upstream.size == 1 else upstream
 
 
@@ -99,7 +99,10 @@ class Operations:
 
     Parameters
     ----------
-    run : what is done with a launch. device : the card that launches are planned for.
+    run : callable
+        Does the work of a launch.
+    device : DeviceProperties
+        The card for which launches are planned.
     """
 
     def __init__(self, run: Run = run_now, device: DeviceProperties = SMALL) -> None:
@@ -110,7 +113,7 @@ class Operations:
         with cupy_stub.installed(lazy=False), cupy_stub.launches_go_to(self.run):
             backend = _backend(self.device)
             backend.memory = WorkingMemory(backend.cupy, 0)
-            backend.launcher._with_all_shared.clear()  # asked for anew: one entry, many cards
+            backend.launcher._with_all_shared.clear()  # one entry runs on many cards: ask anew
             if bad_label is not None:
                 backend.memory.bad_label = on_device(bad_label)
             yield backend
@@ -167,8 +170,10 @@ class Operations:
         divisor: Array | float = 1.0, log: bool = False, general: bool = False,
         cluster: int | None = None, class_weight: Array | None = None, **options: Any,
     ) -> tuple[Launch, ...]:  # fmt: skip
-        """`options` of `LossOptions`. `general` and `cluster` overrule the choice of the form. The
-        launches are returned as they were planned."""
+        """Run the loss with the `options` of `LossOptions`; return the launches as they were planned.
+
+        `general` and `cluster` overrule the choice of the form.
+        """
         made: list[Launch] = []
 
         def chosen(*args: Any, general: bool = general, **rest: Any) -> tuple[Launch, ...]:
@@ -242,7 +247,7 @@ class Operations:
         self, name: str, tensors: list[dict[str, Any]], settings: Array,
         scale: Array | None = None, found_inf: Array | None = None,
     ) -> None:  # fmt: skip
-        """`tensors`: p, g, slots, step (float32 of one element), group."""
+        """Run the update; `tensors` are p, g, slots, step (float32 of one element), group."""
         table, chunks = pointer_table(tensors)
         dtype = tensors[0]["p"].dtype
         c = np.full((len(tensors), updates.COEFFICIENTS), np.nan, updates.compute_dtype(dtype))
@@ -254,7 +259,7 @@ class Operations:
 
 
 def pointer_table(tensors: list[dict[str, Any]]) -> tuple[sanitizers.PointerTable, int]:
-    """The table of kernels/update_table.cu, and how many chunks it has."""
+    """Return the table of kernels/update_table.cu, and the number of its chunks."""
     words, chunks, arrays = np.zeros((len(tensors), 9), np.uint64), 0, []
     for row, tensor in zip(words, tensors, strict=True):
         p, g, slots, step = (tensor[key] for key in ("p", "g", "slots", "step"))

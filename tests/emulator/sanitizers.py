@@ -43,7 +43,7 @@ class Launch:
     defines: dict[str, str] = field(default_factory=dict)
 
     def arrays(self) -> list[np.ndarray]:
-        """All that it reads or writes, but for what a `PointerTable` points to."""
+        """Return all arrays that it reads or writes, except those to which a `PointerTable` points."""
         found = []
         for argument in self.arguments:
             if isinstance(argument, ByValue):
@@ -55,15 +55,17 @@ class Launch:
 
 @dataclass(frozen=True)
 class _Memory:
-    """All bytes from an array's first to its last, gaps between rows included: pickled as it is an
-    array would lose its strides."""
+    """All bytes from an array's first to its last, gaps between rows included.
+
+    An array that is pickled as it is would lose its strides.
+    """
 
     address: int
     data: bytes
 
 
 class PointerTable(np.ndarray):
-    """uint64, some of them the addresses of `arrays`."""
+    """An array of uint64, some of which are the addresses of `arrays`."""
 
     arrays: tuple[np.ndarray, ...]
 
@@ -93,7 +95,7 @@ def _memory(argument: Any) -> Any:
 
 
 def run_sanitized(launches: Sequence[Launch], mode: str) -> str:
-    """What the sanitizer said, "" if nothing. `mode` is "address" or "thread".
+    """Return what the sanitizer said, "" if nothing. `mode` is "address" or "thread".
 
     Each launch is announced on standard error first, so a report names the launch above it.
     """
@@ -137,7 +139,7 @@ class _ExactCopies:
         self._owned: list[int] = []
 
     def address(self, array: _Memory) -> int:
-        """Where the copy is; arrays of one address and length share it, as they did before."""
+        """Return the address of the copy; arrays of one address and length share it, as before."""
         key = array.address, len(array.data)
         if key not in self._copies:
             shift = array.address % 16
@@ -148,14 +150,14 @@ class _ExactCopies:
         return self._copies[key]
 
     def table(self, table: _Table) -> int:
-        """The table's copy, in which the addresses are those of the arrays' copies."""
+        """Return the table's copy, with the addresses of the arrays' copies."""
         words = table.words.copy()
         for array in table.arrays:
             words[table.words == array.address] = self.address(array)
         return self.address(_memory(words))
 
     def struct(self, struct: _Struct) -> ByValue:
-        """With the addresses of the arrays' copies."""
+        """Return the struct with the addresses of the arrays' copies."""
         values = struct.values.copy()
         for name, array in struct.arrays.items():
             field = values[name]
@@ -175,7 +177,7 @@ class _ExactCopies:
 
 
 def main(path: str) -> None:
-    """What the sanitized process does with the launches in the file `path`."""
+    """Run the launches in the file `path`, in the sanitized process."""
     mode, launches = pickle.loads(Path(path).read_bytes())
     modules: dict[tuple[Any, ...], Module] = {}
     for launch in launches:

@@ -1,13 +1,13 @@
 """SASS as nvdisasm prints it: basic blocks, loops, and what the main loops execute per element.
 
-A kernel's text holds more than what most elements meet: peeled heads and tails, paths for pointers
-off 16 bytes, loops once with and once without an option. So the count follows one path through each
-loop (and through the entry, as if it were one): the path with the most main loops on it, then the most
-accesses of 16 bytes (of an element's size where there is none of 16), then the fewest instructions.
-A main loop is one whose path has such accesses itself; where the next one does the same to an element
-(an unrolled loop and what is left over), the cheaper one stands for both. What is said of an element is the sum, over the
-main loops on the entry's path, of instructions / elements of one iteration. Other loops, and what
-surrounds the main ones once a row, are left out.
+A kernel's text holds code that most elements do not meet: peeled heads and tails, paths for pointers
+off 16 bytes, loops once with and once without an option. The count therefore follows one path through
+each loop (and through the entry, as if it were one): the path with the most main loops on it, then
+the most accesses of 16 bytes (or of an element's size, if there is none of 16), then the fewest
+instructions. A main loop is one whose path has such accesses itself. If the next loop does the same
+to an element (an unrolled loop and its remainder), the cheaper one stands for both. The figure of an
+element is the sum, over the main loops on the entry's path, of instructions / elements of one
+iteration. Other loops, and the code around the main loops, which runs once per row, are not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VALUE = re.compile(r"\.(U8|S8|U16|S16|64|128|256)\b")
 _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
 SPACES = {"LDG": "load", "LDGSTS": "load", "STG": "store", "LDS": "shared", "STS": "shared",
           "LD": "shared", "ST": "shared"}  # generic: distributed shared memory  # fmt: skip
-# The half-rate pipe of integer and logic work, comparisons and packing (64 results a clock on sm_90).
+# The half-rate pipe: integer and logic work, comparisons, packing (64 results per clock on sm_90).
 _ALU = {
     "FMNMX", "FMNMX3", "FSETP", "FSET", "FSEL", "FCHK", "IADD3", "VIADD", "VIADDMNMX", "VIMNMX",
     "LEA", "LOP3", "PLOP3", "SHF", "SHL", "SHR", "ISETP", "SEL", "PRMT", "IMNMX", "IABS", "MOV",
@@ -51,13 +51,13 @@ class Instruction:
 
     @property
     def width(self) -> int:
-        """Bytes that a load or store moves."""
+        """The bytes that a load or store moves."""
         match = _VALUE.search(self.opcode)
         return _BYTES[match[1]] if match else 4
 
     @property
     def classes(self) -> Iterator[str]:
-        """Of the table's columns, those that it counts in."""
+        """The columns of the table in which it counts."""
         yield "total"
         if self.name in SPACES:
             yield SPACES[self.name]
@@ -76,8 +76,11 @@ class Instruction:
 
     @property
     def converts(self) -> bool:
-        """Between 16 and 32 bits: by an instruction of its own, by a half's product with one (HADD2.F32)
-        or, bfloat16 to float32, by a shift or a mask."""
+        """Whether it converts between 16 and 32 bits.
+
+        It does so by an instruction of its own, by a half's product with one (HADD2.F32) or, from
+        bfloat16 to float32, by a shift or a mask.
+        """
         if self.name in _CONVERSIONS or self.opcode.startswith("HADD2.F32"):
             return True
         shifts = self.name in ("IMAD", "SHL", "SHF") and re.search(r", 0x10(000)?,", self.operands)
@@ -92,7 +95,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Region:
-    """A main loop: the instructions on its path, and elements in an iteration of a thread."""
+    """A main loop: the instructions on its path, and the elements of a thread in an iteration."""
 
     path: tuple[Instruction, ...]
     elements: float
@@ -109,23 +112,23 @@ class Region:
         return (*arithmetic, counts["load"] > 0, counts["store"] > 0)
 
     def cost(self) -> float:
-        """Instructions for an element."""
+        """The instructions for an element."""
         return len(self.path) / self.elements
 
     def widths(self, space: str) -> tuple[int, ...]:
-        """Bytes of its accesses to "load", "store" (global) or "shared", each width once."""
+        """The bytes of its accesses to "load", "store" (global) or "shared", each width once."""
         found = {i.width for i in self.path if SPACES.get(i.name) == space}
         return tuple(sorted(found, reverse=True))
 
 
 def bodies(text: str) -> dict[str, str]:
-    """The text of each entry in nvdisasm's output."""
+    """Return the text of each entry in nvdisasm's output."""
     parts = _SECTION.split(text)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def main_regions(body: str, itemsize: int) -> list[Region]:
-    """The main loops of an entry whose elements have `itemsize` bytes, inner ones first."""
+    """Return the main loops of an entry whose elements have `itemsize` bytes, inner ones first."""
     blocks = _blocks(body)
     dominators = _dominators(blocks)
     wide = any(_is_access(i, 16) for b in dominators for i in blocks[b].instructions)
@@ -145,7 +148,7 @@ def main_regions(body: str, itemsize: int) -> list[Region]:
 
 
 def per_element(regions: Iterable[Region]) -> dict[str, float]:
-    """Instructions of a thread for each element, by class."""
+    """Return the instructions of a thread for each element, by class."""
     sums: Counter[str] = Counter()
     for region in regions:
         for kind, count in region.counts.items():
@@ -158,8 +161,10 @@ def _is_access(instruction: Instruction, width: int) -> bool:
 
 
 def _elements(path: tuple[Instruction, ...], width: int, itemsize: int) -> float:
-    """Of one iteration: what it loads or stores, whichever is less (there may be two arrays of
-    either); in shared memory alone, how many exponentials it takes."""
+    """Return the elements of one iteration: those loaded or stored, whichever are fewer.
+
+    There may be two arrays of either kind. In shared memory alone, the exponentials are counted.
+    """
     own = [i for i in path if _is_access(i, width)]
     moved = [sum(i.width for i in own if SPACES[i.name] == s) for s in ("load", "store")]
     if any(moved):
@@ -168,14 +173,14 @@ def _elements(path: tuple[Instruction, ...], width: int, itemsize: int) -> float
 
 
 def _blocks(body: str) -> list[Block]:
-    """Basic blocks in the order of the text; [0] is the entry."""
+    """Return the basic blocks in the order of the text; [0] is the entry."""
     blocks, labels, joins = [Block()], {}, {}
     jumps: list[tuple[int, str]] = []
-    open_block = True  # what comes next is reached by falling through
+    open_block = True  # the next instruction is reached by falling through
     for match in _LINE.finditer(body):
         if match["label"]:
             if match["label"].startswith("$"):
-                break  # functions that the entry calls
+                break  # the functions that the entry calls follow here
             if blocks[-1].instructions:
                 blocks.append(Block())
                 if open_block:
@@ -212,7 +217,7 @@ def _blocks(body: str) -> list[Block]:
 
 
 def _dominators(blocks: list[Block]) -> dict[int, set[int]]:
-    """For each block that can be reached: the blocks that every path to it passes."""
+    """Return, for each block that can be reached, the blocks that every path to it passes."""
     order = _reverse_postorder(blocks, 0, range(len(blocks)))
     before: dict[int, set[int]] = {block: set() for block in order}
     for block in order:
@@ -233,7 +238,7 @@ def _dominators(blocks: list[Block]) -> dict[int, set[int]]:
 def _loops(
     blocks: list[Block], dominators: dict[int, set[int]]
 ) -> list[tuple[int, frozenset[int]]]:
-    """(header, blocks) of each natural loop, inner ones first; those of one header are joined."""
+    """Return (header, blocks) of each natural loop, inner ones first; those of one header are joined."""
     before: dict[int, set[int]] = {block: set() for block in dominators}
     for block in dominators:
         for successor in blocks[block].next:
@@ -256,8 +261,16 @@ class _Walk:
 
     Attributes
     ----------
-    header : first block. inner : finished loops directly inside, by header. hidden : their blocks,
-    passed for nothing. path : instructions of its own. regions : main loops on the path, and itself.
+    header : int
+        The first block.
+    inner : dict
+        Finished loops directly inside, by header.
+    hidden : set
+        The blocks of these loops, which the path passes for nothing.
+    path : list
+        The path's own instructions.
+    regions : list
+        The main loops on the path, and the loop itself.
     """
 
     def __init__(self, header: int, inner: dict[int, _Walk], hidden: set[int]) -> None:
@@ -266,7 +279,7 @@ class _Walk:
         self.regions: list[Region] = []
 
     def _weight(self, blocks: list[Block], block: int, width: int) -> tuple[float, float, float]:
-        """Main loops, accesses of `width` bytes, instructions (negative: fewer are better)."""
+        """Return main loops, accesses of `width` bytes, instructions (negative: fewer are better)."""
         if block in self.inner:
             regions = self.inner[block].regions
             return len(regions), 0, -sum(len(region.path) for region in regions)
@@ -282,7 +295,7 @@ class _Walk:
         for block in order:
             for successor in blocks[block].next:
                 if place.get(successor, -1) <= place[block]:
-                    continue  # leaves the loop, or closes one
+                    continue  # this edge leaves the loop, or closes one
                 own = self._weight(blocks, successor, width)
                 value = tuple(a + b for a, b in zip(best[block][0], own, strict=True))
                 if successor not in best or value > best[successor][0]:
@@ -299,13 +312,13 @@ class _Walk:
             for region in self.inner[block].regions if block in self.inner else ():
                 if (
                     self.regions and self.regions[-1].work == region.work
-                ):  # what unrolling left over
+                ):  # the remainder of an unrolled loop
                     region = min(self.regions.pop(), region, key=Region.cost)
                 self.regions.append(region)
 
 
 def _reverse_postorder(blocks: list[Block], start: int, members: Container[int]) -> list[int]:
-    """The blocks of `members` that can be reached, each after those before it."""
+    """Return the blocks of `members` that can be reached, each after those before it."""
     order, seen = [], {start}
     stack = [(start, iter(sorted(blocks[start].next)))]
     while stack:

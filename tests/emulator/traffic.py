@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.emulator.builds import EmulatorError
 from tests.emulator.cupy_stub import Launched
-from tests.emulator.module import EmulatorError, Module
+from tests.emulator.module import Module
 
 
 @dataclass(frozen=True)

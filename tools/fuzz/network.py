@@ -15,7 +15,7 @@ import numpy as np
 
 import gpubackprop
 from gpubackprop import optimizers
-from gpubackprop.network import Gradients
+from gpubackprop.gradients import Gradients
 from tools.fuzz import estimators, known, programs, reference
 from tools.fuzz.draw import Draw
 from tools.fuzz.leaves import Leaves, leaves_of

@@ -86,6 +86,8 @@ class Fuzzer:
         other roundings), run where the two differ by more than `unit`.
     describe : value -> leaves. same : (theirs, ours, of twins, program so far) -> why it is no
         rounding, or "".
+    beyond : (of a wider twin, ours, program so far) -> why what ours has where the reference raises
+        is not the twin's, or "".
     known : (program so far, divergence) -> reason, "" for a fault; whether the rest is left.
     lasting : keywords that shrinking leaves, so that programs stay quick, and names of modules.
     """
@@ -101,6 +103,7 @@ class Fuzzer:
     same: Callable[[np.ndarray, np.ndarray, list[np.ndarray], Sequence[str]], str]
     known: Callable[[Sequence[str], Divergence], tuple[str, bool]]
     lasting: frozenset[str] = frozenset()
+    beyond: Callable[[np.ndarray, np.ndarray, Sequence[str]], str] = lambda there, here, lines: ""
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -138,7 +141,7 @@ def run(fuzzer: Fuzzer, lines: Sequence[str], world: World) -> Iterator[Seen]:
                 except Exception as raised:
                     error = raised.with_traceback(None)
             leaves = _described(fuzzer, "value", value) if error is None else {}
-            shown = {w.category for w in warned if not issubclass(w.category, RuntimeWarning)}
+            shown = {type(w.message) for w in warned if not _tells_nothing(w.message)}
             leaves["warnings"] = sorted(category.__name__ for category in shown)
             for name, variable in names.items():
                 if name not in given and not isinstance(variable, ModuleType):
@@ -147,6 +150,13 @@ def run(fuzzer: Fuzzer, lines: Sequence[str], world: World) -> Iterator[Seen]:
                 now, before = leaves[path], versions.get(path, (0, 0))
                 versions[path], leaves[path] = now, now[0] == before[0] and now[1] != before[1]
             yield Seen(error, leaves)
+
+
+def _tells_nothing(warning: Warning | str) -> bool:
+    """Whether it is of rounding, or of strides (which are compared), once in a process: PyTorch's
+    product of an empty tensor has others."""
+    of_strides = "do not obey the gradient layout contract" in str(warning)
+    return isinstance(warning, RuntimeWarning) or of_strides
 
 
 def _described(fuzzer: Fuzzer, name: str, value: Any) -> Leaves:
@@ -167,7 +177,7 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
         if found := step.error():
             if reason := step.excused(found):
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
-                return None
+                return step.beyond() if theirs.error is not None and ours.error is None else None
             return found
         for path in [*theirs.leaves, *(ours.leaves.keys() - theirs.leaves.keys())]:
             there, here = theirs.leaves.get(path, MISSING), ours.leaves.get(path, MISSING)
@@ -252,7 +262,26 @@ class _Step:
                 why = self.fuzzer.same(there, here, alike, self.lines)
                 if not why:
                     break
-        return self._found(path, "values", f"{why}\n{_shown(there, here)}") if why else None
+        if not why:
+            return None
+        if self.ours.error is None and _equal(here, self.before.get(path, MISSING)):
+            why += ", unchanged here"
+        return self._found(path, "values", f"{why}\n{_shown(there, here)}")
+
+    def beyond(self) -> Divergence | None:
+        """Where this package goes on and the reference has raised, what it has then is what a twin
+        in wider types has, if that goes on too; or where it is not."""
+        for world, twin in self.twins():
+            if not world.wider or twin.error is not None:
+                continue
+            for path, there in twin.leaves.items():
+                here = self.ours.leaves.get(path, MISSING)
+                both = isinstance(there, np.ndarray) and isinstance(here, np.ndarray)
+                if both and (why := self.fuzzer.beyond(there, here, self.lines)):
+                    return self._found(
+                        path, "values beyond theirs", f"{why}\n{_shown(there, here)}"
+                    )
+        return None
 
     def excused(self, found: Divergence) -> str:
         """Why the divergence is no fault: a decision, or rounding in the reference too; or ""."""

@@ -253,6 +253,22 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
     return f"{ours:.3g} units from float64, PyTorch {theirs:.3g}"
 
 
+def beyond(exact: np.ndarray, here: np.ndarray, lines: Sequence[str]) -> str:
+    """Why a number is not the twin's in float64, where PyTorch refuses the types: coarsely, in the
+    narrowest of the program."""
+    if exact.shape != here.shape:
+        return f"shape {here.shape}, in float64 {exact.shape}"
+    program, finite = "\n".join(lines), np.isfinite(exact) & np.isfinite(here)
+    names = {"bfloat16": r"to\(bfloat16\)", "float16": r"to\(float16\)|half\(\)|torch\.half"}
+    narrow = [name for name, pattern in names.items() if re.search(pattern, program)]
+    unit = max(tolerances.UNITS[name][0] for name in ("float32", *narrow))
+    if not narrow and not np.array_equal(np.isfinite(exact), np.isfinite(here)):
+        return "finite elsewhere than in float64"
+    size = max(1.0, np.abs(exact[finite]).max(initial=0.0))
+    apart = np.abs(exact[finite] - here[finite].astype(float)).max(initial=0.0) / size / unit
+    return f"{apart:.3g} units of the program's from float64" if apart > 16 else ""
+
+
 # What of a program that computes in float64 has fewer digits, and the units that it may be off: of
 # float32's rounding, and of what PyTorch's own float64, which is the twin, does not have.
 COARSE = (
@@ -266,19 +282,31 @@ COARSE = (
 )
 
 
+# A rate that is a tensor has the default type, and so has PyTorch's step size.
+RATES = (
+    (r"(?s)set_default_dtype\(torch\.half\).*lr'?\]?\s?=\s?torch.tensor", 2.0**-10),
+    (r"lr'?\]?\s?=\s?torch.tensor", 2.0**-23),
+)
+FROM_BFLOAT16 = re.compile(
+    r"(?s)to\(bfloat16\).*(to\((float16|float32|float64)\)|half\(\)|double\(\))"
+)
+
+
 def _least(dtype: np.dtype, program: str, theirs: float) -> float:
     """The units of `dtype` that a result may be off, if PyTorch's own is off by `theirs`."""
-    sixteen = 2.0**-7 if "to(bfloat16)" in program else 2.0**-10  # a unit of what it was cast from
+    cast = 2.0**-7 if FROM_BFLOAT16.search(program) else 2.0**-10  # a unit of what it was cast from
+    rate = next((unit for pattern, unit in RATES if re.search(pattern, program)), 0.0)
+    rate /= tolerances.UNITS[dtype.name][0]
     if dtype == np.float64:
         found = [units for pattern, units in COARSE if re.search(pattern, program, re.MULTILINE)]
-        cast = 2.0**52 * sixteen if theirs > 2.0**31 else 2.0**29 if theirs > 1e4 else 100.0
-        return max(cast, *found, 100.0)
-    if dtype == np.float16 and "to(bfloat16)" in program:
+        own = 2.0**52 * cast if theirs > 2.0**31 else 2.0**29 if theirs > 1e4 else 100.0
+        return max(own, *found, rate, 100.0)
+    if dtype == np.float16 and FROM_BFLOAT16.search(program):
         return 8.0  # of them are a unit of bfloat16, from which numbers were cast
     narrow = re.search(r"to\(b?float16\)|half\(\)", program)
     if dtype == np.float32 and narrow and theirs > 16.0:
-        return 2.0**23 * sixteen
-    return 4.0 if "= torch.softmax(x.detach()" in program else 1.0  # p - y cancels
+        return 2.0**23 * cast
+    return max(rate, 4.0 if "= torch.softmax(x.detach()" in program else 1.0)  # p - y cancels
 
 
 def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
@@ -295,6 +323,7 @@ def _fuzzer(name: str, call: str, ours: World, table: Sequence[known.Known]) -> 
         name, call, ["import copy, pickle, torch", "from torch import nn, float64, float32, float16, bfloat16"],
         pytorch_lines.program, WORLD_OF_PYTORCH, ours, _twins, _describe, same,
         lambda lines, found: known.reason(table, lines, found), frozenset({"dtype", "torch", "nn", "F", "optim", "copy", "pickle"}),
+        beyond,
     )  # fmt: skip
 
 

@@ -34,16 +34,17 @@ def search(
     fuzzer: Fuzzer, seed: int, seconds: float, programs: int = 10**9,
     say: Callable[[str], None] = print,
     *,
+    start: int = 0,
     first: bool = False,
     before: Callable[[str], None] = lambda text: None,
 ) -> Tally:  # fmt: skip
-    """Run programs for so many seconds, or so many programs, whichever ends first; up to the first
-    that fails, if `first`. `say` is given each distinct failure as a program, below a line of where
+    """Run programs for so many seconds, or so many programs from number `start` on, whichever ends
+    first; up to the first that fails, if `first`. `say` is given each distinct failure as a program, below a line of where
     it was met; `before` each program before it runs."""
     tally, stop = Tally(), time.monotonic() + seconds
     while time.monotonic() < stop and tally.programs < programs:
         # Draws of a program depend on its number alone, whatever ran before it.
-        name = f"{fuzzer.name} {seed} {tally.programs}"
+        name = f"{fuzzer.name} {seed} {start + tally.programs}"
         lines = fuzzer.program(Draw(name))
         tally.programs += 1
         before(text(fuzzer, lines))

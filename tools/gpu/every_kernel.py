@@ -7,6 +7,7 @@ off 16 bytes, and every formula in float32 and the two 16-bit types.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +17,10 @@ import numpy as np
 from gpubackprop.backends.cupy import updates
 from gpubackprop.backends.cupy.arguments import ARGUMENTS, kernel_of
 from gpubackprop.backends.cupy.launcher import Launcher
-from gpubackprop.cli import parity, parity_cases
+from gpubackprop.bench import operations, parity
+from gpubackprop.bench.cases import compared
+from gpubackprop.bench.shapes import Case
+from gpubackprop.dtypes import STORAGES
 from gpubackprop.formulas import UPDATES
 from tools.gpu.common import cuda_backend, write_json
 
@@ -33,11 +37,10 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
         return bind(self, launch, values)
 
     with patch.object(Launcher, "bind", counting):
-        types = parity.dtypes()
-        for name in [name for name in types if name != "float64"]:
-            for case in parity_cases.cases(short=True):
-                if name == "float32" or case.operation not in parity.FULL_PRECISION:
-                    _run(backend, case, types[name])
+        for name in [name for name in parity.dtypes() if name != "float64"]:
+            for case in compared(short=True):
+                if not STORAGES[name].sixteen_bit or operations.get(case.op).sixteen_bit:
+                    _run(backend, replace(case, dtype=name))
         _update_table(backend)
         for _ in parity.training_results(backend.device, short=True):
             pass
@@ -45,12 +48,12 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
     return kernels, entries
 
 
-def _run(backend: Any, case: parity_cases.Case, dtype: np.dtype) -> None:
+def _run(backend: Any, case: Case) -> None:
     """The case as it is, and with its matrices in the middle of wider ones."""
-    arrays = parity.cast(case, dtype)
-    case.emit(backend, **{key: backend.asarray(array) for key, array in arrays.items()})
-    if case.operation in ("activation_forward", "activation_backward", "column_sum"):
-        case.emit(backend, **{key: _shifted(backend, array) for key, array in arrays.items()})
+    inputs = operations.get(case.op).host_block(case)
+    parity.run(backend, case, inputs)
+    if case.op in ("activation_forward", "activation_backward", "column_sum"):
+        parity.run(backend, case, inputs, place=_shifted)
 
 
 def _update_table(backend: Any) -> None:

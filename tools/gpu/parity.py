@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.cli import parity
+from gpubackprop.bench import parity
 from tools.gpu.common import WORST, cuda_backend, write_json
 
 SECONDS = 15  # from one writing of the files to the next

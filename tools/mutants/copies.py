@@ -22,7 +22,7 @@ COPIED = ("gpubackprop", "kernels", "tests", "tools")
 
 
 class Copy:
-    """Its path is the same in the next run, so that the emulator's cache, whose keys contain paths,
+    """Its path is the same in the next run, so that what g++ made of the emulator's headers there
     is still good then; a lock keeps two runs apart."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Copy:
             for made in set(self.cache.iterdir()) - compiled:
                 if made.is_dir():  # a compilation that was cut off
                     shutil.rmtree(made)
-                else:
+                elif not made.name.startswith("header-"):  # of the emulator, not of the mutant
                     made.unlink(missing_ok=True)
 
     @cached_property

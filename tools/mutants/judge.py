@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from tests.emulator.module import EmulatorError, object_code
+from tests.emulator.builds import EmulatorError
+from tests.emulator.module import object_code
 from tools.mutants.copies import Copy
 from tools.mutants.mutations import Mutant, users
 from tools.mutants.worker import CPU_LIMIT, Reply

@@ -1,24 +1,27 @@
-"""What the losses and updates of the CUDA backend ask of it, beside the operations of all backends.
-
-They stand in files of their own, which `CupyBackend` calls: this is how they see it.
-"""
+"""Kernels issued on a device, and the operations that others are built of: rows and column sums."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.base import Array, Backend
-from gpubackprop.backends.cupy.launcher import Launcher
-from gpubackprop.backends.cupy.memory import WorkingMemory
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.cupy import elementwise
+from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
+from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
+from gpubackprop.backends.cupy.memory import DeviceMemory, WorkingMemory
+from gpubackprop.backends.cupy.recorded_calls import RecordedCalls
 from gpubackprop.backends.cupy_launch import Launch
+from gpubackprop.backends.memory import Array
+from gpubackprop.dtypes import compute_dtype
+from gpubackprop.errors import ShapeError
 
 
-class Issuer(Backend, Protocol):
-    """A backend that issues kernels.
+class Issuer(DeviceMemory, Backend):
+    """What issues kernels on a device, or records them: the part of `CupyBackend` that its layers,
+    losses and updates stand on.
 
     Attributes
     ----------
@@ -26,10 +29,27 @@ class Issuer(Backend, Protocol):
     launcher : what compiles and binds entries, on this device.
     """
 
-    memory: WorkingMemory
-    launcher: Launcher
+    def __init__(self, index: int) -> None:
+        self.cupy, self.index, self.device = import_cupy(), index, f"cuda:{index}"
+        check_device(self.cupy, index)
+        self.memory = WorkingMemory(self.cupy, index)
+        self.launcher = Launcher(self.cupy, index)
+        self._recorded: RecordedCalls | None = None
+        self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
 
-    @abstractmethod
+    def call(self, function: Callable[..., Any], *args: Any) -> None:
+        if self._recorded is not None:
+            self._recorded.obstacle = self._recorded.obstacle or "a function of the host"
+        self._issue(function, *args)
+
+    def _issue(self, function: Callable[..., Any], *args: Any) -> None:
+        if self._recorded is not None:
+            self._recorded(function, *args)
+            return
+        name = getattr(function, "__name__", "a call")
+        with explained(self.cupy, name), self.cupy.cuda.Device(self.index):
+            function(*args)
+
     def launch(
         self,
         kernel: str,
@@ -48,24 +68,70 @@ class Issuer(Backend, Protocol):
         arguments : of the launch that was planned, the fields of its record, by name
             (`gpubackprop.backends.cupy.arguments.ARGUMENTS`).
         """
+        launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
+        if not launch.empty:
+            self.issue(launch, arguments(launch))
 
-    @abstractmethod
-    def issue(self, launch: Launch, arguments: dict[str, Any]) -> None:
-        """Issue one planned launch with the fields of its record."""
-
-    @abstractmethod
     def elementwise(self, name: str, *args: Any) -> None:
         """Issue one of the kernels of `gpubackprop.backends.cupy.elementwise`."""
+        self._issue(elementwise.kernel(self.cupy, name), *args)
 
-    @abstractmethod
+    def issue(self, launch: Launch, arguments: dict[str, Any]) -> None:
+        """Issue one planned launch with the fields of its record."""
+        call = self.launcher.bind(launch, arguments)
+        if self._recorded is not None:
+            self._recorded.launch(launch, *call)
+        else:
+            self._issue(self.launcher.entry(launch), *call)
+
+    # -- rows -------------------------------------------------------------------------------------
+
     def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
         """A copy that does not change any more, such as class weights."""
+        return None if host is None else self.asarray(host, dtype)
 
-    @abstractmethod
     def converted(self, array: Array | None, dtype: Any, name: str) -> Array | None:
         """`array`, or its conversion to `dtype` in scratch memory of that name."""
+        if array is None or array.dtype == dtype:
+            return array
+        out = self.memory.scratch(name, array.shape, dtype)
+        self.gather_rows(array, None, out)
+        return out
 
-    @abstractmethod
+    def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
+        if source.shape[1:] != out.shape[1:] or (rows is not None and rows.shape != out.shape[:1]):
+            raise ShapeError(f"no gather from {source.shape} to {out.shape}")
+        if rows is None and source.shape != out.shape:
+            raise ShapeError(f"no conversion of {source.shape} to {out.shape}")
+        if source.ndim < 2:
+            source, out = source.reshape(source.size, 1), out.reshape(out.size, 1)
+        count, columns = out.shape
+        self.launch(
+            "gather_rows", out.shape, out.dtype,
+            lambda launch: {
+                "source": source, "rows": rows, "out": out, "count": count, "cols": columns,
+                "source_rows": source.shape[0], "stride_source": row_stride(source),
+                "stride_out": row_stride(out),
+            },
+            formula=str(source.dtype),
+        )  # fmt: skip
+
+    def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
+        sixteen_bit = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16
+        wide = self.memory.scratch("standardized", out.shape, np.float32) if sixteen_bit else out
+        self.elementwise("standardize", raw, mean, scale, wide)
+        if sixteen_bit:
+            self.gather_rows(wide, None, out)
+
+    def divide(self, x: Array, divisor: float, out: Array) -> None:
+        self.elementwise("divide", x, np.float64(divisor), out)
+
+    # -- column sums ------------------------------------------------------------------------------
+
+    def column_sum(self, delta: Array, out: Array) -> None:
+        """out[j] = sum_i delta[i, j], in an order that the shapes alone decide."""
+        self.sum_columns(delta, out)
+
     def sum_columns(
         self, x: Array, out: Array, divisor: Array | float = 1.0, empty_is_zero: bool = False
     ) -> None:
@@ -73,7 +139,37 @@ class Issuer(Backend, Protocol):
 
         Divided by 0 it is NaN, or 0 where `empty_is_zero`.
         """
+        rows, columns = x.shape
+        partial: list[Array] = []
 
-    @abstractmethod
-    def labels_used(self) -> None:
-        """Note that a loss has read labels: the next wait looks at the flag."""
+        def arguments(launch: Launch) -> dict[str, Any]:
+            partial.append(self._partial(launch.partial, x.dtype))
+            return {
+                "x": x, "partial": partial[0], "rows": rows, "cols": columns, "join": launch.join,
+                "stride": row_stride(x),
+            }  # fmt: skip
+
+        self.launch("column_sum", x.shape, x.dtype, arguments, contiguous=dense(x))
+        self._finish(partial[0] if partial else None, out, divisor, empty_is_zero)
+
+    def _partial(self, shape: tuple[int, int] | None, dtype: Any) -> Array:
+        return self.memory.scratch("partial", shape or (0, 0), compute_dtype(dtype))
+
+    def _finish(
+        self,
+        partial: Array | None,
+        out: Array,
+        divisor: Array | float = 1.0,
+        empty_is_zero: bool = False,
+    ) -> None:
+        columns = out.shape[0]
+        rows = 0 if partial is None else partial.shape[0]
+        if partial is not None and partial.shape[1] != columns:
+            raise ShapeError(f"out has shape {out.shape} but there are {partial.shape[1]} columns")
+        self.launch(
+            "column_sum_finish", (rows, columns), out.dtype,
+            lambda launch: {
+                "partial": partial, "out": out, "rows": rows, "cols": columns, "divisor": divisor,
+                "empty_is_zero": empty_is_zero,
+            },
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,10 @@ import numpy as np
 
 from gpubackprop.backends.arrays import ANYWHERE, as_cupy, as_host, on_gpu
 from gpubackprop.backends.cupy.library import explained
-from gpubackprop.backends.memory import Memory
+from gpubackprop.backends.memory import Array, Memory
 from gpubackprop.dtypes import STORAGES, compute_dtype, is_number
 from gpubackprop.errors import DeviceUnavailable, DtypeError, ShapeError, TargetRangeError
 
-Array = Any  # cupy.ndarray
 INPUT_DTYPES = (*STORAGES, "uint8")  # gather_rows reads them
 
 
@@ -45,7 +45,7 @@ class Filled:
 
 
 class WorkingMemory:
-    """The arrays of one device, and its sticky flag for labels out of range.
+    """The scratch arrays of one device, and its sticky flag for labels out of range.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class WorkingMemory:
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = np.dtype(dtype)
-        wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        wanted = math.prod(map(int, shape)) * dtype.itemsize
         with (
             explained(self.cupy, f"an array of shape {shape} and {dtype}", wanted),
             self.cupy.cuda.Device(self.index),
@@ -88,7 +88,7 @@ class WorkingMemory:
         with it. Otherwise new each time, from CuPy's pool: the caller may use several streams."""
         if not self._keeps_scratch:
             return self.empty(shape, dtype)
-        count, key = int(np.prod(shape, dtype=object)), (name, np.dtype(dtype))
+        count, key = math.prod(map(int, shape)), (name, np.dtype(dtype))
         if key not in self._scratch or self._scratch[key].size < count:
             self._scratch[key] = self.empty(count, dtype)
         return self._scratch[key][:count].reshape(shape)
@@ -97,43 +97,6 @@ class WorkingMemory:
     def scratch_bytes(self) -> int:
         """Of the working memory that is kept."""
         return sum(int(array.nbytes) for array in self._scratch.values())
-
-    # -- bringing and reading ---------------------------------------------------------------------
-
-    def asarray(self, array: Any, dtype: Any = None) -> Any:
-        """A C-contiguous array of this device; see `CupyBackend.asarray`."""
-        cupy = self.cupy
-        if not self.is_device_array(array):
-            return self._upload(array, dtype)
-        with explained(cupy, "an array of the device"), cupy.cuda.Device(self.index):
-            array = as_cupy(array)
-            if int(array.device.id) != self.index:
-                raise DeviceUnavailable(
-                    f"the array lies on cuda:{array.device.id} but the work is done on "
-                    f"cuda:{self.index}; copy it there, or use "
-                    f'device="cuda:{array.device.id}"'
-                )
-            if not array.flags.c_contiguous:  # of 0 dimensions, CuPy's function makes one
-                array = cupy.ascontiguousarray(array)
-            return array if dtype is None else array.astype(dtype, copy=False)
-
-    def is_device_array(self, array: Any) -> bool:
-        """See `gpubackprop.backends.arrays.on_gpu`."""
-        return on_gpu(array)
-
-    def _upload(self, array: Any, dtype: Any) -> Any:
-        if hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray):
-            array = np.from_dlpack(array)
-        try:
-            host = np.ascontiguousarray(array, dtype)
-        except (TypeError, ValueError) as error:
-            raise DtypeError(f"no array of numbers: {error}") from None
-        if not is_number(host.dtype):
-            raise DtypeError(f"an array of dtype {host.dtype} cannot be moved to the GPU")
-        host = host.astype(host.dtype.newbyteorder("="), copy=False).reshape(np.shape(array))
-        out = self.empty(host.shape, host.dtype)
-        self.write(host, out)
-        return out
 
     def write(self, host: np.ndarray, out: Any) -> None:
         """out = host, queued on the current stream; `host` may be changed at once."""
@@ -198,19 +161,47 @@ class DeviceMemory(Memory):
         return self.memory.full(shape, 0, dtype)
 
     def asarray(self, array: Any, dtype: Any = None) -> Array:
-        return self.memory.asarray(array, dtype)
+        cupy = self.cupy
+        known = isinstance(array, cupy.ndarray)
+        if not known and not on_gpu(array):
+            return self._upload(array, dtype)
+        with explained(cupy, "an array of the device"), cupy.cuda.Device(self.index):
+            array = array if known else as_cupy(array)
+            if int(array.device.id) != self.index:
+                raise DeviceUnavailable(
+                    f"the array lies on cuda:{array.device.id} but the work is done on "
+                    f"cuda:{self.index}; copy it there, or use "
+                    f'device="cuda:{array.device.id}"'
+                )
+            if not array.flags.c_contiguous:  # of 0 dimensions, CuPy's function makes one
+                array = cupy.ascontiguousarray(array)
+            return array if dtype is None else array.astype(dtype, copy=False)
+
+    def _upload(self, array: Any, dtype: Any) -> Array:
+        if hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray):
+            array = np.from_dlpack(array)
+        try:
+            host = np.ascontiguousarray(array, dtype)
+        except (TypeError, ValueError) as error:
+            raise DtypeError(f"no array of numbers: {error}") from None
+        if not is_number(host.dtype):
+            raise DtypeError(f"an array of dtype {host.dtype} cannot be moved to the GPU")
+        host = host.astype(host.dtype.newbyteorder("="), copy=False).reshape(np.shape(array))
+        out = self.empty(host.shape, host.dtype)
+        self.memory.write(host, out)
+        return out
 
     def inputs(self, x: Any, dtype: Any) -> Array:
-        return self.memory.asarray(x, dtype)
+        return self.asarray(x, dtype)
 
     def place(self, array: Any, dtype: Any) -> Array:
-        return None if array is None else self.memory.asarray(array, dtype)
+        return None if array is None else self.asarray(array, dtype)
 
     def place_inputs(self, x: Any, dtype: Any) -> Array:
-        return self.memory.asarray(x, None if x.dtype.name in INPUT_DTYPES else dtype)
+        return self.asarray(x, None if x.dtype.name in INPUT_DTYPES else dtype)
 
     def is_device_array(self, array: Any) -> bool:
-        return self.memory.is_device_array(array)
+        return on_gpu(array)
 
     def to_host(self, array: Array) -> np.ndarray:
         host = self.memory.read(array)

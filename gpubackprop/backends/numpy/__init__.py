@@ -1,6 +1,6 @@
 """The NumPy backend: the operations of backpropagation in place, in cache-sized blocks.
 
-What each operation does says `gpubackprop.backends.base.Backend`. float16 and bfloat16 arrays are
+`gpubackprop.backends.base.Backend` says what each operation does. float16 and bfloat16 arrays are
 computed in float32, block by block, and rounded once.
 """
 
@@ -62,7 +62,7 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
         return f"{type(self).__name__}()"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy or a pickle is another one that computes alike."""
+        """Make copies and pickles as new backends that compute alike."""
         return type(self), (), {"reason": self.reason}
 
     def plan(self, emit: Callable[[Self], None]) -> Callable[[], None]:
@@ -141,11 +141,15 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
         options: LossOptions,
         result: dict[str, Array],
     ) -> Array:
-        """Fill result["scale"]; returns the 0-d denominator of the mean."""
+        """Fill result["scale"]; return the 0-d denominator of the mean.
+
+        If the row scale does not depend on the batch, it is computed now, once, and a recorded plan
+        only reads it. Each plan therefore wants a "scale" array of its own.
+        """
         denominator = np.ones(())
         args = (labels, sample_weight, upstream, options, result, denominator)
         if scale_is_fixed(labels, sample_weight, upstream, options):
-            with np.errstate(all="ignore"):  # the same for every batch: not part of the plan
+            with np.errstate(all="ignore"):  # it is the same for every batch, so no plan needs it
                 row_scales(*args)
         else:
             self._call(row_scales, *args)

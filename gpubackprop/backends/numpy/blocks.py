@@ -1,4 +1,4 @@
-"""Cutting arrays into blocks that stay in cache, and scratch memory for them."""
+"""Cut arrays into blocks that stay in cache; scratch memory for the blocks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpubackprop.backends.numpy.recorded_calls import WORKERS, Call, RecordedCal
 # Bytes of one array in a block. A NumPy call costs about half a microsecond whatever its size, so
 # blocks may not be small; larger ones fall out of the second-level cache. See benchmarks/README.md.
 BLOCK_BYTES = 1 << 18
-# Work smaller than this runs on the caller's thread: handing a part over costs time too. In a plan
-# the limit is higher: after a matrix product OpenBLAS's threads spin for some time and keep
-# the other cores busy, so that threads of ours gain nothing there (benchmarks/README.md).
+# Smaller work runs on the caller's thread, because handing a part over costs time too. In a plan
+# the limit is higher: after a matrix product OpenBLAS's threads spin for some time and keep the
+# other cores busy, so our threads gain nothing there (benchmarks/README.md).
 THREAD_BYTES, PLANNED_THREAD_BYTES = 1 << 18, 1 << 24
-# NumPy's type stubs know no positional `out`, which recorded calls pass.
+# NumPy's type stubs do not know `out` as a positional argument, as recorded calls pass it.
 add_reduce: Any = np.add.reduce
 maximum_reduce: Any = np.maximum.reduce
 logical_and_reduce: Any = np.logical_and.reduce
@@ -25,7 +25,7 @@ ALIGNMENT = 128  # bytes; a CUDA memory transaction, and more than any SIMD regi
 
 
 def aligned_empty(size: int, dtype: Any) -> np.ndarray:
-    """Uninitialised (size,) array whose data start on a multiple of ALIGNMENT."""
+    """Return an uninitialised (size,) array whose data start on a multiple of ALIGNMENT."""
     itemsize = np.dtype(dtype).itemsize
     raw = np.empty(size * itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -42,7 +42,7 @@ class Scratch:
     def take(
         self, slot: int, number: int, shape: tuple[int, ...], dtype: Any, order: str = "C"
     ) -> np.ndarray:
-        """Uninitialised array; valid until the same (slot, number) is taken again."""
+        """Return an uninitialised array, valid until the same (slot, number) is taken again."""
         key = (slot, number, shape, dtype, order)
         view = self._views.get(key)
         return self._make(key) if view is None else view
@@ -65,7 +65,7 @@ def rows_per_block(row_bytes: int, block_bytes: int = BLOCK_BYTES) -> int:
 
 
 def row_ranges(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
-    """Slices that cover `rows` rows in blocks of at most `block_bytes`, at least one row each."""
+    """Yield slices that cover `rows` rows in blocks of at most `block_bytes` or one row."""
     step = rows_per_block(row_bytes, block_bytes)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -83,15 +83,22 @@ def for_row_blocks(
     total_bytes: int = 0,
     block_bytes: int = BLOCK_BYTES,
 ) -> None:
-    """Issue ``emit(call, rows_of_block, slot)`` for every block, split over threads where it pays.
+    """Issue ``emit(call, rows_of_block, slot)`` for every block, split over threads if that pays.
 
     Parameters
     ----------
-    call : issues a call: runs it or records it.
-    rows, row_bytes : rows to cover, and the bytes of one.
-    emit : issues the calls of one block; `slot` tells threads' scratch memories apart.
-    total_bytes : size by which to judge whether threads pay; default rows * row_bytes.
-    block_bytes : at most this much of the rows in a block.
+    call : callable
+        Issues a call: runs it or records it.
+    rows : int
+        Number of rows to cover.
+    row_bytes : int
+        Bytes of one row.
+    emit : callable
+        Issues the calls of one block; `slot` distinguishes the threads' scratch memories.
+    total_bytes : int
+        Size that decides whether threads pay; by default rows * row_bytes.
+    block_bytes : int
+        The most bytes of rows in a block.
     """
     ranges = list(row_ranges(rows, row_bytes, block_bytes))
     threads = min(get_num_threads(), len(ranges))

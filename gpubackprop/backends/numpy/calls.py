@@ -27,7 +27,7 @@ def emit_value(
     scratch: Scratch,
     slot: int,
 ) -> None:
-    """Issue h = g(a); a formula that needs a and h apart is given scratch for h."""
+    """Issue h = g(a); if a formula needs a and h apart, it gets scratch for h."""
     if activation.name == "identity" and h is a:
         return
     work = tuple(scratch.take(slot, i, a.shape, a.dtype) for i in range(4))
@@ -46,7 +46,7 @@ def emit_drop(
     scratch: Scratch,
     slot: int,
 ) -> None:
-    """Issue dropout of a block whose first element is number `first` of its matrix."""
+    """Issue the dropout of a block whose first element is number `first` of its matrix."""
 
     def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:
         return scratch.take(slot, RANDOM + number, shape, dtype)
@@ -66,7 +66,7 @@ def emit_round_to_storage(
     scratch: Scratch,
     slot: int,
 ) -> None:
-    """Issue out = x in 16 bits, of a block that begins with element `first` of its buffer."""
+    """Issue out = x in 16 bits, for a block that begins with element `first` of its buffer."""
 
     def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:
         return scratch.take(slot, RANDOM + number, shape, dtype)
@@ -78,7 +78,7 @@ def emit_round_to_storage(
 
 
 def is_sixteen_bit(dtype: np.dtype) -> bool:
-    """Whether it is float16 or bfloat16, which are computed in float32."""
+    """Return whether it is float16 or bfloat16, which are computed in float32."""
     row = storage(dtype)
     return row is not None and row.sixteen_bit
 
@@ -91,7 +91,7 @@ def gather_rows(source: Array, rows: Array, out: Array) -> None:
 
 
 def sum_of_squares(x: Array, out: Array) -> None:
-    """Blocks through BLAS in the dtype of x, summed in float64; repeatable."""
+    """Compute out = sum x^2, repeatably: blocks through BLAS, summed in float64."""
     total = 0.0
     for start in range(0, len(x), 4096):
         block = x[start : start + 4096]
@@ -100,8 +100,11 @@ def sum_of_squares(x: Array, out: Array) -> None:
 
 
 def reduce_rows(row_loss: Array, denominator: Array | float, loss: Array) -> None:
-    """Their sum over `denominator`, rounded once. NaN over nothing, as in PyTorch: where a class of
-    weight 0 is smoothed, the sum may be above 0 all the same."""
+    """Compute loss = sum of row_loss / denominator, rounded once.
+
+    The result is NaN over nothing, as in PyTorch. With smoothing, the sum may be above 0 even if
+    the denominator, a sum of class weights, is 0.
+    """
     total = add_reduce(row_loss, 0, np.float64)
     loss[...] = total / denominator if denominator else np.nan
 
@@ -131,7 +134,7 @@ def accumulate(
 
 
 def units_right(a: Array, t: Array, correct: Array, above: Array, wanted: Array) -> None:
-    """correct[i]: a_ik > 0, that is yhat > 1/2, exactly where t_ik > 1/2, for every k."""
+    """Set correct[i] to whether (a_ik > 0) == (t_ik > 1/2) for all k; a > 0 means yhat > 1/2."""
     np.greater(a, 0.0, above)
     np.greater(t, 0.5, wanted)
     np.equal(above, wanted, above)

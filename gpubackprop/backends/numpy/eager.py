@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from contextvars import Context
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.numpy.blocks import Scratch, for_row_blocks
 from gpubackprop.backends.numpy.calls import reduce_rows, zero_where_empty
-from gpubackprop.backends.numpy.recorded_calls import get_num_threads, quiet
+from gpubackprop.backends.numpy.recorded_calls import get_num_threads, quiet_context
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
     ProbabilityCrossEntropy,
@@ -52,18 +51,6 @@ class Store(dict[Hashable, Any]):
                 self.pop(next(iter(self)), None)
 
 
-class QuietContext:
-    """Runs functions without float warnings, as plans do; enters no `errstate` for that.
-
-    NumPy's floating-point settings belong to a `contextvars.Context`. One thread at a time.
-    """
-
-    def __init__(self) -> None:
-        context = Context()
-        context.run(quiet)
-        self.run: Callable[..., Any] = context.run
-
-
 class EagerCrossEntropy:
     """Softmax cross entropy of one kind of call: its row arrays, scratch and reduction.
 
@@ -88,8 +75,8 @@ class EagerCrossEntropy:
         self.divisor = 1.0
         self.rows = slice(0, rows)
         self.whole = 0 < rows <= self.entropy.block_rows
+        self.run = quiet_context().run  # one thread at a time has this object
         self.unit = False  # scale and denominator are those of upstream 1 and no weights
-        self.run = QuietContext().run
 
     def __call__(
         self,

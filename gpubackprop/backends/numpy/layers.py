@@ -17,10 +17,10 @@ from gpubackprop.formulas.losses import log_softmax_rows
 
 Array = np.ndarray
 Call = Callable[..., None]
-SUM_ROWS = 8  # rows added one after another before partial sums are formed, in column_sum
-# Numbers of scratch arrays; 0 to 3 are the formulas'.
+SUM_ROWS = 8  # column_sum adds so many rows one after another, then forms partial sums
+# Numbers of scratch arrays; the formulas have 0 to 3.
 WIDE, WIDE_SAVED, WIDE_BIAS, LEFT, RIGHT, PRODUCT = 4, 5, 6, 7, 8, 9
-PARTIAL = 20  # and the next
+PARTIAL = 20  # column_sum uses this number and the next
 
 
 class LayerOperations(Backend):
@@ -40,7 +40,7 @@ class LayerOperations(Backend):
         self._call(np.copyto, out, wide)
 
     def _widened(self, x: Array, scratch: Scratch, number: int) -> Array:
-        """`x`, or its copy in float32 where it is narrower, in the same order."""
+        """Return `x`, or its copy in float32 in the same order if it is narrower."""
         if not is_sixteen_bit(x.dtype):
             return x
         order = "C" if x.flags.c_contiguous else "F"
@@ -59,7 +59,7 @@ class LayerOperations(Backend):
         dropout: Dropout | None = None,
     ) -> None:
         scratch, product = self._scratch(), a
-        if is_sixteen_bit(a.dtype):  # rounded once, with its bias
+        if is_sixteen_bit(a.dtype):  # the sum of product and bias is rounded once
             product = scratch.take(0, PRODUCT, a.shape, np.float32)
         self.matmul(x, W.T, product)
         self._activate(product, self._widened(b, scratch, WIDE_BIAS), activation, a, h, dropout)
@@ -89,7 +89,7 @@ class LayerOperations(Backend):
         dropout: Dropout | None,
     ) -> None:
         scratch, in_place, sixteen_bit = self._scratch(), h is a, is_sixteen_bit(a.dtype)
-        # With dropout and h apart, g(a) stays in a where the slope is a function of that alone.
+        # With dropout and h apart from a, g(a) stays in a if the slope is a function of it alone.
         over_a = dropout is not None and activation.saved == "h" and not activation.homogeneous
 
         def emit(call: Call, rows: slice, slot: int) -> None:
@@ -163,7 +163,7 @@ class LayerOperations(Backend):
         scratch: Scratch,
         slot: int,
     ) -> None:
-        """Issue d = g * g'(saved) of a block."""
+        """Issue d = g * g'(saved) for a block."""
         if activation.name == "identity":
             if d is not g:
                 call(np.copyto, d, g)
@@ -183,11 +183,11 @@ class LayerOperations(Backend):
             self.matmul(delta, W, grad_h)
 
     def column_sum(self, delta: Array, out: Array) -> None:
-        """out[j] = sum_i delta[i, j] by a tree of fixed shape.
+        """Compute out[j] = sum_i delta[i, j] by a tree of fixed shape.
 
-        At most SUM_ROWS terms are added in a row, so that the error grows with log N, not N, and
-        half as many near the root, where the sums are large. Short rows are joined into long ones,
-        which is what NumPy adds fast.
+        At most SUM_ROWS terms are added one after another, so that the error grows with log N and
+        not with N; near the root, where the sums are large, it is half as many. Short rows are
+        joined into long ones, which NumPy adds fast.
         """
         rows, columns = delta.shape
         scratch, level = self._scratch(), 0

@@ -1,7 +1,8 @@
-"""The memory of the host: what moves arrays to a GPU and back does next to nothing here."""
+"""Host memory. The transfer operations (to_host, from_host, place) do next to nothing here."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,12 @@ class HostMemory(Memory):
 
     _call: Callable[..., None]
 
-    asynchronous = False  # results are there when an operation returns
-    converts_rows = False  # gather_rows of another dtype would take temporaries
+    asynchronous = False  # an operation returns when its result is there
+    converts_rows = False  # gather_rows to another dtype takes temporaries
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         shape = (shape,) if isinstance(shape, int) else shape
-        return aligned_empty(int(np.prod(shape, dtype=np.int64)), dtype).reshape(shape)
+        return aligned_empty(math.prod(shape), dtype).reshape(shape)
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         array = self.empty(shape, dtype)
@@ -63,9 +64,9 @@ class HostMemory(Memory):
         return bool(np.isfinite(x).all())
 
     def check_labels(self) -> None:
-        pass  # they are checked before they get here
+        pass  # labels are checked before they get here
 
-    # -- what `gpubackprop.ops` asks --------------------------------------------------------------
+    # -- for `gpubackprop.ops` --------------------------------------------------------------------
 
     def new(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
         return np.empty(shape, dtype)

@@ -6,7 +6,7 @@ T = sum_k tau_k, m = max_k z_k and S = sum_k exp(z_k - m):
     loss  = T log S - sum_k tau_k (z_k - m) + z_loss * lse^2,      lse = m + log S
     delta = scale * ((T + 2 z_loss lse) exp(z - m) / S - tau)
 
-The loss is never formed as lse - z_y, which cancels under a large common offset.
+The loss is never formed as lse - z_y, which cancels if the logits have a large common offset.
 """
 
 from __future__ import annotations
@@ -27,18 +27,30 @@ from gpubackprop.backends.numpy.recorded_calls import get_num_threads
 
 Array = np.ndarray
 _NOTHING: Array = np.empty(0)
-BLOCK_BYTES = 1 << 19  # of the logits: these and delta fill a 1 MiB second-level cache
-SCRATCH_BYTES = 1 << 20  # at most this much memory beyond the output, and O(rows)
-FEW_COLUMNS = 24  # rows up to this length are worked on transposed: NumPy reduces short rows slowly
+BLOCK_BYTES = 1 << 19  # a block of logits: with its delta it fills a 1 MiB second-level cache
+SCRATCH_BYTES = 1 << 20  # the most memory beyond the output and O(rows)
+FEW_COLUMNS = 24  # up to this length rows are transposed: NumPy reduces short rows slowly
 
 
 class RowViews:
-    """Views of the row arrays and the scratch memory that a block of rows works on, made once.
+    """Views of the row arrays and the scratch memory for one block of rows, made once.
 
     Attributes
     ----------
-    m, s, factor : (n,) of the block. m_column, factor_column : (n, 1), for broadcasting.
-    d, flat : (n, K) scratch for the logits and all of it as one row; None where delta takes it.
+    m : (n,) array
+        Row maxima of the block.
+    s : (n,) array
+        Row sums of the block.
+    factor : (n,) array
+        Spare row values of the block.
+    m_column : (n, 1) array
+        `m` for broadcasting.
+    factor_column : (n, 1) array
+        `factor` for broadcasting.
+    d : (n, K) array or None
+        Scratch for the logits; None if delta takes its place.
+    flat : (n * K,) array or None
+        `d` as one row.
     """
 
     def __init__(self, entropy: CrossEntropy, rows: slice, slot: int) -> None:
@@ -55,19 +67,25 @@ class RowViews:
 class CrossEntropy:
     """One call: `prologue` over all rows, `block` for each block of rows, `epilogue` over all rows.
 
-    What is per row and not per element is done for all rows at once, so that a block costs few
-    NumPy calls. All (N,) arrays are made here. `bind` names the arrays of a call, and may be called
-    again with others of the same shapes and dtypes.
+    Row values are computed for all rows at once, so that a block costs few NumPy calls. All (N,)
+    arrays are made here. `bind` names the arrays of a call; it may be called again with others of
+    the same shapes and dtypes.
 
     Parameters
     ----------
-    shape : (N, K) of the logits. dtype : compute dtype.
-    options : those of every call, but for the values of class_weight.
-    direct : delta is a C-contiguous array of the compute dtype, which the blocks may work in.
-    scratch : of the blocks.
+    shape : (N, K)
+        Shape of the logits.
+    dtype : dtype
+        Compute dtype.
+    options : LossOptions
+        The options of every call; only the values of class_weight may change.
+    direct : bool
+        Whether delta is a C-contiguous array of the compute dtype, in which the blocks may work.
+    scratch : Scratch
+        Working memory of the blocks.
     """
 
-    total_is_one = False  # T = 1 in every row: neither class weights nor smoothing
+    total_is_one = False  # whether T = 1 in every row: neither class weights nor smoothing
 
     def __init__(
         self,
@@ -87,15 +105,15 @@ class CrossEntropy:
         # m = max_k z_k, s = sum_k exp(z_k - m), dot = sum_k tau_k (z_k - m), total = T
         self.m, self.s, self.dot, self.total, self.spare = np.empty((5, rows), dtype)
         self.scaled_total = np.empty(rows, dtype)
-        # whether scale, and with it what it is multiplied with, is that of the call before
+        # whether scale and its products are those of the previous call
         self.fixed_scale = False
         blocks = (0 if self.direct else 1) + self.scratch_blocks() + (options.soft_cap > 0)
         limit = SCRATCH_BYTES // max(1, blocks * get_num_threads())
         self.block_bytes = min(BLOCK_BYTES, limit)
         self.block_rows = rows_per_block(self.k * dtype.itemsize, self.block_bytes)
         self.weight: Array | None = None
-        self.uniform = options.label_smoothing / self.k  # what smoothing gives every class
-        self.keep = 1.0 - options.label_smoothing
+        self.uniform = options.label_smoothing / self.k  # eps / K, for every class
+        self.keep = 1.0 - options.label_smoothing  # 1 - eps, for the target
         self._views: dict[tuple[int, int], RowViews] = {}
 
     def bind(
@@ -106,13 +124,21 @@ class CrossEntropy:
         result: dict[str, Array],
         class_weight: Array | None,
     ) -> None:
-        """The arrays of the next call.
+        """Name the arrays of the next call.
 
         Parameters
         ----------
-        z : (N, K) logits of any float dtype. out : (N, K) delta, may be z; None: loss only.
-        result : "scale" and "row_loss" (N,) of the compute dtype, optionally "lse", "predicted"
-            (N,) int64 and, with labels, "correct".
+        z : (N, K) array
+            Logits of any float dtype.
+        out : (N, K) array or None
+            Receives delta and may be z; None computes the loss only.
+        targets : (N,) or (N, K) array
+            Labels or probabilities.
+        result : dict of arrays
+            "scale" and "row_loss" (N,) of the compute dtype, optionally "lse" (N,), "predicted"
+            (N,) int64 and, with labels, "correct" (N,).
+        class_weight : (K,) array or None
+            Factor of each class.
         """
         self.z, self.out, self.targets = z, out, targets
         self.scale, self.loss, self.lse = result["scale"], result["row_loss"], result.get("lse")
@@ -123,26 +149,26 @@ class CrossEntropy:
             self.weight = class_weight.astype(self.dtype)
 
     def release(self) -> None:
-        """Let go of the arrays of the last call."""
+        """Drop the references to the arrays of the last call."""
         self.z = self.targets = self.y = self.scale = self.loss = _NOTHING
         self.out = self.lse = self.predicted = self.correct = self.weight = None
 
     def fix_scale(self) -> None:
-        """The scale is the same in every call from now on."""
+        """Note that the scale is the same in every call from now on."""
 
     def as_row(self, d: Array) -> Array:
-        """(n * K,) view of a block, in the order of its memory."""
+        """Return a view of a block as (n * K,), in the order of its memory."""
         return (d.T if self.few_columns else d).reshape(-1)
 
     def scratch_blocks(self) -> int:
-        """Block-sized arrays that `gather` takes."""
+        """Return how many block-sized arrays `gather` takes."""
         return 0
 
     def prologue(self) -> None:
-        """Per-row terms of the targets."""
+        """Compute the row values that depend on the targets alone."""
 
     def block(self, rows: slice, slot: int) -> None:
-        """Loss terms and delta of a block of rows."""
+        """Compute loss terms and delta of a block of rows."""
         v = self._views.get((rows.start, slot)) or self._view(rows, slot)
         z, out = self.z, self.out
         if not v.whole:
@@ -187,7 +213,7 @@ class CrossEntropy:
         return self.scratch.take(slot, number, shape, self.dtype, "F" if self.few_columns else "C")
 
     def cap(self, z: Array, d: Array, slot: int) -> Array:
-        """d = c tanh(z / c); returns its derivative 1 - (d / c)^2."""
+        """Set d = c tanh(z / c); return its derivative 1 - (d / c)^2."""
         slope = self.take(4, d.shape, slot)
         if z.dtype != d.dtype:  # NumPy would divide 16 bits in 16 bits
             np.copyto(d, z)
@@ -200,12 +226,12 @@ class CrossEntropy:
         return slope
 
     def predict(self, z: Array, rows: slice, slot: int) -> None:
-        """Note the first of each row's largest logits, where that is asked for."""
+        """Write the index of the first of each row's largest logits, if it is wanted."""
         if self.predicted is not None:
             z.argmax(1, self.predicted[rows])
 
     def target_views(self, v: RowViews, rows: slice, slot: int) -> Any:
-        """Views and scratch of a block that `gather` and `subtract` work on."""
+        """Return views and scratch of a block, on which `gather` and `subtract` work."""
         raise NotImplementedError
 
     def gather(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
@@ -217,7 +243,7 @@ class CrossEntropy:
         raise NotImplementedError
 
     def scale_total(self, v: RowViews, rows: slice) -> None:
-        """scaled_total = scale * (T + 2 z_loss lse)."""
+        """Compute scaled_total = scale * (T + 2 z_loss lse)."""
         total, scale = self.total[rows], self.scale[rows]
         if not self.options.z_loss:
             np.multiply(total, scale, v.scaled_total)
@@ -230,7 +256,7 @@ class CrossEntropy:
         np.multiply(factor, scale, v.scaled_total)
 
     def epilogue(self) -> None:
-        """row_loss = T log S - dot + z_loss lse^2; lse."""
+        """Compute row_loss = T log S - dot + z_loss lse^2, and lse."""
         log_s, lse, z_loss = self.s, self.lse, self.options.z_loss
         if self.predicted is not None:  # argmax finds a NaN; its row has no prediction
             np.copyto(self.predicted, -1, where=~np.isfinite(self.s))
@@ -268,7 +294,7 @@ class IndexCrossEntropy(CrossEntropy):
         rows = self.rows
         self.own_y = np.empty(rows, np.intp)  # labels, 0 where ignored
         self.ignored, self.right = np.zeros((2, rows), np.bool_)
-        # tau_y without the smoothing's share, and times scale; sum_k w_k (z_k - m)
+        # tau_y = (1 - eps) w_y; scaled_tau = scale * tau_y; spread = sum_k w_k (z_k - m)
         self.tau_y, self.scaled_tau, self.spread = np.empty((3, rows), self.dtype)
         self.ramp = np.arange(min(rows, self.block_rows)) * (1 if self.few_columns else self.k)
         self.tau_y.fill(self.keep)
@@ -276,7 +302,7 @@ class IndexCrossEntropy(CrossEntropy):
         self.total_is_one = not self.weighted and not options.label_smoothing
 
     def fix_scale(self) -> None:
-        if not self.options.z_loss:  # else T + 2 z_loss lse is not
+        if not self.options.z_loss:  # with z_loss, T + 2 z_loss lse changes from call to call
             np.multiply(self.total, self.scale, self.scaled_total)
             np.multiply(self.scale, self.tau_y, self.scaled_tau)
             self.fixed_scale = True
@@ -307,8 +333,12 @@ class IndexCrossEntropy(CrossEntropy):
             np.equal(first, self.y[rows], self.correct[rows])
 
     def target_views(self, v: RowViews, rows: slice, slot: int) -> tuple[Array, ...]:
-        """Position of the label in the block's memory, the ramp of row starts, the number there,
-        what is subtracted from it, and room for a product where smoothing is weighted."""
+        """Return position, ramp, at_y, scaled_tau and product.
+
+        position is the label's place in the block's memory, ramp the places of the row starts, at_y
+        the number at the label, scaled_tau what is subtracted from it, and product is room for a
+        product if smoothing is weighted.
+        """
         n = rows.stop - rows.start
         position = self.scratch.take(slot, 1, (n,), np.intp)
         at_y = self.scratch.take(slot, 2, (n,), self.dtype)
@@ -327,7 +357,7 @@ class IndexCrossEntropy(CrossEntropy):
         if self.uniform and self.weight is None:
             add_reduce(d, 1, None, self.spread[rows])
         elif self.uniform and self.weight is not None:
-            np.multiply(d, self.weight, product)  # not a BLAS call: its sums vary with the block
+            np.multiply(d, self.weight, product)  # no BLAS call, whose sums vary with the block
             add_reduce(product, 1, None, self.spread[rows])
 
     def subtract(self, d: Array, flat: Array, v: RowViews, rows: slice) -> None:
@@ -368,7 +398,7 @@ class ProbabilityCrossEntropy(CrossEntropy):
         return 2
 
     def target_views(self, v: RowViews, rows: slice, slot: int) -> tuple[Array, ...]:
-        """tau and a product, (n, K) each."""
+        """Return tau and a product, (n, K) each."""
         shape = (rows.stop - rows.start, self.k)
         return self.take(1, shape, slot), self.take(2, shape, slot)
 
@@ -391,7 +421,7 @@ class ProbabilityCrossEntropy(CrossEntropy):
 
 
 def works_in(delta: Array | None, dtype: np.dtype) -> bool:
-    """Whether blocks of long rows may be computed where delta lies."""
+    """Return whether blocks of long rows may be computed in the memory of delta."""
     return delta is not None and delta.dtype == dtype and delta.flags.c_contiguous
 
 
@@ -401,7 +431,7 @@ def scale_is_fixed(
     upstream: Array | float,
     options: LossOptions,
 ) -> bool:
-    """Whether `row_scales` gives the same for every batch of as many rows."""
+    """Return whether `row_scales` gives the same for every batch of as many rows."""
     by_label = options.ignore_index is not None or options.class_weight is not None
     known = not isinstance(upstream, np.ndarray) or upstream.ndim > 0
     return known and sample_weight is None and not (labels is not None and by_label)
@@ -415,10 +445,10 @@ def row_scales(
     result: dict[str, Array],
     denominator: Array,
 ) -> None:
-    """Fill result["scale"], what multiplies each row's gradient, and `denominator` (), of the mean.
+    """Fill result["scale"], the factor of each row's gradient, and `denominator` (), the mean's.
 
-    The mean divides by the sum over the rows that count of sample weight times class weight, the
-    elementwise mean also by the number of units.
+    The mean divides by the sum of sample weight times class weight over the rows that are not
+    ignored; the elementwise mean also divides by the number of units.
     """
     scale = result["scale"].reshape(-1)
     weight = np.ones_like(scale) if sample_weight is None else sample_weight.astype(scale.dtype)

@@ -1,4 +1,4 @@
-"""An optimizer on flat NumPy buffers: its numbers for a step, and the calls of its update."""
+"""An optimizer on flat NumPy buffers: the numbers of a step, and the calls of its update."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ NORM_FLOOR = 1e-6  # added to the norm when clipping, as PyTorch does
 
 
 class NumpyUpdater(Updater[Backend]):
-    """`NumpyBackend.updater`; where the loss is scaled, the gradient is left without the scale.
+    """The result of `NumpyBackend.updater`. If the loss is scaled, the gradient is left unscaled.
 
     Attributes
     ----------
-    next_step : the step number (from 1) that `set` expects next.
+    next_step : int
+        The step number that `set` expects next, from 1.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class NumpyUpdater(Updater[Backend]):
         self._count_since(0.5)
 
     def _count_since(self, factor: float) -> None:
-        """The scale doubles after an interval without change and halves at once."""
+        """Double the scale after an interval without a change; halve it at once."""
         scaling, state = self.rule.scaling, self.state
         state[SINCE] += 1
         if scaling is None or not scaling.growth_interval or self.upstream is None:
@@ -134,7 +135,7 @@ class NumpyUpdater(Updater[Backend]):
         if rule.l2 and rule.clip_norm is None:
             coefficients["l2"] = (end, self._l2)
         if rule.clip_norm is not None:
-            if rule.l2:  # the norm is that of the whole gradient, penalty included
+            if rule.l2:  # the norm is of the whole gradient, penalty included
                 backend.add_scaled(self.parameters[:end], self._l2, self.gradient[:end])
             backend.sum_of_squares(self.gradient, self._norm2)
             backend.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
@@ -149,7 +150,10 @@ def _count(random: Array) -> None:
 
 
 def _if_finite(x: Array, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """Largest and smallest, not a sum of squares, which may overflow; both keep a NaN."""
+    """Run `then` if all of x is finite, else `otherwise`.
+
+    Largest and smallest element decide, which both keep a NaN. A sum of squares could overflow.
+    """
     finite = math.isfinite(np.maximum.reduce(x)) and math.isfinite(np.minimum.reduce(x))
     (then if finite else otherwise)()
 

@@ -1,24 +1,28 @@
 """Parity: every operation of the CUDA backend against the NumPy backend, with the worst error of
 each.
 
-The oracle is the NumPy backend in float64 on the numbers that the storage type holds. An error is
-the largest absolute difference in units: the epsilon of the result's dtype times the oracle's
-largest magnitude. NumPy's own error in the same dtype stands beside it. `gpubackprop check
---device cuda` shows the short form; ``python -m tools.gpu`` writes all of it.
+Cases are those of `cases.compared`. The oracle is the problem's, in float64, on the numbers that
+the storage type holds. An error is the largest absolute difference in units: the epsilon of the
+result's dtype times the oracle's largest magnitude. NumPy's own error in the same dtype stands
+beside it. `gpubackprop check --device cuda` shows the short form; ``python -m tools.gpu`` writes
+all of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gpubackprop import losses, optimizers
 from gpubackprop.backends import Backend, NumpyBackend
-from gpubackprop.cli.parity_cases import Case, cases
+from gpubackprop.bench import operations
+from gpubackprop.bench.cases import compared
+from gpubackprop.bench.problems import Arrays, Tiling
+from gpubackprop.bench.shapes import Case
 from gpubackprop.dtypes import STORAGES, compute_dtype
 from gpubackprop.errors import MissingDependencyError
 from gpubackprop.network import MLP
@@ -61,37 +65,67 @@ def dtypes() -> dict[str, np.dtype]:
 # -- comparing ------------------------------------------------------------------------------------
 
 
-def compare(backend: Backend, case: Case, name: str) -> Result:
-    """Run `case` in the dtype of that name on `backend` and on NumPy; an exception is a failure."""
-    storage = dtypes()[name]
-    arrays = cast(case, storage)
-    oracle = _on_numpy(case, {key: _wide(array) for key, array in arrays.items()})
-    wanted = _on_numpy(
-        case,
-        {k: a.astype(compute_dtype(storage)) if _is_float(a) else a for k, a in arrays.items()},
-    )
-    units, own, pattern = 0.0, 0.0, True
+def compare(backend: Backend, case: Case, *, seed: int = 0) -> Result:
+    """Run `case` on `backend`, at once and as a plan, and on NumPy; an exception is a failure."""
+    problem, storage = operations.get(case.op), STORAGES[case.dtype].numpy()
+    rows = case.shape[0]
+    inputs = problem.host_block(case, rows, seed)
+    with np.errstate(all="ignore"):
+        oracle = problem.oracle(case, _floats(inputs, np.float64), Tiling(rows, rows))
+        oracle = {key: np.asarray(array) for key, array in oracle.items()}
+        full = replace(case, dtype=compute_dtype(storage).name)
+        wanted = run(NumpyBackend(), full, _floats(inputs, full.dtype))
+    label = f"{case.variant} {'x'.join(map(str, case.shape))}".lstrip()
+    result = Result(case.op, label, case.dtype, 0.0, 0.0, problem.units, True, True)
     try:
-        device = {key: backend.asarray(array) for key, array in arrays.items()}
-        case.emit(backend, **device)
-        found = {key: backend.to_host(device[key]) for key in case.outputs}
+        found = [run(backend, case, inputs, planned=planned) for planned in (False, True)]
     except Exception as error:  # the rest of the table is wanted all the same
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         nan = float("nan")
-        return Result(
-            case.operation, case.variant, name, nan, nan, case.limit, False, False, text
-        )  # fmt: skip
-    for key, array in found.items():
-        same_type = _round(wanted[key], array.dtype)
-        units = max(units, error_units(array, oracle[key], array.dtype))
-        own = max(own, error_units(same_type, oracle[key], array.dtype))
-        pattern &= _same_pattern(array, same_type)
-    passed = pattern and units <= max(case.limit, own)
-    return Result(case.operation, case.variant, name, units, own, case.limit, pattern, passed)
+        return replace(result, units=nan, numpy=nan, pattern=False, passed=False, error=text)
+    units, own, pattern = 0.0, 0.0, True
+    for key in oracle:
+        for array in (one[key] for one in found):
+            same_type = _round(wanted[key], array.dtype)
+            coarser = full.dtype if array.dtype == np.float64 else array.dtype.name
+            units = max(units, error_units(array, oracle[key], coarser))
+            own = max(own, error_units(same_type, oracle[key], coarser))
+            pattern &= _same_pattern(array, same_type)
+    passed = pattern and units <= max(problem.units, own)
+    return replace(result, units=units, numpy=own, pattern=pattern, passed=passed)
 
 
-def error_units(found: Array, oracle: Array, dtype: np.dtype) -> float:
-    """Largest error of `found`; booleans and integers: the number of differences."""
+def run(
+    backend: Backend,
+    case: Case,
+    inputs: Arrays,
+    *,
+    planned: bool = False,
+    place: Callable[[Backend, Array], Any] = lambda backend, array: backend.asarray(array),
+) -> dict[str, Array]:
+    """What the case's calls, issued or as a plan, leave in every array.
+
+    ``place(backend, array)`` copies one to the backend before.
+    """
+    problem = operations.get(case.op)
+    arrays = {name: place(backend, array.copy()) for name, array in inputs.items()}
+    for name, (shape, dtype) in (problem.results(case) | problem.more_results(case)).items():
+        arrays[name] = place(backend, np.zeros(shape, dtype))
+    emit = problem.emitter(backend, case, arrays)
+    if planned:
+        backend.plan(emit)()
+    else:
+        emit(backend)
+    return {name: np.asarray(backend.to_host(array)) for name, array in arrays.items()}
+
+
+def _floats(arrays: Arrays, dtype: Any) -> Arrays:
+    """The floats among them in that dtype."""
+    return {name: a.astype(dtype) if _is_float(a) else a for name, a in arrays.items()}
+
+
+def error_units(found: Array, oracle: Array, dtype: str) -> float:
+    """Largest error of `found` in that dtype's units; of other than floats the number of errors."""
     if not _is_float(found):
         return float(np.count_nonzero(found != oracle))
     found, oracle = found.astype(np.float64), oracle.astype(np.float64)
@@ -101,9 +135,7 @@ def error_units(found: Array, oracle: Array, dtype: np.dtype) -> float:
     error = float(np.abs(found[finite] - oracle[finite]).max())
     size = float(np.abs(oracle[finite]).max())
     return (
-        error / (STORAGES[dtype.name].epsilon * size)
-        if size
-        else (0.0 if not error else float("inf"))
+        error / (STORAGES[dtype].epsilon * size) if size else (0.0 if not error else float("inf"))
     )
 
 
@@ -124,42 +156,15 @@ def _round(array: Array, dtype: np.dtype) -> Array:
         return array.astype(dtype)
 
 
-def _wide(array: Array) -> Array:
-    return array.astype(np.float64) if _is_float(array) else array.copy()
-
-
-def cast(case: Case, storage: np.dtype) -> dict[str, Array]:
-    """Inputs and outputs as that storage type has them."""
-    compute = compute_dtype(storage)
-    return {
-        key: _round(array, storage if key in case.storage else compute)
-        if _is_float(array)
-        else array
-        for key, array in (case.inputs | case.outputs).items()
-    }
-
-
-def _on_numpy(case: Case, arrays: dict[str, Array]) -> dict[str, Array]:
-    """The outputs after ``emit`` on the NumPy backend."""
-    arrays = {key: array.copy() for key, array in arrays.items()}
-    with np.errstate(all="ignore"):
-        case.emit(NumpyBackend(), **arrays)
-    return {key: arrays[key] for key in case.outputs}
-
-
-# What has no kernel in a dtype: the backend refuses it, as it should.
-FULL_PRECISION = {"output", "affine_forward", "affine_backward", "update"}
-
-
 def results(
     backend: Backend, *, short: bool = False, seed: int = 0, names: tuple[str, ...] = ()
 ) -> Iterator[Result]:
     """Every case in every dtype (the short form: float64 and float32)."""
     chosen = names or (("float64", "float32") if short else tuple(dtypes()))
-    for case in cases(short, seed):
+    for case in compared(short=short):
         for name in chosen:
-            if name in ("float64", "float32") or case.operation not in FULL_PRECISION:
-                yield compare(backend, case, name)
+            if not STORAGES[name].sixteen_bit or operations.get(case.op).sixteen_bit:
+                yield compare(backend, replace(case, dtype=name), seed=seed)
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -180,13 +185,11 @@ def training_results(device: str, *, short: bool = False, seed: int = 0) -> Iter
     for variant, loss, optimizer, options in runs[: 1 if short else None]:
         oracle = _trained("cpu", "float64", loss, optimizer, options, seed)
         for name in ("float64", "float32"):
-            own = error_units(
-                _trained("cpu", name, loss, optimizer, options, seed), oracle, np.dtype(name)
-            )
+            own = error_units(_trained("cpu", name, loss, optimizer, options, seed), oracle, name)
             units, text = float("nan"), ""
             try:
                 found = _trained(device, name, loss, optimizer, options, seed)
-                units = error_units(found, oracle, found.dtype)
+                units = error_units(found, oracle, name)
             except Exception as error:
                 text = f"{type(error).__name__}: {error}".splitlines()[0]
             limit = TRAINING[name]

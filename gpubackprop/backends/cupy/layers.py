@@ -1,0 +1,157 @@
+"""The layer operations of the CUDA backend: products, activations with dropout, outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.cupy.issuer import Issuer
+from gpubackprop.backends.cupy.launcher import dense, row_stride
+from gpubackprop.backends.cupy.recorded_calls import Products
+from gpubackprop.backends.cupy_launch import Launch, suffix_of
+from gpubackprop.backends.memory import Array
+from gpubackprop.errors import ShapeError
+from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
+
+OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
+
+
+class LayerOperations(Issuer):
+    """The layer operations of `CupyBackend`."""
+
+    products: Products
+
+    def matmul(self, x: Array, y: Array, out: Array) -> None:
+        if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
+            raise ShapeError(f"no product of {x.shape} and {y.shape} to {out.shape}")
+        if self._recorded is not None:
+            self._recorded.obstacle = self._recorded.obstacle or self.products.obstacle
+        self._issue(self.products, x, y, out)
+
+    def affine_forward(
+        self,
+        x: Array,
+        W: Array,
+        b: Array,
+        activation: Activation,
+        a: Array,
+        h: Array,
+        dropout: Dropout | None = None,
+    ) -> None:
+        product = a
+        if a.dtype.itemsize == 2:  # rounded once, with its bias
+            product = self.memory.scratch("product", a.shape, np.float32)
+        self.matmul(x, W.T, product)
+        self._epilogue(product, b, activation, None if h is a else a, h, dropout)
+
+    def affine_epilogue(
+        self,
+        a: Array,
+        b: Array,
+        activation: Activation,
+        h: Array,
+        dropout: Dropout | None = None,
+    ) -> None:
+        if b.shape != a.shape[1:]:
+            raise ShapeError(f"b has shape {b.shape} but a has {a.shape}")
+        self._epilogue(a, b, activation, None if h is a else a, h, dropout)
+
+    def activation_forward(
+        self, a: Array, activation: Activation, h: Array, dropout: Dropout | None = None
+    ) -> None:
+        keep = dropout is not None and activation.saved == "h" and not activation.homogeneous
+        self._epilogue(a, None, activation, a if keep and h is not a else None, h, dropout)
+
+    def _epilogue(
+        self,
+        product: Array,
+        b: Array | None,
+        activation: Activation,
+        a: Array | None,
+        h: Array,
+        dropout: Dropout | None,
+    ) -> None:
+        same_shape(product, h)
+        rows, columns = product.shape
+        storage = suffix_of(h.dtype)
+        if h.dtype.itemsize == 2 and product.dtype == np.float32:
+            storage += "_f32"
+        self.launch(
+            "affine_epilogue" + _variant(dropout), product.shape, storage,
+            lambda launch: {
+                "product": product, "bias": b, "a": a, "h": h, "rows": rows, "cols": columns,
+                "join": launch.join, "stride_product": row_stride(product),
+                "stride_a": row_stride(a), "stride_h": row_stride(h),
+                "parameter": activation.parameter, **_dropout_arguments(dropout),
+            },
+            formula=activation.name, contiguous=dense(product, a, h),
+        )  # fmt: skip
+
+    def activation_backward(
+        self,
+        grad_h: Array,
+        saved: Array,
+        activation: Activation,
+        delta: Array,
+        grad_b: Array | None = None,
+        dropout: Dropout | None = None,
+    ) -> None:
+        same_shape(grad_h, saved, delta)
+        rows, columns = delta.shape
+        partial: list[Array] = []
+
+        def arguments(launch: Launch) -> dict[str, Any]:
+            partial.append(None if grad_b is None else self._partial(launch.partial, delta.dtype))
+            return {
+                "grad_h": grad_h, "saved": saved, "delta": delta, "partial": partial[0],
+                "rows": rows, "cols": columns, "join": launch.join,
+                "stride_grad": row_stride(grad_h), "stride_saved": row_stride(saved),
+                "stride_delta": row_stride(delta), "parameter": activation.parameter,
+                **_dropout_arguments(dropout),
+            }  # fmt: skip
+
+        self.launch(
+            "activation_backward" + _variant(dropout), delta.shape, delta.dtype, arguments,
+            formula=activation.name, contiguous=dense(grad_h, saved, delta),
+        )  # fmt: skip
+        if grad_b is not None:
+            self._finish(partial[0] if partial else None, grad_b)
+
+    def affine_backward(
+        self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
+    ) -> None:
+        self.matmul(delta.T, h_prev, grad_W)
+        if grad_h is not None:
+            self.matmul(delta, W, grad_h)
+
+    def output(self, a: Array, kind: str, out: Array) -> None:
+        same_shape(a, out)
+        if not a.size:
+            return
+        if kind == "softmax":
+            self.softmax(a, out)
+        elif kind == "exp":
+            self.elementwise("exponential", a, out)
+        elif kind == "logistic" or out is not a:
+            self.activation_forward(a, OUTPUT_ACTIVATIONS[kind], out)
+
+
+def _variant(dropout: Dropout | None) -> str:
+    """Of an entry's name."""
+    return "" if dropout is None else "_dropout"
+
+
+def _dropout_arguments(dropout: Dropout | None) -> dict[str, Any]:
+    """The fields that entries with dropout read."""
+    names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
+    if dropout is None:
+        return dict(zip(names, (None, 0, 1.0, 0), strict=True))
+    numbers = dropout.state, dropout.threshold, dropout.scale, dropout.layer
+    return dict(zip(names, numbers, strict=True))
+
+
+def same_shape(*arrays: Array) -> None:
+    shapes = [array.shape for array in arrays]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ShapeError(f"matrices of one shape are wanted, got {', '.join(map(str, shapes))}")

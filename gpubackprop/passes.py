@@ -1,0 +1,251 @@
+"""A training step, as the lecture writes it: forward, loss, backward, update.
+
+Rows are samples. For layers l = 1 ... L, with h_0 = x:
+
+    forward     a_l = h_{l-1} W_l^T + b_l,   h_l = g_l(a_l);   a_L are the logits
+    loss        L(a_L, targets),   delta_L = dL/da_L
+    backward    grad_W_l = delta_l^T h_{l-1},   grad_b_l = sum_i delta_l[i]
+                grad_h_{l-1} = delta_l W_l,   delta_{l-1} = grad_h_{l-1} * g_{l-1}'(a_{l-1})
+    update      W_l, b_l by the optimizer's formula
+
+The five functions below are these lines. `MLP.gradients`, the steps of `gpubackprop.training` and
+the estimators call them with a backend, which computes at once, or with a recorder, which keeps the
+calls for a plan. In the code layers count from 0: h[l] enters layer l, which makes a[l], h[l + 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gpubackprop.backends import Backend, Updater
+from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
+from gpubackprop.losses import Loss
+
+Array = Any  # of the backend's device
+Layers = tuple[Sequence[Array], Sequence[Array]]  # (W, b), or (grad_W, grad_b): one of each layer
+IDENTITY = ACTIVATIONS["identity"]
+
+
+def emit_forward(backend: Backend, x: Array, parameters: Layers, units: Units) -> None:
+    """Compute the units of all layers from x (N, D_0); the logits a_L are units.a[-1]."""
+    (W, b), a, h = parameters, units.a, [x, *units.h, units.a[-1]]
+    for layer, g in enumerate(units.activations):
+        backend.affine_forward(
+            h[layer], W[layer], b[layer], g, a[layer], h[layer + 1], units.dropout[layer]
+        )
+
+
+def emit_loss(backend: Backend, loss: Loss, batch: Batch, parameters: Layers) -> None:
+    """Compute the loss of a batch, and delta_L if batch.result has an array for it."""
+    emit_forward(backend, batch.x, parameters, batch.units)
+    logits = batch.units.a[-1]
+    if batch.logits is not None:  # a copy, since delta_L may overwrite the logits
+        backend.activation_forward(logits, IDENTITY, batch.logits)
+    loss.emit(backend, logits, batch.targets, batch.result, batch.weights, batch.upstream)
+
+
+def emit_backward(
+    backend: Backend, x: Array, W: Sequence[Array], units: PassUnits, gradient: Layers
+) -> None:
+    """Compute the gradients of all parameters from delta_L, which the loss has written."""
+    (grad_W, grad_b), h, grad_h = gradient, [x, *units.h], [None, *units.grad_h]
+    delta, last = units.delta, len(W) - 1
+    backend.column_sum(delta[last], grad_b[last])
+    backend.affine_backward(delta[last], h[last], W[last], grad_W[last], grad_h[last])
+    for layer in reversed(range(last)):
+        backend.activation_backward(
+            grad_h[layer + 1], units.saved[layer], units.activations[layer], delta[layer],
+            grad_b[layer], units.dropout[layer],
+        )  # fmt: skip
+        backend.affine_backward(delta[layer], h[layer], W[layer], grad_W[layer], grad_h[layer])
+
+
+def emit_gradients(
+    backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers
+) -> None:
+    """Compute the loss of a batch and the gradients of all parameters."""
+    emit_loss(backend, loss, batch, parameters)
+    emit_backward(backend, batch.x, parameters[0], batch.units, gradient)
+
+
+def emit_step(
+    backend: Backend,
+    loss: Loss,
+    batch: Batch,
+    parameters: Layers,
+    gradient: Layers,
+    updater: Updater,
+) -> None:
+    """Do one step of training: the gradients of a batch, then the update of all parameters."""
+    emit_gradients(backend, loss, batch, parameters, gradient)
+    updater.emit(backend)
+
+
+class Architecture(Protocol):
+    """What `PassUnits` needs to know of a network: an `MLP` has it, and more."""
+
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def widths(self) -> Sequence[int]: ...
+    @property
+    def activations(self) -> Sequence[Activation]: ...
+    @property
+    def dropout(self) -> Sequence[float]: ...
+    @property
+    def precision(self) -> Any: ...
+
+
+class Units:
+    """The units of a forward pass alone, over some rows.
+
+    h_l overwrites a_l, and the layers take turns in two pieces of memory.
+
+    Parameters
+    ----------
+    backend : Backend
+        The backend that allocates.
+    rows : int
+        Number of rows N of x.
+    widths : sequence of int
+        Number of units of each layer, without the inputs.
+    activations : sequence of Activation
+        One for each hidden layer.
+    dtype : dtype
+        Of all units.
+    logits : (N, K) array or None
+        Memory for the logits; None allocates it.
+
+    Attributes
+    ----------
+    a : list of (N, D_l) arrays
+        Pre-activations of the L layers.
+    h : list of (N, D_l) arrays
+        Hidden units, of L - 1 layers.
+    activations : list of Activation
+        One for each of the L layers. The last is the identity: the output function belongs to the
+        loss.
+    dropout : list of Dropout or None
+        One for each of the L layers.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        rows: int,
+        widths: Sequence[int],
+        activations: Sequence[Activation],
+        dtype: Any,
+        logits: Array | None = None,
+    ) -> None:
+        *hidden, last = widths
+        if logits is None:
+            logits = backend.empty((rows, last), dtype)
+        self.activations: list[Activation] = [*activations, IDENTITY]
+        self.dropout: list[Dropout | None] = [None] * len(widths)
+        self.h: list[Array] = _taking_turns(backend, rows, hidden, dtype)
+        self.a: list[Array] = [*self.h, logits]
+
+    def first_rows(self, rows: int) -> Any:
+        """Return the same memory as the units of fewer rows, for a short last batch."""
+        cut = object.__new__(type(self))
+        cut.activations, cut.dropout = self.activations, self.dropout
+        seen: dict[int, Array] = {}
+        for name in vars(self).keys() - {"activations", "dropout"}:
+            arrays = getattr(self, name)
+            setattr(cut, name, [seen.setdefault(id(array), array[:rows]) for array in arrays])
+        return cut
+
+
+class PassUnits(Units):
+    """The units of a forward and a backward pass over some rows, and their gradients.
+
+    Parameters
+    ----------
+    network : Architecture
+        The network that is passed through.
+    rows : int
+        Number of rows N of x.
+    separate : bool
+        True gives every quantity its own memory, for `MLP.gradients`. False is for training: h
+        overwrites a if the slope can be computed from h, delta overwrites grad_h and, at the
+        output, the logits, and the grad_h of alternate layers share memory.
+    random : (2,) uint64 array or None
+        {seed, step} on the device, for a pass with dropout.
+
+    Attributes
+    ----------
+    a, h, activations, dropout
+        As for `Units`.
+    saved : list of (N, D_l) arrays
+        For each hidden layer what its slope is computed from: a or h.
+    grad_h : list of (N, D_l) arrays
+        dL/dh_l of the hidden layers.
+    delta : list of (N, D_l) arrays
+        dL/da_l of all layers.
+    """
+
+    def __init__(
+        self, network: Architecture, rows: int, *, separate: bool, random: Array | None = None
+    ) -> None:
+        backend, dtype, widths = network.backend, network.precision, network.widths[1:]
+        hidden = widths[:-1]
+        self.activations = [*network.activations, IDENTITY]
+        self.dropout = [
+            Dropout(rate, layer, random) if rate and random is not None else None
+            for layer, rate in enumerate([*network.dropout, 0.0])
+        ]
+        self.a = [backend.empty((rows, width), dtype) for width in widths]
+        self.h, self.saved = [], []
+        for a, act, dropout in zip(self.a[:-1], network.activations, self.dropout, strict=False):
+            # The slope can be computed from dropped-out h only if a factor does not change it.
+            one = act.saved == "h" and (dropout is None or act.homogeneous)
+            h = a if one and not separate else backend.empty(a.shape, dtype)
+            self.h.append(h)
+            self.saved.append(h if one else a)
+        if separate:
+            self.grad_h = [backend.empty((rows, width), dtype) for width in hidden]
+            self.delta = [backend.empty((rows, width), dtype) for width in widths]
+        else:
+            self.grad_h = _taking_turns(backend, rows, hidden, dtype)
+            self.delta = [*self.grad_h, self.a[-1]]
+
+
+def _taking_turns(backend: Backend, rows: int, widths: Sequence[int], dtype: Any) -> list[Array]:
+    """Return an array (rows, width) for each width; neighbours do not share memory."""
+    largest = rows * max(widths, default=0)
+    pair = [backend.empty(largest, dtype) for _ in widths[:2]]
+    return [pair[i % 2][: rows * width].reshape(rows, width) for i, width in enumerate(widths)]
+
+
+@dataclass
+class Batch:
+    """One batch: what a pass reads, and the arrays that it writes.
+
+    Attributes
+    ----------
+    x : (N, D_0) array
+        Inputs.
+    targets : (N,) or (N, K) array
+        As `Loss.check_targets` returns them.
+    weights : (N,) array or None
+        A weight for each row.
+    units : Units
+        `PassUnits` for a backward pass.
+    result : dict of arrays
+        The arrays that `Loss.emit` fills.
+    upstream : float or 0-d array
+        Factor on delta_L. An array is read when the pass runs.
+    logits : (N, K) array or None
+        Receives a copy of the logits, which delta_L may overwrite.
+    """
+
+    x: Array
+    targets: Array
+    weights: Array | None
+    units: Any
+    result: dict[str, Array] = field(default_factory=dict)
+    upstream: Any = 1.0
+    logits: Array | None = None

@@ -1,0 +1,120 @@
+"""Where a training stands: what a run changes, and a checkpoint keeps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.training.batches import Batches
+from gpubackprop.training.history import History
+from gpubackprop.training.settings import Settings
+from gpubackprop.training.step import StepOptions, StepState, TrainStep
+
+
+@dataclass
+class Position:
+    """Where a training stands.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Finished epochs, and steps done in the current one.
+    first_epoch : int
+        The epoch in which this call of `fit` began.
+    best_loss : float
+        Monitored loss of the best epoch.
+    bad_epochs : int
+        Number of epochs since the best one.
+    seconds : float
+        Training time spent in the current epoch.
+    rng_state : dict
+        State of the generator of the shuffles before the current epoch's order was drawn.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    first_epoch: int = 0
+    best_loss: float = math.inf
+    bad_epochs: int = 0
+    seconds: float = 0.0
+    rng_state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What one call of `Trainer.fit` was asked for; see there."""
+
+    epochs: int
+    patience: int | None
+    min_delta: float
+    restore_best: bool | None
+    checkpoint: Path | None
+    checkpoint_every: int | None
+    checkpoint_seconds: float
+
+
+@dataclass
+class TrainingState:
+    """What training changes beside the parameters of the network and its schedule.
+
+    A copy has a state of its own. Copies and pickles are without plans and data: their step is a
+    `StepState`, from which the next step goes on.
+
+    Attributes
+    ----------
+    rng : numpy.random.Generator
+        Draws the order of the rows of each epoch.
+    history : History
+        The epochs of all calls of `fit`.
+    position : Position
+        Where the training stands.
+    step : TrainStep, StepState or None
+        The last one; None before the first, and after a loss that was not finite.
+    """
+
+    rng: np.random.Generator
+    history: History = field(default_factory=History)
+    position: Position = field(default_factory=Position)
+    step: TrainStep | StepState | None = None
+
+    def __repr__(self) -> str:
+        return f"TrainingState({self.position.epoch} epochs, {self.steps} steps done)"
+
+    @property
+    def formula(self) -> str | None:
+        """Name of the update formula that there is a state of, or None."""
+        return None if self.step is None else self.step.formula
+
+    @property
+    def steps(self) -> int:
+        """Number of steps done."""
+        return 0 if self.step is None else self.step.steps
+
+    def new_step(self, settings: Settings, data: Batches) -> TrainStep:
+        """Return a step for these settings and rows that goes on from the last one."""
+        step = TrainStep(
+            settings.network, settings.loss, data, settings.batch_size, settings.optimizer,
+            settings.regularization,
+            StepOptions(settings.seed, settings.scaling, settings.stochastic_rounding),
+        )  # fmt: skip
+        step.planned = settings.planned()
+        if self.step is not None:
+            step.go_on_from(self.step)
+        self.step = step
+        return step
+
+    def __getstate__(self) -> dict[str, Any]:
+        step = self.step.snapshot() if isinstance(self.step, TrainStep) else self.step
+        return vars(self) | {"step": step}
+
+    def __copy__(self) -> TrainingState:
+        twin = object.__new__(type(self))
+        vars(twin).update(self.__getstate__())
+        twin.rng = copy.deepcopy(self.rng)
+        twin.history, twin.position = copy.copy(self.history), copy.copy(self.position)
+        return twin

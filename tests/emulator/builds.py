@@ -1,0 +1,129 @@
+"""What g++ makes of the emulator's C++: libraries, each made once for all processes and runs.
+
+They lie in `directory()` under a hash of the code, the emulator, the flags and the compiler, in which
+there is no path: a second run compiles nothing, nor does a run in another checkout, and an edited
+header never meets a stale library. What no run has used for a month is deleted.
+
+The emulator's own headers take half of the time of a build of one entry, so they are compiled once
+for each mode (``header-*.gch``); g++ reads the text instead where it cannot use that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+# What each mode adds to the command line.
+MODES: dict[str, tuple[str, ...]] = {
+    "values": (),
+    "address": (
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+    ),
+    "thread": ("-fsanitize=thread", "-fno-omit-frame-pointer"),
+    "traffic": ("-fsanitize=thread",),
+}
+FLAGS = (
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
+    "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w",
+)  # fmt: skip
+INCLUDE = f"-I{HERE / 'include'}"
+MONTH = 30 * 24 * 3600
+
+
+class EmulatorError(Exception):
+    """The source does not compile, or a launch does not fit the entry."""
+
+
+def library(code: str, mode: str) -> Path:
+    """The shared library of a C++ file that begins with ``cuda_names.h``: kept, or made now."""
+    result = directory() / f"{_key(code, *MODES[mode])}.so"
+    if result.exists():
+        os.utime(result)
+        return result
+    # traffic.cpp stands in for ThreadSanitizer's runtime
+    rest = [str(_traffic_object())] if mode == "traffic" else list(MODES[mode])
+    with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+        kernel, made = f"{scratch}/kernel.o", f"{scratch}/made.so"
+        command = ["g++", *FLAGS, *MODES[mode], INCLUDE, "-include", str(_header(mode))]
+        run([*command, "-x", "c++", "-c", "-o", kernel, "-"], code)
+        run(["g++", "-shared", "-o", made, kernel, *rest])
+        os.replace(made, result)  # whole or not at all: another process may be compiling it too
+    return result
+
+
+@cache
+def directory() -> Path:
+    default = Path(tempfile.gettempdir()) / f"gpubackprop-emulator-{os.getuid()}"
+    result = Path(os.environ.get("GPUBACKPROP_EMULATOR_CACHE", default))
+    result.mkdir(mode=0o700, parents=True, exist_ok=True)
+    oldest = time.time() - MONTH
+    for path in result.glob("*.*"):
+        try:
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()
+        except FileNotFoundError:  # another process deletes the same
+            continue
+    return result
+
+
+@cache
+def _header(mode: str) -> Path:
+    """A header that includes ``cuda_names.h``, with what g++ has made of it beside it."""
+    result = directory() / f"header-{_key(INCLUDE, *MODES[mode])}.h"
+    made = result.with_suffix(".h.gch")
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+            text = Path(scratch, "header.h")
+            text.write_text('#include "cuda_names.h"\n', encoding="utf-8")
+            command = ["g++", *FLAGS, *MODES[mode], INCLUDE, "-x", "c++-header"]
+            run([*command, "-o", f"{scratch}/made.gch", str(text)])
+            os.replace(text, result)
+            os.replace(f"{scratch}/made.gch", made)
+    for path in (result, made):
+        os.utime(path)
+    return result
+
+
+@cache
+def _traffic_object() -> Path:
+    result = directory() / f"{_key('traffic.cpp')}.o"
+    if not result.exists():
+        with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+            made = f"{scratch}/made.o"
+            run(["g++", *FLAGS, INCLUDE, "-c", "-o", made, str(HERE / "traffic.cpp")])
+            os.replace(made, result)
+    os.utime(result)
+    return result
+
+
+def _key(*parts: str) -> str:
+    text = "\0".join((*parts, *FLAGS, _support_files(), _compiler()))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@cache
+def _support_files() -> str:
+    files = [*sorted((HERE / "include").iterdir()), HERE / "traffic.cpp"]
+    return "\0".join(path.read_text() for path in files)
+
+
+@cache
+def _compiler() -> str:
+    return subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
+
+
+def run(command: Sequence[str], code: str = "") -> None:
+    """A command, with `code` as its input."""
+    result = subprocess.run(command, input=code, capture_output=True, text=True)
+    if result.returncode:
+        raise EmulatorError(f"{' '.join(command)}\n{result.stderr[-4000:]}")

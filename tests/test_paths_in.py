@@ -1,0 +1,95 @@
+"""How many functions of this package a call enters before its first arithmetic: what a reader of
+the code has to follow.
+
+The goal is 60 functions. `fit` is beyond it: it checks what it is given (33 functions) and records
+the plan of a step (about 70) before the first product runs. There the bound is what the path is
+today, so that it does not grow unseen. What losses enter is in test_cheap_calls and
+test_cheap_torch.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpubackprop
+from gpubackprop import MLP, Trainer
+from gpubackprop.sklearn import MLPClassifier
+
+HOME = str(Path(gpubackprop.__file__).parent)
+X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+LABELS = np.arange(8) % 3
+
+
+def way_in(
+    make: Callable[[], Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, str]]:
+    """(file, function) of this package, each once, that a call enters up to its first product."""
+    product, found, done = np.matmul, {}, []
+
+    def matmul(*args: Any) -> Any:
+        return product(*args)
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event != "call" or done:
+            return
+        if code is matmul.__code__:
+            done.append(True)
+        elif code.co_filename.startswith(HOME):
+            found.setdefault((code.co_filename[len(HOME) + 1 :], code.co_qualname))
+
+    monkeypatch.setattr(np, "matmul", matmul)
+    call = make()
+    call()  # what is kept from the first call on is there
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    assert done, "no product was seen"
+    return list(found)
+
+
+def gradients() -> Callable[[], Any]:
+    network = MLP([4, 8, 3])
+    return lambda: network.gradients(X, LABELS)
+
+
+def fit() -> Callable[[], Any]:
+    trainer = Trainer(MLP([4, 8, 3]), batch_size=8, progress=False)
+    return lambda: trainer.fit(X, LABELS, epochs=1)
+
+
+def fit_an_estimator() -> Callable[[], Any]:
+    model = MLPClassifier(8, max_iter=1, random_state=0, device="cpu")
+    return lambda: model.fit(X, LABELS)
+
+
+def a_step() -> Callable[[], Any]:
+    trainer = Trainer(MLP([4, 8, 3]), batch_size=8, progress=False)
+    trainer.fit(X, LABELS, epochs=1)
+    step = trainer.state.step
+    rows = np.arange(8)
+    return lambda: step.update(rows, 0.1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("make", "functions", "files"),
+    [(gradients, 60, 18), (a_step, 12, 7), (fit, 164, 32), (fit_an_estimator, 212, 42)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_way_to_the_first_product_is_no_longer_than(make, functions, files, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = way_in(make, monkeypatch)
+    listed = "\n".join(" ".join(entry) for entry in found)
+    print(f"\n{make.__name__}: {len(found)} functions in {len({file for file, _ in found})} files")
+    assert len(found) <= functions, listed
+    assert len({file for file, _ in found}) <= files, listed
