@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import losses, updates
 from gpubackprop.backends.cupy.kept_calls import (
@@ -134,11 +136,9 @@ class CupyBackend(LayerOperations):
             emit(self)
             return
         there = {role: array for role, array in arrays.items() if array is not None}
-        number = None
-        if self.is_device_array(upstream):
+        number = float(upstream) if isinstance(upstream, (int, float, np.number)) else None
+        if number is None:
             there["upstream"] = upstream
-        else:
-            number = float(upstream)
         key = key_of(name, options, number, there, self.cupy, self.index)
         kept = NEVER if key is None or self._is_capturing() else self._kept.find(key)
         if kept == ONCE:
