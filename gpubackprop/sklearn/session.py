@@ -108,10 +108,24 @@ class Session:
 
     Parameters
     ----------
-    key : what it was made for.
-    state : of the solver, which goes on in the step's arrays.
-    alpha : penalty of the weights; 0 for none, else each update has its own.
-    rounded : see `stored.rounded_views`.
+    key : tuple
+        What the session was made for; another key needs another session.
+    network : MLP
+        The network to train.
+    objective : Objective
+        Its loss.
+    state : SolverState
+        The solver's state, which goes on in the step's arrays.
+    data : Batches
+        The rows to train on, on the network's device and in its dtype.
+    batch_rows : int
+        The most rows of a batch.
+    weighted : bool
+        Whether rows have weights.
+    alpha : float
+        Penalty of the weights: 0 for none; else each update is given its own.
+    rounded : list of pairs
+        See `stored.rounded_views`.
     """
 
     def __init__(
