@@ -2,7 +2,7 @@
 
     python benchmarks/bench_sklearn.py [--threads 1] [--device cpu] [--out results.json] [--sizes]
 
-Through the harness of the other benchmarks: each contestant in a process of its own, rounds
+Through the harness of the other benchmarks: each provider in a process of its own, rounds
 interleaved. PyTorch, where it is installed, runs a plain loop over the same batches from the same
 weights, with its default and with its fused Adam. Before timing, each loss curve is held to
 scikit-learn's. Figures of a busy machine mean nothing: run it on a quiet one.

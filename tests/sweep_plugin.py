@@ -84,6 +84,8 @@ class SweepPlugin:
         self.partly |= set(map(file_of, items))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if hasattr(self.config, "workerinput"):
+            return  # the process that started the worker gets the report too
         file = file_of_name(report.nodeid)
         if report.failed:
             self.failed.append(report.nodeid)
