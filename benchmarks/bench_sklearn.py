@@ -28,7 +28,8 @@ NAMES = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="MLPClassifier.fit against its peers.")
-    front_ends.add_options(parser)
+    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:1"')
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each case")
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each process")
     parser.add_argument("--sizes", action="store_true", help="a table by data size instead")
     parser.add_argument("--only", type=int, help="the case of this number alone, from 0")

@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?", help="file for the results as JSON")
-    front_ends.add_options(parser)
+    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:1"')
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each case")
     parser.add_argument("--cases", default="", help="names that contain this")
     parser.add_argument("--providers", default=",".join(PROVIDERS), help="with commas")
     options = parser.parse_args(arguments)

@@ -18,11 +18,6 @@ from gpubackprop.bench.shapes import Case
 ROUND_SECONDS = 0.05
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:1"')
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each case")
-
-
 def measure(
     chosen: Iterable[Case], names: Mapping[str, str], options: argparse.Namespace, threads: int
 ) -> dict[str, Any]:

@@ -22,12 +22,12 @@ Array = np.ndarray
 
 @dataclass
 class Scores:
-    """What the held-out rows say after an epoch.
+    """The figures of held-out rows.
 
     Attributes
     ----------
     score : float
-        Accuracy or R^2 as scikit-learn has it; NaN if predictions are not finite.
+        Accuracy or R^2 as scikit-learn computes it; NaN if predictions are not finite.
     loss : float
         The mean over the rows, without the L2 penalty.
     """
@@ -42,15 +42,15 @@ class HeldOut(BatchStep):
     Parameters
     ----------
     network : MLP
-        The network that is trained.
+        The network.
     objective : Objective
-        Its loss, as scikit-learn reports it.
-    x : (N, D_0) array or CSR matrix
-        On the network's device and in its dtype.
+        Its loss.
+    x : (N, D_0) array
+        Inputs, on the network's device and in its dtype.
     y : (N, K) array
-        The targets as the estimator encodes them, before `Objective.targets`.
+        The estimator's targets before `Objective.targets`.
     weights : (N,) array or None
-        A weight for each row.
+        Factor of each row.
     classes : int
         Number of classes; 0 for regression.
     """
@@ -81,7 +81,7 @@ class HeldOut(BatchStep):
         backend.output(batch.units.a[-1], self.objective.output, self._yhat)
 
     def evaluate(self) -> Scores:
-        """Return the scores of the network's present parameters; waits for the device."""
+        """Return the scores of the network's present parameters. This waits for the device."""
         batch, to_host = self.run(), self.network.backend.to_host
         if self._by_loss:
             values = self.objective.row_values(to_host(batch.record), self.y)
