@@ -74,8 +74,8 @@ ESTIMATORS = (
         detail=r"here DtypeError.'(coefs_|intercepts_)\[.* no update can be added to",
     ),
     Known(
-        "labels that a fit refuses leave what partial_fit needs; scikit-learn has forgotten it",
-        line="partial_fit",
+        "labels that a fit refuses leave what later calls need; scikit-learn has forgotten it",
+        line=r"\.(partial_fit|predict\w*|score)\(",
         place="^error$",
         detail="there AttributeError..'LabelBinarizer' object has no attribute 'classes_'",
         before=r"fit\(",
@@ -340,6 +340,13 @@ OPTIMIZERS = (
         kind="values",
         detail="there array.*(?s:.*)nan(?s:.*)dtype=b?float16",
         before="inf",
+    ),
+    Known(
+        "float32 state of 16-bit parameters holds squares that are 0 in float16, by whose root "
+        "PyTorch divides",
+        kind="values",
+        detail="there array.*(?s:.*)(nan|inf)(?s:.*)here array.*(?s:.*)dtype=float16",
+        before=r"(?s)to\(float16\).*Adam\w*\(.*eps=0[,)].*step\(",
     ),
     Known(
         "a 16-bit number near zero has another sign after steps with float32 state",
