@@ -274,8 +274,8 @@ OPTIMIZERS = (
         line=r"step\(",
         place=r"'max_exp_avg_sq'",
         kind="values",
-        detail="(?s)there array.*nan.*here array.*nan",
-        before=r"(?s)amsgrad.*fused=True.*nan|fused=True.*amsgrad.*nan",
+        detail="(?s)here array.*nan",
+        before=r"(?s)(amsgrad.*fused=True|fused=True.*amsgrad).*(nan|inf)",
     ),
     Known("state lies in the order of the parameter's memory", place=rf"{STATE}\.stride$"),
     Known(
