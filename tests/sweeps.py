@@ -42,7 +42,7 @@ RECORD = Path(__file__).with_name("swept.json")
 COMPUTES = ("kernels", "gpubackprop/formulas", "gpubackprop/backends")
 MODES = ("all", "sample", "changed")
 FEWEST, SHARE = 8, 8  # cases of a sweep; of a grid's cases one in so many is kept
-WAYS = ("way", "device")  # parameters that say where a case is computed: each is a sweep of its own
+WAYS = ("way", "device", "path")  # where a case is computed: each is a sweep of its own
 
 
 def seed() -> str:
@@ -110,16 +110,16 @@ def left_out(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], int]:
     return result, total
 
 
-def _kept(name: str, cases: Sequence[pytest.Function]) -> set[int]:
+def _kept(test: str, cases: Sequence[pytest.Function]) -> set[int]:
     everything = set(range(len(cases)))
     mark = cases[0].get_closest_marker("sweep")
     if mark is not None:
-        return set(sampled(sorted(everything), mark.kwargs["keep"], name))
-    long = any(cases[0].get_closest_marker(slow) for slow in ("slow", "emulated"))
+        return set(sampled(sorted(everything), mark.kwargs["keep"], test))
+    long = any(case.get_closest_marker(name) for case in cases for name in ("slow", "emulated"))
     parameters = [case.callspec.params for case in cases]
     if not long or len(cases) < FEWEST or not is_grid(parameters):
         return everything
-    return set(covering(parameters, -(-len(cases) // SHARE), name))
+    return set(covering(parameters, -(-len(cases) // SHARE), test))
 
 
 class Sweep:
