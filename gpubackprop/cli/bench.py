@@ -14,7 +14,7 @@ from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import comparing, machines, notes, page, tables
 from gpubackprop.bench import record as records
 from gpubackprop.bench.cases import cases
-from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peers_option
+from gpubackprop.bench.providers import GROUPS, PROVIDERS, peers_option
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.cli.common import Say, add_device_options, count, real, to_json
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file
@@ -31,7 +31,7 @@ examples:
 
 peers: all, none, or some of {", ".join(GROUPS)}
 
-Each contestant works in a process of its own and is checked against a float64 computation before it
+Each provider works in a process of its own and is checked against a float64 computation before it
 is timed. Figures are medians with their 20th and 80th percentiles; let nothing else run meanwhile.
 A verdict is "undecided" where those intervals overlap.
 """
@@ -133,7 +133,7 @@ def _measure(args: argparse.Namespace) -> int:
     if wrong:
         raise WrongResult(
             f"{count(len(wrong), 'result')} differed from the oracle, the first: "
-            f"{wrong[0].contestant} on {wrong[0].case}: {wrong[0].note}"
+            f"{wrong[0].provider} on {wrong[0].case}: {wrong[0].note}"
         )
     return 0
 
@@ -229,7 +229,7 @@ def show_list(args: argparse.Namespace) -> int:
         say.result(f"{case.name}{key}")
     say.line(f"{count(len(found), 'case')} of size {args.size}")
     say.line("\npeers:")
-    for one in (one for one in CONTESTANTS if one.group and kind in one.kinds):
+    for one in (one for one in PROVIDERS if one.group and kind in one.kinds):
         say.line(f"  {one.name} (--peers {one.group}): {_installed(one.distribution, one.extra)}")
     say.object({"device": name, "size": args.size, "cases": [case.name for case in found]})
     return 0
@@ -287,7 +287,7 @@ def _write(
 
 
 class WrongResult(GpubackpropError):  # noqa: N818 (reads as a sentence)
-    """A contestant computed something else than the others."""
+    """A provider computed something else than the others."""
 
 
 def is_result(file: Path) -> bool:
@@ -300,7 +300,8 @@ def is_result(file: Path) -> bool:
 
 
 def is_table(file: Path) -> bool:
-    return _starts(file, b"size,case,op,contestant") or _starts(file, b"case,place,A seconds")
+    heads = (b"size,case,op,provider", b"size,case,op,contestant", b"case,place,A seconds")
+    return any(_starts(file, head) for head in heads)
 
 
 def is_page(file: Path) -> bool:

@@ -9,12 +9,24 @@ CuPy is imported when a `CupyBackend` is made, never when this module is. Not me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import losses, updates
+from gpubackprop.backends.cupy.kept_calls import (
+    MOST_BYTES,
+    NEVER,
+    OBSTACLE,
+    ONCE,
+    KeptCall,
+    KeptCalls,
+    key_of,
+    patches_of,
+)
 from gpubackprop.backends.cupy.layers import LayerOperations, same_shape
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy.memory import WorkingMemory
@@ -30,11 +42,12 @@ __all__ = ["CupyBackend", "CupyProducts", "Products", "Replay"]
 
 
 class Replay:
-    """What `CupyBackend.plan` returns: call it to issue the calls again.
+    """The result of `CupyBackend.plan`; a call of it issues the recorded calls again.
 
     Attributes
     ----------
-    uncaptured : see `gpubackprop.backends.cupy.recorded_calls.Plan`.
+    uncaptured : str
+        See `gpubackprop.backends.cupy.recorded_calls.Plan`.
     """
 
     def __init__(self, backend: CupyBackend, plan: Plan, labels: bool) -> None:
@@ -50,7 +63,10 @@ class Replay:
 
     def __del__(self) -> None:
         cupy = self._backend.cupy
-        with suppress(Exception), cupy.cuda.Device(self._backend.index):  # the process may end
+        with (
+            suppress(Exception),
+            cupy.cuda.Device(self._backend.index),
+        ):  # the process may be ending
             self._plan.close()
 
 
@@ -59,12 +75,15 @@ class CupyBackend(LayerOperations):
 
     Parameters
     ----------
-    index : number of the CUDA device.
-    products : what multiplies matrices; None: `CupyProducts`.
+    index : int
+        Number of the CUDA device.
+    products : Products or None
+        Multiplies matrices; None is `CupyProducts`.
 
     Raises
     ------
-    DeviceUnavailable : CuPy, the driver or the device is missing.
+    DeviceUnavailable
+        CuPy, the driver or the device is missing.
     """
 
     reason = ""
@@ -72,35 +91,85 @@ class CupyBackend(LayerOperations):
     def __init__(self, index: int = 0, products: Products | None = None) -> None:
         super().__init__(index)
         self.products = products or CupyProducts(self.cupy)
+        self._kept = KeptCalls()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.index})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy or a pickle is another one of the same device, where that is there."""
+        """Make copies and pickles as new backends of the same device."""
         return unpickled, (self.device, self.reason)
 
     def with_memory(self, memory: WorkingMemory) -> CupyBackend:
-        """This backend with another `memory`, for a recording or a capture."""
+        """Return this backend with another `memory`, for a recording or a capture."""
         twin = object.__new__(CupyBackend)
         twin.__dict__ |= self.__dict__
         twin.memory = memory
         return twin
 
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
-        """A CUDA graph where all of it can be captured, which products through CuPy cannot."""
-        recorded = RecordedCalls()
+        """Record a CUDA graph if all of it can be captured, which products through CuPy cannot."""
+        recorder = self._recorder()
+        emit(recorder)
+        return self._replay(recorder)
+
+    def _recorder(self) -> CupyBackend:
+        """Return this backend with its operations recorded, and working memory that is kept."""
         recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
-        recorder._recorded = recorded
+        recorder._recorded = RecordedCalls()
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
-        emit(recorder)
-        recorded.complete(self.launcher)
+        return recorder
+
+    def _replay(self, recorder: CupyBackend) -> Replay:
+        assert recorder._recorded is not None
+        recorder._recorded.complete(self.launcher)
         with self.cupy.cuda.Device(self.index):
-            plan = Plan(self.cupy, recorded)
+            plan = Plan(self.cupy, recorder._recorded)
         return Replay(self, plan, recorder._labels[0])
 
     # -- losses -----------------------------------------------------------------------------------
+
+    def _loss(
+        self,
+        name: Hashable,
+        emit: Callable[[CupyBackend], None],
+        options: LossOptions,
+        upstream: Array | float,
+        arrays: dict[str, Array | None],
+    ) -> None:
+        """Issue the loss that ``emit(backend)`` issues, by launches kept of one alike."""
+        if self._recorded is not None:
+            emit(self)
+            return
+        there = {role: array for role, array in arrays.items() if array is not None}
+        number = float(upstream) if isinstance(upstream, (int, float, np.number)) else None
+        if number is None:
+            there["upstream"] = upstream
+        key = key_of(name, options, number, there, self.cupy, self.index)
+        kept = NEVER if key is None or self._is_capturing() else self._kept.find(key)
+        if kept == ONCE:
+            kept = self._keep(emit, there)
+            self._kept.keep(key, kept)
+        if not isinstance(kept, KeptCall) or not kept(there):
+            emit(self)
+
+    def _is_capturing(self) -> bool:
+        """A graph would go on with working memory that later calls use, too."""
+        with self.cupy.cuda.Device(self.index):
+            return bool(self.cupy.cuda.get_current_stream().is_capturing())
+
+    def _keep(
+        self, emit: Callable[[CupyBackend], None], arrays: dict[str, Array]
+    ) -> KeptCall | str:
+        recorder = self._recorder()
+        emit(recorder)
+        assert recorder._recorded is not None
+        patches = patches_of(recorder._recorded, arrays)
+        if patches is None or recorder.memory.scratch_bytes > MOST_BYTES:
+            return NEVER
+        recorder._recorded.obstacle = OBSTACLE
+        return KeptCall(self._replay(recorder), patches)
 
     def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
         same_shape(a, out)
@@ -115,9 +184,13 @@ class CupyBackend(LayerOperations):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        losses.softmax_cross_entropy(
-            self, logits, targets, options, result, sample_weight, upstream
-        )
+        def emit(backend: CupyBackend) -> None:
+            losses.softmax_cross_entropy(
+                backend, logits, targets, options, result, sample_weight, upstream
+            )
+
+        arrays = {"logits": logits, "targets": targets, "sample_weight": sample_weight, **result}
+        self._loss("softmax", emit, options, upstream, arrays)
 
     def pointwise_loss(
         self,
@@ -129,7 +202,13 @@ class CupyBackend(LayerOperations):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight, upstream)
+        def emit(backend: CupyBackend) -> None:
+            losses.pointwise_loss(
+                backend, a, targets, formula, options, result, sample_weight, upstream
+            )
+
+        arrays = {"a": a, "targets": targets, "sample_weight": sample_weight, **result}
+        self._loss((formula.name, formula.parameter), emit, options, upstream, arrays)
 
     def accumulate(
         self,
@@ -164,8 +243,11 @@ class CupyBackend(LayerOperations):
         formula: Update,
         coefficients: dict[str, Any],
     ) -> None:
-        """`coefficients` also without numbers that the host reads: "prepared", the vector that
-        `CupyUpdater` fills on the device, and "penalized", how many parameters its L2 concerns."""
+        """Do `Backend.update`; `coefficients` may also be without numbers that the host reads.
+
+        They are then "prepared", the vector that `CupyUpdater` fills on the device, and
+        "penalized", the number of parameters with an L2 penalty.
+        """
         updates.update(self, parameters, gradient, slots, formula, coefficients)
 
     def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
@@ -184,11 +266,12 @@ class CupyBackend(LayerOperations):
 
 
 def unpickled(device: str, reason: str) -> CupyBackend:
-    """The backend of a pickle that was made with one for `device`.
+    """Return the backend of a pickle that was made with one for `device`.
 
     Raises
     ------
-    DeviceUnavailable : that device is not there.
+    DeviceUnavailable
+        That device is not there.
     """
     try:
         backend = CupyBackend(int(devices.choose(device)[0].removeprefix("cuda:")))
