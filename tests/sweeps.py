@@ -42,11 +42,8 @@ RECORD = Path(__file__).with_name("swept.json")
 COMPUTES = ("kernels", "gpubackprop/formulas", "gpubackprop/backends")
 MODES = ("all", "sample", "changed")
 FEWEST, SHARE = 8, 8  # a grid of fewer cases stays whole; of others one case in so many is kept
-WAYS = (
-    "way",
-    "device",
-    "path",
-)  # these parameters say what computes: each value is a sweep of its own
+# These parameters say what computes: each value is a sweep of its own.
+WAYS = ("way", "device", "path")
 
 
 def seed() -> str:
