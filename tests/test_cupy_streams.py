@@ -16,9 +16,10 @@ import pytest
 from gpubackprop import MLP, Trainer, ops
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import CupyBackend, Products
+from gpubackprop.backends.loss import LossOptions
 from gpubackprop.cli import info
 from gpubackprop.errors import TargetRangeError
-from gpubackprop.formulas import ACTIVATIONS
+from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES
 from tests import emulator
 from tests.emulator import cupy_stub
 from tests.emulator.cupy_queue import Mark
@@ -83,19 +84,22 @@ def test_a_mean_on_one_stream_does_not_read_a_divisor_that_another_has_not_fille
 def test_numbers_that_the_host_knows_are_in_the_launch_and_no_stream_waits_for_them(cuda, counts):
     """The divisor of a mean and an upstream gradient that is a number: nothing is filled for them."""
     z, y = cuda.asarray(LOGITS), cuda.asarray(LABELS)
-    ops.softmax_cross_entropy(z, y)  # makes the flag for bad labels
+    shapes = {"loss": (), "row_loss": 6, "scale": 6, "delta": (6, 4)}
+    result = {name: cuda.zeros(shape, float) for name, shape in shapes.items()}
+    cuda.softmax_cross_entropy(z, y, LossOptions(), result)  # makes the flag for bad labels
     counts.clear()
     mine = stream()
     mine.wait_event(STATE.stream.record())
-    waits = len(mine.queue)
+    before = len(mine.queue)
     with mine:
-        ops.softmax_cross_entropy(z, y, upstream=0.5)
-        ops.pointwise_loss("squared_error", z, z)
+        cuda.softmax_cross_entropy(z, y, LossOptions(), result, upstream=0.5)
+        formula = POINTWISE_LOSSES["squared_error"]
+        cuda.pointwise_loss(z, z, formula, LossOptions(), result, upstream=0.25)
     entries = ("softmax_cross_entropy_short_labels", "pointwise_loss_squared_error")
     sums = ["column_sum_f64", "column_sum_finish_f64"]
     assert counts.kernels == [f"{entries[0]}_f64", *sums, f"{entries[1]}_f64", *sums]
     assert (counts.uploads, counts.waits) == (0, 0)
-    queued = [item for _, item in list(mine.queue)[waits:]]
+    queued = [item for _, item in list(mine.queue)[before:]]
     assert sum(isinstance(item, Mark) for item in queued) <= 1, "that of the flag"
 
 

@@ -9,12 +9,24 @@ CuPy is imported when a `CupyBackend` is made, never when this module is. Not me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import losses, updates
+from gpubackprop.backends.cupy.kept_calls import (
+    MOST_BYTES,
+    NEVER,
+    OBSTACLE,
+    ONCE,
+    KeptCall,
+    KeptCalls,
+    key_of,
+    patches_of,
+)
 from gpubackprop.backends.cupy.layers import LayerOperations, same_shape
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy.memory import WorkingMemory
@@ -79,6 +91,7 @@ class CupyBackend(LayerOperations):
     def __init__(self, index: int = 0, products: Products | None = None) -> None:
         super().__init__(index)
         self.products = products or CupyProducts(self.cupy)
+        self._kept = KeptCalls()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.index})"
@@ -96,18 +109,67 @@ class CupyBackend(LayerOperations):
 
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
         """Record a CUDA graph if all of it can be captured, which products through CuPy cannot."""
-        recorded = RecordedCalls()
+        recorder = self._recorder()
+        emit(recorder)
+        return self._replay(recorder)
+
+    def _recorder(self) -> CupyBackend:
+        """Return this backend with its operations recorded, and working memory that is kept."""
         recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
-        recorder._recorded = recorded
+        recorder._recorded = RecordedCalls()
         recorder.memory.bad_label = self.memory.bad_label
         recorder._labels = [False]
-        emit(recorder)
-        recorded.complete(self.launcher)
+        return recorder
+
+    def _replay(self, recorder: CupyBackend) -> Replay:
+        assert recorder._recorded is not None
+        recorder._recorded.complete(self.launcher)
         with self.cupy.cuda.Device(self.index):
-            plan = Plan(self.cupy, recorded)
+            plan = Plan(self.cupy, recorder._recorded)
         return Replay(self, plan, recorder._labels[0])
 
     # -- losses -----------------------------------------------------------------------------------
+
+    def _loss(
+        self,
+        name: Hashable,
+        emit: Callable[[CupyBackend], None],
+        options: LossOptions,
+        upstream: Array | float,
+        arrays: dict[str, Array | None],
+    ) -> None:
+        """Issue the loss that ``emit(backend)`` issues, by launches kept of one alike."""
+        if self._recorded is not None:
+            emit(self)
+            return
+        there = {role: array for role, array in arrays.items() if array is not None}
+        number = float(upstream) if isinstance(upstream, (int, float, np.number)) else None
+        if number is None:
+            there["upstream"] = upstream
+        key = key_of(name, options, number, there, self.cupy, self.index)
+        kept = NEVER if key is None or self._is_capturing() else self._kept.find(key)
+        if kept == ONCE:
+            kept = self._keep(emit, there)
+            self._kept.keep(key, kept)
+        if not isinstance(kept, KeptCall) or not kept(there):
+            emit(self)
+
+    def _is_capturing(self) -> bool:
+        """A graph would go on with working memory that later calls use, too."""
+        with self.cupy.cuda.Device(self.index):
+            return bool(self.cupy.cuda.get_current_stream().is_capturing())
+
+    def _keep(
+        self, emit: Callable[[CupyBackend], None], arrays: dict[str, Array]
+    ) -> KeptCall | str:
+        recorder = self._recorder()
+        emit(recorder)
+        assert recorder._recorded is not None
+        patches = patches_of(recorder._recorded, arrays)
+        if patches is None or recorder.memory.scratch_bytes > MOST_BYTES:
+            return NEVER
+        recorder._recorded.obstacle = OBSTACLE
+        return KeptCall(self._replay(recorder), patches)
 
     def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
         same_shape(a, out)
@@ -122,9 +184,13 @@ class CupyBackend(LayerOperations):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        losses.softmax_cross_entropy(
-            self, logits, targets, options, result, sample_weight, upstream
-        )
+        def emit(backend: CupyBackend) -> None:
+            losses.softmax_cross_entropy(
+                backend, logits, targets, options, result, sample_weight, upstream
+            )
+
+        arrays = {"logits": logits, "targets": targets, "sample_weight": sample_weight, **result}
+        self._loss("softmax", emit, options, upstream, arrays)
 
     def pointwise_loss(
         self,
@@ -136,7 +202,13 @@ class CupyBackend(LayerOperations):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        losses.pointwise_loss(self, a, targets, formula, options, result, sample_weight, upstream)
+        def emit(backend: CupyBackend) -> None:
+            losses.pointwise_loss(
+                backend, a, targets, formula, options, result, sample_weight, upstream
+            )
+
+        arrays = {"a": a, "targets": targets, "sample_weight": sample_weight, **result}
+        self._loss((formula.name, formula.parameter), emit, options, upstream, arrays)
 
     def accumulate(
         self,

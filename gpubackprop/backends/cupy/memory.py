@@ -105,6 +105,11 @@ class WorkingMemory:
             self._scratch[key] = self.empty(count, dtype)
         return self._scratch[key][:count].reshape(shape)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Of the working memory that is kept."""
+        return sum(int(array.nbytes) for array in self._scratch.values())
+
     def write(self, host: np.ndarray, out: Any) -> None:
         """Set out = host, queued on the current stream; `host` may be changed at once."""
         if out.size == 0:

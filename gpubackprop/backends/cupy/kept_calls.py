@@ -1,0 +1,151 @@
+"""Unplanned losses on a GPU: the launches of a call are kept for the next call of the same form.
+
+To plan and check the launches of a loss costs the host more than to issue them. So a call is
+recorded as a plan is, and kept under the shapes, dtypes and options that it depends on. The next
+call of that form writes its own addresses into the records and issues them.
+
+Working memory stays with a kept call. Of threads that call at once, one uses it and the others make
+launches of their own. A call on another stream than the one before waits for that one (`Plan`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gpubackprop.backends.cupy.arguments import Record
+from gpubackprop.backends.cupy.recorded_calls import RecordedCalls
+from gpubackprop.backends.loss import LossOptions
+
+Arrays = dict[str, Any]
+MOST_CALLS = 64
+MOST_BYTES = 1 << 18  # of working memory that a kept call may hold: 16 MiB for all of them
+OBSTACLE = "its arrays are exchanged"  # for a CUDA graph
+_OPTIONS = tuple(item.name for item in fields(LossOptions) if item.name != "class_weight")
+
+
+@dataclass
+class KeptCall:
+    """Recorded launches whose arrays are exchanged at each call.
+
+    Attributes
+    ----------
+    replay : issues them. patches : (record, its field, the array of the call that goes there).
+    """
+
+    replay: Callable[[], None]
+    patches: list[tuple[Record, str, str]]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, arrays: Arrays) -> bool:
+        """Issue the launches on these arrays; False, and nothing, while another thread does."""
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            for record, name, which in self.patches:
+                record.point_to(name, arrays[which])
+            self.replay()
+        finally:
+            for record, name, _ in self.patches:  # the caller's arrays are his
+                record.arrays.pop(name, None)
+            self.lock.release()
+        return True
+
+
+UNKNOWN, ONCE, NEVER = "unknown", "once", "never"  # of a form: not seen, seen once, cannot be kept
+Kept = KeptCall | str
+
+
+class KeptCalls:
+    """The forms of calls that a backend met, the `MOST_CALLS` that were used last.
+
+    A form is kept when it comes a second time: calls of ever new shapes cost nothing more.
+    """
+
+    def __init__(self) -> None:
+        self._forms: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key: Hashable) -> Kept:
+        with self._lock:
+            found = self._forms.get(key, UNKNOWN)
+            if found is UNKNOWN:
+                self._put(key, ONCE)
+            else:
+                self._forms.move_to_end(key)
+            return found
+
+    def keep(self, key: Hashable, call: Kept) -> None:
+        with self._lock:
+            self._put(key, call)
+
+    def _put(self, key: Hashable, call: Kept) -> None:
+        self._forms[key] = call
+        if len(self._forms) > MOST_CALLS:
+            self._forms.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._forms)
+
+
+def key_of(
+    name: Hashable,
+    options: LossOptions,
+    upstream: float | None,
+    arrays: Arrays,
+    cupy: Any,
+    index: int,
+) -> Hashable:
+    """All that the launches of a loss depend on; None where they cannot be kept.
+
+    upstream : the number, or None where it is one of the arrays.
+    """
+    if options.class_weight is not None:  # of the host: its numbers are copied at each call
+        return None
+    forms, addresses = [], []
+    for role, array in arrays.items():
+        if not isinstance(array, cupy.ndarray) or not array.size or array.device.id != index:
+            return None
+        address = array.data.ptr
+        addresses.append(address)
+        forms.append(
+            (role, array.shape, array.strides, array.dtype, address % 16, addresses.index(address))
+        )
+    sign = None if upstream is None else upstream.hex()  # -0.0 is not 0.0
+    return name, sign, tuple(forms), tuple(getattr(options, item) for item in _OPTIONS)
+
+
+def patches_of(recorded: RecordedCalls, arrays: Arrays) -> list[tuple[Record, str, str]] | None:
+    """Which fields of the records hold which of the caller's arrays.
+
+    None where one of these is no field of a record, or a field points into the middle of one.
+    """
+    begins: dict[int, str] = {}
+    for role, array in arrays.items():
+        begins.setdefault(int(array.data.ptr), role)
+    patches = []
+    for _, args in recorded.calls:
+        given = [one for arg in args for one in (arg if isinstance(arg, tuple) else (arg,))]
+        for one in given:
+            held = one.arrays if isinstance(one, Record) else {"": one}
+            for name, array in held.items():
+                if not hasattr(array, "data") or not hasattr(array.data, "ptr"):
+                    continue  # a number
+                address = int(array.data.ptr)
+                if name and address in begins:
+                    patches.append((one, name, begins[address]))
+                elif _inside(address, arrays):
+                    return None
+    return patches
+
+
+def _inside(address: int, arrays: Arrays) -> bool:
+    for array in arrays.values():
+        begin = int(array.data.ptr)
+        extent = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+        if begin <= address < begin + extent + array.itemsize:
+            return True
+    return False
