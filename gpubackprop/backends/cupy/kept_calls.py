@@ -44,7 +44,7 @@ class KeptCall:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, arrays: Arrays) -> bool:
-        """Issue the launches on these arrays; return False, and do nothing, while another thread does."""
+        """Issue the launches on these arrays; return False if another thread is doing so."""
         if not self.lock.acquire(blocking=False):
             return False
         try:
@@ -58,7 +58,7 @@ class KeptCall:
         return True
 
 
-UNKNOWN, ONCE, NEVER = "unknown", "once", "never"  # of a form: not seen, seen once, cannot be kept
+UNKNOWN, ONCE, NEVER = "unknown", "once", "never"  # a form is new, was met once, cannot be kept
 Kept = KeptCall | str
 
 
