@@ -75,7 +75,8 @@ def count(source: str, entry: str, defines: compilers.Defines, architecture: int
 
     Raises
     ------
-    compilers.CompileError : no compiler, no disassembler, or the source does not compile.
+    compilers.CompileError : there is no compiler or no disassembler, or the source does not
+    compile.
     ValueError : no loop of the entry touches memory as a main loop does.
     """
     body = sass.bodies(compilers.sass(source, architecture, defines))[entry]

@@ -1,4 +1,4 @@
-"""Pictures of bars: the share of the limit, the peers, and several records side by side."""
+"""Pictures of bars: shares of the limit, peers, and several records side by side."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ LONG_CALL = 0.5  # seconds: a longer call is made once a round, in few rounds
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure.
+    """The settings of the harness.
 
     Attributes
     ----------

@@ -141,7 +141,7 @@ class ActivationBackward(OnActivations):
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
         shape, act = (rows, case.shape[1]), self.activation(case)
-        a = rng.normal(size=shape)  # near h = 1, 1 - h^2 has no digits left in any dtype
+        a = rng.normal(size=shape)  # near h = 1, 1 - h^2 has lost its digits in any dtype
         saved = 3 * a if act.saved == "a" else formula(act, "value", a)
         return {"grad_h": rng.normal(size=shape), "saved": saved}
 

@@ -233,6 +233,6 @@ def summary(rows: list[Result]) -> list[dict[str, Any]]:
         entry["failed"] += not row.passed
         entry["numpy"] = max(entry["numpy"], row.numpy)
         entry["limit"] = max(entry["limit"], row.limit)
-        if not row.units <= entry["units"]:  # NaN is the worst
+        if not row.units <= entry["units"]:  # a NaN counts as the worst
             entry["units"], entry["variant"] = row.units, row.variant
     return list(worst.values())

@@ -89,7 +89,7 @@ class JaxTimer(DeviceTimer):
             super().warm(run)
 
     def finish(self, run: Run, count: int) -> None:
-        """JAX waits for results, not for a device."""
+        """Make the calls and wait for their results: JAX cannot wait for a device."""
         for _ in range(count):
             out = run()
         self.jax.block_until_ready(out)

@@ -1,4 +1,4 @@
-"""Deviations that are decided and recorded, each with its reason and as narrow as possible.
+"""Deviations that are decided and recorded. Each has its reason and is as narrow as possible.
 
 docs/decisions/2026-11-23-sklearn.md, 2026-11-23-torch.md and the docstrings have the decisions.
 """

@@ -16,7 +16,7 @@ GRACE = 15.0  # seconds from SIGINT to SIGKILL, in which pytest writes its repor
 
 @dataclass
 class Ended:
-    """How a process ended.
+    """The end of a process.
 
     Attributes
     ----------
