@@ -24,7 +24,7 @@ from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import notes
 from gpubackprop.bench import record as records
 from gpubackprop.bench.cases import SIZES
-from gpubackprop.bench.contestants import peers_option
+from gpubackprop.bench.providers import peers_option
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.cli.bench import result_lines
 from gpubackprop.cli.common import whole

@@ -19,6 +19,6 @@ def bench_cold_start(backend, benchmark, request):
     benchmark.group = case.name
     with Harness(Plan(small=True)) as harness:
         rows = benchmark.pedantic(harness.run_case, (case, device, 1), rounds=1)
-    ours = {row.case: row for row in rows if row.contestant == backend}
+    ours = {row.case: row for row in rows if row.provider == backend}
     assert all(row.seconds and not row.note for row in ours.values()), ours
     benchmark.extra_info |= {row.case: row.seconds for row in rows}

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_sklearn.py [--threads 1] [--device cpu] [--out results.json] [--sizes]
 
-Through the harness of the other benchmarks: each contestant in a process of its own, rounds
+Through the harness of the other benchmarks: each provider in a process of its own, rounds
 interleaved. PyTorch, where it is installed, runs a plain loop over the same batches from the same
 weights, with its default and with its fused Adam. Before timing, each loss curve is held to
 scikit-learn's. Figures of a busy machine mean nothing: run it on a quiet one.
@@ -28,7 +28,8 @@ NAMES = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="MLPClassifier.fit against its peers.")
-    front_ends.add_options(parser)
+    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:1"')
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each case")
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each process")
     parser.add_argument("--sizes", action="store_true", help="a table by data size instead")
     parser.add_argument("--only", type=int, help="the case of this number alone, from 0")

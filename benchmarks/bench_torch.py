@@ -3,7 +3,7 @@
     python -m benchmarks.bench_torch [OUT.json] [--device cuda] [--rounds 7] [--cases cross_entropy]
 
 Forward and backward pass, or a step of an optimizer, through the harness of the other benchmarks:
-each contestant in a process of its own and held to float64 before it is timed, rounds interleaved.
+each provider in a process of its own and held to float64 before it is timed, rounds interleaved.
 Ratios within a run are meant to be compared, nothing else.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks import front_ends
 from gpubackprop.bench.front_ends import torch_cases
 
-# What --contestants calls them.
-CONTESTANTS = {
+# What --providers calls them.
+PROVIDERS = {
     "gpubackprop": ("gpubackprop.torch",),
     "eager": ("torch eager", "torch foreach", "torch fused"),
     "compile": ("torch.compile",),
@@ -30,14 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?", help="file for the results as JSON")
-    front_ends.add_options(parser)
+    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:1"')
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each case")
     parser.add_argument("--cases", default="", help="names that contain this")
-    parser.add_argument("--contestants", default=",".join(CONTESTANTS), help="with commas")
+    parser.add_argument("--providers", default=",".join(PROVIDERS), help="with commas")
     options = parser.parse_args(arguments)
-    groups = options.contestants.split(",")
-    if unknown := set(groups) - set(CONTESTANTS):
-        parser.error(f"no contestant {sorted(unknown)[0]!r}; valid are {', '.join(CONTESTANTS)}")
-    names = {name: name for group in groups for name in CONTESTANTS[group]}
+    groups = options.providers.split(",")
+    if unknown := set(groups) - set(PROVIDERS):
+        parser.error(f"no provider {sorted(unknown)[0]!r}; valid are {', '.join(PROVIDERS)}")
+    names = {name: name for group in groups for name in PROVIDERS[group]}
     chosen = [
         case for case in torch_cases(options.device.partition(":")[0])
         if options.cases in case.name

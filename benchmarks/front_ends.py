@@ -10,17 +10,12 @@ from typing import Any
 from gpubackprop.backends import devices
 from gpubackprop.bench import record as records
 from gpubackprop.bench.cells import spread, time_text
-from gpubackprop.bench.contestants import reference
 from gpubackprop.bench.harness import Harness, Plan
+from gpubackprop.bench.providers import reference
 from gpubackprop.bench.rows import Row
 from gpubackprop.bench.shapes import Case
 
 ROUND_SECONDS = 0.05
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:1"')
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each case")
 
 
 def measure(
@@ -28,7 +23,7 @@ def measure(
 ) -> dict[str, Any]:
     """A record of the cases; prints a line for each row as it is there.
 
-    `names` : of the contestants, and how each is shown. One that is not installed or is wrong says
+    `names` : of the providers, and how each is shown. One that is not installed or is wrong says
     so and is not timed.
     """
     device, reason = devices.choose(options.device)
@@ -41,7 +36,7 @@ def measure(
     with Harness(plan) as harness:
         for case in chosen:
             rows = harness.run_case(case, device, threads)
-            ours = reference([row.contestant for row in rows], device)
+            ours = reference([row.provider for row in rows], device)
             for row in rows:
                 print(_line(row, names, ours), flush=True)
                 record["rows"].append(row.json() | {"run": records.run_name(record)})
@@ -52,11 +47,11 @@ def _line(row: Row, names: Mapping[str, str], ours: str) -> str:
     taken, ratio = "-", row.note or "-"
     if row.seconds:
         taken = f"{time_text(row.seconds)} ({spread(row.rounds)})"
-        ratio = "" if row.contestant == ours else "-"
-    if row.ratio and row.ratio_p20 and row.ratio_p80 and row.contestant != ours:
+        ratio = "" if row.provider == ours else "-"
+    if row.ratio and row.ratio_p20 and row.ratio_p80 and row.provider != ours:
         ratio = f"ours / theirs {row.ratio:.2f} ({row.ratio_p20:.2f} – {row.ratio_p80:.2f})"
     remark = f", {row.remark}" * bool(row.remark)
-    return f"{row.case:52} {names[row.contestant]:14} {taken:30} {ratio}{remark}".rstrip()
+    return f"{row.case:52} {names[row.provider]:14} {taken:30} {ratio}{remark}".rstrip()
 
 
 def finish(record: dict[str, Any], out: Path | None) -> int:

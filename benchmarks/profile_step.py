@@ -17,8 +17,8 @@ import threadpoolctl
 from gpubackprop.backends.numpy import set_num_threads
 from gpubackprop.backends.numpy.recorded_calls import RecordedCalls
 from gpubackprop.bench.ours import setup
-from gpubackprop.bench.places import Place
 from gpubackprop.bench.shapes import NETWORKS, Case
+from gpubackprop.bench.timers import Timer
 
 
 class Profile:
@@ -71,7 +71,7 @@ def profile(case: Case, passes: int) -> tuple[Profile, int]:
     with threadpoolctl.threadpool_limits(1):
         RecordedCalls.run = lambda self: found.run(self)  # type: ignore[method-assign]  # plans keep it
         try:
-            work = setup(case, Place(), "numpy")
+            work = setup(case, Timer(), "numpy")
             work.outputs()
             found.clear()
             for _ in range(passes):

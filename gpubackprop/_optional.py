@@ -9,13 +9,16 @@ from gpubackprop.errors import MissingDependencyError
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """The imported `module`, or MissingDependencyError naming the extra that brings it.
+    """Return the imported `module`; raise MissingDependencyError naming the extra that brings it.
 
     Parameters
     ----------
-    module : dotted name, e.g. "pyarrow.csv".
-    extra : extra of gpubackprop that installs it, e.g. "cli".
-    purpose : what it is needed for, to complete "... is needed to <purpose>".
+    module : str
+        Dotted name, e.g. "pyarrow.csv".
+    extra : str
+        The extra of gpubackprop that installs it, e.g. "cli".
+    purpose : str
+        Completes the sentence "... is needed to <purpose>".
     """
     try:
         return importlib.import_module(module)

@@ -286,12 +286,12 @@ def check_all(
 
 
 def all_labels() -> list[str]:
-    """What `check_all` checks, by name."""
+    """Return the names of everything that `check_all` checks."""
     return [label for label, *_ in _cases(np.random.default_rng(0))]
 
 
 def _cases(rng: np.random.Generator) -> Iterator[tuple[str, MLP, Loss, Array | None]]:
-    """(label, network, loss, sample weights or None)."""
+    """Yield (label, network, loss, sample weights or None)."""
     for name in ACTIVATIONS:
         yield f"activation {name}", _network(name, "softmax", rng), SoftmaxCrossEntropy(), None
     for loss in _all_losses():

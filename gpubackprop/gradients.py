@@ -33,6 +33,7 @@ class Gradients:
 
     Examples
     --------
+    >>> from gpubackprop import MLP
     >>> network = MLP([4, 8, 3], seed=0)
     >>> gradients = network.gradients(np.ones((2, 4)), np.array([0, 2]))
     >>> gradients.W[0].shape, gradients.hidden[0].shape, gradients.output.shape

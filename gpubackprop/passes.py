@@ -23,8 +23,8 @@ from gpubackprop.backends import Backend, Updater
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
 from gpubackprop.losses import Loss
 
-Array = Any  # of the backend's device
-Layers = tuple[Sequence[Array], Sequence[Array]]  # (W, b), or (grad_W, grad_b): one of each layer
+Array = Any  # an array of the backend's device
+Layers = tuple[Sequence[Array], Sequence[Array]]  # (W, b) or (grad_W, grad_b) of all layers
 IDENTITY = ACTIVATIONS["identity"]
 
 
@@ -84,7 +84,7 @@ def emit_step(
 
 
 class Architecture(Protocol):
-    """What `PassUnits` needs to know of a network: an `MLP` has it, and more."""
+    """The attributes of a network that `PassUnits` reads; an `MLP` has them."""
 
     @property
     def backend(self) -> Backend: ...
@@ -177,7 +177,13 @@ class PassUnits(Units):
 
     Attributes
     ----------
-    a, h, activations, dropout
+    a : list of L arrays (N, D_l)
+        As for `Units`.
+    h : list of L - 1 arrays (N, D_l)
+        As for `Units`.
+    activations : list of L Activation
+        As for `Units`.
+    dropout : list of L Dropout or None
         As for `Units`.
     saved : list of (N, D_l) arrays
         For each hidden layer what its slope is computed from: a or h.
@@ -222,7 +228,7 @@ def _taking_turns(backend: Backend, rows: int, widths: Sequence[int], dtype: Any
 
 @dataclass
 class Batch:
-    """One batch: what a pass reads, and the arrays that it writes.
+    """One batch: the arrays that a pass reads, and those that it writes.
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpubackprop.bench import limits, operations, worker
 from gpubackprop.bench.cases import cases
-from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, LIMIT, OURS, SAME_SIZE
+from gpubackprop.bench.providers import GROUPS, LIMIT, OURS, PROVIDERS, SAME_SIZE
 from gpubackprop.bench.rows import GOALS, Row, summarise
 from gpubackprop.bench.shapes import Case
 
@@ -19,8 +19,8 @@ class InProcess:
 
     ended = False
 
-    def __init__(self, contestant: str, device: str, threads: int, *, small: bool = False) -> None:
-        self.session = worker.Session(contestant, device)
+    def __init__(self, provider: str, device: str, threads: int, *, small: bool = False) -> None:
+        self.session = worker.Session(provider, device)
 
     def tell(self, what: str, **values: Any) -> None:
         self.answered = self.session.do({"do": what, **json.loads(json.dumps(values))})
@@ -74,7 +74,7 @@ def _rows(case: Case, device: str, factor: float, rng: np.random.Generator) -> l
     least = max(least, problem.bytes(case) / copy)
     launches = 2e-6 if kind == "cpu" else 2e-5
     rows = {}
-    for number, one in enumerate(CONTESTANTS):
+    for number, one in enumerate(PROVIDERS):
         if not one.takes_part(case, device, frozenset(GROUPS)):
             continue
         if one.name == SAME_SIZE and not limits.same_size(case):

@@ -1,6 +1,6 @@
 """Marks for whole files, and the fixtures `way` (`tests/ways.py`), `device` and `sweep`.
 
-Tests marked ``gpu`` run where the CUDA backend can; elsewhere they are skipped with the reason. Files
+Tests marked ``gpu`` run if the CUDA backend can run; otherwise they are skipped with the reason. Files
 of emulated kernels are marked ``emulated``: together they take minutes, and `make check` leaves them
 to `make test`.
 """
@@ -22,20 +22,20 @@ EMULATED = ("test_kernel_", "test_cupy_", "test_emulator", "test_gpu_", "test_mu
 
 @pytest.fixture
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ways.Way]:
-    """The way that the test runs in, one of `ways.WAYS`."""
+    """The way in which the test runs, one of `ways.WAYS`."""
     with ways.taken(request.param, monkeypatch) as taken:
         yield taken
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.emulated)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """What a network is built with: the NumPy backend, or the CUDA backend on emulated kernels."""
+    """The device of a network: the NumPy backend, or the CUDA backend on emulated kernels."""
     with ways.taken({"cpu": "numpy", "cuda": "cuda-emulated"}[request.param], monkeypatch):
         yield request.param
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test that uses `way` runs all ways, or those of its mark ``ways``."""
+    """Make each test that uses `way` run all ways, or those of its mark ``ways``."""
     if "way" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("ways")
@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [
         item
         for item in items
-        if item.get_closest_marker("gpu") and "way" not in item.fixturenames  # it skips by itself
+        if item.get_closest_marker("gpu")
+        and "way" not in item.fixturenames  # `way` skips by itself
     ]
     if not marked:
         return

@@ -1,4 +1,4 @@
-"""Finding and running what the Markdown files show: code blocks and commands."""
+"""Find and run what the Markdown files show: code blocks and commands."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a block, one a line, without comments and continued lines joined."""
+        """Return the commands of a block, one a line, without comments and continued lines joined."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [command for line in lines if (command := without_comment(line))]
 
 
 @cache
 def documents() -> tuple[str, ...]:
-    """Every Markdown file of the repository."""
+    """Return every Markdown file of the repository."""
     found = []
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [name for name in folders if name[0] != "." and name not in NOT_OURS]
@@ -64,7 +64,7 @@ def read(document: str) -> str:
 
 
 def blocks_of(document: str, text: str) -> Iterator[Block]:
-    """The fenced blocks, and those indented by four spaces after an empty line."""
+    """Return the fenced blocks, and those indented by four spaces after an empty line."""
     lines = text.splitlines()
     number = 0
     while number < len(lines):
@@ -89,7 +89,7 @@ def blocks_of(document: str, text: str) -> Iterator[Block]:
 
 
 def spoken_commands(document: str) -> list[str]:
-    """The commands in the prose: `code` that begins with a program and has something behind it."""
+    """Return the commands in the prose: `code` that begins with a program and goes on."""
     prose, text = read(document), ""
     inside = False
     for line in prose.splitlines():
@@ -100,7 +100,7 @@ def spoken_commands(document: str) -> list[str]:
 
 
 def docstring_commands() -> dict[str, str]:
-    """Command -> file, of the indented commands in the docstrings of modules, without brackets."""
+    """Return the indented commands in the docstrings of modules, without brackets, with their files."""
     found = {}
     for folder in ("gpubackprop", "benchmarks", "tools", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -119,8 +119,10 @@ def without_comment(line: str) -> str:
 
 
 def why_not_a_command(command: str) -> str:
-    """What is wrong with this line: a program, module, file, target, extra or option that is not
-    there; "" if it can be run."""
+    """Say what is wrong with this line; "" if it can be run.
+
+    It may name a program, module, file, target, extra or option that does not exist.
+    """
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -147,7 +149,7 @@ def _why_not_gpubackprop(arguments: list[str]) -> str:
     if arguments[0] not in COMMANDS:
         return f"there is no command {arguments[0]}"
     if len(arguments) == 1:
-        return ""  # `gpubackprop predict` in prose names it
+        return ""  # `gpubackprop predict` in prose only names the command
     with contextlib.redirect_stderr(None):
         try:
             build_parser(arguments).parse_args(arguments)
@@ -193,13 +195,13 @@ def _why_not_python(arguments: list[str]) -> str:
 
 
 def _missing_files(arguments: list[str]) -> str:
-    """Files in this repository that are named and absent; patterns must match one."""
+    """Return files in this repository that are named and absent; patterns must match one."""
     named = [word for word in arguments if re.search(r"^[\w*/-]+(\.py|\.csv)$", word)]
     absent = [word for word in named if not list(ROOT.glob(word))]
     return f"there is no {', '.join(absent)}" if absent else ""
 
 
 def command_line(command: str) -> list[str]:
-    """The command as a process of this interpreter runs it."""
+    """Return the command as a process of this interpreter runs it."""
     words = shlex.split(command)
     return [sys.executable if word in ("python", "python3") else word for word in words]

@@ -1,8 +1,8 @@
-"""What pytest does with `tests/sweeps.py`: leaves cases out, says so at the end, writes the record.
+"""The part of `tests/sweeps.py` that pytest calls: it skips cases, says so, and writes the record.
 `conftest.py` takes the hooks and the fixture `sweep` from here.
 
-With workers (pytest-xdist) each of them collects and leaves out the same; the process that started
-them hears of it when they end, prints the last line and writes the record.
+With workers (pytest-xdist) each of them collects and skips the same. The process that started them
+learns of it when they end, prints the last line and writes the record.
 """
 
 from __future__ import annotations
@@ -34,22 +34,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def sweep(request: pytest.FixtureRequest) -> sweeps.Sweep:
-    """How many cases of its own the test is to take."""
+    """How many cases of its own the test must take."""
     is_whole = request.config.stash[PLUGIN].is_whole(file_of(request.node))
     return sweeps.Sweep(request.node, is_whole=is_whole)
 
 
 class SweepPlugin:
-    """Of one run.
+    """The plugin of one run.
 
     Attributes
     ----------
-    mode : one of `sweeps.MODES`.
-    left, total : cases that a sample leaves out, and of how many.
-    collected, finished : tests by file.
-    partly : files of which something was chosen (``-k``, ``-m``, a sample, one test by its name).
-    swept : files with sweeps.
-    failed : tests by name.
+    mode : str
+        One of `sweeps.MODES`.
+    left : int
+        How many cases a sample skips.
+    total : int
+        How many cases these sweeps have.
+    collected : Counter
+        Number of collected tests by file.
+    finished : Counter
+        Number of finished tests by file.
+    partly : set
+        Files of which a part was chosen (``-k``, ``-m``, a sample, one test by its name).
+    swept : set
+        Files with sweeps.
+    failed : list
+        Tests by name.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -61,10 +71,10 @@ class SweepPlugin:
         self.partly: set[str] = set()
         self.swept: set[str] = set()
         self.failed: list[str] = []
-        os.environ.setdefault("GPUBACKPROP_SEED", sweeps.seed())  # workers take the same
+        os.environ.setdefault("GPUBACKPROP_SEED", sweeps.seed())  # so that workers take the same
 
     def is_whole(self, file: str) -> bool:
-        """Whether this run takes every case of the file."""
+        """Return whether this run takes every case of the file."""
         if self.mode == "changed":
             return self.record.get(file) != sweeps.key_of(file)
         return self.mode == "all"
@@ -84,6 +94,8 @@ class SweepPlugin:
         self.partly |= set(map(file_of, items))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if hasattr(self.config, "workerinput"):
+            return  # the process that started the worker gets the report too
         file = file_of_name(report.nodeid)
         if report.failed:
             self.failed.append(report.nodeid)
@@ -97,7 +109,7 @@ class SweepPlugin:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """A worker has ended; all of them have collected the same."""
+        """Note a worker that has ended; all of them have collected the same."""
         if self.collected or not hasattr(node, "workeroutput"):
             return
         told = node.workeroutput["sweeps"]
@@ -117,7 +129,7 @@ class SweepPlugin:
             sweeps.record(self.whole_files())
 
     def whole_files(self) -> list[str]:
-        """Files with sweeps of which every test ran, and none failed."""
+        """Return files with sweeps of which every test ran, and none failed."""
         named = {argument.partition("::")[0] for argument in self.config.args if "::" in argument}
         failed = set(map(file_of_name, self.failed))
         return sorted(
@@ -128,7 +140,7 @@ class SweepPlugin:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Iterator[None]:
-        yield  # behind the list of skipped tests: among the last lines
+        yield  # the line comes after the list of skipped tests, among the last lines
         write = terminalreporter.write_line
         for test in self.failed:
             if file_of_name(test) in self.swept and not self.is_whole(file_of_name(test)):
@@ -157,6 +169,6 @@ def file_of_name(test: str) -> str:
 
 
 def alone(test: str) -> str:
-    """The command that runs a case of a sample again."""
+    """Return the command that runs a case of a sample again."""
     sample = f"GPUBACKPROP_SEED={sweeps.seed()} python -m pytest --sweeps=sample"
     return f"{sample} {shlex.quote(test)}"

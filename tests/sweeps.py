@@ -1,4 +1,4 @@
-"""Which cases of the long sweeps a run takes: all of them, or a sample that a seed chooses.
+"""The choice of the long sweeps' cases in a run: all of them, or a sample that a seed chooses.
 
 A sweep is a test of many cases that is slow or emulated, or has the mark ``sweep``; or a test that
 asks the fixture `sweep` how many cases of its own to take. ``--sweeps`` says what a run takes:
@@ -6,16 +6,16 @@ asks the fixture `sweep` how many cases of its own to take. ``--sweeps`` says wh
 =========  =====================================================================================
 all        every case: ``make test-all``, and pytest itself, so that a failing case runs by its name
 sample     a sample: ``make test``
-changed    every case of a file that is not on record with what it depends on; of others a sample
+changed    every case of a file that is not on record with its dependencies; of others a sample
 =========  =====================================================================================
 
-A sample of a grid has every value of every parameter; combinations are left out. A list of cases
-that somebody chose stays whole unless it is marked, ``@pytest.mark.sweep(keep=20)``. The seed is
-the day, or GPUBACKPROP_SEED; it stands beside what was left out in the last line of a run.
+A sample of a grid has every value of every parameter, but not every combination. A list of cases
+that a person chose stays whole unless it is marked, ``@pytest.mark.sweep(keep=20)``. The seed is
+the day, or GPUBACKPROP_SEED; the last line of a run names it beside the cases that were skipped.
 
 swept.json has a key for each file whose sweeps passed whole. The key changes with the file, with
-what it imports from tests/ and tools/, and with what computes: `COMPUTES`. A run of all cases with
-GPUBACKPROP_RECORD=1 writes it.
+what it imports from tests/ and tools/, and with the code that computes: `COMPUTES`. A run of all
+cases with GPUBACKPROP_RECORD=1 writes it.
 """
 
 from __future__ import annotations
@@ -41,23 +41,24 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("swept.json")
 COMPUTES = ("kernels", "gpubackprop/formulas", "gpubackprop/backends")
 MODES = ("all", "sample", "changed")
-FEWEST, SHARE = 8, 8  # cases of a sweep; of a grid's cases one in so many is kept
-WAYS = ("way", "device")  # parameters that say where a case is computed: each is a sweep of its own
+FEWEST, SHARE = 8, 8  # a grid of fewer cases stays whole; of others one case in so many is kept
+# These parameters say what computes: each value is a sweep of its own.
+WAYS = ("way", "device", "path")
 
 
 def seed() -> str:
-    """The day, or GPUBACKPROP_SEED."""
+    """Return the day, or GPUBACKPROP_SEED."""
     return os.environ.get("GPUBACKPROP_SEED") or date.today().isoformat()
 
 
 def sampled(cases: Sequence[T], keep: int, salt: str) -> list[T]:
-    """`keep` of the cases in their order, the same ones for the same seed and salt."""
+    """Return `keep` of the cases in their order, the same ones for the same seed and salt."""
     chosen = random.Random(f"{seed()} {salt}").sample(range(len(cases)), min(keep, len(cases)))
     return [cases[n] for n in sorted(chosen)]
 
 
 def covering(cases: Sequence[dict[str, Any]], keep: int, salt: str) -> list[int]:
-    """Cases of a grid, by number: every value of every parameter, and at least `keep` cases."""
+    """Return cases of a grid, by number: every value of every parameter, and at least `keep` cases."""
     rest = list(range(len(cases)))
     random.Random(f"{seed()} {salt}").shuffle(rest)
     values = [{(name, _named(value)) for name, value in case.items()} for case in cases]
@@ -72,8 +73,10 @@ def covering(cases: Sequence[dict[str, Any]], keep: int, salt: str) -> list[int]
 
 
 def is_grid(cases: Sequence[dict[str, Any]]) -> bool:
-    """Whether the cases are at least half of all combinations of their parameters' values. A
-    parameter counts once where it follows from another (the source of an entry from the entry)."""
+    """Return whether the cases are at least half of all combinations of their parameters' values.
+
+    A parameter that follows from another (the source of an entry from the entry) does not count.
+    """
     columns = {name: [_named(case[name]) for case in cases] for name in cases[0]}
     sizes = {name: len(set(column)) for name, column in columns.items()}
     names = sorted((name for name in columns if sizes[name] > 1), key=lambda name: -sizes[name])
@@ -95,7 +98,7 @@ def _named(value: Any) -> Hashable:
 
 
 def left_out(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], int]:
-    """What a sample leaves out of the collected tests, and how many cases these sweeps have."""
+    """Return the collected tests that a sample skips, and how many cases these sweeps have."""
     sweeps: dict[tuple[Any, ...], list[pytest.Function]] = defaultdict(list)
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
@@ -110,53 +113,54 @@ def left_out(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], int]:
     return result, total
 
 
-def _kept(name: str, cases: Sequence[pytest.Function]) -> set[int]:
+def _kept(test: str, cases: Sequence[pytest.Function]) -> set[int]:
     everything = set(range(len(cases)))
     mark = cases[0].get_closest_marker("sweep")
     if mark is not None:
-        return set(sampled(sorted(everything), mark.kwargs["keep"], name))
-    long = any(cases[0].get_closest_marker(slow) for slow in ("slow", "emulated"))
+        return set(sampled(sorted(everything), mark.kwargs["keep"], test))
+    long = any(case.get_closest_marker(name) for case in cases for name in ("slow", "emulated"))
     parameters = [case.callspec.params for case in cases]
     if not long or len(cases) < FEWEST or not is_grid(parameters):
         return everything
-    return set(covering(parameters, -(-len(cases) // SHARE), name))
+    return set(covering(parameters, -(-len(cases) // SHARE), test))
 
 
 class Sweep:
-    """What the fixture `sweep` gives a test that goes through its cases itself.
+    """The fixture `sweep`, for a test that goes through its cases itself.
 
     Attributes
     ----------
-    is_whole : whether this run takes every case of the test's file.
+    is_whole : bool
+        Whether this run takes every case of the test's file.
     """
 
     def __init__(self, item: pytest.Item, *, is_whole: bool) -> None:
         self._item, self.is_whole = item, is_whole
 
     def number(self, whole: int, sample: int) -> int:
-        """How many cases to take: `whole`, or `sample` where this run takes a sample."""
+        """Return how many cases to take: `whole`, or `sample` if this run takes a sample."""
         taken = whole if self.is_whole else sample
         self._item.user_properties.append((PROPERTY, [taken, whole]))
         return taken
 
     def cases(self, cases: Iterable[T], keep: int) -> list[T]:
-        """All cases, or `keep` of them."""
+        """Return all cases, or `keep` of them."""
         every = list(cases)
         return sampled(every, self.number(len(every), min(keep, len(every))), self._item.nodeid)
 
 
 def noted(report: pytest.TestReport) -> list[tuple[int, int]]:
-    """What `Sweep.number` noted: how many cases were taken, and how many there are."""
+    """Return what `Sweep.number` noted: how many cases were taken, and how many there are."""
     notes: list[Any] = [value for name, value in report.user_properties if name == PROPERTY]
     return [(taken, whole) for taken, whole in notes]
 
 
-PROPERTY = "sweep"  # of a test's report
+PROPERTY = "sweep"  # the name of a property in a test's report
 
 
 @cache
 def key_of(file: str) -> str:
-    """Of a test file, relative to the checkout: changes with it and with what it depends on."""
+    """Return the key of a test file; it changes with the file and its dependencies."""
     parts = {ROOT / file, *_imported(ROOT / file)}
     for folder in COMPUTES:
         parts |= _files(ROOT / folder)
@@ -177,8 +181,10 @@ def _files(folder: Path) -> frozenset[Path]:
 
 
 def _imported(file: Path) -> set[Path]:
-    """The files of tests/ and tools/ that a test file imports, and what these import; of a package
-    in a folder all files."""
+    """Return the files of tests/ and tools/ that a test file imports, directly or not.
+
+    A package in a folder counts with all its files.
+    """
     found: set[Path] = set()
     wanted = [file]
     while wanted:
@@ -194,8 +200,11 @@ def _imported(file: Path) -> set[Path]:
 
 @cache
 def _names(file: Path) -> frozenset[str]:
-    """Dotted names below tests and tools that a file imports: ``from tests import ways`` names
-    tests.ways, ``from tests.ways import MLP`` also tests.ways.MLP, which is no file."""
+    """Return dotted names below tests and tools that a file imports.
+
+    ``from tests import ways`` names tests.ways; ``from tests.ways import MLP`` also names
+    tests.ways.MLP, which is no file.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
@@ -211,7 +220,7 @@ def recorded() -> dict[str, str]:
 
 
 def record(files: Iterable[str]) -> None:
-    """Write down that the sweeps of these files passed whole; files that are gone are dropped."""
+    """Write down that the sweeps of these files passed whole; drop files that do not exist."""
     found = recorded() | {file: key_of(file) for file in files}
     kept = {file: key for file, key in sorted(found.items()) if (ROOT / file).exists()}
     RECORD.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

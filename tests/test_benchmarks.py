@@ -19,7 +19,6 @@ from gpubackprop.backends import NumpyBackend
 from gpubackprop.bench import (
     cases,
     cells,
-    contestants,
     expressions,
     harness,
     losses,
@@ -27,13 +26,14 @@ from gpubackprop.bench import (
     operations,
     ours,
     parity,
-    places,
     problems,
     process,
+    providers,
     record,
     shapes,
     steps,
     tables,
+    timers,
     worker,
 )
 from gpubackprop.bench import run as runs
@@ -58,7 +58,7 @@ def here(monkeypatch):
 
 def rows_of(case, **plan):
     with Harness(replace(SMALL, **plan)) as measured:
-        return {row.contestant: row for row in measured.run_case(case, "cpu", 1)}
+        return {row.provider: row for row in measured.run_case(case, "cpu", 1)}
 
 
 # -- the registry ---------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_an_unknown_size_operation_or_peer_says_what_there_is():
     with pytest.raises(OptionError, match="softmax_cross_entropy"):
         runs.work(runs.Settings(op="nonsense"))
     with pytest.raises(OptionError, match=r"no peer 'tensorflow'; valid are all, none, torch"):
-        contestants.peer_groups("torch,tensorflow")
+        providers.peer_groups("torch,tensorflow")
 
 
 # -- oracles --------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_a_large_batch_repeats_its_rows_and_its_oracle_does_not():
     assert whole == pytest.approx(list(steps.TrainingStep().losses(some)[:3]), rel=1e-12)
     case = Case("training_step", (5000, 6, 5, 3), variant="adam")  # more than different rows
     assert large.batches * large.distinct < 5000
-    work = ours.setup(case, places.Place(), "numpy")
+    work = ours.setup(case, timers.Timer(), "numpy")
     assert operations.get(case.op).check(case, work.outputs())[0] <= 1
     work.run()
 
@@ -243,7 +243,7 @@ def test_a_fault_in_one_element_is_seen(fault):
 # -- checking and timing --------------------------------------------------------------------------
 
 
-def test_every_contestant_gets_time_share_ratio_bytes_and_flops(here):
+def test_every_provider_gets_time_share_ratio_bytes_and_flops(here):
     rows = rows_of(ENTROPY)
     assert set(rows) == {"numpy", "limit", "NumPy by hand", "NumPy by hand, two exps"}
     ours = rows["numpy"]
@@ -257,11 +257,11 @@ def test_every_contestant_gets_time_share_ratio_bytes_and_flops(here):
     assert rows["NumPy by hand"].error < 1e-6
 
 
-def test_a_wrong_contestant_is_reported_as_wrong_and_never_timed(here, monkeypatch):
+def test_a_wrong_provider_is_reported_as_wrong_and_never_timed(here, monkeypatch):
     right = expressions.setup
 
-    def wrong(case, where, contestant):
-        work = right(case, where, contestant)
+    def wrong(case, where, provider):
+        work = right(case, where, provider)
         outputs = work.outputs
         work.outputs = lambda: outputs() | {"loss": outputs()["loss"] * 1.001}
         work.run = lambda: pytest.fail("it was timed")
@@ -281,8 +281,8 @@ def test_a_result_without_a_finite_error_is_wrong_and_goes_into_json(
 ):
     right = expressions.setup
 
-    def wrong(case, where, contestant):
-        work = right(case, where, contestant)
+    def wrong(case, where, provider):
+        work = right(case, where, provider)
         outputs = work.outputs
         work.outputs = lambda: (
             outputs() | {"delta": np.full(case.shape, np.nan) if fault == "nan" else np.zeros(3)}
@@ -301,13 +301,13 @@ def test_a_result_without_a_finite_error_is_wrong_and_goes_into_json(
     for text in (json.dumps(measured), (tmp_path / "result.json").read_text()):
         json.loads(text, parse_constant=refuse)
     (row,) = (row for row in record.rows_of(record.load(tmp_path / "result.json"))
-              if row.contestant == "NumPy by hand")  # fmt: skip
+              if row.provider == "NumPy by hand")  # fmt: skip
     assert row.wrong
     assert row.error is None
 
 
 def test_what_is_not_installed_or_fails_is_a_note_and_the_others_are_timed(here, monkeypatch):
-    def broken(case, where, contestant):
+    def broken(case, where, provider):
         raise MemoryError("no more\nto be had")
 
     monkeypatch.setattr(expressions, "setup", broken)
@@ -325,7 +325,7 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
     real, rounds = worker.Session.do, []
 
     def fails(self, message):
-        if self.contestant == "NumPy by hand" and message["do"] == "round":
+        if self.provider == "NumPy by hand" and message["do"] == "round":
             rounds.append(message)
             if len(rounds) > round_of_failure:
                 return {"missing": "its process ended with code -9; see above"}
@@ -337,7 +337,7 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
         jobs = [runs.Job(ENTROPY, "cpu", 1)]
         left = runs.run_all(measured, jobs, 1e9, lambda text: None, done.extend)
     assert left == []
-    rows = {row.contestant: row for row in done}
+    rows = {row.provider: row for row in done}
     failed = rows.pop("NumPy by hand")
     assert failed.note.startswith("not measured: failed while it was timed: its process ended")
     assert (failed.seconds, failed.ratio, failed.rounds) == (None, None, [])
@@ -349,7 +349,7 @@ def test_one_that_fails_while_it_is_timed_is_a_note_and_the_others_have_ratios(
 
 
 def test_a_training_step_is_timed_by_the_step(here, monkeypatch):
-    monkeypatch.setattr(places.Place, "time", lambda self, run, count: (run(), (1.6, 1.6))[1])
+    monkeypatch.setattr(timers.Timer, "time", lambda self, run, count: (run(), (1.6, 1.6))[1])
     rows = rows_of(STEP)
     assert rows["numpy"].seconds == pytest.approx(0.1)  # sixteen batches
     assert rows["limit"].seconds == 1.6  # products of one step
@@ -359,8 +359,8 @@ def test_the_limit_of_products_has_the_threads_that_are_fastest(here, monkeypatc
     class Slower(InProcess):
         """The more threads, the longer."""
 
-        def __init__(self, contestant, device, threads, **options):
-            super().__init__(contestant, device, threads, **options)
+        def __init__(self, provider, device, threads, **options):
+            super().__init__(provider, device, threads, **options)
             self.threads = threads
 
         def answer(self):
@@ -369,12 +369,12 @@ def test_the_limit_of_products_has_the_threads_that_are_fastest(here, monkeypatc
 
     monkeypatch.setattr(harness, "Process", Slower)
     with Harness(replace(SMALL, threads=4)) as measured:
-        rows = {row.contestant: row for row in measured.run_case(STEP, "cpu", 4)}
+        rows = {row.provider: row for row in measured.run_case(STEP, "cpu", 4)}
         limit, ours = rows["limit"], rows["numpy"]
         assert (limit.seconds, limit.workers, limit.threads) == (0.1, 1, 4)
         assert (ours.seconds, ours.workers) == (0.4, None)
         assert ours.share == pytest.approx(0.25)
-        copied = {row.contestant: row for row in measured.run_case(ENTROPY, "cpu", 4)}["limit"]
+        copied = {row.provider: row for row in measured.run_case(ENTROPY, "cpu", 4)}["limit"]
         assert (copied.seconds, copied.workers) == (0.4, None)
 
 
@@ -384,7 +384,7 @@ def test_a_product_of_the_limit_is_taken_in_the_best_layout(monkeypatch):
     out = []
     monkeypatch.setattr(np, "matmul", lambda x, y, out: seen.append((x.flags.f_contiguous,
                                                                      y.flags.f_contiguous)))  # fmt: skip
-    worker.limits.product_run(places.Place(), "float32", [(3, 4, 5)])
+    worker.limits.product_run(timers.Timer(), "float32", [(3, 4, 5)])
     ways, seen[:] = seen[:], out
     for way in ways:
         way()
@@ -402,7 +402,7 @@ def test_ratios_are_medians_within_a_round_and_a_limit_is_its_fastest_one():
     theirs = Row("case", "op", "peer", "cpu", 1, rounds=[2.0, 4.0, 3.0])
     limit = Row("case", "op", "limit", "cpu", 1, rounds=[0.5, 0.6, 0.9])
     absent = Row("case", "op", "absent", "cpu", 1, note="not measured: no module")
-    every = {row.contestant: row for row in (ours, theirs, limit, absent)}
+    every = {row.provider: row for row in (ours, theirs, limit, absent)}
     summarise(every, "numpy")
     assert theirs.ratio == 0.5  # of 0.5, 0.5, 3.0
     assert theirs.ratio_p80 == pytest.approx(2.0)
@@ -412,8 +412,8 @@ def test_ratios_are_medians_within_a_round_and_a_limit_is_its_fastest_one():
 
 
 def test_slow_peers_take_part_in_key_cases_only():
-    compiled = contestants.BY_NAME["torch.compile"]
-    peers = contestants.peer_groups("all")
+    compiled = providers.BY_NAME["torch.compile"]
+    peers = providers.peer_groups("all")
     assert not compiled.takes_part(STEP, "cpu", peers)
     assert compiled.takes_part(replace(STEP, key=True), "cpu", peers)
     assert not compiled.takes_part(replace(STEP, key=True), "cpu", frozenset({"torch"}))
@@ -438,7 +438,7 @@ def test_a_machine_without_a_gpu_measures_the_key_cases_with_each_number_of_thre
 
 
 def test_a_gpu_comes_before_the_cpu_and_its_goals_before_all_else_first_beside_pytorch_eager():
-    peers = contestants.peer_groups("all")
+    peers = providers.peer_groups("all")
     work = runs.work(runs.Settings("full", "cuda:0", peers=peers, threads=(2,)))
     devices = [job.device for job in work]
     assert devices == sorted(devices, reverse=True)  # "cuda:0" before "cpu"
@@ -504,7 +504,7 @@ def test_a_record_says_where_with_what_and_how(measured, tmp_path):
 def test_a_partial_run_replaces_its_cases_and_keeps_the_others(measured):
     old = measured | {"left_out": ["column_sum/f32/9x40 on cpu", "x on cpu"]}
     again = [row | {"seconds": 7.0} for row in measured["rows"] if row["op"] == "affine_layer"]
-    other = {"case": "column_sum/f32/9x40", "op": "column_sum", "contestant": "numpy",
+    other = {"case": "column_sum/f32/9x40", "op": "column_sum", "provider": "numpy",
              "device": "cpu", "threads": 1, "seconds": 1.0}  # fmt: skip
     new = measured | {"rows": [*again, other], "left_out": []}
     both = record.merged(old, new)
@@ -562,8 +562,8 @@ def test_the_folder_of_a_machine_is_its_card_or_processor():
 
 
 def test_the_table_has_both_devices_their_ratio_and_the_peers():
-    def row(contestant, device, **values):
-        return Row("step", "training_step", contestant, device, 2, limit="products", **values)
+    def row(provider, device, **values):
+        return Row("step", "training_step", provider, device, 2, limit="products", **values)
 
     rows = [
         row("numpy", "cpu", seconds=2e-3, share=0.7),
@@ -581,10 +581,10 @@ def test_the_table_has_both_devices_their_ratio_and_the_peers():
 
 
 def test_the_table_has_every_peer_and_who_beats_us_first():
-    def row(contestant, **values):
-        return Row("step", "training_step", contestant, "cpu", 2, seconds=1e-3, **values)
+    def row(provider, **values):
+        return Row("step", "training_step", provider, "cpu", 2, seconds=1e-3, **values)
 
-    names = [one.name for one in contestants.CONTESTANTS if "cpu" in one.kinds][2:]
+    names = [one.name for one in providers.PROVIDERS if "cpu" in one.kinds][2:]
     rows = [row("numpy"), *(row(name, ratio=0.1 * i) for i, name in enumerate(names, 3))]
     _, line = tables.lines(rows)
     assert len(names) >= 8
@@ -593,7 +593,7 @@ def test_the_table_has_every_peer_and_who_beats_us_first():
 
 
 def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):
-    step = {"case": notes.HEADLINES[0][0], "op": "training_step", "contestant": "numpy",
+    step = {"case": notes.HEADLINES[0][0], "op": "training_step", "provider": "numpy",
             "device": "cpu", "threads": 1, "seconds": 0.0123, "share": 0.5, "limit": "products"}  # fmt: skip
     line = notes.summary(measured | {"rows": [step]})
     assert "\n" not in line
@@ -603,7 +603,7 @@ def test_the_summary_is_one_line_with_machine_limits_and_headlines(measured):
 
 
 def test_what_is_left_out_is_told_once_for_each_reason(measured):
-    missing = {"op": "o", "contestant": "Liger", "device": "cpu", "threads": 1, "note": "not there"}
+    missing = {"op": "o", "provider": "Liger", "device": "cpu", "threads": 1, "note": "not there"}
     rows = [missing | {"case": f"case {number}"} for number in range(3)]
     lines = notes.left_out(measured | {"rows": rows, "left_out": ["late on cpu"]})
     assert lines == [

@@ -28,11 +28,11 @@ def head():
     return made_up(gpu=True) | {"rows": []}
 
 
-def row(seconds, *, case=STEP, device="cuda:0", contestant="cupy_raw", **values):
+def row(seconds, *, case=STEP, device="cuda:0", provider="cupy_raw", **values):
     """A row with seven rounds within 1 % of `seconds`."""
     rounds = [seconds * (1 + 0.01 * (n - 3) / 3) for n in range(7)] if seconds else []
     shared = {"case": case, "op": case.partition("/")[0], "device": device, "threads": 2}
-    return shared | {"contestant": contestant, "rounds": rounds, "limit": "products"} | values
+    return shared | {"provider": provider, "rounds": rounds, "limit": "products"} | values
 
 
 def written(path, rows, **more):
@@ -210,9 +210,9 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(three, monkeypatch
 
 
 def test_a_run_on_a_cpu_and_one_on_a_gpu_are_compared_by_their_own_devices(tmp_path):
-    both = [row(1e-3), row(9e-3, device="cpu", contestant="numpy")]
+    both = [row(1e-3), row(9e-3, device="cpu", provider="numpy")]
     a = written(tmp_path / "a.json", both)
-    b = written(tmp_path / "b.json", [row(5e-3, device="cpu", contestant="numpy")], device="cpu",
+    b = written(tmp_path / "b.json", [row(5e-3, device="cpu", provider="numpy")], device="cpu",
                 gpu=None)  # fmt: skip
     text = ok("bench", "--compare", a, b).out
     assert "some were measured on a GPU and some on a CPU" in text
@@ -241,7 +241,7 @@ def test_a_case_that_is_wrong_or_absent_is_said_and_has_no_verdict(tmp_path):
 def test_a_file_that_is_no_result_is_an_error_of_one_line(three, tmp_path, content, said):
     good = json.loads(three[0].read_text())
     if content == "ROW":
-        good["cases"][0]["contestants"].append({"seconds": 1.0})
+        good["cases"][0]["providers"].append({"seconds": 1.0})
     if content == "CPU":
         good["cpu"] = "fast"
     bad = tmp_path / "bad.json"
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_result_is_an_error_of_one_line(three, tmp_path, conte
 
 def test_fields_of_a_later_version_are_left_out(three):
     values = json.loads(three[0].read_text())
-    values["cases"][0]["contestants"][0]["volts"] = 1.1
+    values["cases"][0]["providers"][0]["volts"] = 1.1
     values["cases"][0]["colour"] = "blue"
     three[0].write_text(json.dumps(values))
     assert "2 same" in ok("bench", "--compare", three[0], three[0]).out
@@ -360,7 +360,7 @@ def test_the_flagship_and_the_two_public_steps_are_rows_of_the_key_table():
 
 
 def test_a_peer_that_is_not_there_names_the_extra_that_brings_it():
-    from gpubackprop.bench.contestants import CONTESTANTS, why_missing
+    from gpubackprop.bench.providers import PROVIDERS, why_missing
 
     assert why_missing("thinc", "No module named 'thinc'") == (
         "No module named 'thinc'; run: pip install \"gpubackprop[bench]\""
@@ -368,15 +368,15 @@ def test_a_peer_that_is_not_there_names_the_extra_that_brings_it():
     assert why_missing("thinc", "MemoryError: x") == "MemoryError: x"
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
-    for one in CONTESTANTS:
+    for one in PROVIDERS:
         if one.distribution:
             assert one.distribution in " ".join(extras[one.extra]), one.name
 
 
-def test_rows_as_csv_are_numbers_of_every_contestant(tmp_path):
+def test_rows_as_csv_are_numbers_of_every_provider(tmp_path):
     made = made_up(gpu=False)
     head, *rest = csv.reader(io.StringIO(tables.csv_text(tables.row_cells(made))))
     assert len(rest) == len(made["rows"])
     first = dict(zip(head, rest[0], strict=True))
     assert float(first["p20"]) <= float(first["seconds"]) <= float(first["p80"])
-    assert head[:4] == ["size", "case", "op", "contestant"]
+    assert head[:4] == ["size", "case", "op", "provider"]

@@ -18,10 +18,10 @@ from gpubackprop.bench import (
     limits,
     notes,
     operations,
-    places,
     problems,
     run,
     tables,
+    timers,
     torch_common,
     torch_peer,
     worker,
@@ -49,15 +49,15 @@ def card(monkeypatch):
         monkeypatch.setattr(limits, name, {"cpu": 1 << 10, "cuda": 1 << 10})
     monkeypatch.setitem(limits.SQUARE, "cuda", 16)
     for name, value in (("warm_seconds", 0.0), ("busy_bytes", 1 << 10), ("sweep_bytes", 1 << 12)):
-        monkeypatch.setattr(places.BESIDE, name, value)
+        monkeypatch.setattr(timers.BESIDE, name, value)
     monkeypatch.setattr(worker, "SETS_OF_L2", 0)
     with cupy_arrays.installed() as cupy:
         yield cupy
 
 
-def answers(contestant: str, case: Case) -> tuple[dict, dict, dict | None]:
+def answers(provider: str, case: Case) -> tuple[dict, dict, dict | None]:
     """Of prepare, of a round of plain calls, and of one of replays where there is a graph."""
-    session = worker.Session(contestant, "cuda:0")
+    session = worker.Session(provider, "cuda:0")
     prepared = session.do({"do": "prepare", "case": asdict(case)})
     if "missing" in prepared or "wrong" in prepared:
         return prepared, {}, None
@@ -121,9 +121,9 @@ def test_inputs_rotate_over_sets_beyond_the_cache(card, monkeypatch):
     case = Case("activation_forward", (9, 40), variant="relu")
     assert "error" in session.do({"do": "prepare", "case": asdict(case)})
     made = []
-    works = [places.Work(lambda i=i: made.append(i), dict, replay=lambda i=i: made.append(-i))
+    works = [timers.Work(lambda i=i: made.append(i), dict, replay=lambda i=i: made.append(-i))
              for i in range(3)]  # fmt: skip
-    work = places.rotated(works)
+    work = timers.rotated(works)
     for _ in range(4):
         work.run()
     work.replay()
@@ -148,7 +148,7 @@ def test_a_card_whose_cublaslt_is_at_hand_takes_the_faster_product(card, monkeyp
     real = limits.importlib.import_module
     monkeypatch.setattr(limits.importlib, "import_module", lambda name: (
         module if name == "nvmath.linalg.advanced" else real(name)))  # fmt: skip
-    where = places.CupyPlace("cuda:0")
+    where = timers.CupyTimer("cuda:0")
     chosen = []
     monkeypatch.setattr(limits, "_quick_time", lambda where, run: chosen.append(run) or len(chosen))
     run = limits.product_run(where, "float32", [(3, 4, 5)])
@@ -170,7 +170,7 @@ def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(c
             return log.count("busy") < 7  # the card was waiting for the host
 
     monkeypatch.setattr(card.cuda, "Event", Event)
-    where = places.CupyPlace("cuda:0")
+    where = timers.CupyTimer("cuda:0")
     monkeypatch.setattr(where, "copier", lambda size: lambda: log.append("busy"))
     call = lambda: log.append("call")  # noqa: E731
     assert where.queued_time(call, 2, 100)[0] > 0
@@ -182,7 +182,7 @@ def test_the_products_of_a_cards_limit_are_queued_before_it_is_free_to_do_them(c
     log.clear()
     Event.done = False
     where.queued_time(call, 1000, 100)  # two of 100 launches fit into the queue
-    assert log.count("call") == 2 * places.MOST_QUEUES
+    assert log.count("call") == 2 * timers.MOST_QUEUES
     work = limits.setup(next(case for case in CASES if case.op == "affine_layer"), where, "limit")
     assert work.launches == 3
 
@@ -194,15 +194,15 @@ def test_a_run_measures_both_devices_and_shows_the_speed_up(card, monkeypatch):
     record = run.measure(settings)
     assert set(record["limits"]) == {"cpu", "cuda:0"}
     rows = records.rows_of(record)
-    ours = next(row for row in rows if row.contestant == "cupy_raw" and "backward" in row.op)
+    ours = next(row for row in rows if row.provider == "cupy_raw" and "backward" in row.op)
     assert ours.graph
     assert ours.plain
     assert ours.host
     assert ours.share
-    assert {row.contestant for row in rows if row.device == "cuda:0"} == {
+    assert {row.provider for row in rows if row.device == "cuda:0"} == {
         "cupy_raw", "cupy_arrays", "limit"
     }  # fmt: skip
-    arrays = next(row for row in rows if row.contestant == "cupy_arrays")
+    arrays = next(row for row in rows if row.provider == "cupy_arrays")
     assert arrays.ratio
     head, *lines = tables.lines(rows)
     assert "speed-up" in head
@@ -247,7 +247,7 @@ def torch_card(monkeypatch):
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    where = torch_peer.place("cuda:0", "torch eager")
+    where = torch_peer.timer("cuda:0", "torch eager")
     where.device = "cpu"  # where its tensors are made
     where.captured = captured
     return where
@@ -295,16 +295,16 @@ UPDATES = [Case("update", (600,), variant="adam"), Case("update_many", (2 * 4096
            Case("training_step", (4, 6, 5, 3), variant="adam")]  # fmt: skip
 
 
-def prepared(contestant, case, where):
-    session = worker.Session(contestant, "cuda:0")
-    session._place = where
+def prepared(provider, case, where):
+    session = worker.Session(provider, "cuda:0")
+    session._timer = where
     return session, session.do({"do": "prepare", "case": asdict(case)})
 
 
 @pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.op)
-@pytest.mark.parametrize("contestant", ["torch eager", "torch fused"])
+@pytest.mark.parametrize("provider", ["torch eager", "torch fused"])
 def test_pytorchs_updates_are_captured_after_they_were_compared(
-    torch_card, monkeypatch, contestant, case
+    torch_card, monkeypatch, provider, case
 ):
     events, real = [], operations.get(case.op).check
     monkeypatch.setattr(type(operations.get(case.op)), "check", lambda self, *args: (
@@ -314,7 +314,7 @@ def test_pytorchs_updates_are_captured_after_they_were_compared(
         torch_card, "capture", lambda run: (events.append("captured"), capture(run))[1]
     )
     monkeypatch.setattr(worker, "MOST_SETS", 2)
-    session, answer = prepared(contestant, case, torch_card)
+    session, answer = prepared(provider, case, torch_card)
     assert answer["replay"], answer
     sets = 1 if case.op == "training_step" else 2
     assert events == ["checked", *["captured"] * sets]

@@ -55,7 +55,7 @@ def test_the_gpu_wins_from_where_it_stays_ahead(ratios, at):
 
 
 def test_the_key_table_has_losing_rows_and_who_did_not_take_part(on_a_cpu):
-    rows = [row | {"ratio": 1.31} if row["contestant"] == "torch eager" else row
+    rows = [row | {"ratio": 1.31} if row["provider"] == "torch eager" else row
             for row in on_a_cpu["rows"]]  # fmt: skip
     lines = tables.key_table(on_a_cpu | {"rows": rows}).splitlines()
     step = next(line for line in lines if "784-512-512-10/batch256" in line)
@@ -72,17 +72,17 @@ def test_the_full_table_has_every_row_and_its_note(on_a_gpu):
     assert sum("No module named 'thinc'" in line for line in lines) > 3
 
 
-def test_the_full_table_says_what_was_different_about_a_contestant(on_a_cpu):
-    rows = [row | ({"remark": "optimizer eager: RuntimeError"} if "compile" in row["contestant"] else {})
+def test_the_full_table_says_what_was_different_about_a_provider(on_a_cpu):
+    rows = [row | ({"remark": "optimizer eager: RuntimeError"} if "compile" in row["provider"] else {})
             for row in on_a_cpu["rows"]]  # fmt: skip
-    rows = [row | ({"workers": 1} if row["contestant"] == "limit" else {}) for row in rows]
+    rows = [row | ({"workers": 1} if row["provider"] == "limit" else {}) for row in rows]
     text = tables.full_table(on_a_cpu | {"rows": rows})
     assert "| limit, 1 thread |" in text
     assert "| torch.compile, optimizer eager: RuntimeError |" in text
 
 
 def test_a_share_above_one_is_explained_below_its_table(on_a_cpu):
-    rows = [row | {"share": 1.5} if row["contestant"] == "numpy" else row
+    rows = [row | {"share": 1.5} if row["provider"] == "numpy" else row
             for row in on_a_cpu["rows"]]  # fmt: skip
     text = report.section([on_a_cpu | {"rows": rows}], [])
     assert "1.50 ! products" in text
@@ -91,7 +91,7 @@ def test_a_share_above_one_is_explained_below_its_table(on_a_cpu):
 
 
 def test_goals_are_counted_and_missed_ones_named(on_a_cpu):
-    rows = [row | {"ratio": 0.61} if row["contestant"] == "scikit-learn" else row
+    rows = [row | {"ratio": 0.61} if row["provider"] == "scikit-learn" else row
             for row in on_a_cpu["rows"]]  # fmt: skip
     text = notes.goals(on_a_cpu | {"rows": rows})
     assert "0.61 of scikit-learn, goal 0.50" in text
@@ -116,9 +116,9 @@ def test_a_whole_machine_that_is_slower_is_no_regression(on_a_cpu):
 def test_what_is_wrong_or_missing_now_is_named(on_a_cpu):
     rows = [row for row in on_a_cpu["rows"] if row["op"] != "gather_rows"]
     for row in rows:
-        if row["op"] == "column_sum" and row["contestant"] == "numpy":
+        if row["op"] == "column_sum" and row["provider"] == "numpy":
             rows[rows.index(row)] = {
-                key: row[key] for key in ("case", "op", "contestant", "device", "threads")
+                key: row[key] for key in ("case", "op", "provider", "device", "threads")
             } | {"note": "WRONG: differs"}
     found = comparing.regressions(on_a_cpu, on_a_cpu | {"rows": rows})
     assert found.wrong == ["column_sum/f32/4096x1024, 2 threads"]
@@ -235,7 +235,7 @@ def test_a_part_that_is_measured_on_a_later_day_keeps_all_other_cases(on_a_cpu):
 
 def test_goals_that_were_not_measured_are_named(on_a_cpu):
     rows = [row for row in on_a_cpu["rows"]
-            if not (row["op"] == "training_step" and row["contestant"] == "scikit-learn")]  # fmt: skip
+            if not (row["op"] == "training_step" and row["provider"] == "scikit-learn")]  # fmt: skip
     named = "- Not measured: training_step/adam/f32/784-512-512-10/batch256 beside scikit-learn"
     assert named in notes.goals(on_a_cpu | {"rows": rows})
     assert named not in notes.goals(on_a_cpu)
@@ -297,7 +297,7 @@ def test_a_result_of_another_card_is_added_in_its_folder_and_a_smoke_run_is_not(
 
 
 def test_a_load_above_half_of_the_cores_and_remarks_stand_in_the_documents(on_a_cpu):
-    rows = [row | {"remark": "no CUDA graph: why"} if row["contestant"] == "numpy" else row
+    rows = [row | {"remark": "no CUDA graph: why"} if row["provider"] == "numpy" else row
             for row in on_a_cpu["rows"]]  # fmt: skip
     text = report.section([on_a_cpu | {"load_before": [1.5, 1, 1], "rows": rows}], [])
     assert "- Warning: the load was 1.5 before the run, above half of its 2 cores" in text

@@ -13,15 +13,15 @@ import pytest
 
 from benchmarks.__main__ import main
 from gpubackprop.bench import cases, operations, process, shapes
-from gpubackprop.bench.contestants import BY_NAME, CONTESTANTS, peer_groups
 from gpubackprop.bench.harness import Harness, Plan
+from gpubackprop.bench.providers import BY_NAME, PROVIDERS, peer_groups
 from gpubackprop.bench.record import load
 from gpubackprop.cli import main as command
 from tests.cli_runs import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
 MODULES = {"torch": "torch", "jax": "jax", "scikit-learn": "sklearn", "thinc": "thinc"}
-WIDEST = {name: max((one for one in CONTESTANTS if one.group == name), key=lambda one: len(one.ops or ()))
+WIDEST = {name: max((one for one in PROVIDERS if one.group == name), key=lambda one: len(one.ops or ()))
           for name in MODULES}  # fmt: skip
 
 
@@ -79,8 +79,8 @@ def test_a_peer_does_what_the_oracle_does(group, tmp_path):
             ):
                 continue
             for row in measured.run_case(case, "cpu", 1):
-                assert not row.wrong, (row.case, row.contestant, row.note)
-                compared += bool(row.seconds) and row.contestant not in alone
+                assert not row.wrong, (row.case, row.provider, row.note)
+                compared += bool(row.seconds) and row.provider not in alone
     assert compared >= 3
 
 
@@ -108,16 +108,16 @@ print(sum(one > 0.2 * sum(took) for one in took))
 
 
 @pytest.mark.parametrize(
-    ("contestant", "module"),
+    ("provider", "module"),
     [("numpy", "numpy"), ("torch eager", "torch"), ("JAX jit", "jax")],
 )
-def test_one_thread_is_one_thread(contestant, module):
+def test_one_thread_is_one_thread(provider, module):
     """XLA has a pool of its own, and took all cores in the rows of one thread once."""
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     if not Path("/proc/self/task").is_dir():
         pytest.skip("the system does not tell the processor time of a thread")
-    command = [sys.executable, "-c", BUSY_THREADS, contestant]
+    command = [sys.executable, "-c", BUSY_THREADS, provider]
     done = subprocess.run(
         command, env=ENVIRONMENT | process.environment(1), capture_output=True, text=True,
         check=True,
@@ -149,13 +149,13 @@ def test_the_import_of_a_cold_start_is_all_that_we_need(name, others):
 
 
 def test_the_clock_of_a_cold_start_runs_before_anything_is_imported():
-    """The contestant's line sees no module that it did not import itself."""
+    """The provider's line sees no module that it did not import itself."""
     seen = "import sys; assert not {'numpy', 'gpubackprop'} & set(sys.modules); import numpy"
     script = process.COLD.format(imports=seen)
     case = cases.smaller(shapes.Case("cold_start", (4, 6, 5, 3), variant="adam"))
-    for contestant in ("numpy", "NumPy by hand"):
+    for provider in ("numpy", "NumPy by hand"):
         done = subprocess.run(
-            [sys.executable, "-c", script, contestant, "cpu", json.dumps(asdict(case))],
+            [sys.executable, "-c", script, provider, "cpu", json.dumps(asdict(case))],
             env=ENVIRONMENT | process.environment(1), capture_output=True, text=True, check=True,
         )  # fmt: skip
         answer = json.loads(done.stdout)
@@ -214,7 +214,7 @@ def test_a_worker_that_dies_is_a_note_and_a_new_one_starts(monkeypatch):
         victim = measured.process("NumPy by hand", "cpu", 1)
         victim._process.kill()
         victim._process.wait()
-        rows = {row.contestant: row for row in measured.run_case(case, "cpu", 1)}
+        rows = {row.provider: row for row in measured.run_case(case, "cpu", 1)}
     assert rows["NumPy by hand"].seconds
     dying = process.Process("NumPy by hand", "cpu", 1)
     dying._process.kill()

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import harness, limits, operations, peer_places, places, record, rows, worker
-from gpubackprop.bench.contestants import COLD_CACHE, SAME_SIZE
+from gpubackprop.bench import harness, limits, operations, peer_timers, record, rows, timers, worker
 from gpubackprop.bench.nvml import Meter, enough
+from gpubackprop.bench.providers import COLD_CACHE, SAME_SIZE
 from gpubackprop.bench.shapes import Case
 from tests import emulator, nvml_stub
 from tests.benchmark_records import InProcess
@@ -29,7 +29,7 @@ needs_compiler = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
 )
 BUS = "0000:3b:00.0"
-READ = places.READ_KERNEL
+READ = timers.READ_KERNEL
 RELU = Case("activation_forward", (9, 40), variant="relu")
 
 
@@ -49,7 +49,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(worker, "SETS_OF_L2", 1)
     monkeypatch.setattr(worker, "MOST_SETS", 2)
     for name, value in (("warm_seconds", 0.0), ("busy_bytes", 1 << 10), ("sweep_bytes", 1 << 12)):
-        monkeypatch.setattr(places.BESIDE, name, value)
+        monkeypatch.setattr(timers.BESIDE, name, value)
     monkeypatch.setattr(harness, "Process", InProcess)
     monkeypatch.setattr(devices, "choose", lambda device: (
         ("cpu", "") if device == "cpu" else ("cuda:0", "emulated")))  # fmt: skip
@@ -137,7 +137,7 @@ def test_rounds_below_95_percent_of_the_highest_clock_count_nowhere_and_are_coun
     theirs.clocks = [1900, 1900, 1900, 900]
     limit = rows.Row("c", "op", "limit", "cuda:0", 1, rounds=[1.0, 0.1, 1.0, 1.0])
     limit.clocks = [1980, 1000, 1980, 1980]
-    rows.summarise({row.contestant: row for row in (ours, theirs, limit)}, "cupy_raw")
+    rows.summarise({row.provider: row for row in (ours, theirs, limit)}, "cupy_raw")
     assert (ours.dropped, theirs.dropped, limit.dropped) == (1, 1, 1)
     assert ours.seconds == 2.2
     assert theirs.seconds == 4.0
@@ -161,7 +161,7 @@ def test_a_row_with_clocks_goes_through_a_file_and_is_summarised_again(tmp_path)
 # -- clocks of a round ----------------------------------------------------------------------------
 
 
-class Fake(places.EventPlace):
+class Fake(timers.EventTimer):
     """A device whose host needs `launch` seconds for a call and itself `work`."""
 
     def __init__(self, launch, work):
@@ -196,11 +196,11 @@ class Fake(places.EventPlace):
         return 1e3 * self.work * calls
 
 
-def session_on(where, contestant="torch eager", replay=True):
-    session = worker.Session(contestant, "cuda:0")
-    session._place = where
+def session_on(where, provider="torch eager", replay=True):
+    session = worker.Session(provider, "cuda:0")
+    session._timer = where
     call = lambda: where.log.append("call")  # noqa: E731
-    session.work = places.Work(call, dict, replay=call if replay else None)
+    session.work = timers.Work(call, dict, replay=call if replay else None)
     return session
 
 
@@ -223,9 +223,9 @@ def test_a_replay_that_is_shorter_than_its_launch_is_timed_with_the_queue_filled
 def test_a_card_works_for_30_ms_before_a_timed_round_and_its_clocks_are_read_while_it_works(
     nvml, monkeypatch
 ):
-    assert places.BESIDE.warm_seconds == 0.03
+    assert timers.BESIDE.warm_seconds == 0.03
     now = [0.0]
-    monkeypatch.setattr(places.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timers.time, "perf_counter", lambda: now[0])
     where = Fake(launch=1e-5, work=1e-3)
     session = session_on(where, replay=False)
     session._meter = Meter(BUS)
@@ -272,12 +272,12 @@ def test_joules_are_counted_between_two_moves_of_the_counter(nvml, monkeypatch):
 def test_the_work_of_jax_is_waited_for_before_its_energy_is_read(nvml, monkeypatch):
     """It queues without end otherwise: what was counted would not have been done."""
     waited = []
-    where = peer_places.JaxPlace.__new__(peer_places.JaxPlace)
+    where = peer_timers.JaxTimer.__new__(peer_timers.JaxTimer)
     where.device, where.jax = "cuda:0", types.SimpleNamespace(block_until_ready=waited.append)
     results = iter(range(100))
     where.finish(lambda: next(results), 3)
     assert waited == [2]
-    monkeypatch.setattr(places.BESIDE, "warm_seconds", 1e-9)
+    monkeypatch.setattr(timers.BESIDE, "warm_seconds", 1e-9)
     where.warm(lambda: next(results))
     where.device = "cpu"
     where.warm(lambda: 1 / 0)
@@ -285,8 +285,8 @@ def test_the_work_of_jax_is_waited_for_before_its_energy_is_read(nvml, monkeypat
 
 def test_pytorchs_queue_is_asked_by_its_events():
     torch = pytest.importorskip("torch", reason="the peer is PyTorch")
-    where = peer_places.TorchPlace.__new__(peer_places.TorchPlace)
-    places.EventPlace.__init__(where)
+    where = peer_timers.TorchTimer.__new__(peer_timers.TorchTimer)
+    timers.EventTimer.__init__(where)
     where.device, where.torch = "cpu", torch
     log = []
 
@@ -307,7 +307,7 @@ def test_pytorchs_queue_is_asked_by_its_events():
             return 4.0
 
     where.event = lambda: Event(enable_timing=True)
-    copy = places.EventPlace.copier
+    copy = timers.EventTimer.copier
     assert type(where).copier is not copy
     where.copier(64)()
     where.copier = lambda nbytes: lambda: log.append("busy")
@@ -326,7 +326,7 @@ def test_the_read_kernel_reads_every_word_once(packs, blocks):
     words = np.random.default_rng(packs).integers(0, 1 << 32, 4 * packs + 4, np.uint32)
     sums = np.zeros(blocks, np.uint32)
     module = Module(READ)
-    module("read_16_bytes", (blocks,), (places.READ_THREADS,), (words, np.int64(packs), sums))
+    module("read_16_bytes", (blocks,), (timers.READ_THREADS,), (words, np.int64(packs), sums))
     assert sums.sum(dtype=np.uint32) == words[: 4 * packs].sum(dtype=np.uint32)
     if packs >= 256 * blocks:
         assert (sums != 0).all()
@@ -358,13 +358,13 @@ def test_the_read_kernel_needs_no_cuda_header_and_compiles_without_spills():
 @needs_compiler
 def test_a_small_case_has_a_limit_of_its_own_size_and_a_large_one_has_not(gpu):
     with harness.Harness(harness.Plan(rounds=2, seconds=1e-6)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
         ours, own = found["cupy_raw"], found[SAME_SIZE]
         assert own.seconds
         assert own.share is None
         assert ours.share_same_size == pytest.approx(min(own.rounds) / ours.seconds)
         large = replace(RELU, shape=(90, 400))
-        assert SAME_SIZE not in {row.contestant for row in measured.run_case(large, "cuda:0", 1)}
+        assert SAME_SIZE not in {row.provider for row in measured.run_case(large, "cuda:0", 1)}
     moved = operations.get(RELU.op).bytes(RELU)
     assert moved <= 2 * limits.same_size(RELU) < moved + 32
     reads = Case("sum_of_squares", (1000,))
@@ -376,11 +376,11 @@ def test_a_small_case_has_a_limit_of_its_own_size_and_a_large_one_has_not(gpu):
 @needs_compiler
 def test_work_with_an_empty_second_level_cache_is_a_row_of_its_own(gpu, monkeypatch):
     swept = []
-    real = places.CupyPlace.cold_time
-    monkeypatch.setattr(places.CupyPlace, "cold_time", lambda self, run, count: (
+    real = timers.CupyTimer.cold_time
+    monkeypatch.setattr(timers.CupyTimer, "cold_time", lambda self, run, count: (
         swept.append(run), real(self, run, count))[1])  # fmt: skip
     with harness.Harness(harness.Plan(rounds=2, seconds=1e-6)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
         cold, ours = found[COLD_CACHE], found["cupy_raw"]
         assert cold.seconds
         assert cold.graph
@@ -389,7 +389,7 @@ def test_work_with_an_empty_second_level_cache_is_a_row_of_its_own(gpu, monkeypa
         assert (cold.plain, cold.host, cold.error) == (None, None, None)
         assert len(swept) == 5  # one to try it, two to find how many fit into a round
         cpu = measured.run_case(RELU, "cpu", 1)
-        assert COLD_CACHE not in {row.contestant for row in cpu}
+        assert COLD_CACHE not in {row.provider for row in cpu}
 
 
 @pytest.mark.emulated
@@ -398,26 +398,26 @@ def test_a_read_kernel_that_does_not_compile_costs_its_own_rows_and_no_others(gp
     def fails(cupy, index, entry):
         raise RuntimeError("NVRTC refused it")
 
-    monkeypatch.setattr(places, "compiled", fails)
+    monkeypatch.setattr(timers, "compiled", fails)
     with harness.Harness(harness.Plan(rounds=2, seconds=1e-6)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
         assert found["cupy_raw"].seconds
         assert found["cupy_raw"].remark == (
             "no row with a cold cache: RuntimeError: NVRTC refused it"
         )
         assert COLD_CACHE not in found
         sums = measured.run_case(Case("sum_of_squares", (1000,)), "cuda:0", 1)
-        notes = {row.contestant: row.note for row in sums}
+        notes = {row.provider: row.note for row in sums}
         assert "NVRTC refused it" in notes["limit"]
         assert notes["cupy_raw"] == ""
         assert set(measured.machine("cuda:0", 1)) == {"copy", "product"}
 
 
 def test_limits_and_cold_rows_are_no_peers_that_are_faster_than_we():
-    from gpubackprop.bench.contestants import LIMIT
+    from gpubackprop.bench.providers import LIMIT
     from tools.gpu.judging import _of_benchmarks
 
-    made = [{"case": "c", "contestant": name, "ratio": 2.0} for name in
+    made = [{"case": "c", "provider": name, "ratio": 2.0} for name in
             (LIMIT, SAME_SIZE, COLD_CACHE, "torch eager")]  # fmt: skip
     assert [text for _, text in _of_benchmarks(made)] == [
         "c, torch eager is 2.00 times as fast as ours"
@@ -427,23 +427,23 @@ def test_limits_and_cold_rows_are_no_peers_that_are_faster_than_we():
 @pytest.mark.emulated
 @needs_compiler
 def test_the_cache_is_emptied_before_each_call_and_not_timed(gpu):
-    where = places.CupyPlace("cuda:0")
+    where = timers.CupyTimer("cuda:0")
     log = []
     where.reader = lambda words: lambda: log.append("sweep")
     seconds, issued = where.cold_time(lambda: log.append("call"), 100)
-    assert log == ["sweep", "call"] * places.COLD_CALLS
+    assert log == ["sweep", "call"] * timers.COLD_CALLS
     assert seconds >= 0
     assert issued >= 0
 
 
 def test_a_step_with_an_empty_cache_is_one_step_where_a_run_is_several():
     """The first of sixteen steps would have had the cold cache alone."""
-    where = places.CupyPlace.__new__(places.CupyPlace)
+    where = timers.CupyTimer.__new__(timers.CupyTimer)
     calls = []
     where.cold_time = lambda run, count: (run(), (3e-6, 1e-6))[1]
     session = worker.Session("cupy_raw", "cuda:0")
-    session._place = where
-    session.work = places.Work(
+    session._timer = where
+    session.work = timers.Work(
         lambda: calls.append("sixteen"), dict, 16, single=lambda: calls.append("one")
     )
     answer = session.do({"do": "round", "repeats": 8, "cold": True})
@@ -457,7 +457,7 @@ def test_clocks_reach_the_rows_of_a_card_and_a_record_says_why_there_are_none(
 ):
     nvml.sm = [345, *[1980] * 200]
     with harness.Harness(harness.Plan(rounds=3, seconds=1e-6, card=BUS)) as measured:
-        found = {row.contestant: row for row in measured.run_case(RELU, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(RELU, "cuda:0", 1)}
     for row in found.values():
         assert len(row.clocks) == len(row.rounds) == 3
         assert row.memory_clocks == []
@@ -472,10 +472,10 @@ def test_clocks_reach_the_rows_of_a_card_and_a_record_says_why_there_are_none(
 def test_a_key_step_has_joules_and_other_work_has_not(gpu, nvml, monkeypatch):
     asked = []
     monkeypatch.setattr(worker.Session, "_joules", lambda self, message: (
-        asked.append(self.contestant), {"joules": 0.5})[1])  # fmt: skip
+        asked.append(self.provider), {"joules": 0.5})[1])  # fmt: skip
     step = Case("training_step", (4, 6, 5, 3), variant="adam", key=True)
     with harness.Harness(harness.Plan(rounds=1, seconds=1e-6, card=BUS)) as measured:
-        found = {row.contestant: row for row in measured.run_case(step, "cuda:0", 1)}
+        found = {row.provider: row for row in measured.run_case(step, "cuda:0", 1)}
         measured.run_case(RELU, "cuda:0", 1)
     assert set(asked) == {"cupy_raw", "cupy_arrays"}
     assert found["cupy_raw"].json()["joules"] == 0.5

@@ -210,9 +210,9 @@ def measured(rows):
     return measure
 
 
-def bench_row(contestant, **values):
+def bench_row(provider, **values):
     shared = {"case": STEP, "op": "training_step", "device": "cpu", "threads": 1}
-    return shared | {"contestant": contestant} | values
+    return shared | {"provider": provider} | values
 
 
 def test_bench_prints_a_table_what_is_left_out_and_a_line_to_paste(monkeypatch, tmp_path):
@@ -233,7 +233,7 @@ def test_bench_prints_a_table_what_is_left_out_and_a_line_to_paste(monkeypatch, 
 def test_bench_json_to_stdout_is_only_json(monkeypatch):
     monkeypatch.setattr(bench, "measure", measured([bench_row("numpy", seconds=1.0)]))
     values = ok("bench", "--device", "cpu", "--threads", "1", "--json", "-").json
-    assert [row["contestant"] for row in values["rows"]] == ["numpy"]
+    assert [row["provider"] for row in values["rows"]] == ["numpy"]
 
 
 def test_bench_fails_where_a_result_is_wrong(monkeypatch):

@@ -1,4 +1,4 @@
-"""bench_torch and bench_sklearn: contestants and problems of the one harness, held to oracles first."""
+"""bench_torch and bench_sklearn: providers and problems of the one harness, held to oracles first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from benchmarks import bench_sklearn, bench_torch
 from benchmarks import front_ends as command
 from gpubackprop.bench import front_ends, harness, operations, record, torch_peer, worker
-from gpubackprop.bench.places import Place
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import Timer
 from tests.benchmark_records import InProcess
 
 torch = pytest.importorskip("torch", reason="what is measured is gpubackprop.torch")
@@ -47,11 +47,11 @@ def test_the_oracle_of_a_linear_problem_is_pytorchs_also_where_rows_repeat(case)
     assert problem.check(case, found)[0] > 1
 
 
-@pytest.mark.parametrize("contestant", ["gpubackprop.torch", "torch eager"])
+@pytest.mark.parametrize("provider", ["gpubackprop.torch", "torch eager"])
 @pytest.mark.parametrize("case", [ENTROPY, LINEAR, GELU, Case("update_many", (2 * 4096,), variant="adam")],
                          ids=lambda case: case.op)  # fmt: skip
-def test_a_front_end_and_pytorch_do_what_the_oracle_does(case, contestant):
-    work = torch_peer.setup(case, Place(), contestant)
+def test_a_front_end_and_pytorch_do_what_the_oracle_does(case, provider):
+    work = torch_peer.setup(case, Timer(), provider)
     assert operations.get(case.op).check(case, work.outputs())[0] <= 1
     work.run()
 
@@ -62,7 +62,7 @@ def test_large_linear_rows_repeat_so_that_the_oracle_is_quick():
     assert operations.get(LINEAR.op).tiling(LINEAR).block == 9
 
 
-def test_a_wrong_and_an_absent_contestant_are_named_and_not_timed(
+def test_a_wrong_and_an_absent_provider_are_named_and_not_timed(
     here, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.setitem(sys.modules, "sklearn", None)
@@ -72,8 +72,8 @@ def test_a_wrong_and_an_absent_contestant_are_named_and_not_timed(
     monkeypatch.setattr(gt, "cross_entropy", lambda z, y: 2 * z.sum())
     monkeypatch.setattr(bench_torch, "torch_cases", lambda kind: iter([ENTROPY]))
     out = tmp_path / "record.json"
-    assert bench_torch.main([str(out), "--rounds", "2", "--contestants", "gpubackprop,eager"]) == 1
-    rows = {row.contestant: row for row in record.rows_of(record.load(out))}
+    assert bench_torch.main([str(out), "--rounds", "2", "--providers", "gpubackprop,eager"]) == 1
+    rows = {row.provider: row for row in record.rows_of(record.load(out))}
     assert rows["gpubackprop.torch"].note.startswith("WRONG: differs from the oracle by")
     assert not rows["gpubackprop.torch"].seconds
     assert rows["torch eager"].seconds
@@ -82,8 +82,8 @@ def test_a_wrong_and_an_absent_contestant_are_named_and_not_timed(
     answer = session.do({"do": "prepare", "case": vars(DIGITS)})
     assert "sklearn" in answer["missing"]
     with pytest.raises(SystemExit):
-        bench_torch.main(["--contestants", "nobody"])
-    assert "no contestant 'nobody'; valid are gpubackprop, eager" in capsys.readouterr().err
+        bench_torch.main(["--providers", "nobody"])
+    assert "no provider 'nobody'; valid are gpubackprop, eager" in capsys.readouterr().err
 
 
 def test_a_record_has_ratios_to_the_front_end_and_is_read_as_any_other(
@@ -91,13 +91,13 @@ def test_a_record_has_ratios_to_the_front_end_and_is_read_as_any_other(
 ):
     monkeypatch.setattr(bench_torch, "torch_cases", lambda kind: iter([ENTROPY, LINEAR]))
     out = tmp_path / "record.json"
-    arguments = ["--rounds", "2", "--contestants", "gpubackprop,eager", "--cases", "linear"]
+    arguments = ["--rounds", "2", "--providers", "gpubackprop,eager", "--cases", "linear"]
     assert bench_torch.main([str(out), *arguments]) == 0
     assert bench_torch.main(arguments) == 0  # as `make bench` calls it: no file
     loaded = record.load(out)
     assert loaded["versions"]["torch"] == torch.__version__
     ours, eager = record.rows_of(loaded)
-    assert (ours.case, ours.contestant) == ("linear_cross_entropy/f32/9x4x7", "gpubackprop.torch")
+    assert (ours.case, ours.provider) == ("linear_cross_entropy/f32/9x4x7", "gpubackprop.torch")
     assert len(eager.rounds) == 2
     assert eager.ratio == pytest.approx(np.median(np.divide(ours.rounds, eager.rounds)), rel=1e-3)
     assert "ours / theirs" in capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_fits_are_held_to_scikit_learns_loss_curve_and_timed(here, monkeypatch, 
     monkeypatch.setattr(bench_sklearn, "fit_cases", lambda sizes: iter([DIGITS]))
     path = tmp_path / "results.json"
     assert bench_sklearn.main(["--only", "0", "--rounds", "2", "--out", str(path)]) == 0
-    rows = {row.contestant: row for row in record.rows_of(record.load(path))}
+    rows = {row.provider: row for row in record.rows_of(record.load(path))}
     assert set(rows) == set(bench_sklearn.NAMES)
     for row in rows.values():
         assert row.error < 1e-10

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpubackprop.backends import devices
-from gpubackprop.bench import cases, parity
+from gpubackprop.bench import cases, parity, record
 from tests import emulator
 from tools.gpu import __main__ as proof
 from tools.gpu import parity as parity_stage
@@ -158,6 +158,23 @@ def test_a_sanitizer_that_this_machine_cannot_run_is_skipped_and_one_that_ran_no
     log.write_text("========= ERROR SUMMARY: 3 errors\n")
     outcome = judge("memcheck", Ended(86, 1.0), log, tmp_path)
     assert (outcome.status, "3 errors" in outcome.note) == ("failed", True)
+
+
+@pytest.mark.parametrize("stage", ["benchmarks", "bench_torch"])
+def test_a_wrong_result_and_a_faster_peer_in_a_stages_record_are_among_the_worst(tmp_path, stage):
+    log = tmp_path / "stage.log"
+    log.write_text("done\n")
+    shared = {"case": "c", "op": "update", "device": "cuda:0", "threads": 1}
+    rows = [
+        shared | {"provider": "cupy_raw", "note": "WRONG: differs"},
+        shared | {"provider": "torch eager", "seconds": 1.0, "ratio": 2.0},
+    ]
+    made = record.new("cpu", {}) | {"device": "cuda:0", "rows": rows}
+    record.write(tmp_path / f"{stage}.json", made)
+    outcome = judge(stage, Ended(0, 1.0), log, tmp_path)
+    assert [text for _, text in outcome.worst] == [
+        "c, cupy_raw: WRONG: differs", "c, torch eager is 2.00 times as fast as ours"
+    ]  # fmt: skip
 
 
 def test_an_error_of_cuda_on_a_gpu_is_no_skip(tmp_path):

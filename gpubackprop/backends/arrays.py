@@ -1,6 +1,6 @@
-"""Which memory an array lies in, and views of it for NumPy and CuPy.
+"""The memory in which an array is, and views of it for NumPy and CuPy.
 
-CuPy is imported at the first array that lies on a GPU, never before.
+CuPy is imported at the first array that is on a GPU, never before.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 _HOST = (np.ndarray, np.generic, list, tuple, int, float, str)
-ANYWHERE = (int, float, type(None))  # they lie in no memory, and go with arrays of any
+ANYWHERE = (int, float, type(None))  # these are in no memory and go with arrays of any memory
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def on_gpu(array: Any) -> bool:
-    """Whether `array` is CuPy's, or offers CUDA memory by __cuda_array_interface__ or DLPack."""
+    """Return whether `array` is CuPy's or shows CUDA memory by its interface or DLPack.
+
+    The interface is __cuda_array_interface__.
+    """
     if array is None or isinstance(array, _HOST):
         return False
     if hasattr(array, "__cuda_array_interface__"):
@@ -26,7 +29,7 @@ def on_gpu(array: Any) -> bool:
 
 
 def as_cupy(array: Any) -> Any:
-    """The CuPy array of what `on_gpu` is true for: itself, or a view. Nothing is copied."""
+    """Return a GPU's array as a CuPy array: itself, or a view. Nothing is copied."""
     from gpubackprop.backends.cupy.library import explained, import_cupy
 
     cupy = import_cupy()
@@ -39,9 +42,12 @@ def as_cupy(array: Any) -> Any:
 
 
 def as_host(values: Any, dtype: Any = None) -> np.ndarray:
-    """`np.asarray`; a CPU tensor of PyTorch's by DLPack, because `Tensor.numpy` forbids for good
-    that the tensor's storage is resized."""
+    """Return `np.asarray` of the values.
+
+    A CPU tensor of PyTorch is taken by DLPack: `Tensor.numpy` would forbid that the tensor's
+    storage is ever resized.
+    """
     if type(values).__module__.partition(".")[0] == "torch" and hasattr(values, "__dlpack__"):
-        with suppress(BufferError, RuntimeError):  # NumPy's way then has PyTorch's own error
+        with suppress(BufferError, RuntimeError):  # then np.asarray raises PyTorch's own error
             values = np.from_dlpack(values)
     return np.asarray(values, dtype)

@@ -1,4 +1,4 @@
-"""Where the CUDA C++ sources are, and a hash of them for the cache of compiled kernels."""
+"""The place of the CUDA C++ sources, and a hash of them for the cache of compiled kernels."""
 
 from __future__ import annotations
 

@@ -4,6 +4,6 @@
 `ours`, `expressions` and `*_peer` who computes it, each in a process of its own (`worker`);
 `harness` times them in turn. ``gpubackprop bench`` and ``python -m benchmarks`` are the front ends.
 
-Every contestant's result is held to the oracle before it is timed. Figures of one run may be
+Every provider's result is held to the oracle before it is timed. Figures of one run may be
 compared, never times of two.
 """

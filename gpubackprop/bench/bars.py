@@ -8,9 +8,9 @@ import numpy as np
 
 from gpubackprop.bench.cells import shown
 from gpubackprop.bench.comparing import Comparison
-from gpubackprop.bench.contestants import NO_PEERS
 from gpubackprop.bench.drawing import COLORS, Axes, look, png
 from gpubackprop.bench.machines import letter, machine
+from gpubackprop.bench.providers import NO_PEERS
 from gpubackprop.bench.rows import Row
 from gpubackprop.bench.tables import key_names, ours
 
@@ -114,24 +114,24 @@ def peers(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
         keys = [row for row in keys if row.device != "cpu"]
     groups = [
         (row, [other for other in rows if other.case == row.case and other.device == row.device
-               and other.contestant not in (*NO_PEERS, row.contestant) and other.ratio])
+               and other.provider not in (*NO_PEERS, row.provider) and other.ratio])
         for row in keys
     ]  # fmt: skip
     groups = [(row, others) for row, others in groups if others]
     if not groups:
         return False
-    names = list(dict.fromkeys(other.contestant for _, others in groups for other in others))
+    names = list(dict.fromkeys(other.provider for _, others in groups for other in others))
     figure.set_size_inches(9.5, 1.4 + 0.27 * sum(len(others) + 1 for _, others in groups))
     axes, at, ticks = figure.add_subplot(), 0.0, []
     for row, others in groups:
         first = at
         for other in others:
             ratio = other.ratio or 1.0
-            color = COLORS[1 + names.index(other.contestant) % (len(COLORS) - 1)]
+            color = COLORS[1 + names.index(other.provider) % (len(COLORS) - 1)]
             ends = [1 / (other.ratio_p80 or ratio), 1 / (other.ratio_p20 or ratio)]
             bars(axes, at, 1 / ratio, ends, color=color, height=0.85)
             axes.annotate(
-                f"  {shown(other.contestant)} {1 / ratio:.2f}",
+                f"  {shown(other.provider)} {1 / ratio:.2f}",
                 (1 / (other.ratio_p20 or ratio), at),
                 va="center", fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},

@@ -19,9 +19,9 @@ SHOWN = {"numpy": "gpubackprop", "cupy_raw": "gpubackprop", "cupy_arrays": "CuPy
          "cupy_raw, cold L2": "gpubackprop, cold L2"}  # fmt: skip
 
 
-def shown(contestant: str) -> str:
+def shown(provider: str) -> str:
     """What a reader knows it by: ours are told apart by the device."""
-    return SHOWN.get(contestant, contestant)
+    return SHOWN.get(provider, provider)
 
 
 def place(row: Row) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpubackprop.bench import cells
-from gpubackprop.bench.contestants import LIMIT, NO_PEERS, OWN
 from gpubackprop.bench.machines import letter
+from gpubackprop.bench.providers import LIMIT, NO_PEERS, OWN
 from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.rows import Row
 
@@ -145,7 +145,7 @@ def compare(records: list[Record]) -> Comparison:
 
 def _ours(record: Record, mixed: bool) -> dict[tuple[str, str], Row]:
     """By case and place."""
-    rows = [row for row in rows_of(record) if row.contestant in OWN]
+    rows = [row for row in rows_of(record) if row.provider in OWN]
     most = max((row.threads for row in rows if row.device == "cpu"), default=1)
     found = {}
     for row in rows:
@@ -224,7 +224,7 @@ def regressions(old: Record, new: Record) -> Regressions:
 
 
 def _by_key(rows: list[Row]) -> dict[Key, Row]:
-    return {(row.case, row.device, row.threads, row.contestant): row for row in rows}
+    return {(row.case, row.device, row.threads, row.provider): row for row in rows}
 
 
 def _change(
@@ -246,11 +246,11 @@ def _measures(
         yield f"the {new.limit} {LIMIT}", _inverse(old), _inverse(new)
     for key, row in after.items():
         others = key[:3] == (new.case, new.device, new.threads) and key[3] not in (
-            *NO_PEERS, new.contestant
+            *NO_PEERS, new.provider
         )  # fmt: skip
         past = before.get(key)
         if others and past is not None and past.ratio and row.ratio:
-            yield row.contestant, _ratio(past), _ratio(row)
+            yield row.provider, _ratio(past), _ratio(row)
 
 
 def _inverse(row: Row) -> Range:

@@ -8,23 +8,23 @@ import numpy as np
 
 from gpubackprop.bench import operations, problems
 from gpubackprop.bench.losses import five_lines_two_exps
-from gpubackprop.bench.places import CupyPlace, Place, Work
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import StepData, by_hand
+from gpubackprop.bench.timers import CupyTimer, Timer, Work
 
 
-def place(device: str, contestant: str) -> Place:
-    return Place() if device == "cpu" else CupyPlace(device)
+def timer(device: str, provider: str) -> Timer:
+    return Timer() if device == "cpu" else CupyTimer(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Timer, provider: str) -> Work:
     if case.dtype == "bfloat16":
         raise problems.Unsupported("CuPy and NumPy do not compute in bfloat16")
     if case.op == "training_step":
         return training_step(case, where)
     problem = operations.get(case.op)
     arrays = {name: where.xp.asarray(array) for name, array in problem.inputs(case).items()}
-    if "two exps" in contestant:
+    if "two exps" in provider:
         if case.variant:
             raise problems.Unsupported("the five lines have no options")
         run: Any = lambda: five_lines_two_exps(**arrays)  # noqa: E731
@@ -40,7 +40,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
     return Work(run, outputs, replay=replay, uncaptured=why)
 
 
-def training_step(case: Case, where: Place) -> Work:
+def training_step(case: Case, where: Timer) -> Work:
     data, xp = StepData(case), where.xp
     step = by_hand(xp, data, np.float32, data.batch)
     batches = [xp.asarray(data.rows(i)) for i in range(data.batches)]

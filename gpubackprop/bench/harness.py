@@ -1,7 +1,7 @@
-"""Runs cases: a process for each contestant, one timed round each in turn.
+"""Runs cases: a process for each provider, one timed round each in turn.
 
 Thread pools of different libraries disturb one another in one process, and a machine's speed
-drifts: rounds are interleaved, one contestant working at a time, and only ratios within a run are
+drifts: rounds are interleaved, one provider working at a time, and only ratios within a run are
 meant to be compared.
 """
 
@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import limits, operations
-from gpubackprop.bench.contestants import (
+from gpubackprop.bench.process import Process, cold_start
+from gpubackprop.bench.providers import (
     BY_NAME,
     COLD_CACHE,
-    CONTESTANTS,
     LIMIT,
     NO_PEERS,
+    PROVIDERS,
     SAME_SIZE,
     reference,
     why_missing,
 )
-from gpubackprop.bench.process import Process, cold_start
 from gpubackprop.bench.rows import GOALS, Rounds, Row, summarise
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import HeldToLosses
@@ -44,11 +44,11 @@ class Plan:
 
     Attributes
     ----------
-    rounds : timed rounds, after one that warms up. seconds : length of a round of one contestant.
+    rounds : timed rounds, after one that warms up. seconds : length of a round of one provider.
     peers : groups of peers that take part. threads : all that there are; the slow peers do not
         take part with fewer. small : sizes of the limits for trying out.
     card : PCI address of the GPU, by which its clocks are read.
-    only : contestants that take part, by name; empty for all. few : rounds of a long call at most.
+    only : providers that take part, by name; empty for all. few : rounds of a long call at most.
     """
 
     rounds: int = 7
@@ -66,7 +66,7 @@ class Harness:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._repeated: dict[str, int] = {}  # calls in a round, by contestant
+        self._repeated: dict[str, int] = {}  # calls in a round, by provider
         self._processes: dict[tuple[str, str, int], Process] = {}
 
     def __enter__(self) -> Harness:
@@ -77,12 +77,12 @@ class Harness:
             process.close()
         self._processes.clear()
 
-    def process(self, contestant: str, device: str, threads: int) -> Process:
-        key = (contestant, device, threads)
+    def process(self, provider: str, device: str, threads: int) -> Process:
+        key = (provider, device, threads)
         if key in self._processes and self._processes[key].ended:
             self._processes.pop(key).close()
         if key not in self._processes:
-            self._processes[key] = Process(contestant, device, threads, small=self.plan.small)
+            self._processes[key] = Process(provider, device, threads, small=self.plan.small)
         return self._processes[key]
 
     def machine(self, device: str, threads: int) -> dict[str, float]:
@@ -92,11 +92,11 @@ class Harness:
     def run_case(
         self, case: Case, device: str, threads: int, peers: frozenset[str] | None = None
     ) -> list[Row]:
-        """Every contestant of `case` that is installed and right, timed; the others with a note.
+        """Every provider of `case` that is installed and right, timed; the others with a note.
         `peers`: these groups of them; None: those of the plan."""
         peers = self.plan.peers if peers is None else peers
         names = [
-            one.name for one in CONTESTANTS
+            one.name for one in PROVIDERS
             if one.takes_part(case, device, peers, self.plan.only)
             and (one.name != SAME_SIZE or limits.same_size(case))
             and not (one.slow and device == "cpu" and threads < self.plan.threads)
@@ -124,7 +124,7 @@ class Harness:
         return list(measured.values())
 
     def _worker(self, row: Row) -> Process:
-        return self.process(row.contestant, row.device, row.workers or row.threads)
+        return self.process(row.provider, row.device, row.workers or row.threads)
 
     def _fewer_threads(self, row: Row, message: dict[str, Any]) -> int | None:
         """With how many threads a limit's products are the fastest, where not with all."""
@@ -133,7 +133,7 @@ class Harness:
         ]
         found: dict[int, float] = {}
         for count in (*counts, row.threads):
-            process = self.process(row.contestant, row.device, count)
+            process = self.process(row.provider, row.device, count)
             if "missing" in process.ask("prepare", **message):
                 return None
             once = [process.ask("round", repeats=1).get("raw", 0.0) for _ in range(2)][-1]
@@ -214,7 +214,7 @@ class Harness:
                 row.host = float(np.median(found[name, "plain"].host))
             if "cold" in several:
                 cold = rows[COLD_CACHE] = replace(
-                    row, contestant=COLD_CACHE, plain=None, host=None, error=None, remark=""
+                    row, provider=COLD_CACHE, plain=None, host=None, error=None, remark=""
                 )
                 found[name, "cold"].into(cold)
 
@@ -241,13 +241,13 @@ class Harness:
     def _cold(self, case: Case, row: Row) -> Iterator[Row]:
         """Import, and the first steps with all that precedes them, each time in a new process."""
         found: dict[str, list[float]] = {"import": [], "first": []}
-        once = self.plan.small or BY_NAME[row.contestant].slow
+        once = self.plan.small or BY_NAME[row.provider].slow
         for _ in range(1 if once else COLD_ROUNDS):
-            answer = cold_start(case, row.contestant, row.device, row.threads)
+            answer = cold_start(case, row.provider, row.device, row.threads)
             row.note = answer.get("wrong", "")
             row.error = answer.get("error")
             if "missing" in answer:
-                row.note = f"not measured: {why_missing(row.contestant, answer['missing'])}"
+                row.note = f"not measured: {why_missing(row.provider, answer['missing'])}"
             if row.note:
                 yield row
                 return
@@ -255,12 +255,12 @@ class Harness:
                 times.append(answer[key])
         for key, times in found.items():
             part = Row(**asdict(row) | {"case": f"{case.name}/{key}", "rounds": times})
-            summarise({row.contestant: part}, "")
+            summarise({row.provider: part}, "")
             yield part
 
 
-def _row(case: Case, contestant: str, device: str, threads: int) -> Row:
+def _row(case: Case, provider: str, device: str, threads: int) -> Row:
     return Row(
-        case.name, case.op, contestant, device, threads,
-        goal=GOALS.get((case.name, contestant)) if device == "cpu" else None,
+        case.name, case.op, provider, device, threads,
+        goal=GOALS.get((case.name, provider)) if device == "cpu" else None,
     )  # fmt: skip

@@ -9,14 +9,14 @@ import numpy as np
 
 from gpubackprop.bench import operations
 from gpubackprop.bench.losses import IGNORED, peer_options
-from gpubackprop.bench.peer_places import JaxPlace
-from gpubackprop.bench.places import Place, Work, number
+from gpubackprop.bench.peer_timers import JaxTimer
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData
+from gpubackprop.bench.timers import Timer, Work, number
 
 
-def place(device: str, contestant: str) -> Place:
+def timer(device: str, provider: str) -> Timer:
     import jax
 
     platform = "cpu" if device == "cpu" else "gpu"
@@ -25,10 +25,10 @@ def place(device: str, contestant: str) -> Place:
     except RuntimeError as error:
         raise ImportError(f"the installed JAX has no {platform}: {error}".splitlines()[0]) from None
     jax.config.update("jax_default_matmul_precision", "highest")  # float32, as everybody's
-    return JaxPlace(device)
+    return JaxTimer(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Timer, provider: str) -> Work:
     import jax
 
     make = _SETUPS.get(case.op)

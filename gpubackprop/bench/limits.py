@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import operations
-from gpubackprop.bench.contestants import SAME_SIZE
-from gpubackprop.bench.places import BESIDE, CupyPlace, EventPlace, Place, Run, Work
 from gpubackprop.bench.problems import Unsupported
+from gpubackprop.bench.providers import SAME_SIZE
 from gpubackprop.bench.shapes import Case, products
+from gpubackprop.bench.timers import BESIDE, CupyTimer, EventTimer, Run, Timer, Work
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 SQUARE = {"cpu": 2048, "cuda": 8192}  # of the product that stands for the machine's peak
@@ -39,11 +39,11 @@ def kind(device: str) -> str:
     return "cpu" if device == "cpu" else "cuda"
 
 
-def place(device: str, contestant: str) -> Place:
-    return Place() if device == "cpu" else CupyPlace(device)
+def timer(device: str, provider: str) -> Timer:
+    return Timer() if device == "cpu" else CupyTimer(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Timer, provider: str) -> Work:
     """The limit of that case: its time, had it no other work to do."""
     problem = operations.get(case.op)
     if not problem.limit:
@@ -51,7 +51,7 @@ def setup(case: Case, where: Place, contestant: str) -> Work:
     if problem.limit == "products":
         sizes = products(case)
         return Work(product_run(where, case.dtype, sizes), dict, launches=len(sizes))
-    if contestant == SAME_SIZE:
+    if provider == SAME_SIZE:
         run, moved = memory_run(where, problem.limit, same_size(case))
         return Work(run, dict, scale=problem.bytes(case) / moved, launches=1)
     run, moved = memory_run(where, problem.limit)
@@ -67,11 +67,11 @@ def same_size(case: Case) -> int:
     return size if size < COPY_BYTES["cuda"] else 0
 
 
-def memory_run(where: Place, what: str, size: int = 0) -> tuple[Run, int]:
+def memory_run(where: Timer, what: str, size: int = 0) -> tuple[Run, int]:
     """The call and the bytes that it moves, read plus written."""
     size = size or COPY_BYTES[kind(where.device)]
     noise = np.random.default_rng(0).random(1 << 16, dtype=np.float32)
-    if isinstance(where, CupyPlace):
+    if isinstance(where, CupyTimer):
         if what == "copy":
             return where.copier(size), 2 * size
         words = where.xp.asarray(np.resize(noise.view(np.uint32), size // 4))
@@ -93,7 +93,7 @@ def _threaded(function: Callable[..., Any], *arrays: np.ndarray) -> Run:
     return lambda: list(pool.map(lambda part: function(*part), parts))
 
 
-def product_run(where: Place, dtype: str, shapes: list[tuple[int, int, int]]) -> Run:
+def product_run(where: Timer, dtype: str, shapes: list[tuple[int, int, int]]) -> Run:
     """All these products (rows, inner, columns), one after another, each by the fastest way."""
     if dtype == "bfloat16":
         raise Unsupported("no product of bfloat16 is at hand")
@@ -106,7 +106,7 @@ def product_run(where: Place, dtype: str, shapes: list[tuple[int, int, int]]) ->
     return run
 
 
-def _product(where: Place, dtype: str, shape: tuple[int, int, int]) -> Run:
+def _product(where: Timer, dtype: str, shape: tuple[int, int, int]) -> Run:
     rows, inner, columns = shape
     xp, rng = where.xp, np.random.default_rng(0)
     x, y = (
@@ -122,7 +122,7 @@ def _product(where: Place, dtype: str, shape: tuple[int, int, int]) -> Run:
     return min(ways, key=lambda way: _quick_time(where, way)) if len(ways) > 1 else library
 
 
-def _layouts(where: Place, x: Any, y: Any, out: Any) -> list[Run]:
+def _layouts(where: Timer, x: Any, y: Any, out: Any) -> list[Run]:
     """A CPU's BLAS has code of its own for operands that are stored transposed."""
     if where.device != "cpu":
         return []
@@ -133,7 +133,7 @@ def _layouts(where: Place, x: Any, y: Any, out: Any) -> list[Run]:
     ]
 
 
-def _cublaslt(where: Place, x: Any, y: Any) -> list[Run]:
+def _cublaslt(where: Timer, x: Any, y: Any) -> list[Run]:
     """cuBLASLt with its best algorithm, by nvmath-python where that is installed."""
     if where.device == "cpu":
         return []
@@ -146,9 +146,9 @@ def _cublaslt(where: Place, x: Any, y: Any) -> list[Run]:
     return [matmul.execute]
 
 
-def _quick_time(where: Place, run: Run) -> float:
+def _quick_time(where: Timer, run: Run) -> float:
     run()
-    clock = where.queued_time if isinstance(where, EventPlace) else where.time
+    clock = where.queued_time if isinstance(where, EventTimer) else where.time
     return min(clock(run, 3)[0] for _ in range(3))
 
 
@@ -157,7 +157,7 @@ def machine(device: str) -> dict[str, float]:
 
     One that fails is left out; the first error is raised where all do.
     """
-    where = place(device, "")
+    where = timer(device, "")
     size = SQUARE[kind(device)]
     ways: dict[str, Callable[[], tuple[Run, int]]] = {
         "copy": lambda: memory_run(where, "copy"),
@@ -178,7 +178,7 @@ def machine(device: str) -> dict[str, float]:
     return found
 
 
-def best_time(where: Place, run: Run, rounds: int = 5) -> float:
+def best_time(where: Timer, run: Run, rounds: int = 5) -> float:
     run()
     where.warm(run)
     once = max(where.time(run, 1)[0], 1e-7)

@@ -7,8 +7,8 @@ from typing import Any
 
 from gpubackprop import __version__
 from gpubackprop.bench.cells import place, rate, share_text, shown, time_text
-from gpubackprop.bench.contestants import OURS, OWN
 from gpubackprop.bench.machines import is_smoke, too_busy
+from gpubackprop.bench.providers import OURS, OWN
 from gpubackprop.bench.record import rows_of, run_name
 from gpubackprop.bench.rows import GOALS, Row
 
@@ -60,16 +60,16 @@ def dates(record: Record) -> str:
 
 
 def remarks(rows: list[Row]) -> list[str]:
-    """What was different about a contestant, e.g. why our plan is no CUDA graph; each once."""
+    """What was different about a provider, e.g. why our plan is no CUDA graph; each once."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for remark in filter(None, (row.remark, _timing(row))):
-            found.setdefault(f"{shown(row.contestant)}: {remark}", []).append(row.case)
+            found.setdefault(f"{shown(row.provider)}: {remark}", []).append(row.case)
     return [f"{text} ({_some(cases)})" for text, cases in found.items()]
 
 
 def _timing(row: Row) -> str:
-    if row.dropped and row.contestant in OWN:
+    if row.dropped and row.provider in OWN:
         return f"{row.dropped} rounds below 95 % of the highest clock were dropped"
     return ""
 
@@ -80,7 +80,7 @@ def left_out(record: dict[str, Any]) -> list[str]:
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
-            notes.setdefault(f"{row.contestant}: {row.note}", []).append(row.case)
+            notes.setdefault(f"{row.provider}: {row.note}", []).append(row.case)
     text = [f"{note} ({_some(cases)})" for note, cases in notes.items()]
     if record["left_out"]:
         text.append(f"no time was left for {_some(record['left_out'])}")
@@ -112,7 +112,7 @@ def summary(record: dict[str, Any]) -> str:
         parts.append(f"copy {rate(limits['copy'], 'B/s')}")
     if "product" in limits:
         parts.append(f"f32 product {rate(limits['product'], 'FLOP/s')}")
-    rows = {(row["case"], row["contestant"], row["device"]): row for row in record["rows"]
+    rows = {(row["case"], row["provider"], row["device"]): row for row in record["rows"]
             if row["threads"] == record["settings"]["threads"][-1] or kind == "cuda"}  # fmt: skip
     for case, name in HEADLINES:
         row = rows.get((case, OURS[kind], device), {})
@@ -137,11 +137,11 @@ def goals(record: Record) -> str:
         return ""
     lines = [f"Goals on a CPU: {len(rows) - len(missed)} of {len(rows)} met.", ""]
     lines += [
-        f"- Not met: {row.case}, {place(row)}: {row.ratio:.2f} of {row.contestant}, "
+        f"- Not met: {row.case}, {place(row)}: {row.ratio:.2f} of {row.provider}, "
         f"goal {row.goal:.2f}"
         for row in missed
     ]
-    measured = {(row.case, row.contestant) for row in rows}
+    measured = {(row.case, row.provider) for row in rows}
     lines += [
         f"- Not measured: {case} beside {name}" for case, name in GOALS
         if (case, name) not in measured

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import front_ends
-from gpubackprop.bench.places import Place, Work
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData
+from gpubackprop.bench.timers import Timer, Work
 
 MODULES = {
     "scikit-learn": "sklearn.neural_network", "thinc": "thinc.api",
@@ -20,24 +20,24 @@ MODULES = {
 LARGEST_EPOCH = 1 << 28  # elements of x: scikit-learn wants the repeated rows in memory
 
 
-def place(device: str, contestant: str) -> Place:
-    importlib.import_module(MODULES[contestant])
-    where = Place()
+def timer(device: str, provider: str) -> Timer:
+    importlib.import_module(MODULES[provider])
+    where = Timer()
     where.device = device  # of the estimator, which waits for what it gives: timed by the host
     return where
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Timer, provider: str) -> Work:
     if case.op == "fit":
-        return _fit(case, where, contestant)
+        return _fit(case, where, provider)
     if case.op != "training_step":
-        raise Unsupported(f"{contestant} is not set up for {case.op}")
-    return {"scikit-learn": _sklearn, "thinc": _thinc}[contestant](StepData(case))
+        raise Unsupported(f"{provider} is not set up for {case.op}")
+    return {"scikit-learn": _sklearn, "thinc": _thinc}[provider](StepData(case))
 
 
-def _fit(case: Case, where: Place, contestant: str) -> Work:
-    ours = {"device": where.device} if contestant != "scikit-learn" else {}
-    kind = importlib.import_module(MODULES[contestant]).MLPClassifier
+def _fit(case: Case, where: Timer, provider: str) -> Work:
+    ours = {"device": where.device} if provider != "scikit-learn" else {}
+    kind = importlib.import_module(MODULES[provider]).MLPClassifier
     x, y = front_ends.data(case)
     settings = front_ends.parameters(case) | ours
     exact = where.device == "cpu" or not ours

@@ -11,19 +11,19 @@ from gpubackprop.backends import Total
 from gpubackprop.backends.cupy import Replay
 from gpubackprop.bench import operations
 from gpubackprop.bench.losses import entropy_options
-from gpubackprop.bench.places import CupyPlace, Place, Work
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData
+from gpubackprop.bench.timers import CupyTimer, Timer, Work
 from gpubackprop.network import MLP
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.step import Regularization, TrainStep
 
 
-def place(device: str, contestant: str) -> Place:
-    return Place() if device == "cpu" else CupyPlace(device)
+def timer(device: str, provider: str) -> Timer:
+    return Timer() if device == "cpu" else CupyTimer(device)
 
 
-def setup(case: Case, where: Place, contestant: str) -> Work:
+def setup(case: Case, where: Timer, provider: str) -> Work:
     """The case's work on the device of `where`; a GPU's operations singly, and as a plan."""
     if case.op == "training_step":
         return training_step(case, where)
@@ -64,7 +64,7 @@ def public_cross_entropy(case: Case) -> Work:
     return Work(run, lambda: dict(zip(names, run(), strict=True)))
 
 
-def training_step(case: Case, where: Place) -> Work:
+def training_step(case: Case, where: Timer) -> Work:
     data = StepData(case)
     network = MLP(data.widths, "relu", device=where.device)
     W, b = data.weights()
@@ -95,7 +95,7 @@ def training_step(case: Case, where: Place) -> Work:
     return Work(run, losses, len(batches), single=single)
 
 
-def transfer(case: Case, where: Place) -> Work:
+def transfer(case: Case, where: Timer) -> Work:
     backend = backends.get(where.device)
     host = operations.get(case.op).inputs(case)["x"]
     there = backend.asarray(host)

@@ -80,7 +80,7 @@ def _record(record: Record) -> list[str]:
         found += ["<h3>Remarks</h3>", f"<ul>{items}</ul>"]
     shown = " open" * (len(keys) == 1)
     found += [
-        f"<details{shown}><summary>All cases and contestants, {len(rows)} rows</summary>",
+        f"<details{shown}><summary>All cases and providers, {len(rows)} rows</summary>",
         _table(tables.full_cells(record)),
         "</details>",
     ]  # fmt: skip

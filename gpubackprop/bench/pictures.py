@@ -12,9 +12,9 @@ import numpy as np
 
 from gpubackprop.bench import bars
 from gpubackprop.bench.cells import shown
-from gpubackprop.bench.contestants import LIMIT, NO_PEERS, OURS, SAME_SIZE
 from gpubackprop.bench.drawing import COLORS, Axes, look, png
 from gpubackprop.bench.notes import dates
+from gpubackprop.bench.providers import LIMIT, NO_PEERS, OURS, SAME_SIZE
 from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.rows import Row
 from gpubackprop.bench.tables import ours
@@ -122,7 +122,7 @@ def _batch(row: Row) -> tuple[str, int]:
 
 def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     """Speed-up of the GPU over the CPU; where there is no GPU, steps beside the peers'."""
-    steps = [row for row in rows if row.op == "training_step" and row.contestant not in NO_PEERS]
+    steps = [row for row in rows if row.op == "training_step" and row.provider not in NO_PEERS]
     networks = [
         network for network in dict.fromkeys(_batch(row)[0] for row in steps)
         if len({_batch(row)[1] for row in steps if _batch(row)[0] == network}) > 2
@@ -130,7 +130,7 @@ def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     if not networks:
         return False
     figure.set_size_inches(5.6 * len(networks) + 0.4, 4.8)
-    names = list(dict.fromkeys(row.contestant for row in steps))
+    names = list(dict.fromkeys(row.provider for row in steps))
     draw = _speed_up if record["gpu"] else functools.partial(_samples, names)
     for number, network in enumerate(networks):
         axes = figure.add_subplot(1, len(networks), number + 1)
@@ -146,7 +146,7 @@ def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
 
 def _samples(names: list[str], axes: Axes, rows: list[Row]) -> None:
     for number, name in enumerate(names):
-        mine = sorted((row for row in rows if row.contestant == name), key=lambda r: _batch(r)[1])
+        mine = sorted((row for row in rows if row.provider == name), key=lambda r: _batch(r)[1])
         if not mine:
             continue
         batches = np.array([_batch(row)[1] for row in mine])
@@ -163,9 +163,9 @@ def _samples(names: list[str], axes: Axes, rows: list[Row]) -> None:
 
 
 def _speed_up(axes: Axes, rows: list[Row]) -> None:
-    cpu = {_batch(row)[1]: _seconds(row) for row in rows if row.contestant == OURS["cpu"]}
+    cpu = {_batch(row)[1]: _seconds(row) for row in rows if row.provider == OURS["cpu"]}
     for number, name in enumerate(("cupy_raw", "cupy_arrays")):
-        gpu = {_batch(row)[1]: _seconds(row) for row in rows if row.contestant == name}
+        gpu = {_batch(row)[1]: _seconds(row) for row in rows if row.provider == name}
         batches = sorted(set(cpu) & set(gpu))
         if not batches:
             continue
@@ -201,15 +201,15 @@ def classes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         match = re.fullmatch(r"softmax_cross_entropy/f32/(\d+)x(\d+)", row.case)
-        if match and row.device == device and row.contestant == OURS[device.partition(":")[0]]:
+        if match and row.device == device and row.provider == OURS[device.partition(":")[0]]:
             k = int(match[2])
             largest[k] = max(largest.get(k, row), row, key=lambda row: row.bytes)
     for k, case in sorted((k, row.case) for k, row in largest.items()):
         for row in rows:
-            if (row.case, row.device) == (case, device) and row.share and row.contestant not in (
+            if (row.case, row.device) == (case, device) and row.share and row.provider not in (
                 LIMIT, SAME_SIZE
             ):  # fmt: skip
-                found.setdefault(row.contestant, []).append((k, row.share))
+                found.setdefault(row.provider, []).append((k, row.share))
     if max(map(len, found.values()), default=0) < 3:
         return False
     figure.set_size_inches(9, 5)

@@ -35,7 +35,7 @@ SHAPES = ((7, 33), (129, 5), (1, 1), (5, 400))  # rows, columns; the short list 
 
 
 class Unsupported(Exception):  # noqa: N818 (it is no error)
-    """A contestant cannot do this case; the text says why."""
+    """A provider cannot do this case; the text says why."""
 
 
 def storage(case: Case) -> np.dtype:
@@ -115,7 +115,7 @@ class Problem:
         return {}
 
     def optional(self, case: Case) -> tuple[str, ...]:
-        """Results of the oracle that a contestant need not give."""
+        """Results of the oracle that a provider need not give."""
         return ()
 
     def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:

@@ -1,4 +1,4 @@
-"""The processes that contestants work in: what they are told, by lines of JSON, and answer."""
+"""The processes that providers work in: what they are told, by lines of JSON, and answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from gpubackprop.bench.contestants import BY_NAME
+from gpubackprop.bench.providers import BY_NAME
 from gpubackprop.bench.shapes import Case
 
 THREAD_VARIABLES = (
@@ -29,8 +29,8 @@ PATIENCE = {"prepare": 300.0, "oracle": 600.0, "machine": 300.0, "round": 120.0,
 class Process:
     """A worker, and the pipes to it. One that does not answer in time is ended."""
 
-    def __init__(self, contestant: str, device: str, threads: int, *, small: bool = False) -> None:
-        command = [*PYTHON, "-m", "gpubackprop.bench.worker", contestant, device]
+    def __init__(self, provider: str, device: str, threads: int, *, small: bool = False) -> None:
+        command = [*PYTHON, "-m", "gpubackprop.bench.worker", provider, device]
         command += ["--small"] * small
         self._process = subprocess.Popen(
             command, env=environment(threads), text=True, stdin=subprocess.PIPE,
@@ -108,11 +108,11 @@ cold_main(imported)
 """
 
 
-def cold_start(case: Case, contestant: str, device: str, threads: int) -> dict[str, Any]:
+def cold_start(case: Case, provider: str, device: str, threads: int) -> dict[str, Any]:
     """The answer of a new process to its first steps."""
     with tempfile.TemporaryDirectory() as cache:  # of compiled kernels: none are there
-        script = COLD.format(imports=BY_NAME[contestant].imports)
-        command = [sys.executable, "-c", script, contestant, device]
+        script = COLD.format(imports=BY_NAME[provider].imports)
+        command = [sys.executable, "-c", script, provider, device]
         command += [json.dumps(asdict(case))]
         caches = {"CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
         try:

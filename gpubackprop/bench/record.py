@@ -15,10 +15,10 @@ from typing import Any
 from gpubackprop import __version__
 from gpubackprop.backends.cupy.library import import_cupy
 from gpubackprop.backends.host import probe_cpu
-from gpubackprop.bench.contestants import package_versions, reference
 from gpubackprop.bench.nvml import Meter
-from gpubackprop.bench.places import number
+from gpubackprop.bench.providers import package_versions, reference
 from gpubackprop.bench.rows import Row, summarise
+from gpubackprop.bench.timers import number
 from gpubackprop.errors import DataError
 from gpubackprop.tensorfile import write_atomically
 
@@ -154,6 +154,7 @@ def load(path: Path) -> dict[str, Any]:
     if absent or not values.keys() & {"cases", "rows"}:
         raise DataError(f"{path} is no whole result: it lacks {', '.join(absent) or 'cases'}")
     try:
+        _renew(values)
         if "cases" in values:
             values["rows"] = [row for case in values.pop("cases") for row in _unpacked(case)]
         values["rows"] = stamped(values)
@@ -164,6 +165,20 @@ def load(path: Path) -> dict[str, Any]:
             "gpubackprop bench --json"
         ) from None
     return values
+
+
+def _renew(values: dict[str, Any]) -> None:
+    """Put the words of today into a file whose rows have another one for a provider."""
+    for case in (*values.get("cases", ()), *values.get("rows", ())):
+        for old, new in _OLD_WORDS.items():
+            if old in case:
+                case[new] = case.pop(old)
+        for row in case.get("providers", ()):
+            if "contestant" in row:
+                row["provider"] = row.pop("contestant")
+
+
+_OLD_WORDS = {"contestants": "providers", "contestant": "provider"}
 
 
 def run_name(record: dict[str, Any]) -> str:
@@ -178,8 +193,8 @@ def stamped(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one case of a file, percentiles computed again from the rounds."""
-    shared = {key: value for key, value in case.items() if key != "contestants"}
-    rows = {row["contestant"]: _row(shared | row) for row in case["contestants"]}
+    shared = {key: value for key, value in case.items() if key != "providers"}
+    rows = {row["provider"]: _row(shared | row) for row in case["providers"]}
     summarise(rows, reference(rows, shared["device"]))
     return [row.json() for row in rows.values()]
 
@@ -219,7 +234,7 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["case"], row["device"], row["threads"]
 
 
-SHARED = (  # by a case's contestants
+SHARED = (  # by a case's providers
     "case", "op", "device", "threads", "limit", "bytes", "flops", "run",
 )  # fmt: skip
 DERIVED = (  # from the rounds
@@ -228,7 +243,7 @@ DERIVED = (  # from the rounds
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Cases with their contestants, a line for each, so that files stay small and differences
+    """Cases with their providers, a line for each, so that files stay small and differences
     readable; `load` gives the rows back."""
     head = {key: value for key, value in record.items() if key != "rows"}
     text = json.dumps(head, indent=1, allow_nan=False)[:-2]
@@ -241,7 +256,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
             json.dumps(own, separators=(",", ":"), allow_nan=False)
         )
     cases = [
-        f'  {shared[:-1]}, "contestants": [\n   ' + ",\n   ".join(rows) + "]}"
+        f'  {shared[:-1]}, "providers": [\n   ' + ",\n   ".join(rows) + "]}"
         for shared, rows in groups.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A contestant's row: its rounds, and what is computed from them."""
+"""A provider's row: its rounds, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench.contestants import LIMIT, SAME_SIZE
 from gpubackprop.bench.nvml import enough
+from gpubackprop.bench.providers import LIMIT, SAME_SIZE
 
 # Largest ratio of our time to theirs that the project wants on a CPU.
 GOALS = {
@@ -25,7 +25,7 @@ GOALS = {
 
 @dataclass
 class Row:
-    """One contestant's result.
+    """One provider's result.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Row:
 
     case: str
     op: str
-    contestant: str
+    provider: str
     device: str
     threads: int
     seconds: float | None = None
@@ -113,7 +113,7 @@ def _rounded(value: Any) -> Any:
 
 @dataclass
 class Rounds:
-    """What one contestant needed in one mode, round by round."""
+    """What one provider needed in one mode, round by round."""
 
     repeats: int = 1
     seconds: list[float] = field(default_factory=list)

@@ -10,8 +10,8 @@ from typing import Any
 from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import record as records
 from gpubackprop.bench.cases import cases
-from gpubackprop.bench.contestants import CONTESTANTS
 from gpubackprop.bench.harness import Harness, Plan
+from gpubackprop.bench.providers import PROVIDERS
 from gpubackprop.bench.rows import Row
 from gpubackprop.bench.shapes import Case
 from gpubackprop.errors import OptionError
@@ -101,7 +101,7 @@ def work(settings: Settings) -> list[Job]:
 
 
 def _takers(case: Case, settings: Settings, peers: frozenset[str]) -> int:
-    return sum(one.takes_part(case, settings.device, peers) for one in CONTESTANTS)
+    return sum(one.takes_part(case, settings.device, peers) for one in PROVIDERS)
 
 
 def run_all(
@@ -161,4 +161,4 @@ def measure(
 
 def _who(row: Record) -> tuple[Any, ...]:
     """Which result a row is: a later one of the same takes its place."""
-    return row["case"], row["contestant"], row["device"], row["threads"]
+    return row["case"], row["provider"], row["device"], row["threads"]

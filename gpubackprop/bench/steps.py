@@ -1,8 +1,8 @@
-"""Whole training steps: the data, batches and initial weights that all contestants share.
+"""Whole training steps: the data, batches and initial weights that all providers share.
 
 A batch gathers its rows by number, in random order, as a shuffled epoch does. A large batch holds
 its rows several times, so that the float64 oracle may work on each once: the mean gradient is the
-same. Contestants are held to the oracle's losses of the first steps.
+same. Providers are held to the oracle's losses of the first steps.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class StepData:
 
 
 class HeldToLosses(Problem):
-    """What contestants show by their losses: those of an oracle that is asked once for all."""
+    """What providers show by their losses: those of an oracle that is asked once for all."""
 
     awkward: ClassVar = ()
 

@@ -24,7 +24,7 @@ from gpubackprop.bench.cells import (
     time_text,
 )
 from gpubackprop.bench.cells import verdict as undecided
-from gpubackprop.bench.contestants import NO_PEERS, OURS, OWN
+from gpubackprop.bench.providers import NO_PEERS, OURS, OWN
 from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.rows import Row
 
@@ -64,7 +64,7 @@ def csv_text(table: Cells) -> str:
 
 def ours(rows: list[Row]) -> list[Row]:
     """This library's rows that have a time."""
-    return [row for row in rows if row.contestant in OWN and row.seconds]
+    return [row for row in rows if row.provider in OWN and row.seconds]
 
 
 def lines(rows: list[Row]) -> list[str]:
@@ -81,7 +81,7 @@ def case_cells(rows: list[Row]) -> Cells:
     for row in rows:
         threads = row.threads if row.device == "cpu" else most
         groups.setdefault((row.case, threads), []).append(row)
-    with_noise = any(noise(row) for row in rows if row.contestant in OWN)
+    with_noise = any(noise(row) for row in rows if row.provider in OWN)
     head = ["", "CPU", *["GPU", "speed-up"] * on_gpu, "of limit", *["p20 – p80"] * with_noise]
     table = [[*head, "our time / theirs, who beats us first"]]
     for (case, threads), group in groups.items():
@@ -103,7 +103,7 @@ def case_cells(rows: list[Row]) -> Cells:
 
 def _own(group: list[Row], kind: str) -> Row | None:
     """Our row on that kind of device."""
-    mine = (row for row in group if row.contestant in OWN)
+    mine = (row for row in group if row.provider in OWN)
     return next((row for row in mine if row.device.partition(":")[0] == kind), None)
 
 
@@ -111,10 +111,10 @@ def _peers(group: list[Row], best: Row | None) -> str:
     if best is None:
         return ""
     theirs = [row for row in group if row.device == best.device
-              and row.contestant not in (*NO_PEERS, best.contestant)]  # fmt: skip
+              and row.provider not in (*NO_PEERS, best.provider)]  # fmt: skip
     timed = sorted((row for row in theirs if row.ratio), key=lambda row: -(row.ratio or 0))
-    text = [f"{shown(row.contestant)} {row.ratio:.2f} {undecided(row)}".rstrip() for row in timed]
-    return ", ".join([*text, *(f"{shown(row.contestant)} WRONG" for row in theirs if row.wrong)])
+    text = [f"{shown(row.provider)} {row.ratio:.2f} {undecided(row)}".rstrip() for row in timed]
+    return ", ".join([*text, *(f"{shown(row.provider)} WRONG" for row in theirs if row.wrong)])
 
 
 def key_table(record: Record) -> str:
@@ -124,13 +124,13 @@ def key_table(record: Record) -> str:
 def key_cells(record: Record) -> Cells:
     """The key cases: our time, and our time over everybody's; bold where it is above 1."""
     rows = [row for row in rows_of(record) if row.case in key_names()]
-    names = [name for name in _contestants(rows) if name not in NO_PEERS]
+    names = [name for name in _providers(rows) if name not in NO_PEERS]
     energy = ["joules"] * any(row.joules for row in ours(rows))
     head = ["work", "on", "time (p20 – p80)", "of the limit", *energy, *map(shown, names)]
     table = [head]
     order = list(dict.fromkeys(row.case for row in rows))
     for row in sorted(ours(rows), key=lambda row: (order.index(row.case), row.device, row.threads)):
-        by_name = {other.contestant: other for other in rows if _same(other, row)}
+        by_name = {other.provider: other for other in rows if _same(other, row)}
         cells = [row.case, place(row), time_cell(row), share_cell(row)]
         cells += [joules(row)] * len(energy)
         cells += [_ratio(by_name.get(name)) for name in names]
@@ -149,14 +149,14 @@ def full_table(record: Record) -> str:
 
 
 def full_cells(record: Record) -> Cells:
-    """Every case and contestant, losing and missing ones as well."""
-    head = ["case", "on", "contestant", "time", "p20 – p80", "plain call", "host", "ours / its",
+    """Every case and provider, losing and missing ones as well."""
+    head = ["case", "on", "provider", "time", "p20 – p80", "plain call", "host", "ours / its",
             "of the limit", "joules", "MHz", "bytes", "flops", "error", "measured"]  # fmt: skip
     table = [head]
     for row in rows_of(record):
         if row.note:
             empty = [""] * (len(head) - 5)
-            table.append([row.case, place(row), shown(row.contestant), row.note, *empty, row.run])
+            table.append([row.case, place(row), shown(row.provider), row.note, *empty, row.run])
             continue
         times = [time_text(t) if t else "" for t in (row.seconds, row.plain, row.host)]
         how = ", ".join(["graph"] * row.graph + ["queue filled"] * row.queued)
@@ -181,7 +181,7 @@ def _clocks(row: Row) -> str:
 
 # Of `row_cells`, for programs: names of `Row`, in its units (seconds, joules, bytes).
 COLUMNS = (
-    "case", "op", "contestant", "device", "threads", "seconds", "p20", "p80", "graph", "queued",
+    "case", "op", "provider", "device", "threads", "seconds", "p20", "p80", "graph", "queued",
     "plain", "host", "ratio", "ratio_p20", "ratio_p80", "share", "share_p20", "share_p80",
     "share_same_size", "limit", "joules", "dropped", "bytes", "flops", "error", "note", "remark",
     "run",
@@ -199,9 +199,9 @@ def row_cells(record: Record) -> Cells:
 
 
 def _name(row: Row) -> str:
-    """The contestant, and what was different about it."""
+    """The provider, and what was different about it."""
     threads = f"{row.workers} thread" + "s" * (row.workers != 1) if row.workers else ""
-    return ", ".join(filter(None, (shown(row.contestant), threads, row.remark)))
+    return ", ".join(filter(None, (shown(row.provider), threads, row.remark)))
 
 
 def limits_table(record: Record) -> str:
@@ -224,8 +224,8 @@ def _same(a: Row, b: Row) -> bool:
     return (a.case, a.device, a.threads) == (b.case, b.device, b.threads)
 
 
-def _contestants(rows: list[Row]) -> list[str]:
-    names = dict.fromkeys(row.contestant for row in rows)
+def _providers(rows: list[Row]) -> list[str]:
+    names = dict.fromkeys(row.provider for row in rows)
     return [name for name in names if name not in OWN]
 
 

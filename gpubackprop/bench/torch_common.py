@@ -1,4 +1,4 @@
-"""What PyTorch's contestants share: tensors, how functions are compiled, and optimizers."""
+"""What PyTorch's providers share: tensors, how functions are compiled, and optimizers."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench import operations
-from gpubackprop.bench.contestants import FRONT_ENDS
 from gpubackprop.bench.operations import LEARNING_RATE
-from gpubackprop.bench.peer_places import TorchPlace
-from gpubackprop.bench.places import Place, Work
+from gpubackprop.bench.peer_timers import TorchTimer
 from gpubackprop.bench.problems import Unsupported
+from gpubackprop.bench.providers import FRONT_ENDS
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import Timer, Work
 
 
 class Torch:
     """The module, the device, and how functions are compiled."""
 
-    def __init__(self, torch: Any, where: Place, contestant: str) -> None:
-        self.torch, self.where, self.contestant = torch, where, contestant
-        self.fused = contestant == "torch fused"
-        self.ours = contestant == FRONT_ENDS[0]
-        self.compiled = "compile" in contestant
+    def __init__(self, torch: Any, where: Timer, provider: str) -> None:
+        self.torch, self.where, self.provider = torch, where, provider
+        self.fused = provider == "torch fused"
+        self.ours = provider == FRONT_ENDS[0]
+        self.compiled = "compile" in provider
 
     def fast(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compiled:
             return function
-        mode = "max-autotune" if "max-autotune" in self.contestant else None
+        mode = "max-autotune" if "max-autotune" in self.provider else None
         compiled: Callable[..., Any] = self.torch.compile(function, mode=mode, fullgraph=True)
         return compiled
 
@@ -45,7 +45,7 @@ class Torch:
         return {name: self.tensor(array) for name, array in found.items()}
 
     def host(self, values: dict[str, Any]) -> dict[str, Any]:
-        convert = self.where.host if isinstance(self.where, TorchPlace) else host_array
+        convert = self.where.host if isinstance(self.where, TorchTimer) else host_array
         return {name: convert(tensor) for name, tensor in values.items()}
 
     def work(self, run: Callable[[], dict[str, Any]], *, capture: bool = True) -> Work:
@@ -57,7 +57,7 @@ class Torch:
 
     def in_place(self, work: Work) -> Work:
         """Work that changes what it starts from: its graph is captured after the comparison."""
-        if not self.compiled and isinstance(self.where, TorchPlace):
+        if not self.compiled and isinstance(self.where, TorchTimer):
             work.capture = lambda: self.where.capture(work.run)
         return work
 
@@ -72,7 +72,7 @@ def optimizer_of(t: Torch, name: str, parameters: list[Any]) -> Any:
 
         return gt.Adam(parameters, LEARNING_RATE)
     how: dict[str, Any] = {"fused": True} if t.fused else {}
-    if t.contestant == "torch foreach":
+    if t.provider == "torch foreach":
         how["foreach"] = True
     if t.where.device != "cpu" and name in ("adam", "adamw"):
         how["capturable"] = True  # the step count on the GPU: a graph would freeze the host's
@@ -88,7 +88,7 @@ def optimizer_of(t: Torch, name: str, parameters: list[Any]) -> Any:
 
 
 class Update:
-    """An optimizer's step, compiled where the contestant is; eager, and a remark, if it fails."""
+    """An optimizer's step, compiled where the provider is; eager, and a remark, if it fails."""
 
     def __init__(self, t: Torch, optimizer: Any) -> None:
         self._eager = self._step = optimizer.step

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.bench.front_ends import data, parameters
-from gpubackprop.bench.places import Work
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import Work
 from gpubackprop.bench.torch_common import Torch
 
 ALPHA, RATE, EPSILON, BETA2 = 1e-4, 1e-3, 1e-8, 0.999  # scikit-learn's defaults
@@ -27,7 +27,7 @@ def _linear_cross_entropy(t: Torch, case: Case) -> Work:
         from gpubackprop import torch as gt
 
         return _with_gradients(t, case, lambda x, W: gt.linear_cross_entropy(x, W, labels))
-    if t.contestant == "Liger":
+    if t.provider == "Liger":
         liger = importlib.import_module("liger_kernel.transformers.functional")
         fused = liger.liger_fused_linear_cross_entropy
         return _with_gradients(t, case, lambda x, W: fused(x, W, labels))
@@ -59,7 +59,7 @@ def _with_gradients(t: Torch, case: Case, loss_of: Callable[[Any, Any], Any]) ->
         grad_x, grad_W = t.torch.autograd.grad(loss, [x, W])
         return {"loss": loss.detach(), "grad_x": grad_x, "grad_W": grad_W}
 
-    return t.work(run, capture=t.contestant != "Liger")
+    return t.work(run, capture=t.provider != "Liger")
 
 
 def _fit(t: Torch, case: Case) -> Work:

@@ -8,10 +8,10 @@ from typing import Any
 
 from gpubackprop.bench.losses import IGNORED, peer_options
 from gpubackprop.bench.operations import LEARNING_RATE
-from gpubackprop.bench.places import Work
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, StepData
+from gpubackprop.bench.timers import Work
 from gpubackprop.bench.torch_common import Torch, Update, optimizer_of
 
 MANY = 4096  # elements of each tensor of "update_many"
@@ -36,7 +36,7 @@ def _cross_entropy(t: Torch, case: Case) -> Work:
         per_class = 1.0 if weight is None else weight[labels.clamp_min(0)]
         return loss + z_loss * (lse * lse * counts).sum() / (counts * per_class).sum()
 
-    liger = t.contestant == "Liger"
+    liger = t.provider == "Liger"
     if t.ours:
         function = _ours(labels, case)
     else:

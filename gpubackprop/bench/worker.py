@@ -1,7 +1,7 @@
-"""One contestant in a process of its own, told what to do by lines of JSON on its input.
+"""One provider in a process of its own, told what to do by lines of JSON on its input.
 
 ``python -m gpubackprop.bench.worker NAME DEVICE [--small]`` sets up, checks and times;
-``cold_main`` shows what a first call costs, to a process that has imported the contestant alone.
+``cold_main`` shows what a first call costs, to a process that has imported the provider alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from gpubackprop.bench import limits, operations, problems, steps
-from gpubackprop.bench.contestants import LIMIT, OURS, SAME_SIZE, module_name
 from gpubackprop.bench.nvml import Clocks, Meter
-from gpubackprop.bench.places import L2_TIMES, CupyPlace, EventPlace, Place, Run, Work, rotated
+from gpubackprop.bench.providers import LIMIT, OURS, SAME_SIZE, module_name
 from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.timers import L2_TIMES, CupyTimer, EventTimer, Run, Timer, Work, rotated
 
 SETS_OF_L2 = L2_TIMES  # inputs rotate over more than this many times the second-level cache
 MOST_SETS = 64
@@ -31,14 +31,14 @@ HOST_BOUND = 0.5  # of a replay's time: a host that needs more to launch one may
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("contestant")
+    parser.add_argument("provider")
     parser.add_argument("device")
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     out, sys.stdout = sys.stdout, sys.stderr  # libraries may print; the pipe is for answers
     if args.small:
         limits.make_small()
-    session = Session(args.contestant, args.device)
+    session = Session(args.provider, args.device)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent says what happened
         for line in sys.stdin:
             _answer(out, session.do(json.loads(line)))
@@ -51,11 +51,11 @@ def _answer(out: TextIO, values: dict[str, Any]) -> None:
 class Session:
     """Does what the messages ask, and answers each with a dict."""
 
-    def __init__(self, contestant: str, device: str) -> None:
-        self.contestant, self.device = contestant, device
+    def __init__(self, provider: str, device: str) -> None:
+        self.provider, self.device = provider, device
         self.work: Work | None = None
         self._meter: Meter | None = None
-        self._place: Place | None = None
+        self._timer: Timer | None = None
 
     def do(self, message: dict[str, Any]) -> dict[str, Any]:
         """What the message asks for; an exception is {"missing": its text}."""
@@ -66,16 +66,16 @@ class Session:
                 "joules": self._joules,
             }[message["do"]]  # fmt: skip
             return action(message)
-        except Exception as error:  # one contestant's trouble must not end the run
+        except Exception as error:  # one provider's trouble must not end the run
             self._drop({})
             return {"missing": explain(error)}
 
     @property
-    def place(self) -> Place:
-        if self._place is None:
-            module = importlib.import_module(module_name(self.contestant))
-            self._place = module.place(self.device, self.contestant)
-        return self._place
+    def timer(self) -> Timer:
+        if self._timer is None:
+            module = importlib.import_module(module_name(self.provider))
+            self._timer = module.timer(self.device, self.provider)
+        return self._timer
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
         case = Case.from_json(message["case"])
@@ -83,18 +83,18 @@ class Session:
             self._meter = Meter(message.get("card", ""))
         if message.get("losses"):
             steps.ORACLES[case.name] = np.array(message["losses"])
-        module = importlib.import_module(module_name(self.contestant))
-        works = [module.setup(case, self.place, self.contestant)]
+        module = importlib.import_module(module_name(self.provider))
+        works = [module.setup(case, self.timer, self.provider)]
         answer: dict[str, Any] = {}
-        if self.contestant == SAME_SIZE:
-            works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
-        elif self.contestant != LIMIT:
+        if self.provider == SAME_SIZE:
+            works += [module.setup(case, self.timer, self.provider) for _ in self._more(case)]
+        elif self.provider != LIMIT:
             ratio, error = operations.get(case.op).check(case, works[0].outputs())
             answer["error"] = error
             if not ratio <= 1:
                 self._drop({})
                 return {"wrong": f"WRONG: differs from the oracle by {error:.1e}", "error": error}
-            works += [module.setup(case, self.place, self.contestant) for _ in self._more(case)]
+            works += [module.setup(case, self.timer, self.provider) for _ in self._more(case)]
         for work in works:
             if work.capture is not None:
                 work.replay, work.uncaptured = work.capture()
@@ -102,7 +102,7 @@ class Session:
         answer["replay"] = self.work.replay is not None
         answer["uncaptured"] = self.work.uncaptured
         self.work.run()
-        self.place.wait()
+        self.timer.wait()
         answer["remark"] = self.work.remark()
         answer["cold"] = self._fits_a_cache(case) and self._can_be_cold(answer)
         return answer
@@ -117,26 +117,26 @@ class Session:
     def _more(self, case: Case) -> Iterator[int]:
         """Further sets of arrays, until they exceed a GPU's cache."""
         moved = operations.get(case.op).bytes(case)
-        l2 = self.place.l2_bytes()
+        l2 = self.timer.l2_bytes()
         if not l2 or case.op in ("training_step", "transfer", "fit"):
             return iter(())
         return iter(range(min(MOST_SETS - 1, SETS_OF_L2 * l2 // max(moved, 1))))
 
     def _fits_a_cache(self, case: Case) -> bool:
         """Whether it is worth a row to say what the work takes with an empty cache."""
-        if self.contestant != OURS["cuda"] or case.op == "transfer":
+        if self.provider != OURS["cuda"] or case.op == "transfer":
             return False
-        l2 = self.place.l2_bytes()
-        return isinstance(self.place, CupyPlace) and operations.get(case.op).bytes(case) < (
+        l2 = self.timer.l2_bytes()
+        return isinstance(self.timer, CupyTimer) and operations.get(case.op).bytes(case) < (
             SETS_OF_L2 * l2
         )
 
     def _can_be_cold(self, answer: dict[str, Any]) -> bool:
         """Tried before it is timed: without that row the others must be there all the same."""
         assert self.work is not None
-        assert isinstance(self.place, CupyPlace)
+        assert isinstance(self.timer, CupyTimer)
         try:
-            self.place.cold_time(self.work.single or self.work.run, 1)
+            self.timer.cold_time(self.work.single or self.work.run, 1)
             return True
         except Exception as error:
             why = f"no row with a cold cache: {explain(error)}"
@@ -157,24 +157,24 @@ class Session:
         assert self.work is not None
         clocks: list[Clocks | None] = []
         if message.get("warm"):
-            self.place.warm(run)
+            self.timer.warm(run)
         if self._meter is not None:
             meter = self._meter
-            self.place.watch = lambda: clocks.append(meter.clocks())
+            self.timer.watch = lambda: clocks.append(meter.clocks())
         if message.get("cold"):
-            assert isinstance(self.place, CupyPlace)
-            seconds, issued = self.place.cold_time(self.work.single or run, count)
+            assert isinstance(self.timer, CupyTimer)
+            seconds, issued = self.timer.cold_time(self.work.single or run, count)
             units = 1 if self.work.single else self.work.units
-        elif self.work.launches and isinstance(self.place, EventPlace):
-            seconds, issued = self.place.queued_time(run, count, self.work.launches)
+        elif self.work.launches and isinstance(self.timer, EventTimer):
+            seconds, issued = self.timer.queued_time(run, count, self.work.launches)
             units, queued = self.work.units, True
         else:
-            seconds, issued = self.place.time(run, count)
+            seconds, issued = self.timer.time(run, count)
             units = self.work.units
             short = bool(message.get("replay")) and issued > HOST_BOUND * seconds
-            if short and isinstance(self.place, EventPlace):
+            if short and isinstance(self.timer, EventTimer):
                 queued = True
-                seconds, _ = self.place.queued_time(run, count)
+                seconds, _ = self.timer.queued_time(run, count)
         factor = self.work.scale / units
         answer = {"seconds": seconds * factor, "host": issued * factor, "raw": seconds}
         return answer | {"clocks": clocks[-1] if clocks else None, "queued": queued}
@@ -193,7 +193,7 @@ class Session:
         calls, before = 0, self._meter.joules()
         start = time.perf_counter()
         while (passed := time.perf_counter() - start) < 4 * JOULE_SECONDS:
-            self.place.finish(run, message["repeats"])
+            self.timer.finish(run, message["repeats"])
             calls += message["repeats"]
             now = self._meter.joules()
             if now is not None and now != before:
@@ -208,37 +208,37 @@ class Session:
 
     def _drop(self, message: dict[str, Any]) -> dict[str, Any]:
         self.work = None
-        if self._place is not None:
-            self._place.release()
+        if self._timer is not None:
+            self._timer.release()
         return {}
 
 
 def explain(error: BaseException) -> str:
-    """One line: why a contestant was not measured."""
+    """One line: why a provider was not measured."""
     if isinstance(error, (ImportError, problems.Unsupported)):
         return str(error).splitlines()[0]
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def cold_main(imported: float) -> None:
-    """In a process that took `imported` seconds to import the contestant that it is given, with
+    """In a process that took `imported` seconds to import the provider that it is given, with
     device and case: answers with those and with the seconds of the first steps."""
     out, sys.stdout = sys.stdout, sys.stderr
-    contestant, device, case = sys.argv[1:]
-    answer = cold_start(Case.from_json(json.loads(case)), contestant, device)
+    provider, device, case = sys.argv[1:]
+    answer = cold_start(Case.from_json(json.loads(case)), provider, device)
     _answer(out, {"import": imported, **answer})
 
 
-def cold_start(case: Case, contestant: str, device: str) -> dict[str, Any]:
+def cold_start(case: Case, provider: str, device: str) -> dict[str, Any]:
     """Seconds of the first steps with all that precedes them but the import."""
     try:
-        module = importlib.import_module(module_name(contestant))
+        module = importlib.import_module(module_name(provider))
         step = Case("training_step", case.shape, case.dtype, case.variant)
         start = time.perf_counter()
-        place = module.place(device, contestant)
-        work = module.setup(step, place, contestant)
+        timer = module.timer(device, provider)
+        work = module.setup(step, timer, provider)
         found = work.outputs()
-        place.wait()
+        timer.wait()
         seconds = time.perf_counter() - start
         ratio, error = operations.get("training_step").check(step, found)
         if not ratio <= 1:

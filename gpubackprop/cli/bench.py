@@ -1,4 +1,4 @@
-"""``gpubackprop bench``: this machine's CPU and GPU, with the limit and the peers beside."""
+"""``gpubackprop bench``: this machine's CPU and GPU, beside the limit and the peers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpubackprop.backends.host import probe_cpu
 from gpubackprop.bench import comparing, machines, notes, page, tables
 from gpubackprop.bench import record as records
 from gpubackprop.bench.cases import cases
-from gpubackprop.bench.contestants import CONTESTANTS, GROUPS, peers_option
+from gpubackprop.bench.providers import GROUPS, PROVIDERS, peers_option
 from gpubackprop.bench.run import Settings, measure
 from gpubackprop.cli.common import Say, add_device_options, count, real, to_json
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file
@@ -31,7 +31,7 @@ examples:
 
 peers: all, none, or some of {", ".join(GROUPS)}
 
-Each contestant works in a process of its own and is checked against a float64 computation before it
+Each provider works in a process of its own and is checked against a float64 computation before it
 is timed. Figures are medians with their 20th and 80th percentiles; let nothing else run meanwhile.
 A verdict is "undecided" where those intervals overlap.
 """
@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _what(parser: argparse.ArgumentParser) -> None:
-    """Which cases; and what to do instead of measuring."""
+    """Add the options that choose cases, and those that do something else than measure."""
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--quick", dest="size", action="store_const", const="quick",
@@ -97,7 +97,10 @@ def _what(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """What is not there to choose is wrong usage, as for ``python -m benchmarks``."""
+    """Measure, or compare or list; a choice that is not there is wrong usage.
+
+    ``python -m benchmarks`` treats it alike.
+    """
     try:
         return _run(args)
     except OptionError as error:
@@ -133,13 +136,13 @@ def _measure(args: argparse.Namespace) -> int:
     if wrong:
         raise WrongResult(
             f"{count(len(wrong), 'result')} differed from the oracle, the first: "
-            f"{wrong[0].contestant} on {wrong[0].case}: {wrong[0].note}"
+            f"{wrong[0].provider} on {wrong[0].case}: {wrong[0].note}"
         )
     return 0
 
 
 def result_lines(record: dict[str, Any]) -> list[str]:
-    """Warnings, the table, remarks, and what was not measured."""
+    """Return warnings, the table, remarks, and what was not measured."""
     rows = records.rows_of(record)
     text = [f"warning: {doubt}" for doubt in machines.doubts(record)]
     text += tables.lines(rows)
@@ -153,7 +156,7 @@ def result_lines(record: dict[str, Any]) -> list[str]:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Set files side by side; 0 whatever the verdicts are."""
+    """Set files side by side; return 0 whatever the verdicts are."""
     if len(args.compare) < 2 and not (args.html or args.csv):
         args.parser.error(
             "--compare needs two files or more (one is enough for --html and --csv); write them "
@@ -177,7 +180,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def comparison_lines(found: comparing.Comparison, files: list[str]) -> list[str]:
-    """For a terminal: machines, warnings, case by case, and how many of which verdict."""
+    """Return lines for a terminal: machines, warnings, each case, and the count of each verdict."""
     numbers = range(len(found.records))
     text = [f"{machines.letter(n)}: {file}" for n, file in zip(numbers, files, strict=True)]
     text += ["", *tables.text(page.head_cells(found.records)), ""]
@@ -189,7 +192,7 @@ def comparison_lines(found: comparing.Comparison, files: list[str]) -> list[str]
 
 
 def comparison_json(found: comparing.Comparison, files: list[str]) -> dict[str, Any]:
-    """For programs: what `comparison_lines` says."""
+    """Return for programs what `comparison_lines` says."""
     numbers = range(len(found.records))
     head = page.head_cells(found.records)[1:]
     return {
@@ -213,7 +216,7 @@ def comparison_json(found: comparing.Comparison, files: list[str]) -> dict[str, 
 
 
 def show_list(args: argparse.Namespace) -> int:
-    """Cases of the size, and who takes part."""
+    """Print the cases of the size, and the providers."""
     name, reason = devices.choose(args.device)
     kind = name.partition(":")[0]
     found = [case for case in cases(args.size, kind) if args.op in case.name]
@@ -229,7 +232,7 @@ def show_list(args: argparse.Namespace) -> int:
         say.result(f"{case.name}{key}")
     say.line(f"{count(len(found), 'case')} of size {args.size}")
     say.line("\npeers:")
-    for one in (one for one in CONTESTANTS if one.group and kind in one.kinds):
+    for one in (one for one in PROVIDERS if one.group and kind in one.kinds):
         say.line(f"  {one.name} (--peers {one.group}): {_installed(one.distribution, one.extra)}")
     say.object({"device": name, "size": args.size, "cases": [case.name for case in found]})
     return 0
@@ -246,7 +249,7 @@ def _installed(distribution: str, extra: str) -> str:
 
 
 def _claim(args: argparse.Namespace) -> None:
-    """Wrong usage where a file with something else is there, or two outputs are one."""
+    """Report wrong usage if a file with something else is there, or if two outputs are one."""
     kinds: list[tuple[str | None, str, Callable[[Path], bool]]] = [
         (args.json, "result of bench", is_result),
         (args.csv, "table of bench", is_table),
@@ -272,7 +275,7 @@ def _write(
     loaded: list[dict[str, Any]],
     found: comparing.Comparison | None = None,
 ) -> None:
-    """Every output that was asked for."""
+    """Write every output that was asked for."""
     if args.json == "-":
         Say(json=True).object(values)
     elif args.json:
@@ -287,11 +290,11 @@ def _write(
 
 
 class WrongResult(GpubackpropError):  # noqa: N818 (reads as a sentence)
-    """A contestant computed something else than the others."""
+    """A provider computed something else than the others."""
 
 
 def is_result(file: Path) -> bool:
-    """A record, or what --compare --json wrote."""
+    """Return whether it is a record, or what --compare --json wrote."""
     try:
         records.load(file)
     except (GpubackpropError, ValueError):
@@ -300,7 +303,8 @@ def is_result(file: Path) -> bool:
 
 
 def is_table(file: Path) -> bool:
-    return _starts(file, b"size,case,op,contestant") or _starts(file, b"case,place,A seconds")
+    heads = (b"size,case,op,provider", b"size,case,op,contestant", b"case,place,A seconds")
+    return any(_starts(file, head) for head in heads)
 
 
 def is_page(file: Path) -> bool:
@@ -313,7 +317,7 @@ def _starts(file: Path, text: bytes) -> bool:
 
 
 def progress(text: str) -> None:
-    """On stderr: one line that changes on a terminal, else a line for each step."""
+    """Report on stderr: one line that changes on a terminal, else a line for each step."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
     else:

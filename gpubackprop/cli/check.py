@@ -1,7 +1,7 @@
 """``gpubackprop check``: analytic gradients against central differences, for all there is.
 
-With ``--device cuda`` first every operation of the GPU (`gpubackprop.bench.parity`), then the
-gradients as the GPU computes them. Not measured on a GPU.
+With ``--device cuda`` it first compares every operation of the GPU (`gpubackprop.bench.parity`),
+then the gradients as the GPU computes them. Not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ examples:
   gpubackprop check --json > check.json
 
 Without --device the CPU is checked. With --device cuda every operation on the GPU is first compared
-with the CPU in float64: its error in units (the epsilon of the dtype times the largest value), that
-of the CPU in the same dtype, and what passes.
+with a computation in float64: its error in units (the epsilon of the dtype times the largest
+value), that of the CPU in the same dtype, and what passes.
 
 Each line of the gradient check is the largest relative error of one random network, in float64,
 between the gradients that the library computes and differences of the loss.
@@ -48,9 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 1 (raised) if an error is above the tolerance."""
+    """Run the checks; raise (exit 1) if an error is above the tolerance."""
     if args.threads is None:
-        set_threads(1)  # products of a few numbers: threads would only wait for one another
+        set_threads(1)  # the products are so small that threads would only wait for one another
     device = use_device(args, cpu_only=args.device == "auto")
     say = Say(args.json, args.quiet)
     rows: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _problem(device: str, rows: list[dict[str, Any]], wrong: list[parity.Result]) -> str:
-    """What to say of a check that did not pass; "" where it did."""
+    """Say what is wrong if a check did not pass; "" if it did."""
     if wrong:
         return (
             f"{count(len(wrong), 'comparison')} of {device} with the CPU failed, the first: "
@@ -93,7 +93,7 @@ def _problem(device: str, rows: list[dict[str, Any]], wrong: list[parity.Result]
 
 
 def _parity(device: str, seed: int, say: Say, rows: list[parity.Result]) -> list[parity.Result]:
-    """Fill `rows` with the short form of the comparison; returns those that failed."""
+    """Fill `rows` with the short form of the comparison; return the rows that failed."""
     backend = backends.get(device)
     for result in parity.results(backend, short=True, seed=seed):
         rows.append(result)

@@ -35,7 +35,7 @@ def any_encoding() -> Iterator[None]:
 
 
 def _restore(stream: io.TextIOWrapper, errors: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # that it is closed or full was told before
+    with contextlib.suppress(OSError, ValueError):  # an error before told that it is closed or full
         stream.reconfigure(errors=errors)
 
 

@@ -1,4 +1,4 @@
-"""Where each layer's weights and biases lie in the one flat parameter buffer."""
+"""The place of each layer's weights and biases in the one flat parameter buffer."""
 
 from __future__ import annotations
 

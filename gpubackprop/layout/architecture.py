@@ -1,4 +1,4 @@
-"""What a network may be made of: its constructor's arguments, checked."""
+"""The architecture of a network: checks of its constructor's arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpubackprop.ops.dropout import dropout_rate
 
 
 def check_dtype(dtype: Any) -> np.dtype:
-    """The dtype of parameters that a program names, or DtypeError."""
+    """Return the dtype of parameters that a program names, or raise DtypeError."""
     for candidate in (np.dtype(np.float32), np.dtype(np.float64)):
         if dtype in (candidate.name, candidate, candidate.type):
             return candidate
@@ -23,7 +23,7 @@ def check_dtype(dtype: Any) -> np.dtype:
 
 
 def check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
-    """The dtype that products take, None for that of the parameters, or DtypeError."""
+    """Return the dtype that products take, or raise DtypeError. None is the parameters' dtype."""
     if precision is None or precision in (dtype.name, dtype, dtype.type):
         return dtype
     name = str(getattr(precision, "name", precision))
@@ -40,7 +40,7 @@ def check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
 
 
 def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    """Whole numbers of units, inputs first, or ShapeError."""
+    """Return whole numbers of units, inputs first, or raise ShapeError."""
     try:
         checked = tuple(int(width) for width in widths)
         whole = all(int(width) == width for width in widths)
@@ -57,7 +57,7 @@ def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
 def check_activations(
     spec: str | Activation | Sequence[str | Activation], hidden: int
 ) -> tuple[Activation, ...]:
-    """The activation of each hidden layer, from one for all or a list."""
+    """Return the activation of each hidden layer, from one for all or a list."""
     if isinstance(spec, (str, Activation)):
         return (activation(spec),) * hidden
     if not isinstance(spec, Sequence):
@@ -72,7 +72,7 @@ def check_activations(
 
 
 def check_dropout(spec: float | Sequence[float], hidden: int) -> tuple[float, ...]:
-    """The rate of each hidden layer, from one for all or a list."""
+    """Return the rate of each hidden layer, from one for all or a list."""
     if isinstance(spec, (str, bytes)) or not isinstance(spec, Sequence):
         rates = (dropout_rate(spec),) * hidden
     else:

@@ -80,7 +80,7 @@ class HeldParameters:
 
     @property
     def device(self) -> str:
-        """Where the parameters lie: "cpu", or a GPU such as "cuda:0"."""
+        """The device of the parameters: "cpu", or a GPU such as "cuda:0"."""
         return str(self.backend.device)
 
     @device.setter

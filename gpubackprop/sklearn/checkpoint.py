@@ -13,7 +13,7 @@ from gpubackprop.errors import ModelFileError
 from gpubackprop.sklearn.stochastic import StochasticFit
 from gpubackprop.training.checkpoint import CheckpointFile
 
-PROGRESS = (  # attributes of the estimator, JSON values
+PROGRESS = (  # attributes of the estimator that are JSON values
     "n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "validation_scores_",
     "best_validation_score_", "validation_loss_curve_", "_no_improvement_count",
 )  # fmt: skip
@@ -27,7 +27,7 @@ class FitCheckpoint(CheckpointFile):
     path : path
         The file.
     fit : StochasticFit
-        All that it learns from is compared with what the file says of its own fit.
+        The fit. Everything that it learns from is compared with the file's.
     """
 
     kind = "sklearn-checkpoint"
@@ -44,7 +44,7 @@ class FitCheckpoint(CheckpointFile):
         )
 
     def save(self, ended: bool) -> None:
-        """Replace the file; StorageError if it cannot be written, the previous one then stays."""
+        """Replace the file, or raise StorageError; the previous file then stays."""
         fit, state = self.fit, self.fit.session.state
         kind, keys, position, has_gauss, gauss = fit.estimator._random_state.get_state()
         values = {
@@ -59,11 +59,17 @@ class FitCheckpoint(CheckpointFile):
         self.write(self._arrays() | {"random_keys": keys, "order": fit.order}, values)
 
     def resume(self) -> bool:
-        """Set fit and estimator to the file's state, if there is a file; whether training is over.
+        """Set fit and estimator to the file's state, if there is a file.
+
+        Returns
+        -------
+        bool
+            Whether training is over.
 
         Raises
         ------
-        ModelFileError : the file is no checkpoint, is damaged, or is of another fit.
+        ModelFileError
+            The file is no checkpoint, is damaged, or is of another fit.
         """
         fit, targets = self.fit, self._arrays()
         estimator, state, backend = fit.estimator, fit.session.state, fit.session.network.backend
@@ -100,14 +106,14 @@ class FitCheckpoint(CheckpointFile):
 
 
 def _as_json(value: Any) -> Any:
-    """`value`, a number or a list of numbers, with float in place of NumPy's float32."""
+    """Return `value`, a number or a list of numbers, with float in place of NumPy's float32."""
     if isinstance(value, list):
         return [_as_json(item) for item in value]
     return float(value) if isinstance(value, np.float32) else value
 
 
 def _fingerprint(fit: StochasticFit) -> dict[str, Any]:
-    """What must be the same for the fit to go on; max_iter may grow."""
+    """Return what must be the same for the fit to go on; max_iter may grow."""
     e, network, held_out = fit.estimator, fit.session.network, fit.held_out
     to_host, seed = network.backend.to_host, e.random_state
     held = None
@@ -133,7 +139,7 @@ def _fingerprint(fit: StochasticFit) -> dict[str, Any]:
 
 
 def _checksum(to_host: Any, *arrays: Any) -> int:
-    """CRC-32 of the contents; None is left out."""
+    """Return the CRC-32 of the contents; None is skipped."""
     value = 0
     for array in arrays:
         if array is None:

@@ -1,4 +1,4 @@
-"""How the estimators fit: initial parameters, data on the device, the two solvers."""
+"""The fitting of the estimators: initial parameters, data on the device, the two solvers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from gpubackprop.sklearn.stored import (
 from gpubackprop.training.batches import Batches
 
 Array = Any
-ValidationData = tuple[Any, ...] | None  # as `fit` is given it
+ValidationData = tuple[Any, ...] | None  # the argument of `fit`
 Validation = tuple[Any, np.ndarray, np.ndarray | None] | None  # checked: X, encoded y, weights
 
 
@@ -50,23 +50,25 @@ class Fitting(BaseEstimator):
     def _validate_input(
         self, X: Any, y: Any, incremental: bool, reset: bool
     ) -> tuple[Any, np.ndarray]:
-        """Checked X and y; sets the classes of a classifier."""
+        """Return checked X and y; set the classes of a classifier."""
         raise NotImplementedError
 
     def _validate_new(self, X: Any, y: Any, outputs: int) -> tuple[Any, np.ndarray]:
-        """Checked X and y to evaluate on, after `_validate_input`; `outputs`: columns of encoded y
-        that are learned."""
+        """Return checked X and y to evaluate on, after `_validate_input`.
+
+        `outputs` is the number of columns of encoded y that are learned.
+        """
         raise NotImplementedError
 
     def _encode(self, y: Any) -> np.ndarray:
-        """Checked y as (N, K) one-hot, indicator or numbers."""
+        """Return checked y as (N, K) one-hot, indicator or numbers."""
         raise NotImplementedError
 
     def _output_activation(self) -> str:
         raise NotImplementedError
 
     def _n_classes(self) -> int:
-        """Number of classes; 0 for a regressor."""
+        """Return the number of classes; 0 for a regressor."""
         return 0
 
     def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray | None:
@@ -99,7 +101,7 @@ class Fitting(BaseEstimator):
     def _place(
         self, X: Any, y: np.ndarray, dtype: np.dtype, device: str, reason: str
     ) -> tuple[MLP, Objective, Batches]:
-        """Network, loss and data on the device that computes."""
+        """Return network, loss and data on the device that computes."""
         network = make_network(self, dtype, device, reason)
         read_parameters(self, network)
         self.device_ = network.device
@@ -114,13 +116,13 @@ class Fitting(BaseEstimator):
         return Batches(x, network.backend.place(targets, targets.dtype), borrowed=x is X)
 
     def _placed(self, network: MLP, X: Any) -> Any:
-        """Checked X on the network's device, in its dtype."""
+        """Return checked X on the network's device, in its dtype."""
         if sparse.issparse(X):
             return X.astype(network.dtype, copy=False)
         return network.backend.asarray(X, network.dtype)
 
     def _fit_lbfgs(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
-        dtype = np.dtype(self.precision or np.float64)  # SciPy's parameters are float64
+        dtype = np.dtype(self.precision or np.float64)  # SciPy has its parameters in float64
         network, objective, data = self._place(X, y, dtype, *chosen_device(self, X))
         function = LossAndGradient(network, objective, data, y, weights, float(self.alpha))
         fit_lbfgs(self, function, X.dtype)
@@ -153,7 +155,7 @@ class Fitting(BaseEstimator):
         session.step.source.release()
 
     def _split(self, y: np.ndarray, validation: Validation) -> tuple[np.ndarray, np.ndarray | None]:
-        """Numbers of the rows to learn from, and of those held out for early stopping."""
+        """Return numbers of the rows to learn from, and of those held out for early stopping."""
         rows = np.arange(len(y))
         if not self.early_stopping or validation is not None:
             return rows, None
@@ -188,13 +190,16 @@ class Fitting(BaseEstimator):
             y, weights = y[held], None if weights is None else weights[held]
         else:
             return None
-        if getattr(self, "validation_loss_curve_", None) is None:  # after from_sklearn
+        if getattr(self, "validation_loss_curve_", None) is None:  # from_sklearn leaves None
             self.validation_loss_curve_ = []
         return HeldOut(network, objective, x, y, weights, self._n_classes())
 
     def _device(self, X: Any, incremental: bool) -> tuple[str, str]:
-        """(device, reason): where this call computes. Later calls of `partial_fit` stay where the
-        first one was, if the choice is ours: batches of other sizes would move the network."""
+        """Return (device, reason) for this call.
+
+        If the choice is ours, later calls of `partial_fit` stay on the device of the first one:
+        batches of other sizes would otherwise move the network.
+        """
         kept: Session | None = getattr(self, "_kept_session", None)
         if incremental and kept is not None and self.device == "auto" and not arrays.on_gpu(X):
             return kept.network.device, "where partial_fit began"
@@ -203,7 +208,7 @@ class Fitting(BaseEstimator):
     def _session(
         self, X: Any, y: np.ndarray, weights: np.ndarray | None, batch_rows: int, incremental: bool
     ) -> Session:
-        """That of the last `partial_fit` with X and y loaded, where it fits; or a new one."""
+        """Return the last `partial_fit`'s session with X and y loaded if it fits, or a new one."""
         state = getattr(self, "_optimizer", None) if incremental else None
         dtype = self._network_dtype(X, y, weights, state)
         objective = self._objective()
@@ -235,7 +240,7 @@ class Fitting(BaseEstimator):
     def _network_dtype(
         self, X: Any, y: np.ndarray, weights: np.ndarray | None, state: SolverState | None
     ) -> np.dtype:
-        """What the stochastic solvers compute in: `precision`, or what holds all that there is."""
+        """Return the solvers' compute dtype: `precision`, or one that holds all numbers."""
         if self.precision is not None:
             return np.dtype(self.precision)
         dtype = float_dtype(X, *self.coefs_, *self.intercepts_)
@@ -245,7 +250,7 @@ class Fitting(BaseEstimator):
         return np.dtype(np.float64) if outgrown else dtype
 
     def _solver_state(self, network: MLP) -> SolverState:
-        """A new one; of a warm start, with the masks of dropout going on."""
+        """Return a new state; in a warm start the masks of dropout go on."""
         before: SolverState | None = getattr(self, "_optimizer", None)
         state = self._optimizer = SolverState(self, network)
         if self.warm_start and before is not None:

@@ -22,8 +22,15 @@ Array = np.ndarray
 
 @dataclass
 class Scores:
-    """`score`: accuracy or R^2 as scikit-learn has it, NaN where predictions are not finite.
-    `loss`: the mean over the rows, without the L2 penalty."""
+    """The figures of held-out rows.
+
+    Attributes
+    ----------
+    score : float
+        Accuracy or R^2 as scikit-learn computes it; NaN if predictions are not finite.
+    loss : float
+        The mean over the rows, without the L2 penalty.
+    """
 
     score: float
     loss: float
@@ -34,9 +41,18 @@ class HeldOut(BatchStep):
 
     Parameters
     ----------
-    x : (N, D_0), on the network's device and in its dtype.
-    y : (N, K) as the estimator's targets were before `Objective.targets`. weights : (N,) or None.
-    classes : number of classes; 0 for regression.
+    network : MLP
+        The network.
+    objective : Objective
+        Its loss.
+    x : (N, D_0) array
+        Inputs, on the network's device and in its dtype.
+    y : (N, K) array
+        The estimator's targets before `Objective.targets`.
+    weights : (N,) array or None
+        Factor of each row.
+    classes : int
+        Number of classes; 0 for regression.
     """
 
     def __init__(
@@ -65,7 +81,7 @@ class HeldOut(BatchStep):
         backend.output(batch.units.a[-1], self.objective.output, self._yhat)
 
     def evaluate(self) -> Scores:
-        """Scores of the network's present parameters. Waits for the device."""
+        """Return the scores of the network's present parameters. This waits for the device."""
         batch, to_host = self.run(), self.network.backend.to_host
         if self._by_loss:
             values = self.objective.row_values(to_host(batch.record), self.y)

@@ -1,4 +1,4 @@
-"""The NumPy backend for these estimators: sparse rows, fewer calls for small networks."""
+"""The NumPy backend of these estimators: sparse rows, fewer calls for small networks."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from gpubackprop.training.gather import Source
 
 Array = np.ndarray
 
-# OpenBLAS multiplies small matrices faster by a copy of W^T than by W^T itself, for few units.
+# If there are few units, OpenBLAS multiplies small matrices faster by a copy of W^T than by W^T.
 FEW_UNITS, SMALL_PRODUCT = 16, 10**6
-SQUARES = 1 << 16  # numbers that one BLAS call squares and adds
-PLAIN_SUM_ROWS = 512  # a tree costs more calls; beyond, its error is worth them
+SQUARES = 1 << 16  # one BLAS call squares and adds so many numbers
+PLAIN_SUM_ROWS = 512  # a tree takes more calls; beyond so many rows its accuracy is worth them
 
 
 class SparseBatch:
-    """CSR rows where a plan expects an array: as x of the first layer. `matrix` may change."""
+    """CSR rows where a plan expects an array: as x of the first layer. `matrix` may be replaced."""
 
     def __init__(self, matrix: Any = None) -> None:
         self.matrix = matrix
 
     def __getitem__(self, rows: slice) -> SparseBatch:
-        """Of fewer rows: itself, since each batch puts its own matrix there."""
+        """Return itself for fewer rows, since each batch puts its own matrix there."""
         return self
 
     def times(self, W_T: Array, out: Array) -> None:
-        """out = x W^T."""
+        """Set out = x W^T."""
         out[...] = self.matrix @ W_T
 
     def transposed_times(self, delta_T: Array, out: Array) -> None:
-        """out = delta^T x."""
+        """Set out = delta^T x."""
         out[...] = (self.matrix.T @ delta_T.T).T
 
 
@@ -55,14 +55,14 @@ class SparseSource(Source):
 
 
 def source_of(network: MLP, data: Batches) -> Source:
-    """Where a step reads these rows, which are in the network's dtype and on its device."""
+    """Return the source of these rows for a step; they have the network's dtype and device."""
     return (SparseSource if sparse.issparse(data.x) else Source)(network, data)
 
 
 class HostBackend(NumpyBackend):
     """The NumPy backend of these estimators.
 
-    Products also take a `SparseBatch` for x; the bias gradients of ordinary batches are added row
+    Products also take a `SparseBatch` for x. The bias gradients of ordinary batches are added row
     after row, as scikit-learn adds them.
     """
 
@@ -73,7 +73,7 @@ class HostBackend(NumpyBackend):
             self._call(add_reduce, delta, 0, None, out)
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
-        """out = sum x^2, in larger blocks: it is read in the reported loss alone."""
+        """Set out = sum x^2, in larger blocks: only the reported loss uses it."""
         self._call(_large_squares, x, out)
 
     def matmul(self, x: Any, y: Any, out: Array) -> None:

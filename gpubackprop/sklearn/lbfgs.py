@@ -21,17 +21,29 @@ Array = np.ndarray
 
 
 class LossAndGradient:
-    """Loss and gradient as functions of all parameters, packed as scikit-learn packs them: the
-    coefs (D_{l-1}, D_l) of all layers, then the intercepts.
+    """Loss and gradient as functions of all parameters, packed as scikit-learn packs them.
+
+    The coefs (D_{l-1}, D_l) of all layers come first, then the intercepts.
 
     Parameters
     ----------
-    y : (N, K) targets as the estimator encodes them. weights : (N,) of the rows, or None.
-    alpha : L2 penalty, divided by the sum of the weights.
+    network : MLP
+        The network.
+    objective : Objective
+        Its loss.
+    data : Batches
+        Inputs and targets, on the network's device.
+    y : (N, K) array
+        Targets as the estimator encodes them.
+    weights : (N,) array or None
+        Factor of each row.
+    alpha : float
+        L2 penalty, divided by the sum of the weights.
 
     Attributes
     ----------
-    point : where it was called last, or None.
+    point : array or None
+        The parameters of the last call.
     """
 
     def __init__(
@@ -70,7 +82,7 @@ class LossAndGradient:
         return value + 0.5 * self._l2 * float(np.dot(weights, weights)), self.pack(gradient)
 
     def pack(self, flat: Array) -> Array:
-        """The flat buffer of the network's layout -> the vector that SciPy sees."""
+        """Return the flat buffer of the network's layout as the vector that SciPy sees."""
         W, b = self.network.layout.views(flat)
         return np.concatenate([view.T.ravel() for view in W] + list(b))
 
@@ -88,7 +100,7 @@ class LossAndGradient:
 
 
 def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> None:
-    """Minimise; sets n_iter_, loss_, coefs_ and intercepts_. `dtype`: of X."""
+    """Minimise; set n_iter_, loss_, coefs_ and intercepts_. `dtype` is that of X."""
     e = estimator
     options: dict[str, Any] = {"maxfun": e.max_fun, "maxiter": e.max_iter, "gtol": e.tol}
     if tuple(int(part) for part in scipy.__version__.split(".")[:2]) < (1, 15):
@@ -101,7 +113,7 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> Non
     try:
         result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
         e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), loss_type(result.fun), result.x
-    except BaseException:  # Ctrl-C: what was learned stays, as scikit-learn has it
+    except BaseException:  # after Ctrl-C the parameters learned so far stay, as in scikit-learn
         end = start if function.point is None else function.point
         raise
     finally:
@@ -111,7 +123,7 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> Non
 
 
 def _iterations(result: Any, max_iter: int) -> int:
-    """Iterations done; a warning in scikit-learn's words unless they converged."""
+    """Return the iterations done; warn in scikit-learn's words unless they converged."""
     count = int(min(result.nit, max_iter))
     if result.status != 0:
         more = ""

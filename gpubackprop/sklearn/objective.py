@@ -1,10 +1,10 @@
-"""What the solvers minimise: the package's losses, reported as scikit-learn reports them.
+"""The objective of the solvers: the package's losses, reported as scikit-learn reports them.
 
 The gradients are those of `gpubackprop.losses`. The reported value differs from theirs:
 scikit-learn bounds probabilities away from 0 and 1 by one eps, takes the logarithms of rounded
-probabilities, divides the squared error by the number of outputs (its gradient not), and adds the
-constants of the Poisson deviance. So a pass records what each row's value is computed from, and
-`Objective.row_values` does that for a whole epoch at once.
+probabilities, divides the squared error (but not its gradient) by the number of outputs, and adds
+the constants of the Poisson deviance. A pass therefore records the numbers from which each row's
+value is computed, and `Objective.row_values` computes the values of a whole epoch at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gpubackprop.sklearn.parameters import SKLEARN_LOSSES
 
 Array = np.ndarray
 
-# scikit-learn's out_activation_: output function of the network, and its loss
+# For each out_activation_ of scikit-learn: the network's output function, and its loss.
 OUTPUTS: dict[str, tuple[str, type[Loss]]] = {
     "softmax": ("softmax", SoftmaxCrossEntropy),
     "logistic": ("logistic", BinaryCrossEntropy),
@@ -44,10 +44,13 @@ class Objective:
 
     Attributes
     ----------
-    out_activation : "softmax", "logistic", "identity" or "exp". units : output units K.
-    reported : the estimator's loss, e.g. "squared_error"; "" for a classifier. Where it was
-        set after the network was made it is what is reported, and the gradient stays, as in
-        scikit-learn.
+    out_activation : str
+        "softmax", "logistic", "identity" or "exp".
+    units : int
+        Number of output units K.
+    reported : str
+        The estimator's loss, e.g. "squared_error"; "" for a classifier. If it was set after the
+        network was made, it is reported but the gradient stays, as in scikit-learn.
     """
 
     out_activation: str
@@ -61,7 +64,7 @@ class Objective:
 
     @property
     def records_logits(self) -> bool:
-        """Whether a pass records the logits (rows, K), and not the loss of each row (rows, 1)."""
+        """Whether a pass records the logits (rows, K) and not the loss of each row (rows, 1)."""
         own = {"identity": "squared_error", "exp": "poisson"}.get(self.out_activation, "")
         if self._is_beyond and self.out_activation == "identity":
             return False
@@ -69,12 +72,12 @@ class Objective:
 
     @property
     def _is_beyond(self) -> bool:
-        """Whether the estimator's loss is one that scikit-learn does not have."""
+        """Whether scikit-learn lacks the estimator's loss."""
         return self.reported not in ("", *SKLEARN_LOSSES)
 
     @property
     def record(self) -> str:
-        """What a step is to record, see `StepOptions`."""
+        """What a step must record, see `StepOptions`."""
         return "logits" if self.records_logits else "row_loss"
 
     @property
@@ -82,22 +85,27 @@ class Objective:
         return self.units if self.records_logits else 1
 
     def loss(self) -> Loss:
-        """The package's loss, of each row: a step learns their mean, or the sum of rows with
-        weights that sum to 1."""
+        """Return the package's loss of each row.
+
+        A step learns their mean, or the sum of rows with weights that sum to 1.
+        """
         if self._is_beyond and self.out_activation == "identity":
             return loss(self.reported, reduction="none")
         make: Any = OUTPUTS[self.out_activation][1]
         return make(reduction="none")
 
     def targets(self, y: Array, dtype: Any) -> Array:
-        """scikit-learn's y, (N, K) one-hot, indicator or numbers, as the loss takes it."""
+        """Return scikit-learn's y, (N, K) one-hot, indicator or numbers, as the loss takes it."""
         if self.out_activation == "softmax":
             return y.argmax(1)
         return np.ascontiguousarray(y, dtype)
 
     def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
-        """The type of scikit-learn's loss: float32 where outputs of `dtype`, y and weights are, but
-        for the logarithms of other numbers, which SciPy takes in float64."""
+        """Return the type of scikit-learn's loss.
+
+        It is float32 if outputs of `dtype`, y and weights are. SciPy takes the logarithms of other
+        numbers in float64.
+        """
         wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
         single = wide == np.float32 and (
             self.reported == "squared_error" or (self.reported == "poisson" and y.dtype == wide)
@@ -105,12 +113,16 @@ class Objective:
         return np.float32 if single else np.float64
 
     def row_values(self, record: Array, y: Array, weights: Array | None = None) -> Array:
-        """(N,) reported loss of each row, in float64, without the weights of the rows.
+        """Return the (N,) reported loss of each row, in float64, without the weights of the rows.
 
         Parameters
         ----------
-        record : (N, record_width) of the network's dtype. y : (N, K), as `targets` is given it.
-        weights : (N,) of the loss that was recorded; a row of weight 0 gets 0.
+        record : (N, record_width) array
+            The record of a pass, in the network's dtype.
+        y : (N, K) array
+            Targets, as for `targets`.
+        weights : (N,) array or None
+            Weights of the recorded loss; a row of weight 0 gets 0.
         """
         if self.records_logits:
             return self.values_of_logits(record, y)
@@ -126,8 +138,10 @@ class Objective:
         return values + (xlogy(wide, wide) - wide).sum(1)
 
     def values_of_logits(self, logits: Array, y: Array) -> Array:
-        """`row_values` of logits (N, K), for every output but softmax: y may be larger than the
-        dtype of the network holds."""
+        """Return `row_values` for logits (N, K), for every output except softmax.
+
+        y may be larger than the network's dtype can hold.
+        """
         if self.out_activation == "logistic":
             eps = float(np.finfo(logits.dtype).eps)
             p = np.clip(expit(logits), eps, 1 - eps)

@@ -1,4 +1,4 @@
-"""Output of a fitted estimator for new rows.
+"""The output of a fitted estimator for new rows.
 
 Repeated predictions of a few rows are planned at the second call of a kind. A plan reads coefs_ and
 intercepts_ in place, so it sees what is written into them. If they are replaced, the plan is made
@@ -26,18 +26,21 @@ from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.stored import arrays_to_predict
 
 Array = Any
-BATCH_ROWS = 16384  # rows whose hidden units are in memory at a time
+BATCH_ROWS = 16384  # so many rows have their hidden units in memory at a time
 FEW = 1 << 14  # the most numbers in all units of all rows for which a plan is made
 PARAMETERS = 1 << 17  # the most parameters: a plan keeps replaced ones alive until it is made anew
 FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 def outputs(estimator: Any, x: Any) -> Array:
-    """yhat (N, K), from coefs_ and intercepts_ as they are now.
+    """Return yhat (N, K), computed from the present coefs_ and intercepts_.
 
     Parameters
     ----------
-    x : (N, D_0) checked; a NumPy array, CSR matrix, or array of a GPU, where the result then lies.
+    estimator : BaseMLP
+        The fitted estimator.
+    x : (N, D_0) array
+        Checked inputs: a NumPy array, a CSR matrix, or an array of a GPU, where the result then is.
     """
     key = kind_of(estimator, x)
     if key is None:
@@ -68,7 +71,7 @@ def _outputs(estimator: Any, x: Any) -> Array:
     coefs, intercepts = arrays_to_predict(e, x.shape[1])
     theirs = np.dtype(e.precision or np.result_type(x.dtype, *(coef.dtype for coef in coefs)))
     dtype = theirs if theirs in (np.float32, np.float64) else np.dtype(np.float64)
-    # On the CPU these are views: nothing is copied where the dtype is right.
+    # On the CPU these are views: nothing is copied if the dtype is right.
     W = [backend.inputs(coef, dtype).T for coef in coefs]
     b = [backend.inputs(intercept, dtype) for intercept in intercepts]
     hidden = _hidden(e.activation, len(W) - 1)
@@ -99,7 +102,7 @@ def _emit(
 
 
 def two_columns(positive: Array) -> Array:
-    """(N, 1) probabilities of the second of two classes -> (N, 2) of both, where they lie."""
+    """Return (N, 2) probabilities of two classes from (N, 1) of the second, on the same device."""
     if isinstance(positive, np.ndarray):
         return np.concatenate([1 - positive, positive], axis=1)
     backend, rows = backend_of(positive), positive.shape[0]
@@ -114,7 +117,7 @@ def two_columns(positive: Array) -> Array:
 
 
 def _hidden(spec: Any, layers: int) -> list[Activation]:
-    """The activation of each hidden layer, from one name for all or a list of names."""
+    """Return the activation of each hidden layer, from one name for all or a list of names."""
     return [activation(spec)] * layers if isinstance(spec, str) else [activation(s) for s in spec]
 
 

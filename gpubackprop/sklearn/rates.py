@@ -1,4 +1,4 @@
-"""The optimizer of a fit, and its learning rate from epoch to epoch as scikit-learn moves it."""
+"""The optimizer of a fit, and its learning rate from epoch to epoch as scikit-learn changes it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SMALLEST_RATE = 1e-6  # below it, an adaptive rate is not divided further
 
 
 def chosen_optimizer(estimator: Any) -> Optimizer:
-    """Update formula, learning rate and hyperparameters that an estimator's parameters name.
+    """Return update formula, learning rate and hyperparameters that an estimator's parameters name.
 
-    "adam" and "sgd" are scikit-learn's; every other name is the one of `gpubackprop.optimizers`.
+    "adam" and "sgd" are scikit-learn's; every other name is one of `gpubackprop.optimizers`.
     """
     e = estimator
     if isinstance(e.solver, Optimizer):
@@ -42,14 +42,20 @@ def chosen_optimizer(estimator: Any) -> Optimizer:
 
 
 class SolverState:
-    """What a solver keeps between calls of `partial_fit`: formula, rate, step count, slots.
+    """The state that a solver keeps between calls of `partial_fit`: formula, rate, steps, slots.
 
     Attributes
     ----------
-    learning_rate : of the next step, without a library schedule's factor.
-    steps : updates done. slots : flat arrays of the optimizer, which are the step's.
-    widths : of the network that they belong to; None in older pickles.
-    random : (2,) uint64 {seed, updates done} of dropout, there; None where none was drawn yet.
+    learning_rate : float
+        Learning rate of the next step, without a library schedule's factor.
+    steps : int
+        Updates done.
+    slots : list of arrays
+        Flat arrays of the optimizer; they are the step's own.
+    widths : tuple of int, or None
+        Widths of the network to which they belong; None in older pickles.
+    random : (2,) uint64 array or None
+        {seed, updates done} of dropout, on the same device; None if no seed was drawn yet.
     """
 
     widths: tuple[int, ...] | None = None
@@ -58,7 +64,7 @@ class SolverState:
         self.optimizer = chosen_optimizer(estimator)
         self.learning_rate_init = self.learning_rate = self.optimizer.lr
         rate, self.power_t = estimator.learning_rate, float(estimator.power_t)
-        self.policy = "constant"  # scikit-learn's, which Adam does not follow
+        self.policy = "constant"  # of scikit-learn's policies; Adam follows none
         self.schedule: Schedule | None = None
         if isinstance(rate, Schedule) or rate not in SKLEARN_RATES:
             self.schedule = copy.deepcopy(schedule(rate))  # it learns from this fit
@@ -70,20 +76,23 @@ class SolverState:
         self.slots: list[Array] = []  # those of the first step
 
     def rate(self, epoch: int, total_steps: int) -> float:
-        """Learning rate of the next step."""
+        """Return the learning rate of the next step."""
         if self.schedule is None:
             return self.learning_rate
         return self.learning_rate * self.schedule.factor(Progress(self.steps, epoch, total_steps))
 
     def epoch_ends(self, samples_seen: int, monitored: float) -> None:
-        """After an epoch, with the samples seen so far and the loss that is to fall."""
+        """Change the rate after an epoch; `monitored` is the loss that should fall."""
         if self.policy == "invscaling":
             self.learning_rate = self.learning_rate_init / (samples_seen + 1) ** self.power_t
         if self.schedule is not None:
             self.schedule.observe(monitored)
 
     def stops(self, message: str, verbose: Any) -> bool:
-        """Whether training ends that makes no progress; an adaptive rate is divided first."""
+        """Return whether training ends, when the loss has stopped improving.
+
+        With learning_rate="adaptive" the rate is divided by 5 instead, until it falls below 1e-6.
+        """
         stop = True
         if self.policy != "adaptive":
             message += " Stopping."
@@ -98,7 +107,7 @@ class SolverState:
         return stop
 
     def bind(self, step: TrainStep) -> None:
-        """Go on from here in the arrays of `step`, on its device and in its dtype."""
+        """Go on in the arrays of `step`, on its device and in its dtype."""
         network = step.network
         for slot, array in zip(self.slots, step.slots, strict=bool(self.slots)):
             self._write(self._in_dtype(slot, network), array, network)
@@ -122,7 +131,7 @@ class SolverState:
         return moved(to_host(slot), self.widths or network.widths, network, fill)
 
     def fits(self, dtype: np.dtype) -> bool:
-        """Whether the slots' numbers are finite in `dtype` if they are now."""
+        """Return whether the slots' numbers, if they are finite now, are finite in `dtype`."""
         largest = np.finfo(dtype).max
         return all(
             slot.dtype.itemsize <= dtype.itemsize or bool((np.abs(to_host(slot)) <= largest).all())
@@ -130,7 +139,7 @@ class SolverState:
         )
 
     def check_widths(self, widths: Sequence[int]) -> None:
-        """ShapeError, which names the layer, unless the slots belong to a network of `widths`."""
+        """Raise ShapeError, naming the layer, unless the slots belong to a network of `widths`."""
         if self.widths in (None, tuple(widths)):
             return
         own = ParameterLayout(self.widths or widths, np.dtype(np.float64))
@@ -143,6 +152,6 @@ class SolverState:
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: the arrays on the host."""
+        """Return the state for pickle, with the arrays on the host."""
         slots = [to_host(slot) for slot in self.slots]
         return self.__dict__ | {"slots": slots, "random": to_host(self.random)}

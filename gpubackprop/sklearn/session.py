@@ -23,12 +23,15 @@ Array = Any
 
 
 def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
-    """(device, reason): the estimator's; where it leaves the choice, that of `x`, and for an `x` of
-    the host what the work is worth. A `partial_fit` counts as the first of max_iter epochs.
+    """Return (device, reason): the estimator's device, or if it leaves the choice, that of `x`.
+
+    For an `x` of the host the amount of work decides. A `partial_fit` counts as the first of
+    max_iter epochs.
 
     Raises
     ------
-    OptionError : `x` is sparse or lies on a GPU, and the estimator's device does not fit.
+    OptionError
+        `x` is sparse or on a GPU, and the estimator's device does not fit.
     """
     device, own = estimator.device, device_of(x)
     if sparse.issparse(x):
@@ -58,12 +61,14 @@ def _training(estimator: Any, x: Any) -> workload.Training:
 
 
 def make_network(estimator: Any, dtype: np.dtype, device: str, reason: str) -> MLP:
-    """A network of the estimator's architecture on that device; the parameters are 0.
+    """Return a network of the estimator's architecture on that device; the parameters are 0.
 
     Raises
     ------
-    DeviceUnavailable : the estimator's device is a GPU and something is missing.
-    OptionError : no such device, or it does not fit `x`.
+    DeviceUnavailable
+        The estimator's device is a GPU and something is missing.
+    OptionError
+        There is no such device, or it does not fit `x`.
     """
     activation = estimator.activation
     network = MLP(
@@ -83,7 +88,7 @@ def make_network(estimator: Any, dtype: np.dtype, device: str, reason: str) -> M
 
 
 def initial_factor(activation: Any) -> float:
-    """6, or 2 before logistic units, as in scikit-learn."""
+    """Return 6, or 2 before logistic units, as scikit-learn does."""
     names = {activation} if isinstance(activation, str) else set(activation)
     return 2.0 if names == {"logistic"} else 6.0
 
@@ -91,8 +96,10 @@ def initial_factor(activation: Any) -> float:
 def draw_parameters(
     random_state: np.random.RandomState, units: list[int], factor: float, dtype: np.dtype
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """coefs_ and intercepts_ ~ U(-r, r), r = sqrt(factor / (fan_in + fan_out)) (Glorot & Bengio
-    2010), in scikit-learn's order: layer by layer, weights before biases, in float64."""
+    """Draw coefs_ and intercepts_ ~ U(-r, r), r = sqrt(factor / (fan_in + fan_out)), in float64.
+
+    The order is scikit-learn's: layer by layer, weights before biases (Glorot & Bengio 2010).
+    """
     coefs, intercepts = [], []
     for fan_in, fan_out in pairwise(units):
         bound = np.sqrt(factor / (fan_in + fan_out))
@@ -108,10 +115,24 @@ class Session:
 
     Parameters
     ----------
-    key : what it was made for.
-    state : of the solver, which goes on in the step's arrays.
-    alpha : penalty of the weights; 0 for none, else each update has its own.
-    rounded : see `stored.rounded_views`.
+    key : tuple
+        What it was made for.
+    network : MLP
+        The network.
+    objective : Objective
+        Its loss.
+    state : SolverState
+        The solver's state, which goes on in the step's arrays.
+    data : Batches
+        The rows.
+    batch_rows : int
+        The most rows of a batch.
+    weighted : bool
+        Whether rows have weights.
+    alpha : float
+        Penalty of the weights; 0 is none, otherwise each update has its own.
+    rounded : list
+        See `stored.rounded_views`.
     """
 
     def __init__(

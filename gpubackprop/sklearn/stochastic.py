@@ -1,4 +1,4 @@
-"""Training by mini-batches, epoch by epoch, stopping where scikit-learn stops."""
+"""Training by mini-batches, epoch by epoch, that stops where scikit-learn stops."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ Array = np.ndarray
 
 
 class EpochPlan:
-    """What does not change from epoch to epoch: where the batches lie, and what their rows count.
+    """The constants of all epochs: the places of the batches, and the weight of their rows.
 
     Attributes
     ----------
-    starts : first row of each batch, and the number of rows at the end.
-    counts : rows of each batch. rows_of : for each row, the rows of its batch.
+    starts : (batches + 1,) int array
+        First row of each batch, and the number of rows at the end.
+    counts : (batches,) int array
+        Rows of each batch.
+    rows_of : (N,) int array
+        For each row, the rows of its batch.
     """
 
     def __init__(self, rows: int, batch_rows: int) -> None:
@@ -35,13 +39,14 @@ class EpochPlan:
         self.rows_of = np.repeat(self.counts, self.counts)
 
     def sums_and_shares(self, weights: Array) -> tuple[Array, Array]:
-        """(sum of the weights of each batch, share of each row in its batch's sum), in float64.
+        """Return (sum of the weights of each batch, share of each row in this sum), in float64.
 
-        Weights are divided by the largest where their sums overflow.
+        The weights are divided by the largest if their sums overflow.
 
         Parameters
         ----------
-        weights : (N,) in the order of the epoch.
+        weights : (N,) array
+            Weights in the order of the epoch.
         """
         weights, largest = weights.astype(np.float64, copy=False), 1.0
         with np.errstate(over="ignore"):
@@ -62,16 +67,31 @@ class StochasticFit:
 
     Parameters
     ----------
-    estimator : whose public attributes are kept up to date.
-    order : (N,) row numbers of the session's data to learn from.
-    y, weights : (N, K) targets of these rows, as the estimator encodes them; (N,) or None.
-    held_out : what to score after each epoch, or None.
+    estimator : BaseMLP
+        The estimator, whose public attributes are kept up to date.
+    session : Session
+        The network and its step.
+    order : (N,) int array
+        Row numbers of the session's data to learn from.
+    batch_rows : int
+        Rows of a batch.
+    y : (N, K) array
+        Targets of these rows, as the estimator encodes them.
+    weights : (N,) array or None
+        Factor of each row.
+    held_out : HeldOut or None
+        Rows to score after each epoch.
 
     Attributes
     ----------
-    scores : of the held-out rows after the last epoch, or None.
-    loss_type : float32 or float64, of the losses that are reported.
-    best, has_best : parameters that early stopping ends with, where there are any.
+    scores : Scores or None
+        Scores of the held-out rows after the last epoch.
+    loss_type : type
+        Type of the reported losses, float32 or float64.
+    best : array
+        Parameters with which early stopping ends, if `has_best`.
+    has_best : bool
+        Whether there are such parameters.
     """
 
     def __init__(
@@ -87,11 +107,11 @@ class StochasticFit:
         self.estimator, self.session, self.held_out = estimator, session, held_out
         self.rows, self.y, self.weights = order, y, weights
         self.loss_type = session.objective.reported_type(session.network.dtype, y, weights)
-        if estimator.batch_size != "auto":  # scikit-learn multiplies by numpy.int64 then
+        if estimator.batch_size != "auto":  # then scikit-learn multiplies by a numpy.int64
             self.loss_type = np.float64
         self.scores: Scores | None = None
         self.plan = EpochPlan(len(order), batch_rows)
-        self.order = np.arange(len(order))  # shuffled anew, from where it stands, in every epoch
+        self.order = np.arange(len(order))  # every epoch shuffles the order of the epoch before
         network, backend = session.network, session.network.backend
         width = session.objective.record_width
         self.record = backend.zeros((len(order), width), network.dtype)
@@ -134,7 +154,7 @@ class StochasticFit:
         except KeyboardInterrupt:
             warn("Training interrupted by user.")
         except BaseException:
-            write_parameters(e, session.network)  # as they are: scikit-learn updates in place
+            write_parameters(e, session.network)  # always, because scikit-learn updates in place
             raise
         finally:
             if bar is not None:
@@ -182,7 +202,7 @@ class StochasticFit:
         state.epoch_ends(e.t_, monitored)
 
     def _train(self, weights: Array | None) -> Any:
-        """One epoch of updates; returns its mean loss, penalty included."""
+        """Do the updates of one epoch; return its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
         network, step, state = session.network, session.step, session.state
         backend = network.backend
@@ -209,14 +229,14 @@ class StochasticFit:
             return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)
 
     def _loss_sum(self, shares: Array | None) -> float:
-        """Sum over batches of rows times mean loss; `shares`: of each row in its batch's mean."""
+        """Return the sum over batches of rows times mean loss; `shares` are those of the rows."""
         session = self.session
         record = session.network.backend.to_host(self.record)
         values = session.objective.row_values(record, self.y[self.order], shares)
         return float(values.sum() if shares is None else values @ (shares * self.plan.rows_of))
 
     def _count_improvement(self) -> None:
-        """Count the epochs without one, and keep the best parameters of early stopping."""
+        """Count epochs without an improvement; keep early stopping's best parameters."""
         e, network = self.estimator, self.session.network
         if not e.early_stopping:
             stalled = e.loss_curve_[-1] > e.best_loss_ - e.tol

@@ -1,8 +1,8 @@
 """Softmax cross entropy as custom operators of PyTorch, with their gradients.
 
-`softmax_cross_entropy` is the loss (and the gradient, where a CPU keeps it),
-`softmax_cross_entropy_backward` the gradient for an upstream one: both are the backend's operation.
-What is asked for rarely (second derivatives, gradients of probability targets) is composed of
+`softmax_cross_entropy` is the loss (and the gradient, if a CPU keeps it), and
+`softmax_cross_entropy_backward` the gradient for an upstream one. Both call the backend's
+operation. Rare cases (second derivatives, gradients of probability targets) are composed of
 PyTorch's own operators in `composed`.
 """
 
@@ -29,10 +29,11 @@ from gpubackprop.torch.loss_settings import SCHEMA, LossSettings
 def softmax_cross_entropy(
     logits: Tensor, targets: Tensor, weight: Tensor | None, *flat: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, lse, delta) of logits (N, K); targets (N,) int32 or int64, or (N, K) float.
+    """Return (loss, lse, delta) for logits (N, K).
 
-    `flat` : the fields of the settings, keep_delta, want_lse.
-    loss: () or, for "none", (N,); lse: (N,) or (0,); delta: (N, K) or (0, 0), for upstream 1.
+    The targets are (N,) int32 or int64, or (N, K) float. `flat` has the fields of the settings,
+    keep_delta and want_lse. loss is () or, for "none", (N,); lse is (N,) or (0,); delta is (N, K)
+    for upstream 1, or (0, 0).
     """
     settings, (keep_delta, want_lse) = LossSettings(*flat[:-2]), flat[-2:]
     if bridge.of(logits) is bridge.HOST:
@@ -86,9 +87,12 @@ def run_verb(
     upstream: Tensor | None = None,
     chunk: tuple[int, int] | None = None,
 ) -> None:
-    """The backend's operation on tensors; loss () or (N,) as options.reduction says, delta may be
-    the logits, upstream () or (N,) of the compute dtype. `chunk`: its number and first row, where
-    the rows are but a part of those that the caller knows."""
+    """Call the backend's operation on tensors.
+
+    The loss is () or (N,), as options.reduction says; delta may be the logits; upstream is () or
+    (N,) of the compute dtype. `chunk` is (index, first_row) if `logits` is a slice of a larger
+    batch, else None.
+    """
     of = bridge.of(logits)
     if targets.dim() == 1:
         all_count = of.check_targets(targets, logits.shape[1], options.ignore_index)
@@ -128,15 +132,15 @@ def softmax_cross_entropy_backward(
     delta: Tensor,
     *flat: Any,
 ) -> Tensor:
-    """The gradient (N, K) for grad_loss () or, for "none", (N,): the kept delta scaled, or anew.
+    """Return the gradient (N, K) for grad_loss () or, for "none", (N,).
 
-    `flat` : the fields of the settings.
+    It is the kept delta, scaled, or it is computed anew. `flat` has the fields of the settings.
     """
     settings = LossSettings(*flat)
     if delta.shape == logits.shape:
         by_row = settings.reduction == "none"
         grad = torch.mul(delta, grad_loss[:, None] if by_row else grad_loss)
-        if targets.dim() == 1 and not grad_loss.isfinite().all():  # 0 times NaN
+        if targets.dim() == 1 and not grad_loss.isfinite().all():  # 0 times inf or NaN is NaN
             ignored = composed.ignored_rows(targets.long(), settings.ignore_index)
             grad.masked_fill_(ignored[:, None], 0.0)
         return grad
@@ -158,8 +162,10 @@ def _(grad_loss, logits, targets, weight, delta, *flat):
 
 
 class gpubackprop_softmax_cross_entropy(torch.autograd.Function):  # noqa: N801, its grad_fn shows it
-    """`host_loss` with its gradient: the dispatcher's way to an operator costs more than a small
-    loss."""
+    """`host_loss` with its gradient.
+
+    An operator of PyTorch would cost more, by its dispatcher, than a small loss takes.
+    """
 
     @staticmethod
     def forward(
@@ -190,7 +196,7 @@ def loss_and_lse(
     settings: LossSettings,
     want_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """`softmax_cross_entropy` by the shortest way for its arguments."""
+    """Compute `softmax_cross_entropy` by the shortest way for its arguments."""
     of = bridge.of(logits)
     keep_delta = (
         of.keeps_delta
@@ -212,8 +218,10 @@ def loss_and_lse(
 
 
 def _is_plain(logits: Tensor, targets: Tensor, weight: Tensor | None) -> bool:
-    """Whether nobody but autograd watches what is done with these tensors of the CPU: no
-    compiler, no mode, no class with operators of its own."""
+    """Return whether only autograd watches these tensors of the CPU.
+
+    Others are a compiler, a mode, or a class with operators of its own.
+    """
     return (
         not torch.compiler.is_compiling()
         and _EXACT.issuperset(map(type, (logits, targets, weight)))
@@ -241,7 +249,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 def _gradients(
     ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those of logits and probability targets."""
+    """Return the gradients of logits and probability targets."""
     logits, targets, weight, delta = ctx.saved_tensors
     if delta is None:
         delta = logits.new_empty((0, 0))
@@ -265,13 +273,16 @@ def _gradients(
 
 
 def _delta_is_the_gradient(grad_loss: Tensor, delta: Tensor, logits: Tensor) -> bool:
-    """Whether `delta` itself may be handed on: loss.backward() of a loss that stands last, in a
-    graph that is freed, so that nobody can see it again. Looks at the number, hence CPU only."""
+    """Return whether `delta` itself may be returned as the gradient.
+
+    That is so in loss.backward() of a loss that stands last, in a graph that is freed, so that
+    delta cannot be seen again. The function reads the number, hence it is for the CPU only.
+    """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or delta.shape != logits.shape:
         return False
     if type(grad_loss) is not Tensor or grad_loss.dim() or not grad_loss.is_cpu:
         return False
-    if not torch._C._has_storage(grad_loss):  # of is_grads_batched=True: more than one number
+    if not torch._C._has_storage(grad_loss):  # is_grads_batched=True gives more than one number
         return False
     return _keeps_graph is not None and not _keeps_graph() and grad_loss.item() == 1.0
 

@@ -35,7 +35,7 @@ class CudaBridge(HostBridge):
 
     def __init__(self) -> None:
         self._backends: dict[tuple[int, int], CupyBackend] = {}  # by device and stream
-        self._streams: dict[tuple[int, int], Any] = {}  # likewise
+        self._streams: dict[tuple[int, int], Any] = {}  # by device and stream
         self._flags: dict[int, tuple[np.ndarray, Any]] = {}  # by device
         self._first_rows: dict[tuple[int, int], int] = {}  # by device and slot of the flag
         self._spare: dict[Any, Tensor] = {}  # pinned memory for uploads in a capture

@@ -1,8 +1,8 @@
 """Softmax cross entropy of CPU tensors on the NumPy backend.
 
-To show NumPy the memory of three tensors costs as much as a small loss. So a small batch is copied
-into tensors whose memory NumPy knows already and a plan works on, and its results are copied out.
-A larger batch is read, and its gradient written, where the tensors lie.
+To show NumPy the memory of three tensors costs as much as a small loss. Therefore a small batch is
+copied into tensors whose memory NumPy already knows and on which a plan works, and its results are
+copied out. A larger batch is read, and its gradient written, in the tensors' own memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpubackprop.torch.host_bridge import check_host_labels, compute_dtype, nump
 from gpubackprop.torch.loss_settings import LossSettings
 
 Outputs = tuple[Tensor, Tensor | None, Tensor | None]
-COPIED_BYTES = 1 << 16  # of logits at most: beyond it, two copies cost more than they save
+COPIED_BYTES = 1 << 16  # beyond so many bytes of logits, two copies cost more than they save
 
 
 class CopiedLoss:
@@ -28,8 +28,16 @@ class CopiedLoss:
 
     Parameters
     ----------
-    logits, targets : of the first call; later ones have the same shapes and dtypes.
-    settings, keep_delta, want_lse : as for `host_loss`.
+    logits : (N, K) tensor
+        Logits of the first call; later ones have the same shape and dtype.
+    targets : (N,) or (N, K) tensor
+        Targets of the first call; likewise.
+    settings : LossSettings
+        As for `host_loss`.
+    keep_delta : bool
+        As for `host_loss`.
+    want_lse : bool
+        As for `host_loss`.
     """
 
     def __init__(
@@ -41,7 +49,7 @@ class CopiedLoss:
         want_lse: bool,
     ) -> None:
         rows, compute = len(logits), compute_dtype(logits.dtype)
-        with torch.inference_mode(False):  # what is made under it could not be written after it
+        with torch.inference_mode(False):  # a tensor made in it could not be written outside it
             self.logits = _empty(logits.shape, logits.dtype)
             self.targets = _empty(targets.shape, targets.dtype)
             loss, row_loss = _empty((), compute), _empty((rows,), compute)
@@ -50,7 +58,7 @@ class CopiedLoss:
         self.loss = row_loss if settings.reduction == "none" else loss
         self.settings = settings
         self._labels = numpy_view(self.targets) if targets.dim() == 1 else None
-        if self._labels is not None:  # as unsigned integers, negative labels are large ones
+        if self._labels is not None:  # as unsigned integers, negative labels are large
             self._unsigned = self._labels.view(f"u{self._labels.itemsize}")
         kept = {"loss": loss, "row_loss": row_loss, "lse": self.lse, "delta": self.delta}
         self._result = {name: numpy_view(t) for name, t in kept.items() if t is not None}
@@ -68,7 +76,7 @@ class CopiedLoss:
         )
 
     def _ignores(self) -> bool:
-        """Whether some rows may be ignored; LabelError where a label is out of range."""
+        """Return whether some rows may be ignored; raise LabelError if a label is out of range."""
         if self._labels is None:
             return False
         classes, ignored = self.logits.shape[1], self.settings.ignore_index
@@ -77,9 +85,9 @@ class CopiedLoss:
         return not check_host_labels(self._labels, classes, ignored)
 
     def _plan(self, ignores: bool) -> Callable[[], None]:
-        """The plan for labels of which some may be ignored, or none is."""
+        """Return the plan for labels some of which may be ignored, or for labels without such."""
         options = self.settings.options(None, may_be_ignored=ignores)
-        scale = np.empty(len(self.logits), self._result["loss"].dtype)  # each plan's own
+        scale = np.empty(len(self.logits), self._result["loss"].dtype)  # each plan has its own
         z, t = numpy_view(self.logits), numpy_view(self.targets)
         result = self._result | {"scale": scale}
         plan = self._plans[ignores] = bridge.HOST.host_backend.plan(
@@ -103,7 +111,7 @@ def host_loss(
     keep_delta: bool,
     want_lse: bool,
 ) -> Outputs:
-    """Loss of logits (N, K) of the CPU, lse and delta (N, K) where they are asked for."""
+    """Return the loss of logits (N, K) of the CPU; lse and delta (N, K) if they are wanted."""
     if weight is not None or not 0 < logits.nbytes <= COPIED_BYTES:
         return _loss_in_place(logits, targets, weight, settings, keep_delta, want_lse)
     key = (
@@ -125,7 +133,7 @@ def _loss_in_place(
     keep_delta: bool,
     want_lse: bool,
 ) -> Outputs:
-    """`host_loss` on the tensors' own memory."""
+    """Compute `host_loss` on the tensors' own memory."""
     z, t, compute = numpy_view(logits), numpy_view(targets), compute_dtype(logits.dtype)
     ignores = t.ndim == 1 and not check_host_labels(t, z.shape[1], settings.ignore_index)
     weights = None if weight is None else numpy_view(weight.to(compute))

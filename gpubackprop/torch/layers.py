@@ -84,7 +84,7 @@ def _composed(formula: Activation, input: Tensor, weight: Tensor, bias: Tensor |
     return FORMULAS[formula.name](a, formula.parameter)
 
 
-AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that autocast converts
+AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # autocast converts these
 
 
 def autocast(

@@ -1,19 +1,19 @@
 """Cross entropy of an affine layer as custom operators of PyTorch: the logits never exist.
 
-Forward, for chunks of rows: z = x W^T + b, row losses and lse by the backend's operation. Backward,
-for chunks of classes, from lse:
+The forward pass computes, for chunks of rows, z = x W^T + b, and row losses and lse by the
+backend's operation. The backward pass computes from lse, for chunks of classes:
 
     delta = s_i (A exp(z - lse) / r - tau),  A = T + 2 z_loss lse,  r = sum_k exp(z_k - lse)
     grad_x += delta W;  grad_W[chunk] = delta^T x;  grad_b[chunk] = sum_i delta_i
 
-so that each row of grad_W is one product, summed in float32 by the product itself; chunks of rows
-would need the sum of all chunks in float32, as large as W. r is 1 but for the rounding of lse,
-which would be an error of every element; the forward pass finds it. Costs a fourth product, since
-the logits are computed twice. 16-bit operands are multiplied to float32 results.
+Each row of grad_W is then one product, summed in float32 by the product itself. Chunks of rows
+would need the sum of all chunks in float32, as large as W. Without the rounding of lse, r would be
+1; that rounding would be an error of every element, so the forward pass computes r. The logits are
+computed twice, which costs a fourth product. 16-bit operands are multiplied to float32 results.
 
-The two products round differently: exp(z - lse) / r of a label that is certain would be 1 but for
-some |z| ulp, more than the gradient of its row. The label's element, y, is therefore written from
-the forward pass's sum over the others:
+The two products round differently. If a label is certain, exp(z - lse) / r differs from 1 by some
+|z| ulp, more than the gradient of its row. The label's element, y, is therefore written from the
+forward pass's sum over the others:
 
     delta_y = s_i (A - tau_y - A q / r),  q = sum_{k != y} exp(z_k - lse)
 
@@ -33,13 +33,13 @@ from gpubackprop.torch import bridge, composed
 from gpubackprop.torch.cross_entropy_ops import run_verb
 from gpubackprop.torch.loss_settings import SCHEMA, LossSettings
 
-# Chunks of the rows and of the classes; as few as leave the memory below 1/8 of what logits,
-# their logarithms and their gradient take, so that the products stay large.
+# Numbers of chunks of the rows and of the classes. They are few, so that the products stay large,
+# but enough to keep the memory below 1/8 of logits, their logarithms and their gradient.
 ROW_CHUNKS, CLASS_CHUNKS = 8, 64
 
 
 def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -> int:
-    """Bytes that forward and backward pass take beyond inputs and gradients, at most.
+    """Return the most bytes that forward and backward pass take beyond inputs and gradients.
 
     >>> theirs = 3 * 4096 * 128256 * 2  # log-softmax, its gradient, that of the logits, bfloat16
     >>> round(working_memory(4096, 4096, 128256, torch.bfloat16) / theirs, 3)
@@ -56,7 +56,7 @@ def working_memory(rows: int, features: int, classes: int, dtype: torch.dtype) -
 
 
 def _in_given_types(body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body` without autocast, which would round operands that were widened for a product."""
+    """Run `body` without autocast, which would round operands that were widened."""
 
     @functools.wraps(body)
     def run(first: Tensor, *others: Any) -> Any:
@@ -81,10 +81,10 @@ def linear_cross_entropy(
     weight: Tensor | None,
     *flat: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, lse, (r, q)) of x (N, D), W (C, D), b (C,), targets (N,) int64; lse (N,), sums (2, N)
-    or (2, 0).
+    """Return (loss, lse, (r, q)) for x (N, D), W (C, D), b (C,), targets (N,) int64.
 
-    `flat` : the fields of the settings, and whether to keep the sums.
+    lse is (N,), the sums (r, q) are (2, N) or (2, 0). `flat` has the fields of the settings, and
+    whether to keep the sums.
     """
     settings, keep_sums = LossSettings(*flat[:-1]), flat[-1]
     rows, classes, compute = x.shape[0], W.shape[0], bridge.compute_dtype(x.dtype)
@@ -104,8 +104,9 @@ def linear_cross_entropy(
             label = targets[part, None].clamp(0, classes - 1)
             of_label = z.sub_(lse[part, None]).exp_().gather(1, label)[:, 0]
             torch.sum(z.scatter_(1, label, 0.0), 1, out=sums[1, part])
-            torch.add(sums[1, part], of_label, out=sums[0, part])  # of q: the same error in q / r
-        del z  # before the next one is made
+            # r is made of q, so that their errors cancel in q / r.
+            torch.add(sums[1, part], of_label, out=sums[0, part])
+        del z  # free it before the next one is made
     if settings.reduction == "none":
         return row_loss, lse, sums
     reduction, ignore_index, _, _ = settings
@@ -133,7 +134,7 @@ def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _logits(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """x W^T + b in the compute dtype; W is widened in parts."""
+    """Return x W^T + b in the compute dtype; W is widened in parts."""
     compute = bridge.compute_dtype(x.dtype)
     if x.dtype == compute or x.device.type == "cuda":
         z = _product(x, W.t())
@@ -145,8 +146,11 @@ def _logits(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in the compute dtype of a. On a GPU 16-bit operands are multiplied as they are, with
-    float32 sums and results; on a CPU they are widened first."""
+    """Return a @ b in the compute dtype of a.
+
+    On a GPU 16-bit operands are multiplied as they are, with float32 sums and results; on a CPU
+    they are widened first.
+    """
     compute = bridge.compute_dtype(a.dtype)
     if a.dtype == compute:
         return torch.mm(a, b)
@@ -173,12 +177,12 @@ def linear_cross_entropy_backward(
     sums: Tensor,
     *flat: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(grad_x, grad_W, grad_b) for grad_loss () or, for "none", (N,).
+    """Return (grad_x, grad_W, grad_b) for grad_loss () or, for "none", (N,).
 
-    `flat` : the fields of the settings.
+    `flat` has the fields of the settings.
     """
     reduction, ignore_index, label_smoothing, z_loss = LossSettings(*flat)
-    classes, compute, exact = W.shape[0], lse.dtype, torch.float64  # what each row has one of
+    classes, compute, exact = W.shape[0], lse.dtype, torch.float64  # row values are in `exact`
     weight = _wide(weight, exact)
     share, _ = composed.shares(targets, classes, exact, weight, reduction, ignore_index)
     scale, labels = grad_loss.to(exact) * share, targets.clamp(0, classes - 1)
@@ -212,7 +216,7 @@ def linear_cross_entropy_backward(
         delta = z.to(x_.dtype)
         grad_x += _product(delta, W_)
         grad_W[part] = _product(delta.t(), x_)
-        del z, delta, W_  # before the next ones are made
+        del z, delta, W_  # free them before the next ones are made
     return grad_x.to(x.dtype), grad_W, grad_b
 
 
@@ -246,7 +250,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _double_backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
-    """By PyTorch's operators, with logits: second derivatives need them."""
+    """Differentiate by PyTorch's operators, with logits, which second derivatives need."""
     grad_loss, x, W, b, targets, weight = ctx.saved_tensors
 
     def gradients(grad: Tensor, *inputs: Tensor) -> Any:

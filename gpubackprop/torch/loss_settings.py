@@ -1,4 +1,4 @@
-"""What a loss is told beside its tensors, as one object from the public function to the backend."""
+"""The settings of a loss as one object, from the public function to the backend."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ class LossSettings(NamedTuple):
 
     Attributes
     ----------
-    reduction : "mean", "sum" or "none".
-    ignore_index : label of rows that count for nothing.
-    label_smoothing : in [0, 1].
-    z_loss : factor of lse^2.
+    reduction : {"mean", "sum", "none"}
+        How rows become the loss.
+    ignore_index : int
+        Label of rows that are ignored.
+    label_smoothing : float
+        Share in [0, 1] of each target that is spread evenly over the classes.
+    z_loss : float
+        Factor of lse^2.
     """
 
     reduction: str
@@ -29,9 +33,9 @@ class LossSettings(NamedTuple):
     z_loss: float
 
     def options(self, class_weight: Any, *, may_be_ignored: bool) -> LossOptions:
-        """These for a backend, with class weights that are its array or None.
+        """Return these for a backend, with class weights that are its array or None.
 
-        `may_be_ignored` : the targets are labels, of which some may be `ignore_index`.
+        `may_be_ignored` says that the targets are labels, of which some may be `ignore_index`.
         """
         ignored = self.ignore_index if may_be_ignored else None
         if class_weight is None:
@@ -46,7 +50,7 @@ SCHEMA = "str reduction, int ignore_index, float label_smoothing, float z_loss"
 
 
 def checked(reduction: Any, label_smoothing: Any, ignore_index: Any, z_loss: Any) -> LossSettings:
-    """The settings of a loss; OptionError where one is not as it must be."""
+    """Return the settings of a loss, or raise OptionError for a wrong one."""
     given = type(reduction), type(label_smoothing), type(ignore_index), type(z_loss)
     plain = given == (str, float, int, float) and reduction in REDUCTIONS
     if plain and 0.0 <= label_smoothing <= 1.0 and 0.0 <= z_loss < math.inf:

@@ -116,7 +116,7 @@ class _TableOptimizer(torch.optim.Optimizer):
         self._launch(self._batches(), settings)
 
     def _all_settings(self) -> list[Settings]:
-        """Of each group; before state is made, since a group may lack something."""
+        """Return the settings of each group, before state is made: a group may lack one."""
         return [self._settings(group) for group in self.param_groups]
 
     def _launch(self, batches: dict[Batch, list[Entry]], settings: list[Settings]) -> None:

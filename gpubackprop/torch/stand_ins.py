@@ -49,7 +49,7 @@ class Patched(list[str]):
         return "\n".join(lines)
 
 
-report = Patched()  # of the contexts that are open, or of the last ones
+report = Patched()  # the report of the contexts that are open, or of the last ones
 
 
 def _or_original(

@@ -1,7 +1,7 @@
 """A step over batches of rows: planned once for a number of rows, then run without allocation.
 
-Every array is made when the step is; each batch size that occurs (the full one, the short last one)
-has its own plan over the first rows of the same arrays.
+Every array is made together with the step. Each batch size that occurs (the full one, the short
+last one) has a plan of its own, over the first rows of the same arrays.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source, StepBatch
 from gpubackprop.training.totals import RunningTotals
 
-Array = Any  # of the network's device
-KEPT_PLANS = 16  # for different numbers of rows
+Array = Any  # an array of the network's device
+KEPT_PLANS = 16  # how many plans are kept, for different numbers of rows
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a step does beside the formulas.
+    """The options of a step, beside the formulas.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class StepOptions:
 
 
 class BatchStep:
-    """What all steps share: batches of a source, a loss, plans.
+    """The common base of all steps: batches of a source, a loss, plans.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class BatchStep:
     random : (2,) uint64 array or None
         {seed, updates done} on the network's device, from which masks are drawn.
     running : RunningTotals
-        What is added up if nothing is recorded.
+        The running totals, if nothing is recorded.
     totals : (Total.SIZE,) float64 array
         The array of `running`.
     """
@@ -95,14 +95,14 @@ class BatchStep:
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
         self._batch = self._make_batch()
-        self.planned: tuple[Any, ...] = ()  # the trainer's settings that it was made for
+        self.planned: tuple[Any, ...] = ()  # the trainer's settings for which it was made
 
     @property
     def data(self) -> Batches:
         return self.source.data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy plans anew: a plan writes into the arrays of the step that made it."""
+        """Make copies that plan anew: a plan writes into the arrays of the step that made it."""
         return type(self), (self.network, self.loss, self.data, self.batch_size)
 
     def __repr__(self) -> str:
@@ -113,11 +113,11 @@ class BatchStep:
         self.running.reset()
 
     def read_totals(self) -> np.ndarray:
-        """The totals on the host; waits for the device."""
+        """Return the totals on the host; wait for the device."""
         return self.running.read()
 
     def place(self, order: np.ndarray) -> Array:
-        """Row numbers of an epoch where `run` takes slices of them without a copy from the host."""
+        """Put an epoch's row numbers where `run` takes slices of them without copying."""
         return self.source.place(order)
 
     def load(self, data: Batches) -> None:
@@ -197,14 +197,16 @@ class BatchStep:
 
 
 class GradientStep(BatchStep):
-    """The gradient of a batch's loss.
+    """A step that computes the gradient of a batch's loss.
 
     Attributes
     ----------
     gradient : (layout.size,) array
         Flat buffer of the last step's gradient, without L2 and clipping (with L2 if both are on; on
         a GPU times the loss's scale).
-    grad_W, grad_b : lists of arrays
+    grad_W : list of arrays
+        Views into it, one for each layer.
+    grad_b : list of arrays
         Views into it, one for each layer.
     """
 

@@ -1,4 +1,4 @@
-"""The rows that a step draws its batches from."""
+"""The rows from which a step draws its batches."""
 
 from __future__ import annotations
 
@@ -29,14 +29,21 @@ class Batches:
 
     Attributes
     ----------
-    x : (M, D_0) of any real dtype, may be a memory map; read batch by batch. One in memory is
-        contiguous, so that gathering a batch takes no memory; for a network on a GPU it lies there.
-    targets : (M,) or (M, K), as the loss's `check_targets` gave them.
-    sample_weight : (M,) or None.
-    rows : (N,) row numbers into these, or None for all.
-    standardizer : applied to each batch of x; or None.
-    feature_names : of the columns of x, where it was a data frame that has names; or None.
-    borrowed : x is the caller's own array of a GPU, which nothing may be written to.
+    x : (M, D_0) array
+        Any real dtype. It may be a memory map, which is read batch by batch. In memory it is
+        contiguous, so that gathering a batch takes no memory; for a network on a GPU it is there.
+    targets : (M,) or (M, K) array
+        As the loss's `check_targets` gave them.
+    sample_weight : (M,) array or None
+        Factor of each row.
+    rows : (N,) int array or None
+        Row numbers into these; None is all rows.
+    standardizer : Standardizer or None
+        Applied to each batch of x.
+    feature_names : tuple of str, or None
+        Names of the columns of x, if it was a data frame that has names.
+    borrowed : bool
+        Whether x is the caller's own array of a GPU, which must not be written to.
     """
 
     x: Array
@@ -52,10 +59,10 @@ class Batches:
         cls, network: MLP, loss: Loss, x: Any, targets: Any, sample_weight: Any = None,
         standardizer: Standardizer | None = None, feature_names: tuple[str, ...] | None = None,
     ) -> Batches:  # fmt: skip
-        """Checked batches, or an error that names what does not fit.
+        """Return checked batches, or raise an error that names what does not fit.
 
-        A data frame's columns are taken by the names that the standardizer was fitted with, or by
-        `feature_names`; as they come if there are neither.
+        A data frame's columns are taken by the names with which the standardizer was fitted, or by
+        `feature_names`, or as they come if there are neither.
         """
         _check_standardizer(standardizer, network.widths[0])
         wanted = (standardizer.feature_names if standardizer else None) or feature_names
@@ -65,7 +72,7 @@ class Batches:
         x = network.check_inputs(x)
         if not x.flags.c_contiguous and not _is_mapped(x):
             x = np.ascontiguousarray(x)
-        if network.backend.is_device_array(targets):  # checked like any others, before training
+        if network.backend.is_device_array(targets):  # before training they are checked too
             targets = network.backend.to_host(network.backend.asarray(targets))
         targets = training_targets(targets)
         if targets.ndim == 0 or len(targets) != len(x):
@@ -97,11 +104,11 @@ class Batches:
         return int(self.x.shape[0]) if self.rows is None else len(self.rows)
 
     def select(self, rows: Array) -> Batches:
-        """The same arrays, restricted to `rows`."""
+        """Return the same arrays, restricted to `rows`."""
         return replace(self, rows=rows)
 
     def at(self, rows: Any, name: str) -> Batches:
-        """`select` after a check of what a caller passed: integers in [0, M), none twice."""
+        """Check what a caller passed, integers in [0, M), none twice; then `select`."""
         rows = as_array(rows, name)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise OptionError(
@@ -118,24 +125,24 @@ class Batches:
         return self.select(rows.astype(np.intp))
 
     def order(self, rng: np.random.Generator | None) -> Array:
-        """Row numbers in a new random order, or in their own where rng is None."""
+        """Return row numbers in a new random order, or in their own if rng is None."""
         if rng is None:
             return np.arange(len(self.x)) if self.rows is None else self.rows
         return rng.permutation(len(self.x) if self.rows is None else self.rows)
 
     def own(self, array: Array) -> Array:
-        """The part of `targets` or `sample_weight` that `rows` selects."""
+        """Return the part of `targets` or `sample_weight` that `rows` selects."""
         return array if self.rows is None else array[self.rows]
 
     def ignored(self, loss: Loss) -> Array:
-        """Mask (N,) of the rows that the loss leaves out."""
+        """Return a mask (N,) of the rows that the loss ignores."""
         ignore_index = loss.options.ignore_index
         if ignore_index is None or self.targets.ndim != 1:
             return np.zeros(len(self), np.bool_)
         return self.own(self.targets) == ignore_index
 
     def row_weights(self, loss: Loss) -> Array:
-        """(N,) what each row counts in a weighted mean: sample times class weight, ignored 0."""
+        """Return the weight (N,) of each row in a mean: sample times class weight; 0 if ignored."""
         weight = np.ones(len(self)) if self.sample_weight is None else self.own(self.sample_weight)
         ignored, by_class = self.ignored(loss), loss.options.class_weight
         if by_class is not None and self.targets.ndim == 1:
@@ -143,12 +150,12 @@ class Batches:
         return np.where(ignored, 0.0, weight)
 
     def counting(self, loss: Loss) -> Batches:
-        """Without the rows that count for nothing: a batch of them alone would have no mean."""
+        """Return the rows whose weight is not 0: a batch of the others alone would have no mean."""
         counts = self.row_weights(loss) > 0
         return self if counts.all() else self.select(self.order(None)[counts])
 
     def require_finite_targets(self, loss: Loss) -> None:
-        """DataError at the first NaN or infinity among the targets of the rows that count."""
+        """Raise DataError at the first NaN or infinity among the targets that are not ignored."""
         if self.targets.dtype.kind == "f":
             counting = self.counting(loss)
             rows = counting.order(None)
@@ -159,8 +166,10 @@ class Batches:
             )
 
     def not_finite(self) -> str:
-        """Where the first NaN or infinity of x is, by row and column; "" if there is none, or
-        where x lies on a GPU."""
+        """Say where the first NaN or infinity of x is, by row and column.
+
+        The result is "" if there is none, or if x is on a GPU.
+        """
         rows, size = np.sort(self.order(None)), batch_rows_for(self.x.shape[1])
         if not isinstance(self.x, np.ndarray):
             return ""
@@ -173,7 +182,7 @@ class Batches:
         return ""
 
     def batch(self, network: MLP, rows: Array) -> Any:
-        """These rows of x, standardised, as ``network.predict`` takes them."""
+        """Return these rows of x, standardised, as ``network.predict`` takes them."""
         fitted, backend = self.standardizer, network.backend
         if isinstance(self.x, np.ndarray):
             batch = self.x[rows]
@@ -188,7 +197,7 @@ class Batches:
         return out
 
     def sampled(self, network: MLP, rows: Array) -> Array:
-        """These rows of x on the host, in the network's dtype."""
+        """Return these rows of x on the host, in the network's dtype."""
         if isinstance(self.x, np.ndarray):
             return self.x[rows].astype(network.dtype)
         return network.backend.to_host(self.select(rows)._unstandardized().batch(network, rows))
@@ -202,12 +211,15 @@ class Batches:
 
 
 def _row_of(rows: Array, place: int) -> str:
-    """The name of the row whose number is at this place."""
+    """Return the name of the row whose number is at this place."""
     return row_from_1(int(rows[place]))
 
 
 def gathered_dtype(dtype: np.dtype) -> np.dtype:
-    """In what a GPU gathers rows to standardise: uint8 and 16 bits are exact in float32."""
+    """Return the dtype in which raw rows are gathered on the GPU before they are standardised.
+
+    float32 holds uint8 and 16-bit values exactly.
+    """
     return dtype if dtype in (np.float32, np.float64) else np.dtype(np.float32)
 
 
@@ -227,7 +239,7 @@ def _check_standardizer(standardizer: Any, columns: int) -> None:
 
 
 def _is_mapped(x: Array) -> bool:
-    """True where the memory of `x` is a mapped file's, which must not be copied whole."""
+    """Return whether the memory of `x` is a mapped file's, which must not be copied whole."""
     base: Any = x
     while isinstance(base, np.ndarray):
         base = base.base

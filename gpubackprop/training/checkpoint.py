@@ -26,7 +26,7 @@ from gpubackprop.training.state import Position, TrainingState
 from gpubackprop.training.step import TrainStep
 
 Array = np.ndarray
-SAMPLED_ROWS = 64  # rows of x that are compared when training resumes; all would take too long
+SAMPLED_ROWS = 64  # so many rows of x are compared on resuming; all would take too long
 
 
 class CheckpointFile:
@@ -94,8 +94,18 @@ class Checkpoint(CheckpointFile):
 
     Parameters
     ----------
-    path : the file. settings, state, step, held_out : of the training that it keeps.
-    steps_per_epoch : of this training, to check the position in a file.
+    path : Path
+        The file.
+    settings : Settings
+        The settings of the training.
+    state : TrainingState
+        The state of the training.
+    step : TrainStep
+        The step of the training.
+    held_out : Batches or None
+        The validation rows.
+    steps_per_epoch : int
+        Steps of an epoch, to check the position in a file.
     """
 
     def __init__(
@@ -113,7 +123,7 @@ class Checkpoint(CheckpointFile):
         self.steps_per_epoch = steps_per_epoch
 
     def save(self, position: Position, best: Array) -> None:
-        """Replace the file; StorageError if it cannot be written, the previous one then stays."""
+        """Replace the file, or raise StorageError; the previous file then stays."""
         settings, state, step = self.settings, self.state, self.step
         saved = asdict(position)
         if position.step == 0:
@@ -135,9 +145,9 @@ class Checkpoint(CheckpointFile):
             ) from error
 
     def load(self) -> tuple[Position, Array] | None:
-        """Set trainer, network and step to the file's state; None if there is no file.
+        """Set trainer, network and step to the file's state; return None if there is no file.
 
-        Nothing is changed unless all of the file is right.
+        Nothing is changed unless the whole file is right.
         """
         network, state, targets = self.settings.network, self.state, self._arrays()
         found = self.read(targets | {"best": network.parameters})
@@ -160,10 +170,10 @@ class Checkpoint(CheckpointFile):
         return position, arrays["best"]
 
     def _read(self, values: dict[str, Any]) -> tuple[Position, int, History]:
-        """Position, step count, history; any error if the values are not as `save` writes them."""
+        """Return position, step count, history; any error means that `save` did not write them."""
         position = self._position(values["position"])
         steps = require_count(self.path, "steps", values["steps"])
-        # Tried on copies: either may turn out not to be readable.
+        # Try them on copies first, because either may not be readable.
         copy.deepcopy(self.state.rng).bit_generator.state = position.rng_state
         copy.deepcopy(self.settings.schedule).restore(values["schedule"])
         if values["schedule"].keys() != self.settings.schedule.state().keys():
@@ -194,7 +204,7 @@ class Checkpoint(CheckpointFile):
 
 
 def _fingerprint(training: Settings, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:
-    """What must be equal for a resumed training to be the same training."""
+    """Return what must be equal for a resumed training to be the same training."""
     settings = {
         "network": training.network.config(),
         "loss": training.loss.config(),

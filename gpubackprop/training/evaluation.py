@@ -20,7 +20,7 @@ from gpubackprop.training.gather import StepBatch
 
 
 class EvaluationStep(BatchStep):
-    """Forward pass and loss of a batch. Losses are summed, so that the batches do not matter."""
+    """Forward pass and loss of a batch. Losses are summed, so any batches give the same."""
 
     def __init__(self, network: MLP, loss: Loss, data: Batches, batch_size: int) -> None:
         super().__init__(network, loss, data, batch_size)
@@ -29,9 +29,9 @@ class EvaluationStep(BatchStep):
         self._weight = _total_weight(loss, data, network.widths[-1])
 
     def measure(self) -> dict[str, float]:
-        """The loss (without penalty) over all rows, and accuracy or rmse where there is one."""
+        """Return the loss (without penalty) over all rows, and accuracy or rmse if there is one."""
         self.reset_totals()
-        self.parameters = self.network.working_parameters()  # the same memory each time
+        self.parameters = self.network.working_parameters()  # always in the same memory
         order = self.place(self.data.order(None))
         for start in range(0, len(order), self.batch_size):
             self.run(order[start : start + self.batch_size])
@@ -75,8 +75,8 @@ def custom_metrics(network: MLP, metrics: Mapping[str, Any], data: Batches) -> d
 
 
 def _total_weight(loss: Loss, data: Batches, units: int) -> float:
-    """What the sum of the losses of all rows is divided by."""
+    """Return the divisor of the sum of all rows' losses."""
     if loss.options.reduction == "sum":
-        return float(len(data))  # no mean is wanted; per row, as in training, to be comparable
+        return float(len(data))  # no mean is wanted, but per row the figure compares with training
     total = data.row_weights(loss).sum(dtype=np.float64)
     return float(total * (units if loss.options.reduction == "elementwise_mean" else 1))

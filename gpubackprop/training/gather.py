@@ -1,4 +1,4 @@
-"""Where a step's batches come from: arrays of the network's device, or a memory map of the host."""
+"""The source of a step's batches: arrays of the network's device, or a memory map of the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpubackprop.network import MLP
 from gpubackprop.passes import Batch, PassUnits
 from gpubackprop.training.batches import Batches, gathered_dtype
 
-Array = Any  # of the network's device
+Array = Any  # an array of the network's device
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class StepBatch(Batch):
     replay: Callable[[], None] = lambda: None
 
     def first_rows(self, rows: int, backend: Backend) -> StepBatch:
-        """The same memory, seen as a smaller batch."""
+        """Return the same memory as a smaller batch."""
         cut = copy.copy(self)
         for name in ("index", "x", "targets", "weights", "logits"):
             array = getattr(self, name)
@@ -52,7 +52,7 @@ class StepBatch(Batch):
         }
         if isinstance(cut.units, PassUnits):
             cut.result["delta"] = cut.units.delta[-1]
-        # Not shared: where it is the same for every batch, 1 / rows, a plan fills it only once.
+        # The scale is not shared: if it is 1 / rows for every batch, a plan fills it only once.
         cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
         return cut
 
@@ -67,8 +67,12 @@ class Source:
     ----------
     data : Batches
         The rows; `load` exchanges them for others of the same kind.
-    x, targets, sample_weight : arrays
-        The arrays that `emit` reads.
+    x : array
+        The inputs that `emit` reads.
+    targets : array
+        The targets that `emit` reads.
+    sample_weight : array or None
+        The weights that `emit` reads.
     from_host : bool
         Whether the host gathers x for a GPU.
     """
@@ -76,7 +80,7 @@ class Source:
     def __init__(self, network: MLP, data: Batches) -> None:
         self.backend, self.dtype, self._wide = network.backend, network.precision, network.dtype
         self.from_host = self.backend.asynchronous and isinstance(data.x, np.ndarray)
-        self._rows = np.zeros(0, np.int64)  # of the batch, where the host gathers it
+        self._rows = np.zeros(0, np.int64)  # the batch's row numbers, if the host gathers it
         self._mean = self._scale = None
         if data.standardizer is not None:
             self._mean = self.backend.asarray(data.standardizer.mean)
@@ -114,7 +118,7 @@ class Source:
             self._place(Batches(data.x[:0].copy(), data.targets[:0].copy()))
 
     def place(self, order: np.ndarray) -> Array:
-        """An epoch's row numbers as `put_rows` takes slices of them."""
+        """Return an epoch's row numbers in the form of which `put_rows` takes slices."""
         return order if self.from_host else self.backend.place(order, np.int64)
 
     def put_rows(self, rows: Array, batch: StepBatch) -> None:
@@ -148,7 +152,7 @@ class Source:
     def emit(self, backend: Backend, batch: StepBatch) -> None:
         """Issue the copies of the batch's rows: x, converted and standardised, targets, weights."""
         raw, index = batch.raw, batch.index
-        if index is None:  # read when it runs, so that `load` and `put_rows` copy nothing
+        if index is None:  # the call reads them when it runs: `load` and `put_rows` copy nothing
             backend.call(self._gather, batch)
         else:
             if self.from_host:
@@ -176,5 +180,5 @@ class Source:
         gather_rows(self.x, rows, raw)
 
     def _copy_batch(self, raw: Array) -> None:
-        """raw = the rows of this batch of a memory map."""
+        """Set raw = the rows of this batch of a memory map."""
         self.backend.from_host(self.x[self._rows].astype(raw.dtype, copy=False), raw)

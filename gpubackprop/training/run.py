@@ -19,7 +19,7 @@ from gpubackprop.training.settings import Settings
 from gpubackprop.training.state import FitOptions, Position, TrainingState
 from gpubackprop.training.step import TrainStep
 
-MAX_SKIPPED = 50  # updates left out in a row: no loss scale, from 2^16 down, makes them finite
+MAX_SKIPPED = 50  # so many skipped updates in a row: no loss scale, from 2^16 down, can help
 
 
 class Run:
@@ -40,10 +40,11 @@ class Run:
             best_loss=math.inf, bad_epochs=0, seconds=0.0,
         )  # fmt: skip
         backend, parameters = self.network.backend, self.network.parameters
-        self.best = backend.empty(parameters.shape, parameters.dtype)  # safe weights: the best
-        backend.copy(parameters, self.best)  # epoch's, or the first
+        # Weights to return to: those of the best epoch, or the first ones.
+        self.best = backend.empty(parameters.shape, parameters.dtype)
+        backend.copy(parameters, self.best)
         self.saved_at = time.monotonic()
-        self.updates = (-1, 0)  # done and left out when one was last done
+        self.updates = (-1, 0)  # (updates applied, updates skipped) at the last applied update
         self._follow(step)
 
     @property
@@ -52,11 +53,11 @@ class Run:
 
     @property
     def position(self) -> Position:
-        """The trainer's, so that a copy of the trainer made meanwhile stands there too."""
+        """The trainer's position, so that a copy of the trainer made meanwhile has it too."""
         return self.state.position
 
     def _follow(self, step: TrainStep) -> None:
-        """Make what goes with this step."""
+        """Make the objects that depend on this step."""
         self.step, held_out, checkpoint = step, self.held_out, self.options.checkpoint
         settings = self.settings
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
@@ -98,15 +99,15 @@ class Run:
         return self.history
 
     def _restore_best(self) -> None:
-        """Back to the best epoch's weights; before an epoch is done the current ones stay."""
+        """Restore the best epoch's weights; before an epoch is done the current ones stay."""
         if math.isfinite(self.position.best_loss):
             self.network.backend.copy(self.best, self.network.parameters)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        """Go to where the checkpoint file stands, in a trainer that has not trained yet."""
+        """Go to the checkpoint file's position, in a trainer that has not trained yet."""
         loaded = checkpoint.load() if self.step.steps == 0 else None
         if loaded is None:
-            checkpoint.save(self.position, self.best)  # a folder that is not writable shows now
+            checkpoint.save(self.position, self.best)  # a read-only folder must raise now
             return
         self.state.position, best = loaded
         self.network.backend.from_host(best, self.best)
@@ -114,7 +115,7 @@ class Run:
             self.history.stopped = "patience"
 
     def _epoch(self, bar: ProgressBar, guard: InterruptGuard) -> None:
-        """The rest of the epoch that `position` is in."""
+        """Train the rest of the epoch of `position`."""
         position, settings, rng = self.position, self.settings, self.state.rng
         if position.step == 0 and self.step.planned != settings.planned():
             self._follow(self.state.new_step(settings, self.step.data))
@@ -126,7 +127,7 @@ class Run:
         else:
             rng.bit_generator.state = position.rng_state
         order = step.place(step.data.order(rng if settings.shuffle else None))
-        waits = self.network.backend.asynchronous  # to look at a step is to wait for it
+        waits = self.network.backend.asynchronous  # reading a step's result then waits for it
         began, size = time.perf_counter(), step.batch_size
         progress = Progress(step.steps, position.epoch, self.last_epoch * self.steps_per_epoch)
         while position.step < self.steps_per_epoch:
@@ -156,9 +157,9 @@ class Run:
         self._save_after_epoch()
 
     def _check_steps(self) -> None:
-        """Wait for the steps that a GPU has not done yet, and see that all went well."""
+        """Wait for the steps that a GPU has not done yet, and check that all went well."""
         if not self.network.backend.asynchronous:
-            return  # each was looked at when it was done
+            return  # each step was checked when it was done
         totals = self.step.read_totals()
         if totals[Total.BAD_STEP] >= 0:
             self._report_bad_step(int(totals[Total.STEPS] - totals[Total.BAD_STEP]) - 1)
@@ -166,7 +167,10 @@ class Run:
             self._report_bad_step()
 
     def _check_skipped(self) -> None:
-        """That not every update of late was left out, where a gradient that is not finite is."""
+        """Raise NonFiniteLossError if the last MAX_SKIPPED updates were all skipped.
+
+        An update is skipped if the scaled gradient is not finite.
+        """
         if self.settings.scaling is None:
             return
         done, skipped = self.step.updater.counts()

@@ -1,4 +1,4 @@
-"""Where a training stands: what a run changes, and a checkpoint keeps."""
+"""The state of a training: everything that a run changes and a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from gpubackprop.training.step import StepOptions, StepState, TrainStep
 
 @dataclass
 class Position:
-    """Where a training stands.
+    """The position of a training.
 
     Attributes
     ----------
-    epoch, step : int
-        Finished epochs, and steps done in the current one.
+    epoch : int
+        Finished epochs.
+    step : int
+        Steps done in the current epoch.
     first_epoch : int
         The epoch in which this call of `fit` began.
     best_loss : float
@@ -47,7 +49,7 @@ class Position:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What one call of `Trainer.fit` was asked for; see there."""
+    """The arguments of one call of `Trainer.fit`; see there."""
 
     epochs: int
     patience: int | None
@@ -62,7 +64,7 @@ class FitOptions:
 class TrainingState:
     """What training changes beside the parameters of the network and its schedule.
 
-    A copy has a state of its own. Copies and pickles are without plans and data: their step is a
+    A copy has a state of its own. Copies and pickles have no plans and no data: their step is a
     `StepState`, from which the next step goes on.
 
     Attributes
@@ -72,9 +74,9 @@ class TrainingState:
     history : History
         The epochs of all calls of `fit`.
     position : Position
-        Where the training stands.
+        The position of the training.
     step : TrainStep, StepState or None
-        The last one; None before the first, and after a loss that was not finite.
+        The last step; None before the first, and after a loss that was not finite.
     """
 
     rng: np.random.Generator
@@ -87,7 +89,7 @@ class TrainingState:
 
     @property
     def formula(self) -> str | None:
-        """Name of the update formula that there is a state of, or None."""
+        """Name of the update formula whose state there is, or None."""
         return None if self.step is None else self.step.formula
 
     @property

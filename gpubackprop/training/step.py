@@ -22,14 +22,21 @@ from gpubackprop.training.batch_step import GradientStep, StepOptions
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source, StepBatch
 
-Array = Any  # of the network's device
+Array = Any  # an array of the network's device
 __all__ = ["Regularization", "StepOptions", "StepState", "TrainStep"]
 
 
 @dataclass(frozen=True)
 class Regularization:
-    """l2: penalty l2 / 2 * sum of squared weights (biases excepted); clip_norm: largest global
-    norm of the gradient, or None."""
+    """The penalty and the clipping of a training.
+
+    Attributes
+    ----------
+    l2 : float
+        Factor of the penalty l2 / 2 * sum of squared weights (without biases).
+    clip_norm : float or None
+        The largest global norm of the gradient.
+    """
 
     l2: float = 0.0
     clip_norm: float | None = None
@@ -37,9 +44,16 @@ class Regularization:
 
 @dataclass(frozen=True)
 class StepState:
-    """What `TrainStep.go_on_from` takes over, without plans and data, on the host.
+    """The state that `TrainStep.go_on_from` takes over, without plans and data, on the host.
 
-    formula : name of the optimizer's. arrays : as `TrainStep.state`. steps : batches done.
+    Attributes
+    ----------
+    formula : str
+        Name of the optimizer's formula.
+    arrays : dict of arrays
+        As `TrainStep.state` returns them.
+    steps : int
+        Batches done.
     """
 
     formula: str
@@ -92,7 +106,7 @@ class TrainStep(GradientStep):
         drawn = any(network.dropout) or options.stochastic_rounding
         random = network.backend.asarray(random_state(options.seed)) if drawn else None
         super().__init__(network, loss, data, batch_size, options, random)
-        network.clear_gaps()  # penalty and norm are of the whole buffer
+        network.clear_gaps()  # penalty and norm are computed over the whole buffer
         backend, dtype, size = network.backend, network.dtype, network.layout.size
         self.optimizer, self.regularization = optimizer, regularization
         formula = optimizer.formula
@@ -115,14 +129,14 @@ class TrainStep(GradientStep):
         self.refresh()
 
     def refresh(self) -> None:
-        """The weights in 16 bits, as the last update left them; again, where others write them."""
+        """Round the weights to 16 bits as the last update did: others may have written them."""
         if self.half_copy is not None:
             random = self.random if self.updater.rule.stochastic else None
             self.network.backend.round_to_storage(self.network.parameters, self.half_copy, random)
 
     @property
     def formula(self) -> str:
-        """Name of the optimizer's."""
+        """Name of the optimizer's formula."""
         return self.optimizer.formula.name
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -139,13 +153,13 @@ class TrainStep(GradientStep):
         return f"{super().__repr__()[:-1]}, {self.optimizer!r}, {self.steps} steps done)"
 
     def snapshot(self) -> StepState:
-        """A copy of the state."""
+        """Return a copy of the state."""
         to_host = self.network.backend.to_host
         arrays = {name: np.array(to_host(array)) for name, array in self.state().items()}
         return StepState(self.formula, arrays, self.steps)
 
     def state(self) -> dict[str, Array]:
-        """The arrays that a training needs to go on where this step stands, parameters aside."""
+        """Return the arrays, without the parameters, that a training needs to go on from here."""
         named = zip(self.optimizer.formula.slots, self.slots, strict=True)
         arrays = {f"slot.{name}": slot for name, slot in named}
         if not self.options.record:
@@ -157,15 +171,20 @@ class TrainStep(GradientStep):
         return arrays
 
     def restored(self, steps: int) -> None:
-        """The arrays of `state`, and the parameters, were written: those after `steps` steps."""
+        """Take over the arrays of `state` and the parameters after they were written.
+
+        They are those after `steps` steps.
+        """
         self.steps = steps
         if self.updater.rule.scaling is not None:
             self.updater.restored(steps + 1)
         self.refresh()
 
     def go_on_from(self, other: TrainStep | StepState) -> None:
-        """Take over the state of a step of a network of the same layout and of the same formula;
-        what either has no use for (of dropout, of loss scaling) stays as it is."""
+        """Take over the state of a step of the same formula, of a network of the same layout.
+
+        Parts that one of the two steps lacks (dropout, loss scaling) stay as they are.
+        """
         mine, backend = self.state(), self.network.backend
         write: Callable[[Any, Any], None]
         if isinstance(other, TrainStep):
@@ -179,23 +198,10 @@ class TrainStep(GradientStep):
     def update(
         self, rows: Array, lr: float, weights: Array | None = None, l2: float | None = None
     ) -> StepBatch:
-        """Train on one batch.
+        """Train on the batch of these row numbers with learning rate `lr`.
 
-        Parameters
-        ----------
-        rows : (N,) int array
-            Numbers of its rows.
-        lr : float
-            Learning rate.
-        weights : (N,) array or None
-            Weights of the rows, as for `run`.
-        l2 : float or None
-            Penalty of this and of later updates; the regularization's must not be 0.
-
-        Returns
-        -------
-        StepBatch
-            The batch; the next call overwrites its arrays.
+        `weights` are the rows' weights, as for `run`. `l2` is the penalty of this and of later
+        updates, in place of the regularization's, which must not be 0.
         """
         self.updater.set(lr, self.steps + 1)
         if l2 is not None:
@@ -205,7 +211,7 @@ class TrainStep(GradientStep):
         return batch
 
     def summary(self) -> dict[str, float]:
-        """`RunningTotals.figures` over the rows so far, the loss with penalty.
+        """Return `RunningTotals.figures` over the rows so far; the loss includes the penalty.
 
         With a mean over weighted or ignored rows the loss is the mean of the batches' means.
         """

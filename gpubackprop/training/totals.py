@@ -1,4 +1,4 @@
-"""The running totals of an epoch: what its loss, accuracy and rmse are read from."""
+"""The running totals of an epoch, from which its loss, accuracy and rmse are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpubackprop.network import MLP
 from gpubackprop.passes import Batch
 from gpubackprop.training.batches import Batches
 
-Array = Any  # of the network's device
+Array = Any  # an array of the network's device
 
 
 class RunningTotals:
@@ -43,7 +43,7 @@ class RunningTotals:
         self.network.backend.copy(self._fresh, self.array)
 
     def read(self) -> np.ndarray:
-        """The totals on the host; waits for the device."""
+        """Return the totals on the host; wait for the device."""
         totals: np.ndarray = self.network.backend.to_host(self.array)
         return totals
 
@@ -76,7 +76,7 @@ class RunningTotals:
         backend.accumulate(loss, rows, batch.result.get("correct"), penalty, self.array)
 
     def figures(self, totals: np.ndarray, loss: float, penalty: float = 0.0) -> dict[str, float]:
-        """The loss, and accuracy or rmse where there is one; accuracy is of the rows so far."""
+        """Return the loss, and accuracy or rmse if there is one; accuracy is of the rows so far."""
         values = {"loss": float(loss + penalty)}
         if self.counts_correct:
             counted = totals[Total.ROWS] * self._counted

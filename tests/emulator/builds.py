@@ -1,11 +1,11 @@
-"""What g++ makes of the emulator's C++: libraries, each made once for all processes and runs.
+"""The libraries that g++ makes of the emulator's C++, each made once for all processes and runs.
 
-They lie in `directory()` under a hash of the code, the emulator, the flags and the compiler, in which
-there is no path: a second run compiles nothing, nor does a run in another checkout, and an edited
-header never meets a stale library. What no run has used for a month is deleted.
+They are in `directory()` under a hash of the code, the emulator, the flags and the compiler, in
+which there is no path. A second run compiles nothing, nor does a run in another checkout, and an
+edited header never meets a stale library. A library that no run has used for a month is deleted.
 
 The emulator's own headers take half of the time of a build of one entry, so they are compiled once
-for each mode (``header-*.gch``); g++ reads the text instead where it cannot use that.
+for each mode (``header-*.gch``). If g++ cannot use the result, it reads the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# What each mode adds to the command line.
+# The flags that each mode adds to the command line.
 MODES: dict[str, tuple[str, ...]] = {
     "values": (),
     "address": (
@@ -45,7 +45,7 @@ class EmulatorError(Exception):
 
 
 def library(code: str, mode: str) -> Path:
-    """The shared library of a C++ file that begins with ``cuda_names.h``: kept, or made now."""
+    """Return the shared library of a C++ file that begins with ``cuda_names.h``: kept, or made now."""
     result = directory() / f"{_key(code, *MODES[mode])}.so"
     if result.exists():
         os.utime(result)
@@ -57,7 +57,7 @@ def library(code: str, mode: str) -> Path:
         command = ["g++", *FLAGS, *MODES[mode], INCLUDE, "-include", str(_header(mode))]
         run([*command, "-x", "c++", "-c", "-o", kernel, "-"], code)
         run(["g++", "-shared", "-o", made, kernel, *rest])
-        os.replace(made, result)  # whole or not at all: another process may be compiling it too
+        os.replace(made, result)  # it appears whole: another process may be compiling it too
     return result
 
 
@@ -71,14 +71,14 @@ def directory() -> Path:
         try:
             if path.is_file() and path.stat().st_mtime < oldest:
                 path.unlink()
-        except FileNotFoundError:  # another process deletes the same
+        except FileNotFoundError:  # another process has deleted it
             continue
     return result
 
 
 @cache
 def _header(mode: str) -> Path:
-    """A header that includes ``cuda_names.h``, with what g++ has made of it beside it."""
+    """Return a header that includes ``cuda_names.h``, with its compiled form beside it."""
     result = directory() / f"header-{_key(INCLUDE, *MODES[mode])}.h"
     made = result.with_suffix(".h.gch")
     if not made.exists():
@@ -123,7 +123,7 @@ def _compiler() -> str:
 
 
 def run(command: Sequence[str], code: str = "") -> None:
-    """A command, with `code` as its input."""
+    """Run a command, with `code` as its input."""
     result = subprocess.run(command, input=code, capture_output=True, text=True)
     if result.returncode:
         raise EmulatorError(f"{' '.join(command)}\n{result.stderr[-4000:]}")

@@ -31,7 +31,7 @@ _ENTRY = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?P<attributes>(?:__\w+__\s*\([^()]*\)\s*)*)'
     r"(?P<name>\w+)\s*\((?P<parameters>[^)]*)\)"
 )
-_COMMA = re.compile(r",(?![^<]*>)")  # between parameters, not in A<B, C>
+_COMMA = re.compile(r",(?![^<]*>)")  # a comma between parameters, not in A<B, C>
 _CLUSTER = re.compile(r"__cluster_dims__\s*\(\s*(\w+)\s*(?:,\s*1\s*){0,2}\)")
 _ALIGNMENT = r"(?:(?:__align__|alignas)\s*\(\s*(?P<alignment>\w+)\s*\)\s*)?"
 _DYNAMIC_SHARED = re.compile(
@@ -48,11 +48,11 @@ _SCALARS = {
 }  # fmt: skip
 
 
-MAX_CLUSTER, MAX_SHARED = 8, 232448  # as in include/: blocks; bytes of dynamic shared memory
+MAX_CLUSTER, MAX_SHARED = 8, 232448  # blocks, and bytes of dynamic shared memory, as in include/
 
 
 def missing_compiler() -> str:
-    """Why the emulator cannot run here, or ""."""
+    """Say why the emulator cannot run here, or ""."""
     if shutil.which("g++") is None:
         return "no g++ found, which the kernel emulator needs (Debian: apt install g++)"
     if os.uname().machine != "x86_64":
@@ -66,14 +66,17 @@ class ByValue:
 
     Attributes
     ----------
-    values : structured array of 0 dimensions. arrays : what the addresses in it point to, by field.
+    values : array
+        Structured array of 0 dimensions.
+    arrays : dict
+        The arrays to which its addresses point, by field.
     """
 
     values: np.ndarray
     arrays: dict[str, np.ndarray]
 
     def words(self) -> Any:
-        """A copy of its bytes, on a multiple of 8."""
+        """Return a copy of its bytes, on a multiple of 8."""
         data = self.values.tobytes()
         return (ctypes.c_uint64 * -(-len(data) // 8)).from_buffer_copy(
             data.ljust(-(-len(data) // 8) * 8)
@@ -85,11 +88,15 @@ class Module:
 
     Parameters
     ----------
-    source : file name below kernels/, or a path.
-    mode : "values", "address" (AddressSanitizer, UBSan), "thread" (ThreadSanitizer), "traffic".
-        The sanitizers' modes must run in a process of their own: `sanitizers.run_sanitized`.
-    defines : macros to set, e.g. {"ONLY_FORMULA": "relu", "ONLY_DTYPE": "f32"}.
-    load : False compiles only; nothing can be called then.
+    source : str or Path
+        File name below kernels/, or a path.
+    mode : {"values", "address", "thread", "traffic"}
+        "address" is AddressSanitizer and UBSan, "thread" is ThreadSanitizer. The sanitizers' modes
+        must run in a process of their own: `sanitizers.run_sanitized`.
+    defines : dict
+        Macros to set, e.g. {"ONLY_FORMULA": "relu", "ONLY_DTYPE": "f32"}.
+    load : bool
+        If False the source is only compiled; nothing can be called then.
     """
 
     def __init__(
@@ -118,9 +125,11 @@ class Module:
         shared: int = 0,
         rotation: int = 0,
     ) -> None:
-        """Run `entry`; arrays are passed as pointers, None as null, scalars as NumPy scalars of the
-        parameter's very type, structs as `ByValue`. `rotation` changes the order in which the
-        threads of a block run.
+        """Run `entry`.
+
+        Arrays are passed as pointers, None as null, scalars as NumPy scalars of the parameter's
+        very type, structs as `ByValue`. `rotation` changes the order in which the threads of a
+        block run.
         """
         if entry not in self.signatures:
             raise EmulatorError(f"no entry {entry}; there are {', '.join(sorted(self.signatures))}")
@@ -143,18 +152,18 @@ class Module:
     def _struct(self, entry: str, value: ByValue) -> Any:
         size = getattr(self.library, f"emu_bytes_{entry}")
         size.restype = ctypes.c_size_t
-        if value.values.nbytes != size():  # CUDA would copy what lies behind it
+        if value.values.nbytes != size():  # CUDA would copy the bytes behind it
             raise EmulatorError(f"{entry} takes {size()} bytes but got {value.values.nbytes}")
         return value.words()
 
 
 def signatures(path: Path, defines: dict[str, str] | None = None) -> dict[str, list[str]]:
-    """The parameters of each entry of a source; nothing is compiled."""
+    """Return the parameters of each entry of a source; nothing is compiled."""
     return _signatures(_preprocess(path, tuple(sorted((defines or {}).items()))))
 
 
 def object_code(path: Path) -> bytes:
-    """What g++ makes of a source at -O2: equal for two sources that differ in nothing."""
+    """Return what g++ makes of a source at -O2, to compare two sources."""
     text = _preprocess.__wrapped__(path, ())
     with tempfile.TemporaryDirectory() as scratch:
         flags = [flag for flag in builds.FLAGS if flag not in ("-O1", "-g1")]
@@ -172,7 +181,7 @@ def _signatures(text: str) -> dict[str, list[str]]:
 
 
 def _clusters(text: str) -> dict[str, int]:
-    """Blocks of a cluster, by entry; 1 without ``__cluster_dims__``."""
+    """Return the blocks of a cluster, by entry; 1 without ``__cluster_dims__``."""
     result = {}
     for entry in _ENTRY.finditer(text):
         result[entry["name"]] = 1
@@ -190,7 +199,7 @@ def _clusters(text: str) -> dict[str, int]:
 def _launch_shape(
     entry: str, grid: Sequence[int], block: Sequence[int], cluster: int, shared: int
 ) -> Any:
-    """The six numbers of a launch, held to the limits that a card has."""
+    """Return the six numbers of a launch, checked against the limits of a card."""
     full_grid, full_block = (tuple(int(n) for n in (*part, 1, 1)[:3]) for part in (grid, block))
     limits = (2**31 - 1, 65535, 65535, 1024, 1024, 64)
     shape = full_grid + full_block
@@ -208,7 +217,7 @@ def _launch_shape(
 
 
 def _argument(entry: str, parameter: str, value: Any) -> Any:
-    """`value` as the ctypes object that the parameter, e.g. "const f32* x", takes."""
+    """Return `value` as the ctypes object that the parameter, e.g. "const f32* x", takes."""
     if "*" in parameter:
         if value is None:
             return ctypes.c_void_p(None)
@@ -229,7 +238,7 @@ def _argument(entry: str, parameter: str, value: Any) -> Any:
 
 @cache
 def _preprocess(path: Path, defines: tuple[tuple[str, str], ...]) -> str:
-    # Relative, so that no path of the checkout is in the result, by which a library is kept.
+    # The path is relative: a library is kept under a hash of the result, in every checkout.
     name = str(path.relative_to(KERNELS) if path.is_relative_to(KERNELS) else path)
     command = ["g++", "-E", "-std=c++17", "-I.", "-x", "c++", name]
     command += [f"-D{name}={value}" for name, value in defines]
@@ -240,13 +249,13 @@ def _preprocess(path: Path, defines: tuple[tuple[str, str], ...]) -> str:
 
 
 def _checks(path: Path, text: str) -> str:
-    """That the structs of a shipped source's entries are the records which Python fills."""
+    """Return the check that the structs of a shipped source's entries are Python's records."""
     shipped = path.parent == KERNELS or path.parent.name == "_kernels"
     return checks(tuple(match["name"] for match in _ENTRY.finditer(text))) if shipped else ""
 
 
 def _shared_memory(text: str) -> str:
-    """``__shared__`` variables as references into the window of the block (include/shared.h)."""
+    """Turn ``__shared__`` variables into references to the window of the block (include/shared.h)."""
 
     def static(match: re.Match[str]) -> str:
         kind = match["type"]
@@ -261,7 +270,7 @@ def _shared_memory(text: str) -> str:
     return _STATIC_SHARED.sub(static, _DYNAMIC_SHARED.sub(dynamic, text))
 
 
-_fibers = ctypes.c_void_p()  # of the first library loaded; the others use them too
+_fibers = ctypes.c_void_p()  # the fibers of the first library that was loaded; all use them
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -278,5 +287,5 @@ def _translation_unit(text: str, clusters: tuple[tuple[str, int], ...]) -> str:
 
 @cache
 def _compile(text: str, clusters: tuple[tuple[str, int], ...], mode: str) -> Path:
-    """The shared library of a preprocessed source, from the cache or made now."""
+    """Return the shared library of a preprocessed source, from the cache or made now."""
     return builds.library(_translation_unit(text, clusters), mode)

@@ -1,4 +1,4 @@
-"""What a kernel moves: bytes per buffer against the minimum, and sectors per request."""
+"""The traffic of a kernel: bytes per buffer against the minimum, and sectors per request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,22 @@ from tests.emulator.module import Module
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one launch did to one buffer.
+    """The traffic of one launch on one buffer.
 
     Attributes
     ----------
-    read, written : bytes, each access counted. size : bytes of the buffer.
-    widest : bytes of the widest access.
-    sectors : 32-byte sectors touched, request by request; least : the fewest that those bytes need.
+    read : int
+        Bytes read, each access counted.
+    written : int
+        Bytes written, each access counted.
+    size : int
+        Bytes of the buffer.
+    widest : int
+        Bytes of the widest access.
+    sectors : int
+        32-byte sectors touched, request by request.
+    least : int
+        The fewest sectors that those bytes need.
     """
 
     read: int
@@ -43,12 +52,12 @@ class Traffic:
 
     @property
     def sectors_per_minimum(self) -> float:
-        """1.0: every byte of every sector that a warp touched was wanted (coalesced)."""
+        """1.0 if every byte of every sector that a warp touched was wanted (coalesced)."""
         return self.sectors / self.least if self.least else 1.0
 
 
 def count_launch(module: Module, launched: Launched) -> list[tuple[np.ndarray, Traffic]]:
-    """The arrays that a launch of the backend's touches, and what it does to each."""
+    """Return the arrays that a launch of the backend touches, and the traffic on each."""
     (record,) = launched.arguments
     arrays = list(record.arrays.values())
     counts = count_traffic(
@@ -67,9 +76,12 @@ def count_traffic(
     also: Sequence[np.ndarray] = (),
     **options: int,
 ) -> list[Traffic | None]:
-    """Run an entry of a module in mode "traffic"; one result for each array among `arguments`, at
-    its place (an array passed twice is counted at the first), and for each of `also`, whose
-    addresses stand in a struct or a table among the arguments."""
+    """Run an entry of a module in mode "traffic"; return one result for each array.
+
+    The results of the arrays among `arguments` are at their places (an array passed twice is
+    counted at the first). The results of `also` follow; the addresses of these arrays are in a
+    struct or a table among the arguments.
+    """
     library = module.library
     library.emu_traffic_stop.restype = ctypes.c_size_t
     library.emu_traffic_start()

@@ -324,6 +324,7 @@ FUZZER = Fuzzer(
     frozenset(
         {"hidden_layer_sizes", "max_iter", "random_state", "np", "pd", "sparse", "rng", "copy"}
     ),
+    beside="loss_",
 )
 
 

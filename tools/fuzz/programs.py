@@ -89,6 +89,7 @@ class Fuzzer:
     beyond : (of a wider twin, ours, program so far) -> why what ours has where the reference raises
         is not the twin's, or "".
     known : (program so far, divergence) -> reason, "" for a fault; whether the rest is left.
+    beside : attribute of a variable that the detail of a divergence in it shows too.
     lasting : keywords that shrinking leaves, so that programs stay quick, and names of modules.
     """
 
@@ -104,6 +105,7 @@ class Fuzzer:
     known: Callable[[Sequence[str], Divergence], tuple[str, bool]]
     lasting: frozenset[str] = frozenset()
     beyond: Callable[[np.ndarray, np.ndarray, Sequence[str]], str] = lambda there, here, lines: ""
+    beside: str = ""
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -235,6 +237,10 @@ class _Step:
             changed = "unchanged here" if same else "changed here"
             kind = f"{kind}, after an error, {changed}"
             detail = f"{detail}\nafter {self.ours.error!r}"
+        if beside := self.fuzzer.beside:
+            own = f"{place.partition('.')[0]}.{beside}"
+            both = [seen.leaves[own] for seen in (self.theirs, self.ours) if own in seen.leaves]
+            detail += f"\nbeside {beside} {both}" if both else ""
         return Divergence(len(self.lines) - 1, self.lines[-1], place, kind, detail)
 
     def error(self) -> Divergence | None:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpubackprop.bench.contestants import NO_PEERS
+from gpubackprop.bench import record as records
+from gpubackprop.bench.providers import NO_PEERS
+from gpubackprop.errors import GpubackpropError
 from tools.gpu.common import SKIPPED, WORST
 from tools.gpu.running import Ended
 
+RECORDS = ("benchmarks", "bench_torch", "bench_sklearn")  # stages that leave a record
 UNSUPPORTED = ("device not supported", "not supported on this", "unable to find injection library")
 
 
@@ -49,7 +52,7 @@ def judge(name: str, ended: Ended, log: Path, out: Path) -> Outcome:
     last = lines[-1] if lines else ""
     found = _read(out / f"{name}.json")
     worst = [(float(badness), str(text)) for badness, text in found.get("worst", [])]
-    worst += _of_benchmarks(found.get("rows", [])) if name == "benchmarks" else []
+    worst += _of_benchmarks(_rows(out / f"{name}.json")) if name in RECORDS else []
     note = str(found.get("note", ""))
     if ended.interrupted:
         how = "killed" if ended.killed else "stopped"
@@ -83,17 +86,26 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Those of a record of the benchmarks; none where the stage left no whole one."""
+    try:
+        rows: list[dict[str, Any]] = records.load(path)["rows"]
+    except (OSError, GpubackpropError):
+        return []
+    return rows
+
+
 def _of_benchmarks(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
-    """Wrong results and contestants that failed, and where a peer is faster: our time over its."""
+    """Wrong results and providers that failed, and where a peer is faster: our time over its."""
     found = []
     for row in rows:
-        what, note = f"{row.get('case')}, {row.get('contestant')}", str(row.get("note", ""))
+        what, note = f"{row.get('case')}, {row.get('provider')}", str(row.get("note", ""))
         ratio = row.get("ratio") or 0.0
         if note.startswith("WRONG"):
             found.append((1e4, f"{what}: {note}"))
         elif "failed" in note or "ended" in note or "answer" in note:
             found.append((1e2, f"{what}: {note}"))
-        elif ratio > 1 and row.get("contestant") not in NO_PEERS:
+        elif ratio > 1 and row.get("provider") not in NO_PEERS:
             found.append((float(ratio), f"{what} is {ratio:.2f} times as fast as ours"))
     return found
 

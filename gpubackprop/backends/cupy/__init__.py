@@ -42,11 +42,12 @@ __all__ = ["CupyBackend", "CupyProducts", "Products", "Replay"]
 
 
 class Replay:
-    """What `CupyBackend.plan` returns: call it to issue the calls again.
+    """The result of `CupyBackend.plan`; a call of it issues the recorded calls again.
 
     Attributes
     ----------
-    uncaptured : see `gpubackprop.backends.cupy.recorded_calls.Plan`.
+    uncaptured : str
+        See `gpubackprop.backends.cupy.recorded_calls.Plan`.
     """
 
     def __init__(self, backend: CupyBackend, plan: Plan, labels: bool) -> None:
@@ -62,7 +63,10 @@ class Replay:
 
     def __del__(self) -> None:
         cupy = self._backend.cupy
-        with suppress(Exception), cupy.cuda.Device(self._backend.index):  # the process may end
+        with (
+            suppress(Exception),
+            cupy.cuda.Device(self._backend.index),
+        ):  # the process may be ending
             self._plan.close()
 
 
@@ -71,12 +75,15 @@ class CupyBackend(LayerOperations):
 
     Parameters
     ----------
-    index : number of the CUDA device.
-    products : what multiplies matrices; None: `CupyProducts`.
+    index : int
+        Number of the CUDA device.
+    products : Products or None
+        Multiplies matrices; None is `CupyProducts`.
 
     Raises
     ------
-    DeviceUnavailable : CuPy, the driver or the device is missing.
+    DeviceUnavailable
+        CuPy, the driver or the device is missing.
     """
 
     reason = ""
@@ -90,24 +97,24 @@ class CupyBackend(LayerOperations):
         return f"{type(self).__name__}({self.index})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy or a pickle is another one of the same device, where that is there."""
+        """Make copies and pickles as new backends of the same device."""
         return unpickled, (self.device, self.reason)
 
     def with_memory(self, memory: WorkingMemory) -> CupyBackend:
-        """This backend with another `memory`, for a recording or a capture."""
+        """Return this backend with another `memory`, for a recording or a capture."""
         twin = object.__new__(CupyBackend)
         twin.__dict__ |= self.__dict__
         twin.memory = memory
         return twin
 
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
-        """A CUDA graph where all of it can be captured, which products through CuPy cannot."""
+        """Record a CUDA graph if all of it can be captured, which products through CuPy cannot."""
         recorder = self._recorder()
         emit(recorder)
         return self._replay(recorder)
 
     def _recorder(self) -> CupyBackend:
-        """This backend, whose operations are recorded, with working memory that is kept."""
+        """Return this backend with its operations recorded, and working memory that is kept."""
         recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
         recorder._recorded = RecordedCalls()
         recorder.memory.bad_label = self.memory.bad_label
@@ -236,8 +243,11 @@ class CupyBackend(LayerOperations):
         formula: Update,
         coefficients: dict[str, Any],
     ) -> None:
-        """`coefficients` also without numbers that the host reads: "prepared", the vector that
-        `CupyUpdater` fills on the device, and "penalized", how many parameters its L2 concerns."""
+        """Do `Backend.update`; `coefficients` may also be without numbers that the host reads.
+
+        They are then "prepared", the vector that `CupyUpdater` fills on the device, and
+        "penalized", the number of parameters with an L2 penalty.
+        """
         updates.update(self, parameters, gradient, slots, formula, coefficients)
 
     def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
@@ -256,11 +266,12 @@ class CupyBackend(LayerOperations):
 
 
 def unpickled(device: str, reason: str) -> CupyBackend:
-    """The backend of a pickle that was made with one for `device`.
+    """Return the backend of a pickle that was made with one for `device`.
 
     Raises
     ------
-    DeviceUnavailable : that device is not there.
+    DeviceUnavailable
+        That device is not there.
     """
     try:
         backend = CupyBackend(int(devices.choose(device)[0].removeprefix("cuda:")))

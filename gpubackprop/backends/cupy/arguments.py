@@ -1,11 +1,10 @@
-"""What the kernels take: one record for each, passed by value, declared here and in CUDA.
+"""The arguments of the kernels: one record for each, passed by value, declared here and in CUDA.
 
 A kernel has one parameter, a struct (``template <class T> struct ...Arguments`` in its source).
-`ARGUMENTS` has the same fields in the same order. From it come the NumPy dtype whose bytes are that
+`ARGUMENTS` has the same fields in the same order. It gives the NumPy dtype whose bytes are that
 struct's, and the check of the struct, which is compiled with every entry. CuPy passes a structured
-array of one element by value and looks at neither its dtype nor its size (cupy/cuda/function.pyx,
-`CNumpyArray`), so that check and `Layout.record` are what keeps a number from landing in another
-parameter.
+array of one element by value and checks neither its dtype nor its size (cupy/cuda/function.pyx,
+`CNumpyArray`). Only that check and `Layout.record` keep a number from landing in another parameter.
 
 A new option of a kernel is one field here, and one in its struct.
 """
@@ -23,7 +22,7 @@ from gpubackprop.backends.cupy_launch import entries
 from gpubackprop.dtypes import BY_SUFFIX, STORAGES, SUFFIXES
 from gpubackprop.errors import DtypeError
 
-Array = Any  # cupy.ndarray
+Array = Any  # a cupy.ndarray
 Defines = tuple[tuple[str, str], ...]
 
 LABELS = (np.uint8, np.int32, np.int64)
@@ -126,8 +125,9 @@ class Record(np.ndarray):
 
     Attributes
     ----------
-    arrays : what its addresses point to, by field. They live as long as the record does, so a plan
-        that keeps the record keeps them.
+    arrays : dict
+        The arrays of its addresses, by field. They live as long as the record, so a plan that keeps
+        the record keeps them.
     """
 
     arrays: dict[str, Array]
@@ -149,8 +149,12 @@ class Layout:
 
     Attributes
     ----------
-    entry : its name. kinds : kind of each field, by name.
-    types : what storage, compute, ... are in this entry, by the names of include/types.cuh.
+    entry : str
+        The entry's name.
+    kinds : dict
+        Kind of each field, by name.
+    types : dict
+        The meaning of storage, compute, ... in this entry, by the names of include/types.cuh.
     """
 
     entry: str
@@ -159,7 +163,7 @@ class Layout:
 
     @cached_property
     def dtype(self) -> np.dtype:
-        """Laid out as a C compiler does."""
+        """The dtype, laid out as a C compiler does."""
         return np.dtype(
             [(name, self._format(kind)) for name, kind in self.kinds.items()], align=True
         )
@@ -173,25 +177,29 @@ class Layout:
         return _NUMBERS[self.types.get(kind, kind)]
 
     def element(self, kind: str) -> str:
-        """The element type of an array of that kind, by its name in include/types.cuh."""
+        """Return the element type of an array of that kind, by its name in include/types.cuh."""
         name = "compute" if kind == "number" else kind.rstrip("*")
         return self.types.get(name, name)
 
     def record(
         self, values: Mapping[str, Any], address: Callable[[Layout, str, Any], int]
     ) -> Record:
-        """The record with `values`, one for each field.
+        """Return the record with `values`, one for each field.
 
         Parameters
         ----------
-        values : arrays (None for a null pointer) and numbers, by the names of the fields; for a
-            "number" either.
-        address : gives the address of an array, after checks.
+        values : mapping
+            Arrays (None for a null pointer) and numbers, by the names of the fields; either for a
+            "number".
+        address : callable
+            Returns the address of an array, after checks.
 
         Raises
         ------
-        TypeError : a field has no value, or there is no such field.
-        DtypeError : an array of another dtype; a number with a fraction where there is none.
+        TypeError
+            A field has no value, or there is no such field.
+        DtypeError
+            An array has another dtype, or a number a fraction that the field cannot hold.
         """
         if values.keys() != self.kinds.keys():
             raise TypeError(self._wrong_names(values))
@@ -225,9 +233,9 @@ class Layout:
         return f"the record of {self.entry} " + " and ".join(parts)
 
     def check(self) -> str:
-        """C++ that does not compile where the entry's struct is another than `dtype`.
+        """Return C++ that does not compile if the entry's struct differs from `dtype`.
 
-        NVRTC has no offsetof: there the names, types and order of all fields and the size stand for
+        NVRTC has no offsetof. There the names, types and order of all fields and the size stand for
         the offsets, which follow from them.
         """
         places, offsets = [], []
@@ -270,7 +278,7 @@ class Layout:
 
 
 def fits(dtype: Any, element: str) -> bool:
-    """Whether arrays of `dtype` may stand where a kernel has elements of that name."""
+    """Return whether arrays of `dtype` may stand where a kernel has elements of that name."""
     if element == "labels":
         return dtype in LABELS
     if element == "u8":
@@ -282,7 +290,7 @@ def fits(dtype: Any, element: str) -> bool:
 
 @cache
 def layout_of(entry: str, defines: Defines) -> Layout:
-    """The record of an entry that `gpubackprop.backends.cupy_launch.entries` lists."""
+    """Return the record of an entry that `gpubackprop.backends.cupy_launch.entries` lists."""
     macros = dict(defines)
     suffix, formula = macros["ONLY_DTYPE"], macros.get("ONLY_FORMULA", "")
     parts = suffix.split("_")
@@ -296,7 +304,7 @@ def layout_of(entry: str, defines: Defines) -> Layout:
 
 
 def kernel_of(entry: str, defines: Defines) -> str:
-    """The key of `ARGUMENTS` for an entry: its name without formula and dtype."""
+    """Return the key of `ARGUMENTS` for an entry: its name without formula and dtype."""
     macros = dict(defines)
     formula = macros.get("ONLY_FORMULA", "")
     return entry.removesuffix(f"_{macros['ONLY_DTYPE']}").removesuffix(
@@ -310,12 +318,12 @@ def _layouts() -> dict[str, Layout]:
 
 
 def layout_named(entry: str) -> Layout:
-    """The same by the name alone."""
+    """Return the record by the entry's name alone."""
     return _layouts()[entry]
 
 
 def checks(names: tuple[str, ...]) -> str:
-    """What is compiled behind a source, so that the structs of these entries are the records."""
+    """Return the text that is compiled behind a source, and checks the structs of these entries."""
     layouts = _layouts()
     text = "".join(layouts[name].check() for name in names if name in layouts)
     return f'\n#line 1 "the records of arguments.py"\n{text}' if text else ""

@@ -1,8 +1,8 @@
-"""Compiling the kernels with NVRTC, and keeping what came out on disk.
+"""Compile the kernels with NVRTC, and keep the machine code on disk.
 
-CuPy's own `RawModule(code=...)` adds ``-ftz=true``, after which subnormal float32 are 0, and hashes
-no included header. So the source goes to NVRTC through CuPy's `compile_using_nvrtc`, which adds no
-such thing, and CuPy loads the result from a file of ours.
+CuPy's own `RawModule(code=...)` adds ``-ftz=true``, which makes subnormal float32 0, and hashes no
+included header. Therefore the source goes to NVRTC through CuPy's `compile_using_nvrtc`, which adds
+no such option, and CuPy loads the result from a file of ours.
 """
 
 from __future__ import annotations
@@ -29,16 +29,21 @@ Entry = tuple[str, str, Defines]
 # Subnormal numbers are kept; division and square root are rounded correctly.
 OPTIONS = ("--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true")
 
-_loaded: dict[tuple[Any, int, Entry], Any] = {}  # CuPy, device, entry: the function
+_loaded: dict[tuple[Any, int, Entry], Any] = {}  # the functions, by CuPy, device and entry
 
 
 def compiled(cupy: Any, index: int, entry: Entry) -> Any:
-    """One entry, compiled for the current device, number `index`, or read from the disk.
+    """Return one entry for the current device, number `index`: compiled, or read from the disk.
 
     Parameters
     ----------
-    entry : (source, name, defines), a file of `kernels_directory()`, the name of its `__global__`
-        function, and macros that leave this entry alone; they stand before the text.
+    cupy : module
+        CuPy.
+    index : int
+        Number of the current device.
+    entry : tuple
+        (source, name, defines): a file of `kernels_directory()`, the name of its `__global__`
+        function, and macros that leave this entry alone, which stand before the text.
     """
     if (cupy, index, entry) not in _loaded:
         file, code = _place(cupy, index, entry)
@@ -49,16 +54,21 @@ def compiled(cupy: Any, index: int, entry: Entry) -> Any:
 
 
 def compile_together(cupy: Any, index: int, entries: Iterable[Entry]) -> None:
-    """Put the machine code of several entries on disk, for `compiled`, if it is not there yet: in
-    as many threads as there are cores, since NVRTC runs without Python's lock."""
+    """Put the machine code of several entries on disk, for `compiled`, if it is not there yet.
+
+    It uses as many threads as there are cores, since NVRTC runs without Python's lock.
+    """
     new = [entry for entry in entries if (cupy, index, entry) not in _loaded]
     missing = [entry for entry in new if not _place(cupy, index, entry)[0].exists()]
-    if len(missing) > 1:  # a single one is left to `compiled`
+    if len(missing) > 1:  # `compiled` compiles a single one
         in_threads(partial(put_on_disk, cupy, index), missing)
 
 
 def put_on_disk(cupy: Any, index: int, entry: Entry) -> bool:
-    """Compile one entry for device `index` unless its machine code is there; whether it was not."""
+    """Compile one entry for device `index` unless its machine code is there.
+
+    Return whether it was missing.
+    """
     file, code = _place(cupy, index, entry)
     if file.exists():
         return False
@@ -68,8 +78,10 @@ def put_on_disk(cupy: Any, index: int, entry: Entry) -> bool:
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """``[function(item) for item in items]``, in as many threads as there are cores; in this one
-    alone where the process may start no other."""
+    """Return ``[function(item) for item in items]``, in as many threads as there are cores.
+
+    If the process may start no other thread, this one does it alone.
+    """
     with ThreadPoolExecutor(min(len(items), available_cores())) as threads:
         futures: list[Future[R]] = []
         try:
@@ -82,7 +94,7 @@ def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _place(cupy: Any, index: int, entry: Entry) -> tuple[Path, str]:
-    """Where the machine code of an entry is kept, and the text that it is made of."""
+    """Return the file for the machine code of an entry, and the text from which it is made."""
     source, name, defines = entry
     macros = "".join(f"#define {macro} {value}\n" for macro, value in defines)
     text = (kernels_directory() / source).read_text(encoding="utf-8")
@@ -91,7 +103,7 @@ def _place(cupy: Any, index: int, entry: Entry) -> tuple[Path, str]:
 
 
 def _compile(cupy: Any, code: str) -> bytes:
-    """Machine code for the current device; PTX, as bytes, where NVRTC is older than the card."""
+    """Return machine code for the current device, or PTX if NVRTC is older than the card."""
     options = (*OPTIONS, f"-I{kernels_directory()}")
     made, _ = cupy.cuda.compiler.compile_using_nvrtc(code, options, cache_in_memory=True)
     return made if isinstance(made, bytes) else str(made).encode()
@@ -103,7 +115,7 @@ def _sources() -> str:
 
 
 def _key(cupy: Any, index: int, code: str) -> str:
-    """A hash of all that the machine code depends on, the included files among it."""
+    """Return a hash of all that the machine code depends on, included files as well."""
     version = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
     card = str(cupy.cuda.Device(index).compute_capability)
     parts = (version, card, *OPTIONS, _sources(), code)
@@ -111,8 +123,11 @@ def _key(cupy: Any, index: int, code: str) -> str:
 
 
 def cache_directory() -> Path:
-    """`gpubackprop/` in CuPy's cache (CUPY_CACHE_DIR, else ~/.cupy/kernel_cache); where that cannot
-    be written to, or CUPY_CACHE_IN_MEMORY=1, one that lasts as long as this process."""
+    """Return `gpubackprop/` in CuPy's cache (CUPY_CACHE_DIR, else ~/.cupy/kernel_cache).
+
+    If that cannot be written to, or if CUPY_CACHE_IN_MEMORY=1, return a folder that lasts as long
+    as this process.
+    """
     if os.environ.get("CUPY_CACHE_IN_MEMORY", "0") != "1":
         given = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
         directory = Path(given) / "gpubackprop"
@@ -123,7 +138,10 @@ def cache_directory() -> Path:
 
 @cache
 def _can_be_written_to(directory: Path) -> bool:
-    """Asked once a process: in some sandboxes each file that is made is a round trip."""
+    """Return whether the folder can be written to.
+
+    It is asked once per process: in some sandboxes each file that is made is a round trip.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -140,7 +158,7 @@ def _own_directory() -> str:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """All or nothing, whoever else compiles the same."""
+    """Write the file whole or not at all, even if other processes compile the same."""
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".new")
     with os.fdopen(handle, "wb") as out:
         out.write(content)

@@ -1,6 +1,6 @@
-"""What CuPy's own elementwise kernels serve as well: no reuse, no reduction across a tuned launch.
+"""Operations for which CuPy's own elementwise kernels are as good: no reuse, no tuned reduction.
 
-None of these is in the steady loop of a plain training step: output functions belong to prediction,
+None of these is in the steady loop of a plain training step. Output functions belong to prediction,
 `standardize` to training with a per-batch standardizer, the rest to sums instead of means.
 """
 
@@ -15,7 +15,7 @@ KERNELS = {
     "divide": ("T x, float64 divisor", "T out", "out = T(x / T(divisor))"),
     "one_for_zero": ("T x", "T out", "out = x + T(x == 0)"),
     "exponential": ("T a", "T out", "out = exp(a)"),
-    # float64, as `Standardizer.transform`: float32 would lose the digits of 1e8 + small.
+    # In float64, as in `Standardizer.transform`: float32 would lose the digits of 1e8 + small.
     "standardize": (
         "S raw, float64 mean, float64 scale", "T out", "out = T((double(raw) - mean) / scale)"
     ),
@@ -24,6 +24,6 @@ KERNELS = {
 
 @cache
 def kernel(cupy: Any, name: str) -> Any:
-    """CuPy's kernel of that name; compiled at its first call for each pair of dtypes."""
+    """Return CuPy's kernel of that name, compiled at its first call for each pair of dtypes."""
     inputs, outputs, operation = KERNELS[name]
     return cupy.ElementwiseKernel(inputs, outputs, operation, f"gpubackprop_{name}")

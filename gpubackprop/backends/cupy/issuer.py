@@ -1,4 +1,4 @@
-"""Kernels issued on a device, and the operations that others are built of: rows and column sums."""
+"""The issuing of kernels on a device, and two basic operations: rows and column sums."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from gpubackprop.errors import ShapeError
 
 
 class Issuer(DeviceMemory, Backend):
-    """What issues kernels on a device, or records them: the part of `CupyBackend` that its layers,
-    losses and updates stand on.
+    """The part of `CupyBackend` that issues kernels on a device, or records them.
+
+    Its layers, losses and updates stand on it.
 
     Attributes
     ----------
-    memory : scratch arrays, and the flag for labels out of range.
-    launcher : what compiles and binds entries, on this device.
+    memory : WorkingMemory
+        Scratch arrays, and the flag for labels out of range.
+    launcher : Launcher
+        Compiles and binds entries, on this device.
     """
 
     def __init__(self, index: int) -> None:
@@ -35,7 +38,9 @@ class Issuer(DeviceMemory, Backend):
         self.memory = WorkingMemory(self.cupy, index)
         self.launcher = Launcher(self.cupy, index)
         self._recorded: RecordedCalls | None = None
-        self._labels = [False]  # shared with recorders: labels went unchecked since the last wait
+        self._labels = [
+            False
+        ]  # whether labels are unchecked since the last wait; recorders share it
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         if self._recorded is not None:
@@ -60,13 +65,23 @@ class Issuer(DeviceMemory, Backend):
         formula: str = "",
         contiguous: bool = True,
     ) -> None:
-        """Issue one entry of the launch table; nothing where it is empty.
+        """Issue one entry of the launch table; issue nothing for an empty array.
 
         Parameters
         ----------
-        kernel, shape, dtype, formula, contiguous : as in `gpubackprop.backends.cupy_launch.plan`.
-        arguments : of the launch that was planned, the fields of its record, by name
+        kernel : str
+            As in `gpubackprop.backends.cupy_launch.plan`.
+        shape : tuple of int
+            As in `gpubackprop.backends.cupy_launch.plan`.
+        dtype : dtype or str
+            As in `gpubackprop.backends.cupy_launch.plan`.
+        arguments : callable
+            Returns, for the planned launch, the fields of its record by name
             (`gpubackprop.backends.cupy.arguments.ARGUMENTS`).
+        formula : str
+            As in `gpubackprop.backends.cupy_launch.plan`.
+        contiguous : bool
+            As in `gpubackprop.backends.cupy_launch.plan`.
         """
         launch = self.launcher.plan(kernel, shape, dtype, formula=formula, contiguous=contiguous)
         if not launch.empty:
@@ -87,11 +102,11 @@ class Issuer(DeviceMemory, Backend):
     # -- rows -------------------------------------------------------------------------------------
 
     def on_device(self, host: np.ndarray | None, dtype: Any) -> Array | None:
-        """A copy that does not change any more, such as class weights."""
+        """Return a copy of an array that does not change any more, such as class weights."""
         return None if host is None else self.asarray(host, dtype)
 
     def converted(self, array: Array | None, dtype: Any, name: str) -> Array | None:
-        """`array`, or its conversion to `dtype` in scratch memory of that name."""
+        """Return `array`, or its conversion to `dtype` in scratch memory of that name."""
         if array is None or array.dtype == dtype:
             return array
         out = self.memory.scratch(name, array.shape, dtype)
@@ -129,15 +144,15 @@ class Issuer(DeviceMemory, Backend):
     # -- column sums ------------------------------------------------------------------------------
 
     def column_sum(self, delta: Array, out: Array) -> None:
-        """out[j] = sum_i delta[i, j], in an order that the shapes alone decide."""
+        """Set out[j] = sum_i delta[i, j], in an order that the shapes alone decide."""
         self.sum_columns(delta, out)
 
     def sum_columns(
         self, x: Array, out: Array, divisor: Array | float = 1.0, empty_is_zero: bool = False
     ) -> None:
-        """`column_sum`, divided by `divisor`, a number or an array ().
+        """Compute `column_sum`, divided by `divisor`, a number or an array ().
 
-        Divided by 0 it is NaN, or 0 where `empty_is_zero`.
+        Divided by 0 it is NaN, or 0 if `empty_is_zero`.
         """
         rows, columns = x.shape
         partial: list[Array] = []

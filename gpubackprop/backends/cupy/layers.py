@@ -40,7 +40,7 @@ class LayerOperations(Issuer):
         dropout: Dropout | None = None,
     ) -> None:
         product = a
-        if a.dtype.itemsize == 2:  # rounded once, with its bias
+        if a.dtype.itemsize == 2:  # the sum of product and bias is rounded once
             product = self.memory.scratch("product", a.shape, np.float32)
         self.matmul(x, W.T, product)
         self._epilogue(product, b, activation, None if h is a else a, h, dropout)
@@ -138,12 +138,12 @@ class LayerOperations(Issuer):
 
 
 def _variant(dropout: Dropout | None) -> str:
-    """Of an entry's name."""
+    """Return the variant part of an entry's name."""
     return "" if dropout is None else "_dropout"
 
 
 def _dropout_arguments(dropout: Dropout | None) -> dict[str, Any]:
-    """The fields that entries with dropout read."""
+    """Return the fields that entries with dropout read."""
     names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
     if dropout is None:
         return dict(zip(names, (None, 0, 1.0, 0), strict=True))

@@ -1,4 +1,4 @@
-"""CuPy as a library that may be absent: importing it, its devices, and its errors in one line."""
+"""CuPy, a library that may be absent: its import, its devices, and its errors on one line."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ GIB = 1 << 30
 
 
 def import_cupy() -> Any:
-    """The module `cupy`.
+    """Return the module `cupy`.
 
     Raises
     ------
-    DeviceUnavailable : it is not installed, or does not import.
+    DeviceUnavailable
+        It is not installed, or does not import.
     """
     try:
         return importlib.import_module("cupy")
@@ -30,7 +31,7 @@ def import_cupy() -> Any:
 
 
 def check_device(cupy: Any, index: int) -> None:
-    """DeviceUnavailable unless CUDA starts and has a device of this number."""
+    """Raise DeviceUnavailable unless CUDA starts and has a device of this number."""
     try:
         count = int(cupy.cuda.runtime.getDeviceCount())
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -47,11 +48,16 @@ def check_device(cupy: Any, index: int) -> None:
 
 @contextmanager
 def explained(cupy: Any, what: str, wanted: int | None = None) -> Iterator[None]:
-    """CuPy's errors as `DeviceUnavailable`, one line that says what to do.
+    """Raise CuPy's errors as `DeviceUnavailable`, with one line that says what to do.
 
     Parameters
     ----------
-    what : what was being done. wanted : bytes asked for, where it is an allocation.
+    cupy : module
+        CuPy.
+    what : str
+        What was being done.
+    wanted : int
+        Bytes asked for, if it is an allocation.
     """
     try:
         yield
@@ -87,7 +93,7 @@ def _out_of_memory(
     try:
         free, total = cupy.cuda.runtime.memGetInfo()
         room = f" and {free / GIB:.3g} of {total / GIB:.3g} GiB are free"
-    except Exception:  # a device out of memory may answer no more
+    except Exception:  # a device out of memory may not answer any more
         room = ""
     return DeviceUnavailable(
         f"{what}: the GPU is out of memory: {size}{room}; use a smaller batch_size or network, x "
@@ -96,11 +102,14 @@ def _out_of_memory(
 
 
 def _is_missing_library(error: BaseException) -> bool:
-    """CuPy loads NVRTC and cuBLAS at their first use; what it raises then depends on how."""
+    """Return whether the error says that NVRTC or cuBLAS is missing.
+
+    CuPy loads them at their first use; the kind of its error depends on how.
+    """
     text = f"{type(error).__name__} {error}".lower()
     return any(sign in text for sign in ("dynamiclib", "failed to load", "cannot open", "dlopen"))
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
+    """Return the first line of an error's text, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -53,7 +53,7 @@ def softmax_cross_entropy(
 
 
 def softmax(backend: Issuer, logits: Any, out: Any, *, log: bool = False) -> None:
-    """out = softmax(logits), or its logarithm; (N, K) of one dtype; out may be logits."""
+    """Set out = softmax(logits), or its logarithm; (N, K) of one dtype; out may be logits."""
     launch_softmax(backend, logits, None, None, {"delta": out}, LossOptions(), log=log)
 
 
@@ -71,8 +71,11 @@ def launch_softmax(
     class_weight: Any = None,
     log: bool = False,
 ) -> None:
-    """Issue the entries that `plan_softmax` chooses; without labels and probabilities the softmax
-    itself, or its logarithm. `upstream` and `divisor` are numbers or arrays."""
+    """Issue the entries that `plan_softmax` chooses.
+
+    Without labels and probabilities it is the softmax itself, or its logarithm. `upstream` and
+    `divisor` are numbers or arrays.
+    """
     rows, classes = logits.shape
     compute = compute_dtype(logits.dtype)
     delta = result.get("delta")
@@ -99,14 +102,14 @@ def launch_softmax(
         "has_ignore_index": options.ignore_index is not None, "log_output": log,
     }  # fmt: skip
     for launch in launches:
-        if launch.partial is not None and arguments["partial"] is None:  # one for both launches
+        if launch.partial is not None and arguments["partial"] is None:  # both launches share it
             count = math.prod(launch.partial) * STATISTICS_WORDS[compute.name]
             arguments["partial"] = backend.memory.scratch("statistics", (count,), np.float64)
         backend.issue(launch, {**arguments, "shared_packs": launch.shared_packs})
 
 
 def _stride(upstream: Any) -> int:
-    """Of an array of one number for each row 1; 0 for one number, in an array or not."""
+    """Return 1 for an array of one number for each row; 0 for one number, in an array or not."""
     return int(getattr(upstream, "ndim", 0))
 
 
@@ -143,8 +146,10 @@ def launch_pointwise(
     upstream: Any = 1.0,
     divisor: Any = 1.0,
 ) -> None:
-    """Losses of the rows, delta and what else `result` has; `upstream` and `divisor` are numbers or
-    arrays."""
+    """Compute the losses of the rows, delta and the other arrays of `result`.
+
+    `upstream` and `divisor` are numbers or arrays.
+    """
     delta = result.get("delta")
     backend.launch(
         "pointwise_loss", a.shape, a.dtype,
@@ -163,7 +168,7 @@ def launch_pointwise(
 def _check_shapes(
     targets: Any, wanted: tuple[int, ...], result: Result, logits: tuple[int, ...]
 ) -> None:
-    """A kernel would read or write beyond a smaller array."""
+    """Raise for a smaller array, beyond which a kernel would read or write."""
     shapes = {"row_loss": logits[:1], "scale": logits[:1], "lse": logits[:1], "correct": logits[:1]}
     shapes |= {"predicted": logits[:1], "delta": logits}
     named = [("targets", targets, wanted)]
@@ -182,11 +187,11 @@ def _divisor(
     result: Result,
     units: int,
 ) -> Any:
-    """What the mean divides by, 1 for the other reductions.
+    """Return the divisor of the mean; 1 for the other reductions.
 
-    The sum over the rows that count of sample weight times class weight, times the units for the
-    elementwise mean: a number where the host knows it, else a 0-d array. result["scale"] is the
-    working memory for the rows' weights.
+    It is the sum of sample weight times class weight over the rows that are not ignored, times the
+    units for the elementwise mean. It is a number if the host knows it, else a 0-d array.
+    result["scale"] is the working memory for the rows' weights.
     """
     if not options.reduction.endswith("mean"):
         return 1.0
@@ -216,7 +221,7 @@ def row_weights(
     factor: float = 1.0,
     classes: int = 0,
 ) -> None:
-    """out[i]: what row i counts in the mean, times `factor`; NaN for a label out of range."""
+    """Set out[i] to row i's weight in the mean, times `factor`; NaN for a label out of range."""
     backend.launch(
         "row_weights", out.shape, out.dtype,
         lambda launch: {
@@ -230,7 +235,10 @@ def row_weights(
 
 
 def _of_gradients(backend: Issuer, divisor: Any, options: LossOptions) -> Any:
-    """The divisor, but 1 for 0 where a mean over nothing is 0: its gradients are, too."""
+    """Return the divisor of the gradients.
+
+    If a mean over nothing is 0, a divisor of 0 becomes 1, and the gradients are 0 too.
+    """
     if options.empty != "zero":
         return divisor
     if isinstance(divisor, float):
@@ -241,7 +249,7 @@ def _of_gradients(backend: Issuer, divisor: Any, options: LossOptions) -> Any:
 
 
 def _upstream(backend: Issuer, upstream: Any, compute: np.dtype) -> Any:
-    """A number, or an array of 0 or 1 dimensions."""
+    """Return a number, or an array of 0 or 1 dimensions."""
     if not backend.is_device_array(upstream):
         return float(upstream)
     return backend.converted(upstream, compute, "upstream")

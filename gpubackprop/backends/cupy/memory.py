@@ -1,4 +1,4 @@
-"""Arrays of the device: made, brought there from whatever holds them, and read back."""
+"""Arrays of the device: they are made, copied there from any memory, and read back."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ class Filled:
 
     Parameters
     ----------
-    array : its fill is queued on the current stream of its device.
+    cupy : module
+        CuPy.
+    array : array
+        Its fill is queued on the current stream of its device.
     """
 
     def __init__(self, cupy: Any, array: Any) -> None:
         self._cupy, self._array = cupy, array
-        self._stream = cupy.cuda.get_current_stream()  # kept, so that no other gets its number
+        self._stream = cupy.cuda.get_current_stream()  # kept, so that its number is not reused
         self._event: Any = None
         if not self._stream.is_capturing():
             self._event = cupy.cuda.Event(disable_timing=True)
             self._event.record(self._stream)
 
     def array(self) -> Any:
-        """The array, for calls on the current stream, which waits for the fill where it must."""
+        """The array, for calls on the current stream, which waits for the fill if it must."""
         if self._event is not None:
             stream = self._cupy.cuda.get_current_stream()
             if self._event.done:
@@ -49,12 +52,18 @@ class WorkingMemory:
 
     Parameters
     ----------
-    keeps_scratch : working memory is kept and shared by the calls of a plan.
+    cupy : module
+        CuPy.
+    index : int
+        Number of the device.
+    keeps_scratch : bool
+        Whether working memory is kept and shared by the calls of a plan.
 
     Attributes
     ----------
-    bad_label : (2,) int64 on the device: {row, label} of a label out of range; row -1 where there
-        was none, -2 while a kernel is writing there.
+    bad_label : (2,) int64 array
+        {row, label} of a label out of range, on the device. The row is -1 if there was none, and -2
+        while a kernel writes.
     """
 
     def __init__(self, cupy: Any, index: int, *, keeps_scratch: bool = False) -> None:
@@ -83,9 +92,12 @@ class WorkingMemory:
             return Filled(self.cupy, array)
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Working memory for one operation. Of a plan: valid until the same name is asked for
-        again, as its calls follow one another; an outgrown buffer lives on in the launches recorded
-        with it. Otherwise new each time, from CuPy's pool: the caller may use several streams."""
+        """Return working memory for one operation.
+
+        In a plan it is valid until the same name is asked for again, since the calls follow one
+        another; an outgrown buffer stays alive in the launches that were recorded with it.
+        Otherwise it is new each time, from CuPy's pool, because the caller may use several streams.
+        """
         if not self._keeps_scratch:
             return self.empty(shape, dtype)
         count, key = math.prod(map(int, shape)), (name, np.dtype(dtype))
@@ -99,7 +111,7 @@ class WorkingMemory:
         return sum(int(array.nbytes) for array in self._scratch.values())
 
     def write(self, host: np.ndarray, out: Any) -> None:
-        """out = host, queued on the current stream; `host` may be changed at once."""
+        """Set out = host, queued on the current stream; `host` may be changed at once."""
         if out.size == 0:
             return
         with explained(self.cupy, "a copy to the GPU"), self.cupy.cuda.Device(self.index):
@@ -107,7 +119,7 @@ class WorkingMemory:
             out.set(source, stream=self.cupy.cuda.get_current_stream())
 
     def read(self, array: Any) -> np.ndarray:
-        """A copy on the host; waits for the device."""
+        """Return a copy on the host; wait for the device."""
         with explained(self.cupy, "reading from the GPU"), self.cupy.cuda.Device(self.index):
             return np.asarray(array.get())
 
@@ -125,7 +137,7 @@ class WorkingMemory:
         self._bad_label = self._filled(array)
 
     def raise_bad_label(self) -> None:
-        """TargetRangeError where a kernel met a label out of range; waits for the device."""
+        """Raise TargetRangeError if a kernel met a label out of range; wait for the device."""
         if self._bad_label is None:
             return
         flag = self.bad_label
@@ -173,7 +185,7 @@ class DeviceMemory(Memory):
                     f"cuda:{self.index}; copy it there, or use "
                     f'device="cuda:{array.device.id}"'
                 )
-            if not array.flags.c_contiguous:  # of 0 dimensions, CuPy's function makes one
+            if not array.flags.c_contiguous:  # CuPy's function turns 0 dimensions into one
                 array = cupy.ascontiguousarray(array)
             return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -242,7 +254,7 @@ class DeviceMemory(Memory):
         return self.memory.empty(shape, dtype)
 
     def as_ndarray(self, values: Any, dtype: Any = None) -> Array:
-        # A number becomes an array of the host, whose shape does not fit.
+        # A number becomes an array of the host; its shape does not fit.
         return as_host(values, dtype) if isinstance(values, ANYWHERE) else as_cupy(values)
 
     def is_ndarray(self, x: Any) -> bool:
@@ -294,7 +306,7 @@ class DeviceMemory(Memory):
 
 
 def _rows_lie_dense(array: Array) -> bool:
-    """Whether a kernel takes the matrix: rows one after another, each without gaps."""
+    """Return whether a kernel takes the matrix: rows one after another, each without gaps."""
     if array.flags.c_contiguous:
         return True
     rows, columns = array.strides

@@ -1,10 +1,9 @@
 """Plan once, run many, on a GPU: the calls of a step, replayed one by one or as a CUDA graph.
 
-What is recorded holds its arrays: launch shapes, checks, casts and scratch memory are settled while
-recording, so a replay is a loop of launches, with nothing allocated by this package and no wait.
+A recorded call holds its arrays. Launch shapes, checks, casts and scratch memory are settled while
+recording, so a replay is a loop of launches: this package allocates nothing and does not wait.
 cuBLAS through CuPy 14 cannot be captured (docs/decisions/2026-11-23-cupy-plans.md), so a step with
-`CupyProducts` replays its recorded calls; where the product can be captured, they are captured
-once.
+`CupyProducts` replays its recorded calls. If the product can be captured, they are captured once.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ def _missing(*_: Any) -> None:
 
 
 class RecordedCalls:
-    """Recorded calls: ``recorded(f, *args)`` records, ``recorded.run()`` issues them on the current
-    stream.
+    """Calls: ``recorded(f, *args)`` records, ``recorded.run()`` issues on the current stream.
 
     Attributes
     ----------
-    obstacle : the first thing recorded that a graph cannot hold, or "".
+    obstacle : str
+        The first recorded call that a graph cannot hold, or "".
     """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.obstacle = ""
-        self._launches: dict[int, Launch] = {}  # whose entries are missing in `calls`
+        self._launches: dict[int, Launch] = {}  # launches whose entries are missing in `calls`
 
     @property
     def capturable(self) -> bool:
@@ -53,12 +52,12 @@ class RecordedCalls:
         self.calls.append((function, args))
 
     def launch(self, launch: Launch, *args: Any) -> None:
-        """Record a call of the launch's entry, which `complete` puts in."""
+        """Record a call of the launch's entry; `complete` inserts the entry."""
         self._launches[len(self.calls)] = launch
         self(_missing, *args)
 
     def complete(self, launcher: Launcher) -> None:
-        """Get the entries: all that must be compiled are compiled together."""
+        """Resolve every launch to its compiled kernel, compiling missing ones in parallel."""
         launcher.compile_together(self._launches.values())
         for place, launch in self._launches.items():
             self.calls[place] = launcher.entry(launch), self.calls[place][1]
@@ -69,7 +68,7 @@ class RecordedCalls:
             function(*args)
 
     def capture(self, cupy: Any) -> Any:
-        """The calls as a CUDA graph. Nothing is executed; the kernels are compiled already."""
+        """Return the calls as a CUDA graph, without executing them; the kernels are compiled."""
         stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         with stream:
             stream.begin_capture()
@@ -83,14 +82,15 @@ class RecordedCalls:
 
 
 class Plan:
-    """Recorded calls, issued again by each call of this, on the current stream.
+    """Recorded calls; each call of this issues them again, on the current stream.
 
-    The calls of a plan share working memory. So a call on another stream than the one before waits
-    for that one, and the memory goes back to its pool after the last call.
+    The calls of a plan share working memory. A call on another stream than the previous one
+    therefore waits for that one, and the memory goes back to its pool after the last call.
 
     Attributes
     ----------
-    uncaptured : why the calls are issued one by one; "" where they are a CUDA graph.
+    uncaptured : str
+        Why the calls are issued one by one; "" if they are a CUDA graph.
     """
 
     uncaptured = ""
@@ -103,7 +103,7 @@ class Plan:
             return
         try:
             self._graph = recorded.capture(cupy)
-        except Exception as error:  # what cannot be captured raises what it likes
+        except Exception as error:  # a call that cannot be captured may raise anything
             self.uncaptured = f"the capture failed: {one_line(error)}"
 
     def __call__(self) -> None:
@@ -113,7 +113,7 @@ class Plan:
             self._last = current
         if self._graph is None:
             self._recorded.run()
-        else:  # it has the addresses alone: the recorded calls keep the arrays
+        else:  # a graph has only the addresses, so the recorded calls keep the arrays
             self._graph.launch()
 
     def _after_the_last_call(self, stream: Any) -> None:
@@ -128,31 +128,35 @@ class Plan:
 
 
 class Products:
-    """How matrices are multiplied: the operation `matmul` calls this and nothing else.
+    """The multiplication of matrices: the operation `matmul` calls this and nothing else.
 
-    A binding of cuBLASLt takes over by being given to ``CupyBackend(index, products=...)``.
+    A binding of cuBLASLt takes over if it is given to ``CupyBackend(index, products=...)``.
 
     Attributes
     ----------
-    obstacle : why calls cannot be part of a CUDA graph; "" where they can.
+    obstacle : str
+        Why calls cannot be part of a CUDA graph; "" if they can.
     """
 
     obstacle = "matrix products"
 
     def __call__(self, x: Any, y: Any, out: Any) -> None:
-        """out = x @ y on the current stream: (M, K), (K, N), (M, N), each C- or F-contiguous."""
+        """Set out = x @ y on the current stream; each matrix is C- or F-contiguous.
+
+        x is (M, K), y is (K, N), out is (M, N).
+        """
         raise NotImplementedError
 
 
 class CupyProducts(Products):
-    """Products by cupy.matmul, that is cublasGemmEx; CUPY_TF32=1 allows TF32.
+    """Products by cupy.matmul, which calls cublasGemmEx; CUPY_TF32=1 allows TF32.
 
-    CuPy refuses to call cuBLAS while a stream is captured. It copies nothing for operands that are
-    C- or F-contiguous and an `out` that is C-contiguous and shares no memory with them; a product
-    with one element goes through a reduction of CuPy's, whose temporary comes from CuPy's pool.
+    CuPy refuses to call cuBLAS while a stream is captured. It copies nothing if operands are C- or
+    F-contiguous and `out` is C-contiguous and shares no memory with them. A product with one
+    element is computed by a reduction of CuPy's, whose temporary comes from CuPy's pool.
 
-    16-bit operands go to cublasGemmEx directly, by CuPy's binding: cupy.matmul knows no bfloat16
-    and gives float16 back from float16. Sums are float32, and so may `out` be.
+    16-bit operands go to cublasGemmEx directly, by CuPy's binding: cupy.matmul does not know
+    bfloat16, and returns float16 for float16. Sums are float32, and so may `out` be.
     """
 
     obstacle = "matrix products through CuPy"
@@ -168,7 +172,7 @@ class CupyProducts(Products):
             self._to_sixteen_bit(x, y, out)
 
     def _to_sixteen_bit(self, x: Any, y: Any, out: Any) -> None:
-        """cuBLAS's matrices are column by column: out^T = y^T x^T."""
+        """Multiply 16-bit matrices. cuBLAS's matrices are column by column: out^T = y^T x^T."""
         cuda, (rows, columns) = self._cupy.cuda, out.shape
         transpose_x, stride_x = _as_columns(x)
         transpose_y, stride_y = _as_columns(y)
@@ -182,7 +186,7 @@ class CupyProducts(Products):
 
 
 def _as_columns(x: Any) -> tuple[int, int]:
-    """(operation, leading dimension) that make x^T of a matrix which cuBLAS reads by columns."""
+    """Return (operation, leading dimension) that make x^T of a matrix read by columns."""
     if x.flags.c_contiguous:
         return OP_N, max(1, x.shape[1])
     return OP_T, max(1, x.shape[0])

@@ -1,4 +1,4 @@
-"""Updates of the flat parameter buffer on a GPU: one launch, coefficients made on the device."""
+"""Updates of the flat parameter buffer on a GPU: one launch, with coefficients from the device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LR, WEIGHT_DECAY, L2_PENALTY, CLIP_NORM, GROWTH_INTERVAL, HYPERPARAMETERS = rang
 
 
 class CupyUpdater(Updater[Issuer]):
-    """`CupyBackend.updater`; where the loss is scaled, the gradient keeps the scale.
+    """The result of `CupyBackend.updater`. If the loss is scaled, the gradient keeps the scale.
 
-    Hyperparameters, step count and clipping live in device memory: `prepare_update` turns them into
+    Hyperparameters, step count and clipping are in device memory. `prepare_update` turns them into
     the coefficients of a step, so that a recorded plan follows the schedule and nothing is read
-    back. A gradient that is not finite is skipped where its norm is taken (clipping), and counted.
-    What waits for the device: `restored`, `counts` and `skipped`.
+    back. If the norm of a gradient that is not finite is taken (clipping), the update is skipped
+    and counted. `restored`, `counts` and `skipped` wait for the device.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CupyUpdater(Updater[Issuer]):
         compute = compute_dtype(parameters.dtype)
         interval = float(rule.scaling.growth_interval) if rule.scaling else 0.0
         numbers = [rule.lr, rule.weight_decay, rule.l2, rule.clip_norm or 0.0, interval]
-        if rule.clip_norm == 0:  # 0 on the device means no clipping; the least number clips to 0
+        if rule.clip_norm == 0:  # on the device 0 means no clipping; the least number clips to 0
             numbers[CLIP_NORM] = float(np.nextafter(0.0, 1.0))
         numbers += [rule.hyperparameters[name] for name in rule.formula.hyperparameters]
         self._settings = backend.asarray(np.array(numbers, np.float64))
@@ -69,7 +69,7 @@ class CupyUpdater(Updater[Issuer]):
         if lr != self._lr:
             self.backend.fill(self._settings[LR : LR + 1], lr)
             self._lr = lr
-        if step != self.next_step:  # a checkpoint, or a second fit
+        if step != self.next_step:  # after a checkpoint, or in a second fit
             self.backend.fill(self.state[STEPS : STEPS + 1], float(step - 1))
         self.next_step = step + 1
 
@@ -123,7 +123,7 @@ def prepare_update(
     scaling: Any,
     random: Any = None,
 ) -> None:
-    """Coefficients `c` of the next step; see kernels/prepare_update.cu."""
+    """Compute the coefficients `c` of the next step; see kernels/prepare_update.cu."""
     backend.launch(
         "prepare_update", (1,), c.dtype,
         lambda launch: {
@@ -153,7 +153,7 @@ def squares(
     penalized: int = 0,
     unscale: Any = 1.0,
 ) -> None:
-    """out = {sum of squares of y = unscale * x + l2 * weights, 1 if a y is not finite}.
+    """Set out = {sum of squares of y = unscale * x + l2 * weights, 1 if a y is not finite}.
 
     The weights count for the first `penalized` elements. `unscale` and `l2` are numbers or arrays.
     """
@@ -205,7 +205,7 @@ def update(
 
 
 def _storage(parameters: Any, gradient: Any, copy: Any) -> str:
-    """The name of these streams' types in entries, see `UPDATE_STORAGE`."""
+    """Return the name of these streams' types in entries, see `UPDATE_STORAGE`."""
     streams = [parameters.dtype]
     if copy is not None:
         streams += [copy.dtype] if gradient.dtype == copy.dtype else [gradient.dtype, copy.dtype]
@@ -215,7 +215,7 @@ def _storage(parameters: Any, gradient: Any, copy: Any) -> str:
 def _uploaded(
     backend: Issuer, parameters: Any, formula: Update, coefficients: Mapping[str, Any]
 ) -> tuple[Any, int]:
-    """Coefficients given as for NumPy, as the kernel's vector; read when the call runs."""
+    """Return coefficients given as for NumPy as the kernel's vector, which is read in the call."""
     vector = backend.empty(COEFFICIENTS, compute_dtype(parameters.dtype))
     numbers, l2 = coefficients["c"], coefficients.get("l2")
     decay, clip = coefficients.get("decay"), coefficients.get("clip")
@@ -238,7 +238,7 @@ def round_to_storage(backend: Issuer, x: Any, out: Any, random: Any) -> None:
     if random is None:
         backend.gather_rows(x, None, out)
         return
-    # The copy that an update writes which changes nothing: p - 0 * 0.
+    # An update that changes nothing, p - 0 * 0, writes the copy.
     still = {"c": (0.0,), "copy": out, "random": random}
     update(backend, x, backend.zeros(x.shape, x.dtype), (), UPDATES["gradient_descent"], still)
 
@@ -254,10 +254,10 @@ def update_table(
     scale: Any,
     found_inf: Any,
 ) -> None:
-    """One step on many tensors of one dtype, two launches; see kernels/update_table.cu.
+    """Do one step on many tensors of one dtype, in two launches; see kernels/update_table.cu.
 
-    table (tensors, 9) uint64; settings (groups, 8) float64; coefficients (tensors, COEFFICIENTS) of
-    the compute dtype, working memory; scale, found_inf: float32 of one element, or None.
+    table is (tensors, 9) uint64, settings (groups, 8) float64, coefficients (tensors, COEFFICIENTS)
+    of the compute dtype, working memory; scale and found_inf are float32 of one element, or None.
     """
     tensors = table.shape[0]
     backend.launch(

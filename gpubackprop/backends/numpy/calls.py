@@ -16,7 +16,7 @@ from gpubackprop.formulas.dropout import ROUNDING_STREAM, Philox, drop
 from gpubackprop.formulas.rounding import round_stochastic
 
 Array = np.ndarray
-DROPPED, RANDOM = 10, 11  # numbers of scratch arrays; the generator takes five
+DROPPED, RANDOM = 10, 11  # numbers of scratch arrays; the generator uses five from RANDOM on
 
 
 def emit_value(

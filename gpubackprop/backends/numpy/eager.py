@@ -1,8 +1,8 @@
-"""Calls that run at once, on what a plan would have prepared for them.
+"""Calls that run at once, on arrays like those that a plan prepares.
 
-What depends on shapes, dtypes and options alone is made at the first call and kept for the next
-one of that kind. A call takes it out of the store and brings it back, so two threads that call at
-once never share memory.
+Arrays that depend on shapes, dtypes and options alone are made at the first call, and kept for the
+next call of that kind. A call takes them out of the store and puts them back afterwards, so two
+threads that call at once never share memory.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
 
 Array = np.ndarray
 KEPT = 8  # prepared calls in a store
-KEPT_ROWS = 4096  # of each at most: some 100 bytes a row, and up to 1 MiB of scratch
+KEPT_ROWS = 4096  # calls of more rows are not kept: a row takes 100 bytes, the scratch up to 1 MiB
 
 
 class Store(dict[Hashable, Any]):
     """The prepared calls that were used last; no operation on it waits or needs a lock.
 
-    ``pop(key, None)`` gives what was kept, which is the caller's alone until it is kept again.
+    ``pop(key, None)`` gives a kept call, which is the caller's alone until it is kept again.
 
     Parameters
     ----------
-    size : how many are kept.
+    size : int
+        How many calls are kept.
     """
 
     def __init__(self, size: int = KEPT) -> None:
@@ -47,16 +48,25 @@ class Store(dict[Hashable, Any]):
     def keep(self, key: Hashable, prepared: Any) -> None:
         self[key] = prepared
         while len(self) > self._size:
-            with suppress(RuntimeError, StopIteration):  # another thread was at it too
+            with suppress(RuntimeError, StopIteration):  # another thread may remove calls too
                 self.pop(next(iter(self)), None)
 
 
 class EagerCrossEntropy:
-    """Softmax cross entropy of one kind of call: its row arrays, scratch and reduction.
+    """Softmax cross entropy for one kind of call: its row arrays, scratch and reduction.
 
     Parameters
     ----------
-    logits, targets, delta : arrays of the first call. dtype : compute dtype.
+    logits : (N, K) array
+        Logits of the first call.
+    targets : (N,) or (N, K) array
+        Targets of the first call.
+    delta : (N, K) array or None
+        Receives the gradient of the first call.
+    options : LossOptions
+        Options of the first call; later ones differ in the values of class_weight alone.
+    dtype : dtype
+        Compute dtype.
     """
 
     def __init__(
@@ -76,7 +86,7 @@ class EagerCrossEntropy:
         self.rows = slice(0, rows)
         self.whole = 0 < rows <= self.entropy.block_rows
         self.run = quiet_context().run  # one thread at a time has this object
-        self.unit = False  # scale and denominator are those of upstream 1 and no weights
+        self.unit = False  # whether scale and denominator are for upstream 1 and no weights
 
     def __call__(
         self,
@@ -122,7 +132,7 @@ class EagerCrossEntropy:
         labels, entropy = targets if targets.ndim == 1 else None, self.entropy
         denominator = np.ones(())
         row_scales(labels, sample_weight, upstream, options, result, denominator)
-        self.divisor = float(denominator)  # NumPy divides by a number sooner than by an array
+        self.divisor = float(denominator)  # NumPy divides faster by a number than by an array
         fixed = upstream is UNIT and result["scale"] is self.own["scale"]
         self.unit = fixed and scale_is_fixed(labels, sample_weight, upstream, options)
         entropy.fixed_scale = False
@@ -130,7 +140,7 @@ class EagerCrossEntropy:
             entropy.fix_scale()
 
 
-UNIT = 1.0  # the upstream gradient that is left out: this object
+UNIT = 1.0  # this very object is the upstream gradient if none is given
 _CROSS_ENTROPIES = Store()
 
 
@@ -142,7 +152,7 @@ def run_cross_entropy(
     sample_weight: Array | None,
     upstream: Array | float,
 ) -> None:
-    """`NumpyBackend.softmax_cross_entropy`, at once."""
+    """Do `NumpyBackend.softmax_cross_entropy` at once."""
     dtype, delta = result["loss"].dtype, result.get("delta")
     direct = delta is not None and delta.flags.c_contiguous and delta.dtype == dtype
     key = (

@@ -1,9 +1,9 @@
 """Plan once, run many: calls on fixed arrays, recorded once and replayed without allocation.
 
-The NumPy twin of a CUDA graph. An operation of the backend issues its work as calls ``call(f,
-*args)``; run at once they are executed, recorded they become a `RecordedCalls`. Slices, scratch
-arrays and the split over threads are made while recording, so a replay is a loop of NumPy calls
-into existing memory.
+This is for NumPy what a CUDA graph is for a GPU. An operation of the backend issues its work as
+calls ``call(f, *args)``. If they run at once they are executed; if they are recorded they become a
+`RecordedCalls`. Slices, scratch arrays and the split over threads are made while recording, so a
+replay is a loop of NumPy calls into existing memory.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from gpubackprop.errors import OptionError
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-# Elements of the buffers that NumPy's iterators make for broadcast operands. A call's default is
-# 8192; this keeps a replay's transient memory at a few KiB and costs nothing measurable.
+# Elements of the buffers that NumPy's iterators make for broadcast operands. The default is 8192;
+# this number keeps a replay's transient memory at a few KiB and costs nothing measurable.
 ITERATOR_BUFFER = 1024
 
 
@@ -46,11 +46,11 @@ class RecordedCalls:
         run_now(replay, self.calls)
 
 
-_QUIET: list[Context] = []  # contexts that nobody is in
+_QUIET: list[Context] = []  # contexts that are not in use
 
 
 def quiet_context() -> Context:
-    """A context without float warnings, and with the buffers of a plan."""
+    """Return a context without float warnings, with the buffers of a plan."""
 
     def quiet() -> None:
         np.seterr(all="ignore")
@@ -67,11 +67,11 @@ def replay(calls: list[Call]) -> None:
 
 
 def run_now(function: Callable[..., Any], *args: Any) -> None:
-    """The other way to issue a call: execute it at once.
+    """Execute a call at once, instead of recording it.
 
-    NumPy's floating-point settings belong to a `contextvars.Context`. To enter one that has them
-    already is much cheaper than `np.errstate`. A context takes one caller at a time, so it leaves
-    the list meanwhile.
+    NumPy's floating-point settings belong to a `contextvars.Context`. Entering one that already has
+    them is much cheaper than `np.errstate`. A context takes one caller at a time, so it leaves the
+    list meanwhile.
     """
     try:
         context = _QUIET.pop()
@@ -84,10 +84,10 @@ def run_now(function: Callable[..., Any], *args: Any) -> None:
 
 
 class _Job:
-    """Recorded calls in parts: those that nobody has begun, and the workers that are at it.
+    """Recorded calls in parts: the parts that are not begun, and the workers that are active.
 
-    A worker enters `active` before it takes a part and leaves after it is done, so a part is always
-    in `todo`, or its worker in `active`, or it is finished. List operations are atomic.
+    A worker enters `active` before it takes a part and leaves after it is done. A part is therefore
+    in `todo`, or its worker is in `active`, or it is finished. List operations are atomic.
     """
 
     __slots__ = ("active", "errors", "left", "todo")
@@ -99,7 +99,7 @@ class _Job:
         self.left: SimpleQueue[None] = SimpleQueue()  # a token for every worker that leaves
 
     def replay_parts(self, end: int) -> None:
-        """Replay parts from that end of `todo`, 0 or -1, until none is left."""
+        """Replay parts from that end of `todo`, 0 or -1, until there is none."""
         while True:
             try:
                 part = self.todo.pop(end)
@@ -112,7 +112,7 @@ class _Job:
         self.errors.append(error)
 
     def wait(self) -> None:
-        """Until no worker is active, however often Ctrl-C interrupts: they write into buffers."""
+        """Wait until no worker is active, even if Ctrl-C interrupts: they write into buffers."""
         while True:
             try:
                 while self.active:
@@ -126,9 +126,9 @@ class Workers:
     """Threads that help to replay the parts of split recorded calls.
 
     NumPy releases the interpreter lock inside a ufunc, so blocks of some ten thousand elements run
-    side by side. One set serves the process: a job's caller replays parts from the front, and every
-    worker that is free replays parts from the back. A caller whose workers are all busy with other
-    callers' jobs, or late, does everything itself.
+    side by side. One set of threads serves the process. A job's caller replays parts from the
+    front, and every free worker replays parts from the back. If all workers are busy with other
+    callers' jobs, or late, the caller does everything itself.
     """
 
     def __init__(self) -> None:
@@ -137,11 +137,11 @@ class Workers:
         self._inbox: SimpleQueue[_Job] = SimpleQueue()
 
     def run(self, parts: list[list[Call]]) -> None:
-        """Replay all parts; returns when the last is done; raises the first error met."""
+        """Replay all parts; return when the last is done; raise the first error."""
         job = _Job(parts)
         try:
             if self._started < len(parts) - 1:
-                with suppress(RuntimeError):  # no thread can be started: this one does it all
+                with suppress(RuntimeError):  # if no thread can be started, this one does it all
                     self._start(len(parts) - 1)
             for _ in range(min(len(parts) - 1, self._started)):
                 self._inbox.put(job)
@@ -165,7 +165,7 @@ class Workers:
 
 
 def _serve(inbox: SimpleQueue[_Job]) -> None:
-    with np.errstate(all="ignore"):  # per thread, hence here again
+    with np.errstate(all="ignore"):  # the setting belongs to a thread, so it is made here too
         np.setbufsize(ITERATOR_BUFFER)
         while True:
             job = inbox.get()
@@ -179,12 +179,12 @@ def _serve(inbox: SimpleQueue[_Job]) -> None:
 
 
 WORKERS = Workers()
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork: the child starts its own
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, so the child starts its own
     os.register_at_fork(after_in_child=WORKERS.__init__)  # type: ignore[misc]
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, at most OMP_NUM_THREADS where that is set."""
+    """Return the cores that this process may use, at most OMP_NUM_THREADS if that is set."""
     cores = available_cores()
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return max(1, min(cores, int(limit)) if limit.isdigit() else cores)
@@ -194,7 +194,7 @@ _threads: int | None = None
 
 
 def get_num_threads() -> int:
-    """Threads that elementwise work of the NumPy path is split over (BLAS has its own setting)."""
+    """Return the threads over which NumPy's elementwise work is split; BLAS has its own number."""
     global _threads
     if _threads is None:
         _threads = min(usable_cores(), 8)

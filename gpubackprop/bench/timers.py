@@ -1,4 +1,4 @@
-"""Clocks: time on the host, and by CUDA events; CuPy's. See `peer_places` for others."""
+"""Clocks: time on the host, and by CUDA events; CuPy's. See `peer_timers` for others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_QUEUES = 8  # of those in a round
 COLD_CALLS = 32  # in a round with an empty cache
 SWEPT = 1 << 28  # bytes at least, for which a card needs longer than the host for a launch
 L2_TIMES = 3  # what empties a second-level cache is more than this many times as large
-# The kernel of `CupyPlace.reader`: threads of a block, packs of 16 bytes that it has in flight, and
+# The kernel of `CupyTimer.reader`: threads of a block, packs of 16 bytes that it has in flight, and
 # blocks of a multiprocessor. First choices; not measured on a GPU.
 READ_KERNEL = Path(__file__).with_name("read.cu")
 READ_THREADS, READ_PACKS, READ_BLOCKS = 256, 256 * 8, 8
@@ -48,7 +48,7 @@ BESIDE = Beside()
 
 @dataclass
 class Work:
-    """A contestant, set up.
+    """A provider, set up.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Work:
     remark: Callable[[], str] = str
 
 
-class Place:
+class Timer:
     """The host, and what every place can do."""
 
     device = "cpu"
@@ -118,7 +118,7 @@ class Place:
         return 0
 
 
-class DevicePlace(Place):
+class DeviceTimer(Timer):
     """Any accelerator."""
 
     def warm(self, run: Run) -> None:
@@ -129,7 +129,7 @@ class DevicePlace(Place):
             calls = min(2 * calls, QUEUED)
 
 
-class EventPlace(DevicePlace):
+class EventTimer(DeviceTimer):
     """A GPU whose events are the clock, on the current stream."""
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ class EventPlace(DevicePlace):
             self._ahead *= 2
 
 
-class CupyPlace(EventPlace):
+class CupyTimer(EventTimer):
     """A GPU through CuPy."""
 
     def __init__(self, device: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.bench.places import (
-    DevicePlace,
-    EventPlace,
+from gpubackprop.bench.timers import (
+    DeviceTimer,
+    EventTimer,
     Run,
     Times,
     first_line,
@@ -18,7 +18,7 @@ from gpubackprop.bench.places import (
 )
 
 
-class TorchPlace(EventPlace):
+class TorchTimer(EventTimer):
     """PyTorch on a GPU."""
 
     def __init__(self, device: str) -> None:
@@ -78,7 +78,7 @@ class TorchPlace(EventPlace):
         return int(getattr(properties, "L2_cache_size", 0)) or 64 << 20
 
 
-class JaxPlace(DevicePlace):
+class JaxTimer(DeviceTimer):
     """JAX on any device: its work is queued, and waited for once, after the last call."""
 
     def __init__(self, device: str) -> None:

@@ -31,12 +31,12 @@ _PACKAGE = "gpubackprop.bench"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Provider:
     """One way to do a case.
 
     Attributes
     ----------
-    name : as shown. module : of this package, with ``place`` and ``setup``.
+    name : as shown. module : of this package, with ``timer`` and ``setup``.
     kinds : "cpu", "cuda" or both. ops : what it is set up for; None for everything.
     group : what ``--peers`` calls it; "" for what always takes part.
     slow : takes part in key cases only, with all threads: it compiles for seconds.
@@ -82,73 +82,73 @@ class Contestant:
 
 _BOTH = ("cpu", "cuda")
 _OWN = "from gpubackprop import MLP, Trainer"
-CONTESTANTS = (
-    Contestant("numpy", "ours", ("cpu",), imports=_OWN),
-    Contestant(
+PROVIDERS = (
+    Provider("numpy", "ours", ("cpu",), imports=_OWN),
+    Provider(
         "cupy_raw", "ours", ("cuda",), imports=f"import cupy, gpubackprop.backends.cupy; {_OWN}"
     ),
-    Contestant("cupy_arrays", "expressions", ("cuda",), TORCH_OPS, imports="import cupy"),
-    Contestant(LIMIT, "limits", _BOTH, TORCH_OPS - {"cold_start"}),
-    Contestant(
+    Provider("cupy_arrays", "expressions", ("cuda",), TORCH_OPS, imports="import cupy"),
+    Provider(LIMIT, "limits", _BOTH, TORCH_OPS - {"cold_start"}),
+    Provider(
         SAME_SIZE, "limits", ("cuda",), TORCH_OPS - {"cold_start", "training_step", "affine_layer"}
     ),
-    Contestant("NumPy by hand", "expressions", ("cpu",), imports="import numpy"),
-    Contestant(
+    Provider("NumPy by hand", "expressions", ("cpu",), imports="import numpy"),
+    Provider(
         "NumPy by hand, two exps", "expressions", ("cpu",), frozenset({"softmax_cross_entropy"}),
         plain=True,
     ),
-    Contestant(
+    Provider(
         FRONT_ENDS[0], "torch_peer", _BOTH,
         LINEAR | {"softmax_cross_entropy", "update_many"}, asked=True, extra="torch",
     ),
-    Contestant(FRONT_ENDS[1], "other_peers", _BOTH, FIT, asked=True, extra="sklearn"),
-    Contestant(
+    Provider(FRONT_ENDS[1], "other_peers", _BOTH, FIT, asked=True, extra="sklearn"),
+    Provider(
         "torch eager", "torch_peer", _BOTH, TORCH_OPS | LINEAR | FIT, "torch",
         distribution="torch", imports="import torch", extra="torch",
     ),
-    Contestant(
+    Provider(
         "torch foreach", "torch_peer", _BOTH, frozenset({"update_many"}), asked=True, extra="torch"
     ),
-    Contestant(
+    Provider(
         "torch fused", "torch_peer", _BOTH,
         frozenset({"update", "update_many", "training_step"}) | FIT, "torch",
         distribution="torch", extra="torch",
     ),
-    Contestant(
+    Provider(
         "torch.compile", "torch_peer", _BOTH, TORCH_OPS | LINEAR, "torch.compile", True, "torch",
         slow_for=frozenset({"softmax_cross_entropy"}), imports="import torch",
         extra="torch",
     ),
-    Contestant(
+    Provider(
         "torch.compile max-autotune", "torch_peer", ("cuda",), TORCH_OPS, "torch.compile", True,
         "torch", imports="import torch", extra="torch",
     ),
-    Contestant(
+    Provider(
         "Liger", "torch_peer", ("cuda",),
         frozenset({"softmax_cross_entropy", "linear_cross_entropy"}), "liger",
         distribution="liger-kernel", extra="bench",
     ),
-    Contestant(
+    Provider(
         "JAX jit", "jax_peer", _BOTH,
         STEP | {"softmax_cross_entropy", "activation_forward", "affine_layer"}, "jax",
         distribution="jax", imports="import jax, jax.numpy", extra="bench",
     ),
-    Contestant(
+    Provider(
         "scikit-learn", "other_peers", ("cpu",), STEP | FIT, "scikit-learn",
         distribution="scikit-learn", imports="from sklearn.neural_network import MLPClassifier",
         extra="sklearn", on_host=FIT,
     ),
-    Contestant(
+    Provider(
         "thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc",
         imports="import thinc.api", extra="bench",
     ),
 )  # fmt: skip
-GROUPS = tuple(dict.fromkeys(one.group for one in CONTESTANTS if one.group))
-BY_NAME = {one.name: one for one in CONTESTANTS}
+GROUPS = tuple(dict.fromkeys(one.group for one in PROVIDERS if one.group))
+BY_NAME = {one.name: one for one in PROVIDERS}
 
 
 def reference(names: Iterable[str], device: str) -> str:
-    """Which of these contestants is ours, to which the others' ratios are."""
+    """Which of these providers is ours, to which the others' ratios are."""
     own = OURS[device.partition(":")[0]]
     found = set(names)
     return next((name for name in (own, *FRONT_ENDS) if name in found), own)
@@ -177,13 +177,13 @@ def peers_option(text: str) -> frozenset[str]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def module_name(contestant: str) -> str:
-    return f"{_PACKAGE}.{BY_NAME[contestant].module}"
+def module_name(provider: str) -> str:
+    return f"{_PACKAGE}.{BY_NAME[provider].module}"
 
 
-def why_missing(contestant: str, reason: str) -> str:
+def why_missing(provider: str, reason: str) -> str:
     """`reason`; where its package is not there, with the command that brings it."""
-    extra = BY_NAME[contestant].extra
+    extra = BY_NAME[provider].extra
     if not extra or not _NOT_THERE.search(reason):
         return reason
     return f'{reason}; run: pip install "gpubackprop[{extra}]"'
@@ -194,7 +194,7 @@ _NOT_THERE = re.compile(r"No module named|import of \S+ halted|cannot import nam
 
 def package_versions() -> dict[str, str]:
     """Of everything that may take part and is installed."""
-    names = {one.distribution for one in CONTESTANTS if one.distribution}
+    names = {one.distribution for one in PROVIDERS if one.distribution}
     names |= {"numpy", "scipy", "triton", "nvmath-python", "cupy-cuda12x", "cupy-cuda13x"}
     names |= {"nvidia-ml-py"}
     found: dict[str, Any] = {}
