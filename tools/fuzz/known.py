@@ -121,6 +121,21 @@ ESTIMATORS = (
         ends=True,
     ),
     Known(
+        "the loss of float32 data is float32's where a fit diverges: infinite from 3.4e38 on, so "
+        "that the lowest stays the infinity that it began with",
+        line=r"fit\(.*float32",
+        place=r"\.best_loss_\.type$",
+        kind="after an error",
+        detail=r"there 'float64'\nhere 'float'\nafter ValueError.'Solver produced non-finite",
+    ),
+    Known(
+        "the loss of float32 data is float32's where a fit diverges: infinite from 3.4e38 on",
+        line=r"fit\(.*float32",
+        place=r"\.(best_loss_|loss_|loss_curve_\[\d+\])$",
+        detail=r"there array\(\d\.\d+e\+(3[89]|[4-9]\d|\d{3})\)\nhere array\((inf|nan)\)",
+        ends=True,
+    ),
+    Known(
         "numbers that are text are refused before anything else is looked at",
         place="^error$",
         kind=r"[^N]\w+Error there, DtypeError here",
