@@ -107,15 +107,18 @@ def check_parameters(estimator: Any) -> None:
     InvalidParameterError
         As scikit-learn's own estimators.
     """
-    values = estimator.get_params(deep=False).values()
-    parts = [part for value in values for part in (value if type(value) is tuple else (value,))]
-    check = _check_values if all(isinstance(part, PLAIN) for part in parts) else _check_all
-    kind: Any = type(estimator)
-    check(kind, *values)
+    parameters = estimator.get_params(deep=False)
+    names, values = tuple(parameters), parameters.values()
+    check: Any = _check_values
+    for value in values:
+        for part in value if type(value) is tuple else (value,):
+            if not isinstance(part, PLAIN):
+                check = _check_all
+    check(type(estimator), names, *values)
 
 
-def _check_all(kind: Any, *values: Any) -> None:
-    named = dict(zip(kind._get_param_names(), values, strict=True))
+def _check_all(kind: Any, names: tuple[str, ...], *values: Any) -> None:
+    named = dict(zip(names, values, strict=True))
     validate_parameter_constraints(kind._parameter_constraints, named, kind.__name__)
 
 
