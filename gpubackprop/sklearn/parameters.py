@@ -96,7 +96,7 @@ NETWORK_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
-PLAIN = (str, int, float, np.generic, type(None))  # values that cannot change and hold nothing
+PLAIN = (str, int, float, np.number, np.bool_, type(None))  # they cannot change and hold nothing
 
 
 def check_parameters(estimator: Any) -> None:
