@@ -1,12 +1,12 @@
-"""python -m benchmarks: everything this machine can measure, into benchmarks/results/.
+"""python -m benchmarks measures all that this machine can, and writes it to benchmarks/results/.
 
-    python -m benchmarks                      all cases, all peers that are installed
-    python -m benchmarks --op softmax         some of them; all else stays as it was measured
-    python -m benchmarks --device cuda        with the GPU (the default where one works)
+    python -m benchmarks                      all cases, all installed peers
+    python -m benchmarks --op softmax         some cases; the results of all others stay
+    python -m benchmarks --device cuda        with the GPU (the default if one works)
     python -m benchmarks --size smoke         does it work? Writes no results
 
-Afterwards the tables, pictures and the README's performance section are made anew. What the drop-in
-front ends measure themselves (bench_sklearn, bench_torch) runs at the end.
+Afterwards it renews the tables, pictures and the README's performance section. The benchmarks of
+the drop-in front ends (bench_sklearn, bench_torch) run at the end.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 class Saver:
-    """Writes the record after each case, with what an earlier run of that file measured.
+    """Write the record after each case, and keep what an earlier run of that file measured.
 
     Attributes
     ----------
-    path : the file; None before the first call, or where nothing is to be written.
-    record : what it holds.
+    path : the file; None before the first call, or if nothing is written.
+    record : the content of the file.
     """
 
     def __init__(self, path: Path | None, *, write: bool) -> None:
@@ -120,7 +120,7 @@ class Saver:
 
 
 def run_scripts() -> bool:
-    """The front ends' own benchmarks, where they are there; whether one failed."""
+    """Run the front ends' own benchmarks if they exist; return whether one failed."""
     failed = False
     for name in SCRIPTS:
         if importlib.util.find_spec(name) is None:

@@ -1,10 +1,10 @@
-"""What one small call costs, beside the library whose place it takes: a ratio for each bound.
+"""The cost of one small call, beside the library that it replaces: a ratio for each bound.
 
     python benchmarks/bench_calls.py [--only NAME] [--rounds 400] [--path]
 
-Both calls of a pair run in this process, on one thread, and take turns; a ratio is that of two
+Both calls of a pair run in this process, on one thread, and take turns. A ratio is that of two
 neighbouring turns, so that a busy machine slows both. The results are compared before anything is
-timed. `--path` names instead the functions of this package that a loss enters up to its formula.
+timed. Instead, `--path` names the functions of this package that a loss enters up to its formula.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Call = Callable[[], Any]
 
 
 class Pair(NamedTuple):
-    """Two calls of one result, and the bound on the ratio of their times."""
+    """Two calls with the same result, and the bound on the ratio of their times."""
 
     name: str
     bound: float
     ours: Call
     theirs: Call
-    turns: int = 1  # calls of each in one round, of which the sum counts
-    rounds: float = 1.0  # share of the rounds that are asked for
+    turns: int = 1  # calls of each in one round; their total time counts
+    rounds: float = 1.0  # share of the `--rounds` that this pair runs
 
 
 def five_lines(z: np.ndarray, labels: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The textbook's NumPy, with one exponential."""
+    """Compute the loss as the textbook does, with one exponential."""
     e, rows = np.exp(z - z.max(axis=1, keepdims=True)), np.arange(len(labels))
     p = e / e.sum(axis=1, keepdims=True)
     loss = -np.log(p[rows, labels]).mean()
@@ -52,7 +52,7 @@ def five_lines(z: np.ndarray, labels: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def numpy_pairs() -> list[Pair]:
-    """`ops.softmax_cross_entropy` against five lines of NumPy."""
+    """Return `ops.softmax_cross_entropy` beside five lines of NumPy."""
 
     def pair(rows: int, classes: int, bound: float) -> Pair:
         rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def numpy_pairs() -> list[Pair]:
 
 
 def torch_pairs() -> list[Pair]:
-    """`gpubackprop.torch.cross_entropy`, forward and backward, against PyTorch's."""
+    """Return `gpubackprop.torch.cross_entropy`, forward and backward, beside PyTorch's."""
     import torch
 
     from gpubackprop import torch as gt
@@ -101,7 +101,7 @@ def torch_pairs() -> list[Pair]:
 
 
 def sklearn_pairs() -> list[Pair]:
-    """The estimator against scikit-learn's, on the digits."""
+    """Return the estimator's calls beside scikit-learn's, on the digits."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import GridSearchCV
     from sklearn.neural_network import MLPClassifier as Theirs
@@ -147,7 +147,7 @@ def sklearn_pairs() -> list[Pair]:
 
 
 def ratios(pair: Pair, rounds: int) -> list[float]:
-    """Our time over theirs, round by round; who begins alternates."""
+    """Return our time over theirs, round by round; the two take turns to begin."""
     result, calls = [], (pair.ours, pair.theirs)
     for call in calls:
         call()
@@ -164,7 +164,7 @@ def ratios(pair: Pair, rounds: int) -> list[float]:
 
 
 def way_of(call: Call) -> list[str]:
-    """Functions of this package, each once, that `call` enters up to the one with the formula."""
+    """Return each function of this package that `call` enters, up to the one with the formula."""
     found: dict[str, None] = {}
 
     def watch(frame: Any, event: str, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""Import, and the first steps with all that precedes them, each time in a process of its own."""
+"""Time the import and the first steps with all that precedes them, each time in a new process."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every operation at every shape of the size: a group for each case."""
+"""Time every operation at every shape of the size; each case is a group."""
 
 
 def bench_operation(measure):

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_sklearn.py [--threads 1] [--device cpu] [--out results.json] [--sizes]
 
-Through the harness of the other benchmarks: each provider in a process of its own, rounds
-interleaved. PyTorch, where it is installed, runs a plain loop over the same batches from the same
-weights, with its default and with its fused Adam. Before timing, each loss curve is held to
+It uses the harness of the other benchmarks: each provider has its own process, and rounds are
+interleaved. PyTorch, if it is installed, runs a plain loop over the same batches from the same
+weights, with its default and with its fused Adam. Before timing, each loss curve is compared with
 scikit-learn's. Figures of a busy machine mean nothing: run it on a quiet one.
 """
 
@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # as a file: the repository is not on the path then
+if __name__ == "__main__":  # as a script, the repository is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import front_ends

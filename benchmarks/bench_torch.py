@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_torch [OUT.json] [--device cuda] [--rounds 7] [--cases cross_entropy]
 
-Forward and backward pass, or a step of an optimizer, through the harness of the other benchmarks:
-each provider in a process of its own and held to float64 before it is timed, rounds interleaved.
-Ratios within a run are meant to be compared, nothing else.
+It times forward and backward passes and optimizer steps with the harness of the other benchmarks.
+Each provider has its own process and is compared with float64 before it is timed. Rounds are
+interleaved. Compare only ratios within a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import front_ends
 from gpubackprop.bench.front_ends import torch_cases
 
-# What --providers calls them.
+# The names of the providers for --providers.
 PROVIDERS = {
     "gpubackprop": ("gpubackprop.torch",),
     "eager": ("torch eager", "torch foreach", "torch fused"),

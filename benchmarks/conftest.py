@@ -1,7 +1,7 @@
-"""The cases for pytest-benchmark: a group for each; ``-k gather_rows`` chooses an operation.
+"""The cases for pytest-benchmark: each is a group; ``-k gather_rows`` chooses an operation.
 
-In one process, so for this library alone (`numpy`, `cupy_arrays`, `cupy_raw`): peers take part in
-``python -m benchmarks``, which gives each a process of its own.
+All runs in one process, so only this library takes part (`numpy`, `cupy_arrays`, `cupy_raw`). Peers
+take part in ``python -m benchmarks``, which gives each its own process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.timers import Timer, Work
 
 BACKENDS = {"numpy": "cpu", "cupy_arrays": "cuda", "cupy_raw": "cuda"}
-SECONDS, ROUNDS = 0.05, 7  # of a round
+SECONDS, ROUNDS = 0.05, 7  # length of a round, and number of rounds
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each case meets each backend of its devices."""
+    """Run each case on each backend of its devices."""
     if "work" not in metafunc.fixturenames:
         return
     size = metafunc.config.getoption("--size")
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def work(case_and_backend: tuple[Case, str]) -> Iterator[tuple[Case, str, Timer, Work]]:
-    """The case set up on its backend, its result held to the float64 oracle."""
+    """Set up the case on its backend, and compare its result with the float64 oracle."""
     case, backend = case_and_backend
     device, reason = "cpu", ""
     if BACKENDS[backend] == "cuda":
@@ -65,10 +65,12 @@ def work(case_and_backend: tuple[Case, str]) -> Iterator[tuple[Case, str, Timer,
 
 @pytest.fixture
 def measure(work: tuple[Case, str, Timer, Work], benchmark: Any) -> Callable[[], None]:
-    """Times the work: host time by pytest-benchmark, on a GPU until it is done; `extra_info` has
-    the time by CUDA events and by graph replay, bytes and flops.
+    """Time the work: pytest-benchmark takes host time, on a GPU until the work is done.
 
-    All of these are of one call, which for a training step is several steps, as the group says.
+    `extra_info` has the times by CUDA events and by graph replay, the bytes and the flops.
+
+    All of these belong to one call. A call of a training step makes several steps, as the group
+    says.
     """
     case, backend, timer, made = work
     problem, units, info = operations.get(case.op), made.units, benchmark.extra_info

@@ -1,4 +1,5 @@
-"""What bench_torch and bench_sklearn share: their cases in the one harness, lines and a file."""
+"""bench_torch and bench_sklearn share this: they run cases in the harness, print, and write a
+file."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ ROUND_SECONDS = 0.05
 def measure(
     chosen: Iterable[Case], names: Mapping[str, str], options: argparse.Namespace, threads: int
 ) -> dict[str, Any]:
-    """A record of the cases; prints a line for each row as it is there.
+    """Return a record of the cases; print each row as soon as it is measured.
 
-    `names` : of the providers, and how each is shown. One that is not installed or is wrong says
+    `names` maps providers to the names to print. A provider that is not installed or is wrong says
     so and is not timed.
     """
     device, reason = devices.choose(options.device)
@@ -55,7 +56,7 @@ def _line(row: Row, names: Mapping[str, str], ours: str) -> str:
 
 
 def finish(record: dict[str, Any], out: Path | None) -> int:
-    """Write the record where a file was asked for; 1 where a result was wrong."""
+    """Write the record if a file was named; return 1 if a result was wrong."""
     if out is not None:
         records.write(out, record)
     return int(any(row.wrong for row in records.rows_of(record)))

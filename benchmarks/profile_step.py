@@ -1,8 +1,7 @@
-"""python -m benchmarks.profile_step: which calls the time of a NumPy training step goes to.
+"""python -m benchmarks.profile_step shows which calls a NumPy training step spends its time on.
 
-A step is a list of recorded NumPy calls; each is a line of this profile. Calls are timed by the
-processor time of this thread, with one BLAS thread, so that what else the machine does matters
-little.
+A step is a list of recorded NumPy calls; each is a line of this profile. The clock is this thread's
+processor time, with one BLAS thread, so that other load on the machine matters little.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from gpubackprop.bench.timers import Timer
 
 
 class Profile:
-    """Stands in for `RecordedCalls.run`: nanoseconds of each call, added up over the steps."""
+    """A replacement of `RecordedCalls.run` that adds up each call's nanoseconds over the steps."""
 
     def __init__(self) -> None:
         self.clear()
@@ -41,7 +40,8 @@ class Profile:
             self.calls[line] += 1
 
     def lines(self, steps: int, least: float) -> list[str]:
-        """Calls with at least that share of the whole, the largest first; the rest in one line."""
+        """Return calls with at least that share of the time, largest first, and the rest in a
+        line."""
         total, rest = sum(self.spent.values()), 0
         text = [f"{'share':>7}{'calls':>7}  call"]
         for line, taken in sorted(self.spent.items(), key=lambda item: -item[1]):
@@ -65,7 +65,7 @@ def _shapes(args: tuple[Any, ...]) -> str:
 
 
 def profile(case: Case, passes: int) -> tuple[Profile, int]:
-    """The profile of that training step, and how many steps went into it."""
+    """Return the profile of that training step, and the number of profiled steps."""
     found, original = Profile(), RecordedCalls.run
     set_num_threads(1)
     with threadpoolctl.threadpool_limits(1):

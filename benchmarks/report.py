@@ -1,11 +1,11 @@
-"""python -m benchmarks.report: results as Markdown, pictures and the README's section.
+"""python -m benchmarks.report writes results as Markdown, pictures and the README's section.
 
     python -m benchmarks.report                    the newest of each case and machine in results/
-    python -m benchmarks.report FILE ...           these
-    python -m benchmarks.report --compare OLD NEW  what became slower or faster beyond the noise
-    python -m benchmarks.report --add FILE         a result of another machine, into its folder
+    python -m benchmarks.report FILE ...           these files
+    python -m benchmarks.report --compare OLD NEW  cases that became slower or faster beyond noise
+    python -m benchmarks.report --add FILE         put another machine's result into its folder
 
-Writes docs/benchmarks.md and docs/images/benchmark_*.png, and the part of README.md between the
+It writes docs/benchmarks.md and docs/images/benchmark_*.png, and the part of README.md between the
 benchmark markers.
 """
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(old: Record, new: Record) -> int:
-    """Two runs of one machine: 1 where something became slower, or is wrong now."""
+    """Compare two runs of one machine; return 1 if something became slower or is wrong now."""
     if machines.machine(old) != machines.machine(new):
         raise DataError(
             f"the machines differ ({machines.machine(old)}, {machines.machine(new)}); set them "
@@ -72,11 +72,11 @@ def compare(old: Record, new: Record) -> int:
 
 
 def add(file: Path, results: Path) -> Path:
-    """Write a result where it belongs, in the form that is small; the file written.
+    """Write a result into its machine's folder, in the compact form; return the file.
 
     Raises
     ------
-    DataError : it is no result, or one whose times mean nothing.
+    DataError : it is no result, or its times mean nothing.
     """
     record = records.load(file)
     if machines.is_smoke(record):
@@ -89,12 +89,12 @@ def add(file: Path, results: Path) -> Path:
 
 
 def newest(results: Path) -> list[Record]:
-    """Of each machine one record: of each case what was measured last."""
+    """Return one record for each machine: each case as it was measured last."""
     return by_machine([records.load(path) for path in sorted(results.glob("*/*.json"))])
 
 
 def by_machine(loaded: list[Record]) -> list[Record]:
-    """One record for each machine, later runs replacing cases of earlier."""
+    """Return one record for each machine; later runs replace cases of earlier ones."""
     machines: dict[str, Record] = {}
     for record in sorted(loaded, key=lambda record: (record["date"], record.get("time", ""))):
         card = records.card(record)
@@ -103,11 +103,11 @@ def by_machine(loaded: list[Record]) -> list[Record]:
 
 
 def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
-    """Write pictures, docs/benchmarks.md and the README's section; the files written.
+    """Write pictures, docs/benchmarks.md and the README's section; return the files.
 
     Raises
     ------
-    DataError : the README has no place for it; nothing was written.
+    DataError : the README has no markers; nothing was written.
     """
     written: list[Path] = []
     page, readme = out / "docs" / "benchmarks.md", out / "README.md"
@@ -135,7 +135,7 @@ def refresh(found: list[Record], out: Path = ROOT) -> list[Path]:
 
 
 def section(found: list[Record], written: list[Path]) -> str:
-    """What stands between the README's markers."""
+    """Return the text between the README's markers."""
     text: list[str] = []
     for record in found:
         card = records.card(record)
@@ -152,7 +152,7 @@ def section(found: list[Record], written: list[Path]) -> str:
 
 
 def _doubts(record: Record) -> list[str]:
-    """Lines, and an empty one behind them."""
+    """Return the doubts as lines, followed by an empty line."""
     found = [
         f"- Warning: {doubt}" for run in notes.shown_runs(record) for doubt in _run(run, record)
     ]
@@ -160,7 +160,7 @@ def _doubts(record: Record) -> list[str]:
 
 
 def _run(run: Record, record: Record) -> list[str]:
-    """Of one of the runs that a record is made of: the earlier ones have kept a part alone."""
+    """Return the doubts about one of the record's runs; earlier runs keep only a part of it."""
     return doubts(record | run) if "load_before" in run else []
 
 
@@ -184,11 +184,11 @@ def _image_links(images: list[Path], folder: str) -> list[str]:
 
 
 def with_section(readme: str, section: str) -> str:
-    """`readme` with `section` between its markers.
+    """Return `readme` with `section` between its markers.
 
     Raises
     ------
-    DataError : it has not both markers.
+    DataError : a marker is missing.
     """
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if not pattern.search(readme):

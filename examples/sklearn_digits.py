@@ -1,4 +1,4 @@
-"""An ordinary scikit-learn program. Run it as it is, or with this package's classifier instead:
+"""An ordinary scikit-learn program. Run it unchanged, or with this package's classifier instead:
 
 python examples/sklearn_digits.py
 python -m gpubackprop.sklearn examples/sklearn_digits.py

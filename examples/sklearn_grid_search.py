@@ -1,8 +1,8 @@
-"""Grid search over a pipeline, before and after one import is changed.
+"""Grid search over a pipeline, before and after the change of one import.
 
-The program below was written for scikit-learn: bundled digits, a scaler, a multi-layer perceptron,
-cross-validation over penalty and width. It is run with scikit-learn's class and with this
-package's; both find the same scores, and the times are printed.
+The program below was written for scikit-learn: it loads the bundled digits, scales them, trains a
+multi-layer perceptron, and cross-validates penalty and width. This file runs it with scikit-learn's
+class and with this package's. Both find the same scores, and it prints the times.
 
     python examples/sklearn_grid_search.py [--rows 1797] [--epochs 60] [--jobs 1] [--device auto]
 """
@@ -31,7 +31,7 @@ GRID = {
 
 
 def search(classifier: Any, x: np.ndarray, y: np.ndarray, jobs: int) -> GridSearchCV:
-    """The program: nothing in it knows whose classifier it is given."""
+    """Search with any classifier: the program does not know whose it is."""
     pipeline = make_pipeline(StandardScaler(), classifier)
     return GridSearchCV(pipeline, GRID, cv=3, n_jobs=jobs).fit(x, y)
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes of the search")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     options = parser.parse_args(arguments)
-    warnings.simplefilter("ignore", ConvergenceWarning)  # few epochs
+    warnings.simplefilter("ignore", ConvergenceWarning)  # a few epochs do not converge
 
     x, y = load_digits(return_X_y=True)
     x, y = x[: options.rows], y[: options.rows]

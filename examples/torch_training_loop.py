@@ -1,8 +1,8 @@
 """An ordinary PyTorch training loop, before and after: python examples/torch_training_loop.py
 
-Three ways to the same kernels, each trained on scikit-learn's handwritten digits beside PyTorch:
+The same loop runs in three ways on scikit-learn's handwritten digits:
 
-* before: nothing of gpubackprop;
+* before: PyTorch alone, without gpubackprop;
 * after: the changed lines are marked with <--;
 * patched: the lines of "before", unchanged, within `gpubackprop.torch.patch()`.
 """

@@ -79,7 +79,9 @@ class Loss(ABC):
         DtypeError
             The targets are no numbers, or not integers where classes are wanted.
         TargetRangeError
-            A target lies outside the loss's domain; the message names the first one.
+            A class index is out of range; the message names the first one.
+        OptionError
+            A number lies outside the loss's domain; the message names the first one.
         """
 
     @abstractmethod

@@ -191,7 +191,7 @@ class MLP(HeldParameters):
         Raises
         ------
         OptionError
-            The initializer is unknown, or the seed is none.
+            The initializer is unknown, or the seed is invalid.
         """
         fill = lookup(INITIALIZERS, initializer, "initializer")
         try:

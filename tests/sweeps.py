@@ -41,8 +41,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("swept.json")
 COMPUTES = ("kernels", "gpubackprop/formulas", "gpubackprop/backends")
 MODES = ("all", "sample", "changed")
-FEWEST, SHARE = 8, 8  # a sample has at least so many cases, and one in so many of a grid's
-WAYS = ("way", "device")  # these parameters say what computes: each value is a sweep of its own
+FEWEST, SHARE = 8, 8  # a grid of fewer cases stays whole; of others one case in so many is kept
+# These parameters say what computes: each value is a sweep of its own.
+WAYS = ("way", "device", "path")
 
 
 def seed() -> str:
@@ -112,16 +113,16 @@ def left_out(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], int]:
     return result, total
 
 
-def _kept(name: str, cases: Sequence[pytest.Function]) -> set[int]:
+def _kept(test: str, cases: Sequence[pytest.Function]) -> set[int]:
     everything = set(range(len(cases)))
     mark = cases[0].get_closest_marker("sweep")
     if mark is not None:
-        return set(sampled(sorted(everything), mark.kwargs["keep"], name))
-    long = any(cases[0].get_closest_marker(slow) for slow in ("slow", "emulated"))
+        return set(sampled(sorted(everything), mark.kwargs["keep"], test))
+    long = any(case.get_closest_marker(name) for case in cases for name in ("slow", "emulated"))
     parameters = [case.callspec.params for case in cases]
     if not long or len(cases) < FEWEST or not is_grid(parameters):
         return everything
-    return set(covering(parameters, -(-len(cases) // SHARE), name))
+    return set(covering(parameters, -(-len(cases) // SHARE), test))
 
 
 class Sweep:

@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
 from sklearn.neural_network import MLPClassifier as Reference
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils._param_validation import InvalidParameterError
 
+from gpubackprop.backends import cuda_driver, devices
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor
+from gpubackprop.sklearn.classifier import fitted_binarizer
 from tests.threads import run_in_threads
 
 RNG = np.random.default_rng(0)
@@ -152,3 +156,73 @@ def test_partial_fit_of_a_regressor_with_batches_of_changing_size_keeps_one_sess
         model.partial_fit(X[:size], X[:size, 0])
         sessions.add(id(model._kept_session))
     assert len(sessions) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The number of unique classes")
+@pytest.mark.parametrize(
+    "labels",
+    [
+        Y, Y + 10, Y - 5, Y.astype(np.int8), Y.astype(np.uint64), Y.astype(">i4"), Y > 0, Y[:1],
+        (Y > 0).astype(int), np.zeros(9, int), np.arange(40), Y.astype(str), Y.astype(float),
+        np.eye(3, dtype=int)[Y],
+    ],
+    ids=lambda y: f"{y.dtype.str}{y.shape}",
+)  # fmt: skip
+def test_the_label_binarizer_of_a_fit_is_the_one_that_scikit_learn_fits(labels: np.ndarray) -> None:
+    mine, its = vars(fitted_binarizer(labels)), vars(LabelBinarizer().fit(labels))
+    assert mine.keys() == its.keys()
+    for name, value in its.items():
+        assert np.array_equal(mine[name], value), name
+    assert mine["classes_"].dtype == its["classes_"].dtype
+
+
+def test_a_first_fit_refuses_what_scikit_learn_refuses_and_forgets_earlier_columns() -> None:
+    settings: dict[str, Any] = {"hidden_layer_sizes": (3,), "max_iter": 1, "random_state": 0}
+    hole = X.copy()
+    hole[3, 2] = np.nan
+    bad: list[tuple[Any, Any]] = [
+        (hole, Y), (np.where(np.isnan(hole), -np.inf, hole), Y), (X, Y[:-1]), (X[:, 0], Y),
+        (X[:0], Y[:0]), (X[:, :0], Y), (X.astype(complex), Y),
+    ]  # fmt: skip
+    for x, y in bad:
+        with pytest.raises(ValueError) as theirs:  # noqa: PT011
+            Reference(**settings).fit(x, y)
+        with pytest.raises(type(theirs.value)) as ours:
+            MLPClassifier(**settings).fit(x, y)
+        assert str(ours.value) == str(theirs.value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = MLPClassifier(**settings).fit(X, Y).fit(X[:, :4], Y)
+    assert model.n_features_in_ == 4
+    with pytest.raises(ValueError, match="X has 5 features"):
+        model.predict(X)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_parameter_that_only_equals_a_valid_one_is_refused_every_time() -> None:
+    for good, bad in (
+        ({"max_iter": 1}, {"max_iter": 1.0}),
+        ({"shuffle": True}, {"shuffle": 1.0}),
+        ({"solver": "adam"}, {"solver": "adma"}),
+        ({"callbacks": ()}, {"callbacks": {}}),
+    ):
+        settings: dict[str, Any] = {"hidden_layer_sizes": (3,), "max_iter": 1}
+        for _ in range(2):
+            MLPClassifier(**settings | good).fit(X, Y)
+            with pytest.raises(InvalidParameterError, match=f"The '{next(iter(bad))}' parameter"):
+                MLPClassifier(**settings | bad).fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_small_fits_ask_the_driver_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def absent(name: str) -> Any:
+        asked.append(name)
+        raise OSError
+
+    monkeypatch.setattr(cuda_driver, "load_library", absent)
+    monkeypatch.setattr(devices, "_CHOSEN", {})
+    for _ in range(3):
+        assert MLPClassifier((3,), max_iter=1).fit(X, Y).device_ == "cpu"
+    assert len(asked) == 1

@@ -67,6 +67,12 @@ def shows_code_of(file, text):
     return [code for code in codes if code not in source]
 
 
+def stands_in(file, text):
+    """The whole text is in the file, up to white space."""
+    source = " ".join((ROOT / file).read_text(encoding="utf-8").split())
+    return [] if " ".join(text.split()) in source else [text]
+
+
 # Blocks that are no program: how each begins -> what says of its text what is wrong in it.
 TEXTS = {
     "activations.cuh": lambda text: names_files_of("kernels", r"(\w+)\.cuh", text),
@@ -74,6 +80,9 @@ TEXTS = {
         "gpubackprop", r"(?<![\w-])\w+(?!-)\b", text
     ),
     "delta_l = dL/dh_l": lambda text: shows_code_of("kernels/activation_backward.cu", text),
+    "template <class T> struct ColumnSumArguments": lambda text: stands_in(
+        "kernels/column_sum.cu", text
+    ),
     "m = z.max(1": lambda text: [],  # its own test, below
     "(1 - w) / 2 * exp": lambda text: [],  # a formula; test_activations holds the code to mpmath
 }

@@ -183,6 +183,7 @@ def test_no_finding_in_one_entry_of_each_kernel(source, mode):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # whole sources, with checkers, on a slow machine
 @pytest.mark.parametrize("mode", ["address", "thread"])
 def test_no_finding_in_any_entry(mode, sweep):
     launches: list[emulator.Launch] = []

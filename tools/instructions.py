@@ -1,17 +1,17 @@
-"""SASS instructions per element of compiled kernels, and the rate that they allow an H200.
+"""Count compiled kernels' SASS instructions per element, and the rate that they allow on an H200.
 
     python -m tools.instructions                      # the softmax entries, for sm_90
     python -m tools.instructions --architecture 120 activation_backward_gelu_bf16
 
-Needs NVRTC (or nvcc) and nvdisasm, but no GPU: nothing is measured. Instructions are counted on the
-path of an entry's main loops (`tests.emulator.sass`); heads, tails and what happens once a row are
-not in it. An entry with several loops has a line for each ("elements of an iteration: bytes of its
-accesses"). Passes over a row add up, as the entry's own line has them; but where a kernel keeps
-parts of a row in different places, an element meets only the loops of its own place. Stores that
-are narrower than the loads were split by the compiler.
+It needs NVRTC (or nvcc) and nvdisasm, but no GPU: nothing is measured. Instructions are counted on
+the path of an entry's main loops (`tests.emulator.sass`), without heads, tails and the work that
+comes once a row. An entry with several loops has a line for each ("elements of an iteration: bytes
+of its accesses"). The entry's own line adds up the passes over a row. If a kernel keeps parts of a
+row in different places, an element meets only the loops of its own place. If stores are narrower
+than loads, the compiler split them.
 
-The table gives the time of each unit that could be slower than memory, as a share of the time in
-which an element is read once and written once at 4.2 TB/s:
+The table gives the time of each unit that could be slower than memory. It is a share of the time in
+which an element is read once and written once at 4.2 TB/s. Each of 132 multiprocessors has these:
 
     issue    4 schedulers, 1 instruction of a warp each a clock: 128 instructions of a thread
     exp      16 results a clock on the special function units (MUFU)
@@ -19,13 +19,13 @@ which an element is read once and written once at 4.2 TB/s:
     fma      128 a clock
     fp64     64 a clock
 
-of each of 132 multiprocessors. Above 100 % the kernel cannot reach 4.2 TB/s however well it hides
-latency; "bound" is the rate in TB/s that the slowest unit leaves.
+Above 100 % the kernel cannot reach 4.2 TB/s, however well it hides latency. "bound" is the rate in
+TB/s that the slowest unit allows.
 
 Source of the rates: CUDA C++ Programming Guide, "Arithmetic Instructions", throughput of native
-arithmetic instructions, compute capability 9.0. Assumed, not measured: 132 multiprocessors at
-1.98 GHz, the boost clock (under load it may be lower, and the bound falls in proportion); 4.2 TB/s
-as what a copy reaches of the card's 4.8.
+arithmetic instructions, compute capability 9.0. These are assumed, not measured: 132
+multiprocessors at the boost clock of 1.98 GHz (a lower clock under load lowers the bound in
+proportion), and 4.2 TB/s of the card's 4.8 for a copy.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Count:
-    """Of one entry: its main loops, and the bytes of an element."""
+    """One entry's main loops, and the bytes of an element."""
 
     entry: str
     loops: tuple[sass.Region, ...]
@@ -55,7 +55,7 @@ class Count:
 
 
 def shares(per_element: dict[str, float], itemsize: int) -> dict[str, float]:
-    """By unit: its time for an element over that of moving 2 * itemsize bytes at `MEMORY`."""
+    """Return each unit's time for an element over the time to move 2 * itemsize bytes."""
     memory = 2 * itemsize / MEMORY
     special = per_element.get("exp", 0) + per_element.get("mufu", 0)
     counts = {**per_element, "special": special}
@@ -66,7 +66,7 @@ def shares(per_element: dict[str, float], itemsize: int) -> dict[str, float]:
 
 
 def bound(per_element: dict[str, float], itemsize: int) -> float:
-    """Bytes a second that the slowest unit leaves."""
+    """Return the bytes per second that the slowest unit allows."""
     return MEMORY / max(shares(per_element, itemsize).values())
 
 
@@ -75,7 +75,8 @@ def count(source: str, entry: str, defines: compilers.Defines, architecture: int
 
     Raises
     ------
-    compilers.CompileError : no compiler, no disassembler, or the source does not compile.
+    compilers.CompileError : there is no compiler or no disassembler, or the source does not
+    compile.
     ValueError : no loop of the entry touches memory as a main loop does.
     """
     body = sass.bodies(compilers.sass(source, architecture, defines))[entry]
@@ -87,7 +88,8 @@ def count(source: str, entry: str, defines: compilers.Defines, architecture: int
 
 
 def table(counts: Iterable[Count]) -> str:
-    """One line for each entry, the sum of its loops, and one for each loop where it has several."""
+    """Return a line for each entry, the sum of its loops; if there are several, also one for
+    each."""
     heading = "".join(f"{name:>11}" for name in COLUMNS)
     units = "".join(f"{unit:>7}" for unit in UNITS)
     lines = [
@@ -103,7 +105,7 @@ def table(counts: Iterable[Count]) -> str:
 
 
 def _described(loop: sass.Region) -> str:
-    """Elements of an iteration, and bytes of its accesses: "16: LDG 16 STG 16"."""
+    """Return an iteration's elements and the bytes of its accesses: "16: LDG 16 STG 16"."""
     names = {"load": "LDG", "store": "STG", "shared": "LDS"}
     widths = {name: "+".join(map(str, loop.widths(space))) for space, name in names.items()}
     return f"{loop.elements:g}: " + " ".join(f"{name} {w}" for name, w in widths.items() if w)

@@ -1,9 +1,9 @@
-"""Make .venv with gpubackprop (editable) and some of its extras; do nothing if that is done.
+"""Make .venv with gpubackprop (editable) and some of its extras; do nothing if it is up to date.
 
     python3 tools/venv.py cli,sklearn
 
-Standard library only, and syntax of Python 3.7, so that an old python3 gets a message and not a
-traceback. The Makefile calls it before each target.
+It uses only the standard library and the syntax of Python 3.7, so that an old python3 gets a
+message and not a traceback. The Makefile calls it before each target.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VENV = ROOT / ".venv"
 STATE = VENV / "gpubackprop-extras.json"
 OLDEST = (3, 11)
 NEWER_NAMES = ["python3.14", "python3.13", "python3.12", "python3.11"]
-OLDEST_PIP = (21, 3)  # editable installs from pyproject.toml, extras that name extras
+OLDEST_PIP = (21, 3)  # it has editable installs from pyproject.toml and nested extras
 
 
 def main() -> int:
@@ -58,8 +58,8 @@ def hand_over_to_a_newer_python() -> int:
 
 
 def closure(extras: list[str]) -> set[str]:
-    """`extras` and the extras that they name, from pyproject.toml: dev brings test brings cli."""
-    import tomllib  # not in the old Pythons that only get as far as the message
+    """Return `extras` and the extras that they name in pyproject.toml: dev names test names cli."""
+    import tomllib  # old Pythons lack it; they only reach the message
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     table = project["optional-dependencies"]
@@ -87,7 +87,7 @@ IDENTITY = "import sys, os; print(sys.version, os.path.realpath(sys.base_prefix)
 
 
 def why_not_usable() -> str:
-    """Why .venv has to be made (again), or "" if it is sound and of this Python."""
+    """Return why .venv must be made (again), or "" if it works and has this Python."""
     if not VENV.exists():
         return "it is not there yet"
     try:
@@ -112,7 +112,7 @@ def create(reason: str) -> None:
     say(f"making .venv with Python {version}: {reason}")
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         install_debian_venv()
-    # Called from inside .venv, sys.executable would be a link into what --clear deletes.
+    # Inside .venv, sys.executable is a link into the folder that --clear deletes.
     python = os.path.realpath(sys.executable)
     run([python, "-m", "venv", "--clear", VENV], f"{python} -m venv failed; see above")
     pip = capture([venv_python(), "-c", "import pip; print(pip.__version__)"])
@@ -121,7 +121,7 @@ def create(reason: str) -> None:
 
 
 def install_debian_venv() -> None:
-    """Debian and Ubuntu keep ensurepip out of python3, in the package python3.X-venv."""
+    """Install python3.X-venv, the package in which Debian and Ubuntu keep ensurepip."""
     package = "python{}.{}-venv".format(*sys.version_info[:2])
     apt = shutil.which("apt-get")
     if not apt:
@@ -133,7 +133,7 @@ def install_debian_venv() -> None:
         stop(f"{sys.executable} has no ensurepip; run: sudo apt-get install {package}")
     say(f"{sys.executable} has no ensurepip: installing {package} with apt-get")
     command = [*elevate, "env", "DEBIAN_FRONTEND=noninteractive", apt, "-qq"]
-    # The package lists of a fresh machine or a container image are empty or old.
+    # A fresh machine or a container image has empty or old package lists.
     subprocess.call([*command, "update"], stdin=subprocess.DEVNULL)
     run(
         [*command, "install", "-y", "--no-install-recommends", package],
@@ -142,7 +142,7 @@ def install_debian_venv() -> None:
 
 
 def fingerprint() -> str:
-    """Changes when the dependencies do, or when the folder has moved with .venv inside."""
+    """Return a text that changes with the dependencies, or if the folder with .venv was moved."""
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes())
     digest.update(str(ROOT).encode())
     return digest.hexdigest()
@@ -167,7 +167,7 @@ def install(extras: set[str], key: str) -> None:
 
 
 def pip_install() -> list[str | Path]:
-    # A person sees pip's progress through several hundred MB; a log does not need it.
+    # A person wants to see pip's progress through several hundred MB; a log does not.
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
     pip: list[str | Path] = [
         venv_python(),

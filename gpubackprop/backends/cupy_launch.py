@@ -2,8 +2,8 @@
 
 Nothing here needs a GPU or CuPy, so the arithmetic (limits of the grid, 64-bit counts, the scratch
 memory of two-stage sums) is tested on any machine. The constants are first choices, each with its
-reason; not measured on a GPU. Values never depend on them, except for the order in which sums are
-added, which is fixed for one device.
+reason; they were not measured on a GPU. Values never depend on them, except for the order in which
+sums are added, which is fixed for one device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpubackprop.dtypes import COMPUTE as COMPUTE_NAMES
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
 
-VECTOR_BYTES = 16  # widest access of a thread
+VECTOR_BYTES = 16  # the widest access of a thread
 STRIP_COLUMNS, STRIP_ROWS = 32, 8  # threads of a strip, as in include/strip.cuh
 FLAT_THREADS, FINISH_THREADS, ROW_THREADS = 256, 512, 256
 MAX_GRID_X, MAX_GRID_Y = 2**31 - 1, 65535  # limits of every card since sm_30
@@ -33,8 +33,8 @@ FLAT_WAVES = 4
 # A strip's block takes at least four rows for each thread: four loads are in flight at once, and
 # the partial sums (one row for each chunk) stay below 1/30 of what is read.
 MIN_CHUNK_ROWS = 4 * STRIP_ROWS
-MAX_PARTIAL_BLOCKS = 1024  # threads of sum_of_squares_finish
-WIDE_ROW = 1024  # elements from which a row gets a block and not a warp
+MAX_PARTIAL_BLOCKS = 1024  # sum_of_squares_finish has so many threads
+WIDE_ROW = 1024  # a row of at least so many elements gets a block and not a warp
 
 FLOATS = tuple(BY_SUFFIX)
 COMPUTE = tuple(STORAGES[name].suffix for name in COMPUTE_NAMES)
@@ -43,12 +43,16 @@ _SIXTEEN_BIT = tuple(STORAGES[name].suffix for name in SIXTEEN_BIT)
 
 @dataclass(frozen=True)
 class DeviceProperties:
-    """What a plan needs to know of a card.
+    """The properties of a card that a plan reads.
 
     Attributes
     ----------
-    shared_bytes : of dynamic shared memory that one block may have (opted in for).
-    capability : (major, minor); thread-block clusters came with (9, 0).
+    multiprocessors : int
+        Number of multiprocessors.
+    shared_bytes : int
+        Dynamic shared memory that one block may have (opted in for).
+    capability : (major, minor)
+        Compute capability; thread-block clusters came with (9, 0).
     """
 
     multiprocessors: int
@@ -58,16 +62,29 @@ class DeviceProperties:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to launch one entry.
+    """The launch of one entry.
 
     Attributes
     ----------
-    source : file below kernels/. entry : the symbol. defines : macros that leave this entry alone
-        in the file. grid, block : dimensions. shared_bytes : dynamic shared memory. shared_packs :
-        the argument of that name of a softmax kernel.
-    join : the `join` argument of a strip kernel (include/strip.cuh).
-    partial : shape of the scratch array of a two-stage sum; its rows are the `rows` argument of
+    source : str
+        File below kernels/.
+    entry : str
+        The symbol.
+    defines : tuple
+        Macros that leave this entry alone in the file.
+    grid : tuple of int
+        Blocks in each dimension.
+    block : tuple of int
+        Threads in each dimension.
+    join : int
+        The `join` argument of a strip kernel (include/strip.cuh).
+    partial : tuple of int, or None
+        Shape of the scratch array of a two-stage sum. Its rows are the `rows` argument of
         column_sum_finish, its second dimension the `blocks` argument of sum_of_squares_finish.
+    shared_bytes : int
+        Dynamic shared memory.
+    shared_packs : int
+        The argument of that name of a softmax kernel.
     """
 
     source: str
@@ -82,7 +99,7 @@ class Launch:
 
     @property
     def empty(self) -> bool:
-        """Nothing to do: the launcher must not launch (CUDA refuses a grid of 0)."""
+        """Whether there is nothing to launch; CUDA refuses a grid of 0."""
         return 0 in self.grid
 
 
@@ -92,10 +109,18 @@ class Kernel:
 
     Attributes
     ----------
-    source : file below kernels/. shape_of : gives (grid, block, join, partial).
-    formulas : what may stand in the entry's name before the dtype; ("",) for none.
-    dtypes : what may stand at its end; `pairs` overrides both where not all combinations exist.
-    defines : macros that choose this kernel's entries in a file that has another's too.
+    source : str
+        File below kernels/.
+    shape_of : callable
+        Returns (grid, block, join, partial).
+    formulas : tuple of str
+        What may stand before the dtype in the entry's name; ("",) for none.
+    dtypes : tuple of str
+        What may stand at the end of the entry's name.
+    pairs : tuple
+        Overrides both if not all combinations exist.
+    defines : tuple
+        Macros that choose this kernel's entries in a file that has another kernel's too.
     """
 
     source: str
@@ -118,20 +143,36 @@ def plan(
     formula: str = "",
     contiguous: bool = True,
 ) -> Launch:
-    """Entry, grid and block of `kernel` for arrays of `shape` and `dtype`.
+    """Return entry, grid and block of `kernel` for arrays of `shape` and `dtype`.
 
     Parameters
     ----------
-    kernel : key of `KERNELS`. shape : (rows, columns), or (count,) for flat kernels.
-    dtype : storage type of the logits, of the parameters or of the output: a NumPy dtype, or the
-        suffix itself ("bf16", "f32_bf16").
-    formula : activation, loss, update, or type of the labels or of the gather's source.
-    contiguous : False where a row stride is larger than the row.
+    kernel : str
+        Key of `KERNELS`.
+    shape : tuple of int
+        Rows and columns, or (count,) for flat kernels.
+    dtype : dtype or str
+        Storage type of the logits, of the parameters or of the output: a NumPy dtype, or the suffix
+        itself ("bf16", "f32_bf16").
+    device : DeviceProperties
+        The card.
+    formula : str
+        Activation, loss, update, or type of the labels or of the gather's source.
+    contiguous : bool
+        Whether no row stride is larger than the row.
+
+    Returns
+    -------
+    Launch
+        The launch.
 
     Raises
     ------
-    OptionError : no such entry, or a matrix of more columns than a grid covers (beyond 2^38).
+    OptionError
+        There is no such entry, or a matrix has more columns than a grid covers (beyond 2^38).
 
+    Examples
+    --------
     >>> launch = plan("update", (1000,), "float32", DeviceProperties(132), formula="adam")
     >>> launch.entry, launch.grid, launch.block
     ('update_adam_f32', (1, 1, 1), (256, 1, 1))
@@ -157,7 +198,7 @@ def plan(
 
 
 def suffix_of(dtype: Any) -> str:
-    """The name of a storage type in entries: float32 -> f32."""
+    """Return the name of a storage type in entries: float32 -> f32."""
     if isinstance(dtype, str) and dtype not in SUFFIXES:
         return dtype
     return SUFFIXES.get(str(np.dtype(dtype).name) if not isinstance(dtype, str) else dtype, "")
@@ -168,13 +209,13 @@ def entry_name(kernel: str, formula: str, suffix: str) -> str:
 
 
 def entry_defines(formula: str, suffix: str) -> tuple[tuple[str, str], ...]:
-    """Macros with which a source file holds this one entry (include/entries.cuh)."""
+    """Return the macros with which a source file holds this one entry (include/entries.cuh)."""
     named = (("ONLY_FORMULA", formula),) if formula else ()
     return (*named, ("ONLY_DTYPE", suffix))
 
 
 def entries() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
-    """(source, entry, defines) of every entry that exists."""
+    """Yield (source, entry, defines) of every entry that exists."""
     return [
         (
             row.source,
@@ -187,10 +228,11 @@ def entries() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
 
 
 def join_rows(cols: int, pack: int) -> int:
-    """How many contiguous rows a strip kernel takes as one.
+    """Return how many contiguous rows a strip kernel takes as one.
 
-    A multiple of what makes the joined row a whole number of packs, so that every joined row starts
-    on 16 bytes where the first does; and, for narrow matrices, as many as fill a strip's 32 lanes.
+    It is a multiple of the number that makes the joined row a whole number of packs, so that every
+    joined row starts on 16 bytes if the first does. For narrow matrices it is also large enough to
+    fill a strip's 32 lanes.
     """
     whole = pack // math.gcd(cols, pack)
     return whole * max(1, STRIP_COLUMNS * pack // (whole * cols))
@@ -201,21 +243,21 @@ def ceil_division(a: int, b: int) -> int:
 
 
 def power_of_two(n: int, most: int) -> int:
-    """Smallest power of two that is at least n, but no more than `most`."""
+    """Return the smallest power of two that is at least n, but no more than `most`."""
     return min(most, 1 << max(0, n - 1).bit_length())
 
 
 def _strip(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """Strips of 32 packs along the columns (x) times chunks of rows (y)."""
+    """Lay strips of 32 packs along the columns (x), times chunks of rows (y)."""
     rows, cols = shape
     pack = VECTOR_BYTES // itemsize
     block = (STRIP_COLUMNS, STRIP_ROWS)
     if rows == 0 or cols == 0:
         return (0, 0), block, 0, (0, cols)
     join = join_rows(cols, pack) if contiguous else 0
-    head = pack - 1  # elements by which the grid of packs may have to start earlier
+    head = pack - 1  # the grid of packs may have to start so many elements earlier
     if join:
         width = join * cols
         strips, long_rows = (
@@ -234,7 +276,7 @@ def _strip(
 def _column_finish(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """All threads of a block on at most 32 columns; shape is that of the partial sums."""
+    """Put all threads of a block on at most 32 columns; shape is that of the partial sums."""
     x = power_of_two(shape[1], 32)
     return (ceil_division(shape[1], x), 1), (x, FINISH_THREADS // x), 0, None
 
@@ -242,7 +284,7 @@ def _column_finish(
 def _rows(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """A group of threads to a row; blocks take rows in turn."""
+    """Give each row a group of threads; blocks take rows in turn."""
     rows, cols = shape
     x = ROW_THREADS if cols > WIDE_ROW else power_of_two(cols, 32)
     y = ROW_THREADS // x
@@ -251,8 +293,10 @@ def _rows(
 
 
 def _flat(elements_per_thread: int) -> Callable[..., tuple[Any, ...]]:
-    """Blocks take parts of a flat array in turn. 0 elements per thread: as many as 16 bytes of the
-    compute type hold."""
+    """Let blocks take parts of a flat array in turn.
+
+    0 elements per thread means as many as 16 bytes of the compute type hold.
+    """
 
     def shape_of(
         shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
@@ -278,7 +322,7 @@ def _squares(
 def _gather(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """Threads along a row of `out`, one for each pack; long rows are cut where rows are few."""
+    """Put threads along a row of `out`, one for each pack; cut long rows if rows are few."""
     rows, cols = shape
     pack = VECTOR_BYTES // itemsize
     if rows == 0 or cols == 0:
@@ -326,18 +370,18 @@ TABLE_CHUNK = 4096
 def _chunks(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """A block for each chunk of a table of tensors."""
+    """Give each chunk of a table of tensors a block."""
     return (shape[0], 1), (FLAT_THREADS, 1), 0, None
 
 
 def _each(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """A thread for each tensor of a table."""
+    """Give each tensor of a table a thread."""
     return (ceil_division(shape[0], FLAT_THREADS), 1), (FLAT_THREADS, 1), 0, None
 
 
-# What the optimizers of PyTorch need of the registry.
+# The formulas of the registry that PyTorch's optimizers need.
 TABLE_UPDATES = (
     "gradient_descent", "sgd", "sgd_nesterov", "adam", "adamw", "adam_amsgrad", "adamw_amsgrad",
 )  # fmt: skip
@@ -346,7 +390,7 @@ _GATHER_PAIRS = (
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
 )  # fmt: skip
 _DROPOUT = (("ONLY_DROPOUT", "1"),)
-# Of a layer and of its product; of one, it stands for both.
+# Dtypes of (a layer, its product). A name of one part stands for both.
 LAYER_STORAGE = (*FLOATS, *(f"{short}_f32" for short in _SIXTEEN_BIT))
 
 KERNELS: dict[str, Kernel] = {

@@ -137,17 +137,17 @@ def choose(device: str) -> tuple[str, str]:
     )
 
 
-_CHOSEN: dict[tuple[Any, ...], str] = {}
+_CHOSEN: dict[tuple[Any, ...], tuple[str, str]] = {}
 
 
-def chosen(device: str) -> str:
+def chosen(device: str) -> tuple[str, str]:
     """Return what `choose` said of `device` when this process first asked here.
 
     It is for small work, which takes less time than asking the driver. Errors are not kept.
     """
     key = os.getpid(), choose, device  # tests replace `choose`
     if key not in _CHOSEN:
-        _CHOSEN[key] = choose(device)[0]
+        _CHOSEN[key] = choose(device)
     return _CHOSEN[key]
 
 

@@ -67,11 +67,11 @@ def choose(training: Training) -> tuple[str, str]:
     The device is a GPU if there is one that works and that is predicted to finish sooner, else the
     CPU.
     """
-    name, reason = devices.choose("auto")
-    if name == "cpu":
-        return name, reason
     cpu, gpu = training.seconds(available_cores())
     if gpu <= cpu:
+        return devices.choose("auto")
+    name, reason = devices.chosen("auto")  # only the reason depends on it
+    if name == "cpu":
         return name, reason
     return "cpu", (
         f"predicted {_short(cpu)} here and {_short(gpu)} on {name}, its first use included; "

@@ -1,4 +1,4 @@
-"""Pictures of bars: the share of the limit, the peers, and several records side by side."""
+"""Pictures of bars: shares of the limit, peers, and several records side by side."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from gpubackprop.bench.rows import Row
 from gpubackprop.bench.tables import key_names, ours
 
 LIMITS = {"copy": "copy", "products": "the products alone", "read": "read"}
-MOST_BARS = 40  # cases in one picture
+MOST_BARS = 40  # a picture shows at most so many cases
 
 
 def bars(axes: Axes, at: Any, values: Any, ends: Any, **options: Any) -> None:
-    """Horizontal bars with a line from one end to the other, (low, high) of each value."""
+    """Draw a horizontal bar for each value, and a line over its range `ends` = (low, high)."""
     errors = np.abs(np.array(ends, float).reshape(-1, 2).T - np.array(values, float))
     axes.barh(at, values, xerr=errors, ecolor="#444444", **options)
 
 
 def finish(axes: Axes, names: list[str], label: str) -> None:
-    """The names of the bars at 0, 1, ..., the line at 1, and the grid."""
+    """Name the bars at 0, 1, ..., and draw the line at 1 and the grid."""
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel(label)
@@ -33,11 +33,13 @@ def finish(axes: Axes, names: list[str], label: str) -> None:
 
 
 def side_by_side(comparison: Comparison) -> bytes | None:
-    """PNG: bars of each record's times over the first record's, case by case, with p20 and p80.
+    """Return a PNG that compares records: in each case a bar is a record's time over the first's.
+
+    Lines show p20 and p80.
 
     Raises
     ------
-    MissingDependencyError : Matplotlib is not there.
+    MissingDependencyError : Matplotlib is not installed.
     """
     return png(
         lambda figure: _compared(figure, comparison), "gpubackprop: time in each file / time in A"
@@ -70,7 +72,7 @@ def _compared(figure: Any, comparison: Comparison) -> bool:
     finish(axes, names, label)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     factors = [factor for line in lines for n in numbers if (factor := line.factor(n))]
-    if max(factors) > 20:  # else the short bars could not be seen
+    if max(factors) > 20:  # on a linear axis the short bars could not be seen
         axes.set_xscale("log")
         axes.set_xlim(left=min(factors) / 2)
         axes.xaxis.set_major_formatter("{x:g}")
@@ -79,8 +81,10 @@ def _compared(figure: Any, comparison: Comparison) -> bool:
 
 
 def shares(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
-    """Bars: the share of the limit of each operation or network, at its largest shape, with p20
-    and p80; on the GPU where there is one."""
+    """Draw the share of the limit that each operation or network reaches at its largest shape.
+
+    Lines show p20 and p80. If the record has a GPU, the shares are the GPU's.
+    """
     best: dict[tuple[str, str], Row] = {}
     for row in ours(rows):
         parts = row.case.split("/")
@@ -108,7 +112,7 @@ def shares(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
 
 
 def peers(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
-    """Everybody's time over ours in the key cases: to the right of 1 they are slower."""
+    """Draw each provider's time over ours in the key cases: above 1 the provider is slower."""
     keys = [row for row in ours(rows) if row.case in key_names()]
     if record["gpu"]:
         keys = [row for row in keys if row.device != "cpu"]

@@ -1,10 +1,10 @@
-"""The one list of cases: what is compared with the NumPy backend, and what is measured.
+"""The one list of cases: it says what is compared with the NumPy backend and what is measured.
 
-Each variant of each problem is in both: ``compared(short=...)`` has it on awkward shapes, for
-`gpubackprop check --device cuda` and for the tests on emulated kernels; ``cases(size, device)`` at
-the shape that a goal names, or else at the problem's own. Sizes are "smoke" (does it work?),
-"quick" (under a minute on a CPU) and "full"; the most important come first, since a run may be
-stopped by its budget.
+Each variant of each problem is in two functions. ``compared(short=...)`` gives it awkward shapes;
+`gpubackprop check --device cuda` and the tests on emulated kernels use these. ``cases(size,
+device)`` gives it the shape that a goal names, or else the problem's own. Sizes are "smoke" (does
+it work?), "quick" (under a minute on a CPU) and "full". The most important cases come first,
+because a run ends when its budget is used up.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ CLASSES = (10, 32, 100, 320, 1000, 4096, 16_384, *VOCABULARIES, 262_144)
 LOSS_OPTIONS = ("label_smoothing", "class_weight", "ignore_index", "z_loss", "no_weight", "all")
 BATCHES = tuple(2**power for power in range(21))
 BOTH, CUDA = ("cpu", "cuda"), ("cuda",)
-CPU_ELEMENTS, CUDA_ELEMENTS = 1 << 22, 1 << 26  # of a matrix: 16 MiB, and 256 MiB (beyond any L2)
-FEW_ELEMENTS = 1 << 20  # on a CPU, of a variant that no goal speaks of
+CPU_ELEMENTS, CUDA_ELEMENTS = 1 << 22, 1 << 26  # in a matrix: 16 MiB, and 256 MiB (beyond any L2)
+FEW_ELEMENTS = 1 << 20  # on a CPU, in a variant that no goal names
 
 
 def compared(*, short: bool = False) -> Iterator[Case]:
-    """Every variant of every operation, in float32, on its awkward shapes; `short`: on one."""
+    """Return every variant of every operation, in float32, on its awkward shapes.
+
+    With `short` each variant has one shape.
+    """
     for op, problem in PROBLEMS.items():
         for variant in (*problem.variants, *problem.compared_only):
             for shape in problem.compared(variant, short=short):
@@ -36,11 +39,11 @@ def compared(*, short: bool = False) -> Iterator[Case]:
 
 
 def cases(size: str = "full", device: str = "cpu") -> list[Case]:
-    """The cases of that size for "cpu" or "cuda".
+    """Return the cases of that size for "cpu" or "cuda".
 
     Raises
     ------
-    OptionError : no such size.
+    OptionError : there is no such size.
     """
     if size not in SIZES:
         raise OptionError(f"size is {size!r}; valid are {', '.join(SIZES)}")
@@ -54,16 +57,16 @@ def cases(size: str = "full", device: str = "cpu") -> list[Case]:
 
 
 def _joined(a: Case, b: Case) -> Case:
-    """One case for two of the same name."""
+    """Join two cases of the same name into one."""
     devices = tuple(dict.fromkeys((*a.devices, *b.devices)))
     return replace(a, devices=devices, key=a.key or b.key, quick=a.quick or b.quick)
 
 
 def smaller(case: Case) -> Case:
-    """The same work at a size that takes milliseconds, even emulated."""
+    """Return the same work at a size that takes milliseconds, even emulated."""
     match case.op:
         case "training_step" | "cold_start":
-            # Of the deep one three layers are left, of the wide one its width is cut.
+            # The deep network keeps three layers, and the wide network gets a smaller width.
             shape = (min(case.shape[0], 4), *(min(width, 6) for width in case.shape[1:5]))
         case "update" | "update_many" | "sum_of_squares" | "transfer":
             shape = (600,)
@@ -75,7 +78,7 @@ def smaller(case: Case) -> Case:
 
 
 def _others(device: str) -> Iterator[Case]:
-    """Every variant that is not named."""
+    """Return every variant that `_named` does not name."""
     named = {(case.op, case.variant) for case in _named(device) if device in case.devices}
     elements = CUDA_ELEMENTS if device == "cuda" else FEW_ELEMENTS
     for op, problem in PROBLEMS.items():
@@ -86,7 +89,7 @@ def _others(device: str) -> Iterator[Case]:
 
 
 def _named(device: str) -> Iterator[Case]:
-    """What a goal, a table or a picture speaks of."""
+    """Return the cases that a goal, a table or a picture names."""
     yield from _goals_of_gpus() if device == "cuda" else ()
     yield from _goals()
     yield from _batches(device)
@@ -97,7 +100,7 @@ def _named(device: str) -> Iterator[Case]:
 
 
 def _goals() -> Iterator[Case]:
-    """What the project's goals speak of."""
+    """Return the cases that the project's goals name."""
     entropy, step = "softmax_cross_entropy", "training_step"
     yield Case(entropy, (4096, 1000), key=True, quick=True)
     yield Case(entropy, (256, 50_257), key=True, quick=True)
@@ -107,10 +110,10 @@ def _goals() -> Iterator[Case]:
 
 
 def _goals_of_gpus() -> Iterator[Case]:
-    """What the project's goals for a GPU speak of, in their order: a card may be there for minutes.
+    """Return the cases that the project's goals for a GPU name, in the goals' order.
 
-    Rows and columns of the losses: the largest vocabulary in 16 bits, an odd one, every option, few
-    columns of a million rows.
+    The order matters because a card may be available for minutes only. The losses have the largest
+    vocabulary in 16 bits, an odd one, every option, and few columns of a million rows.
     """
     entropy, step = "softmax_cross_entropy", "training_step"
     yield Case(entropy, (8192, 128_256), "bfloat16", devices=CUDA, key=True)
@@ -132,7 +135,7 @@ def _goals_of_gpus() -> Iterator[Case]:
 
 
 def _batches(device: str) -> Iterator[Case]:
-    """Time against the batch size: where does a GPU start to win?"""
+    """Return steps of growing batch size: from which size on does a GPU win?"""
     largest = {"cpu": 13, "cuda": 20}[device]
     for network, step in (("lecture", 2), ("tabular, small", 3)):
         for power in sorted({*range(0, largest, step), largest}, key=lambda power: abs(power - 9)):
@@ -189,7 +192,7 @@ def _parameters(device: str) -> Iterator[Case]:
 
 
 def _networks(device: str) -> Iterator[Case]:
-    """Whole steps of the other networks, each at one batch size; more on a GPU."""
+    """Return whole steps of the other networks, each at one batch size; a GPU gets more of them."""
     step = "training_step"
     for network, batch in (("tabular, large", 256), ("deep and thin", 256), ("wide", 128)):
         yield Case(step, (batch, *NETWORKS[network]), variant="adam")

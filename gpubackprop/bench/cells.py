@@ -1,4 +1,4 @@
-"""What a row's cells say: times, their spread, shares, verdicts."""
+"""The texts of a table's cells: times, their spread, shares and verdicts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gpubackprop.bench.rows import Row, percentiles
 
 
 def time_text(seconds: float) -> str:
-    """Three significant digits and a unit.
+    """Format a time with three significant digits and a unit.
 
     >>> time_text(0.00123456), time_text(2.5), time_text(1.5e-05)
     ('1.23 ms', '2.5 s', '15 us')
@@ -20,7 +20,7 @@ SHOWN = {"numpy": "gpubackprop", "cupy_raw": "gpubackprop", "cupy_arrays": "CuPy
 
 
 def shown(provider: str) -> str:
-    """What a reader knows it by: ours are told apart by the device."""
+    """Return the provider's name for readers; our two providers differ by the device."""
     return SHOWN.get(provider, provider)
 
 
@@ -31,7 +31,7 @@ def place(row: Row) -> str:
 
 
 def noise(row: Row) -> str:
-    """p20 – p80; "" where they are not known."""
+    """Format p20 – p80 of a row; "" if they are not known."""
     return "" if row.p20 is None or row.p80 is None else _between(row.p20, row.p80)
 
 
@@ -42,7 +42,7 @@ def _between(least: float, most: float) -> str:
 
 
 def spread(seconds: list[float]) -> str:
-    """p20 – p80 of the times of several rounds.
+    """Format p20 – p80 of the times of several rounds.
 
     >>> spread([0.001, 0.002, 0.003, 0.004, 0.005, 0.006])
     '2 – 5 ms'
@@ -58,20 +58,20 @@ def time_only(row: Row | None) -> str:
 
 
 def time_cell(row: Row | None) -> str:
-    """Time and p20 – p80, or why there is none."""
+    """Format the time and p20 – p80, or say why there is no time."""
     text = time_only(row)
     return f"{text} ({noise(row)})" if row and row.seconds and noise(row) else text
 
 
 def verdict(row: Row) -> str:
-    """Of our time over this one's: "" where it is decided, else "undecided", as 1 lies within p20
-    to p80 of the ratio."""
+    """Return "undecided" if 1 lies within p20 to p80 of our time over this row's, else ""."""
     low, high = row.ratio_p20, row.ratio_p80
     return "undecided" if low is not None and high is not None and low <= 1 <= high else ""
 
 
 def share_cell(row: Row) -> str:
-    """The share of the limit and what that is; in brackets that of the limit of the case's size."""
+    """Format the share of the limit, the limit's name, and in brackets the share of the limit of
+    the case's own size."""
     if not row.share:
         return ""
     own = f" ({share_text(row.share_same_size)} at its size)" if row.share_same_size else ""
@@ -79,7 +79,7 @@ def share_cell(row: Row) -> str:
 
 
 def share_text(share: float) -> str:
-    """The share of a limit; "!" where it was none.
+    """Format the share of a limit, with "!" if it is above 1: then it was no limit.
 
     >>> share_text(0.98), share_text(1.02)
     ('0.98', '1.02 !')
@@ -92,7 +92,7 @@ def joules(row: Row) -> str:
 
 
 def rate(value: float, unit: str) -> str:
-    """Three significant digits and a prefix.
+    """Format a rate with three significant digits and a prefix.
 
     >>> rate(4.25e12, "B/s")
     '4.25 TB/s'

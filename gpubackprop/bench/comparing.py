@@ -1,8 +1,8 @@
-"""Several records side by side: what is faster, slower, the same, or undecided.
+"""Several records side by side: which cases are faster, slower, the same, or undecided.
 
 ``compare`` sets the times of any machines beside one another. ``regressions`` is for two runs of
-one machine: it compares the share of the limit, which was measured in the same rounds, since a
-machine's speed drifts from one run to the next.
+one machine. A machine's speed drifts from one run to the next, so it compares the shares of the
+limit, which was measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gpubackprop.bench.providers import LIMIT, NO_PEERS, OWN
 from gpubackprop.bench.record import rows_of
 from gpubackprop.bench.rows import Row
 
-LEAST_CHANGE = 0.03  # smaller ones are no news even where the noise is smaller still
+LEAST_CHANGE = 0.03  # a smaller change is not reported, however small the noise
 VERDICTS = ("faster", "slower", "same", "undecided")
 Record = dict[str, Any]
 Range = tuple[float, float, float]  # p20, median, p80
 
 
 def verdict(base: Range, other: Range) -> str:
-    """Of `other`, a time, beside `base`: decided where p20 to p80 of both do not overlap.
+    """Compare the time `other` with `base`: it is decided if their p20 to p80 do not overlap.
 
     >>> verdict((1.9, 2.0, 2.1), (0.9, 1.0, 1.1)), verdict((1.9, 2.0, 2.1), (2.0, 2.3, 2.6))
     ('faster', 'undecided')
@@ -42,7 +42,8 @@ def verdict(base: Range, other: Range) -> str:
 
 
 def spread(row: Row) -> Range | None:
-    """Time with its percentiles; None where it was not timed, or its noise is not known."""
+    """Return p20, median and p80 of the time; None if it was not timed or its noise is not
+    known."""
     if not row.seconds or row.p20 is None or row.p80 is None:
         return None
     return row.p20, row.seconds, row.p80
@@ -57,8 +58,9 @@ class Line:
 
     Attributes
     ----------
-    case, place : what and where, e.g. "GPU", "CPU, 1 thread".
-    rows : of each record; None where it has no such row.
+    case : name of the case.
+    place : where it ran, e.g. "GPU", "CPU, 1 thread".
+    rows : the row of each record; None if the record has no such row.
     """
 
     case: str
@@ -66,18 +68,18 @@ class Line:
     rows: tuple[Row | None, ...]
 
     def times(self) -> list[str]:
-        """Of each record; WRONG, failed, or - where it was not measured."""
+        """Return each record's time; "WRONG", "failed", or "-" if it was not measured."""
         return [cells.time_cell(row) for row in self.rows]
 
     def factor(self, number: int) -> float | None:
-        """How many times as long as in the first record."""
+        """Return the time in that record over the time in the first."""
         first, other = self.rows[0], self.rows[number]
         if first is None or other is None or not first.seconds or not other.seconds:
             return None
         return other.seconds / first.seconds
 
     def verdict(self, number: int) -> str:
-        """Of that record against the first; "" where one of the two has no time."""
+        """Return that record's verdict against the first; "" if one of the two has no time."""
         first, other = self.rows[0], self.rows[number]
         if self.factor(number) is None or first is None or other is None:
             return ""
@@ -87,18 +89,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Records, and what they have in common: the first is what the others are held to."""
+    """Records and their common cases; the others are compared with the first."""
 
     records: list[Record]
     lines: list[Line]
 
     def counts(self, number: int) -> dict[str, int]:
-        """How many cases have which verdict, for that record against the first."""
+        """Count the verdicts of that record against the first."""
         found = [line.verdict(number) for line in self.lines]
         return {name: found.count(name) for name in VERDICTS}
 
     def cells(self) -> list[list[str]]:
-        """For other programs: seconds, percentiles and share of each record, and the verdicts."""
+        """Return the table for other programs: each record's seconds, percentiles and share, and
+        the verdicts."""
         numbers = range(len(self.records))
         columns = ("seconds", "p20", "p80", "share", "joules")
         head = ["case", "place", *(f"{letter(n)} {name}" for n in numbers for name in columns)]
@@ -114,7 +117,7 @@ class Comparison:
         return found
 
     def summary(self, number: int) -> str:
-        """E.g. "B against A: 12 faster, 1 slower, 3 same, 2 undecided of 18 cases"."""
+        """For example "B against A: 12 faster, 1 slower, 3 same, 2 undecided of 18 cases"."""
         counts, name = self.counts(number), letter(number)
         total = sum(counts.values())
         factors = sorted(f for line in self.lines if (f := line.factor(number)) is not None)
@@ -131,10 +134,10 @@ class Comparison:
 
 
 def compare(records: list[Record]) -> Comparison:
-    """Our rows of every record, case by case.
+    """Compare our rows of every record, case by case.
 
-    By kind of device and number of threads. Where some ran on a GPU and others did not, each one's
-    own device is compared.
+    A line has one kind of device and one number of threads. If some records ran on a GPU and
+    others did not, a line has each record's own device.
     """
     mixed = len({record["device"].partition(":")[0] for record in records}) > 1
     found = [_ours(record, mixed) for record in records]
@@ -144,7 +147,7 @@ def compare(records: list[Record]) -> Comparison:
 
 
 def _ours(record: Record, mixed: bool) -> dict[tuple[str, str], Row]:
-    """By case and place."""
+    """Return our rows by case and place."""
     rows = [row for row in rows_of(record) if row.provider in OWN]
     most = max((row.threads for row in rows if row.device == "cpu"), default=1)
     found = {}
@@ -166,7 +169,7 @@ def _ours(record: Record, mixed: bool) -> dict[tuple[str, str], Row]:
 
 @dataclass(frozen=True)
 class Change:
-    """`factor`: how many times as long it takes now, measured against `against`."""
+    """A case that takes `factor` times as long as before, in units of `against`."""
 
     case: str
     place: str
@@ -202,7 +205,7 @@ Key = tuple[str, str, int, str]
 
 
 def regressions(old: Record, new: Record) -> Regressions:
-    """What changed by more than p20 to p80 of both runs together, and by more than 3 %."""
+    """Return what changed by more than p20 to p80 of both runs together, and by more than 3 %."""
     before, after = _by_key(rows_of(old)), _by_key(rows_of(new))
     changes: list[Change] = []
     wrong: list[str] = []
@@ -241,7 +244,8 @@ def _change(
 def _measures(
     old: Row, new: Row, before: dict[Key, Row], after: dict[Key, Row]
 ) -> Iterator[tuple[str, Range, Range]]:
-    """(what, range before, range now) of our time in units of something of the same run."""
+    """Return (what, range before, range now): our time in units of `what`, measured in the same
+    run."""
     if old.share and new.share:
         yield f"the {new.limit} {LIMIT}", _inverse(old), _inverse(new)
     for key, row in after.items():

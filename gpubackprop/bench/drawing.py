@@ -1,4 +1,4 @@
-"""How the benchmarks' pictures look, and a figure as PNG."""
+"""The look of the benchmarks' pictures, and a figure as PNG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from gpubackprop._optional import require
 
-# Okabe & Ito 2008, told apart with every common colour blindness; ours is always the first.
+# Okabe & Ito 2008: people with any common colour blindness tell them apart. Ours is the first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
 MARKERS = "osD^vPX*"
 STYLE = {
@@ -20,7 +20,7 @@ Axes = Any
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and marker of the number-th thing; the pairs repeat after 64."""
+    """Return colour and marker number `number`; the pairs repeat after 64."""
     shift = number // len(COLORS)
     return {
         "color": COLORS[number % len(COLORS)], "marker": MARKERS[(number + shift) % len(MARKERS)]
@@ -28,7 +28,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def png(draw: Callable[[Any], bool], title: str) -> bytes | None:
-    """What `draw(figure)` draws; None where it has nothing to draw."""
+    """Return what `draw(figure)` draws; None if it draws nothing."""
     matplotlib = require("matplotlib", "cli", "draw the benchmarks")
     module = require("matplotlib.figure", "cli", "draw the benchmarks")
     with matplotlib.rc_context(STYLE):

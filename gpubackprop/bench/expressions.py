@@ -1,4 +1,4 @@
-"""Array expressions of NumPy and CuPy: what one writes without a library, a pass for each."""
+"""Array expressions of NumPy and CuPy, as one writes them without a library: each is a pass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def setup(case: Case, where: Timer, provider: str) -> Work:
     def outputs() -> dict[str, Any]:
         return {name: where.host(array) for name, array in run().items()}
 
-    if case.op.startswith("update"):  # in place: what is captured would step once more
+    if case.op.startswith("update"):  # it works in place, and capturing it would step once more
         return Work(run, outputs)
     replay, why = where.capture(run)
     return Work(run, outputs, replay=replay, uncaptured=why)

@@ -1,6 +1,6 @@
 """The problems of the drop-in front ends: a linear layer with its loss or activation, and `fit`.
 
-They are measured where they are asked for: ``python -m benchmarks.bench_torch`` and
+They are measured on demand only, by ``python -m benchmarks.bench_torch`` and
 ``python -m benchmarks.bench_sklearn``.
 """
 
@@ -26,11 +26,11 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import HeldToLosses
 from gpubackprop.formulas import ACTIVATIONS
 
-ORACLE_ELEMENTS = 1 << 33  # rows times weights of the oracle's products
+ORACLE_ELEMENTS = 1 << 33  # the oracle computes at most so many rows times weights
 
 
 class Linear(Problem):
-    """A scalar loss of x W', and its gradients by x and W; a case's shape is (rows, in, out)."""
+    """A scalar loss of x W', and its gradients with respect to x and W. Shape: (rows, in, out)."""
 
     limit: ClassVar = ""
     shared: ClassVar = ("W",)
@@ -48,7 +48,7 @@ class Linear(Problem):
         return Tiling(rows, block)
 
     def of_product(self, case: Case, inputs: Arrays, a: Array, tiling: Tiling) -> tuple[Any, Array]:
-        """The loss, and its gradient by a = x W'."""
+        """Return the loss, and its gradient with respect to a = x W'."""
         raise NotImplementedError
 
     def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
@@ -90,9 +90,9 @@ class LinearGelu(Linear):
 
 
 class Fit(HeldToLosses):
-    """`MLPClassifier.fit`, a whole one: data of the variant's name ("digits", "random").
+    """A whole `MLPClassifier.fit`; the variant names the data ("digits", "random").
 
-    The oracle is scikit-learn in the case's dtype.
+    The oracle is scikit-learn in the dtype of the case.
     """
 
     limit: ClassVar = ""
@@ -103,7 +103,7 @@ class Fit(HeldToLosses):
         return np.array(fitted(MLPClassifier(**parameters(case)), *data(case)).loss_curve_)
 
     def tolerance(self, case: Case, found: Arrays) -> float:
-        """Sums in another order move a float32 curve; on a GPU one of float64, too."""
+        """Return the tolerance: sums in another order move a float32 curve, and a GPU's float64."""
         return 1e-10 if case.dtype == "float64" and found.get("exact", True) else 1e-3
 
     def bytes(self, case: Case) -> int:
@@ -116,7 +116,7 @@ class Fit(HeldToLosses):
 
 
 def parameters(case: Case) -> dict[str, Any]:
-    """Of an `MLPClassifier` that does the case's epochs and does not end before."""
+    """Return parameters with which an `MLPClassifier` runs all epochs of the case."""
     epochs, batch, _, _, *hidden, _ = case.shape
     return {
         "hidden_layer_sizes": hidden, "batch_size": batch, "max_iter": epochs, "tol": 0.0,
@@ -125,7 +125,7 @@ def parameters(case: Case) -> dict[str, Any]:
 
 
 def data(case: Case) -> tuple[Array, Array]:
-    """x (rows, features) in [0, 1] and y of the case."""
+    """Return the case's x (rows, features) in [0, 1] and y."""
     _, _, rows, features, *_, classes = case.shape
     if case.variant == "digits":
         from sklearn.datasets import load_digits
@@ -140,7 +140,7 @@ def data(case: Case) -> tuple[Array, Array]:
 
 def fitted(model: Any, x: Array, y: Array) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged
+        warnings.simplefilter("ignore")  # the warning that it has not converged
         return model.fit(x, y)
 
 
@@ -152,7 +152,7 @@ PROBLEMS: dict[str, Problem] = {
 
 
 def torch_cases(kind: str) -> Iterator[Case]:
-    """What `gpubackprop.torch` is measured on, on "cpu" or "cuda"."""
+    """Return the cases on which `gpubackprop.torch` is measured, for "cpu" or "cuda"."""
     large, entropy = kind != "cpu", "softmax_cross_entropy"
     dtype = "bfloat16" if large else "float32"
     more = ((4096, 32_000), (4096, 128_256)) if large else ()
@@ -164,7 +164,10 @@ def torch_cases(kind: str) -> Iterator[Case]:
 
 
 def fit_cases(sizes: bool) -> Iterator[Case]:
-    """What `gpubackprop.sklearn` is measured on; `sizes`: for the crossing point of a GPU."""
+    """Return the cases on which `gpubackprop.sklearn` is measured.
+
+    With `sizes` they show from which size on a GPU wins.
+    """
     large = (784, 512, 512, 10)
     if sizes:
         for rows in (1000, 10_000, 60_000):

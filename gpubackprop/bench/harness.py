@@ -1,8 +1,8 @@
-"""Runs cases: a process for each provider, one timed round each in turn.
+"""The harness runs cases: each provider has its own process, and they take turns round by round.
 
 Thread pools of different libraries disturb one another in one process, and a machine's speed
-drifts: rounds are interleaved, one provider working at a time, and only ratios within a run are
-meant to be compared.
+drifts. So rounds are interleaved, one provider works at a time, and only ratios within a run may be
+compared.
 """
 
 from __future__ import annotations
@@ -32,23 +32,26 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import HeldToLosses
 
 COLD_ROUNDS = 3
-SETTLE = 0.03  # seconds until the threads of who worked before, which spin for a while, sleep
-MODES = ("plain", "replay", "cold")  # the calls, a CUDA graph of them, and an empty cache before
-GPU_ROUND = 0.5  # of a round's length: a card was warmed up before, and its events are exact
-LONG_CALL = 0.5  # seconds from which a call is not repeated within a round, in few rounds
+SETTLE = 0.03  # seconds until the previous provider's spinning BLAS threads sleep
+MODES = ("plain", "replay", "cold")  # the calls, their CUDA graph, and calls with an empty cache
+GPU_ROUND = 0.5  # share of a round: a card is warm by then, and its events are exact
+LONG_CALL = 0.5  # seconds: a longer call is made once a round, in few rounds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure.
+    """The settings of the harness.
 
     Attributes
     ----------
-    rounds : timed rounds, after one that warms up. seconds : length of a round of one provider.
-    peers : groups of peers that take part. threads : all that there are; the slow peers do not
-        take part with fewer. small : sizes of the limits for trying out.
-    card : PCI address of the GPU, by which its clocks are read.
-    only : providers that take part, by name; empty for all. few : rounds of a long call at most.
+    rounds : timed rounds, after one that warms up.
+    seconds : length of a provider's round.
+    peers : groups of peers that take part.
+    threads : the largest number of threads; slow peers do not take part with fewer.
+    small : whether limits have small sizes, for trying out.
+    card : PCI address of the GPU, to read its clocks.
+    only : names of the providers that take part; empty for all.
+    few : at most so many rounds of a long call.
     """
 
     rounds: int = 7
@@ -62,7 +65,7 @@ class Plan:
 
 
 class Harness:
-    """Measures cases; `with Harness(plan) as harness` ends its processes."""
+    """Measure cases; `with Harness(plan) as harness` ends its processes."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -86,14 +89,17 @@ class Harness:
         return self._processes[key]
 
     def machine(self, device: str, threads: int) -> dict[str, float]:
-        """Best rates of copy, read (bytes/s) and product (flops/s); see `limits.machine`."""
+        """Return the best rates of copy, read (bytes/s) and product (flops/s); see
+        `limits.machine`."""
         return self.process(LIMIT, device, threads).ask("machine")
 
     def run_case(
         self, case: Case, device: str, threads: int, peers: frozenset[str] | None = None
     ) -> list[Row]:
-        """Every provider of `case` that is installed and right, timed; the others with a note.
-        `peers`: these groups of them; None: those of the plan."""
+        """Time every provider of `case` that is installed and right; the others get a note.
+
+        `peers` are groups of peers; None stands for the plan's.
+        """
         peers = self.plan.peers if peers is None else peers
         names = [
             one.name for one in PROVIDERS
@@ -127,7 +133,7 @@ class Harness:
         return self.process(row.provider, row.device, row.workers or row.threads)
 
     def _fewer_threads(self, row: Row, message: dict[str, Any]) -> int | None:
-        """With how many threads a limit's products are the fastest, where not with all."""
+        """Set the number of threads with which a limit's products are fastest, if not all."""
         counts = [
             1 << power for power in range(row.threads.bit_length()) if 1 << power < row.threads
         ]
@@ -149,9 +155,10 @@ class Harness:
         return max(1, min(1000, round(length / max(seconds, 1e-7))))
 
     def _prepare(self, case: Case, rows: dict[str, Row]) -> dict[str, list[str]]:
-        """Set up and check everybody: who can be timed, and in which of `MODES`.
+        """Set up and check every provider; return those that can be timed, and in which of `MODES`.
 
-        Side by side, but for those who time things while they set up.
+        Providers are prepared in parallel, except those that run timings while they are prepared
+        (compilers, the limit).
         """
         alone = [name for name in rows if BY_NAME[name].slow or name == LIMIT]
         together = [name for name in rows if name not in alone]
@@ -183,8 +190,10 @@ class Harness:
         return {name: timed[name] for name in rows if name in timed}
 
     def _rounds(self, timed: dict[str, list[str]], rows: dict[str, Row]) -> None:
-        """One that fails has a note from then on, and the others go on without it. Adds the row of
-        our work with an empty cache, where it was timed."""
+        """Time all providers in turn; one that fails gets a note, and the others go on without it.
+
+        Adds the row of our work with an empty cache, if it was timed.
+        """
         longest = 0.0
         modes = [(name, mode) for name, several in timed.items() for mode in several]
         found = {mode: Rounds() for mode in modes}
@@ -231,7 +240,7 @@ class Harness:
         return dict.fromkeys(("seconds", "host", "raw"), 0.0)
 
     def _energy(self, rows: dict[str, Row]) -> None:
-        """Joules of a step, for everybody in turn."""
+        """Measure the joules of a step, for each provider in turn."""
         for name, row in rows.items():
             if row.rounds and name not in NO_PEERS:
                 repeats = max(1, self._repeated[name] // 4)  # about ten milliseconds
@@ -239,7 +248,8 @@ class Harness:
                 row.joules = answer.get("joules")
 
     def _cold(self, case: Case, row: Row) -> Iterator[Row]:
-        """Import, and the first steps with all that precedes them, each time in a new process."""
+        """Time the import and the first steps with their preparation, each time in a new
+        process."""
         found: dict[str, list[float]] = {"import": [], "first": []}
         once = self.plan.small or BY_NAME[row.provider].slow
         for _ in range(1 if once else COLD_ROUNDS):

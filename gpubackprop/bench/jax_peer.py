@@ -1,4 +1,4 @@
-"""JAX, every function jitted; arguments are given as arrays of its device."""
+"""JAX: every function is jitted, and its arguments are arrays on its device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def timer(device: str, provider: str) -> Timer:
         jax.config.update("jax_default_device", jax.devices(platform)[number(device)])
     except RuntimeError as error:
         raise ImportError(f"the installed JAX has no {platform}: {error}".splitlines()[0]) from None
-    jax.config.update("jax_default_matmul_precision", "highest")  # float32, as everybody's
+    jax.config.update("jax_default_matmul_precision", "highest")  # float32, as for all providers
     return JaxTimer(device)
 
 
@@ -38,7 +38,7 @@ def setup(case: Case, where: Timer, provider: str) -> Work:
 
 
 def _work(jax: Any, case: Case, function: Callable[..., Any], names: tuple[str, ...]) -> Work:
-    """`function(**inputs)` jitted; it returns the results of these names."""
+    """Jit `function(**inputs)`, which returns the results of these names."""
     inputs = {name: jax.device_put(a) for name, a in operations.get(case.op).inputs(case).items()}
     jitted = jax.jit(function)
 

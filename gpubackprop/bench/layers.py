@@ -25,13 +25,14 @@ from gpubackprop.bench.shapes import PEER_ACTIVATIONS, Case
 from gpubackprop.formulas import ACTIVATIONS, OUTPUTS, Activation, Dropout
 from gpubackprop.formulas.dropout import keep_mask, random_state
 
-# In one row, so that they come back in each: a time of NaN says nothing, so they are only compared.
+# They stand in one row, so every repeated block has them. They are compared, not timed: the time
+# of NaN says nothing.
 SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 80.0, -80.0, 1e-7, -1e-7])
 DROPOUT, SEED, STEP, LAYER = 0.3, 5, 3, 1
 
 
 def erf(xp: Any, x: Any) -> Any:
-    """The error function of SciPy or CuPy."""
+    """Return the error function of SciPy or CuPy."""
     name = "scipy.special" if xp is np else "cupyx.scipy.special"
     try:
         return importlib.import_module(name).erf(x)
@@ -40,7 +41,7 @@ def erf(xp: Any, x: Any) -> Any:
 
 
 def slope(xp: Any, name: str, saved: Any) -> Any:
-    """g' by array expressions, of h (relu, tanh) or of a (gelu)."""
+    """Compute g' by array expressions, from h (relu, tanh) or from a (gelu)."""
     if name == "relu":
         return saved > 0
     if name == "tanh":
@@ -62,7 +63,7 @@ def value(xp: Any, name: str, a: Any) -> Any:
 
 
 def formula(act: Activation, kind: str, x: Array) -> Array:
-    """Its "value" or "slope", x left as it is."""
+    """Compute an activation's "value" or "slope"; x is not changed."""
     out, work = np.empty_like(x), tuple(np.empty_like(x) for _ in range(3))
     with np.errstate(all="ignore"):
         getattr(act, kind)(x.copy(), out, work, act.parameter)
@@ -70,11 +71,11 @@ def formula(act: Activation, kind: str, x: Array) -> Array:
 
 
 class OnActivations(Problem):
-    """What forward and backward have in common: a variant is an activation's name, which one of
-    `compared_only` has a word behind.
+    """What forward and backward share: a variant is an activation's name, maybe with a suffix.
 
-    A dropout's mask is another one in each row, which an oracle of a block does not have; it is
-    drawn from a seed: the same for everybody, or the error is that of a whole element.
+    Variants with a suffix are in `compared_only`. Dropout has another mask in each row, so the
+    oracle of a block cannot have it. It is drawn from a seed and is the same on every backend, or
+    else the error is that of a whole element.
     """
 
     variants: ClassVar = tuple(ACTIVATIONS)
@@ -89,7 +90,7 @@ class OnActivations(Problem):
         return Dropout(DROPOUT, LAYER, backend.asarray(random_state(SEED, STEP)))
 
     def kept(self, case: Case) -> Any:
-        """What dropout multiplies each element by, in float64."""
+        """Return the factor by which dropout multiplies each element, in float64."""
         if not case.variant.endswith("_dropout"):
             return 1.0
         mask = keep_mask(case.shape, Dropout(DROPOUT, LAYER, random_state(SEED, STEP)))
@@ -140,7 +141,7 @@ class ActivationBackward(OnActivations):
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
         shape, act = (rows, case.shape[1]), self.activation(case)
-        a = rng.normal(size=shape)  # near h = 1, 1 - h^2 has no digits left in any dtype
+        a = rng.normal(size=shape)  # near h = 1, 1 - h^2 has lost its digits in any dtype
         saved = 3 * a if act.saved == "a" else formula(act, "value", a)
         return {"grad_h": rng.normal(size=shape), "saved": saved}
 
@@ -171,7 +172,7 @@ class ActivationBackward(OnActivations):
 
 
 class Output(Problem):
-    """yhat = O(a), O the output function of the variant's name."""
+    """yhat = O(a); the variant names the output function O."""
 
     variants: ClassVar = tuple(OUTPUTS)
     awkward: ClassVar = ((6, 5),)
@@ -209,7 +210,8 @@ class Output(Problem):
 
 
 class Affine(Problem):
-    """What has x (rows, inner), W (outer, inner) and a case of shape (rows, inner, outer)."""
+    """Problems with x (rows, inner) and W (outer, inner); a case's shape is (rows, inner,
+    outer)."""
 
     limit: ClassVar = "products"
     shared: ClassVar = ("W", "b")
@@ -235,12 +237,12 @@ class Affine(Problem):
 
 
 class AffineForward(Affine):
-    """h = g(x W' + b), and a = x W' + b where g' is a function of that; else h alone."""
+    """h = g(x W' + b), and a = x W' + b if g' is a function of a."""
 
     variants: ClassVar = ("relu",)
     compared_only: ClassVar = tuple(
         name for name in ACTIVATIONS if name != "relu"
-    )  # a product's time
+    )  # their time is the product's
 
     def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
         act, a = ACTIVATIONS[case.variant], inputs["x"] @ inputs["W"].T + inputs["b"]
@@ -260,7 +262,7 @@ class AffineForward(Affine):
 
 
 class AffineBackward(Affine):
-    """The gradients of the weights and of the inputs from delta."""
+    """The gradients of weights and inputs, from delta."""
 
     sums: ClassVar = ("grad_W",)
 
@@ -291,7 +293,7 @@ class AffineBackward(Affine):
 
 
 class AffineLayer(Affine):
-    """A layer there and back: h, and the gradients of weights, biases and inputs."""
+    """A layer forward and backward: h, and the gradients of weights, biases and inputs."""
 
     sums: ClassVar = ("grad_W", "grad_b")
     variants: ClassVar = ("tanh",)

@@ -1,11 +1,12 @@
-"""What a machine can do at most: copy, read, multiply; measured beside each case, in its rounds.
+"""The limits of a machine: how fast it copies, reads and multiplies, measured beside
+each case.
 
-A copy moves 1 GiB and more on a GPU (256 MiB on a CPU, beyond its caches), on all threads of the
-run; its time is scaled to the case's bytes. What only reads has a read as its limit, on a GPU by a
-kernel of 16-byte loads (`read.cu`). A small case on a GPU has a second limit of its own size, since
-no 10 us reach the rate of a millisecond. Products are those of the case itself, by the fastest
-library at hand and in the best layout, without the elementwise work around them; on a GPU without
-the host's time to launch them, which a small product is shorter than.
+A copy moves 1 GiB and more on a GPU (256 MiB on a CPU, beyond its caches), with all threads of the
+run. Its time is scaled to the case's bytes. A case that only reads has a read as its limit; on a
+GPU a kernel with 16-byte loads does it (`read.cu`). A small case on a GPU has a second limit of its
+own size, because no copy of 10 us reaches the rate of one of a millisecond. Products are the case's
+own, by the fastest installed library and in the best layout, without the elementwise work around
+them. On a GPU their time excludes the launches, because a launch takes longer than a small product.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from gpubackprop.bench.shapes import Case, products
 from gpubackprop.bench.timers import BESIDE, CupyTimer, EventTimer, Run, Timer, Work
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
-SQUARE = {"cpu": 2048, "cuda": 8192}  # of the product that stands for the machine's peak
+SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the product that stands for the machine's peak
 
 
 def make_small() -> None:
-    """Sizes for trying the program out; what is then measured means nothing."""
+    """Take small sizes, to try the program out; the results then mean nothing."""
     COPY_BYTES.update(cpu=1 << 16, cuda=1 << 16)
     SQUARE.update(cpu=16, cuda=16)
     BESIDE.warm_seconds, BESIDE.busy_bytes, BESIDE.sweep_bytes = 0.0, 1 << 16, 1 << 12
@@ -44,7 +45,7 @@ def timer(device: str, provider: str) -> Timer:
 
 
 def setup(case: Case, where: Timer, provider: str) -> Work:
-    """The limit of that case: its time, had it no other work to do."""
+    """Set up the limit of that case: its time if it had no other work to do."""
     problem = operations.get(case.op)
     if not problem.limit:
         raise Unsupported("no limit is measured for this operation")
@@ -59,8 +60,10 @@ def setup(case: Case, where: Timer, provider: str) -> Work:
 
 
 def same_size(case: Case) -> int:
-    """Bytes of the array that is copied or read where as much moves as in the case; 0 where that is
-    as large as the limit's own, and where the limit is something else."""
+    """Return the bytes of an array whose copy or read moves as much as the case.
+
+    It is 0 if the limit's own array is no larger, or if the limit is neither copy nor read.
+    """
     problem = operations.get(case.op)
     ways = {"copy": 2, "read": 1}.get(problem.limit, 0)
     size = -(-problem.bytes(case) // (ways * 16)) * 16 if ways else 0
@@ -68,7 +71,7 @@ def same_size(case: Case) -> int:
 
 
 def memory_run(where: Timer, what: str, size: int = 0) -> tuple[Run, int]:
-    """The call and the bytes that it moves, read plus written."""
+    """Return the call, and the bytes that it reads plus those that it writes."""
     size = size or COPY_BYTES[kind(where.device)]
     noise = np.random.default_rng(0).random(1 << 16, dtype=np.float32)
     if isinstance(where, CupyTimer):
@@ -84,7 +87,7 @@ def memory_run(where: Timer, what: str, size: int = 0) -> tuple[Run, int]:
 
 
 def _threaded(function: Callable[..., Any], *arrays: np.ndarray) -> Run:
-    """`function` on equal parts of the arrays, a thread for each."""
+    """Run `function` on equal parts of the arrays, one thread for each part."""
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     parts = list(zip(*(np.array_split(array, threads) for array in arrays), strict=True))
     if threads == 1:
@@ -94,7 +97,7 @@ def _threaded(function: Callable[..., Any], *arrays: np.ndarray) -> Run:
 
 
 def product_run(where: Timer, dtype: str, shapes: list[tuple[int, int, int]]) -> Run:
-    """All these products (rows, inner, columns), one after another, each by the fastest way."""
+    """Compute these products (rows, inner, columns) one after another, each in the fastest way."""
     if dtype == "bfloat16":
         raise Unsupported("no product of bfloat16 is at hand")
     calls = [_product(where, dtype, shape) for shape in shapes]
@@ -123,7 +126,7 @@ def _product(where: Timer, dtype: str, shape: tuple[int, int, int]) -> Run:
 
 
 def _layouts(where: Timer, x: Any, y: Any, out: Any) -> list[Run]:
-    """A CPU's BLAS has code of its own for operands that are stored transposed."""
+    """Return the layouts to try: a CPU's BLAS has separate code for transposed operands."""
     if where.device != "cpu":
         return []
     x_columns, y_columns = (np.asfortranarray(array) for array in (x, y))
@@ -134,14 +137,14 @@ def _layouts(where: Timer, x: Any, y: Any, out: Any) -> list[Run]:
 
 
 def _cublaslt(where: Timer, x: Any, y: Any) -> list[Run]:
-    """cuBLASLt with its best algorithm, by nvmath-python where that is installed."""
+    """Return cuBLASLt's product with its best algorithm, by nvmath-python if it is installed."""
     if where.device == "cpu":
         return []
     try:
         matmul = importlib.import_module("nvmath.linalg.advanced").Matmul(x, y)
         matmul.plan()
         matmul.autotune(iterations=3)
-    except Exception:  # absent, or no algorithm for these sizes: CuPy's product is the limit
+    except Exception:  # it is absent or has no algorithm for these sizes: use CuPy's product
         return []
     return [matmul.execute]
 
@@ -153,9 +156,9 @@ def _quick_time(where: Timer, run: Run) -> float:
 
 
 def machine(device: str) -> dict[str, float]:
-    """Best rates found: copy and read in bytes/s, product in flops/s (float32, square).
+    """Return the best rates: copy and read in bytes/s, product in flops/s (float32, square).
 
-    One that fails is left out; the first error is raised where all do.
+    A rate that fails is omitted. If all fail, the first error is raised.
     """
     where = timer(device, "")
     size = SQUARE[kind(device)]
@@ -171,7 +174,7 @@ def machine(device: str) -> dict[str, float]:
             run, amount = make()
             found[what] = amount / best_time(where, run)
             where.release()
-        except Exception as error:  # the card's other rates are of use without this one
+        except Exception as error:  # the card's other rates are useful without this one
             errors.append(error)
     if not found:
         raise errors[0]

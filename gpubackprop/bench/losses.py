@@ -1,4 +1,4 @@
-"""The losses' problems: softmax cross entropy with its options, and pointwise losses."""
+"""The problems of losses: softmax cross entropy with its options, and pointwise losses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpubackprop.formulas import POINTWISE_LOSSES, lookup
 IGNORED = -100
 
 
-# Of a softmax cross entropy, by variant. "class_weight" and "sample_weight": whether there are any.
+# Options by variant. "class_weight" and "sample_weight" say whether there are any.
 _ENTROPIES: dict[str, dict[str, Any]] = {
     "": {},
     "label_smoothing": {"label_smoothing": 0.2},
@@ -35,7 +35,7 @@ _ENTROPIES: dict[str, dict[str, Any]] = {
     "all": {
         "class_weight": True, "ignore_index": IGNORED, "label_smoothing": 0.2, "z_loss": 0.1
     },
-    # What peers are not set up for.
+    # Peers are not set up for these.
     "sum": {"reduction": "sum"},
     "none": {"reduction": "none"},
     "soft_cap": {"soft_cap": 5.0},
@@ -58,7 +58,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def scratch(case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """The arrays that a loss fills."""
+    """Return the arrays that a loss fills."""
     rows = case.shape[:1]
     return {
         "loss": ((), compute(case)), "row_loss": (rows, compute(case)),
@@ -67,16 +67,16 @@ def scratch(case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def entropy_options(case: Case) -> dict[str, Any]:
-    """The options that a case's variant names, the others at their defaults."""
+    """Return the options that a case's variant names; the others have their defaults."""
     return _DEFAULTS | lookup(ENTROPIES, case.variant, "variant")
 
 
 def peer_options(case: Case) -> dict[str, Any]:
-    """As `entropy_options`, for peers.
+    """Return `entropy_options` for peers.
 
     Raises
     ------
-    Unsupported : one that peers are not set up for.
+    Unsupported : peers are not set up for one of the options.
     """
     options = entropy_options(case)
     known = ("class_weight", "label_smoothing", "z_loss")
@@ -88,7 +88,7 @@ def peer_options(case: Case) -> dict[str, Any]:
 
 
 class Loss(Problem):
-    """What softmax cross entropy and pointwise losses share: their results."""
+    """The results that softmax cross entropy and pointwise losses share."""
 
     sums: ClassVar = ("loss",)
 
@@ -102,7 +102,7 @@ class Loss(Problem):
         return ("row_loss", "correct")
 
     def reduced(self, case: Case, row: Array, delta: Array, divisor: Any, tiling: Tiling) -> Arrays:
-        """Results from each row's loss and gradient and from what a mean is divided by."""
+        """Compute the results from each row's loss and gradient and the divisor of a mean."""
         found = {"row_loss": row, "delta": delta}
         if self.reduction(case) == "none":
             return found
@@ -111,11 +111,11 @@ class Loss(Problem):
 
 
 class SoftmaxCrossEntropy(Loss):
-    """Loss and gradient of the logits; options by variant."""
+    """Loss and gradient of the logits; the variant names the options."""
 
     shared: ClassVar = ("class_weight",)
     variants: ClassVar = (*_ENTROPIES, *_PROBABILITIES, "weighted")
-    # What a row's weight costs is known from the one above.
+    # The case above shows what a row's weight costs.
     compared_only: ClassVar = tuple(name for name in _WEIGHTED if name != "weighted")
 
     def measured(self, device: str, elements: int) -> tuple[int, ...]:
@@ -233,7 +233,7 @@ class SoftmaxCrossEntropy(Loss):
 
 
 def five_lines_two_exps(logits: Array, labels: Array) -> Arrays:
-    """The textbook's NumPy, which takes the exponential twice."""
+    """Compute the loss as the textbook does, with two exponentials."""
     z = logits - logits.max(axis=1, keepdims=True)
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     loss = -np.log(p[np.arange(len(labels)), labels]).mean()
@@ -245,10 +245,10 @@ REDUCTIONS = ("mean", "elementwise_mean", "sum", "none")
 
 
 class PointwiseLoss(Loss):
-    """Loss and gradient; a mean over rows, or with sample weights and the reduction of its name."""
+    """Loss and gradient: a mean over rows, or with sample weights and the named reduction."""
 
     variants: ClassVar = tuple(POINTWISE_LOSSES)
-    compared_only: ClassVar = tuple(  # whose time is that of the mean over rows
+    compared_only: ClassVar = tuple(  # they take the time of the mean over rows
         f"{name}_weighted_{reduction}" for name in POINTWISE_LOSSES for reduction in REDUCTIONS
     )
 

@@ -1,4 +1,4 @@
-"""On what machine a record was measured, how several differ, and what makes times doubtful."""
+"""The machine of a record, how several machines differ, and what makes their times doubtful."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SMOKE = "a smoke run: its times mean nothing"
 
 
 def machine(record: Record) -> str:
-    """The card, or the processor and its cores: two records of one machine have the same."""
+    """Name the card, or the processor and its cores. Records of one machine have one name."""
     gpu, cpu = record["gpu"], record["cpu"]
     if record["device"] != "cpu":
         return str((gpu or {}).get("name", "unknown card"))
@@ -18,7 +18,7 @@ def machine(record: Record) -> str:
 
 
 def letter(number: int) -> str:
-    """A, B, ..., Z, AA.
+    """Return the letter of a record: A, B, ..., Z, AA.
 
     >>> letter(0), letter(27)
     ('A', 'AB')
@@ -53,7 +53,7 @@ def _threads(record: Record) -> str:
 
 
 def _clocks(record: Record) -> str:
-    """Of the rounds themselves, where they were read."""
+    """Return the clocks of the rounds themselves, if they were read."""
     read = [mhz for row in record["rows"] for mhz in row.get("clocks", [])]
     if not read:
         return str(record.get("no_clocks", "")) and f"not read: {record['no_clocks']}"
@@ -61,7 +61,7 @@ def _clocks(record: Record) -> str:
     return f"{min(read)} to {max(read)} MHz" + f", {dropped} rounds dropped" * bool(dropped)
 
 
-# What stands above a comparison. What is in `_COMPARED` is warned of where it differs.
+# The facts above a comparison. If one of `_COMPARED` differs, a warning says so.
 _FACTS: dict[str, Callable[[Record], str]] = {
     "measured": lambda record: f"{record['date']} {record.get('time', '')}".strip(),
     "commit": lambda record: str(record["commit"] or "installed"),
@@ -91,7 +91,7 @@ _COMPARED = (
 
 
 def facts(records: list[Record]) -> list[tuple[str, list[str]]]:
-    """(what, its value in each record), without what none of them says."""
+    """Return (fact, its value in each record), without facts that no record has."""
     named = {name: [get(record) for record in records] for name, get in _FACTS.items()}
     for package in _packages(records):
         named[package] = [str(record["versions"].get(package, "")) for record in records]
@@ -103,7 +103,7 @@ def _packages(records: list[Record]) -> list[str]:
 
 
 def warnings(records: list[Record]) -> list[str]:
-    """What differs between the records, and what makes the times of one doubtful."""
+    """Say what differs between the records, and what makes the times of one doubtful."""
     names = [letter(number) for number in range(len(records))]
     found = []
     kinds = {record["device"].partition(":")[0] for record in records}
@@ -126,13 +126,13 @@ def is_smoke(record: Record) -> bool:
 
 
 def too_busy(record: Record) -> list[tuple[float, int]]:
-    """(load of the minute before, cores), where that is above half of them; else nothing."""
+    """Return (load of the minute before, cores) if the load is above half of the cores, else []."""
     load, cores = record.get("load_before"), record["cpu"].get("cores")
     return [(load[0], cores)] if load and cores and load[0] > cores / 2 else []
 
 
 def doubts(record: Record) -> list[str]:
-    """Why the times of this record are not to be relied on."""
+    """Say why the times of this record are not reliable."""
     found = [SMOKE] * is_smoke(record)
     for load, cores in too_busy(record):
         found.append(

@@ -1,4 +1,4 @@
-"""What is said of a record in words: where and when, remarks, what is missing, a summary."""
+"""A record in words: where and when it was measured, remarks, what is missing, a summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = {
 
 
 def machine(record: Record) -> str:
-    """Where and when it was measured, in a sentence."""
+    """Say in a sentence where and when the record was measured."""
     runs = shown_runs(record)
     packages = ", ".join(
         f"{name} {' and '.join(found)}"
@@ -47,20 +47,20 @@ def _versions(runs: list[Record], package: str) -> list[str]:
 
 
 def shown_runs(record: Record) -> list[Record]:
-    """The runs that rows of the record are of, oldest first."""
+    """Return the runs that measured rows of the record, oldest first."""
     rows = {row.run for row in rows_of(record) if row.run}
     runs = [*record.get("earlier_runs", []), record]
     return [run for run in runs if not rows or run_name(run) in rows]
 
 
 def dates(record: Record) -> str:
-    """The day of its runs, or the first and the last."""
+    """Return the day of the record's runs, or the first and the last day."""
     days = sorted({run["date"] for run in shown_runs(record)})
     return " to ".join(dict.fromkeys((days[0], days[-1])))
 
 
 def remarks(rows: list[Row]) -> list[str]:
-    """What was different about a provider, e.g. why our plan is no CUDA graph; each once."""
+    """Return each remark about a provider once, e.g. why our plan is no CUDA graph."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for remark in filter(None, (row.remark, _timing(row))):
@@ -75,7 +75,7 @@ def _timing(row: Row) -> str:
 
 
 def left_out(record: dict[str, Any]) -> list[str]:
-    """What the table has no figure for, and why."""
+    """Say which figures the table lacks, and why."""
     rows = rows_of(record)
     notes: dict[str, list[str]] = {}
     for row in rows:
@@ -97,7 +97,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """One line that people can paste to compare machines."""
+    """Return one line that people can paste to compare machines."""
     device = record["device"]
     kind = device.partition(":")[0]
     if kind == "cuda":
@@ -123,14 +123,16 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def _doubts(record: dict[str, Any]) -> list[str]:
-    """What must not be lost where the line is pasted."""
+    """Return the doubts that must stay with the pasted line."""
     found = ["smoke run: times mean nothing"] * is_smoke(record)
     return found + [f"load {load:g} of {cores} cores" for load, cores in too_busy(record)]
 
 
 def goals(record: Record) -> str:
-    """The project's CPU goals: how many are met, how far away the others are, and which were not
-    measured."""
+    """Say how many of the project's CPU goals are met, and how far away the others are.
+
+    Names the goals that were not measured.
+    """
     rows = [row for row in rows_of(record) if row.goal and row.ratio is not None]
     missed = [row for row in rows if (row.ratio or 0) > (row.goal or 0)]
     if not rows:

@@ -1,7 +1,7 @@
-"""Clocks and energy of one card by NVML: the module `pynvml` of the package nvidia-ml-py.
+"""Clocks and energy of one card, read by NVML: module `pynvml` of the package nvidia-ml-py.
 
-Both are optional. Without them times are measured all the same, and the record says why there are
-no clocks.
+Both are optional. Without them times are still measured, and the record says why there are no
+clocks.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-Clocks = tuple[int, int]  # MHz of the multiprocessors and of the memory
-ENOUGH = 0.95  # of the highest clock: a round below it was slowed down and does not count
+Clocks = tuple[int, int]  # MHz: multiprocessors, memory
+ENOUGH = 0.95  # share of the highest clock; a slower round does not count
 
 
 class Meter:
-    """What NVML says of the card at one PCI address.
+    """NVML's readings of the card at one PCI address.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class Meter:
 
     Attributes
     ----------
-    why : why nothing can be read; "" where something can.
+    why : why nothing can be read; "" if something can.
     """
 
     def __init__(self, bus_id: str) -> None:
@@ -41,23 +41,26 @@ class Meter:
             nvml.nvmlInit()
             self._card = nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
             self._nvml = nvml
-        except Exception as error:  # NVMLError, and what an older or another pynvml raises
+        except Exception as error:  # NVMLError, or an error of an older or another pynvml
             self.why = f"NVML: {error}"
 
     def clocks(self) -> Clocks | None:
-        """The clocks at this moment."""
+        """Return the clocks at this moment."""
         sm = self._read("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM")
         memory = self._read("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM")
         return None if sm is None or memory is None else (sm, memory)
 
     def joules(self) -> float | None:
-        """Energy since the driver was loaded. The counter moves some ten times a second."""
+        """Return the energy since the driver was loaded. The counter moves some ten times a
+        second."""
         found = self._read("nvmlDeviceGetTotalEnergyConsumption")
         return None if found is None else found * 1e-3
 
     def facts(self) -> dict[str, Any]:
-        """Driver, highest clocks (MHz), enforced power limit (W), temperature (°C): those that the
-        card tells."""
+        """Return driver, highest clocks (MHz), enforced power limit (W) and temperature (°C).
+
+        What the card does not report is missing.
+        """
         limit = self._read("nvmlDeviceGetEnforcedPowerLimit")
         found = {
             "driver_version": self._ask("nvmlSystemGetDriverVersion"),
@@ -69,13 +72,13 @@ class Meter:
         return {key: value for key, value in found.items() if value is not None}
 
     def _read(self, function: str, constant: str = "") -> int | None:
-        """A function of the card, and of one of NVML's constants."""
+        """Call a function with the card and one of NVML's constants."""
         more = [getattr(self._nvml, constant)] if constant and self._nvml else []
         found = self._ask(function, self._card, *more)
         return None if found is None else int(found)
 
     def _ask(self, function: str, *arguments: Any) -> Any:
-        """None where this card, this driver or this pynvml does not tell."""
+        """Call a function; None if this card, driver or pynvml does not support it."""
         if self._nvml is None:
             return None
         try:
@@ -85,7 +88,7 @@ class Meter:
 
 
 def enough(clocks: list[Clocks]) -> list[bool]:
-    """Which rounds ran at 95 % or more of the highest clock of them all, memory's likewise."""
+    """Say which rounds ran at 95 % or more of their highest clock, for processor and memory."""
     highest = [max(values) for values in zip(*clocks, strict=True)]
     return [
         all(mhz >= ENOUGH * most for mhz, most in zip(one, highest, strict=True)) for one in clocks

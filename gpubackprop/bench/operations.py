@@ -1,4 +1,5 @@
-"""The problems of reductions, gathering, updates and transfers, and the registry of all."""
+"""The problems of reductions, gathering, updates and transfers, and the registry of all
+problems."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from gpubackprop.bench.steps import TrainingStep
 from gpubackprop.formulas import UPDATES, Update, lookup
 
 LEARNING_RATE = 1e-3
-LATER = (0.1, 3)  # learning rate and number of a step that is not the first
+LATER = (0.1, 3)  # learning rate and number of a later step
 DECAY, CLIP, L2 = 0.9, 0.5, 0.3
 
 
@@ -62,7 +63,7 @@ class ColumnSum(Problem):
 
 
 class SumOfSquares(Problem):
-    """out = sum x^2 of a flat array."""
+    """out = sum of x^2 over a flat array."""
 
     awkward: ClassVar = ((4097,),)
     limit: ClassVar = "read"
@@ -99,7 +100,7 @@ class SumOfSquares(Problem):
 class GatherRows(Problem):
     """out[i] = x[rows[i]], every row once, in an order that is random within a block.
 
-    Of "repeated" and "uint8" some rows come several times; "uint8" also converts them.
+    The variants "repeated" and "uint8" take some rows several times; "uint8" also converts them.
     """
 
     shared: ClassVar = ("rows",)
@@ -111,7 +112,7 @@ class GatherRows(Problem):
         if case.variant:
             order = rng.integers(0, rows, rows)
         start = i // rows * rows
-        start[start + rows > case.shape[0]] = 0  # the last block is not whole
+        start[start + rows > case.shape[0]] = 0  # the last block may be incomplete
         shape = (rows, case.shape[1])
         whole = case.variant == "uint8"
         x = rng.integers(0, 256, shape, np.uint8) if whole else rng.normal(size=shape)
@@ -138,16 +139,16 @@ class GatherRows(Problem):
 
 
 class OptimizerUpdate(Problem):
-    """A step of an optimizer on a flat buffer: the first, slots new.
+    """An optimizer's first step on a flat buffer, with new slots.
 
-    "_later" is the third, with slots that hold something; "_regularized" also has weight decay,
-    clipping and L2 in it.
+    A variant with "_later" is the third step, with filled slots. "_regularized" also has weight
+    decay, clipping and L2.
     """
 
     variants: ClassVar = (*UPDATES, "adam_regularized")
     compared_only: ClassVar = (
         *(f"{name}_later" for name in UPDATES),  # as fast as the first
-        *(f"{name}_regularized" for name in UPDATES if name != "adam"),  # what it costs is known
+        *(f"{name}_regularized" for name in UPDATES if name != "adam"),  # adam's is measured
     )
     awkward: ClassVar[tuple[tuple[int, ...], ...]] = ((4097,),)
     units: ClassVar = 2 * ELEMENTWISE
@@ -216,12 +217,13 @@ class OptimizerUpdate(Problem):
         return lambda recorder: updater.emit(recorder)
 
     def _penalized(self, case: Case) -> int:
-        """Half of the parameters; all where blocks of them repeat, or they would not be alike."""
+        """Return how many parameters L2 penalises: half, or all if blocks repeat and must be
+        alike."""
         tiling = self.tiling(case)
         return tiling.rows // 2 if tiling.block == tiling.rows else tiling.rows
 
     def _numbers(self, case: Case) -> dict[str, Any]:
-        """What `update` takes of a step that is not the first."""
+        """Return the arguments with which `update` makes a later step."""
         formula = self.formula(case)
         c = formula.coefficients(formula.hyperparameters, *LATER)
         numbers: dict[str, Any] = {"c": tuple(map(np.asarray, c))}
@@ -251,7 +253,7 @@ class OptimizerUpdate(Problem):
 
 
 class UpdateOfMany(OptimizerUpdate):
-    """The first step, for PyTorch on a thousand tensors: for us the same flat buffer."""
+    """The first step on a thousand tensors in PyTorch; ours is on the same flat buffer."""
 
     variants: ClassVar = ("adam",)
     compared_only: ClassVar = ()
@@ -298,5 +300,5 @@ PROBLEMS: dict[str, Problem] = {
 
 
 def get(op: str) -> Problem:
-    """The problem of that name; OptionError where there is none."""
+    """Return the problem of that name, or raise OptionError."""
     return lookup(PROBLEMS | front_ends.PROBLEMS, op, "operation")

@@ -1,4 +1,4 @@
-"""scikit-learn and thinc: their training steps, on the CPU; `MLPClassifier.fit`, also ours."""
+"""Training steps of scikit-learn and thinc on the CPU, and `MLPClassifier.fit`, ours too."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MODULES = {
     "scikit-learn": "sklearn.neural_network", "thinc": "thinc.api",
     "gpubackprop.sklearn": "gpubackprop.sklearn",
 }  # fmt: skip
-LARGEST_EPOCH = 1 << 28  # elements of x: scikit-learn wants the repeated rows in memory
+LARGEST_EPOCH = 1 << 28  # elements of x: scikit-learn needs the repeated rows in memory
 
 
 def timer(device: str, provider: str) -> Timer:
     importlib.import_module(MODULES[provider])
     where = Timer()
-    where.device = device  # of the estimator, which waits for what it gives: timed by the host
+    where.device = device  # the estimator waits for its results, so the host's clock is right
     return where
 
 

@@ -1,4 +1,4 @@
-"""This library: operations of the NumPy backend, or of the CUDA backend with its raw kernels."""
+"""This library as a provider: operations of the NumPy backend, or of the CUDA backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def timer(device: str, provider: str) -> Timer:
 
 
 def setup(case: Case, where: Timer, provider: str) -> Work:
-    """The case's work on the device of `where`; a GPU's operations singly, and as a plan."""
+    """Set up the case on the device of `where`; a GPU runs its operations singly and as a plan."""
     if case.op == "training_step":
         return training_step(case, where)
     if case.op == "transfer":
@@ -44,12 +44,12 @@ def setup(case: Case, where: Timer, provider: str) -> Work:
 
     if where.device == "cpu":
         return Work(plan, outputs)
-    uncaptured = plan.uncaptured if isinstance(plan, Replay) else ""  # issued one by one then
+    uncaptured = plan.uncaptured if isinstance(plan, Replay) else ""  # then calls go one by one
     return Work(lambda: emit(backend), outputs, replay=plan, uncaptured=uncaptured)
 
 
 def public_cross_entropy(case: Case) -> Work:
-    """The operation as its users call it, checks included."""
+    """Set up the operation as its users call it, with all checks."""
     arrays, options = operations.get(case.op).inputs(case), entropy_options(case)
     options["class_weight"] = arrays.get("class_weight")
     options["sample_weight"] = arrays.get("sample_weight")
@@ -71,7 +71,7 @@ def training_step(case: Case, where: Timer) -> Work:
     for mine, theirs in zip([*network.W, *network.b], [*W, *b], strict=True):
         network.backend.from_host(theirs, mine)
     loss = network.default_loss()
-    # A `TrainStep` takes no batch of more rows than there are.
+    # A batch of `TrainStep` cannot have more rows than the data.
     x, y = (np.resize(a, (max(len(a), data.batch), *a.shape[1:])) for a in data.data())
     rows = Batches.check(network, loss, x, y)
     adam = optimizers.Adam(LEARNING_RATE, eps=EPS)

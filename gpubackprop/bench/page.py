@@ -1,4 +1,4 @@
-"""One HTML file of one or more records that people can share: no network, no other file."""
+"""One HTML file that shows one or more records. It needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_LIMIT = (
 
 
 def page(comparison: Comparison) -> str:
-    """The whole file. Without Matplotlib it has no pictures, and says how to get them."""
+    """Return the whole file. Without Matplotlib it has no pictures and says how to get them."""
     records = comparison.records
     several = len(records) > 1
     title = "gpubackprop benchmarks: " + ", ".join(dict.fromkeys(map(machine, records)))
@@ -88,7 +88,7 @@ def _record(record: Record) -> list[str]:
 
 
 def _pictures(draw: object) -> str:
-    """Images within the file; a line where Matplotlib is missing."""
+    """Return images to embed; if Matplotlib is missing, a line that says so."""
     try:
         found = draw()  # type: ignore[operator]
     except MissingDependencyError as error:
@@ -118,13 +118,13 @@ def _cell(text: str) -> str:
 
 
 def head_cells(records: list[Record]) -> Cells:
-    """Machines, drivers, clocks, power, load and versions, a column for each record."""
+    """Return machines, drivers, clocks, power, load and versions, with a column for each record."""
     names = [letter(number) for number in range(len(records))]
     return [["", *names], *([what, *values] for what, values in facts(records))]
 
 
 def comparison_cells(comparison: Comparison) -> Cells:
-    """Case by case: times with p20 – p80, share of the limit, and the verdict against the first."""
+    """Return case by case the times with p20 – p80, shares of the limit, and verdicts."""
     numbers = range(len(comparison.records))
     energy = any(row and row.joules for line in comparison.lines for row in line.rows)
     head = ["case", "on"]

@@ -1,11 +1,10 @@
-"""Parity: every operation of the CUDA backend against the NumPy backend, with the worst error of
-each.
+"""Parity: the worst error of every operation of the CUDA backend against the NumPy backend.
 
-Cases are those of `cases.compared`. The oracle is the problem's, in float64, on the numbers that
-the storage type holds. An error is the largest absolute difference in units: the epsilon of the
-result's dtype times the oracle's largest magnitude. NumPy's own error in the same dtype stands
+`cases.compared` gives the cases. The problem's oracle computes in float64 on the numbers that the
+storage type holds. An error is the largest absolute difference in units. A unit is the epsilon of
+the result's dtype times the oracle's largest magnitude. NumPy's own error in the same dtype stands
 beside it. `gpubackprop check --device cuda` shows the short form; ``python -m tools.gpu`` writes
-all of it.
+the whole table.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ TRAINING = {"float64": 1e4, "float32": 256.0}  # relative 2e-12 and 3e-5 after 1
 
 @dataclass(frozen=True)
 class Result:
-    """Worst error over the outputs of one case, in units; `numpy` is that of NumPy in that dtype.
+    """Worst error over the outputs of one case, in units; `numpy` is NumPy's error.
 
-    `pattern` is False where NaN or infinities are in other places than NumPy's.
+    `pattern` is False if NaN or infinities are in other places than in NumPy's result.
     """
 
     operation: str
@@ -54,7 +53,7 @@ class Result:
 
 
 def dtypes() -> dict[str, np.dtype]:
-    """Storage types by name; bfloat16 where ml_dtypes is installed."""
+    """Return storage types by name; bfloat16 only if ml_dtypes is installed."""
     found = {}
     for name, row in STORAGES.items():
         with contextlib.suppress(MissingDependencyError):
@@ -66,7 +65,10 @@ def dtypes() -> dict[str, np.dtype]:
 
 
 def compare(backend: Backend, case: Case, *, seed: int = 0) -> Result:
-    """Run `case` on `backend`, at once and as a plan, and on NumPy; an exception is a failure."""
+    """Run `case` on `backend`, call by call and as a plan, and on NumPy.
+
+    An exception is a failure.
+    """
     problem, storage = operations.get(case.op), STORAGES[case.dtype].numpy()
     rows = case.shape[0]
     inputs = problem.host_block(case, rows, seed)
@@ -79,7 +81,7 @@ def compare(backend: Backend, case: Case, *, seed: int = 0) -> Result:
     result = Result(case.op, label, case.dtype, 0.0, 0.0, problem.units, True, True)
     try:
         found = [run(backend, case, inputs, planned=planned) for planned in (False, True)]
-    except Exception as error:  # the rest of the table is wanted all the same
+    except Exception as error:  # the table goes on without this case
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         nan = float("nan")
         return replace(result, units=nan, numpy=nan, pattern=False, passed=False, error=text)
@@ -103,9 +105,9 @@ def run(
     planned: bool = False,
     place: Callable[[Backend, Array], Any] = lambda backend, array: backend.asarray(array),
 ) -> dict[str, Array]:
-    """What the case's calls, issued or as a plan, leave in every array.
+    """Return every array after the case's calls, which run one by one or as a plan.
 
-    ``place(backend, array)`` copies one to the backend before.
+    ``place(backend, array)`` copies an array to the backend first.
     """
     problem = operations.get(case.op)
     arrays = {name: place(backend, array.copy()) for name, array in inputs.items()}
@@ -120,12 +122,15 @@ def run(
 
 
 def _floats(arrays: Arrays, dtype: Any) -> Arrays:
-    """The floats among them in that dtype."""
+    """Convert the floating-point arrays to that dtype."""
     return {name: a.astype(dtype) if _is_float(a) else a for name, a in arrays.items()}
 
 
 def error_units(found: Array, oracle: Array, dtype: str) -> float:
-    """Largest error of `found` in that dtype's units; of other than floats the number of errors."""
+    """Return the largest error of `found` in units of that dtype.
+
+    For integers and booleans, return the number of wrong elements.
+    """
     if not _is_float(found):
         return float(np.count_nonzero(found != oracle))
     found, oracle = found.astype(np.float64), oracle.astype(np.float64)
@@ -159,7 +164,7 @@ def _round(array: Array, dtype: np.dtype) -> Array:
 def results(
     backend: Backend, *, short: bool = False, seed: int = 0, names: tuple[str, ...] = ()
 ) -> Iterator[Result]:
-    """Every case in every dtype (the short form: float64 and float32)."""
+    """Return results of every case in every dtype; the short form has float64 and float32."""
     chosen = names or (("float64", "float32") if short else tuple(dtypes()))
     for case in compared(short=short):
         for name in chosen:
@@ -171,9 +176,9 @@ def results(
 
 
 def training_results(device: str, *, short: bool = False, seed: int = 0) -> Iterator[Result]:
-    """Parameters after 12 steps on `device` against those of the CPU in float64 and in that dtype.
+    """Compare parameters after 12 steps on `device` with the CPU's in float64 and in each dtype.
 
-    The loss is smooth in the parameters here (tanh), so that a rounding stays a rounding.
+    The loss is smooth in the parameters here (tanh), so a rounding error stays small.
     """
     runs: list[tuple[str, losses.Loss, Any, dict[str, Any]]] = [
         ("softmax, adam", losses.SoftmaxCrossEntropy(), optimizers.Adam(0.01), {}),
@@ -216,7 +221,7 @@ def _trained(
 
 
 def summary(rows: list[Result]) -> list[dict[str, Any]]:
-    """The worst case of each operation and dtype, in the order in which they come."""
+    """Return the worst case of each operation and dtype, in their order."""
     worst: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         entry = worst.setdefault(
@@ -228,6 +233,6 @@ def summary(rows: list[Result]) -> list[dict[str, Any]]:
         entry["failed"] += not row.passed
         entry["numpy"] = max(entry["numpy"], row.numpy)
         entry["limit"] = max(entry["limit"], row.limit)
-        if not row.units <= entry["units"]:  # NaN is the worst
+        if not row.units <= entry["units"]:  # a NaN counts as the worst
             entry["units"], entry["variant"] = row.units, row.variant
     return list(worst.values())

@@ -49,7 +49,7 @@ class TorchTimer(EventTimer):
         self.torch.cuda.empty_cache()
 
     def capture(self, run: Run) -> tuple[Run | None, str]:
-        """As PyTorch's documentation has it: warmed up on a side stream, then captured."""
+        """Warm up on a side stream, then capture, as PyTorch's documentation says."""
         cuda = self.torch.cuda
         try:
             side = cuda.Stream()
@@ -66,7 +66,7 @@ class TorchTimer(EventTimer):
         return graph.replay, ""
 
     def host(self, array: Any) -> np.ndarray:
-        """In its own dtype, by which it is compared; bfloat16 by its bits."""
+        """Return the array in its own dtype, in which it is compared; bfloat16 goes by its bits."""
         array = array.detach().cpu()
         if array.dtype != self.torch.bfloat16:
             return np.asarray(array)
@@ -79,7 +79,7 @@ class TorchTimer(EventTimer):
 
 
 class JaxTimer(DeviceTimer):
-    """JAX on any device: its work is queued, and waited for once, after the last call."""
+    """JAX on any device: it queues the work, and the timer waits once, after the last call."""
 
     def __init__(self, device: str) -> None:
         self.device, self.jax = device, importlib.import_module("jax")
@@ -89,7 +89,7 @@ class JaxTimer(DeviceTimer):
             super().warm(run)
 
     def finish(self, run: Run, count: int) -> None:
-        """JAX waits for results, not for a device."""
+        """Make the calls and wait for their results: JAX cannot wait for a device."""
         for _ in range(count):
             out = run()
         self.jax.block_until_ready(out)
@@ -101,7 +101,7 @@ class JaxTimer(DeviceTimer):
         issued = (time.perf_counter() - start) / count
         self.jax.block_until_ready(out)
         seconds = (time.perf_counter() - start) / count
-        self.watch()  # after the clock, which is the host's
+        self.watch()  # after the host's clock has stopped
         return seconds, issued
 
     def l2_bytes(self) -> int:

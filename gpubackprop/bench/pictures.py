@@ -1,4 +1,4 @@
-"""Pictures of a record: roofline, batch size, classes, and those of `bars.py`."""
+"""Pictures of a record: roofline, batch sizes, classes, and the bars of `bars.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TITLES = {
 
 
 def draw_all(record: dict[str, Any], folder: Path, card: str) -> list[Path]:
-    """Every picture that the record has figures for: benchmark_<card>_<title>.png."""
+    """Draw every picture that the record has figures for: benchmark_<card>_<title>.png."""
     written = []
     for title, content in drawn(record).items():
         path = folder / f"benchmark_{card}_{title}.png"
@@ -38,11 +38,11 @@ def draw_all(record: dict[str, Any], folder: Path, card: str) -> list[Path]:
 
 
 def drawn(record: dict[str, Any]) -> dict[str, bytes]:
-    """Key of `TITLES` -> PNG, of every picture that the record has figures for.
+    """Return every picture that the record has figures for: key of `TITLES` -> PNG.
 
     Raises
     ------
-    MissingDependencyError : Matplotlib is not there.
+    MissingDependencyError : Matplotlib is not installed.
     """
     rows = [row for row in rows_of(record) if row.seconds]
     most = max((row.threads for row in rows if row.device == "cpu"), default=1)
@@ -68,7 +68,7 @@ def _machine(record: dict[str, Any]) -> str:
 
 
 def roofline(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
-    """Rate against operations per byte, below what copy rate and product rate allow."""
+    """Draw rates against operations per byte, below the roof of copy rate and product rate."""
     points = [row for row in ours(rows) if row.flops and row.bytes]
     limits = {
         device: found
@@ -115,13 +115,13 @@ def _seconds(row: Row) -> float:
 
 
 def _batch(row: Row) -> tuple[str, int]:
-    """(network, batch) of a training step's name."""
+    """Return (network, batch) from a training step's name."""
     found = re.fullmatch(r"training_step/\w+/\w+/([\dx-]+)/batch(\d+)", row.case)
     return (found[1], int(found[2])) if found else ("", 0)
 
 
 def batch_sizes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
-    """Speed-up of the GPU over the CPU; where there is no GPU, steps beside the peers'."""
+    """Draw the speed-up of the GPU over the CPU; without a GPU, our steps beside the peers'."""
     steps = [row for row in rows if row.op == "training_step" and row.provider not in NO_PEERS]
     networks = [
         network for network in dict.fromkeys(_batch(row)[0] for row in steps)
@@ -180,9 +180,9 @@ def _speed_up(axes: Axes, rows: list[Row]) -> None:
 
 
 def crossing(batches: list[int], ratios: list[float]) -> float | None:
-    """The batch size from which the ratio stays above 1, between two measured ones by logarithms.
+    """Return the batch size from which on the ratio stays above 1, interpolated by logarithms.
 
-    None where it never does; the smallest where it always did.
+    It is None if the ratio never stays above 1, and the smallest batch if it always does.
     """
     below = [i for i, ratio in enumerate(ratios) if ratio <= 1]
     if not below:
@@ -195,9 +195,9 @@ def crossing(batches: list[int], ratios: list[float]) -> float | None:
 
 
 def classes(figure: Any, rows: list[Row], record: dict[str, Any]) -> bool:
-    """Softmax cross entropy: the share of the copy rate against the number of classes."""
+    """Draw softmax cross entropy's share of the copy rate against the number of classes."""
     device = record["device"] if record["gpu"] else "cpu"
-    largest: dict[int, Row] = {}  # of each number of classes the case of most rows
+    largest: dict[int, Row] = {}  # for each number of classes the case with most rows
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         match = re.fullmatch(r"softmax_cross_entropy/f32/(\d+)x(\d+)", row.case)

@@ -1,9 +1,8 @@
-"""What the operations compute: inputs, float64 oracle, bytes, flops, and the calls that do it.
+"""The operations as problems: inputs, float64 oracle, bytes, flops, and the calls that solve them.
 
-A problem is defined once for all who compare or time it: `gpubackprop check --device cuda`, the
-benchmarks, and the tests of the CUDA backend on emulated kernels (`cases.py` lists the shapes).
-Large inputs are a block of random rows over and over, so that the oracle works on the block alone
-while every row of a result is compared.
+A problem is defined once. `gpubackprop check --device cuda`, the benchmarks, and the tests of the
+CUDA backend on emulated kernels all use it (`cases.py` lists the shapes). Large inputs repeat a
+block of random rows. So the oracle computes the block alone, and every row of a result is compared.
 """
 
 from __future__ import annotations
@@ -20,26 +19,27 @@ from gpubackprop.dtypes import STORAGES, compute_dtype
 from gpubackprop.errors import MissingDependencyError
 
 Array = np.ndarray
-Arrays = dict[str, Any]  # of NumPy or CuPy
+Arrays = dict[str, Any]  # arrays of NumPy or CuPy
 Emit = Callable[[Backend], None]
 BLOCK_ELEMENTS = 1 << 20
-COMPARED_ROWS = 1 << 16  # at a time, so that the comparison takes little memory
-# Largest error, relative to the largest magnitude of that result: some tens of units in the last
-# place; sums over many rows, which libraries add in their own order, ten times that.
+COMPARED_ROWS = 1 << 16  # compared at a time, to save memory
+# The largest error that passes, relative to the result's largest magnitude: some tens of units in
+# the last place. Libraries add many rows in different orders, so their sums may be off ten times
+# that.
 TOLERANCES = {"float64": 1e-9, "float32": 3e-5, "float16": 4e-3, "bfloat16": 3e-2}
 SUM_FACTOR = 10.0
-# What passes beside the NumPy backend, in units: the mathematical functions of CUDA are good to 2
-# or 3, one rounding more for each step of a formula. A sum adds in another order than NumPy.
+# The error in units that passes beyond the NumPy backend's. CUDA's mathematical functions are good
+# to 2 or 3 units, and each step of a formula rounds once more. A sum adds in another order.
 ELEMENTWISE, SUM = 4.0, 16.0
-SHAPES = ((7, 33), (129, 5), (1, 1), (5, 400))  # rows, columns; the short list takes the first
+SHAPES = ((7, 33), (129, 5), (1, 1), (5, 400))  # rows, columns; the short list has the first only
 
 
 class Unsupported(Exception):  # noqa: N818 (it is no error)
-    """A provider cannot do this case; the text says why."""
+    """The provider cannot do this case; the text says why."""
 
 
 def storage(case: Case) -> np.dtype:
-    """The case's dtype; bfloat16 is ml_dtypes'."""
+    """Return the case's dtype; bfloat16 comes from ml_dtypes."""
     try:
         return STORAGES[case.dtype].numpy()
     except MissingDependencyError as error:
@@ -52,23 +52,23 @@ def compute(case: Case) -> np.dtype:
 
 @dataclass(frozen=True)
 class Tiling:
-    """`rows` rows that repeat a block of `block` rows."""
+    """A matrix of `rows` rows that repeat a block of `block` rows."""
 
     rows: int
     block: int
 
     def tile(self, block: Array) -> Array:
-        """(block, ...) -> (rows, ...)."""
+        """Repeat a block: (block, ...) -> (rows, ...)."""
         return np.resize(block, (self.rows, *block.shape[1:]))
 
     def total(self, block: Array) -> Any:
-        """The sum over all rows of what the block has per row."""
+        """Return the sum over all rows; `block` has the values of the block's rows."""
         times, rest = divmod(self.rows, self.block)
         whole, part = (rows.sum(0, dtype=np.longdouble) for rows in (block, block[:rest]))
         return (times * whole + part).astype(np.float64)
 
     def product(self, x: Array, y: Array) -> Array:
-        """x' y over all rows."""
+        """Return x' y over all rows."""
         times, rest = divmod(self.rows, self.block)
         product: Array = times * (x.T @ y) + x[:rest].T @ y[:rest]
         return product
@@ -79,13 +79,14 @@ class Problem:
 
     Attributes
     ----------
-    limit : what bounds it: "copy" (read and write), "read", "products", or "" where none is
+    limit : what bounds it: "copy" (read and write), "read", "products", or "" if no limit is
         measured.
-    shared : inputs that are not per row. sums : results that are sums over rows.
-    variants : what is compared with the NumPy backend and measured.
-    compared_only : variants of which a time would say nothing.
-    awkward : shapes on which variants are compared; of none it is not compared at all.
-    units : error that passes beside the NumPy backend's own (`parity.compare`).
+    shared : names of the inputs that are not per row.
+    sums : names of the results that are sums over rows.
+    variants : variants that are compared with the NumPy backend and measured.
+    compared_only : variants that are compared only, because their time would say nothing.
+    awkward : shapes on which variants are compared; without any, nothing is compared.
+    units : error that passes beyond the NumPy backend's own (`parity.compare`).
     sixteen_bit : whether kernels take float16 and bfloat16.
     """
 
@@ -99,47 +100,48 @@ class Problem:
     sixteen_bit: ClassVar[bool] = True
 
     def block(self, case: Case, rng: np.random.Generator, rows: int) -> Arrays:
-        """Inputs of `rows` rows in float64 (or integers); the storage type rounds them."""
+        """Return inputs of `rows` rows in float64 (or integers); the storage type rounds them."""
         raise NotImplementedError
 
     def oracle(self, case: Case, inputs: Arrays, tiling: Tiling) -> Arrays:
-        """Results from the block's inputs in float64: per row of the block, or whole."""
+        """Compute the results from the block's inputs in float64: per row of the block, or
+        whole."""
         raise NotImplementedError
 
     def results(self, case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of what `emitter` fills."""
+        """Return the shape and dtype of each array that `emitter` fills."""
         raise NotImplementedError
 
     def more_results(self, case: Case) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """What `emitter` fills as well where it is asked for: it is compared, and not timed."""
+        """Return results that `emitter` fills on request only: they are compared and not timed."""
         return {}
 
     def optional(self, case: Case) -> tuple[str, ...]:
-        """Results of the oracle that a provider need not give."""
+        """Return the names of the oracle's results that a provider may omit."""
         return ()
 
     def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:
-        """``emit(backend)``: this library's calls, on either backend."""
+        """Return ``emit(backend)``, which makes this library's calls on either backend."""
         raise NotImplementedError
 
     def expressions(self, xp: Any, case: Case, arrays: Arrays) -> Arrays:
-        """The same as array expressions of NumPy or CuPy (`xp`), one pass for each: the results."""
+        """Compute the results by array expressions of NumPy or CuPy (`xp`), one pass for each."""
         raise NotImplementedError
 
     def bytes(self, case: Case) -> int:
-        """Least that must move between processor and memory."""
+        """Return the least bytes that must move between processor and memory."""
         raise NotImplementedError
 
     def flops(self, case: Case) -> int:
-        """Floating-point operations; a transcendental function counts as one."""
+        """Return the floating-point operations; a transcendental function counts as one."""
         raise NotImplementedError
 
     def measured(self, device: str, elements: int) -> tuple[int, ...]:
-        """The shape at which a variant is measured that `cases.py` does not name."""
+        """Return the shape for measuring a variant that `cases.py` does not name."""
         return (elements // 1024, 1024)
 
     def compared(self, variant: str, *, short: bool) -> tuple[tuple[int, ...], ...]:
-        """The shapes on which that variant is compared with the NumPy backend."""
+        """Return the shapes on which that variant is compared with the NumPy backend."""
         return self.awkward[:1] if short else self.awkward
 
     # -- what all share ---------------------------------------------------------------------------
@@ -151,10 +153,10 @@ class Problem:
         return Tiling(rows, block if block == rows else (block - 1) | 1)
 
     def host_block(self, case: Case, rows: int = 0, seed: int = 0) -> Arrays:
-        """Inputs of `rows` rows, or of the block, as the storage type holds them."""
+        """Return inputs of `rows` rows, or of the block, as the storage type holds them."""
         rows = rows or self.tiling(case).block
         found = self.block(case, np.random.default_rng(seed), rows)
-        with np.errstate(all="ignore"):  # infinities are among the values that are compared
+        with np.errstate(all="ignore"):  # some of the compared values are infinite
             return {
                 name: array if array.dtype.kind in "iu" else array.astype(self.dtype_of(case, name))
                 for name, array in found.items()
@@ -164,7 +166,7 @@ class Problem:
         return storage(case)
 
     def inputs(self, case: Case) -> Arrays:
-        """All rows on the host."""
+        """Return all rows on the host."""
         tiling = self.tiling(case)
         return {
             name: array if name in self.shared else tiling.tile(array)
@@ -172,7 +174,7 @@ class Problem:
         }
 
     def check(self, case: Case, found: Arrays) -> tuple[float, float]:
-        """Worst error of the results over its tolerance, and the worst error; NaN is infinite."""
+        """Return the largest error over its tolerance, and the largest error; NaN counts as inf."""
         tiling = self.tiling(case)
         inputs = {
             name: array.astype(np.float64) if array.dtype.kind not in "iu" else array
@@ -193,9 +195,9 @@ class Problem:
 
 
 def largest_error(found: Array, wanted: Array, tiling: Tiling | None) -> float:
-    """max |found - wanted| / max |wanted|; infinite where a number is not finite or missing.
+    """Return max |found - wanted| / max |wanted|; inf if a number is missing or not finite.
 
-    `wanted` is per row of the block of `tiling`, or whole where that is None.
+    `wanted` is per row of the block of `tiling`, or whole if `tiling` is None.
     """
     shape = wanted.shape if tiling is None else (tiling.rows, *wanted.shape[1:])
     if found.shape != shape:
@@ -223,7 +225,8 @@ def count(case: Case) -> int:
 
 
 def product_bytes(case: Case) -> int:
-    """Each operand of each product read once, each result written once."""
+    """Return the bytes of the case's products: each operand is read once, each result written
+    once."""
     itemsize = storage(case).itemsize
     return itemsize * sum(m * k + k * n + m * n for m, k, n in products(case))
 

@@ -1,4 +1,4 @@
-"""The processes that providers work in: what they are told, by lines of JSON, and answer."""
+"""The processes of the providers: they get messages as lines of JSON, and answer them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from gpubackprop.bench.shapes import Case
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-    "NPROC",  # heeded by XLA's own pool, which the others leave as it is
+    "NPROC",  # XLA's own pool reads it and ignores the others
 )  # fmt: skip
-PYTHON = [sys.executable]  # a rehearsal puts an emulated card in front
-# Seconds until a worker is taken for hung. A step's oracle and a compiler's search take a while.
+PYTHON = [sys.executable]  # a rehearsal prepends an emulated card
+# After so many seconds a worker counts as hung. A step's oracle and a compiler's search take long.
 PATIENCE = {"prepare": 300.0, "oracle": 600.0, "machine": 300.0, "round": 120.0, "drop": 60.0}
 
 
 class Process:
-    """A worker, and the pipes to it. One that does not answer in time is ended."""
+    """A worker and the pipes to it; it is killed if it does not answer in time."""
 
     def __init__(self, provider: str, device: str, threads: int, *, small: bool = False) -> None:
         command = [*PYTHON, "-m", "gpubackprop.bench.worker", provider, device]
@@ -47,7 +47,7 @@ class Process:
         self._lines.put("")
 
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
-        """Its answer; {"missing": ...} where it has died or does not answer."""
+        """Return the worker's answer; {"missing": ...} if it has died or does not answer."""
         self.tell(what, **values)
         return self.answer(what)
 
@@ -88,8 +88,11 @@ class Process:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a worker: its threads, this package where the parent found it, and a JAX that takes memory
-    as it needs it: at first it would take three quarters of a GPU's."""
+    """Return a worker's environment: its threads, and the path where the parent found this package.
+
+    JAX is told to take memory as it needs it; by default it takes three quarters of a GPU's at
+    once.
+    """
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     more = dict.fromkeys(THREAD_VARIABLES, str(threads))
@@ -97,7 +100,7 @@ def environment(threads: int) -> dict[str, str]:
     return os.environ | more
 
 
-# The clock starts in a bare interpreter, for everybody alike.
+# The clock starts in a bare interpreter, for every provider alike.
 COLD = """\
 import time
 begin = time.perf_counter()
@@ -109,8 +112,8 @@ cold_main(imported)
 
 
 def cold_start(case: Case, provider: str, device: str, threads: int) -> dict[str, Any]:
-    """The answer of a new process to its first steps."""
-    with tempfile.TemporaryDirectory() as cache:  # of compiled kernels: none are there
+    """Run the first steps in a new process, and return its answer."""
+    with tempfile.TemporaryDirectory() as cache:  # the cache of compiled kernels is empty
         script = COLD.format(imports=BY_NAME[provider].imports)
         command = [sys.executable, "-c", script, provider, device]
         command += [json.dumps(asdict(case))]

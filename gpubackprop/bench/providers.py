@@ -1,4 +1,4 @@
-"""Who takes part: this library, array expressions, the limit, and the peers where installed."""
+"""The providers: this library, array expressions, the limit, and the peers that are installed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
 FRONT_ENDS = ("gpubackprop.torch", "gpubackprop.sklearn")
 OWN = frozenset((*OURS.values(), *FRONT_ENDS))
 LIMIT = "limit"
-SAME_SIZE = "limit, same size"  # of a small case on a GPU
-COLD_CACHE = "cupy_raw, cold L2"  # ours on a GPU, its second-level cache emptied before each call
+SAME_SIZE = "limit, same size"  # for a small case on a GPU
+COLD_CACHE = "cupy_raw, cold L2"  # ours; the L2 cache is emptied before each call
 NO_PEERS = frozenset({LIMIT, SAME_SIZE, COLD_CACHE})
 _PACKAGE = "gpubackprop.bench"
 
@@ -36,17 +36,19 @@ class Provider:
 
     Attributes
     ----------
-    name : as shown. module : of this package, with ``timer`` and ``setup``.
-    kinds : "cpu", "cuda" or both. ops : what it is set up for; None for everything.
-    group : what ``--peers`` calls it; "" for what always takes part.
-    slow : takes part in key cases only, with all threads: it compiles for seconds.
-    plain : takes part in cases without a variant only.
-    slow_for : operations of which a slow one does all cases on a GPU.
-    distribution : whose version is recorded.
-    imports : what a program that uses it imports, for those that take part in "cold_start".
-    asked : takes part only where it is asked for by its name.
-    on_host : operations that it does on the host beside a GPU.
-    extra : of this package, that brings it.
+    name : name in tables.
+    module : module of `gpubackprop.bench` with ``timer`` and ``setup``.
+    kinds : "cpu", "cuda" or both.
+    ops : operations that it is set up for; None for all.
+    group : its name for ``--peers``; "" if it always takes part.
+    slow : whether it takes part only in key cases with all threads, as it compiles for seconds.
+    plain : whether it takes part only in cases without a variant.
+    slow_for : operations for which a slow provider runs every case on a GPU.
+    distribution : the package whose version is recorded.
+    imports : what a program imports to use it, if it takes part in "cold_start".
+    asked : whether it takes part only if it is named.
+    on_host : operations that it computes on the host although there is a GPU.
+    extra : the extra of this package that installs it.
     """
 
     name: str
@@ -66,7 +68,8 @@ class Provider:
     def takes_part(
         self, case: Case, device: str, peers: frozenset[str], only: frozenset[str] = frozenset()
     ) -> bool:
-        """Whether it is to do this case on "cpu" or "cuda:N"; `only`: the names of who may."""
+        """Say whether it runs this case on "cpu" or "cuda:N"; `only` names the providers that
+        may."""
         kind = device.partition(":")[0]
         if kind not in self.kinds and case.op not in self.on_host:
             return False
@@ -148,18 +151,18 @@ BY_NAME = {one.name: one for one in PROVIDERS}
 
 
 def reference(names: Iterable[str], device: str) -> str:
-    """Which of these providers is ours, to which the others' ratios are."""
+    """Return our provider's name among these: the others' ratios refer to it."""
     own = OURS[device.partition(":")[0]]
     found = set(names)
     return next((name for name in (own, *FRONT_ENDS) if name in found), own)
 
 
 def peer_groups(text: str) -> frozenset[str]:
-    """The groups that "none", "all" or a list with commas names.
+    """Return the groups that "none", "all" or a list with commas names.
 
     Raises
     ------
-    OptionError : an unknown one.
+    OptionError : a group is unknown.
     """
     if text in ("none", "all"):
         return frozenset(GROUPS) if text == "all" else frozenset()
@@ -170,7 +173,7 @@ def peer_groups(text: str) -> frozenset[str]:
 
 
 def peers_option(text: str) -> frozenset[str]:
-    """`peer_groups` for a command line, where an unknown one is wrong usage."""
+    """Return `peer_groups` for a command line: an unknown group is wrong usage."""
     try:
         return peer_groups(text)
     except OptionError as error:
@@ -182,7 +185,7 @@ def module_name(provider: str) -> str:
 
 
 def why_missing(provider: str, reason: str) -> str:
-    """`reason`; where its package is not there, with the command that brings it."""
+    """Return `reason`, and if the package is missing, the command that installs it."""
     extra = BY_NAME[provider].extra
     if not extra or not _NOT_THERE.search(reason):
         return reason
@@ -193,7 +196,7 @@ _NOT_THERE = re.compile(r"No module named|import of \S+ halted|cannot import nam
 
 
 def package_versions() -> dict[str, str]:
-    """Of everything that may take part and is installed."""
+    """Return the version of every installed package that may take part."""
     names = {one.distribution for one in PROVIDERS if one.distribution}
     names |= {"numpy", "scipy", "triton", "nvmath-python", "cupy-cuda12x", "cupy-cuda13x"}
     names |= {"nvidia-ml-py"}

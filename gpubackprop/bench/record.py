@@ -33,7 +33,7 @@ _GPU_QUERY = (
 
 
 def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A record without rows. `device` is where the run's own kernels ran: "cpu" or "cuda:N"."""
+    """Return a record without rows. Our kernels run on `device`: "cpu" or "cuda:N"."""
     cpu = probe_cpu()
     now = datetime.datetime.now(datetime.UTC)
     return {
@@ -60,7 +60,7 @@ def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the checkout that runs, with "-changed" where files differ; "" for an installed one."""
+    """Return the checkout's commit, with "-changed" if files differ; "" if there is no checkout."""
     if not (ROOT / ".git").exists():
         return ""
     found = _output("git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD").strip()
@@ -70,7 +70,7 @@ def commit() -> str:
 
 
 def gpu(device: str) -> dict[str, str] | None:
-    """What nvidia-smi says of that card, clocks as found; None on a CPU."""
+    """Return what nvidia-smi says about that card, with its clocks now; None on a CPU."""
     if device == "cpu":
         return None
     text = _output("nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader")
@@ -82,7 +82,7 @@ def gpu(device: str) -> dict[str, str] | None:
 
 
 def _card(device: str) -> dict[str, Any]:
-    """What nvidia-smi says of the card, what NVML adds, and why NVML reads no clocks."""
+    """Return what nvidia-smi and NVML say about the card, and why NVML reads no clocks."""
     found: dict[str, Any] | None = gpu(device)
     if found is None:
         return {"gpu": None}
@@ -91,13 +91,15 @@ def _card(device: str) -> dict[str, Any]:
 
 
 def bus_id(device: str) -> str:
-    """Which card it is: nvidia-smi counts all of them, CUDA those of CUDA_VISIBLE_DEVICES, in an
-    order of its own. "" where it is not known, and on a CPU."""
+    """Return the PCI address of the card; "" if it is not known, and on a CPU.
+
+    nvidia-smi numbers all cards. CUDA numbers the cards of CUDA_VISIBLE_DEVICES in its own order.
+    """
     if device == "cpu":
         return ""
     try:
         return str(import_cupy().cuda.Device(number(device)).pci_bus_id).lower()
-    except Exception:  # what has no GPU raises what it likes
+    except Exception:  # without a GPU, libraries raise different errors
         return ""
 
 
@@ -119,7 +121,7 @@ def _megahertz() -> float | None:
 
 
 def card(record: dict[str, Any]) -> str:
-    """Folder of the machine's results, e.g. nvidia-h200, cpu-amd-epyc-2-cores."""
+    """Return the folder of the machine's results, e.g. nvidia-h200, cpu-amd-epyc-2-cores."""
     if record["device"] != "cpu":
         return _slug((record["gpu"] or {}).get("name", "unknown card"))
     return _slug(f"cpu {record['cpu']['model']} {record['cpu']['cores']} cores")
@@ -130,16 +132,16 @@ def _slug(text: str) -> str:
 
 
 def default_path(record: dict[str, Any], results: Path) -> Path:
-    """<results>/<card>/<date>-<commit>.json."""
+    """Return <results>/<card>/<date>-<commit>.json."""
     return results / card(record) / f"{record['date']}-{record['commit'] or 'installed'}.json"
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A record of this format; every row has the `run` that it is of.
+    """Read a record of this format; every row gets the `run` that measured it.
 
     Raises
     ------
-    DataError : it is no such file.
+    DataError : the file is not such a record.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -168,7 +170,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _renew(values: dict[str, Any]) -> None:
-    """Put the words of today into a file whose rows have another one for a provider."""
+    """Replace an older format's word for a provider by today's."""
     for case in (*values.get("cases", ()), *values.get("rows", ())):
         for old, new in _OLD_WORDS.items():
             if old in case:
@@ -182,17 +184,17 @@ _OLD_WORDS = {"contestants": "providers", "contestant": "provider"}
 
 
 def run_name(record: dict[str, Any]) -> str:
-    """Date and commit of a run."""
+    """Return date and commit of a run."""
     return f"{record['date']} {record['commit']}".strip()
 
 
 def stamped(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Its rows, those that name no run as this run's."""
+    """Return the record's rows; a row that names no run gets this run."""
     return [{"run": run_name(record), **row} for row in record["rows"]]
 
 
 def _unpacked(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one case of a file, percentiles computed again from the rounds."""
+    """Return the rows of one case of a file; the percentiles are computed from the rounds again."""
     shared = {key: value for key, value in case.items() if key != "providers"}
     rows = {row["provider"]: _row(shared | row) for row in case["providers"]}
     summarise(rows, reference(rows, shared["device"]))
@@ -204,7 +206,7 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
 
 
 def _row(values: dict[str, Any]) -> Row:
-    """What a later version adds is left out."""
+    """Make a row; fields of a later version are ignored."""
     return Row(**{key: value for key, value in values.items() if key in _FIELDS})
 
 
@@ -212,7 +214,7 @@ _FIELDS = {one.name for one in fields(Row)}
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new`, with the cases of `old` that it did not measure; each row names its run."""
+    """Add to `new` the cases of `old` that it did not measure; each row names its run."""
     measured = {_key(row) for row in new["rows"]}
     rows = [row for row in stamped(old) if _key(row) not in measured] + stamped(new)
     left = [name for name in old["left_out"] if name not in new["left_out"]]
@@ -234,17 +236,19 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["case"], row["device"], row["threads"]
 
 
-SHARED = (  # by a case's providers
+SHARED = (  # fields that all providers of a case share
     "case", "op", "device", "threads", "limit", "bytes", "flops", "run",
 )  # fmt: skip
-DERIVED = (  # from the rounds
+DERIVED = (  # fields that are computed from the rounds
     "p20", "p80", "ratio_p20", "ratio_p80", "share_p20", "share_p80", "dropped",
 )  # fmt: skip
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Cases with their providers, a line for each, so that files stay small and differences
-    readable; `load` gives the rows back."""
+    """Write cases with their providers, one line each: files stay small and their diffs readable.
+
+    `load` gives the rows back.
+    """
     head = {key: value for key, value in record.items() if key != "rows"}
     text = json.dumps(head, indent=1, allow_nan=False)[:-2]
     groups: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""A provider's row: its rounds, and what is computed from them."""
+"""A provider's row: its rounds, and the figures that are computed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from gpubackprop.bench.nvml import enough
 from gpubackprop.bench.providers import LIMIT, SAME_SIZE
 
-# Largest ratio of our time to theirs that the project wants on a CPU.
+# The project's goals on a CPU: our time over theirs is at most so much.
 GOALS = {
     ("softmax_cross_entropy/f32/4096x1000", "NumPy by hand"): 0.60,
     ("softmax_cross_entropy/f32/4096x1000", "torch eager"): 1.00,
@@ -29,24 +29,28 @@ class Row:
 
     Attributes
     ----------
-    seconds : of one piece of work, the median over the rounds; p20, p80 : percentiles. On a GPU by
-        CUDA events: of a graph's replay where there is one (`graph`), else of the plain calls.
-        None where it was not timed.
-    plain : median of the plain calls by events, where `seconds` is a graph's. host : median time
-        after which the host was free again.
-    ratio : our time over its time: median over the rounds of the ratio within a round, with
-        percentiles. goal : largest ratio wanted.
-    share : the limit's time over this one's time, with percentiles. limit : what the limit is.
-    share_same_size : likewise of the limit of the case's own size, for small cases on a GPU.
-    workers : threads of a limit's process, where fewer than `threads` were the fastest.
-    bytes, flops : of one piece of work, at least.
-    queued : replays were timed with the GPU's queue filled, as the host launches them more slowly.
+    seconds : time of one piece of work, median over the rounds; None if it was not timed. On a
+        GPU, CUDA events time a graph's replay if there is one (`graph`), else the plain calls.
+    p20, p80 : percentiles of `seconds`.
+    plain : median of the plain calls by events, if `seconds` is a graph's.
+    host : median time after which the host was free again.
+    ratio : our time over its time: the median over the rounds of the ratio within a round, with
+        percentiles.
+    goal : the largest ratio that the project wants.
+    share : the limit's time over this provider's time, with percentiles.
+    limit : what the limit is.
+    share_same_size : the same for the limit of the case's own size; small cases on a GPU only.
+    workers : threads of a limit's process, if fewer than `threads` were the fastest.
+    bytes, flops : the least that one piece of work takes.
+    queued : whether replays were timed with a filled queue, as their launch takes longer.
     joules : energy of the whole card for one piece of work.
-    clocks, memory_clocks : MHz in each of `rounds`; memory's where it changed.
-    dropped : rounds below 95 % of the highest clock, which count nowhere.
+    clocks : MHz in each of `rounds`.
+    memory_clocks : the memory's MHz in each round, if it changed.
+    dropped : number of rounds below 95 % of the highest clock; they do not count.
     error : the worst relative difference from the oracle.
     note : why it was not timed; "WRONG: ..." if its result was.
-    remark : what was different about it. run : date and commit.
+    remark : what was different about it.
+    run : date and commit of the run.
     """
 
     case: str
@@ -85,7 +89,7 @@ class Row:
 
     @property
     def kept(self) -> list[bool]:
-        """Which rounds count."""
+        """Say which rounds count."""
         if len(self.clocks) != len(self.rounds):
             return [True] * len(self.rounds)
         memory = self.memory_clocks or [0] * len(self.clocks)
@@ -96,7 +100,8 @@ class Row:
         return self.note.startswith("WRONG")
 
     def json(self) -> dict[str, Any]:
-        """Without what is not there and what JSON has no number for; floats to four digits."""
+        """Return the row for JSON: floats have four digits; empty and infinite fields are
+        omitted."""
         return {
             key: _rounded(value) for key, value in asdict(self).items()
             if value is not None and value != "" and value != [] and value is not False
@@ -113,7 +118,7 @@ def _rounded(value: Any) -> Any:
 
 @dataclass
 class Rounds:
-    """What one provider needed in one mode, round by round."""
+    """The times of one provider in one mode, round by round."""
 
     repeats: int = 1
     seconds: list[float] = field(default_factory=list)
@@ -129,7 +134,7 @@ class Rounds:
         self.queued |= bool(answer.get("queued"))
 
     def into(self, row: Row) -> None:
-        """Rounds, clocks where all were read, and how it was timed."""
+        """Fill a row with rounds, clocks (if all were read), and how it was timed."""
         row.rounds, row.queued = self.seconds, self.queued
         known = [one for one in self.clocks if one is not None]
         if known and len(known) == len(self.seconds):
@@ -138,16 +143,18 @@ class Rounds:
             row.memory_clocks = memory if len(set(memory)) > 1 else []
 
     def median(self) -> float:
-        """Of the rounds that count."""
+        """Return the median of the rounds that count."""
         row = Row("", "", "", "", 0)
         self.into(row)
         return float(np.median(np.array(row.rounds)[row.kept]))
 
 
 def summarise(rows: dict[str, Row], ours: str) -> None:
-    """Medians and percentiles of the rounds that count, and of the ratios within a round. A limit
-    is the best that the machine does, so its fastest round counts: two threads may wait for one
-    another."""
+    """Set medians and percentiles of the rounds that count, and of the ratios within a round.
+
+    A limit is the best that the machine does, so its fastest round counts: in others, two threads
+    may have waited for one another.
+    """
     limit = _counted(rows.get(LIMIT))
     same_size = _counted(rows.get(SAME_SIZE))
     for name, row in rows.items():
@@ -161,7 +168,7 @@ def summarise(rows: dict[str, Row], ours: str) -> None:
         if name in (LIMIT, SAME_SIZE):
             continue
         if limit.size:
-            fastest, usual = float(limit.min()), float(np.percentile(limit, 20))  # one is a draw
+            fastest, usual = float(limit.min()), float(np.percentile(limit, 20))  # one is luck
             row.share_p20, row.share = fastest / row.p80, fastest / row.seconds
             row.share_p80 = usual / row.p20
         if same_size.size:
@@ -169,13 +176,15 @@ def summarise(rows: dict[str, Row], ours: str) -> None:
 
 
 def _counted(row: Row | None) -> np.ndarray:
-    """Times of the rounds that count."""
+    """Return the times of the rounds that count."""
     return np.array(row.rounds)[row.kept] if row is not None and row.rounds else np.zeros(0)
 
 
 def _ratios(ours: Row, theirs: Row) -> np.ndarray:
-    """Our time over theirs, in each round that counts for both; of all that count for either, where
-    there is no such round."""
+    """Return our time over theirs in each round that counts for both.
+
+    If there is no such round, take all rounds that count for either.
+    """
     if len(ours.rounds) == len(theirs.rounds):
         both = np.array(ours.kept) & np.array(theirs.kept)
         if both.any():
@@ -184,6 +193,6 @@ def _ratios(ours: Row, theirs: Row) -> np.ndarray:
 
 
 def percentiles(values: np.ndarray | list[float]) -> tuple[float, float, float]:
-    """p20, median, p80."""
+    """Return p20, median, p80."""
     p20, median, p80 = np.percentile(values, [20, 50, 80])
     return float(p20), float(median), float(p80)

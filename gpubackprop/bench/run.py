@@ -1,4 +1,4 @@
-"""A whole run: which cases on which devices, the limits of the machine, and the record."""
+"""A whole run: its cases and devices, the limits of the machine, and the record."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.errors import OptionError
 
 Record = dict[str, Any]
-QUICK_PEERS = frozenset({"torch"})  # set up in no time, and what every goal on a GPU speaks of
+QUICK_PEERS = frozenset({"torch"})  # quick to set up; all GPU goals name it
 ROUNDS = {"smoke": (2, 0.001), "quick": (5, 0.05), "full": (7, 0.08)}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A case on a device: "cpu" with so many threads, or "cuda:N"; with these groups of peers."""
+    """A case on a device ("cpu" with so many threads, or "cuda:N") beside these groups of peers."""
 
     case: Case
     device: str
@@ -37,16 +37,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """The settings of a run.
 
     Attributes
     ----------
-    size : "smoke", "quick" or "full". device : "cpu" or "cuda:N"; with a GPU the CPU is measured
-        on the cases of both. device_reason : why that one.
-    op : only cases whose name contains it. peers : groups of them.
-    threads : numbers for the CPU, the last for all cases, the others for the key cases.
-    budget : seconds after which no further case is started.
-    cpu : measure the CPU beside a GPU.
+    size : "smoke", "quick" or "full".
+    device : "cpu" or "cuda:N"; beside a GPU, the CPU is measured on the cases of both.
+    device_reason : why this device was chosen.
+    op : a text that the names of the cases contain.
+    peers : groups of peers.
+    threads : numbers of CPU threads; all cases run with the last, key cases with the others too.
+    budget : seconds after which no further case starts.
+    cpu : whether the CPU is measured beside a GPU.
     """
 
     size: str = "quick"
@@ -72,12 +74,14 @@ class Settings:
 
 
 def work(settings: Settings) -> list[Job]:
-    """The jobs in the order of their worth; the GPU before the CPU. On a GPU all cases come first
-    beside PyTorch eager, and then again with the peers that compile for long.
+    """Return the jobs, the most important first, and the GPU before the CPU.
+
+    On a GPU all cases run first beside PyTorch eager, then again with the peers that compile for
+    long.
 
     Raises
     ------
-    OptionError : no case has that in its name.
+    OptionError : no case's name contains `op`.
     """
     found: list[Job] = []
     kind = settings.device.partition(":")[0]
@@ -108,9 +112,9 @@ def run_all(
     harness: Harness, work: list[Job], budget: float, progress: Callable[[str], None],
     done: Callable[[list[Row]], None],
 ) -> list[str]:  # fmt: skip
-    """Every job in order, `done(rows)` after each.
+    """Run every job in order, and call `done(rows)` after each.
 
-    Returns the names of the cases that were left out because `budget` seconds had passed.
+    Returns the names of the cases that were skipped because `budget` seconds had passed.
     """
     end = time.monotonic() + budget
     for number, job in enumerate(work):
@@ -132,7 +136,7 @@ def measure(
     progress: Callable[[str], None] = lambda text: None,
     save: Callable[[Record], None] = lambda record: None,
 ) -> Record:
-    """Run it; ``save(record)`` after each case, so that an interrupted run leaves what it has."""
+    """Run the jobs; ``save(record)`` after each case keeps the results of an interrupted run."""
     todo = work(settings)
     most = settings.all_threads[-1]
     rounds, seconds = ROUNDS[settings.size]
@@ -160,5 +164,5 @@ def measure(
 
 
 def _who(row: Record) -> tuple[Any, ...]:
-    """Which result a row is: a later one of the same takes its place."""
+    """Return a row's key: a later row with the same key replaces it."""
     return row["case"], row["provider"], row["device"], row["threads"]

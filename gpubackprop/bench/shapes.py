@@ -1,4 +1,4 @@
-"""A case, one piece of work: its operation and shape; the networks, and the products of a case."""
+"""Cases: operation and shape of one piece of work; the networks; the products of a case."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpubackprop.dtypes import SUFFIXES
 NETWORKS: dict[str, tuple[int, ...]] = {
     "lecture": (784, 512, 512, 10),
     "tiny": (64, 128, 10),
-    "MNIST, small": (784, 320, 160, 10),  # an epoch of it is published for other libraries
+    "MNIST, small": (784, 320, 160, 10),  # other libraries publish the time of an epoch
     "MNIST, wide": (784, 1024, 512, 10),
     "tabular, small": (30, 128, 128, 2),
     "tabular, large": (100, 1024, 1024, 1000),
@@ -21,7 +21,7 @@ NETWORKS: dict[str, tuple[int, ...]] = {
     "wide": (4096,) * 5,
 }
 PEER_ACTIVATIONS = ("relu", "gelu", "tanh")
-SHOWN_WIDTHS = 8  # in a name, of equal ones
+SHOWN_WIDTHS = 8  # a name with more equal widths than this says "33x64"
 BOTH = ("cpu", "cuda")
 
 
@@ -32,12 +32,15 @@ class Case:
     Attributes
     ----------
     op : key of `operations.PROBLEMS`.
-    shape : (rows, columns), (elements,), for "affine_..." and "linear_..." (rows, in, out), for
-        "training_step" and "cold_start" (batch, *widths), for "fit" (epochs, batch, rows, *widths).
-    dtype : storage type. variant : activation, loss, optimizer or options of the operation.
-    devices : where it is measured.
-    key : shown in the README and also measured with one thread; the slow peers take part here only.
-    quick : part of "quick".
+    shape : (rows, columns) or (elements,). It is (rows, in, out) for "affine_..." and
+        "linear_...", (batch, *widths) for "training_step" and "cold_start", and
+        (epochs, batch, rows, *widths) for "fit".
+    dtype : storage type.
+    variant : activation, loss, optimizer or options of the operation.
+    devices : devices on which it is measured.
+    key : whether the README shows it. It is also measured with one thread; only here do slow
+        peers take part.
+    quick : whether it is part of "quick".
     """
 
     op: str
@@ -50,7 +53,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """E.g. training_step/adam/f32/784-512-512-10/batch256; 64x33 for 33 equal widths."""
+        """Return e.g. training_step/adam/f32/784-512-512-10/batch256; 33 equal widths: 64x33."""
         if self.op == "fit":
             epochs, batch, rows, *widths = self.shape
             shape = f"{rows}x{'-'.join(map(str, widths))}/batch{batch}/epochs{epochs}"
@@ -71,7 +74,7 @@ class Case:
 
 
 def products(case: Case) -> list[tuple[int, int, int]]:
-    """(rows, inner, columns) of the matrix products of a layer or of a step: 3 L - 1 of these."""
+    """Return (rows, inner, columns) of each matrix product: a step of L layers has 3 L - 1."""
     if case.op.startswith(("affine_", "linear_")):
         rows, inner, columns = case.shape
         forward = [(rows, inner, columns)]

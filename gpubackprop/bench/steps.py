@@ -1,8 +1,8 @@
-"""Whole training steps: the data, batches and initial weights that all providers share.
+"""Whole training steps: all providers share data, batches and initial weights.
 
-A batch gathers its rows by number, in random order, as a shuffled epoch does. A large batch holds
-its rows several times, so that the float64 oracle may work on each once: the mean gradient is the
-same. Providers are held to the oracle's losses of the first steps.
+A batch gathers its rows by number, in random order, as a shuffled epoch does. A large batch has
+each row several times, which leaves the mean gradient unchanged; so the float64 oracle computes
+each row once. The losses of a provider's first steps are compared with the oracle's.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from gpubackprop.bench.problems import (
 from gpubackprop.bench.shapes import Case, parameter_count
 
 LEARNING_RATE = 1e-3
-EPS = 1e-12  # of Adam: so small that its placement, in which scikit-learn differs, does not matter
-LOSS_TOLERANCE = 2e-4  # relative, of each of the first losses
-# A large network takes the oracle long; in a deep one rounding grows from step to step.
+EPS = 1e-12  # of Adam: scikit-learn places it elsewhere, and so small it does not matter
+LOSS_TOLERANCE = 2e-4  # relative error of each of the first losses
+# The oracle is slow on a large network; in a deep network rounding grows from step to step.
 STEPS_CHECKED, STEPS_CHECKED_FEW, LARGE, DEEP = 10, 3, 8 << 20, 16
-ORACLE_WORK = 1 << 28  # rows times parameters of one step of the oracle
+ORACLE_WORK = 1 << 28  # at most so many rows times parameters in one step of the oracle
 MOST_ROWS = 256
-# Batches of one run by the products of a step: a run takes tenths of a second on a CPU at most.
+# Batches in one run, by the products of a step: a run takes at most tenths of a second on a CPU.
 BATCHES_BY_FLOPS = ((1e9, 16), (1e10, 4), (math.inf, 2))
-ORACLES: dict[str, Array] = {}  # by the case's name: found once, and told to the other processes
+ORACLES: dict[str, Array] = {}  # by case name: one process finds it and tells the others
 
 
 class StepData:
-    """Rows, batches and weights of a step.
+    """The rows, batches and weights of a step.
 
     Attributes
     ----------
-    batch, widths : of the case. distinct : different rows in a batch. batches : different batches.
-    steps_checked : how many losses are compared.
+    batch, widths : batch size and widths of the case.
+    distinct : number of different rows in a batch.
+    batches : number of different batches.
+    steps_checked : number of losses that are compared.
     """
 
     def __init__(self, case: Case) -> None:
@@ -50,20 +52,20 @@ class StepData:
         self.widths = tuple(widths)
         size = parameter_count(self.widths)
         most = min(self.batch, max(8, min(MOST_ROWS, ORACLE_WORK // size)))
-        # Each as often as the others, or the mean would be another one.
+        # Each row comes equally often, or the mean would change.
         self.distinct = next(rows for rows in range(most, 0, -1) if self.batch % rows == 0)
         self.batches = next(n for most, n in BATCHES_BY_FLOPS if product_flops(case) <= most)
         few = size > LARGE or len(self.widths) > DEEP
         self.steps_checked = STEPS_CHECKED_FEW if few else STEPS_CHECKED
 
     def data(self) -> tuple[Array, Array]:
-        """x float32 in [0, 1), labels int64."""
+        """Return x in float32, in [0, 1), and labels in int64."""
         rng, rows = np.random.default_rng(1), self.distinct * self.batches
         x = rng.random((rows, self.widths[0]), dtype=np.float32)
         return x, rng.integers(0, self.widths[-1], rows)
 
     def weights(self) -> tuple[list[Array], list[Array]]:
-        """W (out, in) of He et al. 2015, and b = 0, float32."""
+        """Return W (out, in) as in He et al. 2015, and b = 0, in float32."""
         rng = np.random.default_rng(2)
         shapes = list(zip(self.widths[1:], self.widths[:-1], strict=True))
         W = [rng.normal(0, np.sqrt(2 / i), (o, i)).astype(np.float32) for o, i in shapes]
@@ -74,13 +76,13 @@ class StepData:
         return np.random.default_rng(3).permutation(self.distinct * self.batches)
 
     def rows(self, step: int, batch: int | None = None) -> Array:
-        """Row numbers of a batch, (batch,) int64."""
+        """Return the row numbers of a batch, (batch,) int64."""
         start = step % self.batches * self.distinct
         return np.resize(self._order[start : start + self.distinct], batch or self.batch)
 
 
 class HeldToLosses(Problem):
-    """What providers show by their losses: those of an oracle that is asked once for all."""
+    """Problems whose results are losses; the oracle computes its own once for all providers."""
 
     awkward: ClassVar = ()
 
@@ -88,11 +90,11 @@ class HeldToLosses(Problem):
         raise NotImplementedError
 
     def tolerance(self, case: Case, found: Arrays) -> float:
-        """Largest relative difference of a loss."""
+        """Return the largest relative difference of a loss that passes."""
         return LOSS_TOLERANCE
 
     def losses(self, case: Case) -> Array:
-        """The oracle's."""
+        """Return the oracle's losses."""
         if case.name not in ORACLES:
             ORACLES[case.name] = self.find_losses(case)
         return ORACLES[case.name]
@@ -112,14 +114,15 @@ class TrainingStep(HeldToLosses):
     variants: ClassVar = ("adam",)
 
     def find_losses(self, case: Case) -> Array:
-        """Losses of the first steps in float64, each distinct row of a batch once."""
+        """Compute the losses of the first steps in float64, from each distinct row of a batch
+        once."""
         data = StepData(case)
         step = by_hand(np, data, np.float64, data.distinct)
         rows = [data.rows(number, data.distinct) for number in range(data.steps_checked)]
         return np.array([float(step(batch)) for batch in rows])
 
     def bytes(self, case: Case) -> int:
-        """What its products and Adam (7 passes over the parameters) must move."""
+        """Return the bytes that its products and Adam (7 passes over the parameters) must move."""
         return product_bytes(case) + 7 * storage(case).itemsize * parameter_count(case.shape[1:])
 
     def flops(self, case: Case) -> int:
@@ -127,9 +130,9 @@ class TrainingStep(HeldToLosses):
 
 
 def by_hand(xp: Any, data: StepData, dtype: Any, batch: int) -> Callable[[Any], Any]:
-    """Adam on a ReLU network as a careful person writes it, in place, with `out`.
+    """Write Adam on a ReLU network as a careful person does: in place, with `out`.
 
-    Returns ``step(rows)``, which gives the loss as a 0-d array (nothing waits for a GPU).
+    Returns ``step(rows)``, which returns the loss as a 0-d array and does not wait for a GPU.
     """
     host_x, host_y = data.data()
     x, y = xp.asarray(host_x.astype(dtype)), xp.asarray(host_y)

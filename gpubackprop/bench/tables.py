@@ -1,4 +1,4 @@
-"""Results as tables: rows of cells, and the ways to write them: text, Markdown, CSV.
+"""Results as tables: rows of cells, written as text, Markdown or CSV.
 
 `page.py` writes them as HTML.
 """
@@ -36,7 +36,7 @@ Cells = list[list[str]]
 
 
 def text(table: Cells, right: Container[int] = ()) -> list[str]:
-    """For a terminal: columns of one width each, those of `right` to the right."""
+    """Write a table for a terminal; the columns in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(f"{cell:>{w}}" if n in right else f"{cell:<{w}}"
                       for n, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
@@ -53,7 +53,7 @@ def _markdown_line(cells: list[str]) -> str:
 
 
 def csv_text(table: Cells) -> str:
-    """As a spreadsheet reads it."""
+    """Write a table for spreadsheets."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(table)
     return out.getvalue()
@@ -63,18 +63,18 @@ def csv_text(table: Cells) -> str:
 
 
 def ours(rows: list[Row]) -> list[Row]:
-    """This library's rows that have a time."""
+    """Return this library's rows that have a time."""
     return [row for row in rows if row.provider in OWN and row.seconds]
 
 
 def lines(rows: list[Row]) -> list[str]:
-    """`case_cells` for a terminal, with room before the last column."""
+    """Write `case_cells` for a terminal, with room before the last column."""
     table = case_cells(rows)
     return text([[*line[:-1], f" {line[-1]}"] for line in table], range(1, len(table[0]) - 1))
 
 
 def case_cells(rows: list[Row]) -> Cells:
-    """A line for each case and number of threads: our times, the share of the limit, the peers."""
+    """Return a line for each case and number of threads: our times, shares of the limit, peers."""
     groups: dict[tuple[str, int], list[Row]] = {}
     on_gpu = any(row.device != "cpu" for row in rows)
     most = max((row.threads for row in rows if row.device == "cpu"), default=1)
@@ -102,7 +102,7 @@ def case_cells(rows: list[Row]) -> Cells:
 
 
 def _own(group: list[Row], kind: str) -> Row | None:
-    """Our row on that kind of device."""
+    """Return our row on that kind of device."""
     mine = (row for row in group if row.provider in OWN)
     return next((row for row in mine if row.device.partition(":")[0] == kind), None)
 
@@ -122,7 +122,7 @@ def key_table(record: Record) -> str:
 
 
 def key_cells(record: Record) -> Cells:
-    """The key cases: our time, and our time over everybody's; bold where it is above 1."""
+    """Return the key cases: our time, and our time over each provider's, bold if above 1."""
     rows = [row for row in rows_of(record) if row.case in key_names()]
     names = [name for name in _providers(rows) if name not in NO_PEERS]
     energy = ["joules"] * any(row.joules for row in ours(rows))
@@ -149,7 +149,7 @@ def full_table(record: Record) -> str:
 
 
 def full_cells(record: Record) -> Cells:
-    """Every case and provider, losing and missing ones as well."""
+    """Return every case and provider, including lost comparisons and missing providers."""
     head = ["case", "on", "provider", "time", "p20 – p80", "plain call", "host", "ours / its",
             "of the limit", "joules", "MHz", "bytes", "flops", "error", "measured"]  # fmt: skip
     table = [head]
@@ -172,14 +172,14 @@ def full_cells(record: Record) -> Cells:
 
 
 def _clocks(row: Row) -> str:
-    """The middle clock of the rounds that count, and how many do not."""
+    """Return the median clock of the rounds that count, and how many rounds do not."""
     kept = sorted(mhz for mhz, counts in zip(row.clocks, row.kept, strict=False) if counts)
     if not kept:
         return ""
     return f"{kept[len(kept) // 2]}" + f", {row.dropped} dropped" * bool(row.dropped)
 
 
-# Of `row_cells`, for programs: names of `Row`, in its units (seconds, joules, bytes).
+# The columns of `row_cells`: field names of `Row`, in its units (seconds, joules, bytes).
 COLUMNS = (
     "case", "op", "provider", "device", "threads", "seconds", "p20", "p80", "graph", "queued",
     "plain", "host", "ratio", "ratio_p20", "ratio_p80", "share", "share_p20", "share_p80",
@@ -189,7 +189,7 @@ COLUMNS = (
 
 
 def row_cells(record: Record) -> Cells:
-    """Every row as it is, for other programs."""
+    """Return every row unformatted, for other programs."""
     table: Cells = [["size", *COLUMNS]]
     size = str(record["settings"].get("size", ""))
     for row in rows_of(record):
@@ -199,7 +199,7 @@ def row_cells(record: Record) -> Cells:
 
 
 def _name(row: Row) -> str:
-    """The provider, and what was different about it."""
+    """Return the provider, and what was different about it."""
     threads = f"{row.workers} thread" + "s" * (row.workers != 1) if row.workers else ""
     return ", ".join(filter(None, (shown(row.provider), threads, row.remark)))
 

@@ -1,4 +1,4 @@
-"""Clocks: time on the host, and by CUDA events; CuPy's. See `peer_timers` for others."""
+"""Timers: the host's clock, CUDA events, and CuPy. `peer_timers` has the others."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from gpubackprop.backends.cupy.compiling import compiled
 from gpubackprop.backends.cupy.library import import_cupy
 
 Run = Callable[[], Any]
-Times = tuple[float, float]  # seconds of a call: by the clock, and until the host was free again
-MOST_AHEAD = 1 << 10  # calls that keep a GPU busy while others are queued
-QUEUED = 256  # launches at a time behind those: fewer than make the host wait for the GPU
-MOST_QUEUES = 8  # of those in a round
-COLD_CALLS = 32  # in a round with an empty cache
-SWEPT = 1 << 28  # bytes at least, for which a card needs longer than the host for a launch
-L2_TIMES = 3  # what empties a second-level cache is more than this many times as large
-# The kernel of `CupyTimer.reader`: threads of a block, packs of 16 bytes that it has in flight, and
-# blocks of a multiprocessor. First choices; not measured on a GPU.
+Times = tuple[float, float]  # seconds of a call, and until the host was free again
+MOST_AHEAD = 1 << 10  # at most so many copies keep a GPU busy while others are queued
+QUEUED = 256  # launches at a time after those: few enough that the host never waits
+MOST_QUEUES = 8  # a round is split into at most so many queues
+COLD_CALLS = 32  # calls in a round with an empty cache
+SWEPT = 1 << 28  # at least so many bytes: reading them takes longer than a launch
+L2_TIMES = 3  # to empty a second-level cache, read more than this many times its size
+# The kernel of `CupyTimer.reader`: threads in a block, packs of 16 bytes that a block has in
+# flight, and blocks on a multiprocessor. First choices; not measured on a GPU.
 READ_KERNEL = Path(__file__).with_name("read.cu")
 READ_THREADS, READ_PACKS, READ_BLOCKS = 256, 256 * 8, 8
 
 
 @dataclass
 class Beside:
-    """What a GPU does beside the timed work.
+    """The work that a GPU does around the timed work.
 
     Attributes
     ----------
-    warm_seconds : of work before each timed round: an idle GPU has a fifth of its clock.
-    busy_bytes : of the copies that keep it busy while the host fills its queue.
-    sweep_bytes : that are read to empty the second-level cache; 0 for `L2_TIMES` its size.
+    warm_seconds : seconds of work before each timed round: an idle GPU has a fifth of its clock.
+    busy_bytes : bytes of the copies that keep it busy while the host fills its queue.
+    sweep_bytes : bytes that are read to empty the second-level cache; 0 means `L2_TIMES` its size.
     """
 
     warm_seconds: float = 0.03
@@ -48,19 +48,21 @@ BESIDE = Beside()
 
 @dataclass
 class Work:
-    """A provider, set up.
+    """The work of a provider that is set up.
 
     Attributes
     ----------
-    run : does the work once; on a GPU it returns when the work is queued.
-    outputs : the results of the first run as host arrays; called once, before `run`.
-    units : pieces of work in a run (steps), by which its time is divided.
-    replay : the same as a CUDA graph; None where it cannot be captured, `uncaptured` says why.
-    single : one piece of work, where a run is several of them.
-    capture : makes `replay` when the results were compared, where it would change them.
-    scale : factor of the time (a limit is measured on other sizes than the case's).
-    launches : of a run, where it is always timed with a GPU's queue filled; 0 elsewhere.
-    remark : what turned out to be different about it.
+    run : function that does the work once; on a GPU it returns when the work is queued.
+    outputs : function that returns the first run's results as host arrays. It is called once,
+        before `run`.
+    units : pieces of work (steps) in a run; its time is divided by them.
+    replay : `run` as a CUDA graph; None if it cannot be captured.
+    uncaptured : why it cannot be captured.
+    single : function that does one piece of work, if a run does several.
+    capture : function that makes `replay` after the comparison, if it would change the results.
+    scale : factor of the time; a limit is measured at another size than the case's.
+    launches : launches in a run that is always timed with a filled queue; 0 for other runs.
+    remark : function that says what was different about it.
     """
 
     run: Run
@@ -76,15 +78,15 @@ class Work:
 
 
 class Timer:
-    """The host, and what every place can do."""
+    """The host's clock, and the methods of every timer."""
 
     device = "cpu"
     xp: Any = np
-    # Called while the device works on what a round has queued, to read its clocks.
+    # It is called to read the clocks while the device works on a round's queue.
     watch: Callable[[], object] = staticmethod(lambda: None)
 
     def time(self, run: Run, count: int) -> Times:
-        """Seconds of one of `count` calls."""
+        """Return the seconds of one call, from `count` calls."""
         start = time.perf_counter()
         for _ in range(count):
             run()
@@ -92,29 +94,29 @@ class Timer:
         return seconds, seconds
 
     def warm(self, run: Run) -> None:
-        """Work for a moment, so that a device that idled has its full clock; not on the host."""
+        """Work for a moment so that an idle device reaches its full clock; not on the host."""
 
     def wait(self) -> None:
-        """Until the device has done what was queued."""
+        """Wait until the device has done all queued work."""
 
     def finish(self, run: Run, count: int) -> None:
-        """So many calls, until the device has done them."""
+        """Make `count` calls and wait until the device has done them."""
         for _ in range(count):
             run()
         self.wait()
 
     def release(self) -> None:
-        """Give memory back that a pool keeps."""
+        """Free the memory that a pool keeps."""
 
     def capture(self, run: Run) -> tuple[Run | None, str]:
-        """`run` as a CUDA graph; or None and why not."""
+        """Return `run` as a CUDA graph, or None and the reason."""
         return None, ""
 
     def host(self, array: Any) -> np.ndarray:
         return np.asarray(array)
 
     def l2_bytes(self) -> int:
-        """Of the GPU's second-level cache; 0 on the host."""
+        """Return the bytes of the GPU's second-level cache; 0 on the host."""
         return 0
 
 
@@ -122,7 +124,7 @@ class DeviceTimer(Timer):
     """Any accelerator."""
 
     def warm(self, run: Run) -> None:
-        """Twice as many calls each time, so that the device waits for the host but rarely."""
+        """Double the number of calls each time, so that the device rarely waits for the host."""
         end, calls = time.perf_counter() + BESIDE.warm_seconds, 1
         while time.perf_counter() < end:
             self.finish(run, calls)
@@ -130,7 +132,7 @@ class DeviceTimer(Timer):
 
 
 class EventTimer(DeviceTimer):
-    """A GPU whose events are the clock, on the current stream."""
+    """A GPU that is timed by events on the current stream."""
 
     def __init__(self) -> None:
         self._ahead = 1
@@ -146,7 +148,7 @@ class EventTimer(DeviceTimer):
         raise NotImplementedError
 
     def copier(self, nbytes: int) -> Run:
-        """A copy on the device of that many bytes."""
+        """Return a function that copies that many bytes on the device."""
         raise NotImplementedError
 
     def release(self) -> None:
@@ -157,7 +159,8 @@ class EventTimer(DeviceTimer):
         return self._between(begin, end) / count, issued
 
     def _queue(self, run: Run, count: int, *, watch: bool = True) -> tuple[Any, Any, float]:
-        """Events before and after that many calls, and the host's seconds for each."""
+        """Make that many calls between two events; return the events and the host's seconds a
+        call."""
         begin, end = self.event(), self.event()
         begin.record()
         start = time.perf_counter()
@@ -174,8 +177,11 @@ class EventTimer(DeviceTimer):
         return self.milliseconds(begin, end) * 1e-3
 
     def queued_time(self, run: Run, count: int, launches: int = 1) -> Times:
-        """As `time`, of the device alone: it copies until the host has queued the calls, in as many
-        parts as the queue makes necessary. `launches`: of one call."""
+        """Return `time` of the device alone: it copies until the host has queued the calls.
+
+        The calls are split into as many parts as the queue makes necessary. `launches` is the
+        number of launches in one call.
+        """
         most = max(1, QUEUED // launches)
         queues = max(1, min(MOST_QUEUES, count // most))
         times = [self._queued(run, min(count, most)) for _ in range(queues)]
@@ -195,7 +201,7 @@ class EventTimer(DeviceTimer):
 
 
 class CupyTimer(EventTimer):
-    """A GPU through CuPy."""
+    """A GPU, through CuPy."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -214,13 +220,14 @@ class CupyTimer(EventTimer):
         return float(self.xp.cuda.get_elapsed_time(begin, end))
 
     def copier(self, nbytes: int) -> Run:
-        noise = np.random.default_rng(0).bytes(1 << 18)  # zeros would take less power to move
+        noise = np.random.default_rng(0).bytes(1 << 18)  # copying zeros would take less power
         source = self.xp.asarray(np.resize(np.frombuffer(noise, np.uint8), nbytes))
         target = self.xp.empty_like(source)
         return lambda: target.data.copy_from_device_async(source.data, nbytes)
 
     def reader(self, words: Any) -> Run:
-        """One read of an array of uint32, 16 bytes at a time; the run gives its sums by block."""
+        """Return a read of an array of uint32, 16 bytes at a time; a run gives the sum of each
+        block."""
         cupy, index, packs = self.xp, number(self.device), words.nbytes // 16
         entry = compiled(cupy, index, (READ_KERNEL.as_posix(), "read_16_bytes", ()))
         most = READ_BLOCKS * int(cupy.cuda.Device(index).attributes["MultiProcessorCount"])
@@ -235,8 +242,10 @@ class CupyTimer(EventTimer):
         return read
 
     def cold_time(self, run: Run, count: int) -> Times:
-        """As `time`, each call with a second-level cache that was emptied by reading something
-        else, during which the host launches the call."""
+        """Return `time` with an empty second-level cache before each call.
+
+        Reading other memory empties it; meanwhile the host launches the call.
+        """
         if self._sweep is None:
             swept = BESIDE.sweep_bytes or max(L2_TIMES * self.l2_bytes(), SWEPT)
             self._sweep = self.reader(self.xp.zeros(swept // 4, np.uint32))
@@ -261,8 +270,10 @@ class CupyTimer(EventTimer):
         self.xp.get_default_memory_pool().free_all_blocks()
 
     def capture(self, run: Run) -> tuple[Run | None, str]:
-        """Temporaries come from a pool that belongs to the graph: its blocks are used by nothing
-        else, and exist before the capture, which may not allocate."""
+        """Capture `run`; its temporaries come from a pool that belongs to the graph.
+
+        Nothing else uses the pool's blocks. They exist before the capture, which may not allocate.
+        """
         cuda = self.xp.cuda
         pool, stream = self.xp.cuda.MemoryPool(), cuda.Stream(non_blocking=True)
         try:
@@ -275,7 +286,7 @@ class CupyTimer(EventTimer):
                     run()
                 finally:
                     graph = stream.end_capture()
-        except Exception as error:  # what cannot be captured raises what it likes
+        except Exception as error:  # calls that cannot be captured raise different errors
             return None, first_line(error)
         self._pools.append(pool)
         return graph.launch, ""
@@ -288,7 +299,7 @@ class CupyTimer(EventTimer):
 
 
 def number(device: str) -> int:
-    """1 of "cuda:1"."""
+    """Return the number in a device's name: 1 for "cuda:1"."""
     return int(device.partition(":")[2] or 0)
 
 
@@ -297,7 +308,7 @@ def first_line(error: BaseException) -> str:
 
 
 def rotated(works: list[Work]) -> Work:
-    """Several sets of arrays, one after another, so that a GPU's cache holds none of them."""
+    """Use several sets of arrays in turn, so that a GPU's cache holds none of them."""
     if len(works) == 1:
         return works[0]
     runs, replays = [work.run for work in works], [work.replay for work in works]

@@ -1,4 +1,4 @@
-"""What PyTorch's providers share: tensors, how functions are compiled, and optimizers."""
+"""The providers of PyTorch share this: tensors, compilation of functions, and optimizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpubackprop.bench.timers import Timer, Work
 
 
 class Torch:
-    """The module, the device, and how functions are compiled."""
+    """PyTorch's module, the device, and how functions are compiled."""
 
     def __init__(self, torch: Any, where: Timer, provider: str) -> None:
         self.torch, self.where, self.provider = torch, where, provider
@@ -33,7 +33,7 @@ class Torch:
         return compiled
 
     def tensor(self, array: Any) -> Any:
-        """A copy on the device; bfloat16 by its bits, which NumPy has no name for."""
+        """Return a copy on the device; bfloat16 goes by its bits, as NumPy has no such type."""
         array = np.ascontiguousarray(array)
         if array.dtype.name == "bfloat16":
             bits = self.torch.from_numpy(array.view(np.int16).copy())
@@ -49,14 +49,14 @@ class Torch:
         return {name: convert(tensor) for name, tensor in values.items()}
 
     def work(self, run: Callable[[], dict[str, Any]], *, capture: bool = True) -> Work:
-        """`run` gives the results by name; eager work on a GPU is captured as well."""
+        """Return the work of `run`, which gives results by name; eager GPU work is captured too."""
         work = Work(run, lambda: self.host(run()))
         if capture and not self.compiled and self.where.device != "cpu":
             work.replay, work.uncaptured = self.where.capture(run)
         return work
 
     def in_place(self, work: Work) -> Work:
-        """Work that changes what it starts from: its graph is captured after the comparison."""
+        """Mark work that changes its own inputs: its graph is captured after the comparison."""
         if not self.compiled and isinstance(self.where, TorchTimer):
             work.capture = lambda: self.where.capture(work.run)
         return work
@@ -75,7 +75,7 @@ def optimizer_of(t: Torch, name: str, parameters: list[Any]) -> Any:
     if t.provider == "torch foreach":
         how["foreach"] = True
     if t.where.device != "cpu" and name in ("adam", "adamw"):
-        how["capturable"] = True  # the step count on the GPU: a graph would freeze the host's
+        how["capturable"] = True  # keeps the step count on the GPU: a graph would freeze the host's
     optim = t.torch.optim
     makers: dict[str, Callable[[], Any]] = {
         "adam": lambda: optim.Adam(parameters, LEARNING_RATE, **how),
@@ -88,7 +88,7 @@ def optimizer_of(t: Torch, name: str, parameters: list[Any]) -> Any:
 
 
 class Update:
-    """An optimizer's step, compiled where the provider is; eager, and a remark, if it fails."""
+    """An optimizer's step, compiled if the provider is; if that fails, eager with a remark."""
 
     def __init__(self, t: Torch, optimizer: Any) -> None:
         self._eager = self._step = optimizer.step

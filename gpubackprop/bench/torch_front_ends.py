@@ -1,4 +1,5 @@
-"""Linear layers with their loss or activation and a whole fit: PyTorch and gpubackprop.torch."""
+"""Linear layers with their loss or activation, and a whole fit, in PyTorch and
+gpubackprop.torch."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def _linear_gelu(t: Torch, case: Case) -> Work:
 
 
 def _with_gradients(t: Torch, case: Case, loss_of: Callable[[Any, Any], Any]) -> Work:
-    """Loss and gradients of ``loss_of(x, W)``."""
+    """Return a function that computes the loss and gradients of ``loss_of(x, W)``."""
     inputs = t.inputs(case)
     x, W = (inputs[name].requires_grad_() for name in ("x", "W"))
 
@@ -74,16 +75,19 @@ def _fit(t: Torch, case: Case) -> Work:
 
 
 class TorchFit:
-    """`MLPClassifier.fit` as a careful person writes it in PyTorch: scikit-learn's draws, weights,
-    batches and penalty, data on the device, gradients dropped and not zeroed, no wait but once an
-    epoch."""
+    """`MLPClassifier.fit` as a careful person writes it in PyTorch.
+
+    Draws, weights, batches and penalty are scikit-learn's. Data are on the device, gradients are
+    dropped instead of zeroed, and the host waits once an epoch.
+    """
 
     def __init__(self, t: Torch, case: Case) -> None:
         self.t, self.parameters = t, parameters(case)
         self.units = case.shape[3:]
 
     def fit(self, x: np.ndarray, y: np.ndarray, *, whole_loss: bool = False) -> list[float]:
-        """The loss of each epoch; `whole_loss`: with the penalty, which training does not need."""
+        """Return the loss of each epoch; `whole_loss` adds the penalty, which training does not
+        need."""
         torch, device, p = self.t.torch, self.t.where.device, self.parameters
         draws = np.random.RandomState(p["random_state"])
         model, weights = self._model(draws, x.dtype)
@@ -99,7 +103,7 @@ class TorchFit:
             for rows in torch.from_numpy(order).to(device).split(min(p["batch_size"], len(x))):
                 steps += 1
                 optimizer.param_groups[0]["weight_decay"] = ALPHA / len(rows)
-                for group in optimizer.param_groups:  # scikit-learn has eps beside the plain root
+                for group in optimizer.param_groups:  # scikit-learn adds eps to the plain root
                     group["eps"] = EPSILON / (1 - BETA2**steps) ** 0.5
                 loss = torch.nn.functional.cross_entropy(model(rows_x[rows]), labels[rows])
                 if whole_loss:
@@ -113,7 +117,7 @@ class TorchFit:
         return curve
 
     def _model(self, draws: Any, dtype: Any) -> tuple[Any, list[Any]]:
-        """Layers with the weights that scikit-learn draws for relu, and these weights."""
+        """Return layers with the weights that scikit-learn draws for relu, and these weights."""
         torch, device = self.t.torch, self.t.where.device
         layers: list[Any] = []
         for fan_in, fan_out in pairwise(self.units):

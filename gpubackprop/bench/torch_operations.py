@@ -61,8 +61,10 @@ def _ours(labels: Any, case: Case) -> Callable[[Any], Any]:
 
 
 def _liger_loss(labels: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
-    """It writes the gradient over the logits, which later runs then start from, and reads a count
-    back to the host, so that it cannot be captured."""
+    """Return Liger's loss; it overwrites the logits by the gradient, and later runs start from it.
+
+    It reads a count back to the host, so it cannot be captured.
+    """
     if options["class_weight"]:
         raise Unsupported("Liger's means with class weights are not compared")
     loss = importlib.import_module("liger_kernel.transformers").LigerCrossEntropyLoss(

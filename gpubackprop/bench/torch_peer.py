@@ -1,5 +1,4 @@
-"""PyTorch: eager, with its fused optimizers, compiled by default and max-autotune; Liger, and
-`gpubackprop.torch`."""
+"""PyTorch (eager, fused optimizers, compiled, max-autotune), Liger and `gpubackprop.torch`."""
 
 from __future__ import annotations
 

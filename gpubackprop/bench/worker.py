@@ -1,7 +1,7 @@
-"""One provider in a process of its own, told what to do by lines of JSON on its input.
+"""A worker runs one provider in its own process; lines of JSON on its input tell it what to do.
 
 ``python -m gpubackprop.bench.worker NAME DEVICE [--small]`` sets up, checks and times;
-``cold_main`` shows what a first call costs, to a process that has imported the provider alone.
+``cold_main`` times the first steps in a process that has imported only the provider.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from gpubackprop.bench.providers import LIMIT, OURS, SAME_SIZE, module_name
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.timers import L2_TIMES, CupyTimer, EventTimer, Run, Timer, Work, rotated
 
-SETS_OF_L2 = L2_TIMES  # inputs rotate over more than this many times the second-level cache
+SETS_OF_L2 = L2_TIMES  # inputs rotate over more than this many times the L2 cache
 MOST_SETS = 64
-JOULE_SECONDS = 0.5  # of work, for the energy of a step
-HOST_BOUND = 0.5  # of a replay's time: a host that needs more to launch one may be what is timed
+JOULE_SECONDS = 0.5  # seconds of work to measure the energy of a step
+HOST_BOUND = 0.5  # share of a replay's time: a longer launch may distort it
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     if args.small:
         limits.make_small()
     session = Session(args.provider, args.device)
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent says what happened
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent reports it
         for line in sys.stdin:
             _answer(out, session.do(json.loads(line)))
 
@@ -49,7 +49,7 @@ def _answer(out: TextIO, values: dict[str, Any]) -> None:
 
 
 class Session:
-    """Does what the messages ask, and answers each with a dict."""
+    """Carry out each message and answer it with a dict."""
 
     def __init__(self, provider: str, device: str) -> None:
         self.provider, self.device = provider, device
@@ -58,7 +58,7 @@ class Session:
         self._timer: Timer | None = None
 
     def do(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What the message asks for; an exception is {"missing": its text}."""
+        """Carry out a message; an exception becomes {"missing": its text}."""
         try:
             action = {
                 "prepare": self._prepare, "round": self._round, "drop": self._drop,
@@ -108,14 +108,15 @@ class Session:
         return answer
 
     def _oracle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Losses that take time and memory to find: once for all processes."""
+        """Compute the oracle's losses; they take time and memory, so one process does it for
+        all."""
         case = Case.from_json(message["case"])
         problem = operations.get(case.op)
         assert isinstance(problem, steps.HeldToLosses)
         return {"losses": problem.losses(case).tolist()}
 
     def _more(self, case: Case) -> Iterator[int]:
-        """Further sets of arrays, until they exceed a GPU's cache."""
+        """Number further sets of arrays, until all sets exceed a GPU's cache."""
         moved = operations.get(case.op).bytes(case)
         l2 = self.timer.l2_bytes()
         if not l2 or case.op in ("training_step", "transfer", "fit"):
@@ -123,7 +124,7 @@ class Session:
         return iter(range(min(MOST_SETS - 1, SETS_OF_L2 * l2 // max(moved, 1))))
 
     def _fits_a_cache(self, case: Case) -> bool:
-        """Whether it is worth a row to say what the work takes with an empty cache."""
+        """Say whether the time with an empty cache deserves a row."""
         if self.provider != OURS["cuda"] or case.op == "transfer":
             return False
         l2 = self.timer.l2_bytes()
@@ -132,7 +133,7 @@ class Session:
         )
 
     def _can_be_cold(self, answer: dict[str, Any]) -> bool:
-        """Tried before it is timed: without that row the others must be there all the same."""
+        """Try the work with an empty cache before timing: if it fails, only that row is missing."""
         assert self.work is not None
         assert isinstance(self.timer, CupyTimer)
         try:
@@ -144,15 +145,17 @@ class Session:
             return False
 
     def _run(self, message: dict[str, Any]) -> Run:
-        """What is timed: the plain calls, or the replay of a graph."""
+        """Return the timed function: the plain calls, or the replay of a graph."""
         assert self.work is not None
         run = self.work.replay if message.get("replay") else self.work.run
         assert run is not None
         return run
 
     def _round(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Times are of one piece of work; `raw` of one run. `clocks` are those in the middle of it,
-        `queued` says that a GPU's queue was filled first."""
+        """Time a round: `seconds` of one piece of work, and `raw` of one run.
+
+        `clocks` were read in the middle of it. `queued` says that a GPU's queue was filled first.
+        """
         run, count, queued = self._run(message), message["repeats"], False
         assert self.work is not None
         clocks: list[Clocks | None] = []
@@ -180,16 +183,16 @@ class Session:
         return answer | {"clocks": clocks[-1] if clocks else None, "queued": queued}
 
     def _joules(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Energy of the whole card for one piece of work; {} where it does not tell.
+        """Measure the whole card's energy for one piece of work; {} if the card does not report it.
 
-        The counter moves some ten times a second. So the work is counted between two of its moves,
-        and goes on from the first to the last.
+        The counter moves some ten times a second. So the work runs from its first move to its last,
+        and counts between these two.
         """
         run = self._run(message)
         assert self.work is not None
         if self._meter is None or self._meter.joules() is None:
             return {}
-        moves: list[tuple[float, int]] = []  # the counter, and the calls until then
+        moves: list[tuple[float, int]] = []  # counter, and calls until it moved
         calls, before = 0, self._meter.joules()
         start = time.perf_counter()
         while (passed := time.perf_counter() - start) < 4 * JOULE_SECONDS:
@@ -214,15 +217,18 @@ class Session:
 
 
 def explain(error: BaseException) -> str:
-    """One line: why a provider was not measured."""
+    """Say in one line why a provider was not measured."""
     if isinstance(error, (ImportError, problems.Unsupported)):
         return str(error).splitlines()[0]
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def cold_main(imported: float) -> None:
-    """In a process that took `imported` seconds to import the provider that it is given, with
-    device and case: answers with those and with the seconds of the first steps."""
+    """Answer with `imported`, the seconds that the provider's import took, and with those of its
+    steps.
+
+    The command line names provider, device and case.
+    """
     out, sys.stdout = sys.stdout, sys.stderr
     provider, device, case = sys.argv[1:]
     answer = cold_start(Case.from_json(json.loads(case)), provider, device)
@@ -230,7 +236,7 @@ def cold_main(imported: float) -> None:
 
 
 def cold_start(case: Case, provider: str, device: str) -> dict[str, Any]:
-    """Seconds of the first steps with all that precedes them but the import."""
+    """Time the first steps with everything before them except the import."""
     try:
         module = importlib.import_module(module_name(provider))
         step = Case("training_step", case.shape, case.dtype, case.variant)

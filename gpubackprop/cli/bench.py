@@ -1,4 +1,4 @@
-"""``gpubackprop bench``: this machine's CPU and GPU, with the limit and the peers beside."""
+"""``gpubackprop bench``: this machine's CPU and GPU, beside the limit and the peers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _what(parser: argparse.ArgumentParser) -> None:
-    """Which cases; and what to do instead of measuring."""
+    """Add the options that choose cases, and those that do something else than measure."""
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--quick", dest="size", action="store_const", const="quick",
@@ -97,7 +97,10 @@ def _what(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """What is not there to choose is wrong usage, as for ``python -m benchmarks``."""
+    """Measure, or compare or list; a choice that is not there is wrong usage.
+
+    ``python -m benchmarks`` treats it alike.
+    """
     try:
         return _run(args)
     except OptionError as error:
@@ -139,7 +142,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def result_lines(record: dict[str, Any]) -> list[str]:
-    """Warnings, the table, remarks, and what was not measured."""
+    """Return warnings, the table, remarks, and what was not measured."""
     rows = records.rows_of(record)
     text = [f"warning: {doubt}" for doubt in machines.doubts(record)]
     text += tables.lines(rows)
@@ -153,7 +156,7 @@ def result_lines(record: dict[str, Any]) -> list[str]:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Set files side by side; 0 whatever the verdicts are."""
+    """Set files side by side; return 0 whatever the verdicts are."""
     if len(args.compare) < 2 and not (args.html or args.csv):
         args.parser.error(
             "--compare needs two files or more (one is enough for --html and --csv); write them "
@@ -177,7 +180,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def comparison_lines(found: comparing.Comparison, files: list[str]) -> list[str]:
-    """For a terminal: machines, warnings, case by case, and how many of which verdict."""
+    """Return lines for a terminal: machines, warnings, each case, and the count of each verdict."""
     numbers = range(len(found.records))
     text = [f"{machines.letter(n)}: {file}" for n, file in zip(numbers, files, strict=True)]
     text += ["", *tables.text(page.head_cells(found.records)), ""]
@@ -189,7 +192,7 @@ def comparison_lines(found: comparing.Comparison, files: list[str]) -> list[str]
 
 
 def comparison_json(found: comparing.Comparison, files: list[str]) -> dict[str, Any]:
-    """For programs: what `comparison_lines` says."""
+    """Return for programs what `comparison_lines` says."""
     numbers = range(len(found.records))
     head = page.head_cells(found.records)[1:]
     return {
@@ -213,7 +216,7 @@ def comparison_json(found: comparing.Comparison, files: list[str]) -> dict[str, 
 
 
 def show_list(args: argparse.Namespace) -> int:
-    """Cases of the size, and who takes part."""
+    """Print the cases of the size, and the providers."""
     name, reason = devices.choose(args.device)
     kind = name.partition(":")[0]
     found = [case for case in cases(args.size, kind) if args.op in case.name]
@@ -246,7 +249,7 @@ def _installed(distribution: str, extra: str) -> str:
 
 
 def _claim(args: argparse.Namespace) -> None:
-    """Wrong usage where a file with something else is there, or two outputs are one."""
+    """Report wrong usage if a file with something else is there, or if two outputs are one."""
     kinds: list[tuple[str | None, str, Callable[[Path], bool]]] = [
         (args.json, "result of bench", is_result),
         (args.csv, "table of bench", is_table),
@@ -272,7 +275,7 @@ def _write(
     loaded: list[dict[str, Any]],
     found: comparing.Comparison | None = None,
 ) -> None:
-    """Every output that was asked for."""
+    """Write every output that was asked for."""
     if args.json == "-":
         Say(json=True).object(values)
     elif args.json:
@@ -291,7 +294,7 @@ class WrongResult(GpubackpropError):  # noqa: N818 (reads as a sentence)
 
 
 def is_result(file: Path) -> bool:
-    """A record, or what --compare --json wrote."""
+    """Return whether it is a record, or what --compare --json wrote."""
     try:
         records.load(file)
     except (GpubackpropError, ValueError):
@@ -314,7 +317,7 @@ def _starts(file: Path, text: bytes) -> bool:
 
 
 def progress(text: str) -> None:
-    """On stderr: one line that changes on a terminal, else a line for each step."""
+    """Report on stderr: one line that changes on a terminal, else a line for each step."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
     else:

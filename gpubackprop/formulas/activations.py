@@ -200,8 +200,9 @@ def relu_backward(g: Array, h: Array, out: Array, work: tuple[Array, ...], k: fl
     A gradient that is not finite ends at h <= 0 too, as in PyTorch. The formula masks the bits of g
     with all ones or all zeros; a masked copy takes ten times as long.
     """
-    below = _booleans(work[0]).view(np.int8)
-    np.less_equal(h, 0.0, below.view(np.bool_))
+    mask = _booleans(work[0])
+    np.less_equal(h, 0.0, mask)
+    below = mask.view(np.int8)
     np.subtract(below, 1, below)  # 0 if h <= 0, else -1, which has all bits set
     bits = np.int32 if g.itemsize == 4 else np.int64
     np.bitwise_and(g.view(bits), below, out.view(bits))

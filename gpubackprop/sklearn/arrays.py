@@ -99,7 +99,8 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
     """
     precision, y = estimator.precision, to_host(y)
     plain = type(y) is np.ndarray and y.dtype.kind in "iu" and y.ndim == 1
-    if plain and not reset and not checks and is_valid(estimator, X) and len(y) == len(X):
+    if plain and not checks and is_valid(estimator, X, reset=reset) and len(y) == len(X):
+        estimator.n_features_in_ = X.shape[1]
         return X, y
     X = X if on_gpu(X) else to_host(X)
     dtype = (np.float64, np.float32) if precision is None else np.dtype(precision)
@@ -114,16 +115,17 @@ def validate(estimator: Any, X: Any, y: Any, *, reset: bool, **checks: Any) -> t
     return X.tocsr() if sparse.issparse(X) else X, y
 
 
-def is_valid(estimator: Any, X: Any) -> bool:
-    """Return whether `validate_data` of a fitted estimator would give X back as it is.
+def is_valid(estimator: Any, X: Any, *, reset: bool = False) -> bool:
+    """Return whether `validate_data` would give X back as it is.
 
-    X must then be finite rows of floats with as many columns as in the fit. False only means that
-    scikit-learn has to be asked.
+    X must then be finite rows of floats, and unless `reset` with as many columns as in the fit.
+    False only means that scikit-learn has to be asked.
     """
     if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in (np.float64, np.float32):
         return False
-    names = getattr(estimator, "feature_names_in_", None)
-    if names is not None or not X.size or X.shape[1] != getattr(estimator, "n_features_in_", None):
+    if getattr(estimator, "feature_names_in_", None) is not None or not X.size:
+        return False
+    if not reset and X.shape[1] != getattr(estimator, "n_features_in_", None):
         return False
     if estimator.precision is not None and X.dtype != estimator.precision:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,19 @@ from gpubackprop.sklearn.prediction import two_columns
 from gpubackprop.sklearn.stored import check_width
 
 Array = Any
+
+
+def fitted_binarizer(y: Any) -> LabelBinarizer:
+    """Return ``LabelBinarizer().fit(y)``; plain integer labels do without its general checks."""
+    binarizer = LabelBinarizer()
+    if type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "iu" and y.dtype.isnative:
+        classes = np.unique(y)
+        if 1 <= len(classes) <= len(y) // 2:  # scikit-learn warns if there are more
+            binarizer.y_type_ = "binary" if len(classes) <= 2 else "multiclass"
+            binarizer.sparse_input_, binarizer.classes_ = False, classes
+            with warnings.catch_warnings():  # as in its checks: an earlier fit's are shown again
+                return binarizer
+    return binarizer.fit(y)
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):
@@ -222,7 +236,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     ) -> tuple[Any, np.ndarray]:
         X, y = self._checked(X, y, reset)
         if not hasattr(self, "classes_") or not (self.warm_start or incremental):
-            self._label_binarizer = LabelBinarizer().fit(y)
+            self._label_binarizer = fitted_binarizer(y)
             self.classes_ = self._label_binarizer.classes_
             return X, y
         if hasattr(self, "coefs_") and self._label_binarizer.y_type_.startswith("multilabel"):

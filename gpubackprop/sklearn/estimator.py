@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from gpubackprop.ops.checks import functions
 from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
-from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, hidden_sizes
+from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, check_parameters, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
 from gpubackprop.sklearn.stored import check_goes_on, widths_of
 
@@ -34,6 +35,16 @@ class BaseMLP(Fitting):
         for name, value in parameters.items():
             if name not in ("self", "__class__"):
                 setattr(self, name, value)
+
+    @classmethod
+    @lru_cache
+    def _get_param_names(cls) -> list[str]:
+        """Return the names of the constructor's parameters; scikit-learn inspects it each time."""
+        names: list[str] = super()._get_param_names()
+        return names
+
+    def _validate_params(self) -> None:
+        check_parameters(self)
 
     # -- fitting ----------------------------------------------------------------------------------
 

@@ -71,6 +71,11 @@ class Objective:
         return self.out_activation == "logistic" or self.reported not in ("", own)
 
     @property
+    def values_need_targets(self) -> bool:
+        """Whether the value of a row depends on its targets, beside what a pass records of it."""
+        return self.records_logits or self.out_activation == "exp"
+
+    @property
     def _is_beyond(self) -> bool:
         """Whether scikit-learn lacks the estimator's loss."""
         return self.reported not in ("", *SKLEARN_LOSSES)
@@ -112,28 +117,31 @@ class Objective:
         )
         return np.float32 if single else np.float64
 
-    def row_values(self, record: Array, y: Array, weights: Array | None = None) -> Array:
+    def row_values(self, record: Array, y: Array | None, weights: Array | None = None) -> Array:
         """Return the (N,) reported loss of each row, in float64, without the weights of the rows.
 
         Parameters
         ----------
         record : (N, record_width) array
             The record of a pass, in the network's dtype.
-        y : (N, K) array
-            Targets, as for `targets`.
+        y : (N, K) array or None
+            Targets, as for `targets`; None unless `values_need_targets`.
         weights : (N,) array or None
             Weights of the recorded loss; a row of weight 0 gets 0.
         """
         if self.records_logits:
+            assert y is not None
             return self.values_of_logits(record, y)
         eps = float(np.finfo(record.dtype).eps)
         values = record[:, 0].astype(np.float64)
         if weights is not None:
             values = np.divide(values, weights, out=np.zeros_like(values), where=weights != 0)
         if self.out_activation == "softmax":
-            return np.clip(values, -math.log1p(-eps), -math.log(eps))
+            np.maximum(values, -math.log1p(-eps), out=values)
+            return np.minimum(values, -math.log(eps), out=values)
         if self.out_activation == "identity":
             return values / self.units
+        assert y is not None
         wide = y.astype(np.float64)
         return values + (xlogy(wide, wide) - wide).sum(1)
 

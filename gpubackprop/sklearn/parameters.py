@@ -6,11 +6,17 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    Options,
+    StrOptions,
+    validate_parameter_constraints,
+)
 
 from gpubackprop.errors import GpubackpropError
 from gpubackprop.formulas import ACTIVATIONS, activation
@@ -88,6 +94,35 @@ NETWORK_CONSTRAINTS: dict[str, list[Any]] = {
     "checkpoint": [str, os.PathLike, None],
     "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
 }
+
+
+PLAIN = (str, int, float, np.number, np.bool_, type(None))  # they cannot change and hold nothing
+
+
+def check_parameters(estimator: Any) -> None:
+    """Validate an estimator's parameters by its constraints; plain ones that were valid still are.
+
+    Raises
+    ------
+    InvalidParameterError
+        As scikit-learn's own estimators.
+    """
+    parameters = estimator.get_params(deep=False)
+    names, values = tuple(parameters), parameters.values()
+    check: Any = _check_values
+    for value in values:
+        for part in value if type(value) is tuple else (value,):
+            if not isinstance(part, PLAIN):
+                check = _check_all
+    check(type(estimator), names, *values)
+
+
+def _check_all(kind: Any, names: tuple[str, ...], *values: Any) -> None:
+    named = dict(zip(names, values, strict=True))
+    validate_parameter_constraints(kind._parameter_constraints, named, kind.__name__)
+
+
+_check_values = lru_cache(maxsize=256, typed=True)(_check_all)  # an error is not kept
 
 
 def hidden_sizes(value: Any) -> list[int]:

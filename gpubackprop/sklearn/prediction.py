@@ -182,7 +182,7 @@ def device_for_host_rows(e: Any) -> str:
     """Return the device for rows of the host; "auto" predicts on the CPU if it fitted there."""
     if e.device == "auto" and getattr(e, "device_", "") == "cpu":
         return "cpu"
-    return devices.chosen(e.device)
+    return devices.chosen(e.device)[0]
 
 
 def kind_of(estimator: Any, x: Any) -> tuple[Any, ...] | None:

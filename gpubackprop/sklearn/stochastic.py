@@ -232,7 +232,8 @@ class StochasticFit:
         """Return the sum over batches of rows times mean loss; `shares` are those of the rows."""
         session = self.session
         record = session.network.backend.to_host(self.record)
-        values = session.objective.row_values(record, self.y[self.order], shares)
+        y = self.y[self.order] if session.objective.values_need_targets else None
+        values = session.objective.row_values(record, y, shares)
         return float(values.sum() if shares is None else values @ (shares * self.plan.rows_of))
 
     def _count_improvement(self) -> None:

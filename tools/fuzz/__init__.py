@@ -1,1 +1,1 @@
-"""Random programs run by this package and by the one that it stands in for, compared line by line."""
+"""Random programs run with this package and with the library that it replaces, line by line."""

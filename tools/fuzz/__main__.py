@@ -1,9 +1,9 @@
-"""python -m tools.fuzz --minutes 60                      all fuzzers, so long each
-python -m tools.fuzz --minutes 60 --only torch --seed 3   one of them, these programs
+"""python -m tools.fuzz --minutes 60                      every fuzzer, for so long
+python -m tools.fuzz --minutes 60 --only torch --seed 3   one fuzzer, with this seed
 python -m tools.fuzz --minutes 60 --only emulated         torch on emulated kernels; only if named
 
-A failing program is shrunk and printed as a program that fails by itself; a fault that was met
-before is counted. Ends with 1 where there was one. Ctrl-C ends a fuzzer early.
+A failing program is shrunk and printed as a program that fails by itself. A fault that was met
+before is only counted. The exit status is 1 if there was a fault. Ctrl-C ends a fuzzer early.
 """
 
 from __future__ import annotations

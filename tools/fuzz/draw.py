@@ -1,4 +1,4 @@
-"""Random draws of parts of a program."""
+"""Random choices for the parts of a program."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 class Draw(random.Random):
-    """Draws of parts of a program."""
+    """Random choices for the parts of a program."""
 
     def pick(self, items: Sequence[str]) -> str:
-        """One of them; the first three are as likely as the rest."""
+        """Return one of the items; the first three together are as likely as the rest."""
         return self.choice(items[:3] if self.random() < 0.5 else items)
 
     def one_in(self, count: int) -> bool:

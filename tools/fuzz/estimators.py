@@ -1,4 +1,4 @@
-"""Histories of estimator calls: this package's against scikit-learn's."""
+"""Histories of estimator calls, by this package and by scikit-learn."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _names(library: Any, **options: Any) -> dict[str, Any]:
 
 
 def by_joblib(value: Any) -> Any:
-    """There and back through a file of joblib."""
+    """Write a value to a joblib file and read it back."""
     file = io.BytesIO()
     joblib.dump(value, file)
     file.seek(0)
@@ -49,9 +49,11 @@ def by_joblib(value: Any) -> Any:
 
 @contextmanager
 def other_roundings(seed: int) -> Iterator[None]:
-    """scikit-learn with every product off by as much as another order of its sums may be, and every
-    probability and loss by a unit: a loss of 1e-4 has lost four digits of its probability, and a
-    fit of huge targets, whose loss stays the same, ends by its last bits."""
+    """Make scikit-learn round differently: each product as if its sums had another order.
+
+    Each probability and loss is off by a unit. A loss of 1e-4 has lost four digits of its
+    probability, and a fit of huge targets, whose loss stays the same, ends by its last bits.
+    """
     rng, product = np.random.default_rng(seed), inner.safe_sparse_dot
     activations = {name: inner.ACTIVATIONS[name] for name in ("logistic", "softmax")}
     losses, network = dict(inner.LOSS_FUNCTIONS), inner.BaseMultilayerPerceptron
@@ -91,8 +93,11 @@ def other_roundings(seed: int) -> Iterator[None]:
 
 
 def _size(name: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray | None) -> Any:
-    """What cancels in a loss: of y log(y / p) - y + p and (y - p)^2 / 2, where y and p have been
-    rounded, a loss near 0 keeps few digits."""
+    """Return the size of the terms that cancel in a loss.
+
+    The terms are those of y log(y / p) - y + p and (y - p)^2 / 2. Because y and p have been
+    rounded, a loss near 0 keeps few digits.
+    """
     if name == "poisson":
         terms = abs(xlogy(y, y / p)) + abs(y) + abs(p)
         return np.average(terms, weights=weights, axis=0).sum()
@@ -103,7 +108,8 @@ def _size(name: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray | None) -
 
 
 def _twins() -> Sequence[World]:
-    """Many: whether a fit of few epochs stops early by its last bits has few outcomes."""
+    """Return many twins: the last bits decide whether a short fit stops early, which has few
+    outcomes."""
     return [
         World(f"twin {seed}", lambda: _names(theirs), functools.partial(other_roundings, seed))
         for seed in range(16)
@@ -120,7 +126,7 @@ BEYOND = {  # scikit-learn has no such parameters and attributes
 
 def _special(value: Any, path: str) -> Leaves | None:
     if isinstance(value, list) and value and isinstance(value[0], list):
-        array = np.array(value)  # of tolist(): its numbers have one scale, as the array's
+        array = np.array(value)  # from tolist(): its numbers have one scale, like the array's
         if array.dtype == np.float64:
             return {f"{path}.type": "list", path: array}
     if isinstance(value, BaseEstimator):
@@ -146,7 +152,7 @@ def _describe(value: Any) -> Leaves:
 
 
 def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
-    """Rounding, or why not."""
+    """Return "" if the difference is rounding, else the reason why it is not."""
     size = np.abs(there[np.isfinite(there)]).max(initial=0.0)
 
     def distance(other: np.ndarray) -> float:
@@ -157,7 +163,7 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
 
     found = distance(here)
     grown = max(map(distance, twins), default=0.0)
-    narrow = any("float32" in line for line in lines)  # the losses are Python's floats even so
+    narrow = any("float32" in line for line in lines)  # the losses are Python floats all the same
     base = 64 * 2.0**-23 if narrow else 1000 * 2.0**-52
     allowed = max(base * size, 1e-300, 100 * grown)
     if found <= allowed or (found == np.inf and grown == np.inf):
@@ -292,7 +298,7 @@ def _line(draw: Draw, regressor: bool) -> str:
 
 
 def history(draw: Draw) -> list[str]:
-    """Data, an estimator m and its clone o, and up to ten calls."""
+    """Return a program: data, an estimator m and its clone o, and up to ten calls."""
     regressor, rows = draw.one_in(2), draw.choice([12, 2, 30, 7])
     columns, classes = draw.choice([2, 1, 4]), draw.choice([3, 2, 4])
     return [

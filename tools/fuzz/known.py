@@ -1,4 +1,4 @@
-"""Deviations that are decided and recorded, each with its reason and as narrow as possible.
+"""Deviations that are decided and recorded. Each has its reason and is as narrow as possible.
 
 docs/decisions/2026-11-23-sklearn.md, 2026-11-23-torch.md and the docstrings have the decisions.
 """
@@ -14,8 +14,11 @@ from tools.fuzz.programs import Divergence
 
 @dataclass(frozen=True)
 class Known:
-    """A deviation: regular expressions that line, place, kind and detail match, all of them, and
-    `before` the lines so far. What follows one of values, or after an error, tells nothing."""
+    """A deviation: line, place, kind and detail match their regular expressions.
+
+    `before` matches the lines so far. After a deviation of values or after an error, the rest of
+    the program tells nothing.
+    """
 
     reason: str
     line: str = ""
@@ -23,7 +26,7 @@ class Known:
     kind: str = ""
     detail: str = ""
     before: str = ""
-    ends: bool = False  # what follows in the program tells nothing
+    ends: bool = False  # the rest of the program tells nothing
 
     def matches(self, lines: Sequence[str], found: Divergence) -> bool:
         pairs = (
@@ -37,7 +40,8 @@ class Known:
 
 
 def reason(table: Sequence[Known], lines: Sequence[str], found: Divergence) -> tuple[str, bool]:
-    """Why the divergence is none, "" where it is one; and whether the rest tells nothing."""
+    """Return why the divergence is no fault ("" if it is one), and whether the rest tells
+    nothing."""
     deviation = next((k for k in table if k.matches(lines, found)), None)
     if deviation is None:
         return "", False
@@ -152,7 +156,7 @@ ESTIMATORS = (
     Known(
         "where exp overflows in the Poisson loss, scikit-learn has NaN and ours a number or infinity",
         place=r"\.(loss_|best_loss_|loss_curve_\[\d+\]|best_loss_\.type)$",
-        detail=r"there array.(nan|inf)|there 'float'",  # of inf, which no loss was below
+        detail=r"there array.(nan|inf)|there 'float'",  # no loss was below the initial inf
         before="poisson",
         ends=True,
     ),

@@ -1,4 +1,4 @@
-"""What can be seen of a value, by path: floating-point numbers as arrays, the rest as it is."""
+"""The visible parts of a value, by path: floating-point numbers become arrays."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 Leaves = dict[str, Any]
 PLAIN = (int, str, bool, bytes, type(None), complex)
-_name_of = functools.lru_cache(1000)(str)  # of a dtype
+_name_of = functools.lru_cache(1000)(str)  # the name of a dtype
 
 
 def leaves_of(value: Any, special: Callable[[Any, str], Leaves | None], path: str = "") -> Leaves:
-    """`value` taken apart: containers by item, arrays as type, dtype, shape and numbers."""
+    """Take `value` apart: containers by item, arrays by type, dtype, shape and numbers."""
     if type(value) in PLAIN:
         return {path: value}
     own = None if isinstance(value, (np.ndarray, np.generic)) else special(value, path)

@@ -1,4 +1,4 @@
-"""Histories of networks, trainers and models: this package against `reference`."""
+"""Histories of networks, trainers and models, by this package and by `reference`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def trainer(network: Any, optimizer: str, **options: Any) -> gpubackprop.Trainer
 
 
 def by_file(network: Any) -> Any:
-    """There and back through the file of a model."""
+    """Write a model file and read it back."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         gpubackprop.Model(network).save(path)
@@ -51,7 +51,7 @@ def _names(**own: Any) -> dict[str, Any]:
 
 @contextmanager
 def other_roundings(seed: int) -> Iterator[None]:
-    """Four of each sum's terms, as the twins of the estimators have."""
+    """Make the reference round differently, by four units of each sum's terms."""
     reference.Roundings.units, reference.Roundings.rng = 4.0, np.random.default_rng(seed)
     try:
         yield
@@ -100,7 +100,7 @@ def _describe(value: Any) -> Leaves:
 
 
 def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
-    """As of estimators; a number that has lost its digits in steps of 0.05 has the scale of these."""
+    """Compare as `estimators.same`; numbers that lost digits in steps of 0.05 have their scale."""
     parts = (np.append(array, array.dtype.type(0.05)) for array in (there, here, *twins))
     there, here, *twins = parts
     return estimators.same(there, here, twins, lines)
@@ -153,7 +153,8 @@ def _trainer(draw: Draw, of: str) -> str:
 
 
 def history(draw: Draw) -> list[str]:
-    """Data, two networks n and o, two trainers t and u, and up to twelve calls."""
+    """Return a program: data, two networks n and o, two trainers t and u, and up to twelve
+    calls."""
     widths, dtype = (
         draw.choice(["3, 4, 2", "3, 2", "3, 5, 4, 2", "3, 3, 3"]),
         draw.pick(["float64", "float32"]),

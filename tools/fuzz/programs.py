@@ -1,9 +1,9 @@
-"""Programs of a few lines, run side by side in two worlds and compared line by line.
+"""Programs of a few lines run side by side in two worlds and are compared line by line.
 
-A program is a list of Python statements. A world binds the names in it: to the reference, or to
-this package. After each line its value, exception, warnings and all variables are compared. All
-lines may raise, as long as they raise in both worlds: so any line may be left out, and a failing
-program shrinks to the lines that matter.
+A program is a list of Python statements. A world binds its names to the reference or to this
+package. After each line, its value, exception, warnings and all variables are compared. A line may
+raise if it raises in both worlds. So any line may be removed, and a failing program shrinks to the
+lines that matter.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from tools.fuzz.leaves import Leaves
 
 @dataclass(frozen=True)
 class World:
-    """Where a program runs.
+    """The place where a program runs.
 
     Attributes
     ----------
-    name : for messages. names : a new namespace. around : entered while a program runs.
-    wider : of a twin in wider types, whose types and errors tell nothing.
+    name : the name in messages.
+    names : function that returns a new namespace.
+    around : context in which a program runs.
+    wider : whether it is a twin in wider types: its types and errors tell nothing.
     """
 
     name: str
@@ -43,7 +45,7 @@ class World:
 
 @dataclass
 class Seen:
-    """What a line did: an exception or None, and what can be seen after it."""
+    """The effect of a line: an exception or None, and all that is visible after it."""
 
     error: Exception | None
     leaves: Leaves
@@ -51,11 +53,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two worlds part.
+    """The first difference between two worlds.
 
     Attributes
     ----------
-    number, line : of the program. place : path of what differs. kind : for grouping. detail : text.
+    number, line : number and text of the line.
+    place : path of the value that differs.
+    kind : the kind of difference, for grouping.
+    detail : a text for readers.
     """
 
     number: int
@@ -66,7 +71,7 @@ class Divergence:
 
     @property
     def signature(self) -> str:
-        """Of all divergences that are likely one fault."""
+        """Return a key that divergences of one fault are likely to share."""
         target = re.search(r"([A-Za-z_]\w*)(?=\()|\.(\w+)(?=\S* \S?= )", self.line)
         verb = next(filter(None, target.groups()), "") if target else self.line.split(" ")[0]
         place = re.sub(r"[0-9]+|'[^']*'", "#", self.place)
@@ -75,22 +80,25 @@ class Divergence:
 
 @dataclass
 class Fuzzer:
-    """Two worlds and what may differ between them.
+    """Two worlds, and the differences that are allowed.
 
     Attributes
     ----------
-    name : for messages. call : checks a `PROGRAM`, after ``from tools.fuzz import`` its module.
-    imports : lines that make a program run by itself, for its text.
-    program : generator of random numbers -> lines.
-    theirs, ours : the worlds. twins : worlds of the reference computed otherwise (in float64, with
-        other roundings), run where the two differ by more than `unit`.
-    describe : value -> leaves. same : (theirs, ours, of twins, program so far) -> why it is no
-        rounding, or "".
-    beyond : (of a wider twin, ours, program so far) -> why what ours has where the reference raises
-        is not the twin's, or "".
-    known : (program so far, divergence) -> reason, "" for a fault; whether the rest is left.
-    beside : attribute of a variable that the detail of a divergence in it shows too.
-    lasting : keywords that shrinking leaves, so that programs stay quick, and names of modules.
+    name : the name in messages.
+    call : code that checks a `PROGRAM`, after ``from tools.fuzz import`` its module.
+    imports : lines that a program needs to run by itself.
+    program : function of a `Draw` that returns the lines of a program.
+    theirs, ours : the two worlds.
+    twins : worlds in which the reference computes in float64 or rounds differently. They run if
+        the two worlds differ by more than `unit`.
+    describe : value -> leaves.
+    same : (theirs, ours, the twins' values, program so far) -> why it is no rounding, or "".
+    beyond : (a wider twin's value, ours, program so far) -> why they differ, or "". It is asked
+        if the reference raises and this package does not.
+    known : (program so far, divergence) -> the reason ("" for a fault), and whether to skip the
+        rest of the program.
+    beside : attribute of a variable that the detail of its divergence shows too.
+    lasting : keywords and names of modules that shrinking keeps, so that programs stay quick.
     """
 
     name: str
@@ -109,9 +117,9 @@ class Fuzzer:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-@functools.lru_cache(1000)  # a program runs in two worlds and more
+@functools.lru_cache(1000)  # a program runs in two or more worlds
 def compiled(line: str) -> tuple[CodeType, bool]:
-    """The code of a line and whether it is an expression."""
+    """Return the code of a line, and whether it is an expression."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SyntaxWarning
         return _compiled(line)
@@ -125,10 +133,10 @@ def _compiled(line: str) -> tuple[CodeType, bool]:
 
 
 def run(fuzzer: Fuzzer, lines: Sequence[str], world: World) -> Iterator[Seen]:
-    """What each line does in `world`."""
+    """Return the effect of each line in `world`."""
     names = world.names()
     given = set(names) | {"__builtins__"}
-    versions: Leaves = {}  # of tensors: whether a line has written counts, not how often
+    versions: Leaves = {}  # of tensors; only whether a line wrote counts, not how often
     with world.around():
         for line in lines:
             code, is_expression = compiled(line)
@@ -155,8 +163,11 @@ def run(fuzzer: Fuzzer, lines: Sequence[str], world: World) -> Iterator[Seen]:
 
 
 def _tells_nothing(warning: Warning | str) -> bool:
-    """Whether it is of rounding, or of strides (which are compared), once in a process: PyTorch's
-    product of an empty tensor has others."""
+    """Say whether a warning tells nothing: it warns of rounding, or of strides.
+
+    Strides are compared anyway, and their warning comes once in a process. PyTorch's product of an
+    empty tensor has other strides.
+    """
     of_strides = "do not obey the gradient layout contract" in str(warning)
     return isinstance(warning, RuntimeWarning) or of_strides
 
@@ -164,13 +175,13 @@ def _tells_nothing(warning: Warning | str) -> bool:
 def _described(fuzzer: Fuzzer, name: str, value: Any) -> Leaves:
     try:
         return {f"{name}{path}": leaf for path, leaf in fuzzer.describe(value).items()}
-    except Exception as error:  # looking is a part of the program too
+    except Exception as error:  # reading a value is part of the program too
         return {f"{name}.cannot be read": type(error).__name__}
 
 
 def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
-    """The first line after which the worlds differ, and how; None where they do not."""
-    # one after the other: both use the global random state
+    """Return the first line after which the worlds differ, and how; None if they do not."""
+    # the worlds run one after the other: both use the global random state
     both = [list(run(fuzzer, lines, world)) for world in (fuzzer.theirs, fuzzer.ours)]
     twins = Twins(fuzzer, lines)
     for number, (theirs, ours) in enumerate(zip(*both, strict=True)):
@@ -197,7 +208,7 @@ MISSING = "(missing)"
 
 
 class Twins:
-    """A program in the twins, each of which runs when the ones before it have not sufficed."""
+    """A program in the twins; a twin runs only if the twins before it do not suffice."""
 
     def __init__(self, fuzzer: Fuzzer, lines: Sequence[str]) -> None:
         self._fuzzer, self._lines = fuzzer, lines
@@ -205,7 +216,7 @@ class Twins:
         self._runs: list[tuple[World, list[Seen]]] = []
 
     def after(self, number: int) -> Iterator[tuple[World, Seen]]:
-        """What can be seen in each after the line of this number."""
+        """Return what is visible in each twin after the line of this number."""
         for world, steps in self._runs:
             yield world, steps[number]
         for world in self._worlds:
@@ -215,7 +226,7 @@ class Twins:
 
 
 class _Step:
-    """What a line did in the two worlds, and, where they differ, in the twins."""
+    """The effect of a line in the two worlds, and in the twins if the worlds differ."""
 
     def __init__(
         self, fuzzer: Fuzzer, lines: Sequence[str], theirs: Seen, ours: Seen, before: Leaves,
@@ -230,7 +241,7 @@ class _Step:
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
         if place != "error" and self.ours.error is not None:
             here = self.ours.leaves.get(place, MISSING)
-            if place == "warnings":  # who raises earlier has warned of less
+            if place == "warnings":  # a world that raises earlier has warned of less
                 same = not Counter(here) - Counter(self.theirs.leaves[place])
             else:
                 same = here is False or _equal(here, self.before.get(place, MISSING))
@@ -244,7 +255,7 @@ class _Step:
         return Divergence(len(self.lines) - 1, self.lines[-1], place, kind, detail)
 
     def error(self) -> Divergence | None:
-        """Where one raised and the other did not, or something else."""
+        """Return a divergence if only one world raised, or if they raised different errors."""
         theirs, ours = self.theirs.error, self.ours.error
         if _is_a(ours, theirs):
             return None
@@ -252,7 +263,7 @@ class _Step:
         return self._found("error", kind, f"there {theirs!r}\nhere {ours!r}")
 
     def leaf(self, path: str, there: Any, here: Any) -> Divergence | None:
-        """Where what is at `path` and differs, differs by more than rounding."""
+        """Return a divergence if the values at `path` differ by more than rounding."""
         for leaf, kind in ((there, "missing there"), (here, "missing here")):
             if leaf is MISSING:
                 return self._found(path, kind, _shown(there, here))
@@ -275,8 +286,10 @@ class _Step:
         return self._found(path, "values", f"{why}\n{_shown(there, here)}")
 
     def beyond(self) -> Divergence | None:
-        """Where this package goes on and the reference has raised, what it has then is what a twin
-        in wider types has, if that goes on too; or where it is not."""
+        """Compare with a twin in wider types if the reference raised and this package did not.
+
+        If the twin did not raise either, return the first value that differs from the twin's.
+        """
         for world, twin in self.twins():
             if not world.wider or twin.error is not None:
                 continue
@@ -290,7 +303,8 @@ class _Step:
         return None
 
     def excused(self, found: Divergence) -> str:
-        """Why the divergence is no fault: a decision, or rounding in the reference too; or ""."""
+        """Return why the divergence is no fault (a decision, or the reference's own rounding), or
+        ""."""
         reason, self.ends = self.fuzzer.known(self.lines, found)
         if reason:
             return reason
@@ -314,7 +328,8 @@ def _shown(there: Any, here: Any) -> str:
 
 
 def _is_a(ours: Exception | None, theirs: Exception | None) -> bool:
-    """Whether who catches `theirs` catches `ours`; nobody catches a private class of NumPy's."""
+    """Say whether code that catches `theirs` catches `ours`; no code catches NumPy's private
+    classes."""
     if theirs is None:
         return ours is None
     public = next(c for c in type(theirs).__mro__ if not c.__module__.startswith("numpy._"))
@@ -326,13 +341,13 @@ def _equal(one: Any, other: Any) -> bool:
         return False
     if not isinstance(one, np.ndarray):
         return bool(one == other)
-    # as bytes: NaN is NaN, and 0 is not -0
+    # compared as bytes: NaN equals NaN, and 0 differs from -0
     same = one.dtype == other.dtype and one.shape == other.shape
     return same and one.tobytes() == other.tobytes()
 
 
 def text(fuzzer: Fuzzer, lines: Sequence[str], found: Divergence | None = None) -> str:
-    """The program with what makes it run, and fail, by itself."""
+    """Return the program as a text that runs, and fails, by itself."""
     kept = list(lines) if found is None else list(lines[: found.number + 1])
     head = []
     if found is not None:
@@ -355,19 +370,19 @@ def text(fuzzer: Fuzzer, lines: Sequence[str], found: Divergence | None = None) 
 
 
 def statements(program: str) -> list[str]:
-    """A text as the list of its statements."""
+    """Split a text into its statements."""
     found = (ast.get_source_segment(program, node) for node in ast.parse(program).body)
     return [statement for statement in found if statement is not None]
 
 
 def check(fuzzer: Fuzzer, program: str) -> None:
-    """AssertionError where the worlds differ."""
+    """Raise AssertionError if the worlds differ."""
     found = difference(fuzzer, statements(program))
     assert found is None, f"line {found.number + 1}, {found.line}: {found.place}: {found.detail}"
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """The global generators of Python and NumPy from the same state."""
+    """Start the global generators of Python and NumPy from the same state."""
     np.random.seed(12345)
     yield

@@ -1,4 +1,4 @@
-"""Programs of losses, layers and optimizers: this package's against PyTorch's."""
+"""Programs of losses, layers and optimizers, by this package and by PyTorch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tools.fuzz.leaves import Leaves, leaves_of
 from tools.fuzz.programs import Fuzzer, World
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-CHANCE = 4.0  # a single draw may have more error than PyTorch's, a mean over draws may not
+CHANCE = 4.0  # a single draw may be worse than PyTorch's, a mean over draws may not
 
 # -- worlds -----------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def _names(functions: Any, optimizers: Any, convert: Callable[[Any], Any], exact
 
 
 def by_file(value: Any) -> Any:
-    """There and back through a file of torch.save."""
+    """Write a value by torch.save and read it back."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
@@ -54,7 +54,7 @@ def by_file(value: Any) -> Any:
 
 @contextmanager
 def fresh(*contexts: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
-    """PyTorch's global state as a new process has it; within `contexts`."""
+    """Give PyTorch the global state of a new process, within `contexts`."""
     torch.manual_seed(0)
     try:
         with contextlib.ExitStack() as stack:
@@ -69,8 +69,10 @@ def fresh(*contexts: Callable[[], contextlib.AbstractContextManager[Any]]) -> It
 
 @contextmanager
 def other_roundings(seed: int) -> Iterator[None]:
-    """PyTorch with every product of a layer off by what another order of its sums may change: a
-    saturated activation, or one of a difference of large numbers, has no scale that says it."""
+    """Make PyTorch round each layer's product as if its sums had another order.
+
+    No scale tells how far off a saturated activation is, or one of a difference of large numbers.
+    """
     rng, exact = np.random.default_rng(seed), nn.functional.linear
 
     def noisy(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
@@ -109,7 +111,7 @@ THEIRS = SimpleNamespace(
 
 
 class Late:
-    """PyTorch's names as they are when a line asks for them: `patch` has put ours there."""
+    """PyTorch's names, looked up when a line uses them: by then `patch` has put ours there."""
 
     def __init__(self, *places: Any) -> None:
         self._places = places
@@ -131,8 +133,10 @@ DIRECT = World("gpubackprop", _names(OURS, gt, lambda m: gt.convert(m).module, F
 
 @contextmanager
 def _patched() -> Iterator[None]:
-    """`patch()` that leaves out the names in other modules: a program has none there, and looking
-    through all modules takes as long as a program."""
+    """Call `patch()` without its search for names in other modules.
+
+    A program has no names there, and the search takes as long as a program.
+    """
     with mock.patch.object(patching, "_in_modules", return_value=[]), gt.patch():
         yield
 
@@ -145,7 +149,7 @@ PATCHED = World(
 
 
 def _emulated() -> contextlib.AbstractContextManager[Any]:
-    from tests.torch_paths import emulated  # builds the kernels
+    from tests.torch_paths import emulated  # this import builds the kernels
 
     return emulated()
 
@@ -175,7 +179,7 @@ def _special(value: Any, path: str) -> Leaves | None:
 def _of_optimizer(value: torch.optim.Optimizer, path: str) -> Leaves:
     try:
         return leaves_of(value.state_dict(), _special, path)
-    except KeyError:  # state of a parameter that was taken out of its group
+    except KeyError:  # the state of a parameter that left its group
         states = leaves_of(list(value.state.values()), _special, f"{path}['state']")
         return states | {f"{path}.cannot be read": True}
 
@@ -199,7 +203,7 @@ def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
     elif value.is_leaf:
         leaves[f"{path}.grad"] = None
     number = value.detach()
-    if _end(number) > value.untyped_storage().nbytes():  # what a resize_ that raised leaves
+    if _end(number) > value.untyped_storage().nbytes():  # after a resize_ that raised
         leaves[path] = "beyond its storage"
     elif value.is_floating_point():
         leaves[path] = np.array(numpy_view(number.clone()))
@@ -209,7 +213,7 @@ def _of_tensor(value: torch.Tensor, path: str) -> Leaves:
 
 
 def _end(tensor: torch.Tensor) -> int:
-    """The bytes of storage that the elements need."""
+    """Return the bytes of storage that the elements need."""
     if not (count := tensor.numel()):
         return 0
     if not tensor.is_contiguous():
@@ -223,22 +227,25 @@ def _describe(value: Any) -> Leaves:
 
 
 def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Sequence[str]) -> str:
-    """The rule of tests/tolerances.py, or why not; without a twin, within a unit of PyTorch's."""
+    """Apply the rule of tests/tolerances.py and return why it fails, or "".
+
+    Without a twin, the value must be within a unit of PyTorch's.
+    """
     if not twins:
         apart = _apart(here, there, there.dtype)
         return f"{apart:.3g} units apart" if apart > 1 else ""
-    # Where numbers of about 1 cancel, the result has no scale of its own.
+    # If numbers of about 1 cancel, the result has no scale of its own.
     finite = twins[0][np.isfinite(twins[0])]
     scale = 1.0 if np.abs(finite).max(initial=0) < 1e-15 else 0.0
     if any("step(" in line for line in lines):
         scale = max(scale, 0.25)
-    if there.dtype == np.float64:  # the twin is PyTorch itself, and has its very roundings
+    if there.dtype == np.float64:  # the twin is PyTorch itself and rounds the same
         scale = 1.0
     here, there, exact, *others = (
         np.append(array, array.dtype.type(scale)) for array in (here, there, *twins)
     )
     dtype = min(there.dtype, here.dtype, key=lambda d: d.itemsize)  # the loss has the logits' type
-    with np.errstate(over="ignore"):  # where the type ends, infinity is the right result
+    with np.errstate(over="ignore"):  # beyond the type's range, infinity is right
         rounded = exact.astype(dtype).astype(exact.dtype)
     ends = np.where(np.isinf(rounded), rounded, exact)
     ours, theirs = (
@@ -254,8 +261,10 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
 
 
 def beyond(exact: np.ndarray, here: np.ndarray, lines: Sequence[str]) -> str:
-    """Why a number is not the twin's in float64, where PyTorch refuses the types: coarsely, in the
-    narrowest of the program."""
+    """Say why a number is not the twin's in float64, if PyTorch refuses the types.
+
+    The comparison is coarse: in units of the program's narrowest type.
+    """
     if exact.shape != here.shape:
         return f"shape {here.shape}, in float64 {exact.shape}"
     program, finite = "\n".join(lines), np.isfinite(exact) & np.isfinite(here)
@@ -272,20 +281,20 @@ def beyond(exact: np.ndarray, here: np.ndarray, lines: Sequence[str]) -> str:
     return f"{apart:.3g} units of the program's from float64" if apart > 16 else ""
 
 
-# What of a program that computes in float64 has fewer digits, and the units that it may be off: of
-# float32's rounding, and of what PyTorch's own float64, which is the twin, does not have.
+# Programs in float64 with fewer digits, and the units that they may be off. The reason is a
+# rounding to float32, or an error of PyTorch's own float64, which is the twin.
 COARSE = (
-    (r"Softplus\(\)", 2.0**25),  # PyTorch's is a from 20 on, off by exp(-20)
-    # The gradient is 0 but for rounding, and a step that of the rounding beside eps=1e-8.
+    (r"Softplus\(\)", 2.0**25),  # PyTorch returns a from 20 on, off by exp(-20)
+    # The gradient is rounding alone, and the step is that rounding divided by eps=1e-8.
     (r"(?s)(LayerNorm|Softmax\(-1\)).*Adam", 2.0**29),
-    # With eps=0 such a step has the length of the rate, 0.1, in any direction.
+    # With eps=0 such a step is as long as the rate, 0.1, in any direction.
     (r"(?s)(LayerNorm|Softmax\(-1\)).*Adam.*eps=0[,)]", 2.0**53),
-    (r"(?s)Adam\(.*weight_decay", 2.0**21),  # likewise where g + weight_decay * p is 0
+    (r"(?s)Adam\(.*weight_decay", 2.0**21),  # the same if g + weight_decay * p is 0
     (r"to\((float32|b?float16)\)(?s:.*)= torch\.softmax\(.*\)\.double\(\)$", 2.0**29),
 )
 
 
-# A rate that is a tensor has the default type, and so has PyTorch's step size.
+# A rate that is a tensor has the default dtype, and so has PyTorch's step size.
 RATES = (
     (r"(?s)set_default_dtype\(torch\.half\).*lr'?\]?\s?=\s?torch.tensor", 2.0**-10),
     (r"lr'?\]?\s?=\s?torch.tensor", 2.0**-23),
@@ -300,8 +309,8 @@ CANCELS = re.compile(r"(?s)(1e-3|0\.001) \* .*label_smoothing=")
 
 
 def _least(dtype: np.dtype, program: str, theirs: float) -> float:
-    """The units of `dtype` that a result may be off, if PyTorch's own is off by `theirs`."""
-    cast = 2.0**-7 if FROM_BFLOAT16.search(program) else 2.0**-10  # a unit of what it was cast from
+    """Return how many units of `dtype` a result may be off, if PyTorch's own is off by `theirs`."""
+    cast = 2.0**-7 if FROM_BFLOAT16.search(program) else 2.0**-10  # a unit of the type cast from
     rate = next((unit for pattern, unit in RATES if re.search(pattern, program)), 0.0)
     rate /= tolerances.UNITS[dtype.name][0]
     widened = WIDENED.search(program) is not None
@@ -312,7 +321,7 @@ def _least(dtype: np.dtype, program: str, theirs: float) -> float:
             own = 2.0**52 * cast
         return max(own, *found, rate)
     if dtype == np.float16 and FROM_BFLOAT16.search(program):
-        return 8.0  # of them are a unit of bfloat16, from which numbers were cast
+        return 8.0  # 8 units are one of bfloat16, the type before the cast
     narrow = re.search(r"to\(b?float16\)|half\(\)", program)
     if dtype == np.float32 and narrow:
         if "= torch.softmax(x" in program:  # in 16 bits, by chance as in float64
@@ -325,7 +334,7 @@ def _least(dtype: np.dtype, program: str, theirs: float) -> float:
 
 
 def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
-    """In units; inf where NaN or infinities are in other places."""
+    """Return the difference in units; inf if NaN or infinities are in other places."""
     try:
         tolerances.assert_same_pattern(one, other)
     except AssertionError:

@@ -1,5 +1,8 @@
-"""Lines of PyTorch programs. The names of dtypes are the world's, so that the twin computes in
-float64; numbers are first rounded to 16 bits, which is the same number in every dtype."""
+"""Lines of PyTorch programs.
+
+The world defines the names of the dtypes, so that the twin computes in float64. Numbers are first
+rounded to 16 bits, so they are the same in every dtype.
+"""
 
 from __future__ import annotations
 

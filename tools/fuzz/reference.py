@@ -1,7 +1,9 @@
-"""What a network, its trainer and its model mean, in PyTorch: one tensor for each layer's weights
-and biases, autograd for gradients, torch.optim for updates. Nothing of it is fast.
+"""Network, trainer and model written in PyTorch, as a reference that is not fast.
 
-Initial parameters are taken from the network under test, whose draws are not in question here.
+Each layer has one tensor of weights and one of biases. Autograd computes the gradients, and
+torch.optim the updates.
+
+Initial parameters come from the network under test: its draws are not tested here.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "logistic": torch.sigmoid
 
 
 class Roundings:
-    """Other last bits, as another order of the sums gives them; none where `units` is 0."""
+    """Other last bits, as another order of the sums gives them; none if `units` is 0."""
 
     units = 0.0
     rng = np.random.default_rng(0)
 
     @classmethod
     def of(cls, size: torch.Tensor) -> torch.Tensor:
-        """Up to `units` of each element of `size`, which is what the terms of a sum add up to."""
+        """Draw up to `units` units for each element of `size`, the sum of the terms' magnitudes."""
         drawn = torch.as_tensor(cls.rng.uniform(-1, 1, tuple(size.shape)))
         return (drawn * cls.units * torch.finfo(size.dtype).eps).to(size.dtype) * size
 
@@ -51,7 +53,7 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class Logits(torch.autograd.Function):
-    """The logits of a softmax. Their gradient is p - y: where it is small, p has rounded it."""
+    """The logits of a softmax. Their gradient is p - y; if it is small, p's rounding spoils it."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -65,7 +67,7 @@ class Logits(torch.autograd.Function):
 
 
 class Arrays:
-    """The arrays of all layers, as NumPy sees the tensors' memory; assignments copy."""
+    """The arrays of all layers: NumPy views of the tensors' memory; assignments copy."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self._tensors = tensors
@@ -90,7 +92,7 @@ class Arrays:
 
 
 class Everything:
-    """Weights and biases as one."""
+    """Weights and biases as one object."""
 
     def __init__(self, network: MLP) -> None:
         self.arrays = [*network.W, *network.b]
@@ -106,7 +108,7 @@ class Everything:
 
 
 class MLP:
-    """`gpubackprop.MLP` as far as the programs go."""
+    """The part of `gpubackprop.MLP` that the programs use."""
 
     def __init__(self, widths: Any, activation: str = "relu", **options: Any) -> None:
         drawn = gpubackprop.MLP(widths, activation, **options)

@@ -1,4 +1,4 @@
-"""Looking for programs on which two worlds differ: seeded, shrunk, grouped, on and on."""
+"""A search for programs on which two worlds differ: it seeds, shrinks and groups them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from tools.fuzz.draw import Draw
 from tools.fuzz.programs import Divergence, Fuzzer, difference, text
 from tools.fuzz.shrink import shrunk
 
-# The twin would not be wider; memory that nobody has written.
+# A twin would not be wider; or a program reads memory that no line has written.
 UNFINISHED = re.compile(r"\.bfloat16\(\)(?!\.to\()|\.resize_\([^)]*\)(?!\.fill_\()")
 SHRINKING = 15.0  # seconds for one finding
 
 
 @dataclass
 class Tally:
-    """What a search has done.
+    """The counts of a search.
 
     Attributes
     ----------
-    programs : run, without those of shrinking. found : how often each signature was met.
+    programs : number of programs that ran, without those of shrinking.
+    found : how often each signature was met.
     """
 
     programs: int = 0
@@ -38,12 +39,15 @@ def search(
     first: bool = False,
     before: Callable[[str], None] = lambda text: None,
 ) -> Tally:  # fmt: skip
-    """Run programs for so many seconds, or so many programs from number `start` on, whichever ends
-    first; up to the first that fails, if `first`. `say` is given each distinct failure as a program, below a line of where
-    it was met; `before` each program before it runs."""
+    """Run programs for so many seconds, or so many programs, whichever ends first.
+
+    The numbers of the programs begin at `start`. With `first` the search ends at the first failure.
+    `say` gets each distinct failure as a program, below a line that says where it was met. `before`
+    gets each program before it runs.
+    """
     tally, stop = Tally(), time.monotonic() + seconds
     while time.monotonic() < stop and tally.programs < programs:
-        # Draws of a program depend on its number alone, whatever ran before it.
+        # A program's draws depend on its number alone, not on the programs before it.
         name = f"{fuzzer.name} {seed} {start + tally.programs}"
         lines = fuzzer.program(Draw(name))
         tally.programs += 1

@@ -1,4 +1,4 @@
-"""A shorter program that fails alike: lines and arguments left out, expressions by their parts."""
+"""Shrinking: find a shorter program that fails alike, by removing lines, arguments and operands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 def shrunk(
     lines: Sequence[str], fails: Callable[[list[str]], bool], lasting: Set[str] = frozenset()
 ) -> list[str]:
-    """The shortest that is found by leaving out one thing after the other, as long as `fails`."""
+    """Remove one thing after the other as long as the program `fails`, and return the shortest."""
     best, smaller = list(lines), True
     while smaller:
         smaller = False
@@ -22,7 +22,8 @@ def shrunk(
 
 
 def _candidates(lines: list[str], lasting: Set[str]) -> Iterator[list[str]]:
-    """Halves, quarters, ... single lines left out, later ones first; then simpler lines."""
+    """Yield programs without a half, a quarter, ... a line, later ones first; then simpler
+    lines."""
     size = len(lines) // 2
     while size:
         for start in range(len(lines) - size, -1, -1):
@@ -34,7 +35,7 @@ def _candidates(lines: list[str], lasting: Set[str]) -> Iterator[list[str]]:
 
 
 def simpler_lines(line: str, lasting: Set[str]) -> Iterator[str]:
-    """The line with a keyword less, or a part of an expression in the place of the whole."""
+    """Yield the line without one keyword, or with a part of an expression instead of the whole."""
     tree = ast.parse(line)
     nodes = list(ast.walk(tree))
     for place, node in enumerate(nodes):
@@ -58,7 +59,7 @@ def simpler_lines(line: str, lasting: Set[str]) -> Iterator[str]:
 
 
 def _parts(node: ast.expr) -> list[ast.expr]:
-    """What may stand in its place: what it is computed from."""
+    """Return the operands of an expression, which may replace it."""
     if isinstance(node, ast.Call):
         of = [node.func.value] if isinstance(node.func, ast.Attribute) else []
         return [*of, *node.args]

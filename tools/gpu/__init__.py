@@ -1,1 +1,1 @@
-"""What runs on a machine with an NVIDIA GPU: ``make gpu OUT=dir``. Not measured on a GPU."""
+"""The checks for a machine with an NVIDIA GPU: ``make gpu OUT=dir``. Not measured on a GPU."""

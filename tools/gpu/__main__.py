@@ -1,13 +1,13 @@
-"""Everything that a machine with an NVIDIA GPU can show, by one command.
+"""One command runs everything that a machine with an NVIDIA GPU can show.
 
     python3 -m tools.gpu OUT [--stages environment,compile,...] [--minutes 8]
 
-The stages run in the order of their worth, each in a process of its own within its own limit; a
-stage that fails, hangs or crashes does not stop the next. One that is over its limit is told by
-SIGINT, and killed 15 seconds later, so that its report survives. What they find is written to OUT
-as they go: stages.json and summary.md after each stage, a log and a JSON file for each. Exit code 1
-where a stage failed, hung or crashed. A stage without a GPU, or without its tool, is "skipped" and
-never "ok". ``--minutes N`` scales all limits, which sum up to 8 minutes. Not measured on a GPU.
+The most important stages run first. Each has its own process and its own limit; a stage that fails,
+hangs or crashes does not stop the next. A stage over its limit gets SIGINT, and is killed 15
+seconds later, so that its report survives. OUT gets stages.json and summary.md after each stage,
+and a log and a JSON file for each. The exit code is 1 if a stage failed, hung or crashed. A stage
+without a GPU, or without its tool, is "skipped" and never "ok". ``--minutes N`` scales all limits,
+which sum up to 8 minutes. Not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tools.gpu.running import GRACE, run
 from tools.gpu.stages import MORE, STAGES, Stage
 
 MINUTES = 8.0
-SHORTEST = 2.0  # seconds; with less left, a stage is not begun
+SHORTEST = 2.0  # seconds; a stage does not start with less time left
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_all(stages: list[Stage], out: Path, minutes: float = MINUTES) -> list[Outcome]:
-    """Run them one after another, writing what came out after each.
+    """Run the stages one after another, and write the outcomes after each.
 
-    All limits are scaled by `minutes` / 8. What one stage leaves unused goes to the next.
+    All limits are scaled by `minutes` / 8. The time that a stage leaves unused goes to the next.
     """
     out.mkdir(parents=True, exist_ok=True)
     scale = minutes / MINUTES
@@ -72,11 +72,11 @@ def run_all(stages: list[Stage], out: Path, minutes: float = MINUTES) -> list[Ou
 
 
 def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
-    """One stage; `limit` includes the time in which it may still write its report."""
+    """Run one stage; `limit` includes the time for writing its report."""
     if limit < SHORTEST:
         return Outcome(stage.name, "skipped", 0.0, "no time was left")
     grace = min(GRACE, limit / 4)
-    (out / f"{stage.name}.json").unlink(missing_ok=True)  # of an earlier run
+    (out / f"{stage.name}.json").unlink(missing_ok=True)  # an earlier run's
     command = stage.command(out, limit - grace)
     if isinstance(command, str):
         return Outcome(stage.name, "skipped", 0.0, command)

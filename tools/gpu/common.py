@@ -1,4 +1,4 @@
-"""What the stages share."""
+"""Helpers of the stages."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gpubackprop.backends import devices
 from gpubackprop.cli.common import to_json
 from gpubackprop.errors import DeviceUnavailable
 
-SKIPPED = 77  # exit code of a stage that had nothing to run on; the reason is its last line
-WORST = 10  # results that the summary names first
-INTERPRETER = "GPUBACKPROP_GPU_PYTHON"  # a rehearsal names one with an emulated card
+SKIPPED = 77  # exit code of a stage without a device; its last line says why
+WORST = 10  # the summary names so many results first
+INTERPRETER = "GPUBACKPROP_GPU_PYTHON"  # a rehearsal sets it to one with an emulated card
 
 
 def interpreter() -> list[str]:
-    """What runs a module of Python: ``[*interpreter(), "-m", "module"]``."""
+    """Return the command that runs Python: ``[*interpreter(), "-m", "module"]``."""
     return os.environ.get(INTERPRETER, sys.executable).split()
 
 
 def cuda_backend() -> Any:
-    """The backend of the first GPU; ends the stage as skipped, with the reason, without one."""
+    """Return the backend of the first GPU; without one, end the stage as skipped and say why."""
     try:
         name, _ = devices.choose("cuda")
         return backends.get(name)
@@ -37,7 +37,7 @@ def skip(reason: str) -> NoReturn:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a stage may be stopped at any moment. NaN becomes null."""
+    """Write a file whole or not at all, as a stage may be stopped at any time. NaN becomes null."""
     part = path.with_suffix(".part")
     part.write_text(to_json(value) + "\n")
     part.replace(path)

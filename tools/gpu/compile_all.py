@@ -1,4 +1,4 @@
-"""compile.json: every entry compiled for the card, on all cores, into the cache of later stages."""
+"""compile.json: compile every entry for the card, on all cores, into the cache of later stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def compile_all(cupy: Any, index: int, wanted: list[compiling.Entry], seconds: float) -> Any:
-    """What failed does not keep the rest from being compiled; after `seconds` none is begun."""
+    """Compile every entry, even if some fail; after `seconds` no further one starts."""
     start = time.monotonic()
     results = compiling.in_threads(
         partial(_one, cupy, index, start + 0.9 * seconds), sorted(set(wanted))

@@ -1,4 +1,4 @@
-"""environment.json: card, driver, clocks as found, versions, commit. Nothing here needs a GPU."""
+"""environment.json: card, driver, current clocks, versions, commit. Nothing here needs a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUERY = (
 
 
 def run(*command: str) -> dict[str, Any]:
-    """What a command says, or why it says nothing."""
+    """Return a command's output, or why it has none."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -42,7 +42,7 @@ def nvidia_smi() -> dict[str, Any]:
 
 
 def cupy_properties() -> dict[str, Any]:
-    """What CuPy says of its first device and its libraries."""
+    """Return what CuPy says about its first device and its libraries."""
     try:
         cupy = importlib.import_module("cupy")
         attributes = {key: int(value) for key, value in cupy.cuda.Device(0).attributes.items()}
@@ -75,7 +75,7 @@ def main() -> int:
         "versions": versions(),
         "nvidia_smi": nvidia_smi(),
     }
-    write_json(out / "environment.json", found)  # what follows starts CUDA, which may hang
+    write_json(out / "environment.json", found)  # the next lines start CUDA, which may hang
     found["probe"] = dataclasses.asdict(devices.probe())
     found["cupy"] = cupy_properties()
     found["compute_sanitizer"] = run("compute-sanitizer", "--version")

@@ -1,5 +1,7 @@
-"""Launch every kernel with awkward shapes, for compute-sanitizer: odd sizes, rows with gaps, starts
-off 16 bytes, and every formula in float32 and the two 16-bit types.
+"""Launch every kernel with awkward shapes, for compute-sanitizer.
+
+Sizes are odd, rows have gaps, and arrays start off a 16-byte boundary. Every formula runs in
+float32 and in the two 16-bit types.
 
     compute-sanitizer --tool memcheck python -m tools.gpu.every_kernel OUT.json
 """
@@ -26,7 +28,7 @@ from tools.gpu.common import cuda_backend, write_json
 
 
 def launch_all(backend: Any) -> tuple[set[str], set[str]]:
-    """Names of the kernels and of the entries launched."""
+    """Launch all cases; return the names of the kernels and of the entries."""
     kernels: set[str] = set()
     entries: set[str] = set()
     bind = Launcher.bind
@@ -44,12 +46,12 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
         _update_table(backend)
         for _ in parity.training_results(backend.device, short=True):
             pass
-    backend.to_host(backend.zeros(1, np.float32))  # waits: what went wrong shows here
+    backend.to_host(backend.zeros(1, np.float32))  # waits, so errors of the launches show here
     return kernels, entries
 
 
 def _run(backend: Any, case: Case) -> None:
-    """The case as it is, and with its matrices in the middle of wider ones."""
+    """Run the case as it is, and with its matrices inside wider ones."""
     inputs = operations.get(case.op).host_block(case)
     parity.run(backend, case, inputs)
     if case.op in ("activation_forward", "activation_backward", "column_sum"):
@@ -57,7 +59,7 @@ def _run(backend: Any, case: Case) -> None:
 
 
 def _update_table(backend: Any) -> None:
-    """One step of Adam on two tensors through a table of pointers, which no case above uses."""
+    """Run one step of Adam on two tensors through a table of pointers, which no case uses."""
     arrays = [[backend.zeros(n, np.float32) for _ in range(5)] for n in (3, 4099)]
     words = np.zeros((2, 9), np.uint64)
     for row, group in zip(words, arrays, strict=True):
@@ -71,7 +73,7 @@ def _update_table(backend: Any) -> None:
 
 
 def _shifted(backend: Any, array: np.ndarray) -> Any:
-    """A view that starts one element in; of a matrix also with gaps between the rows."""
+    """Return a view that starts one element in; a matrix also gets gaps between its rows."""
     if array.ndim == 0:
         return backend.asarray(array)
     wide = np.zeros((*array.shape[:-1], array.shape[-1] + 3), array.dtype)

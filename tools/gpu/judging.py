@@ -1,4 +1,4 @@
-"""What a stage showed, from how it ended and from what it left."""
+"""Judging: a stage's outcome follows from how it ended and which files it left."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ UNSUPPORTED = ("device not supported", "not supported on this", "unable to find 
 
 @dataclass
 class Outcome:
-    """What one stage showed.
+    """The outcome of one stage.
 
     Attributes
     ----------
-    status : "ok", "failed", "timeout" (it was stopped, and what it has found counts), "crashed" (by
-        a signal), "skipped".
-    note : one line. worst : (badness, text) of its results, for the summary; 1 is just wrong.
+    status : "ok", "failed", "timeout" (it was stopped, and its findings so far count), "crashed"
+        (by a signal), "skipped".
+    note : a text of one line.
+    worst : (badness, text) of its results, for the summary; 1 is just wrong.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Outcome:
 
 
 def judge(name: str, ended: Ended, log: Path, out: Path) -> Outcome:
-    """The outcome of a stage that has run."""
+    """Return the outcome of a stage that has run."""
     if ended.code is None:
         return Outcome(name, "failed", ended.seconds, ended.problem)
     lines = [
@@ -78,7 +79,7 @@ def judge(name: str, ended: Ended, log: Path, out: Path) -> Outcome:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A stage's own file; {} where it left none, or half of one."""
+    """Read a stage's own file; {} if it is missing or incomplete."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Those of a record of the benchmarks; none where the stage left no whole one."""
+    """Read the rows of a benchmark record; none if the record is missing or incomplete."""
     try:
         rows: list[dict[str, Any]] = records.load(path)["rows"]
     except (OSError, GpubackpropError):
@@ -96,7 +97,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _of_benchmarks(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
-    """Wrong results and providers that failed, and where a peer is faster: our time over its."""
+    """Return wrong results, failed providers, and faster peers with our time over theirs."""
     found = []
     for row in rows:
         what, note = f"{row.get('case')}, {row.get('provider')}", str(row.get("note", ""))
@@ -111,7 +112,7 @@ def _of_benchmarks(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
 
 
 def summary(outcomes: list[Outcome], shows: dict[str, str]) -> str:
-    """summary.md: the worst results first, then a line for each stage."""
+    """Return summary.md: the worst results first, then a line for each stage."""
     bad = [f"{one.name} ({one.status})" for one in outcomes if one.bad]
     if not any(one.status == "ok" for one in outcomes if one.name != "environment"):
         verdict = "Nothing ran on a GPU: not measured on a GPU."

@@ -12,7 +12,7 @@ from typing import Any
 from gpubackprop.bench import parity
 from tools.gpu.common import WORST, cuda_backend, write_json
 
-SECONDS = 15  # from one writing of the files to the next
+SECONDS = 15  # the files are written at this interval
 
 
 def main() -> int:
@@ -21,8 +21,10 @@ def main() -> int:
 
 
 def compare(out: Path, backend: Any, seconds: float, *, short: bool = False) -> int:
-    """Write the tables as they grow; 1 where a comparison failed. The short list comes first, so
-    that every operation was compared when the time is up."""
+    """Write the tables as they grow; return 1 if a comparison failed.
+
+    The short list comes first, so that every operation is compared before the time is up.
+    """
     rows: list[parity.Result] = []
     written, end, left = time.monotonic(), time.monotonic() + 0.95 * seconds, ""
     for source in _sources(backend, short):
@@ -57,7 +59,7 @@ def note(rows: list[parity.Result]) -> str:
 
 
 def write(out: Path, rows: list[parity.Result], left: str = "") -> None:
-    """parity.json and parity.md; `worst` has the largest errors over what is allowed."""
+    """Write parity.json and parity.md; `worst` has the largest errors over their bounds."""
     bad = sorted(rows, key=_badness, reverse=True)[:WORST]
     worst = [[_badness(row), f"{_badness(row):.3g} of the limit: {_text(row)}"] for row in bad]
     found = {"note": note(rows) + left, "worst": worst, "rows": [row.row() for row in rows]}

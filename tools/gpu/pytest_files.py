@@ -1,7 +1,7 @@
 """pytest.json and pytest/*.xml: the tests marked gpu, one file after another.
 
-A file that hangs or crashes is ended alone, and the next one runs. It is told by SIGINT first, at
-which pytest writes the texts of all failures so far.
+If a file hangs or crashes, only that file ends, and the next one runs. It gets SIGINT first: pytest
+then writes the texts of all failures so far.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from xml.etree import ElementTree
 from tools.gpu.common import SKIPPED, cuda_backend, interpreter, write_json
 from tools.gpu.running import GRACE, ROOT, run
 
-# First what only a card can show.
+# First the tests that need a real card.
 FIRST = ("test_gpu_backend", "test_torch_gpu", "test_gpu_parity", "test_cupy_backend")
-SHARE = 0.4  # of the time that is left, for one file at most
+SHARE = 0.4  # one file gets at most this share of the time that is left
 
 
 def main() -> int:
     out, seconds = Path(sys.argv[1]), float(sys.argv[2])
-    cuda_backend()  # ends here, as skipped, where there is none
+    cuda_backend()  # without a GPU, the stage ends here as skipped
     files = [Path(name).resolve() for name in sys.argv[3:]] or marked_files()
     found = run_files(files, out, seconds, python=interpreter())
     write_json(out / "pytest.json", found)
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def marked_files() -> list[Path]:
-    """Test files with a test for a GPU: by its mark, or by the ways of tests/ways.py."""
+    """Return test files with a test for a GPU: by its mark, or by the ways of tests/ways.py."""
     words = ("mark.gpu", 'usefixtures("way")', "torch_paths")
     found = [
         path for path in sorted((ROOT / "tests").glob("test_*.py"))
@@ -43,7 +43,7 @@ def marked_files() -> list[Path]:
 
 
 def run_files(files: list[Path], out: Path, seconds: float, python: list[str]) -> dict[str, Any]:
-    """Counts, and each failure with its text; written anew after each file."""
+    """Return the counts, and each failure with its text; write them after each file."""
     end = time.monotonic() + seconds
     reports = out / "pytest"
     reports.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def run_files(files: list[Path], out: Path, seconds: float, python: list[str]) -
 
 
 def add(found: dict[str, Any], name: str, xml: Path) -> None:
-    """Add what a file's report says."""
+    """Add the results of a file's report."""
     try:
         cases = list(ElementTree.parse(xml).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError) as error:

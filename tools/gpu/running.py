@@ -1,4 +1,4 @@
-"""Running a process within a limit, so that what it has to say survives."""
+"""Run a process within a limit, so that its report survives."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-GRACE = 15.0  # seconds from SIGINT to SIGKILL: pytest writes its report then
+GRACE = 15.0  # seconds from SIGINT to SIGKILL, in which pytest writes its report
 
 
 @dataclass
 class Ended:
-    """How a process ended.
+    """The end of a process.
 
     Attributes
     ----------
     code : exit status, negative for a signal; None where it never started.
-    interrupted : it was over its limit and was told so by SIGINT.
-    killed : that did not help.
+    interrupted : whether it was over its limit and got SIGINT.
+    killed : whether it also needed SIGKILL.
     """
 
     code: int | None
@@ -33,7 +33,7 @@ class Ended:
 
 
 def run(command: list[str], log: Path, limit: float, *, grace: float | None = None) -> Ended:
-    """Run `command` from the checkout, its output in `log`; nothing of it outlives this call."""
+    """Run `command` in the checkout, with its output in `log`; no child outlives this call."""
     start = time.monotonic()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
@@ -56,7 +56,7 @@ def run(command: list[str], log: Path, limit: float, *, grace: float | None = No
         except subprocess.TimeoutExpired:
             killed = True
     finally:
-        _signal(process.pid, signal.SIGKILL)  # the whole group, children that are left included
+        _signal(process.pid, signal.SIGKILL)  # the whole group, with all remaining children
         process.wait()
     return Ended(process.returncode, time.monotonic() - start, interrupted, killed)
 

@@ -1,4 +1,4 @@
-"""What `make gpu` runs, in the order of its worth, each stage useful alone."""
+"""The stages of `make gpu`, the most important first; each is useful alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ Command = list[str] | str
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of the proof.
+    """One stage of `make gpu`.
 
     Attributes
     ----------
-    name : as in ``STAGES=``. shows : what its success means, for the summary.
-    seconds : its limit, of which it knows itself; 15 s later it is killed.
-    command : ``command(out, seconds)`` gives the process, or the reason why there is none.
+    name : its name in ``STAGES=``.
+    shows : what its success means, for the summary.
+    seconds : its limit, which it also gets as an argument; 15 s later it is killed.
+    command : function: ``command(out, seconds)`` returns the command line, or why there is none.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Stage:
 
 
 def module(name: str, *arguments: str) -> Callable[[Path, float], Command]:
-    """``python -m name OUT SECONDS arguments``."""
+    """Return a function for the command ``python -m name OUT SECONDS arguments``."""
     return lambda out, seconds: [*interpreter(), "-m", name, str(out), f"{seconds:.0f}", *arguments]
 
 
@@ -52,7 +53,7 @@ def sanitizer(tool: str) -> Callable[[Path, float], Command]:
 
 
 def benchmarks(*more: str) -> Callable[[Path, float], Command]:
-    """The most important cases first; what no time is left for is named in the file."""
+    """Run the most important cases first; the file names the cases that the time did not allow."""
 
     def command(out: Path, seconds: float) -> Command:
         return [
@@ -64,7 +65,7 @@ def benchmarks(*more: str) -> Callable[[Path, float], Command]:
 
 
 def front_end(script: str, package: str, *arguments: str) -> Callable[[Path, float], Command]:
-    """A drop-in front end's own benchmark; "OUT" among the arguments is its file."""
+    """Run a drop-in front end's own benchmark; "OUT" among the arguments is its file."""
 
     def command(out: Path, seconds: float) -> Command:
         if importlib.util.find_spec(package) is None:
@@ -86,7 +87,7 @@ STAGES = (
     Stage("benchmarks", "times beside PyTorch's", 130, benchmarks()),
     Stage("training", "the demo and an estimator learn", 30, module("tools.gpu.training")),
 )
-# On demand, by name: they have limits of their own and are not part of the eight minutes.
+# These run only by name; their limits are not part of the eight minutes.
 MORE = (
     Stage("bench_torch", "gpubackprop.torch", 150, front_end("bench_torch", "torch", "OUT")),
     Stage(

@@ -12,8 +12,8 @@ from gpubackprop import MLP, Trainer, data
 from gpubackprop.backends.cupy.library import one_line
 from tools.gpu.common import cuda_backend, write_json
 
-LEAST = 0.95  # accuracy on the digits: the worst of twenty seeds on the CPU is 0.9749
-SHORT = 160  # rows of a rehearsal, for one epoch, after which only a class by chance is too bad
+LEAST = 0.95  # accuracy on the digits; on the CPU, the worst of twenty seeds has 0.9749
+SHORT = 160  # a rehearsal trains so many rows for one epoch: it must only beat chance
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
         start = time.monotonic()
         try:
             accuracy = learn(device, short)
-        except Exception as error:  # the other one is still worth a look
+        except Exception as error:  # the other one runs all the same
             found["worst"].append([1e5, f"{name}: {type(error).__name__}: {one_line(error)}"])
             notes.append(f"{name} failed")
             continue
@@ -70,7 +70,7 @@ def estimator(device: str, short: bool) -> float:
     model = MLPClassifier(
         hidden_layer_sizes=128, max_iter=epochs(short), random_state=0, device=device, tol=0.0
     )
-    warnings.simplefilter("ignore")  # that it has not converged
+    warnings.simplefilter("ignore")  # the warning that it has not converged
     return float(model.fit(x[train], y[train]).score(x[test], y[test]))
 
 

@@ -1,8 +1,8 @@
-"""python -m tools.mutants --all          what has no verdict yet or one out of date; the tables
-python -m tools.mutants --sample 20     a seeded sample of what is on record, killed again
-python -m tools.mutants                 what is on record, and how much of it is out of date
+"""python -m tools.mutants --all          run mutants with no verdict or an old one; write tables
+python -m tools.mutants --sample 20     kill a seeded sample of the record again
+python -m tools.mutants                 show the record, and how much of it is out of date
 
---only and --kind choose files and kinds. Ctrl-C loses nothing: --all goes on from there.
+--only and --kind choose files and kinds. Ctrl-C loses nothing: the next --all continues there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tools.mutants.mutations import Mutant, all_mutants, sample
 from tools.mutants.record import Record, Sources
 from tools.mutants.running import Crew, shown
 
-WANTED = 0.95  # of the mutants that are not equivalent
+WANTED = 0.95  # share of the mutants that are not equivalent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +74,10 @@ def _status(mutants: Sequence[Mutant], record: Record) -> str:
 
 
 def _sample(mutants: Sequence[Mutant], record: Record, options: argparse.Namespace) -> int:
-    """Those that were killed are killed again; what the record says of the others is taken as it
-    is, since each of them would take all tests."""
+    """Kill the sample's killed mutants again; the others keep their verdict on record.
+
+    Each of the others would take all tests.
+    """
     recorded = {mutant: record.verdict(mutant) for mutant in mutants}
     verdicts = {m: v for m, v in recorded.items() if v and "::" not in v}
     with Crew(options.jobs, options.tests) as crew:
@@ -94,7 +96,7 @@ def _all(
 ) -> int:
     sources, stop = Sources(), time.time() + 60 * options.minutes
     waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
-    waiting.sort(key=lambda m: bool(reason_of(m)))  # these take all tests
+    waiting.sort(key=lambda m: bool(reason_of(m)))  # these take all tests, so they come last
     print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
     if waiting:
         with Crew(options.jobs, options.tests) as crew:
@@ -110,7 +112,7 @@ def _all(
 
 
 def _outcome(verdicts: dict[Mutant, str]) -> int:
-    """Print the sum; 0 where enough were killed."""
+    """Print the sum; return 0 if enough mutants were killed."""
     for mutant, verdict in verdicts.items():
         if report.outcome(mutant, verdict) == "survivors":
             print(shown(mutant, verdict.upper()))

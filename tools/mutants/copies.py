@@ -1,4 +1,4 @@
-"""A copy of the tree that may be broken, and the pytest that waits in it."""
+"""Copies of the tree in which mutants are made, and the pytest that waits in each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ COPIED = ("gpubackprop", "kernels", "tests", "tools")
 
 
 class Copy:
-    """Its path is the same in the next run, so that what g++ made of the emulator's headers there
-    is still good then; a lock keeps two runs apart."""
+    """A copy of the tree.
+
+    Its path is the same in the next run, so the emulator's headers that g++ compiled there stay
+    valid. A lock keeps two runs apart.
+    """
 
     def __init__(self) -> None:
         base = Path(tempfile.gettempdir()).resolve() / f"gpubackprop-mutants-{os.getuid()}"
@@ -49,7 +52,7 @@ class Copy:
 
     @contextmanager
     def broken(self, mutant: Mutant) -> Iterator[None]:
-        """The copy with the mutant in it; what was compiled of it is thrown away."""
+        """Put the mutant into the copy; at the end, delete what was compiled from it."""
         path = self.kernels / mutant.file
         text, compiled = path.read_text(), set(self.cache.iterdir())
         lines = text.splitlines(keepends=True)
@@ -60,9 +63,9 @@ class Copy:
         finally:
             path.write_text(text)
             for made in set(self.cache.iterdir()) - compiled:
-                if made.is_dir():  # a compilation that was cut off
+                if made.is_dir():  # an interrupted compilation
                     shutil.rmtree(made)
-                elif not made.name.startswith("header-"):  # of the emulator, not of the mutant
+                elif not made.name.startswith("header-"):  # the emulator's headers stay
                     made.unlink(missing_ok=True)
 
     @cached_property
@@ -71,7 +74,7 @@ class Copy:
 
 
 class Worker:
-    """`tools.mutants.worker` in a process of its own, in a copy."""
+    """A process that runs `tools.mutants.worker` in a copy."""
 
     def __init__(self, copy: Copy) -> None:
         environment = os.environ | {
@@ -98,8 +101,10 @@ class Worker:
     def run(
         self, tests: Sequence[str], limit: float = CPU_LIMIT, *, to_the_end: bool = False
     ) -> Reply:
-        """Run the tests in this order, up to the first that fails or takes more than `limit`
-        seconds of processor time."""
+        """Run the tests in this order until one fails or takes more than `limit` seconds.
+
+        The seconds are processor time.
+        """
         if not tests:
             return Reply()
         request = {"tests": list(tests), "limit": limit, "to_the_end": to_the_end}
@@ -111,7 +116,7 @@ class Worker:
         self._process.wait()
 
     def kill(self) -> None:
-        """At once, with the tests that run."""
+        """Kill the process at once, with the tests that run."""
         self._process.kill()
 
     def _receive(self) -> dict[str, Any]:

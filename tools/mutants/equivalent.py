@@ -1,9 +1,9 @@
 """Mutants that no test can kill, each with the reason.
 
-An entry is strict: the mutant can change no output. What only moves more bytes or is less
-repeatable is not here but has a test (traffic, bitwise agreement); how many loads a thread has
-under way is here, for a GPU to judge. A run that kills one, and an entry that is no mutant of
-today's sources, is an error.
+An entry is strict: the mutant can change no output. A mutant that only moves more bytes, or is less
+repeatable, is not listed, because a test sees it (traffic, bitwise agreement). A mutant that only
+changes how many loads a thread has in flight is listed; a GPU has to judge it. It is an error if a
+run kills a listed mutant, or if an entry is no mutant of today's sources.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from tools.mutants.mutations import Mutant
 
 
 class Equivalent(NamedTuple):
-    """`old` stands once or more in each of `times` lines of `file`; the mutant says `new` there.
-    A line ends in "\\n", so `old` may. `nth`: of lines that read the same, this one alone."""
+    """`old` is in `times` lines of `file`, once or more, and the mutant has `new` there.
+
+    A line ends in "\\n", so `old` may too. `nth` chooses one of several equal lines.
+    """
 
     file: str
     old: str
@@ -158,12 +160,12 @@ TABLE = (
 
 
 def reason_of(mutant: Mutant) -> str:
-    """Why the mutant is equivalent, or ""."""
+    """Return why the mutant is equivalent, or ""."""
     return next((entry.reason for entry in TABLE if entry.matches(mutant)), "")
 
 
 def stale(mutants: Iterable[Mutant]) -> list[str]:
-    """What is wrong with the table: entries that match not `times` mutants."""
+    """Return the table's errors: entries that do not match exactly `times` mutants."""
     found = dict.fromkeys(TABLE, 0)
     for mutant in mutants:
         for entry in TABLE:

@@ -1,4 +1,4 @@
-"""What becomes of a mutant: the test that kills it, or the reason why none can, or nothing."""
+"""The verdict on a mutant: the test that kills it, the reason why none can, or that it survived."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from tools.mutants.mutations import Mutant, users
 from tools.mutants.worker import CPU_LIMIT, Reply
 
 SURVIVED = "survived"
-SAME_CODE = "same code"  # g++ -O2 makes the same of it, in every entry
+SAME_CODE = "same code"  # g++ -O2 gives the same object code, in every entry
 DOES_NOT_COMPILE = "does not compile"
 HOW = re.compile(r" \((time limit|memory limit|signal \d+|exit code \d+)\)$")
-SLOW = 1.0  # seconds without a mutant from which a test waits until the quick ones have passed
-QUICK_LIMIT = 3.0  # seconds of processor time for a quick one; longer is an endless loop
-NEIGHBOURS = 6  # tests that killed the mutants nearest in the file are tried first
+SLOW = 1.0  # seconds without a mutant; slower tests run after the quick ones
+QUICK_LIMIT = 3.0  # seconds of processor time for a quick test; longer is an endless loop
+NEIGHBOURS = 6  # first try the tests that killed so many nearest mutants
 
 
 class Order:
-    """Which tests a mutant is shown: only those that use its file, likely killers first.
+    """The tests for a mutant: only tests that use its file, likely killers first.
 
     Parameters
     ----------
-    tests : all there are.
-    baseline : what each took and used without a mutant; None: not known, all are shown.
+    tests : all tests.
+    baseline : time and sources of each test without a mutant. If it is None, every mutant gets
+        all tests.
     """
 
     def __init__(self, tests: Sequence[str], baseline: Reply | None = None) -> None:
@@ -47,7 +48,8 @@ class Order:
             self._killers.setdefault(mutant.file, []).append((mutant.line, killer))
 
     def for_mutant(self, mutant: Mutant, sources: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The quick tests and the slow ones. `sources`: the .cu files that include its file."""
+        """Return the quick and the slow tests; `sources` are the .cu files that include its
+        file."""
         killers = self._killers.get(mutant.file, [])
         nearest = [test for _, test in sorted(killers, key=lambda k: abs(k[0] - mutant.line))]
         most = [test for test, _ in Counter(test for _, test in killers).most_common()]
@@ -67,7 +69,7 @@ class Order:
 
 
 class Judge:
-    """Judges mutants in one copy."""
+    """A judge of mutants in one copy."""
 
     def __init__(self, copy: Copy, order: Order) -> None:
         self.copy, self.order = copy, order
@@ -75,8 +77,11 @@ class Judge:
         self.sources = users(copy.kernels, (copy.path / "tests" / "emulator").glob("*.cu"))
 
     def verdict(self, mutant: Mutant, first: str = "") -> str:
-        """The test that kills it (and how, if not by failing), SURVIVED, SAME_CODE or
-        DOES_NOT_COMPILE. `first`: a test to begin with."""
+        """Return the test that kills it, SURVIVED, SAME_CODE or DOES_NOT_COMPILE.
+
+        A test that kills it other than by failing is named with how. `first` is the test to begin
+        with.
+        """
         kernels = self.kernels[mutant.file]
         quick, slow = self.order.for_mutant(mutant, self.sources[mutant.file])
         run = self.copy.worker.run
@@ -103,7 +108,7 @@ class Judge:
                 for kernel in kernels
             )
         except EmulatorError:
-            return False  # one that no test compiles: the tests' gap
+            return False  # no test compiles this entry: a gap of the tests
 
 
 @cache
@@ -112,5 +117,5 @@ def _original_code(path: Path) -> bytes:
 
 
 def killer_of(verdict: str) -> str:
-    """The test's name, or "" where the verdict names none."""
+    """Return the test's name, or "" if the verdict names none."""
     return HOW.sub("", verdict) if "::" in verdict else ""

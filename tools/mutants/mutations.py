@@ -1,4 +1,4 @@
-"""The mutants: which lines of the kernels are changed, and how."""
+"""The mutants: the lines of the kernels that are changed, and how."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ KERNELS = ROOT / "kernels"
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed line. `file` is relative to kernels/; `line` counts from 1; `nth` tells changes
-    apart that read the same, where a file has a line twice."""
+    """One changed line.
+
+    `file` is relative to kernels/, and `line` counts from 1. If a file has a line twice, `nth`
+    tells the two equal changes apart.
+    """
 
     file: str
     line: int
@@ -27,7 +30,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """The same after an edit elsewhere in the file."""
+        """Return a key that stays the same after an edit elsewhere in the file."""
         text = "\0".join((self.file, self.before.strip(), self.after.strip(), str(self.nth)))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -87,7 +90,7 @@ RULES: tuple[tuple[str, str, str], ...] = (  # kind, pattern, replacement
 
 
 def mutants_of(file: str, text: str) -> Iterator[Mutant]:
-    """Every mutant of a source, one changed place each, in the order of its lines."""
+    """Return every mutant of a source, with one changed place each, in the order of its lines."""
     seen: set[tuple[int, str]] = set()
     like: Counter[tuple[str, str]] = Counter()
     for number, line in _code_lines(file, text):
@@ -104,8 +107,10 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
 
 
 def _code_lines(file: str, text: str) -> Iterator[tuple[int, str]]:
-    """Lines that the emulator compiles and that compute something: no inline PTX (g++ never sees
-    it), no preprocessor lines, no tables of entries."""
+    """Return the lines that the emulator compiles and that compute something.
+
+    Inline PTX (g++ never sees it), preprocessor lines and tables of entries are excluded.
+    """
     gpu_only = in_define = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#"):
@@ -133,7 +138,7 @@ def all_mutants(kernels: Path = KERNELS) -> list[Mutant]:
 
 
 def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Those with the smallest hashes: an edit elsewhere in the kernels leaves the sample alone."""
+    """Return the mutants with the smallest hashes: an edit elsewhere does not change the sample."""
 
     def rank(mutant: Mutant) -> bytes:
         return hashlib.sha256(f"{seed}\0{mutant.key}".encode()).digest()
@@ -142,8 +147,10 @@ def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
 
 
 def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
-    """For each source below kernels/, the .cu files whose text it is part of, by name, shortest
-    first; then those of `others`, by path from the root."""
+    """Return for each source below kernels/ the .cu files that include it.
+
+    They are names, shortest first. The files of `others` follow, as paths from the root.
+    """
     kernels = kernels.resolve()
     own = sorted(kernels.glob("*.cu"), key=lambda path: path.stat().st_size)
     result: dict[str, list[str]] = {}
@@ -163,7 +170,8 @@ def users(kernels: Path, others: Iterable[Path] = ()) -> dict[str, list[str]]:
 
 
 def _included(path: Path, kernels: Path) -> list[Path]:
-    """Headers beside the file, or else below kernels/, as the emulator's compiler finds them."""
+    """Return the headers beside the file or below kernels/, as the emulator's compiler finds
+    them."""
     names = re.findall(r'^#include "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
     places = [(path.parent / name, kernels / name) for name in names]
     return [(own if own.exists() else below).resolve() for own, below in places]

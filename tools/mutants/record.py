@@ -1,8 +1,9 @@
-"""tests/mutants.json: what came of each mutant, so that a run does only what changed since.
+"""tests/mutants.json: the verdict on each mutant, so that a run does only what changed since.
 
-A verdict rests on the code of the mutant's file (a comment changes nothing) and on the test that
-killed it; that of a survivor on all kernels and kernel tests, unless it is listed as equivalent.
-What is not seen is that an edit of another file may save a mutant that was killed: `--again`.
+A verdict depends on the code of the mutant's file (comments do not count) and on the test that
+killed it. A survivor's verdict depends on all kernels and kernel tests, unless it is listed as
+equivalent. An edit of another file may save a mutant that was killed, and the record does not
+notice that: use `--again`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PATH = ROOT / "tests" / "mutants.json"
 
 
 class Sources:
-    """Hashes of the kernels and of the tests in a tree."""
+    """The hashes of the kernels and of the tests in a tree."""
 
     def __init__(self, root: Path = ROOT) -> None:
         kernels = root / "kernels"
@@ -50,11 +51,11 @@ class Sources:
         }
 
     def behind(self, test: str) -> str:
-        """A hash of what a test without a mutant depends on."""
+        """Return a hash of all that a test without a mutant depends on."""
         return _hash(self.files[test.partition("::")[0]], *self.code.values())
 
     def rests_on(self, verdict: str) -> str:
-        """The hash of what else a verdict rests on."""
+        """Return the hash of all else that a verdict depends on."""
         if verdict == SURVIVED:
             return self.everything
         if verdict == SAME_CODE:
@@ -74,8 +75,11 @@ def _hash(*texts: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One verdict on record. `code` and `other` are hashes of what it rests on; what follows the
-    verdict is there where the report shows the mutant."""
+    """One verdict on record.
+
+    `code` and `other` are hashes of what it depends on. The fields after the verdict are filled if
+    the report shows the mutant.
+    """
 
     code: str
     other: str
@@ -86,7 +90,7 @@ class Entry:
     nth: int = 0
 
     def shown(self, mutant: Mutant) -> Entry:
-        """With what the report shows of it."""
+        """Return the entry with the fields that the report shows."""
         if self.verdict not in (SURVIVED, SAME_CODE):
             return self
         before, after = mutant.before.strip(), mutant.after.strip()
@@ -97,12 +101,12 @@ class Entry:
 
 
 class Record:
-    """The file, read once; `keep` writes it anew with one verdict more."""
+    """The file of the record: it is read once, and `keep` writes it with one more verdict."""
 
     def __init__(self, path: Path = PATH) -> None:
         self.path = path
         self.dates: dict[str, str] = {}
-        self.made: dict[str, int] = {}  # mutants of a file, on record or not
+        self.made: dict[str, int] = {}  # number of mutants of a file, on record or not
         self.entries: dict[str, dict[str, Entry]] = {}
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for file, kept in known.items():
@@ -110,12 +114,12 @@ class Record:
             self.entries[file] = {key: Entry(*e) for key, e in kept["verdicts"].items()}
 
     def verdict(self, mutant: Mutant) -> str:
-        """The verdict on record, however old; "" if there is none."""
+        """Return the verdict on record, however old; "" if there is none."""
         entry = self.entries.get(mutant.file, {}).get(mutant.key)
         return entry.verdict if entry else ""
 
     def standing(self, mutant: Mutant, sources: Sources) -> str:
-        """The verdict on record, if nothing that it rests on has changed; else ""."""
+        """Return the verdict on record if nothing that it depends on has changed, else ""."""
         entry = self.entries.get(mutant.file, {}).get(mutant.key)
         if entry is None or entry.code != sources.code[mutant.file]:
             return ""
@@ -124,14 +128,15 @@ class Record:
         return entry.verdict if stands else ""
 
     def keep(self, mutant: Mutant, verdict: str, sources: Sources) -> None:
-        """Another run may write to the same file: what it added stays."""
+        """Write the verdict; the additions of another run to the same file stay."""
         entry = Entry(sources.code[mutant.file], sources.rests_on(verdict), verdict).shown(mutant)
         with self._latest():
             self.entries.setdefault(mutant.file, {})[mutant.key] = entry
             self.dates[mutant.file] = date.today().isoformat()
 
     def forget_all_but(self, mutants: Iterable[Mutant]) -> None:
-        """Drop what is no mutant of today's sources, count those, and show them where they are."""
+        """Drop entries that are no mutants of today's sources; update the count and lines of the
+        rest."""
         keys: dict[str, dict[str, Mutant]] = {}
         for mutant in mutants:
             keys.setdefault(mutant.file, {})[mutant.key] = mutant
@@ -155,7 +160,7 @@ class Record:
             os.replace(made, self.path)
 
     def _text(self) -> str:
-        """JSON with a line for each mutant."""
+        """Return JSON with a line for each mutant."""
         files = []
         for file in sorted(self.entries):
             lines = [

@@ -1,4 +1,5 @@
-"""Tables of the record: by source in tests/README.md; in tests/mutants.md all not killed."""
+"""Tables of the record: tests/README.md has one by source, tests/mutants.md lists all not
+killed."""
 
 from __future__ import annotations
 
@@ -20,27 +21,27 @@ SAME_OBJECT = "g++ -O2 makes the same object code of it, in every entry"
 
 @dataclass
 class Counts:
-    """How many mutants ended how."""
+    """The numbers of mutants by outcome."""
 
     killed: int = 0
     equivalent: int = 0
     survivors: int = 0
-    broken: int = 0  # they do not compile
+    broken: int = 0  # mutants that do not compile
 
     @property
     def share(self) -> float:
-        """Killed, of those that are not equivalent."""
+        """Return the share of killed mutants among those that are not equivalent."""
         return self.killed / max(1, self.killed + self.survivors)
 
     def row(self, name: str, made: int, when: str) -> str:
         run = self.killed + self.equivalent + self.survivors + self.broken
         numbers = (made, made - run, self.broken, self.equivalent, self.killed, self.survivors)
-        share = f"{self.share:.1%}" if run == made else ""  # of a part it would say too much
+        share = f"{self.share:.1%}" if run == made else ""  # half a run says too little
         return "| " + " | ".join([name, *map(str, numbers), share, when]) + " |"
 
 
 def outcome(mutant: Mutant, verdict: str) -> str:
-    """The attribute of `Counts` in which it counts."""
+    """Return the attribute of `Counts` that counts this verdict."""
     if verdict == DOES_NOT_COMPILE:
         return "broken"
     if verdict == SAME_CODE or (verdict == SURVIVED and reason_of(mutant)):
@@ -53,7 +54,7 @@ def count(verdicts: dict[Mutant, str]) -> Counts:
 
 
 def table(record: Record) -> str:
-    """By source file, and all together."""
+    """Return the table by source file, with a line for all together."""
     lines = [
         "| source | mutants | not run | do not compile | equivalent | killed | survivors "
         "| killed of the last two | last run |",
@@ -74,7 +75,7 @@ def table(record: Record) -> str:
 
 
 def listing(record: Record) -> str:
-    """Markdown of the survivors and of the equivalent mutants by reason."""
+    """Return Markdown of the survivors, and of the equivalent mutants by reason."""
     survivors, reasons = [], dict[str, list[str]]()
     for file, entry in _shown(record):
         line = f"- `{file}:{entry.line}`: `{entry.before}` → `{entry.after}`"
@@ -105,7 +106,7 @@ def _shown(record: Record) -> Iterator[tuple[str, Entry]]:
 
 
 def readme_with(text: str, record: Record) -> str:
-    """The text of tests/README.md with today's table in it."""
+    """Return the text of tests/README.md with today's table."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

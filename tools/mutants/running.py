@@ -1,4 +1,4 @@
-"""Judge many mutants, some at a time."""
+"""Judge many mutants, several at a time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tools.mutants.worker import Reply
 
 
 class Crew:
-    """Copies of the tree with a worker each; a context, at whose end the workers end.
+    """Copies of the tree, each with a worker; the workers end with this context.
 
     Parameters
     ----------
-    jobs : mutants at a time. tests : only those whose name contains this.
+    jobs : mutants at a time.
+    tests : a text; only tests whose name contains it run.
     """
 
     def __init__(self, jobs: int, tests: str = "") -> None:
@@ -29,8 +30,10 @@ class Crew:
         self.tests = [test for test in self.copies[0].worker.tests if tests in test]
 
     def baseline(self, sources: Sources) -> Reply:
-        """All tests without a mutant: what each takes and uses. They must pass. What is known from
-        a run before is not run again until a kernel or the test's file changes."""
+        """Run all tests without a mutant, and return what each takes and uses. They must pass.
+
+        A test runs again only if a kernel or its own file has changed since its last run.
+        """
         kept = self.copies[0].cache.parent / "baseline.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
         mark = {test: sources.behind(test) for test in self.tests}
@@ -46,7 +49,7 @@ class Crew:
         )
 
     def check_killers(self, verdicts: Sequence[str]) -> None:
-        """Tests that killed must pass without a mutant; else their verdicts are worth nothing."""
+        """Check that tests that killed pass without a mutant; else their verdicts are worthless."""
         self._must_pass(sorted({killer_of(verdict) for verdict in verdicts} - {""}))
 
     def judge(
@@ -57,7 +60,7 @@ class Crew:
         baseline: Reply | None = None,
         stop: float = float("inf"),
     ) -> Iterator[tuple[Mutant, str]]:
-        """Each mutant with its verdict, as they come; none is begun after `stop` (time.time())."""
+        """Yield each mutant with its verdict; none starts after `stop` (time.time())."""
         order = Order(self.tests, baseline)
         free: queue.Queue[Judge] = queue.Queue()
         for copy in self.copies:
@@ -105,6 +108,6 @@ class Crew:
 
 
 def shown(mutant: Mutant, verdict: str) -> str:
-    """Two lines for the terminal."""
+    """Return two lines for the terminal."""
     changed = f"{mutant.before.strip()}  ->  {mutant.after.strip()}"
     return f"{mutant.file}:{mutant.line}  {mutant.kind}  {verdict}\n    {changed}"

@@ -1,10 +1,11 @@
-"""pytest as a server: it imports and collects once, then forks for each list of tests to be run.
+"""pytest as a server: it imports and collects once, then forks for each list of tests.
 
     python -m tools.mutants.worker REQUESTS REPLIES
 
-in a copy of the tree, with two inherited pipes of JSON lines: a request is `{"tests": [...],
-"limit": 10.0, "to_the_end": false}` with each test once, its reply a `Reply`. The kernels may
-change between two requests: only the children read them. A child compiles entry by entry.
+It runs in a copy of the tree, with two inherited pipes of JSON lines. A request is
+`{"tests": [...], "limit": 10.0, "to_the_end": false}` with each test once, and its answer is a
+`Reply`. The kernels may change between two requests, because only the children read them. A child
+compiles entry by entry.
 """
 
 from __future__ import annotations
@@ -25,25 +26,27 @@ from typing import Any
 
 import pytest
 
-CPU_LIMIT = 10.0  # seconds of one test, compilers not counted; the longest takes 3
-WALL_LIMIT = 300.0  # seconds of one test, whatever it waits for
-MEMORY_LIMIT = 6 << 30  # bytes; a broken index in a sparse map of 100 GiB can take it all
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: the signal that follows the parent's end
+CPU_LIMIT = 10.0  # seconds for one test without compilers; the longest takes 3
+WALL_LIMIT = 300.0  # seconds for one test, whatever it waits for
+MEMORY_LIMIT = 6 << 30  # bytes; a broken index could fill a sparse map of 100 GiB
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: send a signal when the parent ends
 COMPILERS = ("g++", "cc1plus", "as", "collect2", "ld")
-# Each has its own stacks, 512 mappings or more; a process has 65,530 (vm.max_map_count).
+# A library has its own stacks, 512 mappings or more; a process may have 65,530 (vm.max_map_count).
 LIBRARIES = 32
 STUBBORN = re.compile(r"EmulatorError: (g\+\+|\w+\.cuh?: )")
 
 
 @dataclass
 class Reply:
-    """What came of a request.
+    """The answer to a request.
 
     Attributes
     ----------
-    failed : the first test that did not pass, or "". how : "failed", "does not compile", "time
-        limit", "memory limit" or "signal N". message : of the failure.
-    seconds, sources : for each test that was run: what it took, and the .cu files that it used.
+    failed : the first test that did not pass, or "".
+    how : "failed", "does not compile", "time limit", "memory limit" or "signal N".
+    message : the failure's message.
+    seconds : the time of each test that ran.
+    sources : the .cu files that each test used.
     """
 
     failed: str = ""
@@ -54,14 +57,14 @@ class Reply:
 
 
 class Server:
-    """The pytest plugin: answers requests in the place of running the collected tests."""
+    """The pytest plugin: it answers requests instead of running the collected tests."""
 
     def __init__(self, requests: int, replies: int) -> None:
         self.requests, self.replies = os.fdopen(requests), os.fdopen(replies, "w")
         self.items: dict[str, pytest.Item] = {}
         self.failure: tuple[str, str] | None = None
-        self.used: set[str] = set()  # by the test that runs
-        self.libraries = 0  # of the child
+        self.used: set[str] = set()  # sources that the current test uses
+        self.libraries = 0  # libraries of this child
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
@@ -81,7 +84,7 @@ class Server:
         print(json.dumps(message), file=self.replies, flush=True)
 
     def _serve(self, tests: list[str], limit: float, to_the_end: bool) -> Reply:
-        """In as many children as it takes, see LIBRARIES."""
+        """Run the tests in as many children as they need, see LIBRARIES."""
         whole = Reply()
         while tests and not (whole.failed and not to_the_end):
             part = self._serve_a_part(tests, limit, to_the_end)
@@ -90,7 +93,7 @@ class Server:
             if part.failed and not whole.failed:
                 whole.failed, whole.how, whole.message = part.failed, part.how, part.message
             if part.failed and part.failed not in part.seconds:
-                break  # the child did not survive it
+                break  # the child did not survive the test
             if not part.seconds:
                 raise RuntimeError(f"no test was begun: {part.how}")
             tests = tests[len(part.seconds) :]
@@ -113,7 +116,7 @@ class Server:
             os.close(read)
 
     def _run_tests(self, tests: list[str], to_the_end: bool, events: int) -> None:
-        """In the child."""
+        """Run the tests, in the child."""
         os.setsid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -131,7 +134,8 @@ class Server:
                 break
 
     def _compile_entry_by_entry(self) -> None:
-        """A mutant's library serves few launches: most of a file would be compiled in vain."""
+        """Compile single entries: a mutant's library serves few launches, so the rest would be in
+        vain."""
         from gpubackprop.backends.cupy_launch import entries
         from tests.emulator import module, operations
 
@@ -145,7 +149,7 @@ class Server:
         self._note_uses(module.Module)
 
     def _note_uses(self, kind: type) -> None:
-        """Of the emulator's `Module`: which sources a test compiles or calls, what it loads."""
+        """Record which sources a test compiles, calls or loads through the emulator's `Module`."""
         create, call = kind.__init__, kind.__call__  # type: ignore[misc]
         sources: dict[int, str] = {}
 
@@ -164,7 +168,7 @@ class Server:
 
 
 class Watch:
-    """Reads the events of a child until it ends, and ends it at a limit."""
+    """Read the events of a child until it ends, and end it at a limit."""
 
     def __init__(self, pid: int, events: int, cpu_limit: float) -> None:
         self.pid, self.events, self.cpu_limit = pid, events, cpu_limit
@@ -186,7 +190,7 @@ class Watch:
             os.kill(self.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # a sanitizer's process that hangs
+            os.killpg(self.pid, signal.SIGKILL)  # a sanitizer's process may hang
         if limit or code:
             self.result.failed = self.running
             self.result.how = limit or (f"signal {-code}" if code < 0 else f"exit code {code}")
@@ -215,10 +219,11 @@ class Watch:
         return "memory limit" if pages * os.sysconf("SC_PAGESIZE") > MEMORY_LIMIT else ""
 
     def _cpu_seconds(self, processes: str = "[0-9]*") -> float:
-        """Of the child and of what it has started, whose session is the child's."""
+        """Return the processor time of the child and of its descendants, which share its
+        session."""
         ticks = 0
         for path in Path("/proc").glob(f"{processes}/stat"):
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 name, _, fields = path.read_text().partition(" (")[2].rpartition(") ")
                 _, _, _, session, *rest = fields.split()
                 if int(session) == self.pid and name not in COMPILERS:
@@ -229,7 +234,7 @@ class Watch:
 def main() -> int:
     server = Server(int(sys.argv[1]), int(sys.argv[2]))
     tests = [str(path) for path in sorted(Path("tests").glob("test_kernel_*.py"))]
-    tests.remove("tests/test_kernel_compile.py")  # looks at what the GPU compilers make of it
+    tests.remove("tests/test_kernel_compile.py")  # it checks the output of the GPU compilers
     options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-o", "timeout=0", "--tb=short"]
     return int(pytest.main([*options, "--basetemp=scratch", *tests], plugins=[server]))
 

@@ -1,11 +1,11 @@
 """Unplanned losses on a GPU: the launches of a call are kept for the next call of the same form.
 
-To plan and check the launches of a loss costs the host more than to issue them. So a call is
-recorded as a plan is, and kept under the shapes, dtypes and options that it depends on. The next
+To plan and check the launches of a loss costs the host more than to issue them. Therefore a call is
+recorded as a plan is, and kept under the shapes, dtypes and options on which it depends. The next
 call of that form writes its own addresses into the records and issues them.
 
-Working memory stays with a kept call. Of threads that call at once, one uses it and the others make
-launches of their own. A call on another stream than the one before waits for that one (`Plan`).
+Working memory stays with a kept call. If threads call at once, one uses it and the others make
+launches of their own. A call on another stream than the previous one waits for that one (`Plan`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gpubackprop.backends.loss import LossOptions
 
 Arrays = dict[str, Any]
 MOST_CALLS = 64
-MOST_BYTES = 1 << 18  # of working memory that a kept call may hold: 16 MiB for all of them
-OBSTACLE = "its arrays are exchanged"  # for a CUDA graph
+MOST_BYTES = 1 << 18  # the most working memory of a kept call: 16 MiB for all of them
+OBSTACLE = "its arrays are exchanged"  # why it is no CUDA graph
 _OPTIONS = tuple(item.name for item in fields(LossOptions) if item.name != "class_weight")
 
 
@@ -33,7 +33,10 @@ class KeptCall:
 
     Attributes
     ----------
-    replay : issues them. patches : (record, its field, the array of the call that goes there).
+    replay : callable
+        Issues the launches.
+    patches : list of tuples
+        Each is a record, its field, and the name of the call's array that goes there.
     """
 
     replay: Callable[[], None]
@@ -41,7 +44,7 @@ class KeptCall:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, arrays: Arrays) -> bool:
-        """Issue the launches on these arrays; False, and nothing, while another thread does."""
+        """Issue the launches on these arrays; return False if another thread is doing so."""
         if not self.lock.acquire(blocking=False):
             return False
         try:
@@ -49,20 +52,20 @@ class KeptCall:
                 record.point_to(name, arrays[which])
             self.replay()
         finally:
-            for record, name, _ in self.patches:  # the caller's arrays are his
+            for record, name, _ in self.patches:  # keep no reference to the caller's arrays
                 record.arrays.pop(name, None)
             self.lock.release()
         return True
 
 
-UNKNOWN, ONCE, NEVER = "unknown", "once", "never"  # of a form: not seen, seen once, cannot be kept
+UNKNOWN, ONCE, NEVER = "unknown", "once", "never"  # a form is new, was met once, cannot be kept
 Kept = KeptCall | str
 
 
 class KeptCalls:
     """The forms of calls that a backend met, the `MOST_CALLS` that were used last.
 
-    A form is kept when it comes a second time: calls of ever new shapes cost nothing more.
+    A form is kept when it comes a second time, so that calls of ever new shapes cost nothing more.
     """
 
     def __init__(self) -> None:
@@ -99,11 +102,11 @@ def key_of(
     cupy: Any,
     index: int,
 ) -> Hashable:
-    """All that the launches of a loss depend on; None where they cannot be kept.
+    """Return all that the launches of a loss depend on; None if they cannot be kept.
 
-    upstream : the number, or None where it is one of the arrays.
+    `upstream` is the number, or None if it is one of the arrays.
     """
-    if options.class_weight is not None:  # of the host: its numbers are copied at each call
+    if options.class_weight is not None:  # the host's numbers are copied at each call
         return None
     forms, addresses = [], []
     for role, array in arrays.items():
@@ -119,9 +122,9 @@ def key_of(
 
 
 def patches_of(recorded: RecordedCalls, arrays: Arrays) -> list[tuple[Record, str, str]] | None:
-    """Which fields of the records hold which of the caller's arrays.
+    """Return which fields of the records hold which of the caller's arrays.
 
-    None where one of these is no field of a record, or a field points into the middle of one.
+    None is returned if one of these is in no field of a record, or a field points into its middle.
     """
     begins: dict[int, str] = {}
     for role, array in arrays.items():

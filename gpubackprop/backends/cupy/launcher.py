@@ -1,8 +1,8 @@
-"""Launching the kernels: compiled at first use, every argument checked.
+"""The launching of kernels: they are compiled at first use, and every argument is checked.
 
 CuPy checks nothing of a raw kernel's arguments, and passes any view as the pointer to its first
-element. So each launch fills the record that `arguments` declares, and an array that does not fit
-is an error here instead of a wrong number on the GPU.
+element. Therefore each launch fills the record that `arguments` declares, and an array that does
+not fit is an error here instead of a wrong number on the GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, Shape
 
 
 def row_stride(array: Any) -> int:
-    """Elements from one row of a matrix to the next; the row's length where there is one row."""
+    """Return the elements from one row of a matrix to the next; for one row, the row's length."""
     if array is None:
         return 0
     if array.shape[0] < 2:
@@ -28,7 +28,7 @@ def row_stride(array: Any) -> int:
 
 
 def dense(*arrays: Any) -> bool:
-    """Whether every matrix (None aside) lies row after row without gaps."""
+    """Return whether every matrix (None aside) has its rows one after another without gaps."""
     return all(a is None or row_stride(a) == a.shape[1] for a in arrays)
 
 
@@ -37,7 +37,10 @@ class Launcher:
 
     Parameters
     ----------
-    cupy : the module. index : number of the device.
+    cupy : module
+        CuPy.
+    index : int
+        Number of the device.
     """
 
     def __init__(self, cupy: Any, index: int) -> None:
@@ -55,13 +58,16 @@ class Launcher:
         return plan(kernel, shape, dtype, self.properties, **options)
 
     def bind(self, launch: Launch, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """(grid, block, arguments) for the entry: the record of `values`, every one checked."""
+        """Return (grid, block, arguments) for the entry: the checked record of `values`."""
         layout = layout_of(launch.entry, launch.defines)
         return launch.grid, launch.block, (layout.record(values, self._address),)
 
     def _allow_shared(self, entry: Any, launch: Launch) -> None:
-        """CUDA gives an entry more than 48 KiB, its static shared memory included, only where that
-        was asked for. All that there is, so that no other backend's wish is undone."""
+        """Ask for all shared memory that an entry may have.
+
+        CUDA gives an entry more than 48 KiB, its static shared memory included, only if that was
+        asked for. Asking for all of it never undoes the wish of another backend.
+        """
         if launch.entry in self._with_all_shared:
             return
         with (
@@ -73,7 +79,7 @@ class Launcher:
         self._with_all_shared.add(launch.entry)
 
     def entry(self, launch: Launch) -> Any:
-        """The compiled kernel, which takes what `bind` gives."""
+        """Return the compiled kernel, which takes what `bind` returns."""
         with explained(self.cupy, f"compiling {launch.entry}"), self.cupy.cuda.Device(self.index):
             entry = compiled(self.cupy, self.index, _entry(launch))
         if not launch.shared_bytes:
@@ -82,14 +88,14 @@ class Launcher:
         return partial(entry, shared_mem=launch.shared_bytes)
 
     def compile_together(self, launches: Iterable[Launch]) -> None:
-        """Compile those that were never used, several at a time."""
+        """Compile the entries that were never used, several at a time."""
         entries = {_entry(launch) for launch in launches}
         what = "compiling " + ", ".join(sorted(name for _, name, _ in entries))
         with explained(self.cupy, what), self.cupy.cuda.Device(self.index):
             compile_together(self.cupy, self.index, entries)
 
     def _address(self, layout: Layout, name: str, array: Any) -> int:
-        """Of an array that may stand in field `name`."""
+        """Return the address of an array that may stand in field `name`."""
         if not isinstance(array, self.cupy.ndarray):
             raise DtypeError(
                 f"{layout.entry} wants a device array as {name} but got a "

@@ -254,8 +254,8 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
             total, *work = (scratch.take(slot, i, p.shape, p.dtype) for i in range(3))
             if l2 is not None and block.start < l2[0]:
                 n = min(block.stop, l2[0]) - block.start
-                call(np.multiply, p[:n], l2[1], work[0][:n])
-                call(np.add, g[:n], work[0][:n], total[:n])
+                call(np.multiply, p[:n], l2[1], total[:n])
+                call(np.add, g[:n], total[:n], total[:n])
                 if n < len(p):
                     call(np.copyto, total[n:], g[n:])
                 g = total

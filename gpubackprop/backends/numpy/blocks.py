@@ -28,7 +28,7 @@ def aligned_empty(size: int, dtype: Any) -> np.ndarray:
     """Return an uninitialised (size,) array whose data start on a multiple of ALIGNMENT."""
     itemsize = np.dtype(dtype).itemsize
     raw = np.empty(size * itemsize + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[start : start + size * itemsize].view(dtype)
 
 

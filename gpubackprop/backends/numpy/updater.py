@@ -66,7 +66,9 @@ class NumpyUpdater(Updater[Backend]):
 
     def _set_coefficients(self, lr: float, step: int) -> None:
         rule = self.rule
-        self._c[:] = rule.formula.coefficients(rule.hyperparameters, lr, step)
+        coefficients = rule.formula.coefficients(rule.hyperparameters, lr, step)
+        for index, number in enumerate(coefficients):  # a tuple would become an array first
+            self._c[index] = number
         if rule.weight_decay:
             coupled = rule.formula.decay == "coupled"
             self._decay[...] = rule.weight_decay if coupled else 1.0 - lr * rule.weight_decay
