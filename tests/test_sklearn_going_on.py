@@ -559,10 +559,23 @@ def test_an_error_within_an_early_stopping_fit_leaves_the_last_parameters_as_in_
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-12)
 
 
-def order(model, x):
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_held_out_weights_of_zero_are_scikit_learns_error_for_classes_too(outputs):
+    x, y = np.random.default_rng(0).standard_normal((30, 3)), np.arange(30) % max(2, outputs)
+    theirs, ours = pair("MLPClassifier", early_stopping=True)
+    rows, seed = np.arange(30), order(theirs, x, outputs)
+    same_share = y if outputs == 1 else None  # of the classes
+    weight = np.ones(30)
+    weight[train_test_split(rows, test_size=0.1, random_state=seed, stratify=same_share)[1]] = 0
+    for model in (theirs, ours):
+        with pytest.raises(ValueError, match="at least one non-zero"):
+            model.fit(x, y, weight)
+
+
+def order(model, x, outputs=1):
     """The state of the generator that splits off the held-out rows: after the first draws."""
     rng = np.random.RandomState(model.random_state)
-    for fan_in, fan_out in itertools.pairwise((x.shape[1], *model.hidden_layer_sizes, 1)):
+    for fan_in, fan_out in itertools.pairwise((x.shape[1], *model.hidden_layer_sizes, outputs)):
         rng.uniform(size=(fan_in, fan_out))
         rng.uniform(size=fan_out)
     return rng

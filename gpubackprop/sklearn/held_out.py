@@ -97,6 +97,8 @@ class HeldOut(BatchStep):
             if not np.isfinite(yhat).all():
                 return float("nan")
             return float(r2_score(self.y, yhat, sample_weight=self.weights))
+        if self.weights is not None and not self.weights.any():
+            raise ValueError("Sample weights must contain at least one non-zero number.")
         if self.objective.out_activation == "softmax":
             right = yhat.argmax(1) == self.y.argmax(1)
         elif self.classes == 1:
