@@ -57,7 +57,7 @@ def other_roundings(seed: int) -> Iterator[None]:
     rng, product = np.random.default_rng(seed), inner.safe_sparse_dot
     activations = {name: inner.ACTIVATIONS[name] for name in ("logistic", "softmax")}
     losses, network = dict(inner.LOSS_FUNCTIONS), inner.BaseMultilayerPerceptron
-    whole = network._backprop
+    whole, tanh_slope = network._backprop, inner.DERIVATIVES["tanh"]
 
     def noise(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.asarray(rng.uniform(-1, 1, shape) * np.finfo(dtype).eps)
@@ -80,7 +80,11 @@ def other_roundings(seed: int) -> Iterator[None]:
         loss, *gradients = whole(self, *arguments)  # with the penalty, by the sum of the weights
         return loss * (1 + 4 * noise((), np.asarray(loss).dtype)), *gradients
 
+    def noisy_tanh_slope(Z: np.ndarray, delta: np.ndarray) -> None:
+        delta *= 1 - Z**2 * (1 - abs(noise(Z.shape, Z.dtype))).astype(Z.dtype)
+
     inner.safe_sparse_dot, network._backprop = noisy, noisy_pass
+    inner.DERIVATIVES["tanh"] = noisy_tanh_slope
     inner.ACTIVATIONS |= {n: functools.partial(noisy_probabilities, n) for n in activations}
     inner.LOSS_FUNCTIONS |= {n: functools.partial(noisy_loss, n) for n in losses}
     try:
@@ -89,6 +93,7 @@ def other_roundings(seed: int) -> Iterator[None]:
     finally:
         inner.safe_sparse_dot, network._backprop = product, whole
         inner.ACTIVATIONS |= activations
+        inner.DERIVATIVES["tanh"] = tanh_slope
         inner.LOSS_FUNCTIONS |= losses
 
 

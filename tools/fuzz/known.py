@@ -70,6 +70,12 @@ ESTIMATORS = (
         r"here \w+Error.'(coefs_|intercepts_)\[",
     ),
     Known(
+        "of two faults at once, weights of zero are named before classes that no call has told",
+        line="partial_fit",
+        place="^error$",
+        detail=r"there NotFittedError..This LabelBinarizer.*\nhere ValueError..Sample weights must",
+    ),
+    Known(
         "of two faults at once, coefs_ of integers are named before y of another width and sizes "
         "that were set anew",
         line="fit",
@@ -458,7 +464,7 @@ LOSSES = (
         "the backward pass reads logits and weights, which may not be changed before it",
         place=r"^([xW]\.grad|value.*)$",
         kind="values",
-        before=r"\n[xW]\.data\.mul_\(2\)\n.*\Z",
+        before=r"\n[xW]\.data\.mul_\(2\)\n.*(\Z|backward)",
     ),
     Known(
         "the backward pass reads logits, from which the gradient of probabilities comes too",
@@ -467,12 +473,22 @@ LOSSES = (
         before=r"requires_grad_\(\)\n(?s:.*)\nx\.data\.mul_\(2\)\n.*\Z",
     ),
     Known(
-        "a second backward through a graph that is gone raises before any gradient has been added "
-        "to; where PyTorch's layer is two nodes, the bias's has",
+        "where the backward pass of a layer raises, no gradient has been added to; where PyTorch's "
+        "layer is two nodes, the bias's has",
         line="backward",
-        place=r"\.grad$",
-        kind="values, after an error, unchanged here",
-        detail="after RuntimeError.'Trying to backward through the graph a second time",
+        place=r"\.grad(\.dtype)?$",
+        kind="(values|missing here), after an error, unchanged here",
+        detail="after RuntimeError.'(Trying to backward through the graph a second time|one of the "
+        "variables needed for gradient computation has been modified)",
+    ),
+    Known(
+        "a layer of 16 bits under vmap computes with float32 copies, which stay what they are where "
+        "a parameter is changed before the backward pass",
+        line="backward|autograd.grad",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="modified by an inplace operation",
+        before=r"(?s)to\(b?float16\).*func\.vmap",
     ),
 )
 LAYERS = (

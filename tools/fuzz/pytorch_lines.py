@@ -218,7 +218,7 @@ STEP_LINES = [
 ]  # fmt: skip
 
 
-UNLIKE = re.compile(r"\.data = |resize_|opt\.state\[P\[0\]\]\['|\.grad = P\[0\]\.grad\.")
+UNLIKE = re.compile(r"\.data = |resize_|opt\.state\[P\[0\]\]\['|\.grad = P\[0\]\.grad\.|expand_as")
 
 
 def _optimizer(draw: Draw, of: str) -> str:
