@@ -29,8 +29,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.emulated)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The device of a network: the NumPy backend, or the CUDA backend on emulated kernels."""
-    with ways.taken({"cpu": "numpy", "cuda": "cuda-emulated"}[request.param], monkeypatch):
+    """The device of a network: the CPU, or the CUDA backend on emulated kernels."""
+    with ways.taken({"cpu": "host", "cuda": "cuda-emulated"}[request.param], monkeypatch):
         yield request.param
 
 
