@@ -134,11 +134,13 @@ def gradients_of_gradient(
     scale = torch.where(ignored, 0.0, (grad_loss * share)[:, None])  # even if the share is NaN
     u = (v * p).sum(1)
     grad_grad = share * (slope * u - (v * tau).sum(1))
-    u = u[:, None]
-    curve = slope[:, None] * (v - u) * p + 2 * z_loss * u * p
+    # v - u of a class that is nearly certain cancels, so v counts from that class on: sum_k p_k = 1
+    from_certain = v - v.take_along_dim(p.argmax(1, keepdim=True), 1)
+    apart = from_certain - (from_certain * p).sum(1, keepdim=True)
+    curve = slope[:, None] * apart * p + 2 * z_loss * u[:, None] * p
     grad_targets = None
     if targets.is_floating_point():
-        by_class = (u - v) * (1 - smoothing)
+        by_class = -apart * (1 - smoothing)
         by_class = by_class if weight is None else by_class * weight
         grad_targets = (scale * by_class).to(targets.dtype)
     return (
