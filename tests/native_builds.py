@@ -27,7 +27,6 @@ extern "C" {
 void gb_double_it(const DoubleItArguments* a) {
     for (long long i = a->first; i < a->last; ++i) a->x[i] *= 2;
 }
-int gb_version() { return 1; }
 extern const char* const gb_activation_names[] = {"relu", nullptr};
 extern const char* const gb_loss_names[] = {nullptr};
 extern const char* const gb_update_names[] = {"sgd", "adam", nullptr};

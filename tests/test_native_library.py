@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from gpubackprop import ops
+from gpubackprop.backends import HOST
 from gpubackprop.backends.native import arguments, compiler, compiling, library
 from tests import native_builds
 from tests.native_builds import doubled, put_in_place, write_sources
@@ -340,14 +341,18 @@ def test_a_struct_that_differs_from_its_fields_here_does_not_compile(cache, head
     assert f"DoubleItArguments and gpubackprop/backends/native/arguments.py {said}" in here.reason
 
 
-def test_a_library_that_lacks_a_function_is_not_used(cache, monkeypatch):
+def test_what_a_library_lacks_is_computed_by_numpy(cache, monkeypatch):
     fields = native_builds.FIELDS | {"other": {"x": "*"}}
     monkeypatch.setattr(arguments, "ARGUMENTS", fields)
     header = native_builds.HEADER + "struct OtherArguments { void* x; };\n"
     write_sources(cache.parent / "kernels", header=header)
-    here = library.host_path()
-    assert here.library is None
-    assert "gb_other" in here.reason
+    found = library.library()
+    assert found is not None
+    assert found.has == {"double_it"}
+    assert doubled(found) == DOUBLED
+    out = np.empty(2, np.float32)
+    HOST.column_sum(np.ones((3, 2), np.float32), out)
+    assert out.tolist() == [3.0, 3.0]
 
 
 def test_a_record_has_a_value_for_each_field_and_keeps_its_arrays(cache):

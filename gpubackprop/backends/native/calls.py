@@ -109,14 +109,15 @@ class NativeCalls(NumpyBackend):
 
     device = "cpu"
 
-    def _native(self) -> Library | None:
-        """Return the library, or None if NumPy computes."""
+    def _native(self, name: str) -> Library | None:
+        """Return the library, or None if NumPy computes what the kernel of that name would."""
         if self.device != "cpu":
             return None
-        return (libraries._path or libraries.host_path()).library
+        found = (libraries._path or libraries.host_path()).library
+        return found if found is not None and name in found.has else None
 
     def _planned(self, recorded: RecordedCalls) -> Callable[[], None]:
-        library = self._native()
+        library = self._native("run")
         if library is None:
             return super()._planned(recorded)
         recorded.calls = joined(library, recorded.calls)

@@ -42,7 +42,7 @@ class NativeLayers(NativeCalls):
         h: Array,
         dropout: Dropout | None,
     ) -> None:
-        library = self._native()
+        library = self._native("affine_epilogue")
         number = -1 if library is None else self._activation(library, activation)
         in_place = h is a
         strides = rows_of(product, a, h)
@@ -73,7 +73,7 @@ class NativeLayers(NativeCalls):
         grad_b: Array | None = None,
         dropout: Dropout | None = None,
     ) -> None:
-        library = self._native()
+        library = self._native("activation_backward")
         number = -1 if library is None else self._activation(library, activation)
         strides, code = rows_of(grad_h, saved, delta), code_of(delta)
         fits = number >= 0 and strides is not None and code in FLOATS and is_vector(grad_b)
@@ -103,7 +103,7 @@ class NativeLayers(NativeCalls):
             self._finish(library, partial, code, grad_b)
 
     def column_sum(self, delta: Array, out: Array) -> None:
-        library, strides, code = self._native(), rows_of(delta), code_of(delta)
+        library, strides, code = self._native("column_sum"), rows_of(delta), code_of(delta)
         fits = strides is not None and code in FLOATS and is_vector(out) and delta.size > 0
         if library is None or strides is None or not fits or not self._sums(delta, out):
             super().column_sum(delta, out)
@@ -145,7 +145,7 @@ class NativeLayers(NativeCalls):
         if kind == "softmax":
             self.softmax(a, out)
             return
-        library, strides, code = self._native(), rows_of(a, out), code_of(a)
+        library, strides, code = self._native("output"), rows_of(a, out), code_of(a)
         fits = strides is not None and code in FLOATS and a.dtype == out.dtype and a.size > 0
         if library is None or strides is None or not fits or kind not in OUTPUT_KINDS:
             super().output(a, kind, out)
@@ -157,7 +157,7 @@ class NativeLayers(NativeCalls):
             self._issue(library.output, "output", values, self._parts(len(a), a.nbytes))
 
     def softmax(self, a: Array, out: Array, *, log: bool = False) -> None:
-        library, strides, code = self._native(), rows_of(a, out), code_of(a)
+        library, strides, code = self._native("softmax"), rows_of(a, out), code_of(a)
         fits = strides is not None and code in FLOATS and a.dtype == out.dtype and a.size > 0
         if library is None or strides is None or not fits:
             super().softmax(a, out, log=log)

@@ -24,9 +24,6 @@ NO_COMPILER = (
     "no C++ compiler was found (looked for $CXX, g++, clang++, c++ and the package ziglang); run: "
     'pip install "gpubackprop[native]"'
 )
-
-
-VERSION = 1  # what gb_version() of the sources returns
 MOST_NAMES = 256
 
 
@@ -37,6 +34,8 @@ class Library:
 
     Attributes
     ----------
+    has : set of str
+        The names of the functions that are there; NumPy computes what the others would.
     activations : dict of int
         Number of each activation, by its name in the registry.
     losses : dict of int
@@ -51,13 +50,15 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._loaded = ctypes.CDLL(str(path))
-        if self._loaded.gb_version() != VERSION:
-            raise OSError(f"{path} is of another version")
+        self.has: set[str] = set()
         self.activations, self.losses, self.updates = (
             self._numbers(f"gb_{kind}_names") for kind in ("activation", "loss", "update")
         )
         for name in arguments.ARGUMENTS:
-            function = getattr(self._loaded, f"gb_{name}")
+            function = getattr(self._loaded, f"gb_{name}", None)
+            if function is None:
+                continue
+            self.has.add(name)
             function.restype = None
             function.address = ctypes.cast(function, ctypes.c_void_p).value  # for gb_run
             setattr(self, name, function)
@@ -65,7 +66,11 @@ class Library:
     def _numbers(self, symbol: str) -> dict[str, int]:
         """Return the position of each name in a list of C strings that ends with a null pointer."""
         names: dict[str, int] = {}
-        for name in (ctypes.c_char_p * MOST_NAMES).in_dll(self._loaded, symbol):
+        try:
+            listed = (ctypes.c_char_p * MOST_NAMES).in_dll(self._loaded, symbol)
+        except ValueError:
+            return names
+        for name in listed:
             if name is None:
                 break
             names[name.decode()] = len(names)

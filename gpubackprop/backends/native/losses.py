@@ -116,7 +116,7 @@ class NativeLosses(NativeCalls):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        library, key = self._native(), None
+        library, key = self._native("softmax_cross_entropy"), None
         arguments = (logits, targets, options, result, sample_weight, upstream)
         if library is None:
             super().softmax_cross_entropy(*arguments)
@@ -182,7 +182,7 @@ class NativeLosses(NativeCalls):
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
     ) -> None:
-        library = self._native()
+        library = self._native("pointwise_loss")
         compute, delta = result["loss"].dtype, result.get("delta")
         strides = rows_of(a, delta)
         number = -1 if library is None else library.losses.get(formula.name, -1)
@@ -304,7 +304,7 @@ class NativeLosses(NativeCalls):
         penalty: tuple[Array, Array | float] | None,
         totals: Array,
     ) -> None:
-        library = self._native()
+        library = self._native("accumulate")
         l2 = None if penalty is None else penalty[1]
         at = l2 if isinstance(l2, np.ndarray) else None
         weights2 = None if penalty is None else penalty[0]

@@ -14,7 +14,7 @@ class NativeRows(NativeCalls):
     """The native operations on rows; see `NativeBackend`."""
 
     def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
-        library = self._native()
+        library = self._native("gather_rows")
         matrices = [x.reshape(len(x), -1) if x.ndim == 1 else x for x in (source, out)]
         strides = rows_of(*matrices) if matrices[0].ndim == matrices[1].ndim == 2 else None
         codes = code_of(source), code_of(out)
@@ -32,7 +32,7 @@ class NativeRows(NativeCalls):
         self._issue(library.gather_rows, "gather_rows", values, self._parts(len(out), out.nbytes))
 
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
-        library, strides = self._native(), rows_of(raw, out)
+        library, strides = self._native("standardize"), rows_of(raw, out)
         codes = code_of(raw), code_of(out)
         fits = codes[0] >= 0 and codes[1] in FLOATS and out.size > 0 and is_vector(mean, scale)
         fits = fits and mean.dtype == scale.dtype == np.float64
@@ -47,7 +47,7 @@ class NativeRows(NativeCalls):
         self._issue(library.standardize, "standardize", values, self._parts(len(raw), raw.nbytes))
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
-        library, codes = self._native(), (code_of(x), code_of(out))
+        library, codes = self._native("divide"), (code_of(x), code_of(out))
         fits = codes[0] in (0, 1) and codes[0] == codes[1] and is_vector(x, out) and x.size > 0
         if library is None or not fits:
             super().divide(x, divisor, out)

@@ -33,7 +33,7 @@ class NativeUpdates(NativeCalls):
     """The native updates; see `NativeBackend`."""
 
     def add_scaled(self, x: Array, scale: Array, out: Array) -> None:
-        library, code = self._native(), code_of(out)
+        library, code = self._native("add_scaled"), code_of(out)
         fits = code in (0, 1) and x.dtype == scale.dtype == out.dtype and is_vector(x, out, scale)
         if library is None or not fits:
             super().add_scaled(x, scale, out)
@@ -42,7 +42,7 @@ class NativeUpdates(NativeCalls):
         self._issue(library.add_scaled, "add_scaled", values, self._flat_parts(x, 3))
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
-        library, code = self._native(), code_of(x)
+        library, code = self._native("sum_of_squares"), code_of(x)
         if library is None or code not in (0, 1) or not is_vector(x, out) or not x.size:
             super().sum_of_squares(x, out)
             return
@@ -68,7 +68,7 @@ class NativeUpdates(NativeCalls):
         formula: Update,
         coefficients: dict[str, Any],
     ) -> None:
-        library, code = self._native(), code_of(parameters)
+        library, code = self._native("update"), code_of(parameters)
         number = -1 if library is None else library.updates.get(formula.name, -1)
         copy = coefficients.get("copy")
         compute = compute_of(parameters)
@@ -98,7 +98,7 @@ class NativeUpdates(NativeCalls):
         self._issue(library.update, "update", values, parts)
 
     def round_to_storage(self, x: Array, out: Array, random: Array | None = None) -> None:
-        library, code, narrow = self._native(), code_of(x), code_of(out)
+        library, code, narrow = self._native("round_to_storage"), code_of(x), code_of(out)
         fits = code in (0, 1) and narrow in FLOATS and is_vector(x, out) and x.size > 0
         if library is None or not fits:
             super().round_to_storage(x, out, random)
@@ -141,7 +141,7 @@ class NativeUpdates(NativeCalls):
         random: Array | None = None,
         half_copy: Array | None = None,
     ) -> NumpyUpdater:
-        kind = NumpyUpdater if self._native() is None else NativeUpdater
+        kind = NumpyUpdater if self._native("prepare_update") is None else NativeUpdater
         return kind(rule, parameters, gradient, slots, random, half_copy)
 
 
@@ -169,10 +169,12 @@ class NativeUpdater(NumpyUpdater):
 
     def _make_prepare(self) -> tuple[Any, Any]:
         rule, library = self.rule, libraries.library()
-        number = -1 if library is None else library.updates.get(rule.formula.name, -1)
+        if library is None or "prepare_update" not in library.has:
+            return None, None
+        number = library.updates.get(rule.formula.name, -1)
         known = same_formula(UPDATES.get(rule.formula.name), rule.formula, _FUNCTIONS)
         code = code_of(self._c)
-        if library is None or number < 0 or not known or code not in (0, 1):
+        if number < 0 or not known or code not in (0, 1):
             return None, None
         names = rule.formula.hyperparameters
         values = {
