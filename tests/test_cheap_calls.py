@@ -13,7 +13,7 @@ import pytest
 from benchmarks.bench_calls import way_of
 from gpubackprop import ops
 from gpubackprop.backends import LossOptions
-from gpubackprop.backends.native import losses
+from gpubackprop.backends.native import cross_entropy
 from gpubackprop.backends.numpy import eager
 from gpubackprop.errors import DtypeError, OptionError, TargetRangeError
 from tests import ways
@@ -92,7 +92,7 @@ def test_what_is_kept_is_bounded_and_holds_no_array_of_the_caller() -> None:
         del z, y, w, loss, delta
     gc.collect()
     assert [ref for ref in held if ref() is not None] == []
-    kept = losses._KEPT if ways.CURRENT[-1].name == "native" else eager._CROSS_ENTROPIES
+    kept = cross_entropy._KEPT if ways.CURRENT[-1].name == "native" else eager._CROSS_ENTROPIES
     assert 0 < len(kept) <= eager.KEPT
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from gpubackprop import MLP, Trainer, backends, ops
 from gpubackprop.backends import HOST, LossOptions, NativeBackend, NumpyBackend
-from gpubackprop.backends.native import calls, host_path, library, losses
+from gpubackprop.backends.native import calls, cross_entropy, host_path, library
 from gpubackprop.backends.native.arguments import ARGUMENTS
-from gpubackprop.backends.numpy import get_num_threads, set_num_threads
+from gpubackprop.backends.numpy import blocks, get_num_threads, set_num_threads
 from gpubackprop.bench import parity
 from gpubackprop.dtypes import STORAGES
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
@@ -36,11 +36,11 @@ def called(native: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the host kernels for which a record is made."""
     names: list[str] = []
     made = calls.record
-    for module in (calls, losses):
+    for module in (calls, cross_entropy):
         monkeypatch.setattr(
             module, "record", lambda name, v: (names.append(name), made(name, v))[1]
         )
-    monkeypatch.setattr(losses, "_KEPT", type(losses._KEPT)())
+    monkeypatch.setattr(cross_entropy, "_KEPT", type(cross_entropy._KEPT)())
     return names
 
 
@@ -115,13 +115,13 @@ def test_losses_of_cpu_tensors_run_compiled_kernels(called):
 # -- which arrays ---------------------------------------------------------------------------------
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[Any, np.ndarray]:
+def loss_of_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[Any, np.ndarray]:
     return ops.softmax_cross_entropy(logits, labels)
 
 
 def test_arrays_that_the_kernels_do_not_read_are_computed_by_numpy(called):
     z, y = RNG.normal(size=(6, 5)).astype(np.float32), np.arange(6) % 5
-    wanted = cross_entropy(z, y)
+    wanted = loss_of_rows(z, y)
     assert called == ["softmax_cross_entropy"]
     raw = np.zeros(z.nbytes + 1, np.uint8)
     misaligned = raw[1:].view(np.float32).reshape(z.shape)
@@ -129,12 +129,12 @@ def test_arrays_that_the_kernels_do_not_read_are_computed_by_numpy(called):
     wide = np.zeros((6, 10), np.float32)
     wide[:, ::2] = z
     for other in (np.asfortranarray(z), misaligned, wide[:, ::2]):
-        loss, delta = cross_entropy(other, y)
+        loss, delta = loss_of_rows(other, y)
         assert np.isclose(loss, wanted[0], rtol=1e-6)
         assert np.allclose(delta, wanted[1], atol=1e-7)
     rows = np.zeros((12, 5), np.float32)
     rows[::2] = z
-    loss, delta = cross_entropy(rows[::2], y)  # rows may be apart
+    loss, delta = loss_of_rows(rows[::2], y)  # rows may be apart
     assert loss == wanted[0]
     assert np.array_equal(delta, wanted[1])
 
@@ -244,7 +244,7 @@ def results_of(backend: Any, planned: bool) -> dict[str, np.ndarray]:
 def test_results_are_the_same_bit_for_bit_for_any_number_of_threads(
     planned, native, threads, monkeypatch
 ):
-    monkeypatch.setattr(calls, "PLANNED_THREAD_BYTES", 1 << 18)
+    monkeypatch.setattr(blocks, "PLANNED_THREAD_BYTES", 1 << 18)
     set_num_threads(1)
     wanted = results_of(NativeBackend(), planned)
     for count in (2, 3, 5):

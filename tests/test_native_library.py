@@ -364,6 +364,8 @@ def test_a_record_has_a_value_for_each_field_and_keeps_its_arrays(cache):
         arguments.record("double_it", {"x": x, "first": 0})
     with pytest.raises(TypeError, match=r"float|int"):
         arguments.record("double_it", {"x": x, "first": 0.5, "last": 3})
+    with pytest.raises(TypeError, match="x of double_it is float64 but must be an array"):
+        arguments.record("double_it", {"x": x[0], "first": 0, "last": 3})
 
 
 def test_the_address_of_an_array_is_what_numpy_says():

@@ -6,14 +6,14 @@ as its kernel reads. Otherwise it is that of `NumpyBackend`, which also multipli
 
 from __future__ import annotations
 
+from gpubackprop.backends.native.cross_entropy import NativeCrossEntropy
 from gpubackprop.backends.native.layers import NativeLayers
 from gpubackprop.backends.native.library import HostPath, host_path
-from gpubackprop.backends.native.losses import NativeLosses
 from gpubackprop.backends.native.rows import NativeRows
 from gpubackprop.backends.native.updates import NativeUpdates
 
 __all__ = ["HostPath", "NativeBackend", "host_path"]
 
 
-class NativeBackend(NativeLayers, NativeLosses, NativeUpdates, NativeRows):
+class NativeBackend(NativeLayers, NativeCrossEntropy, NativeUpdates, NativeRows):
     """The operations of backpropagation on NumPy arrays, compiled where that can be."""

@@ -197,7 +197,7 @@ def record(name: str, values: Mapping[str, Any]) -> Record:
     Raises
     ------
     TypeError
-        A field has no value, there is no such field, or a number has the wrong type.
+        A field has no value, there is no such field, or a value has the wrong type.
     """
     kinds = ARGUMENTS[name]
     if values.keys() != kinds.keys():
@@ -210,6 +210,8 @@ def record(name: str, values: Mapping[str, Any]) -> Record:
         if kind != "*":
             setattr(made, field, value)
         elif value is not None:
+            if not isinstance(value, np.ndarray):  # another object has no data where arrays have it
+                raise TypeError(f"{field} of {name} is {type(value).__name__} but must be an array")
             made.arrays[field] = value
             setattr(made, field, address(value))
     return made

@@ -13,8 +13,7 @@ import numpy as np
 from gpubackprop.backends.native import library as libraries
 from gpubackprop.backends.native.arguments import CODES, Record, record, record_type
 from gpubackprop.backends.native.library import Library
-from gpubackprop.backends.numpy import NumpyBackend
-from gpubackprop.backends.numpy.blocks import PLANNED_THREAD_BYTES, THREAD_BYTES
+from gpubackprop.backends.numpy import NumpyBackend, blocks
 from gpubackprop.backends.numpy.recorded_calls import (
     WORKERS,
     Call,
@@ -54,15 +53,18 @@ def row_stride(matrix: Array) -> int:
 
 def rows_of(*matrices: Array | None) -> list[int] | None:
     """Return the `row_stride` of each (0 for None), or None if one of them has gaps."""
-    strides = [0 if matrix is None else row_stride(matrix) for matrix in matrices]
+    strides = []
+    for matrix in matrices:
+        strides.append(0 if matrix is None else row_stride(matrix))
     return None if -1 in strides else strides
 
 
 def is_vector(*vectors: Array | None) -> bool:
     """Return whether the elements of each stand side by side."""
-    return all(
-        vector is None or (vector.flags.c_contiguous and vector.flags.aligned) for vector in vectors
-    )
+    for vector in vectors:
+        if vector is not None and not (vector.flags.c_contiguous and vector.flags.aligned):
+            return False
+    return True
 
 
 def compute_of(array: Array) -> np.dtype:
@@ -131,7 +133,8 @@ class NativeCalls(NumpyBackend):
 
         Parts begin at multiples of `chunk` rows.
         """
-        enough = THREAD_BYTES if self._call is run_now else PLANNED_THREAD_BYTES
+        now = self._call is run_now
+        enough = blocks.THREAD_BYTES if now else blocks.PLANNED_THREAD_BYTES
         chunks = -(-rows // chunk)
         threads = min(get_num_threads(), chunks) if nbytes >= enough else 1
         if threads < 2:
@@ -166,7 +169,7 @@ class NativeCalls(NumpyBackend):
     def _copied(self, array: Array, dtype: Any, number: int) -> Array:
         """Return a contiguous copy of another dtype: now, or whenever the plan runs."""
         if self._call is run_now:
-            return array.astype(dtype)
+            return array.astype(dtype, order="C")
         copy = self._scratch().take(0, number, array.shape, np.dtype(dtype))
         self._call(np.copyto, copy, array, "unsafe")
         return copy

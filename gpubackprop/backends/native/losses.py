@@ -6,14 +6,11 @@ mean.
 
 from __future__ import annotations
 
-import ctypes
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.loss import LossOptions
-from gpubackprop.backends.native.arguments import address, record
 from gpubackprop.backends.native.calls import (
     NativeCalls,
     Part,
@@ -21,156 +18,27 @@ from gpubackprop.backends.native.calls import (
     compute_of,
     is_vector,
     row_stride,
-    rows_of,
     same_formula,
 )
 from gpubackprop.backends.native.layers import FLOATS
 from gpubackprop.backends.native.library import Library
-from gpubackprop.backends.numpy.eager import KEPT_ROWS, Store
-from gpubackprop.backends.numpy.recorded_calls import get_num_threads, run_now
 from gpubackprop.formulas import POINTWISE_LOSSES, PointwiseLoss
 
 Array = np.ndarray
-LABELS, PROBABILITIES = (4, 5, 6), (0, 1)  # codes of labels, and of probabilities
 TARGETS = (0, 1, 2, 3, 4, 6)  # codes of the pointwise losses' targets
-OWN_TARGETS, OWN_ROW_LOSS, OWN_UPSTREAM, OWN_WEIGHT, OWN_CLASS = range(50, 55)  # scratch numbers
+# Numbers of scratch arrays.
+OWN_TARGETS, OWN_ROW_LOSS, OWN_UPSTREAM, OWN_WEIGHT, OWN_CLASS, OWN_LOGITS, OWN_DELTA = range(
+    50, 57
+)
+NO_LABELS = {
+    "labels": None, "class_weight": None, "classes": 0, "ignore_index": 0, "label_storage": 0,
+    "has_ignore_index": 0,
+}  # fmt: skip
 _FUNCTIONS = ("value_and_delta",)
 
 
-_KEPT = Store()
-
-
-def key_of(
-    logits: Array,
-    targets: Array,
-    options: LossOptions,
-    result: dict[str, Array],
-    sample_weight: Array | None,
-    upstream: Array | float,
-) -> tuple[Any, ...] | None:
-    """Return what a kept call depends on beside addresses; None if a call is not kept."""
-    if sample_weight is not None or options.class_weight is not None:
-        return None
-    if type(upstream) is not float or len(logits) > KEPT_ROWS:
-        return None
-    delta = result.get("delta")
-    return (
-        logits.shape, logits.strides, logits.dtype, targets.strides, targets.dtype, upstream,
-        None if delta is None else (delta.strides, delta.dtype), tuple(result),
-        result["loss"].dtype, options.ignore_index, options.label_smoothing, options.z_loss,
-        options.soft_cap, options.reduction, options.empty, get_num_threads(),
-    )  # fmt: skip
-
-
-class KeptLoss:
-    """The record of a call of softmax cross entropy, for the next call of its kind.
-
-    It holds no array of the caller. A call takes it out of the store and puts it back afterwards,
-    so two threads that call at once never share it.
-
-    Parameters
-    ----------
-    function : callable
-        The host kernel.
-    values : dict
-        The fields of the record for the first call, which runs now.
-    direct : bool
-        Whether the kernel reads the caller's targets, and not a copy.
-    """
-
-    def __init__(self, function: Any, values: dict[str, Any], direct: bool) -> None:
-        made = record("softmax_cross_entropy", values | {"first": 0, "last": values["rows"]})
-        self.call, self.made = partial(function, ctypes.byref(made)), made
-        self.call()
-        self.targets = "labels" if values["probabilities"] is None else "probabilities"
-        self.direct, self.itemsize = direct, values["logits"].itemsize
-        made.arrays = {"row_loss": made.arrays.get("row_loss")}
-
-    def run(self, logits: Array, targets: Array, result: dict[str, Array]) -> bool:
-        """Run the call on other arrays; return whether it takes them."""
-        delta, made, at = result.get("delta"), self.made, address(logits)
-        if not self.direct or at % self.itemsize or not targets.flags.aligned:
-            return False
-        if delta is not None and not (delta.flags.writeable and delta.flags.aligned):
-            return False
-        made.logits = at
-        setattr(made, self.targets, address(targets))
-        for name, array in result.items():
-            if name not in ("delta", "loss", "row_loss") and not is_vector(array):
-                return False
-            if name != "scale":
-                setattr(made, name, address(array))
-        self.call()
-        return True
-
-
 class NativeLosses(NativeCalls):
-    """The native losses; see `NativeBackend`."""
-
-    def softmax_cross_entropy(
-        self,
-        logits: Array,
-        targets: Array,
-        options: LossOptions,
-        result: dict[str, Array],
-        sample_weight: Array | None = None,
-        upstream: Array | float = 1.0,
-    ) -> None:
-        library, key = self._native("softmax_cross_entropy"), None
-        arguments = (logits, targets, options, result, sample_weight, upstream)
-        if library is None:
-            super().softmax_cross_entropy(*arguments)
-            return
-        if self._call is run_now:
-            key = key_of(*arguments)
-            kept = _KEPT.pop(key, None)
-            if kept is not None and kept.run(logits, targets, result):
-                _KEPT.keep(key, kept)
-                return
-        compute, delta = result["loss"].dtype, result.get("delta")
-        strides = rows_of(logits, delta)
-        if strides is None or not self._fits(logits, compute, result):
-            super().softmax_cross_entropy(*arguments)
-            return
-        by_label, given = targets.ndim == 1, targets
-        targets = self._targets(targets, LABELS if by_label else PROBABILITIES, compute)
-        class_weight = self._row_numbers(options.class_weight, compute, OWN_CLASS)
-        labels, probabilities = (targets, None) if by_label else (None, targets)
-        ignores = by_label and options.ignore_index is not None
-        weighed = by_label and (ignores or class_weight is not None)
-        parts = self._parts(len(logits), logits.size * compute.itemsize)
-        shared = self._shared(
-            parts, options, result, sample_weight, upstream, weighed, len(logits), compute
-        )
-        values = {
-            **shared, "logits": logits, "labels": labels, "probabilities": probabilities,
-            "delta": delta, "lse": result.get("lse"), "predicted": result.get("predicted"),
-            "correct": result.get("correct") if by_label else None, "class_weight": class_weight,
-            "rows": len(logits), "cols": logits.shape[1], "stride_logits": strides[0],
-            "stride_delta": strides[1],
-            "stride_probabilities": 0 if by_label else row_stride(targets),
-            "ignore_index": options.ignore_index or 0, "label_smoothing": options.label_smoothing,
-            "z_loss": options.z_loss, "soft_cap": options.soft_cap, "storage": code_of(logits),
-            "label_storage": code_of(targets) if by_label else 0,
-            "probability_storage": 0 if by_label else code_of(targets),
-            "has_ignore_index": int(ignores),
-        }  # fmt: skip
-        if len(parts) > 1 and shared["divisor_at"] is not None:
-            weights = {
-                "labels": labels, "sample_weight": values["sample_weight"],
-                "class_weight": class_weight if by_label else None,
-                "divisor_at": shared["divisor_at"], "rows": len(logits),
-                "classes": logits.shape[1], "ignore_index": values["ignore_index"], "factor": 1.0,
-                "storage": code_of(logits), "label_storage": values["label_storage"],
-                "has_ignore_index": int(ignores),
-            }  # fmt: skip
-            self._issue(library.row_weights, "row_weights", weights)
-        if key is not None and len(parts) == 1:
-            kept = KeptLoss(library.softmax_cross_entropy, values, targets is given)
-            _KEPT.keep(key, kept)
-            return
-        self._issue(library.softmax_cross_entropy, "softmax_cross_entropy", values, parts)
-        self._reduce(library, values, result, options, parts)
+    """What the native losses share, and the pointwise losses; see `NativeBackend`."""
 
     def pointwise_loss(
         self,
@@ -183,51 +51,50 @@ class NativeLosses(NativeCalls):
         upstream: Array | float = 1.0,
     ) -> None:
         library = self._native("pointwise_loss")
-        compute, delta = result["loss"].dtype, result.get("delta")
-        strides = rows_of(a, delta)
         number = -1 if library is None else library.losses.get(formula.name, -1)
         known = same_formula(POINTWISE_LOSSES.get(formula.name), formula, _FUNCTIONS)
-        fits = strides is not None and number >= 0 and known and self._fits(a, compute, result)
-        if library is None or strides is None or not fits:
+        if library is None or number < 0 or not known or not self._fits(a, result):
             super().pointwise_loss(a, targets, formula, options, result, sample_weight, upstream)
             return
-        targets = self._targets(targets, TARGETS, compute)
+        a, delta = self._rows(a, OWN_LOGITS), self._rows_for(result.get("delta"))
+        targets = self._targets(targets, TARGETS, compute_of(a))
         factor = float(a.shape[1]) if options.reduction == "elementwise_mean" else 1.0
-        parts = self._parts(len(a), a.size * compute.itemsize)
-        shared = self._shared(
-            parts, options, result, sample_weight, upstream, False, len(a) * factor, compute
-        )
+        parts = self._parts(len(a), a.size * compute_of(a).itemsize)
+        shared = self._shared(parts, a, options, result, sample_weight, upstream, False, factor)
         values = {
             **shared, "a": a, "targets": targets, "delta": delta,
-            "correct": result.get("correct"), "rows": len(a), "cols": a.shape[1],
-            "stride_a": strides[0], "stride_targets": row_stride(targets),
-            "stride_delta": strides[1], "divisor_factor": factor, "parameter": formula.parameter,
-            "storage": code_of(a), "target_storage": code_of(targets), "formula": number,
+            "correct": result.get("correct"), "cols": a.shape[1], "stride_a": row_stride(a),
+            "stride_targets": row_stride(targets),
+            "stride_delta": 0 if delta is None else row_stride(delta), "divisor_factor": factor,
+            "parameter": formula.parameter, "target_storage": code_of(targets), "formula": number,
         }  # fmt: skip
-        if len(parts) > 1 and shared["divisor_at"] is not None:
-            weights = {
-                "labels": None, "sample_weight": values["sample_weight"], "class_weight": None,
-                "divisor_at": shared["divisor_at"], "rows": len(a), "classes": 0,
-                "ignore_index": 0, "factor": factor, "storage": code_of(a), "label_storage": 0,
-                "has_ignore_index": 0,
-            }  # fmt: skip
-            self._issue(library.row_weights, "row_weights", weights)
+        self._weigh(library, shared, NO_LABELS, factor)
         self._issue(library.pointwise_loss, "pointwise_loss", values, parts)
-        self._reduce(library, values, result, options, parts)
+        self._finish_loss(library, shared, result, options, parts, delta)
 
-    # -- what both have ---------------------------------------------------------------------------
+    # -- what all losses share --------------------------------------------------------------------
 
-    def _fits(self, logits: Array, compute: np.dtype, result: dict[str, Array]) -> bool:
+    def _fits(self, logits: Array, result: dict[str, Array]) -> bool:
         """Return whether the kernels take these logits and results."""
         delta = result.get("delta")
         vectors = (result.get(name) for name in ("row_loss", "lse", "predicted", "correct"))
         return (
             code_of(logits) in FLOATS
             and logits.size > 0
-            and compute_of(logits) == compute
+            and compute_of(logits) == result["loss"].dtype
             and (delta is None or (delta.dtype == logits.dtype and delta.flags.writeable))
             and is_vector(*vectors)
         )
+
+    def _rows(self, x: Array, number: int) -> Array:
+        """Return x if its rows have no gaps, else a copy."""
+        return x if row_stride(x) >= 0 else self._copied(x, x.dtype, number)
+
+    def _rows_for(self, delta: Array | None) -> Array | None:
+        """Return where a kernel writes delta: there, or memory without gaps."""
+        if delta is None or row_stride(delta) >= 0:
+            return delta
+        return self._scratch().take(0, OWN_DELTA, delta.shape, delta.dtype)
 
     def _targets(self, targets: Array, codes: tuple[int, ...], compute: np.dtype) -> Array:
         """Return targets as a kernel reads them: themselves, or a copy."""
@@ -245,24 +112,24 @@ class NativeLosses(NativeCalls):
     def _shared(
         self,
         parts: list[Part],
+        logits: Array,
         options: LossOptions,
         result: dict[str, Array],
         sample_weight: Array | None,
         upstream: Array | float,
-        weighed: bool,
-        count: float,
-        compute: np.dtype,
+        by_label: bool,
+        factor: float,
     ) -> dict[str, Any]:
-        """Return the fields that both losses have: reduction, weights and upstream gradient.
+        """Return the fields that all losses have: reduction, weights and upstream gradient.
 
-        `weighed` says that the mean divides by more than sample weights, and `count` is what it
-        divides by if rows have no weight.
+        `by_label` says that labels decide what a row counts in the mean, and `factor` is what its
+        divisor is multiplied by.
         """
-        mean, whole = options.reduction.endswith("mean"), len(parts) == 1
-        weighs = mean and (weighed or sample_weight is not None)
-        row_loss, reduced = result.get("row_loss"), options.reduction != "none"
+        rows, compute, whole = len(logits), compute_of(logits), len(parts) == 1
+        mean, reduced = options.reduction.endswith("mean"), options.reduction != "none"
+        weighs = mean and (by_label or sample_weight is not None)
+        row_loss = result.get("row_loss")
         if row_loss is None and reduced:
-            rows = parts[-1][1]
             row_loss = self._scratch().take(0, OWN_ROW_LOSS, (rows,), compute)
         at, value = None, 1.0
         if isinstance(upstream, np.ndarray):
@@ -275,26 +142,37 @@ class NativeLosses(NativeCalls):
             "upstream": at, "upstream_value": value,
             "upstream_stride": int(at is not None and at.ndim > 0),
             "divisor_at": np.zeros(1) if weighs and not whole else None,
-            "divisor": float(count) if mean and not weighs else 1.0,
+            "divisor": rows * factor if mean and not weighs else 1.0, "rows": rows,
             "weighs": int(weighs and whole), "empty_is_zero": int(options.empty == "zero"),
+            "storage": code_of(logits),
         }  # fmt: skip
 
-    def _reduce(
+    def _weigh(
+        self, library: Library, shared: dict[str, Any], labels: dict[str, Any], factor: float
+    ) -> None:
+        """Issue the sum of the weights by which parts divide, if they do."""
+        if shared["divisor_at"] is not None:
+            own = {
+                name: shared[name] for name in ("sample_weight", "divisor_at", "rows", "storage")
+            }
+            self._issue(library.row_weights, "row_weights", {**own, **labels, "factor": factor})
+
+    def _finish_loss(
         self,
         library: Library,
-        values: dict[str, Any],
+        shared: dict[str, Any],
         result: dict[str, Array],
         options: LossOptions,
         parts: list[Part],
+        delta: Array | None,
     ) -> None:
-        """Issue the mean or the sum of the rows' losses after several parts."""
-        if len(parts) == 1 or options.reduction == "none":
-            return
-        shared = {
-            name: values[name]
-            for name in ("row_loss", "divisor_at", "rows", "divisor", "storage", "empty_is_zero")
-        }
-        self._issue(library.reduce_loss, "reduce_loss", {**shared, "loss": result["loss"]})
+        """Issue the mean or the sum of the rows' losses after several parts, and delta's copy."""
+        if len(parts) > 1 and options.reduction != "none":
+            names = ("row_loss", "divisor_at", "rows", "divisor", "storage", "empty_is_zero")
+            own = {name: shared[name] for name in names}
+            self._issue(library.reduce_loss, "reduce_loss", {**own, "loss": result["loss"]})
+        if delta is not result.get("delta"):
+            self._call(np.copyto, result["delta"], delta)
 
     def accumulate(
         self,

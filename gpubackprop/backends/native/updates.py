@@ -33,7 +33,7 @@ class NativeUpdates(NativeCalls):
     """The native updates; see `NativeBackend`."""
 
     def add_scaled(self, x: Array, scale: Array, out: Array) -> None:
-        library, code = self._native("add_scaled"), code_of(out)
+        library, code, scale = self._native("add_scaled"), code_of(out), np.asarray(scale)
         fits = code in (0, 1) and x.dtype == scale.dtype == out.dtype and is_vector(x, out, scale)
         if library is None or not fits:
             super().add_scaled(x, scale, out)
