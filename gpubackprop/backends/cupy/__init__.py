@@ -30,7 +30,8 @@ from gpubackprop.backends.cupy.kept_calls import (
 from gpubackprop.backends.cupy.layers import LayerOperations, same_shape
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy.memory import WorkingMemory
-from gpubackprop.backends.cupy.recorded_calls import CupyProducts, Plan, Products, RecordedCalls
+from gpubackprop.backends.cupy.products import CupyProducts, Products
+from gpubackprop.backends.cupy.recorded_calls import Plan, RecordedCalls
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.memory import Array

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import dense, row_stride
-from gpubackprop.backends.cupy.recorded_calls import Products
+from gpubackprop.backends.cupy.products import Products
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.memory import Array
 from gpubackprop.errors import ShapeError
