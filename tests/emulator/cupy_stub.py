@@ -27,8 +27,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpubackprop.backends import devices
 from gpubackprop.backends.cupy.arguments import Record, layout_named
 from gpubackprop.backends.kernel_sources import kernels_directory
+from tests.emulator import cublaslt
 from tests.emulator.cupy_queue import (
     STATE,
     Block,
@@ -630,12 +632,17 @@ def installed(seed: int = 0, *, lazy: bool = True) -> Any:
     sys.modules["cupy"] = module()
     in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY")
     os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # the user's cache must stay as it is
+    load = devices.load_cuda_library
+    devices.load_cuda_library = lambda name, major: (
+        cublaslt.load_cuda_library(name, major) or load(name, major)
+    )
     STATE.reset(seed, lazy=lazy)
     try:
         yield STATE.counts
         STATE.run_all()  # a backend may be kept for the next time: its queued calls must be done
     finally:
         STATE.reset()
+        devices.load_cuda_library = load
         if in_memory is None:
             del os.environ["CUPY_CACHE_IN_MEMORY"]
         else:
