@@ -33,7 +33,15 @@ class ScratchMemory(Protocol):
 
 
 class Products:
-    """The multiplication of matrices; ``CupyBackend(index, products=...)`` takes another."""
+    """The multiplication of matrices; ``CupyBackend(index, products=...)`` takes another.
+
+    Attributes
+    ----------
+    obstacle : str
+        Why calls cannot be part of a CUDA graph; "" if they can.
+    """
+
+    obstacle = "matrix products"
 
     def __call__(self, x: Any, y: Any, out: Any) -> None:
         """Set out = x @ y on the current stream; each matrix is C- or F-contiguous.
@@ -47,7 +55,7 @@ class Products:
 
         Whatever allocates, asks or waits is done now.
         """
-        raise NotImplementedError
+        return (self, (x, y, out)), self.obstacle
 
 
 class CupyProducts(Products):
@@ -61,6 +69,8 @@ class CupyProducts(Products):
     bfloat16, and returns float16 for float16. Sums are float32, and so may `out` be.
     """
 
+    obstacle = "matrix products through CuPy"
+
     def __init__(self, cupy: Any) -> None:
         self._cupy, self._matmul = cupy, cupy.matmul
         self._one, self._zero = np.ones((), np.float32), np.zeros((), np.float32)
@@ -70,9 +80,6 @@ class CupyProducts(Products):
             self._matmul(x, y, out=out)
         elif out.size:
             self._to_sixteen_bit(x, y, out)
-
-    def planned(self, x: Any, y: Any, out: Any, memory: ScratchMemory) -> tuple[Recorded, str]:
-        return (self, (x, y, out)), "matrix products through CuPy"
 
     def _to_sixteen_bit(self, x: Any, y: Any, out: Any) -> None:
         """Multiply 16-bit matrices. cuBLAS's matrices are column by column: out^T = y^T x^T."""
@@ -111,6 +118,8 @@ class CublasLtProducts(Products):
     library : Library
         The library.
     """
+
+    obstacle = ""
 
     def __init__(self, cupy: Any, index: int, library: cublaslt.Library) -> None:
         self._cupy, self._index, self._library = cupy, index, library
