@@ -24,6 +24,7 @@ from gpubackprop.formulas import (
     pointwise_loss,
 )
 from gpubackprop.losses import LOSSES, loss
+from gpubackprop.onnx import formulas as onnxs
 from gpubackprop.ops import activation_forward
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.sklearn import MLPRegressor
@@ -47,6 +48,7 @@ SELECTIONS = {
 }
 # Those that must name every entry; the test below them walks each.
 COMPLETE = {
+    ("gpubackprop/onnx/formulas.py", "ACTIVATIONS"),
     ("gpubackprop/optimizers.py", "_FACTORIES"),
     ("gpubackprop/optimizers.py", "OPTIMIZERS"),
     ("gpubackprop/torch/activations.py", "FORMULAS"),
@@ -94,7 +96,8 @@ def test_every_table_of_the_package_by_a_registrys_names_is_held_to_the_registry
 
 
 def test_tables_that_must_name_every_entry_do():
-    assert set(torchs.FORMULAS) == set(ACTIVATIONS)
+    assert set(torchs.FORMULAS) == set(onnxs.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(onnxs.OUTPUTS) == set(OUTPUTS)
     of_values = {name for name, entry in ACTIVATIONS.items() if entry.saved == "h"}
     assert set(torchs._SLOPES_OF_VALUES) == of_values
     assert set(optimizers._FACTORIES) == set(UPDATES)

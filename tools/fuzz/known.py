@@ -168,9 +168,11 @@ ESTIMATORS = (
         before="poisson",
     ),
     Known(
-        "where exp overflows in the Poisson loss, scikit-learn has NaN and ours a number or infinity",
+        "where exp overflows or falls to 0 in the Poisson loss, scikit-learn has NaN and ours a number "
+        "or infinity",
         place=r"\.(loss_|best_loss_|loss_curve_\[\d+\]|best_loss_\.type)$",
-        detail=r"there array.(nan|inf)|there 'float'",  # no loss was below the initial inf
+        # no loss was below the initial inf; or no later one was below the best
+        detail=r"there array.(nan|inf)|there 'float'|beside loss_ \[array\(nan\), array\((\d|inf)",
         before="poisson",
         ends=True,
     ),
