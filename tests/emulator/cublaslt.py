@@ -39,7 +39,7 @@ def library() -> Any:
     def queue(stream: int | None, job: int) -> None:
         current = STATE.stream
         assert current.ptr == (stream or 0), "a product on another stream than the current one"
-        STATE.counts.products += 1
+        STATE.count_product()
         STATE.queue(_Job(handle, job), current)
 
     @ctypes.CFUNCTYPE(ctypes.c_int)

@@ -169,7 +169,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     def fill(self, value: Any) -> None:
         _here(self)
-        STATE.counts.kernels.append("fill")
+        STATE.count_kernel("fill")
         STATE.queue(partial(self._host.fill, value))
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
@@ -269,7 +269,7 @@ def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
         assert operand.flags.c_contiguous or operand.flags.f_contiguous, "CuPy would copy it"
     assert out.flags.c_contiguous, "CuPy would compute into a temporary"
     assert not any(np.may_share_memory(out._host, array._host) for array in (a, b))
-    STATE.counts.products += 1
+    STATE.count_product()
     STATE.queue(partial(_quietly, np.matmul, a._host, b._host, out._host))
     return out
 
@@ -300,7 +300,7 @@ def gemm_ex(
 
     left = operand(a, a_type, m, k, lda, trans_a)
     right = operand(b, b_type, k, n, ldb, trans_b)
-    STATE.counts.products += 1
+    STATE.count_product()
     assert ldc >= m
     out = _memory(c, ldc * n, CUDA_TYPES[c_type]).reshape(n, ldc)
 
@@ -321,7 +321,7 @@ def _memory(pointer: int, count: int, dtype: Any) -> np.ndarray:
 def _ufunc(name: str, function: Any) -> Any:
     def call(*args: ndarray) -> ndarray:
         _here(*args)
-        STATE.counts.kernels.append(name)
+        STATE.count_kernel(name)
         STATE.queue(partial(_quietly, function, *(array._host for array in args)))
         return args[-1]
 
@@ -331,7 +331,7 @@ def _ufunc(name: str, function: Any) -> Any:
 def _reduction(name: str, function: Any) -> Any:
     def call(a: ndarray, axis: int | None = None, keepdims: bool = False) -> ndarray:
         _here(a)
-        STATE.counts.kernels.append(name)
+        STATE.count_kernel(name)
         like = np.asarray(function(np.empty(a.shape, a.dtype), axis=axis, keepdims=keepdims))
         out, host = empty(like.shape, like.dtype), a._host
         target = out._host
@@ -375,7 +375,7 @@ class ElementwiseKernel:
             key: (lambda x, to=to: np.asarray(x).astype(to)) if key != "exp" else to
             for key, to in types_.items()
         }
-        STATE.counts.kernels.append(self.name)
+        STATE.count_kernel(self.name)
         target = out._host
 
         def run() -> None:
@@ -512,7 +512,7 @@ class RawKernel:
             self._by_value(value) if isinstance(value, np.ndarray) else self._value(number, value)
             for number, value in enumerate(args)
         ]
-        STATE.counts.kernels.append(self.__name__)
+        STATE.count_kernel(self.__name__)
         launched = Launched(
             self._source, self.__name__, self._defines, grid, block, values, shared_mem
         )

@@ -21,6 +21,7 @@ from gpubackprop.errors import DeviceUnavailable
 
 CUDA_TYPES = {name: row.cublas for name, row in STORAGES.items()}
 GEMM_DEFAULT = -1
+KEPT = 512  # products that are kept for calls outside a plan
 WORKSPACE = 32 << 20  # bytes; NVIDIA recommends so much for cards of compute capability 9.0
 
 Recorded = tuple[Callable[..., None], tuple[Any, ...]]
@@ -134,6 +135,8 @@ class CublasLtProducts(Products):
             return
         problem = self._problem(x, y, out)
         if problem not in self._eager:
+            if len(self._eager) >= KEPT:
+                self._eager.clear()
             self._eager[problem] = self._first_proposal(problem)
         product = self._eager[problem]
         if product is None:
