@@ -196,7 +196,7 @@ def _number(lr: Tensor) -> Tensor:
 
 
 def table_rows(operands: list[Operands], groups: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the table (tensors, WORDS) int64 of kernels/update_table.cu, and chunks of each tensor."""
+    """Return the table (tensors, WORDS) of kernels/update_table.cu, and each tensor's chunks."""
     size = operands[0].p.element_size()
     pack = (2 if size == 8 else 4) * size  # bytes of p in a pack
     rows = np.zeros((len(operands), WORDS), np.int64)

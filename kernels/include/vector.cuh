@@ -76,6 +76,15 @@ template <class T, int E> __device__ __forceinline__ void store(T* p, const Pack
 }
 
 
+// The pack at p, or zeros and no access.
+template <class T, int E> __device__ __forceinline__ Pack<T, E> load_if(bool wanted, const T* p) {
+    Words<T, E> both;
+#pragma unroll
+    for (int i = 0; i < Words<T, E>::COUNT; ++i) both.words[i] = typename Words<T, E>::W{};
+    if (wanted) load_words(p, both);
+    return both.pack;
+}
+
 // Elements [lo, hi) of the pack at any p; the others are 0 and their memory is not touched. Both ways
 // end in whole words: else the compiler would take 16-bit elements apart at once, and so wait for them
 // before it asks for what comes next.
