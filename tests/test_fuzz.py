@@ -248,6 +248,10 @@ def test_rounding_is_no_divergence_and_more_than_other_roundings_make_is():
     exact = there + 1e-8
     assert not pytorch.same(narrow, narrow * np.float32(1 + 2**-23), [exact], [])
     assert pytorch.same(narrow, narrow * np.float32(1 + 2**-19), [exact], [])
+    cast = ["P = [torch.ones(2).to(float32)]", "opt.step()", "P[0].data = P[0].data.double()"]
+    for other, alike in ((1 + 2.0**-23, True), (1 + 2.0**-19, False), (1 + 2.0**-24, False)):
+        assert (not pytorch.same(there, there * other, [there], cast)) == alike
+        assert pytorch.same(there, there * other, [there], cast[:2])
 
 
 def test_the_command_ends_with_1_where_something_was_found(monkeypatch, capsys):

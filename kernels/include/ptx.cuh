@@ -306,6 +306,23 @@ __device__ __forceinline__ void publish(uint64* p, uint64 v) {
 #endif
 }
 
+// ---- tickets: which block of a grid is the last ------------------------------------------------------
+
+// How many of `all` took a ticket before; the last one puts the counter back to 0. Whoever takes a ticket
+// sees what those before had written, who took theirs behind a barrier of their block included.
+__device__ __forceinline__ uint32 take_ticket(int* counter, uint32 all) {
+#ifdef __CUDA_ARCH__
+    uint32 before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before) : "l"(counter), "r"(all - 1) : "memory");
+    return before;
+#else
+    uint32 before = uint32(__atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL));
+    if (before == all - 1) __atomic_store_n(counter, 0, __ATOMIC_RELAXED);
+    return before;
+#endif
+}
+
 // ---- asynchronous copies from global to shared memory --------------------------------------------
 //   Issued, committed as a group, waited for: what a thread copied is there for that thread after its
 //   wait, and for the block after a barrier behind it. Before sm_80 the copy is done at once.
