@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ def test_every_activation_gives_the_models_predictions_in_both_dtypes(activation
     assert list(found) == ["label", "probabilities"]
     assert_close(found["probabilities"], model.predict(x))
     assert found["label"].tolist() == model.predict_labels(x).tolist()
+
+
+def test_an_activation_of_the_program_exports_with_its_own_formula_and_is_refused_without():
+    relu = ACTIVATIONS["relu"]
+    own = replace(relu, name="own", onnx=lambda n, a, k: n.op("Max", a, n.number(0.0)))
+    x = raw()
+    model = Model(MLP([4, 5, 2], own, seed=8), Standardizer.fit(x))
+    assert_close(run(model.to_onnx(), x)["probabilities"], model.predict(x))
+    with pytest.raises(OptionError, match="activation 'own' has no formula for ONNX"):
+        Model(MLP([4, 5, 2], replace(own, onnx=None))).to_onnx()
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
