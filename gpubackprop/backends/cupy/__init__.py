@@ -110,7 +110,7 @@ class CupyBackend(LayerOperations):
         return twin
 
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
-        """Record a CUDA graph if all of it can be captured, which products through CuPy cannot."""
+        """Record a CUDA graph if all of it can be captured: products through CuPy cannot."""
         recorder = self._recorder()
         emit(recorder)
         return self._replay(recorder)

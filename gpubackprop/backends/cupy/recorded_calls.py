@@ -2,8 +2,8 @@
 
 A recorded call holds its arrays. Launch shapes, checks, casts and scratch memory are settled while
 recording, so a replay is a loop of launches: this package allocates nothing and does not wait.
-cuBLAS through CuPy 14 cannot be captured (docs/decisions/2026-11-23-cupy-plans.md), so a step with
-`CupyProducts` replays its recorded calls. If the product can be captured, they are captured once.
+If all of them can be captured, they are a CUDA graph: products by cuBLASLt can be, those through
+CuPy 14 cannot (docs/decisions/2026-11-28-cublaslt.md).
 """
 
 from __future__ import annotations
