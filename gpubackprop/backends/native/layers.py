@@ -43,14 +43,17 @@ class NativeLayers(NativeCalls):
         dropout: Dropout | None,
     ) -> None:
         library = self._native("affine_epilogue")
-        number = -1 if library is None else self._activation(library, activation)
+        if library is None:
+            super()._activate(product, b, activation, a, h, dropout)
+            return
+        number = self._activation(library, activation)
         in_place = h is a
         strides = rows_of(product, a, h)
         codes = code_of(a), code_of(product)
         fits = number >= 0 and strides is not None and codes[0] in FLOATS and codes[1] in FLOATS
         fits = fits and a.dtype == h.dtype and is_vector(b) and a.size > 0
         fits = fits and (b is None or b.dtype == a.dtype)
-        if not fits or strides is None or library is None:
+        if not fits or strides is None:
             super()._activate(product, b, activation, a, h, dropout)
             return
         if number == 0 and b is None and dropout is None and h is product:
@@ -74,12 +77,15 @@ class NativeLayers(NativeCalls):
         dropout: Dropout | None = None,
     ) -> None:
         library = self._native("activation_backward")
-        number = -1 if library is None else self._activation(library, activation)
+        if library is None:
+            super().activation_backward(grad_h, saved, activation, delta, grad_b, dropout)
+            return
+        number = self._activation(library, activation)
         strides, code = rows_of(grad_h, saved, delta), code_of(delta)
         fits = number >= 0 and strides is not None and code in FLOATS and is_vector(grad_b)
         fits = fits and grad_h.dtype == saved.dtype == delta.dtype and delta.size > 0
         fits = fits and (grad_b is None or self._sums(delta, grad_b))
-        if not fits or strides is None or library is None:
+        if not fits or strides is None:
             super().activation_backward(grad_h, saved, activation, delta, grad_b, dropout)
             return
         if number == 0 and dropout is None and delta is grad_h:
@@ -103,9 +109,13 @@ class NativeLayers(NativeCalls):
             self._finish(library, partial, code, grad_b)
 
     def column_sum(self, delta: Array, out: Array) -> None:
-        library, strides, code = self._native("column_sum"), rows_of(delta), code_of(delta)
+        library = self._native("column_sum")
+        if library is None:
+            super().column_sum(delta, out)
+            return
+        strides, code = rows_of(delta), code_of(delta)
         fits = strides is not None and code in FLOATS and is_vector(out) and delta.size > 0
-        if library is None or strides is None or not fits or not self._sums(delta, out):
+        if strides is None or not fits or not self._sums(delta, out):
             super().column_sum(delta, out)
             return
         rows, columns = delta.shape

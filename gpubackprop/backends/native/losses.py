@@ -183,13 +183,16 @@ class NativeLosses(NativeCalls):
         totals: Array,
     ) -> None:
         library = self._native("accumulate")
+        if library is None:
+            super().accumulate(loss, rows, correct, penalty, totals)
+            return
         l2 = None if penalty is None else penalty[1]
         at = l2 if isinstance(l2, np.ndarray) else None
         weights2 = None if penalty is None else penalty[0]
         fits = code_of(loss) in (0, 1) and is_vector(loss, correct, totals)
         fits = fits and (at is None or at.dtype == loss.dtype)
         fits = fits and (weights2 is None or weights2.dtype == np.float64)
-        if library is None or not fits:
+        if not fits:
             super().accumulate(loss, rows, correct, penalty, totals)
             return
         values = {

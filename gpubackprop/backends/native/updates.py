@@ -42,8 +42,13 @@ class NativeUpdates(NativeCalls):
         self._issue(library.add_scaled, "add_scaled", values, self._flat_parts(x, 3))
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
-        library, code = self._native("sum_of_squares"), code_of(x)
-        if library is None or code not in (0, 1) or not is_vector(x, out) or not x.size:
+        library = self._native("sum_of_squares")
+        if (
+            library is None
+            or (code := code_of(x)) not in (0, 1)
+            or not is_vector(x, out)
+            or not x.size
+        ):
             super().sum_of_squares(x, out)
             return
         parts = self._parts(len(x), x.nbytes, SQUARES)
@@ -68,8 +73,11 @@ class NativeUpdates(NativeCalls):
         formula: Update,
         coefficients: dict[str, Any],
     ) -> None:
-        library, code = self._native("update"), code_of(parameters)
-        number = -1 if library is None else library.updates.get(formula.name, -1)
+        library = self._native("update")
+        if library is None:
+            super().update(parameters, gradient, slots, formula, coefficients)
+            return
+        number, code = library.updates.get(formula.name, -1), code_of(parameters)
         copy = coefficients.get("copy")
         compute = compute_of(parameters)
         c = self._coefficients(coefficients["c"], compute)
@@ -82,7 +90,7 @@ class NativeUpdates(NativeCalls):
         numbers = (coefficients.get("decay"), coefficients.get("clip"), l2 and l2[1])
         fits = fits and all(self._can_be_read(value, compute) for value in numbers)
         decay, clip, penalty = (_number(value, compute) for value in numbers)
-        if library is None or not fits:
+        if not fits:
             super().update(parameters, gradient, slots, formula, coefficients)
             return
         s = (*slots, None, None, None)
