@@ -20,7 +20,7 @@ LAYERS = (
     ("ops", "data"),
     ("layout",),
     ("network", "gradients", "passes", "losses", "optimizers", "initializers", "schedules"),
-    ("training", "checkpoint", "model", "model_file", "gradient_check"),
+    ("training", "checkpoint", "model", "model_file", "gradient_check", "scores"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     ("sklearn", "torch", "distributed", "bench", "cli", "plots", "__main__"),
 )

@@ -12,16 +12,17 @@ import numpy as np
 
 from gpubackprop._optional import require
 from gpubackprop.cli.common import check_data_options, has_column_names
-from gpubackprop.cli.streams import from_shell
 from gpubackprop.data import (
     Dataset,
     Standardizer,
+    TablePreprocessor,
     check_finite,
     encode_labels,
-    infer_task,
     load_dataset,
     split_rows,
 )
+from gpubackprop.data.labels import explain_task
+from gpubackprop.data.split import split_groups
 from gpubackprop.errors import DataError, GpubackpropError
 from gpubackprop.losses import default_loss, loss
 
@@ -57,6 +58,14 @@ class TrainingData:
         For file names.
     source : str
         For people.
+    preprocessor : TablePreprocessor or None
+        Of a table: what its columns become.
+    sample_weight : (N,) array or None
+        Weight of each row in training.
+    why : str
+        Why the task is this one, if it was inferred.
+    notes : tuple of str
+        What people should know of the data.
     """
 
     name: str
@@ -73,6 +82,10 @@ class TrainingData:
     classes: Array | None
     feature_names: Sequence[str] | None
     target_names: Sequence[str] | None
+    preprocessor: TablePreprocessor | None = None
+    sample_weight: Array | None = None
+    why: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def units(self) -> int:
@@ -106,11 +119,16 @@ def prepare(args: argparse.Namespace) -> TrainingData:
     DataError, OptionError, ShapeError, MissingDependencyError, OSError
         The data cannot be read, or an option does not fit them.
     """
+    if args.data is not None and has_column_names(args.data):
+        from gpubackprop.cli.train_table import prepare_table
+
+        check_usage(args)
+        return prepare_table(args)
     name, dataset = read(args)
     task = args.task
     if task == "auto" and args.loss is not None:
         task = loss(args.loss).task
-    task, targets, classes = encode(task, dataset)
+    task, why, targets, classes = encode(task, dataset)
     train, validation, test = split(args, targets, by_class=classes is not None)
     if isinstance(dataset.x, np.memmap):  # `load_dataset` has checked what it read into memory
         check_finite(dataset.x, source=dataset.source)
@@ -134,29 +152,51 @@ def prepare(args: argparse.Namespace) -> TrainingData:
         targets = scaling.transform(targets, dtype=np.float64)
     return TrainingData(
         name, dataset.source, task, x, targets, train, validation, test, standardizer, per_batch,
-        target_scale, classes, dataset.feature_names, dataset.target_names,
+        target_scale, classes, dataset.feature_names, dataset.target_names, why=why,
     )  # fmt: skip
 
 
-def read(args: argparse.Namespace) -> tuple[str, Dataset]:
-    """Return a name for the output directory, and the data."""
+TABLE_OPTIONS = (
+    "drop", "include", "categorical", "separator", "decimal", "weights", "group",
+)  # fmt: skip
+
+
+def check_usage(args: argparse.Namespace) -> None:
+    """Report wrong usage (exit 2) if an option does not belong to DATA, or --target lacks."""
     if args.data is None:
-        for option in ("target", "features", "no_header"):
+        for option in ("target", "features", "no_header", *TABLE_OPTIONS):
             if getattr(args, option):
                 args.parser.error(
                     f"--{option.replace('_', '-')} is about DATA, which is missing; without both, "
                     "train learns the bundled digits"
                 )
-        return DIGITS, bundled_digits()
+        return
     check_data_options(args)
-    if args.target is None:
+    if not has_column_names(args.data):
+        for option in TABLE_OPTIONS:
+            if getattr(args, option):
+                args.parser.error(
+                    f"--{option} is for tables (CSV, Parquet), which {args.data} is not; leave it "
+                    "out"
+                )
+        if isinstance(args.test, str):
+            args.parser.error(f"--test FILE is for tables, which {args.data} is not; give a share")
+    if not args.target:
         args.parser.error(
             "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
         )
-    target, features = args.target, args.features
-    if has_column_names(args.data):
-        target, features = from_shell(target), features and from_shell(features)
-    dataset = load_dataset(args.data, target=target, features=features, header=not args.no_header)
+    if not has_column_names(args.data) and len(args.target) > 1:
+        args.parser.error(f"--target is one key or file for {args.data}, which is no table")
+
+
+def read(args: argparse.Namespace) -> tuple[str, Dataset]:
+    """Return a name for the output directory, and the data of arrays."""
+    check_usage(args)
+    if args.data is None:
+        return DIGITS, bundled_digits()
+    dataset = load_dataset(
+        args.data, target=args.target[0], features=args.features, header=not args.no_header
+    )
     return Path(args.data).name.split(".")[0] or "data", dataset
 
 
@@ -170,18 +210,21 @@ def bundled_digits() -> Dataset:
     return Dataset(digits.data, digits.target, names, ("digit",), "scikit-learn's bundled digits")
 
 
-def encode(task: str, dataset: Dataset) -> tuple[str, Array, Array | None]:
-    """Return the task ("auto" resolved), targets for its loss, and the classes or None."""
+def encode(task: str, dataset: Dataset) -> tuple[str, str, Array, Array | None]:
+    """Return the task ("auto" resolved) and why, targets for its loss, and the classes or None."""
     y = dataset.y
     assert y is not None  # `read` asked for targets
     names = dataset.target_names
     where = f"{dataset.source}, target {', '.join(names)}" if names else dataset.source
+    why = ""
     try:
         if task == "auto":
-            task = infer_task(y)
+            task, reason = explain_task(y)
+            why = f"the target has {reason}"
         if task == "classification":
-            indices, classes = encode_labels(y)
-            return task, indices, classes
+            one_hot = y.ndim == 2 and y.shape[1] > 1
+            indices, classes = encode_labels(y.argmax(1) if one_hot else y)
+            return task, why, indices, classes
     except GpubackpropError as error:
         raise DataError(f"{where}: {error}") from error
     if y.dtype.kind in "US":
@@ -197,19 +240,37 @@ def encode(task: str, dataset: Dataset) -> tuple[str, Array, Array | None]:
         )
     except GpubackpropError as error:
         raise DataError(f"{where}: {error}") from error
-    return task, checked, None
+    return task, why, checked, None
 
 
 def split(
-    args: argparse.Namespace, targets: Array, *, by_class: bool
+    args: argparse.Namespace, targets: Array, *, by_class: bool, groups: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Return row numbers for training, validation (a share of what --test leaves) and test."""
+    """Return row numbers for training, validation (a share of what --test leaves) and test.
+
+    Rows of one group are in one part. With --validation-last, the parts follow one another in the
+    order of the file.
+    """
     rows, nothing = np.arange(len(targets)), np.zeros(0, np.int64)
+    last = args.validation_last
 
     def cut(kept: Array, option: str) -> tuple[Array, Array]:
         share = getattr(args, option)
-        if not share:
+        if not share or isinstance(share, str):
             return kept, nothing
+        if last is not None:
+            count = round(len(kept) * share)
+            if not 0 < count < len(kept):
+                raise DataError(f"--{option} {share:g} of {len(kept)} rows leaves a part empty")
+            return kept[:-count], kept[-count:]
+        if groups is not None:
+            try:
+                first, second = split_groups(groups[kept], share, args.seed)
+            except GpubackpropError as error:
+                raise DataError(
+                    f"--{option} {share:g} with --group: {error}; --{option} 0 does without"
+                ) from error
+            return kept[first], kept[second]
         classes = targets[kept] if by_class else None
         try:
             first, second = split_rows(len(kept), share, args.seed, classes)
@@ -218,7 +279,7 @@ def split(
         return kept[first], kept[second]
 
     rest, test = cut(rows, "test")
-    train, validation = cut(rest, "validation")
+    train, validation = cut(rest, "validation" if last is None else "validation_last")
     return train, validation, test
 
 
