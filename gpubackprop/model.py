@@ -24,6 +24,7 @@ from gpubackprop.errors import (
     ShapeError,
 )
 from gpubackprop.network import MLP
+from gpubackprop.onnx import model as onnx_model
 from gpubackprop.ops.checks import number
 from gpubackprop.ops.display import html_table, names
 
@@ -416,6 +417,55 @@ class Model:
             path, self.network, self.standardizer, self.classes, self.preprocessor,
             feature_names=self.feature_names, target_names=self.target_names,
         )  # fmt: skip
+
+    def to_onnx(
+        self, path: str | os.PathLike[str] | None = None, *, input_dtype: str | None = None
+    ) -> Any:
+        """Export the model, with preprocessor and standardisation, as an ONNX graph.
+
+        Its input "x" (N, D_0) has raw inputs. It computes in the network's dtype what `predict`
+        does; a network of 16 bits computes in its parameters' float32. A model with a preprocessor
+        has an input (N, 1) for each column of the table, by its name: numbers and booleans, NaN
+        where one is missing; dates as seconds since 1970 and times as seconds since midnight, both
+        of float64; categories as text, "" where one is missing. The outputs are
+        "probabilities" or "predictions" (N, K), the result of `predict`, and before it "label", the
+        result of `predict_labels`, if the model has labels: int64, bool, double, or text (other
+        kinds of classes as text). Names and classes are in the metadata, as JSON. Where `predict`
+        raises an error for a value, the graph gives NaN.
+
+        Parameters
+        ----------
+        path : path or None
+            The file to write, whole or not at all; None writes none.
+        input_dtype : {"float32", "float64"} or None
+            Dtype of the inputs. None is that of the network, or float64 if float32 would blur a
+            column, such as seconds since 1970.
+
+        Returns
+        -------
+        onnx.ModelProto
+            The checked graph, of opset 17.
+
+        Raises
+        ------
+        MissingDependencyError
+            The package onnx is not installed.
+        OptionError
+            input_dtype is another one, or the file would be larger than 2 GiB.
+        DataError
+            The weights hold NaN or infinity.
+        StorageError
+            The disk is full, the folder is read-only, or the like.
+
+        Examples
+        --------
+        >>> from gpubackprop import MLP
+        >>> graph = Model(MLP([2, 2]), classes=["no", "yes"]).to_onnx().graph
+        >>> [output.name for output in graph.output]
+        ['label', 'probabilities']
+        """
+        self._check()
+        return onnx_model.export(self, path, input_dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Model:

@@ -61,7 +61,7 @@ __device__ __forceinline__ void update(const UpdateArguments<P, G, N>& a) {
     P* p = a.p;
     const G* g = a.g;
     N* copy = a.copy;
-    const C* c = a.c;
+    const Coefficients<C> c(a.c);
     const uint64* random = a.random;
     int64 penalized = a.penalized, count = a.count;
     if (c[PROCEED] == C(0)) return;
@@ -90,7 +90,7 @@ __device__ __forceinline__ void update(const UpdateArguments<P, G, N>& a) {
             if (Rule::DECOUPLED) x *= decay;
             else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
             C state[MOST_SLOTS] = {slots[0].v[e], slots[1].v[e], slots[2].v[e]};
-            x = Rule::apply(x, y, state, c);
+            x = Rule::apply(x, y, state, c.c);
             slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
             weights.v[e] = random == nullptr ? to_storage<P>(x) : round_stochastic<P>(x, words[e]);
             rounded_copy.v[e] = random == nullptr ? to_storage<N>(x) : round_stochastic<N>(x, words[e]);

@@ -14,8 +14,9 @@ from gpubackprop.backends import workload
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
 from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
-from gpubackprop.cli.train_data import TrainingData, prepare
+from gpubackprop.cli.train_data import prepare
 from gpubackprop.cli.train_output import parameter_count, summarize, write_files
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
 

@@ -14,7 +14,7 @@ import numpy as np
 from gpubackprop import Trainer, plots
 from gpubackprop.cli.common import Device, to_json, versions
 from gpubackprop.cli.train_claim import HISTORY, MODEL, PICTURES, SUMMARY, claim_of, options_of
-from gpubackprop.cli.train_data import TrainingData, batches
+from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import Outcome
 from gpubackprop.data.classes import as_text
 from gpubackprop.errors import MissingDependencyError, StorageError

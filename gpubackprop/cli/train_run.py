@@ -17,7 +17,7 @@ from gpubackprop.cli.train_claim import (
     make_directory,
     remove_checkpoint,
 )
-from gpubackprop.cli.train_data import TrainingData
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.errors import (
     GpubackpropError,
     ModelFileError,

@@ -11,8 +11,9 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
+from gpubackprop.cli.common import check_data_options, has_column_names
 from gpubackprop.cli.streams import from_shell
-from gpubackprop.cli.train_data import TrainingData, split
+from gpubackprop.cli.train_rows import TrainingData, split
 from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.any_table import Table
 from gpubackprop.data.columns import choose_columns
@@ -26,6 +27,37 @@ from gpubackprop.losses import default_loss, loss
 Array = np.ndarray
 LARGE_FILE = 64 << 20  # bytes; reading a larger one shows a bar
 _ROLES = ("weights", "group")
+TABLE_OPTIONS = (
+    "drop", "include", "categorical", "separator", "decimal", "weights", "group",
+)  # fmt: skip
+
+
+def check_usage(args: argparse.Namespace) -> None:
+    """Report wrong usage (exit 2) if an option does not belong to DATA, or --target lacks."""
+    if args.data is None:
+        for option in ("target", "features", "no_header", *TABLE_OPTIONS):
+            if getattr(args, option):
+                args.parser.error(
+                    f"--{option.replace('_', '-')} is about DATA, which is missing; without both, "
+                    "train learns the bundled digits"
+                )
+        return
+    check_data_options(args)
+    if not has_column_names(args.data):
+        for option in TABLE_OPTIONS:
+            if getattr(args, option):
+                args.parser.error(
+                    f"--{option} is for tables (CSV, Parquet), which {args.data} is not; leave it "
+                    "out"
+                )
+        if isinstance(args.test, str):
+            args.parser.error(f"--test FILE is for tables, which {args.data} is not; give a share")
+    if not args.target:
+        args.parser.error(
+            "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
+        )
+    if not has_column_names(args.data) and len(args.target) > 1:
+        args.parser.error(f"--target is one key or file for {args.data}, which is no table")
 
 
 def prepare_table(args: argparse.Namespace) -> TrainingData:

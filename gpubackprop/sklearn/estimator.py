@@ -17,6 +17,7 @@ from gpubackprop.ops.checks import functions
 from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
+from gpubackprop.sklearn.onnx_export import OnnxExport
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, check_parameters, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
 from gpubackprop.sklearn.stored import check_goes_on, widths_of
@@ -25,7 +26,7 @@ Array = Any
 REPORT = "_report"  # key in a pickled estimator's state: the file in which its fits are reported
 
 
-class BaseMLP(Fitting):
+class BaseMLP(OnnxExport, Fitting):
     """The base of both estimators; not for direct use."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = NETWORK_CONSTRAINTS

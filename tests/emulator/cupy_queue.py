@@ -303,7 +303,7 @@ class Graph:
 
 
 class Stream:
-    """cupy.cuda.Stream. Equal streams are one object; `number` stands for CuPy's `ptr`."""
+    """cupy.cuda.Stream. Equal streams are one object; `number` stands for the address in `ptr`."""
 
     _numbers = itertools.count(1)
 
@@ -314,6 +314,10 @@ class Stream:
         self.queue: deque[tuple[int, Call | Mark]] = deque()
         self.graph: Graph | None = None
         self.invalid = False
+
+    @property
+    def ptr(self) -> int:
+        return self.number
 
     def __enter__(self) -> Stream:
         if self.device_id != STATE.device:
