@@ -141,3 +141,27 @@ def test_a_compensated_sum_that_overflows_is_infinite_and_not_nan():
     large = np.full(3, 3e38, np.float32)
     run("probe_compensated", large, large, np.int64(3), out)
     assert (out == np.inf).all()
+
+
+@pytest.mark.parametrize(("grid", "block"), [((1,), (32,)), ((5, 3), (16, 4)), ((70,), (256,))])
+def test_the_last_block_of_a_grid_adds_the_parts_of_all_and_the_counter_is_0_again(grid, block):
+    blocks, threads = int(np.prod(grid)), int(np.prod(block))
+    x = np.arange(blocks * threads, dtype=np.float32)
+    partial, total, counter = (
+        np.empty(blocks, np.float32),
+        np.empty(1, np.float32),
+        np.zeros(1, "i"),
+    )
+    for _ in range(2):  # as in a graph that is replayed
+        total[0] = np.nan
+        Module(PROBES)("probe_last_block", grid, block, (x, partial, total, counter))
+        assert total[0] == x.sum(dtype=np.float64)
+        assert counter[0] == 0
+
+
+def test_the_ticket_orders_the_blocks_for_thread_sanitizer():
+    arrays = np.ones(192, np.float32), np.empty(3, np.float32), np.empty(1, "f"), np.zeros(1, "i")
+    assert (
+        run_sanitized([Launch(PROBES, "probe_last_block", (3,), (64,), list(arrays))], "thread")
+        == ""
+    )

@@ -1,4 +1,5 @@
 // probes.cu - entries of the tests' own, which show what headers of the kernels compute.
+#include "../../kernels/include/last_block.cuh"
 #include "../../kernels/include/philox.cuh"
 #include "../../kernels/include/reduce.cuh"
 #include "../../kernels/include/strip.cuh"
@@ -56,4 +57,15 @@ extern "C" __global__ void probe_compensated(const float* a, const float* b, int
     Compensated<float> sum, products;
     for (int64 i = 0; i < count; ++i) sum.add(a[i]), products.add_product(a[i], b[i]);
     out[0] = sum.value(), out[1] = products.value();
+}
+
+// The sums over blocks of what their threads hold, by the last block: `sum` and whether `counter` is 0 again.
+extern "C" __global__ void probe_last_block(const float* x, float* partial, float* sum, int* counter) {
+    float own = block_sum(x[block_of_grid() * threads_of_block() + thread_of_block()]);
+    if (thread_of_block() == 0) partial[block_of_grid()] = own;
+    if (!is_last_block(counter)) return;
+    float all = 0.f;
+    for (uint32 i = thread_of_block(); i < blocks_of_grid(); i += threads_of_block()) all += partial[i];
+    all = block_sum(all);
+    if (thread_of_block() == 0) *sum = all;
 }

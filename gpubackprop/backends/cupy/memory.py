@@ -70,6 +70,7 @@ class WorkingMemory:
         self.cupy, self.index, self._keeps_scratch = cupy, index, keeps_scratch
         self._scratch: dict[tuple[str, np.dtype], Any] = {}
         self._bad_label: Filled | None = None
+        self._counters: dict[int, tuple[Any, Any]] = {}  # by stream, which is kept
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -104,6 +105,21 @@ class WorkingMemory:
         if key not in self._scratch or self._scratch[key].size < count:
             self._scratch[key] = self.empty(count, dtype)
         return self._scratch[key][:count].reshape(shape)
+
+    def counter(self) -> Any:
+        """Return the counter of blocks for the next launch: (1,) int32, 0 before and after it.
+
+        Launches that follow one another share it: those of a plan, and those of a stream. A launch
+        that a stream captures gets one of its own, which the graph fills.
+        """
+        with self.cupy.cuda.Device(self.index):
+            stream = self.cupy.cuda.get_current_stream()
+            if not self._keeps_scratch and stream.is_capturing():
+                return self.full(1, 0, np.int32)
+            key = 0 if self._keeps_scratch else int(stream.ptr)
+            if key not in self._counters:
+                self._counters[key] = stream, self.full(1, 0, np.int32)
+            return self._counters[key][1]
 
     @property
     def scratch_bytes(self) -> int:
