@@ -76,20 +76,20 @@ def settings(trained: Any) -> dict[str, Any]:
 
 
 class _Logger:
-    """The base of the loggers: `open` is called before the first epoch's row is written."""
+    """The base of the loggers: `_open` is called before the first epoch's row is written."""
 
     _writer: Any = None
 
     def __call__(self, trained: Any, row: Row) -> None:
         if self._writer is None:
-            self._writer = self.open(trained)
-        self.write(figures(row), int(row["epoch"]))
+            self._writer = self._open(trained)
+        self._write(figures(row), int(row["epoch"]))
 
-    def open(self, trained: Any) -> Any:
+    def _open(self, trained: Any) -> Any:
         """Return what writes; it is kept until `close`."""
         raise NotImplementedError
 
-    def write(self, values: dict[str, float], epoch: int) -> None:
+    def _write(self, values: dict[str, float], epoch: int) -> None:
         """Write the figures of an epoch."""
         raise NotImplementedError
 
@@ -124,37 +124,13 @@ class TensorBoard(_Logger):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    def open(self, trained: Any) -> Any:
-        """Return TensorBoard's writer.
-
-        Parameters
-        ----------
-        trained : Trainer or estimator
-            What is trained.
-
-        Returns
-        -------
-        tensorboard.summary.Writer
-            The writer.
-
-        Raises
-        ------
-        MissingDependencyError
-            The package tensorboard is not installed.
-        """
+    def _open(self, trained: Any) -> Any:
+        """Return TensorBoard's writer."""
         summary = require("tensorboard.summary", "tensorboard", "write files for TensorBoard")
         return summary.Writer(str(self.folder))
 
-    def write(self, values: dict[str, float], epoch: int) -> None:
-        """Write the figures of an epoch.
-
-        Parameters
-        ----------
-        values : dict
-            Numbers by their names.
-        epoch : int
-            Number of the epoch, from 1.
-        """
+    def _write(self, values: dict[str, float], epoch: int) -> None:
+        """Write the figures of an epoch."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
@@ -185,43 +161,17 @@ class MLflow(_Logger):
     def __init__(self, **options: Any) -> None:
         self.options, self._own = options, False
 
-    def open(self, trained: Any) -> Any:
-        """Return the module mlflow, with an active run.
-
-        Parameters
-        ----------
-        trained : Trainer or estimator
-            What is trained.
-
-        Returns
-        -------
-        module
-            The package mlflow.
-
-        Raises
-        ------
-        MissingDependencyError
-            The package mlflow is not installed.
-        """
+    def _open(self, trained: Any) -> Any:
+        """Return the module mlflow, with an active run."""
         mlflow: Any = require("mlflow", "mlflow", "log to MLflow")
         self._own = mlflow.active_run() is None
         if self._own:
             mlflow.start_run(**self.options)
-            mlflow.log_params(
-                settings(trained)
-            )  # an active run may have others, which cannot change
+            mlflow.log_params(settings(trained))  # those of an active run cannot change
         return mlflow
 
-    def write(self, values: dict[str, float], epoch: int) -> None:
-        """Write the figures of an epoch.
-
-        Parameters
-        ----------
-        values : dict
-            Numbers by their names.
-        epoch : int
-            Number of the epoch, from 1.
-        """
+    def _write(self, values: dict[str, float], epoch: int) -> None:
+        """Write the figures of an epoch."""
         self._writer.log_metrics(values, step=epoch)
 
     def close(self) -> None:
@@ -251,40 +201,16 @@ class WandB(_Logger):
     def __init__(self, **options: Any) -> None:
         self.options, self._own = options, False
 
-    def open(self, trained: Any) -> Any:
-        """Return the run, which has the settings.
-
-        Parameters
-        ----------
-        trained : Trainer or estimator
-            What is trained.
-
-        Returns
-        -------
-        wandb.Run
-            The run.
-
-        Raises
-        ------
-        MissingDependencyError
-            The package wandb is not installed.
-        """
+    def _open(self, trained: Any) -> Any:
+        """Return the run, which has the settings."""
         wandb: Any = require("wandb", "wandb", "log to Weights & Biases")
         self._own = wandb.run is None
         run = wandb.init(**self.options) if self._own else wandb.run
         run.config.update(settings(trained), allow_val_change=True)
         return run
 
-    def write(self, values: dict[str, float], epoch: int) -> None:
-        """Write the figures of an epoch.
-
-        Parameters
-        ----------
-        values : dict
-            Numbers by their names.
-        epoch : int
-            Number of the epoch, from 1.
-        """
+    def _write(self, values: dict[str, float], epoch: int) -> None:
+        """Write the figures of an epoch."""
         self._writer.log({"epoch": epoch, **values})
 
     def close(self) -> None:
