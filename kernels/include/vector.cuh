@@ -76,6 +76,11 @@ template <class T, int E> __device__ __forceinline__ void store(T* p, const Pack
 }
 
 
+// Of the E elements of a pack, how many there are where `left` are left.
+template <int E> __device__ __forceinline__ int elements(int64 left) {
+    return left >= E ? E : left < 0 ? 0 : int(left);
+}
+
 // The pack at p, or zeros and no access.
 template <class T, int E> __device__ __forceinline__ Pack<T, E> load_if(bool wanted, const T* p) {
     Words<T, E> both;
