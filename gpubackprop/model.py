@@ -421,14 +421,17 @@ class Model:
     def to_onnx(
         self, path: str | os.PathLike[str] | None = None, *, input_dtype: str | None = None
     ) -> Any:
-        """Export the model, its standardisation inside, as an ONNX graph.
+        """Export the model, with preprocessor and standardisation, as an ONNX graph.
 
-        Its input "x" (N, D_0) has raw inputs, and computes in the network's dtype what `predict`
-        does; a network of 16 bits computes in its parameters' float32. Its outputs are
+        Its input "x" (N, D_0) has raw inputs. It computes in the network's dtype what `predict`
+        does; a network of 16 bits computes in its parameters' float32. A model with a preprocessor
+        has an input (N, 1) for each column of the table, by its name: numbers and booleans, NaN
+        where one is missing; dates as seconds since 1970 and times as seconds since midnight, both
+        of float64; categories as text, "" where one is missing. The outputs are
         "probabilities" or "predictions" (N, K), the result of `predict`, and before it "label", the
         result of `predict_labels`, if the model has labels: int64, bool, double, or text (other
         kinds of classes as text). Names and classes are in the metadata, as JSON. Where `predict`
-        raises an error for NaN, the graph gives NaN.
+        raises an error for a value, the graph gives NaN.
 
         Parameters
         ----------

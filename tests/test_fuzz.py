@@ -193,6 +193,24 @@ def test_what_a_step_does_whose_types_pytorch_refuses_is_held_against_float64():
     assert (found.place, found.kind) == ("P[0]", "values beyond theirs")
 
 
+PARTED = """
+m = nn.Sequential(nn.Linear(1, 4)).to(bfloat16)
+x = torch.ones(5, 1).to(bfloat16)
+out = m(x)
+opt = optim.AdamW(m.parameters())
+m[0].weight.data.mul_(2)
+m.to(float64)
+out = m(x * x)
+out.square().sum().backward()
+opt.step()
+"""
+
+
+def test_a_twin_that_went_on_where_the_reference_raised_is_no_reference_for_later_lines():
+    lines = programs.statements(PARTED)
+    assert programs.difference(pytorch.FUZZER, lines) is None
+
+
 ROUNDED = {
     "a gradient of roundings alone": ("network", """
 x = np.random.default_rng(2).standard_normal((7, 3)); y = np.array([1, 0, 1, 1, 0, 0, 1])

@@ -19,7 +19,16 @@ LAYERS = (
     ("backends",),
     ("ops", "data"),
     ("layout",),
-    ("network", "gradients", "passes", "losses", "optimizers", "initializers", "schedules"),
+    (
+        "network",
+        "torch_modules",
+        "gradients",
+        "passes",
+        "losses",
+        "optimizers",
+        "initializers",
+        "schedules",
+    ),
     ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     ("sklearn", "torch", "distributed", "bench", "cli", "plots", "__main__"),

@@ -16,15 +16,17 @@ examples:
   gpubackprop export runs/iris iris.onnx
   gpubackprop export runs/iris/model.safetensors iris.onnx --input-dtype float64
 
-The file takes raw inputs: the standardisation is inside. It runs in onnxruntime, in browsers, on
-phones and in databases. Names of columns and classes are in its metadata.
+The file takes raw inputs: what was done to the columns is inside. It runs in onnxruntime, in
+browsers, on phones and in databases. Names of columns and classes are in its metadata.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.usage = "gpubackprop export MODEL FILE [options]"
-    parser.description = "Write a trained model, its standardisation inside, as an ONNX file."
+    parser.description = (
+        "Write a trained model, its preparation of the columns inside, as an ONNX file."
+    )
     add = parser.add_argument
     add("model", metavar="MODEL", help="model.safetensors, or the directory that holds it")
     add("output", metavar="FILE", help="the ONNX file to write")
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     for side, values in (("in", inputs), ("out", outputs)):
         for name, value in values.items():
             say.line(f"  {side:<4}{name}: {value['dtype']} ({', '.join(value['shape'])})")
-    if model.feature_names:
+    if model.feature_names and "x" in inputs:
         say.line(f"  columns of x: {', '.join(model.feature_names)}")
     say.object({"output": args.output, "opset": OPSET, "inputs": inputs, "outputs": outputs})
     return 0

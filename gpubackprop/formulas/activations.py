@@ -78,6 +78,11 @@ class Activation(Entry):
     onnx : callable or None
         ``onnx(nodes, a, k)`` adds the value of ``a`` to an ONNX graph and returns its name. None
         cannot be exported.
+    torch : str
+        Name of the module of torch.nn that computes it, whose parameter has the name
+        `parameter_name`; "" if there is none.
+    torch_options : tuple of pairs
+        Names and values of that module's other options.
 
     References
     ----------
@@ -101,6 +106,8 @@ class Activation(Entry):
     backward: Backward | None = None
     gain: Callable[[float], float] = unit_gain
     onnx: OnnxFormula | None = None
+    torch: str = ""
+    torch_options: tuple[tuple[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         return f"activation({str(self)!r})"
@@ -567,42 +574,52 @@ def _half_of_one_plus(n: Any, a: str, inner: str) -> str:
 
 _ENTRIES = (
     Activation(
-        "identity", "h", identity_value, identity_slope, homogeneous=True, onnx=lambda n, a, k: a
+        "identity", "h", identity_value, identity_slope, homogeneous=True, torch="Identity",
+        onnx=lambda n, a, k: a,
     ),
     Activation(
-        "logistic", "h", logistic_value, logistic_slope, onnx=lambda n, a, k: n.op("Sigmoid", a)
+        "logistic", "h", logistic_value, logistic_slope, torch="Sigmoid",
+        onnx=lambda n, a, k: n.op("Sigmoid", a),
     ),
-    Activation("tanh", "h", tanh_value, tanh_slope, onnx=lambda n, a, k: n.op("Tanh", a)),
+    Activation(
+        "tanh", "h", tanh_value, tanh_slope, torch="Tanh", onnx=lambda n, a, k: n.op("Tanh", a)
+    ),
     Activation(
         "relu", "h", relu_value, relu_slope, kinks=True, homogeneous=True, backward=relu_backward,
-        gain=rectifier_gain, onnx=lambda n, a, k: n.op("Relu", a),
+        gain=rectifier_gain, torch="ReLU", onnx=lambda n, a, k: n.op("Relu", a),
     ),
     Activation(
         "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope",
-        kinks=True, homogeneous=True, gain=leaky_gain,
+        kinks=True, homogeneous=True, gain=leaky_gain, torch="LeakyReLU",
         onnx=lambda n, a, k: n.op("LeakyRelu", a, alpha=k),
     ),
     Activation(
         "elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True, gain=rectifier_gain,
-        onnx=elu_onnx,
-    ),
-    Activation("gelu", "a", gelu_value, gelu_slope, gain=rectifier_gain, onnx=gelu_onnx),
-    Activation(
-        "gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope, gain=rectifier_gain,
-        onnx=gelu_tanh_onnx,
+        torch="ELU", onnx=elu_onnx,
     ),
     Activation(
-        "silu", "a", silu_value, silu_slope, gain=rectifier_gain,
+        "gelu", "a", gelu_value, gelu_slope, gain=rectifier_gain, torch="GELU",
+        torch_options=(("approximate", "none"),), onnx=gelu_onnx,
+    ),
+    Activation(
+        "gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope, gain=rectifier_gain, torch="GELU",
+        torch_options=(("approximate", "tanh"),), onnx=gelu_tanh_onnx,
+    ),
+    Activation(
+        "silu", "a", silu_value, silu_slope, gain=rectifier_gain, torch="SiLU",
         onnx=lambda n, a, k: n.op("Mul", a, n.op("Sigmoid", a)),
     ),
     Activation(
-        "softplus", "a", softplus_value, softplus_slope, gain=rectifier_gain, onnx=softplus_onnx
+        "softplus", "a", softplus_value, softplus_slope, gain=rectifier_gain, torch="Softplus",
+        torch_options=(("beta", 1.0), ("threshold", 20.0)), onnx=softplus_onnx,
     ),
     Activation(
-        "mish", "a", mish_value, mish_slope, gain=rectifier_gain,
+        "mish", "a", mish_value, mish_slope, gain=rectifier_gain, torch="Mish",
         onnx=lambda n, a, k: n.op("Mul", a, n.op("Tanh", softplus_onnx(n, a, k))),
     ),
-    Activation("selu", "a", selu_value, selu_slope, kinks=True, onnx=selu_onnx),
+    Activation(
+        "selu", "a", selu_value, selu_slope, kinks=True, torch="SELU", onnx=selu_onnx
+    ),
 )  # fmt: skip
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
 

@@ -16,7 +16,7 @@ from gpubackprop.tensorfile import write_atomically
 
 Array = np.ndarray
 # The oldest that has all operators here, so that the files run in runtimes from 2022 on.
-OPSET, IR_VERSION = 17, 8
+OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
 _MOST_BYTES = 2**31 - 1  # of a protobuf message
 FLOATS = ("float32", "float64")
 
@@ -155,9 +155,12 @@ class OnnxGraph(Nodes):
             self._nodes, "gpubackprop", self._infos["inputs"], self._infos["outputs"],
             self._constants,
         )  # fmt: skip
+        opsets = [helper.make_opsetid("", OPSET)]
+        if any(node.domain for node in self._nodes):
+            opsets.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
         model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
-            producer_name="gpubackprop", doc_string=description,
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gpubackprop",
+            doc_string=description,
         )  # fmt: skip
         helper.set_model_props(
             model, {key: json.dumps(value, default=str) for key, value in values.items()}

@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpubackprop.data import Standardizer
+from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.errors import DataError
 from gpubackprop.network import MLP
 from gpubackprop.onnx.formulas import as_labels, forward, indicators, labels
 from gpubackprop.onnx.graph import OnnxGraph, check_float, write
+from gpubackprop.onnx.table import table_inputs
 
 Array = np.ndarray
 
@@ -20,37 +21,45 @@ class Parts(Protocol):
     """What is exported: the parts of a `Model`."""
 
     network: MLP
+    preprocessor: TablePreprocessor | None
     standardizer: Standardizer | None
     feature_names: Any
     target_names: Any
     classes: Array | None
 
 
-def input_dtype_of(standardizer: Standardizer | None, network: MLP) -> np.dtype:
+def input_dtype_of(model: Parts) -> np.dtype:
     """Return the dtype in which raw inputs are told apart: float32, or float64 if it blurs them.
 
     It blurs a column whose neighbouring float32 numbers lie further apart than a thousandth of its
-    scale, such as seconds since 1970.
+    scale, such as seconds since 1970. Dates are float64 in any case.
     """
-    if standardizer is None:
-        return network.dtype
+    standardizer, prepared, dtype = model.standardizer, model.preprocessor, model.network.dtype
+    if standardizer is None or dtype == np.float64:
+        return dtype
     mean, scale = standardizer.mean, standardizer.scale
     with np.errstate(over="ignore", invalid="ignore"):
         fine = np.spacing(np.abs(mean).astype(np.float32)) <= scale / 1000
-    return np.dtype(np.float32 if fine.all() and network.dtype == np.float32 else np.float64)
+    if prepared is not None:
+        dates = [plan.kind in ("date", "time") for plan in prepared.columns for _ in plan.outputs]
+        fine |= dates
+    return np.dtype(np.float32 if fine.all() else np.float64)
 
 
 def export(model: Parts, path: str | os.PathLike[str] | None, input_dtype: str | None) -> Any:
     """Return the onnx.ModelProto of a checked model, written to `path` unless that is None."""
     network, standardizer, classes = model.network, model.standardizer, model.classes
-    wanted = input_dtype or input_dtype_of(standardizer, network).name
+    wanted = input_dtype or input_dtype_of(model).name
     dtype = check_float(wanted, "input_dtype")
     to_host = network.backend.to_host
     W, b = ([to_host(array) for array in arrays] for arrays in (network.W, network.b))
     if not all(np.isfinite(array).all() for array in (*W, *b)):
         raise DataError("the weights hold NaN or infinity; they come from a diverged training")
     graph = OnnxGraph(network.dtype)
-    x = graph.input("x", dtype, ["N", network.widths[0]])
+    if model.preprocessor is not None:
+        x = table_inputs(graph, model.preprocessor, dtype)
+    else:
+        x = graph.input("x", dtype, ["N", network.widths[0]])
     x = standardized(graph, x, standardizer) if standardizer else graph.cast(x, graph.dtype)
     yhat = forward(graph, x, W, b, network.activations, network.output)
     units = network.widths[-1]
@@ -68,6 +77,8 @@ def export(model: Parts, path: str | os.PathLike[str] | None, input_dtype: str |
         "classes": None if classes is None else as_labels(np.asarray(classes)).tolist(),
         "network": network.config(),
     }
+    if model.preprocessor is not None:
+        values["columns"] = model.preprocessor.report()
     widths = "-".join(map(str, network.widths))
     return write(graph.model(f"A feed-forward network {widths} of gpubackprop", values), path)
 

@@ -58,12 +58,14 @@ inline double fma_in_steps(double a, double b, double c) {
     return better - better == 0.0 ? better : sum;
 }
 
-// c[0] + c[1] x + ..., by Horner's rule.
+// c[0] + c[1] x + ...: Horner's rule for the even powers and for the odd ones, side by side.
 template <class C, int N> inline C polynomial(C x, const C (&c)[N]) {
-    C sum = c[N - 1];
-#pragma GCC unroll 16
-    for (int i = N - 2; i >= 0; --i) sum = multiply_add(sum, x, c[i]);
-    return sum;
+    C square = x * x, even = c[(N - 1) / 2 * 2], odd = c[(N - 2) / 2 * 2 + 1];
+#pragma GCC unroll 8
+    for (int i = (N - 1) / 2 * 2 - 2; i >= 0; i -= 2) even = multiply_add(even, square, c[i]);
+#pragma GCC unroll 8
+    for (int i = (N - 2) / 2 * 2 - 1; i >= 1; i -= 2) odd = multiply_add(odd, square, c[i]);
+    return multiply_add(odd, x, even);
 }
 
 constexpr double LOG2_E = 1.4426950408889634, LN2_HIGH = 6.93147180369123816490e-01,  // 32 bits
@@ -158,30 +160,49 @@ inline double fma(double a, double b, double c) {
 
 // exp(x) = 2^n exp(r) and exp(r) = 1 + r + r^2 q(r). The power is applied in two factors, so that
 // overflow and subnormal results are rounded once. A NaN passes the bounds and stays.
-inline float exp(float x) {
+namespace host {
+
+// exp(x) = number * last, `shift` being what the exponent of 2^n / last is biased by.
+inline float exp_in_two(float x, float shift, float last) {
     constexpr float q[] = {0.50000000135f, 0.166666667567f, 0.0416664645756f,
                            0.00833328592642f, 0.00139336880625f, 0.000199076408691f};
     constexpr float magic = 12582912.f;  // 1.5 2^23
-    x = x < -104.f ? -104.f : x;
-    x = x > 89.f ? 89.f : x;
-    float t = host::multiply_add(x, float(host::LOG2_E), magic), n = t - magic;
-    float left = host::multiply_add(n, -0.693359375f, x), lost = n * 2.12194440e-4f, r = left + lost;
-    float p = (host::multiply_add(r * r, host::polynomial(r, q), lost) + left) + 1.f;
-    float bias = x < 0.f ? 127.f + 32.f : 126.f, last = x < 0.f ? 2.3283064365386963e-10f : 2.f;
-    return p * host::number_of(host::bits_of(t + bias) << 23) * last;
+    float t = multiply_add(x, float(LOG2_E), magic), n = t - magic;
+    float left = multiply_add(n, -0.693359375f, x), lost = n * 2.12194440e-4f, r = left + lost;
+    float p = (multiply_add(r * r, polynomial(r, q), lost) + left) + 1.f;
+    return p * number_of(bits_of(t + shift) << 23) * last;
 }
-inline double exp(double x) {
+inline double exp_in_two(double x, double shift, double last) {
     constexpr double q[] = {
         0.50000000000000010264, 0.1666666666666667456, 0.041666666666623987478, 0.0083333333333221730974,
         0.0013888888917283465566, 0.00019841269886695201042, 0.000024801521188003655731,
         2.7557242219069153356e-6, 2.762013963757589941e-7, 2.5110094155232377168e-8};
-    x = x < -746.0 ? -746.0 : x;
+    double t = quotient(x), n = t - MAGIC;
+    double left = multiply_add(n, -LN2_HIGH, x), lost = n * -LN2_LOW, r = left + lost;
+    double p = (multiply_add(r * r, polynomial(r, q), lost) + left) + 1.0;
+    return p * power_of_two(t + shift) * last;
+}
+
+constexpr float TWO_32 = 4294967296.f;
+constexpr double TWO_54 = 18014398509481984.0;
+inline float at_least(float x, float bound) { return x < bound ? bound : x; }
+inline double at_least(double x, double bound) { return x < bound ? bound : x; }
+
+// exp(x) for x <= 0, or NaN.
+inline float exp_below(float x) { return exp_in_two(at_least(x, -104.f), 127.f + 32.f, 1.f / TWO_32); }
+inline double exp_below(double x) { return exp_in_two(at_least(x, -746.0), 1023.0 + 54.0, 1.0 / TWO_54); }
+
+}  // namespace host
+
+inline float exp(float x) {
+    x = host::at_least(x, -104.f);
+    x = x > 89.f ? 89.f : x;
+    return host::exp_in_two(x, x < 0.f ? 127.f + 32.f : 126.f, x < 0.f ? 1.f / host::TWO_32 : 2.f);
+}
+inline double exp(double x) {
+    x = host::at_least(x, -746.0);
     x = x > 710.0 ? 710.0 : x;
-    double t = host::quotient(x), n = t - host::MAGIC;
-    double left = host::multiply_add(n, -host::LN2_HIGH, x), lost = n * -host::LN2_LOW, r = left + lost;
-    double p = (host::multiply_add(r * r, host::polynomial(r, q), lost) + left) + 1.0;
-    double bias = x < 0.0 ? 1023.0 + 54.0 : 1022.0, last = x < 0.0 ? 5.5511151231257827e-17 : 2.0;
-    return p * host::power_of_two(t + bias) * last;
+    return host::exp_in_two(x, x < 0.0 ? 1023.0 + 54.0 : 1022.0, x < 0.0 ? 1.0 / host::TWO_54 : 2.0);
 }
 
 inline float expm1(float x) {
@@ -199,7 +220,7 @@ inline float log(float x) { return host::log_or_limit(x, float(host::short_log(x
 inline double log(double x) {
     bool small = x < 2.2250738585072014e-308;
     double k, m;
-    host::split(small ? x * 18014398509481984.0 : x, k, m);  // 2^54
+    host::split(small ? x * host::TWO_54 : x, k, m);
     return host::log_or_limit(x, host::log_of_parts(small ? k - 54.0 : k, m - 1.0, 0.0));
 }
 

@@ -8,6 +8,13 @@ inline int64 label_at(const void* labels, int storage, int64 row) {
     return static_cast<const u8*>(labels)[row];
 }
 
+inline void read_labels(const void* labels, int storage, int64 first, int64 n, int64* out) {
+    with_integer(storage, [&](auto l) {
+        const auto* given = static_cast<const decltype(l)*>(labels) + first;
+        for (int64 i = 0; i < n; ++i) out[i] = given[i];
+    });
+}
+
 // sum_i sample_weight[i] * class_weight[labels[i]] over the rows that count
 template <class C>
 double sum_of_weights(
@@ -51,6 +58,8 @@ template <class C> struct Scales {
         : weight(static_cast<const C*>(a.sample_weight)), upstream(static_cast<const C*>(a.upstream)),
           upstream_stride(a.upstream_stride), number(C(a.upstream_value)),
           divisor(a.empty_is_zero && mean_divisor == 0.0 ? C(1) : C(mean_divisor)) {}
+    bool is_constant() const { return weight == nullptr && upstream == nullptr; }
+    C constant() const { return number / divisor; }
     C of(int64 row) const {
         C factor = upstream == nullptr ? number : upstream[row * upstream_stride];
         return (weight == nullptr ? factor : weight[row] * factor) / divisor;

@@ -16,7 +16,8 @@ template <class C> struct Batch {
     C m[ROWS], s[ROWS], dot[ROWS], total[ROWS], z_label[ROWS], label_tau[ROWS], factor[ROWS];
     C grad_scale[ROWS];
     int64 label[ROWS];  // -1: none
-    u8 ignored[ROWS], bad[ROWS];
+    bool unusual;       // whether a row is ignored or bad
+    bool ignored[ROWS], bad[ROWS];
 };
 
 template <class C> __forceinline__ C capped(C z, C cap) { return cap * ::tanh(z / cap); }
@@ -25,9 +26,9 @@ template <class C> __forceinline__ C cap_slope(C z, C cap) {
     return C(1) - t * t;
 }
 
-// e = exp(x - origin)
+// e = exp(x - origin), where no x is above the origin
 template <class C> ONCE void exponentials(const C* x, C origin, C* e, int64 n) {
-    INDEPENDENT for (int64 j = 0; j < n; ++j) e[j] = ::exp(x[j] - origin);
+    INDEPENDENT for (int64 j = 0; j < n; ++j) e[j] = host::exp_below(x[j] - origin);
 }
 
 template <class C> class CrossEntropy {
@@ -36,6 +37,7 @@ template <class C> class CrossEntropy {
     const Matrix<C> logits, delta;
     const C* const class_weight;
     const C cap, z_loss, keep, uniform;
+    const bool has_ignored;
     const bool spreads;  // the label is not the only column with a part of the target
     C spread_total;      // of the columns but for the label: eps / K sum_k w_k
     Scales<C> scales;
@@ -46,6 +48,7 @@ public:
         : a(a), K(a.cols), logits(a.logits, a.stride_logits, a.storage), delta(a.delta, a.stride_delta, a.storage),
           class_weight(static_cast<const C*>(a.class_weight)), cap(C(a.soft_cap)), z_loss(C(a.z_loss)),
           keep(C(1.0 - a.label_smoothing)), uniform(C(a.label_smoothing / double(a.cols))),
+          has_ignored(a.has_ignore_index != 0),
           spreads(a.probabilities != nullptr || a.label_smoothing != 0.0), scales(a, divisor) {
         double weights = double(K);
         if (class_weight != nullptr) {
@@ -64,31 +67,51 @@ public:
     }
 
 private:
-    // Labels and factors of n rows, and what follows from them.
-    void prepare(int64 first, int64 n) {
-        for (int64 i = 0; i < n; ++i) {
-            b.factor[i] = scales.of(first + i);
+    // Labels and factors of n rows (of room for N), and what follows from them.
+    template <int N> void prepare(int64 first, int64 n) {
+        for (int i = 0; i < N; ++i) {
+            b.factor[i] = scales.constant();
             b.label[i] = -1;
-            b.ignored[i] = b.bad[i] = 0;
             b.label_tau[i] = b.z_label[i] = b.dot[i] = b.total[i] = C(0);
-            if (a.labels == nullptr) continue;
-            int64 y = label_at(a.labels, a.label_storage, first + i);
-            b.ignored[i] = a.has_ignore_index && y == a.ignore_index;
-            b.bad[i] = !b.ignored[i] && (y < 0 || y >= K);
-            if (b.bad[i]) b.factor[i] = not_a_number<C>();
-            if (b.ignored[i] || b.bad[i]) continue;
-            b.label[i] = y;
-            b.label_tau[i] = class_weight == nullptr ? keep : keep * class_weight[y];
+        }
+        b.unusual = false;
+        if (!scales.is_constant())
+            for (int64 i = 0; i < n; ++i) b.factor[i] = scales.of(first + i);
+        if (a.labels == nullptr) return;
+        read_labels(a.labels, a.label_storage, first, n, b.label);
+        for (int64 i = 0; i < n; ++i) {
+            b.unusual |= uint64(b.label[i]) >= uint64(K) || (has_ignored && b.label[i] == a.ignore_index);
+            b.label_tau[i] = keep;
+            b.total[i] = keep + spread_total;
+        }
+        if (b.unusual) set_apart(n);
+        if (class_weight == nullptr) return;
+        for (int64 i = 0; i < n; ++i) {
+            if (b.label[i] < 0) continue;
+            b.label_tau[i] = keep * class_weight[b.label[i]];
             b.total[i] = b.label_tau[i] + spread_total;
         }
     }
 
-    // Losses and factors of n rows, once m, s, dot and, with probabilities, total are known.
-    void outcome(int64 first, int64 n) {
-        C loss[ROWS], lse[ROWS];
-        INDEPENDENT for (int64 i = 0; i < n; ++i) {
+    // The rows without a label: ignored, or with a number that is no class.
+    void set_apart(int64 n) {
+        for (int64 i = 0; i < n; ++i) {
+            int64 y = b.label[i];
+            b.ignored[i] = has_ignored && y == a.ignore_index;
+            b.bad[i] = !b.ignored[i] && uint64(y) >= uint64(K);
+            if (b.bad[i]) b.factor[i] = not_a_number<C>();
+            if (!b.ignored[i] && !b.bad[i]) continue;
+            b.label[i] = -1;
+            b.label_tau[i] = b.total[i] = C(0);
+        }
+    }
+
+    // Losses and factors of n rows (of room for N), once m, s, dot and, with probabilities, total are known.
+    template <int N> void outcome(int64 first, int64 n) {
+        C loss[N], lse[N];
+        INDEPENDENT for (int i = 0; i < N; ++i) {
             C s = b.m[i] == minus_infinity<C>() ? not_a_number<C>() : b.s[i];  // no logit, or all -inf
-            double log_s = ::log(double(s)), exact = double(b.m[i]) + log_s;
+            double log_s = log_of_sum(s), exact = double(b.m[i]) + log_s;
             C z = b.z_label[i] - b.m[i], lost = (b.z_label[i] - (z + b.m[i]));
             double terms = double(b.total[i]) * log_s - double(b.label_tau[i]) * (double(z) + double(lost));
             terms = terms - double(b.dot[i]) + double(z_loss) * exact * exact;
@@ -96,15 +119,21 @@ private:
             lse[i] = C(exact);
             b.grad_scale[i] = (b.total[i] + C(2) * z_loss * lse[i]) * b.factor[i] / s;
         }
+        if (scales.weight != nullptr)
+            for (int64 i = 0; i < n; ++i) loss[i] *= scales.weight[first + i];
+        if (b.unusual)
+            for (int64 i = 0; i < n; ++i)
+                loss[i] = b.bad[i] ? not_a_number<C>() : b.ignored[i] ? C(0) : loss[i];
         C *row_loss = static_cast<C*>(a.row_loss), *all_lse = static_cast<C*>(a.lse);
-        for (int64 i = 0; i < n; ++i) {
-            C value = scales.weight == nullptr ? loss[i] : loss[i] * scales.weight[first + i];
-            if (b.bad[i]) value = not_a_number<C>();
-            if (b.ignored[i]) value = C(0);
-            if (row_loss != nullptr) row_loss[first + i] = value;
-            if (all_lse != nullptr) all_lse[first + i] = lse[i];
-        }
+        if (row_loss != nullptr)
+            for (int64 i = 0; i < n; ++i) row_loss[first + i] = loss[i];
+        if (all_lse != nullptr)
+            for (int64 i = 0; i < n; ++i) all_lse[first + i] = lse[i];
     }
+
+    // log of a sum of at least 1, or NaN; enough for a result of type C.
+    static double log_of_sum(float s) { return host::log_or_limit(double(s), host::short_log(double(s))); }
+    static double log_of_sum(double s) { return ::log(s); }
 
     void predict(int64 row, int64 i, int64 best) {
         bool known = is_finite(b.s[i]) && b.m[i] != minus_infinity<C>();  // a row with NaN has none
@@ -149,7 +178,7 @@ private:
     }
 
     void long_row(int64 row) {
-        prepare(row, 1);
+        prepare<1>(row, 1);
         C buffer[PIECE], room[HELD];
         C* held = nullptr;  // exponentials of the whole row
         if (delta && cap == C(0)) {
@@ -166,7 +195,7 @@ private:
         int64 best = -1;
         if (predicts()) best = first_largest(row, m);
         C label_e = sum_row(row, m == minus_infinity<C>() ? C(0) : m, held);
-        outcome(row, 1);
+        outcome<1>(row, 1);
         if (predicts()) predict(row, 0, best);
         if (delta) write_row(row, held, label_e);
     }
@@ -229,7 +258,7 @@ private:
                 INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] = e[j] * by;
             }
             if (cap != C(0)) INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] *= slope[j];
-            if (b.ignored[0])
+            if (b.unusual && b.ignored[0])
                 for (int64 j = 0; j < n; ++j) to[j] = C(0);
             delta.put(to, row, k, n);
         }
@@ -244,8 +273,7 @@ private:
     void few_columns(int64 row, int64 n) {
         C z[SHORT * ROWS], tau[SHORT * ROWS];
         turn_over(row, n, z);
-        prepare(row, n);
-        for (int64 i = n; i < ROWS; ++i) b.total[i] = b.factor[i] = b.label_tau[i] = b.z_label[i] = C(0);
+        prepare<ROWS>(row, n);
         if (cap != C(0))
             INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) z[at] = capped(z[at], cap);
         for (int i = 0; i < ROWS; ++i) b.m[i] = minus_infinity<C>();
@@ -269,11 +297,11 @@ private:
         for (int64 k = 0; k < K; ++k) {
             C* x = z + k * ROWS;
             INDEPENDENT for (int i = 0; i < ROWS; ++i) {
-                x[i] = ::exp(x[i] - origin[i]);
+                x[i] = host::exp_below(x[i] - origin[i]);
                 b.s[i] += x[i];
             }
         }
-        outcome(row, n);
+        outcome<ROWS>(row, n);
         if (predicts())
             for (int64 i = 0; i < n; ++i) predict(row + i, i, best[i]);
         if (!delta) return;
@@ -295,6 +323,12 @@ private:
 
     void turn_over(int64 row, int64 n, C* z) const {
         C buffer[SHORT];
+        if (logits.direct() && n == ROWS) {
+            const C* from = logits.read(row, 0, K, buffer);
+            for (int64 k = 0; k < K; ++k)
+                INDEPENDENT for (int i = 0; i < ROWS; ++i) z[k * ROWS + i] = from[i * a.stride_logits + k];
+            return;
+        }
         for (int64 i = 0; i < n; ++i) {
             const C* from = logits.read(row + i, 0, K, buffer);
             for (int64 k = 0; k < K; ++k) z[k * ROWS + i] = from[k];
@@ -307,7 +341,7 @@ private:
         C buffer[SHORT];
         for (int64 i = 0; i < n; ++i) {
             C* to = delta.place(row + i, 0, buffer);
-            if (b.ignored[i]) {
+            if (b.unusual && b.ignored[i]) {
                 for (int64 k = 0; k < K; ++k) to[k] = C(0);
             } else {
                 for (int64 k = 0; k < K; ++k) to[k] = z[k * ROWS + i];

@@ -223,8 +223,9 @@ ESTIMATORS = (
         "an entry of coefs_ may be a list where rows are predicted",
         line=r"\.(predict\w*|score)\(",
         place="^error$",
-        kind="AttributeError there, NoneType here",
-        detail="there AttributeError..'list' object has no attribute 'ndim'",
+        kind="AttributeError there, (NoneType|ValueError) here",
+        detail="there AttributeError..'list' object has no attribute 'ndim'.*\nhere "
+        "(None|ValueError..Classification metrics can't handle)",  # y may be wrong as well
         before=r"coefs_\[0\] = .*tolist",
     ),
     Known(
