@@ -21,7 +21,7 @@ template <class S, class D> struct GatherRowsArguments {
 // As it stands in `rows`; any number beyond the last row.
 template <class S, class D>
 __device__ __forceinline__ int64 row_number(const GatherRowsArguments<S, D>& a, int64 i) {
-    return a.rows == nullptr || i >= a.count ? i : load_element(a.rows + i);
+    return a.rows == nullptr || i >= a.count ? i : global::load_element(a.rows + i);
 }
 
 template <class D, class S, int E>
@@ -51,13 +51,13 @@ __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) 
             if (whole > 0) {
                 Pack<S, E> packs[UNROLL];
 #pragma unroll
-                for (int u = 0; u < UNROLL; ++u) packs[u] = load_if<S, E>(u < whole, in + u * step);
+                for (int u = 0; u < UNROLL; ++u) packs[u] = global::load_if<S, E>(u < whole, in + u * step);
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u)
-                    if (u < whole) store(out + u * step, converted<D>(packs[u]));
+                    if (u < whole) global::store(out + u * step, converted<D>(packs[u]));
             } else {
                 int lo = j < 0 ? int(-j) : 0, hi = elements<E>(a.cols - j);
-                store_part(out, converted<D>(load_part<S, E>(in, lo, hi)), lo, hi);
+                global::store_part(out, converted<D>(global::load_part<S, E>(in, lo, hi)), lo, hi);
                 whole = 1;
             }
             j += whole * step, in += whole * step, out += whole * step;

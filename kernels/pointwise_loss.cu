@@ -62,8 +62,8 @@ __device__ __forceinline__ void pointwise_loss(const PointwiseLossArguments<T>& 
 #pragma unroll
                 for (int n = 0; n < TOGETHER; ++n) {
                     int64 at = k + n * step;
-                    x[n] = load_part<T, E>(a + at, n > 0 ? 0 : lo, elements<E>(p.cols - at));
-                    t[n] = load_part<C, E>(targets + at, n > 0 ? 0 : lo, elements<E>(p.cols - at));
+                    x[n] = global::load_part<T, E>(a + at, n > 0 ? 0 : lo, elements<E>(p.cols - at));
+                    t[n] = global::load_part<C, E>(targets + at, n > 0 ? 0 : lo, elements<E>(p.cols - at));
                 }
                 C scale = p.delta == nullptr ? C(0) : gradient_scale(p, row);
 #pragma unroll
@@ -71,7 +71,7 @@ __device__ __forceinline__ void pointwise_loss(const PointwiseLossArguments<T>& 
                     int64 at = k + n * step;
                     int from = n > 0 ? 0 : lo, to = elements<E>(p.cols - at);
                     loss += loss_of_pack<Loss>(x[n], t[n], from, to, p.parameter, scale, wrong);
-                    if (delta != nullptr) store_part(delta + at, x[n], from, to);
+                    if (delta != nullptr) global::store_part(delta + at, x[n], from, to);
                 }
             }
         }

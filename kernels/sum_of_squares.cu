@@ -40,8 +40,9 @@ template <class T> __device__ __forceinline__ void sum_of_squares(const SumOfSqu
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u, i += step) {  // beyond the end a pack has no element
                 int lo = i < 0 ? int(-i) : 0;
-                pack[u] = load_part<T, E>(a.x + i, lo, elements<E>(a.count - i));
-                if (a.p != nullptr) weights[u] = load_part<C, E>(a.p + i, lo, elements<E>(a.penalized - i));
+                pack[u] = global::load_part<T, E>(a.x + i, lo, elements<E>(a.count - i));
+                if (a.p != nullptr)
+                    weights[u] = global::load_part<C, E>(a.p + i, lo, elements<E>(a.penalized - i));
             }
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
