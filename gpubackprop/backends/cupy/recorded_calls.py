@@ -105,12 +105,15 @@ class Plan:
     ----------
     uncaptured : str
         Why the calls are issued one by one; "" if they are a CUDA graph.
+    launches : int
+        Number of the calls.
     """
 
     uncaptured = ""
 
     def __init__(self, cupy: Any, recorded: RecordedCalls) -> None:
         self._cupy, self._recorded, self._graph = cupy, recorded, None
+        self.launches = len(recorded.calls)
         self._made = self._last = cupy.cuda.get_current_stream()
         if not recorded.capturable:
             self.uncaptured = "a call that cannot be captured: " + recorded.obstacle
