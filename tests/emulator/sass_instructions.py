@@ -55,6 +55,11 @@ class Statement(Floats, Accesses):
         self.conditions += conditions
         return [jump]
 
+    def _VOTEU(self) -> list[str]:
+        """A uniform predicate of one that all lanes share: the compiler asks nothing else so."""
+        out, condition = self.line.operands
+        return [self.put_predicate(out, self.predicate(condition))]
+
     def _EXIT(self) -> list[str]:
         return ["return -1"]
 
