@@ -220,6 +220,34 @@ def test_softmax_cross_entropy_in_place_and_in_parts_gives_the_same_bits(dtype):
             np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
 
 
+@each_dtype
+def test_outputs_are_their_functions_in_float64(dtype):
+    random = np.random.default_rng(6)
+    for rows, cols in ((5, 3), (2, 700)):
+        a = (2 * random.standard_normal((rows, cols))).astype(dtype)
+        wide = a.astype(np.float64)
+        exact = torch.tensor(wide)
+        wanted = {
+            ("gb_output", "kind", 0): wide,
+            ("gb_output", "kind", 1): torch.sigmoid(exact).numpy(),
+            ("gb_output", "kind", 2): np.exp(wide),
+            ("gb_softmax", "log_output", 0): torch.softmax(exact, 1).numpy(),
+            ("gb_softmax", "log_output", 1): torch.log_softmax(exact, 1).numpy(),
+        }
+        C = compute(dtype)
+        unit = {np.float16: 2.0**-11, ml_dtypes.bfloat16: 2.0**-8}.get(dtype, np.finfo(C).eps)
+        for (name, field, number), values in wanted.items():
+            out = a.copy()
+            for first, last in ((0, 1), (1, rows)):
+                host()(
+                    name, a=out, out=out, first=first, last=last, cols=cols, stride_a=cols,
+                    stride_out=cols, storage=STORAGE[a.dtype], **{field: number},
+                )  # fmt: skip
+            tiny = 2.0**-24 if dtype == np.float16 else 0  # its smallest number
+            # logits of 10 apart: their difference alone is off by 4 units of exp
+            np.testing.assert_allclose(out.astype(np.float64), values, rtol=8 * unit, atol=tiny)
+
+
 # -- layers ---------------------------------------------------------------------------------------
 
 
