@@ -15,7 +15,7 @@ from gpubackprop.bench.record import load, rows_of
 from gpubackprop.bench.rows import Row
 from tests.emulator import compilers, missing_compiler
 from tools import counts
-from tools.counted_cases import CASES, Counting
+from tools.counted_cases import CASES, Case, Counting
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, BASE = ROOT / "benchmarks/results", ROOT / "benchmarks/counts/2026-11-28-b99f9fa.json"
@@ -138,12 +138,32 @@ def test_the_counts_of_the_first_kernels_say_what_the_review_of_their_code_found
 
 def test_a_table_has_a_line_for_each_case_and_one_before_it():
     cases = list(counts.read(BASE).values())
-    text = counts.table(cases[:2], {cases[0].name: cases[0]})
-    lines = text.splitlines()
+    lines = counts.table(cases[:2], {cases[0].name: cases[0]}).splitlines()
     assert len(lines) == 4
-    assert lines[1].split()[1:] == lines[2].split(), "the same counts before and after"
-    assert lines[1].startswith(f"before: {cases[0].name} ")
-    assert "launches" in lines[0]
+    assert lines[1] == f"before: {lines[2][:50]}{lines[2][58:]}", "the same counts before and after"
+    assert lines[0].split()[:4] == ["case", "launches", "registers", "blocks"]
+
+
+def test_the_document_shows_the_first_counts_beside_the_last():
+    files = sorted(counts.RECORDS.glob("*.json"))
+    made = counts.document(counts.read(files[0]), counts.read(files[-1]))
+    assert (counts.RECORDS / "README.md").read_text(encoding="utf-8").endswith(f"{made}\n")
+    case = next(iter(counts.read(BASE).values()))
+    changed = replace(case, launches=case.launches[:1])
+    (line,) = counts.document({case.name: case}, {case.name: changed}).splitlines()[2:]
+    assert line.startswith(f"| {case.name} | {len(case.launches)} → 1 | ")
+
+
+def test_recording_writes_the_counts_and_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(counts, "RECORDS", tmp_path)
+    (tmp_path / "README.md").write_text(f"head\n{counts.MARK}\nold", encoding="utf-8")
+    cases = list(counts.read(BASE).values())[:2]
+    counts.record(tmp_path / "2026-01-01-a.json", cases)
+    counts.record(tmp_path / "2026-01-02-b.json", cases)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"head\n{counts.MARK}\n\n| case | launches ")
+    assert "old" not in text
+    assert list(counts.read(tmp_path / "2026-01-02-b.json").values()) == cases
 
 
 @needs_tools
@@ -161,6 +181,36 @@ def test_the_tool_counts_launches_in_their_compiled_code_and_writes_them(tmp_pat
     assert case.name in capsys.readouterr().out
     with pytest.raises(SystemExit):
         counts.main(["no such case"])
+
+
+@needs_tools
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_no_case_costs_more_than_on_record(name):
+    """Launches, instructions, dependent round trips, wavefronts and bytes are no more, bytes in flight
+    no less, than in the newest file of benchmarks/counts. A kernel that became better is recorded
+    with ``python -m tools.counts --record``, and its new costs are held from then on."""
+    newest = sorted(counts.RECORDS.glob("*.json"))[-1]
+    said, compiler = counts.compiler_of(newest), compilers.compiler()
+    if compiler is None or compiler.version != said:
+        pytest.skip(f"recorded with {said}")
+    before, now = counts.read(newest)[name], counts.counted(name)
+
+    def sums(case: Case) -> dict[str, float]:
+        return {
+            "launches": len(case.launches),
+            "instructions": sum(
+                c.instructions * c.blocks + c.end_instructions for c in case.launches
+            ),
+            "trips": sum(c.trips + c.end_trips for c in case.launches),
+            "wavefronts": sum(c.wavefronts * c.blocks for c in case.launches),
+            "bytes": sum(c.bytes for c in case.launches),
+            "not in flight": -case.launches[0].in_flight(),
+        }
+
+    old, new = sums(before), sums(now)
+    worse = {key: (old[key], new[key]) for key in old if new[key] > old[key] + 0.02 * abs(old[key])}
+    assert not worse, "before, now"
 
 
 def test_the_tool_says_what_to_install(monkeypatch, capsys):

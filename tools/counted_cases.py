@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,7 +103,12 @@ class Case:
 
 
 def _zeros(*shape: int, dtype: str = "f32") -> np.ndarray:
-    return np.zeros(shape, DTYPES[dtype])  # of which only pages that a block touches exist
+    """Return an array on 256 bytes, as a device's. Only pages that a block touches exist."""
+    kind = DTYPES[dtype]
+    size = math.prod(shape) * kind.itemsize
+    memory = np.zeros(size + 256, np.uint8)
+    start = -memory.ctypes.data % 256
+    return memory[start : start + size].view(kind).reshape(shape)
 
 
 def _loss(rows: int, classes: int, dtype: str, **options: Any) -> Callable[[], Case]:

@@ -4,6 +4,7 @@
     python -m tools.counts softmax_cross_entropy/f32     # cases whose names begin so
     python -m tools.counts --json counts.json            # and the numbers behind the table
     python -m tools.counts --before benchmarks/counts/2026-11-28-b99f9fa.json   # with earlier ones
+    python -m tools.counts --record                      # into benchmarks/counts, and its README
 
 It needs NVRTC (or nvcc) and nvdisasm, but no GPU: nothing is measured. The CUDA backend plans each
 case for an H200, on the stand-in for CuPy. Of each launch one block (or cluster), in the middle of
@@ -27,16 +28,21 @@ the block, times the number of blocks. Registers and shared memory are the compi
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import model
 from benchmarks.model import H200, Card, Counts
+from gpubackprop.bench.record import commit
 from tests.emulator import compilers
 from tools.counted_cases import ARCHITECTURE, CASES, Case
+
+RECORDS = Path(__file__).resolve().parents[1] / "benchmarks/counts"
+MARK = "<!-- the table: python -m tools.counts --record -->"
 
 
 def counted(name: str) -> Case:
@@ -45,34 +51,63 @@ def counted(name: str) -> Case:
     return case
 
 
-def table(cases: Sequence[Case], before: dict[str, Case] | None = None, card: Card = H200) -> str:
-    """Return a line for each case; with `before`, its earlier line above it."""
-    lines = [
-        f"{'case':58}{'launches':>9}{'registers':>10}{'blocks':>7}{'insn/elem':>10}{'issue':>7}"
-        f"{'trips':>7}{'conflicts':>10}{'B/thread':>9}{'KB/SM':>6}{'bytes':>6}{'share':>6}"
-    ]
-    for case in cases:
-        if before and case.name in before:
-            lines.append(_line(before[case.name], card, "before: "))
-        lines.append(_line(case, card))
-    return "\n".join(lines)
-
-
-def _line(case: Case, card: Card, prefix: str = "") -> str:
+def cells(case: Case, card: Card = H200) -> dict[str, str]:
+    """Return the columns of a case's line."""
     launches = case.launches
     main = max(launches, key=lambda counts: counts.instructions * counts.blocks)
     instructions = sum(c.instructions * c.blocks + c.end_instructions for c in launches)
     wavefronts = sum(c.wavefronts * c.blocks for c in launches)
     least = sum(c.least_wavefronts * c.blocks for c in launches)
     issue = sum(model.parts(c, card)["issue"] for c in launches) / (case.bytes / card.copy)
-    trips = f"{main.trips}{f'+{main.end_trips}' if main.end_trips else ''}"
-    return (
-        f"{prefix + case.name:58}{len(launches):9}{main.registers:10}{main.at_once():7}"
-        f"{32 * instructions / case.elements:10.1f}{issue:7.0%}{trips:>7}"
-        f"{wavefronts / least if least else 1:10.2f}{main.flight:9.0f}"
-        f"{main.in_flight(card) / 1000:6.0f}{sum(c.bytes for c in launches) / case.bytes:6.2f}"
-        f"{model.share(launches, case.bytes, card):6.2f}  {model.slowest(launches, card)}"
-    )
+    return {
+        "launches": f"{len(launches)}",
+        "registers": f"{main.registers}",
+        "blocks": f"{main.at_once()}",
+        "insn/elem": f"{32 * instructions / case.elements:.1f}",
+        "issue": f"{issue:.0%}",
+        "trips": f"{main.trips}{f'+{main.end_trips}' if main.end_trips else ''}",
+        "conflicts": f"{wavefronts / least if least else 1:.2f}",
+        "B/thread": f"{main.flight:.0f}",
+        "KB/SM": f"{main.in_flight(card) / 1000:.0f}",
+        "bytes": f"{sum(c.bytes for c in launches) / case.bytes:.2f}",
+        "share": f"{model.share(launches, case.bytes, card):.2f}",
+        "most time": model.slowest(launches, card),
+    }
+
+
+def table(cases: Sequence[Case], before: Mapping[str, Case] | None = None) -> str:
+    """Return a line for each case; with `before`, the earlier one above it."""
+    lines = []
+    for case in cases:
+        if before and case.name in before:
+            lines.append(_line("before: " + case.name, cells(before[case.name])))
+        lines.append(_line(case.name, cells(case)))
+    return "\n".join([_line("case", {name: name for name in cells(cases[0])}), *lines])
+
+
+def _line(name: str, columns: Mapping[str, str]) -> str:
+    return f"{name:58}" + "".join(f"{columns[key]:>{max(8, len(key) + 2)}}" for key in columns)
+
+
+def document(before: Mapping[str, Case], after: Mapping[str, Case]) -> str:
+    """Return the table of benchmarks/counts/README.md: "before -> after" where they differ."""
+    names = list(cells(next(iter(after.values()))))
+    lines = ["| case | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    for name, case in after.items():
+        new = cells(case)
+        old = cells(before[name]) if name in before else new
+        both = [new[key] if old[key] == new[key] else f"{old[key]} → {new[key]}" for key in names]
+        lines.append(f"| {name} | " + " | ".join(both) + " |")
+    return "\n".join(lines)
+
+
+def record(path: Path, cases: Sequence[Case]) -> None:
+    """Write a file of `RECORDS`, and the table of its README: the first file beside the last."""
+    write(path, cases)
+    files = sorted(RECORDS.glob("*.json"))
+    text = (RECORDS / "README.md").read_text(encoding="utf-8")
+    made = f"{text.partition(MARK)[0]}{MARK}\n\n{document(read(files[0]), read(files[-1]))}\n"
+    (RECORDS / "README.md").write_text(made, encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Case]:
@@ -82,6 +117,11 @@ def read(path: Path) -> dict[str, Case]:
         case["name"]: Case(**{**case, "launches": [Counts(**one) for one in case["launches"]]})
         for case in cases
     }
+
+
+def compiler_of(path: Path) -> str:
+    """Return the version of the compiler whose code such a file describes."""
+    return str(json.loads(path.read_text(encoding="utf-8"))["compiler"])
 
 
 def write(path: Path, cases: Sequence[Case]) -> None:
@@ -110,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--before", type=Path, metavar="FILE", help="a file of --json to compare with"
     )
+    parser.add_argument("--record", action="store_true", help="keep the counts of every case")
     options = parser.parse_args(arguments)
     names = [name for name in CASES if name.startswith(tuple(options.case))]
     if not names:
@@ -122,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(cases, read(options.before) if options.before else None))
     if options.json:
         write(options.json, cases)
+    if options.record:
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        record(RECORDS / f"{today}-{commit()[:7]}.json", cases)
     return 0
 
 

@@ -112,6 +112,10 @@ public:
         char* at = base + row * stride + column * bytes;
         if (static_cast<const void*>(from) != at) STORES<C>[storage](from, at, n);
     }
+    // 16-bit numbers that are rounded already, into the first row.
+    void put_bits(const unsigned short* from, int64 column, int64 n) const {
+        __builtin_memcpy(base + column * bytes, from, 2 * n);
+    }
 };
 
 // ---- sums that are right to their last place -------------------------------------------------------

@@ -62,6 +62,20 @@ def library(code: str, mode: str) -> Path:
     return result
 
 
+def plain_library(code: str) -> Path:
+    """Return the shared library of a C++ file that is no kernel: kept, or made now."""
+    result = directory() / f"{_key(code, 'plain')}.so"
+    if not result.exists():
+        with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+            made = f"{scratch}/made.so"
+            run(
+                ["g++", "-std=c++17", "-O2", "-fPIC", "-shared", "-x", "c++", "-o", made, "-"], code
+            )
+            os.replace(made, result)
+    os.utime(result)
+    return result
+
+
 @cache
 def directory() -> Path:
     default = Path(tempfile.gettempdir()) / f"gpubackprop-emulator-{os.getuid()}"
