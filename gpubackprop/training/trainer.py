@@ -219,6 +219,7 @@ class Trainer(Settings):
         patience: int | None = None,
         min_delta: float = 0.0,
         restore_best: bool | None = None,
+        window: int = 1,
         standardizer: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
@@ -262,6 +263,9 @@ class Trainer(Settings):
         restore_best : bool or None
             Whether to end with the weights of the best epoch. None does so if there is validation,
             and after Ctrl-C.
+        window : int
+            Number of epochs over which that loss is averaged before it decides which epoch is the
+            best, and when patience ends. With a dozen validation rows, one epoch's loss is chance.
         standardizer : Standardizer or None
             Applied to each batch of x and of the validation rows.
         checkpoint : path or None
@@ -320,6 +324,7 @@ class Trainer(Settings):
             if checkpoint_every is None
             else int(number(checkpoint_every, "checkpoint_every", 1)),
             number(checkpoint_seconds, "checkpoint_seconds", 0.0),
+            int(number(window, "window", 1)),
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
