@@ -41,6 +41,7 @@ __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) 
 #define ENTRY_(S, D)                                                         \
     extern "C" __global__ void __launch_bounds__(256) gather_rows_##S##_##D( \
         const __grid_constant__ GatherRowsArguments<S, D> a) {               \
+        ptx::follow_the_grid_in_front();                                     \
         gather_rows<S, D>(a);                                                \
     }
 #define ENTRY(S, D) ENTRY_(S, D)

@@ -95,6 +95,7 @@ using bf16 = of<bfloat16, bfloat16, bfloat16>;
 #define ENTRY_(rule, S)                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 3) update_##rule##_##S( \
         const __grid_constant__ storage::S a) {                                   \
+        ptx::follow_the_grid_in_front();                                          \
         update<rule>(a);                                                          \
     }
 #define ENTRY(rule, S) ENTRY_(rule, S)

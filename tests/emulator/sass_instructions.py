@@ -14,7 +14,7 @@ from tests.emulator.sass_operands import UnsupportedError
 # The instructions that end a block: branches, and those where threads wait for one another.
 ENDS = {"BRA", "EXIT", "CALL", "RET", "SHFL", "BAR", "WARPSYNC", "UCGABAR_WAIT", "VOTE"}
 NOTHING = {"NOP", "YIELD", "BSSY", "BSYNC", "BREAK", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL",
-           "UCGABAR_ARV", "ENDCOLLECTIVE", "FENCE"}  # fmt: skip
+           "UCGABAR_ARV", "ENDCOLLECTIVE", "FENCE", "ACQBULK", "PREEXIT"}  # fmt: skip
 
 
 class Statement(Floats, Accesses):
