@@ -7,8 +7,8 @@ nowhere. For each seed a fifth of the rows is held out, by class; all three meth
 other rows and are measured on those. All run with their defaults:
 
 - ours: `gpubackprop train rows.csv --target y --test held_out.csv`
-- pipeline: ColumnTransformer (median and standardisation of numbers, one-hot text) and MLPClassifier
-  or MLPRegressor
+- pipeline: ColumnTransformer (median and standardisation of numbers, one-hot text), and
+  MLPClassifier or MLPRegressor
 - boosting: HistGradientBoosting of the same columns, text as its categories
 
 scikit-learn gets the columns that our run used, since it leaves out no row numbers by itself, and
@@ -89,8 +89,10 @@ def split(case: Case, seed: int) -> tuple[Any, Any, bool]:
     return train, test, classes
 
 
-def ours(case: Case, train: Any, test: Any, classes: bool, seed: int, folder: Path) -> Any:
-    """Return our figure, the columns that were used, and the seconds."""
+def ours(
+    case: Case, train: Any, test: Any, classes: bool, seed: int, folder: Path
+) -> tuple[float, dict[str, str], float, float]:
+    """Return our figure, the columns that were used, the seconds, and the baseline's figure."""
     from gpubackprop.cli import main
 
     train.to_csv(folder / "rows.csv", index=False)
@@ -131,7 +133,9 @@ def typed(frame: Any, used: dict[str, str]) -> Any:
     return pd.DataFrame(result)
 
 
-def theirs(method: str, case: Case, train: Any, test: Any, classes: bool, used: Any, seed: int):  # noqa: ANN201
+def theirs(
+    method: str, case: Case, train: Any, test: Any, classes: bool, used: Any, seed: int
+) -> tuple[float, float]:
     """Return the figure of a method of scikit-learn, and the seconds."""
     from sklearn.compose import make_column_selector, make_column_transformer
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -207,8 +211,8 @@ def table(results: list[dict[str, Any]], seeds: int) -> str:
         "fifth: accuracy, or R² where the",
         "target is a number. Every method with its defaults, the best of a row in bold. Made by "
         "`python -m benchmarks.bench_tables`, which",
-        f"says how; scikit-learn {sklearn.__version__}, {platform.processor() or platform.machine()}. "
-        "Seconds are of a busy machine and only tell the order.",
+        f"says how; scikit-learn {sklearn.__version__}, {platform.machine()}. are of a busy "
+        "machine and only tell the order.",
         "",
         "| table | target | rows | columns | figure | baseline | `gpubackprop train` | "
         "pipeline with MLP | gradient boosting | seconds |",
