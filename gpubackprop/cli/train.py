@@ -214,7 +214,7 @@ def print_result(
     say.line(
         f"{count(summary['epochs'], 'epoch')} in {summary['seconds']:.1f} s"
         + (f", {summary['samples_per_second']:,.0f} samples/s" if summary["seconds"] else "")
-        + (f"; kept epoch {best}, the best on validation" if best and len(data.validation) else "")
+        + (f"; kept epoch {best}, {_best(data, summary)}" if best and len(data.validation) else "")
         + ("; " + _why(summary["stopped"]) if summary["stopped"] != "epochs" else "")
     )
     say.line(f"files in {output}/")
@@ -247,6 +247,16 @@ def figure_lines(summary: dict[str, Any], part: str, metric: str) -> list[str]:
 
 def _figure(value: float) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
+
+
+def _best(data: TrainingData, summary: dict[str, Any]) -> str:
+    epochs = summary["validation_window"]
+    if epochs == 1:
+        return "the best on validation"
+    return (
+        f"the best mean of {epochs} epochs on validation ({len(data.validation)} rows are too few "
+        "to choose by one epoch)"
+    )
 
 
 def _why(stopped: str) -> str:

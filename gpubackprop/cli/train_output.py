@@ -15,7 +15,7 @@ from gpubackprop import Trainer, plots
 from gpubackprop.cli.common import Device, to_json, versions
 from gpubackprop.cli.train_claim import HISTORY, MODEL, PICTURES, SUMMARY, claim_of, options_of
 from gpubackprop.cli.train_rows import TrainingData, batches
-from gpubackprop.cli.train_run import Outcome
+from gpubackprop.cli.train_run import Outcome, window
 from gpubackprop.data.classes import as_text
 from gpubackprop.errors import MissingDependencyError, StorageError
 from gpubackprop.scores import class_scores, column_rmse, label_scores, number_scores
@@ -98,6 +98,7 @@ def summarize(
         "stopped": outcome.stopped,
         "resumed": outcome.resumed,
         "best_epoch": history.best_epoch,
+        "validation_window": window(data, args.epochs),
         **measure(data, trainer, outcome),
         "baseline": baseline(data),
         "seconds": seconds,
