@@ -29,7 +29,7 @@ LAYERS = (
         "initializers",
         "schedules",
     ),
-    ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check"),
+    ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     ("sklearn", "torch", "distributed", "bench", "cli", "plots", "loggers", "report", "__main__"),
 )

@@ -245,8 +245,8 @@ def _jsonable(value: Any) -> Any:
 
 
 def metric_text(name: str, value: float) -> str:
-    """Return accuracy with four digits behind the point, or rmse in the targets' unit with five."""
-    return f"{value:.4f}" if name == "accuracy" else f"{value:.5g}"
+    """Return a figure with four digits behind the point, one in the targets' unit with five."""
+    return f"{value:.5g}" if name.startswith(("rmse", "mae")) else f"{value:.4f}"
 
 
 def count(number: int, noun: str) -> str:

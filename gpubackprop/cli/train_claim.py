@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.cli.common import Say, to_json
-from gpubackprop.cli.train_data import TrainingData
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.errors import OptionError, StorageError
 from gpubackprop.tensorfile import write_atomically
 

@@ -17,7 +17,7 @@ from gpubackprop.cli.train_claim import (
     make_directory,
     remove_checkpoint,
 )
-from gpubackprop.cli.train_data import TrainingData
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.errors import (
     GpubackpropError,
     ModelFileError,
@@ -100,6 +100,7 @@ def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output:
             epochs=args.epochs,
             rows=data.train,
             validation=(data.validation if len(data.validation) else None),
+            sample_weight=data.sample_weight,
             patience=args.patience,
             standardizer=data.per_batch,
             checkpoint=output / CHECKPOINT,
@@ -138,7 +139,10 @@ def finished_model(data: TrainingData, network: MLP) -> Model:
         network = network.copy("cpu")
     else:
         network = in_target_units(network, data.target_scale)
-    return Model(network, data.standardizer, data.feature_names, data.target_names, data.classes)
+    return Model(
+        network, data.standardizer, data.feature_names, data.target_names, data.classes,
+        data.preprocessor,
+    )  # fmt: skip
 
 
 def _save(model: Model, output: Path) -> None:

@@ -17,7 +17,9 @@ from gpubackprop.errors import DataError
 Floats = npt.NDArray[np.float64]
 Kind = Literal["number", "boolean", "category", "date", "time"]
 DAY = 86_400.0
-# Parts of a moment: the period of each cyclic one in seconds, and since when it is counted.
+_FEW_ROWS = 20  # fewer distinct values may be no identifier
+IDENTIFIER = "looks like an identifier"
+# The period of each cyclic part of a moment in seconds (that of a year on average).
 PERIODS = {"year": 365.2425 * DAY, "week": 7 * DAY, "day": DAY}
 _SCALARS = {"number": "number", "boolean": "number", "date": "date", "time": "time of day"}
 
@@ -256,29 +258,34 @@ def _learn_categories(
     )  # fmt: skip
 
 
-def reason_to_leave_out(name: str, column: Column, *, categorical: bool) -> str:
-    """Say why a column teaches nothing, from its values in the training rows; "" if it may."""
+def reason_to_leave_out(name: str, column: Column, training: Column) -> str:
+    """Say why a column teaches nothing; "" if it may.
+
+    `training` are the training rows of the column. All rows tell whether it is an identifier.
+    """
     if column.kind == "other":
         return column.why
-    there = ~column.missing
-    if not there.any():
+    if training.missing.all():
         return "no value in any training row"
-    values = column.codes[there] if column.kind == "text" else column.values[there]
-    distinct = len(np.unique(values))
-    if distinct == 1 and there.all():
+    values = training.codes if training.kind == "text" else training.values
+    if not training.missing.any() and (values == values[0]).all():
         return "the same value in every training row"
-    if distinct < len(values) or len(values) < 20:
+    return _why_identifier(name, column)
+
+
+def _why_identifier(name: str, column: Column) -> str:
+    there = ~column.missing
+    values = column.codes[there] if column.kind == "text" else column.values[there]
+    if len(values) < _FEW_ROWS or len(np.unique(values)) < len(values):
         return ""
-    if column.kind == "text" and not categorical:
-        return "looks like an identifier: every value is another text"
-    if column.kind == "number" and column.whole and not categorical:
-        low, high = values.min(), values.max()
-        named = name.lower().strip(" _.") in ("id", "index", "row", "rownames", "unnamed: 0", "")
-        named = named or name.lower().endswith(("_id", " id", ".id")) or name.endswith(("Id", "ID"))
-        if named or (low in (0, 1) and high - low < 2 * len(values) and _ordered(values)):
-            return "looks like an identifier: it counts the rows"
-    return ""
-
-
-def _ordered(values: npt.NDArray[Any]) -> bool:
-    return bool(np.all(np.diff(values) > 0))
+    if column.kind == "text":
+        return f"{IDENTIFIER}: every value is another text"
+    if column.kind != "number" or not column.whole:
+        return ""
+    short = name.lower().strip(" _.")
+    named = short in ("id", "index", "row", "rownames", "unnamed", "unnamed: 0") or name.endswith(
+        ("_id", " id", ".id", "Id", "ID")
+    )
+    low, high = values[0], values[-1]  # some rows may be gone
+    counts = low >= 0 and high < 2 * len(values) and bool(np.all(np.diff(values) > 0))
+    return f"{IDENTIFIER}: it counts the rows" if named or counts else ""

@@ -83,7 +83,9 @@ class Column:
             return "true" if value else "false"
         if self.kind == "date":
             moment = np.datetime64(EPOCH, "ms") + np.timedelta64(round(value * 1000), "ms")
-            return str(moment.astype("datetime64[s]"))
+            return str(moment.astype("datetime64[s]")).removesuffix("T00:00:00")
+        if self.kind == "time":
+            return str(np.datetime64(round(value * 1000), "ms").astype("datetime64[s]"))[11:]
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
 
 
