@@ -26,7 +26,7 @@ p { margin: .4rem 0; }
 .cards div { background: var(--panel); border-radius: .5rem; padding: .6rem .8rem; }
 .cards b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .charts { display: grid; gap: 1.2rem;
-          grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+          grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figcaption .key { display: inline-block; width: .8em; height: .8em; border-radius: 50%;
                   margin: 0 .3em 0 .8em; }
@@ -37,8 +37,9 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 td.number, th.number { text-align: right; }
 table.confusion td { text-align: center; min-width: 2.6rem; border: 1px solid var(--line); }
-.bar { min-width: 8rem; width: 40%; padding: .3rem 0; }
-.bar i { display: block; height: .8rem; border-radius: .2rem; background: var(--first); }
+table.bars { width: 100%; } table.bars td.number { width: 1%; white-space: nowrap; }
+td.bar { width: 55%; min-width: 6rem; }
+td.bar i { display: block; height: .8rem; border-radius: .2rem; background: var(--first); }
 pre { background: var(--panel); border-radius: .5rem; padding: .7rem .9rem; overflow-x: auto;
       font-size: .85rem; white-space: pre-wrap; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
@@ -52,6 +53,7 @@ svg .first { stroke: var(--first); } svg .second { stroke: var(--second); }
 svg circle.first { fill: var(--first); } svg circle.second { fill: var(--second); }
 svg .dot { fill: var(--first); fill-opacity: .45; }
 .first-key { background: var(--first); } .second-key { background: var(--second); }
+@media (max-width: 34rem) { th, td { padding: .3rem .4rem; } }
 @media print { body { max-width: none; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
 """
 

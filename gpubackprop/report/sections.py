@@ -186,7 +186,7 @@ def numbers(true: Array, yhat: Array, names: Sequence[str], about: str) -> str:
 # -- inputs and surroundings ----------------------------------------------------------------------
 
 
-def importances(found: Mapping[str, Importance], score: str, about: str, most: int = 40) -> str:
+def importances(found: Mapping[str, Importance], score: str, about: str, most: int = 20) -> str:
     """Return bars of permutation importance."""
     if not found:
         return page.section("Importance of the columns", page.text(about)) if about else ""
@@ -202,7 +202,7 @@ def importances(found: Mapping[str, Importance], score: str, about: str, most: i
     text = f"By how much the {score} falls if the values of a column are shuffled. {about}{note}"
     return page.section(
         "Importance of the columns", page.text(text),
-        f'<div class="wide"><table style="width:100%"><tbody>{rows}</tbody></table></div>',
+        f'<div class="wide"><table class="bars"><tbody>{rows}</tbody></table></div>',
     )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def environment(summary: Mapping[str, Any]) -> str:
         ("batch", f"{summary['batch_size']:,} rows"),
         ("seed", str(summary["options"].get("seed", "–"))),
         ("numbers", f"{summary['dtype']}, products in {summary['precision']}"),
-        ("device", f"{where}, {summary['threads']} threads, {summary['blas']}"),
+        ("device", f"{where}; {summary['blas']}, threads: {summary['threads']}"),
         ("versions", ", ".join(f"{name} {v}" for name, v in summary["versions"].items())),
     ]
     command = " ".join(map(str, summary["command"]))
@@ -244,7 +244,8 @@ def _settings(config: Any) -> str:
         return str(config)
     shown = {key: value for key, value in config.items() if key not in ("name", "formula")}
     name = config.get("name", config.get("formula", ""))
+    nothing: tuple[Any, ...] = (None, [], {}, False)
     rest = ", ".join(
-        f"{key} {value}" for key, value in shown.items() if value not in (None, [], {}, False)
+        f"{key} {value}" for key, value in shown.items() if value not in nothing and value == value
     )
     return f"{name}: {rest}" if name and rest else str(name or rest)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 Values = Sequence[float] | npt.NDArray[np.floating]
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 46
+RIGHT, TOP, BOTTOM = 14, 14, 46
+BASE, END = HEIGHT - BOTTOM, WIDTH - RIGHT
 MOST_POINTS = 1500  # of a scatter plot; more hide one another and make the file large
 
 
@@ -98,22 +99,28 @@ def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "t
     return f'<text class="{kind}" {place}>{escape(words)}</text>'
 
 
+def _left(y: Scale) -> float:
+    """Return where the drawing begins: beside the label and the widest tick."""
+    return 32 + 7.4 * max(len(number(value)) for value in y.ticks())
+
+
 def _axes(x: Scale, y: Scale, x_label: str, y_label: str, *, whole: bool = False) -> list[str]:
     """Return grid, ticks and labels; `whole` leaves ticks out that are no whole numbers."""
-    end, base, parts = WIDTH - RIGHT, HEIGHT - BOTTOM, []
+    left, parts = _left(y), []
     for value in y.ticks():
-        parts.append(_segment("grid", LEFT, y(value), end, y(value)))
-        parts.append(_text(LEFT - 7, y(value) + 4, number(value), "end"))
-    for value in x.ticks():
+        parts.append(_segment("grid", left, y(value), END, y(value)))
+        parts.append(_text(left - 7, y(value) + 4, number(value), "end"))
+    wide = len(number(x.high)) > 5
+    for value in x.ticks(4 if wide else 6):
         if not whole or value == int(value):
-            parts.append(_text(x(value), base + 18, number(value)))
-    parts.append(_segment("axis", LEFT, base, end, base))
-    parts.append(_text((LEFT + end) / 2, HEIGHT - 6, x_label, kind="label"))
+            parts.append(_text(x(value), BASE + 18, number(value)))
+    parts.append(_segment("axis", left, BASE, END, BASE))
+    parts.append(_text((left + END) / 2, HEIGHT - 6, x_label, kind="label"))
     return [*parts, _upright(y_label)]
 
 
 def _upright(text: str) -> str:
-    at = (TOP + HEIGHT - BOTTOM) / 2
+    at = (TOP + BASE) / 2
     return (
         f'<text class="label" transform="translate(14 {at}) rotate(-90)" text-anchor="middle">'
         f"{escape(text)}</text>"
@@ -151,12 +158,12 @@ def curves(
         return ""
     xs, ys = zip(*finite, strict=True)
     log = min(ys) > 0 and max(ys) > 30 * min(ys)
-    x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     margin = 0 if log else 0.04 * (max(ys) - min(ys))
-    y = Scale(min(ys) - margin, max(ys) + margin, HEIGHT - BOTTOM, TOP, log=log)
+    y = Scale(min(ys) - margin, max(ys) + margin, BASE, TOP, log=log)
+    x = Scale(min(xs), max(xs), _left(y), END)
     parts = _axes(x, y, x_label, y_label, whole=True)
     if mark is not None:
-        parts.append(_segment("mark", x(mark), TOP, x(mark), HEIGHT - BOTTOM))
+        parts.append(_segment("mark", x(mark), TOP, x(mark), BASE))
     for line in lines:
         points = [
             f"{x(a):.1f},{y(b):.1f}"
@@ -177,8 +184,8 @@ def scatter(true: Values, predicted: Values, title: str, name: str) -> str:
     t, p = _picked(true, predicted)
     low, high = float(min(t.min(), p.min())), float(max(t.max(), p.max()))
     margin = 0.03 * (high - low)
-    x = Scale(low - margin, high + margin, LEFT, WIDTH - RIGHT)
-    y = Scale(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
+    y = Scale(low - margin, high + margin, BASE, TOP)
+    x = Scale(low - margin, high + margin, _left(y), END)
     parts = _axes(x, y, f"true {name}", f"predicted {name}")
     parts.append(_segment("second", x(x.low), y(y.low), x(x.high), y(y.high)))
     return _drawing(parts + _dots(x, y, t, p), title)
@@ -189,10 +196,10 @@ def residuals(true: Values, predicted: Values, title: str, name: str) -> str:
     t, p = _picked(true, predicted)
     e = p - t
     widest = float(np.abs(e).max()) * 1.05 or 1.0
-    x = Scale(float(p.min()), float(p.max()), LEFT + 6, WIDTH - RIGHT - 6)
-    y = Scale(-widest, widest, HEIGHT - BOTTOM, TOP)
+    y = Scale(-widest, widest, BASE, TOP)
+    x = Scale(float(p.min()), float(p.max()), _left(y) + 6, END - 6)
     parts = _axes(x, y, f"predicted {name}", "predicted − true")
-    parts.append(_segment("second", LEFT, y(0), WIDTH - RIGHT, y(0)))
+    parts.append(_segment("second", _left(y), y(0), END, y(0)))
     return _drawing(parts + _dots(x, y, p, e), title)
 
 
