@@ -73,24 +73,24 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
     while (row < strip.last) {
         if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u) pack[u] = load_if<P, E>(u < whole, in.at + u * in.step);
+            for (int u = 0; u < UNROLL; ++u) pack[u] = global::load_if<P, E>(u < whole, in.at + u * in.step);
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
                 Pack<T, E>& value = place_of_h(pack[u], apart);
                 bias_and_value<Act>(
                     pack[u], value, kept, b, k, drop, strip.place(row + u * STRIP_ROWS));
-                if (u < whole && keeps_a) store(keep.at + u * keep.step, kept);
-                if (u < whole) store(out.at + u * out.step, value);
+                if (u < whole && keeps_a) global::store(keep.at + u * keep.step, kept);
+                if (u < whole) global::store(out.at + u * out.step, value);
             }
             row += whole * STRIP_ROWS;
             in.advance(whole), keep.advance(whole), out.advance(whole);
         } else {  // a head or tail, or a row off 16 bytes
             int lo = strip.lo(row), hi = strip.hi(row);
-            pack[0] = load_part<P, E>(in.at, lo, hi);
+            pack[0] = global::load_part<P, E>(in.at, lo, hi);
             Pack<T, E>& value = place_of_h(pack[0], apart);
             bias_and_value<Act>(pack[0], value, kept, b, k, drop, strip.place(row));
-            if (keeps_a) store_part(keep.at, kept, lo, hi);
-            store_part(out.at, value, lo, hi);
+            if (keeps_a) global::store_part(keep.at, kept, lo, hi);
+            global::store_part(out.at, value, lo, hi);
             row += STRIP_ROWS;
             in.advance(1), keep.advance(1), out.advance(1);
         }

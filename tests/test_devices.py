@@ -364,7 +364,7 @@ def test_blas_is_the_one_that_is_loaded():
 
 
 def test_driver_library_that_does_not_exist_is_absent(monkeypatch):
-    monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda_that_no_machine_has.so.1")
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libcuda_that_no_machine_has.so.1")
     assert cuda_driver.probe_driver().status == "absent"
 
 

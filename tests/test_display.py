@@ -65,6 +65,8 @@ def samples() -> list[Any]:
     loss = losses.SoftmaxCrossEntropy
     return [
         trainer, trainer.history, trainer.state, trainer.network, network, step, training.History(),
+        trainer.memory_estimate(1000), trainer.profile(x, labels, repeats=1),
+        trainer.profile(x, labels, repeats=1).rows[0],
         step.snapshot(), step.data, EvaluationStep(trainer.network, trainer.loss, step.data, 9),
         network.gradients(wide, np.arange(9)), network.gradients(wide, np.arange(9), loss(reduction="none")),
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,

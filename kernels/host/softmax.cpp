@@ -108,16 +108,26 @@ private:
 
     // Losses and factors of n rows (of room for N), once m, s, dot and, with probabilities, total are known.
     template <int N> void outcome(int64 first, int64 n) {
-        C loss[N], lse[N];
+        C loss[N], lse[N], sums[N];
+        double log_s[N];
+        INDEPENDENT for (int i = 0; i < N; ++i) {  // NaN: no logit, or all -inf
+            sums[i] = b.m[i] == minus_infinity<C>() ? not_a_number<C>() : b.s[i];
+            log_s[i] = log_of_sum(sums[i]);
+        }
         INDEPENDENT for (int i = 0; i < N; ++i) {
-            C s = b.m[i] == minus_infinity<C>() ? not_a_number<C>() : b.s[i];  // no logit, or all -inf
-            double log_s = log_of_sum(s), exact = double(b.m[i]) + log_s;
             C z = b.z_label[i] - b.m[i], lost = (b.z_label[i] - (z + b.m[i]));
-            double terms = double(b.total[i]) * log_s - double(b.label_tau[i]) * (double(z) + double(lost));
-            terms = terms - double(b.dot[i]) + double(z_loss) * exact * exact;
-            loss[i] = C(terms);
-            lse[i] = C(exact);
-            b.grad_scale[i] = (b.total[i] + C(2) * z_loss * lse[i]) * b.factor[i] / s;
+            double below = double(z) + double(lost);
+            loss[i] = C(double(b.total[i]) * log_s[i] - double(b.label_tau[i]) * below - double(b.dot[i]));
+        }
+        INDEPENDENT for (int i = 0; i < N; ++i) {
+            lse[i] = C(double(b.m[i]) + log_s[i]);
+            b.grad_scale[i] = b.total[i] * b.factor[i] / sums[i];
+        }
+        if (z_loss != C(0)) {
+            INDEPENDENT for (int i = 0; i < N; ++i) {
+                loss[i] += z_loss * lse[i] * lse[i];
+                b.grad_scale[i] += C(2) * z_loss * lse[i] * b.factor[i] / sums[i];
+            }
         }
         if (scales.weight != nullptr)
             for (int64 i = 0; i < n; ++i) loss[i] *= scales.weight[first + i];
@@ -318,6 +328,9 @@ private:
             if (b.label[i] >= 0) z[b.label[i] * ROWS + i] -= b.label_tau[i] * b.factor[i];
         if (cap != C(0))
             INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) z[at] *= slope[at];
+        if (b.unusual)
+            for (int64 i = 0; i < n; ++i)
+                for (int64 k = 0; b.ignored[i] && k < K; ++k) z[k * ROWS + i] = C(0);
         turn_back(row, n, z);
     }
 
@@ -339,13 +352,15 @@ private:
 
     void turn_back(int64 row, int64 n, const C* z) const {
         C buffer[SHORT];
+        if (delta.direct() && n == ROWS) {
+            C* to = delta.place(row, 0, buffer);
+            for (int64 k = 0; k < K; ++k)
+                INDEPENDENT for (int i = 0; i < ROWS; ++i) to[i * a.stride_delta + k] = z[k * ROWS + i];
+            return;
+        }
         for (int64 i = 0; i < n; ++i) {
             C* to = delta.place(row + i, 0, buffer);
-            if (b.unusual && b.ignored[i]) {
-                for (int64 k = 0; k < K; ++k) to[k] = C(0);
-            } else {
-                for (int64 k = 0; k < K; ++k) to[k] = z[k * ROWS + i];
-            }
+            for (int64 k = 0; k < K; ++k) to[k] = z[k * ROWS + i];
             delta.put(to, row + i, 0, K);
         }
     }

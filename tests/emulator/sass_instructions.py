@@ -14,7 +14,7 @@ from tests.emulator.sass_operands import UnsupportedError
 # The instructions that end a block: branches, and those where threads wait for one another.
 ENDS = {"BRA", "EXIT", "CALL", "RET", "SHFL", "BAR", "WARPSYNC", "UCGABAR_WAIT", "VOTE"}
 NOTHING = {"NOP", "YIELD", "BSSY", "BSYNC", "BREAK", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL",
-           "UCGABAR_ARV", "ENDCOLLECTIVE", "FENCE"}  # fmt: skip
+           "UCGABAR_ARV", "ENDCOLLECTIVE", "FENCE", "ACQBULK", "PREEXIT"}  # fmt: skip
 
 
 class Statement(Floats, Accesses):
@@ -54,6 +54,11 @@ class Statement(Floats, Accesses):
         jump = f"return {self._label(to)}"
         self.conditions += conditions
         return [jump]
+
+    def _VOTEU(self) -> list[str]:
+        """A uniform predicate of one that all lanes share: the compiler asks nothing else so."""
+        out, condition = self.line.operands
+        return [self.put_predicate(out, self.predicate(condition))]
 
     def _EXIT(self) -> list[str]:
         return ["return -1"]
