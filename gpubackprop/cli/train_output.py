@@ -24,7 +24,7 @@ from gpubackprop.cli.train_claim import (
 )
 from gpubackprop.cli.train_report import write_report
 from gpubackprop.cli.train_rows import TrainingData, batches
-from gpubackprop.cli.train_run import Outcome
+from gpubackprop.cli.train_run import Outcome, window
 from gpubackprop.data.classes import as_text
 from gpubackprop.errors import MissingDependencyError, StorageError
 from gpubackprop.scores import class_scores, column_rmse, label_scores, number_scores
@@ -107,6 +107,7 @@ def summarize(
         "stopped": outcome.stopped,
         "resumed": outcome.resumed,
         "best_epoch": history.best_epoch,
+        "validation_window": window(data, args.epochs),
         **measure(data, trainer, outcome),
         "baseline": baseline(data),
         "seconds": seconds,
