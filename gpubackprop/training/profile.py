@@ -7,7 +7,6 @@ itself is one graph, so the sum of the operations is more than the step takes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `Trainer.profile` measured.
+    """What `Trainer.profile` measured; `gpubackprop.plots.profile` draws it.
 
     Parameters
     ----------
@@ -119,18 +118,6 @@ class Profile:
     def _repr_html_(self) -> str:
         title = f"{1e6 * self.step:.1f} us a step of {self.batch_size} rows on {self.device}"
         return display.html_table(title, list(self._HEAD), self._table())
-
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the operations' times as bars; see `gpubackprop.plots.profile`.
-
-        Parameters
-        ----------
-        path : path
-            The PNG to write.
-        """
-        from gpubackprop import plots
-
-        plots.profile(self, path)
 
 
 @dataclass(frozen=True)
