@@ -62,7 +62,7 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
     const compute_of<T> k = args.parameter;
     const bool keeps_a = args.a != nullptr;
     compute_of<T> b[E] = {};
-    if (args.bias != nullptr) load_columns(strip, args.bias, b);
+    bool wants_bias = args.bias != nullptr;  // behind the first rows, so that it comes with them
     int64 row = strip.first + threadIdx.y;
     Walk<const P, E> in(strip, args.product, row, args.stride_product);
     Walk<T, E> out(strip, args.h, row, args.stride_h), keep = out;
@@ -73,7 +73,10 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
     while (row < strip.last) {
         if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u) pack[u] = global::load_if<P, E>(u < whole, in.at + u * in.step);
+            for (int u = 0; u < UNROLL; ++u)
+                pack[u] = global::load_if<P, E>(u < whole, in.at + u * in.step);
+            if (wants_bias) load_columns(strip, args.bias, b);
+            wants_bias = false;
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
                 Pack<T, E>& value = place_of_h(pack[u], apart);
@@ -87,6 +90,8 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
         } else {  // a head or tail, or a row off 16 bytes
             int lo = strip.lo(row), hi = strip.hi(row);
             pack[0] = global::load_part<P, E>(in.at, lo, hi);
+            if (wants_bias) load_columns(strip, args.bias, b);
+            wants_bias = false;
             Pack<T, E>& value = place_of_h(pack[0], apart);
             bias_and_value<Act>(pack[0], value, kept, b, k, drop, strip.place(row));
             if (keeps_a) global::store_part(keep.at, kept, lo, hi);
@@ -115,6 +120,7 @@ using bf16_f32 = of<bfloat16, float>;
 #define ENTRY_(name, act, S, DROP)                                                        \
     extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) name##act##_##S(       \
         const __grid_constant__ AffineEpilogueArguments<storage::S::P, storage::S::T> a) { \
+        ptx::follow_the_grid_in_front();                                                  \
         affine_epilogue<activations::act, DROP>(a);                                       \
     }
 #ifndef ONLY_DTYPE

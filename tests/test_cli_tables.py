@@ -185,6 +185,33 @@ def test_columns_named_by_keep_go_to_the_output_as_they_are_written(tmp_path):
     assert "did you mean 'id'?" in result.err
 
 
+@pytest.mark.parametrize("categorical", [(), ("--categorical", "code")])
+def test_categories_that_look_like_numbers_in_a_later_file_are_what_they_were(
+    categorical, tmp_path
+):
+    code = ["1.0", "2.0", "3.50"] * 20
+    code = code if categorical else [*code[:-1], "x"]
+    y = np.where(np.array(code) == "1.0", "one", "other")
+    path = write_table(tmp_path / "t.csv", {"code": code, "z": [i % 7 for i in range(60)], "y": y})
+    options = ("--hidden", "8", "--epochs", "60", "--lr", "0.02", "--device", "cpu", *categorical)
+    ok("train", path, "--target", "y", "--output", tmp_path / "o", *options)
+    for text in ("1.0", "1"):
+        few = write_table(tmp_path / "few.csv", {"code": [text, "2.0"], "z": [1, 2]})
+        result = ok("predict", tmp_path / "o", few)
+        assert "training had not" not in result.err
+        assert result.out.split() == ["prediction", "one", "other"]
+
+
+def test_dates_with_slashes_are_read_as_in_training(tmp_path):
+    days = [f"{1 + i % 28}/{1 + i % 12}/2024" for i in range(60)]
+    table = {"day": days, "z": [i % 7 for i in range(60)], "y": [i % 2 for i in range(60)]}
+    trained(write_table(tmp_path / "t.csv", table), "y", tmp_path / "o")
+    assert Model.load(tmp_path / "o/model.safetensors").preprocessor.columns[0].form == "dmy"
+    whole = ok("predict", tmp_path / "o", tmp_path / "t.csv", "--probabilities").out.splitlines()
+    few = write_table(tmp_path / "few.csv", {name: values[2:5] for name, values in table.items()})
+    assert ok("predict", tmp_path / "o", few, "--probabilities").out.splitlines()[1:] == whole[3:6]
+
+
 # -- labels ---------------------------------------------------------------------------------------
 
 LABELS = {

@@ -218,11 +218,12 @@ def test_a_thread_of_a_strip_has_its_rows_in_flight_together_and_a_tail_too():
         assert trips(verbs.warps["column_sum_f32"]) == 1
 
 
-def test_the_bias_is_loaded_in_packs_with_the_rows():
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_bias_is_loaded_in_packs_with_the_rows(dtype):
     verbs, memory = Compiled(), Guarded()
-    product, bias = memory.normal((31, 256), np.float32), memory.normal((256,), np.float32)
+    product, bias = memory.normal((31, 256), DTYPES[dtype]), memory.normal((256,), DTYPES[dtype])
     verbs.affine_epilogue(product, bias, None, product, "relu")
-    warps = verbs.warps["affine_epilogue_relu_f32"]
+    warps = verbs.warps[f"affine_epilogue_relu_{dtype}"]
     assert trips(warps) == 1
     assert warps[0].flight == [32 * (4 * 16 + 16)]
 

@@ -292,6 +292,8 @@ def test_weights_of_rows_read_and_write_once():
 
 @pytest.mark.parametrize("classes", [10, 1000, 4096])
 def test_pointwise_losses_read_and_write_once(classes):
+    """In accesses of 16 bytes. Rows of 40 bytes have heads and tails of two elements, and a request for
+    those of eight rows touches a sector for each."""
     memory, rows = Guarded(), 64
     z, delta = (memory.normal((rows, classes), np.float32) for _ in range(2))
     result = {"row_loss": memory.empty((rows,), np.float32), "delta": delta}
@@ -302,7 +304,8 @@ def test_pointwise_losses_read_and_write_once(classes):
         f"pointwise_loss K={classes}", a=counted[z], targets=counted[targets], delta=counted[delta]
     )
     assert (counted[z].reads, counted[targets].reads, counted[delta].writes) == (1, 1, 1)
-    assert counted[z].sectors_per_minimum < (1.6 if classes == 10 else 1.05)
+    assert counted[z].widest == 16
+    assert counted[z].sectors_per_minimum <= (1.8 if classes == 10 else 1.05)
 
 
 @pytest.mark.parametrize("classes", [10, 1000])

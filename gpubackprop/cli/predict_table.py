@@ -120,10 +120,7 @@ def _by_place(
         raise ShapeError(
             f"{args.data} has {got} feature columns but {args.model} was trained on {wanted}{hint}"
         )
-    return Table(
-        [table.names[j] for j in places], len(table), lambda j: table.at(places[j]), table.source,
-        table.where, positional=True,
-    )  # fmt: skip
+    return table.select(places, positional=True)
 
 
 def _targets(table: FileTable, model: Model, names: Sequence[str]) -> tuple[Array, Array]:

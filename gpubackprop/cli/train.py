@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gpubackprop.cli.train_output import parameter_count, summarize, write_files
 from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
+from gpubackprop.loggers import LOGGERS
 
 configure = options.add_options
 SMALL_WORK = 10_000_000  # multiplications of one forward pass of a batch
@@ -38,10 +40,17 @@ def run(args: argparse.Namespace) -> int:
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
     claim_directory(args, data, output, say)
+    loggers = [LOGGERS[name](output) for name in args.log]
+    for logger in loggers:
+        logger.check()
     print_head(say, args, data, trainer, device)
-    outcome = train(args, data, trainer, output, say)
+    with ExitStack() as open_loggers:
+        trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
+        outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
+    if "tensorboard" in args.log:
+        files["tensorboard/"] = "figures of each epoch, for tensorboard --logdir"
     interrupted = outcome.stopped == "interrupted"
     if not interrupted:
         remove_checkpoint(output)
@@ -214,7 +223,7 @@ def print_result(
     say.line(
         f"{count(summary['epochs'], 'epoch')} in {summary['seconds']:.1f} s"
         + (f", {summary['samples_per_second']:,.0f} samples/s" if summary["seconds"] else "")
-        + (f"; kept epoch {best}, the best on validation" if best and len(data.validation) else "")
+        + (f"; kept epoch {best}, {_best(data, summary)}" if best and len(data.validation) else "")
         + ("; " + _why(summary["stopped"]) if summary["stopped"] != "epochs" else "")
     )
     say.line(f"files in {output}/")
@@ -247,6 +256,16 @@ def figure_lines(summary: dict[str, Any], part: str, metric: str) -> list[str]:
 
 def _figure(value: float) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
+
+
+def _best(data: TrainingData, summary: dict[str, Any]) -> str:
+    epochs = summary["validation_window"]
+    if epochs == 1:
+        return "the best on validation"
+    return (
+        f"the best mean of {epochs} epochs on validation ({len(data.validation)} rows are too few "
+        "to choose by one epoch)"
+    )
 
 
 def _why(stopped: str) -> str:

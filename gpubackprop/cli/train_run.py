@@ -26,6 +26,7 @@ from gpubackprop.errors import (
 )
 from gpubackprop.model import in_target_units
 
+FEW_ROWS = 50  # of validation: too few to choose an epoch by its loss alone
 CHECKPOINT_SECONDS = 1.0  # between two checkpoints: a kill costs so much and the present epoch
 
 
@@ -92,6 +93,12 @@ def train(
     return Outcome(stopped, resumed, seconds, model, error)
 
 
+def window(data: TrainingData, epochs: int) -> int:
+    """Return over how many epochs the validation loss is averaged to choose the best one."""
+    few = 0 < len(data.validation) < FEW_ROWS
+    return max(1, round(epochs / 10)) if few else 1
+
+
 def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output: Path) -> str:
     try:
         history = trainer.fit(
@@ -102,6 +109,7 @@ def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output:
             validation=(data.validation if len(data.validation) else None),
             sample_weight=data.sample_weight,
             patience=args.patience,
+            window=window(data, args.epochs),
             standardizer=data.per_batch,
             checkpoint=output / CHECKPOINT,
             checkpoint_every=args.checkpoint_every,

@@ -219,10 +219,7 @@ def fit_preprocessor(
     """Learn from the training rows what the columns become."""
     apart = {*choice.target_names, *choice.others.values()}
     places = [j for j, name in enumerate(table.names) if name not in apart]
-    features = Table(
-        [table.names[j] for j in places], len(table), lambda j: table.at(places[j]), table.source,
-        table.where,
-    )  # fmt: skip
+    features = table.select(places)
     include = features.names if choice.features is not None else choice.named("include")
     return TablePreprocessor.fit(
         features,

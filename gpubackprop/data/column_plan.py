@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.data.files import shorten
-from gpubackprop.data.parse import read_number
+from gpubackprop.data.parse import plain_number, read_number
 from gpubackprop.data.typed import Column, numbers, written
 from gpubackprop.errors import DataError
 
@@ -46,6 +46,8 @@ class ColumnPlan:
         Whether the remaining texts share an input.
     parts : tuple of str
         Of a date or time: "year", "week", "day" for two inputs each, sine and cosine.
+    form : str
+        Of dates that were text with slashes: "dmy" or "mdy".
     """
 
     name: str
@@ -55,6 +57,7 @@ class ColumnPlan:
     categories: tuple[str, ...] = ()
     other: bool = False
     parts: tuple[str, ...] = ()
+    form: str = ""
 
     @property
     def outputs(self) -> list[str]:
@@ -93,6 +96,11 @@ class ColumnPlan:
 
     # -- values ---------------------------------------------------------------------------------
 
+    @property
+    def wants_text(self) -> bool:
+        """Whether the texts of a file are wanted, and not what this file alone says they are."""
+        return self.kind == "category" or bool(self.form)
+
     def read(self, column: Column, where: Any, source: str) -> Column:
         """Return the column as the kind that this plan wants.
 
@@ -119,7 +127,7 @@ class ColumnPlan:
 
     def _from_text(self, column: Column, where: Any, source: str) -> Column:
         if self.kind != "number":
-            found = written(column)
+            found = written(column, form=self.form)
             if found.kind != "text":
                 return found
             row = int(np.flatnonzero(column.codes >= 0)[0]) if (column.codes >= 0).any() else 0
@@ -165,7 +173,10 @@ class ColumnPlan:
         place = {category: j for j, category in enumerate(self.categories)}
         count = len(self.categories)
         rest = count if self.other else -1
-        targets = np.array([*(place.get(text, rest) for text in column.texts), -1], np.int64)
+        by_value = {plain_number(category): j for category, j in place.items()}
+        by_value[None] = rest  # 1.0 of a frame, or of another file, is "1"
+        found = (place.get(t, by_value.get(plain_number(t), rest)) for t in column.texts)
+        targets = np.array([*found, -1], np.int64)
         known = targets[column.codes]  # code -1 is missing: the last entry
         out[:, : count + self.other] = 0
         rows = np.flatnonzero(known >= 0)
@@ -197,6 +208,7 @@ class ColumnPlan:
             and isinstance(plan.gaps, bool)
             and isinstance(plan.other, bool)
             and set(plan.parts) <= set(PERIODS)
+            and plan.form in ("", "dmy", "mdy")
             and len(plan.outputs) > 0
         )
         if not ok:
@@ -232,7 +244,7 @@ def learn(
         parts = tuple(part for part in PERIODS if _varies(there, part))
     elif kind == "time":
         parts = ("day",)
-    return ColumnPlan(name, kind, fill, gaps, parts=parts)
+    return ColumnPlan(name, kind, fill, gaps, parts=parts, form=column.form)
 
 
 def _varies(seconds: Floats, part: str) -> bool:

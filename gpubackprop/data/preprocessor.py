@@ -279,7 +279,8 @@ class TablePreprocessor:
             places = positions(source.names, self.input_names, source.source)
         columns = []
         for plan, place in zip(self.columns, places, strict=True):
-            column = plan.read(source.at(place), source.where, source.source)
+            held = source.text_at(place) if plan.wants_text else source.at(place)
+            column = plan.read(held, source.where, source.source)
             _check_finite(column, plan.name, np.arange(len(source)), source)
             columns.append(column)
         return columns

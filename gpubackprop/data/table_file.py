@@ -39,13 +39,12 @@ class FileTable(Table):
     """
 
     notes: Sequence[str] = ()
-    _strings: Callable[[str], Any] | None = None
 
     def as_written(self, name: str) -> Column:
         """Return a column of a CSV file as the texts that it holds; of a Parquet file as it is."""
-        if self._strings is None:
-            return self.column(name)
-        return encoded_arrow(self._strings(name))
+        return (
+            self.column(name) if self._read_text is None else self.text_at(self.names.index(name))
+        )
 
 
 def load_table(
@@ -113,8 +112,11 @@ def _load_csv(
     def read(place: int) -> Column:
         return typed_text(strings(chosen[place]), comma=comma, dot=decimal != ",")
 
-    table = FileTable(chosen, arrow.num_rows, read, str(file), where)
-    table.notes, table._strings = notes, strings
+    table = FileTable(
+        chosen, arrow.num_rows, read, str(file), where,
+        read_text=lambda place: encoded_arrow(strings(chosen[place])),
+    )  # fmt: skip
+    table.notes = notes
     return table
 
 

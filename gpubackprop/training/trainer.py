@@ -222,6 +222,7 @@ class Trainer(Settings):
         patience: int | None = None,
         min_delta: float = 0.0,
         restore_best: bool | None = None,
+        window: int = 1,
         standardizer: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
@@ -265,8 +266,12 @@ class Trainer(Settings):
         restore_best : bool or None
             Whether to end with the weights of the best epoch. None does so if there is validation,
             and after Ctrl-C.
-        standardizer : Standardizer or None
-            Applied to each batch of x and of the validation rows.
+        window : int
+            Number of epochs over which that loss is averaged before it decides which epoch is the
+            best, and when patience ends. With a dozen validation rows, one epoch's loss is chance.
+        standardizer : Standardizer, TablePreprocessor or None
+            Applied to each batch of x and of the validation rows. A preprocessor takes tables with
+            text, dates and missing values, and encodes them once.
         checkpoint : path or None
             File to write after each epoch, and every `checkpoint_every` steps. If it exists when
             the trainer has not trained yet, training resumes from it and goes on bit for bit as if
@@ -315,6 +320,7 @@ class Trainer(Settings):
             if checkpoint_every is None
             else int(number(checkpoint_every, "checkpoint_every", 1)),
             number(checkpoint_seconds, "checkpoint_seconds", 0.0),
+            int(number(window, "window", 1)),
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
@@ -323,7 +329,7 @@ class Trainer(Settings):
             names = train.feature_names
             train = train if rows is None else train.at(rows, "rows")
             train.require_rows("x")
-            train, held_out = self._validation(train, validation)
+            train, held_out = self._validation(train, validation, standardizer)
             train = train.counting(self.loss)
             train.require_rows("x, without the rows of weight 0,")
             train.require_finite_targets(self.loss)
@@ -411,7 +417,7 @@ class Trainer(Settings):
         Returns
         -------
         Profile
-            Operations with their times and bytes; it prints as a table, and draws itself.
+            Operations with their times and bytes. It prints as a table.
 
         Raises
         ------
@@ -481,7 +487,7 @@ class Trainer(Settings):
         )
 
     def _validation(
-        self, train: Batches, validation: float | tuple[Any, ...] | Array | None
+        self, train: Batches, validation: float | tuple[Any, ...] | Array | None, standardizer: Any
     ) -> tuple[Batches, Batches | None]:
         if validation is None:
             return train, None
@@ -507,7 +513,7 @@ class Trainer(Settings):
             )
         data = self._batches(
             validation[0], validation[1], validation[2] if len(validation) == 3 else None,
-            train.standardizer, train.feature_names,
+            standardizer, train.feature_names,
         )  # fmt: skip
         data.require_rows("the validation set")
         data.require_finite_targets(self.loss)
