@@ -148,6 +148,7 @@ template <class T> constexpr int BLOCKS = sizeof(T) == 8 ? 2 : 3;  // of a multi
 #define ENTRY_(loss, T)                                                                                \
     extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS<T>) pointwise_loss_##loss##_##T( \
         const __grid_constant__ PointwiseLossArguments<T> p) {                                         \
+        ptx::follow_the_grid_in_front();                                                               \
         pointwise_loss<losses::loss, T>(p);                                                            \
     }
 #define ENTRY(loss, T) ENTRY_(loss, T)

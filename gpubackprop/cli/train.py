@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import MLP, Trainer
-from gpubackprop.backends import workload
+from gpubackprop.backends import devices, workload
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
 from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
+    if "tensorboard" in args.log:
+        files["tensorboard/"] = "figures of each epoch, for tensorboard --logdir"
     interrupted = outcome.stopped == "interrupted"
     if not interrupted:
         remove_checkpoint(output)
@@ -133,7 +135,7 @@ def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> 
     with one thread; with two in 1 s to 50 s, depending on what else ran).
     """
     work = trainer.batch_size * parameter_count(trainer.network.widths)
-    small = device.name == "cpu" and work < SMALL_WORK
+    small = devices.is_host(device.name) and work < SMALL_WORK
     if args.threads is None and small and set_threads(1):
         return dataclasses.replace(device, threads=1)
     return device

@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int ROWS = 32, SHORT = 40;  // SHORT: the longest row that is turned over
+constexpr int PLAIN = 12;             // more terms one after another lose too much
 constexpr int64 HELD = 2048;          // the longest row of 16 bits whose exponentials are kept
 
 // What is known of up to ROWS rows.
@@ -116,7 +117,7 @@ private:
         }
         INDEPENDENT for (int i = 0; i < N; ++i) {
             C z = b.z_label[i] - b.m[i], lost = (b.z_label[i] - (z + b.m[i]));
-            double below = double(z) + double(lost);
+            double below = double(z) + (is_finite(z) ? double(lost) : 0.0);
             loss[i] = C(double(b.total[i]) * log_s[i] - double(b.label_tau[i]) * below - double(b.dot[i]));
         }
         INDEPENDENT for (int i = 0; i < N; ++i) {
@@ -219,6 +220,14 @@ private:
         return -1;
     }
 
+    // A piece of sum_k tau_k (z_k - m), without the factor eps / K that all terms share where only labels
+    // have targets: it comes last, so that the sum overflows where PyTorch's does.
+    C spread_of(int64 k, int64 n, const C* tau, const C* from) const {
+        if (a.probabilities != nullptr) return sum_of_products(tau, from, n);
+        return class_weight == nullptr ? sum_of(from, n) : sum_of_products(class_weight + k, from, n);
+    }
+    C spread_factor() const { return a.probabilities != nullptr ? C(1) : uniform; }
+
     // The sums of the row; exponentials go to `held`, and that of the label is returned.
     C sum_row(int64 row, C origin, C* held) {
         C buffer[PIECE], tau[PIECE], from[PIECE];
@@ -230,7 +239,7 @@ private:
             if (spreads) {
                 tau_piece(row, k, n, tau);
                 INDEPENDENT for (int64 j = 0; j < n; ++j) from[j] = x[j] - origin;
-                add_exactly(sum_of_products(tau, from, n), dot, dot_lost);
+                add_exactly(spread_of(k, n, tau, from), dot, dot_lost);
                 if (a.probabilities != nullptr) add_exactly(sum_of(tau, n), total, total_lost);
             }
             C* e = held == nullptr ? buffer : held + k;
@@ -239,7 +248,7 @@ private:
             add_exactly(sum_of(e, n), sum, lost);
         }
         b.s[0] = sum + lost;
-        b.dot[0] = dot + dot_lost;
+        b.dot[0] = (dot + dot_lost) * spread_factor();
         if (a.probabilities != nullptr) b.total[0] = total + total_lost;
         return label_e;
     }
@@ -299,18 +308,18 @@ private:
         C slope[SHORT * ROWS];
         if (cap != C(0) && delta)
             INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) slope[at] = cap_slope(z[at], cap);
-        C origin[ROWS];
+        C origin[ROWS], s_lost[ROWS] = {};
         INDEPENDENT for (int i = 0; i < ROWS; ++i) {
             origin[i] = b.m[i] == minus_infinity<C>() ? C(0) : b.m[i];
             b.s[i] = C(0);
         }
         for (int64 k = 0; k < K; ++k) {
             C* x = z + k * ROWS;
-            INDEPENDENT for (int i = 0; i < ROWS; ++i) {
-                x[i] = host::exp_below(x[i] - origin[i]);
-                b.s[i] += x[i];
-            }
+            INDEPENDENT for (int i = 0; i < ROWS; ++i) x[i] = host::exp_below(x[i] - origin[i]);
+            if (K > PLAIN) INDEPENDENT for (int i = 0; i < ROWS; ++i) add_exactly(x[i], b.s[i], s_lost[i]);
+            else INDEPENDENT for (int i = 0; i < ROWS; ++i) b.s[i] += x[i];
         }
+        for (int i = 0; i < ROWS; ++i) b.s[i] += s_lost[i];
         outcome<ROWS>(row, n);
         if (predicts())
             for (int64 i = 0; i < n; ++i) predict(row + i, i, best[i]);
@@ -375,20 +384,25 @@ private:
 
     // tau of all columns, sum tau (z - m) and, with probabilities, sum tau.
     void spread_few(int64 row, int64 n, const C* z, C* tau) {
-        for (int i = 0; i < ROWS; ++i) b.dot[i] = C(0);
-        C total[ROWS] = {};
+        C dot[ROWS] = {}, dot_lost[ROWS] = {}, total[ROWS] = {}, total_lost[ROWS] = {};
         for (int64 k = 0; k < K; ++k) {
             C* part = tau + k * ROWS;
             for (int64 i = 0; i < n; ++i) part[i] = tau_of(row + i, k);
             for (int64 i = n; i < ROWS; ++i) part[i] = C(0);
             const C* x = z + k * ROWS;
+            if (a.probabilities == nullptr) {
+                C weight = class_weight == nullptr ? C(1) : class_weight[k];
+                INDEPENDENT for (int i = 0; i < ROWS; ++i) add_exactly(weight * (x[i] - b.m[i]), dot[i], dot_lost[i]);
+                continue;
+            }
             INDEPENDENT for (int i = 0; i < ROWS; ++i) {
-                b.dot[i] += part[i] * (x[i] - b.m[i]);
-                total[i] += part[i];
+                add_exactly(part[i] * (x[i] - b.m[i]), dot[i], dot_lost[i]);
+                add_exactly(part[i], total[i], total_lost[i]);
             }
         }
+        for (int i = 0; i < ROWS; ++i) b.dot[i] = (dot[i] + dot_lost[i]) * spread_factor();
         if (a.probabilities != nullptr)
-            for (int i = 0; i < ROWS; ++i) b.total[i] = total[i];
+            for (int i = 0; i < ROWS; ++i) b.total[i] = total[i] + total_lost[i];
     }
 };
 
