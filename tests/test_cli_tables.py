@@ -610,3 +610,49 @@ def test_a_large_file_is_read_under_a_bar(tmp_path, monkeypatch):
     path = write_table(tmp_path / "t.csv", people())
     trained(path, "kind", tmp_path / "o")
     assert sum(moved[1:]) == moved[0] == path.stat().st_size
+
+
+# -- tables that do not fit memory ----------------------------------------------------------------
+
+
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("gpubackprop.data.tables._BLOCK", 1000)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_read_in_batches_gives_the_model_of_the_one_read_whole(kind, tmp_path, monkeypatch):
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    path = write_table(tmp_path / "t.csv", people(300))
+    test = write_table(tmp_path / "u.csv", people(40, 3))
+    if kind == "parquet":
+        pq.write_table(pyarrow.csv.read_csv(path), tmp_path / "t.parquet", row_group_size=64)
+        path = tmp_path / "t.parquet"
+    whole = trained(path, "kind", tmp_path / "a", "--test", test, "--drop", "name")
+    small_blocks(monkeypatch)
+    batches = trained(
+        path, "kind", tmp_path / "b", "--test", test, "--drop", "name", "--low-memory"
+    )
+    assert "learnt from 270 of 270 training rows" in batches["notes"][-1]
+    assert batches["columns"] == whole["columns"]
+    models = [(tmp_path / part / "model.safetensors").read_bytes() for part in "ab"]
+    assert models[0] == models[1]
+    assert batches["test_accuracy"] == whole["test_accuracy"]
+
+
+def test_a_table_beyond_half_of_the_free_memory_is_read_in_batches_and_learnt_from_a_sample(
+    tmp_path, monkeypatch
+):
+    from gpubackprop.cli import train_batches
+
+    path = write_table(tmp_path / "t.csv", people(3000))
+    small_blocks(monkeypatch)
+    monkeypatch.setattr(train_batches, "free_memory", lambda: 11.9 * path.stat().st_size)
+    monkeypatch.setattr(train_batches, "SAMPLE_CELLS", 1000)
+    summary = trained(path, "kind", tmp_path / "o", "--epochs", "1")
+    assert "learnt from 1,000 of 2,160 training rows" in summary["notes"][-1]
+    monkeypatch.setattr(train_batches, "free_memory", lambda: 12.1 * path.stat().st_size)
+    assert not trained(path, "kind", tmp_path / "p", "--epochs", "1")["notes"]
+    assert train_batches.exceeds_memory(str(path)) is False
+    assert 0 < train_batches.free_memory() < float("inf")

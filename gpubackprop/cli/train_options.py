@@ -145,6 +145,11 @@ def _table_options(group: Any) -> None:
         "--separator", type=mark, metavar="C", help="between cells (default: , ; tab or | by sight)"
     )
     group.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="read the table in batches (default: if it would not fit memory)",
+    )
+    group.add_argument(
         "--decimal", choices=[".", ","], help="mark before decimals (default: found by sight)"
     )
 
