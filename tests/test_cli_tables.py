@@ -656,3 +656,23 @@ def test_a_table_beyond_half_of_the_free_memory_is_read_in_batches_and_learnt_fr
     assert not trained(path, "kind", tmp_path / "p", "--epochs", "1")["notes"]
     assert train_batches.exceeds_memory(str(path)) is False
     assert 0 < train_batches.free_memory() < float("inf")
+
+
+def test_a_large_table_is_predicted_in_batches_with_the_same_rows_and_scores(tmp_path, monkeypatch):
+    path = write_table(tmp_path / "t.csv", people(300))
+    trained(path, "kind", tmp_path / "o")
+    command = ("predict", tmp_path / "o", path, "--score", "--probabilities", "--keep", "name")
+    whole = ok(*command)
+    small_blocks(monkeypatch)
+    monkeypatch.setattr("gpubackprop.cli.predict_table.LARGE_FILE", 100)
+    batches = ok(*command)
+    assert batches.err == whole.err
+    found, wanted = read_table(batches.out), read_table(whole.out)
+    assert (found["name"], found["prediction"]) == (wanted["name"], wanted["prediction"])
+    p = [np.array(part["probability_gold"], float) for part in (found, wanted)]
+    np.testing.assert_allclose(*p, atol=1e-6)  # BLAS sums a batch of another size otherwise
+    lines = path.read_text().splitlines()
+    lines[290] = lines[290].replace("gold", "tin").replace("silver", "tin")
+    path.write_text("\n".join(lines) + "\n")
+    result = run_cli(*command)
+    assert "row 290 (line 291) has the label 'tin', which is not among the 2 classes" in result.err
