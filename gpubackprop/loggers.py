@@ -76,9 +76,34 @@ def settings(trained: Any) -> dict[str, Any]:
 
 
 class _Logger:
-    """The base of the loggers: `_open` is called before the first epoch's row is written."""
+    """The base of the loggers: `_open` is called before the first epoch's row is written.
 
+    Attributes
+    ----------
+    package : str
+        The package that is needed, which is the name of the extra too.
+    module : str
+        The module of it that is imported.
+    """
+
+    package: str
+    module: str
     _writer: Any = None
+
+    def check(self) -> Any:
+        """Return the imported module.
+
+        Returns
+        -------
+        module
+            The module.
+
+        Raises
+        ------
+        MissingDependencyError
+            The package is not installed.
+        """
+        return require(self.module, self.package, f"log with {self.package}")
 
     def __call__(self, trained: Any, row: Row) -> None:
         if self._writer is None:
@@ -121,13 +146,14 @@ class TensorBoard(_Logger):
     'first'
     """
 
+    package, module = "tensorboard", "tensorboard.summary"
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
     def _open(self, trained: Any) -> Any:
         """Return TensorBoard's writer."""
-        summary = require("tensorboard.summary", "tensorboard", "write files for TensorBoard")
-        return summary.Writer(str(self.folder))
+        return self.check().Writer(str(self.folder))
 
     def _write(self, values: dict[str, float], epoch: int) -> None:
         """Write the figures of an epoch."""
@@ -158,12 +184,14 @@ class MLflow(_Logger):
     {'run_name': 'first'}
     """
 
+    package = module = "mlflow"
+
     def __init__(self, **options: Any) -> None:
         self.options, self._own = options, False
 
     def _open(self, trained: Any) -> Any:
         """Return the module mlflow, with an active run."""
-        mlflow: Any = require("mlflow", "mlflow", "log to MLflow")
+        mlflow = self.check()
         self._own = mlflow.active_run() is None
         if self._own:
             mlflow.start_run(**self.options)
@@ -198,12 +226,14 @@ class WandB(_Logger):
     {'project': 'digits'}
     """
 
+    package = module = "wandb"
+
     def __init__(self, **options: Any) -> None:
         self.options, self._own = options, False
 
     def _open(self, trained: Any) -> Any:
         """Return the run, which has the settings."""
-        wandb: Any = require("wandb", "wandb", "log to Weights & Biases")
+        wandb = self.check()
         self._own = wandb.run is None
         run = wandb.init(**self.options) if self._own else wandb.run
         run.config.update(settings(trained), allow_val_change=True)

@@ -20,7 +20,9 @@ from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
 from tests.cli_runs import QUICK, flowers, houses, ok, read_table, run_cli, write_table
 
-FILES = {"model.safetensors", "history.csv", "summary.json", "learning_curve.png"}
+FILES = {
+    "model.safetensors", "history.csv", "summary.json", "learning_curve.png", "report.html",
+}  # fmt: skip
 
 
 @pytest.fixture

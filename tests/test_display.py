@@ -73,7 +73,7 @@ def samples() -> list[Any]:
         Standardizer.fit(x), TablePreprocessor.fit({name: wide[:, j] for j, name in enumerate(names)}),
         Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),
-        Adam().hyperparameters, network.backend, network.layout,
+        Adam().hyperparameters, network.backend, backends.get("cpu:numpy"), network.layout,
         *map(losses.loss, losses.LOSSES), loss(class_weight=np.ones(1000)), schedules.Schedule(),
         schedules.Progress(1, 2, 3), gradient_check(MLP([4, 3, 3]), x, labels),
         *formulas.ACTIVATIONS.values(), *formulas.UPDATES.values(),

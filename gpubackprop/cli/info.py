@@ -12,6 +12,7 @@ import numpy as np
 from gpubackprop import Model, backends
 from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
+from gpubackprop.backends.native import HostPath, host_path
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.cli.common import Say, blas_name, count, versions
 from gpubackprop.data.classes import as_text
@@ -30,9 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.usage = "gpubackprop info [MODEL] [--json]"
     parser.description = (
-        "Show the device that --device auto means here, the NVIDIA driver, the CUDA libraries "
-        "found, what is missing and how to get it, BLAS, threads and versions. With MODEL: its "
-        "network, its columns and what is done with each, its classes."
+        "Show the device that --device auto means here, what computes on the CPU and why, the "
+        "NVIDIA driver, the CUDA libraries found, what is missing and how to get it, BLAS, threads "
+        "and versions. With MODEL: its network, its columns and what is done with each, its "
+        "classes."
     )
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="model.safetensors, or the directory that has it"
@@ -47,10 +49,12 @@ def run(args: argparse.Namespace) -> int:
     name, reason = devices.choose("auto")
     say = Say(args.json)
     graphs = cuda_graphs(name)
-    for line in lines(report, name, reason, graphs):
+    host = host_path()
+    for line in lines(report, name, reason, graphs, host):
         say.line(line)
     values: dict[str, Any] = {"device": name, "reason": reason, "versions": versions()}
     values["cuda_graphs"] = graphs
+    values["host"] = {"path": host.name, "reason": host.reason, "file": host.file}
     say.object(values | dataclasses.asdict(report) | {"missing": _missing(report)})
     return 0
 
@@ -103,7 +107,11 @@ def cuda_graphs(name: str) -> dict[str, str]:
 
 
 def lines(
-    report: DeviceReport, name: str, reason: str, graphs: dict[str, str] | None = None
+    report: DeviceReport,
+    name: str,
+    reason: str,
+    graphs: dict[str, str] | None = None,
+    host: HostPath | None = None,
 ) -> list[str]:
     cpu, driver = report.cpu, report.driver
     cores = count(cpu.cores, "core")
@@ -114,8 +122,11 @@ def lines(
         f"processor     {cpu.model}, {cores}",
         f"BLAS          {blas_name(cpu)}, {blas_threads} threads; elementwise work on "
         f"{count(get_num_threads(), 'thread')}",
-        f"driver        {_driver(report)}",
     ]
+    if host is not None:
+        where = f", {host.file}" if host.file else ""
+        text.append(f"host path     {host.name} ({host.reason}{where})")
+    text.append(f"driver        {_driver(report)}")
     text += [
         f"GPU {gpu.index}         {gpu.name}, {gpu.total_bytes / 2**30:.0f} GiB, "
         f"compute capability {'.'.join(map(str, gpu.compute_capability))}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpubackprop import MLP, Trainer
-from gpubackprop.backends import workload
+from gpubackprop.backends import devices, workload
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
 from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
@@ -19,6 +20,7 @@ from gpubackprop.cli.train_output import parameter_count, summarize, write_files
 from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
+from gpubackprop.loggers import LOGGERS
 
 configure = options.add_options
 SMALL_WORK = 10_000_000  # multiplications of one forward pass of a batch
@@ -38,8 +40,13 @@ def run(args: argparse.Namespace) -> int:
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
     claim_directory(args, data, output, say)
+    loggers = [LOGGERS[name](output) for name in args.log]
+    for logger in loggers:
+        logger.check()
     print_head(say, args, data, trainer, device)
-    outcome = train(args, data, trainer, output, say)
+    with ExitStack() as open_loggers:
+        trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
+        outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
     interrupted = outcome.stopped == "interrupted"
@@ -126,7 +133,7 @@ def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> 
     with one thread; with two in 1 s to 50 s, depending on what else ran).
     """
     work = trainer.batch_size * parameter_count(trainer.network.widths)
-    small = device.name == "cpu" and work < SMALL_WORK
+    small = devices.is_host(device.name) and work < SMALL_WORK
     if args.threads is None and small and set_threads(1):
         return dataclasses.replace(device, threads=1)
     return device

@@ -18,6 +18,7 @@ from gpubackprop.data import balanced_weights
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.initializers import INITIALIZERS
+from gpubackprop.loggers import LOGGERS
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
@@ -42,6 +43,7 @@ files written to the output directory:
   model.safetensors      network, standardisation, names of columns and classes
   history.csv            one row per epoch
   summary.json           result, device, versions, options
+  report.html            figures, curves, predictions, importance of the columns, on one page
   learning_curve.png     and confusion_matrix.png, or predictions.png for regression
   checkpoint.*           while training; the same command goes on from there after a crash,
                          a kill or Ctrl-C, and they are removed when training is complete
@@ -272,6 +274,13 @@ def _output_options(group: Any) -> None:
         default=True,
         help="go on from the checkpoint that an unfinished run of this command left (the default), "
         "or throw it away",
+    )
+    group.add_argument(
+        "--log",
+        action="append",
+        choices=list(LOGGERS),
+        default=[],
+        help="write every epoch's figures there too, for TensorBoard into DIR; may be repeated",
     )
     group.add_argument("--quiet", action="store_true", help="print only device and result")
     group.add_argument("--json", action="store_true", help="print the summary as one JSON object")

@@ -13,7 +13,16 @@ import numpy as np
 
 from gpubackprop import Trainer, plots
 from gpubackprop.cli.common import Device, to_json, versions
-from gpubackprop.cli.train_claim import HISTORY, MODEL, PICTURES, SUMMARY, claim_of, options_of
+from gpubackprop.cli.train_claim import (
+    HISTORY,
+    MODEL,
+    PICTURES,
+    REPORT,
+    SUMMARY,
+    claim_of,
+    options_of,
+)
+from gpubackprop.cli.train_report import write_report
 from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import Outcome, window
 from gpubackprop.data.classes import as_text
@@ -160,6 +169,9 @@ def write_files(
             files[HISTORY] = "loss and metrics of each epoch"
         drawn, missing = _draw(data, trainer, outcome, output)
         files |= {SUMMARY: "result, device, versions, options", **drawn}
+        label = _loss_label(data, trainer)
+        write_report(output / REPORT, data, trainer, outcome, summary, label)
+        files[REPORT] = "all of it on one page, for a browser"
         summary["files"] = [str(output / name) for name in files]
         write_atomically(output / SUMMARY, to_json(summary).encode())
     except OSError as error:
