@@ -98,6 +98,7 @@ __device__ __forceinline__ void pointwise_loss(const PointwiseLossArguments<T>& 
 #define ENTRY_(loss, T)                                                                       \
     extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2) pointwise_loss_##loss##_##T( \
         const __grid_constant__ PointwiseLossArguments<T> p) {                                \
+        ptx::follow_the_grid_in_front();                                                      \
         pointwise_loss<losses::loss, T>(p);                                                   \
     }
 #define ENTRY(loss, T) ENTRY_(loss, T)

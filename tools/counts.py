@@ -155,12 +155,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [name for name in CASES if name.startswith(tuple(options.case))]
     if not names:
         parser.error(f"no case begins with {' or '.join(options.case)}")
-    try:
-        cases = [counted(name) for name in names]
-    except compilers.CompileError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(cases, read(options.before) if options.before else None))
+    before = read(options.before) if options.before else {}
+    cases = []
+    for name in names:  # a line as soon as it is known
+        try:
+            cases.append(counted(name))
+        except compilers.CompileError as error:
+            print(error, file=sys.stderr)
+            return 1
+        heading, *lines = table(cases[-1:], before).splitlines()
+        print("\n".join(lines if len(cases) > 1 else [heading, *lines]), flush=True)
     if options.json:
         write(options.json, cases)
     if options.record:
