@@ -465,6 +465,12 @@ def test_a_test_file_is_what_the_result_is_measured_on(tmp_path):
     )
     assert "'tin', which is not among the 2 classes" in result.err
     assert not (tmp_path / "p").exists()
+    counts = write_table(tmp_path / "c.csv", {"x": range(50), "n": range(50)})
+    less = write_table(tmp_path / "d.csv", {"x": [1, 2], "n": [1, -2]})
+    options = ("--task", "poisson", "--target", "n", "--test", less, "--output", tmp_path / "p")
+    result = run_cli("train", counts, *options)
+    assert f"{less}, target n" in result.err
+    assert "targets[1, 0] is -2.0" in result.err
 
 
 # -- messy files ----------------------------------------------------------------------------------
@@ -585,6 +591,9 @@ def test_options_of_tables_are_wrong_usage_for_arrays(tmp_path):
         assert (result.code, option[0] in result.err) == (2, True)
     result = run_cli("train", TABLES / "chile.csv", "--target", "vote", "--separator", "ab")
     assert result.code == 2
+    both = ("--group", "region", "--validation-last", "0.2")
+    result = run_cli("train", TABLES / "chile.csv", "--target", "vote", *both)
+    assert (result.code, "choose one" in result.err) == (2, True)
 
 
 def test_a_large_file_is_read_under_a_bar(tmp_path, monkeypatch):

@@ -33,6 +33,9 @@ examples:
   gpubackprop train
       the 1,797 handwritten digits that come with scikit-learn, into runs/digits/
   gpubackprop train iris.csv --target species
+  gpubackprop train titanic.csv --target survived --drop cabin --include name --test later.csv
+      text, dates and empty cells are taken as they are; what was done to each column is printed
+  gpubackprop train visits.csv --target cost --target days --group patient --weights share
   gpubackprop train houses.parquet --target price --features area,rooms --task regression
   gpubackprop train big.npy --target labels.npy --hidden 512,512 --activation gelu
   gpubackprop train train-images-idx3-ubyte.gz --target train-labels-idx1-ubyte.gz --epochs 10

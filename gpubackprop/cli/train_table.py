@@ -53,6 +53,8 @@ def check_usage(args: argparse.Namespace) -> None:
                 )
         if isinstance(args.test, str):
             args.parser.error(f"--test FILE is for tables, which {args.data} is not; give a share")
+    if args.group is not None and args.validation_last is not None:
+        args.parser.error("--group and --validation-last split the rows in two ways; choose one")
     if not args.target:
         args.parser.error(
             "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
@@ -195,7 +197,8 @@ class Choice:
         rows, _ = _rows_with_target(columns, table)
         picked = [column.take(rows) for column in columns]
         if trained.classes is None or len(picked) > 1:
-            return read_targets(picked, trained.task).values, rows
+            found = read_targets(picked, trained.task)
+            return checked_values(found, table.source, self.target_names), rows
         from gpubackprop.data.classes import class_indices
 
         try:
