@@ -5,7 +5,7 @@ Four ways in, each complete alone:
     gpubackprop.ops            forward and backward pairs on arrays
     gpubackprop.MLP, Trainer   the whole network, trained
     gpubackprop.Model          a trained network on raw data, and its file
-    gpubackprop (shell)        train, predict, check, bench, info
+    gpubackprop (shell)        train, predict, export, check, bench, info
 """
 
 from __future__ import annotations

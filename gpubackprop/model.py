@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import model_file
-from gpubackprop.data import Standardizer, check_finite
+from gpubackprop.data import Standardizer, TablePreprocessor, check_finite
 from gpubackprop.data.classes import as_text, check_classes, class_indices
 from gpubackprop.data.files import Where, row_from_1, shorten
 from gpubackprop.data.frames import as_inputs, as_targets
+from gpubackprop.data.preprocessor import Surprises
 from gpubackprop.errors import (
     DataError,
     GpubackpropError,
@@ -23,6 +24,7 @@ from gpubackprop.errors import (
     ShapeError,
 )
 from gpubackprop.network import MLP
+from gpubackprop.onnx import model as onnx_model
 from gpubackprop.ops.checks import number
 from gpubackprop.ops.display import html_table, names
 
@@ -49,6 +51,9 @@ class Model:
     classes : (K,) array-like or None
         Labels in the order of the output units; None for regression. A network of one logistic unit
         may have two classes.
+    preprocessor : TablePreprocessor or None
+        Applied to raw tables, text and missing values included, before the network. Its columns are
+        the feature_names, and its standardizer is the model's.
 
     Raises
     ------
@@ -76,6 +81,7 @@ class Model:
     feature_names: Sequence[str] | None = None
     target_names: Sequence[str] | None = None
     classes: Array | None = None
+    preprocessor: TablePreprocessor | None = None
 
     def __post_init__(self) -> None:
         self._check()
@@ -86,7 +92,8 @@ class Model:
             "features": self.feature_names, "targets": self.target_names, "classes": classes,
         }  # fmt: skip
         shown = {name: names(values) for name, values in lists.items() if values is not None}
-        return ({"standardizer": self.standardizer} if self.standardizer else {}) | shown
+        first = {"preprocessor": self.preprocessor, "standardizer": self.standardizer}
+        return {name: part for name, part in first.items() if part is not None} | shown
 
     def __repr__(self) -> str:
         more = "".join(f"\n  {name}: {value}" for name, value in self._described().items())
@@ -106,7 +113,7 @@ class Model:
         x : (N, D_0) array or data frame
             An array's columns are taken as they come. The columns of a frame (pandas, polars,
             pyarrow) are found by `feature_names`: their order does not matter, and others are
-            ignored.
+            ignored. With a preprocessor, they may hold text, dates and missing values.
         batch_rows : int
             Rows that are computed at a time.
 
@@ -133,7 +140,9 @@ class Model:
             result[start : start + len(yhat)] = yhat
         return result
 
-    def predict_batches(self, x: Any, *, batch_rows: int = 4096) -> Iterator[tuple[int, Array]]:
+    def predict_batches(
+        self, x: Any, *, batch_rows: int = 4096, surprises: Surprises | None = None
+    ) -> Iterator[tuple[int, Array]]:
         """Yield predictions batch by batch, for inputs or results that exceed memory.
 
         Parameters
@@ -142,6 +151,8 @@ class Model:
             As for `predict`.
         batch_rows : int
             Rows of a batch.
+        surprises : Surprises or None
+            With a preprocessor: is given the number of values that training had not.
 
         Yields
         ------
@@ -150,7 +161,7 @@ class Model:
         yhat : (n, K) NumPy array
             Predictions for the batch.
         """
-        yield from self._batches(self._inputs(x), batch_rows)
+        yield from self._batches(self._inputs(x, surprises), batch_rows)
 
     def predict_labels(self, x: Any) -> Array:
         """Return the most probable class of each row.
@@ -280,18 +291,25 @@ class Model:
                 f"use {hint}"
             )
 
-    def _inputs(self, x: Any) -> Array:
-        """Return `x` as (N, D_0) on the host, a frame's columns in the order of `feature_names`."""
+    def _inputs(self, x: Any, surprises: Surprises | None = None) -> Array:
+        """Return `x` as (N, D_0) on the host, a frame's columns in the order of `feature_names`.
+
+        With a preprocessor they are encoded and standardised already.
+        """
         backend = self.network.backend
         if backend.is_device_array(x):
             x = backend.to_host(backend.asarray(x))
+        if self.preprocessor is not None:
+            return self.preprocessor.transform(x, self.network.dtype, surprises=surprises)
         return self.network.check_inputs(as_inputs(x, "x", self.feature_names).array)
 
     def _batches(self, x: Array, batch_rows: int) -> Iterator[tuple[int, Array]]:
         network, size = self.network, int(number(batch_rows, "batch_rows", 1))
         for start in range(0, len(x), size):
             batch = x[start : start + size]
-            if self.standardizer is None:
+            if self.preprocessor is not None:
+                pass  # it has standardised and checked them
+            elif self.standardizer is None:
                 check_finite(batch, names=self.feature_names, where=_row_after(start))
             else:
                 batch = self.standardizer.transform(
@@ -312,9 +330,11 @@ class Model:
 
     def _check(self) -> None:
         """Bring names and classes into the form that a file has, or raise."""
-        network, standardizer = self.network, self.standardizer
+        network = self.network
         if not isinstance(network, MLP):
             raise OptionError(f"network is a {type(network).__name__} but must be an MLP")
+        self._check_preprocessor()
+        standardizer = self.standardizer
         inputs, units = network.widths[0], network.widths[-1]
         if standardizer is not None:
             if not isinstance(standardizer, Standardizer):
@@ -336,13 +356,40 @@ class Model:
                 f"feature_names {self.feature_names} are not those that the standardizer was "
                 f"fitted with, {list(fitted)}; leave feature_names out"
             )
-        if self.feature_names is not None and len(self.feature_names) != inputs:
+        if self.preprocessor is not None:
+            self.feature_names = self.preprocessor.input_names
+        elif self.feature_names is not None and len(self.feature_names) != inputs:
             raise ShapeError(f"{len(self.feature_names)} feature_names but {inputs} input units")
         self.classes = None if self.classes is None else _check_class_count(self.classes, network)
         self.target_names = _check_names(self.target_names, "target_names") or None
         counts = {units} if self.classes is None and network.output != "softmax" else {1, units}
         if self.target_names is not None and len(self.target_names) not in counts:
             raise ShapeError(f"{len(self.target_names)} target_names but {units} output units")
+
+    def _check_preprocessor(self) -> None:
+        """Take the preprocessor's standardizer, or raise if the parts do not fit."""
+        prepared = self.preprocessor
+        if prepared is None:
+            return
+        if not isinstance(prepared, TablePreprocessor):
+            raise OptionError(
+                f"preprocessor is a {type(prepared).__name__} but must be a "
+                "gpubackprop.data.TablePreprocessor"
+            )
+        if self.standardizer not in (None, prepared.standardizer):
+            raise OptionError("the preprocessor has a standardizer; leave the model's out")
+        self.standardizer = prepared.standardizer
+        units, columns = self.network.widths[0], len(prepared.output_names)
+        if columns != units:
+            raise ShapeError(
+                f"the preprocessor gives {columns} columns but the network has {units} input units"
+            )
+        names = _check_names(self.feature_names, "feature_names")
+        if names not in (None, prepared.input_names):
+            raise OptionError(
+                f"feature_names {names} are not those of the preprocessor, "
+                f"{prepared.input_names}; leave feature_names out"
+            )
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -367,9 +414,58 @@ class Model:
         """
         self._check()
         model_file.write(
-            path, self.network, self.standardizer, self.classes,
+            path, self.network, self.standardizer, self.classes, self.preprocessor,
             feature_names=self.feature_names, target_names=self.target_names,
         )  # fmt: skip
+
+    def to_onnx(
+        self, path: str | os.PathLike[str] | None = None, *, input_dtype: str | None = None
+    ) -> Any:
+        """Export the model, with preprocessor and standardisation, as an ONNX graph.
+
+        Its input "x" (N, D_0) has raw inputs. It computes in the network's dtype what `predict`
+        does; a network of 16 bits computes in its parameters' float32. A model with a preprocessor
+        has an input (N, 1) for each column of the table, by its name: numbers and booleans, NaN
+        where one is missing; dates as seconds since 1970 and times as seconds since midnight, both
+        of float64; categories as text, "" where one is missing. The outputs are
+        "probabilities" or "predictions" (N, K), the result of `predict`, and before it "label", the
+        result of `predict_labels`, if the model has labels: int64, bool, double, or text (other
+        kinds of classes as text). Names and classes are in the metadata, as JSON. Where `predict`
+        raises an error for a value, the graph gives NaN.
+
+        Parameters
+        ----------
+        path : path or None
+            The file to write, whole or not at all; None writes none.
+        input_dtype : {"float32", "float64"} or None
+            Dtype of the inputs. None is that of the network, or float64 if float32 would blur a
+            column, such as seconds since 1970.
+
+        Returns
+        -------
+        onnx.ModelProto
+            The checked graph, of opset 17.
+
+        Raises
+        ------
+        MissingDependencyError
+            The package onnx is not installed.
+        OptionError
+            input_dtype is another one, or the file would be larger than 2 GiB.
+        DataError
+            The weights hold NaN or infinity.
+        StorageError
+            The disk is full, the folder is read-only, or the like.
+
+        Examples
+        --------
+        >>> from gpubackprop import MLP
+        >>> graph = Model(MLP([2, 2]), classes=["no", "yes"]).to_onnx().graph
+        >>> [output.name for output in graph.output]
+        ['label', 'probabilities']
+        """
+        self._check()
+        return onnx_model.export(self, path, input_dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Model:

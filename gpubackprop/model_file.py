@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.data import Standardizer
+from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.classes import classes_from_values, classes_to_values
-from gpubackprop.errors import DataError, GpubackpropError, ModelFileError
+from gpubackprop.errors import DataError, GpubackpropError, ModelFileError, ShapeError
 from gpubackprop.network import MLP
 from gpubackprop.tensorfile import read_tensors, require_array, write_tensors
 
 Array = np.ndarray
-KIND, VERSION = "model", 1
+KIND, VERSION = "model", 2  # 2: with a preprocessor; a file without one is of version 1
 
 
 def write(
@@ -26,9 +26,13 @@ def write(
     network: MLP,
     standardizer: Standardizer | None,
     classes: Array | None,
+    preprocessor: TablePreprocessor | None = None,
     **names: Sequence[str] | None,
 ) -> None:
-    """Write the checked parts of a model; `names` are its "feature_names" and "target_names"."""
+    """Write the checked parts of a model; `names` are its "feature_names" and "target_names".
+
+    A preprocessor's standardizer is the model's.
+    """
     arrays: dict[str, Array] = {}
     for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
         arrays[f"layers.{layer}.weight"] = network.backend.to_host(W)
@@ -45,12 +49,14 @@ def write(
     labels, dtype = (None, None) if classes is None else classes_to_values(classes)
     values = {
         "kind": KIND,
-        "version": VERSION,
+        "version": 1 if preprocessor is None else VERSION,
         "network": network.config(),
         **names,
         "classes": labels,
         "classes_dtype": dtype,
     }
+    if preprocessor is not None:
+        values["preprocessor"] = preprocessor.state()
     write_tensors(path, arrays, values)
 
 
@@ -67,9 +73,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ModelFileError(f"{path}: the architecture is not readable ({error})") from error
     for view, array in zip([*network.W, *network.b], layers, strict=True):
         view[...] = array
+    standardizer = _read_standardizer(path, arrays, network)
     return {
         "network": network,
-        "standardizer": _read_standardizer(path, arrays, network),
+        "standardizer": standardizer,
+        "preprocessor": _read_preprocessor(path, values, standardizer),
         "feature_names": _read_names(path, values, "feature_names"),
         "target_names": _read_names(path, values, "target_names"),
         "classes": _read_classes(path, values),
@@ -104,6 +112,17 @@ def _read_standardizer(path: Any, arrays: dict[str, Array], network: MLP) -> Sta
         mean, scale = (require_array(path, arrays, name, shape, dtype) for name in names)
         return Standardizer(mean, scale)
     except DataError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def _read_preprocessor(
+    path: Any, values: dict[str, Any], standardizer: Standardizer | None
+) -> TablePreprocessor | None:
+    if values.get("preprocessor") is None:
+        return None
+    try:
+        return TablePreprocessor.from_state(values["preprocessor"], standardizer)
+    except (DataError, ShapeError) as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 

@@ -47,6 +47,7 @@ from gpubackprop.passes import (
     emit_forward,
     emit_gradients,
 )
+from gpubackprop.torch_modules import TorchModules
 
 Array = np.ndarray
 _ANOTHER = (
@@ -55,7 +56,7 @@ _ANOTHER = (
 )
 
 
-class MLP(HeldParameters):
+class MLP(TorchModules, HeldParameters):
     """A feed-forward network of L layers of any widths.
 
     A copy (`copy`, `copy.copy`, `copy.deepcopy`) and a pickle have parameters of their own. A

@@ -50,7 +50,7 @@ __device__ __forceinline__ void activation_backward(const ActivationBackwardArgu
     const Drop drop(a);
     const C k = a.parameter;
     constexpr int E = PACK<T>;
-    constexpr int UNROLL = sizeof(T) == 8 || Drop::ON ? 2 : 4;  // the random words take registers
+    constexpr int UNROLL = sizeof(T) == 8 || Drop::ON ? 2 : STRIP_UNROLL;  // random words take registers
     Strip<E> strip(a.rows, a.cols, a.join, misalignment(a.delta));
     int64 row = strip.first + threadIdx.y;
     Walk<const T, E> grad(strip, a.grad_h, row, a.stride_grad), save = grad;
@@ -63,20 +63,20 @@ __device__ __forceinline__ void activation_backward(const ActivationBackwardArgu
         C part[E] = {};
         int64 stop = row + SEQUENCE * STRIP_ROWS < strip.last ? row + SEQUENCE * STRIP_ROWS : strip.last;
         while (row < stop) {
-            if (vector && strip.whole(row, UNROLL)) {
+            if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u) {
-                    g[u] = load<T, E>(grad.at + u * grad.step);
-                    if (Act::READS_SAVED) s[u] = load<T, E>(save.at + u * save.step);
+                    g[u] = load_if<T, E>(u < whole, grad.at + u * grad.step);
+                    if (Act::READS_SAVED) s[u] = load_if<T, E>(u < whole, save.at + u * save.step);
                 }
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u) {
                     times_slope<Act>(g[u], s[u], k, drop, strip.place(row + u * STRIP_ROWS), part);
-                    store(out.at + u * out.step, g[u]);
+                    if (u < whole) store(out.at + u * out.step, g[u]);
                 }
-                row += UNROLL * STRIP_ROWS;
-                grad.advance(UNROLL), save.advance(UNROLL), out.advance(UNROLL);
-            } else {  // a head or tail, a row off 16 bytes, or fewer than UNROLL rows left
+                row += whole * STRIP_ROWS;
+                grad.advance(whole), save.advance(whole), out.advance(whole);
+            } else {  // a head or tail, or a row off 16 bytes
                 int lo = strip.lo(row), hi = strip.hi(row);
                 g[0] = load_part<T, E>(grad.at, lo, hi);
                 if (Act::READS_SAVED) s[0] = load_part<T, E>(save.at, lo, hi);

@@ -55,7 +55,7 @@ template <class P, class T> struct AffineEpilogueArguments {
 
 template <class Act, class Drop, class P, class T>
 __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P, T>& args) {
-    constexpr int E = PACK<T>, UNROLL = sizeof(P) == 8 || sizeof(P) > sizeof(T) ? 2 : 4;
+    constexpr int E = PACK<T>, UNROLL = sizeof(P) == 8 || sizeof(P) > sizeof(T) ? 2 : STRIP_UNROLL;
     Strip<E> strip(args.rows, args.cols, args.join, misalignment(args.h));
     if (!strip.inside) return;
     const Drop drop(args);
@@ -71,20 +71,20 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
     Pack<P, E> pack[UNROLL];
     Pack<T, E> apart, kept;
     while (row < strip.last) {
-        if (vector && strip.whole(row, UNROLL)) {
+        if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u) pack[u] = load<P, E>(in.at + u * in.step);
+            for (int u = 0; u < UNROLL; ++u) pack[u] = load_if<P, E>(u < whole, in.at + u * in.step);
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
                 Pack<T, E>& value = place_of_h(pack[u], apart);
                 bias_and_value<Act>(
                     pack[u], value, kept, b, k, drop, strip.place(row + u * STRIP_ROWS));
-                if (keeps_a) store(keep.at + u * keep.step, kept);
-                store(out.at + u * out.step, value);
+                if (u < whole && keeps_a) store(keep.at + u * keep.step, kept);
+                if (u < whole) store(out.at + u * out.step, value);
             }
-            row += UNROLL * STRIP_ROWS;
-            in.advance(UNROLL), keep.advance(UNROLL), out.advance(UNROLL);
-        } else {  // a head or tail, a row off 16 bytes, or fewer than UNROLL rows left
+            row += whole * STRIP_ROWS;
+            in.advance(whole), keep.advance(whole), out.advance(whole);
+        } else {  // a head or tail, or a row off 16 bytes
             int lo = strip.lo(row), hi = strip.hi(row);
             pack[0] = load_part<P, E>(in.at, lo, hi);
             Pack<T, E>& value = place_of_h(pack[0], apart);

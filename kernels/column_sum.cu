@@ -7,13 +7,14 @@
 // column_sum_finish<T>: second stage;  out[j] = sum_i partial[i, j] / divisor
 //   partial: compute_of<T>[rows, cols], out: T[cols]; divisor: one number, 1 for a plain sum
 //   where divisor is 0, out is NaN whatever the sum, or 0 with empty_is_zero; rows may be 0: the sum is 0
-//   block (x, y): x columns, y threads to a column, x * y = FINISH_THREADS
+//   block (x, y): x columns, y threads to a column, x * y = FINISH_THREADS; a thread has FINISH_UNROLL of its
+//   terms in flight at once
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"
 #include "include/column_totals.cuh"
 #include "include/entries.cuh"
 
-constexpr int FINISH_THREADS = 512;
+constexpr int FINISH_THREADS = 512, FINISH_UNROLL = 8;
 
 template <class C, class T, int E>
 __device__ __forceinline__ void add(C (&sum)[E], const Pack<T, E>& pack) {
@@ -30,7 +31,7 @@ template <class T> struct ColumnSumArguments {
 
 template <class T> __device__ __forceinline__ void column_sum(const ColumnSumArguments<T>& a) {
     using C = compute_of<T>;
-    constexpr int E = PACK<T>, UNROLL = 4;
+    constexpr int E = PACK<T>, UNROLL = STRIP_UNROLL;
     Strip<E> strip(a.rows, a.cols, a.join, misalignment(a.x));
     int64 row = strip.first + threadIdx.y;
     Walk<const T, E> in(strip, a.x, row, a.stride);
@@ -41,14 +42,14 @@ template <class T> __device__ __forceinline__ void column_sum(const ColumnSumArg
         C part[E] = {};
         int64 stop = row + SEQUENCE * STRIP_ROWS < strip.last ? row + SEQUENCE * STRIP_ROWS : strip.last;
         while (row < stop) {
-            if (vector && strip.whole(row, UNROLL)) {
+            if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
-                for (int u = 0; u < UNROLL; ++u) pack[u] = load<T, E>(in.at + u * in.step);
+                for (int u = 0; u < UNROLL; ++u) pack[u] = load_if<T, E>(u < whole, in.at + u * in.step);
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u) add(part, pack[u]);
-                row += UNROLL * STRIP_ROWS;
-                in.advance(UNROLL);
-            } else {  // a head or tail, a row off 16 bytes, or fewer than UNROLL rows left
+                row += whole * STRIP_ROWS;
+                in.advance(whole);
+            } else {  // a head or tail, or a row off 16 bytes
                 add(part, load_part<T, E>(in.at, strip.lo(row), strip.hi(row)));
                 row += STRIP_ROWS;
                 in.advance(1);
@@ -73,10 +74,17 @@ __device__ __forceinline__ void column_sum_finish(const ColumnSumFinishArguments
     using C = compute_of<T>;
     __shared__ C sums[FINISH_THREADS];
     int64 column = int64(blockIdx.x) * blockDim.x + threadIdx.x;
-    int64 row = threadIdx.y;
     Compensated<C> total;
-    for (; column < a.cols && row < a.rows; row += blockDim.y)
-        total.add(a.partial[row * a.cols + column]);
+    int64 rows = column < a.cols ? a.rows : 0;
+    for (int64 row = threadIdx.y; row < rows; row += FINISH_UNROLL * blockDim.y) {
+        C term[FINISH_UNROLL] = {};
+#pragma unroll
+        for (int u = 0; u < FINISH_UNROLL; ++u)
+            if (row + u * blockDim.y < rows)
+                term[u] = load_element(a.partial + (row + u * blockDim.y) * a.cols + column);
+#pragma unroll
+        for (int u = 0; u < FINISH_UNROLL; ++u) total.add(term[u]);
+    }
     sums[threadIdx.y * blockDim.x + threadIdx.x] = total.value();
     for (int half = blockDim.y / 2; half > 0; half /= 2) {  // blockDim.y is a power of two
         __syncthreads();

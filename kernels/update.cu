@@ -14,35 +14,12 @@
 #include "include/arguments.cuh"
 #include "include/entries.cuh"
 #include "include/philox.cuh"
+#include "include/rounding.cuh"
 #include "include/vector.cuh"
 #include "updates.cuh"
 
 constexpr int THREADS = 256;
 using namespace updates;
-
-// x rounded to T with probabilities in proportion to the distances: up where the random bits exceed
-// what is cut off. Exact values stay; infinities and NaN take the rounding to nearest.
-template <class T> __device__ __forceinline__ T round_stochastic(float x, uint32) {
-    return to_storage<T>(x);
-}
-template <> __device__ __forceinline__ bfloat16 round_stochastic<bfloat16>(float x, uint32 word) {
-    if (!is_finite(x)) return to_storage<bfloat16>(x);
-    return {(unsigned short)((ptx::bits_of(x) + (word & 0xffffu)) >> 16)};
-}
-template <> __device__ __forceinline__ float16 round_stochastic<float16>(float x, uint32 word) {
-    // Below 2^-14 the spacing is 2^-24, above it 2^-10 of the leading power: the words' 13 bits there.
-    constexpr float smallest_normal = 6.103515625e-5f;
-    if (!(::fabs(x) < 65504.f)) return to_storage<float16>(x);
-    if (::fabs(x) < smallest_normal) {
-        constexpr float unit = 5.9604644775390625e-8f;
-        float count = x / unit, whole = ::floor(count);
-        return to_storage<float16>((whole + (float(word >> 8) * unit < count - whole ? 1.f : 0.f)) * unit);
-    }
-    return to_storage<float16>(ptx::float_of((ptx::bits_of(x) + (word & 0x1fffu)) & ~0x1fffu));
-}
-template <class T> __device__ __forceinline__ T round_stochastic(double x, uint32) {
-    return to_storage<T>(x);
-}
 
 template <class P, class G, class N> struct UpdateArguments {
     P* p;
@@ -61,7 +38,7 @@ __device__ __forceinline__ void update(const UpdateArguments<P, G, N>& a) {
     P* p = a.p;
     const G* g = a.g;
     N* copy = a.copy;
-    const C* c = a.c;
+    const Coefficients<C> c(a.c);
     const uint64* random = a.random;
     int64 penalized = a.penalized, count = a.count;
     if (c[PROCEED] == C(0)) return;
@@ -90,7 +67,7 @@ __device__ __forceinline__ void update(const UpdateArguments<P, G, N>& a) {
             if (Rule::DECOUPLED) x *= decay;
             else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
             C state[MOST_SLOTS] = {slots[0].v[e], slots[1].v[e], slots[2].v[e]};
-            x = Rule::apply(x, y, state, c);
+            x = Rule::apply(x, y, state, c.c);
             slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
             weights.v[e] = random == nullptr ? to_storage<P>(x) : round_stochastic<P>(x, words[e]);
             rounded_copy.v[e] = random == nullptr ? to_storage<N>(x) : round_stochastic<N>(x, words[e]);

@@ -10,8 +10,8 @@
 //   scale, found_inf: f32 of a gradient scaler, or null: the gradient is divided by *scale, and where
 //   *found_inf != 0 the step is neither counted nor taken
 //   c: compute_of<T>[tensors][COEFFICIENTS]
-//   A block finds its tensor by bisection over the first chunks; a chunk is CHUNK elements, counted from
-//   the last multiple of a pack's bytes at or before p, so that accesses to p are aligned
+//   owner: i32[chunks], the number of each chunk's tensor: a block takes one chunk, of CHUNK elements,
+//   counted from the last multiple of a pack's bytes at or before p, so that accesses to p are aligned
 //   moves 2 sizeof(T) + sizeof(T) + 2 SLOTS sizeof(C) bytes a parameter; Adam in f32: 28
 //   accesses of 16 bytes; head and tail, and arrays that are aligned otherwise, element by element
 //   measured: not measured on a GPU
@@ -61,43 +61,34 @@ __device__ __forceinline__ void prepare_table(const PrepareTableArguments<C>& a)
     if (proceed) *steps = float(step);
 }
 
-// The last tensor whose first chunk is not beyond `chunk`.
-__device__ __forceinline__ int64 tensor_of(const uint64* table, int64 tensors, uint64 chunk) {
-    int64 lo = 0, hi = tensors;
-    while (hi - lo > 1) {
-        int64 middle = (lo + hi) / 2;
-        if (table[middle * WORDS + FIRST_CHUNK] <= chunk) lo = middle;
-        else hi = middle;
-    }
-    return lo;
-}
-
 template <class T> struct UpdateTableArguments {
     const uint64* table;
+    const i32* owner;
     const compute_of<T>* c;
-    int64 tensors;
 };
 
 template <class Rule, class T>
 __device__ __forceinline__ void update_table(const UpdateTableArguments<T>& a) {
     using C = compute_of<T>;
     constexpr int E = PACK<C>;
-    int64 tensor = tensor_of(a.table, a.tensors, blockIdx.x);
+    int64 tensor = a.owner[blockIdx.x];
     const uint64* row = a.table + tensor * WORDS;
-    const C* c = a.c + tensor * COEFFICIENTS;
+    const Coefficients<C> c(a.c + tensor * COEFFICIENTS);
+    uint64 word[FIRST_CHUNK + 1];
+#pragma unroll
+    for (int i = 0; i <= FIRST_CHUNK; ++i) word[i] = load_now(row + i);
     if (c[PROCEED] == C(0)) return;
     // Of the chunk, elements [first, last) are inside the tensor; 32 bits for what is counted here.
-    uint64 address = row[P_ADDRESS];
-    int first = int(address % (E * sizeof(T)) / sizeof(T));
-    int64 begin = (int64(blockIdx.x) - int64(row[FIRST_CHUNK])) * CHUNK - first;
-    int64 left = int64(row[COUNT]) - begin;
+    int first = int(word[P_ADDRESS] % (E * sizeof(T)) / sizeof(T));
+    int64 begin = (int64(blockIdx.x) - int64(word[FIRST_CHUNK])) * CHUNK - first;
+    int64 left = int64(word[COUNT]) - begin;
     int last = left < CHUNK ? int(left) : CHUNK;
     if (begin > 0) first = 0;
-    T* p = reinterpret_cast<T*>(address) + begin;
-    const T* g = reinterpret_cast<const T*>(row[G_ADDRESS]) + begin;
-    C* const states[MOST_SLOTS] = {
-        reinterpret_cast<C*>(row[S0_ADDRESS]) + begin, reinterpret_cast<C*>(row[S1_ADDRESS]) + begin,
-        reinterpret_cast<C*>(row[S2_ADDRESS]) + begin};
+    T* p = reinterpret_cast<T*>(word[P_ADDRESS]) + begin;
+    const T* g = reinterpret_cast<const T*>(word[G_ADDRESS]) + begin;
+    C* states[MOST_SLOTS] = {};
+#pragma unroll
+    for (int n = 0; n < Rule::SLOTS; ++n) states[n] = reinterpret_cast<C*>(word[S0_ADDRESS + n]) + begin;
     C unscale = c[UNSCALE], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
     for (int i = int(threadIdx.x) * E; i < last; i += THREADS * E) {
         int lo = i < first ? first : 0, hi = last - i < E ? last - i : E;
@@ -111,7 +102,7 @@ __device__ __forceinline__ void update_table(const UpdateTableArguments<T>& a) {
             if (Rule::DECOUPLED) x *= decay;
             else if (decay != C(0)) y += x * decay;  // 0 * inf would be NaN
             C state[MOST_SLOTS] = {slots[0].v[e], slots[1].v[e], slots[2].v[e]};
-            weights.v[e] = to_storage<T>(Rule::apply(x, y, state, c));
+            weights.v[e] = to_storage<T>(Rule::apply(x, y, state, c.c));
             slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
         }
         store_part(p + i, weights, lo, hi);

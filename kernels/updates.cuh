@@ -6,7 +6,7 @@
 //   apply(p, g, s, c)        the new parameter; the slots s are updated in place
 //   The order of c is that of the NumPy entry's `coefficients`.
 #pragma once
-#include "include/types.cuh"
+#include "include/vector.cuh"
 
 #ifdef ONLY_FORMULA
 #define FOR_EACH_UPDATE(ENTRIES) ENTRIES(ONLY_FORMULA)
@@ -23,6 +23,17 @@ namespace updates {
 constexpr int MOST_SLOTS = 3;
 constexpr int FORMULA_COEFFICIENTS = 8;  // c[0..7] are the formula's; what follows is every formula's
 enum Control { DECAY = FORMULA_COEFFICIENTS, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS };
+
+// A step's coefficients in registers: all are asked for at once, before the first is used, and none
+// again for every element, as from memory that the stores beside them might have changed.
+template <class C> struct Coefficients {
+    C c[COEFFICIENTS];
+    __device__ __forceinline__ explicit Coefficients(const C* memory) {
+#pragma unroll
+        for (int i = 0; i < COEFFICIENTS; ++i) c[i] = load_now(memory + i);
+    }
+    __device__ __forceinline__ C operator[](int i) const { return c[i]; }
+};
 
 struct gradient_descent {  // p <- p - lr g
     static constexpr int SLOTS = 0, HYPERPARAMETERS = 0;

@@ -15,7 +15,7 @@ import pytest
 
 from gpubackprop import MLP, Trainer, ops
 from gpubackprop.backends import devices
-from gpubackprop.backends.cupy import CupyBackend, Products
+from gpubackprop.backends.cupy import CupyBackend, CupyProducts, Products
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.cli import info
 from gpubackprop.errors import TargetRangeError
@@ -233,7 +233,9 @@ def test_a_plan_that_is_captured_or_cannot_be_says_so(cuda):
     out = cuda.empty(4, np.float64)
     assert cuda.plan(lambda verbs: verbs.column_sum(z, out)).uncaptured == ""
     given = arrays(cuda)
-    assert "CuPy" in cuda.plan(lambda verbs: layer(verbs, *given)).uncaptured
+    assert cuda.plan(lambda verbs: layer(verbs, *given)).uncaptured == ""
+    through_cupy = CupyBackend(0, CupyProducts(cuda.cupy))
+    assert "CuPy" in through_cupy.plan(lambda verbs: layer(verbs, *given)).uncaptured
 
 
 # -- the stand-in itself --------------------------------------------------------------------------
@@ -334,7 +336,9 @@ def test_an_array_of_another_device_is_refused_by_kernels_fills_and_copies(cuda)
             forbidden()
 
 
-def test_info_says_what_is_captured_and_what_is_issued_call_by_call_and_why():
+def test_info_says_what_is_captured_and_what_is_issued_call_by_call_and_why(monkeypatch):
+    assert info.cuda_graphs("cuda:0") == {"an operation": "", "a layer": ""}
+    monkeypatch.setenv("GPUBACKPROP_PRODUCTS", "cupy")
     graphs = info.cuda_graphs("cuda:0")
     assert graphs["an operation"] == ""
     assert "matrix products through CuPy" in graphs["a layer"]

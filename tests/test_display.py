@@ -29,7 +29,7 @@ from gpubackprop import (
     sklearn,
     training,
 )
-from gpubackprop.data import Dataset, Standardizer
+from gpubackprop.data import Dataset, Standardizer, TablePreprocessor
 from gpubackprop.formulas.dropout import Dropout
 from gpubackprop.optimizers import OPTIMIZERS, SGD, Adam, Momentum
 from gpubackprop.schedules import SCHEDULES
@@ -68,7 +68,8 @@ def samples() -> list[Any]:
         step.snapshot(), step.data, EvaluationStep(trainer.network, trainer.loss, step.data, 9),
         network.gradients(wide, np.arange(9)), network.gradients(wide, np.arange(9), loss(reduction="none")),
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,
-        Standardizer.fit(x), Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
+        Standardizer.fit(x), TablePreprocessor.fit({name: wide[:, j] for j, name in enumerate(names)}),
+        Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),
         Adam().hyperparameters, network.backend, network.layout,
         *map(losses.loss, losses.LOSSES), loss(class_weight=np.ones(1000)), schedules.Schedule(),

@@ -47,6 +47,8 @@ NOT_RUN = {
     "python -m pytest benchmarks --size smoke": "half a minute; test_benchmarks runs one file of it",
     "python -m pytest tests/test_layers.py": "is part of the suite",
     "GPUBACKPROP_RECORD=1 python -m pytest tests/test_kernel_compile.py": "minutes, and it writes",
+    "python -m tools.counts": "a minute; test_counts runs one case",
+    "python -m tools.counts --record": "a minute, and writes into this repository; the same",
     "python -m tools.fuzz --minutes 60": "an hour; test_fuzz searches for seconds",
     "python -m tools.fuzz --minutes 60 --only torch --seed 3": "an hour; the same",
     "python -m tools.mutants --all": "hours, and writes into this repository",

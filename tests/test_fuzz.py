@@ -193,6 +193,24 @@ def test_what_a_step_does_whose_types_pytorch_refuses_is_held_against_float64():
     assert (found.place, found.kind) == ("P[0]", "values beyond theirs")
 
 
+PARTED = """
+m = nn.Sequential(nn.Linear(1, 4)).to(bfloat16)
+x = torch.ones(5, 1).to(bfloat16)
+out = m(x)
+opt = optim.AdamW(m.parameters())
+m[0].weight.data.mul_(2)
+m.to(float64)
+out = m(x * x)
+out.square().sum().backward()
+opt.step()
+"""
+
+
+def test_a_twin_that_went_on_where_the_reference_raised_is_no_reference_for_later_lines():
+    lines = programs.statements(PARTED)
+    assert programs.difference(pytorch.FUZZER, lines) is None
+
+
 ROUNDED = {
     "a gradient of roundings alone": ("network", """
 x = np.random.default_rng(2).standard_normal((7, 3)); y = np.array([1, 0, 1, 1, 0, 0, 1])
@@ -248,6 +266,10 @@ def test_rounding_is_no_divergence_and_more_than_other_roundings_make_is():
     exact = there + 1e-8
     assert not pytorch.same(narrow, narrow * np.float32(1 + 2**-23), [exact], [])
     assert pytorch.same(narrow, narrow * np.float32(1 + 2**-19), [exact], [])
+    cast = ["P = [torch.ones(2).to(float32)]", "opt.step()", "P[0].data = P[0].data.double()"]
+    for other, alike in ((1 + 2.0**-23, True), (1 + 2.0**-19, False), (1 + 2.0**-24, False)):
+        assert (not pytorch.same(there, there * other, [there], cast)) == alike
+        assert pytorch.same(there, there * other, [there], cast[:2])
 
 
 def test_the_command_ends_with_1_where_something_was_found(monkeypatch, capsys):

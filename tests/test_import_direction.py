@@ -19,16 +19,25 @@ LAYERS = (
     ("backends",),
     ("ops", "data"),
     ("layout",),
-    ("network", "gradients", "passes", "losses", "optimizers", "initializers", "schedules"),
-    ("training", "checkpoint", "model", "model_file", "gradient_check"),
+    (
+        "network",
+        "torch_modules",
+        "gradients",
+        "passes",
+        "losses",
+        "optimizers",
+        "initializers",
+        "schedules",
+    ),
+    ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     ("sklearn", "torch", "distributed", "bench", "cli", "plots", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow", "pynvml",
-    "scipy", "sklearn", "thinc", "torch",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "onnx", "pandas", "pyarrow",
+    "pynvml", "scipy", "skl2onnx", "sklearn", "thinc", "torch",
 }  # fmt: skip
 
 # Front-ends that are of no use without their package, and may import it at module level.

@@ -22,6 +22,7 @@ from gpubackprop.errors import OptionError
 from tests import emulator, first_rung
 from tests.emulator.module import KERNELS as SOURCES
 from tests.emulator.module import signatures
+from tests.test_kernel_strip import rows_of_a_block
 
 H200 = DeviceProperties(multiprocessors=132)
 ONE = DeviceProperties(multiprocessors=1)
@@ -63,11 +64,40 @@ def test_strips_cover_every_element_within_the_limits(kernel, dtype, shape, cont
     assert x * 32 * pack >= width + (0 if contiguous else pack - 1), "some columns have no thread"
     if contiguous:
         assert width % pack == 0, "joined rows must keep the alignment of the first"
-    # Each of the y blocks takes ceil(all / y) rows (include/strip.cuh), so any y covers.
+    # Each of the y blocks takes ceil(all / y) rows or more (include/strip.cuh), so any y covers.
     partial_rows, partial_cols = launch.partial
     assert partial_cols == cols
     assert partial_rows == y * (1 if contiguous and x == 1 else max(1, launch.join))
     assert partial_rows * cols <= max(64 * pack * cols, rows * cols // 8 + 64 * pack * cols)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("shape", MATRICES[2:], ids=str)
+def test_blocks_of_a_strip_take_whole_steps_and_at_most_one_takes_nothing(shape, contiguous):
+    launch = plan("column_sum", shape, "f32", H200, contiguous=contiguous)
+    long_rows = (
+        -(-(shape[0] * shape[1] + 3) // (launch.join * shape[1])) if contiguous else shape[0]
+    )
+    chunks = launch.grid[1]
+    taken = rows_of_a_block(long_rows, chunks)
+    assert taken % 32 == 0 or launch.grid[0] * chunks <= 2 * 132 + launch.grid[0]
+    assert taken * chunks >= long_rows > taken * (chunks - 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"), [((128, 512), 64), ((256, 512), 128), ((2048, 512), 256), ((64, 10), 1)]
+)
+def test_a_small_matrix_is_spread_over_the_card(shape, blocks):
+    """128 rows of 512 are a pack of four for each thread of 64 blocks."""
+    x, y, _ = plan("activation_backward", shape, "f32", H200, formula="relu").grid
+    assert x * y >= blocks
+
+
+def test_a_column_of_many_partial_sums_has_few_batches_of_loads():
+    for rows, cols in ((1057, 16), (1057, 64), (130, 4096), (5, 3), (257, 1)):
+        x, y, _ = plan("column_sum_finish", (rows, cols), "f32", H200).block
+        assert -(-rows // (8 * y)) <= 3
+        assert x >= min(8, cols)
 
 
 @pytest.mark.parametrize("cols", [1, 2, 3, 5, 7, 10, 16, 31, 100, 128, 1000, 1001, 50257])
@@ -203,8 +233,12 @@ def test_the_constants_agree_with_the_sources():
         f"STRIP_COLUMNS = {cupy_launch.STRIP_COLUMNS}, STRIP_ROWS = {cupy_launch.STRIP_ROWS}"
         in strip
     )
+    assert f"STRIP_UNROLL = {cupy_launch.STRIP_UNROLL};" in strip
     column = (SOURCES / "column_sum.cu").read_text()
-    assert f"FINISH_THREADS = {cupy_launch.FINISH_THREADS};" in column
+    assert (
+        f"FINISH_THREADS = {cupy_launch.FINISH_THREADS}, "
+        f"FINISH_UNROLL = {cupy_launch.FINISH_UNROLL};" in column
+    )
     rows = (SOURCES / "include" / "rows.cuh").read_text()
     assert f"ROW_THREADS = {cupy_launch.ROW_THREADS};" in rows
     table = (SOURCES / "update_table.cu").read_text()

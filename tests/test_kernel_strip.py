@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cupy_launch import STRIP_COLUMNS, STRIP_ROWS, join_rows
+from gpubackprop.backends.cupy_launch import STRIP_COLUMNS, STRIP_ROWS, STRIP_UNROLL, join_rows
 from tests import emulator
 from tests.emulator.module import HERE, Module
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 E = 4  # float32
 NOTHING = -(2**40)
-ROOM = 16  # rows of a thread in the probe's output
+ROOM = 32  # rows of a thread in the probe's output
 FIELDS = ("row", "lo", "hi", "place", "column", "first_column", "whole1", "whole2", "whole4")
 
 
@@ -32,7 +32,9 @@ def said_by_threads(
     return {field: out[:, :, n] for n, field in enumerate(FIELDS)}, visited
 
 
-SHAPES = [(1, 1), (5, 3), (9, 33), (70, 2), (100, 4), (33, 128), (3, 300), (40, 129), (7, 131)]
+SHAPES = [
+    (1, 1), (5, 3), (9, 33), (70, 2), (100, 4), (33, 128), (3, 300), (40, 129), (7, 131), (150, 130)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
@@ -59,17 +61,26 @@ def test_threads_share_a_matrix_out(shape, joined, misaligned, chunks):
         np.add.at(taken, (place + e)[exists & (lo <= e) & (e < hi)], 1)
     assert (taken == 1).all(), "each element belongs to exactly one thread"
 
-    # No more is visited than needs be, and each of the chunks takes as many (joined) rows.
+    # No more is visited than needs be, and each of the chunks takes as many (joined) rows, all of
+    # them whole steps.
     assert joined or exists[visited].all()
     long_rows = -(-(rows * cols + misaligned) // width) if joined else rows
     assert said["row"][visited].max() == long_rows - 1
     chunk = np.arange(len(visited))[:, None] // (STRIP_ROWS * STRIP_COLUMNS) // grid[0]
-    assert (said["row"] // -(-long_rows // chunks) == chunk)[visited].all()
+    assert (said["row"] // rows_of_a_block(long_rows, chunks) == chunk)[visited].all()
 
     whole = visited & (lo == 0) & (hi == E)
-    for count in (1, 2, 4):  # in this row and in the next that the thread visits
-        wanted = whole.copy()
-        for later in range(1, count):
-            wanted[:, :-later] &= whole[:, later:]
-            wanted[:, -later:] = False
-        assert ((said[f"whole{count}"] == 1) == wanted)[visited].all()
+    for count in (1, 2, 4):  # in this row and in the next ones that the thread visits
+        wanted, so_far = np.zeros(whole.shape, int), np.ones(whole.shape, bool)
+        for later in range(count):
+            so_far[:, : ROOM - later] &= whole[:, later:]
+            so_far[:, ROOM - later :] = False
+            wanted += so_far
+        assert (said[f"whole{count}"] == wanted)[visited].all()
+
+
+def rows_of_a_block(long_rows: int, chunks: int) -> int:
+    """As many as are in flight together, or a multiple; if there are fewer, a row for each thread."""
+    least, full = -(-long_rows // chunks), STRIP_ROWS * STRIP_UNROLL
+    unit = full if least > full - STRIP_ROWS else STRIP_ROWS
+    return -(-least // unit) * unit

@@ -144,14 +144,14 @@ def test_the_largest_second_moment_takes_nan_and_keeps_it(shift):
 def test_adam_through_a_table_moves_28_bytes_a_parameter_in_accesses_of_16(name, bytes_each):
     """With amsgrad 36."""
     (tensor,) = table_of(name, "f32", (2 * TABLE_CHUNK,), Guarded(7))
-    table, chunks = pointer_table([tensor])
+    table, owner = pointer_table([tensor])
     c = np.zeros((1, COEFFICIENTS), np.float32)
     c[0, -1] = 1.0  # proceed
     module = Module("update_table.cu", "traffic", {"ONLY_FORMULA": name, "ONLY_DTYPE": "f32"})
     streams = (tensor["p"], tensor["g"], *tensor["slots"])
     entry = f"update_table_{name}_f32"
-    arguments = [record(entry, table=table, c=c, tensors=1)]
-    counts = count_traffic(module, entry, (chunks,), (256,), arguments, streams)[1:]
+    arguments = [record(entry, table=table, owner=owner, c=c)]
+    counts = count_traffic(module, entry, (len(owner),), (256,), arguments, streams)[1:]
     moved = sum(one.read + one.written for one in counts)
     assert moved == bytes_each * len(tensor["p"])
     for one in counts:

@@ -19,8 +19,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXTRAS = (
-    "cuda", "cupy", "hypothesis", "matplotlib", "ml_dtypes", "nvmath", "pandas", "pyarrow",
-    "pytest", "scipy", "sklearn", "threadpoolctl", "torch",
+    "cuda", "cupy", "hypothesis", "matplotlib", "ml_dtypes", "nvmath", "onnx", "pandas",
+    "pyarrow", "pytest", "scipy", "sklearn", "threadpoolctl", "torch",
 )  # fmt: skip
 
 

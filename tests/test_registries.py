@@ -24,6 +24,7 @@ from gpubackprop.formulas import (
     pointwise_loss,
 )
 from gpubackprop.losses import LOSSES, loss
+from gpubackprop.onnx import formulas as onnxs
 from gpubackprop.ops import activation_forward
 from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.sklearn import MLPRegressor
@@ -95,6 +96,8 @@ def test_every_table_of_the_package_by_a_registrys_names_is_held_to_the_registry
 
 def test_tables_that_must_name_every_entry_do():
     assert set(torchs.FORMULAS) == set(ACTIVATIONS)
+    assert all(entry.onnx for entry in ACTIVATIONS.values())
+    assert set(onnxs.OUTPUTS) == set(OUTPUTS)
     of_values = {name for name, entry in ACTIVATIONS.items() if entry.saved == "h"}
     assert set(torchs._SLOPES_OF_VALUES) == of_values
     assert set(optimizers._FACTORIES) == set(UPDATES)

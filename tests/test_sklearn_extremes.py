@@ -162,6 +162,20 @@ def test_lbfgs_takes_targets_and_weights_of_any_size_as_scikit_learns():
         np.testing.assert_allclose(ours.loss_, theirs.loss_, rtol=1e-10)
 
 
+def test_lbfgs_goes_on_where_exp_overflows_in_float32_as_scikit_learns_does_in_float64():
+    """For float32 data scikit-learn's meets NaN in the first line search and learns nothing."""
+    x, y = np.float32([[1.764, 0.4]]), np.array([1.87e39])
+    options = {"hidden_layer_sizes": 3, "max_iter": 3, "solver": "lbfgs", "loss": "poisson"}
+    narrow, ours = pair(**options)
+    wide, _ = pair(**options)
+    narrow.fit(x, y), ours.fit(x, y), wide.fit(x.astype(float), y)
+    assert np.isnan(narrow.loss_)
+    assert narrow.n_iter_ == 0
+    assert ours.n_iter_ == wide.n_iter_ == 3
+    for mine, other in zip(ours.coefs_, wide.coefs_, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
 def test_validation_data_beyond_float32_have_a_finite_loss_and_change_nothing_else(loss):
     x, y = data(2)

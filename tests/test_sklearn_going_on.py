@@ -581,6 +581,18 @@ def order(model, x, outputs=1):
     return rng
 
 
+def test_held_out_rows_of_several_outputs_are_scored_by_all_where_one_class_was_named():
+    """A first call with indicators, and as many rows of X as scikit-learn refuses, left both."""
+    x, _ = digits(60)
+    theirs, ours = pair("MLPClassifier", early_stopping=True, warm_start=True, max_iter=3)
+    for model in (theirs, ours):
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            model.partial_fit(x, np.eye(3), classes=[0])
+        model.fit(x, np.zeros(len(x), int))
+    assert ours.n_outputs_ == theirs.n_outputs_ == 3
+    assert ours.validation_scores_ == theirs.validation_scores_
+
+
 def test_a_first_partial_fit_of_no_targets_leaves_what_scikit_learn_leaves():
     x, y = digits(30)
     for model in pair("MLPClassifier"):

@@ -67,6 +67,27 @@ def test_gradients_and_second_derivatives_are_those_of_differences(case, path: P
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+def test_second_derivatives_of_a_nearly_certain_row_have_no_more_error_than_pytorchs(path: Path):  # noqa: F811
+    """v - sum_k p_k v_k of the certain class is a small difference, in PyTorch of large numbers."""
+    logits = torch.tensor([[0.0, -9.0, 11.8], [88.0, 71.5, 0.25], [3.5, 3.25, -30.0]])
+    targets = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]])
+    v = torch.tensor([[1.0, -2.0, 3.0], [0.1, 0.7, -0.3], [5.0, 1.0, 0.3]])
+
+    def second(function: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
+        z, t, g, up = (x.to(path.device, dtype) for x in (logits, targets, torch.ones(3), v))
+        leaves = [leaf.requires_grad_() for leaf in (z, t, g)]
+        loss = (function(z, t, reduction="none") * g).sum()
+        (first,) = torch.autograd.grad(loss, z, create_graph=True)
+        return torch.autograd.grad(first, leaves, up)
+
+    exact = second(F.cross_entropy, F64)
+    ours, theirs = (second(f, torch.float32) for f in (gt.cross_entropy, F.cross_entropy))
+    for mine, other, right in zip(ours, theirs, exact, strict=True):
+        error, allowed = (((one - right) / right).abs() for one in (mine, other))
+        # exp of a float32 number of 20 has a relative error of about 20 * 2^-24
+        assert (error <= torch.clamp(allowed, min=16 * 2.0**-23)).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_transforms_of_torch_func_give_what_autograd_gives(case, path: Path):  # noqa: F811

@@ -196,6 +196,29 @@ def test_state_that_no_longer_fits_its_parameter_raises_where_pytorch_raises(
         assert pairs[0][1].state[pairs[0][0]]["momentum_buffer"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_first_momentum_along_a_gradient_older_than_the_cast_has_pytorchs_dtype(
+    dtype, decay, path: Path  # noqa: F811
+):  # fmt: skip
+    """A parameter is cast to float64, and its gradient is not; state of 16 bits is float32 here."""
+    rule = ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": decay})
+    pairs = [made(module, rule, path.device, dtype) for module in MODULES]
+    for p, optimizer in pairs:
+        p.grad = draw(0, *p.shape).to(p.device, dtype)
+        p.data = p.data.double()
+        optimizer.step()
+        p.grad = None
+        step(p, optimizer, 1)
+    (p, ours), (q, theirs) = pairs
+    wanted = theirs.state[q]["momentum_buffer"].dtype
+    wider = {torch.float64: torch.float64}.get(wanted, torch.float32)
+    assert ours.state[p]["momentum_buffer"].dtype == wider
+    assert wanted == (torch.float64 if decay else dtype)
+    rtol = 1e-11 if decay else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(p, q, rtol=rtol, atol=rtol)
+
+
 def test_state_of_a_float32_parameter_serves_it_in_16_bits_and_back(path: Path):  # noqa: F811
     """PyTorch's raises there; here the state of 16-bit parameters is float32 anyway."""
     p, optimizer = made(gt, ("Adam", {"lr": 0.1}), path.device, torch.float32)

@@ -22,6 +22,7 @@ from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES
 
 VECTOR_BYTES = 16  # the widest access of a thread
 STRIP_COLUMNS, STRIP_ROWS = 32, 8  # threads of a strip, as in include/strip.cuh
+STRIP_UNROLL = 4  # rows of a strip's thread whose loads are in flight together
 FLAT_THREADS, FINISH_THREADS, ROW_THREADS = 256, 512, 256
 MAX_GRID_X, MAX_GRID_Y = 2**31 - 1, 65535  # limits of every card since sm_30
 
@@ -30,9 +31,12 @@ MAX_GRID_X, MAX_GRID_Y = 2**31 - 1, 65535  # limits of every card since sm_30
 # not hold up the end.
 BLOCKS_PER_MULTIPROCESSOR = 8
 FLAT_WAVES = 4
-# A strip's block takes at least four rows for each thread: four loads are in flight at once, and
-# the partial sums (one row for each chunk) stay below 1/30 of what is read.
-MIN_CHUNK_ROWS = 4 * STRIP_ROWS
+# Two blocks of a strip run on a multiprocessor at once.  A matrix with fewer blocks than that, each
+# with four rows for each of its threads, is spread thinner, down to one row for each thread.
+STRIP_BLOCKS = 2
+# column_sum_finish has so many terms of a column in flight; more of them come one batch after
+# another.
+FINISH_UNROLL = 8
 ROWS_IN_FLIGHT = 4  # of a thread of row_weights
 MAX_PARTIAL_BLOCKS = 1024  # sum_of_squares_finish has so many threads
 WIDE_ROW = 1024  # a row of at least so many elements gets a block and not a warp
@@ -267,18 +271,35 @@ def _strip(
         )
     else:
         strips, long_rows = ceil_division(cols + head, STRIP_COLUMNS * pack), rows
-    wanted = ceil_division(BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors, strips)
-    chunks = max(1, min(wanted, ceil_division(long_rows, MIN_CHUNK_ROWS), MAX_GRID_Y))
     folded = join > 0 and strips == 1
+    chunk = _strip_chunk(strips, long_rows, device.multiprocessors)
+    chunks = ceil_division(long_rows, max(chunk, ceil_division(long_rows, MAX_GRID_Y)))
     partial_rows = chunks if folded else chunks * max(join, 1)
     return (strips, chunks), block, join, (partial_rows, cols)
+
+
+def _strip_chunk(strips: int, long_rows: int, multiprocessors: int) -> int:
+    """Return the rows of a block: a multiple of those that its threads have in flight at once.
+
+    A matrix of fewer blocks than run at once gets a multiple of one row for each thread.
+    """
+    full = STRIP_ROWS * STRIP_UNROLL
+    thin = ceil_division(long_rows, ceil_division(STRIP_BLOCKS * multiprocessors, strips))
+    if thin <= full - STRIP_ROWS:
+        return ceil_division(thin, STRIP_ROWS) * STRIP_ROWS
+    wanted = ceil_division(BLOCKS_PER_MULTIPROCESSOR * multiprocessors, strips)
+    return ceil_division(ceil_division(long_rows, wanted), full) * full
 
 
 def _column_finish(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """Put all threads of a block on at most 32 columns; shape is that of the partial sums."""
-    x = power_of_two(shape[1], 32)
+    """Give a column so many threads that each has one batch of loads; shape is the partial sums'.
+
+    But a block takes at least 8 columns, whole sectors, where there are so many.
+    """
+    y = power_of_two(ceil_division(shape[0], FINISH_UNROLL), FINISH_THREADS // 8)
+    x = power_of_two(shape[1], min(32, FINISH_THREADS // y))
     return (ceil_division(shape[1], x), 1), (x, FINISH_THREADS // x), 0, None
 
 

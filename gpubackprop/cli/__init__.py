@@ -1,4 +1,4 @@
-"""The command line: ``gpubackprop train | predict | check | bench | info``.
+"""The command line: ``gpubackprop train | predict | export | check | bench | info``.
 
 Each command is a module of this package with ``configure(parser)`` and ``run(args) -> int``. It is
 imported only when it is called, so that ``gpubackprop --help`` does not wait for NumPy.
@@ -22,6 +22,7 @@ from gpubackprop.cli.streams import any_encoding
 COMMANDS = {
     "train": "train a network on a data file, or on scikit-learn's handwritten digits",
     "predict": "apply a trained model to a data file",
+    "export": "write a trained model as an ONNX file, for programs without gpubackprop",
     "check": "compare every gradient of the library with central differences",
     "bench": "measure the CPU and the GPU of this machine, with their limits and the peers",
     "info": "show the device, what CUDA lacks here, BLAS, threads and versions",

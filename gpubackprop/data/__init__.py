@@ -1,6 +1,7 @@
 """Data: files to arrays, standardisation, label encoding and splits. Everything here is NumPy.
 
 load_dataset      CSV, Parquet, NPZ, NPY and IDX files to a `Dataset`; NPY and IDX stay mapped
+TablePreprocessor text, categories, dates and gaps of any table to inputs of a network
 Standardizer      x -> (x - mean) / scale, fitted in one streaming pass
 encode_labels     labels of any kind to class indices
 balanced_weights  a weight for each class, with which all classes count alike
@@ -8,7 +9,8 @@ infer_task        classification or regression, from the targets
 split_rows        seeded training and test rows, stratified if asked
 check_finite      raises at the first NaN or infinity, naming row and column
 
-pyarrow is imported only when a CSV or Parquet file, or a frame of pyarrow's own, is read.
+pyarrow is imported only when a CSV or Parquet file, or a frame of pyarrow's own, is read; narwhals
+only when a data frame is read as a table.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from gpubackprop.data.dataset import Dataset, load_dataset
     from gpubackprop.data.frames import check_finite
     from gpubackprop.data.labels import balanced_weights, encode_labels, infer_task
+    from gpubackprop.data.preprocessor import TablePreprocessor
     from gpubackprop.data.split import split_rows
     from gpubackprop.data.standardize import Standardizer
 
@@ -33,11 +36,13 @@ _HOME = {
     "infer_task": "labels",
     "split_rows": "split",
     "Standardizer": "standardize",
+    "TablePreprocessor": "preprocessor",
 }
 
 __all__ = [
     "Dataset",
     "Standardizer",
+    "TablePreprocessor",
     "balanced_weights",
     "check_finite",
     "encode_labels",

@@ -28,6 +28,7 @@ from gpubackprop.formulas.registry import FINDERS, Entry, spelled, with_paramete
 Array = np.ndarray
 Formula = Callable[[Array, Array, "tuple[Array, ...]", float], None]
 Backward = Callable[[Array, Array, Array, "tuple[Array, ...]", float], None]
+OnnxFormula = Callable[[Any, str, float], str]  # of `gpubackprop.onnx.graph.Nodes`
 
 
 def unit_gain(k: float) -> float:
@@ -74,6 +75,14 @@ class Activation(Entry):
     gain : callable
         ``gain(parameter)`` is the factor on the standard deviation of the weights before the
         activation with which signals keep their scale through many layers; 1 if none is known.
+    onnx : callable or None
+        ``onnx(nodes, a, k)`` adds the value of ``a`` to an ONNX graph and returns its name. None
+        cannot be exported.
+    torch : str
+        Name of the module of torch.nn that computes it, whose parameter has the name
+        `parameter_name`; "" if there is none.
+    torch_options : tuple of pairs
+        Names and values of that module's other options.
 
     References
     ----------
@@ -96,6 +105,9 @@ class Activation(Entry):
     homogeneous: bool = False
     backward: Backward | None = None
     gain: Callable[[float], float] = unit_gain
+    onnx: OnnxFormula | None = None
+    torch: str = ""
+    torch_options: tuple[tuple[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         return f"activation({str(self)!r})"
@@ -510,25 +522,104 @@ def selu_slope(a: Array, out: Array, work: tuple[Array, ...], k: float) -> None:
     np.copyto(out, _SELU_SCALE, where=above)
 
 
+# -- in ONNX's operators --------------------------------------------------------------------------
+# onnxruntime has no kernel of Elu, Selu, Softplus and Erf for float64. The first three are composed
+# there; erf is computed in float32, whose error of 6e-8 the gelu multiplies by abs(a).
+
+
+def elu_onnx(n: Any, a: str, k: float) -> str:
+    """Elu; in float64 max(a, 0) + k (exp(min(a, 0)) - 1)."""
+    if n.dtype == np.float32:
+        return str(n.op("Elu", a, alpha=k))
+    zero = n.number(0.0)
+    below = n.op("Sub", n.op("Exp", n.op("Min", a, zero)), n.number(1.0))
+    return str(n.op("Add", n.op("Max", a, zero), n.op("Mul", below, n.number(k))))
+
+
+def selu_onnx(n: Any, a: str, k: float) -> str:
+    """Selu; in float64 scale elu(a, alpha)."""
+    alpha = _SELU_BELOW / _SELU_SCALE
+    if n.dtype == np.float32:
+        return str(n.op("Selu", a, alpha=alpha, gamma=_SELU_SCALE))
+    return str(n.op("Mul", elu_onnx(n, a, alpha), n.number(_SELU_SCALE)))
+
+
+def softplus_onnx(n: Any, a: str, k: float) -> str:
+    """Softplus; in float64 max(a, 0) + log(1 + exp(-|a|))."""
+    if n.dtype == np.float32:
+        return str(n.op("Softplus", a))
+    e = n.op("Exp", n.op("Neg", n.op("Abs", a)))
+    log = n.op("Log", n.op("Add", e, n.number(1.0)))
+    return str(n.op("Add", n.op("Max", a, n.number(0.0)), log))
+
+
+def gelu_onnx(n: Any, a: str, k: float) -> str:
+    """a / 2 (1 + erf(a / sqrt(2)))."""
+    z = n.op("Mul", a, n.number(math.sqrt(0.5)))
+    erf = n.cast(n.op("Erf", n.cast(z, np.float32)), n.dtype)
+    return _half_of_one_plus(n, a, erf)
+
+
+def gelu_tanh_onnx(n: Any, a: str, k: float) -> str:
+    """a / 2 (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3)))."""
+    cubic = n.op("Mul", n.op("Mul", n.op("Mul", a, a), a), n.number(0.044715))
+    z = n.op("Mul", n.op("Add", a, cubic), n.number(math.sqrt(2.0 / math.pi)))
+    return _half_of_one_plus(n, a, n.op("Tanh", z))
+
+
+def _half_of_one_plus(n: Any, a: str, inner: str) -> str:
+    """a / 2 (1 + inner)."""
+    return str(n.op("Mul", n.op("Mul", a, n.number(0.5)), n.op("Add", inner, n.number(1.0))))
+
+
 _ENTRIES = (
-    Activation("identity", "h", identity_value, identity_slope, homogeneous=True),
-    Activation("logistic", "h", logistic_value, logistic_slope),
-    Activation("tanh", "h", tanh_value, tanh_slope),
+    Activation(
+        "identity", "h", identity_value, identity_slope, homogeneous=True, torch="Identity",
+        onnx=lambda n, a, k: a,
+    ),
+    Activation(
+        "logistic", "h", logistic_value, logistic_slope, torch="Sigmoid",
+        onnx=lambda n, a, k: n.op("Sigmoid", a),
+    ),
+    Activation(
+        "tanh", "h", tanh_value, tanh_slope, torch="Tanh", onnx=lambda n, a, k: n.op("Tanh", a)
+    ),
     Activation(
         "relu", "h", relu_value, relu_slope, kinks=True, homogeneous=True, backward=relu_backward,
-        gain=rectifier_gain,
+        gain=rectifier_gain, torch="ReLU", onnx=lambda n, a, k: n.op("Relu", a),
     ),
     Activation(
         "leaky_relu", "h", leaky_relu_value, leaky_relu_slope, 0.01, "negative_slope",
-        kinks=True, homogeneous=True, gain=leaky_gain,
+        kinks=True, homogeneous=True, gain=leaky_gain, torch="LeakyReLU",
+        onnx=lambda n, a, k: n.op("LeakyRelu", a, alpha=k),
     ),
-    Activation("elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True, gain=rectifier_gain),
-    Activation("gelu", "a", gelu_value, gelu_slope, gain=rectifier_gain),
-    Activation("gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope, gain=rectifier_gain),
-    Activation("silu", "a", silu_value, silu_slope, gain=rectifier_gain),
-    Activation("softplus", "a", softplus_value, softplus_slope, gain=rectifier_gain),
-    Activation("mish", "a", mish_value, mish_slope, gain=rectifier_gain),
-    Activation("selu", "a", selu_value, selu_slope, kinks=True),
+    Activation(
+        "elu", "a", elu_value, elu_slope, 1.0, "alpha", kinks=True, gain=rectifier_gain,
+        torch="ELU", onnx=elu_onnx,
+    ),
+    Activation(
+        "gelu", "a", gelu_value, gelu_slope, gain=rectifier_gain, torch="GELU",
+        torch_options=(("approximate", "none"),), onnx=gelu_onnx,
+    ),
+    Activation(
+        "gelu_tanh", "a", gelu_tanh_value, gelu_tanh_slope, gain=rectifier_gain, torch="GELU",
+        torch_options=(("approximate", "tanh"),), onnx=gelu_tanh_onnx,
+    ),
+    Activation(
+        "silu", "a", silu_value, silu_slope, gain=rectifier_gain, torch="SiLU",
+        onnx=lambda n, a, k: n.op("Mul", a, n.op("Sigmoid", a)),
+    ),
+    Activation(
+        "softplus", "a", softplus_value, softplus_slope, gain=rectifier_gain, torch="Softplus",
+        torch_options=(("beta", 1.0), ("threshold", 20.0)), onnx=softplus_onnx,
+    ),
+    Activation(
+        "mish", "a", mish_value, mish_slope, gain=rectifier_gain, torch="Mish",
+        onnx=lambda n, a, k: n.op("Mul", a, n.op("Tanh", softplus_onnx(n, a, k))),
+    ),
+    Activation(
+        "selu", "a", selu_value, selu_slope, kinks=True, torch="SELU", onnx=selu_onnx
+    ),
 )  # fmt: skip
 ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _ENTRIES}
 

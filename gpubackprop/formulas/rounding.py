@@ -1,6 +1,6 @@
 """Stochastic rounding to 16 bits: the nearer neighbour is the more probable one.
 
-`round_stochastic` in ``kernels/update.cu`` gives the same bits for the same random words.
+``kernels/include/rounding.cuh`` gives the same bits for the same random words.
 """
 
 from __future__ import annotations

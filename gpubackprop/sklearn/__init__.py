@@ -16,6 +16,9 @@ require("sklearn", "sklearn", "use gpubackprop.sklearn")
 
 from gpubackprop.sklearn.accelerate import accelerate  # noqa: E402
 from gpubackprop.sklearn.classifier import MLPClassifier  # noqa: E402
+from gpubackprop.sklearn.onnx_pipeline import register_when_imported  # noqa: E402
 from gpubackprop.sklearn.regressor import MLPRegressor  # noqa: E402
+
+register_when_imported(MLPClassifier, MLPRegressor)
 
 __all__ = ["MLPClassifier", "MLPRegressor", "accelerate"]

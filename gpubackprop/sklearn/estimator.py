@@ -16,7 +16,9 @@ from gpubackprop.errors import OptionError
 from gpubackprop.ops.checks import functions
 from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
+from gpubackprop.sklearn.fit_tasks import CallbackSupportMixin, FitTasks
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
+from gpubackprop.sklearn.onnx_export import OnnxExport
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, check_parameters, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
 from gpubackprop.sklearn.stored import check_goes_on, widths_of
@@ -25,7 +27,7 @@ Array = Any
 REPORT = "_report"  # key in a pickled estimator's state: the file in which its fits are reported
 
 
-class BaseMLP(Fitting):
+class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
     """The base of both estimators; not for direct use."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = NETWORK_CONSTRAINTS
@@ -94,6 +96,8 @@ class BaseMLP(Fitting):
         started = time.perf_counter()
         sizes = hidden_sizes(self.hidden_layer_sizes)
         self._check_options(validation_data)
+        watched = not incremental and getattr(self, "_skl_callbacks", None)  # by `set_callbacks`
+        tasks = FitTasks(self, X, y, sample_weight) if watched else None
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         X, y = self._validate_input(X, y, incremental, first)
         weights = self._weights(y, self._check_weights(sample_weight, X))
@@ -109,14 +113,16 @@ class BaseMLP(Fitting):
         if first:
             self._initialize([X.shape[1], *sizes, self.n_outputs_], X.dtype)
         if self.solver == "lbfgs":
-            self._fit_lbfgs(X, y, weights)
+            self._fit_lbfgs(X, y, weights, tasks)
         else:
-            self._fit_stochastic(X, y, weights, incremental, validation)
+            self._fit_stochastic(X, y, weights, incremental, validation, tasks)
         if not all(np.isfinite(array).all() for array in [*self.coefs_, *self.intercepts_]):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may"
                 " contain large values and need to be preprocessed."
             )
+        if tasks is not None:
+            tasks.end()
         report.add(self, X.shape, time.perf_counter() - started)
         return self
 

@@ -14,6 +14,7 @@ from gpubackprop.network import MLP
 from gpubackprop.sklearn import arrays
 from gpubackprop.sklearn.checkpoint import FitCheckpoint
 from gpubackprop.sklearn.extremes import outgrow_float32
+from gpubackprop.sklearn.fit_tasks import FitTasks
 from gpubackprop.sklearn.held_out import HeldOut
 from gpubackprop.sklearn.lbfgs import LossAndGradient, fit_lbfgs
 from gpubackprop.sklearn.objective import Objective
@@ -121,11 +122,13 @@ class Fitting(BaseEstimator):
             return X.astype(network.dtype, copy=False)
         return network.backend.asarray(X, network.dtype)
 
-    def _fit_lbfgs(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
+    def _fit_lbfgs(
+        self, X: Any, y: np.ndarray, weights: np.ndarray | None, tasks: FitTasks | None
+    ) -> None:
         dtype = np.dtype(self.precision or np.float64)  # SciPy has its parameters in float64
         network, objective, data = self._place(X, y, dtype, *chosen_device(self, X))
         function = LossAndGradient(network, objective, data, y, weights, float(self.alpha))
-        fit_lbfgs(self, function, X.dtype)
+        fit_lbfgs(self, function, X.dtype, tasks)
 
     def _fit_stochastic(
         self,
@@ -134,6 +137,7 @@ class Fitting(BaseEstimator):
         weights: np.ndarray | None,
         incremental: bool,
         validation: Validation,
+        tasks: FitTasks | None,
     ) -> None:
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -151,7 +155,7 @@ class Fitting(BaseEstimator):
             if checkpoint.resume():
                 write_parameters(self, session.network)
                 return
-        fit.run(incremental=incremental, save=save)
+        fit.run(incremental=incremental, save=save, tasks=tasks)
         session.step.source.release()
 
     def _split(self, y: np.ndarray, validation: Validation) -> tuple[np.ndarray, np.ndarray | None]:

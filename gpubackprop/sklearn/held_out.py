@@ -101,7 +101,7 @@ class HeldOut(BatchStep):
             raise ValueError("Sample weights must contain at least one non-zero number.")
         if self.objective.out_activation == "softmax":
             right = yhat.argmax(1) == self.y.argmax(1)
-        elif self.classes == 1:
+        elif self.classes == self.objective.units == 1:
             return 1.0
         else:
             right = ((yhat > 0.5) == self.y).all(1)

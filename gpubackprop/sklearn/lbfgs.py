@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.network import MLP
+from gpubackprop.sklearn.fit_tasks import FitTasks
 from gpubackprop.sklearn.host import source_of
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.parameters import warn
@@ -18,6 +19,7 @@ from gpubackprop.training.batch_step import GradientStep, StepOptions
 from gpubackprop.training.batches import Batches
 
 Array = np.ndarray
+_STOPPED = 99  # SciPy's status after a StopIteration
 
 
 class LossAndGradient:
@@ -86,6 +88,11 @@ class LossAndGradient:
         W, b = self.network.layout.views(flat)
         return np.concatenate([view.T.ravel() for view in W] + list(b))
 
+    def arrays(self) -> tuple[list[Array], list[Array]]:
+        """Return the network's parameters as coefs_ and intercepts_, in memory of their own."""
+        W, b = self.network.layout.views(self._flat)
+        return [view.T.copy("C") for view in W], [view.copy() for view in b]
+
     def unpack(self, packed: Array) -> None:
         """Set the network's parameters from that vector."""
         start = 0
@@ -99,7 +106,9 @@ class LossAndGradient:
         self.network.backend.from_host(self._flat, self.network.parameters)
 
 
-def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> None:
+def fit_lbfgs(
+    estimator: Any, function: LossAndGradient, dtype: np.dtype, tasks: FitTasks | None = None
+) -> None:
     """Minimise; set n_iter_, loss_, coefs_ and intercepts_. `dtype` is that of X."""
     e = estimator
     options: dict[str, Any] = {"maxfun": e.max_fun, "maxiter": e.max_iter, "gtol": e.tol}
@@ -110,22 +119,46 @@ def fit_lbfgs(estimator: Any, function: LossAndGradient, dtype: np.dtype) -> Non
     )
     wide = np.result_type(dtype, start.dtype)
     loss_type = function.objective.reported_type(wide, function.y, function.weights)
+    after = None if tasks is None else _Iterations(e, function, tasks)
     try:
-        result = minimize(function, start, method="L-BFGS-B", jac=True, options=options)
+        result = minimize(
+            function, start, method="L-BFGS-B", jac=True, options=options, callback=after
+        )
         e.n_iter_, e.loss_, end = _iterations(result, e.max_iter), loss_type(result.fun), result.x
     except BaseException:  # after Ctrl-C the parameters learned so far stay, as in scikit-learn
         end = start if function.point is None else function.point
         raise
     finally:
         function.unpack(end)
-        W, b = function.network.layout.views(function._flat)
-        replace_parameters(e, [view.T.copy("C") for view in W], [view.copy() for view in b])
+        replace_parameters(e, *function.arrays())
+
+
+class _Iterations:
+    """SciPy's callback: the tasks of the iterations, for scikit-learn's callbacks."""
+
+    def __init__(self, estimator: Any, function: LossAndGradient, tasks: FitTasks) -> None:
+        self.estimator, self.function, self.tasks = estimator, function, tasks
+        estimator.n_iter_ = 0
+        tasks.begin_epoch()
+
+    def __call__(self, intermediate_result: Any) -> None:
+        e, point = self.estimator, intermediate_result.x
+        e.n_iter_, e.loss_ = e.n_iter_ + 1, float(intermediate_result.fun)
+
+        def parameters() -> dict[str, Any]:
+            self.function.unpack(point)
+            return dict(zip(("coefs_", "intercepts_"), self.function.arrays(), strict=True))
+
+        if self.tasks.end_epoch(parameters):
+            raise StopIteration
+        if e.n_iter_ < e.max_iter:
+            self.tasks.begin_epoch()
 
 
 def _iterations(result: Any, max_iter: int) -> int:
     """Return the iterations done; warn in scikit-learn's words unless they converged."""
     count = int(min(result.nit, max_iter))
-    if result.status != 0:
+    if result.status not in (0, _STOPPED):
         more = ""
         if count == max_iter:
             more = (

@@ -52,7 +52,7 @@ def outputs(estimator: Any, x: Any) -> Array:
         return result
     if plan.replay is None:
         e, kind = estimator, Objective(estimator.out_activation_, plan.result_width).output
-        hidden = _hidden(e.activation, len(e.coefs_) - 1)
+        hidden = hidden_activations(e.activation, len(e.coefs_) - 1)
         parameters = [coef.T for coef in e.coefs_], e.intercepts_
         plan.plan(
             HostBackend(),
@@ -74,7 +74,7 @@ def _outputs(estimator: Any, x: Any) -> Array:
     # On the CPU these are views: nothing is copied if the dtype is right.
     W = [backend.inputs(coef, dtype).T for coef in coefs]
     b = [backend.inputs(intercept, dtype) for intercept in intercepts]
-    hidden = _hidden(e.activation, len(W) - 1)
+    hidden = hidden_activations(e.activation, len(W) - 1)
     kind = Objective(e.out_activation_, len(b[-1])).output
     result = backend.empty((x.shape[0], len(b[-1])), dtype)
     for start in range(0, x.shape[0], BATCH_ROWS):
@@ -116,7 +116,7 @@ def two_columns(positive: Array) -> Array:
     return both
 
 
-def _hidden(spec: Any, layers: int) -> list[Activation]:
+def hidden_activations(spec: Any, layers: int) -> list[Activation]:
     """Return the activation of each hidden layer, from one name for all or a list of names."""
     return [activation(spec)] * layers if isinstance(spec, str) else [activation(s) for s in spec]
 

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.errors import StopTraining
+from gpubackprop.sklearn.fit_tasks import FitTasks
 from gpubackprop.sklearn.held_out import HeldOut, Scores
 from gpubackprop.sklearn.parameters import warn
 from gpubackprop.sklearn.session import Session
@@ -110,6 +111,7 @@ class StochasticFit:
         if estimator.batch_size != "auto":  # then scikit-learn multiplies by a numpy.int64
             self.loss_type = np.float64
         self.scores: Scores | None = None
+        self.tasks: FitTasks | None = None
         self.plan = EpochPlan(len(order), batch_rows)
         self.order = np.arange(len(order))  # every epoch shuffles the order of the epoch before
         network, backend = session.network, session.network.backend
@@ -124,7 +126,13 @@ class StochasticFit:
             self.best = backend.empty(network.layout.size, network.dtype)
             backend.copy(network.parameters, self.best)
 
-    def run(self, *, incremental: bool, save: Callable[[bool], None] | None = None) -> None:
+    def run(
+        self,
+        *,
+        incremental: bool,
+        save: Callable[[bool], None] | None = None,
+        tasks: FitTasks | None = None,
+    ) -> None:
         """Train to the end, or for one epoch if `incremental`; Ctrl-C keeps what was learned.
 
         With early stopping the best parameters are then restored. After an error they stay as they
@@ -136,12 +144,16 @@ class StochasticFit:
             Whether this is one call of `partial_fit`.
         save : callable or None
             Writes a checkpoint; called as ``save(ended)`` every `checkpoint_every` epochs.
+        tasks : FitTasks or None
+            Calls scikit-learn's callbacks.
         """
-        e, session = self.estimator, self.session
+        e, session, self.tasks = self.estimator, self.session, tasks
         total, done = len(self.order) * e.max_iter, len(self.order) * e.n_iter_
         bar = ProgressBar(total, done, e.max_iter, show=True) if e.progress else None
         try:
             while e.n_iter_ < e.max_iter:
+                if tasks is not None:
+                    tasks.begin_epoch()
                 self._epoch()
                 if self._between(self._out_of_patience(), bar, save) or incremental:
                     break
@@ -179,10 +191,18 @@ class StochasticFit:
             bar.finish_epoch(row)
         if e.callbacks:
             ended |= self._call_back(row)
+        if self.tasks is not None:
+            ended |= self.tasks.end_epoch(self._parameters)
         last = ended or e.n_iter_ >= e.max_iter
         if save is not None and (last or e.n_iter_ % e.checkpoint_every == 0):
             save(ended)
         return ended
+
+    def _parameters(self) -> dict[str, Any]:
+        """Return copies of coefs_ and intercepts_ as they are after this epoch."""
+        e = self.estimator
+        write_parameters(e, self.session.network)
+        return {name: [a.copy() for a in getattr(e, name)] for name in ("coefs_", "intercepts_")}
 
     def _epoch(self) -> None:
         e, state = self.estimator, self.session.state

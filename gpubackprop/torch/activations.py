@@ -1,21 +1,19 @@
 """Activations in PyTorch's operators, and the module of PyTorch that computes each.
 
-They are used where PyTorch has to see through an activation (second derivatives, `torch.func`), and
-they tell `convert` what it may fuse. The kernels' own formulas are
+They are used where PyTorch has to see through an activation (second derivatives, `torch.func`). The
+kernels' own formulas, and the names of PyTorch's modules, are in
 `gpubackprop.formulas.ACTIVATIONS`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Real
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor, nn
 
+from gpubackprop import torch_modules
 from gpubackprop.formulas import Activation
 
 Formula = Callable[[Tensor, float], Tensor]
@@ -64,35 +62,10 @@ def slope(formula: Activation, saved: Tensor) -> Tensor:
     return result
 
 
-_NAMES = {
-    nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic", nn.SiLU: "silu", nn.Mish: "mish",
-    nn.SELU: "selu",
-}  # fmt: skip
-_PARAMETERS = {nn.LeakyReLU: ("leaky_relu", "negative_slope"), nn.ELU: ("elu", "alpha")}
-MODULES = (*_NAMES, *_PARAMETERS, nn.GELU, nn.Softplus)  # PyTorch's modules of the registry
+_NAMES = torch_modules.module_names(nn)
+MODULES = tuple(kind for kind in _NAMES if kind is not nn.Identity)  # that `convert` may fuse
 
 
 def name_of(module: nn.Module) -> str | None:
-    """Return the activation that a module of PyTorch computes, e.g. "leaky_relu(0.2)".
-
-    None is returned for a module that is no activation, for a subclass, which may compute something
-    else, and for an option that the registry does not have.
-    """
-    kind = type(module)
-    if kind in _NAMES:
-        return _NAMES[kind]
-    if kind in _PARAMETERS:
-        name, option = _PARAMETERS[kind]
-        parameter = _number(getattr(module, option))
-        return f"{name}({parameter!r})" if 0 <= parameter < math.inf else None
-    if kind is nn.GELU:
-        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(module.approximate))
-    if kind is nn.Softplus:
-        options = _number(module.beta), _number(module.threshold)
-        return "softplus" if options == (1.0, 20.0) else None
-    return None
-
-
-def _number(value: Any) -> float:
-    """Return a number of Python or NumPy as float; NaN for anything else, such as a tensor."""
-    return float(value) if isinstance(value, Real) else math.nan
+    """Return the activation that a module of PyTorch computes; see `torch_modules.name_of`."""
+    return torch_modules.name_of(module, _NAMES)

@@ -132,10 +132,13 @@ def gradients_of_gradient(
     slope = tau.sum(1) + 2 * z_loss * lse
     share, _ = shares(targets, z.shape[-1], z.dtype, weight, reduction, ignore_index)
     scale = torch.where(ignored, 0.0, (grad_loss * share)[:, None])  # even if the share is NaN
-    u = (v * p).sum(1)
-    grad_grad = share * (slope * u - (v * tau).sum(1))
-    u = u[:, None]
-    curve = slope[:, None] * (v - u) * p + 2 * z_loss * u * p
+    # v counts from the likeliest class on, since v - u of a class that is nearly certain cancels
+    base = v.take_along_dim(p.argmax(1, keepdim=True), 1)
+    v = v - base
+    u = (v * p).sum(1, keepdim=True)
+    rest = (2 * z_loss * lse)[:, None] * base  # of A base - sum_k base tau_k, as sum_k p_k = 1
+    grad_grad = share * (slope[:, None] * u - (v * tau).sum(1, keepdim=True) + rest)[:, 0]
+    curve = slope[:, None] * (v - u) * p + 2 * z_loss * (base + u) * p
     grad_targets = None
     if targets.is_floating_point():
         by_class = (u - v) * (1 - smoothing)

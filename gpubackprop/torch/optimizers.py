@@ -321,7 +321,9 @@ class SGD(_TableOptimizer, torch.optim.SGD):
             return (), steps[p]
         state = self.state[p]
         if state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = _slot(p, torch.promote_types(p.dtype, g.dtype))
+            # PyTorch's first buffer is a copy of g + weight_decay * p
+            wide = torch.promote_types(p.dtype, g.dtype) if group["weight_decay"] else g.dtype
+            state["momentum_buffer"] = _slot(p, wide)
             steps[p] = _count(p, torch.float32)
         if p not in steps:  # the buffer comes from a loaded state
             steps[p] = _count(p, torch.float32, 1.0)

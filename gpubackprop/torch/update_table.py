@@ -124,6 +124,7 @@ class UpdateTable:
     def __init__(self, rule: str, storage: torch.dtype, of: bridge.CudaBridge) -> None:
         self.rule, self.storage, self.of = rule, storage, of
         self._rows = self._settings = np.empty((0, WORDS))
+        self._chunks = np.empty(0, np.int64)
         self._rates: set[int] = set()  # groups whose learning rate is a tensor of the device
         self._tensors: dict[str, Tensor] = {}
         self._captured: list[dict[str, Tensor]] = []
@@ -144,6 +145,10 @@ class UpdateTable:
             table = self.of.upload(torch.from_numpy(rows), like)
             self._tensors |= {"table": table, "coefficients": room}
             self._rows = rows
+        if not np.array_equal(chunks, self._chunks):
+            owner = np.repeat(np.arange(len(rows), dtype=np.int32), chunks)
+            self._tensors["owner"] = self.of.upload(torch.from_numpy(owner), like)
+            self._chunks = chunks
         rates = {n: group.lr for n, group in enumerate(groups) if on_device(group.lr, like.device)}
         same = settings.shape == self._settings.shape and (settings == self._settings).all()
         if not same or rates.keys() != self._rates:  # the device has other rates than `settings`
@@ -151,7 +156,7 @@ class UpdateTable:
             self._settings, self._rates = settings, set(rates)
         if self.of.capturing():
             self._captured.append(dict(self._tensors))
-        self._launch(like, chunks, rates, scale, found_inf)
+        self._launch(like, rates, scale, found_inf)
         for one in operands:
             one.write_back()
         _written(entries)
@@ -159,7 +164,6 @@ class UpdateTable:
     def _launch(
         self,
         like: Tensor,
-        chunks: int,
         rates: Mapping[int, Any],
         scale: Tensor | None,
         found_inf: Tensor | None,
@@ -177,7 +181,7 @@ class UpdateTable:
                 of.array(tensors["table"].view(torch.uint64)),
                 of.array(tensors["settings"]),
                 of.array(tensors["coefficients"]),
-                chunks,
+                of.array(tensors["owner"]),
                 *map(of.array, numbers),
             )
 
@@ -191,8 +195,8 @@ def _number(lr: Tensor) -> Tensor:
     return lr if lr.dtype in bridge.FLOATS else lr.to(torch.float64)
 
 
-def table_rows(operands: list[Operands], groups: list[int]) -> tuple[np.ndarray, int]:
-    """Return the table of kernels/update_table.cu, (tensors, WORDS) int64, and its chunks."""
+def table_rows(operands: list[Operands], groups: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the table (tensors, WORDS) of kernels/update_table.cu, and each tensor's chunks."""
     size = operands[0].p.element_size()
     pack = (2 if size == 8 else 4) * size  # bytes of p in a pack
     rows = np.zeros((len(operands), WORDS), np.int64)
@@ -205,8 +209,9 @@ def table_rows(operands: list[Operands], groups: list[int]) -> tuple[np.ndarray,
     rows[:, COUNT] = [one.p.numel() for one in operands]
     rows[:, GROUP] = groups
     heads = rows[:, 0] % pack // size
-    ends = np.cumsum(-(-(rows[:, COUNT] + heads) // TABLE_CHUNK))
+    chunks = -(-(rows[:, COUNT] + heads) // TABLE_CHUNK)
+    ends = np.cumsum(chunks)
     rows[1:, FIRST_CHUNK] = ends[:-1]
     if ends[-1] >= 2**31:
         raise OptionError(f"{ends[-1]} chunks of parameters are more than a launch covers")
-    return rows, int(ends[-1])
+    return rows, chunks

@@ -12,21 +12,27 @@
 constexpr int SEQUENCE = 16;  // terms that a thread adds one after another before it starts afresh:
                               // the rounding error then grows with N / 16 + 16, not with N
 
+// Place of a column in shared memory: one number is left out after each row of banks, so that neither
+// neighbours nor columns E apart meet in a bank.
+template <class C> __device__ __forceinline__ int spaced(int column) {
+    return column + column / (128 / int(sizeof(C)));
+}
+
 template <class C, int E>
 __device__ __forceinline__ void write_column_totals(
     const Strip<E>& strip, const C (&total)[E], C* partial) {
     constexpr int COLUMNS = STRIP_COLUMNS * E;
     __shared__ C sums[E][STRIP_ROWS][STRIP_COLUMNS];  // lanes of a warp in neighbouring banks
-    __shared__ C column_sums[COLUMNS];
+    __shared__ C column_sums[COLUMNS + COLUMNS * sizeof(C) / 128];
 #pragma unroll
     for (int e = 0; e < E; ++e) sums[e][threadIdx.y][threadIdx.x] = strip.inside ? total[e] : C(0);
     __syncthreads();
     int thread = threadIdx.y * STRIP_COLUMNS + threadIdx.x;
     if (thread < COLUMNS) {  // COLUMNS <= STRIP_THREADS for packs of up to 8
-        int lane = thread / E, e = thread % E;
+        int lane = thread % STRIP_COLUMNS, e = thread / STRIP_COLUMNS;
         Compensated<C> sum;
         for (int y = 0; y < STRIP_ROWS; ++y) sum.add(sums[e][y][lane]);
-        column_sums[thread] = sum.value();
+        column_sums[spaced<C>(lane * E + e)] = sum.value();
     }
     __syncthreads();
     if (strip.joined && gridDim.x == 1) {
@@ -34,7 +40,7 @@ __device__ __forceinline__ void write_column_totals(
             Compensated<C> sum;
             for (int64 j = c; j < strip.width; j += strip.cols) {
                 int64 at = j - strip.origin;  // the head's columns stand at the far end of the row
-                sum.add(column_sums[at < strip.width ? at : at - strip.width]);
+                sum.add(column_sums[spaced<C>(int(at < strip.width ? at : at - strip.width))]);
             }
             partial[blockIdx.y * strip.cols + c] = sum.value();
         }
@@ -44,5 +50,6 @@ __device__ __forceinline__ void write_column_totals(
     bool exists = strip.joined ? column < strip.origin + strip.width
                                : column >= 0 && column < strip.width;
     if (column < 0) column += strip.width;
-    if (thread < COLUMNS && exists) partial[blockIdx.y * strip.width + column] = column_sums[thread];
+    if (thread < COLUMNS && exists)
+        partial[blockIdx.y * strip.width + column] = column_sums[spaced<C>(thread)];
 }

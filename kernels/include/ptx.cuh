@@ -222,8 +222,97 @@ __device__ __forceinline__ void store_streaming(uint4* p, uint4 v) {
 #endif
 }
 
-// One store of 16 bytes, which a compiler that sees the elements would split where it is one branch of
-// two.
+// ---- accesses of one width ------------------------------------------------------------------------
+//   To the device's memory. A compiler that sees elements, or two branches, would split them; and for an
+//   address that was itself read from memory it would take loads and stores that find out, each time,
+//   where it points. Volatile: they stay in the order of the program.
+
+__device__ __forceinline__ unsigned char load_global(const unsigned char* p) {
+#ifdef __CUDA_ARCH__
+    uint32 v;
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(v) : "l"(p));
+    return (unsigned char)v;
+#else
+    return *p;
+#endif
+}
+__device__ __forceinline__ unsigned short load_global(const unsigned short* p) {
+#ifdef __CUDA_ARCH__
+    unsigned short v;
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+__device__ __forceinline__ uint32 load_global(const uint32* p) {
+#ifdef __CUDA_ARCH__
+    uint32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+__device__ __forceinline__ uint2 load_global(const uint2* p) {
+#ifdef __CUDA_ARCH__
+    uint2 v;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+__device__ __forceinline__ uint4 load_global(const uint4* p) {
+#ifdef __CUDA_ARCH__
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
+// Not moved by any compiler, nor repeated.
+__device__ __forceinline__ void load_relaxed(const void* p, uint32& v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+#else
+    v = *static_cast<const uint32*>(p);
+#endif
+}
+__device__ __forceinline__ void load_relaxed(const void* p, uint2& v) {
+#ifdef __CUDA_ARCH__
+    uint64 both;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(both) : "l"(p));
+    v.x = uint32(both), v.y = uint32(both >> 32);
+#else
+    v = *static_cast<const uint2*>(p);
+#endif
+}
+
+__device__ __forceinline__ void store_global(unsigned short* p, unsigned short v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.u16 [%0], %1;" : : "l"(p), "h"(v) : "memory");
+#else
+    *p = v;
+#endif
+}
+__device__ __forceinline__ void store_global(uint32* p, uint32 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.u32 [%0], %1;" : : "l"(p), "r"(v) : "memory");
+#else
+    *p = v;
+#endif
+}
+__device__ __forceinline__ void store_global(uint2* p, uint2 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" : : "l"(p), "r"(v.x), "r"(v.y) : "memory");
+#else
+    *p = v;
+#endif
+}
 __device__ __forceinline__ void store_global(uint4* p, uint4 v) {
 #ifdef __CUDA_ARCH__
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
@@ -233,12 +322,19 @@ __device__ __forceinline__ void store_global(uint4* p, uint4 v) {
 #endif
 }
 
-// As four registers: where two branches meet, the compiler would keep a vector's 16-bit elements apart.
+// As registers of 32 bits: where two branches meet, the compiler would keep a vector's 16-bit elements
+// apart.
 __device__ __forceinline__ void as_words(uint4& v) {
 #ifdef __CUDA_ARCH__
     asm("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
 #endif
 }
+__device__ __forceinline__ void as_words(uint2& v) {
+#ifdef __CUDA_ARCH__
+    asm("" : "+r"(v.x), "+r"(v.y));
+#endif
+}
+template <class W> __device__ __forceinline__ void as_words(W&) {}  // one register anyway
 
 // The compiler no longer knows what x is, and computes anew what it computed of x before.
 __device__ __forceinline__ void forget(float& x) {

@@ -18,6 +18,15 @@
 #include "vector.cuh"
 
 constexpr int STRIP_COLUMNS = 32, STRIP_ROWS = 8, STRIP_THREADS = STRIP_COLUMNS * STRIP_ROWS;
+constexpr int STRIP_UNROLL = 4;  // rows of a thread whose loads are in flight together, at most
+
+// Rows of a block, of at least `rows`: a multiple of those that it has in flight at once, so that no thread
+// has a step with fewer loads but at the end of the matrix; a matrix for which that is too much is spread
+// thinner over the card. gpubackprop/backends/cupy_launch.py plans with the same number.
+__device__ __forceinline__ int64 strip_chunk(int64 rows) {
+    int64 unit = rows > STRIP_ROWS * (STRIP_UNROLL - 1) ? STRIP_ROWS * STRIP_UNROLL : STRIP_ROWS;
+    return (rows + unit - 1) / unit * unit;
+}
 
 template <int E> struct Strip {
     int64 width;        // columns of a (joined) row
@@ -25,6 +34,7 @@ template <int E> struct Strip {
     int64 column;       // of this thread's first element; below 0 in a head
     int64 origin, end;  // end: elements of the matrix if joined, else columns
     int64 first, last;  // this block's (joined) rows
+    int64 whole_first, whole_last;  // those of them in which the thread's pack lies whole
     bool joined, inside;
 
     __device__ __forceinline__ Strip(int64 rows, int64 cols, int join, int misaligned)
@@ -32,20 +42,26 @@ template <int E> struct Strip {
           end(join > 0 ? rows * cols : cols), joined(join > 0) {
         column = origin + (int64(blockIdx.x) * STRIP_COLUMNS + threadIdx.x) * E;
         int64 all = joined ? (end - origin + width - 1) / width : rows;
-        int64 chunk = (all + gridDim.y - 1) / gridDim.y;
-        first = chunk * blockIdx.y;
+        int64 chunk = strip_chunk((all + gridDim.y - 1) / gridDim.y);
+        first = chunk * blockIdx.y < all ? chunk * blockIdx.y : all;
         last = first + chunk < all ? first + chunk : all;
         inside = joined ? column < origin + width : column < cols;
+        whole_first = first, whole_last = last;
+        if (!joined) {
+            if (column < 0 || column + E > cols) whole_last = first;
+        } else {  // only the very first and the very last pack of a column may be cut
+            if (first == 0 && column < 0) whole_first = 1;
+            if (last == all && (all - 1) * width + column + E > end) whole_last = last - 1;
+        }
     }
 
     // From one (joined) row of a matrix to the next, where its rows are `stride` apart.
     __device__ __forceinline__ int64 pitch(int64 stride) const { return joined ? width : stride; }
-    // The pack lies whole in each of `count` rows, STRIP_ROWS apart, of this block's from r on.
-    __device__ __forceinline__ bool whole(int64 r, int count) const {
-        int64 far = r + (count - 1) * STRIP_ROWS;
-        if (far >= last) return false;
-        return joined ? r * width + column >= 0 && far * width + column + E <= end
-                      : column >= 0 && column + E <= end;
+    // In how many rows the pack lies whole, of `count` of this block's from r on that are STRIP_ROWS apart.
+    __device__ __forceinline__ int whole(int64 r, int count) const {
+        int64 left = whole_last - r;
+        if (r < whole_first || left <= 0) return 0;
+        return left > (count - 1) * STRIP_ROWS ? count : (int(left) + STRIP_ROWS - 1) / STRIP_ROWS;
     }
     // Elements [lo, hi) of the pack in row r exist.
     __device__ __forceinline__ int lo(int64 r) const {
@@ -86,6 +102,12 @@ template <class T, int E> struct Walk {
 template <class C, class T, int E>
 __device__ __forceinline__ void load_columns(const Strip<E>& strip, const T* values, C (&out)[E]) {
     int64 c = strip.first_column();
+    if (c >= 0 && c + E <= strip.cols && aligned<T, E>(values + c)) {
+        Pack<T, E> pack = load<T, E>(values + c);
+#pragma unroll
+        for (int e = 0; e < E; ++e) out[e] = C(widen(pack.v[e]));
+        return;
+    }
 #pragma unroll
     for (int e = 0; e < E; ++e, ++c) {
         if (c == strip.cols && strip.joined) c = 0;

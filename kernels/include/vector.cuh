@@ -26,6 +26,25 @@ template <class T, int E> union Words {
     __device__ __forceinline__ Words() {}
 };
 
+// One element of the device's memory.
+template <class T> __device__ __forceinline__ T load_element(const T* p) {
+    Words<T, 1> both;
+    both.words[0] = ptx::load_global(reinterpret_cast<const typename Words<T, 1>::W*>(p));
+    return both.pack.v[0];
+}
+// The same at once: a compiler would wait with a load for the branch that uses it, or load again in
+// every turn of a loop that stores.
+template <class T> __device__ __forceinline__ T load_now(const T* p) {
+    Words<T, 1> both;
+    ptx::load_relaxed(p, both.words[0]);
+    return both.pack.v[0];
+}
+template <class T> __device__ __forceinline__ void store_element(T* p, T value) {
+    Words<T, 1> both;
+    both.pack.v[0] = value;
+    ptx::store_global(reinterpret_cast<typename Words<T, 1>::W*>(p), both.words[0]);
+}
+
 template <class T, int E> __device__ __forceinline__ bool aligned(const T* p) {
     return (uint64)p % ACCESS<T, E> == 0;
 }
@@ -37,11 +56,14 @@ template <class T> __device__ __forceinline__ int misalignment(const T* p) {
 }
 
 // The pack at p, a multiple of its access width.
-template <class T, int E> __device__ __forceinline__ Pack<T, E> load(const T* p) {
-    Words<T, E> both;
+template <class T, int E> __device__ __forceinline__ void load_words(const T* p, Words<T, E>& both) {
 #pragma unroll
     for (int i = 0; i < Words<T, E>::COUNT; ++i)
-        both.words[i] = reinterpret_cast<const typename Words<T, E>::W*>(p)[i];
+        both.words[i] = ptx::load_global(reinterpret_cast<const typename Words<T, E>::W*>(p) + i);
+}
+template <class T, int E> __device__ __forceinline__ Pack<T, E> load(const T* p) {
+    Words<T, E> both;
+    load_words(p, both);
     return both.pack;
 }
 
@@ -50,17 +72,34 @@ template <class T, int E> __device__ __forceinline__ void store(T* p, const Pack
     both.pack = pack;
 #pragma unroll
     for (int i = 0; i < Words<T, E>::COUNT; ++i)
-        reinterpret_cast<typename Words<T, E>::W*>(p)[i] = both.words[i];
+        ptx::store_global(reinterpret_cast<typename Words<T, E>::W*>(p) + i, both.words[i]);
 }
 
-// Elements [lo, hi) of the pack at any p; the others are 0 and their memory is not touched.
+
+// The pack at p, or zeros and no access.
+template <class T, int E> __device__ __forceinline__ Pack<T, E> load_if(bool wanted, const T* p) {
+    Words<T, E> both;
+#pragma unroll
+    for (int i = 0; i < Words<T, E>::COUNT; ++i) both.words[i] = typename Words<T, E>::W{};
+    if (wanted) load_words(p, both);
+    return both.pack;
+}
+
+// Elements [lo, hi) of the pack at any p; the others are 0 and their memory is not touched. Both ways
+// end in whole words: else the compiler would take 16-bit elements apart at once, and so wait for them
+// before it asks for what comes next.
 template <class T, int E>
 __device__ __forceinline__ Pack<T, E> load_part(const T* p, int lo, int hi) {
-    if (lo == 0 && hi == E && aligned<T, E>(p)) return load<T, E>(p);
-    Pack<T, E> pack;
+    Words<T, E> both;
+    if (lo == 0 && hi == E && aligned<T, E>(p)) {
+        load_words(p, both);
+    } else {
 #pragma unroll
-    for (int e = 0; e < E; ++e) pack.v[e] = e >= lo && e < hi ? p[e] : T{};
-    return pack;
+        for (int e = 0; e < E; ++e) both.pack.v[e] = e >= lo && e < hi ? load_element(p + e) : T{};
+    }
+#pragma unroll
+    for (int i = 0; i < Words<T, E>::COUNT; ++i) ptx::as_words(both.words[i]);
+    return both.pack;
 }
 
 template <class T, int E>
@@ -68,7 +107,7 @@ __device__ __forceinline__ void store_part(T* p, const Pack<T, E>& pack, int lo,
     if (lo == 0 && hi == E && aligned<T, E>(p)) return store(p, pack);
 #pragma unroll
     for (int e = 0; e < E; ++e)
-        if (e >= lo && e < hi) p[e] = pack.v[e];
+        if (e >= lo && e < hi) store_element(p + e, pack.v[e]);
 }
 
 // 16 bytes of elements, rounded once; 16-bit types two at a time.

@@ -3,9 +3,9 @@
 from tests.emulator.builds import EmulatorError
 from tests.emulator.module import Module, missing_compiler
 from tests.emulator.sanitizers import Launch, run_sanitized
-from tests.emulator.traffic import Traffic, count_traffic
+from tests.emulator.traffic import SharedAccess, Traffic, count_traffic, shared_accesses
 
 __all__ = [
-    "EmulatorError", "Launch", "Module", "Traffic", "count_traffic", "missing_compiler",
-    "run_sanitized",
+    "EmulatorError", "Launch", "Module", "SharedAccess", "Traffic", "count_traffic",
+    "missing_compiler", "run_sanitized", "shared_accesses",
 ]  # fmt: skip

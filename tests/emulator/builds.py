@@ -30,12 +30,13 @@ MODES: dict[str, tuple[str, ...]] = {
         "-fno-omit-frame-pointer",
     ),
     "thread": ("-fsanitize=thread", "-fno-omit-frame-pointer"),
-    "traffic": ("-fsanitize=thread",),
+    "traffic": ("-fsanitize=thread", "-DEMU_TRAFFIC"),
 }
 FLAGS = (
     "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
     "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w",
 )  # fmt: skip
+TRAFFIC = HERE / "traffic.cpp"  # stands in for ThreadSanitizer's runtime
 INCLUDE = f"-I{HERE / 'include'}"
 MONTH = 30 * 24 * 3600
 
@@ -46,11 +47,11 @@ class EmulatorError(Exception):
 
 def library(code: str, mode: str) -> Path:
     """Return the shared library of a C++ file that begins with ``cuda_names.h``: kept, or made now."""
-    result = directory() / f"{_key(code, *MODES[mode])}.so"
+    with_it = TRAFFIC.read_text() if mode == "traffic" else ""
+    result = directory() / f"{_key(code, with_it, *MODES[mode])}.so"
     if result.exists():
         os.utime(result)
         return result
-    # traffic.cpp stands in for ThreadSanitizer's runtime
     rest = [str(_traffic_object())] if mode == "traffic" else list(MODES[mode])
     with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
         kernel, made = f"{scratch}/kernel.o", f"{scratch}/made.so"
@@ -58,6 +59,20 @@ def library(code: str, mode: str) -> Path:
         run([*command, "-x", "c++", "-c", "-o", kernel, "-"], code)
         run(["g++", "-shared", "-o", made, kernel, *rest])
         os.replace(made, result)  # it appears whole: another process may be compiling it too
+    return result
+
+
+def plain_library(code: str) -> Path:
+    """Return the shared library of a C++ file that is no kernel: kept, or made now."""
+    result = directory() / f"{_key(code, 'plain')}.so"
+    if not result.exists():
+        with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+            made = f"{scratch}/made.so"
+            run(
+                ["g++", "-std=c++17", "-O2", "-fPIC", "-shared", "-x", "c++", "-o", made, "-"], code
+            )
+            os.replace(made, result)
+    os.utime(result)
     return result
 
 
@@ -96,25 +111,24 @@ def _header(mode: str) -> Path:
 
 @cache
 def _traffic_object() -> Path:
-    result = directory() / f"{_key('traffic.cpp')}.o"
+    result = directory() / f"{_key(TRAFFIC.read_text())}.o"
     if not result.exists():
         with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
             made = f"{scratch}/made.o"
-            run(["g++", *FLAGS, INCLUDE, "-c", "-o", made, str(HERE / "traffic.cpp")])
+            run(["g++", *FLAGS, INCLUDE, "-c", "-o", made, str(TRAFFIC)])
             os.replace(made, result)
     os.utime(result)
     return result
 
 
 def _key(*parts: str) -> str:
-    text = "\0".join((*parts, *FLAGS, _support_files(), _compiler()))
+    text = "\0".join((*parts, *FLAGS, _headers(), _compiler()))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @cache
-def _support_files() -> str:
-    files = [*sorted((HERE / "include").iterdir()), HERE / "traffic.cpp"]
-    return "\0".join(path.read_text() for path in files)
+def _headers() -> str:
+    return "\0".join(path.read_text() for path in sorted((HERE / "include").iterdir()))
 
 
 @cache

@@ -59,6 +59,9 @@ class Counts:
         Entries launched, by name; CuPy's elementwise kernels are among them.
     products : int
         Calls of cuBLAS.
+    graphs : int
+        Launches of graphs. Kernels and products of a graph count each time that it is launched, and
+        not when they are captured.
     waits : int
         Times that the host has waited for the device.
     allocations : int
@@ -71,6 +74,7 @@ class Counts:
 
     kernels: list[str] = field(default_factory=list)
     products: int = 0
+    graphs: int = 0
     waits: int = 0
     allocations: int = 0
     uploads: int = 0
@@ -147,6 +151,12 @@ class Machine:
             stream.graph.nodes.append(call)
         else:
             self.append(stream, call)
+
+    def count_kernel(self, name: str) -> None:
+        (self.stream.graph or self.counts).kernels.append(name)
+
+    def count_product(self) -> None:
+        (self.stream.graph or self.counts).products += 1
 
     def append(self, stream: Stream, item: Call | Mark) -> None:
         with self._lock:
@@ -295,9 +305,13 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Call] = []
+        self.kernels: list[str] = []
+        self.products = 0
 
     def launch(self, stream: Stream | None = None) -> None:
-        STATE.counts.kernels.append("graph")
+        STATE.counts.graphs += 1
+        STATE.counts.kernels += self.kernels
+        STATE.counts.products += self.products
         for node in self.nodes:
             STATE.queue(node, stream)
 

@@ -27,8 +27,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpubackprop.backends import devices
 from gpubackprop.backends.cupy.arguments import Record, layout_named
 from gpubackprop.backends.kernel_sources import kernels_directory
+from tests.emulator import cublaslt
 from tests.emulator.cupy_queue import (
     STATE,
     Block,
@@ -167,7 +169,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     def fill(self, value: Any) -> None:
         _here(self)
-        STATE.counts.kernels.append("fill")
+        STATE.count_kernel("fill")
         STATE.queue(partial(self._host.fill, value))
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
@@ -267,7 +269,7 @@ def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
         assert operand.flags.c_contiguous or operand.flags.f_contiguous, "CuPy would copy it"
     assert out.flags.c_contiguous, "CuPy would compute into a temporary"
     assert not any(np.may_share_memory(out._host, array._host) for array in (a, b))
-    STATE.counts.products += 1
+    STATE.count_product()
     STATE.queue(partial(_quietly, np.matmul, a._host, b._host, out._host))
     return out
 
@@ -298,7 +300,7 @@ def gemm_ex(
 
     left = operand(a, a_type, m, k, lda, trans_a)
     right = operand(b, b_type, k, n, ldb, trans_b)
-    STATE.counts.products += 1
+    STATE.count_product()
     assert ldc >= m
     out = _memory(c, ldc * n, CUDA_TYPES[c_type]).reshape(n, ldc)
 
@@ -319,7 +321,7 @@ def _memory(pointer: int, count: int, dtype: Any) -> np.ndarray:
 def _ufunc(name: str, function: Any) -> Any:
     def call(*args: ndarray) -> ndarray:
         _here(*args)
-        STATE.counts.kernels.append(name)
+        STATE.count_kernel(name)
         STATE.queue(partial(_quietly, function, *(array._host for array in args)))
         return args[-1]
 
@@ -329,7 +331,7 @@ def _ufunc(name: str, function: Any) -> Any:
 def _reduction(name: str, function: Any) -> Any:
     def call(a: ndarray, axis: int | None = None, keepdims: bool = False) -> ndarray:
         _here(a)
-        STATE.counts.kernels.append(name)
+        STATE.count_kernel(name)
         like = np.asarray(function(np.empty(a.shape, a.dtype), axis=axis, keepdims=keepdims))
         out, host = empty(like.shape, like.dtype), a._host
         target = out._host
@@ -373,7 +375,7 @@ class ElementwiseKernel:
             key: (lambda x, to=to: np.asarray(x).astype(to)) if key != "exp" else to
             for key, to in types_.items()
         }
-        STATE.counts.kernels.append(self.name)
+        STATE.count_kernel(self.name)
         target = out._host
 
         def run() -> None:
@@ -510,7 +512,7 @@ class RawKernel:
             self._by_value(value) if isinstance(value, np.ndarray) else self._value(number, value)
             for number, value in enumerate(args)
         ]
-        STATE.counts.kernels.append(self.__name__)
+        STATE.count_kernel(self.__name__)
         launched = Launched(
             self._source, self.__name__, self._defines, grid, block, values, shared_mem
         )
@@ -630,12 +632,17 @@ def installed(seed: int = 0, *, lazy: bool = True) -> Any:
     sys.modules["cupy"] = module()
     in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY")
     os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # the user's cache must stay as it is
+    load = devices.load_cuda_library
+    devices.load_cuda_library = lambda name, major: (
+        cublaslt.load_cuda_library(name, major) or load(name, major)
+    )
     STATE.reset(seed, lazy=lazy)
     try:
         yield STATE.counts
         STATE.run_all()  # a backend may be kept for the next time: its queued calls must be done
     finally:
         STATE.reset()
+        devices.load_cuda_library = load
         if in_memory is None:
             del os.environ["CUPY_CACHE_IN_MEMORY"]
         else:

@@ -249,27 +249,28 @@ class Operations:
         scale: Array | None = None, found_inf: Array | None = None,
     ) -> None:  # fmt: skip
         """Run the update; `tensors` are p, g, slots, step (float32 of one element), group."""
-        table, chunks = pointer_table(tensors)
+        table, owner = pointer_table(tensors)
         dtype = tensors[0]["p"].dtype
         c = np.full((len(tensors), updates.COEFFICIENTS), np.nan, updates.compute_dtype(dtype))
         with self._installed() as backend:
             updates.update_table(
-                backend, UPDATES[name], dtype, *on_device((table, settings, c)), chunks,
-                *on_device((scale, found_inf)),
+                backend, UPDATES[name], dtype,
+                *on_device((table, settings, c, owner, scale, found_inf)),
             )  # fmt: skip
 
 
-def pointer_table(tensors: list[dict[str, Any]]) -> tuple[sanitizers.PointerTable, int]:
-    """Return the table of kernels/update_table.cu, and the number of its chunks."""
-    words, chunks, arrays = np.zeros((len(tensors), 9), np.uint64), 0, []
-    for row, tensor in zip(words, tensors, strict=True):
+def pointer_table(tensors: list[dict[str, Any]]) -> tuple[sanitizers.PointerTable, Array]:
+    """Return the table of kernels/update_table.cu, and the tensor of each chunk."""
+    words, arrays = np.zeros((len(tensors), 9), np.uint64), []
+    owner: list[int] = []
+    for number, (row, tensor) in enumerate(zip(words, tensors, strict=True)):
         p, g, slots, step = (tensor[key] for key in ("p", "g", "slots", "step"))
         pack = 2 if p.dtype == np.float64 else 4
         head = p.ctypes.data // p.itemsize % pack
         addresses = [array.ctypes.data for array in (p, g, *slots)] + [0] * (3 - len(slots))
-        row[:] = [*addresses, step.ctypes.data, len(p), chunks, tensor["group"]]
-        chunks += -(-(head + len(p)) // TABLE_CHUNK)
+        row[:] = [*addresses, step.ctypes.data, len(p), len(owner), tensor["group"]]
+        owner += [number] * -(-(head + len(p)) // TABLE_CHUNK)
         arrays += [p, g, *slots, step]
     table = words.view(sanitizers.PointerTable)
     table.arrays = tuple(arrays)
-    return table, chunks
+    return table, np.array(owner, np.int32)

@@ -1,8 +1,9 @@
-"""The traffic of a kernel: bytes per buffer against the minimum, and sectors per request."""
+"""The traffic of a kernel: bytes per buffer, sectors per request, wavefronts in shared memory."""
 
 from __future__ import annotations
 
 import ctypes
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,71 @@ class Traffic:
     def sectors_per_minimum(self) -> float:
         """1.0 if every byte of every sector that a warp touched was wanted (coalesced)."""
         return self.sectors / self.least if self.least else 1.0
+
+
+@dataclass(frozen=True)
+class SharedAccess:
+    """What one instruction of a launch did in shared memory; rules in traffic.cpp.
+
+    Attributes
+    ----------
+    library : str
+        Path of the library.
+    offset : int
+        The instruction's place in it.
+    bytes : int
+        Bytes of a thread's access.
+    store : int
+        1 for a store, 0 for a load.
+    requests : int
+        How often a warp executed it.
+    wavefronts : int
+        What these requests cost together.
+    least : int
+        What they would cost without a conflict.
+    worst : int
+        Wavefronts of the request that cost the most.
+    """
+
+    library: str
+    offset: int
+    bytes: int
+    store: int
+    requests: int
+    wavefronts: int
+    least: int
+    worst: int
+
+    @property
+    def conflicts(self) -> float:
+        """Wavefronts over the fewest: 8.0 is an 8-way conflict."""
+        return self.wavefronts / self.least
+
+    def place(self) -> str:
+        """Return the source lines, those of inlined functions first."""
+        said = subprocess.run(
+            ["addr2line", "-i", "-e", self.library, hex(self.offset - 1)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        return " < ".join(line.partition(" ")[0].rpartition("/")[2] for line in said.splitlines())
+
+
+def shared_accesses(module: Module) -> list[SharedAccess]:
+    """Return what the instructions of the launch that was counted last did in shared memory."""
+    count = module.library.emu_traffic_shared
+    count.restype = ctypes.c_size_t
+    numbers = (ctypes.c_size_t * (7 * count(None)))()
+    count(numbers)
+    return [
+        SharedAccess(str(module.library_path), *numbers[i : i + 7])
+        for i in range(0, len(numbers), 7)
+    ]
+
+
+def conflicts(accesses: Sequence[SharedAccess]) -> float:
+    """Return the wavefronts of all together over the fewest; 1.0 if there are none."""
+    least = sum(one.least for one in accesses)
+    return sum(one.wavefronts for one in accesses) / least if least else 1.0
 
 
 def count_launch(module: Module, launched: Launched) -> list[tuple[np.ndarray, Traffic]]:

@@ -105,12 +105,13 @@ ESTIMATORS = (
     Known(
         "coefs_ and intercepts_ that no update fits are an error before anything is changed",
         kind="after an error, unchanged here",
-        detail=r"after (Shape|Attribute|Option|Dtype)Error.'(coefs_|intercepts_)\[",
+        detail=r"after (Shape|Attribute|Option|Dtype)Error.'(coefs_|intercepts_)(\[| has \d+ entries)",
     ),
     Known(
-        "an estimator that was given coefs_ alone is an error before anything is changed",
+        "an estimator that was given coefs_ in the place of a fit is an error before anything is "
+        "changed",
         kind="after an error, unchanged here",
-        detail=r"after AttributeError.*has no attribute 'intercepts_'",
+        detail=r"after AttributeError.*has no attribute '(intercepts_|n_layers_)'",
         before=r"\.coefs_ = ",
     ),
     Known(
@@ -118,6 +119,13 @@ ESTIMATORS = (
         place="^error$",
         kind="IndexError there, ShapeError here",
         detail="here ShapeError.'coefs_ has",
+    ),
+    Known(
+        "of two faults at once, coefs_ of too few layers are named and a tuple is none",
+        place="^error$",
+        kind="TypeError there, ShapeError here",
+        detail=r"can only concatenate tuple.*\nhere ShapeError.'coefs_ has \d+ entries",
+        before=r"coefs_ = tuple",
     ),
     Known(
         "the loss of float32 data with targets beyond float32 is infinite or NaN a step later",
@@ -160,9 +168,11 @@ ESTIMATORS = (
         before="poisson",
     ),
     Known(
-        "where exp overflows in the Poisson loss, scikit-learn has NaN and ours a number or infinity",
+        "where exp overflows or falls to 0 in the Poisson loss, scikit-learn has NaN and ours a number "
+        "or infinity",
         place=r"\.(loss_|best_loss_|loss_curve_\[\d+\]|best_loss_\.type)$",
-        detail=r"there array.(nan|inf)|there 'float'",  # no loss was below the initial inf
+        # no loss was below the initial inf; or no later one was below the best
+        detail=r"there array.(nan|inf)|there 'float'|beside loss_ \[array\(nan\), array\((\d|inf)",
         before="poisson",
         ends=True,
     ),
@@ -179,6 +189,14 @@ ESTIMATORS = (
         "the Poisson loss of negative targets is NaN, and SciPy's line search goes by the last bits",
         line=r"fit\(",
         detail=r"beside loss_ \[array\(nan\), array\(nan\)\]",
+        before=r"(?s)lbfgs.*poisson|poisson.*lbfgs",
+        ends=True,
+    ),
+    Known(
+        "where float32's exp overflows in the Poisson loss, scikit-learn's L-BFGS ends with NaN; ours "
+        "computes in float64 and goes on",
+        line=r"fit\(.*float32",
+        detail=r"beside loss_ \[array\(nan\), array\(\d",
         before=r"(?s)lbfgs.*poisson|poisson.*lbfgs",
         ends=True,
     ),
@@ -205,8 +223,9 @@ ESTIMATORS = (
         "an entry of coefs_ may be a list where rows are predicted",
         line=r"\.(predict\w*|score)\(",
         place="^error$",
-        kind="AttributeError there, NoneType here",
-        detail="there AttributeError..'list' object has no attribute 'ndim'",
+        kind="AttributeError there, (NoneType|ValueError) here",
+        detail="there AttributeError..'list' object has no attribute 'ndim'.*\nhere "
+        "(None|ValueError..Classification metrics can't handle)",  # y may be wrong as well
         before=r"coefs_\[0\] = .*tolist",
     ),
     Known(
@@ -231,6 +250,8 @@ ESTIMATORS = (
 )
 
 STATE = r"\['(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer)'\]"
+# a program with an Adam of float16 whose eps is never greater than the default
+EPS_OF_ZERO = r"\A(?!.*(eps=1e-3|'eps'\])).*to\(float16\).*Adam"
 OPTIMIZERS = (
     Known(
         "16-bit parameters keep float32 state",
@@ -357,6 +378,19 @@ OPTIMIZERS = (
         kind="values",
         detail="there array.*(?s:.*)(nan|inf)(?s:.*)here array.*(?s:.*)dtype=float16",
         before=r"(?s)to\(float16\).*Adam\w*\(.*eps=0[,)].*step\(",
+    ),
+    Known(
+        "PyTorch's eps of 1e-8 is 0 in float16, so that its own Adam divides by squares that are 0 "
+        "there, here of state that was rounded once and not in each step",
+        kind="values$",
+        detail="(?s)inf units from float64, PyTorch inf.*dtype=float16",
+        before=rf"(?s){EPS_OF_ZERO}.*there = torch\.optim\.Adam.*there\.step\(",
+    ),
+    Known(
+        "PyTorch's eps of 1e-8 is 0 in float16, so that its Adam divides by squares that are 0 there",
+        kind="values, after an error, unchanged here",
+        detail=r"there array.*(?s:.*)(nan|inf)(?s:.*)here array.*(?s:.*)dtype=float16",
+        before=rf"(?s){EPS_OF_ZERO}.*step\(",
     ),
     Known(
         "a 16-bit number near zero has another sign after steps with float32 state",

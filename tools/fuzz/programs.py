@@ -190,7 +190,8 @@ def difference(fuzzer: Fuzzer, lines: Sequence[str]) -> Divergence | None:
         if found := step.error():
             if reason := step.excused(found):
                 fuzzer.counts[reason] = fuzzer.counts.get(reason, 0) + 1
-                return step.beyond() if theirs.error is not None and ours.error is None else None
+                alone = theirs.error is not None and ours.error is None
+                return step.beyond(both[0][:number]) if alone else None
             return found
         for path in [*theirs.leaves, *(ours.leaves.keys() - theirs.leaves.keys())]:
             there, here = theirs.leaves.get(path, MISSING), ours.leaves.get(path, MISSING)
@@ -215,14 +216,14 @@ class Twins:
         self._worlds = iter(fuzzer.twins())
         self._runs: list[tuple[World, list[Seen]]] = []
 
-    def after(self, number: int) -> Iterator[tuple[World, Seen]]:
-        """Return what is visible in each twin after the line of this number."""
+    def until(self, number: int) -> Iterator[tuple[World, list[Seen]]]:
+        """Return what is visible in each twin after each line, up to the one of this number."""
         for world, steps in self._runs:
-            yield world, steps[number]
+            yield world, steps[: number + 1]
         for world in self._worlds:
             steps = list(run(self._fuzzer, self._lines, world))
             self._runs.append((world, steps))
-            yield world, steps[number]
+            yield world, steps[: number + 1]
 
 
 class _Step:
@@ -236,7 +237,7 @@ class _Step:
         self.before, self.ends, self._twins = before, False, twins
 
     def twins(self) -> Iterator[tuple[World, Seen]]:
-        return self._twins.after(len(self.lines) - 1)
+        return ((world, steps[-1]) for world, steps in self._twins.until(len(self.lines) - 1))
 
     def _found(self, place: str, kind: str, detail: str) -> Divergence:
         if place != "error" and self.ours.error is not None:
@@ -285,13 +286,17 @@ class _Step:
             why += ", unchanged here"
         return self._found(path, "values", f"{why}\n{_shown(there, here)}")
 
-    def beyond(self) -> Divergence | None:
+    def beyond(self, earlier: Sequence[Seen]) -> Divergence | None:
         """Compare with a twin in wider types if the reference raised and this package did not.
 
         If the twin did not raise either, return the first value that differs from the twin's.
+        A twin in which an earlier line did raise where it did not in the reference, or the other
+        way round, has run another program. `earlier` has those lines' effects in the reference.
         """
-        for world, twin in self.twins():
-            if not world.wider or twin.error is not None:
+        raised = [seen.error is not None for seen in earlier]
+        for world, (*before, twin) in self._twins.until(len(self.lines) - 1):
+            parted = [seen.error is not None for seen in before] != raised
+            if not world.wider or twin.error is not None or parted:
                 continue
             for path, there in twin.leaves.items():
                 here = self.ours.leaves.get(path, MISSING)

@@ -245,6 +245,8 @@ def same(there: np.ndarray, here: np.ndarray, twins: list[np.ndarray], lines: Se
         np.append(array, array.dtype.type(scale)) for array in (here, there, *twins)
     )
     dtype = min(there.dtype, here.dtype, key=lambda d: d.itemsize)  # the loss has the logits' type
+    if FROM_FLOAT32.search("\n".join(lines)) and _are_float32(there) and _are_float32(here):
+        dtype = np.dtype(np.float32)
     with np.errstate(over="ignore"):  # beyond the type's range, infinity is right
         rounded = exact.astype(dtype).astype(exact.dtype)
     ends = np.where(np.isinf(rounded), rounded, exact)
@@ -302,6 +304,8 @@ RATES = (
 FROM_BFLOAT16 = re.compile(
     r"(?s)to\(bfloat16\).*(to\((float16|float32|float64)\)|half\(\)|double\(\))"
 )
+# Steps in float32, then a cast: numbers that float32 holds were computed in it.
+FROM_FLOAT32 = re.compile(r"(?s)to\(float32\).*step\(.*(to\(float64\)|double\(\))")
 # Steps in 16 bits, then a cast: by chance PyTorch's may be without any error.
 WIDENED = re.compile(r"(?s)to\(b?float16\).*step\(.*(to\(float(32|64)\)|double\(\))")
 # p - 1/K, in units of the logits of size 1e-3 that are left of it
@@ -331,6 +335,12 @@ def _least(dtype: np.dtype, program: str, theirs: float) -> float:
     if dtype == np.float32 and CANCELS.search(program):
         return 2.0**10
     return max(rate, 4.0 if "= torch.softmax(x.detach()" in program else 1.0)  # p - y cancels
+
+
+def _are_float32(array: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        rounded = array.astype(np.float32)
+    return array.dtype == np.float64 and np.array_equal(rounded, array, equal_nan=True)
 
 
 def _apart(one: np.ndarray, other: np.ndarray, dtype: Any) -> float:

@@ -69,7 +69,10 @@ def _update_table(backend: Any) -> None:
     settings = backend.asarray(np.array([[0.1, 0.0, 1.0, 0.9, 0.999, 1e-8, 0.0, 0.0]]))
     work = backend.empty((2, updates.COEFFICIENTS), np.float32)
     table = backend.asarray(words)
-    updates.update_table(backend, UPDATES["adam"], np.float32, table, settings, work, 3, None, None)
+    owner = backend.asarray(np.array([0, 1, 1], np.int32))
+    updates.update_table(
+        backend, UPDATES["adam"], np.float32, table, settings, work, owner, None, None
+    )
 
 
 def _shifted(backend: Any, array: np.ndarray) -> Any:

@@ -30,7 +30,9 @@ from gpubackprop.backends.cupy.kept_calls import (
 from gpubackprop.backends.cupy.layers import LayerOperations, same_shape
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy.memory import WorkingMemory
-from gpubackprop.backends.cupy.recorded_calls import CupyProducts, Plan, Products, RecordedCalls
+from gpubackprop.backends.cupy.products import CublasLtProducts, CupyProducts, Products
+from gpubackprop.backends.cupy.products import default as default_products
+from gpubackprop.backends.cupy.recorded_calls import Plan, RecordedCalls
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.memory import Array
@@ -38,7 +40,7 @@ from gpubackprop.backends.updater import UpdateRule
 from gpubackprop.errors import DeviceUnavailable
 from gpubackprop.formulas import PointwiseLoss, Update
 
-__all__ = ["CupyBackend", "CupyProducts", "Products", "Replay"]
+__all__ = ["CublasLtProducts", "CupyBackend", "CupyProducts", "Products", "Replay"]
 
 
 class Replay:
@@ -78,7 +80,7 @@ class CupyBackend(LayerOperations):
     index : int
         Number of the CUDA device.
     products : Products or None
-        Multiplies matrices; None is `CupyProducts`.
+        Multiplies matrices; None is `CublasLtProducts`, or `CupyProducts` where that is missing.
 
     Raises
     ------
@@ -90,7 +92,7 @@ class CupyBackend(LayerOperations):
 
     def __init__(self, index: int = 0, products: Products | None = None) -> None:
         super().__init__(index)
-        self.products = products or CupyProducts(self.cupy)
+        self.products = products or default_products(self.cupy, index)
         self._kept = KeptCalls()
 
     def __repr__(self) -> str:
@@ -108,7 +110,7 @@ class CupyBackend(LayerOperations):
         return twin
 
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
-        """Record a CUDA graph if all of it can be captured, which products through CuPy cannot."""
+        """Record a CUDA graph if all of it can be captured: products through CuPy cannot."""
         recorder = self._recorder()
         emit(recorder)
         return self._replay(recorder)

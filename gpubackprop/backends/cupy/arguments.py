@@ -100,7 +100,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "settings": "f64*", "state": "f64*", "norm": "compute*", "c": "compute*",
         "scaling": "compute*", "random": "u64*",
     },
-    "update_table": {"table": "u64*", "c": "compute*", "tensors": "i64"},
+    "update_table": {"table": "u64*", "owner": "i32*", "c": "compute*"},
     "prepare_table": {
         "table": "u64*", "settings": "f64*", "scale": "f32*", "found_inf": "f32*", "c": "compute*",
         "tensors": "i64",

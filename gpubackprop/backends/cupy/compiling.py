@@ -48,7 +48,7 @@ def compiled(cupy: Any, index: int, entry: Entry) -> Any:
     if (cupy, index, entry) not in _loaded:
         file, code = _place(cupy, index, entry)
         if not file.exists():
-            _write(file, _compile(cupy, code))
+            write(file, _compile(cupy, code))
         _loaded[cupy, index, entry] = cupy.RawModule(path=str(file)).get_function(entry[1])
     return _loaded[cupy, index, entry]
 
@@ -73,7 +73,7 @@ def put_on_disk(cupy: Any, index: int, entry: Entry) -> bool:
     if file.exists():
         return False
     with cupy.cuda.Device(index):  # each thread has a current device of its own
-        _write(file, _compile(cupy, code))
+        write(file, _compile(cupy, code))
     return True
 
 
@@ -157,7 +157,7 @@ def _own_directory() -> str:
     return directory
 
 
-def _write(file: Path, content: bytes) -> None:
+def write(file: Path, content: bytes) -> None:
     """Write the file whole or not at all, even if other processes compile the same."""
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".new")
     with os.fdopen(handle, "wb") as out:

@@ -8,7 +8,8 @@ import numpy as np
 
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import dense, row_stride
-from gpubackprop.backends.cupy.recorded_calls import Products
+from gpubackprop.backends.cupy.library import explained
+from gpubackprop.backends.cupy.products import Products
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.memory import Array
 from gpubackprop.errors import ShapeError
@@ -25,9 +26,13 @@ class LayerOperations(Issuer):
     def matmul(self, x: Array, y: Array, out: Array) -> None:
         if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
             raise ShapeError(f"no product of {x.shape} and {y.shape} to {out.shape}")
-        if self._recorded is not None:
-            self._recorded.obstacle = self._recorded.obstacle or self.products.obstacle
-        self._issue(self.products, x, y, out)
+        if self._recorded is None:
+            self._issue(self.products, x, y, out)
+            return
+        with explained(self.cupy, "a matrix product"), self.cupy.cuda.Device(self.index):
+            (function, args), obstacle = self.products.planned(x, y, out, self.memory)
+        self._recorded.obstacle = self._recorded.obstacle or obstacle
+        self._recorded(function, *args)
 
     def affine_forward(
         self,

@@ -250,14 +250,15 @@ def update_table(
     table: Any,
     settings: Any,
     coefficients: Any,
-    chunks: int,
+    owner: Any,
     scale: Any,
     found_inf: Any,
 ) -> None:
     """Do one step on many tensors of one dtype, in two launches; see kernels/update_table.cu.
 
     table is (tensors, 9) uint64, settings (groups, 8) float64, coefficients (tensors, COEFFICIENTS)
-    of the compute dtype, working memory; scale and found_inf are float32 of one element, or None.
+    of the compute dtype, working memory; owner (chunks,) int32, the number of each chunk's tensor;
+    scale and found_inf are float32 of one element, or None.
     """
     tensors = table.shape[0]
     backend.launch(
@@ -269,7 +270,7 @@ def update_table(
         formula=formula.name,
     )  # fmt: skip
     backend.launch(
-        "update_table", (chunks,), dtype,
-        lambda launch: {"table": table, "c": coefficients, "tensors": tensors},
+        "update_table", owner.shape, dtype,
+        lambda launch: {"table": table, "owner": owner, "c": coefficients},
         formula=formula.name,
     )  # fmt: skip

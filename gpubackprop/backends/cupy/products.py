@@ -1,0 +1,214 @@
+"""The multiplication of matrices on a GPU: by cuBLASLt, which a CUDA graph can hold, or by CuPy.
+
+The operation `matmul` calls one of these and nothing else. Matrices are row by row here and column
+by column in cuBLAS, so out = x y is computed as out^T = y^T x^T, without copies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpubackprop.backends.cupy import cublaslt
+from gpubackprop.backends.cupy.cublaslt import COMPUTE_32F, OP_N, OP_T
+from gpubackprop.backends.cupy.product_choice import Choices
+from gpubackprop.dtypes import STORAGES
+from gpubackprop.errors import DeviceUnavailable
+
+CUDA_TYPES = {name: row.cublas for name, row in STORAGES.items()}
+GEMM_DEFAULT = -1
+KEPT = 512  # products that are kept for calls outside a plan
+WORKSPACE = 32 << 20  # bytes; NVIDIA recommends so much for cards of compute capability 9.0
+
+Recorded = tuple[Callable[..., None], tuple[Any, ...]]
+
+
+class ScratchMemory(Protocol):
+    """The working memory of a plan: `gpubackprop.backends.cupy.memory.WorkingMemory`."""
+
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any: ...
+
+
+class Products:
+    """The multiplication of matrices; ``CupyBackend(index, products=...)`` takes another.
+
+    Attributes
+    ----------
+    obstacle : str
+        Why calls cannot be part of a CUDA graph; "" if they can.
+    """
+
+    obstacle = "matrix products"
+
+    def __call__(self, x: Any, y: Any, out: Any) -> None:
+        """Set out = x @ y on the current stream; each matrix is C- or F-contiguous.
+
+        x is (M, K), y is (K, N), out is (M, N).
+        """
+        raise NotImplementedError
+
+    def planned(self, x: Any, y: Any, out: Any, memory: ScratchMemory) -> tuple[Recorded, str]:
+        """Return the call of a plan that sets out = x @ y, and why a graph cannot hold it, or "".
+
+        Whatever allocates, asks or waits is done now.
+        """
+        return (self, (x, y, out)), self.obstacle
+
+
+class CupyProducts(Products):
+    """Products by cupy.matmul, which calls cublasGemmEx; CUPY_TF32=1 allows TF32.
+
+    CuPy refuses to call cuBLAS while a stream is captured. It copies nothing if operands are C- or
+    F-contiguous and `out` is C-contiguous and shares no memory with them. A product with one
+    element is computed by a reduction of CuPy's, whose temporary comes from CuPy's pool.
+
+    16-bit operands go to cublasGemmEx directly, by CuPy's binding: cupy.matmul does not know
+    bfloat16, and returns float16 for float16. Sums are float32, and so may `out` be.
+    """
+
+    obstacle = "matrix products through CuPy"
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy, self._matmul = cupy, cupy.matmul
+        self._one, self._zero = np.ones((), np.float32), np.zeros((), np.float32)
+
+    def __call__(self, x: Any, y: Any, out: Any) -> None:
+        if x.itemsize > 2:
+            self._matmul(x, y, out=out)
+        elif out.size:
+            self._to_sixteen_bit(x, y, out)
+
+    def _to_sixteen_bit(self, x: Any, y: Any, out: Any) -> None:
+        """Multiply 16-bit matrices. cuBLAS's matrices are column by column: out^T = y^T x^T."""
+        cuda, (rows, columns) = self._cupy.cuda, out.shape
+        transpose_x, stride_x = _as_columns(x)
+        transpose_y, stride_y = _as_columns(y)
+        cuda.cublas.gemmEx(
+            cuda.device.get_cublas_handle(), transpose_y, transpose_x, columns, rows, x.shape[1],
+            self._one.ctypes.data, y.data.ptr, CUDA_TYPES[y.dtype.name], stride_y,
+            x.data.ptr, CUDA_TYPES[x.dtype.name], stride_x,
+            self._zero.ctypes.data, out.data.ptr, CUDA_TYPES[out.dtype.name], max(1, columns),
+            COMPUTE_32F, GEMM_DEFAULT,
+        )  # fmt: skip
+
+
+def _as_columns(x: Any) -> tuple[int, int]:
+    """Return (operation, leading dimension) that make x^T of a matrix read by columns."""
+    if x.flags.c_contiguous:
+        return OP_N, max(1, x.shape[1])
+    return OP_T, max(1, x.shape[0])
+
+
+class CublasLtProducts(Products):
+    """Products by cuBLASLt on the current stream, with working memory of their own.
+
+    Sums are float32, or float64 for float64; CUPY_TF32=1 allows TF32 for float32, as in CuPy. A
+    plan's algorithms are chosen by time (`gpubackprop.backends.cupy.product_choice`); other calls
+    take the library's first proposal. What the library refuses goes to CuPy. Not measured on a GPU.
+
+    Parameters
+    ----------
+    cupy : module
+        CuPy.
+    index : int
+        Number of the device.
+    library : Library
+        The library.
+    """
+
+    obstacle = ""
+
+    def __init__(self, cupy: Any, index: int, library: cublaslt.Library) -> None:
+        self._cupy, self._index, self._library = cupy, index, library
+        self._context: int | None = None
+        self._eager: dict[cublaslt.Problem, cublaslt.Product | None] = {}
+        self._choices = Choices(cupy, index, library.version)
+        self._fallback = CupyProducts(cupy)
+
+    def __call__(self, x: Any, y: Any, out: Any) -> None:
+        if not out.size or not x.shape[1]:
+            out.fill(0)
+            return
+        problem = self._problem(x, y, out)
+        if problem not in self._eager:
+            if len(self._eager) >= KEPT:
+                self._eager.clear()
+            self._eager[problem] = self._first_proposal(problem)
+        product = self._eager[problem]
+        if product is None:
+            self._fallback(x, y, out)
+            return
+        workspace = self._cupy.empty(product.workspace, np.uint8) if product.workspace else None
+        self._issue(product, out, workspace, x, y)
+
+    def planned(self, x: Any, y: Any, out: Any, memory: ScratchMemory) -> tuple[Recorded, str]:
+        if not out.size or not x.shape[1]:
+            return (out.fill, (0,)), ""
+        try:
+            product = self._product(self._problem(x, y, out))
+            self._choices.choose(product, partial(self._issue, x=x, y=y), out)
+        except cublaslt.CublasLtError:
+            return self._fallback.planned(x, y, out, memory)
+        workspace = None
+        if product.workspace:
+            workspace = memory.scratch("products", (product.workspace,), np.uint8)
+        return (self._issue, (product, out, workspace, x, y)), ""
+
+    def _issue(
+        self, product: cublaslt.Product, out: Any, workspace: Any | None, x: Any, y: Any
+    ) -> None:
+        room = 0 if workspace is None else workspace.data.ptr
+        stream = self._cupy.cuda.get_current_stream().ptr
+        product.issue(y.data.ptr, x.data.ptr, out.data.ptr, room, stream)
+
+    def _first_proposal(self, problem: cublaslt.Problem) -> cublaslt.Product | None:
+        """Return a product that takes the best proposal; None if there is none."""
+        if self._cupy.cuda.get_current_stream().is_capturing():
+            raise DeviceUnavailable(
+                "a product of these sizes is new, and cuBLASLt cannot be asked for an algorithm "
+                "while a stream is captured; call the operation once before the capture"
+            )
+        try:
+            product = self._product(problem)
+            product.take(product.candidates(1)[0])
+        except (cublaslt.CublasLtError, IndexError):
+            return None
+        return product
+
+    def _product(self, problem: cublaslt.Problem) -> cublaslt.Product:
+        if self._context is None:
+            self._context = self._library.context()
+        return cublaslt.Product(self._library, self._context, problem)
+
+    def _problem(self, x: Any, y: Any, out: Any) -> cublaslt.Problem:
+        compute = COMPUTE_32F
+        if x.itemsize == 8:
+            compute = cublaslt.COMPUTE_64F
+        elif x.itemsize == 4 and os.environ.get("CUPY_TF32") == "1":
+            compute = cublaslt.COMPUTE_32F_FAST_TF32
+        return cublaslt.Problem(
+            _transposed(y), _transposed(x), _transposed(out), compute, WORKSPACE
+        )
+
+
+def _transposed(x: Any) -> cublaslt.Operand:
+    """Return x^T of a matrix that lies row by row, or column by column."""
+    transpose, stride = _as_columns(x)
+    rows, columns = x.shape[::-1] if transpose == OP_N else x.shape
+    kind, aligned = CUDA_TYPES[x.dtype.name], cublaslt.alignment(x.data.ptr)
+    return cublaslt.Operand(kind, rows, columns, stride, transpose, aligned)
+
+
+def default(cupy: Any, index: int) -> Products:
+    """Return products by cuBLASLt if it loads, else by CuPy.
+
+    GPUBACKPROP_PRODUCTS=cupy asks for CuPy's.
+    """
+    if os.environ.get("GPUBACKPROP_PRODUCTS") == "cupy":
+        return CupyProducts(cupy)
+    library = cublaslt.load()
+    return CupyProducts(cupy) if library is None else CublasLtProducts(cupy, index, library)

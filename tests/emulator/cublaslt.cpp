@@ -1,0 +1,318 @@
+// cublaslt.cpp - a shared library with the functions of cuBLASLt that this package binds, in their real
+// ABI, on host memory. It computes a product when the stand-in's stream gets there, and refuses what
+// the library refuses:
+//   - an attribute of another size than cublasLt.h names, or an unknown one: INVALID_VALUE
+//   - layouts that do not fit the operations, a leading dimension below the rows: INVALID_VALUE
+//   - types outside the table of cublasLtMatmul in the documentation: NOT_SUPPORTED
+//   - a question for algorithms during a capture (CUDA 13.3 fails there): INTERNAL_ERROR
+//   - an algorithm of another problem, a workspace that is smaller than it wants or not on 256 bytes,
+//     an address less aligned than the preference said: INVALID_VALUE
+// A product fills its workspace with garbage, so that memory that someone else uses shows it. Of the
+// proposals one has a state other than SUCCESS, and a second adds its terms in another order.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+enum Status { SUCCESS = 0, INVALID_VALUE = 7, INTERNAL_ERROR = 14, NOT_SUPPORTED = 15 };
+enum Type { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14 };
+enum Compute { COMPUTE_32F = 68, COMPUTE_64F = 70, COMPUTE_TF32 = 77 };
+enum Kind : uint64_t { CONTEXT = 0xc0ffee01, DESCRIPTOR, LAYOUT, PREFERENCE };
+
+struct Context { Kind kind = CONTEXT; };
+struct Descriptor {
+    Kind kind = DESCRIPTOR;
+    int compute, scale;
+    int32_t transpose[2] = {0, 0};
+};
+struct Layout {
+    Kind kind = LAYOUT;
+    int type;
+    uint64_t rows, columns;
+    int64_t stride;
+};
+struct Preference {
+    Kind kind = PREFERENCE;
+    uint64_t workspace = 0;
+    uint32_t schemes = 7, aligned[4] = {256, 256, 256, 256};
+};
+struct Algorithm { uint64_t data[8]; };
+struct Result {
+    Algorithm algorithm;
+    size_t workspace;
+    int state;
+    float waves;
+    int reserved[4];
+};
+struct Job {
+    int type_a, type_b, type_d, compute;
+    int64_t m, n, k, step_a[2], step_b[2], stride_d;  // steps: along the result, along the sum
+    const void *a, *b;
+    void *d, *workspace;
+    size_t workspace_bytes;
+    bool backwards;  // the order of the terms
+};
+
+using Queue = void (*)(void* stream, void* job);
+Queue queue_job = nullptr;
+int (*is_capturing)() = nullptr;
+
+template <class T> bool is(const void* object, Kind kind) {
+    return object != nullptr && static_cast<const T*>(object)->kind == kind;
+}
+
+float widen_half(uint16_t h) {
+    uint32_t sign = uint32_t(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 0x3ffu, u;
+    float f;
+    if (exponent == 0) {
+        f = float(fraction) * 5.9604644775390625e-8f;
+        return sign ? -f : f;
+    }
+    u = exponent == 31 ? sign | 0x7f800000u | fraction << 13 : sign | (exponent + 112) << 23 | fraction << 13;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+uint16_t narrow_half(float x) {  // to nearest, ties to even; the compiler's _Float16 does it
+    _Float16 h = static_cast<_Float16>(x);
+    uint16_t bits;
+    memcpy(&bits, &h, 2);
+    return bits;
+}
+
+double read(const void* base, int type, int64_t i) {
+    switch (type) {
+        case R_64F: return static_cast<const double*>(base)[i];
+        case R_32F: return static_cast<const float*>(base)[i];
+        case R_16F: return widen_half(static_cast<const uint16_t*>(base)[i]);
+    }
+    uint32_t u = uint32_t(static_cast<const uint16_t*>(base)[i]) << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+void write(void* base, int type, int64_t i, double value) {
+    if (type == R_64F) static_cast<double*>(base)[i] = value;
+    else if (type == R_32F) static_cast<float*>(base)[i] = float(value);
+    else if (type == R_16F) static_cast<uint16_t*>(base)[i] = narrow_half(float(value));
+    else {
+        float f = float(value);
+        uint32_t u;
+        memcpy(&u, &f, 4);
+        if (f != f) u = 0x7fc00000u;
+        else u += 0x7fffu + (u >> 16 & 1u);
+        static_cast<uint16_t*>(base)[i] = uint16_t(u >> 16);
+    }
+}
+
+float to_tf32(float x) {  // 10 bits of fraction, to nearest
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    if ((u & 0x7f800000u) != 0x7f800000u) u = (u + 0x0fffu + (u >> 13 & 1u)) & ~0x1fffu;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+// Each element is the sum of LANES partial sums of every LANES-th term.
+template <class C> void compute(const Job& job) {
+    constexpr int64_t LANES = 8;
+    auto operand = [&](const void* base, int type, int64_t i) {
+        C x = C(read(base, type, i));
+        return job.compute == COMPUTE_TF32 ? C(to_tf32(float(x))) : x;
+    };
+    std::vector<C> left(job.m * job.k), sums(job.m * LANES);
+    for (int64_t l = 0; l < job.k; ++l)
+        for (int64_t i = 0; i < job.m; ++i)
+            left[l * job.m + i] = operand(job.a, job.type_a, i * job.step_a[0] + l * job.step_a[1]);
+    for (int64_t j = 0; j < job.n; ++j) {
+        std::fill(sums.begin(), sums.end(), C(0));
+        for (int64_t s = 0; s < job.k; ++s) {
+            int64_t l = job.backwards ? job.k - 1 - s : s;
+            C right = operand(job.b, job.type_b, j * job.step_b[0] + l * job.step_b[1]);
+            C *sum = &sums[s % LANES * job.m], *terms = &left[l * job.m];
+            for (int64_t i = 0; i < job.m; ++i) sum[i] += terms[i] * right;
+        }
+        for (int64_t i = 0; i < job.m; ++i) {
+            C sum = sums[i];
+            for (int64_t lane = 1; lane < LANES; ++lane) sum += sums[lane * job.m + i];
+            write(job.d, job.type_d, j * job.stride_d + i, sum);
+        }
+    }
+}
+
+uint64_t mix(uint64_t h, uint64_t x) { return (h ^ x) * 0x9e3779b97f4a7c15ull + (h >> 29); }
+
+// What an algorithm is made for.
+uint64_t identity(const Descriptor& d, const Layout& a, const Layout& b, const Layout& out) {
+    uint64_t h = mix(mix(mix(mix(1, d.compute), d.scale), d.transpose[0]), d.transpose[1]);
+    for (const Layout* part : {&a, &b, &out})
+        h = mix(mix(mix(mix(h, part->type), part->rows), part->columns), part->stride);
+    return h;
+}
+
+int fits(const Descriptor& d, const Layout& a, const Layout& b, const Layout& c, const Layout& out) {
+    auto rows = [&](const Layout& x, int t) { return t ? x.columns : x.rows; };
+    auto columns = [&](const Layout& x, int t) { return t ? x.rows : x.columns; };
+    for (const Layout* part : {&a, &b, &c, &out})
+        if (part->rows == 0 || part->columns == 0 || part->stride < int64_t(part->rows)) return INVALID_VALUE;
+    if (rows(a, d.transpose[0]) != out.rows || columns(b, d.transpose[1]) != out.columns ||
+        columns(a, d.transpose[0]) != rows(b, d.transpose[1]) || c.rows != out.rows ||
+        c.columns != out.columns || c.type != out.type)
+        return INVALID_VALUE;
+    bool wide = d.compute == COMPUTE_64F && d.scale == R_64F && a.type == R_64F && b.type == R_64F && out.type == R_64F;
+    bool single = (d.compute == COMPUTE_32F || d.compute == COMPUTE_TF32) && d.scale == R_32F &&
+                  a.type == R_32F && b.type == R_32F && out.type == R_32F;
+    bool sixteen = d.compute == COMPUTE_32F && d.scale == R_32F && a.type == b.type &&
+                   (a.type == R_16F || a.type == R_16BF) && (out.type == a.type || out.type == R_32F);
+    return wide || single || sixteen ? SUCCESS : NOT_SUPPORTED;
+}
+
+bool aligned(const void* address, uint64_t bytes) { return reinterpret_cast<uintptr_t>(address) % bytes == 0; }
+
+}  // namespace
+
+extern "C" {
+
+// For the stand-in: who queues, whether a capture is under way, and the work itself.
+void standin_begin(Queue queue, int (*capturing)()) { queue_job = queue, is_capturing = capturing; }
+void standin_run(void* place) {
+    const Job& job = *static_cast<Job*>(place);
+    if (job.workspace_bytes) memset(job.workspace, 0x5a, job.workspace_bytes);
+    if (job.compute == COMPUTE_64F) compute<double>(job);
+    else compute<float>(job);
+}
+void standin_free(void* job) { delete static_cast<Job*>(job); }
+
+size_t cublasLtGetVersion() { return 130002; }
+
+int cublasLtCreate(void** handle) {
+    *handle = new Context;
+    return SUCCESS;
+}
+
+int cublasLtMatmulDescCreate(void** place, int compute, int scale) {
+    if (compute != COMPUTE_32F && compute != COMPUTE_64F && compute != COMPUTE_TF32) return INVALID_VALUE;
+    auto* made = new Descriptor;
+    made->compute = compute, made->scale = scale;
+    *place = made;
+    return SUCCESS;
+}
+int cublasLtMatmulDescSetAttribute(void* object, int attribute, const void* value, size_t bytes) {
+    if (!is<Descriptor>(object, DESCRIPTOR) || (attribute != 3 && attribute != 4) || bytes != 4) return INVALID_VALUE;
+    int32_t transpose;
+    memcpy(&transpose, value, 4);
+    if (transpose != 0 && transpose != 1) return INVALID_VALUE;
+    static_cast<Descriptor*>(object)->transpose[attribute - 3] = transpose;
+    return SUCCESS;
+}
+int cublasLtMatmulDescDestroy(void* object) {
+    if (!is<Descriptor>(object, DESCRIPTOR)) return INVALID_VALUE;
+    delete static_cast<Descriptor*>(object);
+    return SUCCESS;
+}
+
+int cublasLtMatrixLayoutCreate(void** place, int type, uint64_t rows, uint64_t columns, int64_t stride) {
+    auto* made = new Layout;
+    made->type = type, made->rows = rows, made->columns = columns, made->stride = stride;
+    *place = made;
+    return SUCCESS;
+}
+int cublasLtMatrixLayoutDestroy(void* object) {
+    if (!is<Layout>(object, LAYOUT)) return INVALID_VALUE;
+    delete static_cast<Layout*>(object);
+    return SUCCESS;
+}
+
+int cublasLtMatmulPreferenceCreate(void** place) {
+    *place = new Preference;
+    return SUCCESS;
+}
+int cublasLtMatmulPreferenceSetAttribute(void* object, int attribute, const void* value, size_t bytes) {
+    if (!is<Preference>(object, PREFERENCE)) return INVALID_VALUE;
+    auto& preference = *static_cast<Preference*>(object);
+    if (attribute == 1 && bytes == 8) memcpy(&preference.workspace, value, 8);
+    else if (attribute == 3 && bytes == 4) memcpy(&preference.schemes, value, 4);
+    else if (attribute >= 5 && attribute <= 8 && bytes == 4) memcpy(&preference.aligned[attribute - 5], value, 4);
+    else return INVALID_VALUE;
+    return SUCCESS;
+}
+int cublasLtMatmulPreferenceDestroy(void* object) {
+    if (!is<Preference>(object, PREFERENCE)) return INVALID_VALUE;
+    delete static_cast<Preference*>(object);
+    return SUCCESS;
+}
+
+int cublasLtMatmulAlgoGetHeuristic(
+    void* context, void* descriptor, void* a, void* b, void* c, void* d, void* preference, int wanted,
+    Result* results, int* count) {
+    *count = 0;
+    if (is_capturing()) return INTERNAL_ERROR;
+    if (!is<Context>(context, CONTEXT) || !is<Descriptor>(descriptor, DESCRIPTOR) || !is<Layout>(a, LAYOUT) ||
+        !is<Layout>(b, LAYOUT) || !is<Layout>(c, LAYOUT) || !is<Layout>(d, LAYOUT) ||
+        !is<Preference>(preference, PREFERENCE) || wanted <= 0)
+        return INVALID_VALUE;
+    const auto& described = *static_cast<Descriptor*>(descriptor);
+    const auto &la = *static_cast<Layout*>(a), &lb = *static_cast<Layout*>(b), &ld = *static_cast<Layout*>(d);
+    if (int status = fits(described, la, lb, *static_cast<Layout*>(c), ld)) return status;
+    const auto& wishes = *static_cast<Preference*>(preference);
+    // Number, workspace, state. The third adds in the output's type, which the mask may exclude.
+    const struct { uint64_t number; size_t workspace; int state; uint32_t scheme; } proposals[] = {
+        {1, 0, SUCCESS, 0}, {2, 0, NOT_SUPPORTED, 0}, {3, 4096, SUCCESS, 4}, {4, 1024, SUCCESS, 2}};
+    for (const auto& proposal : proposals) {
+        if (*count == wanted) break;
+        if (proposal.workspace > wishes.workspace || (proposal.scheme && !(proposal.scheme & wishes.schemes))) continue;
+        Result result = {};
+        result.algorithm = {{proposal.number, identity(described, la, lb, ld), proposal.workspace, wishes.aligned[0],
+                             wishes.aligned[1], wishes.aligned[3], 0, 0x1755}};
+        result.workspace = proposal.workspace;
+        result.state = proposal.state;
+        results[(*count)++] = result;
+    }
+    return SUCCESS;
+}
+
+int cublasLtMatmulAlgoCheck(
+    void* context, void* descriptor, void* a, void* b, void* c, void* d, const Algorithm* algorithm, Result* result) {
+    if (!is<Context>(context, CONTEXT) || !is<Descriptor>(descriptor, DESCRIPTOR)) return INVALID_VALUE;
+    const auto& described = *static_cast<Descriptor*>(descriptor);
+    const auto &la = *static_cast<Layout*>(a), &lb = *static_cast<Layout*>(b), &ld = *static_cast<Layout*>(d);
+    if (int status = fits(described, la, lb, *static_cast<Layout*>(c), ld)) return status;
+    if (algorithm->data[7] != 0x1755 || algorithm->data[1] != identity(described, la, lb, ld)) return INVALID_VALUE;
+    result->workspace = algorithm->data[2];
+    result->state = SUCCESS;
+    return SUCCESS;
+}
+
+int cublasLtMatmul(
+    void* context, void* descriptor, const void* alpha, const void* a, void* layout_a, const void* b, void* layout_b,
+    const void* beta, const void* c, void* layout_c, void* d, void* layout_d, const Algorithm* algorithm,
+    void* workspace, size_t workspace_bytes, void* stream) {
+    Result checked;
+    if (int status = cublasLtMatmulAlgoCheck(context, descriptor, layout_a, layout_b, layout_c, layout_d, algorithm, &checked))
+        return status;
+    const auto& described = *static_cast<Descriptor*>(descriptor);
+    const auto &la = *static_cast<Layout*>(layout_a), &lb = *static_cast<Layout*>(layout_b), &ld = *static_cast<Layout*>(layout_d);
+    if (workspace_bytes < checked.workspace || (checked.workspace && (workspace == nullptr || !aligned(workspace, 256))))
+        return INVALID_VALUE;
+    if (!aligned(a, algorithm->data[3]) || !aligned(b, algorithm->data[4]) || !aligned(d, algorithm->data[5]) || c != d)
+        return INVALID_VALUE;
+    double one = described.scale == R_64F ? *static_cast<const double*>(alpha) : *static_cast<const float*>(alpha);
+    double zero = described.scale == R_64F ? *static_cast<const double*>(beta) : *static_cast<const float*>(beta);
+    if (one != 1.0 || zero != 0.0) return NOT_SUPPORTED;  // the package asks for nothing else
+    auto* job = new Job;
+    bool ta = described.transpose[0], tb = described.transpose[1];
+    job->type_a = la.type, job->type_b = lb.type, job->type_d = ld.type, job->compute = described.compute;
+    job->m = ld.rows, job->n = ld.columns, job->k = ta ? la.rows : la.columns;
+    job->step_a[0] = ta ? la.stride : 1, job->step_a[1] = ta ? 1 : la.stride;
+    job->step_b[0] = tb ? 1 : lb.stride, job->step_b[1] = tb ? lb.stride : 1;
+    job->stride_d = ld.stride, job->a = a, job->b = b, job->d = d;
+    job->workspace = workspace, job->workspace_bytes = checked.workspace;
+    job->backwards = algorithm->data[0] == 4;
+    queue_job(stream, job);
+    return SUCCESS;
+}
+
+}  // extern "C"
