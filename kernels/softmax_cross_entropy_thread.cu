@@ -107,26 +107,30 @@ template <class T, int W> struct ThreadRow {
         }
         return sum;
     }
-    // Exponentials in place of the logits; their sum. Neighbouring pieces are added first, then pairs of them,
-    // so that the sum does not depend on how far the row is turned.
+    // Exponentials in place of the logits; their sum. Neighbours are added first, then pairs of them, and so
+    // on: few roundings, and the sum does not depend on how far the row is turned.
     __device__ __forceinline__ C exponentials(const Exponential<T>& x) {
-        C sums[MOST] = {};
+        C level[8] = {};  // sums of 2^l pieces each, which wait for their neighbours
 #pragma unroll
         for (int j = 0; j < MOST; ++j) {
             if (j >= pieces) break;
 #pragma unroll
             for (int e = 0; e < E; ++e) v[j][e] = x.of(v[j][e]);
-            sums[j] = v[j][0];
+            C sum = sum_of<E>(v[j]);
+            int l = 0;
 #pragma unroll
-            for (int e = 1; e < E; ++e) sums[j] += v[j][e];
-            if (W < 16 && j > 0) sums[0] += sums[j];
+            for (; (j >> l) % 2 == 1; ++l) sum = level[l] + sum;
+            level[l] = sum;
         }
-        if constexpr (W < 16) return sums[0];
+        C sum = C(0);
 #pragma unroll
-        for (int step = 1; step < MOST; step *= 2)
-#pragma unroll
-            for (int j = 0; j + step < MOST; j += 2 * step) sums[j] += sums[j + step];
-        return sums[0];
+        for (int l = 0; 1 << l <= MOST; ++l)
+            if (pieces >> l & 1) sum += level[l];
+        return sum;
+    }
+    template <int N> static __device__ __forceinline__ C sum_of(const C* x) {
+        if constexpr (N == 1) return x[0];
+        else return sum_of<N / 2>(x) + sum_of<N / 2>(x + N / 2);
     }
     __device__ __forceinline__ void write(T* z, C grad_scale, C smoothing) const {
 #pragma unroll
@@ -150,7 +154,7 @@ __device__ __forceinline__ void plain_row(
     const SoftmaxArguments<T>& p, const ThreadRow<T, W>& mine, T* z, int label, const Exponential<T>& x,
     C z_label, C sum, int64 best, RowSums<C>& sums) {
     if (p.delta != nullptr) {
-        C scale = p.factor * reciprocal<T>(sum);
+        C scale = over_sum<T>(p.factor, sum);
         mine.write(z, scale, C(0));
         z[label] = to_storage<T>(::fma(x.of(z_label), scale, -p.factor));
     }

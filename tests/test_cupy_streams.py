@@ -90,7 +90,7 @@ def test_numbers_that_the_host_knows_are_in_the_launch_and_no_stream_waits_for_t
     mine = stream()
     mine.wait_event(STATE.stream.record())
     with mine:
-        cuda.softmax_cross_entropy(z, y, LossOptions(), result)  # makes the stream's counter
+        cuda.softmax_cross_entropy(z, y, LossOptions(), result, upstream=2.0)  # makes its counter
     counts.clear()
     before = len(mine.queue)
     with mine:

@@ -11,9 +11,9 @@ template <class C> __device__ __forceinline__ C origin_of(C maximum) {
     return maximum == minus_infinity<C>() ? C(0) : maximum;
 }
 
-// exp(x) for x <= 0, by the special function unit. 16 bits: 2^(x log2 e), right to 2^-21 of itself for
-//   |x| < 10. float32: 2^t (1 + r), with t = x log2 e rounded and r = x - t log 2; to 2^-22. exp(-inf) is 0:
-//   there r is not a number, and the smaller of that and 1 is 1. What is below 2^-126 is 0.
+// exp(x) for x <= 0 by the special function unit; 0 below 2^-126. 16 bits: 2^(x log2 e), right to 2^-21 of
+//   itself for |x| < 10. float32: 2^t (1 + r), with t = x log2 e rounded and r = x - t log 2, six instructions
+//   where the compiler's exp has nine; exp(-inf) is 0, since of NaN and 1 the smaller is 1.
 //   Not 2^(z log2 e - m log2 e) in one fused multiply-add: m log2 e is rounded, so the largest term
 //   would not be 1, and the loss of a confident row would be that rounding.
 template <class T, class C> __device__ __forceinline__ C exponential(C x) {
@@ -24,13 +24,10 @@ template <class T, class C> __device__ __forceinline__ C exponential(C x) {
     } else return ::exp(x);
 }
 
-// 1 / x for x in [1, 2^31].
-template <class T, class C> __device__ __forceinline__ C reciprocal(C x) {
-    if constexpr (sizeof(T) == 8) return C(1) / x;
-    else {
-        C y = ptx::reciprocal_approx(x);
-        return sizeof(T) == 2 ? y : ::fma(y, ::fma(-x, y, 1.f), y);
-    }
+// a / S for S in [1, 2^31]; 16 bits: to 2^-22.
+template <class T, class C> __device__ __forceinline__ C over_sum(C a, C sum) {
+    if constexpr (sizeof(T) == 2) return a * ptx::reciprocal_approx(sum);
+    else return a / sum;
 }
 
 // of(z) * to(o) = exp(z - o), with of(z) at most 1.
@@ -258,8 +255,7 @@ template <class T> struct Outcome {
         if (p.labels == nullptr && p.probabilities == nullptr) all.sum_tau = C(1);  // softmax itself
         C weight = all.sum_tau;
         if (p.z_loss != C(0)) weight += C(2) * p.z_loss * lse();
-        if constexpr (sizeof(T) == 2) grad_scale = weight * factor * ptx::reciprocal_approx(all.sum);
-        else grad_scale = weight * factor / all.sum;
+        grad_scale = over_sum<T>(weight * factor, all.sum);
     }
     __device__ __forceinline__ C lse() const { return origin + ::log(all.sum); }
 
@@ -268,7 +264,7 @@ template <class T> struct Outcome {
         const SoftmaxArguments<T>& p, const Target<C>& target, C z_label) const {
         C tau = p.eps_over_K;
         if (p.class_weight != nullptr) tau *= p.class_weight[target.label];
-        C d = ::exp(z_label - origin) * grad_scale - (tau + target.label_tau) * factor;
+        C d = ::fma(exponential<T>(z_label - origin), grad_scale, -((tau + target.label_tau) * factor));
         return to_storage<T>(p.soft_cap == C(0) ? d : d * cap_slope(z_label, C(1) / p.soft_cap));
     }
     __device__ __forceinline__ C loss(
