@@ -337,6 +337,13 @@ OPTIMIZERS = (
         line=r"step\(",
         kind="after an error, unchanged here",
     ),
+    Known(
+        "a step that raises has made no state, of an optimizer that is new in the line too",
+        line=r"^there = (?s:.*)there\.step\(",
+        place=r"^there\['state'\]\.keys$",
+        kind="not equal, after an error",
+        detail=r"\nhere \[\]\n",
+    ),
     Known("a step that raises looks at state first", kind=r"[^N]\w+Error there, StateError here"),
     Known(
         "state of an unlike dtype is an error for parameters of 16 bits too",

@@ -282,14 +282,18 @@ class _Step:
                     break
         if not why:
             return None
+        return self._values(path, "values", why, there, here)
+
+    def _values(self, path: str, kind: str, why: str, there: Any, here: Any) -> Divergence:
         if self.ours.error is None and _equal(here, self.before.get(path, MISSING)):
             why += ", unchanged here"
-        return self._found(path, "values", f"{why}\n{_shown(there, here)}")
+        return self._found(path, kind, f"{why}\n{_shown(there, here)}")
 
     def beyond(self, earlier: Sequence[Seen]) -> Divergence | None:
         """Compare with a twin in wider types if the reference raised and this package did not.
 
-        If the twin did not raise either, return the first value that differs from the twin's.
+        If the twin did not raise either, return the first value that differs from the twin's
+        and is not known.
         A twin in which an earlier line did raise where it did not in the reference, or the other
         way round, has run another program. `earlier` has those lines' effects in the reference.
         """
@@ -301,10 +305,11 @@ class _Step:
             for path, there in twin.leaves.items():
                 here = self.ours.leaves.get(path, MISSING)
                 both = isinstance(there, np.ndarray) and isinstance(here, np.ndarray)
-                if both and (why := self.fuzzer.beyond(there, here, self.lines)):
-                    return self._found(
-                        path, "values beyond theirs", f"{why}\n{_shown(there, here)}"
-                    )
+                if not both or not (why := self.fuzzer.beyond(there, here, self.lines)):
+                    continue
+                found = self._values(path, "values beyond theirs", why, there, here)
+                if not self.fuzzer.known(self.lines, found)[0]:
+                    return found
         return None
 
     def excused(self, found: Divergence) -> str:
