@@ -12,6 +12,10 @@
 //   NaN, and bad_label = {row, label} if its first word was -1; never an access outside the row.
 //   Its first word is -2 while another writes there: {row, label} hold from row >= 0 on
 //
+//   loss, weight_sum, correct_rows: over all rows, by the last block of the grid (include/loss_sums.cuh)
+//
+//   The row is requested first; label, weights and divisor arrive while it is on its way, and the label's
+//   logit is taken from it. Of a row to ignore the first 16 KiB of a block are therefore read all the same.
 //   A group of threads takes a row: a warp, a block, a cluster of blocks, or blocks in two launches.
 //   A row is cut into packs of 16 bytes (include/vector.cuh); a pack belongs to one thread from first
 //   to last, so delta may be logits. A thread keeps its packs in three places, one after another:
