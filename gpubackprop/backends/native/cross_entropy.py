@@ -95,11 +95,13 @@ class NativeCrossEntropy(NativeLosses):
         result: dict[str, Array],
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
+        divisor: Array | None = None,
     ) -> None:
         library, key = self._native("softmax_cross_entropy"), None
         arguments = (logits, targets, options, result, sample_weight, upstream)
-        if library is None:
-            super().softmax_cross_entropy(*arguments)
+        summed = divisor is not None or "weight_sum" in result or "correct_rows" in result
+        if library is None or summed:  # these are for a GPU
+            super().softmax_cross_entropy(*arguments, divisor)
             return
         if self._call is run_now:
             key = key_of(*arguments)
