@@ -1,8 +1,8 @@
 // accumulate<C>: one step added to the running totals of an epoch, by one block; nothing is read back
 //   totals = {loss, penalty, correct, rows, steps, first bad step or -1}: f64, gpubackprop.backends.Total
-//   loss: the batch mean, C; correct: u8[rows] or null
+//   loss: the batch mean, C; correct: u8[rows], or correct_rows: how many they are; both null for none
 //   weights2, l2: the penalty is l2 / 2 * weights2, both C; weights2 null: none
-//   moves rows bytes. float64 in one thread: the totals are float64 by definition
+//   moves rows bytes where it counts them. float64 in one thread: the totals are float64 by definition
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"
 #include "include/entries.cuh"
@@ -13,6 +13,7 @@ constexpr int THREADS = 256;
 template <class C> struct AccumulateArguments {
     const C* loss;
     const u8* correct;
+    const int64* correct_rows;
     const C* weights2;
     double* totals;
     Number<C> l2;
@@ -25,6 +26,7 @@ template <class C> __device__ __forceinline__ void accumulate(const AccumulateAr
         for (int64 i = threadIdx.x; i < a.rows; i += THREADS) hits += a.correct[i] != 0;
     hits = reduce_group<Sum>(hits);
     if (threadIdx.x != 0) return;
+    if (a.correct_rows != nullptr) hits = *a.correct_rows;
     double *totals = a.totals, rows = double(a.rows), value = double(*a.loss), steps = totals[4];
     totals[0] += value * rows;
     if (a.weights2 != nullptr) totals[1] += 0.5 * double(*a.weights2) * double(a.l2.get()) * rows;

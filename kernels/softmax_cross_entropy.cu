@@ -12,6 +12,10 @@
 //   NaN, and bad_label = {row, label} if its first word was -1; never an access outside the row.
 //   Its first word is -2 while another writes there: {row, label} hold from row >= 0 on
 //
+//   loss, weight_sum, correct_rows: over all rows, by the last block of the grid (include/loss_sums.cuh)
+//
+//   The row is requested first; label, weights and divisor arrive while it is on its way, and the label's
+//   logit is taken from it. Of a row to ignore the first 16 KiB of a block are therefore read all the same.
 //   A group of threads takes a row: a warp, a block, a cluster of blocks, or blocks in two launches.
 //   A row is cut into packs of 16 bytes (include/vector.cuh); a pack belongs to one thread from first
 //   to last, so delta may be logits. A thread keeps its packs in three places, one after another:
@@ -27,6 +31,7 @@
 //   moves 2 * rows * cols * sizeof(T): reads logits once, writes delta once; parts + finish read twice
 //   measured: not measured on a GPU
 #include "include/entries.cuh"
+#include "include/loss_sums.cuh"
 #include "include/row_packs.cuh"
 
 enum Phase { WHOLE, PARTS, FINISH };
@@ -34,42 +39,55 @@ enum Phase { WHOLE, PARTS, FINISH };
 template <int CLUSTER, bool GENERAL, Phase PHASE, class T>
 __device__ __forceinline__ void softmax_cross_entropy(const SoftmaxArguments<T>& p) {
     using C = compute_of<T>;
+    __shared__ RowSums<C> sums[GROUP_THREADS / 32];  // of each group of the block
     int64 blocks = PHASE == WHOLE ? gridDim.x / CLUSTER : gridDim.y;
     int64 block = PHASE == WHOLE ? blockIdx.x / CLUSTER : blockIdx.y;
     int parts = PHASE == WHOLE ? CLUSTER : int(gridDim.x);
     int part = PHASE == WHOLE ? CLUSTER > 1 ? int(ptx::cluster_rank()) : 0 : int(blockIdx.x);
     int turn = 0;
+    if (threadIdx.x == 0) sums[threadIdx.y].clear();
+    if (PHASE != PARTS && p.weigh == FIRST) weigh_all_rows(p);
     for (int64 first = block * blockDim.y; first < p.rows; first += blocks * blockDim.y, turn ^= 1) {
         int64 row = first + threadIdx.y;
-        RowPacks<T, GENERAL> mine(p, row, part, parts, PHASE == FINISH ? 0 : p.shared_packs);
+        RowPacks<T, GENERAL, PHASE != WHOLE> mine(p, row, part, parts, PHASE == FINISH ? 0 : p.shared_packs);
+        if constexpr (PHASE != FINISH) mine.request();
         Target<C> target(p, row);
-        bool owns = mine.owns(target.label);
+        if constexpr (PHASE != FINISH)
+            mine.request_rest(p.reads_ignored() || !target.is_ignored(p));
+        target.resolve(p, row);
+        bool owns = mine.owns(target.label), has_logit = owns && target.label >= 0;
         C z_label = C(0);
-        if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.logit(target.label))));
 
         Statistics<C> all;
         if constexpr (PHASE == FINISH) {
-            all = combine_parts(p.partial + row * parts, parts, p.spread(), p.wants_best());
+            all = combine_parts(p.partial + row * parts, parts, p.spread, p.wants_best);
         } else {
-            mine.load(!target.ignored || p.reads_ignored());
-            all = combine_group<CLUSTER>(mine.statistics(), p.spread(), p.wants_best(), turn);
+            if (has_logit) z_label = mine.logit_in_registers(target.label);
+            all = combine_group<CLUSTER>(mine.statistics(), p.spread, p.wants_best, turn);
         }
         if constexpr (PHASE == PARTS) {
             if (threadIdx.x == 0) p.partial[row * parts + part] = all;
         } else {
+            if (has_logit && (PHASE == FINISH || mine.is_outside(target.label)))
+                z_label = mine.template logit_outside<PHASE == FINISH>(target.label);
             Outcome<T> outcome(p, target, all, GENERAL ? C(1) : p.eps_over_K);
             if (p.delta != nullptr && row < p.rows) {
                 mine.begin_writing();
                 if (target.ignored) mine.write_zeros();
-                else mine.template write<PHASE == FINISH>(target, outcome);
+                else mine.template write<PHASE == FINISH>(outcome);
             }
+            __syncwarp();  // what the owner of the row before has added
             if (!owns || row >= p.rows) continue;
-            if (target.label >= 0 && p.delta != nullptr)
+            if (has_logit && p.delta != nullptr)
                 p.delta[row * p.stride_delta + target.label] = outcome.label_delta(p, target, z_label);
-            outcome.store_row(p, target, row, z_label);
+            outcome.store_row(p, target, row, z_label, sums[threadIdx.y]);
         }
     }
     if constexpr (CLUSTER > 1) ptx::cluster_sync();  // nobody ends while others read its statistics
+    if (PHASE == PARTS || !p.reduces()) return;
+    __syncthreads();
+    for (int y = 1; thread_of_block() == 0 && y < int(blockDim.y); ++y) sums[0].add(sums[y]);
+    finish_sums(p, sums[0]);
 }
 
 #define ENTRY_(name, T, BOUND, CLUSTER, GENERAL, PHASE)                  \
@@ -77,8 +95,8 @@ __device__ __forceinline__ void softmax_cross_entropy(const SoftmaxArguments<T>&
         const __grid_constant__ SoftmaxArguments<T> p) {                 \
         softmax_cross_entropy<CLUSTER, GENERAL, PHASE>(p);               \
     }
-// Blocks that run at once: three leave each thread 80 registers.
-template <class T, bool GENERAL> constexpr int AT_ONCE = GENERAL || sizeof(T) == 8 ? 2 : 3;
+// Blocks of 256 threads that run at once.
+template <class T, bool GENERAL> constexpr int AT_ONCE = 2;
 #define BLOCKS(T, GENERAL) __launch_bounds__(GROUP_THREADS, AT_ONCE<T, GENERAL>)
 #define CLUSTERED(n, T, GENERAL) CLUSTER_DIMS(n) BLOCKS(T, GENERAL)
 #define ENTRY_rows_labels(T) ENTRY_(rows_labels, T, BLOCKS(T, false), 1, false, WHOLE)

@@ -8,46 +8,12 @@
 //   moves 2 * rows * cols * sizeof(T): reads logits once, writes delta once
 //   measured: not measured on a GPU
 #include "include/entries.cuh"
-#include "include/softmax.cuh"
-#include "include/vector.cuh"
+#include "include/loss_sums.cuh"
+#include "include/tile.cuh"
 
 constexpr int SHORT_THREADS = 128, SHORT_VALUES = 8;  // values that a lane keeps in registers
 template <class T> constexpr int SHORT_BLOCKS = sizeof(T) == 8 ? 3 : 5;  // that run at once
 template <class T> constexpr int TILE = 8192 / int(sizeof(T));  // elements
-
-// How much of the pack at `at` lies in [0, count).
-template <int E> struct Part {
-    int lo, hi;
-    __device__ __forceinline__ Part(int at, int count)
-        : lo(at < 0 ? -at : 0), hi(count - at < E ? count - at : E) {}
-};
-
-template <class T>
-__device__ __forceinline__ void bring_tile(const T* from, T* tile, int begin, int count, int thread) {
-    constexpr int E = PACK<T>;
-    for (int at = begin + thread * E; at < count; at += SHORT_THREADS * E) {
-        Part<E> part(at, count);
-        if (part.hi - part.lo == E) ptx::copy_async<16>(tile + at, from + at);
-        else
-            for (int e = part.lo; e < part.hi; ++e) tile[at + e] = from[at + e];
-    }
-    ptx::copy_async_commit();
-    ptx::copy_async_wait<0>();
-    __syncthreads();
-}
-
-template <class T>
-__device__ __forceinline__ void return_tile(const T* tile, T* to, int count, int thread) {
-    constexpr int E = PACK<T>;
-    __syncthreads();
-    for (int at = thread * E - misalignment(to); at < count; at += SHORT_THREADS * E) {
-        Part<E> part(at, count);
-        Words<T, E> both;
-        both.pack = load_part<T, E>(tile + at, part.lo, part.hi);
-        store_words<T>(to + at, both, part.lo, part.hi);
-    }
-    __syncthreads();
-}
 
 // A lane's elements of a row. The labels form keeps exponentials in registers; the general one, whose
 // elements cost more than a second read, takes the logits from the tile each time.
@@ -71,7 +37,7 @@ template <class T, bool GENERAL> struct ShortRow {
     // tau of column k, but for what the label itself adds.
     __device__ __forceinline__ C tau(int k) const {
         C t = p.eps_over_K;
-        if (!p.spread()) return C(0);
+        if (!p.spread) return C(0);
         if (probabilities != nullptr) t = ::fma(p.one_minus_eps, probabilities[k], t);
         return p.class_weight == nullptr ? t : t * p.class_weight[k];
     }
@@ -88,7 +54,7 @@ template <class T, bool GENERAL> struct ShortRow {
             for (int k = lane; k < count; k += lanes) {
                 C value = logit(k), t = tau(k);
                 s.sum += x.of(value);
-                if (p.spread()) s.dot_tau_z = ::fma(t, value - x.origin, s.dot_tau_z);
+                if (p.spread) s.dot_tau_z = ::fma(t, value - x.origin, s.dot_tau_z);
                 s.sum_tau += t;
             }
             return s;
@@ -102,7 +68,7 @@ template <class T, bool GENERAL> struct ShortRow {
         x = Exponential<T>(s.maximum);
 #pragma unroll
         for (int j = 0; j < SHORT_VALUES; ++j) {
-            if (p.spread() && lane + j * lanes < count) {
+            if (p.spread && lane + j * lanes < count) {
                 s.dot_tau_z += v[j] - x.origin;
                 s.sum_tau += C(1);
             }
@@ -121,12 +87,12 @@ template <class T, bool GENERAL> struct ShortRow {
             C inverse = C(1) / p.soft_cap;
             for (int k = lane; k < cols; k += lanes) {
                 C value = logit(k);
-                C d = ::fma(x.of(value), grad_scale, -tau(k) * target.factor);
+                C d = ::fma(x.of(value), grad_scale, -tau(k) * outcome.factor);
                 if (p.soft_cap != C(0)) d *= cap_slope(value, inverse);
                 z[k] = to_storage<T>(p.log_output ? value - outcome.origin - log_sum : d);
             }
         } else {
-            C smoothing = p.eps_over_K * target.factor;
+            C smoothing = p.eps_over_K * outcome.factor;
 #pragma unroll
             for (int j = 0; j < SHORT_VALUES; ++j) {
                 int k = lane + j * lanes;
@@ -141,33 +107,50 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArgumen
     using C = compute_of<T>;
     __shared__ __align__(16) T tile[TILE<T> + PACK<T>];
     int cols = int(p.cols), groups = int(blockDim.y), lanes = int(blockDim.x);
-    int thread = int(threadIdx.y) * lanes + int(threadIdx.x);
     int turns = TILE<T> / cols / groups;  // rows of a group in a tile
     int64 rows = int64(turns) * groups;   // of a tile
+    RowSums<C> sums;                      // of the rows of a group, in its lane 0
+    sums.clear();
+    if (p.weigh == FIRST) weigh_all_rows(p);
     for (int64 first = blockIdx.x * rows; first < p.rows; first += gridDim.x * rows) {
         int count = int(p.rows - first < rows ? p.rows - first : rows) * cols;
         const T* from = p.logits + first * cols;
         T* begin = tile + misalignment(from);
-        bring_tile(from, begin, -misalignment(from), count, thread);
+        request_tile(from, begin, count);
+        ptx::copy_async_wait<0>();
+        __syncthreads();
         for (int turn = 0; turn < turns && first + turn * groups < p.rows; ++turn) {
             int local = turn * groups + int(threadIdx.y);
-            ShortRow<T, GENERAL> mine(p, first + local, begin + local * cols);
-            Target<C> target(p, first + local);
-            bool exists = first + local < p.rows;
-            bool owns = exists && (target.label < 0 ? 0 : target.label & (lanes - 1)) == mine.lane;
+            int64 row = first + local;
+            ShortRow<T, GENERAL> mine(p, row, begin + local * cols);
+            Target<C> target(p, row);
+            target.resolve(p, row);
+            bool owns = row < p.rows && mine.lane == 0;
             C z_label = C(0);
             if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.z[target.label])));
             Statistics<C> own = mine.statistics(!target.ignored || p.reads_ignored());
-            own = combine_lanes(own, lanes, p.spread(), p.wants_best());
+            own = combine_lanes(own, lanes, p.spread, p.wants_best);
             Outcome<T> outcome(p, target, own, GENERAL ? C(1) : p.eps_over_K);
+            __syncwarp();  // lane 0 has read its label's logit, which may be another lane's
             if (p.delta != nullptr) mine.write(target, outcome);
+            __syncwarp();  // and writes the gradient there
             if (!owns) continue;
-            if (target.label >= 0) mine.z[target.label] = outcome.label_delta(p, target, z_label);
-            outcome.store_row(p, target, first + local, z_label);
+            if (target.label >= 0 && p.delta != nullptr)
+                mine.z[target.label] = outcome.label_delta(p, target, z_label);
+            outcome.store_row(p, target, row, z_label, sums);
         }
-        if (p.delta != nullptr) return_tile(begin, p.delta + first * cols, count, thread);
-        else __syncthreads();
+        __syncthreads();
+        if (p.delta == nullptr) continue;
+        return_tile(begin, p.delta + first * cols, count);
+        __syncthreads();
     }
+    if (!p.reduces()) return;
+    RowSums<C> all;
+    all.clear();
+    all.loss = block_sum(sums.loss + sums.loss_lost);
+    all.weight = block_sum(sums.weight + sums.weight_lost);
+    all.correct = block_sum(sums.correct);
+    finish_sums(p, all);
 }
 
 #define ENTRY_(form, T, GENERAL)                                                 \

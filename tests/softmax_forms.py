@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpubackprop.backends.cupy import losses
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.dtypes import compute_dtype
 from tests.emulator.arrays import Guarded
@@ -12,7 +13,8 @@ from tests.emulator.operations import DTYPES, Operations
 H200 = DeviceProperties(2, 232_448, (9, 0))
 # name: card, blocks per row, columns
 FORMS = {
-    "short": (H200, None, 33),
+    "thread": (H200, None, 12),
+    "short": (H200, None, 77),
     "warp": (H200, None, 300),
     "block": (H200, 1, 700),
     "shared": (DeviceProperties(2, 12_288, (9, 0)), 1, 6001),
@@ -36,8 +38,8 @@ def launch_forms(verbs: Operations, dtype: str, names: tuple[str, ...] = tuple(F
         if name == "parts":
             cols = 17_000 if kind.itemsize < 8 else 9_000
         own = Operations(run=verbs.run, device=card)
-        rows = {"parts": 1, "short": 150}.get(name, 3)  # 150 short rows are three tiles
-        for shift, gap in ((0, 0), (1, 0 if name == "short" else 2)):
+        rows = {"parts": 1, "short": 80, "thread": 300}.get(name, 3)  # three tiles and more
+        for shift, gap in ((0, 0), (1, 0 if name in ("short", "thread") else 2)):
             memory = Guarded()
             z = memory.normal((rows, cols), kind, shift=shift, gap=gap)
             t = memory.empty((rows, cols), compute, shift=1, gap=1)
@@ -58,6 +60,14 @@ def launch_forms(verbs: Operations, dtype: str, names: tuple[str, ...] = tuple(F
                 z, t, result, label_smoothing=0.1, class_weight=per_class, soft_cap=9.0,
                 upstream=per_row, cluster=cluster,
             )  # fmt: skip
+            sums = {
+                "loss": np.empty((), compute), "weight_sum": np.empty((), compute),
+                "correct_rows": np.empty((), np.int64), "bad_label": result["bad_label"], "delta": z,
+            }  # fmt: skip
+            own.softmax_cross_entropy(z, labels, sums, ignore_index=0, cluster=cluster)
+            own.softmax_cross_entropy(
+                z, labels, sums, ignore_index=0, weigh=losses.FIRST, cluster=cluster
+            )
             if shift:  # no thread has the same packs of the gradients as of the logits
                 result["delta"] = memory.empty((rows, cols), kind, shift=2 * shift, gap=gap)
                 for wanted in (result, {"row_loss": result["row_loss"]}):

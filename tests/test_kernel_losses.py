@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends import LossOptions, NumpyBackend
+from gpubackprop.backends.cupy import losses
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import POINTWISE_LOSSES
@@ -129,16 +130,18 @@ def labels_for(rng: np.random.Generator, rows: int, classes: int, ignore: int | 
 
 @pytest.mark.parametrize("compute", ["f32", "f64"])
 @pytest.mark.parametrize("label", ["i32", "i64"])
-def test_row_weights_and_their_sum_give_the_numpy_backends_mean(label, compute):
+def test_row_weights_give_the_numpy_backends_mean(label, compute):
     memory, kind = Guarded(7), DTYPES[compute]
     labels = labels_for(memory.rng, 1000, 6, -1).astype(DTYPES[label])
     sample, per_class = memory.rng.random(1000).astype(kind), memory.rng.random(6).astype(kind)
-    weights, divisor, loss = memory.empty((1000,), kind), np.empty(1, kind), np.empty(1, kind)
+    divisor = memory.empty((1,), kind)
     verbs = Operations()
-    verbs.row_weights(labels, weights, sample, per_class, -1, 1.0, 6)
-    verbs.column_sum(weights[:, None], divisor)
+    verbs.row_weights(labels, divisor, 1000, sample, per_class, -1, 1.0, 6)
     logits = memory.normal((1000, 6), kind)
-    ours = {"row_loss": np.empty(1000, kind), "delta": np.empty_like(logits)}
+    ours = {
+        "row_loss": np.empty(1000, kind), "delta": np.empty_like(logits),
+        "loss": np.empty((), kind), "weight_sum": np.empty((), kind),
+    }  # fmt: skip
     verbs.softmax_cross_entropy(
         logits,
         labels,
@@ -148,14 +151,13 @@ def test_row_weights_and_their_sum_give_the_numpy_backends_mean(label, compute):
         ignore_index=-1,
         divisor=divisor,
     )
-    verbs.column_sum(ours["row_loss"][:, None], loss, divisor)
     memory.check()
     theirs = {key: np.empty_like(array) for key, array in ours.items()}
-    theirs |= {"scale": np.empty(1000, kind), "loss": np.empty((), kind)}
+    theirs |= {"scale": np.empty(1000, kind)}
     options = LossOptions(class_weight=per_class, ignore_index=-1)
     NumpyBackend().softmax_cross_entropy(logits, labels, options, theirs, sample)
-    assert ulps(loss[0], theirs["loss"], kind) <= 4
-    assert ulps(ours["delta"], theirs["delta"], kind) <= 4
+    for name in ("loss", "weight_sum", "delta"):
+        assert ulps(ours[name], theirs[name], kind) <= 4, name
 
 
 def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
@@ -172,31 +174,34 @@ def test_blocks_take_rows_in_turn_where_the_grid_is_smaller_than_the_batch():
     targets = memory.normal((700, 33), np.float32)
     verbs.pointwise_loss(logits, targets, "squared_error", result)
     assert np.array_equal(result["delta"], logits - targets)
-    weights, counts = memory.empty((20_000,), np.float32), np.arange(20_000) % 7
-    verbs.row_weights(counts, weights, class_weight=np.arange(7, dtype=np.float32), classes=7)
-    assert np.array_equal(weights, counts)
+    total, counts = memory.empty((1,), np.float32), np.arange(20_000) % 7
+    per_class = np.arange(7, dtype=np.float32)
+    verbs.row_weights(counts, total, 20_000, class_weight=per_class, classes=7)
+    assert total[0] == counts.sum()
     memory.check()
 
 
-def test_the_mean_over_no_row_is_nan_or_zero():
-    labels = np.full(5, -1)
-    weights, divisor, loss = (np.empty(n, np.float32) for n in (5, 1, 1))
-    verbs = Operations()
-    verbs.row_weights(labels, weights, ignore_index=-1, classes=3)
-    verbs.column_sum(weights[:, None], divisor)
-    verbs.column_sum(np.zeros((5, 1), np.float32), loss, divisor)
+@pytest.mark.parametrize("weigh", [losses.KNOWN, losses.WITH_ROWS])
+def test_the_mean_over_no_row_is_nan_or_zero(weigh):
+    labels, z = np.full(5, -1), np.zeros((5, 3), np.float32)
+    divisor, loss, verbs = np.empty(1, np.float32), np.empty((), np.float32), Operations()
+    verbs.row_weights(labels, divisor, 5, ignore_index=-1, classes=3)
     assert divisor[0] == 0
-    assert np.isnan(loss[0])
-    verbs.column_sum(np.zeros((5, 1), np.float32), loss, divisor, empty_is_zero=True)
-    assert loss[0] == 0
+    for empty in ("nan", "zero"):
+        verbs.softmax_cross_entropy(
+            z, labels, {"loss": loss}, ignore_index=-1, weigh=weigh, empty=empty, divisor=divisor
+        )
+        assert loss == 0 if empty == "zero" else np.isnan(loss)
 
 
 def test_row_weights_without_labels_and_with_a_bad_one():
-    out = np.empty(300, np.float32)
-    Operations().row_weights(None, out, factor=4.0)
-    assert (out == 4).all()
-    sample = np.arange(300, dtype=np.float32)
-    Operations().row_weights(None, out, sample, factor=4.0)
-    assert (out == 4 * sample).all()
-    Operations().row_weights(np.full(300, 9), out, classes=9)
-    assert np.isnan(out).all()
+    total, rows = np.empty(1, np.float32), 300
+    Operations().row_weights(None, total, rows, factor=4.0)
+    assert total[0] == 4 * rows
+    sample = np.arange(rows, dtype=np.float32)
+    Operations().row_weights(None, total, rows, sample, factor=4.0)
+    assert total[0] == 4 * sample.sum()
+    labels = np.zeros(rows, int)
+    labels[77] = 9
+    Operations().row_weights(labels, total, rows, classes=9)
+    assert np.isnan(total[0])

@@ -80,7 +80,9 @@ def losses(verbs: Operations, dtype: str, names: tuple[str, ...]) -> None:
             if dtype in ("f64", "f32"):
                 for kind_of_label in (np.uint8, np.int32, np.int64):
                     some = labels.astype(kind_of_label)
-                    verbs.row_weights(some, per_row, per_row.copy(), per_class, 0, 1.0, classes)
+                    verbs.row_weights(
+                        some, per_row[:1].copy(), rows, per_row, per_class, 0, 1.0, classes
+                    )
                 verbs.accumulate(per_row[:1], rows, result["correct"], None, np.zeros(6))
 
 

@@ -197,7 +197,12 @@ def ops(path: Path) -> dict[str, tuple[Any, tuple[Any, ...]]]:  # noqa: F811
     return {
         "loss": (entropy.softmax_cross_entropy, (z, y, None, *options, True, True)),
         "loss alone": (entropy.softmax_cross_entropy, (z, y, None, *options, False, False)),
-        "gradient": (entropy.softmax_cross_entropy_backward, (g, z, y, None, nothing, *options)),
+        "gradient": (
+            entropy.softmax_cross_entropy_backward, (g, z, y, None, nothing, nothing.new_empty(0), *options)
+        ),
+        "gradient of a known divisor": (
+            entropy.softmax_cross_entropy_backward, (g, z, y, None, nothing, g * 3, *options)
+        ),
         "linear": (linear.linear_cross_entropy, (x, W, b, y, None, *options, True)),
         "linear gradient": (
             linear.linear_cross_entropy_backward, (g, x, W, b, y, None, lse, torch.stack([lse, lse]).exp(), *options)

@@ -285,6 +285,7 @@ class Backend(Memory, Protocol):
         result: dict[str, Array],
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
+        divisor: Array | None = None,
     ) -> None:
         """Compute loss and delta; the formulas are in `gpubackprop.ops.softmax_cross_entropy`.
 
@@ -304,12 +305,17 @@ class Backend(Memory, Protocol):
             "row_loss" (N,); "scale" (N,), the working memory of this plan alone; "delta" (N, K) of
             the dtype of the logits, which it may be; "lse" (N,); "predicted" (N,) int64, the first
             of the row's largest logits, or -1 for a row with NaN; "correct" (N,) bool, whether that
-            is the label. All but the first three are optional. The host at once, outside a plan,
-            also works without "scale", and without "row_loss" if the loss is reduced.
+            is the label; "correct_rows" () int64, the number of such rows; "weight_sum" (), the
+            divisor of the mean, or 1, if the loss is reduced. All but the first three are optional.
+            A GPU, and the host at once, outside a plan, also work without "scale", and without
+            "row_loss" if the loss is reduced.
         sample_weight : (N,) array or None
             Factor of each row.
         upstream : float, or () or (N,) array
             Factor of delta.
+        divisor : () array or None
+            The mean's divisor, if an earlier call of these targets and weights left it in
+            "weight_sum".
         """
 
     @abstractmethod
@@ -361,8 +367,8 @@ class Backend(Memory, Protocol):
             Mean loss of the batch.
         rows : int
             Rows of the batch.
-        correct : (rows,) bool array or None
-            Which rows are predicted right.
+        correct : (rows,) bool array, () int64 array or None
+            Which rows are predicted right, or how many of them.
         penalty : pair of () arrays, or None
             The sum of the squared weights, and l2: l2 / 2 times the sum is added.
         totals : (Total.SIZE,) float64 array

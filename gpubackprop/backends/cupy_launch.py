@@ -37,6 +37,7 @@ STRIP_BLOCKS = 2
 # column_sum_finish has so many terms of a column in flight; more of them come one batch after
 # another.
 FINISH_UNROLL = 8
+ROWS_IN_FLIGHT = 4  # of a thread of row_weights
 MAX_PARTIAL_BLOCKS = 1024  # sum_of_squares_finish has so many threads
 WIDE_ROW = 1024  # a row of at least so many elements gets a block and not a warp
 
@@ -415,6 +416,10 @@ _GATHER_PAIRS = (
     *((source, out) for source in ("u8", *FLOATS) for out in FLOATS),
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
 )  # fmt: skip
+# Bytes of an access, and the storage that has rows of a multiple of them.
+THREAD_PAIRS = tuple(
+    (f"w{width}", suffix) for suffix in FLOATS for width in (16, 8, 4, 2) if width >= BYTES[suffix]
+)
 _DROPOUT = (("ONLY_DROPOUT", "1"),)
 # Dtypes of (a layer, its product). A name of one part stands for both.
 LAYER_STORAGE = (*FLOATS, *(f"{short}_f32" for short in _SIXTEEN_BIT))
@@ -436,7 +441,10 @@ KERNELS: dict[str, Kernel] = {
     "softmax_cross_entropy_short": Kernel(
         "softmax_cross_entropy_short.cu", _elsewhere, ("labels", "general")
     ),
-    "row_weights": Kernel("row_weights.cu", _flat(1), ("u8", "i32", "i64"), COMPUTE),
+    "softmax_cross_entropy_thread": Kernel(
+        "softmax_cross_entropy_thread.cu", _elsewhere, pairs=THREAD_PAIRS
+    ),
+    "row_weights": Kernel("row_weights.cu", _flat(ROWS_IN_FLIGHT), ("u8", "i32", "i64"), COMPUTE),
     "update": Kernel("update.cu", _flat(0), tuple(UPDATES), UPDATE_STORAGE),
     "prepare_update": Kernel("prepare_update.cu", _one(32), tuple(UPDATES), COMPUTE),
     "update_table": Kernel("update_table.cu", _chunks, TABLE_UPDATES),

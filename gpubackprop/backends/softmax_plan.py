@@ -24,19 +24,27 @@ from gpubackprop.backends.cupy_launch import (
     power_of_two,
     suffix_of,
 )
-from gpubackprop.dtypes import BY_SUFFIX, BYTES
+from gpubackprop.dtypes import BYTES
 from gpubackprop.errors import OptionError
 
-# Bytes of a row that a thread holds in registers, in the labels form (include/row_packs.cuh).
-HELD_BYTES = {suffix: 32 if row.sixteen_bit else 64 for suffix, row in BY_SUFFIX.items()}
+HELD_BYTES = (
+    64  # of a row that a thread has in registers, in the labels form (include/row_packs.cuh)
+)
 GROUP_THREADS = 256  # threads of a block that works on one row, or of a block of warps
 SHORT_THREADS, SHORT_VALUES = 128, 8  # constants of softmax_cross_entropy_short.cu
 SHORT_COLUMNS = 32 * SHORT_VALUES
 TILE_BYTES = 8192
+# Constants of softmax_cross_entropy_thread.cu: rows of a tile, which are its threads; bytes of a
+# row that a thread takes into registers. Three tiles are there at a time, two if memory is short.
+THREAD_ROWS, THREAD_BYTES, TILES = 128, 128, (3, 2)
 CLUSTERS = (2, 4, 8)  # more than 8 is not portable
 STATIC_SHARED = 2048  # bytes beside the row: the warps' statistics, and the driver's share
 # Three blocks should fit a multiprocessor, so that one reads while another computes or writes.
 BLOCKS_AT_ONCE = 3
+# A block takes rows in turn, so that what it does once (a ticket, sums over its rows) is little.
+# Its registers let two blocks of 256 threads run at once. Beyond MANY_TURNS there are four such
+# waves, so that a slow block does not hold up the end.
+REGISTER_BLOCKS, MANY_TURNS, WAVES = 2, 16, 4
 # A part of a row deserves a block of its own if it fills one set of registers.
 MAX_PARTS = 1024
 
@@ -50,6 +58,7 @@ def plan_softmax(
     general: bool = False,
     contiguous: bool = True,
     aligned: bool = False,
+    alignment: int = VECTOR_BYTES,
     cluster: int | None = None,
 ) -> tuple[Launch, ...]:
     """Return the launches of softmax cross entropy over (rows, cols) logits, mostly one.
@@ -71,6 +80,8 @@ def plan_softmax(
         Whether neither matrix has gaps between its rows.
     aligned : bool
         Whether every row of the logits starts on 16 bytes.
+    alignment : {16, 8, 4, 2}
+        Bytes of which the address of the logits is a multiple.
     cluster : {1, 2, 4, 8} or None
         Blocks per row, in place of the planner's choice.
 
@@ -100,28 +111,51 @@ def plan_softmax(
     kind = "general" if general else "labels"
     if rows == 0 or cols == 0:
         return ()
-    if contiguous and cols <= SHORT_COLUMNS and cluster is None:
+    alone = contiguous and cluster is None
+    if alone and not general and cols * BYTES[suffix] <= THREAD_BYTES:
+        launch = _thread(rows, cols, suffix, alignment, device)
+        if launch is not None:
+            return (launch,)
+    if alone and cols <= SHORT_COLUMNS:
         return (_short(rows, cols, suffix, kind),)
     pack = VECTOR_BYTES // BYTES[suffix]
     packs = ceil_division(cols + (0 if aligned else pack - 1), pack)
-    in_registers = HELD_BYTES[suffix] // VECTOR_BYTES
+    in_registers = HELD_BYTES // VECTOR_BYTES
     held = 0 if general else in_registers
     if packs <= 32 * in_registers and cluster is None:
-        blocks = min(ceil_division(rows, GROUP_THREADS // 32), MAX_GRID_X)
-        shared = ceil_division(packs, 32) - held
+        shared = max(0, ceil_division(packs, 32) - held)
         block = (32, GROUP_THREADS // 32)
-        return (_launch(f"rows_{kind}", suffix, (blocks, 1), block, shared_packs=max(0, shared)),)
+        blocks = _groups(ceil_division(rows, block[1]), GROUP_THREADS, 1, shared, device)
+        return (_launch(f"rows_{kind}", suffix, (blocks, 1), block, shared_packs=shared),)
     most = max(0, device.shared_bytes - STATIC_SHARED) // (GROUP_THREADS * VECTOR_BYTES)
     size = cluster or _cluster(packs, held, most, device)
-    alone = 2 * rows * size <= device.multiprocessors and packs > 4 * GROUP_THREADS * in_registers
-    if cluster is None and (alone or cols >= 2**31):  # a block counts its elements in 32 bits
+    few = 2 * rows * size <= device.multiprocessors and packs > 4 * GROUP_THREADS * in_registers
+    if cluster is None and (few or cols >= 2**31):  # a block counts its elements in 32 bits
         return _in_parts(rows, packs, in_registers, suffix, kind, device)
     each = ceil_division(packs, size)
     threads = max(32, power_of_two(ceil_division(each, in_registers), GROUP_THREADS))
     shared = min(most, ceil_division(max(0, each - threads * held), threads))
     form = f"cluster{size}_{kind}" if size > 1 else f"rows_{kind}"
-    groups = min(rows, MAX_GRID_X // size)
+    groups = _groups(rows, threads, size, shared, device)
     return (_launch(form, suffix, (groups * size, 1), (threads, 1), shared_packs=shared),)
+
+
+def _groups(
+    rows: int, threads: int, cluster: int, shared_packs: int, device: DeviceProperties
+) -> int:
+    """Return the groups of `cluster` blocks for so many rows: as many as are at work at once."""
+    at_once = REGISTER_BLOCKS * GROUP_THREADS // threads
+    bytes_each = shared_packs * threads * VECTOR_BYTES + STATIC_SHARED
+    at_once = max(1, min(at_once, (device.shared_bytes + STATIC_SHARED) // bytes_each))
+    return _turns(rows, max(1, device.multiprocessors * at_once // cluster))
+
+
+def _turns(units: int, at_once: int) -> int:
+    """Return how many groups take `units` in turn, each as many, if so many work at once."""
+    turns = ceil_division(units, at_once)
+    if turns > MANY_TURNS:
+        turns = ceil_division(units, WAVES * at_once)
+    return min(ceil_division(units, turns), MAX_GRID_X)
 
 
 def _cluster(packs: int, held: int, most: int, device: DeviceProperties) -> int:
@@ -149,6 +183,31 @@ def _in_parts(
         _launch(f"parts_{kind}", suffix, grid, (GROUP_THREADS, 1), partial=partial),
         _launch(f"finish_{kind}", suffix, grid, (GROUP_THREADS, 1), partial=partial),
     )
+
+
+def _thread(
+    rows: int, cols: int, suffix: str, alignment: int, device: DeviceProperties
+) -> Launch | None:
+    """Give each row a thread, with accesses as wide as all rows allow; None if no tile fits."""
+    row_bytes = cols * BYTES[suffix]
+    width = min(VECTOR_BYTES, alignment, row_bytes & -row_bytes)
+    tile = (THREAD_ROWS * row_bytes // VECTOR_BYTES + 1) * VECTOR_BYTES
+    for tiles in TILES:
+        shared = tiles * tile
+        if shared <= device.shared_bytes - STATIC_SHARED:
+            at_once = min(4, device.shared_bytes // (shared + STATIC_SHARED))
+            blocks = _turns(ceil_division(rows, THREAD_ROWS), device.multiprocessors * at_once)
+            kernel, form = "softmax_cross_entropy_thread", f"w{width}"
+            return Launch(
+                KERNELS[kernel].source,
+                entry_name(kernel, form, suffix),
+                entry_defines(form, suffix),
+                (blocks, 1, 1),
+                (THREAD_ROWS, 1, 1),
+                shared_bytes=shared,
+                shared_packs=tiles,
+            )
+    return None
 
 
 def _short(rows: int, cols: int, suffix: str, kind: str) -> Launch:

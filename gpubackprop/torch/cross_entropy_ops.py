@@ -24,16 +24,17 @@ from gpubackprop.torch.loss_settings import SCHEMA, LossSettings
     "gpubackprop::softmax_cross_entropy",
     mutates_args=(),
     schema=f"(Tensor logits, Tensor targets, Tensor? weight, {SCHEMA}, bool keep_delta, "
-    "bool want_lse) -> (Tensor, Tensor, Tensor)",
+    "bool want_lse) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def softmax_cross_entropy(
     logits: Tensor, targets: Tensor, weight: Tensor | None, *flat: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (loss, lse, delta) for logits (N, K).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (loss, lse, delta, weight_sum) for logits (N, K).
 
     The targets are (N,) int32 or int64, or (N, K) float. `flat` has the fields of the settings,
     keep_delta and want_lse. loss is () or, for "none", (N,); lse is (N,) or (0,); delta is (N, K)
-    for upstream 1, or (0, 0).
+    for upstream 1, or (0, 0). weight_sum is the mean's divisor () where the backward pass on a GPU
+    will want it, else (0,).
     """
     settings, (keep_delta, want_lse) = LossSettings(*flat[:-2]), flat[-2:]
     if bridge.of(logits) is bridge.HOST:
@@ -44,28 +45,32 @@ def softmax_cross_entropy(
             loss,
             loss.new_empty(0) if host_lse is None else host_lse,
             logits.new_empty((0, 0)) if host_delta is None else host_delta,
+            loss.new_empty(0),
         )
-    loss, lse, delta = _outputs(logits, settings, keep_delta, want_lse)
+    loss, lse, delta, weight_sum = _outputs(logits, targets, settings, keep_delta, want_lse)
     run_verb(
         logits, targets, _options(logits, targets, weight, settings), loss,
         lse if want_lse else None, delta if keep_delta else None,
+        weight_sum=None if weight_sum.dim() else weight_sum,
     )  # fmt: skip
-    return loss, lse, delta
+    return loss, lse, delta, weight_sum
 
 
 @softmax_cross_entropy.register_fake
 def _(logits, targets, weight, *flat):
-    return _outputs(logits, LossSettings(*flat[:-2]), *flat[-2:])
+    return _outputs(logits, targets, LossSettings(*flat[:-2]), *flat[-2:])
 
 
 def _outputs(
-    logits: Tensor, settings: LossSettings, keep_delta: bool, want_lse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, settings: LossSettings, keep_delta: bool, want_lse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     compute, rows = bridge.compute_dtype(logits.dtype), logits.shape[0]
+    weighs = settings.reduction == "mean" and targets.dim() == 1 and bridge.of(logits).is_cuda
     return (
         logits.new_empty((rows,) if settings.reduction == "none" else (), dtype=compute),
         logits.new_empty((rows if want_lse else 0,), dtype=compute),
         logits.new_empty(logits.shape if keep_delta else (0, 0)),
+        logits.new_empty(() if weighs else (0,), dtype=compute),
     )
 
 
@@ -81,16 +86,19 @@ def run_verb(
     logits: Tensor,
     targets: Tensor,
     options: LossOptions,
-    loss: Tensor,
+    loss: Tensor | None,
     lse: Tensor | None,
     delta: Tensor | None,
     upstream: Tensor | None = None,
     chunk: tuple[int, int] | None = None,
+    weight_sum: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> None:
     """Call the backend's operation on tensors.
 
-    The loss is () or (N,), as options.reduction says; delta may be the logits; upstream is () or
-    (N,) of the compute dtype. `chunk` is (index, first_row) if `logits` is a slice of a larger
+    The loss is () or (N,), as options.reduction says, or None; delta may be the logits; upstream is
+    () or (N,) of the compute dtype. The mean's divisor goes to `weight_sum`, or is `divisor`, both
+    () or None. `chunk` is (index, first_row) if `logits` is a slice of a larger
     batch, else None.
     """
     of = bridge.of(logits)
@@ -98,8 +106,8 @@ def run_verb(
         all_count = of.check_targets(targets, logits.shape[1], options.ignore_index)
         if all_count and options.ignore_index is not None:
             options = replace(options, ignore_index=None)
-    kept = of.row_buffers(logits) | {"lse": lse, "delta": delta}
-    if options.reduction == "none":
+    kept = {"lse": lse, "delta": delta, "weight_sum": weight_sum}
+    if options.reduction == "none" and loss is not None:
         kept |= {"row_loss": loss, "loss": loss.new_empty(())}
     else:
         kept["loss"] = loss
@@ -115,6 +123,7 @@ def run_verb(
             result,
             None,
             1.0 if upstream is None else of.array(upstream.contiguous()),
+            of.array(divisor),
         )
 
 
@@ -122,7 +131,7 @@ def run_verb(
     "gpubackprop::softmax_cross_entropy_backward",
     mutates_args=(),
     schema=f"(Tensor grad_loss, Tensor logits, Tensor targets, Tensor? weight, Tensor delta, "
-    f"{SCHEMA}) -> Tensor",
+    f"Tensor weight_sum, {SCHEMA}) -> Tensor",
 )
 def softmax_cross_entropy_backward(
     grad_loss: Tensor,
@@ -130,11 +139,13 @@ def softmax_cross_entropy_backward(
     targets: Tensor,
     weight: Tensor | None,
     delta: Tensor,
+    weight_sum: Tensor,
     *flat: Any,
 ) -> Tensor:
     """Return the gradient (N, K) for grad_loss () or, for "none", (N,).
 
-    It is the kept delta, scaled, or it is computed anew. `flat` has the fields of the settings.
+    It is the kept delta, scaled, or it is computed anew, on a GPU by one kernel that does not
+    compute the loss again. `flat` has the fields of the settings.
     """
     settings = LossSettings(*flat)
     if delta.shape == logits.shape:
@@ -145,16 +156,19 @@ def softmax_cross_entropy_backward(
             grad.masked_fill_(ignored[:, None], 0.0)
         return grad
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    unused, _, _ = _outputs(logits, settings, False, False)
+    compute = bridge.compute_dtype(logits.dtype)
+    loss = None
+    if bridge.of(logits) is bridge.HOST:  # which computes it in any case
+        loss = _outputs(logits, targets, settings, False, False)[0]
     run_verb(
-        logits, targets, _options(logits, targets, weight, settings), unused, None, out,
-        grad_loss.to(unused.dtype),
+        logits, targets, _options(logits, targets, weight, settings), loss, None, out,
+        grad_loss.to(compute), divisor=None if weight_sum.dim() else weight_sum,
     )  # fmt: skip
     return out
 
 
 @softmax_cross_entropy_backward.register_fake
-def _(grad_loss, logits, targets, weight, delta, *flat):
+def _(grad_loss, logits, targets, weight, delta, weight_sum, *flat):
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
@@ -178,7 +192,7 @@ class gpubackprop_softmax_cross_entropy(torch.autograd.Function):  # noqa: N801,
         want_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         loss, lse, delta = host_loss(logits, targets, weight, settings, keep_delta, want_lse)
-        ctx.save_for_backward(logits, targets, weight, delta)
+        ctx.save_for_backward(logits, targets, weight, delta, None)
         ctx.set_materialize_grads(False)
         ctx.settings = settings
         return loss, lse
@@ -205,7 +219,7 @@ def loss_and_lse(
         and logits.dtype == bridge.compute_dtype(logits.dtype)  # 1/N would be lost in 16 bits
     )
     if of is not bridge.HOST or not _is_plain(logits, targets, weight):
-        loss, lse, _ = softmax_cross_entropy(
+        loss, lse, *_ = softmax_cross_entropy(
             logits, targets, weight, *settings, keep_delta, want_lse
         )
         return loss, lse
@@ -235,7 +249,7 @@ _EXACT = frozenset((*offered.EXACT, type(None)))
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, targets, weight, *flat, _, want_lse = inputs
-    ctx.save_for_backward(logits, targets, weight, output[2])
+    ctx.save_for_backward(logits, targets, weight, *output[2:])
     ctx.mark_non_differentiable(*output[2 if want_lse else 1 :])
     ctx.set_materialize_grads(False)
     ctx.settings = LossSettings(*flat)
@@ -250,16 +264,18 @@ def _gradients(
     ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of logits and probability targets."""
-    logits, targets, weight, delta = ctx.saved_tensors
+    logits, targets, weight, delta, weight_sum = ctx.saved_tensors
     if delta is None:
         delta = logits.new_empty((0, 0))
+    if weight_sum is None:
+        weight_sum = logits.new_empty(0)
     grad, grad_targets = None, None
     if grad_loss is not None and ctx.needs_input_grad[0]:
         if _delta_is_the_gradient(grad_loss, delta, logits):
             grad = delta
         else:
             grad = softmax_cross_entropy_backward(
-                grad_loss, logits, targets, weight, delta, *ctx.settings
+                grad_loss, logits, targets, weight, delta, weight_sum, *ctx.settings
             )
     if grad_lse is not None and ctx.needs_input_grad[0]:
         softmax = torch.softmax(logits, 1, dtype=grad_lse.dtype)
@@ -291,14 +307,14 @@ _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_loss, logits, targets, weight, _, *flat = inputs
+    grad_loss, logits, targets, weight, _, _, *flat = inputs
     ctx.save_for_backward(grad_loss, logits, targets, weight)
     ctx.settings = LossSettings(*flat)
 
 
 def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     grads = composed.gradients_of_gradient(v, ctx.settings, *ctx.saved_tensors)
-    return *grads, *([None] * 6)
+    return *grads, *([None] * 7)
 
 
 softmax_cross_entropy.register_autograd(_backward, setup_context=_setup)

@@ -19,7 +19,7 @@ from torch import Tensor
 from gpubackprop._optional import require
 from gpubackprop.backends import Backend
 from gpubackprop.errors import DeviceUnavailable, DtypeError
-from gpubackprop.torch.host_bridge import HostBridge, LabelError, compute_dtype, numpy_view
+from gpubackprop.torch.host_bridge import HostBridge, LabelError, numpy_view
 
 if TYPE_CHECKING:
     from gpubackprop.backends.cupy import CupyBackend
@@ -171,10 +171,6 @@ class CudaBridge(HostBridge):
             out.data_ptr(), pinned.data_ptr(), pinned.nbytes, runtime.memcpyHostToDevice,
             stream.cuda_stream,
         )  # fmt: skip
-
-    def row_buffers(self, logits: Tensor) -> dict[str, Tensor | None]:
-        scratch = logits.new_empty((2, len(logits)), dtype=compute_dtype(logits.dtype))
-        return {"scale": scratch[0], "row_loss": scratch[1]}
 
     def check_targets(self, labels: Tensor, classes: int, ignore_index: int | None) -> bool:
         self.raise_bad_label(_index(labels))

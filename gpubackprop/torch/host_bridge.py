@@ -136,10 +136,6 @@ class HostBridge:
         """Return `matrix` (N, K), or a copy if the backend does not take its strides."""
         return matrix
 
-    def row_buffers(self, logits: Tensor) -> dict[str, Tensor | None]:
-        """Return the arrays that the backend's loss wants beside its results."""
-        return {}
-
     def check_targets(self, labels: Tensor, classes: int, ignore_index: int | None) -> bool:
         """Raise LabelError if a label is out of range, or was in an earlier call on a GPU.
 

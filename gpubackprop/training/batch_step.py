@@ -167,7 +167,10 @@ class BatchStep:
             weights = backend.empty(rows, network.dtype)
         result = self.loss.buffers(backend, rows, network.dtype)
         if not options.record and self.running.counts_correct:
-            result["correct"] = backend.empty(rows, np.bool_)
+            if self.loss.output == "softmax":
+                result["correct_rows"] = backend.zeros((), np.int64)
+            else:
+                result["correct"] = backend.empty(rows, np.bool_)
         units: Units
         if self.backward:
             units = PassUnits(network, rows, separate=False, random=self.random)

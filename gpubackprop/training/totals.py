@@ -73,7 +73,8 @@ class RunningTotals:
             per_row = backend.zeros((), self.network.dtype)
             backend.divide(loss, float(rows), per_row)
             loss = per_row
-        backend.accumulate(loss, rows, batch.result.get("correct"), penalty, self.array)
+        correct = batch.result.get("correct_rows", batch.result.get("correct"))
+        backend.accumulate(loss, rows, correct, penalty, self.array)
 
     def figures(self, totals: np.ndarray, loss: float, penalty: float = 0.0) -> dict[str, float]:
         """Return the loss, and accuracy or rmse if there is one; accuracy is of the rows so far."""

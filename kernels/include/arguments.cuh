@@ -15,9 +15,7 @@ template <class C> struct Number {
 
 // What the generated check is made of. `void kernel(const A a)` has the type void(A).
 template <class A> __device__ A argument_of(void (*)(A));
-template <class X, class Y> constexpr bool SAME = false;
-template <class X> constexpr bool SAME<X, X> = true;
 template <class X> struct without_const { using type = X; };
 template <class X> struct without_const<const X*> { using type = X*; };
 // A field of type F, with `const X*` as X*, is of type X.
-template <class F, class X> constexpr bool IS = SAME<typename without_const<F>::type, X>;
+template <class F, class X> constexpr bool IS = SAME_TYPE<typename without_const<F>::type, X>;

@@ -93,6 +93,47 @@ __device__ __forceinline__ uint32 float_to_bfloat_pair(float low, float high) {
 #endif
 }
 
+// Two of one word, exact.
+__device__ __forceinline__ void bfloat_pair_to_float(uint32 both, float& low, float& high) {
+    low = float_of(both << 16);
+    high = float_of(both & 0xffff0000u);
+}
+__device__ __forceinline__ void half_pair_to_float(uint32 both, float& low, float& high) {
+#ifdef __CUDA_ARCH__
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
+        : "=f"(low), "=f"(high) : "r"(both));
+#else
+    low = half_to_float((unsigned short)both);
+    high = half_to_float((unsigned short)(both >> 16));
+#endif
+}
+
+// The larger of two numbers, in each half of a word; of a NaN and a number the number.
+__device__ __forceinline__ uint32 max_of_halves(uint32 a, uint32 b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32 larger;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
+#else
+    float al, ah, bl, bh;
+    half_pair_to_float(a, al, ah);
+    half_pair_to_float(b, bl, bh);
+    return float_to_half(::fmax(al, bl)) | uint32(float_to_half(::fmax(ah, bh))) << 16;
+#endif
+}
+__device__ __forceinline__ uint32 max_of_bfloats(uint32 a, uint32 b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32 larger;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
+#else
+    float al, ah, bl, bh;
+    bfloat_pair_to_float(a, al, ah);
+    bfloat_pair_to_float(b, bl, bh);
+    return float_to_bfloat(::fmax(al, bl)) | uint32(float_to_bfloat(::fmax(ah, bh))) << 16;
+#endif
+}
+
 // float64 -> float32, towards zero.
 __device__ __forceinline__ float double_to_float_rz(double d) {
 #ifdef __CUDA_ARCH__
@@ -107,6 +148,17 @@ __device__ __forceinline__ float double_to_float_rz(double d) {
     float f = float(d);
     bool away = (d < 0 ? -double(f) : double(f)) > (d < 0 ? -d : d);
     return away ? float_of(bits_of(f) - 1u) : f;  // one step nearer to zero
+#endif
+}
+
+// 1 / x, relative error about 2^-23, for numbers that are normal, whose reciprocal is.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / x;
 #endif
 }
 
@@ -284,6 +336,18 @@ __device__ __forceinline__ void as_words(uint2& v) {
 }
 template <class W> __device__ __forceinline__ void as_words(W&) {}  // one register anyway
 
+// The compiler no longer knows what x is, and computes anew what it computed of x before.
+__device__ __forceinline__ void forget(float& x) {
+#ifdef __CUDA_ARCH__
+    asm("" : "+f"(x));
+#endif
+}
+__device__ __forceinline__ void forget(double& x) {
+#ifdef __CUDA_ARCH__
+    asm("" : "+d"(x));
+#endif
+}
+
 // ---- words that the host or another block reads meanwhile ------------------------------------------
 //   Of memory of the device or of pinned memory of the host.
 
@@ -317,9 +381,10 @@ __device__ __forceinline__ uint32 take_ticket(int* counter, uint32 all) {
                  : "=r"(before) : "l"(counter), "r"(all - 1) : "memory");
     return before;
 #else
-    uint32 before = uint32(__atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL));
-    if (before == all - 1) __atomic_store_n(counter, 0, __ATOMIC_RELAXED);
-    return before;
+    int before = __atomic_load_n(counter, __ATOMIC_RELAXED), next;
+    do next = uint32(before) == all - 1 ? 0 : before + 1;
+    while (!__atomic_compare_exchange_n(counter, &before, next, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    return uint32(before);
 #endif
 }
 

@@ -4,8 +4,7 @@
 #include "softmax.cuh"
 #include "vector.cuh"
 
-// Bytes of a row that a thread keeps in registers; as many elements as fit 16 words of 32 bits.
-template <class T> constexpr int HELD_BYTES = sizeof(T) == 2 ? 32 : 64;
+constexpr int HELD_BYTES = 64;  // of a row that a thread keeps in registers
 constexpr int GROUP_THREADS = 256;  // of a block, at most
 
 // Statistics of a group of threads in each of them. `turn` alternates between two sets of slots: a
@@ -38,69 +37,98 @@ __device__ __forceinline__ Statistics<C> combine_parts(
     return combine_lanes(all, 32, spread, best);
 }
 
-template <class T, bool GENERAL> struct RowPacks {
+template <bool LONG> struct place_type { using type = int; };
+template <> struct place_type<true> { using type = int64; };
+
+// LONG: a row may have 2^31 elements and more; of others a position has 32 bits.
+template <class T, bool GENERAL, bool LONG> struct RowPacks {
     using C = compute_of<T>;
-    static constexpr int E = PACK<T>, HELD = GENERAL ? 0 : HELD_BYTES<T> / 16;
+    static constexpr int E = PACK<T>, HELD = GENERAL ? 0 : HELD_BYTES / 16;
+    static constexpr int EAGER = GENERAL ? 4 : 0;  // packs in shared memory that do not wait for the label
     using Values = C[E];
     using Raw = Words<T, E>;  // a pack as it lies in memory
 
+    using Place = typename place_type<LONG>::type;
+
     const SoftmaxArguments<T>& p;
-    int64 row, base;   // base: column of the row at which pack 0 begins, below 0 in a head
+    int64 row;
+    Place base;        // column of the row at which pack 0 begins, below 0 in a head
     const T* z;        // pack 0 of the logits, on 16 bytes
     T* delta;          // its place in the gradient, from begin_writing on
     int begin, end;    // elements of the packs that the row has, from pack 0 on: 32 bits are enough
     int packs, limit;  // limit: packs from here on are not read: `packs`, or 0 for an ignored row
+    int whole_from, whole_to;  // the packs that the row fills
     int shared_packs;  // of each thread
-    C kept[HELD == 0 ? 1 : HELD][E];  // exponentials
-    Exponential<T> kept_x;            // of those
+    Raw held[HELD == 0 ? 1 : HELD];
+    C kept[HELD == 0 ? 1 : HELD][E];  // exponentials of those
+    Exponential<T> kept_x;            // relative to this
 
     __device__ __forceinline__ RowPacks(
         const SoftmaxArguments<T>& p, int64 row, int part, int parts, int shared_packs)
         : p(p), row(row), delta(nullptr), shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
         const T* first = p.logits + row * p.stride_logits;
         int head = misalignment(first);
-        int64 all = row < p.rows ? (head + p.cols + E - 1) / E : 0;
-        int64 each = (all + parts - 1) / parts, from = each * part < all ? each * part : all;
+        Place cols = Place(p.cols), all = row < p.rows ? (cols - 1) / E + 1 : 0;
+        if (row < p.rows && head + (cols - 1) % E >= E) ++all;
+        Place each = (all + parts - 1) / parts, from = each * part < all ? each * part : all;
         base = from * E - head;
         z = first + base;
         packs = int(each);  // from `end` on they are empty
         begin = base < 0 ? int(-base) : 0;
-        end = p.cols - base < int64(packs) * E ? int(p.cols - base) : packs * E;
+        end = (cols - base - 1) / E < each ? int(cols - base) : packs * E;
         limit = packs;
+        whole_from = begin > 0;
+        whole_to = end / E;
     }
 
+    // The packs of a thread in turn. In registers those of a warp are neighbours, so that their distance is
+    // a constant of the code.
     __device__ __forceinline__ int pack(int turn) const {
-        return turn * int(blockDim.x) + int(threadIdx.x);
+        if (turn >= HELD) return turn * int(blockDim.x) + int(threadIdx.x);
+        return int(threadIdx.x) / 32 * (32 * HELD) + int(threadIdx.x) % 32 + 32 * turn;
+    }
+    // The thread whose pack it is.
+    __device__ __forceinline__ int thread_of(int pack) const {
+        if (pack >= HELD * int(blockDim.x)) return pack & int(blockDim.x - 1);
+        return pack / (32 * (HELD == 0 ? 1 : HELD)) * 32 + pack % 32;
     }
     __device__ __forceinline__ int lo(int pack) const { return pack == 0 ? begin : 0; }
     __device__ __forceinline__ int hi(int pack) const {
         return end - pack * E < E ? end - pack * E : E;
     }
     __device__ __forceinline__ bool whole(int pack) const {
-        return (pack > 0 || begin == 0) && pack * E + E <= end;
+        return pack >= whole_from && pack < whole_to;
     }
+
+    // Whether the row fills all that the thread holds.
+    __device__ __forceinline__ bool complete() const {
+        return pack(0) >= whole_from && pack(HELD - 1) < whole_to;
+    }
+    __device__ __forceinline__ bool has_parts() const { return begin > 0 || end % E != 0; }
+    __device__ __forceinline__ bool is_part(int pack) const { return pack < packs && !whole(pack); }
 
     // One thread of all that work on the row: whose pack has column `label`; the first one for -1.
     __device__ __forceinline__ bool owns(int64 label) const {
         if (label < 0) return base <= 0 && threadIdx.x == 0;
         int64 at = label - base;
-        return at >= begin && at < end && (int(at) / E & int(blockDim.x - 1)) == int(threadIdx.x);
+        return at >= begin && at < end && thread_of(int(at) / E) == int(threadIdx.x);
     }
-    __device__ __forceinline__ T logit(int64 label) const { return z[label - base]; }
 
     // -- reading ---------------------------------------------------------------------------------
 
     __device__ __forceinline__ Raw read(int pack) const {
         Raw raw;
-        if (pack < limit && whole(pack)) {
-            raw.words[0] = *reinterpret_cast<const uint4*>(z + pack * E);
-        } else {
-            int from = lo(pack), to = pack < limit ? hi(pack) : 0;
-#pragma unroll
-            for (int e = 0; e < E; ++e)
-                raw.pack.v[e] = e >= from && e < to ? z[pack * E + e] : to_storage<T>(minus_infinity<C>());
-        }
+        if (pack < limit && whole(pack)) raw.words[0] = *reinterpret_cast<const uint4*>(z + pack * E);
+        else raw = read_part(pack, pack < limit ? hi(pack) : 0);
         ptx::as_words(raw.words[0]);
+        return raw;
+    }
+    __device__ __forceinline__ Raw read_part(int pack, int to) const {
+        Raw raw;
+        int from = lo(pack);
+#pragma unroll
+        for (int e = 0; e < E; ++e)
+            raw.pack.v[e] = e >= from && e < to ? z[pack * E + e] : to_storage<T>(minus_infinity<C>());
         return raw;
     }
     static __device__ __forceinline__ uint4* shared_slot(int turn) {
@@ -116,14 +144,17 @@ template <class T, bool GENERAL> struct RowPacks {
         ptx::as_words(raw.words[0]);
         return raw;
     }
-    __device__ __forceinline__ void fetch(int pack, uint4* slot) const {
-        if (pack < limit && whole(pack)) ptx::copy_async<16>(slot, z + pack * E);
-        else *slot = read(pack).words[0];
+    __device__ __forceinline__ void fetch(int from, int to) const {
+        for (int s = from; s < to && pack(HELD + s) < limit; ++s) {
+            int place = pack(HELD + s);
+            if (whole(place)) ptx::copy_async<16>(shared_slot(s), z + place * E);
+            else *shared_slot(s) = read(place).words[0];
+        }
+        ptx::copy_async_commit();
     }
     // The logits of a pack, capped; -inf where there are none, which counts for nothing.
     __device__ __forceinline__ void logits_of(const Raw& raw, int pack, Values& v) const {
-#pragma unroll
-        for (int e = 0; e < E; ++e) v[e] = C(widen(raw.pack.v[e]));
+        widen_all(raw, v);
         if (!GENERAL || p.soft_cap == C(0) || pack >= limit) return;
         int from = lo(pack), to = hi(pack);
 #pragma unroll
@@ -131,19 +162,55 @@ template <class T, bool GENERAL> struct RowPacks {
             if (e >= from && e < to) v[e] = soft_capped<T>(v[e], p.soft_cap);
     }
 
-    // Start the copies to shared memory, then fill the registers.
-    __device__ __forceinline__ void load(bool wanted) {
-        if (!wanted) limit = 0;
-        for (int s = 0; s < shared_packs && pack(HELD + s) < packs; ++s)
-            fetch(pack(HELD + s), shared_slot(s));
-        ptx::copy_async_commit();
-        if constexpr (HELD > 0) {
-            Raw raw[HELD];
+    // Request what the registers hold, or the first packs in shared memory. It is done before anything of
+    // the row is known, so that an ignored row costs these bytes: 16 KiB of a block at most.
+    __device__ __forceinline__ void request() {
+        if constexpr (HELD == 0) return fetch(0, shared_packs < EAGER ? shared_packs : EAGER);
+        const uint4* at = reinterpret_cast<const uint4*>(z) + pack(0);
+        if (complete()) {
 #pragma unroll
-            for (int j = 0; j < HELD; ++j) raw[j] = read(pack(j));
+            for (int j = 0; j < HELD; ++j) held[j].words[0] = at[32 * j];
+        } else {
+            C nothing[E];
 #pragma unroll
-            for (int j = 0; j < HELD; ++j) logits_of(raw[j], pack(j), kept[j]);
+            for (int e = 0; e < E; ++e) nothing[e] = minus_infinity<C>();
+#pragma unroll
+            for (int j = 0; j < HELD; ++j) {
+                held[j] = to_storage_all<T>(nothing);
+                if (whole(pack(j))) held[j].words[0] = at[32 * j];
+            }
+            if (!has_parts()) return;
+#pragma unroll
+            for (int j = 0; j < HELD; ++j)
+                if (is_part(pack(j))) held[j] = read_part(pack(j), hi(pack(j)));
         }
+    }
+    // Request the rest, of a row that is wanted.
+    __device__ __forceinline__ void request_rest(bool wanted) {
+        if (!wanted) limit = 0;
+        fetch(EAGER, shared_packs);
+    }
+
+    // The label's logit, of its owner: from the registers before `statistics`, from elsewhere after it.
+    __device__ __forceinline__ C logit_in_registers(int64 label) const {
+        C found = C(0);
+        int at = int(label - base) - pack(0) * E;  // from the thread's first pack on
+#pragma unroll
+        for (int j = 0; j < HELD; ++j, at -= 32 * E) {
+            Values v;
+            widen_all(held[j], v);
+#pragma unroll
+            for (int e = 0; e < E; ++e) found = at == e ? v[e] : found;
+        }
+        return found;
+    }
+    __device__ __forceinline__ bool is_outside(int64 label) const {
+        return int(label - base) / E >= HELD * int(blockDim.x);
+    }
+    template <bool ALL_FROM_MEMORY> __device__ __forceinline__ C logit_outside(int64 label) const {
+        int at = int(label - base), turn = at / E / int(blockDim.x);
+        if (ALL_FROM_MEMORY || turn >= HELD + shared_packs) return p.capped(C(widen(z[at])));
+        return p.capped(C(widen(reinterpret_cast<const T*>(shared_slot(turn - HELD))[at % E])));
     }
 
     // -- statistics ------------------------------------------------------------------------------
@@ -200,13 +267,13 @@ template <class T, bool GENERAL> struct RowPacks {
         if (m > s.maximum) {
             s.move_to(m);
             x = Exponential<T>(m);
-            if (p.wants_best()) s.best = place_of(m, v, pack);
+            if (p.wants_best) s.best = place_of(m, v, pack);
         }
         C sum = C(0);
 #pragma unroll
         for (int e = 0; e < E; ++e) sum += x.of(v[e]);
         s.sum += sum;
-        if (p.spread()) add_targets(v, pack, x.origin, s);
+        if (p.spread) add_targets(v, pack, x.origin, s);
     }
 
     __device__ __forceinline__ Statistics<C> statistics() {
@@ -224,23 +291,39 @@ template <class T, bool GENERAL> struct RowPacks {
     }
     // What is in registers, all at once: there the maximum is known before the first exponential.
     __device__ __forceinline__ void add_held(Statistics<C>& s) {
+        if constexpr (HELD == 0) return;
+        s.maximum = largest_of(held);
+        kept_x = Exponential<T>(s.maximum);
+        if (p.wants_best) s.best = place_in_registers(s.maximum);
+        if (p.spread) {
 #pragma unroll
-        for (int j = 0; j < HELD; ++j) {
-            C m = largest(kept[j]);
-            if (m > s.maximum) {
-                s.maximum = m;
-                if (p.wants_best()) s.best = place_of(m, kept[j], pack(j));
+            for (int j = 0; j < HELD; ++j) {
+                Values v;
+                widen_all(held[j], v);
+                if (pack(j) < limit) add_targets(v, pack(j), kept_x.origin, s);
             }
         }
-        kept_x = Exponential<T>(s.maximum);
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
-            if (p.spread() && pack(j) < limit) add_targets(kept[j], pack(j), kept_x.origin, s);
-            C sum = C(0);
+            Values v;
+            widen_all(held[j], v);
 #pragma unroll
-            for (int e = 0; e < E; ++e) sum += kept[j][e] = kept_x.of(kept[j][e]);
-            s.sum += sum;
+            for (int e = 0; e < E; ++e) kept[j][e] = kept_x.of(v[e]);
+            C sum = kept[j][0];
+#pragma unroll
+            for (int e = 1; e < E; ++e) sum += kept[j][e];
+            s.sum = j == 0 ? sum : s.sum + sum;
         }
+    }
+    __device__ __forceinline__ int64 place_in_registers(C value) const {
+        int64 place = Statistics<C>::none().best;
+#pragma unroll
+        for (int j = HELD - 1; j >= 0; --j) {
+            Values v;
+            widen_all(held[j], v);
+            if (largest(v) == value && value != minus_infinity<C>()) place = place_of(value, v, pack(j));
+        }
+        return place;
     }
 
     // -- writing ---------------------------------------------------------------------------------
@@ -257,51 +340,67 @@ template <class T, bool GENERAL> struct RowPacks {
     }
     // delta of a pack of logits; `grad_scale` takes x.of(z) to the softmax times what multiplies it.
     __device__ __forceinline__ void put_logits(
-        int pack, const Values& v, const Exponential<T>& x, C grad_scale, const Target<C>& target,
-        const Outcome<T>& outcome, C log_sum) const {
+        int pack, const Values& v, const Exponential<T>& x, C grad_scale, const Outcome<T>& outcome,
+        C log_sum) const {
         Values d;
         if constexpr (GENERAL) {
             Values tau;
-            if (p.spread()) taus(pack, tau);
+            if (p.spread) taus(pack, tau);
             C inverse = C(1) / p.soft_cap;
 #pragma unroll
             for (int e = 0; e < E; ++e) {
                 d[e] = x.of(v[e]) * grad_scale;
-                if (p.spread()) d[e] -= tau[e] * target.factor;
+                if (p.spread) d[e] -= tau[e] * outcome.factor;
                 if (p.soft_cap != C(0)) d[e] *= cap_slope(v[e], inverse);
                 if (p.log_output) d[e] = v[e] - outcome.origin - log_sum;
             }
         } else {
-            C smoothing = p.eps_over_K * target.factor;
+            C smoothing = p.eps_over_K * outcome.factor;
 #pragma unroll
             for (int e = 0; e < E; ++e) d[e] = ::fma(x.of(v[e]), grad_scale, -smoothing);
         }
         put(pack, d);
     }
     template <bool ALL_FROM_MEMORY>
-    __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
+    __device__ __forceinline__ void write(const Outcome<T>& outcome) const {
         Exponential<T> x(outcome.all.maximum);
         C grad_scale = x.to(outcome.origin) * outcome.grad_scale;
         C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
-        if constexpr (!ALL_FROM_MEMORY) write_held(target, outcome);
+        if constexpr (!ALL_FROM_MEMORY) write_held(outcome);
 #pragma unroll 1
         for (int turn = ALL_FROM_MEMORY ? 0 : HELD; pack(turn) < packs; ++turn) {
             Values v;
             logits_of(ALL_FROM_MEMORY ? read(pack(turn)) : kept_outside(turn), pack(turn), v);
-            put_logits(pack(turn), v, x, grad_scale, target, outcome, log_sum);
+            put_logits(pack(turn), v, x, grad_scale, outcome, log_sum);
         }
     }
-    __device__ __forceinline__ void write_held(
-        const Target<C>& target, const Outcome<T>& outcome) const {
+    __device__ __forceinline__ void write_held(const Outcome<T>& outcome) const {
         C grad_scale = kept_x.to(outcome.origin) * outcome.grad_scale;
-        C smoothing = p.eps_over_K * target.factor;
+        C smoothing = p.eps_over_K * outcome.factor;
+        uint4* to = reinterpret_cast<uint4*>(delta) + pack(0);
+        bool apart = !aligned<T, E>(delta);  // from the logits, modulo 16 bytes
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
-            if (pack(j) >= packs) break;
-            Values d;
-#pragma unroll
-            for (int e = 0; e < E; ++e) d[e] = ::fma(kept[j][e], grad_scale, -smoothing);
-            put(pack(j), d);
+            Raw made = delta_of_held(j, grad_scale, smoothing);
+            if (!apart && whole(pack(j))) ptx::store_global(to + 32 * j, made.words[0]);
         }
+        if (!apart && !has_parts()) return;
+        C again = smoothing;
+        ptx::forget(again);  // so that nothing of the above is kept for what seldom follows
+#pragma unroll
+        for (int j = 0; j < HELD; ++j)
+            if (apart || is_part(pack(j))) put_part(pack(j), delta_of_held(j, grad_scale, again));
+    }
+    __device__ __forceinline__ Raw delta_of_held(int j, C grad_scale, C smoothing) const {
+        Values d;
+#pragma unroll
+        for (int e = 0; e < E; ++e) d[e] = ::fma(kept[j][e], grad_scale, -smoothing);
+        return to_storage_all<T>(d);
+    }
+    __device__ __forceinline__ void put_part(int pack, const Raw& made) const {
+        int from = lo(pack), to = hi(pack);
+#pragma unroll
+        for (int e = 0; e < E; ++e)
+            if (e >= from && e < to) delta[pack * E + e] = made.pack.v[e];
     }
 };

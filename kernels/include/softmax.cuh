@@ -11,12 +11,23 @@ template <class C> __device__ __forceinline__ C origin_of(C maximum) {
     return maximum == minus_infinity<C>() ? C(0) : maximum;
 }
 
-// exp(x). 16 bits: 2^(x log2 e) by the special function unit, right to 2^-21 of itself for |x| < 10.
+// exp(x) for x <= 0 by the special function unit; 0 below 2^-126. 16 bits: 2^(x log2 e), right to 2^-21 of
+//   itself for |x| < 10. float32: 2^t (1 + r), with t = x log2 e rounded and r = x - t log 2, six instructions
+//   where the compiler's exp has nine; exp(-inf) is 0, since of NaN and 1 the smaller is 1.
 //   Not 2^(z log2 e - m log2 e) in one fused multiply-add: m log2 e is rounded, so the largest term
 //   would not be 1, and the loss of a confident row would be that rounding.
 template <class T, class C> __device__ __forceinline__ C exponential(C x) {
     if constexpr (sizeof(T) == 2) return ptx::exp2_approx_ftz(x * 1.44269504f);
-    else return ::exp(x);
+    else if constexpr (sizeof(T) == 4) {
+        C t = rounded_product(x, 1.44269504f), power = ptx::exp2_approx_ftz(t);
+        return ::fma(power, ::fmin(::fma(t, -0.693147181f, x), 1.f), power);
+    } else return ::exp(x);
+}
+
+// a / S for S in [1, 2^31]; 16 bits: to 2^-22.
+template <class T, class C> __device__ __forceinline__ C over_sum(C a, C sum) {
+    if constexpr (sizeof(T) == 2) return a * ptx::reciprocal_approx(sum);
+    else return a / sum;
 }
 
 // of(z) * to(o) = exp(z - o), with of(z) at most 1.
@@ -45,6 +56,10 @@ template <class C> __device__ __forceinline__ C cap_slope(C z, C inverse_cap) {
     C t = z * inverse_cap;
     return C(1) - t * t;
 }
+
+// Who adds up the divisor of a mean: nobody, it is `divisor`; the launch as it goes over the rows, where no
+// gradient needs it; or for the gradients each block by itself, before its first row.
+enum Weigh { KNOWN, WITH_ROWS, FIRST };
 
 // What is known of a row, or of a part of it, relative to o = origin_of(maximum).
 template <class C> struct Statistics {
@@ -117,56 +132,99 @@ template <class T> struct SoftmaxArguments {
     Number<C> upstream, divisor;  // with sample_weight and upstream_stride: include/rows.cuh
     int64* bad_label;
     Statistics<C>* partial;  // [rows, parts]: of the forms parts and finish
+    // Over all rows (include/loss_sums.cuh): the sum of the losses / divisor, the divisor, correct rows.
+    C *loss, *weight_sum;
+    int64* correct_rows;
+    C* sums;  // [3, blocks]: of each block
+    int* counter;
     int64 upstream_stride, ignore_index, rows, cols;
     int64 stride_logits, stride_delta, stride_probabilities;
     C one_minus_eps, eps_over_K;  // of label smoothing eps: 1 - eps, and eps / K for each of K columns
     C z_loss, soft_cap;           // soft_cap: 0 for none
+    C factor;                     // upstream / divisor where the host knows both and no row has a weight
     int label_bytes, has_ignore_index, log_output;
     int shared_packs;  // of each thread: packs of a row in shared memory (row_packs.cuh)
+    int weigh;         // Weigh: who adds up the divisor
+    int empty_is_zero;
+    int factor_is_known;
+    int is_plain;    // labels, and of what is for single rows or classes at most an index to ignore
+    int wants_best;  // the place of the largest logit
+    int spread;      // every column has a part of the target, not the label's column alone
 
     __device__ __forceinline__ int64 label(int64 row) const {
         if (label_bytes == 8) return static_cast<const int64*>(labels)[row];
         if (label_bytes == 4) return static_cast<const int*>(labels)[row];
         return static_cast<const u8*>(labels)[row];
     }
-    __device__ __forceinline__ bool wants_best() const {
-        return predicted != nullptr || correct != nullptr;
-    }
     // An ignored row is read all the same where something of it is wanted.
     __device__ __forceinline__ bool reads_ignored() const {
         return lse != nullptr || predicted != nullptr;
     }
-    // Every column has a part of the target, not the label's column alone.
-    __device__ __forceinline__ bool spread() const {
-        return probabilities != nullptr || (eps_over_K != C(0) && labels != nullptr);
-    }
     __device__ __forceinline__ C capped(C z) const {
         return soft_cap == C(0) ? z : soft_capped<T>(z, soft_cap);
     }
+    __device__ __forceinline__ bool reduces() const {
+        return loss != nullptr || correct_rows != nullptr;
+    }
 };
 
-// A row's label and what follows from it, the same in all threads of the row's group.
+// The divisor where each block has added it up by itself (Weigh).
+template <class C> __device__ __forceinline__ C& divisor_of_block() {
+    __shared__ C divisor;
+    return divisor;
+}
+
+// What a row has of its own, the same in all threads of the row's group. The constructor requests it;
+// `resolve` is the first to wait for it.
 template <class C> struct Target {
-    int64 label;        // -1 where no element is the label's: probabilities, ignored, bad
-    C label_tau;        // what the label adds to tau of its column: (1 - eps) w
-    C factor;           // gradient = factor * d loss / d logits
+    int64 label;      // -1 where no element is the label's: probabilities, ignored, bad
+    C label_tau;      // what the label adds to tau of its column: (1 - eps) w
+    C factor;         // gradient = factor * d loss / d logits; before `resolve` what it is divided by
+    C weight;         // before `resolve`: of the row, times upstream
     bool ignored, bad;
 
     template <class T> __device__ __forceinline__ Target(const SoftmaxArguments<T>& p, int64 row)
-        : label(-1), label_tau(0), factor(1), ignored(false), bad(false) {
+        : label(-1), label_tau(0), factor(1), weight(1), ignored(false), bad(false) {
         if (row >= p.rows) return;
-        if (p.delta != nullptr) factor = gradient_scale(p, row);
-        if (p.labels == nullptr) return;
-        int64 y = p.label(row);
-        ignored = p.has_ignore_index && y == p.ignore_index;
-        bad = !ignored && (y < 0 || y >= p.cols);
+        if (p.labels != nullptr) label = p.label(row);
+        if (p.delta == nullptr || p.factor_is_known) return;
+        weight = row_weight(p, row) * p.upstream.get(row * p.upstream_stride);
+        factor = p.weigh == FIRST ? divisor_of_block<C>() : p.divisor.get();
+    }
+    template <class T>
+    __device__ __forceinline__ bool is_ignored(const SoftmaxArguments<T>& p) const {
+        return p.has_ignore_index && p.labels != nullptr && label == p.ignore_index;
+    }
+    template <class T>
+    __device__ __forceinline__ void resolve(const SoftmaxArguments<T>& p, int64 row) {
+        if (p.factor_is_known) {
+            factor = p.factor;
+        } else {
+            if (p.empty_is_zero && factor == C(0)) factor = C(1);
+            factor = weight / factor;
+        }
+        if (row >= p.rows || p.labels == nullptr) return;
+        ignored = is_ignored(p);
+        bad = !ignored && (label < 0 || label >= p.cols);
         if (bad) factor = not_a_number<C>();
-        if (ignored || bad) return;
-        label = y;
+        if (ignored || bad) label = -1;
+        if (label < 0) return;
         label_tau = p.one_minus_eps;
-        if (p.class_weight != nullptr) label_tau *= p.class_weight[y];
+        if (p.class_weight != nullptr) label_tau *= p.class_weight[label];
     }
 };
+
+// What a row counts in the mean.
+template <class T>
+__device__ __forceinline__ compute_of<T> row_counts(const SoftmaxArguments<T>& p, int64 row) {
+    using C = compute_of<T>;
+    C weight = row_weight(p, row);
+    if (p.labels == nullptr) return weight;
+    int64 label = p.label(row);
+    if (p.has_ignore_index && label == p.ignore_index) return C(0);
+    if (label < 0 || label >= p.cols) return not_a_number<C>();
+    return p.class_weight == nullptr ? weight : weight * p.class_weight[label];
+}
 
 // The first bad row is kept until the host has read it. The row is written last, so whoever sees it
 // (>= 0) sees its label too; CLAIMED keeps others out in between.
@@ -184,20 +242,20 @@ template <class T> struct Outcome {
     using C = compute_of<T>;
     Statistics<C> all;
     C origin;
-    C grad_scale;  // delta = exp(z - origin) * grad_scale - tau * factor
+    C factor, grad_scale;  // delta = exp(z - origin) * grad_scale - tau * factor
 
     // tau_unit: the factor that dot_tau_z and sum_tau still lack. The labels form counts 1 for every
     // column, so that sum_tau is an exact count, and multiplies by eps / K here.
     __device__ __forceinline__ Outcome(
         const SoftmaxArguments<T>& p, const Target<C>& target, Statistics<C> combined, C tau_unit)
-        : all(combined), origin(origin_of(combined.maximum)) {
-        if (p.spread()) all.dot_tau_z *= tau_unit, all.sum_tau *= tau_unit;
+        : all(combined), origin(origin_of(combined.maximum)), factor(target.factor) {
+        if (p.spread) all.dot_tau_z *= tau_unit, all.sum_tau *= tau_unit;
         if (all.maximum == minus_infinity<C>()) all.sum = not_a_number<C>();  // no logit, or all -inf
         all.sum_tau += target.label_tau;
         if (p.labels == nullptr && p.probabilities == nullptr) all.sum_tau = C(1);  // softmax itself
         C weight = all.sum_tau;
         if (p.z_loss != C(0)) weight += C(2) * p.z_loss * lse();
-        grad_scale = weight * target.factor / all.sum;
+        grad_scale = over_sum<T>(weight * factor, all.sum);
     }
     __device__ __forceinline__ C lse() const { return origin + ::log(all.sum); }
 
@@ -206,18 +264,14 @@ template <class T> struct Outcome {
         const SoftmaxArguments<T>& p, const Target<C>& target, C z_label) const {
         C tau = p.eps_over_K;
         if (p.class_weight != nullptr) tau *= p.class_weight[target.label];
-        C d = ::exp(z_label - origin) * grad_scale - (tau + target.label_tau) * target.factor;
+        C d = ::fma(exponential<T>(z_label - origin), grad_scale, -((tau + target.label_tau) * factor));
         return to_storage<T>(p.soft_cap == C(0) ? d : d * cap_slope(z_label, C(1) / p.soft_cap));
     }
-
-    // By one thread of the row: what is stored once for it.
-    __device__ __forceinline__ void store_row(
+    __device__ __forceinline__ C loss(
         const SoftmaxArguments<T>& p, const Target<C>& target, int64 row, C z_label) const {
-        bool labelled = target.label >= 0;
-        if (target.bad && p.bad_label != nullptr) report_bad_label(p.bad_label, row, p.label(row));
         Compensated<C> terms;  // log S and z_y - m are often of one size and far above the rest
         terms.add_product(all.sum_tau, ::log(all.sum));
-        if (labelled) {
+        if (target.label >= 0) {
             Compensated<C> from_origin;
             from_origin.add(z_label);
             from_origin.add(-origin);
@@ -228,11 +282,24 @@ template <class T> struct Outcome {
         if (p.z_loss != C(0)) terms.add(p.z_loss * lse() * lse());
         C loss = terms.value() * row_weight(p, row);
         if (target.bad) loss = not_a_number<C>();
-        if (target.ignored) loss = C(0);
-        if (p.row_loss != nullptr) p.row_loss[row] = loss;
-        if (p.lse != nullptr) p.lse[row] = lse();
+        return target.ignored ? C(0) : loss;
+    }
+
+    // By one thread of the row: what is stored once for it, and added to the sums over the rows.
+    template <class Sums> __device__ __forceinline__ void store_row(
+        const SoftmaxArguments<T>& p, const Target<C>& target, int64 row, C z_label, Sums& sums) const {
         bool known = is_finite(all.sum);  // a row with NaN has no prediction
+        bool right = target.label >= 0 && known && all.best == target.label;
+        if (target.bad && p.bad_label != nullptr) report_bad_label(p.bad_label, row, p.label(row));
+        if (p.row_loss != nullptr || p.loss != nullptr) {
+            C value = loss(p, target, row, z_label);
+            if (p.row_loss != nullptr) p.row_loss[row] = value;
+            if (p.loss != nullptr) sums.add_loss(value);
+        }
+        if (p.weigh != KNOWN) sums.add_weight(row_counts(p, row));
+        if (p.correct_rows != nullptr) sums.correct += right;
+        if (p.lse != nullptr) p.lse[row] = lse();
         if (p.predicted != nullptr) p.predicted[row] = known ? all.best : -1;
-        if (p.correct != nullptr) p.correct[row] = labelled && known && all.best == target.label;
+        if (p.correct != nullptr) p.correct[row] = right;
     }
 };

@@ -50,6 +50,9 @@ template <> struct storage_rounding<bfloat16> {
 };
 template <class T, class C> __device__ __forceinline__ T to_storage(C x) { return storage_rounding<T>::of(x); }
 
+template <class X, class Y> constexpr bool SAME_TYPE = false;
+template <class X> constexpr bool SAME_TYPE<X, X> = true;
+
 // Two 16-bit numbers in one word, the first in its lower half.
 template <class T> __device__ __forceinline__ uint32 to_storage_pair(float low, float high);
 template <> __device__ __forceinline__ uint32 to_storage_pair<float16>(float low, float high) {
@@ -57,6 +60,16 @@ template <> __device__ __forceinline__ uint32 to_storage_pair<float16>(float low
 }
 template <> __device__ __forceinline__ uint32 to_storage_pair<bfloat16>(float low, float high) {
     return ptx::float_to_bfloat_pair(low, high);
+}
+
+// The same two, back, exact; and of two words the larger numbers, which leave a NaN aside.
+template <class T> __device__ __forceinline__ void widen_pair(uint32 both, float& low, float& high) {
+    if constexpr (SAME_TYPE<T, float16>) ptx::half_pair_to_float(both, low, high);
+    else ptx::bfloat_pair_to_float(both, low, high);
+}
+template <class T> __device__ __forceinline__ uint32 max_pair(uint32 a, uint32 b) {
+    if constexpr (SAME_TYPE<T, float16>) return ptx::max_of_halves(a, b);
+    else return ptx::max_of_bfloats(a, b);
 }
 
 // a * b rounded by itself: no compiler fuses it with the addition that follows.

@@ -150,6 +150,44 @@ __device__ __forceinline__ Words<T, PACK<T>> to_storage_all(const C (&v)[PACK<T>
     return both;
 }
 
+// The same, back, exact; and the largest of several packs, which leaves a NaN aside.
+template <class T, class C>
+__device__ __forceinline__ void widen_all(const Words<T, PACK<T>>& both, C (&v)[PACK<T>]) {
+    if constexpr (sizeof(T) == 2) {
+        union { uint4 word; uint32 pairs[4]; } read;
+        read.word = both.words[0];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) widen_pair<T>(read.pairs[i], v[2 * i], v[2 * i + 1]);
+    } else {
+#pragma unroll
+        for (int e = 0; e < PACK<T>; ++e) v[e] = C(widen(both.pack.v[e]));
+    }
+}
+template <class T, int N>
+__device__ __forceinline__ compute_of<T> largest_of(const Words<T, PACK<T>> (&packs)[N]) {
+    using C = compute_of<T>;
+    if constexpr (sizeof(T) == 2) {
+        uint32 all = to_storage_pair<T>(minus_infinity<C>(), minus_infinity<C>());
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            union { uint4 word; uint32 pairs[4]; } read;
+            read.word = packs[j].words[0];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) all = max_pair<T>(all, read.pairs[i]);
+        }
+        float low, high;
+        widen_pair<T>(all, low, high);
+        return ::fmax(low, high);
+    } else {
+        C m = minus_infinity<C>();
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+#pragma unroll
+            for (int e = 0; e < PACK<T>; ++e) m = ::fmax(C(widen(packs[j].pack.v[e])), m);
+        return m;
+    }
+}
+
 // `store_part` of 16 bytes to global memory alone: a whole pack is one instruction.
 template <class T>
 __device__ __forceinline__ void store_words(T* p, const Words<T, PACK<T>>& both, int lo, int hi) {

@@ -168,7 +168,8 @@ class Operations:
         self, logits: Array, targets: Array | None, result: dict[str, Array], *,
         sample_weight: Array | None = None, upstream: Array | float = 1.0,
         divisor: Array | float = 1.0, log: bool = False, general: bool = False,
-        cluster: int | None = None, class_weight: Array | None = None, **options: Any,
+        cluster: int | None = None, class_weight: Array | None = None, weigh: int = losses.KNOWN,
+        **options: Any,
     ) -> tuple[Launch, ...]:  # fmt: skip
         """Run the loss with the `options` of `LossOptions`; return the launches as they were planned.
 
@@ -190,19 +191,19 @@ class Operations:
                 backend, on_device(logits), there if labels else None, None if labels else there,
                 on_device(result), LossOptions(class_weight=class_weight, **options), log=log,
                 sample_weight=on_device(sample_weight), upstream=on_device(_number(upstream)),
-                divisor=on_device(divisor), class_weight=on_device(class_weight),
+                divisor=on_device(_number(divisor)), class_weight=on_device(class_weight), weigh=weigh,
             )  # fmt: skip
         return tuple(made)
 
     def row_weights(
-        self, labels: Array | None, out: Array, sample_weight: Array | None = None,
+        self, labels: Array | None, total: Array, rows: int, sample_weight: Array | None = None,
         class_weight: Array | None = None, ignore_index: int | None = None, factor: float = 1.0,
         classes: int = 0,
     ) -> None:  # fmt: skip
         options = LossOptions(ignore_index=ignore_index)
         with self._installed() as backend:
             losses.row_weights(
-                backend, *on_device((labels, out)), options,
+                backend, *on_device((labels, total)), rows, options,
                 *on_device((sample_weight, class_weight)), factor, classes,
             )  # fmt: skip
 

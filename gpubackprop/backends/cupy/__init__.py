@@ -187,13 +187,15 @@ class CupyBackend(LayerOperations):
         result: dict[str, Array],
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
+        divisor: Array | None = None,
     ) -> None:
         def emit(backend: CupyBackend) -> None:
             losses.softmax_cross_entropy(
-                backend, logits, targets, options, result, sample_weight, upstream
+                backend, logits, targets, options, result, sample_weight, upstream, divisor
             )
 
-        arrays = {"logits": logits, "targets": targets, "sample_weight": sample_weight, **result}
+        arrays = {"logits": logits, "targets": targets, "sample_weight": sample_weight}
+        arrays |= {"divisor": divisor, **result}
         self._loss("softmax", emit, options, upstream, arrays)
 
     def pointwise_loss(
@@ -223,11 +225,13 @@ class CupyBackend(LayerOperations):
         totals: Array,
     ) -> None:
         weights2, l2 = penalty or (None, 0.0)
+        by_row = correct is not None and correct.ndim > 0
         self.launch(
             "accumulate", (1,), loss.dtype,
             lambda launch: {
-                "loss": loss, "correct": correct, "weights2": weights2, "l2": l2, "rows": rows,
-                "totals": totals,
+                "loss": loss, "correct": correct if by_row else None,
+                "correct_rows": None if by_row else correct, "weights2": weights2, "l2": l2,
+                "rows": rows, "totals": totals,
             },
         )  # fmt: skip
 

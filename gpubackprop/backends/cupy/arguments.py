@@ -45,11 +45,15 @@ _SOFTMAX = {
     "logits": "storage*", "labels": "labels*", "probabilities": "compute*", "delta": "storage*",
     "row_loss": "compute*", "lse": "compute*", "predicted": "i64*", "correct": "u8*",
     "sample_weight": "compute*", "class_weight": "compute*", "upstream": "number",
-    "divisor": "number", "bad_label": "i64*", "partial": "statistics*", "upstream_stride": "i64",
+    "divisor": "number", "bad_label": "i64*", "partial": "statistics*", "loss": "compute*",
+    "weight_sum": "compute*", "correct_rows": "i64*", "sums": "compute*", "counter": "i32*",
+    "upstream_stride": "i64",
     "ignore_index": "i64", "rows": "i64", "cols": "i64", "stride_logits": "i64",
     "stride_delta": "i64", "stride_probabilities": "i64", "one_minus_eps": "compute",
-    "eps_over_K": "compute", "z_loss": "compute", "soft_cap": "compute", "label_bytes": "i32",
-    "has_ignore_index": "i32", "log_output": "i32", "shared_packs": "i32",
+    "eps_over_K": "compute", "z_loss": "compute", "soft_cap": "compute", "factor": "compute",
+    "label_bytes": "i32", "has_ignore_index": "i32", "log_output": "i32", "shared_packs": "i32",
+    "weigh": "i32", "empty_is_zero": "i32", "factor_is_known": "i32", "is_plain": "i32",
+    "wants_best": "i32", "spread": "i32",
 }  # fmt: skip
 _AFFINE_EPILOGUE = {
     "product": "product*", "bias": "storage*", "a": "storage*", "h": "storage*", **_DROPOUT_STATE,
@@ -82,10 +86,11 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "softmax_cross_entropy": _SOFTMAX,
     "softmax_cross_entropy_short": _SOFTMAX,
+    "softmax_cross_entropy_thread": _SOFTMAX,
     "row_weights": {
         "labels": "source*", "sample_weight": "compute*", "class_weight": "compute*",
-        "out": "compute*", "ignore_index": "i64", "classes": "i64", "rows": "i64",
-        "factor": "compute", "has_ignore_index": "i32",
+        "total": "compute*", "sums": "compute*", "counter": "i32*", "ignore_index": "i64",
+        "classes": "i64", "rows": "i64", "factor": "compute", "has_ignore_index": "i32",
     },
     "update": {
         "p": "parameter*", "g": "gradient*", "s0": "compute*", "s1": "compute*", "s2": "compute*",
@@ -110,7 +115,8 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "source_rows": "i64", "stride_source": "i64", "stride_out": "i64",
     },
     "accumulate": {
-        "loss": "compute*", "correct": "u8*", "weights2": "compute*", "totals": "f64*",
+        "loss": "compute*", "correct": "u8*", "correct_rows": "i64*", "weights2": "compute*",
+        "totals": "f64*",
         "l2": "number", "rows": "i64",
     },
 }  # fmt: skip

@@ -19,6 +19,10 @@ from gpubackprop.formulas import PointwiseLoss
 Result = dict[str, Any]
 # Words of 8 bytes in Statistics<C> of kernels/include/softmax.cuh: four C and an int64.
 STATISTICS_WORDS = {"float32": 3, "float64": 5}
+KNOWN, WITH_ROWS, FIRST = range(3)  # Weigh of kernels/include/softmax.cuh
+# The gradients of a mean want its divisor first. Up to so many rows each block adds it up by
+# itself, from the second-level cache: 4 KiB of labels, and a round trip instead of a launch.
+WEIGHED_IN_EACH_BLOCK = 512
 
 
 def softmax_cross_entropy(
@@ -29,6 +33,7 @@ def softmax_cross_entropy(
     result: Result,
     sample_weight: Any,
     upstream: Any,
+    divisor: Any,
 ) -> None:
     rows, classes = logits.shape
     compute = compute_dtype(logits.dtype)
@@ -41,15 +46,42 @@ def softmax_cross_entropy(
         targets = backend.converted(targets, compute, "probabilities")
     class_weight = backend.on_device(options.class_weight, compute)
     labels = targets if by_label else None
-    divisor = _divisor(backend, labels, sample_weight, class_weight, options, result, classes)
+    weigh = KNOWN
+    if divisor is None:
+        divisor, weigh = _divisor_of_softmax(
+            backend, labels, sample_weight, class_weight, options, result, logits
+        )
     launch_softmax(
         backend, logits, labels, None if by_label else targets, result, options,
         sample_weight=sample_weight, upstream=_upstream(backend, upstream, compute),
-        divisor=_of_gradients(backend, divisor, options), class_weight=class_weight,
+        divisor=divisor, class_weight=class_weight, weigh=weigh,
     )  # fmt: skip
     if by_label:
         backend.labels_used()
-    _reduce(backend, divisor, options, result)
+
+
+def _divisor_of_softmax(
+    backend: Issuer,
+    labels: Any,
+    sample_weight: Any,
+    class_weight: Any,
+    options: LossOptions,
+    result: Result,
+    logits: Any,
+) -> tuple[Any, int]:
+    """Return the mean's divisor, and who adds it up (`Weigh` of kernels/include/softmax.cuh)."""
+    rows, classes = logits.shape
+    if options.reduction != "mean":
+        return 1.0, KNOWN
+    if not _has_weights(labels, sample_weight, class_weight, options):
+        return float(rows), KNOWN
+    if result.get("delta") is None:
+        return 1.0, WITH_ROWS
+    if rows <= WEIGHED_IN_EACH_BLOCK:
+        return 1.0, FIRST
+    total = backend.memory.scratch("divisor", (1,), compute_dtype(logits.dtype)).reshape(())
+    row_weights(backend, labels, total, rows, options, sample_weight, class_weight, 1.0, classes)
+    return total, KNOWN
 
 
 def softmax(backend: Issuer, logits: Any, out: Any, *, log: bool = False) -> None:
@@ -69,9 +101,10 @@ def launch_softmax(
     upstream: Any = 1.0,
     divisor: Any = 1.0,
     class_weight: Any = None,
+    weigh: int = KNOWN,
     log: bool = False,
 ) -> None:
-    """Issue the entries that `plan_softmax` chooses.
+    """Issue the entries that `plan_softmax` chooses, which also reduce the loss over the rows.
 
     Without labels and probabilities it is the softmax itself, or its logarithm. `upstream` and
     `divisor` are numbers or arrays.
@@ -79,12 +112,18 @@ def launch_softmax(
     rows, classes = logits.shape
     compute = compute_dtype(logits.dtype)
     delta = result.get("delta")
-    spread = class_weight is not None and options.label_smoothing > 0
+    smooth = options.label_smoothing > 0
+    loss = None if options.reduction == "none" else result.get("loss")
+    factor_is_known = sample_weight is None and weigh == KNOWN
+    factor_is_known &= isinstance(upstream, float) and isinstance(divisor, float)
+    address = int(logits.data.ptr) or 16  # 0 is that of an empty array
     launches = plan_softmax(
         rows, classes, logits.dtype, backend.launcher.properties,
-        general=probabilities is not None or spread or options.soft_cap > 0 or log,
+        general=probabilities is not None or (class_weight is not None and smooth)
+        or options.soft_cap > 0 or log,
         contiguous=dense(logits, delta),
-        aligned=logits.data.ptr % 16 == 0 and row_stride(logits) * logits.itemsize % 16 == 0,
+        aligned=address % 16 == 0 and row_stride(logits) * logits.itemsize % 16 == 0,
+        alignment=min(16, address & -address),
     )  # fmt: skip
     eps = compute.type(options.label_smoothing)
     arguments = {
@@ -92,20 +131,59 @@ def launch_softmax(
         **{name: result.get(name) for name in ("row_loss", "lse", "predicted", "correct")},
         "sample_weight": sample_weight, "class_weight": class_weight, "upstream": upstream,
         "upstream_stride": _stride(upstream), "divisor": divisor,
-        "bad_label": backend.memory.bad_label, "partial": None, "rows": rows, "cols": classes,
+        "bad_label": backend.memory.bad_label, "partial": None, "loss": loss,
+        "weight_sum": result.get("weight_sum"), "correct_rows": result.get("correct_rows"),
+        "sums": None, "counter": None, "rows": rows, "cols": classes,
         "stride_logits": row_stride(logits), "stride_delta": row_stride(delta),
         "stride_probabilities": row_stride(probabilities),
         "one_minus_eps": compute.type(1) - eps, "eps_over_K": eps / compute.type(classes or 1),
         "z_loss": options.z_loss, "soft_cap": options.soft_cap,
         "label_bytes": 0 if labels is None else labels.itemsize,
         "ignore_index": options.ignore_index or 0,
-        "has_ignore_index": options.ignore_index is not None, "log_output": log,
+        "has_ignore_index": options.ignore_index is not None, "log_output": log, "weigh": weigh,
+        "empty_is_zero": options.empty == "zero", "factor_is_known": factor_is_known,
+        "factor": _quotient(upstream, divisor, compute, options) if factor_is_known else 1.0,
+        "is_plain": labels is not None and factor_is_known and not smooth
+        and class_weight is None and not options.z_loss
+        and all(result.get(name) is None for name in _OF_A_ROW),
+        "wants_best": any(result.get(name) is not None for name in _OF_THE_BEST),
+        "spread": probabilities is not None or (labels is not None and smooth),
     }  # fmt: skip
+    reduces = loss is not None or result.get("correct_rows") is not None
+    if reduces and not launches:
+        _reduce_nothing(backend, divisor if weigh == KNOWN else 0.0, loss, options, result)
+    if reduces and launches:
+        blocks = math.prod(launches[-1].grid)
+        arguments["sums"] = backend.memory.scratch("sums", (3 * blocks,), compute)
+        arguments["counter"] = backend.memory.counter()
     for launch in launches:
         if launch.partial is not None and arguments["partial"] is None:  # both launches share it
             count = math.prod(launch.partial) * STATISTICS_WORDS[compute.name]
             arguments["partial"] = backend.memory.scratch("statistics", (count,), np.float64)
         backend.issue(launch, {**arguments, "shared_packs": launch.shared_packs})
+
+
+_OF_A_ROW = ("row_loss", "lse", "predicted", "correct")
+_OF_THE_BEST = ("predicted", "correct", "correct_rows")
+
+
+def _quotient(upstream: float, divisor: float, compute: np.dtype, options: LossOptions) -> Any:
+    """Return what the kernel would compute of the two."""
+    if divisor == 0 and options.empty == "zero":
+        divisor = 1.0
+    with np.errstate(all="ignore"):
+        return compute.type(upstream) / compute.type(divisor)
+
+
+def _reduce_nothing(
+    backend: Issuer, divisor: Any, loss: Any, options: LossOptions, result: Result
+) -> None:
+    """Fill the sums over the rows of an empty matrix, for which nothing is launched."""
+    if loss is not None:
+        backend._finish(None, loss.reshape(1), divisor, options.empty == "zero")
+    for name in ("weight_sum", "correct_rows"):
+        if result.get(name) is not None:
+            backend.fill(result[name], 0)
 
 
 def _stride(upstream: Any) -> int:
@@ -126,7 +204,7 @@ def pointwise_loss(
     compute = compute_dtype(a.dtype)
     _check_shapes(targets, a.shape, result, a.shape)
     sample_weight = backend.converted(sample_weight, compute, "sample_weight")
-    divisor = _divisor(backend, None, sample_weight, None, options, result, a.shape[1])
+    divisor = _divisor(backend, sample_weight, options, a.shape[0], a.shape[1], compute)
     launch_pointwise(
         backend, a, targets, result, formula, sample_weight=sample_weight,
         upstream=_upstream(backend, upstream, compute),
@@ -178,58 +256,58 @@ def _check_shapes(
             raise ShapeError(f"{name} has shape {array.shape} but the loss wants {shape}")
 
 
-def _divisor(
-    backend: Issuer,
-    labels: Any,
-    sample_weight: Any,
-    class_weight: Any,
-    options: LossOptions,
-    result: Result,
-    units: int,
-) -> Any:
-    """Return the divisor of the mean; 1 for the other reductions.
+def _has_weights(labels: Any, sample_weight: Any, class_weight: Any, options: LossOptions) -> bool:
+    """Return whether the divisor of a mean is more than the number of rows."""
+    by_label = labels is not None and (options.ignore_index is not None or class_weight is not None)
+    return sample_weight is not None or by_label
 
-    It is the sum of sample weight times class weight over the rows that are not ignored, times the
-    units for the elementwise mean. It is a number if the host knows it, else a 0-d array.
-    result["scale"] is the working memory for the rows' weights.
+
+def _divisor(
+    backend: Issuer, sample_weight: Any, options: LossOptions, rows: int, units: int, dtype: Any
+) -> Any:
+    """Return the divisor of a pointwise loss's mean; 1 for the other reductions.
+
+    It is the sum of the sample weights, times the units for the elementwise mean. It is a number if
+    the host knows it, else a 0-d array.
     """
     if not options.reduction.endswith("mean"):
         return 1.0
-    row_loss = result["row_loss"]
-    rows, compute = row_loss.shape[0], row_loss.dtype
     factor = units if options.reduction == "elementwise_mean" else 1
-    by_label = labels is not None and (options.ignore_index is not None or class_weight is not None)
-    if sample_weight is None and not by_label:
+    if sample_weight is None:
         return float(rows * factor)
-    weights = result["scale"]
-    row_weights(
-        backend, labels if by_label else None, weights, options, sample_weight, class_weight,
-        factor, units,
-    )  # fmt: skip
-    total = backend.memory.scratch("divisor", (1,), compute)
-    backend.column_sum(weights.reshape(rows, 1), total)
-    return total.reshape(())
+    total = backend.memory.scratch("divisor", (1,), dtype).reshape(())
+    row_weights(backend, None, total, rows, options, sample_weight, None, factor, units)
+    return total
 
 
 def row_weights(
     backend: Issuer,
     labels: Any,
-    out: Any,
+    total: Any,
+    rows: int,
     options: LossOptions,
     sample_weight: Any = None,
     class_weight: Any = None,
     factor: float = 1.0,
     classes: int = 0,
 ) -> None:
-    """Set out[i] to row i's weight in the mean, times `factor`; NaN for a label out of range."""
-    backend.launch(
-        "row_weights", out.shape, out.dtype,
-        lambda launch: {
+    """Set total to the sum of what the rows weigh in the mean, times `factor`.
+
+    It is NaN if a label is out of range.
+    """
+
+    def arguments(launch: Any) -> dict[str, Any]:
+        blocks = math.prod(launch.grid)
+        return {
             "labels": labels, "sample_weight": sample_weight, "class_weight": class_weight,
-            "ignore_index": options.ignore_index or 0,
+            "total": total, "sums": backend.memory.scratch("sums", (blocks,), total.dtype),
+            "counter": backend.memory.counter(), "ignore_index": options.ignore_index or 0,
             "has_ignore_index": options.ignore_index is not None, "factor": factor,
-            "classes": classes, "out": out, "rows": out.size,
-        },
+            "classes": classes, "rows": rows,
+        }  # fmt: skip
+
+    backend.launch(
+        "row_weights", (max(rows, 1),), total.dtype, arguments,
         formula="int64" if labels is None else str(labels.dtype),
     )  # fmt: skip
 

@@ -313,8 +313,7 @@ class DeviceMemory(Memory):
         return self.source(logits, dtype), targets, *vectors
 
     def loss_outputs(self, rows: int, dtype: Any) -> dict[str, Array]:
-        result = {name: self.empty(rows, dtype) for name in ("row_loss", "scale")}
-        return result | {"loss": self.empty((), dtype)}
+        return {"loss": self.empty((), dtype)}
 
     def count(self, flags: Array) -> Array:
         with self.cupy.cuda.Device(self.index):

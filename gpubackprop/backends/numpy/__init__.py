@@ -38,6 +38,7 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
     ProbabilityCrossEntropy,
     row_scales,
     scale_is_fixed,
+    summarize,
     works_in,
 )
 from gpubackprop.backends.numpy.updater import NumpyUpdater
@@ -114,17 +115,20 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
         result: dict[str, Array],
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
+        divisor: Array | None = None,
     ) -> None:
         if self._call is run_now:
-            run_cross_entropy(logits, targets, options, result, sample_weight, upstream)
+            run_cross_entropy(logits, targets, options, result, sample_weight, upstream, divisor)
             return
+        if "correct_rows" in result:
+            result = {"correct": np.empty(len(logits), np.bool_)} | result
         labels = targets if targets.ndim == 1 else None
-        denominator = self._scales(labels, sample_weight, upstream, options, result)
+        denominator = self._scales(labels, sample_weight, upstream, options, result, divisor)
         kind = ProbabilityCrossEntropy if labels is None else IndexCrossEntropy
         dtype, delta = result["row_loss"].dtype, result.get("delta")
         entropy = kind(logits.shape, dtype, options, works_in(delta, dtype), self._scratch())
         entropy.bind(logits, delta, targets, result, options.class_weight)
-        if scale_is_fixed(labels, sample_weight, upstream, options):
+        if divisor is None and scale_is_fixed(labels, sample_weight, upstream, options):
             entropy.fix_scale()
         self._call(entropy.prologue)
         for_row_blocks(
@@ -136,6 +140,8 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
         )
         self._call(entropy.epilogue)
         self._reduce_loss(sample_weight, denominator, options, result)
+        if not result.keys().isdisjoint(("weight_sum", "correct_rows")):
+            self._call(summarize, result, denominator)
 
     def _scales(
         self,
@@ -144,6 +150,7 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
         upstream: Array | float,
         options: LossOptions,
         result: dict[str, Array],
+        divisor: Array | None = None,
     ) -> Array:
         """Fill result["scale"]; return the 0-d denominator of the mean.
 
@@ -151,8 +158,8 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
         only reads it. Each plan therefore wants a "scale" array of its own.
         """
         denominator = np.ones(())
-        args = (labels, sample_weight, upstream, options, result, denominator)
-        if scale_is_fixed(labels, sample_weight, upstream, options):
+        args = (labels, sample_weight, upstream, options, result, denominator, divisor)
+        if divisor is None and scale_is_fixed(labels, sample_weight, upstream, options):
             with np.errstate(all="ignore"):  # it is the same for every batch, so no plan needs it
                 row_scales(*args)
         else:

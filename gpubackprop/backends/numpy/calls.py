@@ -127,7 +127,7 @@ def accumulate(
         totals[Total.PENALTY] += 0.5 * float(penalty[0]) * float(penalty[1]) * rows
     totals[Total.ROWS] += rows
     if correct is not None:
-        totals[Total.CORRECT] += np.count_nonzero(correct)
+        totals[Total.CORRECT] += np.count_nonzero(correct) if correct.ndim else int(correct)
     if not math.isfinite(value) and totals[Total.BAD_STEP] < 0:
         totals[Total.BAD_STEP] = totals[Total.STEPS]
     totals[Total.STEPS] += 1

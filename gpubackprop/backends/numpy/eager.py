@@ -22,6 +22,7 @@ from gpubackprop.backends.numpy.softmax_cross_entropy import (
     ProbabilityCrossEntropy,
     row_scales,
     scale_is_fixed,
+    summarize,
     works_in,
 )
 
@@ -96,12 +97,15 @@ class EagerCrossEntropy:
         result: dict[str, Array],
         sample_weight: Array | None,
         upstream: Array | float,
+        divisor: Array | None,
     ) -> None:
         entropy, known = self.entropy, self.unit and "scale" not in result
         result = self.own | result
+        if "correct_rows" in result:
+            result = {"correct": np.empty(len(logits), np.bool_)} | result
         entropy.bind(logits, result.get("delta"), targets, result, options.class_weight)
-        if not (known and sample_weight is None and upstream is UNIT):
-            self._set_scales(targets, options, result, sample_weight, upstream)
+        if not (known and sample_weight is None and upstream is UNIT and divisor is None):
+            self._set_scales(targets, options, result, sample_weight, upstream, divisor)
         entropy.prologue()
         if self.whole:
             entropy.block(self.rows, 0)
@@ -120,6 +124,8 @@ class EagerCrossEntropy:
             reduce_rows(row_loss, self.divisor, result["loss"])
             if options.empty == "zero":
                 zero_where_empty(self.divisor, result["loss"])
+        if "weight_sum" in result or "correct_rows" in result:
+            summarize(result, self.divisor)
 
     def _set_scales(
         self,
@@ -128,12 +134,13 @@ class EagerCrossEntropy:
         result: dict[str, Array],
         sample_weight: Array | None,
         upstream: Array | float,
+        divisor: Array | None,
     ) -> None:
         labels, entropy = targets if targets.ndim == 1 else None, self.entropy
         denominator = np.ones(())
-        row_scales(labels, sample_weight, upstream, options, result, denominator)
+        row_scales(labels, sample_weight, upstream, options, result, denominator, divisor)
         self.divisor = float(denominator)  # NumPy divides faster by a number than by an array
-        fixed = upstream is UNIT and result["scale"] is self.own["scale"]
+        fixed = upstream is UNIT and divisor is None and result["scale"] is self.own["scale"]
         self.unit = fixed and scale_is_fixed(labels, sample_weight, upstream, options)
         entropy.fixed_scale = False
         if self.unit:
@@ -151,6 +158,7 @@ def run_cross_entropy(
     result: dict[str, Array],
     sample_weight: Array | None,
     upstream: Array | float,
+    divisor: Array | None = None,
 ) -> None:
     """Do `NumpyBackend.softmax_cross_entropy` at once."""
     dtype, delta = result["loss"].dtype, result.get("delta")
@@ -165,7 +173,7 @@ def run_cross_entropy(
     prepared = _CROSS_ENTROPIES.pop(key, None)
     if prepared is None:
         prepared = EagerCrossEntropy(logits, targets, delta, options, dtype)
-    prepared.run(prepared, logits, targets, options, result, sample_weight, upstream)
+    prepared.run(prepared, logits, targets, options, result, sample_weight, upstream, divisor)
     if len(logits) <= KEPT_ROWS:
         _CROSS_ENTROPIES.keep(key, prepared)
 

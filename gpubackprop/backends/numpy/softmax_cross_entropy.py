@@ -444,11 +444,12 @@ def row_scales(
     options: LossOptions,
     result: dict[str, Array],
     denominator: Array,
+    divisor: Array | None = None,
 ) -> None:
     """Fill result["scale"], the factor of each row's gradient, and `denominator` (), the mean's.
 
-    The mean divides by the sum of sample weight times class weight over the rows that are not
-    ignored; the elementwise mean also divides by the number of units.
+    The mean divides by `divisor`, or else by the sum of sample weight times class weight over the
+    rows that are not ignored; the elementwise mean also divides by the number of units.
     """
     scale = result["scale"].reshape(-1)
     weight = np.ones_like(scale) if sample_weight is None else sample_weight.astype(scale.dtype)
@@ -463,6 +464,16 @@ def row_scales(
         denominator[...] = add_reduce(counted, dtype=np.float64)
     if options.reduction == "elementwise_mean":
         denominator *= result["units"]
+    if divisor is not None:
+        denominator[...] = divisor
     np.multiply(weight, upstream, scale)
     none = options.empty == "zero" and denominator == 0
     np.divide(scale, 1.0 if none else denominator, scale, casting="unsafe")
+
+
+def summarize(result: dict[str, Array], denominator: Array | float) -> None:
+    """Fill those of "weight_sum" and "correct_rows" that are in `result`, from a finished loss."""
+    if "weight_sum" in result:
+        result["weight_sum"][...] = denominator
+    if "correct_rows" in result:
+        result["correct_rows"][...] = np.count_nonzero(result["correct"])

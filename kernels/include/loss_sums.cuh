@@ -1,0 +1,73 @@
+// loss_sums.cuh - the sums of a loss over the rows, from the launch that computes the rows.
+//   loss = sum_i row_loss_i / divisor;  divisor of a mean: sum_i weight_i class_weight[y_i] over the rows that
+//   are not ignored, a label out of range counting NaN. Where it is 0, loss is NaN, or 0 with empty_is_zero.
+//   Each block leaves three sums, the last block adds them (last_block.cuh).
+#pragma once
+#include "last_block.cuh"
+#include "softmax.cuh"
+
+// Of the rows of one group of threads. In shared memory where the rows' owners are different threads, so
+// it has no constructor.
+template <class C> struct RowSums {
+    C loss, loss_lost, weight, weight_lost;
+    int64 correct;
+    __device__ __forceinline__ void clear() {
+        loss = loss_lost = weight = weight_lost = C(0);
+        correct = 0;
+    }
+    static __device__ __forceinline__ void add(C& sum, C& lost, C x) {
+        Compensated<C> both;
+        both.sum = sum, both.lost = lost;
+        both.add(x);
+        sum = both.sum, lost = both.lost;
+    }
+    __device__ __forceinline__ void add_loss(C x) { add(loss, loss_lost, x); }
+    __device__ __forceinline__ void add_weight(C x) { add(weight, weight_lost, x); }
+    __device__ __forceinline__ void add(const RowSums& other) {
+        add_loss(other.loss), add_loss(other.loss_lost);
+        add_weight(other.weight), add_weight(other.weight_lost);
+        correct += other.correct;
+    }
+};
+
+// Leave what all rows count in the mean in `divisor_of_block`; every thread of the block calls.
+template <class T> __device__ __forceinline__ void weigh_all_rows(const SoftmaxArguments<T>& p) {
+    using C = compute_of<T>;
+    Compensated<C> own;
+#pragma unroll 1
+    for (int64 row = thread_of_block(); row < p.rows; row += threads_of_block()) own.add(row_counts(p, row));
+    C all = block_sum(own.value());
+    if (thread_of_block() == 0) divisor_of_block<C>() = all;
+    __syncthreads();
+}
+
+// The end of a launch: `own` are the block's sums, in its thread 0.
+template <class T>
+__device__ __forceinline__ void finish_sums(
+    const SoftmaxArguments<T>& p, const RowSums<compute_of<T>>& own) {
+    using C = compute_of<T>;
+    uint32 blocks = blocks_of_grid(), block = block_of_grid();
+    if (thread_of_block() == 0) {
+        p.sums[block] = own.loss + own.loss_lost;
+        p.sums[blocks + block] = own.weight + own.weight_lost;
+        p.sums[2 * uint64(blocks) + block] = C(own.correct);  // exact: a block has below 2^24 rows
+    }
+    if (!is_last_block(p.counter)) return;
+    RowSums<C> all;
+    all.clear();
+    uint32 step = uint32(threads_of_block());
+#pragma unroll 4
+    for (uint32 i = uint32(thread_of_block()); i < blocks; i += step) {
+        all.add_loss(p.sums[i]);
+        all.add_weight(p.sums[blocks + i]);
+        all.correct += int64(p.sums[2 * uint64(blocks) + i]);
+    }
+    C loss = block_sum(all.loss + all.loss_lost), weight = block_sum(all.weight + all.weight_lost);
+    int64 correct = block_sum(all.correct);
+    if (thread_of_block() != 0) return;
+    if (p.correct_rows != nullptr) *p.correct_rows = correct;
+    if (p.loss == nullptr) return;
+    if (p.weigh == KNOWN) weight = p.divisor.get();
+    if (p.weight_sum != nullptr) *p.weight_sum = weight;
+    *p.loss = weight != C(0) ? loss / weight : p.empty_is_zero ? C(0) : not_a_number<C>();
+}
