@@ -55,12 +55,24 @@ __device__ __forceinline__ void finish_sums(
     if (!is_last_block(p.counter)) return;
     RowSums<C> all;
     all.clear();
+    constexpr int AHEAD = 8;  // loads of each sum in flight: one after another they would be as many round trips
     uint32 step = uint32(threads_of_block());
-#pragma unroll 4
-    for (uint32 i = uint32(thread_of_block()); i < blocks; i += step) {
-        all.add_loss(p.sums[i]);
-        all.add_weight(p.sums[blocks + i]);
-        all.correct += int64(p.sums[2 * uint64(blocks) + i]);
+    for (uint32 first = uint32(thread_of_block()); first < blocks; first += AHEAD * step) {
+        C losses[AHEAD], weights[AHEAD], corrects[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; ++n) {
+            uint32 i = first + uint32(n) * step;
+            bool there = i < blocks;
+            losses[n] = there ? p.sums[i] : C(0);
+            weights[n] = there ? p.sums[blocks + i] : C(0);
+            corrects[n] = there ? p.sums[2 * uint64(blocks) + i] : C(0);
+        }
+#pragma unroll
+        for (int n = 0; n < AHEAD; ++n) {
+            all.add_loss(losses[n]);
+            all.add_weight(weights[n]);
+            all.correct += int64(corrects[n]);
+        }
     }
     C loss = block_sum(all.loss + all.loss_lost), weight = block_sum(all.weight + all.weight_lost);
     int64 correct = block_sum(all.correct);
