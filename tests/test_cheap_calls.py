@@ -88,8 +88,9 @@ def test_what_is_kept_is_bounded_and_holds_no_array_of_the_caller() -> None:
     for rows in range(1, 3 * eager.KEPT):
         z, y, w = np.zeros((rows, 3)), np.zeros(rows, np.int64), np.ones(3)
         loss, delta = ops.softmax_cross_entropy(z, y, class_weight=w, sample_weight=np.ones(rows))
-        held += [weakref.ref(array) for array in (z, y, w, delta)]
-        del z, y, w, loss, delta
+        each, _ = ops.softmax_cross_entropy(z, y, reduction="none")
+        held += [weakref.ref(array) for array in (z, y, w, delta, each)]
+        del z, y, w, loss, delta, each
     gc.collect()
     assert [ref for ref in held if ref() is not None] == []
     kept = cross_entropy._KEPT if ways.CURRENT[-1].name == "native" else eager._CROSS_ENTROPIES

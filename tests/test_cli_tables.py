@@ -465,6 +465,12 @@ def test_a_test_file_is_what_the_result_is_measured_on(tmp_path):
     )
     assert "'tin', which is not among the 2 classes" in result.err
     assert not (tmp_path / "p").exists()
+    counts = write_table(tmp_path / "c.csv", {"x": range(50), "n": range(50)})
+    less = write_table(tmp_path / "d.csv", {"x": [1, 2], "n": [1, -2]})
+    options = ("--task", "poisson", "--target", "n", "--test", less, "--output", tmp_path / "p")
+    result = run_cli("train", counts, *options)
+    assert f"{less}, target n" in result.err
+    assert "targets[1, 0] is -2.0" in result.err
 
 
 # -- messy files ----------------------------------------------------------------------------------
@@ -585,6 +591,9 @@ def test_options_of_tables_are_wrong_usage_for_arrays(tmp_path):
         assert (result.code, option[0] in result.err) == (2, True)
     result = run_cli("train", TABLES / "chile.csv", "--target", "vote", "--separator", "ab")
     assert result.code == 2
+    both = ("--group", "region", "--validation-last", "0.2")
+    result = run_cli("train", TABLES / "chile.csv", "--target", "vote", *both)
+    assert (result.code, "choose one" in result.err) == (2, True)
 
 
 def test_a_large_file_is_read_under_a_bar(tmp_path, monkeypatch):
@@ -610,3 +619,71 @@ def test_a_large_file_is_read_under_a_bar(tmp_path, monkeypatch):
     path = write_table(tmp_path / "t.csv", people())
     trained(path, "kind", tmp_path / "o")
     assert sum(moved[1:]) == moved[0] == path.stat().st_size
+
+
+# -- tables that do not fit memory ----------------------------------------------------------------
+
+
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("gpubackprop.data.tables._BLOCK", 1000)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_read_in_batches_gives_the_model_of_the_one_read_whole(kind, tmp_path, monkeypatch):
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    data = people(300)
+    data["kind"][5::30] = ""
+    path = write_table(tmp_path / "t.csv", data)
+    test = write_table(tmp_path / "u.csv", people(40, 3))
+    if kind == "parquet":
+        pq.write_table(pyarrow.csv.read_csv(path), tmp_path / "t.parquet", row_group_size=64)
+        path = tmp_path / "t.parquet"
+    whole = trained(path, "kind", tmp_path / "a", "--test", test, "--drop", "name")
+    small_blocks(monkeypatch)
+    batches = trained(
+        path, "kind", tmp_path / "b", "--test", test, "--drop", "name", "--low-memory"
+    )
+    assert "learnt from 261 of 261 training rows" in batches["notes"][-1]
+    assert batches["columns"] == whole["columns"]
+    models = [(tmp_path / part / "model.safetensors").read_bytes() for part in "ab"]
+    assert models[0] == models[1]
+    assert batches["test_accuracy"] == whole["test_accuracy"]
+
+
+def test_a_table_beyond_half_of_the_free_memory_is_read_in_batches_and_learnt_from_a_sample(
+    tmp_path, monkeypatch
+):
+    from gpubackprop.cli import train_batches
+
+    path = write_table(tmp_path / "t.csv", people(3000))
+    small_blocks(monkeypatch)
+    monkeypatch.setattr(train_batches, "free_memory", lambda: 11.9 * path.stat().st_size)
+    monkeypatch.setattr(train_batches, "SAMPLE_CELLS", 1000)
+    summary = trained(path, "kind", tmp_path / "o", "--epochs", "1")
+    assert "learnt from 1,000 of 2,160 training rows" in summary["notes"][-1]
+    monkeypatch.setattr(train_batches, "free_memory", lambda: 12.1 * path.stat().st_size)
+    assert not trained(path, "kind", tmp_path / "p", "--epochs", "1")["notes"]
+    assert train_batches.exceeds_memory(str(path)) is False
+    assert 0 < train_batches.free_memory() < float("inf")
+
+
+def test_a_large_table_is_predicted_in_batches_with_the_same_rows_and_scores(tmp_path, monkeypatch):
+    path = write_table(tmp_path / "t.csv", people(300))
+    trained(path, "kind", tmp_path / "o")
+    command = ("predict", tmp_path / "o", path, "--score", "--probabilities", "--keep", "name")
+    whole = ok(*command)
+    small_blocks(monkeypatch)
+    monkeypatch.setattr("gpubackprop.cli.predict_table.LARGE_FILE", 100)
+    batches = ok(*command)
+    assert batches.err == whole.err
+    found, wanted = read_table(batches.out), read_table(whole.out)
+    assert (found["name"], found["prediction"]) == (wanted["name"], wanted["prediction"])
+    p = [np.array(part["probability_gold"], float) for part in (found, wanted)]
+    np.testing.assert_allclose(*p, atol=1e-6)  # BLAS sums a batch of another size otherwise
+    lines = path.read_text().splitlines()
+    lines[290] = lines[290].replace("gold", "tin").replace("silver", "tin")
+    path.write_text("\n".join(lines) + "\n")
+    result = run_cli(*command)
+    assert "row 290 (line 291) has the label 'tin', which is not among the 2 classes" in result.err

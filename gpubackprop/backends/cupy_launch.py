@@ -31,7 +31,7 @@ MAX_GRID_X, MAX_GRID_Y = 2**31 - 1, 65535  # limits of every card since sm_30
 # not hold up the end.
 BLOCKS_PER_MULTIPROCESSOR = 8
 FLAT_WAVES = 4
-# Two blocks of a strip run on a multiprocessor at once.  A matrix with fewer blocks than that, each
+# Two blocks of a strip run on a multiprocessor at once. A matrix with fewer blocks than that, each
 # with four rows for each of its threads, is spread thinner, down to one row for each thread.
 STRIP_BLOCKS = 2
 # column_sum_finish has so many terms of a column in flight; more of them come one batch after

@@ -6,8 +6,9 @@ import argparse
 import csv
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -101,46 +102,71 @@ def run(args: argparse.Namespace) -> int:
         claim_file(args, args.output, "predictions of this model", own)
     if device.name != "cpu":
         model.network = model.network.copy(device.name)
-    rows, surprises = read(args, model), Surprises()
-    lines: list[list[Any]] = []
-    names = [*rows.kept, *(column.name for column in columns)]
-    kept = list(rows.kept.values())
-    predicted = np.empty((rows.number if args.score else 0, model.network.widths[-1]))
     with _sink(None if to_stdout and args.json else args.output) as sink:
-        writer = csv.writer(sink, lineterminator="\n") if sink else None
-        if writer:
-            writer.writerow(names)
+        done = write(args, model, columns, csv.writer(sink, lineterminator="\n") if sink else None)
+    say = Say(args.json, args.quiet)
+    for note in () if args.quiet else done.notes:
+        say.note(f"{args.data}: {note}")
+    scores = score(args, model, done) if args.score else {}
+    if not to_stdout:
+        say.line(f"{count(done.rows, 'prediction')} written to {args.output}")
+    for name, value in scores.items():
+        text = f"{name}: {metric_text(name, value)}"
+        (say.note if to_stdout and not args.json else say.result)(text)
+    values = {"rows": done.rows, "columns": done.names, "device": device.name, **scores}
+    values |= {"notes": done.notes}
+    values |= {"predictions": done.lines} if to_stdout else {"output": args.output}
+    say.object(values)
+    return 0
+
+
+@dataclass
+class Done:
+    """What was predicted: rows, notes, the lines if no file gets them, and what is to be scored."""
+
+    names: list[str] = field(default_factory=list)
+    rows: int = 0
+    notes: list[str] = field(default_factory=list)
+    lines: list[list[Any]] = field(default_factory=list)
+    yhat: list[Array] = field(default_factory=list)
+    targets: list[Array] = field(default_factory=list)
+
+
+def write(args: argparse.Namespace, model: Model, columns: list[Column], writer: Any) -> Done:
+    """Predict all rows of DATA, and write them as they come."""
+    done, surprises, scored = Done(), Surprises(), 0
+    for rows in read(args, model):
+        if not done.names:
+            done.names = [*rows.kept, *(column.name for column in columns)]
+            done.notes = rows.notes
+            if writer:
+                writer.writerow(done.names)
+        parts = []
         for start, yhat in model.predict_batches(
             rows.x, batch_rows=BATCH_ROWS, surprises=surprises
         ):
             stop = start + len(yhat)
-            if args.score:
-                predicted[start:stop] = yhat
-            cells = [column[start:stop] for column in kept]
+            cells = [column[start:stop] for column in rows.kept.values()]
             cells += [column.cells(yhat) for column in columns]
             block = list(map(list, zip(*cells, strict=True)))
             if writer:
                 writer.writerows(block)
             else:
-                lines.extend(block)
-    say = Say(args.json, args.quiet)
-    notes = rows.notes + ([str(surprises)] if str(surprises) else [])
-    for note in () if args.quiet else notes:
-        say.note(f"{args.data}: {note}")
-    scores = score(args, model, rows, predicted) if args.score else {}
-    if not to_stdout:
-        say.line(f"{count(rows.number, 'prediction')} written to {args.output}")
-    for name, value in scores.items():
-        text = f"{name}: {metric_text(name, value)}"
-        (say.note if to_stdout and not args.json else say.result)(text)
-    values = {"rows": rows.number, "columns": names, "device": device.name, **scores}
-    values |= {"notes": notes}
-    values |= {"predictions": lines} if to_stdout else {"output": args.output}
-    say.object(values)
-    return 0
+                done.lines.extend(block)
+            parts += [yhat] if args.score else []
+        done.rows += rows.number
+        if args.score and rows.y is not None:
+            yhat = np.concatenate(parts)
+            done.yhat.append(yhat if rows.scored is None else yhat[rows.scored])
+            done.targets.append(np.asarray(rows.y))
+            scored += len(done.yhat[-1])
+    if args.score and scored < done.rows:
+        done.notes.append(f"{done.rows - scored:,} rows have no target and are not scored")
+    done.notes += [str(surprises)] if str(surprises) else []
+    return done
 
 
-def read(args: argparse.Namespace, model: Model) -> Rows:
+def read(args: argparse.Namespace, model: Model) -> Iterable[Rows]:
     """Read DATA with the model's columns in the model's order; targets only for --score."""
     check_data_options(args)
     if has_column_names(args.data) and model.preprocessor is not None:
@@ -152,7 +178,7 @@ def read(args: argparse.Namespace, model: Model) -> Rows:
     y = dataset.y
     if y is not None and model.classes is not None and y.ndim == 2 and y.shape[1] > 1:  # one-hot
         y = np.asarray(model.classes)[y.argmax(1)]
-    return Rows(dataset.x, len(dataset.x), y, None, {}, [])
+    return [Rows(dataset.x, len(dataset.x), y, None, {}, [])]
 
 
 def read_arrays(args: argparse.Namespace, model: Model) -> Dataset:
@@ -277,7 +303,7 @@ def is_predictions(model: Model, kept: list[str], file: Path) -> bool:
     return any(header in (own, kept + own) for own in owns)
 
 
-def score(args: argparse.Namespace, model: Model, rows: Rows, yhat: Array) -> dict[str, float]:
+def score(args: argparse.Namespace, model: Model, done: Done) -> dict[str, float]:
     """Return accuracy for classes (multilabel: share of rows with every label right), else rmse.
 
     Further figures of the same kind follow.
@@ -287,12 +313,13 @@ def score(args: argparse.Namespace, model: Model, rows: Rows, yhat: Array) -> di
     DataError
         The model does not know a label (the row is named), or the targets are of another kind.
     """
-    picked = yhat if rows.scored is None else yhat[rows.scored]
+    picked, y = np.concatenate(done.yhat), np.concatenate(done.targets)
+    if not len(y):
+        raise DataError(f"{args.data}: no row has a target to score with")
     try:
-        first = model.compare(picked, rows.y)
+        first = model.compare(picked, y)
     except GpubackpropError as error:
         raise DataError(f"{args.data}: {error}; --target names the targets") from error
-    y = np.asarray(rows.y)
     if model.classes is not None:
         if picked.shape[1] == 1:
             picked = np.concatenate([1 - picked, picked], axis=1)

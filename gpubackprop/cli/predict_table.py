@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,12 @@ from gpubackprop.data.any_table import Table
 from gpubackprop.data.columns import _as_names
 from gpubackprop.data.files import listing
 from gpubackprop.data.names import check_present
-from gpubackprop.data.table_file import FileTable, load_table
+from gpubackprop.data.table_file import FileTable, open_table
 from gpubackprop.data.targets import known_labels
 from gpubackprop.errors import DataError, OptionError, ShapeError
 
 Array = np.ndarray
+LARGE_FILE = 64 << 20  # bytes; a larger one is read in batches
 
 
 class Rows(NamedTuple):
@@ -49,8 +51,10 @@ class Rows(NamedTuple):
     notes: list[str]
 
 
-def read_table(args: argparse.Namespace, model: Model, prepared: TablePreprocessor) -> Rows:
-    """Read DATA, a CSV or Parquet file, for a model with a preprocessor.
+def read_table(
+    args: argparse.Namespace, model: Model, prepared: TablePreprocessor
+) -> Iterator[Rows]:
+    """Read DATA, a CSV or Parquet file, for a model with a preprocessor; a large one in batches.
 
     Raises
     ------
@@ -77,21 +81,17 @@ def read_table(args: argparse.Namespace, model: Model, prepared: TablePreprocess
         unused.extend(name for name in names if name not in own)
         return list(dict.fromkeys([*prepared.input_names, *kept, *(targets if args.score else ())]))
 
-    table = load_table(
+    source = open_table(
         args.data, header=not args.no_header, separator=args.separator, decimal=args.decimal,
         used=used,
     )  # fmt: skip
-    notes = list(table.notes)
-    if unused:
-        notes.append(f"columns that the model does not use: {listing(unused, 10)}")
-    x: Table = table
-    if args.no_header:
-        x = _by_place(table, prepared, targets, args)
-    y, scored = _targets(table, model, targets) if args.score else (None, None)
-    if scored is not None and len(scored) < len(table):
-        notes.append(f"{len(table) - len(scored):,} rows have no target and are not scored")
-    texts = {name: _texts(table, name) for name in dict.fromkeys(kept)}
-    return Rows(x, len(table), y, scored, texts, notes)
+    notes = [f"columns that the model does not use: {listing(unused, 10)}"] if unused else []
+    large = Path(args.data).stat().st_size > LARGE_FILE
+    for table in source.batches() if large else [source.load()]:
+        x = _by_place(table, prepared, targets, args) if args.no_header else table
+        y, scored = _targets(table, model, targets) if args.score else (None, None)
+        texts = {name: _texts(table, name) for name in dict.fromkeys(kept)}
+        yield Rows(x, len(table), y, scored, texts, [*table.notes, *notes])
 
 
 def _target_names(args: argparse.Namespace, model: Model, names: Sequence[str]) -> list[str]:
@@ -128,11 +128,13 @@ def _targets(table: FileTable, model: Model, names: Sequence[str]) -> tuple[Arra
     columns = [table.column(name) for name in names]
     missing = np.any([column.missing for column in columns], axis=0)
     rows = np.flatnonzero(~missing)
-    if not len(rows):
-        raise DataError(f"{table.source}: no row has a target {listing(names)} to score with")
     if model.classes is not None and len(names) == 1:
         try:
-            labels = known_labels(table.as_written(names[0]).take(rows), np.asarray(model.classes))
+            labels = known_labels(
+                table.as_written(names[0]).take(rows),
+                np.asarray(model.classes),
+                lambda row: table.where(int(rows[row])),
+            )
         except DataError as error:
             raise DataError(f"{table.source}: {error}") from error
         return labels, rows

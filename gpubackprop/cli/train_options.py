@@ -33,6 +33,9 @@ examples:
   gpubackprop train
       the 1,797 handwritten digits that come with scikit-learn, into runs/digits/
   gpubackprop train iris.csv --target species
+  gpubackprop train titanic.csv --target survived --drop cabin --include name --test later.csv
+      text, dates and empty cells are taken as they are; what was done to each column is printed
+  gpubackprop train visits.csv --target cost --target days --group patient --weights share
   gpubackprop train houses.parquet --target price --features area,rooms --task regression
   gpubackprop train big.npy --target labels.npy --hidden 512,512 --activation gelu
   gpubackprop train train-images-idx3-ubyte.gz --target train-labels-idx1-ubyte.gz --epochs 10
@@ -145,6 +148,11 @@ def _table_options(group: Any) -> None:
     group.add_argument("--no-header", action="store_true", help="line 1 of the CSV file is data")
     group.add_argument(
         "--separator", type=mark, metavar="C", help="between cells (default: , ; tab or | by sight)"
+    )
+    group.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="read the table in batches (default: if it would not fit memory)",
     )
     group.add_argument(
         "--decimal", choices=[".", ","], help="mark before decimals (default: found by sight)"

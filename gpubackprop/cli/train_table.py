@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from gpubackprop.cli.common import check_data_options, has_column_names
 from gpubackprop.cli.streams import from_shell
+from gpubackprop.cli.train_batches import encoded_in_batches, exceeds_memory, sample
 from gpubackprop.cli.train_rows import TrainingData, split
 from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.any_table import Table
 from gpubackprop.data.columns import choose_columns
 from gpubackprop.data.files import listing
 from gpubackprop.data.names import check_present
-from gpubackprop.data.table_file import FileTable, load_table
+from gpubackprop.data.table_file import CsvSource, FileTable, ParquetSource, open_table
 from gpubackprop.data.targets import Target, Targets, known_labels, read_targets, warnings_of
 from gpubackprop.errors import DataError, GpubackpropError
 from gpubackprop.losses import default_loss, loss
@@ -52,6 +53,8 @@ def check_usage(args: argparse.Namespace) -> None:
                 )
         if isinstance(args.test, str):
             args.parser.error(f"--test FILE is for tables, which {args.data} is not; give a share")
+    if args.group is not None and args.validation_last is not None:
+        args.parser.error("--group and --validation-last split the rows in two ways; choose one")
     if not args.target:
         args.parser.error(
             "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
@@ -69,7 +72,8 @@ def prepare_table(args: argparse.Namespace) -> TrainingData:
         The file cannot be read, or an option does not fit it.
     """
     choice = Choice(args)
-    table = choice.load(args.data)
+    in_batches = args.low_memory or exceeds_memory(args.data)
+    table = choice.load(args.data, targets_only=in_batches)
     targets, kept, notes = choice.targets(table)
     notes = [*table.notes, *notes]
     targets = targets._replace(values=checked_values(targets, table.source, choice.target_names))
@@ -77,16 +81,29 @@ def prepare_table(args: argparse.Namespace) -> TrainingData:
     train, validation, test = split(
         args, targets.values, by_class=targets.classes is not None, groups=groups
     )
-    features = Table.take(table, kept)
-    prepared = fit_preprocessor(args, choice, features, train)
-    x = prepared.transform(features, args.dtype)
+    parts = [(str(args.data), kept)]
     if choice.test_file is not None:
-        more = choice.load(choice.test_file)
+        more = choice.load(choice.test_file, targets_only=True)
         its, rows = choice.known_targets(more, targets)
-        test = np.arange(len(x), len(x) + len(rows))
-        x = np.concatenate([x, prepared.transform(Table.take(more, rows), args.dtype)])
+        test = np.arange(len(kept), len(kept) + len(rows))
+        parts.append((choice.test_file, rows))
         targets = targets._replace(values=np.concatenate([targets.values, its]))
         weights = None if weights is None else np.concatenate([weights, np.ones(len(rows))])
+    if in_batches:
+        learnt = sample(choice.open, str(args.data), kept[train], args.seed)
+        prepared = fit_preprocessor(args, choice, learnt, None)
+        x = encoded_in_batches(choice.open, prepared, parts, args.dtype)
+        notes.append(
+            f"read in batches, into a temporary file of {x.nbytes / 1e6:,.0f} MB; the columns are "
+            f"learnt from {len(learnt):,} of {len(train):,} training rows"
+        )
+    else:
+        features = Table.take(table, kept)
+        prepared = fit_preprocessor(args, choice, features, train)
+        x = prepared.transform(features, args.dtype)
+        if choice.test_file is not None:
+            whole = Table.take(choice.load(choice.test_file), parts[1][1])
+            x = np.concatenate([x, prepared.transform(whole, args.dtype)])
     notes += warnings_of(targets, train)
     values, scale = scaled_values(args, targets, train)
     return TrainingData(
@@ -106,19 +123,25 @@ class Choice:
         self.args = args
         self.test_file = args.test if isinstance(args.test, str) else None
         self.target_names: list[str] = []
-        self.features: list[str] | None = None
+        self.feature_names: list[str] = []
+        self.all_named = args.features is not None
+        self.targets_only = False
         self.others = {
             name: from_shell(value) for name in _ROLES if (value := getattr(args, name)) is not None
         }
 
-    def load(self, path: str) -> FileTable:
-        """Read the columns that are used."""
-        args = self.args
-        with _reading(path, args.quiet) as opener:
-            return load_table(
-                path, header=not args.no_header, separator=args.separator, decimal=args.decimal,
-                used=lambda names: self._used(names, path), opener=opener,
-            )  # fmt: skip
+    def open(self, path: str, *, targets_only: bool = False) -> CsvSource | ParquetSource:
+        """Return the file with the columns that are used, or with those beside the features."""
+        args, self.targets_only = self.args, targets_only
+        return open_table(
+            path, header=not args.no_header, separator=args.separator, decimal=args.decimal,
+            used=lambda names: self._used(names, path),
+        )  # fmt: skip
+
+    def load(self, path: str, *, targets_only: bool = False) -> FileTable:
+        """Read the columns that are used, or those beside the features."""
+        with _reading(path, self.args.quiet) as opener:
+            return self.open(path, targets_only=targets_only).load(opener)
 
     def _used(self, names: list[str], path: str) -> list[str]:
         """Return the columns to read, and note which are targets and which features."""
@@ -132,9 +155,9 @@ class Choice:
         for role, name in self.others.items():
             check_present([name], names, role, path)
         visible = [name for name in names if name not in self.others.values()]
-        chosen, self.target_names = choose_columns(visible, target, wanted, path)
-        self.features = None if wanted is None else chosen
-        return [*chosen, *self.target_names, *self.others.values()]
+        self.feature_names, self.target_names = choose_columns(visible, target, wanted, path)
+        beside = [*self.target_names, *self.others.values()]
+        return beside if self.targets_only else [*self.feature_names, *beside]
 
     def named(self, option: str) -> list[str]:
         """Return the columns of an option that may be given several times or with commas."""
@@ -174,7 +197,8 @@ class Choice:
         rows, _ = _rows_with_target(columns, table)
         picked = [column.take(rows) for column in columns]
         if trained.classes is None or len(picked) > 1:
-            return read_targets(picked, trained.task).values, rows
+            found = read_targets(picked, trained.task)
+            return checked_values(found, table.source, self.target_names), rows
         from gpubackprop.data.classes import class_indices
 
         try:
@@ -214,13 +238,12 @@ def _rows_with_target(columns: Sequence[Target], table: FileTable) -> tuple[Arra
 
 
 def fit_preprocessor(
-    args: argparse.Namespace, choice: Choice, table: Table, train: Array
+    args: argparse.Namespace, choice: Choice, table: Table, train: Array | None
 ) -> TablePreprocessor:
     """Learn from the training rows what the columns become."""
-    apart = {*choice.target_names, *choice.others.values()}
-    places = [j for j, name in enumerate(table.names) if name not in apart]
+    places = [j for j, name in enumerate(table.names) if name in set(choice.feature_names)]
     features = table.select(places)
-    include = features.names if choice.features is not None else choice.named("include")
+    include = features.names if choice.all_named else choice.named("include")
     return TablePreprocessor.fit(
         features,
         train,

@@ -5,8 +5,9 @@ TablePreprocessor text, categories, dates and gaps of any table to inputs of a n
 Standardizer      x -> (x - mean) / scale, fitted in one streaming pass
 encode_labels     labels of any kind to class indices
 balanced_weights  a weight for each class, with which all classes count alike
-infer_task        classification or regression, from the targets
+infer_task        classification, regression or several labels, from the targets
 split_rows        seeded training and test rows, stratified if asked
+split_groups      the same with all rows of a group in one part
 check_finite      raises at the first NaN or infinity, naming row and column
 
 pyarrow is imported only when a CSV or Parquet file, or a frame of pyarrow's own, is read; narwhals
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from gpubackprop.data.frames import check_finite
     from gpubackprop.data.labels import balanced_weights, encode_labels, infer_task
     from gpubackprop.data.preprocessor import TablePreprocessor
-    from gpubackprop.data.split import split_rows
+    from gpubackprop.data.split import split_groups, split_rows
     from gpubackprop.data.standardize import Standardizer
 
 # Loaded at first use: a network needs only the frames, not the readers of files.
@@ -34,6 +35,7 @@ _HOME = {
     "balanced_weights": "labels",
     "encode_labels": "labels",
     "infer_task": "labels",
+    "split_groups": "split",
     "split_rows": "split",
     "Standardizer": "standardize",
     "TablePreprocessor": "preprocessor",
@@ -48,6 +50,7 @@ __all__ = [
     "encode_labels",
     "infer_task",
     "load_dataset",
+    "split_groups",
     "split_rows",
 ]
 

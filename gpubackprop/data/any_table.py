@@ -116,7 +116,7 @@ def as_table(x: Any, name: str = "the table") -> Table:
         return _of_array(x, name)
     if isinstance(x, Mapping):
         return _of_mapping(x, name)
-    frame = _narwhals_frame(x)
+    frame = _narwhals_frame(x, name)
     if frame is not None:
         names = [str(column) for column in frame.columns]
         check_names(names, name)
@@ -134,13 +134,16 @@ def as_table(x: Any, name: str = "the table") -> Table:
     )
 
 
-def _narwhals_frame(x: Any) -> Any:
+def _narwhals_frame(x: Any, name: str) -> Any:
     """Return `x` as narwhals' data frame, or None if it is none."""
     kind = type(x)
     if hasattr(kind, "collect") and hasattr(kind, "lazy"):
         raise DtypeError(f"x is a {kind.__name__}, not yet computed; pass x.collect()")
     nw = importlib.import_module("narwhals")
-    frame = nw.from_native(x, pass_through=True)
+    try:
+        frame = nw.from_native(x, pass_through=True)
+    except nw.exceptions.DuplicateError as error:
+        raise DataError(f"{name}: duplicate column names ({error}); rename them") from error
     if hasattr(frame, "iter_columns"):
         return frame
     if hasattr(frame, "collect") and frame is not x:

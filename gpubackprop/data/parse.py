@@ -80,6 +80,8 @@ def parse_texts(
             continue
         kept = set(there)
         try:
+            if read is _iso and len(there) == len(stripped) and {*map(len, there)} <= {10, 16, 19}:
+                return Parsed("date", _iso_quickly(there))
             values = [read(text) if text in kept else np.nan for text in stripped]
         except ValueError:  # 2024-02-31
             continue
@@ -166,6 +168,12 @@ def _reordered(text: str, pattern: re.Pattern[str], day_first: bool) -> float:
         raise ValueError(text)
     day, month = (part[1], part[2]) if day_first else (part[2], part[1])
     return _iso(f"{part[3]}-{int(month):02}-{int(day):02}{part[4] or ''}")
+
+
+def _iso_quickly(texts: list[str]) -> Floats:
+    """Return what `_iso` returns for each of many texts without offsets."""
+    moments = np.array([text.replace("/", "-") for text in texts], "datetime64[us]")
+    return np.asarray(moments.astype(np.int64) / 1e6)
 
 
 def _iso(text: str) -> float:

@@ -6,20 +6,19 @@ file, and labels stay as they were written.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gpubackprop._optional import require
 from gpubackprop.data import tables, typed
 from gpubackprop.data.any_table import Table, encoded_arrow, of_series
 from gpubackprop.data.columns import plain_column
-from gpubackprop.data.files import Where, check_file, listing, row_from_1
+from gpubackprop.data.files import check_file, listing, row_from_1
 from gpubackprop.data.names import repeated
 from gpubackprop.data.typed import Column
 from gpubackprop.errors import DataError
@@ -36,9 +35,12 @@ class FileTable(Table):
     ----------
     notes : list of str
         What was done to read it, for people.
+    arrow : pyarrow.Table
+        The columns as they were read.
     """
 
     notes: Sequence[str] = ()
+    arrow: Any = None
 
     def as_written(self, name: str) -> Column:
         """Return a column of a CSV file as the texts that it holds; of a Parquet file as it is."""
@@ -79,45 +81,84 @@ def load_table(
     DataError
         The file cannot be read; file, row and line are named.
     """
+    return open_table(path, header=header, separator=separator, decimal=decimal, used=used).load(
+        opener
+    )
+
+
+def open_table(
+    path: str | os.PathLike[str],
+    *,
+    header: bool = True,
+    separator: str | None = None,
+    decimal: str | None = None,
+    used: Callable[[list[str]], list[str]] | None = None,
+) -> CsvSource | ParquetSource:
+    """Return a file whose table can be read whole, or in batches; see `load_table`."""
     file = check_file(path)
     if file.name.lower().endswith(".parquet"):
-        return _load_parquet(file, used)
-    return _load_csv(file, header, separator, decimal, used, opener)
+        return ParquetSource(file, used)
+    return CsvSource(file, header, separator, decimal, used)
 
 
-def _load_csv(
-    file: Path,
-    header: bool,
-    separator: str | None,
-    decimal: str | None,
-    used: Callable[[list[str]], list[str]] | None,
-    opener: Callable[[Path], Any] | None,
-) -> FileTable:
-    mark = separator or _separator_of(file)
-    cells = tables.csv_names(file, None, header, mark)
-    line = next(line for line, _ in tables.records_of(file, 2, mark))
-    names, notes = clean_names(cells, mark) if header else (cells, [])
-    chosen = names if used is None else used(names)
-    arrow = tables.parse_csv(
-        file, names, chosen, header, mark, skip=line if header else 0, as_text=True, opener=opener
-    )
-    where = tables.line_finder(file, len(names), header, mark)
-    nameless = [n for n, cell in zip(names, cells, strict=True) if n in chosen and not cell.strip()]
-    chosen = [n for n in chosen if n not in nameless or arrow[n].null_count < arrow.num_rows]
-    comma = mark != "," if decimal is None else decimal == ","
+class CsvSource:
+    """A CSV file: its names, and how its cells are read."""
 
-    def strings(name: str) -> Any:
-        return plain_column(arrow.column(name), name, where, str(file))
+    def __init__(
+        self,
+        file: Path,
+        header: bool,
+        separator: str | None,
+        decimal: str | None,
+        used: Callable[[list[str]], list[str]] | None,
+    ) -> None:
+        self.file, self.header = file, header
+        self.mark = separator or _separator_of(file)
+        self.cells = tables.csv_names(file, None, header, self.mark)
+        line = next(line for line, _ in tables.records_of(file, 2, self.mark))
+        self.skip = line if header else 0
+        self.names, self.notes = clean_names(self.cells, self.mark) if header else (self.cells, [])
+        self.used = self.names if used is None else used(self.names)
+        self.comma = self.mark != "," if decimal is None else decimal == ","
+        self.dot = decimal != ","
 
-    def read(place: int) -> Column:
-        return typed_text(strings(chosen[place]), comma=comma, dot=decimal != ",")
+    def load(self, opener: Callable[[Path], Any] | None = None) -> FileTable:
+        """Return the whole table, without columns that have neither a name nor a value."""
+        arrow = tables.parse_csv(
+            self.file, self.names, self.used, self.header, self.mark, skip=self.skip,
+            as_text=True, opener=opener,
+        )  # fmt: skip
+        named = {n for n, cell in zip(self.names, self.cells, strict=True) if cell.strip()}
+        used = [n for n in self.used if n in named or arrow[n].null_count < arrow.num_rows]
+        return self.table(arrow.select(used))
 
-    table = FileTable(
-        chosen, arrow.num_rows, read, str(file), where,
-        read_text=lambda place: encoded_arrow(strings(chosen[place])),
-    )  # fmt: skip
-    table.notes = notes
-    return table
+    def batches(self) -> Iterator[FileTable]:
+        """Yield the rows as tables, a block of the file at a time."""
+        first = 0
+        for arrow in tables.stream_csv(
+            self.file, self.names, self.used, self.header, self.mark, self.skip
+        ):
+            yield self.table(arrow, first)
+            first += arrow.num_rows
+
+    def table(self, arrow: Any, first: int = 0) -> FileTable:
+        """Return an Arrow table of bytes, whose first row is the file's row `first`, as a table."""
+        source, names = str(self.file), arrow.column_names
+        find = tables.line_finder(self.file, len(self.names), self.header, self.mark)
+
+        def where(row: int) -> str:
+            return find(first + row)
+
+        def strings(place: int) -> Any:
+            return plain_column(arrow.column(place), names[place], where, source)
+
+        table = FileTable(
+            names, arrow.num_rows,
+            lambda place: typed_text(strings(place), comma=self.comma, dot=self.dot),
+            source, where, read_text=lambda place: encoded_arrow(strings(place)),
+        )  # fmt: skip
+        table.notes, table.arrow = self.notes, arrow
+        return table
 
 
 def typed_text(strings: Any, *, comma: bool, dot: bool) -> Column:
@@ -181,39 +222,60 @@ def clean_names(cells: Sequence[str], separator: str = ",") -> tuple[list[str], 
     return result, notes
 
 
-def _load_parquet(file: Path, used: Callable[[list[str]], list[str]] | None) -> FileTable:
-    source = str(file)
-    pa = require("pyarrow", "cli", "read Parquet files")
-    pq = require("pyarrow.parquet", "cli", "read Parquet files")
-    try:
-        with open(file, "rb") as opened, pq.ParquetFile(opened) as parquet:
-            names = [n for n in parquet.schema_arrow.names if not n.startswith("__index_level_")]
-            if doubled := repeated(names):
-                raise DataError(f"{source}: duplicate column names {listing(doubled)}; rename them")
-            chosen = names if used is None else used(parquet.schema_arrow.names)
-            arrow = parquet.read(columns=chosen)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{source} is not a whole Parquet file: {tables._first_line(error)}; write or copy it "
-            "again"
-        ) from error
-    if arrow.num_rows == 0:
-        raise DataError(f"{source} has columns but no rows; one row or more is needed")
-    narwhals: Any = require("narwhals", "cli", "read Parquet files")
+class ParquetSource:
+    """A Parquet file."""
 
-    def read(place: int) -> Column:
-        column = plain_column(arrow.column(chosen[place]), chosen[place], row_from_1, source)
-        return of_series(narwhals.from_native(column, series_only=True))
+    def __init__(self, file: Path, used: Callable[[list[str]], list[str]] | None) -> None:
+        self.file, source = file, str(file)
+        with self._opened() as parquet:
+            names = parquet.schema_arrow.names
+        if doubled := repeated(names):
+            raise DataError(f"{source}: duplicate column names {listing(doubled)}; rename them")
+        named = [name for name in names if not name.startswith("__index_level_")]
+        self.used = named if used is None else used(names)
 
-    return FileTable(chosen, arrow.num_rows, read, source, row_from_1)
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        pa = require("pyarrow", "cli", "read Parquet files")
+        pq = require("pyarrow.parquet", "cli", "read Parquet files")
+        try:
+            with open(self.file, "rb") as opened, pq.ParquetFile(opened) as parquet:
+                yield parquet
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self.file} is not a whole Parquet file: {tables._first_line(error)}; write or "
+                "copy it again"
+            ) from error
 
+    def load(self, opener: Callable[[Path], Any] | None = None) -> FileTable:
+        """Return the whole table."""
+        with self._opened() as parquet:
+            arrow = parquet.read(columns=self.used)
+        if arrow.num_rows == 0:
+            raise DataError(f"{self.file} has columns but no rows; one row or more is needed")
+        return self.table(arrow.select(self.used))
 
-def rows_with(columns: Sequence[Column]) -> np.ndarray:
-    """Return the rows in which none of these columns has a missing value."""
-    missing = np.zeros(len(columns[0]), bool)
-    for column in columns:
-        missing |= column.missing
-    return np.flatnonzero(~missing)
+    def batches(self) -> Iterator[FileTable]:
+        """Yield the rows as tables of some ten thousand rows."""
+        pa = require("pyarrow", "cli", "read Parquet files")
+        first = 0
+        with self._opened() as parquet:
+            for batch in parquet.iter_batches(columns=self.used):
+                yield self.table(pa.Table.from_batches([batch]).select(self.used), first)
+                first += batch.num_rows
 
+    def table(self, arrow: Any, first: int = 0) -> FileTable:
+        """Return an Arrow table, whose first row is the file's row `first`, as a table."""
+        narwhals: Any = require("narwhals", "cli", "read Parquet files")
 
-__all__ = ["FileTable", "Where", "clean_names", "load_table", "rows_with"]
+        def where(row: int) -> str:
+            return row_from_1(first + row)
+
+        def read(place: int) -> Column:
+            column = plain_column(arrow.column(place), names[place], where, str(self.file))
+            return of_series(narwhals.from_native(column, series_only=True))
+
+        names = arrow.column_names
+        table = FileTable(names, arrow.num_rows, read, str(self.file), where)
+        table.arrow = arrow
+        return table

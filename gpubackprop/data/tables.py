@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import itertools
@@ -206,40 +207,86 @@ def parse_csv(
     opener : callable or None
         Opens the file to read bytes; `open` by default.
     """
-    pa = require("pyarrow", "cli", "read CSV files")
     pc = require("pyarrow.csv", "cli", "read CSV files")
-    read = pc.ReadOptions(
-        block_size=_BLOCK,
-        column_names=names if skip or not header else None,
-        skip_rows_after_names=skip,
-    )
-    parse = pc.ParseOptions(
-        newlines_in_values=True, ignore_empty_lines=len(names) > 1, delimiter=separator
-    )
-    convert = pc.ConvertOptions(
-        include_columns=used,
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
-        column_types={name: pa.binary() for name in names} if as_text else None,
-    )
-    try:
-        _check_quotes(file, len(names), separator)
-        # Python opens the file, because Arrow cannot open names that are not UTF-8.
-        with (
-            (opener or partial(open, mode="rb"))(file) as opened,
-            pa.input_stream(opened, compression="gzip" if _zipped(file) else None) as stream,
-        ):
-            table = pc.read_csv(
-                stream, read_options=read, parse_options=parse, convert_options=convert
-            )
-    except (pa.ArrowException, EOFError, OSError, zlib.error) as error:
-        _explain_ragged(file, len(names), header, separator)
-        raise DataError(
-            f"{file} cannot be read as CSV: {_first_line(error)}; write or copy it again"
-        ) from error
+    options = _csv_options(names, used, header, separator, skip, as_text)
+    with (
+        _explained(file, len(names), header, separator),
+        _opened(file, opener) as stream,
+    ):
+        table = pc.read_csv(stream, **options)
     if table.num_rows == 0:
         raise DataError(f"{file} has a header but no data rows; one row or more is needed")
     return table
+
+
+def stream_csv(
+    file: Path, names: list[str], used: list[str], header: bool, separator: str, skip: int
+) -> Iterator[Any]:
+    """Yield the used columns as Arrow tables of bytes, a block of the file at a time."""
+    pa = require("pyarrow", "cli", "read CSV files")
+    pc = require("pyarrow.csv", "cli", "read CSV files")
+    options = _csv_options(names, used, header, separator, skip, True)
+    with (
+        _explained(file, len(names), header, separator),
+        _opened(file) as stream,
+        pc.open_csv(stream, **options) as reader,
+    ):
+        for batch in reader:
+            if batch.num_rows:
+                yield pa.Table.from_batches([batch])
+
+
+def _csv_options(
+    names: list[str],
+    used: list[str] | None,
+    header: bool,
+    separator: str,
+    skip: int,
+    as_text: bool,
+) -> dict[str, Any]:
+    pa = require("pyarrow", "cli", "read CSV files")
+    pc = require("pyarrow.csv", "cli", "read CSV files")
+    return {
+        "read_options": pc.ReadOptions(
+            block_size=_BLOCK,
+            column_names=names if skip or not header else None,
+            skip_rows_after_names=skip,
+        ),
+        "parse_options": pc.ParseOptions(
+            newlines_in_values=True, ignore_empty_lines=len(names) > 1, delimiter=separator
+        ),
+        "convert_options": pc.ConvertOptions(
+            include_columns=used,
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            column_types={name: pa.binary() for name in names} if as_text else None,
+        ),
+    }
+
+
+@contextlib.contextmanager
+def _opened(file: Path, opener: Callable[[Path], Any] | None = None) -> Iterator[Any]:
+    """Open a file for Arrow. Python opens it: Arrow cannot open names that are not UTF-8."""
+    pa = require("pyarrow", "cli", "read CSV files")
+    with (
+        (opener or partial(open, mode="rb"))(file) as opened,
+        pa.input_stream(opened, compression="gzip" if _zipped(file) else None) as stream,
+    ):
+        yield stream
+
+
+@contextlib.contextmanager
+def _explained(file: Path, columns: int, header: bool, separator: str) -> Iterator[None]:
+    """Raise DataError with row and line for what cannot be read within the context."""
+    pa = require("pyarrow", "cli", "read CSV files")
+    try:
+        _check_quotes(file, columns, separator)
+        yield
+    except (pa.ArrowException, EOFError, OSError, zlib.error) as error:
+        _explain_ragged(file, columns, header, separator)
+        raise DataError(
+            f"{file} cannot be read as CSV: {_first_line(error)}; write or copy it again"
+        ) from error
 
 
 def _explain_ragged(file: Path, columns: int, header: bool, separator: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.data.files import listing, shorten
+from gpubackprop.data.files import Where, listing, row_from_1, shorten
 from gpubackprop.data.labels import explain_task
 from gpubackprop.data.typed import Column
 from gpubackprop.errors import DataError
@@ -164,7 +164,7 @@ def _one_hot(targets: Sequence[Target]) -> tuple[Array, Array]:
     return values.argmax(1), np.array(names)
 
 
-def known_labels(written: Column, classes: Array) -> Array:
+def known_labels(written: Column, classes: Array, where: Where = row_from_1) -> Array:
     """Return the labels (N,) of a file as the values of a model's `classes`, for a score.
 
     The kind of the classes decides how a text is read, not the other texts of the file. A number
@@ -176,22 +176,21 @@ def known_labels(written: Column, classes: Array) -> Array:
         A row has no label.
     """
     if written.missing.any():
-        raise DataError(f"row {int(np.flatnonzero(written.missing)[0]) + 1} has no label")
+        raise DataError(f"{where(int(np.flatnonzero(written.missing)[0]))} has no label")
     if written.kind == "number" and classes.dtype.kind in "biuf":
         return written.values
     text = written.as_text()
     known = {str(label): label for label in classes.tolist()}
     by_value = {_number_of(key): label for key, label in known.items()}
     found = [known.get(t, by_value.get(_number_of(t), t)) for t in text.texts]
-    if all(isinstance(value, str) for value in found) or not any(
-        isinstance(value, str) for value in found
-    ):
-        return np.array(found)[text.codes]
-    unknown = next(value for value in found if isinstance(value, str))
+    labels = set(known.values())
+    unknown = next((value for value in found if value not in labels), None)
+    if unknown is None:
+        return np.array(found, classes.dtype)[text.codes]
     row = int(np.flatnonzero(text.codes == found.index(unknown))[0])
     raise DataError(
-        f"y: row {row + 1} (data rows counted from 1) has the label {shorten(unknown)}, which is "
-        f"not among the {len(classes)} classes {listing(classes)}; drop the row"
+        f"{where(row)} has the label {shorten(unknown)}, which is not among the {len(classes)} "
+        f"classes {listing(classes)}; drop the row"
     )
 
 

@@ -188,15 +188,19 @@ def softmax_cross_entropy(
     if details:
         result["lse"], result["predicted"] = backend.new(rows, dtype), backend.new(rows, np.int64)
         if targets.ndim == 1:
-            result["correct_rows"] = backend.new((), np.int64)
+            if backend.asynchronous:
+                result["correct_rows"] = backend.new((), np.int64)
+            else:
+                result["correct"] = backend.new(rows, np.bool_)
     backend.softmax_cross_entropy(source, labels, options, result, *weights)
     if delta is not None:
         backend.store(result["delta"], delta)
     loss = result["row_loss"] if reduction == "none" else result["loss"][()]
     if not details:
         return loss, delta
-    right = result.get("correct_rows")
-    count = None if right is None else right[()]
+    count = result.get("correct_rows")
+    if "correct" in result:
+        count = backend.count(result["correct"])
     return loss, delta, RowDetails(result["lse"], result["predicted"], count)
 
 

@@ -200,21 +200,29 @@ def record(name: str, values: Mapping[str, Any]) -> Record:
         A field has no value, there is no such field, or a value has the wrong type.
     """
     kinds = ARGUMENTS[name]
-    if values.keys() != kinds.keys():
-        wrong = sorted(values.keys() ^ kinds.keys())
-        raise TypeError(f"the record of {name} is not as declared in {', '.join(wrong)}")
-    made = record_type(name)()
-    made.arrays = {}
+    if len(values) != len(kinds):
+        raise _wrong_fields(name, values)
+    arrays: dict[str, Array] = {}
+    fields: list[Any] = []
     for field, kind in kinds.items():
-        value = values[field]
-        if kind != "*":
-            setattr(made, field, value)
-        elif value is not None:
+        try:
+            value = values[field]
+        except KeyError:
+            raise _wrong_fields(name, values) from None
+        if kind == "*" and value is not None:
             if not isinstance(value, np.ndarray):  # another object has no data where arrays have it
                 raise TypeError(f"{field} of {name} is {type(value).__name__} but must be an array")
-            made.arrays[field] = value
-            setattr(made, field, address(value))
+            arrays[field] = value
+            value = address(value)
+        fields.append(value)
+    made = record_type(name)(*fields)
+    made.arrays = arrays
     return made
+
+
+def _wrong_fields(name: str, values: Mapping[str, Any]) -> TypeError:
+    wrong = sorted(values.keys() ^ ARGUMENTS[name].keys())
+    return TypeError(f"the record of {name} is not as declared in {', '.join(wrong)}")
 
 
 def struct_name(name: str) -> str:

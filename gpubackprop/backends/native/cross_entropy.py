@@ -54,15 +54,17 @@ class KeptLoss:
         The host kernel.
     values : dict
         The fields of the record for the first call, which runs now.
+    own : array or None
+        The rows' losses, if the caller has no array for them.
     """
 
-    def __init__(self, function: Any, values: dict[str, Any]) -> None:
+    def __init__(self, function: Any, values: dict[str, Any], own: Array | None) -> None:
         made = record("softmax_cross_entropy", values | {"first": 0, "last": values["rows"]})
         self.call, self.made = partial(function, ctypes.byref(made)), made
         self.call()
         self.targets = "labels" if values["probabilities"] is None else "probabilities"
         self.itemsize = values["logits"].itemsize
-        made.arrays = {"row_loss": made.arrays.get("row_loss")}
+        made.arrays = {"row_loss": own}
 
     def run(self, logits: Array, targets: Array, result: dict[str, Array]) -> bool:
         """Run the call on other arrays; return whether it takes them."""
@@ -93,11 +95,13 @@ class NativeCrossEntropy(NativeLosses):
         result: dict[str, Array],
         sample_weight: Array | None = None,
         upstream: Array | float = 1.0,
+        divisor: Array | None = None,
     ) -> None:
         library, key = self._native("softmax_cross_entropy"), None
         arguments = (logits, targets, options, result, sample_weight, upstream)
-        if library is None:
-            super().softmax_cross_entropy(*arguments)
+        summed = divisor is not None or "weight_sum" in result or "correct_rows" in result
+        if library is None or summed:  # these are for a GPU
+            super().softmax_cross_entropy(*arguments, divisor)
             return
         if self._call is run_now:
             key = key_of(*arguments)
@@ -141,7 +145,8 @@ class NativeCrossEntropy(NativeLosses):
         self._weigh(library, shared, {**labels, "classes": z.shape[1]}, 1.0)
         direct = z is logits and targets is given and delta is result.get("delta")
         if key is not None and direct and len(parts) == 1:
-            kept = KeptLoss(library.softmax_cross_entropy, values)
+            own = None if "row_loss" in result else values["row_loss"]
+            kept = KeptLoss(library.softmax_cross_entropy, values, own)
             _KEPT.keep(key, kept)
             return
         self._issue(library.softmax_cross_entropy, "softmax_cross_entropy", values, parts)

@@ -191,6 +191,7 @@ class NativeLosses(NativeCalls):
         weights2 = None if penalty is None else penalty[0]
         fits = code_of(loss) in (0, 1) and is_vector(loss, correct, totals)
         fits = fits and (at is None or at.dtype == loss.dtype)
+        fits = fits and (correct is None or correct.ndim == 1)
         fits = fits and (weights2 is None or weights2.dtype == np.float64)
         if not fits:
             super().accumulate(loss, rows, correct, penalty, totals)
