@@ -72,8 +72,28 @@ def other_roundings(seed: int) -> Iterator[None]:
     """Make PyTorch round each layer's product as if its sums had another order.
 
     No scale tells how far off a saturated activation is, or one of a difference of large numbers.
+    One of these is p - y: the gradient of a loss of probabilities y is off by a unit of y.
     """
     rng, exact = np.random.default_rng(seed), nn.functional.linear
+    loss = torch._C._nn.cross_entropy_loss
+
+    def noisy_loss(
+        z: torch.Tensor, y: torch.Tensor, weight: Any, reduction: int, ignore_index: int,
+        smoothing: float,
+    ) -> torch.Tensor:  # fmt: skip
+        out = loss(z, y, weight, reduction, ignore_index, smoothing)
+        if not y.is_floating_point() or not z.numel():
+            return out
+        classes = min(1, z.dim() - 1)
+        with torch.no_grad():
+            drawn = torch.as_tensor(rng.uniform(-1, 1, tuple(z.shape)), device=z.device)
+            tau = y * (1 - smoothing) + smoothing / z.shape[classes]
+            if weight is not None:
+                tau = tau * weight.reshape(-1, *[1] * (z.dim() - 1 - classes))
+            unit = (drawn * tau * torch.finfo(z.dtype).eps).to(z.dtype)
+        rows = (torch.where(z.isfinite(), z, 0) * unit).sum(classes)
+        noise = (rows, rows.sum() / max(1, rows.numel()), rows.sum())[reduction]
+        return out + (noise - noise.detach()).to(out.dtype)
 
     def noisy(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
         out = exact(x, weight, bias)
@@ -86,7 +106,10 @@ def other_roundings(seed: int) -> Iterator[None]:
             drawn = torch.as_tensor(rng.uniform(-1, 1, tuple(out.shape)), device=out.device)
         return out + drawn.to(out.dtype) * size.to(out.dtype)
 
-    with mock.patch.object(nn.functional, "linear", noisy):
+    with (
+        mock.patch.object(nn.functional, "linear", noisy),
+        mock.patch.object(torch._C._nn, "cross_entropy_loss", noisy_loss),
+    ):
         yield
 
 
