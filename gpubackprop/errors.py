@@ -39,6 +39,22 @@ class DeviceUnavailable(GpubackpropError, RuntimeError):  # noqa: N818 (reads as
     """A device was asked for by name but is absent or lacks something."""
 
 
+class OutOfMemory(DeviceUnavailable):
+    """A GPU has too little memory.
+
+    Parameters
+    ----------
+    message : str
+        The error's text.
+    free : int
+        Bytes that were free.
+    """
+
+    def __init__(self, message: str, free: int = 0) -> None:
+        super().__init__(message)
+        self.free = free
+
+
 class DataError(GpubackpropError, ValueError):
     """A data file is unreadable, malformed or does not fit; the message names file, row, column."""
 

@@ -41,8 +41,8 @@ class Model:
     ----------
     network : MLP
         The trained network.
-    standardizer : Standardizer or None
-        Applied to raw inputs before the network.
+    standardizer : Standardizer, TablePreprocessor or None
+        Applied to raw inputs before the network. A preprocessor may be given here too.
     feature_names : sequence of D_0 str, or None
         Columns of the training data, in order. The standardizer's names are taken if it has any. A
         data frame's columns are found by these names.
@@ -368,6 +368,10 @@ class Model:
 
     def _check_preprocessor(self) -> None:
         """Take the preprocessor's standardizer, or raise if the parts do not fit."""
+        if isinstance(self.standardizer, TablePreprocessor):
+            if self.preprocessor not in (None, self.standardizer):
+                raise OptionError("two preprocessors were given; leave one out")
+            self.preprocessor, self.standardizer = self.standardizer, None
         prepared = self.preprocessor
         if prepared is None:
             return

@@ -79,8 +79,8 @@ class MLP(TorchModules, HeldParameters):
     dtype : {"float32", "float64"}
         Dtype of the parameters, their gradients and the losses.
     device : str
-        One of "cpu", "cuda", "cuda:N" and "auto", which takes a GPU if all of CUDA works, else the
-        CPU.
+        One of "cpu", "cpu:numpy" (the CPU without compiled kernels), "cuda", "cuda:N" and "auto",
+        which takes a GPU if all of CUDA works, else the CPU.
     dropout : float, or sequence of float
         Rate p in [0, 1) of every hidden layer, or one for each. While training, a hidden unit is 0
         with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits` and
@@ -93,8 +93,8 @@ class MLP(TorchModules, HeldParameters):
     Attributes
     ----------
     device : str
-        "cpu" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below and all
-        results are on this device: NumPy or CuPy arrays.
+        "cpu", "cpu:numpy" or "cuda:N"; `backend.reason` says why "auto" took it. All arrays below
+        and all results are on this device: NumPy or CuPy arrays.
     parameters : (layout.size,) array
         Flat buffer of all weights, then all biases. The gaps between them hold 0 and have no
         effect.

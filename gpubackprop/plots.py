@@ -20,7 +20,7 @@ import numpy as np
 from gpubackprop._optional import require
 from gpubackprop.errors import ShapeError
 from gpubackprop.tensorfile import write_atomically
-from gpubackprop.training import History
+from gpubackprop.training import History, Profile
 
 Array = np.ndarray
 Draw = TypeVar("Draw", bound=Callable[..., None])
@@ -369,6 +369,49 @@ def _scatter(axes: Any, t: Array, p: Array, picked: Array) -> None:
     axes.set_aspect("equal")
     axes.locator_params(nbins=6)
     axes.grid(True)
+
+
+@_in_style
+def profile(measured: Profile, path: str | os.PathLike[str], *, title: str = "") -> None:
+    """Draw the operations of a training step as bars, as long as their times.
+
+    Parameters
+    ----------
+    measured : Profile
+        What `Trainer.profile` returned.
+    path : path
+        The PNG to write.
+    title : str
+        Above the picture; by default the time of the step.
+
+    Raises
+    ------
+    MissingDependencyError
+        matplotlib is not installed.
+    StorageError
+        The file could not be written.
+
+    Examples
+    --------
+    >>> from gpubackprop import MLP, Trainer
+    >>> trainer = Trainer(MLP([4, 8, 3]), batch_size=16)
+    >>> profile(trainer.profile(np.zeros((16, 4)), np.zeros(16, int)), "profile.png")
+    """
+    rows = measured.rows
+    text = f"{1e6 * measured.step:.0f} µs a step of {measured.batch_size} rows, {measured.device}"
+    figure = _figure((9.0, 1.6 + 0.42 * len(rows)), title or text)
+    axes = figure.add_subplot()
+    names = [f"{row.operation}  {' x '.join(map(str, row.shape))}" for row in rows]
+    times = [1e6 * row.seconds for row in rows]
+    bars = axes.barh(range(len(rows)), times, color=BLUE, height=0.7)
+    share = [f"{100 * row.seconds / (measured.seconds or 1.0):.0f} %" for row in rows]
+    axes.bar_label(bars, share, padding=4, fontsize=11)
+    axes.set_yticks(range(len(rows)), names, fontsize=11)
+    axes.invert_yaxis()
+    axes.set_xlabel("µs, each operation by itself")
+    axes.set_xlim(0, 1.12 * max(times, default=1.0))
+    axes.xaxis.grid(True)
+    _write(figure, path)
 
 
 def _figure(size: tuple[float, float], title: str = "") -> Any:

@@ -37,6 +37,7 @@ template <class C> __device__ __forceinline__ void accumulate(const AccumulateAr
 #define ENTRY_(formula, C)                                                \
     extern "C" __global__ void __launch_bounds__(THREADS) accumulate_##C( \
         const __grid_constant__ AccumulateArguments<C> a) {               \
+        ptx::follow_the_grid_in_front();                                  \
         accumulate<C>(a);                                                 \
     }
 #define ENTRY(formula, C) ENTRY_(formula, C)

@@ -66,22 +66,22 @@ __device__ __forceinline__ void activation_backward(const ActivationBackwardArgu
             if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u) {
-                    g[u] = load_if<T, E>(u < whole, grad.at + u * grad.step);
-                    if (Act::READS_SAVED) s[u] = load_if<T, E>(u < whole, save.at + u * save.step);
+                    g[u] = global::load_if<T, E>(u < whole, grad.at + u * grad.step);
+                    if (Act::READS_SAVED) s[u] = global::load_if<T, E>(u < whole, save.at + u * save.step);
                 }
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u) {
                     times_slope<Act>(g[u], s[u], k, drop, strip.place(row + u * STRIP_ROWS), part);
-                    if (u < whole) store(out.at + u * out.step, g[u]);
+                    if (u < whole) global::store(out.at + u * out.step, g[u]);
                 }
                 row += whole * STRIP_ROWS;
                 grad.advance(whole), save.advance(whole), out.advance(whole);
             } else {  // a head or tail, or a row off 16 bytes
                 int lo = strip.lo(row), hi = strip.hi(row);
-                g[0] = load_part<T, E>(grad.at, lo, hi);
-                if (Act::READS_SAVED) s[0] = load_part<T, E>(save.at, lo, hi);
+                g[0] = global::load_part<T, E>(grad.at, lo, hi);
+                if (Act::READS_SAVED) s[0] = global::load_part<T, E>(save.at, lo, hi);
                 times_slope<Act>(g[0], s[0], k, drop, strip.place(row), part);
-                store_part(out.at, g[0], lo, hi);
+                global::store_part(out.at, g[0], lo, hi);
                 row += STRIP_ROWS;
                 grad.advance(1), save.advance(1), out.advance(1);
             }

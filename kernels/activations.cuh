@@ -71,6 +71,12 @@ struct elu : slope_of_a {
     }
 };
 
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define UNROLL_ALL _Pragma("GCC unroll 32")  // g++ makes vector code of straight lines alone
+#else
+#define UNROLL_ALL _Pragma("unroll")
+#endif
+
 // log(erfc(x) exp(x^2) / (1 - w)) / w as a polynomial in w = x / (2 + x), highest power first, with
 // the coefficients of gpubackprop/formulas/activations.py.
 __device__ __forceinline__ float erfc_series(float w) {
@@ -78,7 +84,7 @@ __device__ __forceinline__ float erfc_series(float w) {
         -0.160354740335f, 0.519616153668f, -0.546667793414f, 0.213015533736f, -0.159874306828f,
         0.0763142460897f, 0.190753864355f, 0.161595758958f, -0.303241351065f, -1.25675831797f};
     float sum = c[0];
-#pragma unroll
+    UNROLL_ALL
     for (int i = 1; i < 10; ++i) sum = sum * w + c[i];
     return sum * w;
 }
@@ -93,7 +99,7 @@ __device__ __forceinline__ double erfc_series(double w) {
         -0.058829371322042789043, 0.055155168499677290255, 0.19331707067730045374,
         0.16143599378184235073, -0.3032374236613312374, -1.2567583341910251622};
     double sum = c[0];
-#pragma unroll
+    UNROLL_ALL
     for (int i = 1; i < 25; ++i) sum = sum * w + c[i];
     return sum * w;
 }

@@ -62,7 +62,7 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
     const compute_of<T> k = args.parameter;
     const bool keeps_a = args.a != nullptr;
     compute_of<T> b[E] = {};
-    if (args.bias != nullptr) load_columns(strip, args.bias, b);
+    bool wants_bias = args.bias != nullptr;  // behind the first rows, so that it comes with them
     int64 row = strip.first + threadIdx.y;
     Walk<const P, E> in(strip, args.product, row, args.stride_product);
     Walk<T, E> out(strip, args.h, row, args.stride_h), keep = out;
@@ -73,24 +73,29 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
     while (row < strip.last) {
         if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
-            for (int u = 0; u < UNROLL; ++u) pack[u] = load_if<P, E>(u < whole, in.at + u * in.step);
+            for (int u = 0; u < UNROLL; ++u)
+                pack[u] = global::load_if<P, E>(u < whole, in.at + u * in.step);
+            if (wants_bias) load_columns(strip, args.bias, b);
+            wants_bias = false;
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
                 Pack<T, E>& value = place_of_h(pack[u], apart);
                 bias_and_value<Act>(
                     pack[u], value, kept, b, k, drop, strip.place(row + u * STRIP_ROWS));
-                if (u < whole && keeps_a) store(keep.at + u * keep.step, kept);
-                if (u < whole) store(out.at + u * out.step, value);
+                if (u < whole && keeps_a) global::store(keep.at + u * keep.step, kept);
+                if (u < whole) global::store(out.at + u * out.step, value);
             }
             row += whole * STRIP_ROWS;
             in.advance(whole), keep.advance(whole), out.advance(whole);
         } else {  // a head or tail, or a row off 16 bytes
             int lo = strip.lo(row), hi = strip.hi(row);
-            pack[0] = load_part<P, E>(in.at, lo, hi);
+            pack[0] = global::load_part<P, E>(in.at, lo, hi);
+            if (wants_bias) load_columns(strip, args.bias, b);
+            wants_bias = false;
             Pack<T, E>& value = place_of_h(pack[0], apart);
             bias_and_value<Act>(pack[0], value, kept, b, k, drop, strip.place(row));
-            if (keeps_a) store_part(keep.at, kept, lo, hi);
-            store_part(out.at, value, lo, hi);
+            if (keeps_a) global::store_part(keep.at, kept, lo, hi);
+            global::store_part(out.at, value, lo, hi);
             row += STRIP_ROWS;
             in.advance(1), keep.advance(1), out.advance(1);
         }

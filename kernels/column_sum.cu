@@ -44,13 +44,14 @@ template <class T> __device__ __forceinline__ void column_sum(const ColumnSumArg
         while (row < stop) {
             if (int whole = vector ? strip.whole(row, UNROLL) : 0) {
 #pragma unroll
-                for (int u = 0; u < UNROLL; ++u) pack[u] = load_if<T, E>(u < whole, in.at + u * in.step);
+                for (int u = 0; u < UNROLL; ++u)
+                    pack[u] = global::load_if<T, E>(u < whole, in.at + u * in.step);
 #pragma unroll
                 for (int u = 0; u < UNROLL; ++u) add(part, pack[u]);
                 row += whole * STRIP_ROWS;
                 in.advance(whole);
             } else {  // a head or tail, or a row off 16 bytes
-                add(part, load_part<T, E>(in.at, strip.lo(row), strip.hi(row)));
+                add(part, global::load_part<T, E>(in.at, strip.lo(row), strip.hi(row)));
                 row += STRIP_ROWS;
                 in.advance(1);
             }
@@ -81,7 +82,7 @@ __device__ __forceinline__ void column_sum_finish(const ColumnSumFinishArguments
 #pragma unroll
         for (int u = 0; u < FINISH_UNROLL; ++u)
             if (row + u * blockDim.y < rows)
-                term[u] = load_element(a.partial + (row + u * blockDim.y) * a.cols + column);
+                term[u] = global::load_element(a.partial + (row + u * blockDim.y) * a.cols + column);
 #pragma unroll
         for (int u = 0; u < FINISH_UNROLL; ++u) total.add(term[u]);
     }

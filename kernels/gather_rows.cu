@@ -4,7 +4,8 @@
 //   a row number outside [0, source_rows) is moved to the nearest inside: never an access outside
 //   moves count * cols * (sizeof(S) + sizeof(D)): reads each row once, writes it once
 //   block (x, y): x threads along a row, y rows; grid (x): rows in turn, (y): parts of a row in turn
-//   stores of 16 bytes where the out row allows, loads as wide as serves them
+//   stores of 16 bytes where the out row allows, loads as wide as serves them; UNROLL packs of a row are in
+//   flight, and the number of the next row
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"
 #include "include/entries.cuh"
@@ -17,23 +18,49 @@ template <class S, class D> struct GatherRowsArguments {
     int64 count, cols, source_rows, stride_source, stride_out;
 };
 
+// As it stands in `rows`; any number beyond the last row.
+template <class S, class D>
+__device__ __forceinline__ int64 row_number(const GatherRowsArguments<S, D>& a, int64 i) {
+    return a.rows == nullptr || i >= a.count ? i : global::load_element(a.rows + i);
+}
+
+template <class D, class S, int E>
+__device__ __forceinline__ Pack<D, E> converted(const Pack<S, E>& in) {
+    Pack<D, E> result;
+#pragma unroll
+    for (int e = 0; e < E; ++e) result.v[e] = to_storage<D>(widen(in.v[e]));
+    return result;
+}
+
 template <class S, class D>
 __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) {
-    constexpr int E = PACK<D>;
-    for (int64 i = int64(blockIdx.x) * blockDim.y + threadIdx.y; i < a.count;
-         i += int64(gridDim.x) * blockDim.y) {
-        int64 from = a.rows == nullptr ? i : a.rows[i];
-        from = from < 0 ? 0 : from >= a.source_rows ? a.source_rows - 1 : from;
-        const S* in_row = a.source + from * a.stride_source;
+    constexpr int E = PACK<D>, UNROLL = 4;
+    const int64 rows_apart = int64(gridDim.x) * blockDim.y, step = int64(gridDim.y) * blockDim.x * E;
+    int64 i = int64(blockIdx.x) * blockDim.y + threadIdx.y, next = row_number(a, i);
+    for (; i < a.count; i += rows_apart) {
+        int64 from = next < 0 ? 0 : next >= a.source_rows ? a.source_rows - 1 : next;
+        next = row_number(a, i + rows_apart);
         D* out_row = a.out + i * a.stride_out;
-        int64 first = -misalignment(out_row), step = int64(gridDim.y) * blockDim.x * E;
-        for (int64 j = first + (int64(blockIdx.y) * blockDim.x + threadIdx.x) * E; j < a.cols; j += step) {
-            int lo = j < 0 ? int(-j) : 0, hi = a.cols - j < E ? int(a.cols - j) : E;
-            Pack<S, E> in = load_part<S, E>(in_row + j, lo, hi);
-            Pack<D, E> result;
+        int64 j = (int64(blockIdx.y) * blockDim.x + threadIdx.x) * E - misalignment(out_row);
+        const S* in = a.source + from * a.stride_source + j;
+        D* out = out_row + j;
+        bool vector = aligned<S, E>(in);  // or no pack of the row is, as `out` is always
+        while (j < a.cols) {
+            int whole = 0;  // packs of the next UNROLL
+            for (int u = 0; u < UNROLL; ++u) whole += vector && j >= 0 && j + u * step + E <= a.cols;
+            if (whole > 0) {
+                Pack<S, E> packs[UNROLL];
 #pragma unroll
-            for (int e = 0; e < E; ++e) result.v[e] = to_storage<D>(widen(in.v[e]));
-            store_part(out_row + j, result, lo, hi);
+                for (int u = 0; u < UNROLL; ++u) packs[u] = global::load_if<S, E>(u < whole, in + u * step);
+#pragma unroll
+                for (int u = 0; u < UNROLL; ++u)
+                    if (u < whole) global::store(out + u * step, converted<D>(packs[u]));
+            } else {
+                int lo = j < 0 ? int(-j) : 0, hi = elements<E>(a.cols - j);
+                global::store_part(out, converted<D>(global::load_part<S, E>(in, lo, hi)), lo, hi);
+                whole = 1;
+            }
+            j += whole * step, in += whole * step, out += whole * step;
         }
     }
 }
@@ -41,6 +68,7 @@ __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) 
 #define ENTRY_(S, D)                                                         \
     extern "C" __global__ void __launch_bounds__(256) gather_rows_##S##_##D( \
         const __grid_constant__ GatherRowsArguments<S, D> a) {               \
+        ptx::follow_the_grid_in_front();                                     \
         gather_rows<S, D>(a);                                                \
     }
 #define ENTRY(S, D) ENTRY_(S, D)

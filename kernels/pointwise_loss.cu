@@ -5,9 +5,12 @@
 //   a, delta: T[rows, cols]; targets: compute_of<T>[rows, cols]; each with its stride between rows
 //   delta may be a; delta null: loss only; correct null: not wanted
 //   moves rows * cols * (2 sizeof(T) + sizeof(compute_of<T>)): reads a and targets, writes delta
+//   16-byte accesses, two packs of a thread in flight; a row's head and tail, rows that start off 16
+//   bytes, and rows of at most two packs, element by element
 //   measured: not measured on a GPU
 #include "include/entries.cuh"
 #include "include/rows.cuh"
+#include "include/vector.cuh"
 #include "losses.cuh"
 
 template <class T> struct PointwiseLossArguments {
@@ -22,20 +25,67 @@ template <class T> struct PointwiseLossArguments {
     compute_of<T> parameter;  // of the loss
 };
 
+// Loss of a pack's elements [lo, hi), with delta in place of x; `wrong` becomes 1 where a target is missed.
+template <class Loss, class T, int E>
+__device__ __forceinline__ compute_of<T> loss_of_pack(
+    Pack<T, E>& x, const Pack<compute_of<T>, E>& targets, int lo, int hi, compute_of<T> parameter,
+    compute_of<T> scale, compute_of<T>& wrong) {
+    using C = compute_of<T>;
+    C sum = C(0);
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+        C a = widen(x.v[e]), t = targets.v[e], d;
+        C value = Loss::value_and_delta(a, t, d, parameter);
+        bool exists = e >= lo && e < hi;
+        if (exists) sum += value;
+        if (exists && (a > C(0)) != (t > C(0.5))) wrong = C(1);
+        x.v[e] = to_storage<T>(d * scale);
+    }
+    return sum;
+}
+
+// The part of a row that one thread has, in packs of E.
+template <class Loss, int E, class T>
+__device__ __forceinline__ compute_of<T> loss_of_row(
+    const PointwiseLossArguments<T>& p, int64 row, compute_of<T>& wrong) {
+    using C = compute_of<T>;
+    constexpr int TOGETHER = E == 1 ? 1 : 2;
+    const T* a = p.a + row * p.stride_a;
+    const C* targets = p.targets + row * p.stride_targets;
+    T* delta = p.delta == nullptr ? nullptr : p.delta + row * p.stride_delta;
+    int64 step = int64(blockDim.x) * E, head = E == 1 ? 0 : misalignment(a);
+    C loss = C(0);
+    for (int64 k = int64(threadIdx.x) * E - head; k < p.cols; k += TOGETHER * step) {
+        Pack<T, E> x[TOGETHER];
+        Pack<C, E> t[TOGETHER];
+        int lo = k < 0 ? int(-k) : 0;  // of the first alone
+#pragma unroll
+        for (int n = 0; n < TOGETHER; ++n) {
+            int64 at = k + n * step;
+            x[n] = global::load_part<T, E>(a + at, n > 0 ? 0 : lo, elements<E>(p.cols - at));
+            t[n] = global::load_part<C, E>(targets + at, n > 0 ? 0 : lo, elements<E>(p.cols - at));
+        }
+        C scale = p.delta == nullptr ? C(0) : gradient_scale(p, row);
+#pragma unroll
+        for (int n = 0; n < TOGETHER; ++n) {
+            int64 at = k + n * step;
+            int from = n > 0 ? 0 : lo, to = elements<E>(p.cols - at);
+            loss += loss_of_pack<Loss>(x[n], t[n], from, to, p.parameter, scale, wrong);
+            if (delta != nullptr) global::store_part(delta + at, x[n], from, to);
+        }
+    }
+    return loss;
+}
+
+// Up to two packs a row has more heads and tails than packs: then its elements come one by one.
 template <class Loss, class T>
 __device__ __forceinline__ void pointwise_loss(const PointwiseLossArguments<T>& p) {
     using C = compute_of<T>;
+    const bool narrow = p.cols <= 2 * PACK<T>;
     FOR_EACH_ROW(row, p.rows) {
         C loss = C(0), wrong = C(0);
-        if (row < p.rows) {
-            C scale = p.delta == nullptr ? C(0) : gradient_scale(p, row);
-            for (int64 k = threadIdx.x; k < p.cols; k += blockDim.x) {
-                C x = widen(p.a[row * p.stride_a + k]), t = p.targets[row * p.stride_targets + k], d;
-                loss += Loss::value_and_delta(x, t, d, p.parameter);
-                if (p.delta != nullptr) p.delta[row * p.stride_delta + k] = to_storage<T>(d * scale);
-                if ((x > C(0)) != (t > C(0.5))) wrong = C(1);
-            }
-        }
+        if (row < p.rows)
+            loss = narrow ? loss_of_row<Loss, 1>(p, row, wrong) : loss_of_row<Loss, PACK<T>>(p, row, wrong);
         loss = reduce_group<Sum>(loss);
         if (p.correct != nullptr) wrong = reduce_group<Maximum>(wrong);
         if (row < p.rows && threadIdx.x == 0) {

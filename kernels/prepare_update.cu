@@ -64,6 +64,7 @@ __device__ __forceinline__ void prepare_update(const PrepareUpdateArguments<C>& 
 #define ENTRY_(rule, C)                                                           \
     extern "C" __global__ void __launch_bounds__(32) prepare_update_##rule##_##C( \
         const __grid_constant__ PrepareUpdateArguments<C> a) {                    \
+        ptx::follow_the_grid_in_front();                                          \
         prepare_update<rule, C>(a);                                               \
     }
 #define ENTRY(rule, C) ENTRY_(rule, C)

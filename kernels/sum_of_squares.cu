@@ -3,8 +3,8 @@
 //   partial[b] = sum of y^2 over block b's share; partial[gridDim.x + b] = 1 if a y there is not finite
 //   x: T[count]; p: compute_of<T>[count]; partial: compute_of<T>[2 * gridDim.x]
 //   unscale, l2: one number each; unscale 1 where nothing is scaled
-//   moves count * sizeof(T): reads x (and p where it is penalized); 16-byte accesses, head and tail
-//   peeled
+//   moves count * sizeof(T): reads x (and p where it is penalized); 16-byte accesses, UNROLL of a thread's
+//   in flight, head and tail peeled
 //   measured: not measured on a GPU
 //
 // sum_of_squares_finish<C>: second stage, one block of FINISH_THREADS;  out = {sum, 1 if not finite}
@@ -27,24 +27,31 @@ template <class T> struct SumOfSquaresArguments {
 
 template <class T> __device__ __forceinline__ void sum_of_squares(const SumOfSquaresArguments<T>& a) {
     using C = compute_of<T>;
-    constexpr int E = PACK<T>, SEQUENCE = 16;
+    constexpr int E = PACK<T>, SEQUENCE = 16, UNROLL = 4;
     C unscale = a.unscale.get(), l2 = a.l2.get();
     int64 step = int64(gridDim.x) * THREADS * E;
     int64 i = (int64(blockIdx.x) * THREADS + threadIdx.x) * E - misalignment(a.x);
     C total = C(0), bad = C(0);
     while (i < a.count) {
         C part = C(0);
-        for (int n = 0; n < SEQUENCE && i < a.count; ++n, i += step) {
-            int lo = i < 0 ? int(-i) : 0, hi = a.count - i < E ? int(a.count - i) : E;
-            Pack<T, E> pack = load_part<T, E>(a.x + i, lo, hi);
-            Pack<C, E> weights{};
-            if (a.p != nullptr && i < a.penalized)
-                weights = load_part<C, E>(a.p + i, lo, a.penalized - i < hi ? int(a.penalized - i) : hi);
+        for (int n = 0; n < SEQUENCE && i < a.count; n += UNROLL) {
+            Pack<T, E> pack[UNROLL];
+            Pack<C, E> weights[UNROLL] = {};
 #pragma unroll
-            for (int e = 0; e < E; ++e) {
-                C y = widen(pack.v[e]) * unscale + weights.v[e] * l2;
-                part += y * y;
-                if (!is_finite(y)) bad = C(1);
+            for (int u = 0; u < UNROLL; ++u, i += step) {  // beyond the end a pack has no element
+                int lo = i < 0 ? int(-i) : 0;
+                pack[u] = global::load_part<T, E>(a.x + i, lo, elements<E>(a.count - i));
+                if (a.p != nullptr)
+                    weights[u] = global::load_part<C, E>(a.p + i, lo, elements<E>(a.penalized - i));
+            }
+#pragma unroll
+            for (int u = 0; u < UNROLL; ++u) {
+#pragma unroll
+                for (int e = 0; e < E; ++e) {
+                    C y = widen(pack[u].v[e]) * unscale + weights[u].v[e] * l2;
+                    part += y * y;
+                    if (!is_finite(y)) bad = C(1);
+                }
             }
         }
         total += part;

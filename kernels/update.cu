@@ -51,11 +51,11 @@ __device__ __forceinline__ void update(const UpdateArguments<P, G, N>& a) {
     int head = int((uint64)p % (E * sizeof(P)) / sizeof(P));
     for (int64 i = (int64(blockIdx.x) * THREADS + threadIdx.x) * E - head; i < count; i += step) {
         int lo = i < 0 ? int(-i) : 0, hi = count - i < E ? int(count - i) : E;
-        Pack<P, E> weights = load_part<P, E>(p + i, lo, hi);
-        Pack<G, E> gradient = load_part<G, E>(g + i, lo, hi);
+        Pack<P, E> weights = global::load_part<P, E>(p + i, lo, hi);
+        Pack<G, E> gradient = global::load_part<G, E>(g + i, lo, hi);
         Pack<C, E> slots[MOST_SLOTS] = {};
 #pragma unroll
-        for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = load_part<C, E>(states[n] + i, lo, hi);
+        for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = global::load_part<C, E>(states[n] + i, lo, hi);
         Pack<N, E> rounded_copy{};
         uint32 words[E] = {};
         if (random != nullptr) random_words<E>(i, offset, seed, words);
@@ -72,10 +72,10 @@ __device__ __forceinline__ void update(const UpdateArguments<P, G, N>& a) {
             weights.v[e] = random == nullptr ? to_storage<P>(x) : round_stochastic<P>(x, words[e]);
             rounded_copy.v[e] = random == nullptr ? to_storage<N>(x) : round_stochastic<N>(x, words[e]);
         }
-        store_part(p + i, weights, lo, hi);
+        global::store_part(p + i, weights, lo, hi);
 #pragma unroll
-        for (int n = 0; n < Rule::SLOTS; ++n) store_part(states[n] + i, slots[n], lo, hi);
-        if (copy != nullptr) store_part(copy + i, rounded_copy, lo, hi);
+        for (int n = 0; n < Rule::SLOTS; ++n) global::store_part(states[n] + i, slots[n], lo, hi);
+        if (copy != nullptr) global::store_part(copy + i, rounded_copy, lo, hi);
     }
 }
 
@@ -95,6 +95,7 @@ using bf16 = of<bfloat16, bfloat16, bfloat16>;
 #define ENTRY_(rule, S)                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 3) update_##rule##_##S( \
         const __grid_constant__ storage::S a) {                                   \
+        ptx::follow_the_grid_in_front();                                          \
         update<rule>(a);                                                          \
     }
 #define ENTRY(rule, S) ENTRY_(rule, S)

@@ -76,7 +76,7 @@ __device__ __forceinline__ void update_table(const UpdateTableArguments<T>& a) {
     const Coefficients<C> c(a.c + tensor * COEFFICIENTS);
     uint64 word[FIRST_CHUNK + 1];
 #pragma unroll
-    for (int i = 0; i <= FIRST_CHUNK; ++i) word[i] = load_now(row + i);
+    for (int i = 0; i <= FIRST_CHUNK; ++i) word[i] = global::load_now(row + i);
     if (c[PROCEED] == C(0)) return;
     // Of the chunk, elements [first, last) are inside the tensor; 32 bits for what is counted here.
     int first = int(word[P_ADDRESS] % (E * sizeof(T)) / sizeof(T));
@@ -92,10 +92,11 @@ __device__ __forceinline__ void update_table(const UpdateTableArguments<T>& a) {
     C unscale = c[UNSCALE], factor = c[GRADIENT_FACTOR], decay = c[DECAY];
     for (int i = int(threadIdx.x) * E; i < last; i += THREADS * E) {
         int lo = i < first ? first : 0, hi = last - i < E ? last - i : E;
-        Pack<T, E> weights = load_part<T, E>(p + i, lo, hi), gradient = load_part<T, E>(g + i, lo, hi);
+        Pack<T, E> weights = global::load_part<T, E>(p + i, lo, hi);
+        Pack<T, E> gradient = global::load_part<T, E>(g + i, lo, hi);
         Pack<C, E> slots[MOST_SLOTS] = {};
 #pragma unroll
-        for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = load_part<C, E>(states[n] + i, lo, hi);
+        for (int n = 0; n < Rule::SLOTS; ++n) slots[n] = global::load_part<C, E>(states[n] + i, lo, hi);
 #pragma unroll
         for (int e = 0; e < E; ++e) {
             C x = widen(weights.v[e]), y = C(widen(gradient.v[e])) * unscale * factor;
@@ -105,9 +106,9 @@ __device__ __forceinline__ void update_table(const UpdateTableArguments<T>& a) {
             weights.v[e] = to_storage<T>(Rule::apply(x, y, state, c.c));
             slots[0].v[e] = state[0], slots[1].v[e] = state[1], slots[2].v[e] = state[2];
         }
-        store_part(p + i, weights, lo, hi);
+        global::store_part(p + i, weights, lo, hi);
 #pragma unroll
-        for (int n = 0; n < Rule::SLOTS; ++n) store_part(states[n] + i, slots[n], lo, hi);
+        for (int n = 0; n < Rule::SLOTS; ++n) global::store_part(states[n] + i, slots[n], lo, hi);
     }
 }
 

@@ -30,7 +30,7 @@ template <class C> struct Coefficients {
     C c[COEFFICIENTS];
     __device__ __forceinline__ explicit Coefficients(const C* memory) {
 #pragma unroll
-        for (int i = 0; i < COEFFICIENTS; ++i) c[i] = load_now(memory + i);
+        for (int i = 0; i < COEFFICIENTS; ++i) c[i] = global::load_now(memory + i);
     }
     __device__ __forceinline__ C operator[](int i) const { return c[i]; }
 };

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from gpubackprop.backends import devices
+from gpubackprop.backends.native import host_path
 from tests import ways
 from tests.sweep_plugin import pytest_addoption, pytest_configure, sweep
 
@@ -29,9 +30,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.emulated)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The device of a network: the NumPy backend, or the CUDA backend on emulated kernels."""
-    with ways.taken({"cpu": "numpy", "cuda": "cuda-emulated"}[request.param], monkeypatch):
+    """The device of a network: the CPU, or the CUDA backend on emulated kernels."""
+    with ways.taken({"cpu": "host", "cuda": "cuda-emulated"}[request.param], monkeypatch):
         yield request.param
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the host kernels before the workers begin, so that they find them in the cache."""
+    if not hasattr(session.config, "workerinput"):
+        host_path()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -49,14 +49,22 @@ def sources() -> list[Path]:
 
 @cache
 def built(flags: Sequence[str] = FLAGS, command: tuple[str, ...] = ()) -> Path:
-    """Return the shared library, compiled once for each state of the sources and each flags."""
+    """Return the library of the host functions."""
+    return compiled(tuple(sources()), flags, command)
+
+
+@cache
+def compiled(
+    sources: tuple[Path, ...], flags: Sequence[str], command: tuple[str, ...] = ()
+) -> Path:
+    """Return a shared library, compiled once for each state of the sources and each flags."""
     command = command or (str(compiler()),)
     digest = hashlib.sha256(repr((flags, command)).encode())
-    for path in sorted(KERNELS.rglob("*")):
+    for path in (*sources, *sorted(KERNELS.rglob("*"))):
         if path.suffix in (".cpp", ".hpp", ".cuh"):
             digest.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"gpubackprop-host-tests-{os.getuid()}"
-    library = folder / f"{digest.hexdigest()[:20]}.so"
+    library = folder / f"{sources[0].stem}-{digest.hexdigest()[:20]}.so"
     if library.exists():
         return library
     folder.mkdir(exist_ok=True)
@@ -66,11 +74,11 @@ def built(flags: Sequence[str] = FLAGS, command: tuple[str, ...] = ()) -> Path:
                 [*command, *flags, *WARNINGS, "-c", str(path), "-o", f"{work}/{path.stem}.o"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
-            for path in sources()
+            for path in sources
         ]  # fmt: skip
         said = [job.communicate()[0] for job in jobs]
         assert not any(job.returncode for job in jobs), "\n".join(said)
-        objects = [f"{work}/{path.stem}.o" for path in sources()]
+        objects = [f"{work}/{path.stem}.o" for path in sources]
         linked = f"{work}/all.so"
         subprocess.run([*command, *flags, "-shared", *objects, "-o", linked], check=True)
         os.replace(linked, library)

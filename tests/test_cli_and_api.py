@@ -63,14 +63,27 @@ def test_bytes_that_are_not_utf8_end_the_command_in_one_line(arrays, tmp_path):
 
 
 def test_a_mapped_file_with_nan_is_not_predicted_in_silence(tmp_path):
-    table = write_table(tmp_path / "t.csv", flowers())
-    ok("train", table, "--target", "kind", *QUICK, "--no-standardize", "--output", tmp_path / "o")
+    data = flowers()
+    np.savez(tmp_path / "t.npz", x=np.stack([data["length"], data["width"]], 1), y=data["kind"])
+    ok("train", tmp_path / "t.npz", "--target", "y", *QUICK, "--no-standardize", "--output",
+       tmp_path / "o")  # fmt: skip
     x = np.ones((9, 2), np.float32)
     x[4, 1] = np.nan
     np.save(tmp_path / "x.npy", x)
     line = fails("predict", tmp_path / "o", tmp_path / "x.npy")
     assert "row 5 " in line
-    assert "column 'width' holds nan" in line
+    assert "column 2 (counted from 1) holds nan" in line
+
+
+def test_a_mapped_file_with_nan_is_predicted_by_a_model_of_a_table_and_counted(tmp_path):
+    table = write_table(tmp_path / "t.csv", flowers())
+    ok("train", table, "--target", "kind", *QUICK, "--output", tmp_path / "o")
+    x = np.ones((9, 2), np.float32)
+    x[4, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    result = ok("predict", tmp_path / "o", tmp_path / "x.npy")
+    assert "1 missing value ('width' 1), where training had none" in result.err
+    assert len(result.out.splitlines()) == 10
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

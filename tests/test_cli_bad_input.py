@@ -41,12 +41,14 @@ def fails(*arguments, code=1):
 # -- data -----------------------------------------------------------------------------------------
 
 FILES = {
-    "a missing value": ("a,b,y\n1,2,x\n3,,y\n", ["row 2 (line 3)", "column 'b'", "missing"]),
-    "text": ("a,b,y\n1,foo,x\n3,4,y\n", ["row 1 (line 2)", "column 'b'", "'foo'"]),
-    "an infinity": ("a,b,y\n1,2,x\ninf,4,y\n", ["row 2", "column 'a'", "inf"]),
+    "nothing but a constant": ("a,y\n" + "1,x\n1,y\n" * 9, ["no column is left", "'a': the same"]),
+    "an infinity": (
+        "a,b,y\n1,2,x\ninf,4,y\n" + "3,4,x\n4,3,y\n" * 9,
+        ["row 2", "column 'a'", "inf"],
+    ),
     "one class only": ("a,b,y\n1,2,x\n3,4,x\n5,6,x\n", ["target y", "one class only", "'x'"]),
     "no such column": ("a,b,z\n1,2,x\n3,4,y\n", ["target column 'y'", "'a', 'b', 'z'"]),
-    "a missing target": ("a,y\n1,x\n2,\n", ["row 2", "'y'", "missing"]),
+    "no target in any row": ("a,y\n1,\n2,NA\n", ["no row has a target 'y'"]),
     "no rows": ("a,b,y\n", ["no data rows"]),
     "nothing": ("", ["empty"]),
     "a ragged line": ("a,b,y\n1,2,x\n3,4\n", ["row 2 (line 3)", "2 cells"]),
@@ -310,7 +312,7 @@ def damage(model, how):
     elif how == "empty":
         model.write_bytes(b"")
     else:
-        arrays, values = read_tensors(model, "model", 1)
+        arrays, values = read_tensors(model, "model", 2)
         arrays = {name: array.copy() for name, array in arrays.items()}
         if how == "NaN":
             arrays["layers.0.weight"][2, 1] = np.nan

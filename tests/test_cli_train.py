@@ -20,7 +20,9 @@ from gpubackprop.optimizers import OPTIMIZERS
 from gpubackprop.schedules import SCHEDULES
 from tests.cli_runs import QUICK, flowers, houses, ok, read_table, run_cli, write_table
 
-FILES = {"model.safetensors", "history.csv", "summary.json", "learning_curve.png"}
+FILES = {
+    "model.safetensors", "history.csv", "summary.json", "learning_curve.png", "report.html",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -328,6 +330,23 @@ def test_epochs_by_default_make_two_thousand_steps_within_limits(rows, batch, wa
         epochs = None
 
     assert epochs(NotAsked, rows, batch) == wanted
+
+
+def test_few_validation_rows_choose_the_epoch_by_a_mean_of_epochs_and_say_so(
+    table, tmp_path, no_pictures
+):
+    options = ("--hidden", "8", "--epochs", "40", "--device", "cpu", "--output", tmp_path)
+    result = ok("train", table, "--target", "kind", *options)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["validation_window"] == 4
+    losses = [float(v) for v in read_table((tmp_path / "history.csv").read_text())["val_loss"]]
+    means = [np.mean(losses[max(0, epoch - 3) : epoch + 1]) for epoch in range(40)]
+    best = int(np.argmin(means)) + 1
+    assert summary["best_epoch"] == best
+    said = f"kept epoch {best}, the best mean of 4 epochs on validation (7 rows are too few"
+    assert said in result.out
+    many = ok("train", table, "--target", "kind", "--validation", "0.8", "--overwrite", *options)
+    assert "the best on validation" in many.out
 
 
 def test_without_a_test_part_the_validation_score_is_shown(table, tmp_path, no_pictures):

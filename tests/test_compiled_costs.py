@@ -72,6 +72,11 @@ def test_compiled_accesses_to_shared_memory_cost_the_wavefronts_of_the_emulators
     assert [(a.requests, a.cost) for a in warp.shared] == [(1, wavefronts)] * 2
 
 
+def test_votes_are_those_of_all_lanes():
+    _, y = warps("votes")  # x is 1023, 1022, ...: 1000 is in lane 23, three lanes are above 1020
+    assert (y[:32] == 1 + 2 + 4 * 0b111).all()
+
+
 def test_a_warps_requests_to_memory_cost_their_sectors():
     (warp,), _ = warps("four_packs_in_flight")
     assert {(a.opcode.partition(".")[0], a.width, a.requests, a.cost, a.least) for a in warp.memory} == {

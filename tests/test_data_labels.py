@@ -233,13 +233,16 @@ def test_balanced_weights_are_those_of_sklearn(seed):
         ([0, 1], "classification"),
         ([-1.0, 1.0], "classification"),
         ([0, 1, 2], "regression"),  # three values, each once
-        ([0, 1, 2] * 2, "classification"),
-        (np.arange(100).repeat(2), "classification"),
-        (np.arange(101).repeat(2), "regression"),
-        (np.arange(100).repeat(2)[:-1], "regression"),  # 199 rows of 100 values
-        (np.arange(100.0).repeat(2), "classification"),
+        ([0, 1, 2] * 10, "classification"),
+        (([0, 1, 2] * 10)[:-1], "regression"),  # 29 rows of 3 values: above a tenth
+        (np.arange(20).repeat(10), "classification"),
+        (np.arange(21).repeat(100), "regression"),  # more than 20 values
+        (np.arange(20.0).repeat(10), "classification"),
         ([0.5, 1.0], "regression"),
-        (np.zeros((4, 2), int), "regression"),
+        (np.full((4, 2), 2), "regression"),
+        (np.array([[0, 1], [1, 1]]), "multilabel"),
+        (np.zeros((4, 2), int), "multilabel"),
+        (np.array([[0, 1], [1, 0], [1.0, 0]]), "classification"),  # one-hot
         (np.array([[0], [1]]), "classification"),
         (np.array(["u", "v"], object), "classification"),
     ],
@@ -248,7 +251,7 @@ def test_task_follows_the_documented_rule(y, task):
     assert infer_task(np.asarray(y)) == task
 
 
-@pytest.mark.parametrize("name", ["iris", "digits", "breast_cancer", "diabetes"])
+@pytest.mark.parametrize("name", ["iris", "digits", "breast_cancer", "wine", "diabetes"])
 def test_task_of_known_data_sets(name):
     datasets = pytest.importorskip("sklearn.datasets")
     target = getattr(datasets, f"load_{name}")().target

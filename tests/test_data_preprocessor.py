@@ -12,8 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from gpubackprop import MLP, Model
-from gpubackprop.data import TablePreprocessor
+from gpubackprop import MLP, Model, Trainer
+from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.preprocessor import Surprises
 from gpubackprop.errors import DataError, ModelFileError, OptionError, ShapeError
 from gpubackprop.tensorfile import read_tensors, write_tensors
@@ -251,6 +251,32 @@ def test_a_model_predicts_from_tables_with_text_and_gaps_as_from_their_encoded_c
         np.testing.assert_array_equal(made.predict(build(COLUMNS)), wanted)
     assert made.feature_names == list(COLUMNS)
     assert "TablePreprocessor(5 columns" in repr(made)
+
+
+@pytest.mark.parametrize("kind", ["pandas arrow", "polars", "pyarrow dictionary"])
+def test_a_trainer_and_a_model_take_a_preprocessor_in_place_of_a_standardizer(kind: str) -> None:
+    frame, labels = FRAMES[kind](COLUMNS), np.array([0, 1, 0, 1])
+    prepared = TablePreprocessor.fit(frame, min_rows=1)
+    width = len(prepared.output_names)
+    trainers = [Trainer(MLP([width, 4, 2], seed=3), batch_size=2, seed=1) for _ in range(2)]
+    trainers[0].fit(frame, labels, epochs=3, validation=(frame, labels), standardizer=prepared)
+    x = prepared.transform(COLUMNS)
+    trainers[1].fit(x, labels, epochs=3, validation=(x, labels))
+    parameters = [trainer.network.parameters.tolist() for trainer in trainers]
+    assert parameters[0] == parameters[1]
+    assert trainers[0].evaluate(frame, labels, standardizer=prepared) == trainers[1].evaluate(
+        x, labels
+    )
+    made = Model(trainers[0].network, prepared, classes=["no", "yes"])
+    assert made.preprocessor is prepared
+    assert made.predict(frame).tolist() == trainers[1].network.predict(x).tolist()
+    made._check()  # as `save` does again
+
+
+def test_a_frame_with_text_names_the_preprocessor_as_what_to_do() -> None:
+    for take in (Standardizer.fit, lambda x: Trainer(MLP([5, 2])).fit(x, [0, 1, 0, 1])):
+        with pytest.raises(DataError, match=r"TablePreprocessor"):
+            take(pd.DataFrame(COLUMNS).fillna({"age": 1.0}))
 
 
 def test_a_preprocessor_comes_back_from_the_file_exactly(tmp_path: Any) -> None:

@@ -297,7 +297,7 @@ def test_cpu_asks_nothing_of_the_driver(monkeypatch):
     ["gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:1 ", "cuda:\u0661", "", None, 0],
 )
 def test_malformed_device_name_lists_the_valid_ones(name):
-    with pytest.raises(OptionError, match=r'"auto", "cpu", "cuda" and "cuda:N"') as error:
+    with pytest.raises(OptionError, match=r'"cpu", "cpu:numpy", "cuda" and "cuda:N"') as error:
         devices.choose(name)
     assert repr(name) in str(error.value)
 
@@ -364,7 +364,7 @@ def test_blas_is_the_one_that_is_loaded():
 
 
 def test_driver_library_that_does_not_exist_is_absent(monkeypatch):
-    monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda_that_no_machine_has.so.1")
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libcuda_that_no_machine_has.so.1")
     assert cuda_driver.probe_driver().status == "absent"
 
 

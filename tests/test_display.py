@@ -65,13 +65,15 @@ def samples() -> list[Any]:
     loss = losses.SoftmaxCrossEntropy
     return [
         trainer, trainer.history, trainer.state, trainer.network, network, step, training.History(),
+        trainer.memory_estimate(1000), trainer.profile(x, labels, repeats=1),
+        trainer.profile(x, labels, repeats=1).rows[0],
         step.snapshot(), step.data, EvaluationStep(trainer.network, trainer.loss, step.data, 9),
         network.gradients(wide, np.arange(9)), network.gradients(wide, np.arange(9), loss(reduction="none")),
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,
         Standardizer.fit(x), TablePreprocessor.fit({name: wide[:, j] for j, name in enumerate(names)}),
         Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),
-        Adam().hyperparameters, network.backend, network.layout,
+        Adam().hyperparameters, network.backend, backends.get("cpu:numpy"), network.layout,
         *map(losses.loss, losses.LOSSES), loss(class_weight=np.ones(1000)), schedules.Schedule(),
         schedules.Progress(1, 2, 3), gradient_check(MLP([4, 3, 3]), x, labels),
         *formulas.ACTIVATIONS.values(), *formulas.UPDATES.values(),

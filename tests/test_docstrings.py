@@ -25,6 +25,7 @@ MODULES = (
     "gpubackprop.errors",
     "gpubackprop.formulas",
     "gpubackprop.initializers",
+    "gpubackprop.loggers",
     "gpubackprop.losses",
     "gpubackprop.ops",
     "gpubackprop.optimizers",

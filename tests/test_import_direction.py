@@ -29,15 +29,15 @@ LAYERS = (
         "initializers",
         "schedules",
     ),
-    ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check"),
+    ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
-    ("sklearn", "torch", "distributed", "bench", "cli", "plots", "__main__"),
+    ("sklearn", "torch", "distributed", "bench", "cli", "plots", "loggers", "report", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "nvmath", "onnx", "pandas", "pyarrow",
-    "pynvml", "scipy", "skl2onnx", "sklearn", "thinc", "torch",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "mlflow", "nvmath", "onnx", "pandas",
+    "pyarrow", "pynvml", "scipy", "skl2onnx", "sklearn", "tensorboard", "thinc", "torch", "wandb",
 }  # fmt: skip
 
 # Front-ends that are of no use without their package, and may import it at module level.

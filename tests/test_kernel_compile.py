@@ -4,7 +4,8 @@ Every entry for sm_75 and sm_90 where a source has changed since it was compiled
 the run is not a sample (sweeps.py), else some of its entries; the heaviest of each kernel for all seven architectures; every entry
 for all with GPUBACKPROP_COMPILE_ALL=1. Asserted: it compiles; nothing is spilled to local memory;
 registers leave room for two blocks; no FP64 arithmetic in kernels of 32 bits and less; accesses of
-128 bits where the header promises them.
+128 bits where the header promises them, for every card. How wide each access of an entry is, and that
+none is narrower, test_compiled_accesses.py asserts in the compiled code for one of them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ VECTORISED = (
     "affine_epilogue_dropout",
     "activation_backward_dropout",
     "column_sum",
+    "pointwise_loss",
     "update",
     "update_table",
     "sum_of_squares",

@@ -21,7 +21,7 @@ from tests.emulator import Module, Traffic, count_traffic
 from tests.emulator.arrays import Guarded
 from tests.emulator.cupy_stub import Launched
 from tests.emulator.operations import DTYPES, Operations
-from tests.emulator.traffic import count_launch
+from tests.emulator.traffic import conflicts, count_launch, shared_accesses
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -42,13 +42,16 @@ class Counted:
         self.seen: dict[int, Traffic] = {}
         self.total = 0
         self.launches: list[str] = []
+        self.conflicts: dict[str, float] = {}  # wavefronts in shared memory over the fewest
         self.verbs = Operations(run=self._run, device=DeviceProperties(multiprocessors))
 
     def _run(self, launched: Launched) -> None:
         self.launches.append(launched.entry)
-        for array, traffic in count_launch(module(launched.source, launched.defines), launched):
+        counted = module(launched.source, launched.defines)
+        for array, traffic in count_launch(counted, launched):
             self.seen[array.ctypes.data] = traffic
             self.total += traffic.read + traffic.written
+        self.conflicts[launched.entry] = conflicts(shared_accesses(counted))
 
     def __getitem__(self, array: np.ndarray) -> Traffic:
         return self.seen[array.ctypes.data]
@@ -132,6 +135,34 @@ def test_activation_backward_with_bias_gradient_reads_twice_and_writes_once(shap
     if shape[0] > 100:  # the partial sums, written and read again, are little
         assert counted.total < 3.2 * grad.nbytes * (1 if dtype != "bf16" else 1.1)
     assert len(counted.launches) == 2
+
+
+@pytest.mark.parametrize("dtype", ["f64", "f32", "bf16"])
+def test_both_stages_of_a_column_sum_have_no_bank_conflict(dtype):
+    memory, kind = Guarded(), DTYPES[dtype]
+    x, sums = memory.normal(SHAPE, kind), memory.empty(SHAPE[1:], kind)
+    counted = Counted()
+    counted.verbs.column_sum(x, sums)
+    assert counted.conflicts == dict.fromkeys(counted.launches, 1.0)
+    assert len(counted.conflicts) == 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype", "most"),
+    [(8, "f32", 4.5), (10, "f32", 1.02), (16, "f32", 4.3), (32, "f32", 4.3), (64, "f32", 2.5),
+     (8, "bf16", 3.1), (10, "bf16", 1.02), (32, "bf16", 2.9), (64, "bf16", 3.0)],
+)  # fmt: skip
+def test_short_rows_have_no_more_bank_conflicts_than_now(classes, dtype, most):
+    """An access of a column is 8-way where rows are 8, 16 or 32 numbers of float32; the rest of the
+    kernel has none, so that the figures of all together are lower."""
+    memory, rows, kind = Guarded(), 256, DTYPES[dtype]
+    z, y = memory.normal((rows, classes), kind), memory.put(np.arange(rows) % classes)
+    result = {"row_loss": memory.empty((rows,), np.float32), "delta": memory.empty(z.shape, kind)}
+    counted = Counted()
+    counted.verbs.softmax_cross_entropy(z, y, result)
+    (entry,) = counted.launches
+    LINES.append(f"  {entry} K={classes}: wavefronts {counted.conflicts[entry]:.2f}")
+    assert counted.conflicts[entry] <= most
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
@@ -261,6 +292,8 @@ def test_weights_of_rows_read_and_write_once():
 
 @pytest.mark.parametrize("classes", [10, 1000, 4096])
 def test_pointwise_losses_read_and_write_once(classes):
+    """In accesses of 16 bytes. Rows of 40 bytes have heads and tails of two elements, and a request for
+    those of eight rows touches a sector for each."""
     memory, rows = Guarded(), 64
     z, delta = (memory.normal((rows, classes), np.float32) for _ in range(2))
     result = {"row_loss": memory.empty((rows,), np.float32), "delta": delta}
@@ -271,7 +304,8 @@ def test_pointwise_losses_read_and_write_once(classes):
         f"pointwise_loss K={classes}", a=counted[z], targets=counted[targets], delta=counted[delta]
     )
     assert (counted[z].reads, counted[targets].reads, counted[delta].writes) == (1, 1, 1)
-    assert counted[z].sectors_per_minimum < (1.6 if classes == 10 else 1.05)
+    assert counted[z].widest == 16
+    assert counted[z].sectors_per_minimum <= (1.8 if classes == 10 else 1.05)
 
 
 @pytest.mark.parametrize("classes", [10, 1000])

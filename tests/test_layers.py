@@ -177,7 +177,7 @@ def test_column_sum_of_bfloat16_is_accumulated_in_float32():
     np.testing.assert_allclose(got.astype(float), x.astype(np.float64).sum(0), rtol=2.0**-8)
 
 
-@pytest.mark.ways("numpy", reason="threads of the NumPy backend")
+@pytest.mark.ways("numpy", "native", reason="threads of the host")
 @pytest.mark.parametrize("shape", [(2**18, 16), (3, 100_000), (300_000, 2)], ids=str)
 def test_column_sum_is_bitwise_repeatable_for_any_number_of_threads(shape):
     before, seen = get_num_threads(), set()

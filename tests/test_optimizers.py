@@ -262,7 +262,7 @@ def test_zeros_stay_zeros_so_that_the_alignment_gaps_never_change(name):
             np.testing.assert_array_equal(p, 0.0)
 
 
-@pytest.mark.ways("numpy", reason="blocks and threads of the NumPy backend")
+@pytest.mark.ways("numpy", "native", reason="blocks and threads of the host")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_update_in_blocks_on_threads_equals_one_of_each_element_bit_for_bit(name):
     """150,001 elements: several blocks, a ragged last one."""

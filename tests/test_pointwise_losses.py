@@ -198,7 +198,7 @@ def test_targets_of_one_unit_may_be_a_vector_and_of_any_number_type():
         np.testing.assert_array_equal(got[1], wanted[1])
 
 
-@pytest.mark.ways("numpy", reason="threads of the NumPy backend")
+@pytest.mark.ways("numpy", "native", reason="threads of the host")
 def test_results_do_not_depend_on_the_number_of_threads_bit_for_bit():
     before, seen = get_num_threads(), set()
     a, t = problem("poisson", 30_000, 10)

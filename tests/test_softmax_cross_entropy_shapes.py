@@ -207,7 +207,7 @@ def test_another_view_of_the_very_same_logits_counts_as_in_place():
     np.testing.assert_array_equal(z, wanted)
 
 
-@pytest.mark.ways("numpy", reason="threads of the NumPy backend")
+@pytest.mark.ways("numpy", "native", reason="threads of the host")
 @pytest.mark.parametrize("classes", [10, 100, 1000])
 def test_results_do_not_depend_on_the_number_of_threads_bit_for_bit(classes, restored_threads):
     z, t = problem(400_000 // classes, classes, np.float32)
@@ -246,7 +246,7 @@ def test_memory_beyond_the_output_is_a_mebibyte_and_a_few_numbers_a_row(
     assert peak < 2**20 + 64 * rows, f"{peak / 2**20:.2f} MiB"
 
 
-@pytest.mark.ways("numpy", "cuda", reason="too large for the emulator")
+@pytest.mark.ways("numpy", "native", "cuda", reason="too large for the emulator")
 @pytest.mark.slow
 def test_a_million_rows_of_16_bit_logits_match_pytorch_in_float64():
     z, t = problem(1_000_000, 3, np.float16)

@@ -176,7 +176,7 @@ def plain_training(step: TrainStep, x: Array, labels: Array, rows: list[Array], 
     return np.array(losses)
 
 
-@pytest.mark.ways("numpy", "cuda", reason="fifty steps take the emulator too long")
+@pytest.mark.ways("numpy", "native", "cuda", reason="fifty steps take the emulator too long")
 def test_losses_equal_a_plain_numpy_computation() -> None:
     x, _ = some_data()
     labels = x[:, :5].argmax(1)
@@ -187,7 +187,7 @@ def test_losses_equal_a_plain_numpy_computation() -> None:
     np.testing.assert_allclose(losses, wanted, rtol=1e-12)
 
 
-@pytest.mark.ways("numpy", reason="threads of the NumPy backend")
+@pytest.mark.ways("numpy", "native", reason="threads of the host")
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_results_do_not_depend_on_the_number_of_threads(
     activation: str, monkeypatch: pytest.MonkeyPatch
@@ -339,7 +339,7 @@ def test_sum_reduction_trains_on_the_sum_and_reports_the_mean_per_row() -> None:
     )
 
 
-@pytest.mark.ways("numpy", "cuda", reason="two hundred steps take the emulator too long")
+@pytest.mark.ways("numpy", "native", "cuda", reason="two hundred steps take the emulator too long")
 @pytest.mark.parametrize("make", [Momentum, Lion])
 def test_optimizers_without_a_twin_in_pytorch_lower_the_loss(
     make: Callable[..., Optimizer],

@@ -27,7 +27,7 @@ Array = np.ndarray
 # -- what it learns -------------------------------------------------------------------------------
 
 
-@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
+@pytest.mark.ways("numpy", "native", "cuda", reason="hundreds of steps take the emulator too long")
 def test_xor_is_learned() -> None:
     x, targets = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), np.array([0, 1, 1, 0])
     network = MLP([2, 8, 2], "tanh", seed=1)
@@ -37,7 +37,7 @@ def test_xor_is_learned() -> None:
     assert history["loss"][-1] < 0.05 < history["loss"][0]
 
 
-@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
+@pytest.mark.ways("numpy", "native", "cuda", reason="hundreds of steps take the emulator too long")
 def test_linear_regression_ends_at_the_least_squares_solution() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3))
@@ -52,7 +52,7 @@ def test_linear_regression_ends_at_the_least_squares_solution() -> None:
     assert history["rmse"][-1] == pytest.approx(math.sqrt(residual.sum() / 400), rel=1e-6)
 
 
-@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
+@pytest.mark.ways("numpy", "native", "cuda", reason="hundreds of steps take the emulator too long")
 def test_poisson_regression_ends_at_the_mean_count() -> None:
     counts = np.random.default_rng(0).poisson(4.0, size=(500, 1))
     network = MLP([1, 1], output="exp", dtype="float64", initializer="zeros")
@@ -62,7 +62,7 @@ def test_poisson_regression_ends_at_the_mean_count() -> None:
     assert host(network.predict([[0.0]]))[0, 0] == pytest.approx(counts.mean(), rel=1e-6)
 
 
-@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
+@pytest.mark.ways("numpy", "native", "cuda", reason="hundreds of steps take the emulator too long")
 def test_multilabel_targets_are_learned_unit_by_unit() -> None:
     x = np.random.default_rng(0).normal(size=(300, 4))
     targets = (x[:, :3] > 0).astype(float)
@@ -296,7 +296,7 @@ def test_schedules_by_epoch_equal_pytorch(schedule: Schedule, make: Any) -> None
     np.testing.assert_allclose(history["lr"], lr_by_pytorch(make, 6), rtol=1e-12)
 
 
-@pytest.mark.ways("numpy", "cuda", reason="hundreds of steps take the emulator too long")
+@pytest.mark.ways("numpy", "native", "cuda", reason="hundreds of steps take the emulator too long")
 def test_reduce_on_plateau_follows_the_validation_loss_as_pytorch() -> None:
     network = MLP([1, 1], output="linear", dtype="float64", initializer="zeros")
     one = np.ones((1, 1))

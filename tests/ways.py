@@ -1,7 +1,8 @@
-"""The three ways in which operations, networks and training are tested: the fixture `way`.
+"""The four ways in which operations, networks and training are tested: the fixture `way`.
 
 ==============  ==================================================================================
 numpy           the NumPy backend
+native          the host's backend with the compiled kernels of this machine
 cuda-emulated   the CUDA backend's own code on `emulator.cupy_stub` and emulated kernels
 cuda            the CUDA backend on a GPU, through CuPy
 ==============  ==================================================================================
@@ -27,10 +28,12 @@ import pytest
 import gpubackprop
 from gpubackprop import backends, ops
 from gpubackprop.backends import devices
+from gpubackprop.backends.native import HostPath, host_path, library
 from tests import emulator
 from tests.emulator import cupy_stub
 
-WAYS = ("numpy", "cuda-emulated", "cuda")
+WAYS = ("numpy", "native", "cuda-emulated", "cuda")
+HOSTS = ("numpy", "native", "host")
 
 
 class Way:
@@ -44,7 +47,7 @@ class Way:
         The device with which a network of this way is built.
     """
 
-    name, device = "numpy", "cpu"
+    name, device = "host", "cpu"
 
     @property
     def backend(self) -> Any:
@@ -53,6 +56,14 @@ class Way:
     def call(self, function: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
         """Return ``function(*args, **options)`` with NumPy arrays in and out."""
         return function(*args, **options)
+
+
+class _Numpy(Way):
+    name, device = "numpy", "cpu:numpy"
+
+
+class _Native(Way):
+    name = "native"
 
 
 class _Cuda(Way):
@@ -182,8 +193,8 @@ def skip_if_large(*shape: int) -> None:
 
 
 def on_host() -> bool:
-    """Return whether the current way is NumPy's."""
-    return CURRENT[-1].name == "numpy"
+    """Return whether the current way computes on the CPU."""
+    return CURRENT[-1].name in HOSTS
 
 
 def is_emulated() -> bool:
@@ -253,16 +264,25 @@ def put(array: Any, values: Any) -> None:
 
 @contextmanager
 def taken(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
-    """Make the way `name` the current one within the context; skip if it cannot be taken."""
+    """Make the way `name` the current one within the context; skip if it cannot be taken.
+
+    "host" is the CPU as it computes by itself.
+    """
     if name == "cuda-emulated" and emulator.missing_compiler():
         pytest.skip(emulator.missing_compiler())
     if name == "cuda":
         device, reason = devices.choose("auto")
         if device == "cpu":
             pytest.skip(f"needs a GPU: {reason}")
-    way = {"numpy": Way, "cuda-emulated": _Emulated, "cuda": _Gpu}[name]()
+    if name == "native" and host_path().library is None:
+        pytest.skip(host_path().reason)
+    kinds = {"numpy": _Numpy, "native": _Native, "cuda-emulated": _Emulated, "cuda": _Gpu}
+    way = kinds.get(name, Way)()
     CURRENT.append(way)
     try:
+        if name == "numpy":  # operations on NumPy arrays name no device
+            off = HostPath(None, "the test takes NumPy's way")
+            monkeypatch.setattr(library, "_path", off)
         if name == "cuda-emulated":
             monkeypatch.setattr(devices, "choose", _choose_emulated)
             with cupy_stub.installed():
@@ -280,5 +300,5 @@ def _choose_emulated(device: str) -> tuple[str, str]:
 
 def parameter(name: str) -> Any:
     """Return one way as a parameter of the fixture, with its marks."""
-    marks = {"numpy": (), "cuda-emulated": pytest.mark.emulated, "cuda": pytest.mark.gpu}[name]
+    marks = {"cuda-emulated": pytest.mark.emulated, "cuda": pytest.mark.gpu}.get(name, ())
     return pytest.param(name, id=name, marks=marks)

@@ -16,6 +16,7 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.arrays import ANYWHERE, as_cupy, on_gpu
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.loss import LossOptions, Total
+from gpubackprop.backends.native import NativeBackend
 from gpubackprop.backends.numpy import NumpyBackend
 from gpubackprop.backends.updater import LossScaling, Updater, UpdateRule
 from gpubackprop.errors import DeviceUnavailable, DtypeError
@@ -25,6 +26,7 @@ __all__ = [
     "Backend",
     "LossOptions",
     "LossScaling",
+    "NativeBackend",
     "NumpyBackend",
     "Total",
     "UpdateRule",
@@ -43,7 +45,7 @@ def get(device: str = "cpu") -> Backend:
     Parameters
     ----------
     device : str
-        One of "auto", "cpu", "cuda" and "cuda:N".
+        One of "auto", "cpu", "cpu:numpy", "cuda" and "cuda:N".
 
     Returns
     -------
@@ -63,8 +65,8 @@ def get(device: str = "cpu") -> Backend:
     'cpu'
     """
     name, reason = (device, "") if device == "cpu" else devices.choose(device)
-    backend: Backend = NumpyBackend()
-    if name != "cpu":
+    backend: Backend = NumpyBackend() if name == "cpu:numpy" else NativeBackend()
+    if not devices.is_host(name):
         from gpubackprop.backends.cupy import CupyBackend
 
         backend = CupyBackend(int(re.sub(r"\D", "", name)))
@@ -72,7 +74,7 @@ def get(device: str = "cpu") -> Backend:
     return backend
 
 
-HOST = NumpyBackend()
+HOST = NativeBackend()
 _ON_HOST = frozenset((np.ndarray, type(None), int, float, list, tuple))
 
 

@@ -28,7 +28,7 @@ class Backend(Memory, Protocol):
     Attributes
     ----------
     device : str
-        "cpu" or "cuda:N".
+        "cpu", "cpu:numpy" or "cuda:N".
     reason : str
         A line that says why device="auto" took it; "" if it was named.
     """

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 # CUdevice_attribute of cuda.h
 _COMPUTE_CAPABILITY_MAJOR = 75
@@ -104,11 +104,11 @@ def probe_driver() -> DriverReport:
     "spawn".
     """
     try:
-        library = load_library(_LIBRARY)
+        library = load_library(LIBRARY)
     except OSError:
         return DriverReport(
             "absent",
-            f"no NVIDIA driver found ({_LIBRARY} does not load)",
+            f"no NVIDIA driver found ({LIBRARY} does not load)",
             "install the NVIDIA driver, after which nvidia-smi lists the card",
         )
     version = None
@@ -121,7 +121,7 @@ def probe_driver() -> DriverReport:
         return _failure(error, version)
     except AttributeError as error:
         return DriverReport(
-            "failed", f"{_LIBRARY} is no NVIDIA driver ({error})", "reinstall the NVIDIA driver"
+            "failed", f"{LIBRARY} is no NVIDIA driver ({error})", "reinstall the NVIDIA driver"
         )
     if not gpus:
         return _failure(_DriverError("cuDeviceGetCount", _NO_DEVICE), version)

@@ -305,9 +305,14 @@ def _column_finish(
 def _rows(
     shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
 ) -> tuple[Any, ...]:
-    """Give each row a group of threads; blocks take rows in turn."""
+    """Give each row a group of threads; blocks take rows in turn.
+
+    A thread has packs, or elements in rows of at most two packs (kernels/pointwise_loss.cu).
+    """
     rows, cols = shape
-    x = ROW_THREADS if cols > WIDE_ROW else power_of_two(cols, 32)
+    pack = VECTOR_BYTES // itemsize
+    parts = cols if cols <= 2 * pack else ceil_division(cols + pack - 1, pack)
+    x = ROW_THREADS if cols > WIDE_ROW else power_of_two(parts, 32)
     y = ROW_THREADS // x
     most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
     return (min(ceil_division(rows, y), most), 1), (x, y), 0, None

@@ -96,12 +96,13 @@ def choose(device: str) -> tuple[str, str]:
     Parameters
     ----------
     device : str
-        One of "auto" (CUDA if all of it works, else the CPU), "cpu", "cuda" and "cuda:N".
+        One of "auto" (CUDA if all of it works, else the CPU), "cpu", "cpu:numpy" (the CPU without
+        compiled kernels), "cuda" and "cuda:N".
 
     Returns
     -------
     resolved : str
-        "cpu" or "cuda:N".
+        "cpu", "cpu:numpy" or "cuda:N".
     reason : str
         The reason, e.g. "NVIDIA H200, compute capability 9.0", or why "auto" fell back to the CPU.
 
@@ -113,15 +114,17 @@ def choose(device: str) -> tuple[str, str]:
         CUDA was asked for by name and something of it is missing.
     """
     match = isinstance(device, str) and re.fullmatch(
-        r"auto|cpu|cuda(?::(0|[1-9][0-9]{0,8}))?", device
+        r"auto|cpu|cpu:numpy|cuda(?::(0|[1-9][0-9]{0,8}))?", device
     )
     if not match:
         raise OptionError(
-            f'device={device!r} is not a device; valid are "auto", "cpu", "cuda" and "cuda:N" '
-            "with N = 0, 1, ..."
+            f'device={device!r} is not a device; valid are "auto", "cpu", "cpu:numpy", "cuda" and '
+            '"cuda:N" with N = 0, 1, ...'
         )
     if device == "cpu":
         return "cpu", "the CPU was asked for"
+    if device == "cpu:numpy":
+        return device, "NumPy was asked for"
     index = int(match[1] or 0)
     driver = probe_driver()
     lack = _first_problem(driver, index)
@@ -149,6 +152,11 @@ def chosen(device: str) -> tuple[str, str]:
     if key not in _CHOSEN:
         _CHOSEN[key] = choose(device)
     return _CHOSEN[key]
+
+
+def is_host(device: str) -> bool:
+    """Return whether a device is the CPU, with compiled kernels or without."""
+    return device.partition(":")[0] == "cpu"
 
 
 def has_cuda_backend() -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import devices
 from gpubackprop.bench import operations
 from gpubackprop.bench.problems import Unsupported
 from gpubackprop.bench.providers import SAME_SIZE
@@ -37,11 +38,11 @@ def make_small() -> None:
 
 
 def kind(device: str) -> str:
-    return "cpu" if device == "cpu" else "cuda"
+    return "cpu" if devices.is_host(device) else "cuda"
 
 
 def timer(device: str, provider: str) -> Timer:
-    return Timer() if device == "cpu" else CupyTimer(device)
+    return Timer() if devices.is_host(device) else CupyTimer(device)
 
 
 def setup(case: Case, where: Timer, provider: str) -> Work:

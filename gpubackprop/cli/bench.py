@@ -123,7 +123,7 @@ def _measure(args: argparse.Namespace) -> int:
     say = Say(json="-" in (args.json, args.csv))
     threads = args.threads or probe_cpu().cores
     settings = Settings(args.size, name, reason, args.op, args.peers, (threads,), args.budget)
-    with_cpu = "" if name == "cpu" else f" and the CPU with {count(threads, 'thread')}"
+    with_cpu = "" if devices.is_host(name) else f" and the CPU with {count(threads, 'thread')}"
     say.line(f"device: {name} ({reason}){with_cpu}")
     record = measure(settings, progress)
     clear_progress()

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from gpubackprop import backends
+from gpubackprop.backends import devices
 from gpubackprop.bench import parity
 from gpubackprop.cli.common import Say, add_device_options, count, set_threads, use_device, whole
 from gpubackprop.errors import GpubackpropError
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     device = use_device(args, cpu_only=args.device == "auto")
     say = Say(args.json, args.quiet)
     rows: list[dict[str, Any]] = []
-    on_gpu = device.name != "cpu"
+    on_gpu = not devices.is_host(device.name)
     parity_rows: list[parity.Result] = []
     wrong = _parity(device.name, args.seed, say, parity_rows) if on_gpu else []
     where = {"device": device.name} if on_gpu else {}

@@ -106,7 +106,8 @@ def add_device_options(parser: Any) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help='"auto" (a GPU that works and is worth it, else the CPU), "cpu", "cuda" or "cuda:1"',
+        help='"auto" (a GPU that works and is worth it, else the CPU), "cpu", "cpu:numpy" (the CPU '
+        'without compiled kernels), "cuda" or "cuda:1"',
     )
     parser.add_argument(
         "--threads",
@@ -127,7 +128,7 @@ class Device:
 
     def __str__(self) -> str:
         reason = re.sub(r" \([^()]*\)", "", self.reason)  # `info` and --json give the details
-        if self.name != "cpu":
+        if not devices.is_host(self.name):
             return f"{self.name} ({reason})"
         return f"{self.name} ({reason}; {count(self.threads, 'thread')}, {self.blas})"
 
@@ -150,7 +151,7 @@ def use_device(args: argparse.Namespace, *, cpu_only: bool = False) -> Device:
         CUDA was asked for by name and something is missing.
     """
     name, reason = devices.choose(args.device)
-    if cpu_only and name != "cpu":
+    if cpu_only and not devices.is_host(name):
         if args.device != "auto":
             raise DeviceUnavailable(
                 f"this command runs on the CPU, not on {name}; leave --device out"
@@ -245,8 +246,8 @@ def _jsonable(value: Any) -> Any:
 
 
 def metric_text(name: str, value: float) -> str:
-    """Return accuracy with four digits behind the point, or rmse in the targets' unit with five."""
-    return f"{value:.4f}" if name == "accuracy" else f"{value:.5g}"
+    """Return a figure with four digits behind the point, one in the targets' unit with five."""
+    return f"{value:.5g}" if name.startswith(("rmse", "mae")) else f"{value:.4f}"
 
 
 def count(number: int, noun: str) -> str:

@@ -1,47 +1,88 @@
-"""``gpubackprop info``: what this machine offers to the library, and what is missing."""
+"""``gpubackprop info``: what this machine offers to the library; or what a model is."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpubackprop import backends
+from gpubackprop import Model, backends
 from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
+from gpubackprop.backends.native import HostPath, host_path
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.cli.common import Say, blas_name, count, versions
+from gpubackprop.data.classes import as_text
 from gpubackprop.errors import GpubackpropError
 
 _EPILOG = """\
 examples:
   gpubackprop info
   gpubackprop info --json
+  gpubackprop info runs/iris
+      what a model wants and predicts
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.usage = "gpubackprop info [--json]"
+    parser.usage = "gpubackprop info [MODEL] [--json]"
     parser.description = (
-        "Show the device that --device auto means here, the NVIDIA driver, the CUDA libraries "
-        "found, what is missing and how to get it, BLAS, threads and versions."
+        "Show the device that --device auto means here, what computes on the CPU and why, the "
+        "NVIDIA driver, the CUDA libraries found, what is missing and how to get it, BLAS, threads "
+        "and versions. With MODEL: its network, its columns and what is done with each, its "
+        "classes."
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="model.safetensors, or the directory that has it"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.model is not None:
+        return describe_model(args)
     report = devices.probe()
     name, reason = devices.choose("auto")
     say = Say(args.json)
     graphs = cuda_graphs(name)
-    for line in lines(report, name, reason, graphs):
+    host = host_path()
+    for line in lines(report, name, reason, graphs, host):
         say.line(line)
     values: dict[str, Any] = {"device": name, "reason": reason, "versions": versions()}
     values["cuda_graphs"] = graphs
+    values["host"] = {"path": host.name, "reason": host.reason, "file": host.file}
     say.object(values | dataclasses.asdict(report) | {"missing": _missing(report)})
+    return 0
+
+
+def describe_model(args: argparse.Namespace) -> int:
+    """Show what a model's file holds."""
+    path = Path(args.model)
+    path = path / "model.safetensors" if path.is_dir() else path
+    model, say = Model.load(path), Say(args.json)
+    network, prepared = model.network, model.preprocessor
+    columns = prepared.report() if prepared else dict.fromkeys(model.feature_names or (), "number")
+    classes = None if model.classes is None else [as_text(c) for c in model.classes]
+    values = {
+        "model": str(path), "network": network.config(), "columns": columns,
+        "inputs": prepared.output_names if prepared else None, "targets": model.target_names,
+        "classes": classes, "parameters": int(network.parameters.size),
+    }  # fmt: skip
+    say.line(f"model         {path}")
+    widths = "-".join(map(str, network.widths))
+    acts = ", ".join(dict.fromkeys(str(act) for act in network.activations)) or "no hidden layer"
+    say.line(f"network       {widths}, {acts}, {network.output}, {network.dtype.name}")
+    if model.target_names:
+        say.line(f"predicts      {', '.join(model.target_names)}")
+    if classes:
+        say.line(f"classes       {', '.join(classes)}")
+    for name, what in columns.items():
+        say.line(f"column        {name}: {what}")
+    say.object(values)
     return 0
 
 
@@ -66,7 +107,11 @@ def cuda_graphs(name: str) -> dict[str, str]:
 
 
 def lines(
-    report: DeviceReport, name: str, reason: str, graphs: dict[str, str] | None = None
+    report: DeviceReport,
+    name: str,
+    reason: str,
+    graphs: dict[str, str] | None = None,
+    host: HostPath | None = None,
 ) -> list[str]:
     cpu, driver = report.cpu, report.driver
     cores = count(cpu.cores, "core")
@@ -77,8 +122,11 @@ def lines(
         f"processor     {cpu.model}, {cores}",
         f"BLAS          {blas_name(cpu)}, {blas_threads} threads; elementwise work on "
         f"{count(get_num_threads(), 'thread')}",
-        f"driver        {_driver(report)}",
     ]
+    if host is not None:
+        where = f", {host.file}" if host.file else ""
+        text.append(f"host path     {host.name} ({host.reason}{where})")
+    text.append(f"driver        {_driver(report)}")
     text += [
         f"GPU {gpu.index}         {gpu.name}, {gpu.total_bytes / 2**30:.0f} GiB, "
         f"compute capability {'.'.join(map(str, gpu.compute_capability))}"

@@ -25,9 +25,12 @@ from gpubackprop.cli.common import (
     use_device,
 )
 from gpubackprop.cli.outputs import add_overwrite_option, claim_file, refuse_inputs
+from gpubackprop.cli.predict_table import Rows, read_table
 from gpubackprop.cli.streams import csv_stdout, from_shell
+from gpubackprop.cli.train_options import mark
 from gpubackprop.data import Dataset, load_dataset
-from gpubackprop.data.classes import as_text
+from gpubackprop.data.classes import as_text, class_indices
+from gpubackprop.data.preprocessor import Surprises
 from gpubackprop.errors import (
     DataError,
     GpubackpropError,
@@ -35,6 +38,7 @@ from gpubackprop.errors import (
     ShapeError,
     StorageError,
 )
+from gpubackprop.scores import class_scores, column_rmse, label_scores, number_scores
 
 Array = np.ndarray
 BATCH_ROWS = 4096
@@ -43,9 +47,11 @@ examples:
   gpubackprop predict runs/iris/model.safetensors new.csv
   gpubackprop predict runs/iris/model.safetensors new.csv --probabilities --output out.csv
   gpubackprop predict runs/iris/model.safetensors labelled.csv --score --output /dev/null
+  gpubackprop predict runs/iris new.csv --keep id,name --output out.csv
 
 The columns of a table are found by their names: their order does not matter and others are
-ignored. Arrays (NPY, NPZ, IDX) have no names: their columns are taken as they come.
+ignored. Categories that training had not, and missing values, are predicted too, and counted on
+one line. Arrays (NPY, NPZ, IDX) have no names: their columns are taken as they come.
 """
 
 
@@ -67,7 +73,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--score", action="store_true", help="compare with the targets in DATA: accuracy, rmse")
     add("--target", metavar="COLUMN", help="targets for --score (default: named as in training)")
+    add(
+        "--keep", action="append", default=[], metavar="A,B,...",
+        help="columns of a table that go to the output as they are, before the predictions",
+    )  # fmt: skip
     add("--features", metavar="KEY", help="key of the inputs in an NPZ file")
+    add("--separator", type=mark, metavar="C", help="between the cells of a CSV file")
+    add("--decimal", choices=[".", ","], help="mark before decimals in a CSV file")
     add("--no-header", action="store_true", help="line 1 of the CSV file is data")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--quiet", action="store_true", help="print nothing but predictions to stdout")
@@ -83,40 +95,68 @@ def run(args: argparse.Namespace) -> int:
     columns = chosen_columns(args, model)
     if not to_stdout:
         refuse_inputs(args, args.output, {"MODEL": path, "DATA": args.data})
-        claim_file(args, args.output, "predictions of this model", partial(is_predictions, model))
+        own = partial(
+            is_predictions, model, [name for text in args.keep for name in text.split(",")]
+        )
+        claim_file(args, args.output, "predictions of this model", own)
     if device.name != "cpu":
         model.network = model.network.copy(device.name)
-    dataset = read(args, model)
-    rows: list[list[Any]] = []
-    names = [column.name for column in columns]
-    predicted = np.empty((len(dataset.x) if args.score else 0, model.network.widths[-1]))
+    rows, surprises = read(args, model), Surprises()
+    lines: list[list[Any]] = []
+    names = [*rows.kept, *(column.name for column in columns)]
+    kept = list(rows.kept.values())
+    predicted = np.empty((rows.number if args.score else 0, model.network.widths[-1]))
     with _sink(None if to_stdout and args.json else args.output) as sink:
         writer = csv.writer(sink, lineterminator="\n") if sink else None
         if writer:
             writer.writerow(names)
-        for start, yhat in model.predict_batches(dataset.x, batch_rows=BATCH_ROWS):
+        for start, yhat in model.predict_batches(
+            rows.x, batch_rows=BATCH_ROWS, surprises=surprises
+        ):
+            stop = start + len(yhat)
             if args.score:
-                predicted[start : start + len(yhat)] = yhat
-            lines = list(map(list, zip(*(column.cells(yhat) for column in columns), strict=True)))
+                predicted[start:stop] = yhat
+            cells = [column[start:stop] for column in kept]
+            cells += [column.cells(yhat) for column in columns]
+            block = list(map(list, zip(*cells, strict=True)))
             if writer:
-                writer.writerows(lines)
+                writer.writerows(block)
             else:
-                rows.extend(lines)
-    scores = score(model, dataset, predicted) if args.score else {}
+                lines.extend(block)
     say = Say(args.json, args.quiet)
+    notes = rows.notes + ([str(surprises)] if str(surprises) else [])
+    for note in () if args.quiet else notes:
+        say.note(f"{args.data}: {note}")
+    scores = score(args, model, rows, predicted) if args.score else {}
     if not to_stdout:
-        say.line(f"{count(len(dataset.x), 'prediction')} written to {args.output}")
+        say.line(f"{count(rows.number, 'prediction')} written to {args.output}")
     for name, value in scores.items():
         text = f"{name}: {metric_text(name, value)}"
         (say.note if to_stdout and not args.json else say.result)(text)
-    values = {"rows": len(dataset.x), "columns": names, "device": device.name, **scores}
-    values |= {"predictions": rows} if to_stdout else {"output": args.output}
+    values = {"rows": rows.number, "columns": names, "device": device.name, **scores}
+    values |= {"notes": notes}
+    values |= {"predictions": lines} if to_stdout else {"output": args.output}
     say.object(values)
     return 0
 
 
-def read(args: argparse.Namespace, model: Model) -> Dataset:
-    """Read DATA with the model's columns in the model's order; targets only for --score.
+def read(args: argparse.Namespace, model: Model) -> Rows:
+    """Read DATA with the model's columns in the model's order; targets only for --score."""
+    check_data_options(args)
+    if has_column_names(args.data) and model.preprocessor is not None:
+        return read_table(args, model, model.preprocessor)
+    for option in ("keep", "separator", "decimal"):
+        if getattr(args, option):
+            args.parser.error(f"--{option} is for tables and models trained on tables")
+    dataset = read_arrays(args, model)
+    y = dataset.y
+    if y is not None and model.classes is not None and y.ndim == 2 and y.shape[1] > 1:  # one-hot
+        y = np.asarray(model.classes)[y.argmax(1)]
+    return Rows(dataset.x, len(dataset.x), y, None, {}, [])
+
+
+def read_arrays(args: argparse.Namespace, model: Model) -> Dataset:
+    """Read DATA as numbers: arrays, or the columns of a table in the order of the model's.
 
     Raises
     ------
@@ -148,7 +188,10 @@ def read(args: argparse.Namespace, model: Model) -> Dataset:
     features = args.features if args.features is not None else names
     dataset = load_dataset(args.data, target=target, features=features, header=not args.no_header)
     wanted, got = model.network.widths[0], dataset.x.shape[1]
-    if got != wanted:
+    prepared = model.preprocessor
+    if prepared is not None:
+        wanted = len(prepared.names)
+    if got != wanted and (prepared is None or got != len(prepared.columns)):
         hint = "; if one of them is the target, name it with --target" if got == wanted + 1 else ""
         raise ShapeError(
             f"{args.data} has {count(got, 'feature column')} but {args.model} was trained on "
@@ -222,29 +265,46 @@ def chosen_columns(args: argparse.Namespace, model: Model) -> list[Column]:
     return always + (probabilities if args.probabilities else [])
 
 
-def is_predictions(model: Model, file: Path) -> bool:
-    """Return whether this CSV file has the header of the model's predictions."""
+def is_predictions(model: Model, kept: list[str], file: Path) -> bool:
+    """Return whether a CSV file has the header of the model's predictions, after kept columns."""
     always, probabilities = ([column.name for column in part] for part in columns_of(model))
     try:
         with open(file, encoding="utf-8", newline="") as lines:
             header = next(csv.reader(lines), [])
     except (OSError, ValueError, csv.Error):
         return False
-    return header in (always, always + probabilities)
+    owns = (always, always + probabilities)
+    return any(header in (own, kept + own) for own in owns)
 
 
-def score(model: Model, dataset: Dataset, yhat: Array) -> dict[str, float]:
+def score(args: argparse.Namespace, model: Model, rows: Rows, yhat: Array) -> dict[str, float]:
     """Return accuracy for classes (multilabel: share of rows with every label right), else rmse.
+
+    Further figures of the same kind follow.
 
     Raises
     ------
     DataError
         The model does not know a label (the row is named), or the targets are of another kind.
     """
+    picked = yhat if rows.scored is None else yhat[rows.scored]
     try:
-        return model.compare(yhat, dataset.y)
+        first = model.compare(picked, rows.y)
     except GpubackpropError as error:
-        raise DataError(f"{dataset.source}: {error}; --target names the targets") from error
+        raise DataError(f"{args.data}: {error}; --target names the targets") from error
+    y = np.asarray(rows.y)
+    if model.classes is not None:
+        if picked.shape[1] == 1:
+            picked = np.concatenate([1 - picked, picked], axis=1)
+        return first | class_scores(picked, class_indices(y, np.asarray(model.classes)))
+    y = y[:, None] if y.ndim == 1 else y
+    if model.network.output == "logistic":
+        return first | label_scores(picked, y)
+    found = first | number_scores(picked, y)
+    if len(model.target_names or ()) > 1:
+        pairs = zip(model.target_names or (), column_rmse(picked, y), strict=True)
+        found |= {f"rmse of {name}": value for name, value in pairs}
+    return found
 
 
 @contextmanager

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpubackprop import MLP, Trainer
-from gpubackprop.backends import workload
+from gpubackprop.backends import devices, workload
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
 from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
-from gpubackprop.cli.train_data import TrainingData, prepare
+from gpubackprop.cli.train_data import prepare
 from gpubackprop.cli.train_output import parameter_count, summarize, write_files
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.cli.train_run import train
 from gpubackprop.errors import ShapeError
+from gpubackprop.loggers import LOGGERS
 
 configure = options.add_options
 SMALL_WORK = 10_000_000  # multiplications of one forward pass of a batch
@@ -37,8 +40,13 @@ def run(args: argparse.Namespace) -> int:
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
     claim_directory(args, data, output, say)
+    loggers = [LOGGERS[name](output) for name in args.log]
+    for logger in loggers:
+        logger.check()
     print_head(say, args, data, trainer, device)
-    outcome = train(args, data, trainer, output, say)
+    with ExitStack() as open_loggers:
+        trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
+        outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
     interrupted = outcome.stopped == "interrupted"
@@ -125,7 +133,7 @@ def suit_threads(args: argparse.Namespace, trainer: Trainer, device: Device) -> 
     with one thread; with two in 1 s to 50 s, depending on what else ran).
     """
     work = trainer.batch_size * parameter_count(trainer.network.widths)
-    small = device.name == "cpu" and work < SMALL_WORK
+    small = devices.is_host(device.name) and work < SMALL_WORK
     if args.threads is None and small and set_threads(1):
         return dataclasses.replace(device, threads=1)
     return device
@@ -146,10 +154,16 @@ def print_head(
     parts = [f"{len(data.train):,} training", f"{len(data.validation):,} validation"]
     parts += [f"{len(data.test):,} test"]
     say.line(f"data       {data.source}: {what}")
+    if data.why:
+        say.line(f"           because {data.why} ({_other_task(data.task)})")
     say.line(
         f"           {count(len(data.targets), 'row')} ({', '.join(parts)}), "
         f"{count(data.x.shape[1], 'feature')}"
     )
+    for line in column_lines(data):
+        say.line(line)
+    for note in data.notes:
+        say.line(f"note       {note}")
     say.line(
         f"network    {'-'.join(map(str, network.widths))}, {', '.join(names)}, {network.output}; "
         f"{parameter_count(network.widths):,} parameters, {network.dtype.name}"
@@ -163,22 +177,51 @@ def print_head(
     say.line(f"device     {device}")
 
 
+def _other_task(task: str) -> str:
+    other = "classification" if task == "regression" else "regression"
+    return f"--task {other} learns it otherwise"
+
+
+def column_lines(data: TrainingData) -> list[str]:
+    """Say what was done to each column of a table; columns of one kind share a line."""
+    if data.preprocessor is None:
+        return []
+    done: dict[str, list[str]] = {}
+    for name, what in data.preprocessor.report().items():
+        done.setdefault(what, []).append(name)
+    lines: list[str] = []
+    for what, names in done.items():
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        hint = " (--include uses it)" if "identifier" in what else ""
+        lines.append(f"{'columns' if not lines else '':<11}{shown}: {what}{hint}")
+    return lines
+
+
 def print_result(
     say: Say, data: TrainingData, summary: dict[str, Any], files: dict[str, str], output: Path
 ) -> None:
     """Print the table, the files, and last the device and the score."""
     metric = "accuracy" if "train_accuracy" in summary else "rmse"
+    part, _ = data.judged
     say.line()
-    say.line(f"            {'rows':>9}  {'loss':>9}  {metric:>9}")
-    for part, rows in data.parts.items():
-        loss, score = summary[f"{part}_loss"], metric_text(metric, summary[f"{part}_{metric}"])
-        say.line(f"{part:<12}{len(rows):>9,}  {_figure(loss):>9}  {score:>9}")
+    columns = ["loss", "log_loss", metric] if f"{part}_log_loss" in summary else ["loss", metric]
+    heads = "  ".join(f"{name.replace('_', ' '):>9}" for name in columns)
+    say.line(f"            {'rows':>9}  {heads}")
+    for name, rows in data.parts.items():
+        values = (summary[f"{name}_{column}"] for column in columns)
+        cells = "  ".join(
+            f"{_figure(value) if 'loss' in column else metric_text(metric, value):>9}"
+            for column, value in zip(columns, values, strict=True)
+        )
+        say.line(f"{name:<12}{len(rows):>9,}  {cells}")
+    for line in figure_lines(summary, part, metric):
+        say.line(line)
     say.line()
     best = summary["best_epoch"]
     say.line(
         f"{count(summary['epochs'], 'epoch')} in {summary['seconds']:.1f} s"
         + (f", {summary['samples_per_second']:,.0f} samples/s" if summary["seconds"] else "")
-        + (f"; kept epoch {best}, the best on validation" if best and len(data.validation) else "")
+        + (f"; kept epoch {best}, {_best(data, summary)}" if best and len(data.validation) else "")
         + ("; " + _why(summary["stopped"]) if summary["stopped"] != "epochs" else "")
     )
     say.line(f"files in {output}/")
@@ -186,12 +229,41 @@ def print_result(
         say.line(f"  {name:<22}{purpose}")
     say.line()
     say.result(f"device: {_device_line(summary)}")
-    part, _ = data.judged
     say.result(f"{part} {metric}: {metric_text(metric, summary[f'{part}_{metric}'])}")
+
+
+_NAMES = {"balanced_accuracy": "balanced accuracy", "label_accuracy": "right labels", "f1": "F1",
+          "auc": "AUC", "r2": "R²", "mae": "mean absolute error"}  # fmt: skip
+
+
+def figure_lines(summary: dict[str, Any], part: str, metric: str) -> list[str]:
+    """Return the further figures of the part that is judged, and the baseline."""
+    found = [
+        f"{name} {metric_text(key, summary[f'{part}_{key}'])}"
+        for key, name in _NAMES.items()
+        if f"{part}_{key}" in summary
+    ]
+    lines = [f"{part:<12}{', '.join(found)}"] if found else []
+    for target, value in summary.get(f"{part}_rmse_by_target", {}).items():
+        lines.append(f"{'':<12}rmse of {target}: {metric_text('rmse', value)}")
+    says = summary["baseline"]["says"]
+    what = says if isinstance(says, str) else ", ".join(f"{value:.5g}" for value in says)
+    score = metric_text(metric, summary["baseline"][metric])
+    return [*lines, f"{'baseline':<12}always {what}: {metric} {score}"]
 
 
 def _figure(value: float) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
+
+
+def _best(data: TrainingData, summary: dict[str, Any]) -> str:
+    epochs = summary["validation_window"]
+    if epochs == 1:
+        return "the best on validation"
+    return (
+        f"the best mean of {epochs} epochs on validation ({len(data.validation)} rows are too few "
+        "to choose by one epoch)"
+    )
 
 
 def _why(stopped: str) -> str:

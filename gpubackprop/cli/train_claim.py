@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.cli.common import Say, to_json
-from gpubackprop.cli.train_data import TrainingData
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.errors import OptionError, StorageError
 from gpubackprop.tensorfile import write_atomically
 
 CHECKPOINT, CHECKPOINT_OPTIONS = "checkpoint.safetensors", "checkpoint.json"
 MODEL, HISTORY, SUMMARY = "model.safetensors", "history.csv", "summary.json"
+REPORT = "report.html"
 PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
 _NOT_OPTIONS = {"argv", "command", "parser", "run"}  # the parser puts these beside the options
 # Options that may change between a run and the next one, which goes on from its checkpoint.
 _FREE = {
-    "checkpoint_every", "device", "epochs", "json", "output", "overwrite", "patience", "quiet",
-    "resume", "threads", "traceback",
+    "checkpoint_every", "device", "epochs", "json", "log", "output", "overwrite", "patience",
+    "quiet", "resume", "threads", "traceback",
 }  # fmt: skip
 # These options say what is learned from which data. If they differ, results are not replaced.
 _TABLE = ("data", "target", "features", "no_header")
@@ -60,7 +61,7 @@ def claim_directory(args: argparse.Namespace, data: TrainingData, output: Path, 
     Results of an earlier run on the same table are replaced. If its settings differ, a note on
     stderr says so.
     """
-    names = [MODEL, HISTORY, SUMMARY, *PICTURES]
+    names = [MODEL, HISTORY, SUMMARY, REPORT, *PICTURES]
     there = [name for name in names if (output / name).exists()]
     unfinished = _read_claim(output / CHECKPOINT_OPTIONS)
     if unfinished is None and not (output / CHECKPOINT).exists():

@@ -18,6 +18,7 @@ from gpubackprop.data import balanced_weights
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation, activation
 from gpubackprop.initializers import INITIALIZERS
+from gpubackprop.loggers import LOGGERS
 from gpubackprop.losses import LOSSES, Loss
 from gpubackprop.optimizers import OPTIMIZERS, Optimizer
 from gpubackprop.schedules import SCHEDULES, Schedule
@@ -42,6 +43,7 @@ files written to the output directory:
   model.safetensors      network, standardisation, names of columns and classes
   history.csv            one row per epoch
   summary.json           result, device, versions, options
+  report.html            figures, curves, predictions, importance of the columns, on one page
   learning_curve.png     and confusion_matrix.png, or predictions.png for regression
   checkpoint.*           while training; the same command goes on from there after a crash,
                          a kill or Ctrl-C, and they are removed when training is complete
@@ -62,27 +64,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _data_options(group: Any) -> None:
     group.add_argument(
-        "data", nargs="?", metavar="DATA", help=".csv, .csv.gz, .parquet, .npz, .npy or IDX file"
+        "data", nargs="?", metavar="DATA", help=".csv, .tsv (also .gz), .parquet, .npz, .npy or IDX"
     )
     group.add_argument(
         "--target",
+        action="append",
+        default=[],
         metavar="COLUMN",
-        help="column to learn, or several A,B (CSV, Parquet); key (NPZ); file (NPY, IDX)",
+        help="column to learn, or several A,B, or given twice (CSV, Parquet); key (NPZ); file "
+        "(NPY, IDX)",
     )
     group.add_argument(
         "--features",
+        "--columns",
         metavar="A,B,...",
         help="columns to learn from (default: all others); key of the inputs (NPZ)",
     )
-    group.add_argument("--no-header", action="store_true", help="line 1 of the CSV file is data")
+    _table_options(group)
     group.add_argument(
         "--task",
         choices=["auto", *TASKS],
         default="auto",
-        help="auto: classification for text and for few distinct whole numbers, else regression",
+        help="auto: classification for text and for few distinct whole numbers (at most 20, and a "
+        "tenth of the rows), multilabel for columns of 0 and 1, else regression",
     )
     group.add_argument(
-        "--test", type=real(0, 1), default=0.2, metavar="SHARE", help="held out (default 0.2)"
+        "--test",
+        type=share_or_file,
+        default=0.2,
+        metavar="SHARE|FILE",
+        help="held out: a share of the rows (default 0.2), or another table",
     )
     group.add_argument(
         "--validation",
@@ -90,6 +101,13 @@ def _data_options(group: Any) -> None:
         default=0.1,
         metavar="SHARE",
         help="of the other rows; chooses the best epoch (default 0.1; 0: keep the last epoch)",
+    )
+    group.add_argument(
+        "--validation-last",
+        type=real(0, 1),
+        metavar="SHARE",
+        help="rows in the order of time: the last --test share is held out, and of the rest the "
+        "last SHARE is for validation",
     )
     group.add_argument(
         "--standardize",
@@ -100,6 +118,36 @@ def _data_options(group: Any) -> None:
     )
     group.add_argument(
         "--no-standardize", action="store_const", const="none", dest="standardize", help="= none"
+    )
+
+
+def _table_options(group: Any) -> None:
+    """Add what is for CSV and Parquet files alone."""
+    several = {"action": "append", "default": [], "metavar": "A,B,..."}
+    group.add_argument("--drop", **several, help="columns not to learn from")
+    group.add_argument(
+        "--include", **several, help="columns to learn from although they look like identifiers"
+    )
+    group.add_argument(
+        "--categorical", **several, help="columns of numbers that are categories, such as codes"
+    )
+    group.add_argument(
+        "--max-categories",
+        type=whole(1),
+        default=100,
+        metavar="N",
+        help="most categories of a column that count apart; the rest together (default 100)",
+    )
+    group.add_argument("--weights", metavar="COLUMN", help="weight of each row in training")
+    group.add_argument(
+        "--group", metavar="COLUMN", help="rows of one group are held out together, or not at all"
+    )
+    group.add_argument("--no-header", action="store_true", help="line 1 of the CSV file is data")
+    group.add_argument(
+        "--separator", type=mark, metavar="C", help="between cells (default: , ; tab or | by sight)"
+    )
+    group.add_argument(
+        "--decimal", choices=[".", ","], help="mark before decimals (default: found by sight)"
     )
 
 
@@ -222,6 +270,13 @@ def _output_options(group: Any) -> None:
         help="go on from the checkpoint that an unfinished run of this command left (the default), "
         "or throw it away",
     )
+    group.add_argument(
+        "--log",
+        action="append",
+        choices=list(LOGGERS),
+        default=[],
+        help="write every epoch's figures there too, for TensorBoard into DIR; may be repeated",
+    )
     group.add_argument("--quiet", action="store_true", help="print only device and result")
     group.add_argument("--json", action="store_true", help="print the summary as one JSON object")
 
@@ -240,6 +295,23 @@ def widths(text: str) -> list[int]:
             f"{text!r} is not a list of whole numbers of at least 1 such as 512,512 (0: no hidden "
             "layer)"
         ) from None
+
+
+def mark(text: str) -> str:
+    """Return a separator; "tab" and "\\t" are a tab."""
+    found = "\t" if text.lower() in ("tab", "\\t") else text
+    if len(found) != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one character, or tab")
+    return found
+
+
+def share_or_file(text: str) -> float | str:
+    """Return a share in [0, 1), or the name of a file."""
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return real(0, 1)(text)
 
 
 def rates(text: str) -> list[float]:

@@ -13,10 +13,21 @@ import numpy as np
 
 from gpubackprop import Trainer, plots
 from gpubackprop.cli.common import Device, to_json, versions
-from gpubackprop.cli.train_claim import HISTORY, MODEL, PICTURES, SUMMARY, claim_of, options_of
-from gpubackprop.cli.train_data import TrainingData, batches
-from gpubackprop.cli.train_run import Outcome
+from gpubackprop.cli.train_claim import (
+    HISTORY,
+    MODEL,
+    PICTURES,
+    REPORT,
+    SUMMARY,
+    claim_of,
+    options_of,
+)
+from gpubackprop.cli.train_report import write_report
+from gpubackprop.cli.train_rows import TrainingData, batches
+from gpubackprop.cli.train_run import Outcome, window
+from gpubackprop.data.classes import as_text
 from gpubackprop.errors import MissingDependencyError, StorageError
+from gpubackprop.scores import class_scores, column_rmse, label_scores, number_scores
 from gpubackprop.tensorfile import write_atomically
 
 Array = np.ndarray
@@ -29,15 +40,42 @@ def measure(data: TrainingData, trainer: Trainer, outcome: Outcome) -> dict[str,
     found: dict[str, float] = {}
     for part, rows in data.parts.items():
         values = meter.evaluate(data.x, targets, standardizer=data.per_batch, rows=rows)
-        found |= {f"{part}_{name}": value for name, value in values.items()}
-        if not {"accuracy", "rmse"} & set(values):
-            found[f"{part}_rmse"] = _rmse(data, outcome, rows)
+        scores = figures(data, predict(data, outcome, rows), targets[rows])
+        found |= {f"{part}_{name}": value for name, value in (scores | values).items()}
     return found
 
 
-def _rmse(data: TrainingData, outcome: Outcome, rows: Array) -> float:
-    error = predict(data, outcome, rows) - data.original_targets()[rows]
-    return float(np.sqrt(np.mean(error**2)))
+def figures(data: TrainingData, yhat: Array, targets: Array) -> dict[str, Any]:
+    """Return the figures of these predictions that belong to the task."""
+    if data.classes is not None:
+        return dict(class_scores(yhat, targets))
+    if data.task == "multilabel":
+        return dict(label_scores(yhat, targets))
+    found: dict[str, Any] = dict(number_scores(yhat, targets))
+    if targets.shape[1] > 1:
+        names = data.target_names or [str(k) for k in range(targets.shape[1])]
+        found["rmse_by_target"] = dict(zip(names, column_rmse(yhat, targets), strict=True))
+    return found
+
+
+def baseline(data: TrainingData) -> dict[str, Any]:
+    """Return what is reached by saying the same of each row, as the training rows suggest."""
+    _, rows = data.judged
+    targets = data.original_targets()
+    if data.classes is not None:
+        counts = np.bincount(targets[data.train], minlength=data.units)
+        most = int(counts.argmax())
+        share = float(np.mean(targets[rows] == most))
+        return {"says": as_text(data.classes[most]), "accuracy": share}
+    if data.task == "multilabel":
+        labels = (targets[data.train].mean(0) > 0.5).astype(int)
+        right = float(np.mean((targets[rows] == labels).all(1)))
+        return {"says": labels.tolist(), "accuracy": right}
+    mean = targets[data.train].mean(0)
+    return {
+        "says": mean.tolist(),
+        "rmse": number_scores(targets[rows] * 0 + mean, targets[rows])["rmse"],
+    }
 
 
 def predict(data: TrainingData, outcome: Outcome, rows: Array) -> Array:
@@ -69,11 +107,16 @@ def summarize(
         "stopped": outcome.stopped,
         "resumed": outcome.resumed,
         "best_epoch": history.best_epoch,
+        "validation_window": window(data, args.epochs),
         **measure(data, trainer, outcome),
+        "baseline": baseline(data),
         "seconds": seconds,
         "samples_per_second": samples / seconds if seconds else None,
         "wall_seconds": outcome.seconds,
         "task": data.task,
+        "task_why": data.why or None,
+        "notes": list(data.notes),
+        "columns": data.preprocessor.report() if data.preprocessor else None,
         "data": {
             "name": data.name,
             "source": data.source,
@@ -126,6 +169,9 @@ def write_files(
             files[HISTORY] = "loss and metrics of each epoch"
         drawn, missing = _draw(data, trainer, outcome, output)
         files |= {SUMMARY: "result, device, versions, options", **drawn}
+        label = _loss_label(data, trainer)
+        write_report(output / REPORT, data, trainer, outcome, summary, label)
+        files[REPORT] = "all of it on one page, for a browser"
         summary["files"] = [str(output / name) for name in files]
         write_atomically(output / SUMMARY, to_json(summary).encode())
     except OSError as error:

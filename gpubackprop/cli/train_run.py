@@ -17,7 +17,7 @@ from gpubackprop.cli.train_claim import (
     make_directory,
     remove_checkpoint,
 )
-from gpubackprop.cli.train_data import TrainingData
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.errors import (
     GpubackpropError,
     ModelFileError,
@@ -26,6 +26,7 @@ from gpubackprop.errors import (
 )
 from gpubackprop.model import in_target_units
 
+FEW_ROWS = 50  # of validation: too few to choose an epoch by its loss alone
 CHECKPOINT_SECONDS = 1.0  # between two checkpoints: a kill costs so much and the present epoch
 
 
@@ -92,6 +93,12 @@ def train(
     return Outcome(stopped, resumed, seconds, model, error)
 
 
+def window(data: TrainingData, epochs: int) -> int:
+    """Return over how many epochs the validation loss is averaged to choose the best one."""
+    few = 0 < len(data.validation) < FEW_ROWS
+    return max(1, round(epochs / 10)) if few else 1
+
+
 def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output: Path) -> str:
     try:
         history = trainer.fit(
@@ -100,7 +107,9 @@ def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output:
             epochs=args.epochs,
             rows=data.train,
             validation=(data.validation if len(data.validation) else None),
+            sample_weight=data.sample_weight,
             patience=args.patience,
+            window=window(data, args.epochs),
             standardizer=data.per_batch,
             checkpoint=output / CHECKPOINT,
             checkpoint_every=args.checkpoint_every,
@@ -138,7 +147,10 @@ def finished_model(data: TrainingData, network: MLP) -> Model:
         network = network.copy("cpu")
     else:
         network = in_target_units(network, data.target_scale)
-    return Model(network, data.standardizer, data.feature_names, data.target_names, data.classes)
+    return Model(
+        network, data.standardizer, data.feature_names, data.target_names, data.classes,
+        data.preprocessor,
+    )  # fmt: skip
 
 
 def _save(model: Model, output: Path) -> None:

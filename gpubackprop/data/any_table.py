@@ -37,6 +37,8 @@ class Table:
         ``where(row)`` names a row in a message, given its index from 0.
     positional : bool
         Whether the columns have no names of their own, and are taken as they come.
+    read_text : callable or None
+        ``read_text(place)`` gives the column as the texts that a file has; None if there is none.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Table:
         source: str = "the table",
         where: Where = row_from_1,
         positional: bool = False,
+        read_text: Callable[[int], Column] | None = None,
     ) -> None:
         self.names, self.rows, self.source, self.where = list(names), rows, source, where
         self.positional = positional
-        self._read = cache(read)
+        self._read, self._read_text = cache(read), read_text
 
     def __len__(self) -> int:
         return self.rows
@@ -66,13 +69,24 @@ class Table:
         """Return the column at this place, from 0."""
         return self._read(place)
 
+    def text_at(self, place: int) -> Column:
+        """Return the column at this place as text: as the file has it, if it is of one."""
+        return self.at(place).as_text() if self._read_text is None else self._read_text(place)
+
     def take(self, rows: Any) -> Table:
         """Return the table of these rows: indices or a slice."""
-        numbers = np.arange(self.rows)[rows]
-        where = self.where
+        numbers, where = np.arange(self.rows)[rows], self.where
         return Table(
             self.names, len(numbers), lambda place: self._read(place).take(rows), self.source,
             lambda row: where(int(numbers[row])), self.positional,
+            lambda place: self.text_at(place).take(rows),
+        )  # fmt: skip
+
+    def select(self, places: Sequence[int], *, positional: bool = False) -> Table:
+        """Return the table of the columns at these places."""
+        return Table(
+            [self.names[j] for j in places], self.rows, lambda j: self.at(places[j]), self.source,
+            self.where, positional, lambda j: self.text_at(places[j]),
         )  # fmt: skip
 
 

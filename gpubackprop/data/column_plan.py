@@ -10,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.data.files import shorten
-from gpubackprop.data.parse import read_number
+from gpubackprop.data.parse import plain_number, read_number
 from gpubackprop.data.typed import Column, numbers, written
 from gpubackprop.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 Kind = Literal["number", "boolean", "category", "date", "time"]
 DAY = 86_400.0
-# Parts of a moment: the period of each cyclic one in seconds, and since when it is counted.
+_FEW_ROWS = 20  # fewer distinct values may be no identifier
+IDENTIFIER = "looks like an identifier"
+# The period of each cyclic part of a moment in seconds (that of a year on average).
 PERIODS = {"year": 365.2425 * DAY, "week": 7 * DAY, "day": DAY}
 _SCALARS = {"number": "number", "boolean": "number", "date": "date", "time": "time of day"}
 
@@ -44,6 +46,8 @@ class ColumnPlan:
         Whether the remaining texts share an input.
     parts : tuple of str
         Of a date or time: "year", "week", "day" for two inputs each, sine and cosine.
+    form : str
+        Of dates that were text with slashes: "dmy" or "mdy".
     """
 
     name: str
@@ -53,6 +57,7 @@ class ColumnPlan:
     categories: tuple[str, ...] = ()
     other: bool = False
     parts: tuple[str, ...] = ()
+    form: str = ""
 
     @property
     def outputs(self) -> list[str]:
@@ -91,6 +96,11 @@ class ColumnPlan:
 
     # -- values ---------------------------------------------------------------------------------
 
+    @property
+    def wants_text(self) -> bool:
+        """Whether the texts of a file are wanted, and not what this file alone says they are."""
+        return self.kind == "category" or bool(self.form)
+
     def read(self, column: Column, where: Any, source: str) -> Column:
         """Return the column as the kind that this plan wants.
 
@@ -117,7 +127,7 @@ class ColumnPlan:
 
     def _from_text(self, column: Column, where: Any, source: str) -> Column:
         if self.kind != "number":
-            found = written(column)
+            found = written(column, form=self.form)
             if found.kind != "text":
                 return found
             row = int(np.flatnonzero(column.codes >= 0)[0]) if (column.codes >= 0).any() else 0
@@ -163,7 +173,10 @@ class ColumnPlan:
         place = {category: j for j, category in enumerate(self.categories)}
         count = len(self.categories)
         rest = count if self.other else -1
-        targets = np.array([*(place.get(text, rest) for text in column.texts), -1], np.int64)
+        by_value = {plain_number(category): j for category, j in place.items()}
+        by_value[None] = rest  # 1.0 of a frame, or of another file, is "1"
+        found = (place.get(t, by_value.get(plain_number(t), rest)) for t in column.texts)
+        targets = np.array([*found, -1], np.int64)
         known = targets[column.codes]  # code -1 is missing: the last entry
         out[:, : count + self.other] = 0
         rows = np.flatnonzero(known >= 0)
@@ -195,6 +208,7 @@ class ColumnPlan:
             and isinstance(plan.gaps, bool)
             and isinstance(plan.other, bool)
             and set(plan.parts) <= set(PERIODS)
+            and plan.form in ("", "dmy", "mdy")
             and len(plan.outputs) > 0
         )
         if not ok:
@@ -230,7 +244,7 @@ def learn(
         parts = tuple(part for part in PERIODS if _varies(there, part))
     elif kind == "time":
         parts = ("day",)
-    return ColumnPlan(name, kind, fill, gaps, parts=parts)
+    return ColumnPlan(name, kind, fill, gaps, parts=parts, form=column.form)
 
 
 def _varies(seconds: Floats, part: str) -> bool:
@@ -256,29 +270,34 @@ def _learn_categories(
     )  # fmt: skip
 
 
-def reason_to_leave_out(name: str, column: Column, *, categorical: bool) -> str:
-    """Say why a column teaches nothing, from its values in the training rows; "" if it may."""
+def reason_to_leave_out(name: str, column: Column, training: Column) -> str:
+    """Say why a column teaches nothing; "" if it may.
+
+    `training` are the training rows of the column. All rows tell whether it is an identifier.
+    """
     if column.kind == "other":
         return column.why
-    there = ~column.missing
-    if not there.any():
+    if training.missing.all():
         return "no value in any training row"
-    values = column.codes[there] if column.kind == "text" else column.values[there]
-    distinct = len(np.unique(values))
-    if distinct == 1 and there.all():
+    values = training.codes if training.kind == "text" else training.values
+    if not training.missing.any() and (values == values[0]).all():
         return "the same value in every training row"
-    if distinct < len(values) or len(values) < 20:
+    return _why_identifier(name, column)
+
+
+def _why_identifier(name: str, column: Column) -> str:
+    there = ~column.missing
+    values = column.codes[there] if column.kind == "text" else column.values[there]
+    if len(values) < _FEW_ROWS or len(np.unique(values)) < len(values):
         return ""
-    if column.kind == "text" and not categorical:
-        return "looks like an identifier: every value is another text"
-    if column.kind == "number" and column.whole and not categorical:
-        low, high = values.min(), values.max()
-        named = name.lower().strip(" _.") in ("id", "index", "row", "rownames", "unnamed: 0", "")
-        named = named or name.lower().endswith(("_id", " id", ".id")) or name.endswith(("Id", "ID"))
-        if named or (low in (0, 1) and high - low < 2 * len(values) and _ordered(values)):
-            return "looks like an identifier: it counts the rows"
-    return ""
-
-
-def _ordered(values: npt.NDArray[Any]) -> bool:
-    return bool(np.all(np.diff(values) > 0))
+    if column.kind == "text":
+        return f"{IDENTIFIER}: every value is another text"
+    if column.kind != "number" or not column.whole:
+        return ""
+    short = name.lower().strip(" _.")
+    named = short in ("id", "index", "row", "rownames", "unnamed", "unnamed: 0") or name.endswith(
+        ("_id", " id", ".id", "Id", "ID")
+    )
+    low, high = values[0], values[-1]  # some rows may be gone
+    counts = low >= 0 and high < 2 * len(values) and bool(np.all(np.diff(values) > 0))
+    return f"{IDENTIFIER}: it counts the rows" if named or counts else ""

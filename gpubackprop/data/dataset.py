@@ -21,7 +21,7 @@ from gpubackprop.errors import DataError
 from gpubackprop.ops.display import names, size
 
 Array = npt.NDArray[Any]
-KNOWN = ".csv, .csv.gz, .parquet, .npz, .npy, and IDX (.idx, *-idx3-ubyte, each also with .gz)"
+KNOWN = ".csv, .tsv, .parquet, .npz, .npy, and IDX (.idx, *-idx3-ubyte); CSV and IDX also .gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,8 @@ def load_dataset(
     Parameters
     ----------
     path : path
-        A file .csv, .csv.gz, .parquet, .npz, .npy, or IDX (MNIST's names, .idx, also with .gz).
+        A file .csv, .tsv, .parquet, .npz, .npy, or IDX (MNIST's names, .idx); text and IDX also
+        with .gz.
     target : str, int, sequence or None
         CSV and Parquet: a column name, or several in a sequence or separated by commas. CSV without
         header: column indices ("0", "-1"). NPZ: the key of the targets. NPY and IDX: the path of an
@@ -136,9 +137,9 @@ def _format(file: Path) -> str:
     name = file.name.lower()
     if is_idx_name(name):
         return "idx"
-    for suffix in (".csv", ".csv.gz", ".parquet", ".npz", ".npy"):
+    for suffix in (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npz", ".npy"):
         if name.endswith(suffix):
-            return suffix.split(".")[1]
+            return suffix.split(".")[1].replace("tsv", "csv")
     got = f"the suffix {file.suffix!r}" if file.suffix else "no suffix"
     raise DataError(f"{file} has {got}, which says no known format; known are {KNOWN}")
 

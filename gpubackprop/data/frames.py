@@ -23,7 +23,10 @@ from gpubackprop.errors import DataError, DtypeError
 
 Array = npt.NDArray[Any]
 
-_WHAT_TO_DO = "numbers are wanted: encode the column as numbers, or leave it out"
+_WHAT_TO_DO = (
+    "numbers are wanted: encode the table with gpubackprop.data.TablePreprocessor, or leave the "
+    "column out"
+)
 
 
 class Inputs(NamedTuple):
@@ -262,7 +265,7 @@ def _from_objects(values: Array, column: str, source: str) -> Array:
         if kind == "missing":
             raise DataError(
                 f"{place} has a missing value ({value}); drop the row, or fill the value in, e.g. "
-                "with the column's median"
+                "with the column's median, as gpubackprop.data.TablePreprocessor does"
             )
         what = "the text " if kind in ("text", "bytes") else f"a {type(value).__name__}, "
         raise DataError(f"{place} holds {what}{shorten(value)}; {_WHAT_TO_DO}")

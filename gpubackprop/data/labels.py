@@ -13,7 +13,7 @@ from gpubackprop.data.objects import kind_of
 from gpubackprop.errors import DataError, DtypeError, ShapeError
 
 Labels = npt.NDArray[Any]
-_FEW = 100
+_FEW, _SHARE = 20, 0.1  # above so many distinct numbers, or this share of the rows: quantities
 _EXACT = 2.0**53  # above it float64 skips integers, so a float is no label
 
 
@@ -104,17 +104,20 @@ def balanced_weights(indices: npt.ArrayLike, classes: int) -> npt.NDArray[np.flo
     return np.asarray(counts.sum() / (len(counts) * np.maximum(counts, 1)))
 
 
-def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
+Task = Literal["classification", "regression", "multilabel"]
+
+
+def infer_task(y: npt.ArrayLike) -> Task:
     """Guess whether targets are classes or quantities.
 
     - Strings and booleans: classification.
-    - Integers, and floats that are all whole: classification if they have k distinct values with
-      k <= 2, or with k <= 100 and N >= 2 k (each value twice on average); else regression.
-    - Other floats: regression. - (N, K) with K > 1: regression, whatever the numbers. Several
-    columns of 0 and 1 (multi-label) are
-      for the caller to ask for.
+    - Integers, and floats that are all whole, with k distinct values: classification if k <= 2, or
+      if k <= 20 and k is at most a tenth of the rows; else regression.
+    - Other floats: regression.
+    - (N, K) with K > 1: classification if every row has one 1 and else 0 (one-hot), multilabel if
+      all are 0 and 1, else regression.
 
-    The rule cannot tell counts or ages from classes: for those, ask for "regression".
+    The rule cannot tell a few counts or ages from classes: for those, ask for "regression".
 
     Parameters
     ----------
@@ -124,7 +127,7 @@ def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
     Returns
     -------
     str
-        "classification" or "regression".
+        "classification", "regression" or "multilabel".
 
     Raises
     ------
@@ -137,26 +140,41 @@ def infer_task(y: npt.ArrayLike) -> Literal["classification", "regression"]:
 
     Examples
     --------
-    >>> infer_task(np.array([0, 1, 2, 0, 1, 2])), infer_task(np.array([0.5, 1.5]))
+    >>> infer_task(np.array([0, 1, 2] * 10)), infer_task(np.array([0.5, 1.5]))
     ('classification', 'regression')
     """
+    return explain_task(y)[0]
+
+
+def explain_task(y: npt.ArrayLike) -> tuple[Task, str]:
+    """Return what `infer_task` guesses, and why in a few words."""
     array = _as_array(y, "y")
     if array.ndim == 2 and array.shape[1] > 1:
-        if array.dtype.kind not in "biuf":
-            raise DataError(
-                f"y has {array.shape[1]} columns of {array.dtype}; text can only be one column of "
-                "class labels: name one target column"
-            )
-        return "regression"
+        return _task_of_columns(array)
     values = _as_vector(array, "y")
     if values.size == 0:
         raise DataError("y holds no targets; pass one row or more")
     if values.dtype.kind in "Ub":
-        return "classification"
+        return "classification", "text" if values.dtype.kind == "U" else "booleans"
     if values.dtype.kind == "f" and np.any(values != np.trunc(values)):
-        return "regression"
+        return "regression", "numbers with fractions"
     k = np.unique(values).size
-    return "classification" if k <= 2 or (k <= _FEW and values.size >= 2 * k) else "regression"
+    if k <= 2 or (k <= _FEW and k <= _SHARE * values.size):
+        return "classification", f"only {k} distinct whole number{'' if k == 1 else 's'}"
+    return "regression", f"{k} distinct numbers in {values.size:,} rows"
+
+
+def _task_of_columns(array: Labels) -> tuple[Task, str]:
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"y has {array.shape[1]} columns of {array.dtype}; text can only be one column of "
+            "class labels: name one target column"
+        )
+    if not np.isin(array, (0, 1)).all():
+        return "regression", f"{array.shape[1]} columns of numbers"
+    if (array.sum(axis=1) == 1).all():
+        return "classification", f"{array.shape[1]} columns with a single 1 in every row"
+    return "multilabel", f"{array.shape[1]} columns of 0 and 1"
 
 
 def training_targets(y: Any, name: str = "targets") -> Labels:

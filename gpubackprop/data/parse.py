@@ -6,13 +6,22 @@ import datetime
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Parsed = tuple[Literal["number", "boolean", "date", "time"], Floats]
+Kind = Literal["number", "boolean", "date", "time"]
+
+
+class Parsed(NamedTuple):
+    """What texts are: their kind, their values, and the order of day and month in their dates."""
+
+    kind: Kind
+    values: Floats
+    form: str = ""
+
 
 # What people write for a missing number. Beside text it may be a value like any other.
 MARKS = frozenset({"?", "-", "--", "---", ".", "..", "*", "na", "n/a", "nan", "none", "null",
@@ -27,7 +36,9 @@ _SLASHES = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})( .+)?")
 _UNIX = datetime.datetime(1970, 1, 1)
 
 
-def parse_texts(texts: Sequence[str], *, decimal_comma: bool = False) -> Parsed | None:
+def parse_texts(
+    texts: Sequence[str], *, decimal_comma: bool = False, form: str = ""
+) -> Parsed | None:
     """Return the kind of these distinct texts and their values, or None if they are plain text.
 
     A text that stands for a missing value ("?", "-") becomes NaN if all others are numbers, dates
@@ -39,25 +50,30 @@ def parse_texts(texts: Sequence[str], *, decimal_comma: bool = False) -> Parsed 
         Distinct texts.
     decimal_comma : bool
         Whether a comma may stand before the decimals.
+    form : str
+        "dmy" or "mdy": what dates with slashes are known to be.
 
     Examples
     --------
-    >>> parse_texts(["1", "2.5", "?"])
-    ('number', array([1. , 2.5, nan]))
-    >>> parse_texts(["1,5", "2"], decimal_comma=True)
-    ('number', array([1.5, 2. ]))
+    >>> parse_texts(["1", "2.5", "?"]).values
+    array([1. , 2.5, nan])
+    >>> parse_texts(["1,5", "2"], decimal_comma=True).values
+    array([1.5, 2. ])
+    >>> parse_texts(["31/1/2024", "1/2/2024"]).form
+    'dmy'
     >>> parse_texts(["red", "?"]) is None
     True
     """
     stripped = [text.strip() for text in texts]
     there = [text for text in stripped if text and text.lower() not in MARKS]
     if not there:
-        return ("number", np.full(len(texts), np.nan)) if not any(stripped) else None
+        return Parsed("number", np.full(len(texts), np.nan)) if not any(stripped) else None
+    form = form or _form_of(there)
     kinds: list[tuple[Any, Callable[[str], float] | None]] = [
         ("number", _numbers(there, decimal_comma)),
         ("boolean", _booleans(there)),
         ("time", _seconds if all(_TIME.fullmatch(text) for text in there) else None),
-        ("date", _dates(there)),
+        ("date", _dates(there, form)),
     ]
     for kind, read in kinds:
         if read is None:
@@ -67,8 +83,27 @@ def parse_texts(texts: Sequence[str], *, decimal_comma: bool = False) -> Parsed 
             values = [read(text) if text in kept else np.nan for text in stripped]
         except ValueError:  # 2024-02-31
             continue
-        return kind, np.array(values, np.float64)
+        return Parsed(kind, np.array(values, np.float64), form if kind == "date" else "")
     return None
+
+
+def plain_number(text: str) -> str | None:
+    """Return a number or boolean as numbers of a data frame are written, or None if it is none.
+
+    >>> plain_number("1.0"), plain_number("TRUE"), plain_number("007"), plain_number("red")
+    ('1', 'true', None, None)
+    """
+    stripped = text.strip()
+    if stripped.lower() in ("true", "false"):
+        return stripped.lower()
+    if not _NUMBER.fullmatch(stripped) or _LEADING_ZERO.fullmatch(stripped):
+        return None
+    return number_text(float(stripped))
+
+
+def number_text(value: float) -> str:
+    """Return the text of a number: 3.0 is "3"."""
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(value)
 
 
 def read_number(text: str, *, decimal_comma: bool = False) -> float | None:
@@ -103,28 +138,30 @@ def _seconds(text: str) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + (float(seconds[0]) if seconds else 0.0)
 
 
-def _dates(there: list[str]) -> Callable[[str], float] | None:
+def _form_of(there: list[str]) -> str:
+    """Return "dmy" or "mdy" of dates with slashes: a number above 12 says which is the day."""
+    parts = [part for text in there if (part := _SLASHES.fullmatch(text))]
+    day_first = any(int(part[1]) > 12 for part in parts)
+    month_first = any(int(part[2]) > 12 for part in parts)
+    return "" if day_first == month_first else "dmy" if day_first else "mdy"
+
+
+def _dates(there: list[str], form: str) -> Callable[[str], float] | None:
     """Return how these dates are read: 2024-01-31, 31.1.2024, 1/31/2024 or 31/1/2024.
 
-    With slashes, a number above 12 in some row says which of the two is the day. If there is none,
-    the column stays text.
+    If nothing says of dates with slashes which number is the day, the column stays text.
     """
     if all(_ISO.fullmatch(text) for text in there):
         return _iso
-    for form in (_DOTS, _SLASHES):
-        parts = [form.fullmatch(text) for text in there]
-        if not all(parts):
-            continue
-        day_first = form is _DOTS or any(int(part[1]) > 12 for part in parts if part)
-        month_first = any(int(part[2]) > 12 for part in parts if part)
-        if day_first == month_first:
-            return None
-        return partial(_reordered, form=form, day_first=day_first)
+    if all(_DOTS.fullmatch(text) for text in there):
+        return partial(_reordered, pattern=_DOTS, day_first=True)
+    if form and all(_SLASHES.fullmatch(text) for text in there):
+        return partial(_reordered, pattern=_SLASHES, day_first=form == "dmy")
     return None
 
 
-def _reordered(text: str, form: re.Pattern[str], day_first: bool) -> float:
-    part = form.fullmatch(text)
+def _reordered(text: str, pattern: re.Pattern[str], day_first: bool) -> float:
+    part = pattern.fullmatch(text)
     if part is None:
         raise ValueError(text)
     day, month = (part[1], part[2]) if day_first else (part[2], part[1])

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.data.any_table import Table, as_table
-from gpubackprop.data.column_plan import ColumnPlan, learn, reason_to_leave_out
+from gpubackprop.data.column_plan import IDENTIFIER, ColumnPlan, learn, reason_to_leave_out
 from gpubackprop.data.files import listing
 from gpubackprop.data.finite import batch_rows_for, require_finite
 from gpubackprop.data.names import check_present, positions
@@ -78,6 +78,8 @@ class TablePreprocessor:
         Columns that are not used, with the reason.
     standardizer : Standardizer or None
         For the encoded columns (D of them); mean 0 and scale 1 for those that are not standardised.
+    names : sequence of str
+        All columns of the training table, in order; () is those used, then those left out.
 
     Raises
     ------
@@ -100,12 +102,18 @@ class TablePreprocessor:
     columns: tuple[ColumnPlan, ...]
     left_out: dict[str, str] = field(default_factory=dict)
     standardizer: Standardizer | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the parts, which may come from a model file."""
         object.__setattr__(self, "columns", tuple(self.columns))
         object.__setattr__(self, "left_out", dict(self.left_out))
+        object.__setattr__(self, "names", tuple(self.names or [*self.input_names, *self.left_out]))
         names = self.input_names
+        if sorted(self.names) != sorted([*names, *self.left_out]):
+            raise DataError(
+                f"a preprocessor of {listing(names)} has the names {listing(self.names)}"
+            )
         if not names or len(set(names)) < len(names):
             raise DataError(f"a preprocessor wants columns, each once; it has {listing(names)}")
         width = len(self.output_names)
@@ -199,29 +207,33 @@ class TablePreprocessor:
         for role, asked in {**lists, "columns": [*(columns or ())]}.items():
             check_present(asked, source.names, role, source.source, "among the columns")
         chosen = source.names if columns is None else list(columns)
-        plans, left_out = [], {}
-        for name in chosen:
-            if name in lists["drop"]:
-                left_out[name] = "dropped"
-                continue
-            column, as_category = source.column(name).take(picked), name in lists["categorical"]
-            kept = columns is not None or name in lists["include"] or as_category
-            reason = reason_to_leave_out(name, column, categorical=as_category)
-            if reason and (not kept or column.kind == "other" or column.missing.all()):
+        left_out = {name: "dropped" for name in chosen if name in lists["drop"]}
+        kept = {*lists["include"], *lists["categorical"], *(columns or ())}
+        learnt = {name: source.column(name).take(picked) for name in chosen if name not in left_out}
+        for name, column in learnt.items():
+            reason = reason_to_leave_out(name, source.column(name), column)
+            if reason and (name not in kept or column.kind == "other" or column.missing.all()):
                 left_out[name] = reason
-                continue
-            _check_finite(column, name, picked, source)
-            plans.append(
-                learn(name, column, categorical=as_category, max_categories=max_categories,
-                      min_rows=min_rows)
-            )  # fmt: skip
+        if len(left_out) == len(chosen):  # what looks like an identifier is then all there is
+            left_out = {n: why for n, why in left_out.items() if not why.startswith(IDENTIFIER)}
+        plans = []
+        for name in chosen:
+            if name not in left_out:
+                _check_finite(learnt[name], name, picked, source)
+                plans.append(
+                    learn(
+                        name, learnt[name], categorical=name in lists["categorical"],
+                        max_categories=max_categories, min_rows=min_rows,
+                    )
+                )  # fmt: skip
         if not plans:
             why = "; ".join(f"{name!r}: {reason}" for name, reason in left_out.items())
             raise DataError(f"{source.source}: no column is left to learn from ({why})")
-        plain = cls(tuple(plans), left_out)
+        plain = cls(tuple(plans), left_out, names=tuple(chosen))
         if not standardize:
             return plain
-        return cls(plain.columns, left_out, plain._fit_scale(source.take(picked), one_scale))
+        scale = plain._fit_scale(source.take(picked), one_scale)
+        return cls(plain.columns, left_out, scale, plain.names)
 
     def _fit_scale(self, table: Table, one_scale: bool) -> Standardizer:
         """Return the standardisation of the numbers; 0 and 1, sine and cosine stay as they are."""
@@ -254,17 +266,21 @@ class TablePreprocessor:
         """
         source = as_table(table)
         if source.positional:
-            if len(source.names) != len(self.columns):
+            if len(source.names) == len(self.names):  # with those that were left out
+                places = [self.names.index(name) for name in self.input_names]
+            elif len(source.names) == len(self.columns):
+                places = list(range(len(self.columns)))
+            else:
                 raise ShapeError(
                     f"x has {len(source.names)} columns but the model wants {len(self.columns)}: "
                     f"{listing(self.input_names)}"
                 )
-            places = list(range(len(self.columns)))
         else:
             places = positions(source.names, self.input_names, source.source)
         columns = []
         for plan, place in zip(self.columns, places, strict=True):
-            column = plan.read(source.at(place), source.where, source.source)
+            held = source.text_at(place) if plan.wants_text else source.at(place)
+            column = plan.read(held, source.where, source.source)
             _check_finite(column, plan.name, np.arange(len(source)), source)
             columns.append(column)
         return columns
@@ -373,7 +389,8 @@ class TablePreprocessor:
         {'a': 'number, missing ones become 1.5', 'b': 'left out: no value in any training row'}
         """
         done = {plan.name: plan.describe() for plan in self.columns}
-        return done | {name: f"left out: {reason}" for name, reason in self.left_out.items()}
+        done |= {name: f"left out: {reason}" for name, reason in self.left_out.items()}
+        return {name: done[name] for name in self.names}
 
     def state(self) -> dict[str, Any]:
         """Return all but the standardizer as JSON values, for a model's file.
@@ -383,11 +400,12 @@ class TablePreprocessor:
         dict
             "columns" has a dictionary for each column, with the fields of `ColumnPlan`: "name",
             "kind", "fill" (the median), "gaps", "categories", "other" and "parts". "left_out" has
-            the reason for each column that is not used, by its name.
+            the reason for each column that is not used, by its name; "names" all columns in order.
         """
         return {
             "columns": [plan.state() for plan in self.columns],
             "left_out": dict(self.left_out),
+            "names": list(self.names),
         }
 
     @classmethod
@@ -414,9 +432,10 @@ class TablePreprocessor:
         try:
             plans = [ColumnPlan.from_state(plan) for plan in state["columns"]]
             left_out = {str(name): str(reason) for name, reason in state["left_out"].items()}
+            names = tuple(map(str, state["names"]))
         except (TypeError, KeyError, AttributeError) as error:
             raise DataError(f"the preprocessor is not readable ({error})") from error
-        return cls(tuple(plans), left_out, standardizer)
+        return cls(tuple(plans), left_out, standardizer, names)
 
 
 def _check_finite(column: Column, name: str, rows: npt.NDArray[Any], table: Table) -> None:

@@ -1,4 +1,4 @@
-"""Seeded split of rows into a training and a test part."""
+"""Seeded split of rows into a training and a test part, by class or by group."""
 
 from __future__ import annotations
 
@@ -79,6 +79,60 @@ def split_rows(
     else:
         in_test[_stratified(order, _classes(stratify), fraction, wanted)] = True
     return np.flatnonzero(~in_test).astype(np.int64), np.flatnonzero(in_test).astype(np.int64)
+
+
+def split_groups(groups: npt.ArrayLike, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows so that all rows of a group are in one part; the indices of both are ascending.
+
+    Groups go to the test part in a random order, as long as that brings its number of rows nearer
+    to the wanted one.
+
+    Parameters
+    ----------
+    groups : (n,) array-like
+        Group of every row.
+    fraction : float
+        Share of the rows that goes to the test part, above 0 and below 1.
+    seed : int
+        Seed of numpy.random.default_rng, 0 or more.
+
+    Returns
+    -------
+    train_rows : (n_train,) int64 array
+        Ascending indices.
+    test_rows : (n_test,) int64 array
+        Ascending indices.
+
+    Raises
+    ------
+    OptionError
+        `fraction` is outside (0, 1).
+    DataError
+        There are fewer than two groups.
+
+    Examples
+    --------
+    >>> train, test = split_groups(["a", "b", "a", "c"], 0.5, seed=1)
+    >>> sorted([len(train), len(test)])
+    [2, 2]
+    """
+    if not 0 < fraction < 1:
+        raise OptionError(f"fraction is {fraction}; the share of test rows lies between 0 and 1")
+    _, codes, counts = np.unique(
+        np.asarray(_classes(groups)), return_inverse=True, return_counts=True
+    )
+    if len(counts) < 2:
+        raise DataError(
+            f"{len(counts)} group cannot be split into a training and a test part; 2 are needed"
+        )
+    wanted, taken = fraction * len(codes), 0
+    in_test = np.zeros(len(counts), bool)
+    for group in np.random.default_rng(seed).permutation(len(counts)):
+        nearer = abs(taken + counts[group] - wanted) < abs(taken - wanted)
+        if (nearer or not in_test.any()) and in_test.sum() < len(counts) - 1:
+            in_test[group] = True
+            taken += counts[group]
+    return np.flatnonzero(~in_test[codes]), np.flatnonzero(in_test[codes])
 
 
 def _classes(stratify: npt.ArrayLike) -> npt.NDArray[Any]:

@@ -6,7 +6,8 @@ import csv
 import gzip
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from gpubackprop._optional import require
 from gpubackprop.data.columns import Names, choose_columns, feature_matrix, target_array
-from gpubackprop.data.files import listing, row_from_1, shorten
+from gpubackprop.data.files import Where, listing, row_from_1, shorten
 from gpubackprop.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -33,23 +34,16 @@ class Columns(NamedTuple):
 
 
 def read_csv(file: Path, target: Names, features: Names, header: bool) -> Columns:
-    """Read a CSV file, comma-separated UTF-8, compressed or not; see `load_dataset`.
+    """Read a CSV file: UTF-8, separated by commas (.tsv: by tabs); see `load_dataset`.
 
     Messages name data rows from 1, with the line of the file on which each begins.
     """
     source = str(file)
-    names = _csv_names(file, features, header)
+    separator = "\t" if is_tab_separated(file) else ","
+    names = csv_names(file, features, header, separator)
     chosen, targets = choose_columns(names, target, features, source)
-    table = _parse_csv(file, names, chosen + targets, header)
-
-    def where(row: int) -> str:
-        records = itertools.islice(_records(file, len(names)), row + bool(header), None)
-        try:
-            line, _ = next(records)
-        except (StopIteration, csv.Error):  # csv.Error: a cell beyond csv's limit
-            return row_from_1(row)
-        return f"row {row + 1} (line {line})"
-
+    table = parse_csv(file, names, chosen + targets, header, separator)
+    where = line_finder(file, len(names), header, separator)
     try:
         x = feature_matrix(table, chosen, where, source)
     except DataError as error:
@@ -82,6 +76,25 @@ def read_parquet(file: Path, target: Names, features: Names) -> Columns:
     return Columns(x, y, tuple(chosen), tuple(targets) or None)
 
 
+def is_tab_separated(file: Path) -> bool:
+    """Return whether the name of the file says that its columns are separated by tabs."""
+    return file.name.lower().endswith((".tsv", ".tsv.gz"))
+
+
+def line_finder(file: Path, columns: int, header: bool, separator: str) -> Where:
+    """Return a function that names a data row, with the line of the file on which it begins."""
+
+    def where(row: int) -> str:
+        records = records_of(file, columns, separator)
+        try:
+            line, _ = next(itertools.islice(records, row + bool(header), None))
+        except (StopIteration, csv.Error):  # csv.Error: a cell beyond csv's limit
+            return row_from_1(row)
+        return f"row {row + 1} (line {line})"
+
+    return where
+
+
 def _zipped(file: Path) -> bool:
     return file.suffix.lower() == ".gz"
 
@@ -96,13 +109,15 @@ def _open_text(file: Path) -> IO[str]:
     return open(file, encoding=_ENCODING, errors="replace", newline="")
 
 
-def _records(file: Path, columns: int, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+def records_of(
+    file: Path, columns: int, separator: str = ",", strict: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which it begins, cells) of each record, counted as pyarrow counts.
 
     An empty line is a missing value in a file of one column, and skipped in others.
     """
     with _open_text(file) as text:
-        reader = csv.reader(text, strict=strict)
+        reader = csv.reader(text, strict=strict, delimiter=separator)
         line = 1
         for cells in reader:
             if cells or (columns == 1 and line > 1):
@@ -110,10 +125,10 @@ def _records(file: Path, columns: int, strict: bool = False) -> Iterator[tuple[i
             line = reader.line_num + 1
 
 
-def _csv_names(file: Path, features: Names, header: bool) -> list[str]:
+def csv_names(file: Path, features: Names, header: bool, separator: str) -> list[str]:
     """Return column names of a CSV file: its first record, or "0" .. "D-1" if it has no header."""
     try:
-        records = _records(file, 2)
+        records = records_of(file, 2, separator)
         first = next((cells for _, cells in records), None)
         second = next(records, None)
     except (csv.Error, EOFError, OSError, zlib.error) as error:  # OSError: also a bad gzip header
@@ -157,27 +172,68 @@ def _all_named(features: Names, cells: list[str]) -> bool:
     return all(str(name) in cells for name in features)
 
 
-def _parse_csv(file: Path, names: list[str], used: list[str], header: bool) -> Any:
-    """Return the used columns as an Arrow table; types are inferred over the whole file."""
+def parse_csv(
+    file: Path,
+    names: list[str],
+    used: list[str] | None,
+    header: bool,
+    separator: str,
+    *,
+    skip: int = 0,
+    as_text: bool = False,
+    opener: Callable[[Path], Any] | None = None,
+) -> Any:
+    """Return the used columns (None: all) as an Arrow table.
+
+    Types are inferred over the whole file, or all columns are the bytes that the file has.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    names : list of str
+        Names of all columns.
+    used : list of str or None
+        Names of the columns to return.
+    header : bool
+        Whether the first record names the columns.
+    separator : str
+        What stands between two cells.
+    skip : int
+        Number of lines and records to skip, header included, if `names` are not the header's.
+    as_text : bool
+        Whether to return bytes.
+    opener : callable or None
+        Opens the file to read bytes; `open` by default.
+    """
     pa = require("pyarrow", "cli", "read CSV files")
     pc = require("pyarrow.csv", "cli", "read CSV files")
-    read = pc.ReadOptions(block_size=_BLOCK, column_names=None if header else names)
-    parse = pc.ParseOptions(newlines_in_values=True, ignore_empty_lines=len(names) > 1)
+    read = pc.ReadOptions(
+        block_size=_BLOCK,
+        column_names=names if skip or not header else None,
+        skip_rows_after_names=skip,
+    )
+    parse = pc.ParseOptions(
+        newlines_in_values=True, ignore_empty_lines=len(names) > 1, delimiter=separator
+    )
     convert = pc.ConvertOptions(
-        include_columns=used, strings_can_be_null=True, quoted_strings_can_be_null=False
+        include_columns=used,
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        column_types={name: pa.binary() for name in names} if as_text else None,
     )
     try:
-        _check_quotes(file, len(names))
+        _check_quotes(file, len(names), separator)
         # Python opens the file, because Arrow cannot open names that are not UTF-8.
         with (
-            open(file, "rb") as opened,
+            (opener or partial(open, mode="rb"))(file) as opened,
             pa.input_stream(opened, compression="gzip" if _zipped(file) else None) as stream,
         ):
             table = pc.read_csv(
                 stream, read_options=read, parse_options=parse, convert_options=convert
             )
     except (pa.ArrowException, EOFError, OSError, zlib.error) as error:
-        _explain_ragged(file, len(names), header)
+        _explain_ragged(file, len(names), header, separator)
         raise DataError(
             f"{file} cannot be read as CSV: {_first_line(error)}; write or copy it again"
         ) from error
@@ -186,10 +242,10 @@ def _parse_csv(file: Path, names: list[str], used: list[str], header: bool) -> A
     return table
 
 
-def _explain_ragged(file: Path, columns: int, header: bool) -> None:
+def _explain_ragged(file: Path, columns: int, header: bool, separator: str) -> None:
     """Raise DataError for the first line with another number of cells; return if there is none."""
     try:
-        for i, (line, cells) in enumerate(_records(file, columns)):
+        for i, (line, cells) in enumerate(records_of(file, columns, separator)):
             if len(cells) != columns and not (columns == 1 and not cells):
                 row = i if header else i + 1
                 wanted = "the header" if header else "line 1"
@@ -202,7 +258,7 @@ def _explain_ragged(file: Path, columns: int, header: bool) -> None:
         return  # the caller reports pyarrow's own error
 
 
-def _check_quotes(file: Path, columns: int) -> None:
+def _check_quotes(file: Path, columns: int, separator: str) -> None:
     """Raise DataError for a quote that is never closed.
 
     pyarrow takes everything from the quote to the end of the file as one cell. If that column is
@@ -217,7 +273,7 @@ def _check_quotes(file: Path, columns: int) -> None:
         return
     line = 1
     try:
-        for line, cells in _records(file, columns, strict=True):
+        for line, cells in records_of(file, columns, separator, strict=True):
             line += sum(cell.count("\n") for cell in cells) + 1
     except csv.Error as error:
         if "unexpected end" in str(error) or "field limit" in str(error):

@@ -7,14 +7,14 @@ of pandas, polars, pyarrow or another library that narwhals knows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.data.parse import parse_texts
+from gpubackprop.data.parse import number_text, parse_texts
 from gpubackprop.errors import DataError
 
 Kind = Literal["number", "boolean", "date", "time", "text", "other"]
@@ -42,6 +42,8 @@ class Column:
         Whether all numbers are whole.
     why : str
         What an "other" column holds.
+    form : str
+        Of dates that were text with slashes: "dmy" or "mdy".
     """
 
     kind: Kind
@@ -50,6 +52,7 @@ class Column:
     texts: tuple[str, ...] = ()
     whole: bool = False
     why: str = ""
+    form: str = ""
 
     def __len__(self) -> int:
         return len(self.codes) if self.kind == "text" else len(self.values)
@@ -66,7 +69,7 @@ class Column:
         """Return the column of these rows: indices, a mask or a slice."""
         if self.kind == "text":
             return Column(self.kind, self.values, self.codes[rows], self.texts)
-        return Column(self.kind, self.values[rows], self.codes, (), self.whole, self.why)
+        return Column(self.kind, self.values[rows], self.codes, (), self.whole, self.why, self.form)
 
     def as_text(self) -> Column:
         """Return the values as text: 3 and 3.0 become "3", true becomes "true"."""
@@ -83,8 +86,10 @@ class Column:
             return "true" if value else "false"
         if self.kind == "date":
             moment = np.datetime64(EPOCH, "ms") + np.timedelta64(round(value * 1000), "ms")
-            return str(moment.astype("datetime64[s]"))
-        return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+            return str(moment.astype("datetime64[s]")).removesuffix("T00:00:00")
+        if self.kind == "time":
+            return str(np.datetime64(round(value * 1000), "ms").astype("datetime64[s]"))[11:]
+        return number_text(value)
 
 
 _NOTHING: Floats = np.empty(0)
@@ -126,7 +131,7 @@ def text(values: Sequence[Any]) -> Column:
     return coded(codes, places)
 
 
-def written(column: Column, *, decimal_comma: bool = False) -> Column:
+def written(column: Column, *, decimal_comma: bool = False, form: str = "") -> Column:
     """Return a column of text from a file as what its texts are: numbers, dates, ..., or text.
 
     Parameters
@@ -135,15 +140,18 @@ def written(column: Column, *, decimal_comma: bool = False) -> Column:
         Text.
     decimal_comma : bool
         Whether 1,5 may be a number.
+    form : str
+        "dmy" or "mdy": what dates with slashes are known to be.
     """
-    found = parse_texts(column.texts, decimal_comma=decimal_comma)
+    found = parse_texts(column.texts, decimal_comma=decimal_comma, form=form)
     if found is None:
         return column
-    kind, distinct = found
+    distinct = found.values
     if not len(distinct):
         return numbers(np.full(len(column), np.nan))
     values = np.where(column.codes < 0, np.nan, distinct[column.codes])
-    return numbers(values, kind)
+    typed = numbers(values, found.kind)
+    return replace(typed, form=found.form) if found.form else typed
 
 
 def of_objects(values: Sequence[Any], name: str) -> Column:

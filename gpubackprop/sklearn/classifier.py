@@ -98,9 +98,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     max_fun : int
         Most function calls of "lbfgs".
     device : str
-        *Beyond scikit-learn, as all that follows.* Either "auto", "cpu", "cuda" or "cuda:1". "auto"
-        takes a GPU that works and is predicted to finish sooner, else the CPU; `verbose` says why.
-        If X lies on a GPU, it is computed there.
+        *Beyond scikit-learn, as all that follows.* Either "auto", "cpu", "cpu:numpy" (the CPU
+        without compiled kernels), "cuda" or "cuda:1". "auto" takes a GPU that works and is
+        predicted to finish sooner, else the CPU; `verbose` says why. If X lies on a GPU, it is
+        computed there.
     precision : {"float32", "float64"} or None
         Dtype to compute in; None is that of X.
     class_weight : dict, "balanced" or None
@@ -160,7 +161,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     feature_names_in_ : (n_features_in_,) array of str
         Names of the columns, if X was a data frame.
     device_ : str
-        Where the last fit ran: "cpu" or "cuda:N". *Beyond scikit-learn.*
+        Where the last fit ran: "cpu", "cpu:numpy" or "cuda:N". *Beyond scikit-learn.*
 
     Notes
     -----

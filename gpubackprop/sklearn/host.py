@@ -1,4 +1,4 @@
-"""The NumPy backend of these estimators: sparse rows, fewer calls for small networks."""
+"""The host's backend of these estimators: sparse rows, fewer calls for small networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends import NativeBackend
 from gpubackprop.backends.numpy.blocks import add_reduce
 from gpubackprop.network import MLP
 from gpubackprop.training.batches import Batches
@@ -59,8 +59,8 @@ def source_of(network: MLP, data: Batches) -> Source:
     return (SparseSource if sparse.issparse(data.x) else Source)(network, data)
 
 
-class HostBackend(NumpyBackend):
-    """The NumPy backend of these estimators.
+class HostBackend(NativeBackend):
+    """The host's backend of these estimators.
 
     Products also take a `SparseBatch` for x. The bias gradients of ordinary batches are added row
     after row, as scikit-learn adds them.
@@ -88,6 +88,13 @@ class HostBackend(NumpyBackend):
             self._call(np.matmul, x, copied, out)
         else:
             super().matmul(x, y, out)
+
+
+def host_backend(device: str) -> HostBackend:
+    """Return the backend for "cpu", or for "cpu:numpy"."""
+    backend = HostBackend()
+    backend.device = device
+    return backend
 
 
 def _large_squares(x: Array, out: Array) -> None:

@@ -21,7 +21,7 @@ from gpubackprop.backends import Backend, devices
 from gpubackprop.formulas import Activation, activation
 from gpubackprop.passes import Layers, Units, emit_forward
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
-from gpubackprop.sklearn.host import HostBackend, SparseBatch
+from gpubackprop.sklearn.host import SparseBatch, host_backend
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.stored import arrays_to_predict
 
@@ -55,7 +55,7 @@ def outputs(estimator: Any, x: Any) -> Array:
         hidden = hidden_activations(e.activation, len(e.coefs_) - 1)
         parameters = [coef.T for coef in e.coefs_], e.intercepts_
         plan.plan(
-            HostBackend(),
+            host_backend(device_for_host_rows(e)),
             lambda backend, x, out: _emit(backend, x, parameters, hidden, kind, out),
             x,
         )
@@ -66,8 +66,13 @@ def outputs(estimator: Any, x: Any) -> Array:
 
 def _outputs(estimator: Any, x: Any) -> Array:
     e, host = estimator, not on_gpu(x)
-    own = device_of(x) if not host else "cpu" if sparse.issparse(x) else device_for_host_rows(e)
-    backend = HostBackend() if own == "cpu" else backends.get(own)
+    if not host:
+        own = device_of(x)
+    elif sparse.issparse(x):
+        own = e.device if devices.is_host(e.device) else "cpu"
+    else:
+        own = device_for_host_rows(e)
+    backend: Backend = host_backend(own) if devices.is_host(own) else backends.get(own)
     coefs, intercepts = arrays_to_predict(e, x.shape[1])
     theirs = np.dtype(e.precision or np.result_type(x.dtype, *(coef.dtype for coef in coefs)))
     dtype = theirs if theirs in (np.float32, np.float64) else np.dtype(np.float64)
@@ -192,9 +197,10 @@ def kind_of(estimator: Any, x: Any) -> tuple[Any, ...] | None:
         return None
     if e.precision is not None or not isinstance(e.activation, str):
         return None
-    if device_for_host_rows(e) != "cpu" or len(e.coefs_) != len(e.intercepts_):
+    device = device_for_host_rows(e)
+    if not devices.is_host(device) or len(e.coefs_) != len(e.intercepts_):
         return None
-    return x.shape, x.dtype, e.activation, e.out_activation_, e.n_layers_, len(e.coefs_)
+    return x.shape, x.dtype, device, e.activation, e.out_activation_, e.n_layers_, len(e.coefs_)
 
 
 def _take(estimator: Any, key: tuple[Any, ...]) -> FewRows | None:

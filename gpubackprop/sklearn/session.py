@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from gpubackprop.backends import workload
+from gpubackprop.backends import devices, workload
 from gpubackprop.errors import OptionError
 from gpubackprop.network import MLP
 from gpubackprop.sklearn.arrays import device_of
-from gpubackprop.sklearn.host import HostBackend, source_of
+from gpubackprop.sklearn.host import host_backend, source_of
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
@@ -35,8 +35,8 @@ def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
     """
     device, own = estimator.device, device_of(x)
     if sparse.issparse(x):
-        if device in ("auto", "cpu"):
-            return "cpu", "X is sparse"
+        if device == "auto" or devices.is_host(device):
+            return "cpu" if device == "auto" else device, "X is sparse"
         raise OptionError(
             f"device={device!r} was asked for but X is sparse, which is computed on the CPU; use "
             f'device="cpu" (or "auto"), or pass X.toarray()'
@@ -82,7 +82,7 @@ def make_network(estimator: Any, dtype: np.dtype, device: str, reason: str) -> M
     )
     reason = reason or network.backend.reason
     if not network.backend.asynchronous:
-        network.backend = HostBackend()
+        network.backend = host_backend(network.device)
     network.backend.reason = reason
     return network
 

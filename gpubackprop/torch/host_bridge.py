@@ -1,4 +1,4 @@
-"""CPU tensors as arrays of the NumPy backend, without copies."""
+"""CPU tensors as arrays of the host's backend, without copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpubackprop._optional import require
-from gpubackprop.backends import HOST, Backend, NumpyBackend
+from gpubackprop.backends import HOST, Backend, NativeBackend
 from gpubackprop.dtypes import STORAGES
 from gpubackprop.errors import DtypeError, TargetRangeError
 from gpubackprop.ops import checks
@@ -100,7 +100,7 @@ def numpy_view(tensor: Tensor) -> np.ndarray:
 
 
 class HostBridge:
-    """CPU tensors and the NumPy backend.
+    """CPU tensors and the host's backend.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ class HostBridge:
 
     is_cuda = False
     keeps_delta = True
-    host_backend = NumpyBackend()
+    host_backend = NativeBackend()
 
     @contextmanager
     def backend_of(self, like: Tensor) -> Iterator[Backend]:

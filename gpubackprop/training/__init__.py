@@ -1,6 +1,8 @@
-"""Training: the planned step, the loop around it, its history and its checkpoints."""
+"""Training: the planned step, the loop around it, its history, its checkpoints and its profile."""
 
 from gpubackprop.training.history import History
+from gpubackprop.training.memory_estimate import MemoryEstimate
+from gpubackprop.training.profile import Profile, ProfileRow
 from gpubackprop.training.trainer import Trainer
 
-__all__ = ["History", "Trainer"]
+__all__ = ["History", "MemoryEstimate", "Profile", "ProfileRow", "Trainer"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.data import Standardizer
+from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import batch_rows_for, require_finite
 from gpubackprop.data.frames import as_array, as_inputs, as_weights
@@ -57,13 +57,17 @@ class Batches:
     @classmethod
     def check(
         cls, network: MLP, loss: Loss, x: Any, targets: Any, sample_weight: Any = None,
-        standardizer: Standardizer | None = None, feature_names: tuple[str, ...] | None = None,
+        standardizer: Standardizer | TablePreprocessor | None = None,
+        feature_names: tuple[str, ...] | None = None,
     ) -> Batches:  # fmt: skip
         """Return checked batches, or raise an error that names what does not fit.
 
         A data frame's columns are taken by the names with which the standardizer was fitted, or by
-        `feature_names`, or as they come if there are neither.
+        `feature_names`, or as they come if there are neither. A preprocessor encodes the rows here,
+        once.
         """
+        if isinstance(standardizer, TablePreprocessor):
+            x, standardizer = standardizer.transform(x, network.dtype), None
         _check_standardizer(standardizer, network.widths[0])
         wanted = (standardizer.feature_names if standardizer else None) or feature_names
         names = None
@@ -229,7 +233,7 @@ def _check_standardizer(standardizer: Any, columns: int) -> None:
     if not isinstance(standardizer, Standardizer):
         raise OptionError(
             f"standardizer is a {type(standardizer).__name__} but must be a "
-            f"gpubackprop.data.Standardizer, e.g. Standardizer.fit(x)"
+            f"gpubackprop.data.Standardizer, e.g. Standardizer.fit(x), or a TablePreprocessor"
         )
     if len(standardizer.mean) != columns:
         raise ShapeError(

@@ -210,7 +210,7 @@ class Run:
         row["samples_per_second"] = len(step.data) / max(position.seconds, 1e-9)
         self.history.rows.append(row)
         monitored: float = row["loss"] if self.validation is None else row["val_loss"]
-        self._keep_best(monitored)
+        self._keep_best(self._recent(monitored))
         settings.schedule.observe(monitored)
         position.epoch, position.step, position.seconds = position.epoch + 1, 0, 0.0
         bar.finish_epoch(row)
@@ -221,6 +221,14 @@ class Run:
             except StopTraining:
                 stopped = "callback"
         self.history.stopped = stopped or self.history.stopped
+
+    def _recent(self, monitored: float) -> float:
+        """Return the mean of the watched loss over the last `window` epochs of this call."""
+        epochs = min(self.options.window, self.position.epoch - self.position.first_epoch + 1)
+        if epochs == 1:
+            return monitored
+        name = "loss" if self.validation is None else "val_loss"
+        return math.fsum(row[name] for row in self.history.rows[-epochs:]) / epochs
 
     def _keep_best(self, monitored: float) -> None:
         position = self.position

@@ -58,6 +58,7 @@ class FitOptions:
     checkpoint: Path | None
     checkpoint_every: int | None
     checkpoint_seconds: float
+    window: int = 1
 
 
 @dataclass

@@ -13,9 +13,10 @@ import numpy as np
 
 from gpubackprop import schedules
 from gpubackprop.backends import LossScaling
+from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
-from gpubackprop.errors import NonFiniteLossError, OptionError, ShapeError
+from gpubackprop.errors import NonFiniteLossError, OptionError, OutOfMemory, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
@@ -25,6 +26,8 @@ from gpubackprop.schedules import Schedule
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.evaluation import EvaluationStep, custom_metrics
 from gpubackprop.training.history import History, Row
+from gpubackprop.training.memory_estimate import MemoryEstimate, estimated
+from gpubackprop.training.profile import Profile, measured
 from gpubackprop.training.run import Run
 from gpubackprop.training.settings import Settings
 from gpubackprop.training.state import FitOptions, TrainingState
@@ -219,6 +222,7 @@ class Trainer(Settings):
         patience: int | None = None,
         min_delta: float = 0.0,
         restore_best: bool | None = None,
+        window: int = 1,
         standardizer: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
@@ -262,8 +266,12 @@ class Trainer(Settings):
         restore_best : bool or None
             Whether to end with the weights of the best epoch. None does so if there is validation,
             and after Ctrl-C.
-        standardizer : Standardizer or None
-            Applied to each batch of x and of the validation rows.
+        window : int
+            Number of epochs over which that loss is averaged before it decides which epoch is the
+            best, and when patience ends. With a dozen validation rows, one epoch's loss is chance.
+        standardizer : Standardizer, TablePreprocessor or None
+            Applied to each batch of x and of the validation rows. A preprocessor takes tables with
+            text, dates and missing values, and encodes them once.
         checkpoint : path or None
             File to write after each epoch, and every `checkpoint_every` steps. If it exists when
             the trainer has not trained yet, training resumes from it and goes on bit for bit as if
@@ -302,14 +310,6 @@ class Trainer(Settings):
         StorageError
             A checkpoint could not be written; the network has its best weights so far.
         """
-        train = self._batches(x, targets, sample_weight, standardizer)
-        names = train.feature_names
-        train = train if rows is None else train.at(rows, "rows")
-        train.require_rows("x")
-        train, held_out = self._validation(train, validation)
-        train = train.counting(self.loss)
-        train.require_rows("x, without the rows of weight 0,")
-        train.require_finite_targets(self.loss)
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
             None if patience is None else int(number(patience, "patience", 1)),
@@ -320,16 +320,29 @@ class Trainer(Settings):
             if checkpoint_every is None
             else int(number(checkpoint_every, "checkpoint_every", 1)),
             number(checkpoint_seconds, "checkpoint_seconds", 0.0),
+            int(number(window, "window", 1)),
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
-        step = self.state.new_step(self, train)
-        self.feature_names = names or self.feature_names
         try:
-            return Run(self, self.state, step, held_out, options).run()
-        except NonFiniteLossError as error:
-            places = [data.not_finite() for data in (train, held_out) if data is not None]
-            error.args = (" ".join([str(error), *filter(None, places)]),)
+            train = self._batches(x, targets, sample_weight, standardizer)
+            names = train.feature_names
+            train = train if rows is None else train.at(rows, "rows")
+            train.require_rows("x")
+            train, held_out = self._validation(train, validation, standardizer)
+            train = train.counting(self.loss)
+            train.require_rows("x, without the rows of weight 0,")
+            train.require_finite_targets(self.loss)
+            step = self.state.new_step(self, train)
+            self.feature_names = names or self.feature_names
+            try:
+                return Run(self, self.state, step, held_out, options).run()
+            except NonFiniteLossError as error:
+                places = [data.not_finite() for data in (train, held_out) if data is not None]
+                error.args = (" ".join([str(error), *filter(None, places)]),)
+                raise
+        except OutOfMemory as error:
+            self._say_what_fits(error, x)
             raise
 
     def evaluate(
@@ -375,9 +388,94 @@ class Trainer(Settings):
         step = EvaluationStep(self.network, self.loss, data, self.batch_size)
         return step.measure() | custom_metrics(self.network, self.metrics, data)
 
+    def profile(
+        self,
+        x: Any,
+        targets: Any,
+        sample_weight: Any = None,
+        standardizer: Any = None,
+        *,
+        repeats: int = 10,
+    ) -> Profile:
+        """Time each operation of a training step. Nothing of this trainer or network is changed.
+
+        On a GPU each operation is a range of NVTX, which Nsight Systems shows.
+
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            As for `fit`; the step is of the first `batch_size` rows.
+        targets : (N,) or (N, K) array-like, or data frame
+            As for `fit`.
+        sample_weight : (N,) array or None
+            As for `fit`.
+        standardizer : Standardizer or None
+            As for `fit`.
+        repeats : int
+            Times that each operation and the whole step run; medians are reported.
+
+        Returns
+        -------
+        Profile
+            Operations with their times and bytes; it prints as a table, and draws itself.
+
+        Raises
+        ------
+        ShapeError
+            The arrays do not fit the network.
+        DataError
+            There are no rows, or targets hold NaN.
+        OptionError
+            `repeats` is below 1.
+        """
+        repeats = int(number(repeats, "repeats", 1))
+        data = self._batches(x, targets, sample_weight, standardizer).counting(self.loss)
+        data.require_rows("x")
+        data.require_finite_targets(self.loss)
+        twin = copy.deepcopy(self)
+        step, lr = twin.state.new_step(twin, data), twin.optimizer.lr
+        rows = step.place(np.arange(step.batch_size))
+        batch = step.update(rows, lr)
+        return measured(step, batch, lambda: step.update(rows, lr), repeats)
+
+    def memory_estimate(self, rows: int, dtype: Any = np.float32) -> MemoryEstimate:
+        """Estimate the memory of a training before anything of it is allocated.
+
+        Parameters
+        ----------
+        rows : int
+            Rows to train on.
+        dtype : dtype
+            Dtype of the inputs.
+
+        Returns
+        -------
+        MemoryEstimate
+            Bytes by what takes them; `total` is the sum.
+
+        Raises
+        ------
+        OptionError
+            `rows` is below 1.
+        """
+        rows = int(number(rows, "rows", 1))
+        return estimated(
+            self.network, self.loss, self.optimizer, self.batch_size, rows, np.dtype(dtype),
+            get_num_threads(),
+        )  # fmt: skip
+
     # -- what a caller passes, as batches ---------------------------------------------------------
 
     feature_names: tuple[str, ...] | None = None
+
+    def _say_what_fits(self, error: OutOfMemory, x: Any) -> None:
+        """Add to the error the batch that would fit into the GPU."""
+        rows = max(1, len(x))
+        estimate = self.memory_estimate(rows, getattr(x, "dtype", np.float32))
+        fits = estimate.largest_batch(min(self.batch_size, rows), error.free)
+        advice = f"batch_size={fits} would fit" if fits else "no batch size would fit"
+        wanted = f"the training takes about {estimate.total / 2**30:.3g} GiB"
+        error.args = (f"{error}; {wanted}, {advice} (Trainer.memory_estimate)",)
 
     def _batches(
         self, x: Any, targets: Any, sample_weight: Any, standardizer: Any,
@@ -389,7 +487,7 @@ class Trainer(Settings):
         )
 
     def _validation(
-        self, train: Batches, validation: float | tuple[Any, ...] | Array | None
+        self, train: Batches, validation: float | tuple[Any, ...] | Array | None, standardizer: Any
     ) -> tuple[Batches, Batches | None]:
         if validation is None:
             return train, None
@@ -415,7 +513,7 @@ class Trainer(Settings):
             )
         data = self._batches(
             validation[0], validation[1], validation[2] if len(validation) == 3 else None,
-            train.standardizer, train.feature_names,
+            standardizer, train.feature_names,
         )  # fmt: skip
         data.require_rows("the validation set")
         data.require_finite_targets(self.loss)

@@ -24,6 +24,13 @@ template <class C> ONCE bool on_one_side(const C* a, const C* t, int64 n) {
     return wrong == 0;
 }
 
+// The sum of a piece, in eight lanes.
+template <class C> ONCE double sum_in_double(const C* x, int64 n) {
+    double wide[PIECE];
+    INDEPENDENT for (int64 i = 0; i < n; ++i) wide[i] = double(x[i]);
+    return sum_of(wide, n);
+}
+
 template <class C> ONCE void scale_by(C* x, C factor, int64 n) {
     INDEPENDENT for (int64 i = 0; i < n; ++i) x[i] *= factor;
 }
@@ -43,19 +50,20 @@ template <class C> void pointwise_loss(const PointwiseLossArguments& p) {
     C* row_loss = static_cast<C*>(p.row_loss);
     C wide[PIECE], wanted[PIECE], value[PIECE], slope[PIECE], k = C(p.parameter);
     for (int64 row = p.first; row < p.last; ++row) {
-        C scale = scales.of(row), sum = C(0), lost = C(0);
+        C scale = scales.of(row);
+        double sum = 0.0, lost = 0.0;
         bool right = true;
         for (int64 column = 0; column < p.cols; column += PIECE) {
             int64 n = smaller(PIECE, p.cols - column);
             const C *x = a.read(row, column, n, wide), *t = targets.read(row, column, n, wanted);
             if (p.correct != nullptr) right = right && on_one_side(x, t, n);
             formula(x, t, value, slope, n, k);
-            add_exactly(sum_of(value, n), sum, lost);
+            add_exactly(sum_in_double(value, n), sum, lost);
             if (!delta) continue;
             scale_by(slope, scale, n);
             delta.put(slope, row, column, n);
         }
-        C loss = sum + lost;
+        C loss = C(sum + lost);
         row_loss[row] = weight == nullptr ? loss : loss * weight[row];
         if (p.correct != nullptr) p.correct[row] = right;
     }

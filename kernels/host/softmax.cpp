@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int ROWS = 32, SHORT = 40;  // SHORT: the longest row that is turned over
+constexpr int PLAIN = 12;             // more terms one after another lose too much
 constexpr int64 HELD = 2048;          // the longest row of 16 bits whose exponentials are kept
 
 // What is known of up to ROWS rows.
@@ -108,16 +109,26 @@ private:
 
     // Losses and factors of n rows (of room for N), once m, s, dot and, with probabilities, total are known.
     template <int N> void outcome(int64 first, int64 n) {
-        C loss[N], lse[N];
+        C loss[N], lse[N], sums[N];
+        double log_s[N];
+        INDEPENDENT for (int i = 0; i < N; ++i) {  // NaN: no logit, or all -inf
+            sums[i] = b.m[i] == minus_infinity<C>() ? not_a_number<C>() : b.s[i];
+            log_s[i] = log_of_sum(sums[i]);
+        }
         INDEPENDENT for (int i = 0; i < N; ++i) {
-            C s = b.m[i] == minus_infinity<C>() ? not_a_number<C>() : b.s[i];  // no logit, or all -inf
-            double log_s = log_of_sum(s), exact = double(b.m[i]) + log_s;
             C z = b.z_label[i] - b.m[i], lost = (b.z_label[i] - (z + b.m[i]));
-            double terms = double(b.total[i]) * log_s - double(b.label_tau[i]) * (double(z) + double(lost));
-            terms = terms - double(b.dot[i]) + double(z_loss) * exact * exact;
-            loss[i] = C(terms);
-            lse[i] = C(exact);
-            b.grad_scale[i] = (b.total[i] + C(2) * z_loss * lse[i]) * b.factor[i] / s;
+            double below = double(z) + (is_finite(z) ? double(lost) : 0.0);
+            loss[i] = C(double(b.total[i]) * log_s[i] - double(b.label_tau[i]) * below - double(b.dot[i]));
+        }
+        INDEPENDENT for (int i = 0; i < N; ++i) {
+            lse[i] = C(double(b.m[i]) + log_s[i]);
+            b.grad_scale[i] = b.total[i] * b.factor[i] / sums[i];
+        }
+        if (z_loss != C(0)) {
+            INDEPENDENT for (int i = 0; i < N; ++i) {
+                loss[i] += z_loss * lse[i] * lse[i];
+                b.grad_scale[i] += C(2) * z_loss * lse[i] * b.factor[i] / sums[i];
+            }
         }
         if (scales.weight != nullptr)
             for (int64 i = 0; i < n; ++i) loss[i] *= scales.weight[first + i];
@@ -209,6 +220,14 @@ private:
         return -1;
     }
 
+    // A piece of sum_k tau_k (z_k - m), without the factor eps / K that all terms share where only labels
+    // have targets: it comes last, so that the sum overflows where PyTorch's does.
+    C spread_of(int64 k, int64 n, const C* tau, const C* from) const {
+        if (a.probabilities != nullptr) return sum_of_products(tau, from, n);
+        return class_weight == nullptr ? sum_of(from, n) : sum_of_products(class_weight + k, from, n);
+    }
+    C spread_factor() const { return a.probabilities != nullptr ? C(1) : uniform; }
+
     // The sums of the row; exponentials go to `held`, and that of the label is returned.
     C sum_row(int64 row, C origin, C* held) {
         C buffer[PIECE], tau[PIECE], from[PIECE];
@@ -220,7 +239,7 @@ private:
             if (spreads) {
                 tau_piece(row, k, n, tau);
                 INDEPENDENT for (int64 j = 0; j < n; ++j) from[j] = x[j] - origin;
-                add_exactly(sum_of_products(tau, from, n), dot, dot_lost);
+                add_exactly(spread_of(k, n, tau, from), dot, dot_lost);
                 if (a.probabilities != nullptr) add_exactly(sum_of(tau, n), total, total_lost);
             }
             C* e = held == nullptr ? buffer : held + k;
@@ -229,7 +248,7 @@ private:
             add_exactly(sum_of(e, n), sum, lost);
         }
         b.s[0] = sum + lost;
-        b.dot[0] = dot + dot_lost;
+        b.dot[0] = (dot + dot_lost) * spread_factor();
         if (a.probabilities != nullptr) b.total[0] = total + total_lost;
         return label_e;
     }
@@ -289,18 +308,18 @@ private:
         C slope[SHORT * ROWS];
         if (cap != C(0) && delta)
             INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) slope[at] = cap_slope(z[at], cap);
-        C origin[ROWS];
+        C origin[ROWS], s_lost[ROWS] = {};
         INDEPENDENT for (int i = 0; i < ROWS; ++i) {
             origin[i] = b.m[i] == minus_infinity<C>() ? C(0) : b.m[i];
             b.s[i] = C(0);
         }
         for (int64 k = 0; k < K; ++k) {
             C* x = z + k * ROWS;
-            INDEPENDENT for (int i = 0; i < ROWS; ++i) {
-                x[i] = host::exp_below(x[i] - origin[i]);
-                b.s[i] += x[i];
-            }
+            INDEPENDENT for (int i = 0; i < ROWS; ++i) x[i] = host::exp_below(x[i] - origin[i]);
+            if (K > PLAIN) INDEPENDENT for (int i = 0; i < ROWS; ++i) add_exactly(x[i], b.s[i], s_lost[i]);
+            else INDEPENDENT for (int i = 0; i < ROWS; ++i) b.s[i] += x[i];
         }
+        for (int i = 0; i < ROWS; ++i) b.s[i] += s_lost[i];
         outcome<ROWS>(row, n);
         if (predicts())
             for (int64 i = 0; i < n; ++i) predict(row + i, i, best[i]);
@@ -318,6 +337,9 @@ private:
             if (b.label[i] >= 0) z[b.label[i] * ROWS + i] -= b.label_tau[i] * b.factor[i];
         if (cap != C(0))
             INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) z[at] *= slope[at];
+        if (b.unusual)
+            for (int64 i = 0; i < n; ++i)
+                for (int64 k = 0; b.ignored[i] && k < K; ++k) z[k * ROWS + i] = C(0);
         turn_back(row, n, z);
     }
 
@@ -339,13 +361,15 @@ private:
 
     void turn_back(int64 row, int64 n, const C* z) const {
         C buffer[SHORT];
+        if (delta.direct() && n == ROWS) {
+            C* to = delta.place(row, 0, buffer);
+            for (int64 k = 0; k < K; ++k)
+                INDEPENDENT for (int i = 0; i < ROWS; ++i) to[i * a.stride_delta + k] = z[k * ROWS + i];
+            return;
+        }
         for (int64 i = 0; i < n; ++i) {
             C* to = delta.place(row + i, 0, buffer);
-            if (b.unusual && b.ignored[i]) {
-                for (int64 k = 0; k < K; ++k) to[k] = C(0);
-            } else {
-                for (int64 k = 0; k < K; ++k) to[k] = z[k * ROWS + i];
-            }
+            for (int64 k = 0; k < K; ++k) to[k] = z[k * ROWS + i];
             delta.put(to, row + i, 0, K);
         }
     }
@@ -360,20 +384,25 @@ private:
 
     // tau of all columns, sum tau (z - m) and, with probabilities, sum tau.
     void spread_few(int64 row, int64 n, const C* z, C* tau) {
-        for (int i = 0; i < ROWS; ++i) b.dot[i] = C(0);
-        C total[ROWS] = {};
+        C dot[ROWS] = {}, dot_lost[ROWS] = {}, total[ROWS] = {}, total_lost[ROWS] = {};
         for (int64 k = 0; k < K; ++k) {
             C* part = tau + k * ROWS;
             for (int64 i = 0; i < n; ++i) part[i] = tau_of(row + i, k);
             for (int64 i = n; i < ROWS; ++i) part[i] = C(0);
             const C* x = z + k * ROWS;
+            if (a.probabilities == nullptr) {
+                C weight = class_weight == nullptr ? C(1) : class_weight[k];
+                INDEPENDENT for (int i = 0; i < ROWS; ++i) add_exactly(weight * (x[i] - b.m[i]), dot[i], dot_lost[i]);
+                continue;
+            }
             INDEPENDENT for (int i = 0; i < ROWS; ++i) {
-                b.dot[i] += part[i] * (x[i] - b.m[i]);
-                total[i] += part[i];
+                add_exactly(part[i] * (x[i] - b.m[i]), dot[i], dot_lost[i]);
+                add_exactly(part[i], total[i], total_lost[i]);
             }
         }
+        for (int i = 0; i < ROWS; ++i) b.dot[i] = (dot[i] + dot_lost[i]) * spread_factor();
         if (a.probabilities != nullptr)
-            for (int i = 0; i < ROWS; ++i) b.total[i] = total[i];
+            for (int i = 0; i < ROWS; ++i) b.total[i] = total[i] + total_lost[i];
     }
 };
 

@@ -367,6 +367,19 @@ template <int N> __device__ __forceinline__ void copy_async_wait() {
 #endif
 }
 
+// ---- programmatic dependent launch ------------------------------------------------------------------
+//   A grid that is launched so may start before the one in front of it has ended.
+
+// First of all in an entry, by every thread: waits until the grids in front have ended and what they wrote
+// can be seen, then lets the next grid start, which waits for this one in turn. Nothing where the grid was
+// launched as usual.
+__device__ __forceinline__ void follow_the_grid_in_front() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+
 // ---- thread-block clusters -----------------------------------------------------------------------
 //   An entry declared  __global__ void __launch_bounds__(256) CLUSTER_DIMS(4) name(...)  runs in
 //   clusters of 4 blocks from sm_90 on, in a grid whose x is a multiple of 4. For older cards it

@@ -103,7 +103,7 @@ template <class C, class T, int E>
 __device__ __forceinline__ void load_columns(const Strip<E>& strip, const T* values, C (&out)[E]) {
     int64 c = strip.first_column();
     if (c >= 0 && c + E <= strip.cols && aligned<T, E>(values + c)) {
-        Pack<T, E> pack = load<T, E>(values + c);
+        Pack<T, E> pack = global::load<T, E>(values + c);
 #pragma unroll
         for (int e = 0; e < E; ++e) out[e] = C(widen(pack.v[e]));
         return;

@@ -26,7 +26,40 @@ template <class T, int E> union Words {
     __device__ __forceinline__ Words() {}
 };
 
-// One element of the device's memory.
+template <class T, int E> __device__ __forceinline__ bool aligned(const T* p) {
+    return (uint64)p % ACCESS<T, E> == 0;
+}
+
+// How many elements `p` lies beyond a multiple of 16 bytes: the length of a peeled head is
+// PACK - misalignment, and -misalignment the place where a grid of whole packs begins.
+template <class T> __device__ __forceinline__ int misalignment(const T* p) {
+    return int((uint64)p % 16 / sizeof(T));
+}
+
+// Of the E elements of a pack, how many there are where `left` are left.
+template <int E> __device__ __forceinline__ int elements(int64 left) {
+    return left >= E ? E : left < 0 ? 0 : int(left);
+}
+
+// Elements [lo, hi) of the pack at any p, in shared memory too; the others are 0 and not touched.
+template <class T, int E>
+__device__ __forceinline__ Pack<T, E> load_part(const T* p, int lo, int hi) {
+    Words<T, E> both;
+    if (lo == 0 && hi == E && aligned<T, E>(p)) {
+#pragma unroll
+        for (int i = 0; i < Words<T, E>::COUNT; ++i)
+            both.words[i] = reinterpret_cast<const typename Words<T, E>::W*>(p)[i];
+        return both.pack;
+    }
+#pragma unroll
+    for (int e = 0; e < E; ++e) both.pack.v[e] = e >= lo && e < hi ? p[e] : T{};
+    return both.pack;
+}
+
+// ---- the device's memory, in accesses that no compiler splits, widens or moves (ptx.cuh) -------------
+
+namespace global {
+
 template <class T> __device__ __forceinline__ T load_element(const T* p) {
     Words<T, 1> both;
     both.words[0] = ptx::load_global(reinterpret_cast<const typename Words<T, 1>::W*>(p));
@@ -43,16 +76,6 @@ template <class T> __device__ __forceinline__ void store_element(T* p, T value) 
     Words<T, 1> both;
     both.pack.v[0] = value;
     ptx::store_global(reinterpret_cast<typename Words<T, 1>::W*>(p), both.words[0]);
-}
-
-template <class T, int E> __device__ __forceinline__ bool aligned(const T* p) {
-    return (uint64)p % ACCESS<T, E> == 0;
-}
-
-// How many elements `p` lies beyond a multiple of 16 bytes: the length of a peeled head is
-// PACK - misalignment, and -misalignment the place where a grid of whole packs begins.
-template <class T> __device__ __forceinline__ int misalignment(const T* p) {
-    return int((uint64)p % 16 / sizeof(T));
 }
 
 // The pack at p, a multiple of its access width.
@@ -74,7 +97,6 @@ template <class T, int E> __device__ __forceinline__ void store(T* p, const Pack
     for (int i = 0; i < Words<T, E>::COUNT; ++i)
         ptx::store_global(reinterpret_cast<typename Words<T, E>::W*>(p) + i, both.words[i]);
 }
-
 
 // The pack at p, or zeros and no access.
 template <class T, int E> __device__ __forceinline__ Pack<T, E> load_if(bool wanted, const T* p) {
@@ -109,6 +131,8 @@ __device__ __forceinline__ void store_part(T* p, const Pack<T, E>& pack, int lo,
     for (int e = 0; e < E; ++e)
         if (e >= lo && e < hi) store_element(p + e, pack.v[e]);
 }
+
+}  // namespace global
 
 // 16 bytes of elements, rounded once; 16-bit types two at a time.
 template <class T, class C>

@@ -75,3 +75,11 @@ extern "C" __global__ void four_packs_in_flight(const float* x, float* y, int64 
 #pragma unroll
     for (int i = 0; i < 4; ++i) reinterpret_cast<uint4*>(y)[threadIdx.x + 32 * i] = v[i];
 }
+
+// ---- what the lanes of a warp say together, and packed maxima ---------------------------------------
+
+extern "C" __global__ void votes(const float* x, float* y, int64 n) {
+    bool some = __any_sync(0xffffffffu, x[threadIdx.x] == 1000), every = __all_sync(0xffffffffu, x[threadIdx.x] > 0);
+    uint32 lanes = __ballot_sync(0xffffffffu, x[threadIdx.x] > 1020);
+    y[threadIdx.x] = some + 2 * every + 4 * float(lanes);
+}

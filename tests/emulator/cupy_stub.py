@@ -23,12 +23,15 @@ from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+from weakref import WeakValueDictionary
 
 import ml_dtypes
 import numpy as np
 
 from gpubackprop.backends import devices
-from gpubackprop.backends.cupy.arguments import Record, layout_named
+from gpubackprop.backends.cupy import dependent
+from gpubackprop.backends.cupy.arguments import Layout, Record, layout_named
 from gpubackprop.backends.kernel_sources import kernels_directory
 from tests.emulator import cublaslt
 from tests.emulator.cupy_queue import (
@@ -485,12 +488,53 @@ class RawModule:
         return RawKernel(self._source, self._defines, name, STATE.device)
 
 
+KERNELS_BY_HANDLE: WeakValueDictionary[int, RawKernel] = WeakValueDictionary()
+RECORDS_BY_ADDRESS: WeakValueDictionary[int, Record] = WeakValueDictionary()
+
+
+class Driver:
+    """libcuda, as far as the backend calls it: the launch of a kernel before its turn.
+
+    Stricter than CUDA: only in a capture, and only behind another kernel.
+
+    Attributes
+    ----------
+    refuses : int
+        The CUresult of every call; 0 for success.
+    followed : list of str
+        The entries that were launched so.
+    """
+
+    def __init__(self) -> None:
+        self.refuses, self.followed = 0, []
+
+    def cuLaunchKernelEx(self, config: Any, function: Any, parameters: Any, extra: Any) -> int:
+        if self.refuses:
+            return self.refuses
+        launch, stream = config._obj, STATE.stream
+        attribute = launch.attributes[0]
+        assert (launch.attribute_count, attribute.id, attribute.value[0]) == (1, 6, 1)
+        assert stream.ptr == launch.stream, "not the current stream"
+        assert stream.graph is not None, "not in a capture"
+        assert isinstance(stream.graph.nodes[-1].args[0], Launched), "not behind a kernel"
+        kernel = KERNELS_BY_HANDLE[function.value]
+        record = RECORDS_BY_ADDRESS[parameters[0]]
+        kernel(tuple(launch.grid), tuple(launch.block), (record,), shared_mem=launch.shared)
+        self.followed.append(kernel.__name__)
+        return 0
+
+
 class RawKernel:
     def __init__(
         self, source: str, defines: tuple[tuple[str, str], ...], name: str, device: int
     ) -> None:
         self._source, self._defines = source, defines
         self.__name__, self._device = name, device
+        self.kernel = (
+            self  # a RawKernel's function on the current device, of which `ptr` is the handle
+        )
+        self.ptr = id(self)
+        KERNELS_BY_HANDLE[self.ptr] = self
         self._shared, self.shared_size_bytes = 48 * 1024 - STATIC_SHARED, STATIC_SHARED
 
     @property
@@ -625,6 +669,16 @@ def module() -> types.ModuleType:
     return cupy
 
 
+DRIVER, _record = Driver(), Layout.record
+
+
+def _recorded(layout: Layout, *args: Any) -> Record:
+    """Make a record that `Driver` finds by its address."""
+    record = _record(layout, *args)
+    RECORDS_BY_ADDRESS[record.ctypes.data] = record
+    return record
+
+
 @contextmanager
 def installed(seed: int = 0, *, lazy: bool = True) -> Any:
     """Make the stand-in `cupy` within the context; give the counts. See `cupy_queue.Machine`."""
@@ -637,8 +691,13 @@ def installed(seed: int = 0, *, lazy: bool = True) -> Any:
         cublaslt.load_cuda_library(name, major) or load(name, major)
     )
     STATE.reset(seed, lazy=lazy)
+    DRIVER.__init__()
     try:
-        yield STATE.counts
+        with (
+            patch.object(dependent, "driver", lambda: DRIVER),
+            patch.object(Layout, "record", _recorded),
+        ):
+            yield STATE.counts
         STATE.run_all()  # a backend may be kept for the next time: its queued calls must be done
     finally:
         STATE.reset()

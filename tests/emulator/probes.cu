@@ -29,7 +29,8 @@ extern "C" __global__ void probe_strip(int64 rows, int64 cols, int join, int mis
     extern "C" __global__ void probe_part_##T(const T* x, T* loaded, T* stored, T* words, int lo, int hi) { \
         Pack<T, PACK<T>> pack = load_part<T, PACK<T>>(x, lo, hi);                                      \
         for (int e = 0; e < PACK<T>; ++e) loaded[e] = pack.v[e];                                       \
-        store_part(stored, pack, lo, hi);                                                              \
+        pack = global::load_part<T, PACK<T>>(x, lo, hi);                                               \
+        global::store_part(stored, pack, lo, hi);                                                      \
         Words<T, PACK<T>> both;                                                                        \
         both.pack = pack;                                                                              \
         store_words<T>(words, both, lo, hi);                                                           \

@@ -8,6 +8,8 @@ import numpy as np
 
 from tests.emulator.sass_integers import COMPARE, Integers
 
+_REGISTER = re.compile(r"U?R(\d+|Z)")
+
 
 class Floats(Integers):
     """Arithmetic, comparisons and conversions."""
@@ -148,6 +150,27 @@ class Floats(Integers):
             int(np.float16(text.replace("QNAN", "nan")).view(np.uint16)) for text in (high, low)
         ]
         return [self.put(result, str(words[0] << 16 | words[1]))]
+
+    def _VHMNMX(self) -> list[str]:
+        """The smallest or largest of three, in each half of a word; one may be two constants."""
+        result, *given, least = self.line.operands
+        brain = any(part.startswith("BF16") for part in self.line.parts)
+        read, write = ("bfloat", "bfloat_bits") if brain else ("half", "half_bits")
+        choice, nan = self.predicate(least), "NAN" in self.line.parts
+        words: list[tuple[str, str]] = []  # upper half, lower half
+        while given:
+            text = given.pop(0)
+            if _REGISTER.match(text):
+                word = self.integer(text)
+                words.append((f"{read}({word} >> 16)", f"{read}({word})"))
+            else:
+                words.append((f"float('{text}')", f"float('{given.pop(0)}')"))
+        a, b, c = words
+        halves = [
+            f"{write}(smaller(smaller({a[n]}, {b[n]}, {choice}, {nan}), {c[n]}, {choice}, {nan}))"
+            for n in (0, 1)
+        ]
+        return [self.put(result, f"{halves[0]} << 16 | {halves[1]}")]
 
     def _HMNMX2(self) -> list[str]:
         result, a, b, least = self.line.operands

@@ -12,9 +12,9 @@ from tests.emulator.sass_memory import Accesses
 from tests.emulator.sass_operands import UnsupportedError
 
 # The instructions that end a block: branches, and those where threads wait for one another.
-ENDS = {"BRA", "EXIT", "CALL", "RET", "SHFL", "BAR", "WARPSYNC", "UCGABAR_WAIT", "VOTE"}
+ENDS = {"BRA", "EXIT", "CALL", "RET", "SHFL", "BAR", "WARPSYNC", "UCGABAR_WAIT", "VOTE", "VOTEU"}
 NOTHING = {"NOP", "YIELD", "BSSY", "BSYNC", "BREAK", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL",
-           "UCGABAR_ARV", "ENDCOLLECTIVE", "FENCE"}  # fmt: skip
+           "UCGABAR_ARV", "ENDCOLLECTIVE", "FENCE", "ACQBULK", "PREEXIT"}  # fmt: skip
 
 
 class Statement(Floats, Accesses):
@@ -55,6 +55,11 @@ class Statement(Floats, Accesses):
         self.conditions += conditions
         return [jump]
 
+    def _VOTEU(self) -> list[str]:
+        """A uniform predicate of one that all lanes share: the compiler asks nothing else so."""
+        out, condition = self.line.operands
+        return [self.put_predicate(out, self.predicate(condition))]
+
     def _EXIT(self) -> list[str]:
         return ["return -1"]
 
@@ -75,6 +80,17 @@ class Statement(Floats, Accesses):
             self.integer(clamp),
         )
         return [f"t.sync = ('shuffle', {self.line.at}, {', '.join(how)}, {number}, {out!r})"]
+
+    def _VOTE(self) -> list[str]:
+        *results, given = self.line.operands
+        return [
+            f"t.sync = ('vote', {self.line.at}, {self.predicate(given)}, {results!r}, {self._how()!r})"
+        ]
+
+    _VOTEU = _VOTE
+
+    def _how(self) -> str:
+        return next(part for part in self.line.parts if part in ("ANY", "ALL"))
 
     def _BAR(self) -> list[str]:
         if self.line.parts[0] != "SYNC":

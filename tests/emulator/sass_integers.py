@@ -67,7 +67,9 @@ class Integers(Operands):
         carry = self.predicate(rest.pop()) if self.is_predicate(rest[-1]) else "0"
         shift = int(rest.pop(), 16)
         if "HI" not in parts:
-            scaled = f"({self.integer(a)} << {shift} & M)"
+            scaled = f"({self.integer(a.removeprefix('-'))} << {shift} & M)"
+            if a.startswith("-"):  # as in `addend`
+                scaled = f"(({scaled} ^ M) + 1)"
         elif "SX32" in parts:
             scaled = f"({self.signed(a)} << {shift} >> 32 & M)"
         else:

@@ -86,6 +86,8 @@ class Operands:
         return self.integer(text)
 
     def pair(self, text: str) -> str:
+        if text.startswith("-") and not text.startswith("-0x"):
+            return f"(-{self.pair(text[1:])} & A)"
         return f"({self.integer(text)} | {self.integer(text, 1)} << 32)"
 
     def signed(self, text: str) -> str:

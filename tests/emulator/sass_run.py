@@ -198,7 +198,7 @@ def _run_warp(code: Code, warp: list[Thread]) -> bool:
             if t.next >= 0 and t.sync is None:
                 moved = True
                 _run_thread(code, t)
-        waiting = [t for t in warp if t.next >= 0 and t.sync[0] in ("shuffle", "warp")]
+        waiting = [t for t in warp if t.next >= 0 and t.sync[0] in ("shuffle", "warp", "vote")]
         if not waiting:
             return moved
         first = min(t.sync[1] for t in waiting)
@@ -229,7 +229,25 @@ def _exchange(lanes: list[Thread], warp: list[Thread]) -> None:
                 t.r[number] = values.get(source, own) if inside else own
             if out != "PT":
                 t.p[int(out[1:])] = inside
+    elif lanes[0].sync[0] == "vote":
+        _vote(lanes, warp)
     _together(lanes)
+
+
+def _vote(lanes: list[Thread], warp: list[Thread]) -> None:
+    """Give each lane what the lanes say together: a predicate, or a bit of each lane in a register."""
+    said = {warp.index(t): t.sync[2] for t in lanes}
+    for t in lanes:
+        *_, results, how = t.sync
+        for name in results:
+            array = {"P": t.p, "U": t.q if name[1] == "P" else t.u, "R": t.r}[name[0]]
+            place = name.lstrip("UPR")
+            if not place.isdigit():  # PT, RZ
+                continue
+            if name.lstrip("U")[0] == "P":
+                array[int(place)] = (any if how == "ANY" else all)(said.values())
+            else:
+                array[int(place)] = sum(1 << lane for lane, yes in said.items() if yes)
 
 
 # -- what it cost -----------------------------------------------------------------------------------

@@ -218,6 +218,10 @@ void __tsan_init() {}
         touch(const_cast<type*>(p), bits / 8, true, __builtin_return_address(0));                \
         __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                \
     }                                                                                            \
+    type __tsan_atomic##bits##_fetch_add(volatile type* p, type v, int) {                        \
+        touch(const_cast<type*>(p), bits / 8, true, __builtin_return_address(0));                \
+        return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);                                       \
+    }                                                                                            \
     int __tsan_atomic##bits##_compare_exchange_strong(volatile type* p, type* want, type v, int, int) { \
         touch(p, sizeof(type), true, __builtin_return_address(0));                               \
         return __atomic_compare_exchange_n(p, want, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); \

@@ -84,7 +84,7 @@ RULES: tuple[tuple[str, str, str], ...] = (  # kind, pattern, replacement
     ("scale", rf" \* {_VALUE}", ""),
     ("scale", rf" / {_VALUE}", ""),
     ("scale", rf"\b{_VALUE} \*= [^;]+;", ";"),
-    ("store", r"\bstore(?:_part)?\([^;]*\);", ";"),
+    ("store", r"\b(?:global::)?store(?:_part)?\([^;]*\);", ";"),
     ("store", rf"(?<![\w*] )\b{_ELEMENT} [-+*/]?= (?!\{{)[^;=]+;", ";"),
 )  # fmt: skip
 

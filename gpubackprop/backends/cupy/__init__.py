@@ -50,11 +50,13 @@ class Replay:
     ----------
     uncaptured : str
         See `gpubackprop.backends.cupy.recorded_calls.Plan`.
+    launches : int
+        Kernels, products and copies of a call.
     """
 
     def __init__(self, backend: CupyBackend, plan: Plan, labels: bool) -> None:
         self._backend, self._plan, self._labels = backend, plan, labels
-        self.uncaptured = plan.uncaptured
+        self.uncaptured, self.launches = plan.uncaptured, plan.launches
 
     def __call__(self) -> None:
         backend = self._backend

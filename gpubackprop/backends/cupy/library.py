@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gpubackprop.errors import DeviceUnavailable, GpubackpropError
+from gpubackprop.errors import DeviceUnavailable, GpubackpropError, OutOfMemory
 
 GIB = 1 << 30
 
@@ -86,18 +86,18 @@ def explained(cupy: Any, what: str, wanted: int | None = None) -> Iterator[None]
         ) from error
 
 
-def _out_of_memory(
-    cupy: Any, what: str, wanted: int | None, error: BaseException
-) -> DeviceUnavailable:
+def _out_of_memory(cupy: Any, what: str, wanted: int | None, error: BaseException) -> OutOfMemory:
     size = one_line(error) if wanted is None else f"{wanted / GIB:.3g} GiB were wanted"
+    free, room = 0, ""
     try:
         free, total = cupy.cuda.runtime.memGetInfo()
         room = f" and {free / GIB:.3g} of {total / GIB:.3g} GiB are free"
     except Exception:  # a device out of memory may not answer any more
-        room = ""
-    return DeviceUnavailable(
+        pass
+    return OutOfMemory(
         f"{what}: the GPU is out of memory: {size}{room}; use a smaller batch_size or network, x "
-        f'from np.load(..., mmap_mode="r"), which stays on the host, or device="cpu"'
+        f'from np.load(..., mmap_mode="r"), which stays on the host, or device="cpu"',
+        int(free),
     )
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from gpubackprop.backends.cupy import dependent
 from gpubackprop.backends.cupy.launcher import Launcher
 from gpubackprop.backends.cupy.library import one_line
 from gpubackprop.backends.cupy_launch import Launch
@@ -36,6 +38,7 @@ class RecordedCalls:
         self.calls: list[Call] = []
         self.obstacle = ""
         self._launches: dict[int, Launch] = {}  # launches whose entries are missing in `calls`
+        self._followers: frozenset[int] = frozenset()  # launches that may start before their turn
 
     @property
     def capturable(self) -> bool:
@@ -54,6 +57,7 @@ class RecordedCalls:
         launcher.compile_together(self._launches.values())
         for place, launch in self._launches.items():
             self.calls[place] = launcher.entry(launch), self.calls[place][1]
+        self._followers = dependent.followers(self._launches, launcher.properties.capability)
         self._launches.clear()
 
     def run(self) -> None:
@@ -61,12 +65,29 @@ class RecordedCalls:
             function(*args)
 
     def capture(self, cupy: Any) -> Any:
-        """Return the calls as a CUDA graph, without executing them; the kernels are compiled."""
+        """Return the calls as a CUDA graph, without executing them; the kernels are compiled.
+
+        Kernels that may start before their turn do, unless the driver refuses.
+        """
+        if self._followers:
+            with suppress(Exception):
+                return self._captured(cupy, partial(self._run_dependent, cupy))
+        return self._captured(cupy, self.run)
+
+    def _run_dependent(self, cupy: Any) -> None:
+        for place, (function, args) in enumerate(self.calls):
+            if place in self._followers:
+                dependent.launch_behind(cupy, function, *args)
+            else:
+                function(*args)
+
+    @staticmethod
+    def _captured(cupy: Any, run: Callable[[], None]) -> Any:
         stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         with stream:
             stream.begin_capture()
             try:
-                self.run()
+                run()
             except BaseException:
                 with suppress(Exception):  # the capture is over, with an error that says less
                     stream.end_capture()
@@ -84,12 +105,15 @@ class Plan:
     ----------
     uncaptured : str
         Why the calls are issued one by one; "" if they are a CUDA graph.
+    launches : int
+        Number of the calls.
     """
 
     uncaptured = ""
 
     def __init__(self, cupy: Any, recorded: RecordedCalls) -> None:
         self._cupy, self._recorded, self._graph = cupy, recorded, None
+        self.launches = len(recorded.calls)
         self._made = self._last = cupy.cuda.get_current_stream()
         if not recorded.capturable:
             self.uncaptured = "a call that cannot be captured: " + recorded.obstacle

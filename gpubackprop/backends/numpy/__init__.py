@@ -52,7 +52,7 @@ Array = np.ndarray
 class NumpyBackend(LayerOperations, HostMemory, Backend):
     """The operations of backpropagation on NumPy arrays; see `Backend`."""
 
-    device, reason = "cpu", ""
+    device, reason = "cpu:numpy", ""
 
     def __init__(self) -> None:
         self._call: Callable[..., None] = run_now
@@ -63,12 +63,16 @@ class NumpyBackend(LayerOperations, HostMemory, Backend):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make copies and pickles as new backends that compute alike."""
-        return type(self), (), {"reason": self.reason}
+        return type(self), (), {"reason": self.reason, "device": self.device}
 
     def plan(self, emit: Callable[[Self], None]) -> Callable[[], None]:
         recorder, recorded = type(self)(), RecordedCalls()
-        recorder._call, recorder._shared_scratch = recorded, Scratch()
+        recorder.device, recorder._call, recorder._shared_scratch = self.device, recorded, Scratch()
         emit(recorder)
+        return self._planned(recorded)
+
+    def _planned(self, recorded: RecordedCalls) -> Callable[[], None]:
+        """Return what runs the recorded calls."""
         return recorded.run
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:

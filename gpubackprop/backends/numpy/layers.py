@@ -62,7 +62,7 @@ class LayerOperations(Backend):
         if is_sixteen_bit(a.dtype):  # the sum of product and bias is rounded once
             product = scratch.take(0, PRODUCT, a.shape, np.float32)
         self.matmul(x, W.T, product)
-        self._activate(product, self._widened(b, scratch, WIDE_BIAS), activation, a, h, dropout)
+        self._activate(product, b, activation, a, h, dropout)
 
     def affine_epilogue(
         self,
@@ -89,6 +89,7 @@ class LayerOperations(Backend):
         dropout: Dropout | None,
     ) -> None:
         scratch, in_place, sixteen_bit = self._scratch(), h is a, is_sixteen_bit(a.dtype)
+        b = None if b is None else self._widened(b, scratch, WIDE_BIAS)
         # With dropout and h apart from a, g(a) stays in a if the slope is a function of it alone.
         over_a = dropout is not None and activation.saved == "h" and not activation.homogeneous
 

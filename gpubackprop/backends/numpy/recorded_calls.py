@@ -144,7 +144,8 @@ class Workers:
                 with suppress(RuntimeError):  # if no thread can be started, this one does it all
                     self._start(len(parts) - 1)
             for _ in range(min(len(parts) - 1, self._started)):
-                self._inbox.put(job)
+                if self._inbox.qsize() < self._started:  # else they are late: jobs would pile up
+                    self._inbox.put(job)
             job.replay_parts(0)
         except BaseException as error:
             job.fail(error)

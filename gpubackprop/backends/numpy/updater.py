@@ -12,6 +12,7 @@ from gpubackprop.backends.base import Backend
 from gpubackprop.backends.updater import SCALE, SINCE, SKIPPED, STEPS, Updater, UpdateRule
 
 Array = np.ndarray
+COEFFICIENTS = 8  # of each formula; the host kernels read so many
 NORM_FLOOR = 1e-6  # added to the norm when clipping, as PyTorch does
 
 
@@ -36,8 +37,8 @@ class NumpyUpdater(Updater[Backend]):
         self.rule, self.random, self.half_copy = rule, random, half_copy
         self.parameters, self.gradient, self.slots = parameters, gradient, slots
         dtype = parameters.dtype
-        count = len(rule.formula.coefficients(rule.hyperparameters, rule.lr, 1))
-        self._c = np.zeros(count, dtype)
+        self._count = len(rule.formula.coefficients(rule.hyperparameters, rule.lr, 1))
+        self._c = np.zeros(max(self._count, COEFFICIENTS), dtype)
         self._decay, self._clip, self._l2, self._unscale = (np.ones((), dtype) for _ in range(4))
         self._l2[...] = rule.l2
         self._norm2, self._weights2 = np.zeros(()), np.zeros(())
@@ -128,7 +129,7 @@ class NumpyUpdater(Updater[Backend]):
     def _emit_update(self, backend: Backend) -> None:
         rule, end = self.rule, self.rule.penalized
         coefficients: dict[str, Any] = {
-            "c": tuple(self._c[i : i + 1].reshape(()) for i in range(len(self._c))),
+            "c": tuple(self._c[i : i + 1].reshape(()) for i in range(self._count)),
             "copy": self.half_copy,
             "random": self.random if rule.stochastic else None,
         }

@@ -1,0 +1,292 @@
+"""The data of ``gpubackprop train`` from a CSV or Parquet file, text and gaps included."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gpubackprop.cli.common import check_data_options, has_column_names
+from gpubackprop.cli.streams import from_shell
+from gpubackprop.cli.train_rows import TrainingData, split
+from gpubackprop.data import Standardizer, TablePreprocessor
+from gpubackprop.data.any_table import Table
+from gpubackprop.data.columns import choose_columns
+from gpubackprop.data.files import listing
+from gpubackprop.data.names import check_present
+from gpubackprop.data.table_file import FileTable, load_table
+from gpubackprop.data.targets import Target, Targets, known_labels, read_targets, warnings_of
+from gpubackprop.errors import DataError, GpubackpropError
+from gpubackprop.losses import default_loss, loss
+
+Array = np.ndarray
+LARGE_FILE = 64 << 20  # bytes; reading a larger one shows a bar
+_ROLES = ("weights", "group")
+TABLE_OPTIONS = (
+    "drop", "include", "categorical", "separator", "decimal", "weights", "group",
+)  # fmt: skip
+
+
+def check_usage(args: argparse.Namespace) -> None:
+    """Report wrong usage (exit 2) if an option does not belong to DATA, or --target lacks."""
+    if args.data is None:
+        for option in ("target", "features", "no_header", *TABLE_OPTIONS):
+            if getattr(args, option):
+                args.parser.error(
+                    f"--{option.replace('_', '-')} is about DATA, which is missing; without both, "
+                    "train learns the bundled digits"
+                )
+        return
+    check_data_options(args)
+    if not has_column_names(args.data):
+        for option in TABLE_OPTIONS:
+            if getattr(args, option):
+                args.parser.error(
+                    f"--{option} is for tables (CSV, Parquet), which {args.data} is not; leave it "
+                    "out"
+                )
+        if isinstance(args.test, str):
+            args.parser.error(f"--test FILE is for tables, which {args.data} is not; give a share")
+    if not args.target:
+        args.parser.error(
+            "DATA wants --target: a column (CSV, Parquet), a key (NPZ) or a file (NPY, IDX)"
+        )
+    if not has_column_names(args.data) and len(args.target) > 1:
+        args.parser.error(f"--target is one key or file for {args.data}, which is no table")
+
+
+def prepare_table(args: argparse.Namespace) -> TrainingData:
+    """Read, encode, split and standardise the table that the command line names.
+
+    Raises
+    ------
+    DataError, OptionError, ShapeError, MissingDependencyError, OSError
+        The file cannot be read, or an option does not fit it.
+    """
+    choice = Choice(args)
+    table = choice.load(args.data)
+    targets, kept, notes = choice.targets(table)
+    notes = [*table.notes, *notes]
+    targets = targets._replace(values=checked_values(targets, table.source, choice.target_names))
+    weights, groups = (choice.role(table, name, kept) for name in _ROLES)
+    train, validation, test = split(
+        args, targets.values, by_class=targets.classes is not None, groups=groups
+    )
+    features = Table.take(table, kept)
+    prepared = fit_preprocessor(args, choice, features, train)
+    x = prepared.transform(features, args.dtype)
+    if choice.test_file is not None:
+        more = choice.load(choice.test_file)
+        its, rows = choice.known_targets(more, targets)
+        test = np.arange(len(x), len(x) + len(rows))
+        x = np.concatenate([x, prepared.transform(Table.take(more, rows), args.dtype)])
+        targets = targets._replace(values=np.concatenate([targets.values, its]))
+        weights = None if weights is None else np.concatenate([weights, np.ones(len(rows))])
+    notes += warnings_of(targets, train)
+    values, scale = scaled_values(args, targets, train)
+    return TrainingData(
+        name=Path(args.data).name.split(".")[0] or "data", source=table.source, task=targets.task,
+        x=x, targets=values, train=train, validation=validation, test=test,
+        standardizer=prepared.standardizer, per_batch=None, target_scale=scale,
+        classes=targets.classes, feature_names=prepared.input_names,
+        target_names=None if args.no_header else choice.target_names, preprocessor=prepared,
+        sample_weight=weights, why=targets.why, notes=tuple(notes),
+    )  # fmt: skip
+
+
+class Choice:
+    """The columns that the command line names, of the training file and of the test file."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.test_file = args.test if isinstance(args.test, str) else None
+        self.target_names: list[str] = []
+        self.features: list[str] | None = None
+        self.others = {
+            name: from_shell(value) for name in _ROLES if (value := getattr(args, name)) is not None
+        }
+
+    def load(self, path: str) -> FileTable:
+        """Read the columns that are used."""
+        args = self.args
+        with _reading(path, args.quiet) as opener:
+            return load_table(
+                path, header=not args.no_header, separator=args.separator, decimal=args.decimal,
+                used=lambda names: self._used(names, path), opener=opener,
+            )  # fmt: skip
+
+    def _used(self, names: list[str], path: str) -> list[str]:
+        """Return the columns to read, and note which are targets and which features."""
+        args = self.args
+        wanted = None if args.features is None else from_shell(args.features)
+        asked = [from_shell(text) for text in args.target]
+        target: Any = asked if len(asked) > 1 else asked[0]
+        if args.no_header:
+            back = {str(j - len(names)): name for j, name in enumerate(names)}
+            self.others = {role: back.get(name, name) for role, name in self.others.items()}
+        for role, name in self.others.items():
+            check_present([name], names, role, path)
+        visible = [name for name in names if name not in self.others.values()]
+        chosen, self.target_names = choose_columns(visible, target, wanted, path)
+        self.features = None if wanted is None else chosen
+        return [*chosen, *self.target_names, *self.others.values()]
+
+    def named(self, option: str) -> list[str]:
+        """Return the columns of an option that may be given several times or with commas."""
+        return [
+            name.strip() for text in getattr(self.args, option)
+            for name in from_shell(text).split(",") if name.strip()
+        ]  # fmt: skip
+
+    def target_columns(self, table: FileTable) -> list[Target]:
+        return [
+            Target(name, table.column(name), table.as_written(name)) for name in self.target_names
+        ]
+
+    def targets(self, table: FileTable) -> tuple[Targets, Array, list[str]]:
+        """Return the targets, the rows that have one, and notes on those that have none."""
+        args, columns = self.args, self.target_columns(table)
+        kept, notes = _rows_with_target(columns, table)
+        task = args.task
+        if task == "auto" and args.loss is not None:
+            task = loss(args.loss).task
+        try:
+            found = read_targets([column.take(kept) for column in columns], task)
+        except GpubackpropError as error:
+            raise DataError(f"{table.source}: {error}") from error
+        for column in columns:
+            if found.classes is None and np.isinf(column.column.values).any():
+                row = int(np.flatnonzero(np.isinf(column.column.values))[0])
+                raise DataError(
+                    f"{table.source}: {table.where(row)}, target column {column.name!r} holds "
+                    f"{column.column.values[row]}; targets must be finite"
+                )
+        return found, kept, notes
+
+    def known_targets(self, table: FileTable, trained: Targets) -> tuple[Array, Array]:
+        """Return the targets of the test file as those of training, and its rows that have one."""
+        columns = self.target_columns(table)
+        rows, _ = _rows_with_target(columns, table)
+        picked = [column.take(rows) for column in columns]
+        if trained.classes is None or len(picked) > 1:
+            return read_targets(picked, trained.task).values, rows
+        from gpubackprop.data.classes import class_indices
+
+        try:
+            labels = known_labels(picked[0].written, trained.classes)
+            return class_indices(labels, trained.classes), rows
+        except DataError as error:
+            raise DataError(f"{table.source}: {error}") from error
+
+    def role(self, table: FileTable, name: str, rows: Array) -> Array | None:
+        """Return the column of the weights or of the groups, if there is one."""
+        if name not in self.others:
+            return None
+        column = table.column(self.others[name]).take(rows)
+        place = f"{table.source}: column {self.others[name]!r} of --{name}"
+        if column.missing.any():
+            row = int(rows[np.flatnonzero(column.missing)[0]])
+            raise DataError(f"{place} has no value in {table.where(row)}; fill it in")
+        if name == "group":
+            return column.as_text().codes
+        if column.kind != "number" or (column.values < 0).any() or np.isinf(column.values).any():
+            raise DataError(f"{place} must hold numbers of at least 0")
+        return column.values
+
+
+def _rows_with_target(columns: Sequence[Target], table: FileTable) -> tuple[Array, list[str]]:
+    missing = np.any([column.missing for column in columns], axis=0)
+    rows = np.flatnonzero(~missing)
+    names = listing(column.name for column in columns)
+    if not len(rows):
+        raise DataError(f"{table.source}: no row has a target {names}")
+    without = int(missing.sum())
+    if not without:
+        return rows, []
+    first = table.where(int(np.flatnonzero(missing)[0]))
+    have = f"{without:,} rows have" if without > 1 else "1 row has"
+    return rows, [f"{have} no target {names} ({first}{' first' if without > 1 else ''}): left out"]
+
+
+def fit_preprocessor(
+    args: argparse.Namespace, choice: Choice, table: Table, train: Array
+) -> TablePreprocessor:
+    """Learn from the training rows what the columns become."""
+    apart = {*choice.target_names, *choice.others.values()}
+    places = [j for j, name in enumerate(table.names) if name not in apart]
+    features = table.select(places)
+    include = features.names if choice.features is not None else choice.named("include")
+    return TablePreprocessor.fit(
+        features,
+        train,
+        drop=choice.named("drop"),
+        include=include,
+        categorical=choice.named("categorical"),
+        max_categories=args.max_categories,
+        standardize=args.standardize != "none",
+        one_scale=args.standardize == "whole",
+    )
+
+
+def checked_values(targets: Targets, source: str, names: Sequence[str]) -> Array:
+    """Return targets as the loss of their task wants them, or raise."""
+    values = targets.values
+    if targets.classes is not None:
+        return values
+    try:
+        return default_loss(task=targets.task).check_targets(
+            values, rows=values.shape[0], units=values.shape[1], dtype=values.dtype
+        )
+    except GpubackpropError as error:
+        raise DataError(f"{source}, target {', '.join(names)}: {error}") from error
+
+
+def scaled_values(
+    args: argparse.Namespace, targets: Targets, train: Array
+) -> tuple[Array, Standardizer | None]:
+    """Return the targets, those of a regression standardised, and their standardisation."""
+    if targets.task != "regression" or args.standardize == "none":
+        return targets.values, None
+    scale = Standardizer.fit(targets.values, train)
+    return scale.transform(targets.values, dtype=np.float64), scale
+
+
+@contextlib.contextmanager
+def _reading(path: str, quiet: bool) -> Iterator[Any]:
+    """Give the function that opens a large file so that a bar on stderr shows its reading."""
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    if quiet or size < LARGE_FILE:
+        yield None
+        return
+    with tqdm(
+        total=size, unit="B", unit_scale=True, desc=f"reading {Path(path).name}", leave=False,
+        disable=None,
+    ) as bar:  # fmt: skip
+        yield lambda file: _Counted(file, bar)
+
+
+class _Counted:
+    """A binary file whose reads move a bar."""
+
+    def __init__(self, file: Path, bar: Any) -> None:
+        self._file: IO[bytes] = open(file, "rb")  # noqa: SIM115 (closed by __exit__)
+        self._bar = bar
+
+    def __enter__(self) -> _Counted:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self._bar.update(len(content))
+        return content
