@@ -243,6 +243,15 @@ ESTIMATORS = (
         detail="after ValueError.'Solver produced non-finite",
     ),
     Known(
+        "moments beyond float32 go on in float64, in which other parameters of a fit that diverges "
+        "are NaN",
+        line=r"partial_fit\(.*float32",
+        place=r"\.(coefs_|intercepts_)\[",
+        kind="values, after an error",
+        detail="after ValueError.'Solver produced non-finite",
+        before=r"fit\(.*1e\+?(39|200) \*(?s:.*)partial_fit\(",
+    ),
+    Known(
         "numbers that are text are refused before anything is changed",
         kind="after an error, unchanged here",
         detail=r"after DtypeError\('y has dtype <U",
@@ -292,6 +301,14 @@ OPTIMIZERS = (
         place="^error$",
         kind="NotImplementedError there, RuntimeError here",
         detail="Cannot copy out of meta tensor",
+    ),
+    Known(
+        "a step that a rate on the meta device ends has counted nothing; PyTorch's has counted itself",
+        line=r"step\(",
+        place=r"\['step'\]$",
+        kind="values, after an error",
+        detail=r"there array\(1\.(?s:.*)here array\(0\.(?s:.*)cannot be called on meta tensors",
+        before=r"(?s)set_default_device\('meta'\).*\['lr'\] = torch\.tensor",
     ),
     Known(
         "a step count on the meta device cannot go to the parameter's",

@@ -37,7 +37,7 @@ def _names(functions: Any, optimizers: Any, convert: Callable[[Any], Any], exact
     def names() -> dict[str, Any]:
         dtypes = {name: torch.float64 if exact else getattr(torch, name) for name in DTYPES}
         return dtypes | {
-            "torch": torch, "nn": nn, "copy": copy, "pickle": pickle, "by_file": by_file,
+            "torch": torch, "nn": nn, "copy": copy, "pickle": pickle, "by_file": by_file, "resize_": resize_,
             "F": functions, "optim": optimizers, "convert": convert,
         }  # fmt: skip
 
@@ -50,6 +50,20 @@ def by_file(value: Any) -> Any:
     torch.save(value, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+def resize_(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """Resize a tensor and fill it; where PyTorch raises, give it its own sizes back.
+
+    PyTorch leaves it with the new sizes then, and writes past its memory in a later line.
+    """
+    before = tensor.shape, tensor.stride(), tensor.storage_offset()
+    try:
+        tensor.resize_(*sizes)
+    except RuntimeError:
+        tensor.as_strided_(*before)
+        raise
+    return tensor.fill_(1)
 
 
 @contextmanager
