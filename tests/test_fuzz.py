@@ -251,10 +251,22 @@ rng = np.random.RandomState(0); X = rng.standard_normal((7, 2)); z = X[:, 0]; w 
 m = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=0, n_iter_no_change=1)
 m.fit(X, z, sample_weight=1e-200 * w)
 """),
+    "a gradient times a weight and divided by it": ("estimators", """
+rng = np.random.RandomState(2); X = rng.standard_normal((2, 1)); Z = rng.standard_normal((2, 3))
+w = np.array([0.7, 1.0])
+m = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=1, solver='lbfgs')
+m.fit(X[:1], Z[:1], sample_weight=w[:1])
+"""),
     "a Poisson loss near zero": ("estimators", """
 rng = np.random.RandomState(2); X = rng.standard_normal((12, 4)); rng.standard_normal((12, 3)); y = rng.randint(0, 4, 12)
 m = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=0, loss='poisson')
 m.fit(X[:1].astype(np.float32), y[:1])
+"""),
+    "a gradient of probabilities that are those of the logits": ("patch", """
+x = torch.tensor([4.625, -0.87890625]).requires_grad_()
+y = torch.softmax(x.detach(), -1)
+l = F.cross_entropy(x, y, weight=torch.tensor([1.0, 2.0]))
+(3 * l).sum().backward()
 """),
     "a loss that stays the same": ("estimators", """
 rng = np.random.RandomState(3); X = rng.standard_normal((12, 2)); z = rng.standard_normal(12)

@@ -54,7 +54,8 @@ def other_roundings(seed: int) -> Iterator[None]:
     Each probability and loss is off by a unit. A loss of 1e-4 has lost four digits of its
     probability, and a fit of huge targets, whose loss stays the same, ends by its last bits.
     The square in tanh's slope 1 - h^2 is off by a unit as well: it is all that is left of the slope
-    where h is next to 1. Odd seeds round targets to the type of x, as this package does;
+    where h is next to 1. So is each weight, by which a gradient is multiplied before it is divided by
+    their sum. Odd seeds round targets to the type of x, as this package does;
     scikit-learn's float32 is half in float64 where y is.
     """
     rng, product = np.random.default_rng(seed), inner.safe_sparse_dot
@@ -79,11 +80,15 @@ def other_roundings(seed: int) -> Iterator[None]:
         exact = np.asarray(losses[name](y, p, weights))
         return exact.dtype.type(exact + _size(name, y, p, weights) * noise((), p.dtype))
 
-    def noisy_pass(self: Any, x: Any, y: np.ndarray, *arguments: Any) -> Any:
+    def noisy_pass(self: Any, x: Any, y: np.ndarray, weights: Any, *arguments: Any) -> Any:
+        if weights is not None:
+            weights = weights * (1 + noise(weights.shape, weights.dtype)).astype(weights.dtype)
         if seed % 2 and x.dtype == np.float32 and y.dtype.kind == "f":
             narrow = y.astype(np.float32)
             y = narrow if np.isfinite(narrow).all() else y
-        loss, *gradients = whole(self, x, y, *arguments)  # with the penalty, by the weights' sum
+        loss, *gradients = whole(
+            self, x, y, weights, *arguments
+        )  # with the penalty, by the weights' sum
         return loss * (1 + 4 * noise((), np.asarray(loss).dtype)), *gradients
 
     def noisy_tanh_slope(Z: np.ndarray, delta: np.ndarray) -> None:

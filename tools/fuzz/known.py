@@ -213,10 +213,10 @@ ESTIMATORS = (
         detail=r"here ShapeError.'coefs_\[.*since the classifier has one output unit",
     ),
     Known(
-        "coefs_ may be any sequence, not only a list",
+        "coefs_ may be any sequence, not only a list (early_stopping may be next)",
         place="^error$",
-        kind="TypeError there, NoneType here",
-        detail="can only concatenate tuple",
+        kind="TypeError there, (NoneType|ValueError) here",
+        detail="can only concatenate tuple.*\nhere (None|ValueError..partial_fit does not support early)",
         before=r"coefs_ = tuple",
     ),
     Known(
@@ -241,6 +241,15 @@ ESTIMATORS = (
         place=r"\.(coefs_|intercepts_)\[",
         kind="values, after an error",
         detail="after ValueError.'Solver produced non-finite",
+    ),
+    Known(
+        "moments beyond float32 go on in float64, in which other parameters of a fit that diverges "
+        "are NaN",
+        line=r"partial_fit\(.*float32",
+        place=r"\.(coefs_|intercepts_)\[",
+        kind="values, after an error",
+        detail="after ValueError.'Solver produced non-finite",
+        before=r"fit\(.*1e\+?(39|200) \*(?s:.*)partial_fit\(",
     ),
     Known(
         "numbers that are text are refused before anything is changed",
@@ -292,6 +301,14 @@ OPTIMIZERS = (
         place="^error$",
         kind="NotImplementedError there, RuntimeError here",
         detail="Cannot copy out of meta tensor",
+    ),
+    Known(
+        "a step that a rate on the meta device ends has counted nothing; PyTorch's has counted itself",
+        line=r"step\(",
+        place=r"\['step'\]$",
+        kind="values, after an error",
+        detail=r"there array\(1\.(?s:.*)here array\(0\.(?s:.*)cannot be called on meta tensors",
+        before=r"(?s)set_default_device\('meta'\).*\['lr'\] = torch\.tensor",
     ),
     Known(
         "a step count on the meta device cannot go to the parameter's",
@@ -482,6 +499,15 @@ LOSSES = (
         before=r"(?s)(float\('-?(inf|nan)'\)|1e4 |1e30).*(ignore_index|-100)",
     ),
     Known(
+        "along an infinite upstream gradient p - y times infinity is infinite, where PyTorch subtracts "
+        "p times infinity from infinity, which is NaN",
+        line="backward",
+        place=r"^x\.grad$",
+        kind="values",
+        detail="(?s)there array.*nan.*here array.*inf",
+        before=r"float\('-?inf'\)(?s:.*)\(l \* l\)\.sum\(\)\.backward\(\)\Z",
+    ),
+    Known(
         "class weights may be of another float type (a label out of range may be next)",
         line="weight=",
         place="^error$",
@@ -530,6 +556,14 @@ LOSSES = (
         kind="RuntimeError there, NoneType here",
         detail="modified by an inplace operation",
         before=r"(?s)to\(b?float16\).*func\.vmap",
+    ),
+    Known(
+        "a layer of 16 bits under vmap computes with float32 copies, which stay what they are where "
+        "a parameter's data are changed before the backward pass",
+        line="backward|autograd.grad",
+        place=r"\.grad$",
+        kind="values",
+        before=r"(?s)to\(b?float16\).*= torch\.func\.vmap\(m\)\(x\)\n(?!.*= m\(x\)).*\.weight\.data\.mul_\(2\)\n",
     ),
 )
 LAYERS = (

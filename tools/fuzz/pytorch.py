@@ -37,7 +37,7 @@ def _names(functions: Any, optimizers: Any, convert: Callable[[Any], Any], exact
     def names() -> dict[str, Any]:
         dtypes = {name: torch.float64 if exact else getattr(torch, name) for name in DTYPES}
         return dtypes | {
-            "torch": torch, "nn": nn, "copy": copy, "pickle": pickle, "by_file": by_file,
+            "torch": torch, "nn": nn, "copy": copy, "pickle": pickle, "by_file": by_file, "resize_": resize_,
             "F": functions, "optim": optimizers, "convert": convert,
         }  # fmt: skip
 
@@ -50,6 +50,20 @@ def by_file(value: Any) -> Any:
     torch.save(value, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+def resize_(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """Resize a tensor and fill it; where PyTorch raises, give it its own sizes back.
+
+    PyTorch leaves it with the new sizes then, and writes past its memory in a later line.
+    """
+    before = tensor.shape, tensor.stride(), tensor.storage_offset()
+    try:
+        tensor.resize_(*sizes)
+    except RuntimeError:
+        tensor.as_strided_(*before)
+        raise
+    return tensor.fill_(1)
 
 
 @contextmanager
@@ -72,8 +86,28 @@ def other_roundings(seed: int) -> Iterator[None]:
     """Make PyTorch round each layer's product as if its sums had another order.
 
     No scale tells how far off a saturated activation is, or one of a difference of large numbers.
+    One of these is p - y: the gradient of a loss of probabilities y is off by a unit of y.
     """
     rng, exact = np.random.default_rng(seed), nn.functional.linear
+    loss = torch._C._nn.cross_entropy_loss
+
+    def noisy_loss(
+        z: torch.Tensor, y: torch.Tensor, weight: Any, reduction: int, ignore_index: int,
+        smoothing: float,
+    ) -> torch.Tensor:  # fmt: skip
+        out = loss(z, y, weight, reduction, ignore_index, smoothing)
+        if not y.is_floating_point() or not z.numel():
+            return out
+        classes = min(1, z.dim() - 1)
+        with torch.no_grad():
+            drawn = torch.as_tensor(rng.uniform(-1, 1, tuple(z.shape)), device=z.device)
+            tau = y * (1 - smoothing) + smoothing / z.shape[classes]
+            if weight is not None:
+                tau = tau * weight.reshape(-1, *[1] * (z.dim() - 1 - classes))
+            unit = (drawn * tau * torch.finfo(z.dtype).eps).to(z.dtype)
+        rows = (torch.where(z.isfinite(), z, 0) * unit).sum(classes)
+        noise = (rows, rows.sum() / max(1, rows.numel()), rows.sum())[reduction]
+        return out + (noise - noise.detach()).to(out.dtype)
 
     def noisy(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
         out = exact(x, weight, bias)
@@ -86,7 +120,10 @@ def other_roundings(seed: int) -> Iterator[None]:
             drawn = torch.as_tensor(rng.uniform(-1, 1, tuple(out.shape)), device=out.device)
         return out + drawn.to(out.dtype) * size.to(out.dtype)
 
-    with mock.patch.object(nn.functional, "linear", noisy):
+    with (
+        mock.patch.object(nn.functional, "linear", noisy),
+        mock.patch.object(torch._C._nn, "cross_entropy_loss", noisy_loss),
+    ):
         yield
 
 
