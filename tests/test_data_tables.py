@@ -396,10 +396,10 @@ def test_parquet_without_rows_is_refused(tmp_path):
     assert "no rows" in message(parquet(tmp_path, a=pa.array([], pa.float64())))
 
 
-def test_importing_the_data_package_imports_no_pyarrow():
-    code = "import sys, gpubackprop.data; print('pyarrow' in sys.modules)"
+def test_importing_the_data_package_imports_no_pyarrow_and_no_narwhals():
+    code = "import sys, gpubackprop.data, gpubackprop.model; print({'pyarrow', 'narwhals'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.parquet"])
