@@ -62,7 +62,7 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
     const compute_of<T> k = args.parameter;
     const bool keeps_a = args.a != nullptr;
     compute_of<T> b[E] = {};
-    bool wants_bias = args.bias != nullptr;  // behind the first rows, so that it comes with them
+    if (args.bias != nullptr) load_columns(strip, args.bias, b);
     int64 row = strip.first + threadIdx.y;
     Walk<const P, E> in(strip, args.product, row, args.stride_product);
     Walk<T, E> out(strip, args.h, row, args.stride_h), keep = out;
@@ -75,8 +75,6 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u)
                 pack[u] = global::load_if<P, E>(u < whole, in.at + u * in.step);
-            if (wants_bias) load_columns(strip, args.bias, b);
-            wants_bias = false;
 #pragma unroll
             for (int u = 0; u < UNROLL; ++u) {
                 Pack<T, E>& value = place_of_h(pack[u], apart);
@@ -90,8 +88,6 @@ __device__ __forceinline__ void affine_epilogue(const AffineEpilogueArguments<P,
         } else {  // a head or tail, or a row off 16 bytes
             int lo = strip.lo(row), hi = strip.hi(row);
             pack[0] = global::load_part<P, E>(in.at, lo, hi);
-            if (wants_bias) load_columns(strip, args.bias, b);
-            wants_bias = false;
             Pack<T, E>& value = place_of_h(pack[0], apart);
             bias_and_value<Act>(pack[0], value, kept, b, k, drop, strip.place(row));
             if (keeps_a) global::store_part(keep.at, kept, lo, hi);
