@@ -95,6 +95,7 @@ __device__ __forceinline__ void activation_backward(const ActivationBackwardArgu
 #define ENTRY_(name, act, T, DROP)                                               \
     extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) name##act##_##T( \
         const __grid_constant__ ActivationBackwardArguments<T> a) {              \
+        ptx::follow_the_grid_in_front();                                         \
         activation_backward<activations::act, DROP>(a);                          \
     }
 #define ENTRY(act, T) ENTRY_(activation_backward_, act, T, NoDropout)

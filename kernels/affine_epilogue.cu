@@ -120,6 +120,7 @@ using bf16_f32 = of<bfloat16, float>;
 #define ENTRY_(name, act, S, DROP)                                                        \
     extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) name##act##_##S(       \
         const __grid_constant__ AffineEpilogueArguments<storage::S::P, storage::S::T> a) { \
+        ptx::follow_the_grid_in_front();                                                  \
         affine_epilogue<activations::act, DROP>(a);                                       \
     }
 #ifndef ONLY_DTYPE

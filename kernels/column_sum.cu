@@ -102,10 +102,12 @@ __device__ __forceinline__ void column_sum_finish(const ColumnSumFinishArguments
 #define ENTRY_(stage, T)                                                                \
     extern "C" __global__ void __launch_bounds__(STRIP_THREADS, 2) column_sum_##T(      \
         const __grid_constant__ ColumnSumArguments<T> a) {                              \
+        ptx::follow_the_grid_in_front();                                                \
         column_sum<T>(a);                                                               \
     }                                                                                   \
     extern "C" __global__ void __launch_bounds__(FINISH_THREADS) column_sum_finish_##T( \
         const __grid_constant__ ColumnSumFinishArguments<T> a) {                        \
+        ptx::follow_the_grid_in_front();                                                \
         column_sum_finish<T>(a);                                                        \
     }
 #define ENTRY(stage, T) ENTRY_(stage, T)

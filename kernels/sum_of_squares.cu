@@ -88,11 +88,13 @@ __device__ __forceinline__ void sum_of_squares_finish(const SumOfSquaresFinishAr
 #define ENTRY_(formula, T)                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS) sum_of_squares_##T(               \
         const __grid_constant__ SumOfSquaresArguments<T> a) {                               \
+        ptx::follow_the_grid_in_front();                                                    \
         sum_of_squares<T>(a);                                                               \
     }
 #define FINISH_(formula, C)                                                                 \
     extern "C" __global__ void __launch_bounds__(FINISH_THREADS) sum_of_squares_finish_##C( \
         const __grid_constant__ SumOfSquaresFinishArguments<compute_of<C>> a) {             \
+        ptx::follow_the_grid_in_front();                                                    \
         sum_of_squares_finish(a);                                                           \
     }
 #define ENTRY(formula, T) ENTRY_(formula, T)

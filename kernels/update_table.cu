@@ -115,10 +115,12 @@ __device__ __forceinline__ void update_table(const UpdateTableArguments<T>& a) {
 #define ENTRY_(rule, T)                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS) update_table_##rule##_##T(  \
         const __grid_constant__ UpdateTableArguments<T> a) {                          \
+        ptx::follow_the_grid_in_front();                                              \
         update_table<rule>(a);                                                        \
     }                                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS) prepare_table_##rule##_##T( \
         const __grid_constant__ PrepareTableArguments<compute_of<T>> a) {             \
+        ptx::follow_the_grid_in_front();                                              \
         prepare_table<rule>(a);                                                       \
     }
 #define ENTRY(rule, T) ENTRY_(rule, T)

@@ -20,7 +20,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+# tools/mutants/host.py names a copy of kernels/ with one line changed.
+KERNELS = Path(
+    os.environ.get("GPUBACKPROP_HOST_KERNELS") or Path(__file__).resolve().parents[1] / "kernels"
+)
 HOST = KERNELS / "host"
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno",
@@ -57,32 +60,46 @@ def built(flags: Sequence[str] = FLAGS, command: tuple[str, ...] = ()) -> Path:
 def compiled(
     sources: tuple[Path, ...], flags: Sequence[str], command: tuple[str, ...] = ()
 ) -> Path:
-    """Return a shared library, compiled once for each state of the sources and each flags."""
+    """Return a shared library. An object is compiled once for each text, flags and compiler."""
     command = command or (str(compiler()),)
-    digest = hashlib.sha256(repr((flags, command)).encode())
-    for path in (*sources, *sorted(KERNELS.rglob("*"))):
-        if path.suffix in (".cpp", ".hpp", ".cuh"):
-            digest.update(path.read_bytes())
+    options = (*flags, f"-I{KERNELS}")
     folder = Path(tempfile.gettempdir()) / f"gpubackprop-host-tests-{os.getuid()}"
-    library = folder / f"{sources[0].stem}-{digest.hexdigest()[:20]}.so"
+    folder.mkdir(exist_ok=True)
+    keys = [_key(path, flags, options, command) for path in sources]
+    key = hashlib.sha256(repr(keys).encode()).hexdigest()[:20]
+    library = folder / f"{sources[0].stem}-{key}.so"
     if library.exists():
         return library
-    folder.mkdir(exist_ok=True)
+    objects = [folder / f"{path.stem}-{key}.o" for path, key in zip(sources, keys, strict=True)]
     with tempfile.TemporaryDirectory(dir=folder) as work:
+        missing = [pair for pair in zip(sources, objects, strict=True) if not pair[1].exists()]
         jobs = [
             subprocess.Popen(
-                [*command, *flags, *WARNINGS, "-c", str(path), "-o", f"{work}/{path.stem}.o"],
+                [*command, *options, *WARNINGS, "-c", str(source), "-o", f"{work}/{result.name}"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
-            for path in sources
+            for source, result in missing
         ]  # fmt: skip
         said = [job.communicate()[0] for job in jobs]
         assert not any(job.returncode for job in jobs), "\n".join(said)
-        objects = [f"{work}/{path.stem}.o" for path in sources]
-        linked = f"{work}/all.so"
-        subprocess.run([*command, *flags, "-shared", *objects, "-o", linked], check=True)
-        os.replace(linked, library)
+        for _, result in missing:
+            os.replace(f"{work}/{result.name}", result)
+        # as C: nothing here needs the C++ library, which zig would first build
+        link = [*command[:-1], "cc"] if command[-1] == "c++" else command
+        names = [str(path) for path in objects]
+        subprocess.run([*link, *flags[1:], "-shared", *names, "-o", f"{work}/all.so"], check=True)
+        os.replace(f"{work}/all.so", library)
     return library
+
+
+def _key(
+    source: Path, flags: Sequence[str], options: Sequence[str], command: tuple[str, ...]
+) -> str:
+    """Return the hash of what the compiler makes an object from; -P leaves out places of files."""
+    text = subprocess.run(
+        [*command, *options, "-E", "-P", str(source)], capture_output=True, check=False
+    ).stdout
+    return hashlib.sha256(repr((flags, command)).encode() + text).hexdigest()[:20]
 
 
 _TYPES = {"int64": ctypes.c_longlong, "double": ctypes.c_double, "int": ctypes.c_int}

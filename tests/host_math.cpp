@@ -1,5 +1,5 @@
 // host_math.cpp - the functions of kernels/host/math.hpp as loops, for tests/test_host_math.py.
-#include "../kernels/host/math.hpp"
+#include "host/math.hpp"
 
 #define FUNCTION(name)                                                              \
     extern "C" void name##_f32(const float* x, float* y, long long n) {             \

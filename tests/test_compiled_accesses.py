@@ -220,8 +220,9 @@ def test_a_thread_of_a_strip_has_its_rows_in_flight_together_and_a_tail_too():
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_the_bias_is_loaded_in_packs_with_the_rows(dtype):
-    verbs, memory = Compiled(), Guarded()
-    product, bias = memory.normal((31, 256), DTYPES[dtype]), memory.normal((256,), DTYPES[dtype])
+    verbs, memory, kind = Compiled(), Guarded(), DTYPES[dtype]
+    columns = 1024 // kind.itemsize  # two strips
+    product, bias = memory.normal((31, columns), kind), memory.normal((columns,), kind)
     verbs.affine_epilogue(product, bias, None, product, "relu")
     warps = verbs.warps[f"affine_epilogue_relu_{dtype}"]
     assert trips(warps) == 1

@@ -78,6 +78,7 @@ def stands_in(file, text):
 # Blocks that are no program: how each begins -> what says of its text what is wrong in it.
 TEXTS = {
     "activations.cuh": lambda text: names_files_of("kernels", r"(\w+)\.cuh", text),
+    "host/math.hpp": lambda text: names_files_of("kernels", r"(\w+)\.[ch]pp", text),
     "kernels || formulas": lambda text: names_files_of(
         "gpubackprop", r"(?<![\w-])\w+(?!-)\b", text
     ),

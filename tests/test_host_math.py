@@ -169,7 +169,14 @@ def test_fma_keeps_what_a_rounded_product_would_lose(build):
 
 def test_every_function_becomes_vector_code(tmp_path):
     """g++ reports each loop of tests/host_math.cpp as vectorised, for float and for double."""
-    flags = (*host_library.FLAGS, "-fopt-info-vec-optimized", "-c", str(HERE / "host_math.cpp"))
+    include = f"-I{host_library.KERNELS}"
+    flags = (
+        *host_library.FLAGS,
+        include,
+        "-fopt-info-vec-optimized",
+        "-c",
+        str(HERE / "host_math.cpp"),
+    )
     command = [str(host_library.compiler()), *flags, "-o", str(tmp_path / "out.o")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     if "loop vectorized" not in said:

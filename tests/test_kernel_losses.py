@@ -13,7 +13,7 @@ from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import POINTWISE_LOSSES
 from tests import emulator, references
 from tests.emulator.arrays import Guarded, ulps, wide
-from tests.emulator.operations import DTYPES, Operations
+from tests.emulator.operations import DTYPES, Operations, run_now
 from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
@@ -53,19 +53,59 @@ def test_every_pointwise_entry_matches_pytorch_in_float64(name, dtype, shape):
     targets = memory.put(references.targets(name, memory.rng, shape).astype(compute), gap=1)
     weight = memory.put(memory.rng.random(shape[0]).astype(compute))
     result = buffers(memory, shape, kind, shift=1, gap=3)
+    result["loss"] = memory.empty((1,), compute)[:1].reshape(())
+    result["correct_rows"] = memory.empty((1,), np.int64)[:1].reshape(())
     total = np.array([weight.sum()], compute)
-    Operations().pointwise_loss(a, targets, name, result, weight, divisor=total)
+    Operations().pointwise_loss(a, targets, name, result, weight, divisor=total.reshape(()))
     memory.check()
     if shape[0] == 0:
+        assert np.isnan(result["loss"])
+        assert result["correct_rows"] == 0
         return
     rows, _ = references.pointwise(
         name, wide(a), wide(targets), sample_weight=wide(weight), reduction="none"
     )
-    _, delta = references.pointwise(name, wide(a), wide(targets), sample_weight=wide(weight))
+    mean, delta = references.pointwise(name, wide(a), wide(targets), sample_weight=wide(weight))
     assert ulps(result["row_loss"], rows, compute) <= UNITS["f64" if dtype == "f64" else "f32"]
     assert ulps(result["delta"], delta, kind) <= UNITS[dtype]
     right = ((wide(a) > 0) == (wide(targets) > 0.5)).all(1)
     assert np.array_equal(result["correct"], right)
+    assert result["correct_rows"] == right.sum()
+    assert ulps(result["loss"], mean, compute) <= UNITS["f64" if dtype == "f64" else "f32"]
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 132])
+def test_a_pointwise_loss_is_one_launch_with_its_mean_and_its_correct_rows(multiprocessors):
+    """Twice, so that a counter that does not return to 0 shows; and the same bits both times."""
+    memory, entries = Guarded(5), []
+
+    def run(launched):
+        entries.append(launched.entry)
+        run_now(launched)
+
+    verbs = Operations(run, DeviceProperties(multiprocessors))
+    a, targets = memory.normal((1500, 12), np.float32), memory.normal((1500, 12), np.float32)
+    targets[:300] = a[:300] > 0
+    made = []
+    for _ in range(2):
+        result = {"loss": np.full((), 7, np.float32), "correct_rows": np.full((), 7)}
+        verbs.pointwise_loss(a, targets, "squared_error", result, divisor=1500.0)
+        made.append(result)
+    assert entries == ["pointwise_loss_squared_error_f32"] * 2
+    assert made[0] == made[1]
+    exact = ((wide(a) - wide(targets)) ** 2).sum() / 2 / 1500
+    assert ulps(made[0]["loss"], exact, np.float32) <= 1
+    assert made[0]["correct_rows"] == ((a > 0) == (targets > 0.5)).all(1).sum() >= 300
+
+
+@pytest.mark.parametrize(("empty", "mean"), [("nan", np.nan), ("zero", 0.0)])
+def test_a_mean_over_rows_without_weight_is_nan_or_zero_with_its_gradient(empty, mean):
+    a, delta = np.ones((3, 2), np.float32), np.full((3, 2), 7, np.float32)
+    result = {"loss": np.full((), 7, np.float32), "delta": delta}
+    weight, divisor = np.zeros(3, np.float32), np.zeros((), np.float32)
+    Operations().pointwise_loss(a, -a, "squared_error", result, weight, 1.0, divisor, empty=empty)
+    assert np.array_equal(result["loss"], mean, equal_nan=True)
+    assert np.array_equal(delta, np.full((3, 2), mean), equal_nan=True)
 
 
 @pytest.mark.parametrize("numbers", [1, 20])

@@ -74,7 +74,8 @@ def losses(verbs: Operations, dtype: str, names: tuple[str, ...]) -> None:
             }  # fmt: skip
             for name in names:
                 verbs.pointwise_loss(z, t, name, result, per_row, per_row, per_row[:1])
-                verbs.pointwise_loss(z, t, name, {"row_loss": result["row_loss"]})
+                sums = {"loss": np.zeros((), compute), "correct_rows": np.zeros((), np.int64)}
+                verbs.pointwise_loss(z, t, name, {"row_loss": result["row_loss"], **sums})
             labels = np.arange(rows) % classes
             labels[-1] = 2**40  # a bad one: nothing outside the row may be touched
             if dtype in ("f64", "f32"):

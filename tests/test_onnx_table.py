@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from gpubackprop import MLP, Model
 from gpubackprop.data import TablePreprocessor
 from gpubackprop.onnx.graph import OnnxGraph
 from gpubackprop.onnx.table import table_inputs
+from tests.cli_runs import QUICK, ok, read_table
 from tests.test_onnx import assert_close, session
 
 EPOCH = datetime.datetime(1970, 1, 1)
@@ -114,3 +117,41 @@ def test_metadata_say_what_was_done_to_each_column():
     values = {entry.key: json.loads(entry.value) for entry in model.to_onnx().metadata_props}
     assert values["columns"] == prepared.report()
     assert values["columns"]["town"] == "left out: dropped"
+
+
+TABLES = Path(__file__).parent / "tables"
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [("survey", "Age"), ("chile", "vote"), ("seattle_weather", "weather")]
+)
+def test_a_real_file_trained_and_exported_gives_what_predict_writes(name, target, tmp_path):
+    """The graph is fed from the file's texts, by rules that stand here."""
+    source = TABLES / f"{name}.csv"
+    ok("train", source, "--target", target, *QUICK, "--output", tmp_path, "--quiet")
+    ok("export", tmp_path, tmp_path / "out.onnx", "--quiet")
+    options = [] if target == "Age" else ["--probabilities"]
+    wanted = read_table(ok("predict", tmp_path, source, *options).out)
+    running = session(str(tmp_path / "out.onnx"))
+    with open(source, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    def value(text: str, kind: str) -> Any:
+        if kind == "tensor(string)":
+            return "" if text == "NA" else text
+        if "/" in text:
+            return (datetime.datetime.strptime(text, "%Y/%m/%d") - EPOCH).total_seconds()
+        return np.nan if text in ("", "NA") else float(text)
+
+    fed = {}
+    for column in running.get_inputs():
+        values = [value(row[column.name], column.type) for row in rows]
+        dtype = {"tensor(string)": object, "tensor(float)": np.float32}.get(column.type, np.float64)
+        fed[column.name] = np.array(values, dtype)[:, None]
+    found = dict(zip([o.name for o in running.get_outputs()], running.run(None, fed), strict=True))
+    if "label" in found:
+        assert found["label"].tolist() == wanted["prediction"]
+        figures = [v for k, v in wanted.items() if k.startswith("probability_")]
+        assert_close(found["probabilities"], np.array(figures, np.float32).T)
+    else:
+        assert_close(found["predictions"], np.array([wanted["prediction"]], np.float32).T)

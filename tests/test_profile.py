@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpubackprop import MLP, Trainer, optimizers
+from gpubackprop import MLP, Trainer, optimizers, plots
 from gpubackprop.backends import devices
 from gpubackprop.errors import DataError, DeviceUnavailable, OptionError
 from gpubackprop.training.memory_estimate import WORKING_CUDA
@@ -95,7 +95,7 @@ def test_a_profile_prints_a_table_and_draws_a_picture(tmp_path):
     assert len(text) == len(STEP) + 2
     assert "as one step of 16 rows on cpu" in text[-1]
     assert "affine_backward" in profile._repr_html_()
-    profile.plot(tmp_path / "profile.png")
+    plots.profile(profile, tmp_path / "profile.png")
     assert (tmp_path / "profile.png").read_bytes()[1:4] == b"PNG"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import runpy
+import sys
 import warnings
 from typing import Any
 
@@ -18,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gpubackprop import StopTraining
-from gpubackprop.sklearn import MLPClassifier, MLPRegressor
+from gpubackprop.sklearn import MLPClassifier, MLPRegressor, fit_tasks
 
 callback = pytest.importorskip("sklearn.callback", reason="scikit-learn has callbacks from 1.9 on")
 hooks = pytest.importorskip("sklearn.callback.tests._utils")
@@ -183,3 +185,10 @@ def test_they_work_beside_the_parameter_callbacks_and_a_checkpoint(tmp_path):
     estimator.set_callbacks(recording).fit(X, Y)
     assert rows == [1, 2, 3, 4]
     assert calls(recording).count(("on_fit_task_end", "epoch")) == 4
+
+
+def test_before_scikit_learn_19_the_estimators_have_no_set_callbacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.callback", None)
+    mixin = runpy.run_path(fit_tasks.__file__)["CallbackSupportMixin"]
+    assert not hasattr(mixin, "set_callbacks")
+    assert issubclass(MLPClassifier, fit_tasks.CallbackSupportMixin)

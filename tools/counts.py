@@ -4,7 +4,7 @@
     python -m tools.counts softmax_cross_entropy/f32     # cases whose names begin so
     python -m tools.counts --json counts.json            # and the numbers behind the table
     python -m tools.counts --before benchmarks/counts/2026-11-28-b99f9fa.json   # with earlier ones
-    python -m tools.counts --record                      # into benchmarks/counts, and its README
+    python -m tools.counts update --record               # into benchmarks/counts, and its README
 
 It needs NVRTC (or nvcc) and nvdisasm, but no GPU: nothing is measured. The CUDA backend plans each
 case for an H200, on the stand-in for CuPy. Of each launch one block (or cluster), in the middle of
@@ -102,12 +102,20 @@ def document(before: Mapping[str, Case], after: Mapping[str, Case]) -> str:
 
 
 def record(path: Path, cases: Sequence[Case]) -> None:
-    """Write a file of `RECORDS`, and the table of its README: the first file beside the last."""
+    """Write a file of `RECORDS`, and the table of its README: each case's first counts and last."""
     write(path, cases)
-    files = sorted(RECORDS.glob("*.json"))
     text = (RECORDS / "README.md").read_text(encoding="utf-8")
-    made = f"{text.partition(MARK)[0]}{MARK}\n\n{document(read(files[0]), read(files[-1]))}\n"
+    made = f"{text.partition(MARK)[0]}{MARK}\n\n{document(*first_and_last())}\n"
     (RECORDS / "README.md").write_text(made, encoding="utf-8")
+
+
+def first_and_last() -> tuple[dict[str, Case], dict[str, Case]]:
+    """Return the cases of the oldest file of `RECORDS`, and each as the newest one has it."""
+    files = [read(path) for path in sorted(RECORDS.glob("*.json"))]
+    last = dict(files[0])
+    for file in files:
+        last |= file
+    return files[0], last
 
 
 def read(path: Path) -> dict[str, Case]:
@@ -150,17 +158,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--before", type=Path, metavar="FILE", help="a file of --json to compare with"
     )
-    parser.add_argument("--record", action="store_true", help="keep the counts of every case")
+    parser.add_argument("--record", action="store_true", help="keep the counts of these cases")
     options = parser.parse_args(arguments)
     names = [name for name in CASES if name.startswith(tuple(options.case))]
     if not names:
         parser.error(f"no case begins with {' or '.join(options.case)}")
-    try:
-        cases = [counted(name) for name in names]
-    except compilers.CompileError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(cases, read(options.before) if options.before else None))
+    before = read(options.before) if options.before else {}
+    cases = []
+    for name in names:  # a line as soon as it is known
+        try:
+            cases.append(counted(name))
+        except compilers.CompileError as error:
+            print(error, file=sys.stderr)
+            return 1
+        heading, *lines = table(cases[-1:], before).splitlines()
+        print("\n".join(lines if len(cases) > 1 else [heading, *lines]), flush=True)
     if options.json:
         write(options.json, cases)
     if options.record:

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         outcome = train(args, data, trainer, output, say)
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
+    if "tensorboard" in args.log:
+        files["tensorboard/"] = "figures of each epoch, for tensorboard --logdir"
     interrupted = outcome.stopped == "interrupted"
     if not interrupted:
         remove_checkpoint(output)

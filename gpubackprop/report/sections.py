@@ -137,7 +137,7 @@ def _shaded(count: int, share: float, right: bool) -> str:
         return "<td></td>"
     color = "0,114,178" if right else "213,94,0"
     depth = 0.12 + 0.88 * share**0.5  # a mistake of one row in a hundred shows
-    ink = ";color:#fff" if depth > 0.6 else ""
+    ink = ";color:#fff" if depth > 0.8 else ""
     return (
         f'<td style="background:rgba({color},{depth:.2f}){ink}" title="{share:.1%}">{count:,}</td>'
     )

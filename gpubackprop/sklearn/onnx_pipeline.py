@@ -61,7 +61,7 @@ def _register_or_warn(estimators: Sequence[type]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds skl2onnx as Python does, and then is called no more."""
+    """Finds skl2onnx as Python does, until it is imported."""
 
     def __init__(self, estimators: Sequence[type]) -> None:
         self.estimators = estimators
@@ -72,17 +72,20 @@ class _Finder(importlib.abc.MetaPathFinder):
         if name != PACKAGE:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.estimators)
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
     """Loads a module by its own loader, and registers the estimators then."""
 
-    def __init__(self, loader: Any, estimators: Sequence[type]) -> None:
-        self.loader, self.estimators = loader, estimators
+    def __init__(self, loader: Any, finder: _Finder) -> None:
+        self.loader, self.finder = loader, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self.loader.create_module(spec)
@@ -93,7 +96,9 @@ class _Loader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        _register_or_warn(self.estimators)
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
+        _register_or_warn(self.finder.estimators)
 
 
 class ContainerNodes(Nodes):

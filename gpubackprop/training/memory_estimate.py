@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
@@ -136,7 +137,7 @@ class _Counted:
     """A network whose units a `_Counting` backend allocates."""
 
     def __init__(self, network: MLP, backend: _Counting) -> None:
-        self.backend: Any = backend
+        self.backend = cast(Backend, backend)
         self.widths, self.activations = network.widths, network.activations
         self.dropout, self.precision = network.dropout, network.precision
 

@@ -7,7 +7,6 @@ itself is one graph, so the sum of the operations is more than the step takes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `Trainer.profile` measured.
+    """What `Trainer.profile` measured; `gpubackprop.plots.profile` draws it.
 
     Parameters
     ----------
@@ -120,18 +119,6 @@ class Profile:
         title = f"{1e6 * self.step:.1f} us a step of {self.batch_size} rows on {self.device}"
         return display.html_table(title, list(self._HEAD), self._table())
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the operations' times as bars; see `gpubackprop.plots.profile`.
-
-        Parameters
-        ----------
-        path : path
-            The PNG to write.
-        """
-        from gpubackprop import plots
-
-        plots.profile(self, path)
-
 
 @dataclass(frozen=True)
 class _Call:
@@ -176,7 +163,7 @@ class _NotingUpdater:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._updater, name)
 
-    def emit(self, backend: Any) -> None:
+    def emit(self, backend: Backend) -> None:
         updater = self._updater
         arrays = _arrays((updater.parameters, updater.gradient, updater.slots))
         self._calls.append(_Call("update", arrays, updater.emit))
@@ -240,15 +227,16 @@ def _timed(run: Callable[[], Any], wait: Callable[[], None]) -> float:
     return perf_counter() - start
 
 
-def _waiting(backend: Any) -> Callable[[], None]:
+def _waiting(backend: Backend) -> Callable[[], None]:
     """Return a function that waits for the device; on the CPU it does nothing."""
-    if not backend.asynchronous:
+    cupy = getattr(backend, "cupy", None)
+    if cupy is None:
         return lambda: None
-    return cast(Callable[[], None], backend.cupy.cuda.get_current_stream().synchronize)
+    return cast(Callable[[], None], cupy.cuda.get_current_stream().synchronize)
 
 
 @contextmanager
-def _range(backend: Any, name: str) -> Iterator[None]:
+def _range(backend: Backend, name: str) -> Iterator[None]:
     """Show the call in Nsight Systems, by a range of NVTX, if CuPy has it."""
     cupy = getattr(backend, "cupy", None)
     nvtx = None if cupy is None else getattr(cupy.cuda, "nvtx", None)

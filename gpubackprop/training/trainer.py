@@ -417,7 +417,7 @@ class Trainer(Settings):
         Returns
         -------
         Profile
-            Operations with their times and bytes; it prints as a table, and draws itself.
+            Operations with their times and bytes. It prints as a table.
 
         Raises
         ------

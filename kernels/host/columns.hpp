@@ -11,8 +11,10 @@ constexpr int SEQUENCE_ROWS = 16;
 struct Columns {
     int64 cols, join, width;  // width: of a joined row
 
-    Columns(int64 cols, bool gaps)
-        : cols(cols), join(!gaps && cols > 0 && 2 * cols <= PIECE ? PIECE / cols : 1), width(join * cols) {}
+    // rows: of the matrix, or as many as are taken; not more are joined.
+    Columns(int64 rows, int64 cols, bool gaps)
+        : cols(cols), join(!gaps && cols > 0 && rows > 1 ? larger(smaller(PIECE / cols, rows), 1) : 1),
+          width(join * cols) {}
     // Elements of the piece that begins in `row` at `column`; rows end before `last`.
     int64 length(int64 row, int64 column, int64 last) const {
         return join > 1 ? smaller(join, last - row) * cols : smaller(PIECE, cols - column);

@@ -36,6 +36,7 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 constexpr int64 PIECE = 512;
 
 inline int64 smaller(int64 a, int64 b) { return a < b ? a : b; }
+inline int64 larger(int64 a, int64 b) { return a > b ? a : b; }
 
 // ---- storages --------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ template <class C> void affine_epilogue(const AffineEpilogueArguments& args) {
     Matrix<C> a(args.a, args.stride_a, args.storage), h(args.h, args.stride_h, args.storage);
     bool gaps = args.stride_product != args.cols || args.stride_h != args.cols ||
                 (a && args.stride_a != args.cols);
-    Columns all(args.cols, gaps);
+    Columns all(args.last - args.first, args.cols, gaps);
     Bias<C> bias(args.bias, args.storage, all);
     HostDropout<C> dropout(args);
     Value<C> g = VALUES<C>[args.activation];
@@ -84,7 +84,7 @@ template <class C> void activation_backward(const ActivationBackwardArguments& a
     bool reads = READ_SAVED[args.activation];
     bool gaps = args.stride_grad != args.cols || args.stride_delta != args.cols ||
                 (reads && args.stride_saved != args.cols);
-    Columns all(args.cols, gaps);
+    Columns all(args.rows, args.cols, gaps);
     HostDropout<C> dropout(args);
     Slope<C> back = SLOPES<C>[args.activation];
     C k = C(args.parameter), wide[PIECE], known[PIECE];
@@ -105,7 +105,7 @@ template <class C> void column_sum(const ColumnSumArguments& a) {
     Matrix<C> x(a.x, a.stride, a.storage);
     C wide[PIECE];
     sum_columns<C>(
-        a, Columns(a.cols, a.stride != a.cols), a.partial, a.out, a.divisor,
+        a, Columns(a.rows, a.cols, a.stride != a.cols), a.partial, a.out, a.divisor,
         [&](int64 row, int64 column, int64 n) { return x.read(row, column, n, wide); });
 }
 

@@ -155,13 +155,14 @@ class Operations:
     def pointwise_loss(
         self, a: Array, targets: Array, name: str, result: dict[str, Array],
         sample_weight: Array | None = None, upstream: Array | float = 1.0,
-        divisor: Array | float = 1.0,
+        divisor: Array | float = 1.0, **options: Any,
     ) -> None:  # fmt: skip
+        """Run the loss with the `options` of `LossOptions`."""
         with self._installed() as backend:
             losses.launch_pointwise(
                 backend, *on_device((a, targets, result)), pointwise_loss(name),
-                sample_weight=on_device(sample_weight), upstream=on_device(_number(upstream)),
-                divisor=on_device(divisor),
+                LossOptions(**options), sample_weight=on_device(sample_weight),
+                upstream=on_device(_number(upstream)), divisor=on_device(divisor),
             )  # fmt: skip
 
     def softmax_cross_entropy(

@@ -34,7 +34,7 @@ class Statement(Floats, Accesses):
             test = " and ".join(self.predicate(name) for name in conditions)
             statements = [f"if {test}: {'; '.join(statements)}"]
         if self.used:
-            statements.insert(0, f"if w: t.wait({tuple(sorted(self.used))}, {line.at})")
+            statements.insert(0, f"if w: t.wait({tuple(sorted(self.used))})")
         return statements
 
     # -- branches, and where threads wait for one another --------------------------------------

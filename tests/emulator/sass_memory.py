@@ -59,7 +59,7 @@ class Accesses(Operands):
 
     def _DEPBAR(self) -> list[str]:
         left = self.line.operands[1] if len(self.line.operands) > 1 else "0x0"
-        return [f"t.await_copies({int(left, 16)}, {self.line.at})"]
+        return [f"t.await_copies({int(left, 16)})"]
 
     def _ATOMG(self) -> list[str]:
         _, result, place, *values = self.line.operands

@@ -57,11 +57,10 @@ class Thread:
         self.flight: Counter[int] = Counter()
         self.global_log: list[tuple[int, int, int]] = []  # instruction, address, bytes
         self.shared_log: list[tuple[int, int, int]] = []
-        self.instruction = 0
 
     # -- called by the code --------------------------------------------------------------------
 
-    def wait(self, registers: Sequence[int], at: int) -> None:
+    def wait(self, registers: Sequence[int]) -> None:
         for number in registers:
             arrival = self.pending.pop(number, 0)
             if arrival > self.clock:
@@ -137,7 +136,7 @@ class Thread:
         self.groups.append(self.copies)
         self.copies = 0
 
-    def await_copies(self, left: int, at: int) -> None:
+    def await_copies(self, left: int) -> None:
         done = self.groups[: len(self.groups) - left]
         self.clock = max(self.clock, *done, 0)
 

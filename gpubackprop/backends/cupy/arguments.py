@@ -81,8 +81,10 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "pointwise_loss": {
         "a": "storage*", "targets": "compute*", "delta": "storage*", "row_loss": "compute*",
         "correct": "u8*", "sample_weight": "compute*", "upstream": "number", "divisor": "number",
+        "loss": "compute*", "correct_rows": "i64*", "sums": "compute*", "counter": "i32*",
         "upstream_stride": "i64", "rows": "i64", "cols": "i64", "stride_a": "i64",
         "stride_targets": "i64", "stride_delta": "i64", "parameter": "compute",
+        "empty_is_zero": "i32",
     },
     "softmax_cross_entropy": _SOFTMAX,
     "softmax_cross_entropy_short": _SOFTMAX,

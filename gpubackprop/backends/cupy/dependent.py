@@ -21,7 +21,13 @@ from gpubackprop.backends import cuda_driver
 from gpubackprop.backends.cupy_launch import Launch
 
 # Files whose entries all begin with ptx::follow_the_grid_in_front().
-FOLLOWING = frozenset({"accumulate.cu", "gather_rows.cu", "prepare_update.cu", "update.cu"})
+FOLLOWING = frozenset(
+    f"{name}.cu"
+    for name in (
+        "accumulate", "activation_backward", "affine_epilogue", "column_sum", "gather_rows",
+        "pointwise_loss", "prepare_update", "sum_of_squares", "update", "update_table",
+    )
+)  # fmt: skip
 CAPABILITY = (9, 0)
 PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CUlaunchAttributeID of cuda.h
 

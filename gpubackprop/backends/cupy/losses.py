@@ -10,6 +10,7 @@ import numpy as np
 from gpubackprop.backends.cupy.arguments import LABELS
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import dense, row_stride
+from gpubackprop.backends.cupy_launch import Launch
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.softmax_plan import plan_softmax
 from gpubackprop.dtypes import compute_dtype
@@ -206,11 +207,9 @@ def pointwise_loss(
     sample_weight = backend.converted(sample_weight, compute, "sample_weight")
     divisor = _divisor(backend, sample_weight, options, a.shape[0], a.shape[1], compute)
     launch_pointwise(
-        backend, a, targets, result, formula, sample_weight=sample_weight,
-        upstream=_upstream(backend, upstream, compute),
-        divisor=_of_gradients(backend, divisor, options),
+        backend, a, targets, result, formula, options, sample_weight=sample_weight,
+        upstream=_upstream(backend, upstream, compute), divisor=divisor,
     )  # fmt: skip
-    _reduce(backend, divisor, options, result)
 
 
 def launch_pointwise(
@@ -219,28 +218,43 @@ def launch_pointwise(
     targets: Any,
     result: Result,
     formula: PointwiseLoss,
+    options: LossOptions | None = None,
     *,
     sample_weight: Any = None,
     upstream: Any = 1.0,
     divisor: Any = 1.0,
 ) -> None:
-    """Compute the losses of the rows, delta and the other arrays of `result`.
+    """Compute the losses of the rows, their sum / `divisor`, delta and the rest of `result`.
 
     `upstream` and `divisor` are numbers or arrays.
     """
-    delta = result.get("delta")
-    backend.launch(
-        "pointwise_loss", a.shape, a.dtype,
-        lambda launch: {
-            "a": a, "targets": targets, "delta": delta, "row_loss": result["row_loss"],
+    options = options or LossOptions()
+    delta, (rows, columns) = result.get("delta"), a.shape
+    loss = None if options.reduction == "none" else result.get("loss")
+    hits, empty_is_zero = result.get("correct_rows"), options.empty == "zero"
+    if rows == 0:  # nothing is launched
+        if loss is not None:
+            backend._finish(None, loss.reshape(1), divisor, empty_is_zero)
+        if hits is not None:
+            backend.fill(hits, 0)
+        return
+
+    def arguments(launch: Launch) -> dict[str, Any]:
+        sums = counter = None
+        if loss is not None or hits is not None:
+            shape = (2 * math.prod(launch.grid),), compute_dtype(a.dtype)
+            sums, counter = backend.memory.scratch("sums", *shape), backend.memory.counter()
+        return {
+            "a": a, "targets": targets, "delta": delta, "row_loss": result.get("row_loss"),
             "correct": result.get("correct"), "sample_weight": sample_weight,
             "upstream": upstream, "upstream_stride": _stride(upstream), "divisor": divisor,
-            "rows": a.shape[0], "cols": a.shape[1], "stride_a": row_stride(a),
-            "stride_targets": row_stride(targets), "stride_delta": row_stride(delta),
-            "parameter": formula.parameter,
-        },
-        formula=formula.name,
-    )  # fmt: skip
+            "loss": loss, "correct_rows": hits, "sums": sums, "counter": counter, "rows": rows,
+            "cols": columns, "stride_a": row_stride(a), "stride_targets": row_stride(targets),
+            "stride_delta": row_stride(delta), "parameter": formula.parameter,
+            "empty_is_zero": empty_is_zero,
+        }  # fmt: skip
+
+    backend.launch("pointwise_loss", a.shape, a.dtype, arguments, formula=formula.name)
 
 
 def _check_shapes(
