@@ -167,7 +167,7 @@ class BatchStep:
             weights = backend.empty(rows, network.dtype)
         result = self.loss.buffers(backend, rows, network.dtype)
         if not options.record and self.running.counts_correct:
-            if self.loss.output == "softmax" and backend.asynchronous:
+            if backend.asynchronous:
                 result["correct_rows"] = backend.zeros((), np.int64)
             else:
                 result["correct"] = backend.empty(rows, np.bool_)

@@ -13,7 +13,6 @@ from typing import Any
 KERNELS = {
     "add_scaled": ("T x, T scale, T y", "T out", "out = y + scale * x"),
     "divide": ("T x, float64 divisor", "T out", "out = T(x / T(divisor))"),
-    "one_for_zero": ("T x", "T out", "out = x + T(x == 0)"),
     "exponential": ("T a", "T out", "out = exp(a)"),
     # In float64, as in `Standardizer.transform`: float32 would lose the digits of 1e8 + small.
     "standardize": (

@@ -326,31 +326,8 @@ def row_weights(
     )  # fmt: skip
 
 
-def _of_gradients(backend: Issuer, divisor: Any, options: LossOptions) -> Any:
-    """Return the divisor of the gradients.
-
-    If a mean over nothing is 0, a divisor of 0 becomes 1, and the gradients are 0 too.
-    """
-    if options.empty != "zero":
-        return divisor
-    if isinstance(divisor, float):
-        return divisor or 1.0
-    out = backend.memory.scratch("divisor of gradients", (1,), divisor.dtype).reshape(())
-    backend.elementwise("one_for_zero", divisor, out)
-    return out
-
-
 def _upstream(backend: Issuer, upstream: Any, compute: np.dtype) -> Any:
     """Return a number, or an array of 0 or 1 dimensions."""
     if not backend.is_device_array(upstream):
         return float(upstream)
     return backend.converted(upstream, compute, "upstream")
-
-
-def _reduce(backend: Issuer, divisor: Any, options: LossOptions, result: Result) -> None:
-    if options.reduction == "none":
-        return
-    row_loss, loss = result["row_loss"], result["loss"]
-    backend.sum_columns(
-        row_loss.reshape(row_loss.shape[0], 1), loss.reshape(1), divisor, options.empty == "zero"
-    )
