@@ -147,6 +147,8 @@ inline float fabs(float x) { return __builtin_fabsf(x); }
 inline double fabs(double x) { return __builtin_fabs(x); }
 inline float sqrt(float x) { return __builtin_sqrtf(x); }
 inline double sqrt(double x) { return __builtin_sqrt(x); }
+inline float fmax(float a, float b) { return __builtin_fmaxf(a, b); }
+inline double fmax(double a, double b) { return __builtin_fmax(a, b); }
 inline float floor(float x) { return __builtin_floorf(x); }
 inline double floor(double x) { return __builtin_floor(x); }
 
