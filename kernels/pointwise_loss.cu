@@ -93,13 +93,15 @@ __device__ __forceinline__ compute_of<T> loss_of_row(
     return loss;
 }
 
-// The end of a launch, by all threads of all blocks: `loss` and `correct` are those of the thread's rows.
+// The end of a launch, by all threads of all blocks: `own` and `correct` are those of the thread's rows.
 template <class T, class C = compute_of<T>>
-__device__ __forceinline__ void finish_sums(const PointwiseLossArguments<T>& p, C loss, int64 correct) {
+__device__ __forceinline__ void finish_sums(
+    const PointwiseLossArguments<T>& p, const Compensated<C>& own, int64 correct) {
     const uint32 blocks = blocks_of_grid();
-    loss = block_sum(loss), correct = block_sum(correct);
+    double loss = block_total(own);
+    correct = block_sum(correct);
     if (thread_of_block() == 0) {
-        p.sums[block_of_grid()] = loss;
+        p.sums[block_of_grid()] = C(loss);
         p.sums[blocks + block_of_grid()] = C(correct);  // exact: a block has below 2^24 rows
     }
     if (!is_last_block(p.counter)) return;
@@ -110,12 +112,12 @@ __device__ __forceinline__ void finish_sums(const PointwiseLossArguments<T>& p, 
         all.add(p.sums[i]);
         correct += int64(p.sums[blocks + i]);
     }
-    loss = block_sum(all.value()), correct = block_sum(correct);
+    loss = block_total(all), correct = block_sum(correct);
     if (thread_of_block() != 0) return;
     C divisor = p.divisor.get();
     if (p.correct_rows != nullptr) *p.correct_rows = correct;
     if (p.loss != nullptr)
-        *p.loss = divisor != C(0) ? loss / divisor : p.empty_is_zero ? C(0) : not_a_number<C>();
+        *p.loss = divisor != C(0) ? C(loss / double(divisor)) : p.empty_is_zero ? C(0) : not_a_number<C>();
 }
 
 // Up to two packs a row has more heads and tails than packs: then its elements come one by one.
@@ -140,7 +142,7 @@ __device__ __forceinline__ void pointwise_loss(const PointwiseLossArguments<T>& 
             if (p.correct != nullptr) p.correct[row] = wrong == C(0);
         }
     }
-    if (p.loss != nullptr || p.correct_rows != nullptr) finish_sums(p, own.value(), correct_rows);
+    if (p.loss != nullptr || p.correct_rows != nullptr) finish_sums(p, own, correct_rows);
 }
 
 template <class T> constexpr int BLOCKS = sizeof(T) == 8 ? 2 : 3;  // of a multiprocessor, at least

@@ -42,13 +42,13 @@ __device__ __forceinline__ void row_weights(const RowWeightsArguments<L, C>& a) 
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) own.add(weights[u]);
     }
-    C sum = block_sum(own.value());
-    if (threadIdx.x == 0) a.sums[blockIdx.x] = sum;
+    double sum = block_total(own);
+    if (threadIdx.x == 0) a.sums[blockIdx.x] = C(sum);
     if (!is_last_block(a.counter)) return;
     Compensated<C> all;
     for (int i = int(threadIdx.x); i < int(gridDim.x); i += int(blockDim.x)) all.add(a.sums[i]);
-    sum = block_sum(all.value());
-    if (threadIdx.x == 0) *a.total = sum;
+    sum = block_total(all);
+    if (threadIdx.x == 0) *a.total = C(sum);
 }
 
 #define ENTRY_(L, C)                                                         \

@@ -32,3 +32,11 @@ template <class C> __device__ __forceinline__ C block_sum(C value) {
     for (int i = 0; thread == 0 && i < count; ++i) sum += warps[i];
     return sum;
 }
+
+// The same of compensated sums. These few additions are in double: in float each would round a sum of many.
+template <class C> __device__ __forceinline__ double block_total(C sum, C lost) {
+    return block_sum(double(sum) + double(lost));
+}
+template <class C> __device__ __forceinline__ double block_total(const Compensated<C>& own) {
+    return block_total(own.sum, own.lost);
+}
