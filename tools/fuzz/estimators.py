@@ -48,6 +48,30 @@ def by_joblib(value: Any) -> Any:
 
 
 @contextmanager
+def checked_gradients() -> Iterator[None]:
+    """Refuse a gradient of another size than the parameters.
+
+    scikit-learn gives it to SciPy where a later call of "lbfgs" has y of another width, and SciPy's
+    L-BFGS-B writes past it.
+    """
+    network = inner.BaseMultilayerPerceptron
+    given = network._loss_grad_lbfgs
+
+    def checked(self: Any, packed: np.ndarray, *arguments: Any) -> Any:
+        loss, gradient = given(self, packed, *arguments)
+        if gradient.size != packed.size:
+            raise ValueError(f"a gradient of {gradient.size} for {packed.size} parameters")
+        return loss, gradient
+
+    network._loss_grad_lbfgs = checked
+    try:
+        with programs.seeded():
+            yield
+    finally:
+        network._loss_grad_lbfgs = given
+
+
+@contextmanager
 def other_roundings(seed: int) -> Iterator[None]:
     """Make scikit-learn round differently: each product as if its sums had another order.
 
@@ -99,7 +123,7 @@ def other_roundings(seed: int) -> Iterator[None]:
     inner.ACTIVATIONS |= {n: functools.partial(noisy_probabilities, n) for n in activations}
     inner.LOSS_FUNCTIONS |= {n: functools.partial(noisy_loss, n) for n in losses}
     try:
-        with programs.seeded():
+        with checked_gradients():
             yield
     finally:
         inner.safe_sparse_dot, network._backprop = product, whole
@@ -337,7 +361,7 @@ FUZZER = Fuzzer(
         "from sklearn.base import clone",
     ],
     history,
-    World("scikit-learn", lambda: _names(theirs), programs.seeded),
+    World("scikit-learn", lambda: _names(theirs), checked_gradients),
     World("gpubackprop", lambda: _names(ours, device="cpu"), programs.seeded),
     _twins,
     _describe,

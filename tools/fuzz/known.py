@@ -481,9 +481,9 @@ OPTIMIZERS = (
 )
 LOSSES = (
     Known(
-        "class indices may be of any integer type",
+        "class indices may be of any integer type (a label out of range may be next)",
         place="^error$",
-        kind="RuntimeError there, NoneType here",
+        kind="RuntimeError there, (NoneType|LabelError) here",
         detail=r"xpected (target dtype to be|scalar type|dtype) (Long|int32/int64)",
     ),
     Known(
