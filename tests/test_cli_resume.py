@@ -16,7 +16,7 @@ from gpubackprop.cli.common import deferred_interrupt
 from tests.cli_runs import COMMAND, ENVIRONMENT, QUICK, flowers, ok, run_cli, write_table
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-LONG = ("--target", "kind", "--hidden", "8", "--epochs", "4000", "--device", "cpu")
+LONG = ("--target", "kind", "--hidden", "8", "--epochs", "20000", "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_after_a_kill_the_same_command_goes_on(table, tmp_path):
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
     result = ok("train", table, *LONG, "--output", folder, "--json")
-    assert (result.json["resumed"], result.json["epochs"]) == (True, 4000)
+    assert (result.json["resumed"], result.json["epochs"]) == (True, 20_000)
 
 
 def test_a_complete_run_leaves_no_checkpoint_and_starts_anew(table, tmp_path):
@@ -174,11 +174,11 @@ def test_ctrl_c_keeps_the_best_weights_and_the_same_command_finishes(table, tmp_
     assert out.splitlines()[-1].startswith("test accuracy: ")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped"] == "interrupted"
-    assert 1 <= summary["epochs"] < 4000
+    assert 1 <= summary["epochs"] < 20_000
     assert Model.load(folder / "model.safetensors").network.widths == (2, 8, 3)
     result = ok("train", table, *LONG, "--output", folder, "--json")
     assert (result.json["resumed"], result.json["stopped"]) == (True, "epochs")
-    assert result.json["epochs"] == 4000
+    assert result.json["epochs"] == 20_000
 
 
 def test_many_ctrl_c_in_a_row_leave_a_whole_model_or_none(table, tmp_path):

@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int n = 0; n < LOADS; ++n) {
             int64 at = i + n * step;
-            pack[n] = at < packs ? load<uint32, 4>(words + 4 * at) : Pack<uint32, 4>{};
+            pack[n] = at < packs ? global::load<uint32, 4>(words + 4 * at) : Pack<uint32, 4>{};
         }
 #pragma unroll
         for (int n = 0; n < LOADS; ++n)

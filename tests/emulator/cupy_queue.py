@@ -323,15 +323,11 @@ class Stream:
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.null, self.non_blocking = null, non_blocking
-        self.number = 0 if null else next(self._numbers)
+        self.number = self.ptr = 0 if null else next(self._numbers)
         self.device_id = STATE.device
         self.queue: deque[tuple[int, Call | Mark]] = deque()
         self.graph: Graph | None = None
         self.invalid = False
-
-    @property
-    def ptr(self) -> int:
-        return self.number
 
     def __enter__(self) -> Stream:
         if self.device_id != STATE.device:
