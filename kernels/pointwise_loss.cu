@@ -98,10 +98,10 @@ template <class T, class C = compute_of<T>>
 __device__ __forceinline__ void finish_sums(
     const PointwiseLossArguments<T>& p, const Compensated<C>& own, int64 correct) {
     const uint32 blocks = blocks_of_grid();
-    double loss = block_total(own);
+    C loss = block_total(own);
     correct = block_sum(correct);
     if (thread_of_block() == 0) {
-        p.sums[block_of_grid()] = C(loss);
+        p.sums[block_of_grid()] = loss;
         p.sums[blocks + block_of_grid()] = C(correct);  // exact: a block has below 2^24 rows
     }
     if (!is_last_block(p.counter)) return;
@@ -117,7 +117,7 @@ __device__ __forceinline__ void finish_sums(
     C divisor = p.divisor.get();
     if (p.correct_rows != nullptr) *p.correct_rows = correct;
     if (p.loss != nullptr)
-        *p.loss = divisor != C(0) ? C(loss / double(divisor)) : p.empty_is_zero ? C(0) : not_a_number<C>();
+        *p.loss = divisor != C(0) ? loss / divisor : p.empty_is_zero ? C(0) : not_a_number<C>();
 }
 
 // Up to two packs a row has more heads and tails than packs: then its elements come one by one.

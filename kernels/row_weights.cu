@@ -42,13 +42,13 @@ __device__ __forceinline__ void row_weights(const RowWeightsArguments<L, C>& a) 
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) own.add(weights[u]);
     }
-    double sum = block_total(own);
-    if (threadIdx.x == 0) a.sums[blockIdx.x] = C(sum);
+    C sum = block_total(own);
+    if (threadIdx.x == 0) a.sums[blockIdx.x] = sum;
     if (!is_last_block(a.counter)) return;
     Compensated<C> all;
     for (int i = int(threadIdx.x); i < int(gridDim.x); i += int(blockDim.x)) all.add(a.sums[i]);
     sum = block_total(all);
-    if (threadIdx.x == 0) *a.total = C(sum);
+    if (threadIdx.x == 0) *a.total = sum;
 }
 
 #define ENTRY_(L, C)                                                         \

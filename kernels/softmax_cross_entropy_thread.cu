@@ -234,8 +234,8 @@ __device__ __forceinline__ void softmax_cross_entropy_thread(const SoftmaxArgume
     if (!p.reduces()) return;
     RowSums<C> all;
     all.clear();
-    all.loss = C(block_total(sums.loss, sums.loss_lost));
-    all.weight = C(block_total(sums.weight, sums.weight_lost));
+    all.loss = block_total(sums.loss, sums.loss_lost);
+    all.weight = block_total(sums.weight, sums.weight_lost);
     all.correct = block_sum(sums.correct);
     finish_sums(p, all);
 }

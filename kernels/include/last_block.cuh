@@ -33,10 +33,23 @@ template <class C> __device__ __forceinline__ C block_sum(C value) {
     return sum;
 }
 
-// The same of compensated sums. These few additions are in double: in float each would round a sum of many.
-template <class C> __device__ __forceinline__ double block_total(C sum, C lost) {
-    return block_sum(double(sum) + double(lost));
+// The same of compensated sums: else each of these few additions would round a sum of many rows.
+template <class C> __device__ __forceinline__ C block_total(C sum, C lost) {
+    __shared__ C sums[32], losts[32];
+    Compensated<C> own, all;
+    own.sum = sum, own.lost = lost;
+    for (int step = 16; step > 0; step /= 2) {
+        C other = __shfl_xor_sync(0xffffffffu, own.sum, step, 32);
+        lost = __shfl_xor_sync(0xffffffffu, own.lost, step, 32);
+        own.add(other), own.lost += lost;
+    }
+    int thread = thread_of_block(), count = threads_of_block() / 32;
+    __syncthreads();  // the values of the call before may still be read
+    if (thread % 32 == 0) sums[thread / 32] = own.sum, losts[thread / 32] = own.lost;
+    __syncthreads();
+    for (int i = 0; thread == 0 && i < count; ++i) all.add(sums[i]), all.lost += losts[i];
+    return all.value();
 }
-template <class C> __device__ __forceinline__ double block_total(const Compensated<C>& own) {
+template <class C> __device__ __forceinline__ C block_total(const Compensated<C>& own) {
     return block_total(own.sum, own.lost);
 }

@@ -36,8 +36,8 @@ template <class T> __device__ __forceinline__ void weigh_all_rows(const SoftmaxA
     Compensated<C> own;
 #pragma unroll 1
     for (int64 row = thread_of_block(); row < p.rows; row += threads_of_block()) own.add(row_counts(p, row));
-    double all = block_total(own);
-    if (thread_of_block() == 0) divisor_of_block<C>() = C(all);
+    C all = block_total(own);
+    if (thread_of_block() == 0) divisor_of_block<C>() = all;
     __syncthreads();
 }
 
@@ -74,13 +74,12 @@ __device__ __forceinline__ void finish_sums(
             all.correct += int64(corrects[n]);
         }
     }
-    double loss = block_total(all.loss, all.loss_lost);
-    C weight = C(block_total(all.weight, all.weight_lost));
+    C loss = block_total(all.loss, all.loss_lost), weight = block_total(all.weight, all.weight_lost);
     int64 correct = block_sum(all.correct);
     if (thread_of_block() != 0) return;
     if (p.correct_rows != nullptr) *p.correct_rows = correct;
     if (p.loss == nullptr) return;
     if (p.weigh == KNOWN) weight = p.divisor.get();
     if (p.weight_sum != nullptr) *p.weight_sum = weight;
-    *p.loss = weight != C(0) ? C(loss / double(weight)) : p.empty_is_zero ? C(0) : not_a_number<C>();
+    *p.loss = weight != C(0) ? loss / weight : p.empty_is_zero ? C(0) : not_a_number<C>();
 }
