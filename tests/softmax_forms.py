@@ -13,7 +13,11 @@ from tests.emulator.operations import DTYPES, Operations
 H200 = DeviceProperties(2, 232_448, (9, 0))
 # name: card, blocks per row, columns
 FORMS = {
+    # Accesses of 16, 8 and 4 bytes, which one depends on the bytes of a row.
     "thread": (H200, None, 12),
+    "thread of even rows": (H200, None, 10),
+    "thread of 16": (H200, None, 16),
+    "thread of odd rows": (H200, None, 11),
     "short": (H200, None, 77),
     "warp": (H200, None, 300),
     "block": (H200, 1, 700),
@@ -36,10 +40,11 @@ def launch_forms(verbs: Operations, dtype: str, names: tuple[str, ...] = tuple(F
     for name in names:
         card, cluster, cols = FORMS[name]
         if name == "parts":
-            cols = 17_000 if kind.itemsize < 8 else 9_000
+            cols = {2: 34_000, 4: 17_000, 8: 9_000}[kind.itemsize]
         own = Operations(run=verbs.run, device=card)
-        rows = {"parts": 1, "short": 80, "thread": 300}.get(name, 3)  # three tiles and more
-        for shift, gap in ((0, 0), (1, 0 if name in ("short", "thread") else 2)):
+        tiled = name == "short" or name.startswith("thread")
+        rows = {"parts": 1, "short": 80}.get(name, 300 if tiled else 3)  # three tiles and more
+        for shift, gap in ((0, 0), (1, 0 if tiled else 2)):
             memory = Guarded()
             z = memory.normal((rows, cols), kind, shift=shift, gap=gap)
             t = memory.empty((rows, cols), compute, shift=1, gap=1)
