@@ -121,7 +121,7 @@ def test_a_hundred_steps_allocate_no_array(
     monkeypatch.setattr(blocks, "PLANNED_THREAD_BYTES", blocks.THREAD_BYTES)  # split small steps
     set_num_threads(threads)
     growth, peak = growth_and_peak(make_step(**CASES[case]))
-    assert growth < 1024
+    assert growth < 1024 * threads  # a job or two may still lie before a worker that is late
     assert peak < LIMIT + 4096 * (threads - 1)
 
 
