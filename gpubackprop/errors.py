@@ -101,3 +101,24 @@ class StopTraining(Exception):  # noqa: N818 (no error)
     ...     if row["loss"] < 0.1:
     ...         raise StopTraining("the loss is below 0.1")
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its type.
+
+    Parameters
+    ----------
+    error : BaseException
+        Any error.
+
+    Returns
+    -------
+    str
+        One line.
+
+    Examples
+    --------
+    >>> one_line(OSError("no room\\nat all")), one_line(KeyboardInterrupt())
+    ('no room', 'KeyboardInterrupt')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

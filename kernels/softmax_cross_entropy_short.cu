@@ -144,13 +144,7 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArgumen
         return_tile(begin, p.delta + first * cols, count);
         __syncthreads();
     }
-    if (!p.reduces()) return;
-    RowSums<C> all;
-    all.clear();
-    all.loss = block_total(sums.loss, sums.loss_lost);
-    all.weight = block_total(sums.weight, sums.weight_lost);
-    all.correct = block_sum(sums.correct);
-    finish_sums(p, all);
+    finish_sums_of_threads(p, sums);
 }
 
 #define ENTRY_(form, T, GENERAL)                                                 \

@@ -231,13 +231,7 @@ __device__ __forceinline__ void softmax_cross_entropy_thread(const SoftmaxArgume
         place = place + 1 < tiles ? place + 1 : 0;
         ahead = ahead + 1 < tiles ? ahead + 1 : 0;
     }
-    if (!p.reduces()) return;
-    RowSums<C> all;
-    all.clear();
-    all.loss = block_total(sums.loss, sums.loss_lost);
-    all.weight = block_total(sums.weight, sums.weight_lost);
-    all.correct = block_sum(sums.correct);
-    finish_sums(p, all);
+    finish_sums_of_threads(p, sums);
 }
 
 #define ENTRY_(width, T)                                                                            \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,7 +38,7 @@ def cupy(monkeypatch, tmp_path) -> Iterator[SimpleNamespace]:
         monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
         monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
         monkeypatch.setattr(module.cuda.compiler, "compile_using_nvrtc", compile_and_note)
-        monkeypatch.setattr(compiling, "_own_directory", lambda: own)
+        monkeypatch.setattr(compiling, "own_directory", lambda: Path(own))
         yield SimpleNamespace(module=module, sources=sources, directory=tmp_path / "cache")
         compiling._loaded.clear()
 

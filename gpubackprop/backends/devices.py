@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from gpubackprop.backends.cuda_driver import DriverReport, probe_driver
 from gpubackprop.backends.host import CpuReport, probe_cpu
-from gpubackprop.errors import DeviceUnavailable, OptionError
+from gpubackprop.errors import DeviceUnavailable, OptionError, one_line
 
 CUDA_BACKEND = "gpubackprop.backends.cupy"
 
@@ -271,8 +271,7 @@ def _probe_cupy(*, load: bool) -> CupyReport:
         cupy = importlib.import_module("cupy")
         major = major or cupy.cuda.driver.get_build_version() // 1000
     except Exception as error:  # a broken installation may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return CupyReport(version, major, reason)
+        return CupyReport(version, major, one_line(error))
     return CupyReport(version, major)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.data import typed
-from gpubackprop.data.files import Where, row_from_1, shorten
+from gpubackprop.data.files import Where, row_from_1
 from gpubackprop.data.names import check_names
 from gpubackprop.data.typed import Column
 from gpubackprop.errors import DataError, DtypeError, ShapeError
@@ -252,8 +252,3 @@ def encoded_arrow(column: Any) -> Column:
         encoded = encoded.chunk(0)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return typed.coded(codes, encoded.dictionary.to_pylist())
-
-
-def text_of(column: Column, row: int) -> str:
-    """Return one value for a message."""
-    return shorten(column.take([row]).as_text().texts[0]) if not column.missing[row] else "nothing"

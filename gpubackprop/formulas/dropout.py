@@ -70,6 +70,15 @@ class Dropout:
         return 1.0 / (1.0 - self.rate)
 
 
+def kernel_fields(dropout: Dropout | None) -> dict[str, Any]:
+    """Return the fields of a kernel's record that dropout decides; None keeps everything."""
+    names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
+    numbers: tuple[Any, ...] = None, 0, 1.0, 0
+    if dropout is not None:
+        numbers = dropout.state, dropout.threshold, dropout.scale, dropout.layer
+    return dict(zip(names, numbers, strict=True))
+
+
 def random_state(seed: int, step: int = 0) -> Array:
     """Return (2,) uint64 {seed, step}; both may be any integers, taken modulo 2^64."""
     return np.array([seed % (1 << 64), step % (1 << 64)], np.uint64)

@@ -83,3 +83,16 @@ __device__ __forceinline__ void finish_sums(
     if (p.weight_sum != nullptr) *p.weight_sum = weight;
     *p.loss = weight != C(0) ? loss / weight : p.empty_is_zero ? C(0) : not_a_number<C>();
 }
+
+// The same, where each thread has sums of its own.
+template <class T>
+__device__ __forceinline__ void finish_sums_of_threads(
+    const SoftmaxArguments<T>& p, const RowSums<compute_of<T>>& own) {
+    if (!p.reduces()) return;
+    RowSums<compute_of<T>> all;
+    all.clear();
+    all.loss = block_total(own.loss, own.loss_lost);
+    all.weight = block_total(own.weight, own.weight_lost);
+    all.correct = block_sum(own.correct);
+    finish_sums(p, all);
+}

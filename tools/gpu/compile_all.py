@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpubackprop.backends.cupy import compiling
-from gpubackprop.backends.cupy.library import one_line
 from gpubackprop.backends.cupy_launch import entries
+from gpubackprop.errors import one_line
 from tools.gpu.common import cuda_backend, write_json
 
 

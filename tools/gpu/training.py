@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpubackprop import MLP, Trainer, data
-from gpubackprop.backends.cupy.library import one_line
+from gpubackprop.errors import one_line
 from tools.gpu.common import cuda_backend, write_json
 
 LEAST = 0.95  # accuracy on the digits; on the CPU, the worst of twenty seeds has 0.9749

@@ -7,10 +7,8 @@ no such option, and CuPy loads the result from a file of ours.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 
 from gpubackprop.backends.cupy.arguments import checks
 from gpubackprop.backends.host import available_cores
+from gpubackprop.backends.kept_files import own_directory, write
 from gpubackprop.backends.kernel_sources import kernels_directory, source_hash
 
 T = TypeVar("T")
@@ -133,7 +132,7 @@ def cache_directory() -> Path:
         directory = Path(given) / "gpubackprop"
         if _can_be_written_to(directory):
             return directory
-    return Path(_own_directory())
+    return own_directory()
 
 
 @cache
@@ -148,18 +147,3 @@ def _can_be_written_to(directory: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-@cache
-def _own_directory() -> str:
-    directory = tempfile.mkdtemp(prefix="gpubackprop-kernels-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
-
-
-def write(file: Path, content: bytes) -> None:
-    """Write the file whole or not at all, even if other processes compile the same."""
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".new")
-    with os.fdopen(handle, "wb") as out:
-        out.write(content)
-    os.replace(name, file)

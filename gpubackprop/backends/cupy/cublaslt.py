@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -219,7 +219,7 @@ class Product:
     """
 
     def __init__(self, library: Library, context: int, problem: Problem) -> None:
-        self.library, self._context, self.problem = library, context, problem
+        self.library, self.problem = library, problem
         self._descriptor = library.made("MatmulDesc", problem.compute, problem.scale_type)
         self._descriptor.set(TRANSPOSE_A, problem.a.transpose)
         self._descriptor.set(TRANSPOSE_B, problem.b.transpose)
@@ -227,14 +227,13 @@ class Product:
             library.made("MatrixLayout", part.type, part.rows, part.columns, part.stride)
             for part in (problem.a, problem.b, problem.d)
         ]
+        self._described = (
+            context, self._descriptor.address, *(part.address for part in self._layouts),
+            self._layouts[-1].address,
+        )  # fmt: skip
         number = ctypes.c_double if problem.compute == COMPUTE_64F else ctypes.c_float
         self._one, self._zero = number(1), number(0)  # the library reads them when it is called
         self.algorithm, self.workspace = Algorithm(), 0
-
-    @property
-    def _described(self) -> tuple[Any, ...]:
-        a, b, d = (layout.address for layout in self._layouts)
-        return self._context, self._descriptor.address, a, b, d, d
 
     def candidates(self, most: int) -> list[HeuristicResult]:
         """Return the deterministic algorithms that the library proposes, the best first.
@@ -289,10 +288,10 @@ class Product:
         stream : int
             The stream's address. A graph may be captured from it.
         """
-        described, layout = self._descriptor.address, [part.address for part in self._layouts]
+        context, described, of_a, of_b, of_c, of_d = self._described
         self.library.Matmul(
-            self._context, described, ctypes.byref(self._one), a, layout[0], b, layout[1],
-            ctypes.byref(self._zero), d, layout[2], d, layout[2], ctypes.byref(self.algorithm),
+            context, described, ctypes.byref(self._one), a, of_a, b, of_b,
+            ctypes.byref(self._zero), d, of_c, d, of_d, ctypes.byref(self.algorithm),
             workspace, self.workspace, stream,
         )  # fmt: skip
 
@@ -314,8 +313,3 @@ def _bound(handle: Any, path: str) -> Library | None:
 def alignment(address: int) -> int:
     """Return the power of two, at most MOST_ALIGNED, to which an address is aligned."""
     return min(MOST_ALIGNED, address & -address) if address else MOST_ALIGNED
-
-
-def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yield the functions that are bound, with the C types of their arguments."""
-    yield from _SIGNATURES.items()

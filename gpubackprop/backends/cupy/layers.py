@@ -14,6 +14,7 @@ from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.memory import Array
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
+from gpubackprop.formulas.dropout import kernel_fields
 
 OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
 
@@ -88,7 +89,7 @@ class LayerOperations(Issuer):
                 "product": product, "bias": b, "a": a, "h": h, "rows": rows, "cols": columns,
                 "join": launch.join, "stride_product": row_stride(product),
                 "stride_a": row_stride(a), "stride_h": row_stride(h),
-                "parameter": activation.parameter, **_dropout_arguments(dropout),
+                "parameter": activation.parameter, **kernel_fields(dropout),
             },
             formula=activation.name, contiguous=dense(product, a, h),
         )  # fmt: skip
@@ -113,7 +114,7 @@ class LayerOperations(Issuer):
                 "rows": rows, "cols": columns, "join": launch.join,
                 "stride_grad": row_stride(grad_h), "stride_saved": row_stride(saved),
                 "stride_delta": row_stride(delta), "parameter": activation.parameter,
-                **_dropout_arguments(dropout),
+                **kernel_fields(dropout),
             }  # fmt: skip
 
         self.launch(
@@ -145,15 +146,6 @@ class LayerOperations(Issuer):
 def _variant(dropout: Dropout | None) -> str:
     """Return the variant part of an entry's name."""
     return "" if dropout is None else "_dropout"
-
-
-def _dropout_arguments(dropout: Dropout | None) -> dict[str, Any]:
-    """Return the fields that entries with dropout read."""
-    names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
-    if dropout is None:
-        return dict(zip(names, (None, 0, 1.0, 0), strict=True))
-    numbers = dropout.state, dropout.threshold, dropout.scale, dropout.layer
-    return dict(zip(names, numbers, strict=True))
 
 
 def same_shape(*arrays: Array) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gpubackprop.errors import DeviceUnavailable, GpubackpropError, OutOfMemory
+from gpubackprop.errors import DeviceUnavailable, GpubackpropError, OutOfMemory, one_line
 
 GIB = 1 << 30
 
@@ -23,10 +23,9 @@ def import_cupy() -> Any:
     try:
         return importlib.import_module("cupy")
     except ImportError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DeviceUnavailable(
-            f"the CUDA backend needs CuPy, which does not import ({reason}); run: pip install "
-            f'"gpubackprop[cuda13]" (or cuda12), or use device="cpu"'
+            f"the CUDA backend needs CuPy, which does not import ({one_line(error)}); run: pip "
+            f'install "gpubackprop[cuda13]" (or cuda12), or use device="cpu"'
         ) from None
 
 
@@ -108,8 +107,3 @@ def _is_missing_library(error: BaseException) -> bool:
     """
     text = f"{type(error).__name__} {error}".lower()
     return any(sign in text for sign in ("dynamiclib", "failed to load", "cannot open", "dlopen"))
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

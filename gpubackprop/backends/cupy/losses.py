@@ -233,10 +233,7 @@ def launch_pointwise(
     loss = None if options.reduction == "none" else result.get("loss")
     hits, empty_is_zero = result.get("correct_rows"), options.empty == "zero"
     if rows == 0:  # nothing is launched
-        if loss is not None:
-            backend._finish(None, loss.reshape(1), divisor, empty_is_zero)
-        if hits is not None:
-            backend.fill(hits, 0)
+        _reduce_nothing(backend, divisor, loss, options, result)
         return
 
     def arguments(launch: Launch) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.cupy import compiling, cublaslt
+from gpubackprop.backends.kept_files import write
 
 PROPOSALS, RUNS = 8, 3  # algorithms that are timed, and runs of each
 Run = Callable[[cublaslt.Product, Any, Any], None]
@@ -109,4 +110,4 @@ class Choices:
         self._kept[key] = algorithm
         assert self._file is not None
         with suppress(OSError):  # the next process chooses again
-            compiling.write(self._file, json.dumps(self._kept).encode())
+            write(self._file, json.dumps(self._kept).encode())

@@ -15,8 +15,8 @@ from typing import Any
 
 from gpubackprop.backends.cupy import dependent
 from gpubackprop.backends.cupy.launcher import Launcher
-from gpubackprop.backends.cupy.library import one_line
 from gpubackprop.backends.cupy_launch import Launch
+from gpubackprop.errors import one_line
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 

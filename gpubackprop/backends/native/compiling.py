@@ -6,10 +6,8 @@ that compile at the same time each write a whole file; a file that was cut or ch
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +15,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from gpubackprop.backends.host import available_cores
+from gpubackprop.backends.kept_files import forget, own_directory, write
 from gpubackprop.backends.kernel_sources import kernels_directory
 from gpubackprop.backends.native import arguments
 from gpubackprop.backends.native.compiler import FLAGS, Compiler, machine, machine_flags
@@ -77,14 +75,6 @@ def cache_directory() -> Path:
         return own_directory()
 
 
-@cache
-def own_directory() -> Path:
-    """Return a folder that lasts as long as this process."""
-    directory = tempfile.mkdtemp(prefix="gpubackprop-native-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return Path(directory)
-
-
 def kept(directory: Path, key: str) -> Path | None:
     """Return the library of that key, if it lies in the folder as it was written."""
     with suppress(OSError):
@@ -93,12 +83,6 @@ def kept(directory: Path, key: str) -> Path | None:
                 return path
             forget(path)
     return None
-
-
-def forget(path: Path) -> None:
-    """Remove a library that cannot be used."""
-    with suppress(OSError):
-        path.unlink()
 
 
 def failure(directory: Path, key: str) -> str:
@@ -114,7 +98,7 @@ def remember_failure(directory: Path, key: str, reason: str) -> None:
     """Write down why a compiler failed, so that the next process does not try again."""
     with suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(directory / f"{key}.failed", reason.encode())
+        write(directory / f"{key}.failed", reason.encode())
 
 
 def build(compiler: Compiler, directory: Path, key: str) -> Path:
@@ -130,14 +114,14 @@ def build(compiler: Compiler, directory: Path, key: str) -> Path:
     name = f"{key}-{_digest(content)}{SUFFIX}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _write(directory / name, content)
+        return write(directory / name, content)
     except OSError:
-        return _write(own_directory() / name, content)
+        return write(own_directory() / name, content)
 
 
 def copied(path: Path) -> Path:
     """Return a copy in this process's own folder: the cache may be where no code may run."""
-    return _write(own_directory() / path.name, path.read_bytes())
+    return write(own_directory() / path.name, path.read_bytes())
 
 
 def _compile(compiler: Compiler, work: Path) -> bytes:
@@ -217,18 +201,3 @@ def _first_error(output: Path, code: int) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Write the file whole or not at all, even if other processes write the same."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".new")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-        os.replace(name, path)
-    except OSError:
-        if not path.exists():  # Windows does not replace a library that another process has loaded
-            raise
-    finally:
-        forget(Path(name))
-    return path

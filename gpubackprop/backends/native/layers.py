@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpubackprop.backends.native.calls import (
@@ -16,6 +14,7 @@ from gpubackprop.backends.native.calls import (
 )
 from gpubackprop.backends.native.library import Library
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
+from gpubackprop.formulas.dropout import kernel_fields
 
 Array = np.ndarray
 PARTIAL = 40  # number of the scratch array of partial sums
@@ -61,7 +60,7 @@ class NativeLayers(NativeCalls):
         values = {
             "product": product, "bias": b, "a": None if in_place else a, "h": h,
             "cols": a.shape[1], "stride_product": strides[0], "stride_a": strides[1],
-            "stride_h": strides[2], **_dropout(dropout), "parameter": activation.parameter,
+            "stride_h": strides[2], **kernel_fields(dropout), "parameter": activation.parameter,
             "storage": codes[0], "product_storage": codes[1], "activation": number,
         }  # fmt: skip
         parts = self._parts(len(a), product.nbytes)
@@ -100,7 +99,7 @@ class NativeLayers(NativeCalls):
             "grad_h": grad_h, "saved": saved, "delta": delta, "partial": partial,
             "grad_b": grad_b if len(parts) == 1 else None, "rows": rows, "cols": columns,
             "stride_grad": strides[0], "stride_saved": strides[1], "stride_delta": strides[2],
-            "chunk_rows": chunk, **_dropout(dropout), "parameter": activation.parameter,
+            "chunk_rows": chunk, **kernel_fields(dropout), "parameter": activation.parameter,
             "storage": code, "sum_storage": code if grad_b is None else code_of(grad_b),
             "activation": number,
         }  # fmt: skip
@@ -177,14 +176,3 @@ class NativeLayers(NativeCalls):
             "stride_out": strides[1], "storage": code, "log_output": int(log),
         }  # fmt: skip
         self._issue(library.softmax, "softmax", values, self._parts(len(a), a.nbytes))
-
-
-def _dropout(dropout: Dropout | None) -> dict[str, Any]:
-    if dropout is None:
-        return {
-            "dropout_state": None, "dropout_threshold": 0, "dropout_layer": 0, "dropout_scale": 1.0
-        }  # fmt: skip
-    return {
-        "dropout_state": dropout.state, "dropout_threshold": dropout.threshold,
-        "dropout_layer": dropout.layer, "dropout_scale": dropout.scale,
-    }  # fmt: skip

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpubackprop.backends.kept_files import forget
 from gpubackprop.backends.native import arguments
-from gpubackprop.errors import GpubackpropError
+from gpubackprop.errors import GpubackpropError, one_line
 
 VARIABLE = "GPUBACKPROP_NATIVE"
 NO_COMPILER = (
@@ -136,7 +137,7 @@ def _look() -> HostPath:
     try:
         return _found()
     except (GpubackpropError, OSError, RuntimeError, ValueError) as error:
-        return HostPath(None, f"the compiled kernels cannot be used: {_one_line(error)}")
+        return HostPath(None, f"the compiled kernels cannot be used: {one_line(error)}")
 
 
 def _found() -> HostPath:
@@ -154,13 +155,13 @@ def _found() -> HostPath:
             try:
                 return HostPath(Library(path), f"compiled by {compiler.name}", str(path))
             except (OSError, AttributeError):
-                compiling.forget(path)
+                forget(path)
         reason = compiling.failure(directory, key)
         if not reason:
             try:
                 return _build(compiler, directory, key)
             except (compiling.CompileError, OSError, AttributeError) as error:
-                reason = _one_line(error)
+                reason = one_line(error)
                 compiling.remember_failure(directory, key, reason)
         reasons.append(f"{compiler.name} does not compile the kernels: {reason}")
     return HostPath(None, "; ".join(reasons) or NO_COMPILER)
@@ -194,7 +195,3 @@ def _say(text: str, end: str = "\n") -> None:
     if sys.stderr is not None:
         with suppress(OSError, ValueError):  # it may be closed
             print(text, end=end, file=sys.stderr, flush=True)
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
