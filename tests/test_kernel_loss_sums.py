@@ -94,6 +94,26 @@ def test_the_sums_are_the_same_bit_for_bit_each_time_and_right_for_any_grid(form
         assert other["correct_rows"] == found[0]["correct_rows"]
 
 
+@pytest.mark.parametrize("weigh", [WITH_ROWS, FIRST])
+@pytest.mark.parametrize("form", ["thread", "short", "warp"])
+def test_a_weight_of_1_beside_one_of_2_to_the_24_counts_in_the_sum_of_the_weights(form, weigh):
+    """In float32, 2^24 + 1 is 2^24. One block has all rows, so each thread adds several."""
+    verbs, _, z, y, _, _, compute = problem(form, "f32", {}, 2001)
+    weight = np.ones(2001, compute)
+    weight[:256] = 2.0**24  # of each thread of a block, the first row that it adds
+
+    def run(launched):
+        run_now(replace(launched, grid=(1, 1, 1)))
+
+    ours = empty_results(z, compute)
+    if weigh == WITH_ROWS:
+        del ours["delta"]
+    Operations(run, verbs.device).softmax_cross_entropy(
+        z, y, ours, sample_weight=weight, weigh=weigh
+    )
+    assert ulps(ours["weight_sum"], 256 * 2.0**24 + 1745, np.float32) <= 0.5
+
+
 def test_the_counter_is_0_after_each_launch_and_a_bad_label_makes_the_mean_nan():
     verbs, counters = Operations(), []
 
