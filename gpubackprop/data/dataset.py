@@ -21,7 +21,7 @@ from gpubackprop.errors import DataError
 from gpubackprop.ops.display import names, size
 
 Array = npt.NDArray[Any]
-KNOWN = ".csv, .tsv, .parquet, .npz, .npy, and IDX (.idx, *-idx3-ubyte); CSV and IDX also .gz"
+KNOWN = ".csv, .csv.gz, .tsv, .tsv.gz, .parquet, .npz, .npy, and IDX (.idx, *-idx3-ubyte; also .gz)"
 
 
 @dataclass(frozen=True, eq=False)

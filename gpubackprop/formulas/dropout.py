@@ -22,6 +22,10 @@ Take = Callable[[int, tuple[int, ...], Any], Array]  # (number, shape, dtype) ->
 
 MAX_STREAM = (1 << 16) - 1  # a step has one stream for each layer; the last one is for rounding
 ROUNDING_STREAM = MAX_STREAM
+# What a kernel reads where nothing is dropped.
+NO_DROPOUT: dict[str, Any] = {
+    "dropout_state": None, "dropout_threshold": 0, "dropout_scale": 1.0, "dropout_layer": 0
+}  # fmt: skip
 _WORD = 1 << 32
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
 _LOWER, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -69,14 +73,11 @@ class Dropout:
         """The factor 1 / (1 - p) on the elements that are kept."""
         return 1.0 / (1.0 - self.rate)
 
-
-def kernel_fields(dropout: Dropout | None) -> dict[str, Any]:
-    """Return the fields of a kernel's record that dropout decides; None keeps everything."""
-    names = "dropout_state", "dropout_threshold", "dropout_scale", "dropout_layer"
-    numbers: tuple[Any, ...] = None, 0, 1.0, 0
-    if dropout is not None:
-        numbers = dropout.state, dropout.threshold, dropout.scale, dropout.layer
-    return dict(zip(names, numbers, strict=True))
+    @property
+    def kernel_fields(self) -> dict[str, Any]:
+        """What a kernel reads of it, by the names of its record's fields."""
+        numbers = self.state, self.threshold, self.scale, self.layer
+        return dict(zip(NO_DROPOUT, numbers, strict=True))
 
 
 def random_state(seed: int, step: int = 0) -> Array:

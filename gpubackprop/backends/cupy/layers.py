@@ -14,7 +14,7 @@ from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.memory import Array
 from gpubackprop.errors import ShapeError
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
-from gpubackprop.formulas.dropout import kernel_fields
+from gpubackprop.formulas.dropout import NO_DROPOUT
 
 OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS["identity"]}
 
@@ -89,7 +89,8 @@ class LayerOperations(Issuer):
                 "product": product, "bias": b, "a": a, "h": h, "rows": rows, "cols": columns,
                 "join": launch.join, "stride_product": row_stride(product),
                 "stride_a": row_stride(a), "stride_h": row_stride(h),
-                "parameter": activation.parameter, **kernel_fields(dropout),
+                "parameter": activation.parameter,
+                **(dropout.kernel_fields if dropout else NO_DROPOUT),
             },
             formula=activation.name, contiguous=dense(product, a, h),
         )  # fmt: skip
@@ -114,7 +115,7 @@ class LayerOperations(Issuer):
                 "rows": rows, "cols": columns, "join": launch.join,
                 "stride_grad": row_stride(grad_h), "stride_saved": row_stride(saved),
                 "stride_delta": row_stride(delta), "parameter": activation.parameter,
-                **kernel_fields(dropout),
+                **(dropout.kernel_fields if dropout else NO_DROPOUT),
             }  # fmt: skip
 
         self.launch(

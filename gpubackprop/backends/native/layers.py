@@ -14,7 +14,7 @@ from gpubackprop.backends.native.calls import (
 )
 from gpubackprop.backends.native.library import Library
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
-from gpubackprop.formulas.dropout import kernel_fields
+from gpubackprop.formulas.dropout import NO_DROPOUT
 
 Array = np.ndarray
 PARTIAL = 40  # number of the scratch array of partial sums
@@ -60,7 +60,8 @@ class NativeLayers(NativeCalls):
         values = {
             "product": product, "bias": b, "a": None if in_place else a, "h": h,
             "cols": a.shape[1], "stride_product": strides[0], "stride_a": strides[1],
-            "stride_h": strides[2], **kernel_fields(dropout), "parameter": activation.parameter,
+            "stride_h": strides[2], "parameter": activation.parameter,
+            **(dropout.kernel_fields if dropout else NO_DROPOUT),
             "storage": codes[0], "product_storage": codes[1], "activation": number,
         }  # fmt: skip
         parts = self._parts(len(a), product.nbytes)
@@ -99,7 +100,8 @@ class NativeLayers(NativeCalls):
             "grad_h": grad_h, "saved": saved, "delta": delta, "partial": partial,
             "grad_b": grad_b if len(parts) == 1 else None, "rows": rows, "cols": columns,
             "stride_grad": strides[0], "stride_saved": strides[1], "stride_delta": strides[2],
-            "chunk_rows": chunk, **kernel_fields(dropout), "parameter": activation.parameter,
+            "chunk_rows": chunk, "parameter": activation.parameter,
+            **(dropout.kernel_fields if dropout else NO_DROPOUT),
             "storage": code, "sum_storage": code if grad_b is None else code_of(grad_b),
             "activation": number,
         }  # fmt: skip
