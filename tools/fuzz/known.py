@@ -548,23 +548,6 @@ LOSSES = (
         detail="after RuntimeError.'(Trying to backward through the graph a second time|one of the "
         "variables needed for gradient computation has been modified)",
     ),
-    Known(
-        "a layer of 16 bits under vmap computes with float32 copies, which stay what they are where "
-        "a parameter is changed before the backward pass",
-        line="backward|autograd.grad",
-        place="^error$",
-        kind="RuntimeError there, NoneType here",
-        detail="modified by an inplace operation",
-        before=r"(?s)to\(b?float16\).*func\.vmap",
-    ),
-    Known(
-        "a layer of 16 bits under vmap computes with float32 copies, which stay what they are where "
-        "a parameter's data are changed before the backward pass",
-        line="backward|autograd.grad",
-        place=r"\.grad$",
-        kind="values",
-        before=r"(?s)to\(b?float16\).*= torch\.func\.vmap\(m\)\(x\)\n(?!.*= m\(x\)).*\.weight\.data\.mul_\(2\)\n",
-    ),
 )
 LAYERS = (
     Known(
