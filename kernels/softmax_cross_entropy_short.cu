@@ -1,35 +1,35 @@
-// softmax_cross_entropy_short<T>: softmax_cross_entropy of rows of at most 256 columns without gaps
-//   the mathematics and the arguments are those of softmax_cross_entropy.cu
+// softmax_cross_entropy_short<T>: softmax_cross_entropy, general form, of rows of at most 256 columns without gaps
+//   the mathematics and the arguments are those of softmax_cross_entropy.cu; with labels and without soft cap or
+//   class weights together with smoothing, softmax_cross_entropy_lanes.cu takes such rows
 //   Rows this short lie badly for 16-byte accesses: ten float32 are two and a half of them. So a block
 //   brings a tile of whole rows, which is contiguous, to shared memory in packs; there blockDim.x lanes
 //   take a row, each every blockDim.x-th element, and leave delta in place of the logits; the tile goes
-//   back in packs. Any number of columns moves at full width, and every byte once.
-//   block (x, y): x a power of two up to 32 with SHORT_VALUES * x >= cols, x * y = SHORT_THREADS
+//   back in packs. Any number of columns moves at full width, and every byte once. An element costs more
+//   than a second read, so the logits are taken from the tile each time.
+//   block (x, y): x a power of two up to 32 with SHORT_VALUES * x >= cols, x * y = TILE_THREADS
 //   moves 2 * rows * cols * sizeof(T): reads logits once, writes delta once
 //   measured: not measured on a GPU
 #include "include/entries.cuh"
 #include "include/loss_sums.cuh"
 #include "include/tile.cuh"
 
-constexpr int SHORT_THREADS = 128, SHORT_VALUES = 8;  // values that a lane keeps in registers
+constexpr int SHORT_VALUES = 8;  // elements of a row for each lane, at most
 template <class T> constexpr int SHORT_BLOCKS = sizeof(T) == 8 ? 3 : 5;  // that run at once
 template <class T> constexpr int TILE = 8192 / int(sizeof(T));  // elements
 
-// A lane's elements of a row. The labels form keeps exponentials in registers; the general one, whose
-// elements cost more than a second read, takes the logits from the tile each time.
-template <class T, bool GENERAL> struct ShortRow {
+// A lane's elements of a row.
+template <class T> struct ShortRow {
     using C = compute_of<T>;
     const SoftmaxArguments<T>& p;
     T* z;  // the row in the tile: logits, then delta
     const C* probabilities;
     int lanes, lane, cols;
-    C v[GENERAL ? 1 : SHORT_VALUES];
     Exponential<T> x;
 
     __device__ __forceinline__ ShortRow(const SoftmaxArguments<T>& p, int64 row, T* z)
         : p(p), z(z), probabilities(nullptr), lanes(int(blockDim.x)), lane(int(threadIdx.x)),
           cols(row < p.rows ? int(p.cols) : 0), x(C(0)) {
-        if (GENERAL && p.probabilities != nullptr)
+        if (p.probabilities != nullptr)
             probabilities = p.probabilities + row * p.stride_probabilities;
     }
     __device__ __forceinline__ C logit(int k) const { return p.capped(C(widen(z[k]))); }
@@ -45,64 +45,34 @@ template <class T, bool GENERAL> struct ShortRow {
     __device__ __forceinline__ Statistics<C> statistics(bool wanted) {
         Statistics<C> s = Statistics<C>::none();
         int count = wanted ? cols : 0;
-        if constexpr (GENERAL) {
-            for (int k = lane; k < count; k += lanes) {
-                C value = logit(k);
-                if (value > s.maximum) s.maximum = value, s.best = k;
-            }
-            x = Exponential<T>(s.maximum);
-            for (int k = lane; k < count; k += lanes) {
-                C value = logit(k), t = tau(k);
-                s.sum += x.of(value);
-                if (p.spread) s.dot_tau_z = ::fma(t, value - x.origin, s.dot_tau_z);
-                s.sum_tau += t;
-            }
-            return s;
-        }
-#pragma unroll
-        for (int j = 0; j < SHORT_VALUES; ++j) {
-            int k = lane + j * lanes;
-            v[j] = k < count ? C(widen(z[k])) : minus_infinity<C>();
-            if (v[j] > s.maximum) s.maximum = v[j], s.best = k;
+        for (int k = lane; k < count; k += lanes) {
+            C value = logit(k);
+            if (value > s.maximum) s.maximum = value, s.best = k;
         }
         x = Exponential<T>(s.maximum);
-#pragma unroll
-        for (int j = 0; j < SHORT_VALUES; ++j) {
-            if (p.spread && lane + j * lanes < count) {
-                s.dot_tau_z += v[j] - x.origin;
-                s.sum_tau += C(1);
-            }
-            v[j] = x.of(v[j]);
-            s.sum += v[j];
+        for (int k = lane; k < count; k += lanes) {
+            C value = logit(k), t = tau(k);
+            s.sum += x.of(value);
+            if (p.spread) s.dot_tau_z = ::fma(t, value - x.origin, s.dot_tau_z);
+            s.sum_tau += t;
         }
         return s;
     }
 
     __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
         C grad_scale = x.to(outcome.origin) * outcome.grad_scale;
-        if (target.ignored) {
-            for (int k = lane; k < cols; k += lanes) z[k] = to_storage<T>(C(0));
-        } else if constexpr (GENERAL) {
-            C log_sum = p.log_output ? ::log(outcome.all.sum) : C(0);
-            C inverse = C(1) / p.soft_cap;
-            for (int k = lane; k < cols; k += lanes) {
-                C value = logit(k);
-                C d = ::fma(x.of(value), grad_scale, -tau(k) * outcome.factor);
-                if (p.soft_cap != C(0)) d *= cap_slope(value, inverse);
-                z[k] = to_storage<T>(p.log_output ? value - outcome.origin - log_sum : d);
-            }
-        } else {
-            C smoothing = p.eps_over_K * outcome.factor;
-#pragma unroll
-            for (int j = 0; j < SHORT_VALUES; ++j) {
-                int k = lane + j * lanes;
-                if (k < cols) z[k] = to_storage<T>(::fma(v[j], grad_scale, -smoothing));
-            }
+        C log_sum = p.log_output ? ::log(outcome.all.sum) : C(0), inverse = C(1) / p.soft_cap;
+        for (int k = lane; k < cols; k += lanes) {
+            C value = logit(k);
+            C d = ::fma(x.of(value), grad_scale, -tau(k) * outcome.factor);
+            if (p.soft_cap != C(0)) d *= cap_slope(value, inverse);
+            if (p.log_output) d = value - outcome.origin - log_sum;
+            z[k] = to_storage<T>(target.ignored ? C(0) : d);
         }
     }
 };
 
-template <class T, bool GENERAL>
+template <class T>
 __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArguments<T>& p) {
     using C = compute_of<T>;
     __shared__ __align__(16) T tile[TILE<T> + PACK<T>];
@@ -122,7 +92,7 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArgumen
         for (int turn = 0; turn < turns && first + turn * groups < p.rows; ++turn) {
             int local = turn * groups + int(threadIdx.y);
             int64 row = first + local;
-            ShortRow<T, GENERAL> mine(p, row, begin + local * cols);
+            ShortRow<T> mine(p, row, begin + local * cols);
             Target<C> target(p, row);
             target.resolve(p, row);
             bool owns = row < p.rows && mine.lane == 0;
@@ -130,7 +100,7 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArgumen
             if (owns && target.label >= 0) z_label = p.capped(C(widen(mine.z[target.label])));
             Statistics<C> own = mine.statistics(!target.ignored || p.reads_ignored());
             own = combine_lanes(own, lanes, p.spread, p.wants_best);
-            Outcome<T> outcome(p, target, own, GENERAL ? C(1) : p.eps_over_K);
+            Outcome<T> outcome(p, target, own, C(1));
             __syncwarp();  // lane 0 has read its label's logit, which may be another lane's
             if (p.delta != nullptr) mine.write(target, outcome);
             __syncwarp();  // and writes the gradient there
@@ -147,19 +117,11 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArgumen
     finish_sums_of_threads(p, sums);
 }
 
-#define ENTRY_(form, T, GENERAL)                                                 \
-    extern "C" __global__ void __launch_bounds__(SHORT_THREADS, SHORT_BLOCKS<T>) \
-        softmax_cross_entropy_short_##form##_##T(                                \
-            const __grid_constant__ SoftmaxArguments<T> p) {                     \
-        softmax_cross_entropy_short<T, GENERAL>(p);                              \
+#define ENTRY_(T)                                                               \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS, SHORT_BLOCKS<T>) \
+        softmax_cross_entropy_short_general_##T(                                \
+            const __grid_constant__ SoftmaxArguments<T> p) {                    \
+        softmax_cross_entropy_short<T>(p);                                      \
     }
-#define ENTRY_labels(T) ENTRY_(labels, T, false)
-#define ENTRY_general(T) ENTRY_(general, T, true)
-#define JOIN(form) ENTRY_##form
-#define ENTRY(form, T) NAMED(form)(T)
-#define NAMED(form) JOIN(form)
-#ifdef ONLY_FORMULA
-FOR_EACH_DTYPE(ENTRY, ONLY_FORMULA)
-#else
-FOR_EACH_DTYPE(ENTRY, labels) FOR_EACH_DTYPE(ENTRY, general)
-#endif
+#define ENTRY(form, T) ENTRY_(T)
+FOR_EACH_DTYPE(ENTRY, general)

@@ -13,13 +13,15 @@ from tests.emulator.operations import DTYPES, Operations
 H200 = DeviceProperties(2, 232_448, (9, 0))
 # name: card, blocks per row, columns
 FORMS = {
-    # Accesses of 16, 8 and 4 bytes, which one depends on the bytes of a row.
-    "thread": (H200, None, 12),
-    "thread of even rows": (H200, None, 10),
-    "thread of 16": (H200, None, 16),
-    "thread of odd rows": (H200, None, 11),
-    "short": (H200, None, 77),
-    "warp": (H200, None, 300),
+    # Pieces of 16, 8 and 4 bytes, which one depends on the bytes of a row; then two lanes and more.
+    "lane": (H200, None, 12),
+    "lane of even rows": (H200, None, 10),
+    "lane of 16": (H200, None, 16),
+    "lane of odd rows": (H200, None, 11),
+    "lanes": (H200, None, 77),
+    "lanes of 64": (H200, None, 64),
+    "lanes of 100": (H200, None, 100),
+    "warp": (DeviceProperties(2, 21_000, (9, 0)), None, 300),  # no room for tiles
     "block": (H200, 1, 700),
     "shared": (DeviceProperties(2, 12_288, (9, 0)), 1, 6001),
     "memory": (DeviceProperties(2, 8192, (9, 0)), 1, 7001),
@@ -42,8 +44,9 @@ def launch_forms(verbs: Operations, dtype: str, names: tuple[str, ...] = tuple(F
         if name == "parts":
             cols = {2: 34_000, 4: 17_000, 8: 9_000}[kind.itemsize]
         own = Operations(run=verbs.run, device=card)
-        tiled = name == "short" or name.startswith("thread")
-        rows = {"parts": 1, "short": 80}.get(name, 300 if tiled else 3)  # three tiles and more
+        tiled = name.startswith("lane")
+        # Three tiles and more of a block.
+        rows = 1 if name == "parts" else 3 if not tiled else 80 if cols > 16 else 300
         for shift, gap in ((0, 0), (1, 0 if tiled else 2)):
             memory = Guarded()
             z = memory.normal((rows, cols), kind, shift=shift, gap=gap)

@@ -97,7 +97,7 @@ def test_numbers_that_the_host_knows_are_in_the_launch_and_no_stream_waits_for_t
         cuda.softmax_cross_entropy(z, y, LossOptions(), result, upstream=0.5)
         cuda.pointwise_loss(z, z, formula, LossOptions(), result, upstream=0.25)
     assert counts.kernels == [
-        "softmax_cross_entropy_thread_w16_f64", "pointwise_loss_squared_error_f64",
+        "softmax_cross_entropy_lanes_w16_f64", "pointwise_loss_squared_error_f64",
     ]  # fmt: skip
     assert (counts.uploads, counts.waits) == (0, 0)
     queued = [item for _, item in list(mine.queue)[before:]]

@@ -230,7 +230,7 @@ def test_a_training_step_has_3_launches_a_layer_and_6_and_no_more(layers, counts
     step = make_step([5] * layers + [3], losses.SoftmaxCrossEntropy())
     found = launches(step, counts)
     assert found == {
-        "gather_rows": 2, "affine_epilogue": layers, "softmax_cross_entropy_thread": 1,
+        "gather_rows": 2, "affine_epilogue": layers, "softmax_cross_entropy_lanes": 1,
         "column_sum": 1, "column_sum_finish": layers, "accumulate": 1,
         "prepare_update": 1, "update": 1,
     } | ({"activation_backward": layers - 1} if layers > 1 else {})  # fmt: skip

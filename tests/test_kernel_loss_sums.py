@@ -54,7 +54,7 @@ def empty_results(z, compute, names=("loss", "weight_sum", "correct_rows", "delt
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("form", softmax_forms.FORMS)
 def test_every_form_sums_its_rows_as_the_numpy_backend_does(form, options):
-    rows = {"thread": 300, "short": 90, "warp": 41, "parts": 2}.get(form, 5)
+    rows = {"lane": 300, "lanes": 90, "warp": 41, "parts": 2}.get(form, 5)
     verbs, cluster, z, y, options, weight, compute = problem(form, "f32", options, rows)
     theirs = empty_results(z, compute) | {
         name: np.empty(rows, compute) for name in ("row_loss", "scale")
@@ -76,7 +76,7 @@ def test_every_form_sums_its_rows_as_the_numpy_backend_does(form, options):
         assert ours["correct_rows"] == theirs["correct_rows"] > 0
 
 
-@pytest.mark.parametrize("form", ["thread", "short", "warp"])
+@pytest.mark.parametrize("form", ["lane", "lanes", "warp"])
 def test_the_sums_are_the_same_bit_for_bit_each_time_and_right_for_any_grid(form):
     verbs, _, z, y, _, _, compute = problem(form, "f32", {}, 700)
     found = []
@@ -95,7 +95,7 @@ def test_the_sums_are_the_same_bit_for_bit_each_time_and_right_for_any_grid(form
 
 
 @pytest.mark.parametrize("weigh", [WITH_ROWS, FIRST])
-@pytest.mark.parametrize("form", ["thread", "short", "warp"])
+@pytest.mark.parametrize("form", ["lane", "lanes", "warp"])
 def test_a_weight_of_1_beside_one_of_2_to_the_24_counts_in_the_sum_of_the_weights(form, weigh):
     """In float32, 2^24 + 1 is 2^24. One block has all rows, so each thread adds several."""
     verbs, _, z, y, _, _, compute = problem(form, "f32", {}, 2001)
@@ -142,14 +142,14 @@ def counts():
 @pytest.mark.parametrize(
     ("rows", "options", "gradient", "launches"),
     [
-        (40, {}, True, ["softmax_cross_entropy_thread_w8_f64"]),
-        (40, {"reduction": "sum"}, True, ["softmax_cross_entropy_thread_w8_f64"]),
-        (40, {"ignore_index": -100}, True, ["softmax_cross_entropy_thread_w8_f64"]),
-        (40, {"ignore_index": 1, "empty": "zero"}, True, ["softmax_cross_entropy_thread_w8_f64"]),
+        (40, {}, True, ["softmax_cross_entropy_lanes_w8_f64"]),
+        (40, {"reduction": "sum"}, True, ["softmax_cross_entropy_lanes_w8_f64"]),
+        (40, {"ignore_index": -100}, True, ["softmax_cross_entropy_lanes_w8_f64"]),
+        (40, {"ignore_index": 1, "empty": "zero"}, True, ["softmax_cross_entropy_lanes_w8_f64"]),
         (WEIGHED_IN_EACH_BLOCK + 1, {"ignore_index": -100}, False,
-         ["softmax_cross_entropy_thread_w8_f64"]),
+         ["softmax_cross_entropy_lanes_w8_f64"]),
         (WEIGHED_IN_EACH_BLOCK + 1, {"ignore_index": -100}, True,
-         ["row_weights_i64_f64", "softmax_cross_entropy_thread_w8_f64"]),
+         ["row_weights_i64_f64", "softmax_cross_entropy_lanes_w8_f64"]),
     ],
 )  # fmt: skip
 def test_a_loss_is_one_launch_or_two_where_many_rows_are_weighed_for_gradients(

@@ -27,9 +27,9 @@ UNITS = {"f64": 8.0, "f32": 4.0, "f16": 0.51, "bf16": 0.51}
 
 # name: (card, blocks to a row or None for the planner's choice, columns, what the entry is called)
 FORMS = {
-    "thread": (DeviceProperties(2), None, 15, "thread"),
-    "short": (DeviceProperties(2), None, 77, "short"),
-    "warp": (DeviceProperties(2), None, 300, "rows"),
+    "lane": (DeviceProperties(2), None, 15, "lanes"),
+    "lanes": (DeviceProperties(2), None, 77, "lanes"),
+    "warp": (DeviceProperties(2, 21_000), None, 300, "rows"),  # no room for tiles
     "block": (DeviceProperties(2), 1, 1501, "rows"),
     "shared": (DeviceProperties(2, 232_448, (9, 0)), 1, 9001, "rows"),
     "memory": (DeviceProperties(2, 8192), 1, 9001, "rows"),
@@ -59,7 +59,7 @@ def case(form, dtype, options, *, target="i64", rows=3, seed=3, gap=1, shift=1, 
     card, cluster, classes, name = FORMS[form]
     memory, kind, shape = Guarded(seed), DTYPES[dtype], (rows, classes)
     compute, options = compute_dtype(kind), dict(options)
-    if form in ("thread", "short"):
+    if form in ("lane", "lanes"):
         gap = 0
     if target == "prob":
         options.pop("ignore_index", None)
@@ -88,7 +88,7 @@ def case(form, dtype, options, *, target="i64", rows=3, seed=3, gap=1, shift=1, 
         logits, targets, result, sample_weight=weight, upstream=upstream, cluster=cluster, **options
     )
     memory.check()
-    assert name in launches[0].entry.replace("short_general", "thread short_general")
+    assert name in launches[0].entry.replace("short_general", "lanes short_general")
     assert len(launches) == (2 if form == "parts" else 1)
     outside = {key: wide(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
     wanted = reference(z, targets, wide(weight), wide(upstream), **outside)
@@ -152,15 +152,15 @@ def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name, op
     launches = Operations(device=card).softmax_cross_entropy(
         logits, np.array([3]), result, cluster=cluster, **options
     )
-    assert name in launches[0].entry.replace("short_general", "thread short_general")
+    assert name in launches[0].entry.replace("short_general", "lanes short_general")
     assert result["predicted"].tolist() == [0]
 
 
 @pytest.mark.parametrize(
     ("form", "rows", "size"),
     [
-        ("thread", 300, 1),
-        ("short", 150, 1),
+        ("lane", 300, 1),
+        ("lanes", 150, 1),
         ("warp", 41, 1),
         ("block", 5, 1),
         ("cluster of 2", 5, 2),
@@ -169,7 +169,7 @@ def test_of_equal_logits_the_first_is_predicted(card, cluster, classes, name, op
 )
 def test_a_grid_of_fewer_groups_than_rows_takes_one_after_another(form, rows, size):
     """As where there are more rows than a grid may have blocks. The gradients lie otherwise than
-    the logits, so that no thread of the short form has the same packs of both."""
+    the logits, so that no lane has the same packs of both."""
     card, cluster, classes, _ = FORMS[form]
     found = []
     for few in (False, True):
@@ -194,10 +194,10 @@ def test_a_grid_of_fewer_groups_than_rows_takes_one_after_another(form, rows, si
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("form", ["thread", "short"])
+@pytest.mark.parametrize("form", ["lane", "lanes"])
 def test_a_loss_alone_waits_before_it_takes_the_next_tile(form):
     card, _, classes, _ = FORMS[form]
-    rows = 600 if form == "thread" else 150
+    rows = 600 if form == "lane" else 150
     z = Guarded().normal((rows, classes), np.dtype(np.float32))
     found = []
     for blocks in (None, 1):
@@ -237,7 +237,7 @@ def test_each_part_of_a_row_leaves_its_own_statistics():
 
 
 @pytest.mark.parametrize("wanted", ["lse", "predicted"])
-@pytest.mark.parametrize("form", ["thread", "short", "warp", "block"])
+@pytest.mark.parametrize("form", ["lane", "lanes", "warp", "block"])
 def test_an_ignored_row_is_read_where_something_of_it_is_wanted(form, wanted):
     card, cluster, classes, _ = FORMS[form]
     logits = Guarded().normal((3, classes), np.dtype(np.float32))
@@ -253,7 +253,7 @@ def test_an_ignored_row_is_read_where_something_of_it_is_wanted(form, wanted):
 
 
 @pytest.mark.parametrize("wanted", ["predicted", "correct"])
-@pytest.mark.parametrize("form", ["thread", "short", "warp", "block"])
+@pytest.mark.parametrize("form", ["lane", "lanes", "warp", "block"])
 def test_predictions_and_correct_rows_are_to_be_had_one_without_the_other(form, wanted):
     card, cluster, classes, _ = FORMS[form]
     memory = Guarded()
@@ -379,7 +379,7 @@ def test_a_confident_prediction_forms_p_minus_1_before_it_is_rounded(form, dtype
     others = np.exp(-14.0) + (classes - 2) * np.exp(-40.0)
     assert wide(result["delta"])[0, 7] == pytest.approx(-others / (1 + others), rel=0.05)
     assert result["row_loss"][0] == pytest.approx(np.log1p(others), rel=0.08)
-    alone = run(form, z[:, :1].copy(), np.array([0])) if form == "short" else None
+    alone = run(form, z[:, :1].copy(), np.array([0])) if form == "lanes" else None
     if alone is not None:
         assert (alone["row_loss"][0], wide(alone["delta"])[0, 0]) == (0, 0), "K = 1 is certain"
 

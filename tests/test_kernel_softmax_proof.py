@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
 )
 H200 = DeviceProperties(2, 232_448, (9, 0))
+NO_TILES = DeviceProperties(2, 8192, (9, 0))  # no room for tiles of whole rows
 LINES: list[str] = []
 
 
@@ -83,12 +84,15 @@ def moved(rows, cols, dtype, device=H200, *, shift=0, in_place=False, targets=No
 @pytest.mark.parametrize(
     ("rows", "cols", "dtype", "form", "options"),
     [
-        (1024, 10, "f32", "thread", {}),
-        (512, 64, "bf16", "thread", {}),
-        (512, 33, "bf16", "thread", {}),
-        (512, 33, "f32", "short", {}),
-        (256, 256, "f32", "short", {}),
-        (32, 512, "bf16", "rows", {}),  # a row for each warp, which the count takes to go in step
+        (1024, 10, "f32", "lanes", {}),
+        (512, 64, "bf16", "lanes", {}),
+        (512, 33, "bf16", "lanes", {}),
+        (512, 33, "f32", "lanes", {}),
+        (256, 256, "f32", "lanes", {}),
+        (256, 100, "f32", "lanes", {}),
+        (64, 1000, "bf16", "lanes", {}),
+        # A row for each warp, which the count takes to go in step.
+        (32, 512, "bf16", "rows", {"device": NO_TILES}),
         (16, 4096, "f32", "rows", {}),
         (8, 8192, "bf16", "rows", {}),
         (2, 32_000, "bf16", "rows", {}),
@@ -104,7 +108,7 @@ def test_each_logit_is_read_once_and_each_gradient_written_once(
     reads, writes, sectors, *_, names = moved(rows, cols, dtype, in_place=in_place, **options)
     assert names[0].removeprefix("softmax_cross_entropy_").startswith(form)
     # The label's logit comes from what the thread holds; in a tile its delta goes to shared memory.
-    extra = 0 if form in ("short", "thread") else 1 / cols
+    extra = 0 if form == "lanes" else 1 / cols
     assert reads == 1
     assert writes == pytest.approx(1 + extra, abs=1e-9)
     assert sectors <= 1.001, "not coalesced"
@@ -124,22 +128,25 @@ def test_every_pack_of_an_aligned_row_is_one_access(rows, cols, dtype, device):
 
 
 @pytest.mark.parametrize(
-    ("rows", "cols", "dtype"),
-    [(64, 501, "f32"), (2, 50_257, "bf16"), (4, 9001, "f32"), (16, 1003, "f16")],
-)
-def test_odd_rows_are_still_moved_once_with_few_sectors_more(rows, cols, dtype):
+    ("rows", "cols", "dtype", "device"),
+    [
+        (64, 501, "f32", NO_TILES), (2, 50_257, "bf16", H200), (4, 9001, "f32", H200),
+        (16, 1003, "f16", NO_TILES),
+    ],
+)  # fmt: skip
+def test_odd_rows_are_still_moved_once_with_few_sectors_more(rows, cols, dtype, device):
     """Head and tail of a row are peeled; each is a sector or two of its own."""
-    reads, writes, sectors, *_ = moved(rows, cols, dtype)
+    reads, writes, sectors, *_ = moved(rows, cols, dtype, device)
     assert (reads, writes) == pytest.approx((1, 1 + 1 / cols), abs=1e-9)
     itemsize = DTYPES[dtype].itemsize
     assert sectors <= 1.001 + 16 * (32 // itemsize) / cols
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3])
-@pytest.mark.parametrize("cols", [1, 3, 10, 33, 255])
+@pytest.mark.parametrize("cols", [1, 3, 10, 33, 255, 1003])
 def test_short_rows_of_any_length_move_whole_packs(cols, shift):
     """A tile is contiguous: only its ends are partial, whatever the rows are."""
-    rows = 8192 // 4 // cols
+    rows = 128 // -(-cols // 32)
     reads, writes, sectors, _, losses, _ = moved(rows, cols, "f32", shift=shift)
     assert (reads, writes) == (1, 1)
     assert losses == 1, "a row belongs to one tile"

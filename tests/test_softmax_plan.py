@@ -42,12 +42,16 @@ def test_every_plan_is_a_launch_that_the_card_takes_and_covers_every_row(card, d
                 assert threads in (32, 64, 128, 256)
                 assert 1 <= launch.grid[0] < 2**31
                 assert 1 <= launch.grid[1] <= 65_535
-                if "thread" in launch.entry:
-                    tile = (128 * cols * BYTES[dtype] // 16 + 1) * 16
+                if "lanes" in launch.entry:
+                    lanes, groups, _ = launch.block
+                    tile = (groups * cols * BYTES[dtype] // 16 + 1) * 16
                     assert launch.shared_bytes == launch.shared_packs * tile
                     assert launch.shared_packs in (2, 3)
                     assert contiguous
-                    assert cols * BYTES[dtype] <= 128
+                    assert groups * cols * BYTES[dtype] % 16 == 0, "all tiles lie alike"
+                    assert lanes * groups == 128
+                    assert 32 % lanes == 0
+                    assert lanes * 64 < cols * BYTES[dtype] <= lanes * 128 or lanes == 1
                 else:
                     assert launch.shared_bytes == launch.shared_packs * threads * 16
                 assert launch.shared_bytes <= device.shared_bytes - 1024
@@ -57,12 +61,17 @@ def test_every_plan_is_a_launch_that_the_card_takes_and_covers_every_row(card, d
             if len(launches) == 2:
                 assert launches[0].partial == (rows, launches[0].grid[0])
                 assert launches[0].grid == launches[1].grid
-            elif "short" in launches[0].entry:
-                lanes, groups, _ = launches[0].block
-                assert contiguous
-                assert lanes * 8 >= cols
-                assert lanes * groups == 128
-                assert groups * cols * BYTES[dtype] <= 8192, "a tile has a row for every group"
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("cols", [n for n in LENGTHS if n <= 256])
+def test_a_short_row_of_the_general_form_has_at_most_eight_elements_for_each_lane(cols, dtype):
+    (launch,) = plan_softmax(1000, cols, dtype, T4, general=True)
+    assert "short_general" in launch.entry
+    lanes, groups, _ = launch.block
+    assert lanes * 8 >= cols
+    assert lanes * groups == 128
+    assert groups * cols * BYTES[dtype] <= 8192, "a tile has a row for every group"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -77,7 +86,7 @@ def test_one_block_holds_16_bit_rows_of_up_to_100_000_columns(cols, dtype):
     ("dtype", "largest"), [("bfloat16", 900_000), ("float32", 262_144), ("float64", 131_000)]
 )
 def test_clusters_hold_longer_rows_still(dtype, largest):
-    for cols in [n for n in LENGTHS if 256 < n <= largest]:
+    for cols in [n for n in LENGTHS if 2048 < n <= largest]:
         (launch,) = plan_softmax(4096, cols, dtype, H200)
         assert elements_on_chip(launch, BYTES[dtype]) >= cols + 16 // BYTES[dtype] - 1
 
@@ -85,14 +94,19 @@ def test_clusters_hold_longer_rows_still(dtype, largest):
 @pytest.mark.parametrize(
     ("rows", "cols", "dtype", "device", "form"),
     [
-        (10**6, 10, "float32", H200, "thread_w8"),
-        (10**6, 32, "float32", H200, "thread_w16"),
-        (10**6, 33, "float32", H200, "short"),
-        (10**6, 64, "bfloat16", H200, "thread_w16"),
-        (10**6, 63, "bfloat16", H200, "thread_w2"),
-        (10**6, 16, "float64", H200, "thread_w16"),
-        (10**6, 256, "bfloat16", H200, "short"),
-        (4096, 500, "bfloat16", H200, "rows"),
+        (10**6, 10, "float32", H200, "lanes_w8"),
+        (10**6, 32, "float32", H200, "lanes_w16"),
+        (10**6, 33, "float32", H200, "lanes_w4"),
+        (10**6, 64, "bfloat16", H200, "lanes_w16"),
+        (10**6, 63, "bfloat16", H200, "lanes_w2"),
+        (10**6, 16, "float64", H200, "lanes_w16"),
+        (10**6, 256, "float32", H200, "lanes_w16"),
+        (4096, 1000, "float32", H200, "lanes_w16"),
+        (4096, 1025, "float32", H200, "rows"),
+        (4096, 2048, "bfloat16", H200, "lanes_w16"),
+        (4096, 2049, "bfloat16", H200, "rows"),
+        (4096, 1023, "bfloat16", H200, "lanes_w2"),
+        (4096, 1025, "bfloat16", H200, "rows"),  # four rows are no multiple of 16 bytes
         (4096, 32_000, "bfloat16", H200, "rows"),
         (4096, 50_257, "bfloat16", H200, "cluster2"),
         (4096, 131_072, "bfloat16", H200, "cluster4"),
@@ -109,17 +123,33 @@ def test_the_form_goes_by_the_length_of_the_row(rows, cols, dtype, device, form)
     assert entry.removeprefix("softmax_cross_entropy_").startswith(form)
 
 
-def test_a_threads_accesses_are_as_wide_as_its_row_and_its_address_allow():
+def test_a_row_has_as_many_lanes_as_take_up_to_128_bytes_each():
+    for cols, dtype, lanes in (
+        (32, "float32", 1), (33, "float32", 2), (64, "float32", 2), (65, "float32", 4),
+        (100, "float32", 4), (129, "float32", 8), (256, "float32", 8), (64, "bfloat16", 1),
+        (100, "bfloat16", 2), (257, "bfloat16", 8), (17, "float64", 2), (512, "float64", 32),
+        (1000, "float32", 32),
+    ):  # fmt: skip
+        (launch,) = plan_softmax(10**6, cols, dtype, H200)
+        assert launch.block == (lanes, 128 // lanes, 1)
+
+
+def test_rows_that_fit_twice_into_no_shared_memory_are_taken_straight_from_memory():
+    (launch,) = plan_softmax(1000, 64, "float32", DeviceProperties(2, 8192))
+    assert launch.entry == "softmax_cross_entropy_rows_labels_f32"
+
+
+def test_a_lanes_accesses_are_as_wide_as_its_row_and_its_address_allow():
     for cols, alignment, width in ((8, 16, 16), (8, 8, 8), (8, 4, 4), (6, 16, 8), (7, 16, 4)):
         (launch,) = plan_softmax(100, cols, "float32", H200, alignment=alignment)
-        assert launch.entry == f"softmax_cross_entropy_thread_w{width}_f32"
+        assert launch.entry == f"softmax_cross_entropy_lanes_w{width}_f32"
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(4096, 1000), (10**6, 10), (10**6, 300), (256, 50_257)])
 def test_groups_take_equally_many_rows_in_turn_and_few_tickets_are_drawn(rows, cols):
     """The last of a wave's blocks has at most one turn less; at most four waves are planned."""
     (launch,) = plan_softmax(rows, cols, "float32", H200)
-    each = 128 if "thread" in launch.entry else launch.block[1]
+    each = launch.block[1]
     blocks = launch.grid[0] // int(launch.entry.partition("cluster")[2][:1] or 1)
     turns = math.ceil(rows / each / blocks)
     assert turns * blocks * each - rows < turns * each + blocks * each
@@ -127,7 +157,7 @@ def test_groups_take_equally_many_rows_in_turn_and_few_tickets_are_drawn(rows, c
 
 
 def test_the_general_form_has_in_shared_memory_what_the_other_has_in_registers():
-    for cols in [n for n in LENGTHS[:17] if n > 32]:
+    for cols in [n for n in LENGTHS[:17] if n > 1024]:
         ours = plan_softmax(4096, cols, "float32", H200)
         general = plan_softmax(4096, cols, "float32", H200, general=True)
         names = [a.entry.replace("labels", "general") for a in ours]

@@ -110,12 +110,13 @@ def record(path: Path, cases: Sequence[Case]) -> None:
 
 
 def first_and_last() -> tuple[dict[str, Case], dict[str, Case]]:
-    """Return the cases of the oldest file of `RECORDS`, and each as the newest one has it."""
+    """Return each case of the files of `RECORDS`, as the oldest one has it and as the newest."""
     files = [read(path) for path in sorted(RECORDS.glob("*.json"))]
-    last = dict(files[0])
+    first: dict[str, Case] = {}
+    last: dict[str, Case] = {}
     for file in files:
-        last |= file
-    return files[0], last
+        first, last = file | first, last | file
+    return first, last
 
 
 def read(path: Path) -> dict[str, Case]:
@@ -176,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         write(options.json, cases)
     if options.record:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        record(RECORDS / f"{today}-{commit()[:7]}.json", cases)
+        now = datetime.datetime.now(datetime.UTC)  # with the time: the names of a day's files sort
+        record(RECORDS / f"{now:%Y-%m-%dT%H%M}-{commit()[:7]}.json", cases)
     return 0
 
 

@@ -417,7 +417,7 @@ _GATHER_PAIRS = (
     ("i32", "i32"), ("i64", "i64"), ("i32", "i64"),
 )  # fmt: skip
 # Bytes of an access, and the storage that has rows of a multiple of them.
-THREAD_PAIRS = tuple(
+LANE_PAIRS = tuple(
     (f"w{width}", suffix) for suffix in FLOATS for width in (16, 8, 4, 2) if width >= BYTES[suffix]
 )
 _DROPOUT = (("ONLY_DROPOUT", "1"),)
@@ -438,11 +438,11 @@ KERNELS: dict[str, Kernel] = {
     "pointwise_loss": Kernel("pointwise_loss.cu", _rows, tuple(POINTWISE_LOSSES)),
     # Planned by gpubackprop.backends.softmax_plan.
     "softmax_cross_entropy": Kernel("softmax_cross_entropy.cu", _elsewhere, SOFTMAX_FORMS),
-    "softmax_cross_entropy_short": Kernel(
-        "softmax_cross_entropy_short.cu", _elsewhere, ("labels", "general")
+    "softmax_cross_entropy_lanes": Kernel(
+        "softmax_cross_entropy_lanes.cu", _elsewhere, pairs=LANE_PAIRS
     ),
-    "softmax_cross_entropy_thread": Kernel(
-        "softmax_cross_entropy_thread.cu", _elsewhere, pairs=THREAD_PAIRS
+    "softmax_cross_entropy_short": Kernel(
+        "softmax_cross_entropy_short.cu", _elsewhere, ("general",)
     ),
     "row_weights": Kernel("row_weights.cu", _flat(ROWS_IN_FLIGHT), ("u8", "i32", "i64"), COMPUTE),
     "update": Kernel("update.cu", _flat(0), tuple(UPDATES), UPDATE_STORAGE),

@@ -31,12 +31,13 @@ HELD_BYTES = (
     64  # of a row that a thread has in registers, in the labels form (include/row_packs.cuh)
 )
 GROUP_THREADS = 256  # threads of a block that works on one row, or of a block of warps
-SHORT_THREADS, SHORT_VALUES = 128, 8  # constants of softmax_cross_entropy_short.cu
+TILE_THREADS = 128  # of a block that works on tiles of whole rows (include/tile.cuh)
+# Constants of softmax_cross_entropy_lanes.cu: bytes of a row that a lane takes into registers.
+# Three tiles are there at a time, two if memory is short.
+LANE_BYTES, TILES = 128, (3, 2)
+# Constants of softmax_cross_entropy_short.cu: elements of a row for a lane, bytes of a tile.
+SHORT_VALUES, TILE_BYTES = 8, 8192
 SHORT_COLUMNS = 32 * SHORT_VALUES
-TILE_BYTES = 8192
-# Constants of softmax_cross_entropy_thread.cu: rows of a tile, which are its threads; bytes of a
-# row that a thread takes into registers. Three tiles are there at a time, two if memory is short.
-THREAD_ROWS, THREAD_BYTES, TILES = 128, 128, (3, 2)
 CLUSTERS = (2, 4, 8)  # more than 8 is not portable
 STATIC_SHARED = 2048  # bytes beside the row: the warps' statistics, and the driver's share
 # Three blocks should fit a multiprocessor, so that one reads while another computes or writes.
@@ -112,12 +113,12 @@ def plan_softmax(
     if rows == 0 or cols == 0:
         return ()
     alone = contiguous and cluster is None
-    if alone and not general and cols * BYTES[suffix] <= THREAD_BYTES:
-        launch = _thread(rows, cols, suffix, alignment, device)
+    if alone and general and cols <= SHORT_COLUMNS:
+        return (_short(rows, cols, suffix),)
+    if alone and not general and cols * BYTES[suffix] <= 32 * LANE_BYTES:
+        launch = _lanes(rows, cols, suffix, alignment, device)
         if launch is not None:
             return (launch,)
-    if alone and cols <= SHORT_COLUMNS:
-        return (_short(rows, cols, suffix, kind),)
     pack = VECTOR_BYTES // BYTES[suffix]
     packs = ceil_division(cols + (0 if aligned else pack - 1), pack)
     in_registers = HELD_BYTES // VECTOR_BYTES
@@ -185,38 +186,47 @@ def _in_parts(
     )
 
 
-def _thread(
+def _lanes(
     rows: int, cols: int, suffix: str, alignment: int, device: DeviceProperties
 ) -> Launch | None:
-    """Give each row a thread, with accesses as wide as all rows allow; None if no tile fits."""
+    """Give each row a few lanes, with accesses as wide as all rows allow; None if no tile fits.
+
+    Tiles lie alike modulo 16 bytes, which four rows of an odd number of 16-bit columns do not.
+    """
     row_bytes = cols * BYTES[suffix]
+    lanes = power_of_two(ceil_division(row_bytes, LANE_BYTES), 32)
+    groups = TILE_THREADS // lanes  # rows of a tile
+    if groups * row_bytes % VECTOR_BYTES:
+        return None
     width = min(VECTOR_BYTES, alignment, row_bytes & -row_bytes)
-    tile = (THREAD_ROWS * row_bytes // VECTOR_BYTES + 1) * VECTOR_BYTES
+    tile = (groups * row_bytes // VECTOR_BYTES + 1) * VECTOR_BYTES
     for tiles in TILES:
         shared = tiles * tile
         if shared <= device.shared_bytes - STATIC_SHARED:
             at_once = min(4, device.shared_bytes // (shared + STATIC_SHARED))
-            blocks = _turns(ceil_division(rows, THREAD_ROWS), device.multiprocessors * at_once)
-            kernel, form = "softmax_cross_entropy_thread", f"w{width}"
+            blocks = _turns(ceil_division(rows, groups), device.multiprocessors * at_once)
+            kernel, form = "softmax_cross_entropy_lanes", f"w{width}"
             return Launch(
                 KERNELS[kernel].source,
                 entry_name(kernel, form, suffix),
                 entry_defines(form, suffix),
                 (blocks, 1, 1),
-                (THREAD_ROWS, 1, 1),
+                (lanes, groups, 1),
                 shared_bytes=shared,
                 shared_packs=tiles,
             )
     return None
 
 
-def _short(rows: int, cols: int, suffix: str, kind: str) -> Launch:
-    """Give each row as many lanes as keep at most SHORT_VALUES elements each."""
+def _short(rows: int, cols: int, suffix: str) -> Launch:
+    """Give each row as many lanes as have at most SHORT_VALUES elements each."""
     lanes = power_of_two(ceil_division(cols, SHORT_VALUES), 32)
-    groups = SHORT_THREADS // lanes
+    groups = TILE_THREADS // lanes
     tile = TILE_BYTES // BYTES[suffix] // cols // groups * groups  # rows, as the kernel has them
     blocks = min(ceil_division(rows, tile), MAX_GRID_X)
-    return _launch(kind, suffix, (blocks, 1), (lanes, groups), kernel="softmax_cross_entropy_short")
+    return _launch(
+        "general", suffix, (blocks, 1), (lanes, groups), kernel="softmax_cross_entropy_short"
+    )
 
 
 def _launch(

@@ -5,6 +5,8 @@
 #include "last_block.cuh"
 #include "vector.cuh"
 
+constexpr int TILE_THREADS = 128;  // of a block
+
 // How much of the pack at `at` lies in [0, count).
 template <int E> struct Part {
     int lo, hi;
@@ -12,20 +14,30 @@ template <int E> struct Part {
         : lo(at < 0 ? -at : 0), hi(count - at < E ? count - at : E) {}
 };
 
+// Every TILE_THREADS-th of `left` packs, four at a time: their distances are constants of the code.
+template <class F> __device__ __forceinline__ void for_packs(int left, F&& move) {
+    int at = 0;
+#pragma unroll 1
+    for (; left > 3 * TILE_THREADS; left -= 4 * TILE_THREADS, at += 4 * TILE_THREADS) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) move(at + i * TILE_THREADS);
+    }
+#pragma unroll 1
+    for (; left > 0; left -= TILE_THREADS, at += TILE_THREADS) move(at);
+}
+
 // Request `count` elements as a group of asynchronous copies; what is not whole packs is there at once.
 template <class T> __device__ __forceinline__ void request_tile(const T* from, T* tile, int count) {
     constexpr int E = PACK<T>;
-    int thread = thread_of_block(), threads = threads_of_block(), head = misalignment(from);
+    int thread = thread_of_block(), head = misalignment(from);
     if (head == 0) {
         const uint4* packs = reinterpret_cast<const uint4*>(from) + thread;
         uint4* to = reinterpret_cast<uint4*>(tile) + thread;
-#pragma unroll 1
-        for (int left = count / E - thread; left > 0; left -= threads, packs += threads, to += threads)
-            ptx::copy_async<16>(to, packs);
+        for_packs(count / E - thread, [&](int at) { ptx::copy_async<16>(to + at, packs + at); });
         int last = count / E * E + thread;
         if (last < count) tile[last] = from[last];
     } else {
-        for (int at = thread * E - head; at < count; at += threads * E) {
+        for (int at = thread * E - head; at < count; at += TILE_THREADS * E) {
             Part<E> part(at, count);
             if (part.hi - part.lo == E) ptx::copy_async<16>(tile + at, from + at);
             else
@@ -37,18 +49,16 @@ template <class T> __device__ __forceinline__ void request_tile(const T* from, T
 
 template <class T> __device__ __forceinline__ void return_tile(const T* tile, T* to, int count) {
     constexpr int E = PACK<T>;
-    int thread = thread_of_block(), threads = threads_of_block(), head = misalignment(to);
+    int thread = thread_of_block(), head = misalignment(to);
     if (head == 0 && aligned<T, E>(tile)) {
         uint4* packs = reinterpret_cast<uint4*>(to) + thread;
         const uint4* from = reinterpret_cast<const uint4*>(tile) + thread;
-#pragma unroll 1
-        for (int left = count / E - thread; left > 0; left -= threads, packs += threads, from += threads)
-            ptx::store_global(packs, *from);
+        for_packs(count / E - thread, [&](int at) { ptx::store_global(packs + at, from[at]); });
         int last = count / E * E + thread;
         if (last < count) to[last] = tile[last];
         return;
     }
-    for (int at = thread * E - head; at < count; at += threads * E) {
+    for (int at = thread * E - head; at < count; at += TILE_THREADS * E) {
         Part<E> part(at, count);
         Words<T, E> both;
         both.pack = load_part<T, E>(tile + at, part.lo, part.hi);

@@ -54,7 +54,6 @@ NO_TURN = "loops over nothing"
 NOT_READ = "a number more, which nobody reads"
 RANK = "the rank of a block without a cluster is 0"
 NO_ROW = "turns more, in which no group has a row"
-NULL_STAYS = "a null pointer and a stride of 0"
 ROUND = "joined rows are a multiple of `cols` wide: the remainder stays"
 GUARDED = "the element after the last is behind a condition that is false there"
 IN_GROUP = "lanes at a distance below `lanes`, a power of two, are in one group"
@@ -121,7 +120,6 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
     Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
     Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
-    Equivalent(SHORT, "GENERAL && p.prob", "GENERAL || p.prob", NULL_STAYS),
     Equivalent(SHORT, "first < p.rows;", "first <= p.rows;", EMPTY),
     Equivalent(SHORT, "first + turn * groups <", "first - turn * groups <", NO_ROW),
     Equivalent(SHORT, "first + turn * groups <", "first + turn / groups <", NO_ROW),
@@ -137,7 +135,6 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "e < E; ++e)\n", "e <= E; ++e)\n", GUARDED, nth=1),
     Equivalent("include/vector.cuh", "e < E; ++e)\n", "e <= E; ++e)\n", GUARDED),
     Equivalent("include/vector.cuh", "e < PACK<T>; ++e)\n", "e <= PACK<T>; ++e)\n", GUARDED),
-    Equivalent(SHORT, "j < SHORT_VALUES;", "j <= SHORT_VALUES;", GUARDED, nth=2),
     Equivalent("include/strip.cuh", "first + chunk < all ?", "first + chunk <= all ?", SAME),
     Equivalent("include/strip.cuh", "blockIdx.y < all ?", "blockIdx.y <= all ?", SAME),
     Equivalent("include/strip.cuh", "|| left <= 0)", "|| left < 0)", SAME),

@@ -87,8 +87,8 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "empty_is_zero": "i32",
     },
     "softmax_cross_entropy": _SOFTMAX,
+    "softmax_cross_entropy_lanes": _SOFTMAX,
     "softmax_cross_entropy_short": _SOFTMAX,
-    "softmax_cross_entropy_thread": _SOFTMAX,
     "row_weights": {
         "labels": "source*", "sample_weight": "compute*", "class_weight": "compute*",
         "total": "compute*", "sums": "compute*", "counter": "i32*", "ignore_index": "i64",

@@ -164,7 +164,7 @@ def launch_softmax(
         backend.issue(launch, {**arguments, "shared_packs": launch.shared_packs})
 
 
-_OF_A_ROW = ("row_loss", "lse", "predicted", "correct")
+_OF_A_ROW = ("lse", "predicted", "correct")
 _OF_THE_BEST = ("predicted", "correct", "correct_rows")
 
 
