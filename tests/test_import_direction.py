@@ -24,6 +24,7 @@ LAYERS = (
         "torch_modules",
         "gradients",
         "passes",
+        "coded_layer",
         "losses",
         "optimizers",
         "initializers",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.data.any_table import Table, as_table
+from gpubackprop.data.coded_table import coded_inputs
 from gpubackprop.data.column_plan import IDENTIFIER, ColumnPlan, learn, reason_to_leave_out
 from gpubackprop.data.files import listing
 from gpubackprop.data.finite import batch_rows_for, require_finite
@@ -313,7 +314,7 @@ class TablePreprocessor:
         """
         columns = self._columns_of(table)
         result = np.empty((len(columns[0]), len(self.output_names)), dtype)
-        self._fill(columns, result, None, surprises or Surprises())
+        self.fill(columns, result, None, surprises or Surprises())
         return result
 
     def transform(
@@ -344,10 +345,39 @@ class TablePreprocessor:
         """
         columns = self._columns_of(table)
         result = np.empty((len(columns[0]), len(self.output_names)), dtype)
-        self._fill(columns, result, self.standardizer, surprises or Surprises())
+        self.fill(columns, result, self.standardizer, surprises or Surprises())
         return result
 
-    def _fill(
+    def inputs(
+        self, table: Any, dtype: npt.DTypeLike = np.float32, *, surprises: Surprises | None = None
+    ) -> Any:
+        """Return what `transform` returns, without the zeros of columns of many categories.
+
+        Parameters
+        ----------
+        table : data frame, mapping from names to columns, or (N, C) array
+            As for `encode`.
+        dtype : dtype
+            Float dtype of the result.
+        surprises : Surprises or None
+            As for `encode`.
+
+        Returns
+        -------
+        (N, D) array or CodedInputs
+            A matrix; or, if a column became CODED_FROM inputs or more, a number for each of its
+            rows beside the matrix of the other inputs.
+
+        Raises
+        ------
+        DataError
+            As for `transform`.
+        ShapeError
+            As for `encode`.
+        """
+        return coded_inputs(self, self._columns_of(table), dtype, surprises or Surprises())
+
+    def fill(
         self,
         columns: list[Column],
         result: npt.NDArray[Any],
