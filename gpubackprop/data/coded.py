@@ -105,6 +105,11 @@ class CodedInputs:
         return len(self.codes), self.columns.width
 
     @property
+    def ndim(self) -> int:
+        """Number of dimensions of the matrix, 2."""
+        return 2
+
+    @property
     def dtype(self) -> Any:
         """Dtype of the inputs."""
         return self.dense.dtype
@@ -134,6 +139,27 @@ class CodedInputs:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.toarray().astype(dtype or self.dtype, copy=False)
+
+    def packed(self) -> np.ndarray:
+        """Return (N, D + G) float64: `dense`, and the codes behind it."""
+        return np.concatenate([self.dense, self.codes], 1, dtype=np.float64)
+
+    def unpacked(self, packed: np.ndarray) -> CodedInputs:
+        """Return the inputs that `packed` gave, of any rows."""
+        others = self.columns.others
+        dense = packed[:, :others].astype(self.dtype)
+        return self.with_arrays(dense, packed[:, others:].astype(np.int32))
+
+    def packed_columns(self) -> dict[int, int]:
+        """Return the column of `packed` in which each of the D_0 inputs is."""
+        found: dict[int, int] = {}
+        for source, place in self.columns.runs:
+            found |= dict(
+                zip(range(source.start, source.stop), range(place.start, place.stop), strict=True)
+            )
+        for number, (first, stop) in enumerate(self.columns.groups):
+            found |= dict.fromkeys(range(first, stop), self.columns.others + number)
+        return found
 
     def toarray(self) -> np.ndarray:
         """Return the inputs as a matrix, with all zeros.

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.data.any_table import Table, as_table
-from gpubackprop.data.coded_table import coded_inputs
+from gpubackprop.data.coded_table import coded_inputs, fill
 from gpubackprop.data.column_plan import IDENTIFIER, ColumnPlan, learn, reason_to_leave_out
 from gpubackprop.data.files import listing
-from gpubackprop.data.finite import batch_rows_for, require_finite
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.names import check_present, positions
 from gpubackprop.data.standardize import Standardizer
 from gpubackprop.data.typed import Column
@@ -37,6 +37,11 @@ class Surprises:
 
     unseen: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
+
+    def note(self, name: str, unseen: int, missing: int) -> None:
+        """Count what a column had."""
+        self.unseen.update({name: unseen} if unseen else {})
+        self.missing.update({name: missing} if missing else {})
 
     def __str__(self) -> str:
         """Say it on one line; "" if there is nothing to say."""
@@ -314,7 +319,7 @@ class TablePreprocessor:
         """
         columns = self._columns_of(table)
         result = np.empty((len(columns[0]), len(self.output_names)), dtype)
-        self.fill(columns, result, None, surprises or Surprises())
+        fill(self.columns, columns, result, None, surprises or Surprises())
         return result
 
     def transform(
@@ -345,7 +350,7 @@ class TablePreprocessor:
         """
         columns = self._columns_of(table)
         result = np.empty((len(columns[0]), len(self.output_names)), dtype)
-        self.fill(columns, result, self.standardizer, surprises or Surprises())
+        fill(self.columns, columns, result, self.standardizer, surprises or Surprises())
         return result
 
     def inputs(
@@ -375,33 +380,8 @@ class TablePreprocessor:
         ShapeError
             As for `encode`.
         """
-        return coded_inputs(self, self._columns_of(table), dtype, surprises or Surprises())
-
-    def fill(
-        self,
-        columns: list[Column],
-        result: npt.NDArray[Any],
-        standardizer: Standardizer | None,
-        surprises: Surprises,
-    ) -> None:
-        """Write encoded rows, block by block: a block is all the memory taken beside `result`."""
-        step = batch_rows_for(result.shape[1])
-        wide = np.empty((min(step, len(result)), result.shape[1]))
-        for start in range(0, len(result), step):
-            block = wide[: len(result[start : start + step])]
-            first = 0
-            for plan, column in zip(self.columns, columns, strict=True):
-                stop = first + len(plan.outputs)
-                part = column.take(slice(start, start + len(block)))
-                unseen, missing = plan.encode(part, block[:, first:stop])
-                surprises.unseen.update({plan.name: unseen} if unseen else {})
-                surprises.missing.update({plan.name: missing} if missing else {})
-                first = stop
-            target = result[start : start + len(block)]
-            if standardizer is None:
-                target[...] = block
-            else:
-                standardizer.transform(block, out=target, first_row=start, names=self.output_names)
+        columns, noted = self._columns_of(table), surprises or Surprises()
+        return coded_inputs(self.columns, columns, dtype, self.standardizer, noted)
 
     # -- what people and files want to know -------------------------------------------------------
 
