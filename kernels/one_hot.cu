@@ -82,7 +82,7 @@ __device__ __forceinline__ int list_rows(
 }
 
 template <class T> __device__ __forceinline__ void one_hot_backward(const OneHotBackwardArguments<T>& a) {
-    constexpr int UNROLL = 8;
+    constexpr int UNROLL = sizeof(T) == 8 ? 4 : 8;  // eight of float64 spill registers
     __shared__ int lists[TILE][CHUNK], counts[TILE];
     const int* tile = a.tiles + int64(blockIdx.x) * 3;
     int first = global::load_element(tile), columns = global::load_element(tile + 1);
