@@ -294,7 +294,7 @@ def test_dropout_drops_what_the_numpy_twin_drops(dtype):
         a, h = np.ones((rows, cols), dtype), np.empty((rows, cols), dtype)
         drop = {
             "dropout_state": dropout.state, "dropout_layer": 3, "dropout_scale": dropout.scale,
-            "dropout_threshold": dropout.threshold,
+            "dropout_threshold": dropout.threshold, "dropout_row": 0,
         }  # fmt: skip
         code = {"storage": STORAGE[a.dtype], "product_storage": STORAGE[a.dtype]}
         for first, last in ((0, 1), (1, rows)):

@@ -87,11 +87,12 @@ class BatchStep:
         self.parameters: Layers = network.W, network.b
         self.source = data if isinstance(data, Source) else Source(network, data)
         self.batch_size = max(1, min(batch_size, len(self.data)))
+        self.most_rows = self._own_rows(self.batch_size)
         if not self.options.record:
             self.running = RunningTotals(network, loss, self.data)
             self.totals = self.running.array
         if self.backward:
-            self.gradient = network.backend.zeros(network.layout.size, network.dtype)
+            self.gradient = self._gradient_memory()
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
         self._batch = self._make_batch()
@@ -100,6 +101,13 @@ class BatchStep:
     @property
     def data(self) -> Batches:
         return self.source.data
+
+    def _own_rows(self, rows: int) -> int:
+        """Return how many rows of a batch are computed here."""
+        return rows
+
+    def _gradient_memory(self) -> Array:
+        return self.network.backend.zeros(self.network.layout.size, self.network.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make copies that plan anew: a plan writes into the arrays of the step that made it."""
@@ -141,10 +149,7 @@ class BatchStep:
             The batch; the next call overwrites its arrays.
         """
         count = self.batch_size if rows is None else len(rows)
-        batch = self._plans.pop(count, None) or self._plan(count)
-        self._plans[count] = batch
-        if len(self._plans) > KEPT_PLANS:
-            del self._plans[next(iter(self._plans))]
+        batch = self._planned(count)
         if rows is not None:
             self.source.put_rows(rows, batch)
         if weights is not None:
@@ -152,9 +157,17 @@ class BatchStep:
         batch.replay()
         return batch
 
+    def _planned(self, count: int) -> StepBatch:
+        """Return the batch of so many rows, with its plan."""
+        batch = self._plans.pop(count, None) or self._plan(count)
+        self._plans[count] = batch
+        if len(self._plans) > KEPT_PLANS:
+            del self._plans[next(iter(self._plans))]
+        return batch
+
     def _make_batch(self) -> StepBatch:
         """Return the largest batch, without its plan."""
-        network, source, rows, options = self.network, self.source, self.batch_size, self.options
+        network, source, rows, options = self.network, self.source, self.most_rows, self.options
         backend, index, weights = network.backend, None, None
         if options.whole:
             x = raw = source.whole()

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
+from gpubackprop.distributed import Alone, Communicator
 from gpubackprop.errors import OptionError
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.losses import Loss
@@ -32,6 +33,12 @@ class Settings:
     regularization: Regularization
     shuffle: bool
     progress: bool | None
+    _joined: Communicator = Alone()
+
+    @property
+    def ranks(self) -> Communicator:
+        """The ranks that train together, for arrays of the network's device."""
+        return self._joined.on_device(self.network.backend)
 
     @property
     def loss(self) -> Loss:

@@ -16,6 +16,7 @@ from gpubackprop.backends import LossScaling
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
+from gpubackprop.distributed import Communicator, join
 from gpubackprop.errors import NonFiniteLossError, OptionError, OutOfMemory, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -30,6 +31,7 @@ from gpubackprop.training.memory_estimate import MemoryEstimate, estimated
 from gpubackprop.training.profile import Profile, measured
 from gpubackprop.training.run import Run
 from gpubackprop.training.settings import Settings
+from gpubackprop.training.shared_run import SharedEvaluation, SharedRun, shared_metrics
 from gpubackprop.training.state import FitOptions, TrainingState
 from gpubackprop.training.step import Regularization
 
@@ -88,6 +90,12 @@ class Trainer(Settings):
         history.stopped is "callback".
     progress : bool or None
         Whether to show a progress bar; None shows it if stderr is a terminal.
+    distributed : {"auto", "mpi", "torchrun"}, Communicator or None
+        Who trains together, see `gpubackprop.distributed.join`. Every rank builds the same network
+        and trainer, and makes the same calls of `fit` and `evaluate` with the same arguments; x may
+        be a memory map, of which a rank reads its rows. A batch has `batch_size` rows in all, and
+        the results are those of one process up to rounding. Rank 0 writes checkpoints and computes
+        metrics. None is one process alone.
 
     Attributes
     ----------
@@ -139,7 +147,9 @@ class Trainer(Settings):
         metrics: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
+        distributed: str | Communicator | None = None,
     ) -> None:
+        self._joined = join(distributed)
         self.network, self.loss, self.optimizer = network, loss, optimizer
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
@@ -190,6 +200,7 @@ class Trainer(Settings):
         constant = isinstance(self.schedule, schedules.Constant)
         main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
         main |= {} if constant else {"schedule": self.schedule}
+        main |= {} if self._joined.size == 1 else {"distributed": self._joined}
         return main | {name: value for name, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
@@ -309,6 +320,9 @@ class Trainer(Settings):
             The checkpoint is damaged or of another training; nothing has been changed.
         StorageError
             A checkpoint could not be written; the network has its best weights so far.
+        DistributedError
+            The ranks have different options, data, weights or versions, or some of them failed; the
+            message names the rank. All ranks raise it.
         """
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
@@ -324,21 +338,28 @@ class Trainer(Settings):
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
-        try:
+        ranks = self.ranks
+
+        def prepare() -> tuple[Batches, Batches | None]:
             train = self._batches(x, targets, sample_weight, standardizer)
-            names = train.feature_names
+            self.feature_names = train.feature_names or self.feature_names
             train = train if rows is None else train.at(rows, "rows")
             train.require_rows("x")
             train, held_out = self._validation(train, validation, standardizer)
             train = train.counting(self.loss)
             train.require_rows("x, without the rows of weight 0,")
             train.require_finite_targets(self.loss)
-            step = self.state.new_step(self, train)
-            self.feature_names = names or self.feature_names
+            return train, held_out
+
+        try:
+            train, held_out = ranks.all_succeed(prepare)
+            step = ranks.all_succeed(lambda: self.state.new_step(self, train))
+            kind = Run if ranks.size == 1 else SharedRun
             try:
-                return Run(self, self.state, step, held_out, options).run()
+                return kind(self, self.state, step, held_out, options).run()
             except NonFiniteLossError as error:
-                places = [data.not_finite() for data in (train, held_out) if data is not None]
+                parts = [data for data in (train, held_out) if data is not None]
+                places = ranks.from_root(lambda: [data.not_finite() for data in parts])
                 error.args = (" ".join([str(error), *filter(None, places)]),)
                 raise
         except OutOfMemory as error:
@@ -380,13 +401,24 @@ class Trainer(Settings):
             The arrays do not fit the network.
         DataError
             There are no rows, or targets hold NaN.
+        DistributedError
+            As for `fit`.
         """
-        data = self._batches(x, targets, sample_weight, standardizer)
-        data = data if rows is None else data.at(rows, "rows")
-        data.require_rows("x")
-        data.require_finite_targets(self.loss)
-        step = EvaluationStep(self.network, self.loss, data, self.batch_size)
-        return step.measure() | custom_metrics(self.network, self.metrics, data)
+        ranks, made_from = self.ranks, (self.network, self.loss)
+
+        def prepare() -> Batches:
+            data = self._batches(x, targets, sample_weight, standardizer)
+            data = data if rows is None else data.at(rows, "rows")
+            data.require_rows("x")
+            data.require_finite_targets(self.loss)
+            return data
+
+        data = ranks.all_succeed(prepare)
+        if ranks.size == 1:
+            step = EvaluationStep(*made_from, data, self.batch_size)
+            return step.measure() | custom_metrics(self.network, self.metrics, data)
+        step = SharedEvaluation(ranks, *made_from, data, self.batch_size)
+        return step.measure() | shared_metrics(ranks, self.network, self.metrics, data)
 
     def profile(
         self,
@@ -426,8 +458,13 @@ class Trainer(Settings):
         DataError
             There are no rows, or targets hold NaN.
         OptionError
-            `repeats` is below 1.
+            `repeats` is below 1, or the trainer is one of several ranks.
         """
+        if self.ranks.size > 1:
+            raise OptionError(
+                f"profile times a step of one process, and this is {self.ranks.who()}; profile a "
+                f"Trainer without distributed"
+            )
         repeats = int(number(repeats, "repeats", 1))
         data = self._batches(x, targets, sample_weight, standardizer).counting(self.loss)
         data.require_rows("x")
