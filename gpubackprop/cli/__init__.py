@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace, name: str) -> int:
 
 def _speaks_for_all() -> bool:
     """Return whether this is rank 0, if several processes train together: they share an error."""
-    from gpubackprop.distributed.launch import current
+    from gpubackprop.distributed.contract import current
 
     return current().rank == 0
 

@@ -14,6 +14,7 @@ transport of our own for gradients. `join` returns the communicator that the way
 
 from gpubackprop.distributed.contract import Alone, Communicator
 from gpubackprop.distributed.launch import join
+from gpubackprop.distributed.nccl import on_device
 from gpubackprop.distributed.threads import in_threads
 
-__all__ = ["Alone", "Communicator", "in_threads", "join"]
+__all__ = ["Alone", "Communicator", "in_threads", "join", "on_device"]

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.errors import DistributedError, one_line
 
 Array = Any  # an array of the host, or of the communicator's GPU
@@ -98,7 +99,7 @@ class Communicator(ABC):
         print(f"{self.who()}: {reason}; all ranks end", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def emit_allreduce(self, backend: Any, buffer: Array) -> None:
+    def emit_allreduce(self, backend: Backend, buffer: Array) -> None:
         """Issue `allreduce` of this buffer on a backend, or record it there.
 
         Parameters
@@ -109,25 +110,6 @@ class Communicator(ABC):
             As for `allreduce`.
         """
         backend.call(self.allreduce, buffer)
-
-    def on_device(self, backend: Any) -> Communicator:
-        """Return the communicator for arrays of this backend: itself for the host's.
-
-        Parameters
-        ----------
-        backend : Backend
-            Where the arrays are.
-
-        Returns
-        -------
-        Communicator
-            Of the same ranks.
-        """
-        if self.size == 1 or not backend.asynchronous:
-            return self
-        from gpubackprop.distributed.nccl import Nccl
-
-        return Nccl.of(self, backend)
 
     # -- built on these ---------------------------------------------------------------------------
 
@@ -270,8 +252,6 @@ class Communicator(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as the communicator of the process that reads it."""
-        from gpubackprop.distributed.launch import current
-
         return current, ()
 
     def __deepcopy__(self, memo: Any) -> Communicator:
@@ -333,6 +313,22 @@ def _portable(error: Exception) -> Exception:
     except Exception:
         return DistributedError(f"rank 0: {type(error).__name__}: {one_line(error)}")
     return error
+
+
+JOINED: list[
+    Communicator
+] = []  # the one of this process, once `gpubackprop.distributed.join` made it
+
+
+def current() -> Communicator:
+    """Return the communicator that this process has joined, or one of a process alone.
+
+    Returns
+    -------
+    Communicator
+        What a pickled communicator becomes.
+    """
+    return JOINED[0] if JOINED else Alone()
 
 
 def sum_of(buffers: list[np.ndarray], out: np.ndarray) -> None:

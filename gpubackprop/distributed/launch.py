@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from gpubackprop.distributed import watch
-from gpubackprop.distributed.contract import Alone, Communicator
+from gpubackprop.distributed.contract import JOINED, Alone, Communicator
 from gpubackprop.errors import DistributedError, OptionError
 
 # Variables in which launchers say how many processes they have started: MPICH and Intel MPI, Open
 # MPI, MVAPICH, PMIx under Slurm.
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_joined: list[Communicator] = []
 
 
 def join(distributed: str | Communicator | None = "auto") -> Communicator:
@@ -55,23 +54,12 @@ def join(distributed: str | Communicator | None = "auto") -> Communicator:
             f"distributed is {distributed!r} but must be None, 'auto', 'mpi', 'torchrun' or a "
             f"communicator of gpubackprop.distributed"
         )
-    if not _joined:
+    if not JOINED:
         kind = launcher(os.environ) if distributed == "auto" else distributed
         if kind == "none":
             return Alone()
-        _joined.append(_connected(kind))
-    return _joined[0]
-
-
-def current() -> Communicator:
-    """Return the communicator that this process has joined, or one of a process alone.
-
-    Returns
-    -------
-    Communicator
-        What a pickled communicator becomes.
-    """
-    return _joined[0] if _joined else Alone()
+        JOINED.append(_connected(kind))
+    return JOINED[0]
 
 
 def launcher(environment: Mapping[str, str]) -> str:

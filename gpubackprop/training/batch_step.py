@@ -72,6 +72,8 @@ class BatchStep:
     """
 
     backward = False  # whether there is a backward pass
+    parts = 1  # in how many parts a batch is computed, one of them here
+    tail = 0  # elements behind the gradient that are added up together with it
 
     def __init__(
         self,
@@ -87,12 +89,14 @@ class BatchStep:
         self.parameters: Layers = network.W, network.b
         self.source = data if isinstance(data, Source) else Source(network, data)
         self.batch_size = max(1, min(batch_size, len(self.data)))
-        self.most_rows = self._own_rows(self.batch_size)
+        self.most_rows = -(-self.batch_size // self.parts)
         if not self.options.record:
             self.running = RunningTotals(network, loss, self.data)
             self.totals = self.running.array
         if self.backward:
-            self.gradient = self._gradient_memory()
+            flat = network.backend.zeros(network.layout.size + self.tail, network.dtype)
+            self.gradient = flat[: network.layout.size] if self.tail else flat
+            self._flat = flat
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
         self._batch = self._make_batch()
@@ -101,13 +105,6 @@ class BatchStep:
     @property
     def data(self) -> Batches:
         return self.source.data
-
-    def _own_rows(self, rows: int) -> int:
-        """Return how many rows of a batch are computed here."""
-        return rows
-
-    def _gradient_memory(self) -> Array:
-        return self.network.backend.zeros(self.network.layout.size, self.network.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make copies that plan anew: a plan writes into the arrays of the step that made it."""
@@ -149,20 +146,15 @@ class BatchStep:
             The batch; the next call overwrites its arrays.
         """
         count = self.batch_size if rows is None else len(rows)
-        batch = self._planned(count)
+        batch = self._plans.pop(count, None) or self._plan(count)
+        self._plans[count] = batch
+        if len(self._plans) > KEPT_PLANS:
+            del self._plans[next(iter(self._plans))]
         if rows is not None:
             self.source.put_rows(rows, batch)
         if weights is not None:
             self.network.backend.copy(weights, batch.weights)
         batch.replay()
-        return batch
-
-    def _planned(self, count: int) -> StepBatch:
-        """Return the batch of so many rows, with its plan."""
-        batch = self._plans.pop(count, None) or self._plan(count)
-        self._plans[count] = batch
-        if len(self._plans) > KEPT_PLANS:
-            del self._plans[next(iter(self._plans))]
         return batch
 
     def _make_batch(self) -> StepBatch:

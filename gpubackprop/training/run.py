@@ -45,6 +45,7 @@ class Run:
         self.best = backend.empty(parameters.shape, parameters.dtype)
         backend.copy(parameters, self.best)
         self.saved_at = time.monotonic()
+        self.progress = settings.progress
         self.updates = (-1, 0)  # (updates applied, updates skipped) at the last applied update
         self._follow(step)
 
@@ -83,7 +84,7 @@ class Run:
         self.last_epoch = self.position.first_epoch + self.options.epochs
         position, rows = self.position, len(self.step.data)
         done = position.epoch * rows + position.step * self.step.batch_size
-        bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self._shows_progress())
+        bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.progress)
         with InterruptGuard() as guard:
             try:
                 while position.epoch < self.last_epoch and not self.history.stopped:
@@ -225,9 +226,6 @@ class Run:
         self.history.stopped = stopped or self.history.stopped
 
     # -- what several ranks do otherwise: see `gpubackprop.training.shared_run` --------------------
-
-    def _shows_progress(self) -> bool | None:
-        return self.settings.progress
 
     def _asked_to_stop(self, guard: InterruptGuard) -> bool:
         return guard.requested

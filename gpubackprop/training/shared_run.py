@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import zlib
 from dataclasses import asdict
 from typing import Any
@@ -93,6 +94,8 @@ class SharedRun(Run):
         self.ranks = settings.ranks
         self.ranks.require_same(_must_agree(settings, state, step, held_out, options), "training")
         super().__init__(settings, state, step, held_out, options)
+        if self.ranks.rank:
+            self.progress = False
 
     def run(self) -> History:
         """Train; an error that this rank alone has ends the others, which would wait for ever."""
@@ -112,9 +115,6 @@ class SharedRun(Run):
             self.ranks, path, self.settings, self.state, self.step, self.held_out,
             self.steps_per_epoch,
         )  # fmt: skip
-
-    def _shows_progress(self) -> bool | None:
-        return self.settings.progress if self.ranks.rank == 0 else False
 
     def _asked_to_stop(self, guard: InterruptGuard) -> bool:
         """Return whether a rank was interrupted: the step before told it the others."""
@@ -182,12 +182,10 @@ def _must_agree(
     options: FitOptions,
 ) -> dict[str, Any]:
     """Return what all ranks must have in common before they train together."""
-    from gpubackprop import __version__
-
     network = settings.network
     weights = network.backend.to_host(network.parameters)
     own: dict[str, Any] = {
-        "gpubackprop": __version__,
+        "gpubackprop": sys.modules["gpubackprop"].__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "device": network.device.partition(":")[0],

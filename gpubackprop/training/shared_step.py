@@ -81,6 +81,13 @@ class Order:
         return Share(rows[part], weights, len(rows))
 
 
+class SharedSource(Source):
+    """A source whose batches are shares."""
+
+    def put_rows(self, rows: Share, batch: StepBatch) -> None:
+        super().put_rows(rows.rows, batch)
+
+
 class SharedStep(TrainStep):
     """One update of all parameters from a batch that lies in parts on several ranks.
 
@@ -102,6 +109,8 @@ class SharedStep(TrainStep):
         Whether a rank had asked with the last update. Only on the host.
     """
 
+    tail = TAIL
+
     def __init__(
         self,
         ranks: Communicator,
@@ -113,14 +122,16 @@ class SharedStep(TrainStep):
         regularization: Regularization,
         options: StepOptions | None = None,
     ) -> None:
-        self.ranks, self._data = ranks, data
+        self.ranks, self.parts, self._data = ranks, ranks.size, data
         self.asks_to_stop = self.stopped = False
         self._summed = copy.copy(loss)
         self._summed.options = replace(loss.options, reduction="sum")
         self._sample, self._counted = _weights_by_row(data, loss, network.widths[-1])
         options = replace(options or StepOptions(), weighted=self._counted is not None)
-        source = Source(network, replace(data, sample_weight=None))
+        source = SharedSource(network, replace(data, sample_weight=None))
         super().__init__(network, loss, source, batch_size, optimizer, regularization, options)
+        at = network.layout.size + LOSS
+        self._loss = self._flat[at : at + 1].reshape(())
 
     @property
     def data(self) -> Batches:
@@ -130,16 +141,6 @@ class SharedStep(TrainStep):
         network, loss, _, *others = super().__reduce__()[1]
         state = super().__reduce__()[2]
         return type(self), (self.ranks, network, loss, self._data, *others), state
-
-    def _own_rows(self, rows: int) -> int:
-        return -(-rows // self.ranks.size)
-
-    def _gradient_memory(self) -> Array:
-        network = self.network
-        size = network.layout.size
-        self._flat = network.backend.zeros(size + TAIL, network.dtype)
-        self._loss = self._flat[size + LOSS : size + LOSS + 1].reshape(())
-        return self._flat[:size]
 
     def place(self, order: np.ndarray) -> Order:
         """Return an epoch's order, of which slices are this rank's shares."""
@@ -167,19 +168,11 @@ class SharedStep(TrainStep):
         on_host = not self.network.backend.asynchronous
         if on_host:
             self._flat[self.network.layout.size + STOP] = self.asks_to_stop
-        batch = super().update(rows, lr, weights, l2)
+        batch = super().update(rows, lr, rows.weights, l2)
         if on_host:
             self.stopped = self._flat[self.network.layout.size + STOP] > 0
             if not math.isfinite(self._loss) and self.totals[Total.BAD_STEP] < 0:
                 self.totals[Total.BAD_STEP] = self.totals[Total.STEPS] - 1
-        return batch
-
-    def run(self, rows: Share, weights: Array | None = None) -> StepBatch:  # type: ignore[override]
-        batch = self._planned(len(rows))
-        self.source.put_rows(rows.rows, batch)
-        if rows.weights is not None:
-            self.network.backend.copy(rows.weights, batch.weights)
-        batch.replay()
         return batch
 
     def totals_of_all(self) -> np.ndarray:

@@ -106,8 +106,10 @@ class TrainingState:
             settings.regularization,
             StepOptions(settings.seed, settings.scaling, settings.stochastic_rounding),
         )  # fmt: skip
-        ranks = settings.ranks
-        step = TrainStep(*made_from) if ranks.size == 1 else SharedStep(ranks, *made_from)
+        if settings.is_alone:
+            step = TrainStep(*made_from)
+        else:
+            step = SharedStep(settings.ranks, *made_from)
         step.planned = settings.planned()
         if self.step is not None:
             step.go_on_from(self.step)

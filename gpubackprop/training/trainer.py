@@ -149,7 +149,9 @@ class Trainer(Settings):
         progress: bool | None = None,
         distributed: str | Communicator | None = None,
     ) -> None:
-        self._joined = join(distributed)
+        if distributed is not None:
+            self._joined = join(distributed)
+            self.is_alone = self._joined.size == 1
         self.network, self.loss, self.optimizer = network, loss, optimizer
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
@@ -200,7 +202,7 @@ class Trainer(Settings):
         constant = isinstance(self.schedule, schedules.Constant)
         main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
         main |= {} if constant else {"schedule": self.schedule}
-        main |= {} if self._joined.size == 1 else {"distributed": self._joined}
+        main |= {} if self.is_alone else {"distributed": self._joined}
         return main | {name: value for name, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
@@ -338,28 +340,33 @@ class Trainer(Settings):
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
-        ranks = self.ranks
 
         def prepare() -> tuple[Batches, Batches | None]:
             train = self._batches(x, targets, sample_weight, standardizer)
             self.feature_names = train.feature_names or self.feature_names
             train = train if rows is None else train.at(rows, "rows")
             train.require_rows("x")
-            train, held_out = self._validation(train, validation, standardizer)
+            held_out = None
+            if validation is not None:
+                train, held_out = self._validation(train, validation, standardizer)
             train = train.counting(self.loss)
             train.require_rows("x, without the rows of weight 0,")
             train.require_finite_targets(self.loss)
             return train, held_out
 
         try:
-            train, held_out = ranks.all_succeed(prepare)
-            step = ranks.all_succeed(lambda: self.state.new_step(self, train))
-            kind = Run if ranks.size == 1 else SharedRun
+            if self.is_alone:
+                train, held_out = prepare()
+                step = self.state.new_step(self, train)
+            else:
+                train, held_out = self.ranks.all_succeed(prepare)
+                step = self.ranks.all_succeed(lambda: self.state.new_step(self, train))
+            kind = Run if self.is_alone else SharedRun
             try:
                 return kind(self, self.state, step, held_out, options).run()
             except NonFiniteLossError as error:
                 parts = [data for data in (train, held_out) if data is not None]
-                places = ranks.from_root(lambda: [data.not_finite() for data in parts])
+                places = self.ranks.from_root(lambda: [data.not_finite() for data in parts])
                 error.args = (" ".join([str(error), *filter(None, places)]),)
                 raise
         except OutOfMemory as error:
@@ -404,7 +411,7 @@ class Trainer(Settings):
         DistributedError
             As for `fit`.
         """
-        ranks, made_from = self.ranks, (self.network, self.loss)
+        made_from = self.network, self.loss
 
         def prepare() -> Batches:
             data = self._batches(x, targets, sample_weight, standardizer)
@@ -413,10 +420,12 @@ class Trainer(Settings):
             data.require_finite_targets(self.loss)
             return data
 
-        data = ranks.all_succeed(prepare)
-        if ranks.size == 1:
+        if self.is_alone:
+            data = prepare()
             step = EvaluationStep(*made_from, data, self.batch_size)
             return step.measure() | custom_metrics(self.network, self.metrics, data)
+        ranks = self.ranks
+        data = ranks.all_succeed(prepare)
         step = SharedEvaluation(ranks, *made_from, data, self.batch_size)
         return step.measure() | shared_metrics(ranks, self.network, self.metrics, data)
 
@@ -460,9 +469,9 @@ class Trainer(Settings):
         OptionError
             `repeats` is below 1, or the trainer is one of several ranks.
         """
-        if self.ranks.size > 1:
+        if not self.is_alone:
             raise OptionError(
-                f"profile times a step of one process, and this is {self.ranks.who()}; profile a "
+                f"profile times a step of one process, and this is {self._joined.who()}; profile a "
                 f"Trainer without distributed"
             )
         repeats = int(number(repeats, "repeats", 1))
@@ -524,10 +533,8 @@ class Trainer(Settings):
         )
 
     def _validation(
-        self, train: Batches, validation: float | tuple[Any, ...] | Array | None, standardizer: Any
-    ) -> tuple[Batches, Batches | None]:
-        if validation is None:
-            return train, None
+        self, train: Batches, validation: float | tuple[Any, ...] | Array, standardizer: Any
+    ) -> tuple[Batches, Batches]:
         if isinstance(validation, Real):
             order, by_class = train.order(None), None
             if self.loss.output == "softmax" and train.targets.ndim == 1:
