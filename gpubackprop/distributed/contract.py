@@ -315,9 +315,8 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-JOINED: list[
-    Communicator
-] = []  # the one of this process, once `gpubackprop.distributed.join` made it
+# This process's, once `gpubackprop.distributed.join` has made it.
+JOINED: list[Communicator] = []
 
 
 def current() -> Communicator:
