@@ -119,6 +119,40 @@ def resume(file: str) -> None:
         Path(file).with_suffix(".json").write_text(json.dumps(figures(trainer)))
 
 
+MANY_ROWS, COLUMNS = 400_000, 40  # 64 MB in float32
+ROOM = 40 << 20  # bytes that a rank may take beyond what it has before it sees the data
+
+
+def learn_a_mapped_file(file: str) -> Trainer:
+    """Train on a memory map, by the ranks that there are; the targets are a function of its rows."""
+    x = np.load(file, mmap_mode="r")
+    targets = np.arange(len(x)) % 2
+    network = MLP([COLUMNS, 4, 2], seed=1, device="cpu:numpy")
+    trainer = Trainer(network, batch_size=8192, distributed="auto")
+    trainer.fit(x, targets, epochs=1, validation=0.1)
+    return trainer
+
+
+def small_memory(file: str) -> None:
+    """Train on a file that does not fit into the memory that is left."""
+    import resource
+
+    ranks = join("auto")
+    trained("plain", "auto")  # what MPI and NumPy allocate once
+    status = Path("/proc/self/status").read_text()
+    used = int(status.partition("VmData:")[2].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (used + ROOM, used + ROOM))
+    try:
+        np.load(file)
+    except MemoryError:
+        pass
+    else:
+        raise AssertionError("the whole file fits")
+    found = figures(learn_a_mapped_file(file))
+    if ranks.rank == 0:
+        Path(file).with_suffix(".json").write_text(json.dumps(found))
+
+
 def raise_on_rank_1(file: str) -> None:
     """An exception that one rank has outside of `fit`, while the others are in it."""
     if join("auto").rank == 1:

@@ -16,10 +16,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.cli_runs import flowers, write_table
-from tests.ranks_programs import CASES, figures, trained
+from tests.ranks_programs import (
+    CASES,
+    COLUMNS,
+    MANY_ROWS,
+    figures,
+    learn_a_mapped_file,
+    trained,
+)
 from tests.test_distributed import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,6 +105,20 @@ def test_ranks_end_by_themselves_and_name_the_dead_one_if_the_launcher_does_noth
     )
     # The checkpoint of the second epoch's end was not written: the first one's was the last.
     assert time.time() - max(began, file.stat().st_mtime) < DEATH_SECONDS
+
+
+@with_mpi
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_ranks_train_on_a_file_that_does_not_fit_into_their_memory(tmp_path: Path) -> None:
+    file = tmp_path / "x.npy"
+    rows = np.lib.format.open_memmap(file, "w+", np.float32, (MANY_ROWS, COLUMNS))
+    rows[:] = np.random.default_rng(0).normal(size=(100, COLUMNS)).repeat(MANY_ROWS // 100, 0)
+    rows[:, 0] += np.arange(MANY_ROWS) % 2
+    result = mpiexec(2, "tests.ranks_programs", "small_memory", file)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(file.with_suffix(".json").read_text())
+    wanted = figures(learn_a_mapped_file(str(file)))
+    assert found["history"]["val_loss"] == pytest.approx(wanted["history"]["val_loss"], rel=1e-4)
 
 
 @with_mpi

@@ -43,95 +43,91 @@ Metric = Callable[[Array, Array], float]
 class Trainer(Settings):
     """Trains a network by gradient descent.
 
-        The parameters may be assigned to, which takes effect from the next epoch on. `network`, `seed`,
-        `stochastic_rounding`, the loss's scale and an optimizer of another formula cannot be assigned:
-        make another Trainer.
+    The parameters may be assigned to, which takes effect from the next epoch on. `network`, `seed`,
+    `stochastic_rounding`, the loss's scale and an optimizer of another formula cannot be assigned:
+    make another Trainer.
 
-        A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
-        one would, even if it was made within a callback. `copy.copy` trains the same network, with a
-        state of its own. A pickle wants callbacks and metrics that can be pickled: functions of a
-        module.
+    A copy by `copy.deepcopy`, or a pickle, has a network of its own and goes on bit for bit as this
+    one would, even if it was made within a callback. `copy.copy` trains the same network, with a
+    state of its own. A pickle wants callbacks and metrics that can be pickled: functions of a
+    module.
 
-        Parameters
-        ----------
-        network : MLP
-            Its parameters are changed in place.
-        loss : Loss, str or None
-            A loss or its name; None is the loss that belongs to the network's output.
-        optimizer : Optimizer or str
-            An optimizer or its name ("adam", "sgd", ...).
-        schedule : Schedule, str or None
-            A schedule or its name; None is a constant learning rate.
-        batch_size : int
-            Rows per step; if it exceeds the number of rows, all rows.
-        l2 : float
-            Factor of the penalty l2 / 2 * sum of squared weights (without biases) that is added to the
-            loss.
-        clip_norm : float or None
-            The largest global norm of the gradient.
-        shuffle : bool
-            Whether every epoch has a new order of the rows.
-        seed : int
-            Seed of the shuffles, of the split into validation rows, and of the network's dropout.
-        loss_scale : float, "dynamic" or None
-            Factor of the loss before the backward pass, with which float16 holds the gradients; the
-            update divides by it. A step whose gradient is not finite is skipped. "dynamic" begins with
-            2^16, halves the factor after such a step, and doubles it after 2,000 good steps (PyTorch's
-            GradScaler). A number stays as it is. None is "dynamic" for float16, else no scaling.
-        stochastic_rounding : bool
-            Whether the 16-bit copy of the weights is rounded up or down by chance, with probabilities
-            in proportion to the distances, instead of to nearest.
-        metrics : mapping or None
-            From a name to ``function(yhat, targets)``, which returns a float. Computed after each epoch
-            on the training rows and on the validation rows ("val_" + name).
-        callbacks : sequence of callable
-            Called as ``callback(trainer, row)`` after each epoch. The returned value is ignored. If one
-            raises `gpubackprop.StopTraining`, training ends after that epoch as after its last one, and
-            history.stopped is "callback".
-        progress : bool or None
-    <<<<<<< HEAD
-            Whether to show a progress bar; None shows it if stderr is a terminal.
-        distributed : {"auto", "mpi", "torchrun"}, Communicator or None
-            Who trains together, see `gpubackprop.distributed.join`. Every rank builds the same network
-            and trainer, and makes the same calls of `fit` and `evaluate` with the same arguments; x may
-            be a memory map, of which a rank reads its rows. A batch has `batch_size` rows in all, and
-            the results are those of one process up to rounding. Rank 0 writes checkpoints and computes
-            metrics. None is one process alone.
-    =======
-            Whether to show a progress bar; None shows it in a terminal and in a notebook.
-    >>>>>>> main
+    Parameters
+    ----------
+    network : MLP
+        Its parameters are changed in place.
+    loss : Loss, str or None
+        A loss or its name; None is the loss that belongs to the network's output.
+    optimizer : Optimizer or str
+        An optimizer or its name ("adam", "sgd", ...).
+    schedule : Schedule, str or None
+        A schedule or its name; None is a constant learning rate.
+    batch_size : int
+        Rows per step; if it exceeds the number of rows, all rows.
+    l2 : float
+        Factor of the penalty l2 / 2 * sum of squared weights (without biases) that is added to the
+        loss.
+    clip_norm : float or None
+        The largest global norm of the gradient.
+    shuffle : bool
+        Whether every epoch has a new order of the rows.
+    seed : int
+        Seed of the shuffles, of the split into validation rows, and of the network's dropout.
+    loss_scale : float, "dynamic" or None
+        Factor of the loss before the backward pass, with which float16 holds the gradients; the
+        update divides by it. A step whose gradient is not finite is skipped. "dynamic" begins with
+        2^16, halves the factor after such a step, and doubles it after 2,000 good steps (PyTorch's
+        GradScaler). A number stays as it is. None is "dynamic" for float16, else no scaling.
+    stochastic_rounding : bool
+        Whether the 16-bit copy of the weights is rounded up or down by chance, with probabilities
+        in proportion to the distances, instead of to nearest.
+    metrics : mapping or None
+        From a name to ``function(yhat, targets)``, which returns a float. Computed after each epoch
+        on the training rows and on the validation rows ("val_" + name).
+    callbacks : sequence of callable
+        Called as ``callback(trainer, row)`` after each epoch. The returned value is ignored. If one
+        raises `gpubackprop.StopTraining`, training ends after that epoch as after its last one, and
+        history.stopped is "callback".
+    progress : bool or None
+        Whether to show a progress bar; None shows it in a terminal and in a notebook.
+    distributed : {"auto", "mpi", "torchrun"}, Communicator or None
+        Who trains together, see `gpubackprop.distributed.join`. Every rank builds the same network
+        and trainer, and makes the same calls of `fit` and `evaluate` with the same arguments; x may
+        be a memory map, of which a rank reads its rows. A batch has `batch_size` rows in all, and
+        the results are those of one process up to rounding. Rank 0 writes checkpoints and computes
+        metrics. None is one process alone.
 
-        Attributes
-        ----------
-        history : History
-            The epochs of all calls of `fit`.
-        state : TrainingState
-            Where the training stands: history, position, random state, the last step.
-        feature_names : tuple of str, or None
-            Names of the data frame that the last `fit` was given.
+    Attributes
+    ----------
+    history : History
+        The epochs of all calls of `fit`.
+    state : TrainingState
+        Where the training stands: history, position, random state, the last step.
+    feature_names : tuple of str, or None
+        Names of the data frame that the last `fit` was given.
 
-        Raises
-        ------
-        OptionError
-            An option is unknown or out of range.
+    Raises
+    ------
+    OptionError
+        An option is unknown or out of range.
 
-        Examples
-        --------
-        >>> from gpubackprop.optimizers import Adam
-        >>> network = MLP([2, 8, 2], "tanh", seed=1)
-        >>> x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-        >>> trainer = Trainer(network, optimizer=Adam(lr=0.05), batch_size=4)
-        >>> _ = trainer.fit(x, np.array([0, 1, 1, 0]), epochs=200)
-        >>> print(network.predict(x).argmax(1))
-        [0 1 1 0]
+    Examples
+    --------
+    >>> from gpubackprop.optimizers import Adam
+    >>> network = MLP([2, 8, 2], "tanh", seed=1)
+    >>> x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    >>> trainer = Trainer(network, optimizer=Adam(lr=0.05), batch_size=4)
+    >>> _ = trainer.fit(x, np.array([0, 1, 1, 0]), epochs=200)
+    >>> print(network.predict(x).argmax(1))
+    [0 1 1 0]
 
-        A callback is a function of the trainer and of the epoch's row:
+    A callback is a function of the trainer and of the epoch's row:
 
-        >>> losses = []
-        >>> trainer.callbacks = [lambda trainer, row: losses.append(row["loss"])]
-        >>> _ = trainer.fit(x, np.array([0, 1, 1, 0]), epochs=2)
-        >>> len(losses)
-        2
+    >>> losses = []
+    >>> trainer.callbacks = [lambda trainer, row: losses.append(row["loss"])]
+    >>> _ = trainer.fit(x, np.array([0, 1, 1, 0]), epochs=2)
+    >>> len(losses)
+    2
     """
 
     def __init__(
@@ -178,6 +174,7 @@ class Trainer(Settings):
             parts = (state.pop(name) for name in ("_rng", "history", "_position", "_step"))
             state["state"] = TrainingState(*parts)
         vars(self).update(state)
+        self.is_alone = self._joined.size == 1  # as it is where the pickle is read
 
     def __copy__(self) -> Trainer:
         """Return a trainer of the same network that goes on from here with a state of its own."""
@@ -347,7 +344,6 @@ class Trainer(Settings):
 
         def prepare() -> tuple[Batches, Batches | None]:
             train = self._batches(x, targets, sample_weight, standardizer)
-            self.feature_names = train.feature_names or self.feature_names
             train = train if rows is None else train.at(rows, "rows")
             train.require_rows("x")
             held_out = None
@@ -365,6 +361,7 @@ class Trainer(Settings):
             else:
                 train, held_out = self.ranks.all_succeed(prepare)
                 step = self.ranks.all_succeed(lambda: self.state.new_step(self, train))
+            self.feature_names = train.feature_names or self.feature_names
             kind = Run if self.is_alone else SharedRun
             try:
                 return kind(self, self.state, step, held_out, options).run()
