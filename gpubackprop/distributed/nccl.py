@@ -157,6 +157,13 @@ def on_device(ranks: Communicator, backend: Backend) -> Communicator:
     -------
     Communicator
         One object for each device.
+
+    Examples
+    --------
+    >>> from gpubackprop.backends import HOST
+    >>> from gpubackprop.distributed import join
+    >>> on_device(join(None), HOST)
+    Alone(rank 0 of 1)
     """
     if ranks.size == 1 or not backend.asynchronous or isinstance(ranks, Nccl):
         return ranks
