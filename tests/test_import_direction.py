@@ -30,6 +30,7 @@ LAYERS = (
         "schedules",
     ),
     ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
+    ("many",),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     ("sklearn", "torch", "distributed", "bench", "cli", "plots", "loggers", "report", "__main__"),
 )
