@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.errors import StopTraining
+from gpubackprop.many import rounds
 from gpubackprop.sklearn.fit_tasks import FitTasks
 from gpubackprop.sklearn.held_out import HeldOut, Scores
 from gpubackprop.sklearn.parameters import warn
@@ -112,6 +114,7 @@ class StochasticFit:
             self.loss_type = np.float64
         self.scores: Scores | None = None
         self.tasks: FitTasks | None = None
+        self.turn: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self.plan = EpochPlan(len(order), batch_rows)
         self.order = np.arange(len(order))  # every epoch shuffles the order of the epoch before
         network, backend = session.network, session.network.backend
@@ -148,6 +151,8 @@ class StochasticFit:
             Calls scikit-learn's callbacks.
         """
         e, session, self.tasks = self.estimator, self.session, tasks
+        together = rounds.current()
+        self.turn = contextlib.nullcontext if together is None else together.turn
         total, done = len(self.order) * e.max_iter, len(self.order) * e.n_iter_
         bar = ProgressBar(total, done, e.max_iter, show=True) if e.progress else None
         try:
@@ -208,7 +213,9 @@ class StochasticFit:
         e, state = self.estimator, self.session.state
         if e.shuffle:
             self.order = self.order[e._random_state.permutation(len(self.order))]
-        e.loss_ = self._train(None if self.weights is None else self.weights[self.order])
+        weights = None if self.weights is None else self.weights[self.order]
+        with self.turn():
+            e.loss_ = self._train(weights)
         e.n_iter_ += 1
         e.t_ += len(self.order)
         e.loss_curve_.append(e.loss_)
