@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gpubackprop.many import rounds
-from gpubackprop.many.rounds import Rounds
+from gpubackprop.many.rounds import SHARED, Rounds
 
 
 class Counter:
@@ -142,11 +142,11 @@ def test_ctrl_c_in_a_launch_stops_the_fit_of_its_thread_alone_and_loses_no_epoch
 
 
 def test_contexts_may_overlap_and_the_rounds_end_with_the_last() -> None:
-    assert rounds.current() is None
-    first, second = rounds.together(), rounds.together()
+    assert SHARED.rounds is None
+    first, second = SHARED.together(), SHARED.together()
     own = first.__enter__()
-    assert second.__enter__() is own is rounds.current()
+    assert second.__enter__() is own is SHARED.rounds
     first.__exit__(None, None, None)
-    assert rounds.current() is own
+    assert SHARED.rounds is own
     second.__exit__(None, None, None)
-    assert rounds.current() is None
+    assert SHARED.rounds is None

@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, cross_val_
 from sklearn.multiclass import OneVsRestClassifier
 
 from gpubackprop import StopTraining
-from gpubackprop.many import rounds
+from gpubackprop.many.rounds import SHARED
 from gpubackprop.sklearn import MLPClassifier, together
 
 X, y = load_iris(return_X_y=True)
@@ -86,11 +86,11 @@ def test_the_fits_run_in_threads_of_this_process_at_the_same_time() -> None:
             several.wait(20)  # no fit goes on before three have begun
 
     with together():
-        assert rounds.current() is not None
+        assert SHARED.rounds is not None
         net = clone(NET).set_params(callbacks=(count,))
         GridSearchCV(net, {"alpha": [0.0, 0.1, 1.0]}, cv=2, n_jobs=6, refit=False).fit(X, y)
     assert several.is_set()
-    assert rounds.current() is None
+    assert SHARED.rounds is None
 
 
 def test_meta_estimators_that_name_no_jobs_take_those_of_the_context() -> None:

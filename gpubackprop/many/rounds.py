@@ -121,26 +121,32 @@ def _launch(launch: Launch, jobs: list[_Job]) -> None:
             _launch(launch, [job])
 
 
-_lock = threading.Lock()
-_open: dict[str, Any] = {"rounds": None, "users": 0}
+class Shared:
+    """The rounds in which fits of this process train now, in whatever thread.
+
+    Attributes
+    ----------
+    rounds : Rounds or None
+        The rounds; None if each fit trains for itself.
+    """
+
+    def __init__(self) -> None:
+        self.rounds: Rounds | None = None
+        self._users, self._lock = 0, threading.Lock()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Rounds]:
+        """Have all fits train together; contexts of several threads may overlap."""
+        with self._lock:
+            own = self.rounds = self.rounds or Rounds()
+            self._users += 1
+        try:
+            yield own
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self.rounds = None
 
 
-@contextlib.contextmanager
-def together() -> Iterator[Rounds]:
-    """Have all fits of this process train together, in whatever thread; contexts may overlap."""
-    with _lock:
-        rounds: Rounds = _open["rounds"] or Rounds()
-        _open["rounds"], _open["users"] = rounds, _open["users"] + 1
-    try:
-        yield rounds
-    finally:
-        with _lock:
-            _open["users"] -= 1
-            if not _open["users"]:
-                _open["rounds"] = None
-
-
-def current() -> Rounds | None:
-    """Return the rounds in which fits train now, or None if each trains for itself."""
-    rounds: Rounds | None = _open["rounds"]
-    return rounds
+SHARED = Shared()

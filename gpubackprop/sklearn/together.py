@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import joblib
 
-from gpubackprop.many import rounds
+from gpubackprop.many.rounds import SHARED
 
 
 @contextlib.contextmanager
@@ -48,5 +48,5 @@ def together(n_jobs: int | None = None) -> Iterator[None]:
     ['alpha']
     """
     settings = {} if n_jobs is None else {"n_jobs": n_jobs}
-    with rounds.together(), joblib.parallel_config(backend="threading", **settings):
+    with SHARED.together(), joblib.parallel_config(backend="threading", **settings):
         yield
