@@ -36,6 +36,11 @@ class Settings:
     is_alone = True  # whether one process trains, without others
     _joined: Communicator = Alone()
 
+    def joined(self, ranks: Communicator | None) -> None:
+        """Train together with these ranks from now on; None is alone."""
+        self._joined = ranks or Alone()
+        self.is_alone = self._joined.size == 1
+
     @property
     def ranks(self) -> Communicator:
         """The ranks that train together, for arrays of the network's device."""
