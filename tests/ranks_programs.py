@@ -153,6 +153,14 @@ def small_memory(file: str) -> None:
         Path(file).with_suffix(".json").write_text(json.dumps(found))
 
 
+def nan(file: str) -> None:
+    """NaN in a row that one rank has."""
+    x, labels = some_rows()
+    x[50, 2] = np.nan
+    network = MLP([4, 8, 3], seed=1, device="cpu:numpy")
+    Trainer(network, batch_size=32, distributed="auto").fit(x, labels)
+
+
 def raise_on_rank_1(file: str) -> None:
     """An exception that one rank has outside of `fit`, while the others are in it."""
     if join("auto").rank == 1:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gpubackprop
 from gpubackprop import MLP, StopTraining, Trainer
 from gpubackprop.distributed import Alone, Communicator, in_threads, join
 from gpubackprop.distributed.launch import launcher
@@ -24,6 +25,7 @@ from gpubackprop.errors import (
     OptionError,
     StorageError,
 )
+from gpubackprop.training.state import FitOptions
 from tests.ranks_programs import CASES, EPOCHS, figures, some_rows, trained
 
 DEVICES = ["cpu:numpy", "cpu"]
@@ -46,6 +48,36 @@ def test_ranks_learn_what_one_process_learns(case: str, size: int) -> None:
     found = [figures(t) for t in in_threads(size, lambda ranks: trained(case, ranks, device))]
     assert all(other == found[0] for other in found), "the ranks differ"
     assert_close(found[0], wanted)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_networks_of_16_bits_differ_by_float32s_rounding_alone(precision: str) -> None:
+    def work(ranks: Communicator | None) -> Any:
+        network = MLP(
+            [4, 8, 6, 3], "relu", seed=1, precision=precision, dropout=0.1, device="cpu:numpy"
+        )  # fmt: skip
+        trainer = Trainer(
+            network, batch_size=32, l2=0.001, clip_norm=1.0, stochastic_rounding=True,
+            distributed=ranks,
+        )  # fmt: skip
+        history = trainer.fit(*some_rows(), epochs=3, validation=0.2)
+        return history["val_loss"], network.parameters.tobytes()
+
+    wanted, _ = work(None)
+    (found, first), *others = in_threads(3, work)
+    assert all(other == (found, first) for other in others)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_the_versions_are_among_what_must_agree() -> None:
+    from gpubackprop.training import shared_run
+
+    trainer = trained("plain", None)
+    options = FitOptions(1, None, 0.0, None, None, None, 0.0)
+    record = shared_run._must_agree(trainer, trainer.state, trainer.state.step, None, options)
+    assert record["numpy"] == np.__version__
+    assert record["gpubackprop"] == gpubackprop.__version__
+    assert {"python", "device", "seed", "training x", "training targets"} <= record.keys()
 
 
 def test_as_many_ranks_end_with_the_same_bits_in_every_run() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.distributed import Communicator
-from gpubackprop.distributed.contract import is_agreed
+from gpubackprop.distributed.contract import agreed, is_agreed
 from gpubackprop.errors import NonFiniteLossError, one_line
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -95,14 +95,16 @@ class SharedRun(Run):
         self.ranks.require_same(_must_agree(settings, state, step, held_out, options), "training")
         super().__init__(settings, state, step, held_out, options)
         if self.ranks.rank:
-            self.progress = False
+            self.progress = self.speaks = False
 
     def run(self) -> History:
         """Train; an error that this rank alone has ends the others, which would wait for ever."""
         try:
             return super().run()
+        except NonFiniteLossError as error:  # found in figures that all ranks have
+            raise agreed(error) from error.__cause__
         except BaseException as error:
-            if not (isinstance(error, NonFiniteLossError) or is_agreed(error)):
+            if not is_agreed(error):
                 self.ranks.abort(f"{type(error).__name__}: {one_line(error)}")
             raise
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpubackprop.backends import devices as probing
+from gpubackprop.backends.cuda_driver import probe_driver
 from gpubackprop.distributed.contract import Communicator
 from gpubackprop.distributed.threads import Group, Threads, run_ranks
 from gpubackprop.errors import DeviceUnavailable, OptionError
@@ -79,7 +79,7 @@ def team_of(devices: Devices, network: MLP) -> Team | None:
     if devices is None:
         return None
     if devices == "all":
-        count = len(probing.probe_driver().gpus)
+        count = len(probe_driver().gpus)
         if not count:
             raise DeviceUnavailable(
                 'devices="all" means all GPUs, and there is none here; `gpubackprop info` says '
