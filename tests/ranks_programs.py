@@ -36,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "mean over units": {"loss": SquaredError(reduction="elementwise_mean"), "numbers": True},
     "early stopping": {"patience": 1, "optimizer": Adam(0.2), "schedule": ReduceOnPlateau(0.5, patience=0)},
     "scaled loss": {"loss_scale": "dynamic"},
+    "optimizer in parts": {"shard_optimizer": True, "l2": 0.01, "dropout": 0.2},
+    "optimizer in parts, clipped": {"shard_optimizer": True, "clip_norm": 0.1, "l2": 0.01, "loss_scale": "dynamic"},
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from gpubackprop.errors import (
     StorageError,
 )
 from gpubackprop.training.state import FitOptions
-from tests.ranks_programs import CASES, EPOCHS, figures, some_rows, trained
+from tests.ranks_programs import CASES, EPOCHS, ROWS, figures, some_rows, trained
 
 DEVICES = ["cpu:numpy", "cpu"]
 
@@ -289,6 +289,38 @@ def test_a_checkpoint_that_rank_0_cannot_write_is_an_error_on_all(tmp_path: Path
         return str(caught.value)
 
     assert len(set(in_threads(2, work))) == 1
+
+
+def test_a_checkpoint_of_an_optimizer_in_parts_has_it_whole(tmp_path: Path) -> None:
+    wanted, case = figures(trained("optimizer in parts", None)), "optimizer in parts"
+    in_threads(3, lambda ranks: trained(case, ranks, epochs=2, checkpoint=tmp_path / "c"))
+    (tmp_path / "again").write_bytes((tmp_path / "c").read_bytes())
+    found = in_threads(2, lambda ranks: figures(trained(case, ranks, checkpoint=tmp_path / "c")))
+    assert_close(found[0], wanted)
+    assert_close(figures(trained(case, None, checkpoint=tmp_path / "again")), wanted)
+
+
+def test_each_rank_has_its_part_of_the_optimizers_state_and_says_so() -> None:
+    def work(ranks: Communicator) -> Any:
+        trainer = trained("optimizer in parts", ranks)
+        step = trainer.state.step
+        with pytest.raises(OptionError, match="write a checkpoint"):
+            copy.copy(trainer)
+        estimate = trainer.memory_estimate(ROWS)
+        return [slot.size for slot in step.slots], step.network.layout.size, estimate.optimizer
+
+    found = in_threads(3, work)
+    size = found[0][1]
+    assert sum(sizes[0] for sizes, _, _ in found) == size
+    assert max(sizes[0] for sizes, _, _ in found) <= size // 3 + 32
+    assert all(estimate == 2 * -(-size // 3) * 8 for _, _, estimate in found)
+
+
+def test_what_an_optimizer_in_parts_cannot_do_is_refused() -> None:
+    half = MLP([4, 8, 3], precision="bfloat16", device="cpu:numpy")
+    for options in ({"stochastic_rounding": True}, {"devices": ["cpu:numpy"] * 2}):
+        with pytest.raises(OptionError, match="shard_optimizer"):
+            Trainer(half, shard_optimizer=True, **options)
 
 
 # -- starting -------------------------------------------------------------------------------------

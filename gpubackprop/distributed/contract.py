@@ -7,7 +7,7 @@ import pickle
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -83,6 +83,20 @@ class Communicator(ABC):
             The rank that sends.
         """
 
+    def allgather(self, buffer: Array, parts: Sequence[slice]) -> None:
+        """Set each part of the buffer to what the rank of that number has there.
+
+        Parameters
+        ----------
+        buffer : (P,) array
+            As for `broadcast`.
+        parts : sequence of slice
+            One for each rank; they do not meet, and may be empty.
+        """
+        for root, part in enumerate(parts):
+            if part.stop > part.start:
+                self.broadcast(buffer[part], root)
+
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         self.gather(None)
@@ -110,6 +124,20 @@ class Communicator(ABC):
             As for `allreduce`.
         """
         backend.call(self.allreduce, buffer)
+
+    def emit_allgather(self, backend: Backend, buffer: Array, parts: Sequence[slice]) -> None:
+        """Issue `allgather` on a backend, or record it there.
+
+        Parameters
+        ----------
+        backend : Backend
+            The backend, or the recorder of a plan.
+        buffer : (P,) array
+            As for `allgather`.
+        parts : sequence of slice
+            As for `allgather`.
+        """
+        backend.call(self.allgather, buffer, parts)
 
     # -- built on these ---------------------------------------------------------------------------
 

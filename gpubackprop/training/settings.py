@@ -33,6 +33,7 @@ class Settings:
     regularization: Regularization
     shuffle: bool
     progress: bool | None
+    shard_optimizer = False  # whether each rank has a part of the optimizer's state
     is_alone = True  # whether one process trains, without others
     _joined: Communicator = Alone()
 

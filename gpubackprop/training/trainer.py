@@ -101,6 +101,10 @@ class Trainer(Settings):
         GPUs of this machine on which `fit` trains in threads, one for each: all of them, the first
         so many, or those of these names, of which the first is the network's. As with ranks, a
         batch has `batch_size` rows in all.
+    shard_optimizer : bool
+        Whether each of several ranks has a part of the optimizer's state alone, and updates its
+        part of the parameters. Results stay the same; a step moves half as much again, and the
+        trainer cannot be copied or pickled.
 
     Attributes
     ----------
@@ -154,7 +158,9 @@ class Trainer(Settings):
         progress: bool | None = None,
         distributed: str | Communicator | None = None,
         devices: Devices = None,
+        shard_optimizer: bool = False,
     ) -> None:
+        self.shard_optimizer = bool(shard_optimizer)
         if distributed is not None:
             self.joined(join(distributed))
         self.network, self.loss, self.optimizer = network, loss, optimizer
@@ -172,6 +178,11 @@ class Trainer(Settings):
         self.metrics, self.callbacks, self.progress = metrics, callbacks, progress
         self.state = TrainingState(np.random.default_rng(self.seed))
         self._team = team_of(devices, network)
+        if self.shard_optimizer and (self._team or self.stochastic_rounding):
+            raise OptionError(
+                "shard_optimizer is for ranks that are processes, without stochastic_rounding; "
+                "leave it out, or start the program with mpirun"
+            )
         if self._team and not self.is_alone:
             raise OptionError(
                 "devices and distributed are two ways to the same; give each rank its own GPU with "
@@ -504,7 +515,7 @@ class Trainer(Settings):
         return measured(step, batch, lambda: step.update(rows, lr), repeats)
 
     def memory_estimate(self, rows: int, dtype: Any = np.float32) -> MemoryEstimate:
-        """Estimate the memory of a training before anything of it is allocated.
+        """Estimate the memory of a training before anything of it is allocated; of each rank.
 
         Parameters
         ----------
@@ -526,7 +537,7 @@ class Trainer(Settings):
         rows = int(number(rows, "rows", 1))
         return estimated(
             self.network, self.loss, self.optimizer, self.batch_size, rows, np.dtype(dtype),
-            get_num_threads(),
+            get_num_threads(), self._joined.size, self.shard_optimizer,
         )  # fmt: skip
 
     # -- what a caller passes, as batches ---------------------------------------------------------
