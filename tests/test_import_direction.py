@@ -31,6 +31,7 @@ LAYERS = (
         "schedules",
     ),
     ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
+    ("many",),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     (
         "sklearn",
