@@ -38,7 +38,13 @@ class Settings:
     _joined: Communicator = Alone()
 
     def joined(self, ranks: Communicator | None) -> None:
-        """Train together with these ranks from now on; None is alone."""
+        """Train together with these ranks from now on.
+
+        Parameters
+        ----------
+        ranks : Communicator or None
+            The ranks; None is one process alone.
+        """
         self._joined = ranks or Alone()
         self.is_alone = self._joined.size == 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpubackprop.backends.cuda_driver import probe_driver
 from gpubackprop.distributed.contract import Communicator
@@ -13,9 +13,7 @@ from gpubackprop.errors import DeviceUnavailable, OptionError
 from gpubackprop.network import MLP
 from gpubackprop.training.history import History
 
-if TYPE_CHECKING:
-    from gpubackprop.training.trainer import Trainer
-
+Trainer = Any  # the trainer of the module above, which makes a team
 Devices = str | int | Sequence[str] | None
 
 
