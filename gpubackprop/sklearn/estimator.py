@@ -18,6 +18,7 @@ from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
 from gpubackprop.sklearn.fit_tasks import CallbackSupportMixin, FitTasks
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
+from gpubackprop.sklearn.members import fit_members
 from gpubackprop.sklearn.onnx_export import OnnxExport
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, check_parameters, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
@@ -96,12 +97,17 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         started = time.perf_counter()
         sizes = hidden_sizes(self.hidden_layer_sizes)
         self._check_options(validation_data)
+        if self.n_members is not None and self.n_members > 1:
+            fit_members(self, X, y, sample_weight, incremental, validation_data)
+            return self
+        self.__dict__.pop("_interrupted", None)
+        self.__dict__.pop("members_", None)  # of an earlier fit with n_members
         watched = not incremental and getattr(self, "_skl_callbacks", None)  # by `set_callbacks`
         tasks = FitTasks(self, X, y, sample_weight) if watched else None
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
-        X, y = self._validate_input(X, y, incremental, first)
-        weights = self._weights(y, self._check_weights(sample_weight, X))
-        y = self._encode(y)
+        X, given = self._validate_input(X, y, incremental, first)
+        y = self._encode(given)  # before the weights are looked at, as in scikit-learn
+        weights = self._weights(given, self._check_weights(sample_weight, X))
         if not first:
             check_goes_on(self, X.shape[1], sizes, y.shape[1])
         if incremental and hasattr(self, "_optimizer"):  # coefs_ may have been deleted
@@ -206,7 +212,7 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         Raises
         ------
         OptionError
-            scikit-learn does not have the activation.
+            scikit-learn does not have the activation, or this is an ensemble.
         """
         return to_sklearn(self)
 

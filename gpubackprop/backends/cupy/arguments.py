@@ -38,8 +38,8 @@ LABELS = (np.uint8, np.int32, np.int64)
 #                           arguments.cuh)
 _DROPOUT_STATE = {"dropout_state": "u64*"}
 _LAYER_NUMBERS = {
-    "dropout_threshold": "i64", "dropout_layer": "i64", "parameter": "compute",
-    "dropout_scale": "compute", "join": "i32",
+    "dropout_threshold": "i64", "dropout_layer": "i64", "dropout_row": "i64",
+    "parameter": "compute", "dropout_scale": "compute", "join": "i32",
 }  # fmt: skip
 _SOFTMAX = {
     "logits": "storage*", "labels": "labels*", "probabilities": "compute*", "delta": "storage*",
@@ -115,6 +115,14 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "gather_rows": {
         "source": "source*", "rows": "i64*", "out": "storage*", "count": "i64", "cols": "i64",
         "source_rows": "i64", "stride_source": "i64", "stride_out": "i64",
+    },
+    "one_hot_forward": {
+        "codes": "i32*", "W": "storage*", "a": "storage*", "rows": "i64", "groups": "i64",
+        "units": "i64", "inputs": "i64", "stride_W": "i64", "stride_a": "i64", "add": "i32",
+    },
+    "one_hot_backward": {
+        "codes": "i32*", "tiles": "i32*", "delta": "storage*", "grad_W": "storage*", "rows": "i64",
+        "groups": "i64", "units": "i64", "stride_delta": "i64", "stride_W": "i64",
     },
     "accumulate": {
         "loss": "compute*", "correct": "u8*", "correct_rows": "i64*", "weights2": "compute*",
