@@ -21,7 +21,8 @@ NUMBERS = [*FLOATS, np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)]
 # rows, columns, gap between rows: none, one, odd ones; short rows that are joined; pieces and tails
 SHAPES = (
     (0, 3, 0), (1, 1, 0), (3, 0, 0), (5, 1, 3), (2, 7, 0), (33, 10, 0), (31, 3, 5), (70, 40, 0),
-    (3, 41, 1), (2, 255, 0), (2, 257, 0), (3, 512, 0), (2, 513, 7), (1, 1500, 0),
+    (3, 41, 1), (35, 47, 0), (2, 255, 0), (33, 256, 3), (2, 257, 0), (3, 512, 0), (2, 513, 7),
+    (1, 1500, 0),
 )  # fmt: skip
 COUNTS = (0, 1, 7, 511, 512, 513, 2000)
 PATTERN = 0xA5
