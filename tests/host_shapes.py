@@ -232,13 +232,13 @@ def flats(host: Host, random: np.random.Generator) -> Iterator[Call]:
     for count in COUNTS:
         for dtype in FLOATS:
             x, code = numbers(random, (count,), dtype), {"storage": STORAGE[dtype]}
-            partial = np.empty((-(-count // 600), 2))
+            partial = np.empty(-(-count // 600))
             yield "gb_sum_of_squares", {
-                "x": x, "partial": partial, "out": np.empty(2), "last": count, "count": count,
+                "x": x, "partial": partial, "out": np.empty(()), "last": count, "count": count,
                 "chunk": 600, **code,
             }, []  # fmt: skip
             yield "gb_sum_of_squares_finish", {
-                "partial": partial, "out": np.empty(2), "chunks": len(partial)
+                "partial": partial, "out": np.empty(()), "chunks": len(partial)
             }, []  # fmt: skip
             out = numbers(random, (count,), dtype)
             scale = np.array(0.5, compute(dtype))
