@@ -55,6 +55,10 @@ NOT_RUN = {
     "python -m tools.mutants --all": "hours, and writes into this repository",
     "python -m tools.mutants --all --only '^update' --jobs 2": "an hour",
     "python -m tools.mutants --sample 16 --seed 0": "minutes; test_mutants runs it",
+    "mpirun -n 4 gpubackprop train": "needs MPI; test_distributed_mpi runs it on two ranks",
+    "mpirun -hosts node1,node2 -ppn 4 gpubackprop train /shared/images.npy --target /shared/labels.npy": "needs two machines",
+    "srun --ntasks-per-node=4 --nodes=2 --mpi=pmi2 gpubackprop train /shared/images.npy --target /shared/labels.npy": "needs Slurm",
+    "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint node1:29500 --no-python gpubackprop train /shared/images.npy --target /shared/labels.npy": "needs two machines",
 }
 
 
@@ -260,7 +264,7 @@ def test_a_row_of_the_lectures_table_is_what_pytorch_computes(row):
 def test_the_lectures_table_has_its_rows():
     assert len(TABLE) == 8
     whole = " ".join(row.here for row in TABLE)
-    for name in ("output", "hidden", "pre_activation", "W", "b"):
+    for name in ("a", "h", "yhat", "output", "hidden", "pre_activation", "W", "b"):
         assert f"g.{name}" in whole
 
 
@@ -271,6 +275,9 @@ EDITS = [
     (2, "(ŷ − t)/N", "ŷ − t"),
     (2, "½‖", "‖"),
     (0, "W_l h_{l-1}", "W_l h_l"),
+    (0, "g.a[l-1]", "g.a[l]"),
+    (0, "g.h[l-1]", "g.h[l]"),
+    (1, "`g.yhat`", "`g.a[2]`"),
     (0, "(h_prev, W, b,", "(h_prev, W, b * 2,"),
     (3, "W_{l+1}ᵀ", "W_{l}ᵀ"),
     (3, "g.hidden[l-1]", "g.pre_activation[l-1]"),

@@ -17,11 +17,12 @@ LAYERS = (
     ("tensorfile",),
     ("formulas",),
     ("backends",),
-    ("ops", "data"),
+    ("ops", "data", "distributed"),
     ("layout",),
     (
         "network",
         "torch_modules",
+        "trace",
         "gradients",
         "passes",
         "losses",
@@ -30,13 +31,25 @@ LAYERS = (
         "schedules",
     ),
     ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
+    ("many",),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
-    ("sklearn", "torch", "distributed", "bench", "cli", "plots", "loggers", "report", "__main__"),
+    (
+        "sklearn",
+        "torch",
+        "bench",
+        "cli",
+        "plots",
+        "figures",
+        "network_picture",
+        "loggers",
+        "report",
+        "__main__",
+    ),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "mlflow", "nvmath", "onnx", "pandas",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "mlflow", "mpi4py", "nvmath", "onnx", "pandas",
     "pyarrow", "pynvml", "scipy", "skl2onnx", "sklearn", "tensorboard", "thinc", "torch", "wandb",
 }  # fmt: skip
 

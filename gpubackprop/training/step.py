@@ -92,6 +92,8 @@ class TrainStep(GradientStep):
         `Backend.sum_of_squares`.
     """
 
+    part: slice | None = None  # the elements whose slots are here; None is all
+
     def __init__(
         self,
         network: MLP,
@@ -110,7 +112,8 @@ class TrainStep(GradientStep):
         backend, dtype, size = network.backend, network.dtype, network.layout.size
         self.optimizer, self.regularization = optimizer, regularization
         formula = optimizer.formula
-        self.slots = tuple(backend.zeros(size, dtype) for _ in formula.slots)
+        held = size if self.part is None else self.part.stop - self.part.start
+        self.slots = tuple(backend.zeros(held, dtype) for _ in formula.slots)
         for slot in self.slots:
             backend.fill(slot, optimizer.hyperparameters[formula.initial] if formula.initial else 0)
         self.squares = backend.zeros(2, dtype) if backend.asynchronous else np.zeros(())
@@ -118,7 +121,7 @@ class TrainStep(GradientStep):
         rule = UpdateRule(
             formula, optimizer.hyperparameters, optimizer.lr, optimizer.weight_decay,
             regularization.l2, regularization.clip_norm, network.layout.weights_end,
-            options.scaling, options.stochastic_rounding,
+            options.scaling, options.stochastic_rounding, self.part,
         )  # fmt: skip
         self.half_copy = backend.empty(size, network.precision) if network.mixed_precision else None
         self.updater = backend.updater(
@@ -210,12 +213,17 @@ class TrainStep(GradientStep):
         self.steps += 1
         return batch
 
-    def summary(self) -> dict[str, float]:
+    def totals_of_all(self) -> np.ndarray:
+        """Return the totals of all ranks that train together: here, this one's."""
+        return self.read_totals()
+
+    def summary(self, totals: np.ndarray | None = None) -> dict[str, float]:
         """Return `RunningTotals.figures` over the rows so far; the loss includes the penalty.
 
         With a mean over weighted or ignored rows the loss is the mean of the batches' means.
+        `totals` are to be read; None reads this rank's.
         """
-        totals = self.read_totals()
+        totals = self.read_totals() if totals is None else totals
         rows = max(1.0, totals[Total.ROWS])
         figures = self.running.figures
         return figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)

@@ -16,6 +16,7 @@ from gpubackprop.backends import LossScaling
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
+from gpubackprop.distributed import Communicator, join
 from gpubackprop.errors import NonFiniteLossError, OptionError, OutOfMemory, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -30,8 +31,10 @@ from gpubackprop.training.memory_estimate import MemoryEstimate, estimated
 from gpubackprop.training.profile import Profile, measured
 from gpubackprop.training.run import Run
 from gpubackprop.training.settings import Settings
+from gpubackprop.training.shared_run import SharedEvaluation, SharedRun, shared_metrics
 from gpubackprop.training.state import FitOptions, TrainingState
 from gpubackprop.training.step import Regularization
+from gpubackprop.training.team import Devices, Team, team_of
 
 Array = np.ndarray
 Callback = Callable[["Trainer", Row], Any]
@@ -87,7 +90,21 @@ class Trainer(Settings):
         raises `gpubackprop.StopTraining`, training ends after that epoch as after its last one, and
         history.stopped is "callback".
     progress : bool or None
-        Whether to show a progress bar; None shows it if stderr is a terminal.
+        Whether to show a progress bar; None shows it in a terminal and in a notebook.
+    distributed : {"auto", "mpi", "torchrun"}, Communicator or None
+        Who trains together, see `gpubackprop.distributed.join`. Every rank builds the same network
+        and trainer, and makes the same calls of `fit` and `evaluate` with the same arguments; x may
+        be a memory map, of which a rank reads its rows. A batch has `batch_size` rows in all, and
+        the results are those of one process up to rounding. Rank 0 writes checkpoints and computes
+        metrics. None is one process alone.
+    devices : "all", int, sequence of str, or None
+        GPUs of this machine on which `fit` trains in threads, one for each: all of them, the first
+        so many, or those of these names, of which the first is the network's. As with ranks, a
+        batch has `batch_size` rows in all.
+    shard_optimizer : bool
+        Whether each of several ranks has a part of the optimizer's state alone, and updates its
+        part of the parameters. Results stay the same; a step moves half as much again, and the
+        trainer cannot be copied or pickled.
 
     Attributes
     ----------
@@ -139,7 +156,13 @@ class Trainer(Settings):
         metrics: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
+        distributed: str | Communicator | None = None,
+        devices: Devices = None,
+        shard_optimizer: bool = False,
     ) -> None:
+        self.shard_optimizer = bool(shard_optimizer)
+        if distributed is not None:
+            self.joined(join(distributed))
         self.network, self.loss, self.optimizer = network, loss, optimizer
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
@@ -154,6 +177,17 @@ class Trainer(Settings):
             )
         self.metrics, self.callbacks, self.progress = metrics, callbacks, progress
         self.state = TrainingState(np.random.default_rng(self.seed))
+        self._team = team_of(devices, network)
+        if self.shard_optimizer and (self._team or self.stochastic_rounding):
+            raise OptionError(
+                "shard_optimizer is for ranks that are processes, without stochastic_rounding; "
+                "leave it out, or start the program with mpirun"
+            )
+        if self._team and not self.is_alone:
+            raise OptionError(
+                "devices and distributed are two ways to the same; give each rank its own GPU with "
+                "MLP(..., device=...), or train in one process with devices"
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a pickle, also from before its parts were one record."""
@@ -162,6 +196,8 @@ class Trainer(Settings):
             parts = (state.pop(name) for name in ("_rng", "history", "_position", "_step"))
             state["state"] = TrainingState(*parts)
         vars(self).update(state)
+        # The ranks are those of where the pickle is read; a copy made within a team's fit has none.
+        self.joined(None if self._team else self._joined)
 
     def __copy__(self) -> Trainer:
         """Return a trainer of the same network that goes on from here with a state of its own."""
@@ -169,6 +205,8 @@ class Trainer(Settings):
         vars(twin).update(vars(self))
         for name in ("state", "callbacks", "metrics", "_schedule"):
             setattr(twin, name, copy.copy(getattr(self, name)))
+        if self._team:
+            twin.joined(None)
         return twin
 
     @property
@@ -190,6 +228,8 @@ class Trainer(Settings):
         constant = isinstance(self.schedule, schedules.Constant)
         main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
         main |= {} if constant else {"schedule": self.schedule}
+        main |= {} if self.is_alone else {"distributed": self._joined}
+        main |= {"devices": list(self._team.devices)} if self._team else {}
         return main | {name: value for name, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
@@ -309,7 +349,13 @@ class Trainer(Settings):
             The checkpoint is damaged or of another training; nothing has been changed.
         StorageError
             A checkpoint could not be written; the network has its best weights so far.
+        DistributedError
+            The ranks have different options, data, weights or versions, or some of them failed; the
+            message names the rank. All ranks raise it.
         """
+        if self._team is not None and self.is_alone:
+            given = {name: value for name, value in locals().items() if name != "self"}
+            return self._team.fit(self, given)
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
             None if patience is None else int(number(patience, "patience", 1)),
@@ -324,21 +370,33 @@ class Trainer(Settings):
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
-        try:
+
+        def prepare() -> tuple[Batches, Batches | None]:
             train = self._batches(x, targets, sample_weight, standardizer)
-            names = train.feature_names
             train = train if rows is None else train.at(rows, "rows")
             train.require_rows("x")
-            train, held_out = self._validation(train, validation, standardizer)
+            held_out = None
+            if validation is not None:
+                train, held_out = self._validation(train, validation, standardizer)
             train = train.counting(self.loss)
             train.require_rows("x, without the rows of weight 0,")
             train.require_finite_targets(self.loss)
-            step = self.state.new_step(self, train)
-            self.feature_names = names or self.feature_names
+            return train, held_out
+
+        try:
+            if self.is_alone:
+                train, held_out = prepare()
+                step = self.state.new_step(self, train)
+            else:
+                train, held_out = self.ranks.all_succeed(prepare)
+                step = self.ranks.all_succeed(lambda: self.state.new_step(self, train))
+            self.feature_names = train.feature_names or self.feature_names
+            kind = Run if self.is_alone else SharedRun
             try:
-                return Run(self, self.state, step, held_out, options).run()
+                return kind(self, self.state, step, held_out, options).run()
             except NonFiniteLossError as error:
-                places = [data.not_finite() for data in (train, held_out) if data is not None]
+                parts = [data for data in (train, held_out) if data is not None]
+                places = self.ranks.from_root(lambda: [data.not_finite() for data in parts])
                 error.args = (" ".join([str(error), *filter(None, places)]),)
                 raise
         except OutOfMemory as error:
@@ -380,13 +438,26 @@ class Trainer(Settings):
             The arrays do not fit the network.
         DataError
             There are no rows, or targets hold NaN.
+        DistributedError
+            As for `fit`.
         """
-        data = self._batches(x, targets, sample_weight, standardizer)
-        data = data if rows is None else data.at(rows, "rows")
-        data.require_rows("x")
-        data.require_finite_targets(self.loss)
-        step = EvaluationStep(self.network, self.loss, data, self.batch_size)
-        return step.measure() | custom_metrics(self.network, self.metrics, data)
+        made_from = self.network, self.loss
+
+        def prepare() -> Batches:
+            data = self._batches(x, targets, sample_weight, standardizer)
+            data = data if rows is None else data.at(rows, "rows")
+            data.require_rows("x")
+            data.require_finite_targets(self.loss)
+            return data
+
+        if self.is_alone:
+            data = prepare()
+            step = EvaluationStep(*made_from, data, self.batch_size)
+            return step.measure() | custom_metrics(self.network, self.metrics, data)
+        ranks = self.ranks
+        data = ranks.all_succeed(prepare)
+        step = SharedEvaluation(ranks, *made_from, data, self.batch_size)
+        return step.measure() | shared_metrics(ranks, self.network, self.metrics, data)
 
     def profile(
         self,
@@ -426,8 +497,13 @@ class Trainer(Settings):
         DataError
             There are no rows, or targets hold NaN.
         OptionError
-            `repeats` is below 1.
+            `repeats` is below 1, or the trainer is one of several ranks.
         """
+        if not self.is_alone:
+            raise OptionError(
+                f"profile times a step of one process, and this is {self._joined.who()}; profile a "
+                f"Trainer without distributed"
+            )
         repeats = int(number(repeats, "repeats", 1))
         data = self._batches(x, targets, sample_weight, standardizer).counting(self.loss)
         data.require_rows("x")
@@ -439,7 +515,7 @@ class Trainer(Settings):
         return measured(step, batch, lambda: step.update(rows, lr), repeats)
 
     def memory_estimate(self, rows: int, dtype: Any = np.float32) -> MemoryEstimate:
-        """Estimate the memory of a training before anything of it is allocated.
+        """Estimate the memory of a training before anything of it is allocated; of each rank.
 
         Parameters
         ----------
@@ -461,12 +537,13 @@ class Trainer(Settings):
         rows = int(number(rows, "rows", 1))
         return estimated(
             self.network, self.loss, self.optimizer, self.batch_size, rows, np.dtype(dtype),
-            get_num_threads(),
+            get_num_threads(), self._joined.size, self.shard_optimizer,
         )  # fmt: skip
 
     # -- what a caller passes, as batches ---------------------------------------------------------
 
     feature_names: tuple[str, ...] | None = None
+    _team: Team | None = None
 
     def _say_what_fits(self, error: OutOfMemory, x: Any) -> None:
         """Add to the error the batch that would fit into the GPU."""
@@ -487,10 +564,8 @@ class Trainer(Settings):
         )
 
     def _validation(
-        self, train: Batches, validation: float | tuple[Any, ...] | Array | None, standardizer: Any
-    ) -> tuple[Batches, Batches | None]:
-        if validation is None:
-            return train, None
+        self, train: Batches, validation: float | tuple[Any, ...] | Array, standardizer: Any
+    ) -> tuple[Batches, Batches]:
         if isinstance(validation, Real):
             order, by_class = train.order(None), None
             if self.loss.output == "softmax" and train.targets.ndim == 1:
