@@ -76,7 +76,10 @@ class HostBackend(NativeBackend):
         """Set out = sum x^2, in larger blocks: only the reported loss uses it."""
         self._call(_large_squares, x, out)
 
-    def matmul(self, x: Any, y: Any, out: Array) -> None:
+    def matmul(self, x: Any, y: Any, out: Array, accumulate: bool = False) -> None:
+        if accumulate:
+            super().matmul(x, y, out, accumulate)
+            return
         few_units = not isinstance(y, SparseBatch) and y.shape[1] <= FEW_UNITS
         if isinstance(x, SparseBatch):
             self._call(x.times, y, out)
