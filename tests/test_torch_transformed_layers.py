@@ -72,3 +72,32 @@ def test_a_layer_under_vmap_rounds_the_sum_with_the_bias_once():
     x, W = torch.tensor([[100.0, 0.3]]).bfloat16(), torch.tensor([[1.0, 1.0]]).bfloat16()
     b = torch.tensor([-100.0]).bfloat16()
     assert torch.vmap(lambda row: gt.linear_act(row, W, b, "relu"))(x).item() == 0.30078125
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_maps_of_maps_over_rows_and_networks_equal_a_loop(name, operands):
+    x, W, b = (tensor.detach() for tensor in operands)
+    Ws = torch.stack([W * k for k in (1, 2, -1)])
+    function = LAYERS[name][0]
+
+    def of(row, weight):
+        return function(row, weight, b)
+
+    wanted = torch.stack([torch.stack([of(row, V) for row in x]) for V in Ws])
+    by_networks = torch.vmap(torch.vmap(of, (0, None)), (None, 0))(x, Ws)
+    by_rows = torch.vmap(torch.vmap(of, (None, 0)), (0, None))(x, Ws).transpose(0, 1)
+    torch.testing.assert_close(by_networks, wanted)
+    torch.testing.assert_close(by_rows, wanted)
+    grads = torch.vmap(torch.vmap(torch.func.grad(lambda V, row: of(row, V).float().sum()),
+                                  (None, 0)), (0, None))(Ws, x)  # fmt: skip
+    one_by_one = [[torch.func.grad(lambda V, row=row: of(row, V).float().sum())(V) for row in x]
+                  for V in Ws]  # fmt: skip
+    torch.testing.assert_close(grads, torch.stack([torch.stack(row) for row in one_by_one]))
+
+
+def test_a_gradient_over_mapped_rows_is_summed_before_it_is_rounded():
+    x = torch.tensor([[3000.0], [-3000.0]]).half()  # each row's share is beyond 65504
+    W, b = torch.tensor([[1.0]]).half().requires_grad_(), torch.zeros(1).half()
+    out = torch.vmap(lambda row: gt.linear_act(row, W, b, "identity"))(x)
+    (out * torch.tensor([[300.0], [299.0]]).half()).sum().backward()
+    assert W.grad.item() == 3000

@@ -9,19 +9,19 @@ has the effect that it has in PyTorch.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
 
 class _Affine(torch.autograd.Function):
-    generate_vmap_rule = True
+    """x (N, D_in), W (D_out, D_in), b (D_out,); or each with an axis of networks in front."""
 
     @staticmethod
     def forward(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        return F.linear(x.float(), W.float(), b.float())
+        return x.float() @ W.float().mT + b.float().unsqueeze(-2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -30,24 +30,42 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, b = ctx.saved_tensors
+        x, W, _ = ctx.saved_tensors
         delta = delta.to(x.dtype)
         needs_x, needs_W, needs_b = ctx.needs_input_grad
-        rows = delta.reshape(-1, delta.shape[-1])
         return (
             delta @ W if needs_x else None,
-            rows.t() @ x.reshape(-1, x.shape[-1]) if needs_W else None,
-            rows.sum(0).to(b.dtype) if needs_b else None,
+            delta.mT @ x if needs_W else None,
+            delta.sum(-2) if needs_b else None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        x, W, b = (tensor.float() for tensor in ctx.saved_tensors)
-        v_x, v_W, v_b = (None if v is None else v.float() for v in tangents)
-        out = torch.zeros_like(b) if v_b is None else v_b
-        if v_x is not None:
-            out = out + F.linear(v_x, W)
-        return (out if v_W is None else out + F.linear(x, v_W)).expand(*x.shape[:-1], len(b))
+    def jvp(ctx: Any, v_x: Tensor | None, v_W: Tensor | None, v_b: Tensor | None) -> Tensor:
+        x, W, b = ctx.saved_tensors
+        nothing = torch.zeros_like(b)
+        out = _Affine.forward(torch.zeros_like(x), W, nothing if v_b is None else v_b)
+        for left, right in ((v_x, W), (x, v_W)):
+            if left is not None and right is not None:
+                out = out + _Affine.forward(left, right, nothing)
+        return out
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *operands: Tensor) -> tuple[Tensor, int]:
+        """One product for all, if only x is mapped: its gradients are summed before rounding."""
+        pairs = tuple(zip(operands, in_dims, strict=True))
+        x, W, b = (t if dim is None else t.movedim(dim, 0) for t, dim in pairs)
+        if in_dims[1] is None and in_dims[2] is None and x.dim() == 3:
+            out = _Affine.apply(x.reshape(-1, x.shape[-1]), W, b)
+            return out.reshape(*x.shape[:-1], len(b)), 0
+        x, W, b = (
+            t.expand(info.batch_size, *t.shape) if dim is None else t
+            for t, (_, dim) in zip((x, W, b), pairs, strict=True)
+        )
+        if x.dim() > 3:  # a map of a map: networks of both are one axis
+            *outer, rows, _ = x.shape
+            x, W, b = (t.flatten(0, 1) for t in (x, W, b))
+            return _Affine.apply(x, W, b).reshape(*outer, rows, W.shape[-2]), 0
+        return _Affine.apply(x, W, b), 0
 
 
 def affine(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -57,6 +75,6 @@ def affine(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     compiles no such function under vmap; the graph that it makes gets float32 copies.
     """
     b = W.new_zeros(len(W)) if b is None else b
-    if torch.compiler.is_compiling():
-        return _Affine.forward(x, W, b)
-    return _Affine.apply(x, W, b)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    a = (_Affine.forward if torch.compiler.is_compiling() else _Affine.apply)(rows, W, b)
+    return a.reshape(*x.shape[:-1], len(W))

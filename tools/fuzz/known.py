@@ -229,6 +229,22 @@ ESTIMATORS = (
         before=r"coefs_\[0\] = .*tolist",
     ),
     Known(
+        "a row of weight 0 does not count where its loss is infinite, which makes NaN of "
+        "scikit-learn's sum",
+        line=r"fit\(.*1e\+\d{3}.*sample_weight=",
+        place=r"\.(loss_|best_loss_|loss_curve_\[\d+\]|best_loss_\.type)$",
+        detail=r"there array.nan|beside loss_ \[array\(nan\), array\(\d",
+        ends=True,
+    ),
+    Known(
+        "with beta_2 of 0 a step is divided by the last gradient alone: where the penalty's is all "
+        "there is, and near 0, its rounding is magnified",
+        place=r"\.(coefs_|intercepts_)\[",
+        kind="values",
+        detail=r"off by \d(\.\d+)?e-(09|[1-9]\d) ",
+        before=r"beta_2=0\.0",
+    ),
+    Known(
         "weights are divided by their sum first; scikit-learn multiplies float32 deltas by them, "
         "which makes 0 of the smallest",
         line=r"float32.*sample_weight=.*1e-200",
