@@ -108,7 +108,7 @@ def working_bytes(rows: int, features: int, classes: int, dtype: Any, on_gpu: bo
     --------
     >>> whole = 3 * 4096 * 128256 * 2  # logits, their softmax and delta in 16 bits
     >>> round(working_bytes(4096, 4096, 128256, np.float16, True) / whole, 3)
-    0.125
+    0.096
     """
     compute, narrow = compute_dtype(dtype).itemsize, np.dtype(dtype).itemsize
     chunk = chunk_rows(rows, classes, dtype, on_gpu)

@@ -122,6 +122,7 @@ class CupyBackend(LayerOperations):
         recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
         recorder._recorded = RecordedCalls()
         recorder.memory.flags = self.memory.flags
+        recorder.memory.first_row = self.memory.first_row
         recorder._labels = [False]
         return recorder
 
@@ -196,7 +197,7 @@ class CupyBackend(LayerOperations):
 
         arrays = {"logits": logits, "targets": targets, "sample_weight": sample_weight}
         arrays |= {"divisor": divisor, **result}
-        self._loss(("softmax", self.memory.bad_label.data.ptr), emit, options, upstream, arrays)
+        self._loss(("softmax", self.memory.flag_address), emit, options, upstream, arrays)
 
     def number_rows_from(self, first: int) -> None:
         self.memory.first_row = first

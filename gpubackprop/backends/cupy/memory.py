@@ -26,10 +26,15 @@ class Filled:
         CuPy.
     array : array
         Its fill is queued on the current stream of its device.
+
+    Attributes
+    ----------
+    address : int
+        Where it lies.
     """
 
     def __init__(self, cupy: Any, array: Any) -> None:
-        self._cupy, self._array = cupy, array
+        self._cupy, self._array, self.address = cupy, array, int(array.data.ptr)
         self._stream = cupy.cuda.get_current_stream()  # kept, so that its number is not reused
         self._event: Any = None
         if not self._stream.is_capturing():
@@ -143,12 +148,20 @@ class WorkingMemory:
 
     # -- labels out of range ----------------------------------------------------------------------
 
-    @property
-    def bad_label(self) -> Any:
+    def _flag(self) -> Filled:
         if self.first_row not in self.flags:
             self.flags[self.first_row] = self._filled(self.full(2, -1, np.int64))
+        return self.flags[self.first_row]
+
+    @property
+    def flag_address(self) -> int:
+        """Address of `bad_label`, for which no stream waits."""
+        return self._flag().address
+
+    @property
+    def bad_label(self) -> Any:
         with self.cupy.cuda.Device(self.index):
-            return self.flags[self.first_row].array()
+            return self._flag().array()
 
     @bad_label.setter
     def bad_label(self, array: Any) -> None:

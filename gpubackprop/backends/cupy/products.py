@@ -64,7 +64,7 @@ class Products:
 
         Whatever allocates, asks or waits is done now.
         """
-        return (self, (x, y, out, accumulate)), self.obstacle
+        return (self, (x, y, out, *((True,) if accumulate else ()))), self.obstacle
 
 
 class CupyProducts(Products):
