@@ -45,7 +45,7 @@ class Run:
         self.best = backend.empty(parameters.shape, parameters.dtype)
         backend.copy(parameters, self.best)
         self.saved_at = time.monotonic()
-        self.progress = settings.progress
+        self.progress, self.speaks = settings.progress, True
         self.updates = (-1, 0)  # (updates applied, updates skipped) at the last applied update
         self._follow(step)
 
@@ -85,7 +85,7 @@ class Run:
         position, rows = self.position, len(self.step.data)
         done = position.epoch * rows + position.step * self.step.batch_size
         bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.progress)
-        with InterruptGuard() as guard:
+        with InterruptGuard(self.speaks) as guard:
             try:
                 while position.epoch < self.last_epoch and not self.history.stopped:
                     self._epoch(bar, guard)
