@@ -21,6 +21,7 @@ STEP = frozenset({"training_step", "cold_start"})
 LINEAR = frozenset({"linear_cross_entropy", "linear_gelu"})
 FIT = frozenset({"fit"})
 OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
+NUMPY_ALONE = "gpubackprop, NumPy alone"  # without the compiled kernels of the host
 FRONT_ENDS = ("gpubackprop.torch", "gpubackprop.sklearn")
 OWN = frozenset((*OURS.values(), *FRONT_ENDS))
 LIMIT = "limit"
@@ -87,6 +88,11 @@ _BOTH = ("cpu", "cuda")
 _OWN = "from gpubackprop import MLP, Trainer"
 PROVIDERS = (
     Provider("numpy", "ours", ("cpu",), imports=_OWN),
+    Provider(
+        NUMPY_ALONE, "ours", ("cpu",),
+        frozenset({"softmax_cross_entropy", "training_step", "update", "update_many"}),
+        "numpy-alone",
+    ),
     Provider(
         "cupy_raw", "ours", ("cuda",), imports=f"import cupy, gpubackprop.backends.cupy; {_OWN}"
     ),
