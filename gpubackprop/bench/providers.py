@@ -89,11 +89,6 @@ _OWN = "from gpubackprop import MLP, Trainer"
 PROVIDERS = (
     Provider("numpy", "ours", ("cpu",), imports=_OWN),
     Provider(
-        NUMPY_ALONE, "ours", ("cpu",),
-        frozenset({"softmax_cross_entropy", "training_step", "update", "update_many"}),
-        "numpy-alone",
-    ),
-    Provider(
         "cupy_raw", "ours", ("cuda",), imports=f"import cupy, gpubackprop.backends.cupy; {_OWN}"
     ),
     Provider("cupy_arrays", "expressions", ("cuda",), TORCH_OPS, imports="import cupy"),
@@ -150,6 +145,11 @@ PROVIDERS = (
     Provider(
         "thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc",
         imports="import thinc.api", extra="bench",
+    ),
+    Provider(
+        NUMPY_ALONE, "ours", ("cpu",),
+        frozenset({"softmax_cross_entropy", "training_step", "update", "update_many"}),
+        "numpy-alone",
     ),
 )  # fmt: skip
 GROUPS = tuple(dict.fromkeys(one.group for one in PROVIDERS if one.group))
