@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check signatures bench gpu clean
+.PHONY: help demo test test-all check signatures release bench gpu clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -54,6 +54,10 @@ signatures: ## hold the stand-in for CuPy to CuPy itself, which is put into .cup
 	$(environment) dev
 	$(PY) -m pip install --quiet --upgrade --target .cupy --no-deps "cupy-cuda13x>=14.2,<15" cuda-pathfinder
 	PYTHONPATH=.cupy $(PY) -m pytest tests/test_cupy_signatures.py
+
+release: ## build wheel and sdist twice into dist/, compare and check them: make release [TAG=v1.2.3]
+	$(environment) release
+	$(PY) -m tools.release dist --tag "$(TAG)"
 
 bench: ## run every benchmark against every peer, into benchmarks/results/ and the README
 	$(environment) dev,bench
