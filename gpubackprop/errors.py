@@ -87,6 +87,10 @@ class MissingDependencyError(GpubackpropError, ImportError):
     """An optional package is absent; the message names the extra that installs it."""
 
 
+class DistributedError(GpubackpropError, RuntimeError):
+    """The ranks of a training disagree, or one of them has failed; the message names it."""
+
+
 class StorageError(GpubackpropError, OSError):
     """A file could not be written (disk full, read-only directory); says what is kept and lost."""
 

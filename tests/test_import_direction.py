@@ -17,7 +17,7 @@ LAYERS = (
     ("tensorfile",),
     ("formulas",),
     ("backends",),
-    ("ops", "data"),
+    ("ops", "data", "distributed"),
     ("layout",),
     (
         "network",
@@ -36,7 +36,6 @@ LAYERS = (
     (
         "sklearn",
         "torch",
-        "distributed",
         "bench",
         "cli",
         "plots",
@@ -50,7 +49,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "mlflow", "nvmath", "onnx", "pandas",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "mlflow", "mpi4py", "nvmath", "onnx", "pandas",
     "pyarrow", "pynvml", "scipy", "skl2onnx", "sklearn", "tensorboard", "thinc", "torch", "wandb",
 }  # fmt: skip
 

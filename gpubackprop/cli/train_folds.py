@@ -16,6 +16,7 @@ from gpubackprop.cli.train_data import prepare
 from gpubackprop.cli.train_output import figures
 from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import finished_model, window
+from gpubackprop.errors import OptionError
 
 Build = Callable[[argparse.Namespace, TrainingData, Device], Trainer]
 TEST, VALIDATION = 0.2, 0.1
@@ -45,7 +46,7 @@ def _or(value: Any, default: float) -> Any:
 
 
 def score_folds(
-    args: argparse.Namespace, device: Device, build: Build, say: Say
+    args: argparse.Namespace, device: Device, build: Build, say: Say, ranks: int
 ) -> dict[str, Any] | None:
     """Train a network for each fold, on the rows of the others, and score it on the fold's.
 
@@ -60,11 +61,18 @@ def score_folds(
     ------
     KeyboardInterrupt
         Ctrl-C ended a training; nothing has been written.
+    OptionError
+        Several ranks train together.
     GpubackpropError
         A training failed; the message names the fold.
     """
     if args.folds is None:
         return None
+    if ranks > 1:
+        raise OptionError(
+            f"--folds is for one process but {ranks} ranks train together; run it without mpirun or "
+            "torchrun, with --jobs"
+        )
     count = args.folds
     parts = [prepare(_of_fold(args, fold)) for fold in range(count)]
     trainers = [build(args, data, device) for data in parts]
