@@ -70,8 +70,8 @@ def score_folds(
         return None
     if ranks > 1:
         raise OptionError(
-            f"--folds is for one process but {ranks} ranks train together; run it without mpirun or "
-            "torchrun, with --jobs"
+            f"--folds is for one process but {ranks} ranks train together; run it without mpirun "
+            "or torchrun, with --jobs"
         )
     count = args.folds
     parts = [prepare(_of_fold(args, fold)) for fold in range(count)]
