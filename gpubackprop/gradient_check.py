@@ -162,7 +162,7 @@ def _gradients(network: MLP, device: str, *batch: Any) -> Gradients:
     g, to_host = twin.gradients(*batch), twin.backend.to_host
     hidden, pre_activation, W, b = (
         [to_host(array) for array in arrays] for arrays in (g.hidden, g.pre_activation, g.W, g.b)
-    )
+    )  # the check makes a forward pass of its own
     return Gradients(to_host(g.loss), to_host(g.output), hidden, pre_activation, W, b)
 
 

@@ -1,4 +1,4 @@
-"""All gradients of a network's loss, as `MLP.gradients` returns them."""
+"""The values of a forward pass, and all gradients of the loss: `MLP.forward`, `MLP.gradients`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,58 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.errors import OptionError
 from gpubackprop.ops import display
 
 Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class ForwardValues:
+    """All values of a forward pass, each a whole matrix; index l - 1 holds layer l.
+
+    Parameters
+    ----------
+    x : (N, D_0) array
+        The inputs h_0, as the first product took them.
+    a : list of L arrays (N, D_l)
+        Pre-activations a_l = h_{l-1} W_l^T + b_l.
+    h : list of L - 1 arrays (N, D_l)
+        Hidden units h_l = g_l(a_l).
+    yhat : (N, K) array
+        The network's output O(a_L).
+
+    Examples
+    --------
+    >>> from gpubackprop import MLP
+    >>> values = MLP([4, 8, 3], "tanh", seed=0).forward(np.ones((2, 4)))
+    >>> bool(np.allclose(values.h[0], np.tanh(values.a[0])))
+    True
+    """
+
+    x: Array
+    a: list[Array]
+    h: list[Array]
+    yhat: Array
+
+    def _cells(self) -> tuple[list[str], list[list[Any]]]:
+        headers = ["layer", "units", "|a|", "|h|"]
+        norms = [*map(display.norm, self.h), None]
+        rows = [
+            [layer, a.shape[1], display.norm(a), h]
+            for layer, (a, h) in enumerate(zip(self.a, norms, strict=True), 1)
+        ]
+        return headers, rows
+
+    def _summary(self) -> str:
+        return f"Forward pass of {len(self.x)} rows through {len(self.a)} layers"
+
+    def __repr__(self) -> str:
+        """Return the number of units and norms as a table."""
+        return f"{self._summary()}\n{display.text_table(*self._cells())}"
+
+    def _repr_html_(self) -> str:
+        return display.html_table(self._summary(), *self._cells())
 
 
 @dataclass(frozen=True)
@@ -30,6 +79,8 @@ class Gradients:
         Gradients with respect to the weights.
     b : list of L arrays (D_l,)
         Gradients with respect to the biases.
+    forward : ForwardValues or None
+        The values of the forward pass; `x`, `a`, `h` and `yhat` are its arrays.
 
     Examples
     --------
@@ -46,6 +97,35 @@ class Gradients:
     pre_activation: list[Array]
     W: list[Array]
     b: list[Array]
+    forward: ForwardValues | None = None
+
+    @property
+    def x(self) -> Array:
+        """The inputs h_0, an (N, D_0) array."""
+        return self._values().x
+
+    @property
+    def a(self) -> list[Array]:
+        """The pre-activations a_l of all layers, L arrays (N, D_l)."""
+        return self._values().a
+
+    @property
+    def h(self) -> list[Array]:
+        """The hidden units h_l = g_l(a_l), L - 1 arrays (N, D_l)."""
+        return self._values().h
+
+    @property
+    def yhat(self) -> Array:
+        """The output yhat = O(a_L), an (N, K) array."""
+        return self._values().yhat
+
+    def _values(self) -> ForwardValues:
+        if self.forward is None:
+            raise OptionError(
+                "these gradients were made without the values of the forward pass; "
+                "MLP.gradients keeps them"
+            )
+        return self.forward
 
     def _cells(self) -> tuple[list[str], list[list[Any]]]:
         headers = ["layer", "W", "|W|", "b", "|b|", "hidden", "|hidden|", "|pre-activation|"]

@@ -24,7 +24,7 @@ from gpubackprop.data.labels import training_targets
 from gpubackprop.dtypes import is_number
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import OUTPUTS, Activation, lookup
-from gpubackprop.gradients import Gradients
+from gpubackprop.gradients import ForwardValues, Gradients
 from gpubackprop.initializers import INITIALIZERS, gain_of
 from gpubackprop.layout import ParameterLayout
 from gpubackprop.layout.architecture import (
@@ -48,6 +48,7 @@ from gpubackprop.passes import (
     emit_gradients,
 )
 from gpubackprop.torch_modules import TorchModules
+from gpubackprop.trace import Trace, trace
 
 Array = np.ndarray
 _ANOTHER = (
@@ -379,10 +380,14 @@ class MLP(TorchModules, HeldParameters):
         x = self._inputs(self.check_inputs(x))
         units = Units(backend, len(x), self.widths[1:], self.activations, self.precision)
         emit_forward(backend, x, parameters, units)
+        return self._wide(units.a[-1])
+
+    def _wide(self, logits: Array) -> Array:
+        """Return logits in the network's dtype."""
         if not self.mixed_precision:
-            return units.a[-1]
-        wide = backend.empty(units.a[-1].shape, self.dtype)
-        backend.gather_rows(units.a[-1], None, wide)
+            return logits
+        wide = self.backend.empty(logits.shape, self.dtype)
+        self.backend.gather_rows(logits, None, wide)
         return wide
 
     def _inputs(self, x: Array) -> Array:
@@ -427,6 +432,63 @@ class MLP(TorchModules, HeldParameters):
             self.backend.output(logits, self.output, result[start : start + batch_rows])
         return result
 
+    def forward(self, x: Any) -> ForwardValues:
+        """Compute the units of every layer, and keep them all.
+
+        Parameters
+        ----------
+        x : (N, D_0) array or data frame
+            Inputs.
+
+        Returns
+        -------
+        ForwardValues
+            Units of all layers. With `precision` all but yhat are in 16 bits.
+
+        Raises
+        ------
+        ShapeError
+            `x` has another shape.
+        DtypeError
+            `x` does not hold real numbers.
+        """
+        x = self.backend.asarray(self._inputs(self.check_inputs(x)))
+        units = PassUnits(self, len(x), separate=True)
+        emit_forward(self.backend, x, self.working_parameters(), units)
+        return self._values(x, units)
+
+    def _values(self, x: Array, units: PassUnits) -> ForwardValues:
+        logits = self._wide(units.a[-1])
+        yhat = self.backend.empty(logits.shape, self.dtype)
+        self.backend.output(logits, self.output, yhat)
+        return ForwardValues(x, units.a, units.h, yhat)
+
+    def trace(self, x: Any, target: Any = None, loss: str | Loss | None = None) -> Trace:
+        """Show one sample with every intermediate matrix: forward, and with a target backward.
+
+        Parameters
+        ----------
+        x : (D_0,) or (1, D_0) array
+            The sample.
+        target : int, float or (K,) array, or None
+            Its target, as in `gradients`; None shows the forward pass alone.
+        loss : Loss, str or None
+            As in `gradients`.
+
+        Returns
+        -------
+        Trace
+            Prints itself, in programs by ``print``.
+
+        Raises
+        ------
+        ShapeError
+            `x` is not one sample, or the target does not fit the output units.
+        OptionError
+            The loss belongs to another output function.
+        """
+        return trace(self, x, target, loss)
+
     def gradients(
         self, x: Any, targets: Any, loss: str | Loss | None = None, sample_weight: Any = None
     ) -> Gradients:
@@ -446,8 +508,9 @@ class MLP(TorchModules, HeldParameters):
         Returns
         -------
         Gradients
-            Every array has memory of its own. With `precision` they are in 16 bits, except the loss
-            and the gradients of W and b.
+            The gradients, and the values of the forward pass. Every array but x has memory of its
+            own. With `precision` they are in 16 bits, except the loss, yhat and the gradients of W
+            and b.
 
         Raises
         ------
@@ -479,7 +542,8 @@ class MLP(TorchModules, HeldParameters):
         batch = Batch(x, targets, weights, units, result)
         emit_gradients(self.backend, chosen, batch, self.working_parameters(), gradient)
         value = result["row_loss"] if chosen.options.reduction == "none" else result["loss"][()]
-        return Gradients(value, units.delta[-1], units.grad_h, units.delta, *gradient)
+        forward = self._values(x, units)
+        return Gradients(value, units.delta[-1], units.grad_h, units.delta, *gradient, forward)
 
     def copy(self, device: str | None = None) -> Self:
         """Return a network of the same class and architecture with a copy of the parameters.

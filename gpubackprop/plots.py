@@ -1,80 +1,63 @@
-"""Pictures of a training: learning curve, confusion matrix, predicted against true.
+"""Pictures: of a training, of predictions, and of a network with its values and gradients.
 
-Each function writes one PNG, whole or not at all. matplotlib is imported when one is called, and
-drawn to memory without pyplot, so that no display is needed and no global state is touched.
+Each function returns a matplotlib figure, which a notebook shows, and writes it as a PNG, whole or
+not at all, if it is given a path.
 """
 
 from __future__ import annotations
 
-import functools
-import io
 import math
 import os
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from gpubackprop._optional import require
 from gpubackprop.errors import ShapeError
-from gpubackprop.tensorfile import write_atomically
+from gpubackprop.figures import BLUE, DPI, GREY, ORANGE, finish, in_style, literal, new_figure
+from gpubackprop.network_picture import network
 from gpubackprop.training import History, Profile
 
+__all__ = [
+    "DPI",
+    "confusion_matrix",
+    "count_pairs",
+    "learning_curve",
+    "network",
+    "predictions",
+    "profile",
+]
+
 Array = np.ndarray
-Draw = TypeVar("Draw", bound=Callable[..., None])
-DPI = 160
-# Okabe & Ito 2008: told apart with every common colour blindness, and by lightness in print.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 LABELLED_CLASSES = 20  # with more classes, cells are too small for numbers
 _MOST_POINTS = 20_000  # in a scatter plot; more hide one another and take seconds to draw
-_STYLE = {
-    "font.size": 13,
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "axes.titlesize": 14,
-    "axes.labelsize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.8,
-    "legend.frameon": True,
-    "legend.framealpha": 0.9,
-    "legend.edgecolor": "none",
-    "legend.fontsize": 12,
-    "lines.linewidth": 2.2,
-    "figure.facecolor": "white",
-}
 
 
-def _in_style(draw: Draw) -> Draw:
-    """Run `draw` in this module's style; report it if matplotlib is absent."""
-
-    @functools.wraps(draw)
-    def styled(*args: Any, **options: Any) -> None:
-        with require("matplotlib", "cli", "draw pictures").rc_context(_STYLE):
-            draw(*args, **options)
-
-    return styled  # type: ignore[return-value]
-
-
-@_in_style
+@in_style
 def learning_curve(
-    history: History, path: str | os.PathLike[str], *, title: str = "", loss_label: str = "loss"
-) -> None:
+    history: History,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    loss_label: str = "loss",
+) -> Any:
     """Draw the loss, and a classifier's accuracy, over the epochs; the kept epoch is marked.
 
     Parameters
     ----------
     history : History
         A history with one finished epoch or more.
-    path : path
+    path : path or None
         The PNG to write.
     title : str
         Above the picture.
     loss_label : str
         Name of the loss axis, e.g. "cross entropy".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
 
     Raises
     ------
@@ -90,15 +73,15 @@ def learning_curve(
     >>> from gpubackprop import MLP, Trainer
     >>> trainer = Trainer(MLP([2, 3, 2]))
     >>> history = trainer.fit(np.eye(2), np.array([0, 1]), epochs=2)
-    >>> learning_curve(history, "curve.png")
-    >>> Path("curve.png").exists()
+    >>> figure = learning_curve(history, "curve.png")
+    >>> os.path.exists("curve.png")
     True
     """
     if not len(history):
         raise ShapeError("the history has no epochs; draw it after one epoch or more")
     columns = history.columns
     panels = [("loss", loss_label)] + [("accuracy", "accuracy")] * ("accuracy" in columns)
-    figure = _figure((1.4 + 5.6 * len(panels), 4.6), title)
+    figure = new_figure((1.4 + 5.6 * len(panels), 4.6), title)
     epochs = [row["epoch"] for row in history.rows]
     for i, (column, label) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -114,7 +97,7 @@ def learning_curve(
         _scale_loss(axes, history, column)
         axes.grid(True, which="major")
         axes.legend(loc="best")
-    _write(figure, path)
+    return finish(figure, path)
 
 
 def _curve(
@@ -148,15 +131,15 @@ def _scale_loss(axes: Any, history: History, column: str) -> None:
         axes.set_yscale("log")
 
 
-@_in_style
+@in_style
 def confusion_matrix(
     true: Any,
     predicted: Any,
     classes: Sequence[Any] | Array,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     title: str = "",
-) -> None:
+) -> Any:
     """Draw the counts of (true class, predicted class) and their share of the true class.
 
     Up to 20 classes have numbers in their cells; with more, only the shade shows the share.
@@ -169,10 +152,15 @@ def confusion_matrix(
         Predicted class indices in [0, K).
     classes : (K,) sequence
         Labels of rows and columns.
-    path : path
+    path : path or None
         The PNG to write.
     title : str
         Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
 
     Raises
     ------
@@ -185,8 +173,8 @@ def confusion_matrix(
 
     Examples
     --------
-    >>> confusion_matrix([0, 1, 1], [0, 1, 0], ["no", "yes"], "confusion.png")
-    >>> Path("confusion.png").exists()
+    >>> figure = confusion_matrix([0, 1, 1], [0, 1, 0], ["no", "yes"], "confusion.png")
+    >>> os.path.exists("confusion.png")
     True
     """
     names = [str(name) for name in classes]
@@ -195,7 +183,7 @@ def confusion_matrix(
     share = counts / np.maximum(total, 1)
     few = len(names) <= LABELLED_CLASSES
     cell = float(np.clip(7.5 / len(names), 0.62 if few else 0.075, 1.3))
-    figure = _figure((cell * len(names) + (2.4 if few else 3.6), cell * len(names) + 2.2))
+    figure = new_figure((cell * len(names) + (2.4 if few else 3.6), cell * len(names) + 2.2))
     axes = figure.add_subplot()
     if few:
         axes.imshow(_shades(counts, share))
@@ -215,18 +203,18 @@ def confusion_matrix(
         bar.set_label("share of the true class")
         bar.outline.set_visible(False)
     _class_ticks(axes, names, cell)
-    axes.set_title(_literal(title), pad=28 if few else 8)
+    axes.set_title(literal(title), pad=28 if few else 8)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0)
-    _write(figure, path)
+    return finish(figure, path)
 
 
 def _class_ticks(axes: Any, names: Sequence[str], cell: float) -> None:
     """Write class names on both axes, turned if they would touch; with many classes, every n-th."""
     ticks = range(0, len(names), math.ceil(len(names) / 25))
-    shown = [_literal(names[i] if len(names[i]) <= 16 else names[i][:15] + "…") for i in ticks]
+    shown = [literal(names[i] if len(names[i]) <= 16 else names[i][:15] + "…") for i in ticks]
     turned = max(map(len, shown)) * 0.12 > 0.9 * cell * ticks.step  # inches
     how = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(ticks, shown, **how)
@@ -294,15 +282,15 @@ def _cell_texts(axes: Any, counts: Array, share: Array) -> None:
         axes.text(j, i + 0.24, percent, ha="center", va="center", color=color, size=size * 0.72)
 
 
-@_in_style
+@in_style
 def predictions(
     true: Any,
     predicted: Any,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     names: Sequence[str] = (),
     title: str = "",
-) -> None:
+) -> Any:
     """Draw predicted against true values, one panel for each of the first six target columns.
 
     Parameters
@@ -311,12 +299,17 @@ def predictions(
         True values.
     predicted : (N, K) or (N,) array
         Predicted values.
-    path : path
+    path : path or None
         The PNG to write.
     names : sequence of str
         Names of the K columns.
     title : str
         Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
 
     Raises
     ------
@@ -329,8 +322,8 @@ def predictions(
 
     Examples
     --------
-    >>> predictions([1.0, 2.0], [1.1, 1.9], "predictions.png")
-    >>> Path("predictions.png").exists()
+    >>> figure = predictions([1.0, 2.0], [1.1, 1.9], "predictions.png")
+    >>> os.path.exists("predictions.png")
     True
     """
     true, predicted = (np.asarray(a, np.float64) for a in (true, predicted))
@@ -340,15 +333,15 @@ def predictions(
     count = min(true.shape[1], 6)
     across = min(count, 3)
     down = math.ceil(count / across)
-    figure = _figure((5.6 * across + 0.4, 5.0 * down + 0.4), title)
+    figure = new_figure((5.6 * across + 0.4, 5.0 * down + 0.4), title)
     picked = np.random.default_rng(0).permutation(len(true))[:_MOST_POINTS]
     for k in range(count):
         axes = figure.add_subplot(down, across, k + 1)
         _scatter(axes, true[:, k], predicted[:, k], picked)
-        name = _literal(names[k]) if k < len(names) else "value" if count == 1 else f"value {k + 1}"
+        name = literal(names[k]) if k < len(names) else "value" if count == 1 else f"value {k + 1}"
         axes.set_xlabel(f"true {name}")
         axes.set_ylabel(f"predicted {name}")
-    _write(figure, path)
+    return finish(figure, path)
 
 
 def _scatter(axes: Any, t: Array, p: Array, picked: Array) -> None:
@@ -371,18 +364,25 @@ def _scatter(axes: Any, t: Array, p: Array, picked: Array) -> None:
     axes.grid(True)
 
 
-@_in_style
-def profile(measured: Profile, path: str | os.PathLike[str], *, title: str = "") -> None:
+@in_style
+def profile(
+    measured: Profile, path: str | os.PathLike[str] | None = None, *, title: str = ""
+) -> Any:
     """Draw the operations of a training step as bars, as long as their times.
 
     Parameters
     ----------
     measured : Profile
         What `Trainer.profile` returned.
-    path : path
+    path : path or None
         The PNG to write.
     title : str
         Above the picture; by default the time of the step.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
 
     Raises
     ------
@@ -395,11 +395,11 @@ def profile(measured: Profile, path: str | os.PathLike[str], *, title: str = "")
     --------
     >>> from gpubackprop import MLP, Trainer
     >>> trainer = Trainer(MLP([4, 8, 3]), batch_size=16)
-    >>> profile(trainer.profile(np.zeros((16, 4)), np.zeros(16, int)), "profile.png")
+    >>> figure = profile(trainer.profile(np.zeros((16, 4)), np.zeros(16, int)), "profile.png")
     """
     rows = measured.rows
     text = f"{1e6 * measured.step:.0f} µs a step of {measured.batch_size} rows, {measured.device}"
-    figure = _figure((9.0, 1.6 + 0.42 * len(rows)), title or text)
+    figure = new_figure((9.0, 1.6 + 0.42 * len(rows)), title or text)
     axes = figure.add_subplot()
     names = [f"{row.operation}  {' x '.join(map(str, row.shape))}" for row in rows]
     times = [1e6 * row.seconds for row in rows]
@@ -411,26 +411,4 @@ def profile(measured: Profile, path: str | os.PathLike[str], *, title: str = "")
     axes.set_xlabel("µs, each operation by itself")
     axes.set_xlim(0, 1.12 * max(times, default=1.0))
     axes.xaxis.grid(True)
-    _write(figure, path)
-
-
-def _figure(size: tuple[float, float], title: str = "") -> Any:
-    module = require("matplotlib.figure", "cli", "draw pictures")
-    figure = module.Figure(figsize=size, dpi=DPI, layout="constrained")
-    if title:
-        figure.suptitle(_literal(title), fontsize=15)
-    return figure
-
-
-def _literal(name: Any) -> str:
-    """Return a user's name so that matplotlib draws each letter: "$" must begin no formula."""
-    text = str(name).encode("utf-8", "backslashreplace").decode()  # bytes of a file name
-    return text.replace("$", r"\$")
-
-
-def _write(figure: Any, path: str | os.PathLike[str]) -> None:
-    content = io.BytesIO()
-    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
-        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
-        figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.15)
-    write_atomically(Path(path), content.getvalue())
+    return finish(figure, path)

@@ -21,7 +21,7 @@ WIDTHS, ROWS, RATE = (5, 6, 4, 3), 7, 0.25
 MEANINGS = {
     "ops.activation_backward": "δ_l", "ops.column_sum": "∇b_l",
     "h": "h_l", "loss": "L", "delta": "δ_L", "grad_W": "∇W_l", "grad_b": "∇b_l", "grad_h_prev": "∂L/∂h_{l-1}",
-    "g.loss": "L", "g.output": "δ_L", "g.hidden[l-1]": "∂L/∂h_l", "g.pre_activation[l-1]": "δ_l",
+    "g.a[l-1]": "a_l", "g.h[l-1]": "h_l", "g.yhat": "ŷ", "g.loss": "L", "g.output": "δ_L", "g.hidden[l-1]": "∂L/∂h_l", "g.pre_activation[l-1]": "δ_l",
     "g.W[l-1]": "∇W_l", "g.b[l-1]": "∇b_l",
 }  # fmt: skip
 

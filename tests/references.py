@@ -332,7 +332,14 @@ def network_gradients(
     result: dict[str, Any] = {
         key: [numpy(t.grad) for t in tensors] for key, tensors in grads.items()
     }
+    yhat = {
+        "softmax": lambda a: torch.softmax(a, 1), "linear": lambda a: a,
+        "logistic": torch.sigmoid, "exp": torch.exp,
+    }[network.output](a_all[-1])  # fmt: skip
     return result | {
+        "a": [numpy(a) for a in a_all],
+        "h": [numpy(h) for h in h_all],
+        "yhat": numpy(yhat),
         "loss": numpy(loss),
         "output": numpy(a_all[-1].grad),
         "logits": numpy(a_all[-1]),

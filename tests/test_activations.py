@@ -242,6 +242,12 @@ def test_activation_names_are_found_with_and_without_a_parameter():
     ("spec", "text"),
     [
         ("rleu", "activation is 'rleu' but must be one of elu, gelu, .*did you mean 'relu'"),
+        ("ReLU", "activation is 'ReLU' but .*did you mean 'relu'"),
+        ("sigmoid", "did you mean 'logistic'"),
+        ("LeakyReLU", "did you mean 'leaky_relu'"),
+        ("Leaky-ReLU", "did you mean 'leaky_relu'"),
+        ("Swish", "did you mean 'silu'"),
+        ("linear", "did you mean 'identity'"),
         (7, "activation is 7 but must be one of"),
         ("relu(0.2)", "relu has no parameter; write 'relu'"),
         ("leaky_relu(-0.1)", "negative_slope must be a finite number of at least 0"),

@@ -260,7 +260,7 @@ def test_a_row_of_the_lectures_table_is_what_pytorch_computes(row):
 def test_the_lectures_table_has_its_rows():
     assert len(TABLE) == 8
     whole = " ".join(row.here for row in TABLE)
-    for name in ("output", "hidden", "pre_activation", "W", "b"):
+    for name in ("a", "h", "yhat", "output", "hidden", "pre_activation", "W", "b"):
         assert f"g.{name}" in whole
 
 
@@ -271,6 +271,9 @@ EDITS = [
     (2, "(ŷ − t)/N", "ŷ − t"),
     (2, "½‖", "‖"),
     (0, "W_l h_{l-1}", "W_l h_l"),
+    (0, "g.a[l-1]", "g.a[l]"),
+    (0, "g.h[l-1]", "g.h[l]"),
+    (1, "`g.yhat`", "`g.a[2]`"),
     (0, "(h_prev, W, b,", "(h_prev, W, b * 2,"),
     (3, "W_{l+1}ᵀ", "W_{l}ᵀ"),
     (3, "g.hidden[l-1]", "g.pre_activation[l-1]"),

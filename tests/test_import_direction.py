@@ -22,6 +22,7 @@ LAYERS = (
     (
         "network",
         "torch_modules",
+        "trace",
         "gradients",
         "passes",
         "losses",
@@ -31,7 +32,19 @@ LAYERS = (
     ),
     ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
-    ("sklearn", "torch", "distributed", "bench", "cli", "plots", "loggers", "report", "__main__"),
+    (
+        "sklearn",
+        "torch",
+        "distributed",
+        "bench",
+        "cli",
+        "plots",
+        "figures",
+        "network_picture",
+        "loggers",
+        "report",
+        "__main__",
+    ),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -45,13 +45,25 @@ def assert_gradients_match(network, x, targets, relative, weight=None):
     wanted = references.network_gradients(network, x, targets, weight=weight)
     assert_equal_in_float64(got.loss, wanted["loss"], relative)
     assert_equal_in_float64(got.output, wanted["output"], relative)
-    for name in ("hidden", "pre_activation", "W", "b"):
+    assert_equal_in_float64(got.yhat, wanted["yhat"], relative)
+    np.testing.assert_array_equal(got.x, x)
+    for name in ("hidden", "pre_activation", "W", "b", "a", "h"):
         ours, theirs = getattr(got, name), wanted[name]
         assert len(ours) == len(theirs)
         for layer, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
             assert mine.shape == other.shape, (name, layer)
             assert_equal_in_float64(mine, other, relative)
     return got
+
+
+def test_forward_has_the_values_of_every_layer_that_gradients_has():
+    network, x, targets = problem((7, 11, 5, 4), ["relu", "gelu"])
+    values, gradients = host(network.forward(x)), host(network.gradients(x, targets))
+    for name in ("x", "a", "h", "yhat"):
+        for one, other in zip(getattr(values, name), getattr(gradients, name), strict=True):
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(values.yhat, host(network.predict(x)))
+    assert repr(values).startswith("Forward pass of 19 rows through 3 layers")
 
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "leaky_relu(0.2)", "elu(0.5)"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpubackprop import plots
-from gpubackprop.errors import MissingDependencyError, ShapeError
+from gpubackprop import MLP, plots
+from gpubackprop.errors import MissingDependencyError, OptionError, ShapeError
 from gpubackprop.training import History
 from tests.cli_runs import ENVIRONMENT
 
@@ -42,9 +43,9 @@ def png_size(path: Path) -> tuple[int, int]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
     """The figures that are written, for a look at what is in them."""
     figures = []
-    write = plots._write
+    finish = plots.finish
     monkeypatch.setattr(
-        plots, "_write", lambda figure, path: (figures.append(figure), write(figure, path))
+        plots, "finish", lambda figure, path: figures.append(figure) or finish(figure, path)
     )
     return figures
 
@@ -216,3 +217,64 @@ def test_drawing_needs_no_display_and_no_pyplot(tmp_path):
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("DISPLAY", "MPLBACKEND")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
     assert png_size(tmp_path / "a.png")[0] > 0
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def test_a_plot_returns_its_figure_and_writes_only_where_a_path_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figures = [
+        plots.learning_curve(some_history()),
+        plots.confusion_matrix([0, 1, 1], [0, 1, 0], "ab"),
+        plots.predictions([1.0, 2.0], [1.1, 1.9]),
+        plots.network(MLP([2, 3, 2])),
+    ]
+    assert not list(tmp_path.iterdir())
+    for figure in figures:
+        assert figure._repr_png_()[:4] == b"\x89PNG"  # what a notebook asks for
+        figure.axes[0].set_title("changed")
+        assert pickle.loads(pickle.dumps(figure)).axes[0].get_title() == "changed"
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_a_network_is_drawn_with_its_values_and_the_delta_of_every_unit(tmp_path):
+    net = MLP([2, 2, 1], output="linear", dtype="float64", initializer="zeros")
+    net.W = [np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, -1.0]])]
+    gradients = net.gradients(np.array([[9.0, 9.0], [1.0, 1.0]]), np.array([0.0, 5.0]))
+    figure = plots.network(net, gradients, tmp_path / "net.png", row=1)
+    forward, backward = figure.axes
+    # as in test_trace: h_1 = (3, 7), yhat = -4; delta is of the mean of two rows
+    assert texts(forward) == ["1.00", "1.00", "x", "3.00", "7.00", "relu", "−4.00", "linear"]
+    assert texts(backward) == ["x", "−4.50", "4.50", "relu", "−4.50", "linear"]
+    assert len(forward.collections[0].get_segments()) == 4
+    assert png_size(tmp_path / "net.png")[0] > 600
+
+
+def test_the_lines_of_a_network_are_its_weights_and_the_strongest_lies_above():
+    net = MLP([1, 3], initializer="zeros")
+    net.W = [np.array([[-2.0], [1.0], [0.0]])]
+    (axes,) = plots.network(net).axes
+    widths = axes.collections[0].get_linewidths()
+    assert list(widths) == sorted(widths)
+    strongest = axes.collections[0].get_colors()[-1][:3]
+    assert strongest[2] > strongest[0]  # below 0 is blue
+    assert texts(axes) == ["x", "softmax"]
+
+
+def test_of_a_wide_layer_the_first_and_the_last_units_are_drawn():
+    net = MLP([300, 2])
+    axes = plots.network(net, net.gradients(np.arange(300.0)[None], np.array([0]))).axes[0]
+    assert texts(axes)[:8] == ["0.00", "1.00", "2.00", "3.00", "⋮", "297", "298", "299"]
+
+
+def test_gradients_of_another_network_and_a_row_that_is_not_there_are_refused():
+    net = MLP([2, 3, 2])
+    gradients = net.gradients(np.ones((4, 2)), np.zeros(4, int))
+    with pytest.raises(ShapeError, match=r"\(3, 2\), \(2, 3\)"):
+        plots.network(MLP([2, 2]), gradients)
+    with pytest.raises(OptionError, match="row is 4 but the gradients are of 4 rows"):
+        plots.network(net, gradients, row=4)

@@ -23,6 +23,8 @@ from gpubackprop.formulas import (
     activation,
     pointwise_loss,
 )
+from gpubackprop.formulas.registry import OTHER_NAMES
+from gpubackprop.initializers import INITIALIZERS
 from gpubackprop.losses import LOSSES, loss
 from gpubackprop.onnx import formulas as onnxs
 from gpubackprop.ops import activation_forward
@@ -226,3 +228,11 @@ def test_an_addition_touches_the_files_that_contributing_lists_and_no_other(titl
         if found.returncode > 1:
             pytest.skip("not in a git working tree")
         assert sorted(found.stdout.split()) == sorted(listed), name
+
+
+def test_what_other_programs_call_an_entry_leads_to_an_entry_and_is_none():
+    registries = [ACTIVATIONS, OUTPUTS, LOSSES, OPTIMIZERS, INITIALIZERS]
+    for other, ours in OTHER_NAMES.items():
+        homes = [registry for registry in registries if ours in registry]
+        assert homes, ours
+        assert not [home for home in homes if other in home]

@@ -603,6 +603,27 @@ def test_a_first_partial_fit_of_no_targets_leaves_what_scikit_learn_leaves():
         model.fit(x, y)
 
 
+def test_a_partial_fit_refused_for_early_stopping_leaves_its_optimizer_as_in_scikit_learn():
+    x, y = digits(30)
+    coefs = []
+    for model in pair("MLPClassifier", early_stopping=True):
+        with pytest.raises(ValueError, match="early_stopping"):
+            model.partial_fit(x, y, classes=np.arange(10))
+        model.set_params(solver="sgd", early_stopping=False, learning_rate_init=0.1)
+        with pytest.raises(TypeError):  # there is no loss to compare with; the step was made
+            model.partial_fit(x, y)
+        coefs.append(model.coefs_[0])
+    np.testing.assert_allclose(*coefs, rtol=1e-10, atol=1e-13)
+
+
+def test_labels_of_another_kind_are_named_before_weights_of_the_wrong_shape_as_in_scikit_learn():
+    x, y = digits(30)
+    for model in pair("MLPClassifier"):
+        model.partial_fit(x, y, classes=np.arange(10))
+        with pytest.raises(ValueError, match="not fitted with multilabel"):
+            model.partial_fit(x, np.eye(10, dtype=int)[y], sample_weight=np.array(1))
+
+
 def test_moments_of_another_width_are_refused_where_coefs_were_deleted():
     x, y = regression(3)
     model = MLPRegressor(hidden_layer_sizes=3, max_iter=3, random_state=0).fit(x, y[:, 0])

@@ -378,6 +378,17 @@ def test_a_rate_without_memory_is_pytorchs_error_and_changes_no_parameter(path: 
         assert optimizer.state[p]["step"] == 0
 
 
+def test_sgd_makes_no_buffer_where_a_rate_without_memory_stops_its_step_as_in_pytorch():
+    for module in (torch.optim, gt):
+        p = nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        optimizer = module.SGD([p], momentum=0.9)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+        with pytest.raises(RuntimeError, match="meta tensor"):
+            optimizer.step()
+        assert not optimizer.state.get(p)
+
+
 def test_a_group_that_lacks_a_setting_raises_before_state_is_made():
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)

@@ -12,6 +12,30 @@ from typing import Any, TypeVar
 from gpubackprop.errors import OptionError
 
 Found = TypeVar("Found")
+# What other programs call an entry of ours. They are proposed and not taken, so that files and
+# errors have one name for each thing.
+OTHER_NAMES = {
+    "sigmoid": "logistic",
+    "swish": "silu",
+    "linear": "identity",
+    "identity": "linear",
+    "none": "identity",
+    "mse": "squared_error",
+    "mse_loss": "squared_error",
+    "l2_loss": "squared_error",
+    "bce": "binary_cross_entropy",
+    "bce_loss": "binary_cross_entropy",
+    "bce_with_logits_loss": "binary_cross_entropy",
+    "log_loss": "softmax_cross_entropy",
+    "cross_entropy": "softmax_cross_entropy",
+    "cross_entropy_loss": "softmax_cross_entropy",
+    "poisson_nll_loss": "poisson",
+    "gd": "gradient_descent",
+    "xavier_uniform": "glorot_uniform",
+    "xavier_normal": "glorot_normal",
+    "kaiming_uniform": "he_uniform",
+    "kaiming_normal": "he_normal",
+}
 _WITH_PARAMETER = re.compile(r"(\w+)\((.+)\)")
 
 
@@ -44,9 +68,21 @@ def lookup(registry: Mapping[str, Found], name: object, what: str) -> Found:
     """
     if isinstance(name, str) and name in registry:
         return registry[name]
-    near = difflib.get_close_matches(str(name), registry, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = _nearest(registry, str(name))
+    hint = f"; did you mean {near!r}?" if near else ""
     raise OptionError(f"{what} is {name!r} but must be one of {', '.join(sorted(registry))}{hint}")
+
+
+def _nearest(registry: Mapping[str, Any], name: str) -> str | None:
+    """Return the key that `name` may mean: "ReLU", "leaky-relu", "sigmoid", "rleu"."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s_-]+", "_", name.strip()).lower()
+    keys = {key.replace("_", ""): key for key in registry}
+    letters = plain.replace("_", "")
+    others = {other.replace("_", ""): key for other, key in OTHER_NAMES.items() if key in registry}
+    if letters in others | keys:
+        return (others | keys)[letters]
+    near = difflib.get_close_matches(plain, registry, n=1)
+    return near[0] if near else None
 
 
 def with_parameter(

@@ -99,9 +99,9 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         watched = not incremental and getattr(self, "_skl_callbacks", None)  # by `set_callbacks`
         tasks = FitTasks(self, X, y, sample_weight) if watched else None
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
-        X, y = self._validate_input(X, y, incremental, first)
-        weights = self._weights(y, self._check_weights(sample_weight, X))
-        y = self._encode(y)
+        X, given = self._validate_input(X, y, incremental, first)
+        y = self._encode(given)  # before the weights are looked at, as in scikit-learn
+        weights = self._weights(given, self._check_weights(sample_weight, X))
         if not first:
             check_goes_on(self, X.shape[1], sizes, y.shape[1])
         if incremental and hasattr(self, "_optimizer"):  # coefs_ may have been deleted

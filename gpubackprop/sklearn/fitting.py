@@ -140,6 +140,8 @@ class Fitting(BaseEstimator):
         tasks: FitTasks | None,
     ) -> None:
         if self.early_stopping and incremental:
+            # scikit-learn has made the optimizer by then, and a later call goes on with it
+            self._session(X, y, weights, len(y), incremental)
             raise ValueError("partial_fit does not support early_stopping=True")
         train, held = self._split(y, validation)
         batch_rows = arrays.batch_rows(self.batch_size, len(train))

@@ -11,6 +11,7 @@ from torch import Tensor
 from gpubackprop.formulas import Activation, activation
 from gpubackprop.torch import bridge
 from gpubackprop.torch.activations import FORMULAS
+from gpubackprop.torch.affine import affine
 from gpubackprop.torch.errors import DtypeError, ShapeError, check_tensors
 from gpubackprop.torch.layer_ops import linear_act as _linear_act
 from gpubackprop.torch.offered import exporting
@@ -80,7 +81,7 @@ def _composed(formula: Activation, input: Tensor, weight: Tensor, bias: Tensor |
     if bias is None or input.itemsize != 2 or exporting():
         a = F.linear(input, weight, bias)
     else:
-        a = F.linear(input.float(), weight.float(), bias.float()).to(input.dtype)
+        a = affine(input, weight, bias).to(input.dtype)
     return FORMULAS[formula.name](a, formula.parameter)
 
 

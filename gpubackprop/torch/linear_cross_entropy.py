@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 
 from gpubackprop.torch import bridge
+from gpubackprop.torch.affine import affine
 from gpubackprop.torch.cross_entropy import check_weight, cross_entropy
 from gpubackprop.torch.errors import OptionError, ShapeError, check_tensors
 from gpubackprop.torch.layers import autocast, check_types
@@ -110,9 +111,8 @@ def linear_cross_entropy(
     if dense or places or bridge.transformed() or exporting():
         bias = None if linear_bias is None else linear_bias.reshape(-1)
         x, W = input, linear_weight.flatten(0, -2)
-        if x.itemsize == 2 and bridge.transformed():  # vmap adds the bias to rounded products
-            x, W, bias = x.float(), W.float(), None if bias is None else bias.float()
-        logits = F.linear(x, W, bias)
+        rounds = x.itemsize == 2 and bridge.transformed()  # vmap adds the bias to rounded products
+        logits = affine(x, W, bias) if rounds else F.linear(x, W, bias)
         return cross_entropy(logits.reshape(logits_shape), target, weight, **settings._asdict())
     if target.shape != input.shape[:-1] or target.is_floating_point():
         raise ShapeError(

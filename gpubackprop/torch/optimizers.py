@@ -309,6 +309,14 @@ class SGD(_TableOptimizer, torch.optim.SGD):
         h = {"momentum": float(group["momentum"]), "dampening": float(group["dampening"])}
         return Settings(group["lr"], float(group["weight_decay"]), group["maximize"], h)
 
+    def _all_settings(self) -> list[Settings]:
+        """Check the rates too: PyTorch's SGD makes buffers after its step, Adam before."""
+        settings = super()._all_settings()
+        for of_group, group in zip(settings, self.param_groups, strict=True):
+            if isinstance(of_group.lr, Tensor) and any(p.grad is not None for p in group["params"]):
+                of_group.check()
+        return settings
+
     def _state_of(
         self, p: Tensor, g: Tensor, group: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], Tensor]:

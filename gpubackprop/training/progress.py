@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import time
@@ -23,17 +24,31 @@ def _size() -> dict[str, Any]:
     return {"dynamic_ncols": True} if columns and rows else {"ncols": 100, "nrows": 24}
 
 
+def _widgets() -> bool:
+    return importlib.util.find_spec("ipywidgets") is not None
+
+
+def _tqdm(*, notebook: bool) -> Any:
+    """Return tqdm's class: a notebook's with ipywidgets, else that of text."""
+    if notebook and _widgets():
+        return importlib.import_module("tqdm.notebook").tqdm
+    return importlib.import_module("tqdm").tqdm
+
+
 class ProgressBar:
-    """A tqdm bar over the samples of all epochs; without a terminal it is silent unless `show`."""
+    """A tqdm bar over the samples of all epochs.
+
+    Where nobody looks, outside a terminal and a notebook, it is silent unless `show`.
+    """
 
     def __init__(self, total: int, done: int, epochs: int, show: bool | None) -> None:
         self._bar: Any = None
         self._epochs, self._due, self._validation = epochs, 0.0, ""
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        notebook = getattr(shell, "kernel", None) is not None  # there stderr is no terminal
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        if terminal if show is None else show:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
+        if notebook or terminal if show is None else show:
+            self._bar = _tqdm(notebook=notebook)(
                 total=total,
                 initial=done,
                 unit=" samples",

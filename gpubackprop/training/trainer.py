@@ -87,7 +87,7 @@ class Trainer(Settings):
         raises `gpubackprop.StopTraining`, training ends after that epoch as after its last one, and
         history.stopped is "callback".
     progress : bool or None
-        Whether to show a progress bar; None shows it if stderr is a terminal.
+        Whether to show a progress bar; None shows it in a terminal and in a notebook.
 
     Attributes
     ----------
