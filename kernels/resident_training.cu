@@ -9,8 +9,8 @@
 //   table: uint64[networks, WORDS], layers: int[layers of all networks, LAYER_WORDS] (include/resident.cuh)
 //   A block's result depends on its own network alone: sums have a fixed order, which the plan of the network
 //   decides (gpubackprop/backends/resident_plan.py); nothing is atomic.
-//   moves, for a step: the rows of the batch (x, targets, weights), their numbers, and the update's coefficients; of parameters 0
-//   bytes. For a launch: parameters and slots once in and once out. The loss of each step, if it is wanted.
+//   moves in a step the rows of the batch (x, targets, weights), their numbers and ten coefficients: 0 bytes of
+//   parameters. In a launch parameters and slots once in and once out; the loss of each step, if it is wanted.
 //   block: THREADS; grid: the networks; dynamic shared memory: as much as the largest of them needs
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"

@@ -63,9 +63,7 @@ class ResidentJob:
                 f"{there} batches from batch {self.start} on, but there are {len(self.rates)} rates"
             )
         if (self.weights is not None) != self.step.options.weighted:
-            raise OptionError(
-                "weights go with a step of StepOptions(weighted=True), and it wants them"
-            )
+            raise OptionError("a step of StepOptions(weighted=True) wants weights, no other step")
         for name, values, count in (
             ("l2", self.l2, len(self.rates)), ("weights", self.weights, len(self.order))
         ):  # fmt: skip
