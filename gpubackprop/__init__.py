@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gpubackprop.errors import StopTraining
     from gpubackprop.gradient_check import gradient_check
     from gpubackprop.gradients import Gradients
+    from gpubackprop.many import fit_many
     from gpubackprop.model import Model
     from gpubackprop.network import MLP
     from gpubackprop.training import History, Trainer
@@ -32,6 +33,7 @@ _HOME = {
     "History": "training",
     "StopTraining": "errors",
     "Trainer": "training",
+    "fit_many": "many",
     "gradient_check": "gradient_check",
 }
 _MODULES = ("data", "errors", "losses", "ops", "optimizers", "schedules")
@@ -44,6 +46,7 @@ __all__ = [
     "StopTraining",
     "Trainer",
     "data",
+    "fit_many",
     "gradient_check",
     "losses",
     "ops",

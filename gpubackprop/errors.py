@@ -78,9 +78,17 @@ class NonFiniteLossError(GpubackpropError, ArithmeticError):
         super().__init__(message)
         self.step = step
 
+    def __reduce__(self) -> tuple[type, tuple[str, int], dict[str, object]]:
+        """Make a pickle that has both arguments, for an error of another process."""
+        return type(self), (str(self), self.step), vars(self)
+
 
 class MissingDependencyError(GpubackpropError, ImportError):
     """An optional package is absent; the message names the extra that installs it."""
+
+
+class DistributedError(GpubackpropError, RuntimeError):
+    """The ranks of a training disagree, or one of them has failed; the message names it."""
 
 
 class StorageError(GpubackpropError, OSError):

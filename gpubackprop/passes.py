@@ -15,7 +15,7 @@ calls for a plan. In the code layers count from 0: h[l] enters layer l, which ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,9 +77,15 @@ def emit_step(
     parameters: Layers,
     gradient: Layers,
     updater: Updater,
+    together: Callable[[Backend], None] | None = None,
 ) -> None:
-    """Do one step of training: the gradients of a batch, then the update of all parameters."""
+    """Do one step of training: the gradients of a batch, then the update of all parameters.
+
+    ``together(backend)`` comes between the two. With several ranks it adds up their gradients.
+    """
     emit_gradients(backend, loss, batch, parameters, gradient)
+    if together is not None:
+        together(backend)
     updater.emit(backend)
 
 

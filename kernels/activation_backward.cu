@@ -39,7 +39,8 @@ template <class T> struct ActivationBackwardArguments {
     T* delta;
     compute_of<T>* partial;
     const uint64* dropout_state;  // this and the other dropout_... are read by entries with dropout
-    int64 rows, cols, stride_grad, stride_saved, stride_delta, dropout_threshold, dropout_layer;
+    int64 rows, cols, stride_grad, stride_saved, stride_delta, dropout_threshold, dropout_layer,
+        dropout_row;
     compute_of<T> parameter, dropout_scale;  // parameter: of the activation
     int join;
 };

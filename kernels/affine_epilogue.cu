@@ -48,7 +48,8 @@ template <class P, class T> struct AffineEpilogueArguments {
     const T* bias;
     T *a, *h;
     const uint64* dropout_state;  // this and the other dropout_... are read by entries with dropout
-    int64 rows, cols, stride_product, stride_a, stride_h, dropout_threshold, dropout_layer;
+    int64 rows, cols, stride_product, stride_a, stride_h, dropout_threshold, dropout_layer,
+        dropout_row;
     compute_of<T> parameter, dropout_scale;  // parameter: of the activation
     int join;
 };

@@ -100,7 +100,7 @@ def layers(host: Host, random: np.random.Generator) -> Iterator[Call]:
             a, h = Watched(rows, cols, gap + 1, dtype), Watched(rows, cols, gap, dtype)
             drop = {
                 "dropout_state": state if case % 2 else None, "dropout_layer": 3,
-                "dropout_threshold": 2**31, "dropout_scale": 2.0,
+                "dropout_threshold": 2**31, "dropout_scale": 2.0, "dropout_row": case,
             }  # fmt: skip
             code = {"storage": STORAGE[dtype], "activation": act, "parameter": 1.5, "cols": cols}
             yield "gb_affine_epilogue", {

@@ -22,6 +22,7 @@ validation = pytest.importorskip("numpydoc.validate", reason="numpydoc is not in
 MODULES = (
     "gpubackprop",
     "gpubackprop.data",
+    "gpubackprop.distributed",
     "gpubackprop.errors",
     "gpubackprop.formulas",
     "gpubackprop.initializers",

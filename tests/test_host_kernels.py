@@ -288,13 +288,14 @@ def test_a_layer_and_its_gradient_are_the_formulas_in_float64(dtype, name):
 
 
 @each_dtype
-def test_dropout_drops_what_the_numpy_twin_drops(dtype):
-    dropout = Dropout(0.4, 3, random_state(5, 2**41))
-    for rows, cols in ((5, 3), (9, 300), (2, 1001)):
+def test_dropout_drops_what_the_numpy_twin_drops_also_from_a_later_row_on(dtype):
+    state = random_state(5, 2**41)
+    for rows, cols, row in ((5, 3, 0), (5, 3, 7), (9, 300, 0), (2, 1001, 3)):
+        dropout = Dropout(0.4, 3, state, row)
         a, h = np.ones((rows, cols), dtype), np.empty((rows, cols), dtype)
         drop = {
             "dropout_state": dropout.state, "dropout_layer": 3, "dropout_scale": dropout.scale,
-            "dropout_threshold": dropout.threshold,
+            "dropout_threshold": dropout.threshold, "dropout_row": row,
         }  # fmt: skip
         code = {"storage": STORAGE[a.dtype], "product_storage": STORAGE[a.dtype]}
         for first, last in ((0, 1), (1, rows)):
@@ -302,7 +303,8 @@ def test_dropout_drops_what_the_numpy_twin_drops(dtype):
                 "gb_affine_epilogue", product=a, h=h, first=first, last=last, cols=cols,
                 stride_product=cols, stride_h=cols, **drop, **code,
             )  # fmt: skip
-        kept = keep_mask((rows, cols), dropout)
+        kept = keep_mask((row + rows, cols), Dropout(0.4, 3, state))[row:]
+        np.testing.assert_array_equal(keep_mask((rows, cols), dropout), kept)
         np.testing.assert_array_equal(h, (kept * dropout.scale).astype(dtype))
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("tensorfile",),
     ("formulas",),
     ("backends",),
-    ("ops", "data"),
+    ("ops", "data", "distributed"),
     ("layout",),
     (
         "network",
@@ -31,11 +31,11 @@ LAYERS = (
         "schedules",
     ),
     ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
+    ("many",),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     (
         "sklearn",
         "torch",
-        "distributed",
         "bench",
         "cli",
         "plots",
@@ -49,7 +49,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 OPTIONAL = {
-    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "mlflow", "nvmath", "onnx", "pandas",
+    "cuda", "cupy", "jax", "liger_kernel", "matplotlib", "ml_dtypes", "mlflow", "mpi4py", "nvmath", "onnx", "pandas",
     "pyarrow", "pynvml", "scipy", "skl2onnx", "sklearn", "tensorboard", "thinc", "torch", "wandb",
 }  # fmt: skip
 

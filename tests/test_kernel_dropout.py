@@ -52,6 +52,23 @@ def test_the_mask_is_what_philox_says_under_any_layout_forward_and_back(shape, s
     assert ulps(sums, exact, sums.dtype) <= 8, "the bias gradient is the sum of what was kept"
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("cols", "shift"), [(13, 0), (13, 1), (64, 0)])
+def test_a_part_of_the_rows_draws_what_all_rows_draw_there(cols, shift, dtype):
+    memory, kind, row = Guarded(8), DTYPES[dtype], 7
+    wanted = mask((row + 20, cols))[row:]
+    x = memory.empty((20, cols), kind, shift=shift)
+    x[...] = 1
+    out, delta = (memory.empty((20, cols), kind, shift=shift) for _ in range(2))
+    part = Dropout(P, LAYER, random_state(SEED, STEP), row)
+    Operations().affine_epilogue(x, None, None, out, "identity", 0.0, part)
+    sums = np.empty(cols, compute_dtype(kind))
+    Operations().activation_backward(x, x, delta, "identity", 0.0, sums, part)
+    memory.check()
+    assert np.array_equal(out != 0, wanted)
+    assert np.array_equal(delta != 0, wanted)
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 3, 64])
 def test_the_mask_does_not_depend_on_the_launch_shape(multiprocessors):
     x = np.ones((700, 37), np.float32)

@@ -118,8 +118,16 @@ def _run(args: argparse.Namespace, name: str) -> int:
     except (GpubackpropError, OSError, MemoryError) as error:
         if args.traceback:
             raise
-        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        if _speaks_for_all():
+            print(f"{name}: error: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _speaks_for_all() -> bool:
+    """Return whether this is rank 0, if several processes train together: they share an error."""
+    from gpubackprop.distributed.contract import current
+
+    return current().rank == 0
 
 
 def one_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
 from gpubackprop.backends.native import HostPath, host_path
 from gpubackprop.backends.numpy import get_num_threads
+from gpubackprop.cli import info_scaling
 from gpubackprop.cli.common import Say, blas_name, count, versions
 from gpubackprop.data.classes import as_text
 from gpubackprop.errors import GpubackpropError
@@ -24,12 +25,14 @@ examples:
   gpubackprop info --json
   gpubackprop info runs/iris
       what a model wants and predicts
+  gpubackprop info --scaling 784-512-512-10 --batch 4096 --bandwidth 25
+      what several ranks would move and gain, estimated
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.usage = "gpubackprop info [MODEL] [--json]"
+    parser.usage = "gpubackprop info [MODEL] [--json] [--scaling WIDTHS [options]]"
     parser.description = (
         "Show the device that --device auto means here, what computes on the CPU and why, the "
         "NVIDIA driver, the CUDA libraries found, what is missing and how to get it, BLAS, threads "
@@ -40,9 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="model.safetensors, or the directory that has it"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    info_scaling.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.scaling is not None:
+        return info_scaling.show(args)
     if args.model is not None:
         return describe_model(args)
     report = devices.probe()

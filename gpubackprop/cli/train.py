@@ -13,6 +13,7 @@ import numpy as np
 from gpubackprop import MLP, Trainer
 from gpubackprop.backends import devices, workload
 from gpubackprop.cli import train_options as options
+from gpubackprop.cli import train_ranks
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
 from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
 from gpubackprop.cli.train_data import prepare
@@ -31,22 +32,28 @@ def run(args: argparse.Namespace) -> int:
 
     Return 130 after Ctrl-C; raise (exit 1) if the loss diverged.
     """
-    say = Say(args.json, args.quiet)
-    device = use_device(args)
-    data = prepare(args)
+    ranks = train_ranks.join_ranks(args)
+    say = train_ranks.say_of(args, ranks)
+    device = train_ranks.own_device(args, ranks, ranks.all_succeed(lambda: use_device(args)))
+    data = ranks.all_succeed(lambda: prepare(args))
     device = suit_work(args, data, device)
-    trainer = build(args, data, device)
+    trainer = ranks.all_succeed(lambda: build(args, data, device))
     args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
-    claim_directory(args, data, output, say)
-    loggers = [LOGGERS[name](output) for name in args.log]
-    for logger in loggers:
-        logger.check()
+    train_ranks.on_rank_0(ranks, lambda: claim_directory(args, data, output, say))
+    loggers = [LOGGERS[name](output) for name in args.log if ranks.rank == 0]
+    ranks.all_succeed(lambda: [logger.check() for logger in loggers])
     print_head(say, args, data, trainer, device)
-    with ExitStack() as open_loggers:
-        trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
-        outcome = train(args, data, trainer, output, say)
+    train_ranks.print_ranks(say, ranks)
+    try:
+        with ExitStack() as open_loggers:
+            trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
+            outcome = train(args, data, trainer, output, say)
+    except KeyboardInterrupt as interrupt:
+        train_ranks.end_all(ranks, interrupt)
+    if ranks.rank:
+        return 130 if outcome.stopped == "interrupted" else 0
     summary = summarize(args, data, trainer, outcome, device)
     files, missing = write_files(data, trainer, outcome, summary, output)
     if "tensorboard" in args.log:
@@ -99,6 +106,7 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
         clip_norm=args.clip_norm,
         seed=args.seed,
         progress=False if args.quiet else None,
+        distributed="auto" if args.distributed == "auto" else None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import losses, optimizers, schedules
+from gpubackprop.cli import train_ranks
 from gpubackprop.cli.common import add_device_options, key_value, real, whole
 from gpubackprop.cli.outputs import add_overwrite_option
 from gpubackprop.data import balanced_weights
@@ -41,6 +42,8 @@ examples:
   gpubackprop train train-images-idx3-ubyte.gz --target train-labels-idx1-ubyte.gz --epochs 10
   gpubackprop train data.csv --target y --optimizer sgd --lr 0.1 --momentum 0.9 \\
       --schedule cosine --warmup 100 --patience 10 --output runs/try2
+  mpirun -n 4 gpubackprop train big.npy --target labels.npy
+      four processes train one network, each with its part of every batch
 
 files written to the output directory:
   model.safetensors      network, standardisation, names of columns and classes
@@ -263,6 +266,7 @@ def _training_options(group: Any) -> None:
 
 def _output_options(group: Any) -> None:
     add_device_options(group)
+    train_ranks.add_option(group)
     group.add_argument("--output", metavar="DIR", help="(default runs/<name of DATA>)")
     add_overwrite_option(group)
     group.add_argument(

@@ -69,8 +69,13 @@ def train(
     KeyboardInterrupt
         A second Ctrl-C came; the best weights so far are written.
     """
-    make_directory(output)
-    resumed = claim_checkpoint(args, data, output)
+    ranks = trainer.ranks
+
+    def claim() -> bool:
+        make_directory(output)
+        return claim_checkpoint(args, data, output)
+
+    resumed = ranks.from_root(claim)
     if resumed:
         say.note(
             f"going on from {output / CHECKPOINT}, left by an unfinished run (--no-resume: anew)"
@@ -80,16 +85,18 @@ def train(
         stopped = _fit(args, data, trainer, output)
     except NonFiniteLossError as caught:
         if not len(trainer.history):
-            remove_checkpoint(output)
+            if ranks.rank == 0:
+                remove_checkpoint(output)
             raise
         stopped, error = "diverged", caught
     except (KeyboardInterrupt, StorageError) as caught:
-        _rescue(data, trainer, output, caught, say)
+        if ranks.rank == 0:
+            _rescue(data, trainer, output, caught, say)
         raise
     seconds = time.perf_counter() - began
     model = finished_model(data, trainer.network)
     with deferred_interrupt():
-        _save(model, output)
+        ranks.from_root(lambda: _save(model, output))
     return Outcome(stopped, resumed, seconds, model, error)
 
 

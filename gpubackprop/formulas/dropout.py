@@ -24,7 +24,8 @@ MAX_STREAM = (1 << 16) - 1  # a step has one stream for each layer; the last one
 ROUNDING_STREAM = MAX_STREAM
 # What a kernel reads where nothing is dropped.
 NO_DROPOUT: dict[str, Any] = {
-    "dropout_state": None, "dropout_threshold": 0, "dropout_scale": 1.0, "dropout_layer": 0
+    "dropout_state": None, "dropout_threshold": 0, "dropout_scale": 1.0, "dropout_layer": 0,
+    "dropout_row": 0,
 }  # fmt: skip
 _WORD = 1 << 32
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
@@ -45,6 +46,8 @@ class Dropout:
         Number of the hidden layer, from 0.
     state : (2,) uint64 array
         {seed, step} on the backend's device. It is read when a call runs.
+    first_row : int
+        Row of the layer's matrix at which an array of it begins: several ranks have each a part.
 
     References
     ----------
@@ -62,6 +65,7 @@ class Dropout:
     rate: float
     layer: int
     state: Any
+    first_row: int = 0
 
     @property
     def threshold(self) -> int:
@@ -76,7 +80,7 @@ class Dropout:
     @property
     def kernel_fields(self) -> dict[str, Any]:
         """What a kernel reads of it, by the names of its record's fields."""
-        numbers = self.state, self.threshold, self.scale, self.layer
+        numbers = self.state, self.threshold, self.scale, self.layer, self.first_row
         return dict(zip(NO_DROPOUT, numbers, strict=True))
 
 
@@ -167,5 +171,6 @@ def keep_mask(shape: tuple[int, ...], dropout: Dropout) -> Array:
     def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:
         return memory.setdefault(number, np.empty(shape, dtype))
 
-    words = Philox(dropout.state, dropout.layer, 0, math.prod(shape), take).words()
+    first = dropout.first_row * math.prod(shape[1:])
+    words = Philox(dropout.state, dropout.layer, first, math.prod(shape), take).words()
     return (words >= np.uint32(dropout.threshold)).reshape(shape)

@@ -7,7 +7,8 @@ parameters, defaults, attributes, warnings and errors, and on the CPU the same n
 seed. Where there is a GPU that this package can use, it computes (``device="auto"``).
 
 ``accelerate()`` runs a program that was written for scikit-learn with the two classes exchanged;
-``python -m gpubackprop.sklearn script.py`` does so from a shell.
+``python -m gpubackprop.sklearn script.py`` does so from a shell. ``together()`` trains fits that
+run at the same time, such as those of a grid search, in common launches on a GPU.
 """
 
 from gpubackprop._optional import require
@@ -18,7 +19,8 @@ from gpubackprop.sklearn.accelerate import accelerate  # noqa: E402
 from gpubackprop.sklearn.classifier import MLPClassifier  # noqa: E402
 from gpubackprop.sklearn.onnx_pipeline import register_when_imported  # noqa: E402
 from gpubackprop.sklearn.regressor import MLPRegressor  # noqa: E402
+from gpubackprop.sklearn.together import together  # noqa: E402
 
 register_when_imported(MLPClassifier, MLPRegressor)
 
-__all__ = ["MLPClassifier", "MLPRegressor", "accelerate"]
+__all__ = ["MLPClassifier", "MLPRegressor", "accelerate", "together"]

@@ -124,6 +124,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         a larger `max_iter` a finished fit goes on.
     checkpoint_every : int
         Number of epochs between two checkpoints.
+    n_members : int or None
+        Number of networks of an ensemble, whose probabilities are averaged; None and 1 are one
+        network. They have the same parameters and data, and seeds drawn from `random_state`. They
+        are in `members_`, with all that one network has; the ensemble has no `coefs_`.
 
     Attributes
     ----------
@@ -162,6 +166,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Names of the columns, if X was a data frame.
     device_ : str
         Where the last fit ran: "cpu", "cpu:numpy" or "cuda:N". *Beyond scikit-learn.*
+    members_ : list of MLPClassifier
+        The members of an ensemble, if `n_members` is larger than 1. `loss_` is then the mean of
+        theirs, and `n_iter_` the largest. *Beyond scikit-learn.*
 
     Notes
     -----
@@ -221,6 +228,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         progress: bool = False,
         checkpoint: Any = None,
         checkpoint_every: int = 1,
+        n_members: int | None = None,
     ) -> None:
         self._store(locals())
 

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from gpubackprop.errors import OptionError
+from gpubackprop.sklearn.members import members_of
 from gpubackprop.sklearn.parameters import (
     SKLEARN_ACTIVATIONS,
     SKLEARN_LOSSES,
@@ -24,6 +25,11 @@ OURS = ("device_", "validation_loss_curve_")
 
 def to_sklearn(estimator: Any) -> Any:
     """Return scikit-learn's estimator with the same parameters and, if fitted, the same network."""
+    if (estimator.n_members or 1) > 1 or members_of(estimator) is not None:
+        raise OptionError(
+            "scikit-learn's estimator has one network; convert each of members_, and average their "
+            "predictions with its VotingClassifier or VotingRegressor"
+        )
     original = ORIGINALS["MLPClassifier" if hasattr(estimator, "predict_proba") else "MLPRegressor"]
     given = estimator.activation
     names = {given} if isinstance(given, str) else set(given) or {"relu"}  # without hidden layers

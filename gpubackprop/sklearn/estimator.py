@@ -18,6 +18,7 @@ from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
 from gpubackprop.sklearn.fit_tasks import CallbackSupportMixin, FitTasks
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
+from gpubackprop.sklearn.members import fit_members
 from gpubackprop.sklearn.onnx_export import OnnxExport
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, check_parameters, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
@@ -96,6 +97,11 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         started = time.perf_counter()
         sizes = hidden_sizes(self.hidden_layer_sizes)
         self._check_options(validation_data)
+        if self.n_members is not None and self.n_members > 1:
+            fit_members(self, X, y, sample_weight, incremental, validation_data)
+            return self
+        self.__dict__.pop("_interrupted", None)
+        self.__dict__.pop("members_", None)  # of an earlier fit with n_members
         watched = not incremental and getattr(self, "_skl_callbacks", None)  # by `set_callbacks`
         tasks = FitTasks(self, X, y, sample_weight) if watched else None
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
@@ -206,7 +212,7 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         Raises
         ------
         OptionError
-            scikit-learn does not have the activation.
+            scikit-learn does not have the activation, or this is an ensemble.
         """
         return to_sklearn(self)
 

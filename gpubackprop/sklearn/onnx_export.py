@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from gpubackprop.errors import DataError
 from gpubackprop.onnx.formulas import as_labels, forward, indicators, labels
 from gpubackprop.onnx.graph import Nodes, OnnxGraph, check_float, write
+from gpubackprop.sklearn.members import members_of
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.prediction import hidden_activations
 from gpubackprop.sklearn.stored import arrays_to_predict
@@ -76,7 +77,8 @@ class OnnxExport:
 
 
 def _float_of(estimator: Any) -> str:
-    dtype = np.result_type(*(np.asarray(coef).dtype for coef in estimator.coefs_))
+    networks = members_of(estimator) or [estimator]
+    dtype = np.result_type(*(np.asarray(coef).dtype for e in networks for coef in e.coefs_))
     return "float64" if dtype == np.float64 else "float32"
 
 
@@ -93,15 +95,27 @@ def label_type(estimator: Any) -> LabelType:
     return as_labels(estimator.classes_).dtype, False
 
 
-def emit(n: Nodes, x: str, estimator: Any) -> tuple[str | None, str]:
-    """Add the estimator's nodes; return the names of labels (None of a regressor) and of yhat."""
+def _forward(n: Nodes, x: str, estimator: Any) -> str:
+    """Add the nodes of one network; return the name of yhat."""
     coefs, intercepts = arrays_to_predict(estimator, estimator.n_features_in_)
     if not all(np.isfinite(array).all() for array in (*coefs, *intercepts)):
         raise DataError("coefs_ or intercepts_ hold NaN or infinity; fit the estimator again")
-    units = len(intercepts[-1])
-    kind = Objective(estimator.out_activation_, units).output
+    kind = Objective(estimator.out_activation_, len(intercepts[-1])).output
     hidden = hidden_activations(estimator.activation, len(coefs) - 1)
-    yhat = forward(n, x, [coef.T for coef in coefs], intercepts, hidden, kind)
+    return forward(n, x, [coef.T for coef in coefs], intercepts, hidden, kind)
+
+
+def emit(n: Nodes, x: str, estimator: Any) -> tuple[str | None, str]:
+    """Add the estimator's nodes; return the names of labels (None of a regressor) and of yhat."""
+    members = members_of(estimator)
+    if members is None:
+        yhat = _forward(n, x, estimator)
+    else:
+        summed, *others = (_forward(n, x, member) for member in members)
+        for other in others:  # onnxruntime has Mean and Sum of float32 alone
+            summed = n.op("Add", summed, other)
+        yhat = n.op("Div", summed, n.number(float(len(members))))
+    units = int(estimator.n_outputs_)
     if not is_classifier(estimator):
         return None, yhat
     both = yhat

@@ -93,6 +93,7 @@ NETWORK_CONSTRAINTS: dict[str, list[Any]] = {
     "progress": ["boolean"],
     "checkpoint": [str, os.PathLike, None],
     "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
+    "n_members": [Interval(Integral, 1, None, closed="left"), None],
 }
 
 

@@ -22,6 +22,7 @@ from gpubackprop.formulas import Activation, activation
 from gpubackprop.passes import Layers, Units, emit_forward
 from gpubackprop.sklearn.arrays import backend_of, device_of, on_gpu
 from gpubackprop.sklearn.host import SparseBatch, host_backend
+from gpubackprop.sklearn.members import mean_of
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.stored import arrays_to_predict
 
@@ -33,7 +34,7 @@ FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 def outputs(estimator: Any, x: Any) -> Array:
-    """Return yhat (N, K), computed from the present coefs_ and intercepts_.
+    """Return yhat (N, K), computed from the present coefs_ and intercepts_; of members, the mean.
 
     Parameters
     ----------
@@ -42,6 +43,9 @@ def outputs(estimator: Any, x: Any) -> Array:
     x : (N, D_0) array
         Checked inputs: a NumPy array, a CSR matrix, or an array of a GPU, where the result then is.
     """
+    members = vars(estimator).get("members_")
+    if members is not None:
+        return mean_of([outputs(member, x) for member in members])
     key = kind_of(estimator, x)
     if key is None:
         return _outputs(estimator, x)

@@ -103,6 +103,10 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         a larger `max_iter` a finished fit goes on.
     checkpoint_every : int
         Number of epochs between two checkpoints.
+    n_members : int or None
+        Number of networks of an ensemble, whose predictions are averaged; None and 1 are one
+        network. They have the same parameters and data, and seeds drawn from `random_state`. They
+        are in `members_`, with all that one network has; the ensemble has no `coefs_`.
 
     Attributes
     ----------
@@ -139,6 +143,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         Names of the columns, if X was a data frame.
     device_ : str
         Where the last fit ran: "cpu", "cpu:numpy" or "cuda:N". *Beyond scikit-learn.*
+    members_ : list of MLPRegressor
+        The members of an ensemble, if `n_members` is larger than 1. `loss_` is then the mean of
+        theirs, and `n_iter_` the largest. *Beyond scikit-learn.*
 
     Notes
     -----
@@ -197,6 +204,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         progress: bool = False,
         checkpoint: Any = None,
         checkpoint_every: int = 1,
+        n_members: int | None = None,
     ) -> None:
         self._store(locals())
 

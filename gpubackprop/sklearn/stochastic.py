@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from gpubackprop.errors import StopTraining
+from gpubackprop.many.rounds import SHARED, Rounds
+from gpubackprop.many.threads import stop_requested
 from gpubackprop.sklearn.fit_tasks import FitTasks
 from gpubackprop.sklearn.held_out import HeldOut, Scores
 from gpubackprop.sklearn.parameters import warn
@@ -112,6 +115,7 @@ class StochasticFit:
             self.loss_type = np.float64
         self.scores: Scores | None = None
         self.tasks: FitTasks | None = None
+        self.together: Rounds | None = None
         self.plan = EpochPlan(len(order), batch_rows)
         self.order = np.arange(len(order))  # every epoch shuffles the order of the epoch before
         network, backend = session.network, session.network.backend
@@ -148,6 +152,7 @@ class StochasticFit:
             Calls scikit-learn's callbacks.
         """
         e, session, self.tasks = self.estimator, self.session, tasks
+        self.together = SHARED.rounds
         total, done = len(self.order) * e.max_iter, len(self.order) * e.n_iter_
         bar = ProgressBar(total, done, e.max_iter, show=True) if e.progress else None
         try:
@@ -165,6 +170,7 @@ class StochasticFit:
                     )
         except KeyboardInterrupt:
             warn("Training interrupted by user.")
+            e._interrupted = True
         except BaseException:
             write_parameters(e, session.network)  # always, because scikit-learn updates in place
             raise
@@ -206,9 +212,13 @@ class StochasticFit:
 
     def _epoch(self) -> None:
         e, state = self.estimator, self.session.state
+        if self.together is not None and stop_requested():
+            raise KeyboardInterrupt
         if e.shuffle:
             self.order = self.order[e._random_state.permutation(len(self.order))]
-        e.loss_ = self._train(None if self.weights is None else self.weights[self.order])
+        weights = None if self.weights is None else self.weights[self.order]
+        with contextlib.nullcontext() if self.together is None else self.together.turn():
+            e.loss_ = self._train(weights)
         e.n_iter_ += 1
         e.t_ += len(self.order)
         e.loss_curve_.append(e.loss_)

@@ -72,6 +72,8 @@ class BatchStep:
     """
 
     backward = False  # whether there is a backward pass
+    parts = 1  # in how many parts a batch is computed, one of them here
+    tail = 0  # elements behind the gradient that are added up together with it
 
     def __init__(
         self,
@@ -87,11 +89,14 @@ class BatchStep:
         self.parameters: Layers = network.W, network.b
         self.source = data if isinstance(data, Source) else Source(network, data)
         self.batch_size = max(1, min(batch_size, len(self.data)))
+        self.most_rows = -(-self.batch_size // self.parts)
         if not self.options.record:
             self.running = RunningTotals(network, loss, self.data)
             self.totals = self.running.array
         if self.backward:
-            self.gradient = network.backend.zeros(network.layout.size, network.dtype)
+            flat = network.backend.zeros(network.layout.size + self.tail, network.dtype)
+            self.gradient = flat[: network.layout.size] if self.tail else flat
+            self._flat = flat
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
         self._batch = self._make_batch()
@@ -154,7 +159,7 @@ class BatchStep:
 
     def _make_batch(self) -> StepBatch:
         """Return the largest batch, without its plan."""
-        network, source, rows, options = self.network, self.source, self.batch_size, self.options
+        network, source, rows, options = self.network, self.source, self.most_rows, self.options
         backend, index, weights = network.backend, None, None
         if options.whole:
             x = raw = source.whole()

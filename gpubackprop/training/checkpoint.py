@@ -117,7 +117,7 @@ class Checkpoint(CheckpointFile):
         held_out: Batches | None,
         steps_per_epoch: int,
     ) -> None:
-        own = _fingerprint(settings, step, held_out)
+        own = fingerprint(settings, step, held_out)
         super().__init__(path, settings.network.backend.to_host, own)
         self.settings, self.state, self.step = settings, state, step
         self.steps_per_epoch = steps_per_epoch
@@ -203,7 +203,7 @@ class Checkpoint(CheckpointFile):
         return Position(**found)
 
 
-def _fingerprint(training: Settings, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:
+def fingerprint(training: Settings, step: TrainStep, held_out: Batches | None) -> dict[str, Any]:
     """Return what must be equal for a resumed training to be the same training."""
     settings = {
         "network": training.network.config(),

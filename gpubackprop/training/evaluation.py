@@ -32,14 +32,21 @@ class EvaluationStep(BatchStep):
         """Return the loss (without penalty) over all rows, and accuracy or rmse if there is one."""
         self.reset_totals()
         self.parameters = self.network.working_parameters()  # always in the same memory
-        order = self.place(self.data.order(None))
+        order = self.place(self._own(self.data.order(None)))
         for start in range(0, len(order), self.batch_size):
             self.run(order[start : start + self.batch_size])
-        totals = self.read_totals()
+        totals = self._totals()
         if self._weight:
             return self.running.figures(totals, totals[Total.LOSS] / self._weight)
         nothing = 0.0 if self.loss.options.empty == "zero" else math.nan
         return self.running.figures(totals, nothing)
+
+    def _own(self, order: np.ndarray) -> np.ndarray:
+        """Return the rows of this order that are computed here."""
+        return order
+
+    def _totals(self) -> np.ndarray:
+        return self.read_totals()
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         self.source.emit(backend, batch)
@@ -66,12 +73,24 @@ def custom_metrics(network: MLP, metrics: Mapping[str, Any], data: Batches) -> d
     """
     if not metrics:
         return {}
-    order, predictions = data.order(None), []
+    order = data.order(None)
+    return of_predictions(metrics, predictions(network, data, order), data.targets[order])
+
+
+def predictions(network: MLP, data: Batches, order: np.ndarray) -> np.ndarray:
+    """Return yhat (N, K) of these rows, on the host."""
+    parts = [np.empty((0, network.widths[-1]), network.dtype)]
     for start in range(0, len(order), 4096):
         yhat = network.predict(data.batch(network, order[start : start + 4096]))
-        predictions.append(network.backend.to_host(yhat))
-    yhat = np.concatenate(predictions)
-    return {name: float(metric(yhat, data.targets[order])) for name, metric in metrics.items()}
+        parts.append(network.backend.to_host(yhat))
+    return np.concatenate(parts[1:] or parts)
+
+
+def of_predictions(
+    metrics: Mapping[str, Any], yhat: np.ndarray, targets: np.ndarray
+) -> dict[str, float]:
+    """Return the metrics of these predictions, by their names."""
+    return {name: float(metric(yhat, targets)) for name, metric in metrics.items()}
 
 
 def _total_weight(loss: Loss, data: Batches, units: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from gpubackprop.backends import Total
 from gpubackprop.errors import NonFiniteLossError, StopTraining
@@ -44,6 +45,7 @@ class Run:
         self.best = backend.empty(parameters.shape, parameters.dtype)
         backend.copy(parameters, self.best)
         self.saved_at = time.monotonic()
+        self.progress = settings.progress
         self.updates = (-1, 0)  # (updates applied, updates skipped) at the last applied update
         self._follow(step)
 
@@ -59,16 +61,21 @@ class Run:
     def _follow(self, step: TrainStep) -> None:
         """Make the objects that depend on this step."""
         self.step, held_out, checkpoint = step, self.held_out, self.options.checkpoint
-        settings = self.settings
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
         self.validation = self.checkpoint = None
         if held_out is not None:
-            batch_size = settings.batch_size
-            self.validation = EvaluationStep(self.network, settings.loss, held_out, batch_size)
+            self.validation = self._evaluation(held_out)
         if checkpoint is not None:
-            self.checkpoint = Checkpoint(
-                checkpoint, settings, self.state, step, held_out, self.steps_per_epoch
-            )
+            self.checkpoint = self._checkpoint(checkpoint)
+
+    def _evaluation(self, data: Batches) -> EvaluationStep:
+        settings = self.settings
+        return EvaluationStep(self.network, settings.loss, data, settings.batch_size)
+
+    def _checkpoint(self, path: Path) -> Checkpoint:
+        return Checkpoint(
+            path, self.settings, self.state, self.step, self.held_out, self.steps_per_epoch
+        )
 
     def run(self) -> History:
         self.history.stopped = ""
@@ -77,7 +84,7 @@ class Run:
         self.last_epoch = self.position.first_epoch + self.options.epochs
         position, rows = self.position, len(self.step.data)
         done = position.epoch * rows + position.step * self.step.batch_size
-        bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.settings.progress)
+        bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.progress)
         with InterruptGuard() as guard:
             try:
                 while position.epoch < self.last_epoch and not self.history.stopped:
@@ -147,7 +154,7 @@ class Run:
                 position.seconds += time.perf_counter() - began
                 self.checkpoint.save(position, self.best)
                 began = time.perf_counter()
-            if guard.requested:
+            if self._asked_to_stop(guard):
                 self.history.stopped = "interrupted"
                 break
         self._check_steps()
@@ -160,7 +167,7 @@ class Run:
         """Wait for the steps that a GPU has not done yet, and check that all went well."""
         if not self.network.backend.asynchronous:
             return  # each step was checked when it was done
-        totals = self.step.read_totals()
+        totals = self.step.totals_of_all()
         if totals[Total.BAD_STEP] >= 0:
             self._report_bad_step(int(totals[Total.STEPS] - totals[Total.BAD_STEP]) - 1)
         if self.settings.scaling is None and self.step.updater.skipped():
@@ -188,8 +195,7 @@ class Run:
     def _save_after_epoch(self) -> None:
         """Write the checkpoint, unless the last one is younger than `checkpoint_seconds`."""
         last = bool(self.history.stopped) or self.position.epoch >= self.last_epoch
-        due = time.monotonic() - self.saved_at >= self.options.checkpoint_seconds
-        if self.checkpoint is not None and (last or due):
+        if self.checkpoint is not None and (last or self._due()):
             self.checkpoint.save(self.position, self.best)
             self.saved_at = time.monotonic()
 
@@ -199,15 +205,16 @@ class Run:
         if not self.network.backend.all_finite(self.network.parameters):  # the last step's doing
             self._report_bad_step()
         row: Row = {"epoch": position.epoch + 1, "steps": step.steps, "lr": lr}
-        row |= step.summary() | custom_metrics(self.network, settings.metrics, step.data)
+        row |= step.summary(step.totals_of_all()) | self._metrics(step.data)
         if self.validation is not None:
             measured = self.validation.measure()
-            measured |= custom_metrics(self.network, settings.metrics, self.validation.data)
+            measured |= self._metrics(self.validation.data)
             row |= {f"val_{name}": value for name, value in measured.items()}
             if math.isnan(measured["loss"]):
                 self._report_bad_validation()
         row["seconds"] = position.seconds
         row["samples_per_second"] = len(step.data) / max(position.seconds, 1e-9)
+        row = self._agreed(row)
         self.history.rows.append(row)
         monitored: float = row["loss"] if self.validation is None else row["val_loss"]
         self._keep_best(self._recent(monitored))
@@ -215,12 +222,32 @@ class Run:
         position.epoch, position.step, position.seconds = position.epoch + 1, 0, 0.0
         bar.finish_epoch(row)
         stopped = "patience" if self._out_of_patience() else ""
-        for callback in settings.callbacks:
-            try:
-                callback(settings, row)
-            except StopTraining:
-                stopped = "callback"
+        stopped = "callback" if self._callbacks_stop(row) else stopped
         self.history.stopped = stopped or self.history.stopped
+
+    # -- what several ranks do otherwise: see `gpubackprop.training.shared_run` --------------------
+
+    def _asked_to_stop(self, guard: InterruptGuard) -> bool:
+        return guard.requested
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.options.checkpoint_seconds
+
+    def _metrics(self, data: Batches) -> dict[str, float]:
+        return custom_metrics(self.network, self.settings.metrics, data)
+
+    def _agreed(self, row: Row) -> Row:
+        return row
+
+    def _callbacks_stop(self, row: Row) -> bool:
+        """Call all callbacks; return whether one asked to stop."""
+        stop = False
+        for callback in self.settings.callbacks:
+            try:
+                callback(self.settings, row)
+            except StopTraining:
+                stop = True
+        return stop
 
     def _recent(self, monitored: float) -> float:
         """Return the mean of the watched loss over the last `window` epochs of this call."""

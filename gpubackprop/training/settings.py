@@ -7,6 +7,7 @@ from typing import Any
 
 from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
+from gpubackprop.distributed import Alone, Communicator, on_device
 from gpubackprop.errors import OptionError
 from gpubackprop.layout.fixed import Fixed
 from gpubackprop.losses import Loss
@@ -32,6 +33,13 @@ class Settings:
     regularization: Regularization
     shuffle: bool
     progress: bool | None
+    is_alone = True  # whether one process trains, without others
+    _joined: Communicator = Alone()
+
+    @property
+    def ranks(self) -> Communicator:
+        """The ranks that train together, for arrays of the network's device."""
+        return on_device(self._joined, self.network.backend)
 
     @property
     def loss(self) -> Loss:

@@ -13,6 +13,7 @@ import numpy as np
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.history import History
 from gpubackprop.training.settings import Settings
+from gpubackprop.training.shared_step import SharedStep
 from gpubackprop.training.step import StepOptions, StepState, TrainStep
 
 
@@ -100,11 +101,15 @@ class TrainingState:
 
     def new_step(self, settings: Settings, data: Batches) -> TrainStep:
         """Return a step for these settings and rows that goes on from the last one."""
-        step = TrainStep(
+        made_from = (
             settings.network, settings.loss, data, settings.batch_size, settings.optimizer,
             settings.regularization,
             StepOptions(settings.seed, settings.scaling, settings.stochastic_rounding),
         )  # fmt: skip
+        if settings.is_alone:
+            step = TrainStep(*made_from)
+        else:
+            step = SharedStep(settings.ranks, *made_from)
         step.planned = settings.planned()
         if self.step is not None:
             step.go_on_from(self.step)

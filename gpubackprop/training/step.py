@@ -210,12 +210,17 @@ class TrainStep(GradientStep):
         self.steps += 1
         return batch
 
-    def summary(self) -> dict[str, float]:
+    def totals_of_all(self) -> np.ndarray:
+        """Return the totals of all ranks that train together: here, this one's."""
+        return self.read_totals()
+
+    def summary(self, totals: np.ndarray | None = None) -> dict[str, float]:
         """Return `RunningTotals.figures` over the rows so far; the loss includes the penalty.
 
         With a mean over weighted or ignored rows the loss is the mean of the batches' means.
+        `totals` are to be read; None reads this rank's.
         """
-        totals = self.read_totals()
+        totals = self.read_totals() if totals is None else totals
         rows = max(1.0, totals[Total.ROWS])
         figures = self.running.figures
         return figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)

@@ -16,6 +16,7 @@ from gpubackprop.backends import LossScaling
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
+from gpubackprop.distributed import Communicator, join
 from gpubackprop.errors import NonFiniteLossError, OptionError, OutOfMemory, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -30,6 +31,7 @@ from gpubackprop.training.memory_estimate import MemoryEstimate, estimated
 from gpubackprop.training.profile import Profile, measured
 from gpubackprop.training.run import Run
 from gpubackprop.training.settings import Settings
+from gpubackprop.training.shared_run import SharedEvaluation, SharedRun, shared_metrics
 from gpubackprop.training.state import FitOptions, TrainingState
 from gpubackprop.training.step import Regularization
 
@@ -88,6 +90,12 @@ class Trainer(Settings):
         history.stopped is "callback".
     progress : bool or None
         Whether to show a progress bar; None shows it in a terminal and in a notebook.
+    distributed : {"auto", "mpi", "torchrun"}, Communicator or None
+        Who trains together, see `gpubackprop.distributed.join`. Every rank builds the same network
+        and trainer, and makes the same calls of `fit` and `evaluate` with the same arguments; x may
+        be a memory map, of which a rank reads its rows. A batch has `batch_size` rows in all, and
+        the results are those of one process up to rounding. Rank 0 writes checkpoints and computes
+        metrics. None is one process alone.
 
     Attributes
     ----------
@@ -139,7 +147,11 @@ class Trainer(Settings):
         metrics: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
+        distributed: str | Communicator | None = None,
     ) -> None:
+        if distributed is not None:
+            self._joined = join(distributed)
+            self.is_alone = self._joined.size == 1
         self.network, self.loss, self.optimizer = network, loss, optimizer
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
@@ -162,6 +174,7 @@ class Trainer(Settings):
             parts = (state.pop(name) for name in ("_rng", "history", "_position", "_step"))
             state["state"] = TrainingState(*parts)
         vars(self).update(state)
+        self.is_alone = self._joined.size == 1  # as it is where the pickle is read
 
     def __copy__(self) -> Trainer:
         """Return a trainer of the same network that goes on from here with a state of its own."""
@@ -190,6 +203,7 @@ class Trainer(Settings):
         constant = isinstance(self.schedule, schedules.Constant)
         main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
         main |= {} if constant else {"schedule": self.schedule}
+        main |= {} if self.is_alone else {"distributed": self._joined}
         return main | {name: value for name, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
@@ -309,6 +323,9 @@ class Trainer(Settings):
             The checkpoint is damaged or of another training; nothing has been changed.
         StorageError
             A checkpoint could not be written; the network has its best weights so far.
+        DistributedError
+            The ranks have different options, data, weights or versions, or some of them failed; the
+            message names the rank. All ranks raise it.
         """
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
@@ -324,21 +341,33 @@ class Trainer(Settings):
         )
         if options.checkpoint_every and options.checkpoint is None:
             raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
-        try:
+
+        def prepare() -> tuple[Batches, Batches | None]:
             train = self._batches(x, targets, sample_weight, standardizer)
-            names = train.feature_names
             train = train if rows is None else train.at(rows, "rows")
             train.require_rows("x")
-            train, held_out = self._validation(train, validation, standardizer)
+            held_out = None
+            if validation is not None:
+                train, held_out = self._validation(train, validation, standardizer)
             train = train.counting(self.loss)
             train.require_rows("x, without the rows of weight 0,")
             train.require_finite_targets(self.loss)
-            step = self.state.new_step(self, train)
-            self.feature_names = names or self.feature_names
+            return train, held_out
+
+        try:
+            if self.is_alone:
+                train, held_out = prepare()
+                step = self.state.new_step(self, train)
+            else:
+                train, held_out = self.ranks.all_succeed(prepare)
+                step = self.ranks.all_succeed(lambda: self.state.new_step(self, train))
+            self.feature_names = train.feature_names or self.feature_names
+            kind = Run if self.is_alone else SharedRun
             try:
-                return Run(self, self.state, step, held_out, options).run()
+                return kind(self, self.state, step, held_out, options).run()
             except NonFiniteLossError as error:
-                places = [data.not_finite() for data in (train, held_out) if data is not None]
+                parts = [data for data in (train, held_out) if data is not None]
+                places = self.ranks.from_root(lambda: [data.not_finite() for data in parts])
                 error.args = (" ".join([str(error), *filter(None, places)]),)
                 raise
         except OutOfMemory as error:
@@ -380,13 +409,26 @@ class Trainer(Settings):
             The arrays do not fit the network.
         DataError
             There are no rows, or targets hold NaN.
+        DistributedError
+            As for `fit`.
         """
-        data = self._batches(x, targets, sample_weight, standardizer)
-        data = data if rows is None else data.at(rows, "rows")
-        data.require_rows("x")
-        data.require_finite_targets(self.loss)
-        step = EvaluationStep(self.network, self.loss, data, self.batch_size)
-        return step.measure() | custom_metrics(self.network, self.metrics, data)
+        made_from = self.network, self.loss
+
+        def prepare() -> Batches:
+            data = self._batches(x, targets, sample_weight, standardizer)
+            data = data if rows is None else data.at(rows, "rows")
+            data.require_rows("x")
+            data.require_finite_targets(self.loss)
+            return data
+
+        if self.is_alone:
+            data = prepare()
+            step = EvaluationStep(*made_from, data, self.batch_size)
+            return step.measure() | custom_metrics(self.network, self.metrics, data)
+        ranks = self.ranks
+        data = ranks.all_succeed(prepare)
+        step = SharedEvaluation(ranks, *made_from, data, self.batch_size)
+        return step.measure() | shared_metrics(ranks, self.network, self.metrics, data)
 
     def profile(
         self,
@@ -426,8 +468,13 @@ class Trainer(Settings):
         DataError
             There are no rows, or targets hold NaN.
         OptionError
-            `repeats` is below 1.
+            `repeats` is below 1, or the trainer is one of several ranks.
         """
+        if not self.is_alone:
+            raise OptionError(
+                f"profile times a step of one process, and this is {self._joined.who()}; profile a "
+                f"Trainer without distributed"
+            )
         repeats = int(number(repeats, "repeats", 1))
         data = self._batches(x, targets, sample_weight, standardizer).counting(self.loss)
         data.require_rows("x")
@@ -487,10 +534,8 @@ class Trainer(Settings):
         )
 
     def _validation(
-        self, train: Batches, validation: float | tuple[Any, ...] | Array | None, standardizer: Any
-    ) -> tuple[Batches, Batches | None]:
-        if validation is None:
-            return train, None
+        self, train: Batches, validation: float | tuple[Any, ...] | Array, standardizer: Any
+    ) -> tuple[Batches, Batches]:
         if isinstance(validation, Real):
             order, by_class = train.order(None), None
             if self.loss.output == "softmax" and train.targets.ndim == 1:

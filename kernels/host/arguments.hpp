@@ -13,12 +13,13 @@ enum Storage { STORED_F64, STORED_F32, STORED_F16, STORED_BF16, STORED_U8, STORE
 // a = product + bias; h = g(a), with dropout: the kernel affine_epilogue. bias null: activation_forward.
 //   product: product_storage, which is that of the layer, or f32 for 16 bits; bias, a, h: storage
 //   h or a may be product; a null: not kept; a receives g(a) if dropout and g's slope is one of h
-//   dropout_state null: no dropout. element number = row * cols + column
+//   dropout_state null: no dropout. element number = (dropout_row + row) * cols + column
 struct AffineEpilogueArguments {
     const void *product, *bias;
     void *a, *h;
     const uint64* dropout_state;
     int64 first, last, cols, stride_product, stride_a, stride_h, dropout_threshold, dropout_layer;
+    int64 dropout_row;
     double parameter, dropout_scale;
     int storage, product_storage, activation;
 };
@@ -30,7 +31,7 @@ struct ActivationBackwardArguments {
     void *delta, *partial, *grad_b;
     const uint64* dropout_state;
     int64 first, last, rows, cols, stride_grad, stride_saved, stride_delta, chunk_rows;
-    int64 dropout_threshold, dropout_layer;
+    int64 dropout_threshold, dropout_layer, dropout_row;
     double parameter, dropout_scale;
     int storage, sum_storage, activation;
 };

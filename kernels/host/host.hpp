@@ -148,6 +148,7 @@ inline ONCE const uint32* draw(int64 first, int64 n, uint64 offset, uint64 seed,
 template <class C> struct HostDropout {
     bool on;
     uint64 seed = 0, offset = 0;
+    int64 base = 0;
     uint32 threshold = 0;
     C scale = C(1);
 
@@ -155,13 +156,14 @@ template <class C> struct HostDropout {
         if (!on) return;
         seed = a.dropout_state[0];
         offset = stream(a.dropout_state[1], uint64(a.dropout_layer));
+        base = a.dropout_row * a.cols;
         threshold = uint32(a.dropout_threshold);
         scale = C(a.dropout_scale);
     }
-    // x becomes 0 or scale * x; `first`: number of the first element.
+    // x becomes 0 or scale * x; `first`: number of the first element, from that of row dropout_row.
     ONCE void apply(C* x, int64 first, int64 n) const {
         uint32 room[PIECE + 8];
-        const uint32* words = draw(first, n, offset, seed, room);
+        const uint32* words = draw(base + first, n, offset, seed, room);
         INDEPENDENT for (int64 i = 0; i < n; ++i) {
             C kept = x[i] * scale;
             x[i] = words[i] >= threshold ? kept : C(0);

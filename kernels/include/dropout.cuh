@@ -1,6 +1,7 @@
 // dropout.cuh - inverted dropout as a template parameter of a kernel over a matrix, forward and back.
 //   d(i) = keep(i) ? scale * x(i) : 0,  keep(i) = word(i) >= threshold; word(i): include/philox.cuh
-//   i = row * cols + column in 64 bits; threshold = p * 2^32, scale = 1 / (1 - p); layer: its number
+//   i = (dropout_row + row) * cols + column in 64 bits: dropout_row is 0, or where a rank's rows begin
+//   threshold = p * 2^32, scale = 1 / (1 - p); layer: its number
 //   state = {seed, step} on the device: prepare_update counts the step, so a replayed graph draws anew
 //   No mask is stored: the backward pass computes the words again. A NaN that is dropped is 0.
 #pragma once
@@ -15,17 +16,18 @@ struct NoDropout {
 template <class C> struct Dropout {
     static constexpr bool ON = true;
     uint64 seed, offset;
+    int64 base;
     uint32 threshold;
     C scale;
 
     // A: the arguments of a kernel, with fields dropout_...
     template <class A> __device__ __forceinline__ explicit Dropout(const A& a)
         : seed(a.dropout_state[0]), offset(stream(a.dropout_state[1], uint64(a.dropout_layer))),
-          threshold(uint32(a.dropout_threshold)), scale(a.dropout_scale) {}
-    // What elements `first`, first + 1, ... are multiplied by: scale, or 0 for those that are dropped.
+          base(a.dropout_row * a.cols), threshold(uint32(a.dropout_threshold)), scale(a.dropout_scale) {}
+    // What elements `first`, first + 1, ... of the arrays are multiplied by: scale, or 0 where dropped.
     template <int E> __device__ __forceinline__ void draw(int64 first, C (&factor)[E]) const {
         uint32 words[E];
-        random_words<E>(first, offset, seed, words);
+        random_words<E>(base + first, offset, seed, words);
 #pragma unroll
         for (int e = 0; e < E; ++e) factor[e] = words[e] >= threshold ? scale : C(0);
     }

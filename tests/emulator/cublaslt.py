@@ -44,7 +44,7 @@ def library() -> Any:
 
     @ctypes.CFUNCTYPE(ctypes.c_int)
     def capturing() -> int:
-        return bool(STATE.captured)
+        return bool(STATE.capturing_here())
 
     handle.standin_begin(queue, capturing)
     handle.kept = queue, capturing

@@ -16,6 +16,8 @@ Rules from CuPy 14 (main of 2026-08-20) and the CUDA programming guide, each wit
 - the default stream cannot be captured (stream.pyx, `begin_capture`); a call that a captured stream
   receives becomes a node; waiting for that stream is an error that invalidates the capture
 - a graph holds addresses and no arrays (cupy/cuda/graph.pyx, `Graph`)
+- a capture is CuPy's, in the relaxed mode: what another thread of the host does meanwhile is its own
+  (stream.pyx, `begin_capture`); what the capturing thread does, the stand-in refuses all the same
 - a captured stream cannot wait for an event of a stream that is not captured, and `end_capture`
   raises an error of the capture again (runtime API, cudaStreamWaitEvent, cudaStreamEndCapture)
 """
@@ -36,6 +38,7 @@ import numpy as np
 
 ALIGNMENT = 512  # bytes, as in CuPy's memory pool
 POISON = 0xFF  # every byte of poisoned memory: NaN in each float type
+RANK_SECONDS = 60.0  # for the thread of another rank to come to a collective call
 LONGEST = 1024  # calls that a stream holds before its launches wait; CUDA's number is similar
 
 Call = Callable[[], None]
@@ -107,6 +110,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.counts, self._lock = Counts(), threading.RLock()
+        self._more = threading.Condition(self._lock)  # a thread of the host has queued something
         self.reset()
 
     def reset(self, seed: int = 0, *, lazy: bool = True) -> None:
@@ -140,7 +144,7 @@ class Machine:
             self.default[self.device] = Stream(null=True)
         return self.default[self.device]
 
-    def queue(self, call: Call, stream: Stream | None = None) -> None:
+    def queue(self, call: Call | Mark, stream: Stream | None = None) -> None:
         """Give a call to the (current) stream, or to the graph that is captured from it.
 
         `call` holds NumPy arrays and no `ndarray` of the stand-in; otherwise a block would never be
@@ -163,6 +167,7 @@ class Machine:
             self.number += 1
             stream.queue.append((self.number, item))
             self.busy.add(stream)
+            self._more.notify_all()
             if not self.lazy or len(stream.queue) > LONGEST:
                 self.run(stream)
 
@@ -190,6 +195,8 @@ class Machine:
         ready = sorted(
             (s for s in self.busy if self._ready(s)), key=lambda s: (s.device_id, s.number)
         )
+        if not ready and self._another_thread_may_come():
+            return
         assert ready, "the streams wait for one another, or for an event that nobody records"
         stream = self.random.choice(ready)
         _, item = stream.queue.popleft()
@@ -211,11 +218,24 @@ class Machine:
             return all(s is stream or s.queue[0][0] > number for s in others)
         return all(not s.null or s.queue[0][0] > number for s in others)
 
+    def _another_thread_may_come(self) -> bool:
+        """Return whether a stream waits for a rank of NCCL, after giving its thread time to come."""
+        fronts = [stream.queue[0][1] for stream in self.busy]
+        if not any(isinstance(item, _Wait) and item.mark.elsewhere for item in fronts):
+            return False
+        assert self._more.wait(RANK_SECONDS), "a rank did not call NCCL as often as the others"
+        return True
+
+    def capturing_here(self) -> list[Stream]:
+        """The streams that this thread of the host captures."""
+        return [s for s in self.captured if s.capturing_thread == threading.get_ident()]
+
     def not_while_capturing(self, what: str) -> None:
         """Raise an error that invalidates the captures under way, as CUDA's does."""
-        for stream in self.captured:
+        captured = self.capturing_here()
+        for stream in captured:
             stream.invalid = True
-        if self.captured:
+        if captured:
             raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} while capturing")
 
     # -- memory -----------------------------------------------------------------------------------
@@ -250,9 +270,10 @@ class Block:
 
 
 class Mark:
-    """A place in a stream, for an event."""
+    """A place in a stream, for an event. `elsewhere`: another thread of the host may have to come."""
 
     reached = False
+    elsewhere = False
 
 
 class _Wait(Mark):
@@ -304,7 +325,7 @@ class Graph:
     """The calls that were captured. It keeps no array alive."""
 
     def __init__(self) -> None:
-        self.nodes: list[Call] = []
+        self.nodes: list[Call | Mark] = []
         self.kernels: list[str] = []
         self.products = 0
 
@@ -327,7 +348,7 @@ class Stream:
         self.device_id = STATE.device
         self.queue: deque[tuple[int, Call | Mark]] = deque()
         self.graph: Graph | None = None
-        self.invalid = False
+        self.invalid, self.capturing_thread = False, 0
 
     def __enter__(self) -> Stream:
         if self.device_id != STATE.device:
@@ -345,6 +366,7 @@ class Stream:
         if self.null:
             raise RuntimeError("cannot capture on the default (legacy) stream")
         self.graph, self.invalid = Graph(), False
+        self.capturing_thread = threading.get_ident()
         STATE.captured.add(self)
 
     def end_capture(self) -> Graph:

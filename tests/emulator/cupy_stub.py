@@ -33,7 +33,7 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import dependent
 from gpubackprop.backends.cupy.arguments import Layout, Record, layout_named
 from gpubackprop.backends.kernel_sources import kernels_directory
-from tests.emulator import cublaslt
+from tests.emulator import cublaslt, nccl
 from tests.emulator.cupy_queue import (
     STATE,
     Block,
@@ -665,6 +665,7 @@ def module() -> types.ModuleType:
             CompileException=CompileException, compile_using_nvrtc=compile_using_nvrtc
         ),
         nvrtc=types.SimpleNamespace(getVersion=lambda: (0, 0)),
+        nccl=nccl.module(),
     )
     return cupy
 

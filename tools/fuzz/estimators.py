@@ -160,7 +160,7 @@ def _twins() -> Sequence[World]:
 
 BEYOND = {  # scikit-learn has no such parameters and attributes
     "device", "precision", "class_weight", "dropout", "callbacks", "progress", "checkpoint",
-    "checkpoint_every", "device_", "validation_loss_curve_",
+    "checkpoint_every", "n_members", "device_", "validation_loss_curve_", "members_",
 }  # fmt: skip
 
 

@@ -38,8 +38,8 @@ LABELS = (np.uint8, np.int32, np.int64)
 #                           arguments.cuh)
 _DROPOUT_STATE = {"dropout_state": "u64*"}
 _LAYER_NUMBERS = {
-    "dropout_threshold": "i64", "dropout_layer": "i64", "parameter": "compute",
-    "dropout_scale": "compute", "join": "i32",
+    "dropout_threshold": "i64", "dropout_layer": "i64", "dropout_row": "i64",
+    "parameter": "compute", "dropout_scale": "compute", "join": "i32",
 }  # fmt: skip
 _SOFTMAX = {
     "logits": "storage*", "labels": "labels*", "probabilities": "compute*", "delta": "storage*",

@@ -47,6 +47,18 @@ class Issuer(DeviceMemory, Backend):
             self._recorded.obstacle = self._recorded.obstacle or "a function of the host"
         self._issue(function, *args)
 
+    def enqueue(self, function: Callable[..., Any], *args: Any) -> None:
+        """Issue a function that only queues work on the current stream, so that a graph holds it.
+
+        Parameters
+        ----------
+        function : callable
+            It neither waits nor allocates.
+        *args : object
+            Its arguments.
+        """
+        self._issue(function, *args)
+
     def _issue(self, function: Callable[..., Any], *args: Any) -> None:
         if self._recorded is not None:
             self._recorded(function, *args)

@@ -38,7 +38,10 @@ def _fields(pointers: str, i64: str = "", f64: str = "", i32: str = "") -> dict[
 ARGUMENTS: dict[str, dict[str, str]] = {
     "affine_epilogue": _fields(
         pointers="product bias a h dropout_state",
-        i64="first last cols stride_product stride_a stride_h dropout_threshold dropout_layer",
+        i64=(
+            "first last cols stride_product stride_a stride_h dropout_threshold dropout_layer "
+            "dropout_row"
+        ),
         f64="parameter dropout_scale",
         i32="storage product_storage activation",
     ),
@@ -46,7 +49,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         pointers="grad_h saved delta partial grad_b dropout_state",
         i64=(
             "first last rows cols stride_grad stride_saved stride_delta chunk_rows "
-            "dropout_threshold dropout_layer"
+            "dropout_threshold dropout_layer dropout_row"
         ),
         f64="parameter dropout_scale",
         i32="storage sum_storage activation",

@@ -42,16 +42,17 @@ def emit_drop(
     x: Array,
     out: Array,
     dropout: Dropout,
-    first: int,
+    row: int,
     scratch: Scratch,
     slot: int,
 ) -> None:
-    """Issue the dropout of a block whose first element is number `first` of its matrix."""
+    """Issue the dropout of a block whose first row is number `row` of its array."""
 
     def take(number: int, shape: tuple[int, ...], dtype: Any) -> Array:
         return scratch.take(slot, RANDOM + number, shape, dtype)
 
     if x.size:
+        first = (dropout.first_row + row) * x.shape[1]
         words = Philox(dropout.state, dropout.layer, first, x.size, take)
         dropped = scratch.take(slot, DROPPED, x.shape, np.bool_)
         call(drop, x, out, dropout, words, dropped)

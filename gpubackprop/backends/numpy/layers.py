@@ -110,7 +110,7 @@ class LayerOperations(Backend):
                 call(np.copyto, block, value)
             if dropout is not None:
                 kept = value if sixteen_bit else out
-                emit_drop(call, value, kept, dropout, rows.start * a.shape[1], scratch, slot)
+                emit_drop(call, value, kept, dropout, rows.start, scratch, slot)
             if sixteen_bit:
                 call(np.copyto, out, value)
 
@@ -138,7 +138,7 @@ class LayerOperations(Backend):
                 g, s = d, wide
             self._emit_slope(call, g, s, activation, d, scratch, slot)
             if dropout is not None:
-                emit_drop(call, d, d, dropout, rows.start * delta.shape[1], scratch, slot)
+                emit_drop(call, d, d, dropout, rows.start, scratch, slot)
             if sixteen_bit:
                 call(np.copyto, out, d)
 

@@ -1,0 +1,53 @@
+"""Ranks that MPI has started: mpi4py on NumPy's buffers."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any, NoReturn
+
+import numpy as np
+
+from gpubackprop._optional import require
+from gpubackprop.distributed.contract import Communicator
+
+
+class Mpi(Communicator):
+    """The ranks of MPI's world.
+
+    A sum has the same bits on all ranks and in every run with as many ranks, as the standard
+    recommends (MPI 4.1, section 6.9.1, "Advice to implementors"); `Trainer` compares the ranks'
+    weights after each epoch.
+
+    Parameters
+    ----------
+    world : mpi4py.MPI.Comm or None
+        Its ranks; None is COMM_WORLD.
+    """
+
+    kind = "MPI"
+
+    def __init__(self, world: Any = None) -> None:
+        self._mpi = require("mpi4py.MPI", "mpi", "train on several ranks that MPI has started")
+        self._world = (self._mpi.COMM_WORLD if world is None else world).Dup()
+        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        host = socket.gethostname()
+        self.local_rank = self._world.allgather(host)[: self.rank].count(host)
+
+    def gather(self, record: Any) -> list[Any]:
+        return list(self._world.allgather(record))
+
+    def allreduce(self, buffer: np.ndarray) -> None:
+        self._world.Allreduce(self._mpi.IN_PLACE, buffer)
+
+    def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
+        self._world.Bcast(buffer.view(np.uint8), root)
+
+    def barrier(self) -> None:
+        self._world.Barrier()
+
+    def abort(self, reason: str) -> NoReturn:
+        sys.stdout.flush()
+        print(f"{self.who()}: {reason}; all ranks end", file=sys.stderr, flush=True)
+        self._world.Abort(1)
+        raise SystemExit(1)  # not reached

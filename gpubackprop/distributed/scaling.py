@@ -1,0 +1,140 @@
+"""How much a step moves between ranks, and how efficient they can be: an estimate.
+
+The assumptions are those of `ASSUMPTIONS`, which every table repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+ASSUMPTIONS = (
+    "a rank computes the products of a step at the given rate, whatever its number of rows",
+    "the sum takes 2 (N-1)/N of the gradient's bytes over the bandwidth of one rank, as a ring "
+    "does, and 2 log2(N) latencies",
+    "the sum begins when the backward pass has ended: nothing overlaps",
+    "reading rows, the update and whatever waits are left out",
+)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A network, a batch and what connects the ranks.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Units of all layers, the inputs first.
+    batch_size : int
+        Rows of a batch, of all ranks together (strong scaling) or of each (weak scaling).
+    itemsize : int
+        Bytes of a parameter's gradient.
+    bandwidth : float
+        Bytes a second that one rank sends and receives.
+    latency : float
+        Seconds of a message.
+    flops : float
+        Floating-point operations a second of one rank.
+
+    Examples
+    --------
+    >>> scaling = Scaling([784, 512, 10], 256, 4, 25e9, 10e-6, 1e12)
+    >>> scaling.gradient_bytes, scaling.moved(4)
+    (1628200, 2442300.0)
+    >>> [round(scaling.strong(ranks), 2) for ranks in (1, 2, 4)]
+    [1.0, 0.71, 0.43]
+    """
+
+    widths: Sequence[int]
+    batch_size: int
+    itemsize: int
+    bandwidth: float
+    latency: float
+    flops: float
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradient: of all weights and biases."""
+        return self.itemsize * sum((m + 1) * n for m, n in pairwise(self.widths))
+
+    def moved(self, ranks: int) -> float:
+        """Return the bytes that a rank sends in a step, and receives.
+
+        Parameters
+        ----------
+        ranks : int
+            Number of ranks.
+
+        Returns
+        -------
+        float
+            Bytes.
+        """
+        return 2 * (ranks - 1) / ranks * self.gradient_bytes
+
+    def computing(self, rows: float) -> float:
+        """Return the seconds of the products of a step.
+
+        Parameters
+        ----------
+        rows : float
+            Rows of the step.
+
+        Returns
+        -------
+        float
+            Seconds: three products of 2 m n operations a row for each layer of m inputs and n
+            units, and two for the first one.
+        """
+        layers = list(pairwise(self.widths))
+        products = sum(6 * m * n for m, n in layers) - 2 * layers[0][0] * layers[0][1]
+        return rows * products / self.flops
+
+    def adding(self, ranks: int) -> float:
+        """Return the seconds of the sum over the ranks.
+
+        Parameters
+        ----------
+        ranks : int
+            Number of ranks.
+
+        Returns
+        -------
+        float
+            Seconds; 0 for one rank.
+        """
+        rounds = max(0, (ranks - 1).bit_length())
+        return self.moved(ranks) / self.bandwidth + 2 * rounds * self.latency
+
+    def strong(self, ranks: int) -> float:
+        """Return the efficiency of N ranks on one batch: the speed-up divided by N.
+
+        Parameters
+        ----------
+        ranks : int
+            Number of ranks.
+
+        Returns
+        -------
+        float
+            At most 1.
+        """
+        alone = self.computing(self.batch_size)
+        return alone / ranks / (alone / ranks + self.adding(ranks))
+
+    def weak(self, ranks: int) -> float:
+        """Return the efficiency of N ranks with a batch each: one's time divided by theirs.
+
+        Parameters
+        ----------
+        ranks : int
+            Number of ranks.
+
+        Returns
+        -------
+        float
+            At most 1.
+        """
+        alone = self.computing(self.batch_size)
+        return alone / (alone + self.adding(ranks))

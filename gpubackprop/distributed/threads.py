@@ -1,0 +1,161 @@
+"""Ranks that are threads of one process: for the devices of one machine, and for tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from gpubackprop.distributed.contract import Communicator, sum_of
+from gpubackprop.errors import DistributedError
+
+TIMEOUT = 600.0  # seconds that a rank waits for the others
+
+
+class Group:
+    """What the ranks of one process share.
+
+    Parameters
+    ----------
+    size : int
+        Number of ranks.
+
+    Attributes
+    ----------
+    size : int
+        Number of ranks.
+    reason : str
+        Why the ranks were ended; "" while they work.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.reason = size, ""
+        self._barrier = threading.Barrier(size)
+        self._records: list[Any] = [None] * size
+
+    def exchange(self, rank: int, record: Any) -> list[Any]:
+        """Return the records of all ranks.
+
+        Parameters
+        ----------
+        rank : int
+            The caller.
+        record : object
+            Its record.
+
+        Returns
+        -------
+        list
+            One record for each rank; the objects themselves, no copies.
+
+        Raises
+        ------
+        DistributedError
+            Another rank has ended.
+        """
+        self._records[rank] = record
+        self.wait()
+        records = list(self._records)
+        self.wait()  # nobody writes the next record before all have read
+        return records
+
+    def wait(self) -> None:
+        try:
+            self._barrier.wait(TIMEOUT)
+        except threading.BrokenBarrierError:
+            reason = self.reason or f"a rank did not come within {TIMEOUT:g} s"
+            raise DistributedError(f"another rank has ended: {reason}") from None
+
+    def fail(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self._barrier.abort()
+
+
+class Threads(Communicator):
+    """A rank that is a thread.
+
+    Parameters
+    ----------
+    group : Group
+        What the ranks share.
+    rank : int
+        Number of this rank.
+    """
+
+    kind = "threads"
+
+    def __init__(self, group: Group, rank: int) -> None:
+        self.group, self.rank, self.size = group, rank, group.size
+        self.local_rank = rank
+
+    def gather(self, record: Any) -> list[Any]:
+        return self.group.exchange(self.rank, record)
+
+    def allreduce(self, buffer: np.ndarray) -> None:
+        buffers = self.gather(buffer)
+        total = np.empty_like(buffer)
+        sum_of(buffers, total)
+        self.group.wait()  # all have read before one writes
+        buffer[...] = total
+
+    def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
+        buffers = self.gather(buffer)
+        if self.rank != root:
+            buffer[...] = buffers[root]
+        self.group.wait()
+
+    def abort(self, reason: str) -> NoReturn:
+        self.group.fail(f"{self.who()}: {reason}")
+        raise DistributedError(f"{self.who()}: {reason}")
+
+
+def in_threads(size: int, work: Callable[[Communicator], Any]) -> list[Any]:
+    """Call ``work(communicator)`` in a thread for each rank.
+
+    Parameters
+    ----------
+    size : int
+        Number of ranks.
+    work : callable
+        What a rank does.
+
+    Returns
+    -------
+    list
+        The results, in the order of the ranks.
+
+    Raises
+    ------
+    Exception
+        The first error of a rank that was not ended by another one.
+
+    Examples
+    --------
+    >>> in_threads(2, lambda ranks: sum(ranks.gather(ranks.rank)))
+    [1, 1]
+    """
+    group = Group(size)
+    results: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        ranks = Threads(group, rank)
+        try:
+            results[rank] = work(ranks)
+        except BaseException as error:
+            errors.append(error)  # before the others' errors, which follow from it
+            group.fail(f"rank {rank} of {size}: {type(error).__name__}: {error}")
+
+    threads = [
+        threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True)
+        for rank in range(size)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results

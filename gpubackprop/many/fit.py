@@ -1,0 +1,149 @@
+"""`fit_many`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpubackprop.backends.host import available_cores
+from gpubackprop.errors import OptionError
+from gpubackprop.many.settings import Training, trainings
+from gpubackprop.many.workers import train_in_processes
+from gpubackprop.network import MLP
+from gpubackprop.training import History, Trainer
+
+Errors = list[BaseException | None]
+
+
+def fit_many(
+    networks: MLP | Trainer | Sequence[MLP | Trainer],
+    x: Any,
+    targets: Any,
+    *,
+    n_jobs: int | None = None,
+    return_errors: bool = False,
+    **settings: Any,
+) -> list[Any]:
+    """Train many networks, each as `Trainer.fit` alone would, bit for bit.
+
+    Where the networks differ, a setting is a list with one value for each network: optimizers,
+    learning rates, schedules, seeds, batch sizes, rows such as those of folds, numbers of epochs,
+    also x and targets. Anything that is no list holds for all: an array, a tuple, a number. Each
+    network validates and stops early on its own.
+
+    Networks on the CPU are trained one after another, or with `n_jobs` by so many processes. Data
+    are written to a file once, and mapped by the processes.
+
+    Ctrl-C ends each training after its step, and those that have not begun do not begin;
+    history.stopped is then "interrupted". A training that fails hurts no other.
+
+    Parameters
+    ----------
+    networks : sequence of MLP or Trainer, or one
+        Their parameters are changed in place. A `Trainer` goes on from where it stands, with its
+        own settings.
+    x : (N, D_0) array, data frame, or list of these
+        As for `Trainer.fit`.
+    targets : (N,) or (N, K) array, data frame, or list of these
+        As for `Trainer.fit`.
+    n_jobs : int or None
+        Number of processes, for networks on the CPU; -1 is one for each core. None is 1, which
+        trains in this process. With more, metrics and callbacks must be functions of a module, and
+        act on a copy of the trainer in another process.
+    return_errors : bool
+        Whether an error stands in the result in the place of its history. Otherwise the first one
+        is raised when all other networks are trained.
+    **settings
+        Parameters of `Trainer` and of `Trainer.fit`, by their names. `progress` is False.
+
+    Returns
+    -------
+    list of History
+        The history of each network, in the order of `networks`.
+
+    Raises
+    ------
+    OptionError
+        A setting is unknown, a list has not one entry for each network, or `n_jobs` is 0 or not for
+        these networks; nothing has been trained.
+    GpubackpropError
+        Training failed as `Trainer.fit` says; a note names the network. The others are trained.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpubackprop import MLP
+    >>> from gpubackprop.optimizers import Adam
+    >>> x = np.linspace(-1, 1, 60)[:, None]
+    >>> networks = [MLP([1, width, 1], "tanh", output="linear", seed=1) for width in (2, 8)]
+    >>> histories = fit_many(networks, x, x**2, optimizer=[Adam(lr=0.01), Adam(lr=0.03)])
+    >>> [len(history) for history in histories]
+    [10, 10]
+    """
+    listed = [networks] if isinstance(networks, MLP | Trainer) else list(networks)
+    todo = trainings(listed, x, targets, settings)
+    processes = min(_processes(n_jobs), len(todo))
+    if processes > 1:
+        _check_host(todo)
+        errors = train_in_processes(todo, processes)
+    else:
+        errors = train_in_turn(todo)
+    return _results(todo, errors, return_errors)
+
+
+def train_in_turn(todo: Sequence[Training]) -> Errors:
+    """Train one after another in this process; return the error of each, or None."""
+    errors: Errors = []
+    interrupted = False
+    for training in todo:
+        error: BaseException | None = None
+        if interrupted:
+            training.trainer.history.stopped = "interrupted"
+        else:
+            try:
+                training.run()
+            except Exception as caught:
+                error = caught
+            interrupted = training.trainer.history.stopped == "interrupted"
+        errors.append(error)
+    return errors
+
+
+def _processes(n_jobs: int | None) -> int:
+    """Return a number of processes for joblib's `n_jobs`."""
+    if n_jobs is None:
+        return 1
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+        raise OptionError(
+            f"n_jobs is {n_jobs!r} but must be a number of processes, -1 for one on each core, or "
+            "None for none"
+        )
+    return n_jobs if n_jobs > 0 else max(1, available_cores() + 1 + n_jobs)
+
+
+def _check_host(todo: Sequence[Training]) -> None:
+    for training in todo:
+        network = training.trainer.network
+        if network.backend.asynchronous:
+            raise OptionError(
+                f"n_jobs is a number of processes on the CPU but a network is on {network.device}; "
+                "leave n_jobs out"
+            )
+
+
+def _results(todo: Sequence[Training], errors: Errors, return_errors: bool) -> list[Any]:
+    failed = [place for place, error in enumerate(errors) if error is not None]
+    if failed and not return_errors:
+        first = errors[failed[0]]
+        assert first is not None
+        numbers = ", ".join(str(place + 1) for place in failed)
+        first.add_note(
+            f"fit_many: this is network {failed[0] + 1} of {len(todo)}"
+            + (f"; networks {numbers} have failed" if len(failed) > 1 else "")
+            + "; the others are trained"
+        )
+        raise first
+    results: list[History | BaseException] = []
+    for training, error in zip(todo, errors, strict=True):
+        results.append(training.trainer.history if error is None else error)
+    return results

@@ -1,0 +1,52 @@
+"""Fits that scikit-learn's meta-estimators start side by side train together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import joblib
+
+from gpubackprop.many.rounds import SHARED
+
+
+@contextlib.contextmanager
+def together(n_jobs: int | None = None) -> Iterator[None]:
+    """Train the fits that run at the same time together, whoever has started them.
+
+    Inside the context joblib runs its jobs in threads, and the estimators of this package that fit
+    at the same time train epoch by epoch: on a GPU the epochs of all of them share launches, on the
+    CPU they take turns. That holds for all that uses joblib (GridSearchCV, RandomizedSearchCV,
+    cross_val_score, BaggingClassifier, OneVsRestClassifier, StackingClassifier) and for threads
+    that a program starts itself. The results are those of the fits one after another. A fit that
+    fails, or is stopped, hurts no other.
+
+    On a machine without a GPU, joblib's processes use more cores than its threads; `together` is
+    then of use only for a program that runs on both.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        Number of threads of meta-estimators that leave theirs at None; None is joblib's default.
+        One that has `n_jobs` keeps it: as many fits train together, so it may be much larger than
+        the number of cores.
+
+    Yields
+    ------
+    None
+        Nothing.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from gpubackprop.sklearn import MLPRegressor
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [1.0, 3.0, 5.0, 7.0]
+    >>> net = MLPRegressor(hidden_layer_sizes=4, max_iter=5, tol=10.0, random_state=1)
+    >>> with together():
+    ...     search = GridSearchCV(net, {"alpha": [0.0, 0.1]}, cv=2, n_jobs=4).fit(X, y)
+    >>> sorted(search.best_params_)
+    ['alpha']
+    """
+    settings = {} if n_jobs is None else {"n_jobs": n_jobs}
+    with SHARED.together(), joblib.parallel_config(backend="threading", **settings):
+        yield

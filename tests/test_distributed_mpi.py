@@ -1,0 +1,182 @@
+"""Real ranks: processes that mpiexec starts, and processes with torchrun's variables.
+
+The wheel `mpich` brings mpiexec and the library, mpi4py the binding (the extra `mpi`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cli_runs import flowers, write_table
+from tests.ranks_programs import (
+    CASES,
+    COLUMNS,
+    MANY_ROWS,
+    figures,
+    learn_a_mapped_file,
+    trained,
+)
+from tests.test_distributed import assert_close
+
+ROOT = Path(__file__).resolve().parents[1]
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")  # fmt: skip
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"
+}  # fmt: skip
+DEATH_SECONDS = 30.0  # within which a dead rank must have ended all
+pytestmark = pytest.mark.slow
+with_mpi = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
+    reason='needs mpiexec and mpi4py: pip install "gpubackprop[mpi]"',
+)
+
+
+def mpiexec(size: int, *command: Any, options: tuple[str, ...] = ()) -> Any:
+    """Run a program of `ranks_programs`, or another module, on so many ranks."""
+    assert MPIEXEC is not None
+    parts = [MPIEXEC, *options, "-n", size, sys.executable, "-m", *command]
+    return subprocess.run(
+        [str(part) for part in parts], env=ENVIRONMENT, cwd=ROOT, text=True, capture_output=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+
+
+@with_mpi
+@pytest.mark.parametrize("size", [2, 4])
+def test_mpis_ranks_learn_what_one_process_learns_and_repeat_it_bit_for_bit(
+    tmp_path: Path, size: int
+) -> None:
+    found = []
+    for number in range(2):
+        file = tmp_path / f"{number}.json"
+        result = mpiexec(size, "tests.ranks_programs", "compare", file)
+        assert result.returncode == 0, result.stderr
+        found.append(json.loads(file.read_text()))
+    assert found[0] == found[1]
+    for case in CASES:
+        assert_close(found[0][case], json.loads(json.dumps(figures(trained(case, None)))))
+
+
+@with_mpi
+def test_a_killed_rank_ends_all_is_named_and_fewer_ranks_go_on_from_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "checkpoint"
+    began = time.monotonic()
+    result = mpiexec(3, "tests.ranks_programs", "die", file)
+    assert time.monotonic() - began < DEATH_SECONDS + 60  # imports on a busy machine included
+    assert result.returncode != 0
+    pid = file.with_suffix(".pid").read_text()
+    # mpiexec is sometimes faster than the ranks. It names the process.
+    said = result.stdout + result.stderr
+    assert f"pid {pid}) has died" in said or f"PID {pid} RUNNING" in said
+    result = mpiexec(2, "tests.ranks_programs", "resume", file)
+    assert result.returncode == 0, result.stderr
+    resumed = json.loads(file.with_suffix(".json").read_text())
+    again = tmp_path / "again"
+    assert mpiexec(1, "tests.ranks_programs", "resume", again).returncode == 0
+    assert_close(resumed, json.loads(again.with_suffix(".json").read_text()))
+
+
+@with_mpi
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_end_by_themselves_and_name_the_dead_one_if_the_launcher_does_nothing(
+    tmp_path: Path, rank: int
+) -> None:
+    options = ("-disable-auto-cleanup",)
+    file, began = tmp_path / "checkpoint", time.time()
+    result = mpiexec(3, "tests.ranks_programs", "die", file, rank, options=options)
+    assert result.returncode != 0
+    pid = file.with_suffix(".pid").read_text()
+    assert f"rank {rank} of 3 ({socket.gethostname()}, pid {pid}) has died; all ranks end" in (
+        result.stdout + result.stderr
+    )
+    # The checkpoint of the second epoch's end was not written: the first one's was the last.
+    assert time.time() - max(began, file.stat().st_mtime) < DEATH_SECONDS
+
+
+@with_mpi
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_ranks_train_on_a_file_that_does_not_fit_into_their_memory(tmp_path: Path) -> None:
+    file = tmp_path / "x.npy"
+    rows = np.lib.format.open_memmap(file, "w+", np.float32, (MANY_ROWS, COLUMNS))
+    rows[:] = np.random.default_rng(0).normal(size=(100, COLUMNS)).repeat(MANY_ROWS // 100, 0)
+    rows[:, 0] += np.arange(MANY_ROWS) % 2
+    result = mpiexec(2, "tests.ranks_programs", "small_memory", file)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(file.with_suffix(".json").read_text())
+    wanted = figures(learn_a_mapped_file(str(file)))
+    assert found["history"]["val_loss"] == pytest.approx(wanted["history"]["val_loss"], rel=1e-4)
+
+
+@with_mpi
+def test_an_exception_of_one_rank_ends_the_others_with_its_traceback(tmp_path: Path) -> None:
+    result = mpiexec(2, "tests.ranks_programs", "raise_on_rank_1", tmp_path / "none")
+    assert result.returncode != 0
+    assert "this rank lost its way" in result.stderr
+    assert "rank 1 of 2" in result.stderr
+
+
+@with_mpi
+def test_the_command_line_trains_on_several_ranks_and_rank_0_alone_writes_and_prints(
+    tmp_path: Path,
+) -> None:
+    table = write_table(tmp_path / "flowers.csv", flowers())
+    losses = []
+    for size in (2, 1):
+        output = tmp_path / str(size)
+        result = mpiexec(
+            size, "gpubackprop", "train", table, "--target", "kind", "--hidden", "8", "--epochs",
+            "4", "--dtype", "float64", "--device", "cpu:numpy", "--output", output,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("network ") == 1
+        assert ("ranks      2 ranks by MPI" in result.stdout) == (size == 2)
+        summary = json.loads((output / "summary.json").read_text())
+        losses.append((summary["train_loss"], summary["test_loss"]))
+        assert not list(output.glob("checkpoint*"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+@with_mpi
+def test_an_error_of_the_command_line_is_one_line_and_wrong_usage_ends_all(tmp_path: Path) -> None:
+    result = mpiexec(2, "gpubackprop", "train", tmp_path / "none.csv", "--target", "kind")
+    assert result.returncode == 1
+    assert result.stderr.count("gpubackprop train: error:") == 1
+
+
+def test_torchruns_variables_are_enough_and_sums_are_in_the_order_of_the_ranks(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "found.json"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        own = {
+            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port - 1),
+        }  # fmt: skip
+        command = [sys.executable, "-m", "tests.ranks_programs", "compare", str(file)]
+        ranks.append(
+            subprocess.Popen(command, env=ENVIRONMENT | own, cwd=ROOT, stderr=subprocess.PIPE)
+        )
+    for process in ranks:
+        error = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, error.decode()
+    found = json.loads(file.read_text())
+    for case in CASES:
+        assert_close(found[case], json.loads(json.dumps(figures(trained(case, None)))))

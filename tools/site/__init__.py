@@ -1,0 +1,1 @@
+"""The documentation site: pages that run, figures, the numbers of the interactive page."""
