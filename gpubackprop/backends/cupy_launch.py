@@ -373,7 +373,7 @@ def _one(block: int) -> Callable[..., tuple[Any, ...]]:
 
 
 def _elsewhere(*_: Any) -> tuple[Any, ...]:
-    raise OptionError("the softmax kernels are planned by plan_softmax")
+    raise OptionError("this kernel has a planner of its own: plan_softmax, plan_resident")
 
 
 SOFTMAX_FORMS = tuple(
@@ -453,4 +453,6 @@ KERNELS: dict[str, Kernel] = {
     "sum_of_squares_finish": Kernel("sum_of_squares.cu", _one(1024), dtypes=COMPUTE),
     "gather_rows": Kernel("gather_rows.cu", _gather, pairs=_GATHER_PAIRS),
     "accumulate": Kernel("accumulate.cu", _one(FLAT_THREADS), dtypes=COMPUTE),
+    # Planned by gpubackprop.backends.resident_plan.
+    "resident_training": Kernel("resident_training.cu", _elsewhere, dtypes=("f32",)),
 }
