@@ -48,6 +48,7 @@ __device__ __forceinline__ void drop(const Network& net, int l, const Tile& tile
         const uint64* dropout_state;
         int64 dropout_layer, dropout_threshold;
         float dropout_scale;
+        int64 dropout_row, cols;  // 0: no rows of another rank lie before these
     } fields{random, l, int64(layer.threshold), layer.scale};
     const Dropout<float> dropout(fields);
     int quads = (layer.outputs + 3) / 4;
