@@ -109,7 +109,6 @@ __device__ __forceinline__ void resident_training(const ResidentTrainingArgument
 #define ENTRY_(formula, T)                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) resident_training_##T(    \
         const __grid_constant__ ResidentTrainingArguments<T> a) {                      \
-        ptx::follow_the_grid_in_front();                                               \
         resident_training(a);                                                          \
     }
 #define ENTRY(formula, T) ENTRY_(formula, T)

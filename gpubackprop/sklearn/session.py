@@ -159,18 +159,16 @@ class Session:
         epoch: Array | None = None,
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
-
-        def step(reduction: str, record: str, rows: Batches) -> TrainStep:
-            return TrainStep(
+        choices = [("none", objective.record, data)]
+        if epoch is not None and network.backend.asynchronous and objective.is_total:
+            choices.insert(0, ("mean", "", data.select(epoch)))
+        for reduction, record, rows in choices:
+            self.step = TrainStep(
                 network, objective.loss(reduction), source_of(network, rows), batch_rows,
                 state.optimizer, Regularization(alpha),
                 StepOptions(record=record, weighted=weighted, rounded=rounded),
             )  # fmt: skip
-
-        self.resident = False
-        if epoch is not None and network.backend.asynchronous and objective.is_total:
-            self.step = step("mean", "", data.select(epoch))
-            self.resident = is_resident(self.step)
-        if not self.resident:
-            self.step = step("none", objective.record, data)
+            self.resident = not record and is_resident(self.step)
+            if self.resident:
+                break
         state.bind(self.step)

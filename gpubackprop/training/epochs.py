@@ -14,8 +14,8 @@ Array = Any  # an array of the network's device
 
 
 def is_resident(step: TrainStep) -> bool:
-    """Return whether an epoch of this step is one launch."""
-    return bool(step.network.backend.asynchronous) and not obstacle(step)
+    """Return whether an epoch of this step, whose network is on a GPU, is one launch."""
+    return not obstacle(step)
 
 
 def train_epoch(

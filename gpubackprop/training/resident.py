@@ -112,6 +112,7 @@ def obstacle(step: TrainStep) -> str:
     known = UPDATES.get(step.optimizer.formula.name) is step.optimizer.formula
     reasons = {
         "the network is not on a GPU": not network.backend.asynchronous,
+        f"its step is a {type(step).__name__}": type(step) is not TrainStep,
         f"its numbers are {network.precision} and not float32": network.precision != np.float32
         or network.dtype != np.float32,
         "the loss is scaled": options.scaling is not None,

@@ -69,9 +69,8 @@ class Run:
         """Make the objects that depend on this step."""
         self.step, held_out, checkpoint = step, self.held_out, self.options.checkpoint
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
-        self.resident = (
-            self.settings.is_alone and self.options.checkpoint_every is None and is_resident(step)
-        )
+        whole = self.settings.is_alone and self.options.checkpoint_every is None
+        self.resident = whole and self.network.backend.asynchronous and is_resident(step)
         self.validation = self.checkpoint = None
         if held_out is not None:
             self.validation = self._evaluation(held_out)
@@ -257,7 +256,7 @@ class Run:
     # -- what several ranks do otherwise: see `gpubackprop.training.shared_run` --------------------
 
     def _asked_to_stop(self, guard: InterruptGuard) -> bool:
-        return guard.requested or stop_requested()
+        return guard.requested or (SHARED.rounds is not None and stop_requested())
 
     def _due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.options.checkpoint_seconds

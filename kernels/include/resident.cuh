@@ -17,6 +17,14 @@ __device__ __forceinline__ int thread() {
     return number;
 }
 
+// CASE(name) for each formula of a list that has an entry for each dtype: FOR_EACH_ACTIVATION(FORMULA_OF).
+#define FORMULA_OF(name, T) FORMULA_OF_(name, T)
+#define FORMULA_OF_(name, T) FORMULA_OF_##T(name)
+#define FORMULA_OF_f32(name) CASE(name)
+#define FORMULA_OF_f64(name)
+#define FORMULA_OF_f16(name)
+#define FORMULA_OF_bf16(name)
+
 // The words of a network: addresses, then whole numbers, then floats by their bits.
 enum Word {
     PARAMETERS, SLOT_0, SLOT_1, SLOT_2,       // float, as ParameterLayout lays them out
@@ -42,7 +50,7 @@ struct Layer {
     int weights, stride, biases;  // W[outputs][stride], b[outputs]
     int units, units_stride;      // [tile][units_stride]: h, of the last layer the logits; then delta
     int slopes;                   // of its own, if the slope is no function of what `units` has; else 0
-    int activation;               // number in FOR_EACH_RESIDENT_ACTIVATION
+    int activation;               // of activation_numbers
     uint32 threshold;             // of dropout; 0 for none
     float parameter, scale;       // of the activation; of dropout
     int reserved[2];  // 16 words

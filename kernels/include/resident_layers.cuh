@@ -7,13 +7,14 @@
 #include "dropout.cuh"
 #include "resident_product.cuh"
 
-// The activations in the registry's order: a layer has one's number.
-#define FOR_EACH_RESIDENT_ACTIVATION(CASE)                                                     \
-    CASE(0, identity) CASE(1, logistic) CASE(2, tanh) CASE(3, relu) CASE(4, leaky_relu)        \
-    CASE(5, elu) CASE(6, gelu) CASE(7, gelu_tanh) CASE(8, silu) CASE(9, softplus) CASE(10, mish) \
-    CASE(11, selu)
-
 namespace resident {
+
+// A layer has the number of its activation in the registry's order.
+namespace activation_numbers {
+#define CASE(name) name,
+enum { FOR_EACH_ACTIVATION(FORMULA_OF) };
+#undef CASE
+}  // namespace activation_numbers
 
 // h = g(a) over the tile, and the slope where it is kept; or the slope in the place of h (BACKWARD).
 template <bool BACKWARD>
@@ -25,15 +26,15 @@ __device__ __forceinline__ void activate(const Network& net, const Layer& layer,
         int n = i / layer.outputs, at = n * layer.units_stride + i - n * layer.outputs;
         float value = units[at], slope = 0.f;
         switch (layer.activation) {
-#define CASE(number, name)                                                                               \
-    case number: {                                                                                       \
+#define CASE(name)                                                                                      \
+    case activation_numbers::name: {                                                                    \
         using Act = activations::name;                                                                   \
         float saved = value;                                                                             \
         if (!BACKWARD) value = Act::value(value, k);                                                     \
         if (BACKWARD || keeps) slope = Act::slope(Act::SAVES_A ? saved : value, k);                      \
         break;                                                                                           \
     }
-            FOR_EACH_RESIDENT_ACTIVATION(CASE)
+            FOR_EACH_ACTIVATION(FORMULA_OF)
 #undef CASE
         }
         units[at] = BACKWARD ? slope : value;
@@ -46,17 +47,16 @@ __device__ __forceinline__ void drop(const Network& net, int l, const Tile& tile
     const Layer& layer = net.layers[l];
     struct {
         const uint64* dropout_state;
-        int64 dropout_layer, dropout_threshold;
+        int64 dropout_layer, dropout_threshold, dropout_row, cols;
         float dropout_scale;
-        int64 dropout_row, cols;  // 0: no rows of another rank lie before these
-    } fields{random, l, int64(layer.threshold), layer.scale};
+    } fields{random, l, int64(layer.threshold), tile.first, layer.outputs, layer.scale};
     const Dropout<float> dropout(fields);
     int quads = (layer.outputs + 3) / 4;
 #pragma unroll 1
     for (int i = thread(); i < tile.count * quads; i += THREADS) {
         int n = i / quads, j = 4 * (i - n * quads), at = n * layer.units_stride + j;
         float factor[4];
-        dropout.draw(int64(tile.first + n) * layer.outputs + j, factor);
+        dropout.draw(int64(n) * layer.outputs + j, factor);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             if (j + e >= layer.outputs) continue;
@@ -69,8 +69,8 @@ __device__ __forceinline__ void drop(const Network& net, int l, const Tile& tile
 
 __device__ __forceinline__ bool stops(int activation) {
     switch (activation) {
-#define CASE(number, name) case number: return activations::name::STOPS;
-        FOR_EACH_RESIDENT_ACTIVATION(CASE)
+#define CASE(name) case activation_numbers::name: return activations::name::STOPS;
+        FOR_EACH_ACTIVATION(FORMULA_OF)
 #undef CASE
     }
     return false;

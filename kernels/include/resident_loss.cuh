@@ -5,11 +5,14 @@
 #include "loss_sums.cuh"
 #include "resident.cuh"
 
-// The losses: 0 is softmax cross entropy, then the registry of the pointwise ones in its order.
-#define FOR_EACH_RESIDENT_LOSS(CASE) \
-    CASE(1, squared_error) CASE(2, binary_cross_entropy) CASE(3, poisson) CASE(4, huber)
-
 namespace resident {
+
+// The losses: softmax cross entropy, then the pointwise ones in the registry's order.
+namespace loss_numbers {
+#define CASE(name) name,
+enum { softmax_cross_entropy, FOR_EACH_LOSS(FORMULA_OF) };
+#undef CASE
+}  // namespace loss_numbers
 
 constexpr int FEW_UNITS = 32, FEW_LANES = 4;  // lanes of a row of at most FEW_UNITS; of a longer one 32
 
@@ -137,10 +140,11 @@ __device__ __forceinline__ void loss_of_rows(
 #pragma unroll 1
     for (int first = 0; first < tile.count; first += THREADS / lanes) {
         int row = first + thread() / lanes;
-        if (loss == 0) softmax_row(p, row, lane, lanes, sums);
-#define CASE(number, name) \
-    if (loss == number) pointwise_row<losses::name>(p, parameter, row, lane, lanes, sums);
-        FOR_EACH_RESIDENT_LOSS(CASE)
+        if (loss == loss_numbers::softmax_cross_entropy) softmax_row(p, row, lane, lanes, sums);
+#define CASE(name)                    \
+    if (loss == loss_numbers::name)   \
+        pointwise_row<losses::name>(p, parameter, row, lane, lanes, sums);
+        FOR_EACH_LOSS(FORMULA_OF)
 #undef CASE
     }
     __syncthreads();

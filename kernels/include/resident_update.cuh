@@ -5,14 +5,14 @@
 #include "last_block.cuh"
 #include "resident_loss.cuh"
 
-// The updates in the registry's order.
-#define FOR_EACH_RESIDENT_UPDATE(CASE)                                                        \
-    CASE(0, gradient_descent) CASE(1, sgd) CASE(2, sgd_nesterov) CASE(3, momentum)            \
-    CASE(4, nesterov) CASE(5, adam) CASE(6, adam_epsilon_hat) CASE(7, adamw) CASE(8, rmsprop) \
-    CASE(9, adagrad) CASE(10, lion) CASE(11, adamax) CASE(12, adam_amsgrad)                   \
-    CASE(13, adamw_amsgrad)
-
 namespace resident {
+
+// A network has the number of its update in the registry's order.
+namespace update_numbers {
+#define CASE(name) name,
+enum { FOR_EACH_UPDATE(CASE) };
+#undef CASE
+}  // namespace update_numbers
 
 using updates::COEFFICIENTS;
 // Of a step: the formula's coefficients, the decay and the penalty, from the host, which knows them all
@@ -133,8 +133,8 @@ __device__ __forceinline__ void finish_step(
     __syncthreads();
     if (progress.c[updates::PROCEED] == 0.f) return;
     switch (net.number(UPDATE)) {
-#define CASE(number, name) case number: update<updates::name>(net, progress.c); break;
-        FOR_EACH_RESIDENT_UPDATE(CASE)
+#define CASE(name) case update_numbers::name: update<updates::name>(net, progress.c); break;
+        FOR_EACH_UPDATE(CASE)
 #undef CASE
     }
 }
