@@ -29,6 +29,7 @@ from gpubackprop.training.step import StepOptions, TrainStep
 from tests import emulator
 from tests.emulator import Module, count_traffic
 from tests.emulator.module import KERNELS
+from tests.emulator.traffic import conflicts, shared_accesses
 from tests.resident_jobs import (
     by_batches,
     emulated,
@@ -414,6 +415,19 @@ def test_a_step_moves_no_byte_of_parameters_and_each_row_once():
     assert long["targets"].read == 5 * 40 * 8
     assert long["coefficient_table"].read == 5 * 3 * 10 * 4
     assert not any(long[name].written for name in ("x", "targets", "order", "coefficient_table"))
+
+
+def test_accesses_to_shared_memory_are_almost_without_bank_conflicts():
+    """What is left are the stores of products: 10 % more wavefronts than the fewest."""
+    options = {"widths": (64, 128, 10), "activation": "relu", "rows": 60, "batch": 60}
+    launch, reached = launch_of([job(step_of("cuda", **options), 1)])
+    module = Module(launch.source, "traffic", launch.defines)
+    also = [array for _, array in reached] + list(launch.arguments[0].arrays.values())
+    count_traffic(
+        module, launch.entry, launch.grid, launch.block, launch.arguments, also,
+        shared=launch.shared,
+    )  # fmt: skip
+    assert conflicts(shared_accesses(module)) < 1.15
 
 
 def test_padding_is_never_part_of_a_result():

@@ -133,9 +133,9 @@ def plan_resident(
     >>> card = DeviceProperties(132, shared_bytes=232_448, capability=(9, 0))
     >>> relu, adam = ACTIVATIONS["relu"], UPDATES["adam"]
     >>> print(plan_resident((64, 128, 10), (relu,), adam, 200, card))
-    resident training: one block, 223,824 of 232,448 bytes, tiles of 52 rows
+    resident training: one block, 221,824 of 230,400 bytes, tiles of 52 rows
     >>> print(plan_resident((784, 512, 10), (relu,), adam, 128, card))
-    no resident training: 6,552,848 bytes of parameters, gradients and slots, 230,400 there
+    no resident training: 6,546,240 bytes of parameters, gradients and slots, 230,400 there
     """
     layers = _layers(widths, activations, dropout or [0.0] * len(activations))
     state = (2 + len(formula.slots)) * _place_parameters(layers)
