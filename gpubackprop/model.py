@@ -300,7 +300,7 @@ class Model:
         if backend.is_device_array(x):
             x = backend.to_host(backend.asarray(x))
         if self.preprocessor is not None:
-            return self.preprocessor.transform(x, self.network.dtype, surprises=surprises)
+            return self.preprocessor.inputs(x, self.network.dtype, surprises=surprises)
         return self.network.check_inputs(as_inputs(x, "x", self.feature_names).array)
 
     def _batches(self, x: Array, batch_rows: int) -> Iterator[tuple[int, Array]]:
@@ -322,7 +322,7 @@ class Model:
                 raise DataError(
                     f"x: {row_from_1(row)} gives NaN, though its values are finite; they are too "
                     f"large for {network.precision}: check them, the largest is "
-                    f"{np.abs(x[row].astype(np.float64)).max():g}"
+                    f"{np.abs(np.asarray(x[row : row + 1], np.float64)).max():g}"
                 )
             yield start, yhat
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from gpubackprop import backends
+from gpubackprop.data.coded import CodedInputs
 from gpubackprop.data.frames import as_inputs, as_weights
 from gpubackprop.data.labels import training_targets
 from gpubackprop.dtypes import is_number
@@ -280,13 +281,14 @@ class MLP(TorchModules, HeldParameters):
         chosen.check_units(self.widths[-1])
         return chosen
 
-    def check_inputs(self, x: Any, name: str = "x") -> Array:
+    def check_inputs(self, x: Any, name: str = "x") -> Any:
         """Return `x` as (N, D_0) of any real dtype.
 
         Parameters
         ----------
-        x : (N, D_0) array or data frame
+        x : (N, D_0) array, data frame or CodedInputs
             A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
+            Products of 16 bits take one-hot groups as a matrix.
         name : str
             What errors call it.
 
@@ -302,7 +304,10 @@ class MLP(TorchModules, HeldParameters):
         DtypeError
             `x` does not hold real numbers.
         """
-        if self.backend.is_device_array(x):
+        if isinstance(x, CodedInputs):
+            if x.shape[1] == self.widths[0]:
+                return x.toarray() if self.mixed_precision else x
+        elif self.backend.is_device_array(x):
             x = self.backend.asarray(x)
         else:
             x = as_inputs(x, name).array
@@ -392,6 +397,9 @@ class MLP(TorchModules, HeldParameters):
 
     def _inputs(self, x: Array) -> Array:
         """Return checked inputs as the first product takes them."""
+        if isinstance(x, CodedInputs):
+            codes = self.backend.asarray(x.codes, np.int32)
+            return x.with_arrays(self.backend.inputs(x.dense, self.dtype), codes)
         if not self.mixed_precision:
             return self.backend.inputs(x, self.dtype)
         x = self.backend.place_inputs(x, self.dtype)
@@ -529,7 +537,8 @@ class MLP(TorchModules, HeldParameters):
         back-propagating errors", 1986.
         """
         chosen = self.check_loss(loss)
-        x = self.backend.asarray(self._inputs(self.check_inputs(x)))
+        x = self._inputs(self.check_inputs(x))
+        x = x if isinstance(x, CodedInputs) else self.backend.asarray(x)
         targets = self.check_targets(chosen, targets, len(x))
         if not self.backend.is_device_array(sample_weight):
             sample_weight = as_weights(sample_weight)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gpubackprop.backends import Backend, Updater
+from gpubackprop.coded_layer import emit_coded_backward, emit_coded_forward
+from gpubackprop.data.coded import CodedInputs
 from gpubackprop.formulas import ACTIVATIONS, Activation, Dropout
 from gpubackprop.losses import Loss
 
@@ -29,12 +31,17 @@ IDENTITY = ACTIVATIONS["identity"]
 
 
 def emit_forward(backend: Backend, x: Array, parameters: Layers, units: Units) -> None:
-    """Compute the units of all layers from x (N, D_0); the logits a_L are units.a[-1]."""
+    """Compute the units of all layers from x (N, D_0); the logits a_L are units.a[-1].
+
+    x is a matrix, or `CodedInputs`, of which the first layer reads columns of W.
+    """
     (W, b), a, h = parameters, units.a, [x, *units.h, units.a[-1]]
     for layer, g in enumerate(units.activations):
-        backend.affine_forward(
-            h[layer], W[layer], b[layer], g, a[layer], h[layer + 1], units.dropout[layer]
-        )
+        rest = W[layer], b[layer], g, a[layer], h[layer + 1], units.dropout[layer]
+        if isinstance(h[layer], CodedInputs):
+            emit_coded_forward(backend, h[layer], *rest)
+        else:
+            backend.affine_forward(h[layer], *rest)
 
 
 def emit_loss(backend: Backend, loss: Loss, batch: Batch, parameters: Layers) -> None:
@@ -52,14 +59,21 @@ def emit_backward(
     """Compute the gradients of all parameters from delta_L, which the loss has written."""
     (grad_W, grad_b), h, grad_h = gradient, [x, *units.h], [None, *units.grad_h]
     delta, last = units.delta, len(W) - 1
+
+    def emit_weights(layer: int) -> None:
+        if isinstance(h[layer], CodedInputs):
+            emit_coded_backward(backend, delta[layer], h[layer], grad_W[layer])
+        else:
+            backend.affine_backward(delta[layer], h[layer], W[layer], grad_W[layer], grad_h[layer])
+
     backend.column_sum(delta[last], grad_b[last])
-    backend.affine_backward(delta[last], h[last], W[last], grad_W[last], grad_h[last])
+    emit_weights(last)
     for layer in reversed(range(last)):
         backend.activation_backward(
             grad_h[layer + 1], units.saved[layer], units.activations[layer], delta[layer],
             grad_b[layer], units.dropout[layer],
         )  # fmt: skip
-        backend.affine_backward(delta[layer], h[layer], W[layer], grad_W[layer], grad_h[layer])
+        emit_weights(layer)
 
 
 def emit_gradients(
@@ -238,7 +252,7 @@ class Batch:
 
     Attributes
     ----------
-    x : (N, D_0) array
+    x : (N, D_0) array or CodedInputs
         Inputs.
     targets : (N,) or (N, K) array
         As `Loss.check_targets` returns them.

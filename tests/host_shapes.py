@@ -75,7 +75,7 @@ def exercise(host: Host) -> int:
     """Call every function of the library and return the number of calls."""
     random, calls = np.random.default_rng(0), 0
     used = set()
-    makers = (layers, sums, softmaxes, pointwise, updates, flats, batches)
+    makers = (layers, sums, softmaxes, pointwise, updates, flats, one_hots, batches)
     for maker in makers:
         for name, values, watched in maker(host, random):
             host(name, **values)
@@ -249,6 +249,24 @@ def flats(host: Host, random: np.random.Generator) -> Iterator[Call]:
                     "x": x, "random": random_state, "last": count, **stored, **code
                 }, []  # fmt: skip
                 yield "gb_divide", {"x": x, "last": count, "divisor": 3.0, **stored, **code}, []
+
+
+def one_hots(host: Host, random: np.random.Generator) -> Iterator[Call]:
+    bounds = np.array([[1, 4], [4, 5], [7, 40]], np.int64)
+    for rows, units, gap in SHAPES:
+        codes = random.integers(-1, 43, (rows, 3)).astype(np.int32)  # beyond the groups too
+        for dtype in FLOATS[:2]:
+            W = Watched(units, 40, gap, dtype, numbers(random, (units, 40), dtype))
+            a = Watched(rows, units, gap, dtype, numbers(random, (rows, units), dtype))
+            code = {"codes": codes, "groups": 3, "stride_W": W.stride, "storage": STORAGE[dtype]}
+            yield "gb_one_hot_forward", {
+                "W": W.array, "a": a.array, "last": rows, "units": units, "inputs": 40,
+                "stride_a": a.stride, "add": units % 2, **code,
+            }, [W, a]  # fmt: skip
+            yield "gb_one_hot_backward", {
+                "bounds": bounds, "delta": a.array, "grad_W": W.array, "sums": np.empty(16 * 33),
+                "last": units, "rows": rows, "stride_delta": a.stride, **code,
+            }, [W, a]  # fmt: skip
 
 
 def batches(host: Host, random: np.random.Generator) -> Iterator[Call]:

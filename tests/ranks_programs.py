@@ -36,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "mean over units": {"loss": SquaredError(reduction="elementwise_mean"), "numbers": True},
     "early stopping": {"patience": 1, "optimizer": Adam(0.2), "schedule": ReduceOnPlateau(0.5, patience=0)},
     "scaled loss": {"loss_scale": "dynamic"},
+    "optimizer in parts": {"shard_optimizer": True, "l2": 0.01, "dropout": 0.2},
+    "optimizer in parts, clipped": {"shard_optimizer": True, "clip_norm": 0.1, "l2": 0.01, "loss_scale": "dynamic"},
 }  # fmt: skip
 
 
@@ -151,6 +153,14 @@ def small_memory(file: str) -> None:
     found = figures(learn_a_mapped_file(file))
     if ranks.rank == 0:
         Path(file).with_suffix(".json").write_text(json.dumps(found))
+
+
+def nan(file: str) -> None:
+    """NaN in a row that one rank has."""
+    x, labels = some_rows()
+    x[50, 2] = np.nan
+    network = MLP([4, 8, 3], seed=1, device="cpu:numpy")
+    Trainer(network, batch_size=32, distributed="auto").fit(x, labels)
 
 
 def raise_on_rank_1(file: str) -> None:

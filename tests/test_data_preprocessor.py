@@ -230,7 +230,7 @@ def test_dates_have_the_parts_that_vary_in_training() -> None:
 def test_blocks_of_rows_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = TablePreprocessor.fit(COLUMNS)
     whole = prepared.transform(COLUMNS)
-    monkeypatch.setattr("gpubackprop.data.preprocessor.batch_rows_for", lambda columns: 3)
+    monkeypatch.setattr("gpubackprop.data.coded_table.batch_rows_for", lambda columns: 3)
     np.testing.assert_array_equal(prepared.transform(COLUMNS), whole)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gpubackprop
 from gpubackprop import MLP, StopTraining, Trainer
 from gpubackprop.distributed import Alone, Communicator, in_threads, join
 from gpubackprop.distributed.launch import launcher
@@ -24,7 +25,8 @@ from gpubackprop.errors import (
     OptionError,
     StorageError,
 )
-from tests.ranks_programs import CASES, EPOCHS, figures, some_rows, trained
+from gpubackprop.training.state import FitOptions
+from tests.ranks_programs import CASES, EPOCHS, ROWS, figures, some_rows, trained
 
 DEVICES = ["cpu:numpy", "cpu"]
 
@@ -46,6 +48,36 @@ def test_ranks_learn_what_one_process_learns(case: str, size: int) -> None:
     found = [figures(t) for t in in_threads(size, lambda ranks: trained(case, ranks, device))]
     assert all(other == found[0] for other in found), "the ranks differ"
     assert_close(found[0], wanted)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_networks_of_16_bits_differ_by_float32s_rounding_alone(precision: str) -> None:
+    def work(ranks: Communicator | None) -> Any:
+        network = MLP(
+            [4, 8, 6, 3], "relu", seed=1, precision=precision, dropout=0.1, device="cpu:numpy"
+        )  # fmt: skip
+        trainer = Trainer(
+            network, batch_size=32, l2=0.001, clip_norm=1.0, stochastic_rounding=True,
+            distributed=ranks,
+        )  # fmt: skip
+        history = trainer.fit(*some_rows(), epochs=3, validation=0.2)
+        return history["val_loss"], network.parameters.tobytes()
+
+    wanted, _ = work(None)
+    (found, first), *others = in_threads(3, work)
+    assert all(other == (found, first) for other in others)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_the_versions_are_among_what_must_agree() -> None:
+    from gpubackprop.training import shared_run
+
+    trainer = trained("plain", None)
+    options = FitOptions(1, None, 0.0, None, None, None, 0.0)
+    record = shared_run._must_agree(trainer, trainer.state, trainer.state.step, None, options)
+    assert record["numpy"] == np.__version__
+    assert record["gpubackprop"] == gpubackprop.__version__
+    assert {"python", "device", "seed", "training x", "training targets"} <= record.keys()
 
 
 def test_as_many_ranks_end_with_the_same_bits_in_every_run() -> None:
@@ -257,6 +289,38 @@ def test_a_checkpoint_that_rank_0_cannot_write_is_an_error_on_all(tmp_path: Path
         return str(caught.value)
 
     assert len(set(in_threads(2, work))) == 1
+
+
+def test_a_checkpoint_of_an_optimizer_in_parts_has_it_whole(tmp_path: Path) -> None:
+    wanted, case = figures(trained("optimizer in parts", None)), "optimizer in parts"
+    in_threads(3, lambda ranks: trained(case, ranks, epochs=2, checkpoint=tmp_path / "c"))
+    (tmp_path / "again").write_bytes((tmp_path / "c").read_bytes())
+    found = in_threads(2, lambda ranks: figures(trained(case, ranks, checkpoint=tmp_path / "c")))
+    assert_close(found[0], wanted)
+    assert_close(figures(trained(case, None, checkpoint=tmp_path / "again")), wanted)
+
+
+def test_each_rank_has_its_part_of_the_optimizers_state_and_says_so() -> None:
+    def work(ranks: Communicator) -> Any:
+        trainer = trained("optimizer in parts", ranks)
+        step = trainer.state.step
+        with pytest.raises(OptionError, match="write a checkpoint"):
+            copy.copy(trainer)
+        estimate = trainer.memory_estimate(ROWS)
+        return [slot.size for slot in step.slots], step.network.layout.size, estimate.optimizer
+
+    found = in_threads(3, work)
+    size = found[0][1]
+    assert sum(sizes[0] for sizes, _, _ in found) == size
+    assert max(sizes[0] for sizes, _, _ in found) <= size // 3 + 32
+    assert all(estimate == 2 * -(-size // 3) * 8 for _, _, estimate in found)
+
+
+def test_what_an_optimizer_in_parts_cannot_do_is_refused() -> None:
+    half = MLP([4, 8, 3], precision="bfloat16", device="cpu:numpy")
+    for options in ({"stochastic_rounding": True}, {"devices": ["cpu:numpy"] * 2}):
+        with pytest.raises(OptionError, match="shard_optimizer"):
+            Trainer(half, shard_optimizer=True, **options)
 
 
 # -- starting -------------------------------------------------------------------------------------

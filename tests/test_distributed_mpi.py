@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -119,6 +120,42 @@ def test_ranks_train_on_a_file_that_does_not_fit_into_their_memory(tmp_path: Pat
     found = json.loads(file.with_suffix(".json").read_text())
     wanted = figures(learn_a_mapped_file(str(file)))
     assert found["history"]["val_loss"] == pytest.approx(wanted["history"]["val_loss"], rel=1e-4)
+
+
+@with_mpi
+def test_nan_in_one_ranks_row_is_one_traceback(tmp_path: Path) -> None:
+    result = mpiexec(3, "tests.ranks_programs", "nan", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.count("Traceback") == 1
+    assert "NonFiniteLossError: the loss became NaN" in result.stderr
+    assert "row 51" in result.stderr
+
+
+@with_mpi
+def test_ctrl_c_stops_all_ranks_of_the_command_line_after_a_step_and_they_go_on_later(
+    tmp_path: Path,
+) -> None:
+    table = write_table(tmp_path / "flowers.csv", flowers())
+    arguments = [
+        "gpubackprop", "train", table, "--target", "kind", "--hidden", "8", "--device",
+        "cpu:numpy", "--output", tmp_path / "run", "--epochs",
+    ]  # fmt: skip
+    assert MPIEXEC is not None
+    command = [MPIEXEC, "-n", "2", sys.executable, "-m", *map(str, arguments), "1000000"]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:  # fmt: skip
+        while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+            time.sleep(0.05)
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert said.count("interrupted: stopping after this step") == 1, said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stopped"] == "interrupted"
+    result = mpiexec(2, *arguments, summary["epochs"] + 3)
+    assert "going on from" in result.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["resumed"]
 
 
 @with_mpi

@@ -25,6 +25,7 @@ LAYERS = (
         "trace",
         "gradients",
         "passes",
+        "coded_layer",
         "losses",
         "optimizers",
         "initializers",

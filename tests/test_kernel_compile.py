@@ -90,7 +90,8 @@ def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         "update_table": ("adam_f32", "adamw_bf16"), "prepare_table": ("adam_f32",),
         "prepare_update": ("adam_f32",), "sum_of_squares": ("f32", "bf16"),
         "sum_of_squares_finish": ("f32",), "gather_rows": ("u8_f32", "f32_bf16"),
-        "accumulate": ("f32",), "resident_training": ("f32",),
+        "accumulate": ("f32",), "one_hot_forward": ("f32",), "one_hot_backward": ("f32", "f64"),
+        "resident_training": ("f32",),
     }  # fmt: skip
     names = {f"{kernel}_{tail}" for kernel, tails in heavy.items() for tail in tails}
     chosen = [entry for entry in entries() if entry[1] in names]

@@ -321,6 +321,14 @@ def test_what_cannot_be_trained_so_has_a_sentence_and_is_refused():
     assert "float64" in obstacle(step_of("cuda", dtype="float64"))
     assert "parameters, gradients and slots" in obstacle(step_of("cuda", widths=(784, 512, 10)))
     assert "scaled" in obstacle(step_of("cuda", loss_scale="dynamic"))
+    assert "the loss Own is not among" in obstacle(step_of("cuda", loss=Own()))
+    apart = step_of("cuda")
+    apart.loss = losses.SoftmaxCrossEntropy(reduction="none")
+    assert "reduced by 'none'" in obstacle(apart)
+
+
+class Own(losses.SoftmaxCrossEntropy):
+    """A loss of a program, whose `emit` the kernel does not know."""
 
 
 def test_a_job_that_does_not_fit_its_step_is_refused():

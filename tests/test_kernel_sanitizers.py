@@ -151,6 +151,24 @@ def resident_training() -> emulator.Launch:
         return resident_jobs.launch_of([resident_jobs.job(step, 1) for step in steps])[0]
 
 
+def one_hots(verbs: Operations, dtypes: tuple[str, ...]) -> None:
+    for dtype in dtypes:
+        for (rows, units), (shift, gap) in zip(
+            [(0, 3), (1, 1), (9, 33), (300, 40)], [*LAYOUTS, (1, 3)][-4:], strict=True
+        ):
+            memory, groups = Guarded(), ((1, 10), (10, 11), (12, 30))
+            codes = np.stack([np.arange(rows) % (q - p) + p for p, q in groups], 1).astype(np.int32)
+            codes[::5, 1] = -1
+            W, grad_W = (
+                memory.normal((units, 31), DTYPES[dtype], shift=shift, gap=gap) for _ in range(2)
+            )
+            a = memory.normal((rows, units), DTYPES[dtype], shift=1, gap=gap)
+            codes = memory.put(codes)
+            for add in (False, True):
+                verbs.one_hot_forward(codes, W, a, add=add)
+            verbs.one_hot_backward(a, codes, groups, grad_W)
+
+
 def some_of_each(launches: list[emulator.Launch]) -> list[emulator.Launch]:
     """ThreadSanitizer takes 0.3 s for a block; which barriers run depends little on the shape. Of
     each entry the last launch without gaps (joined rows), that of the most blocks, and the last two of
@@ -189,6 +207,7 @@ def launches_of_one_entry_each() -> list[emulator.Launch]:
     updates(verbs, ("adam",))
     tables(verbs, ("adam",), ("f32", "bf16"))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
+    one_hots(verbs, ("f32",))
     return [*launches, resident_training()]
 
 
@@ -217,6 +236,7 @@ def test_no_finding_in_any_entry(mode, sweep):
     tables(verbs, TABLE_UPDATES, ("f64", "f32", "f16", "bf16"))
     gathers(verbs, KERNELS["gather_rows"].pairs)
     launches.append(resident_training())
+    one_hots(verbs, ("f64", "f32"))
     assert {launch.entry for launch in launches} == {entry for _, entry, _ in entries()}
     names = sweep.cases(sorted({launch.entry for launch in launches}), keep=8)
     launches = [launch for launch in launches if launch.entry in names]
@@ -281,3 +301,8 @@ def test_offsets_beyond_32_bits_in_every_matrix_kernel():
     rows = np.array([2, 0, 1])
     verbs.gather_rows(x, rows, z)
     assert np.array_equal(z, values[rows])
+    codes = np.array([[2], [69], [30]], np.int32)
+    verbs.one_hot_forward(codes, x, far := far_apart(3, 3, kind))
+    assert np.array_equal(far, values[:, codes[:, 0]].T)
+    verbs.one_hot_backward(far, codes, ((0, 70),), z)
+    assert np.array_equal(z[:, codes[:, 0]], far.T)

@@ -280,6 +280,27 @@ def test_norm_and_gather_read_once():
     assert_once(counted[x], 0, 1)
 
 
+def test_one_hot_layers_read_a_number_for_each_group_and_write_once():
+    """The dense product would read 904 inputs of each row and all of W. An element of W is in a sector
+    of its own, as a column goes across the rows of W: 8 times its bytes. Rows of 904 elements begin
+    with a sector, so that the tiles of 8 columns of grad_W are whole ones."""
+    memory, rows, units, groups = Guarded(), 256, 64, ((0, 600), (600, 904))
+    codes = np.stack([memory.rng.integers(p, q, rows) for p, q in groups], 1).astype(np.int32)
+    codes = memory.put(codes)
+    W, grad_W = (memory.normal((units, 904), np.float32) for _ in range(2))
+    a = memory.normal((rows, units), np.float32)
+    counted = Counted()
+    counted.verbs.one_hot_forward(codes, W, a)
+    note("one_hot_forward f32 (256, 904 -> 64)", a=counted[a], W=counted[W])
+    assert_once(counted[a], 0, 1, widest=4)
+    assert counted[W].read == 2 * a.nbytes
+    assert counted[codes].read == codes.nbytes * units / 32 * 32, "each lane of a warp reads it"
+    counted.verbs.one_hot_backward(a, codes, groups, grad_W)
+    note("one_hot_backward f32 (256, 904 -> 64)", delta=counted[a], grad_W=counted[grad_W])
+    assert counted[a].read == 2 * a.nbytes, "once for each group"
+    assert_once(counted[grad_W], 0, 1, widest=4)
+
+
 def test_weights_of_rows_are_read_once():
     memory, rows = Guarded(), 20_000  # more than threads
     labels, sample = memory.put(np.arange(rows) % 7), memory.normal((rows,), np.float32)

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV
 
 from gpubackprop import MLP, Trainer, fit_many
 from gpubackprop.backends import devices, workload
+from gpubackprop.data.coded import CodedColumns, CodedInputs
 from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor, together
 from gpubackprop.training import epochs, resident, rounds
@@ -78,6 +79,25 @@ def test_fit_many_trains_an_epoch_of_all_networks_in_one_launch(launches: list[i
         np.testing.assert_allclose(mine["val_loss"], theirs["val_loss"], rtol=1e-5)
         assert mine["steps"] == theirs["steps"]
         assert mine["lr"] == theirs["lr"]
+
+
+CODED = CodedInputs(X[:, :1], (LABELS[:, None] + 1).astype(np.int32), CodedColumns(4, ((1, 4),)))
+NOT_RESIDENT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "float64": (X, {"dtype": "float64"}), "one-hot codes": (CODED, {}),
+    "float16": (X, {"precision": "float16"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_RESIDENT)
+def test_what_has_an_obstacle_is_trained_batch_by_batch(case: str, launches: list[int]) -> None:
+    x, options = NOT_RESIDENT[case]
+    made = []
+    for device in ("cuda", "cpu"):
+        network = MLP([4, 5, 3], "tanh", seed=1, device=device, **options)
+        Trainer(network, batch_size=16, progress=False).fit(x, LABELS, epochs=2)
+        made.append(host(network))
+    assert launches == []
+    np.testing.assert_allclose(*made, atol=1e-5 if case != "float16" else 2e-3)
 
 
 def test_what_else_is_in_a_launch_changes_no_bit() -> None:

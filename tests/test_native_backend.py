@@ -210,6 +210,9 @@ def results_of(backend: Any, planned: bool) -> dict[str, np.ndarray]:
         made |= {f"{kind}_loss": np.zeros((), np.float32), f"{kind}_delta": np.empty_like(a)}
         made |= {f"{kind}_{name}": np.empty(len(a), np.float32) for name in ("row_loss", "scale")}
     ran = np.array([5, 6], np.uint64)
+    codes = np.stack([np.arange(len(a)) % 9, np.arange(len(a)) % 21 + 9], 1).astype(np.int32)
+    W = saved[: LARGE[1], :30].copy()
+    made |= {"picked": np.empty_like(a), "grad_W": np.empty_like(W)}
 
     def loss(kind: str) -> dict[str, np.ndarray]:
         return {name: made[f"{kind}_{name}"] for name in ("loss", "delta", "row_loss", "scale")}
@@ -232,6 +235,8 @@ def results_of(backend: Any, planned: bool) -> dict[str, np.ndarray]:
         numbers = {"c": c, "copy": made["narrow"], "random": ran, "clip": np.float32(0.5)}
         on.update(flat, gradient, slots, UPDATES["adam"], numbers)
         on.gather_rows(a, np.arange(len(a))[::-1].copy(), made["wide"])
+        on.one_hot_forward(codes, W, made["picked"], add=False)
+        on.one_hot_backward(a, codes, ((0, 9), (9, 30)), made["grad_W"])
 
     made["h"][...] = a
     if planned:

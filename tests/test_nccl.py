@@ -37,7 +37,10 @@ def on_its_gpu(ranks: Communicator) -> str:
     return f"cuda:{ranks.local_rank}"
 
 
-@pytest.mark.parametrize("case", ["plain", "dropout", "weighted", "clipped", "batches of 3"])
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "dropout", "weighted", "clipped", "batches of 3", "optimizer in parts, clipped"],
+)
 def test_two_gpus_learn_what_the_host_learns_alone(case: str) -> None:
     with cupy_stub.installed(seed=3):
         first, second = in_threads(

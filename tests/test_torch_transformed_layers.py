@@ -101,3 +101,12 @@ def test_a_gradient_over_mapped_rows_is_summed_before_it_is_rounded():
     out = torch.vmap(lambda row: gt.linear_act(row, W, b, "identity"))(x)
     (out * torch.tensor([[300.0], [299.0]]).half()).sum().backward()
     assert W.grad.item() == 3000
+
+
+def test_forward_mode_along_x_has_pytorchs_infinities_where_a_weight_is_infinite(operands):
+    x, W, b = (tensor.detach() for tensor in operands)
+    W[0, 0] = torch.inf
+    tangents = [torch.func.jvp(lambda x, f=f: f(x, W, b), (x,), (torch.ones_like(x),))[1]
+                for f in (affine, F.linear)]  # fmt: skip
+    assert tangents[0][0, 0] == torch.inf
+    torch.testing.assert_close(tangents[0].to(W.dtype), tangents[1])

@@ -230,9 +230,9 @@ softmax = _on_the_way(ops.softmax)
 softmax_cross_entropy = _on_the_way(ops.softmax_cross_entropy)
 
 
-def verb(name: str, *args: Any) -> None:
-    """Return the operation of that name of the current way's backend, on NumPy arrays."""
-    CURRENT[-1].call(getattr(CURRENT[-1].backend, name), args, {})
+def verb(name: str, *args: Any, **options: Any) -> None:
+    """Call the operation of that name of the current way's backend, on NumPy arrays."""
+    CURRENT[-1].call(getattr(CURRENT[-1].backend, name), args, options)
 
 
 def MLP(*args: Any, **options: Any) -> gpubackprop.MLP:

@@ -235,6 +235,41 @@ class Backend(Memory, Protocol):
         """
 
     @abstractmethod
+    def one_hot_forward(self, codes: Array, W: Array, a: Array, *, add: bool) -> None:
+        """Set a[i] = sum_g W[:, codes[i, g]], the product of one-hot inputs, without the inputs.
+
+        Parameters
+        ----------
+        codes : (N, G) int32 array
+            Of each group of inputs the number, among all inputs, of the one that is 1; -1 if none
+            is.
+        W : (D_out, D_in) array
+            Weights, of 32 or 64 bits.
+        a : (N, D_out) array
+            Receives the sum.
+        add : bool
+            Whether it is added to what `a` holds.
+        """
+
+    @abstractmethod
+    def one_hot_backward(
+        self, delta: Array, codes: Array, groups: tuple[tuple[int, int], ...], grad_W: Array
+    ) -> None:
+        """Set grad_W[:, j] = sum of delta[i] over the rows whose code is j, in the rows' order.
+
+        Parameters
+        ----------
+        delta : (N, D_out) array
+            Gradient with respect to the pre-activations.
+        codes : (N, G) int32 array
+            As in `one_hot_forward`.
+        groups : tuple of G pairs of int
+            The first input of each group, and the one behind its last.
+        grad_W : (D_out, D_in) array
+            Receives the columns of the groups; others are left alone.
+        """
+
+    @abstractmethod
     def column_sum(self, delta: Array, out: Array) -> None:
         """Set out[j] = sum_i delta[i, j], in an order that the shapes alone decide.
 

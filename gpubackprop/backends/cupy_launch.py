@@ -39,6 +39,7 @@ STRIP_BLOCKS = 2
 FINISH_UNROLL = 8
 ROWS_IN_FLIGHT = 4  # of a thread of row_weights
 MAX_PARTIAL_BLOCKS = 1024  # sum_of_squares_finish has so many threads
+TILE_COLUMNS, TILE_UNITS = 8, 32  # threads of a block of one_hot_backward: whole sectors of grad_W
 WIDE_ROW = 1024  # a row of at least so many elements gets a block and not a warp
 
 FLOATS = tuple(BY_SUFFIX)
@@ -363,6 +364,25 @@ def _gather(
     return (blocks, parts), (x, y), 0, None
 
 
+def _units(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """Give each unit of a row a thread; blocks of 8 rows and 32 units take rows in turn."""
+    rows, units = shape
+    parts = ceil_division(units, STRIP_COLUMNS)
+    most = FLAT_WAVES * BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors
+    blocks = min(ceil_division(rows, STRIP_ROWS), max(1, most // max(parts, 1)))
+    return (blocks, parts), (STRIP_COLUMNS, STRIP_ROWS), 0, None
+
+
+def _tiles(
+    shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
+) -> tuple[Any, ...]:
+    """Give each column of a tile and each of 32 units a thread (kernels/one_hot.cu)."""
+    tiles, units = shape
+    return (tiles, ceil_division(units, TILE_UNITS)), (TILE_COLUMNS, TILE_UNITS), 0, None
+
+
 def _one(block: int) -> Callable[..., tuple[Any, ...]]:
     def shape_of(
         shape: tuple[int, ...], itemsize: int, device: DeviceProperties, contiguous: bool
@@ -452,6 +472,8 @@ KERNELS: dict[str, Kernel] = {
     "sum_of_squares": Kernel("sum_of_squares.cu", _squares),
     "sum_of_squares_finish": Kernel("sum_of_squares.cu", _one(1024), dtypes=COMPUTE),
     "gather_rows": Kernel("gather_rows.cu", _gather, pairs=_GATHER_PAIRS),
+    "one_hot_forward": Kernel("one_hot.cu", _units, dtypes=COMPUTE),
+    "one_hot_backward": Kernel("one_hot.cu", _tiles, dtypes=COMPUTE),
     "accumulate": Kernel("accumulate.cu", _one(FLAT_THREADS), dtypes=COMPUTE),
     # Planned by gpubackprop.backends.resident_plan.
     "resident_training": Kernel("resident_training.cu", _elsewhere, dtypes=("f32",)),

@@ -55,6 +55,9 @@ class UpdateRule:
         The scaling of the loss.
     stochastic : bool
         Whether the 16-bit copy of the parameters is rounded stochastically.
+    part : slice or None
+        The elements that are updated, if the slots are of so many; None is all. Norm, finite test
+        and penalty are of all elements.
     """
 
     formula: Update
@@ -66,6 +69,17 @@ class UpdateRule:
     penalized: int = 0
     scaling: LossScaling | None = None
     stochastic: bool = False
+    part: slice | None = None
+
+    def of_part(
+        self, penalized: int, parameters: Array, gradient: Array, half_copy: Array | None
+    ) -> tuple[int, Array, Array, Array | None]:
+        """Return what of these belongs to `part`, which is not None."""
+        part = self.part
+        assert part is not None
+        count = max(0, min(penalized, part.stop) - part.start)
+        copy = None if half_copy is None else half_copy[part]
+        return count, parameters[part], gradient[part], copy
 
 
 B_contra = TypeVar("B_contra", contravariant=True)

@@ -13,6 +13,7 @@ import numpy as np
 from gpubackprop._optional import require
 from gpubackprop.data import TablePreprocessor
 from gpubackprop.data.any_table import Table
+from gpubackprop.data.coded import CodedInputs
 from gpubackprop.data.table_file import CsvSource, FileTable, ParquetSource
 
 Array = np.ndarray
@@ -56,16 +57,32 @@ def sample(open_file: Open, path: str, rows: Array, seed: int) -> FileTable:
 
 def encoded_in_batches(
     open_file: Open, prepared: TablePreprocessor, parts: Sequence[tuple[str, Array]], dtype: Any
-) -> Array:
-    """Return the inputs of these rows of these files, mapped from a file that has no name."""
-    count = sum(len(rows) for _, rows in parts)
-    with tempfile.TemporaryFile() as file:
-        x = np.memmap(file, dtype, "w+", shape=(count, len(prepared.output_names)))
-    done = 0
+) -> Any:
+    """Return the inputs of these rows of these files, mapped from files that have no name."""
+    count, done = sum(len(rows) for _, rows in parts), 0
+    x: Any = None
     for path, rows in parts:
         first = 0
         for batch in open_file(path).batches():
             inside = rows[(rows >= first) & (rows < first + len(batch))] - first
-            x[done : done + len(inside)] = prepared.transform(Table.take(batch, inside), dtype)
+            encoded = prepared.inputs(Table.take(batch, inside), dtype)
+            x = _mapped_like(encoded, count) if x is None else x
+            pairs = [(x, encoded)]
+            if isinstance(encoded, CodedInputs):
+                pairs = [(x.dense, encoded.dense), (x.codes, encoded.codes)]
+            for whole, part in pairs:
+                whole[done : done + len(inside)] = part
             first, done = first + len(batch), done + len(inside)
     return x
+
+
+def _mapped_like(encoded: Any, rows: int) -> Any:
+    """Return memory of a file for so many rows of the same columns."""
+    if isinstance(encoded, CodedInputs):
+        dense, codes = (_mapped_like(part, rows) for part in (encoded.dense, encoded.codes))
+        return encoded.with_arrays(dense, codes)
+    shape = rows, encoded.shape[1]
+    if 0 in shape:
+        return np.empty(shape, encoded.dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, encoded.dtype, "w+", shape=shape)

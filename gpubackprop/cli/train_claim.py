@@ -17,6 +17,7 @@ import numpy as np
 
 from gpubackprop.cli.common import Say, to_json
 from gpubackprop.cli.train_rows import TrainingData
+from gpubackprop.data.coded import CodedInputs
 from gpubackprop.errors import OptionError, StorageError
 from gpubackprop.tensorfile import write_atomically
 
@@ -50,8 +51,12 @@ def claim_of(args: argparse.Namespace, data: TrainingData) -> Claim:
 
 def _data_sign(data: TrainingData) -> Any:
     """Return a sign of the file's contents: a checksum, or the size of a memory map."""
-    if data.per_batch is not None or isinstance(data.x, np.memmap):
+    first = data.x.codes if isinstance(data.x, CodedInputs) else data.x
+    if data.per_batch is not None or isinstance(first, np.memmap):
         return [*data.x.shape, str(data.x.dtype)]
+    if isinstance(data.x, CodedInputs):
+        parts = (np.ascontiguousarray(part) for part in (data.x.dense, data.x.codes))
+        return [*data.x.shape, *(zlib.crc32(part.data) for part in parts)]
     return [*data.x.shape, zlib.crc32(np.ascontiguousarray(data.x).data)]
 
 

@@ -12,6 +12,7 @@ from gpubackprop import Trainer
 from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import Outcome
 from gpubackprop.data.classes import as_text
+from gpubackprop.data.coded import CodedInputs, stacked
 from gpubackprop.report import page, sections
 from gpubackprop.report.importance import Importance, permutation_importance
 from gpubackprop.scores import number_scores
@@ -99,9 +100,16 @@ def _importance(data: TrainingData, outcome: Outcome, rows: Array, part: str) ->
         )
     picked = np.random.default_rng(0).permutation(rows)[:MOST_ROWS]
     network = outcome.model.network
-    x = np.concatenate([*batches(data, picked, network.dtype)])
+    x = stacked([*batches(data, picked, network.dtype)])
     name, score = _score(data, outcome, data.original_targets()[picked])
-    found = permutation_importance(score, x, groups, seconds=SECONDS)
+    if isinstance(x, CodedInputs):
+        places, coded = x.packed_columns(), x
+        groups = {of: sorted({places[j] for j in group}) for of, group in groups.items()}
+        found = permutation_importance(
+            lambda rows: score(coded.unpacked(rows)), x.packed(), groups, seconds=SECONDS
+        )
+    else:
+        found = permutation_importance(score, x, groups, seconds=SECONDS)
     if not found:
         return sections.importances({}, "", "Not measured: it would take too long.")
     return sections.importances(_shown(found), name, f"Of {len(picked):,} {part} rows.")
@@ -119,9 +127,7 @@ def _groups(data: TrainingData) -> dict[str, list[int]]:
     return groups
 
 
-def _score(
-    data: TrainingData, outcome: Outcome, true: Array
-) -> tuple[str, Callable[[Array], float]]:
+def _score(data: TrainingData, outcome: Outcome, true: Array) -> tuple[str, Callable[[Any], float]]:
     """Return scikit-learn's score of the task, and its name."""
     predict = outcome.model.network.predict
     if data.classes is not None:

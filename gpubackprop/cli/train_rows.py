@@ -58,7 +58,7 @@ class TrainingData:
     name: str
     source: str
     task: str
-    x: Array
+    x: Any
     targets: Array
     train: Array
     validation: Array

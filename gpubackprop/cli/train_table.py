@@ -17,6 +17,7 @@ from gpubackprop.cli.train_batches import encoded_in_batches, exceeds_memory, sa
 from gpubackprop.cli.train_rows import TrainingData, split
 from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.any_table import Table
+from gpubackprop.data.coded import stacked
 from gpubackprop.data.columns import choose_columns
 from gpubackprop.data.files import listing
 from gpubackprop.data.names import check_present
@@ -100,10 +101,10 @@ def prepare_table(args: argparse.Namespace) -> TrainingData:
     else:
         features = Table.take(table, kept)
         prepared = fit_preprocessor(args, choice, features, train)
-        x = prepared.transform(features, args.dtype)
+        x = prepared.inputs(features, args.dtype)
         if choice.test_file is not None:
             whole = Table.take(choice.load(choice.test_file), parts[1][1])
-            x = np.concatenate([x, prepared.transform(whole, args.dtype)])
+            x = stacked([x, prepared.inputs(whole, args.dtype)])
     notes += warnings_of(targets, train)
     values, scale = scaled_values(args, targets, train)
     return TrainingData(

@@ -156,11 +156,15 @@ class ColumnPlan:
             Number of missing values, if training had none.
         """
         missing = column.missing
+        if self.kind == "category":
+            codes, unseen, lost = self.codes(column)
+            out[...] = 0
+            rows = np.flatnonzero(codes >= 0)
+            out[rows, codes[rows]] = 1
+            return unseen, lost
         lost = 0 if self.gaps else int(missing.sum())
         if self.gaps:
             out[:, -1] = missing
-        if self.kind == "category":
-            return self._encode_categories(column, out), lost
         values = np.where(missing, self.fill, column.values)
         out[:, 0] = values
         for place, part in enumerate(self.parts):
@@ -169,19 +173,29 @@ class ColumnPlan:
             out[:, 2 + 2 * place] = np.nan_to_num(np.cos(turn))
         return 0, lost
 
-    def _encode_categories(self, column: Column, out: Floats) -> int:
+    def codes(self, column: Column) -> tuple[npt.NDArray[np.int64], int, int]:
+        """Return which input of a category is 1.
+
+        Returns
+        -------
+        codes : (N,) array
+            The number of the input among `outputs`; -1 if none is 1.
+        unseen : int
+            As for `encode`.
+        missing : int
+            As for `encode`.
+        """
         place = {category: j for j, category in enumerate(self.categories)}
         count = len(self.categories)
         rest = count if self.other else -1
         by_value = {plain_number(category): j for category, j in place.items()}
         by_value[None] = rest  # 1.0 of a frame, or of another file, is "1"
         found = (place.get(t, by_value.get(plain_number(t), rest)) for t in column.texts)
-        targets = np.array([*found, -1], np.int64)
-        known = targets[column.codes]  # code -1 is missing: the last entry
-        out[:, : count + self.other] = 0
-        rows = np.flatnonzero(known >= 0)
-        out[rows, known[rows]] = 1
-        return int(((known < 0) & ~column.missing).sum())
+        missing = column.missing
+        absent = count + self.other if self.gaps else -1
+        targets = np.array([*found, absent], np.int64)
+        codes = targets[column.codes]  # code -1 is missing: the last entry
+        return codes, int(((codes < 0) & ~missing).sum()), 0 if self.gaps else int(missing.sum())
 
     # -- the model's file -----------------------------------------------------------------------
 

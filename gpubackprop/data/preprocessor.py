@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpubackprop.data.any_table import Table, as_table
+from gpubackprop.data.coded_table import coded_inputs, fill
 from gpubackprop.data.column_plan import IDENTIFIER, ColumnPlan, learn, reason_to_leave_out
 from gpubackprop.data.files import listing
-from gpubackprop.data.finite import batch_rows_for, require_finite
+from gpubackprop.data.finite import require_finite
 from gpubackprop.data.names import check_present, positions
 from gpubackprop.data.standardize import Standardizer
 from gpubackprop.data.typed import Column
@@ -36,6 +37,11 @@ class Surprises:
 
     unseen: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
+
+    def note(self, name: str, unseen: int, missing: int) -> None:
+        """Count what a column had."""
+        self.unseen.update({name: unseen} if unseen else {})
+        self.missing.update({name: missing} if missing else {})
 
     def __str__(self) -> str:
         """Say it on one line; "" if there is nothing to say."""
@@ -313,7 +319,7 @@ class TablePreprocessor:
         """
         columns = self._columns_of(table)
         result = np.empty((len(columns[0]), len(self.output_names)), dtype)
-        self._fill(columns, result, None, surprises or Surprises())
+        fill(self.columns, columns, result, None, surprises or Surprises())
         return result
 
     def transform(
@@ -344,34 +350,38 @@ class TablePreprocessor:
         """
         columns = self._columns_of(table)
         result = np.empty((len(columns[0]), len(self.output_names)), dtype)
-        self._fill(columns, result, self.standardizer, surprises or Surprises())
+        fill(self.columns, columns, result, self.standardizer, surprises or Surprises())
         return result
 
-    def _fill(
-        self,
-        columns: list[Column],
-        result: npt.NDArray[Any],
-        standardizer: Standardizer | None,
-        surprises: Surprises,
-    ) -> None:
-        """Write encoded rows, block by block: a block is all the memory taken beside `result`."""
-        step = batch_rows_for(result.shape[1])
-        wide = np.empty((min(step, len(result)), result.shape[1]))
-        for start in range(0, len(result), step):
-            block = wide[: len(result[start : start + step])]
-            first = 0
-            for plan, column in zip(self.columns, columns, strict=True):
-                stop = first + len(plan.outputs)
-                part = column.take(slice(start, start + len(block)))
-                unseen, missing = plan.encode(part, block[:, first:stop])
-                surprises.unseen.update({plan.name: unseen} if unseen else {})
-                surprises.missing.update({plan.name: missing} if missing else {})
-                first = stop
-            target = result[start : start + len(block)]
-            if standardizer is None:
-                target[...] = block
-            else:
-                standardizer.transform(block, out=target, first_row=start, names=self.output_names)
+    def inputs(
+        self, table: Any, dtype: npt.DTypeLike = np.float32, *, surprises: Surprises | None = None
+    ) -> Any:
+        """Return what `transform` returns, without the zeros of columns of many categories.
+
+        Parameters
+        ----------
+        table : data frame, mapping from names to columns, or (N, C) array
+            As for `encode`.
+        dtype : dtype
+            Float dtype of the result.
+        surprises : Surprises or None
+            As for `encode`.
+
+        Returns
+        -------
+        (N, D) array or CodedInputs
+            A matrix; or, if a column became CODED_FROM inputs or more, a number for each of its
+            rows beside the matrix of the other inputs.
+
+        Raises
+        ------
+        DataError
+            As for `transform`.
+        ShapeError
+            As for `encode`.
+        """
+        columns, noted = self._columns_of(table), surprises or Surprises()
+        return coded_inputs(self.columns, columns, dtype, self.standardizer, noted)
 
     # -- what people and files want to know -------------------------------------------------------
 

@@ -7,7 +7,7 @@ import pickle
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -83,6 +83,20 @@ class Communicator(ABC):
             The rank that sends.
         """
 
+    def allgather(self, buffer: Array, parts: Sequence[slice]) -> None:
+        """Set each part of the buffer to what the rank of that number has there.
+
+        Parameters
+        ----------
+        buffer : (P,) array
+            As for `broadcast`.
+        parts : sequence of slice
+            One for each rank; they do not meet, and may be empty.
+        """
+        for root, part in enumerate(parts):
+            if part.stop > part.start:
+                self.broadcast(buffer[part], root)
+
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         self.gather(None)
@@ -110,6 +124,20 @@ class Communicator(ABC):
             As for `allreduce`.
         """
         backend.call(self.allreduce, buffer)
+
+    def emit_allgather(self, backend: Backend, buffer: Array, parts: Sequence[slice]) -> None:
+        """Issue `allgather` on a backend, or record it there.
+
+        Parameters
+        ----------
+        backend : Backend
+            The backend, or the recorder of a plan.
+        buffer : (P,) array
+            As for `allgather`.
+        parts : sequence of slice
+            As for `allgather`.
+        """
+        backend.call(self.allgather, buffer, parts)
 
     # -- built on these ---------------------------------------------------------------------------
 
@@ -184,7 +212,7 @@ class Communicator(ABC):
                 error = _portable(caught)
         value, error = self.gather((value, error))[0]
         if error is not None:
-            raise _agreed(error)
+            raise agreed(error)
         return value
 
     def all_succeed(self, make: Callable[[], T]) -> T:
@@ -215,10 +243,10 @@ class Communicator(ABC):
         said = self.gather(error and f"{type(error).__name__}: {one_line(error)}")
         failed = [rank for rank, text in enumerate(said) if text]
         if error is not None and len(failed) == self.size:
-            raise _agreed(error)
+            raise agreed(error)
         if failed:
             text = f"rank {failed[0]} of {self.size} stopped all ranks: {said[failed[0]]}"
-            raise _agreed(DistributedError(text)) from error
+            raise agreed(DistributedError(text)) from error
         return value  # type: ignore[return-value]
 
     def require_same(self, record: dict[str, Any], what: str) -> None:
@@ -245,7 +273,7 @@ class Communicator(ABC):
                         f"{what}: rank {rank} of {self.size} has {name} = {there} but rank 0 has "
                         f"{here}; start all ranks with the same program, options and data"
                     )
-                    raise _agreed(DistributedError(text))
+                    raise agreed(DistributedError(text))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank} of {self.size})"
@@ -301,7 +329,19 @@ def is_agreed(error: BaseException) -> bool:
     return bool(getattr(error, "agreed", False))
 
 
-def _agreed(error: Exception) -> Exception:
+def agreed(error: Exception) -> Exception:
+    """Mark an error as one that all ranks raise.
+
+    Parameters
+    ----------
+    error : Exception
+        The error.
+
+    Returns
+    -------
+    Exception
+        The same.
+    """
     error.agreed = True  # type: ignore[attr-defined]
     return error
 

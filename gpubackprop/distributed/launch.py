@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from gpubackprop.distributed import watch
-from gpubackprop.distributed.contract import JOINED, Alone, Communicator
+from gpubackprop.distributed.contract import JOINED, Alone, Communicator, is_agreed
 from gpubackprop.errors import DistributedError, OptionError
 
 # Variables in which launchers say how many processes they have started: MPICH and Intel MPI, Open
@@ -119,13 +119,19 @@ def _connected(kind: str) -> Communicator:
 
 
 def _end_all_after_an_error(ranks: Communicator) -> None:
-    """Let an exception that ends this process end the others, which would wait for ever."""
+    """Let an exception that ends this process end the others, which would wait for ever.
+
+    An error that all ranks share is rank 0's to show, and they all end by themselves.
+    """
     before = sys.excepthook
 
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        before(kind, error, traceback)
-        ranks.abort(f"{kind.__name__}")
+        shared = is_agreed(error)
+        if ranks.rank == 0 or not shared:
+            before(kind, error, traceback)
+        if not shared:
+            ranks.abort(kind.__name__)
 
     sys.excepthook = hook

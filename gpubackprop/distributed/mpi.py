@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -42,6 +43,11 @@ class Mpi(Communicator):
 
     def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
         self._world.Bcast(buffer.view(np.uint8), root)
+
+    def allgather(self, buffer: np.ndarray, parts: Sequence[slice]) -> None:
+        counts = [part.stop - part.start for part in parts]
+        starts = [part.start for part in parts]
+        self._world.Allgatherv(self._mpi.IN_PLACE, [buffer, (counts, starts)])
 
     def barrier(self) -> None:
         self._world.Barrier()

@@ -7,6 +7,7 @@ on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import numpy as np
@@ -138,6 +139,12 @@ class Nccl(Communicator):
 
     def broadcast(self, buffer: Array, root: int = 0) -> None:
         self.backend.enqueue(self.binding.broadcast, self._connection, buffer, root)
+
+    def emit_allgather(self, backend: Backend, buffer: Array, parts: Sequence[slice]) -> None:
+        for root, part in enumerate(parts):
+            if part.stop > part.start:
+                there = cast("CupyBackend", backend)
+                there.enqueue(self.binding.broadcast, self._connection, buffer[part], root)
 
     def abort(self, reason: str) -> NoReturn:
         self.records.abort(reason)

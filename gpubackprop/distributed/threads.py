@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -112,7 +112,7 @@ class Threads(Communicator):
 
 
 def in_threads(size: int, work: Callable[[Communicator], Any]) -> list[Any]:
-    """Call ``work(communicator)`` in a thread for each rank.
+    """Call ``work(communicator)`` in a thread for each rank, of which this one is the first.
 
     Parameters
     ----------
@@ -137,23 +137,46 @@ def in_threads(size: int, work: Callable[[Communicator], Any]) -> list[Any]:
     [1, 1]
     """
     group = Group(size)
-    results: list[Any] = [None] * size
+    return run_ranks([Threads(group, rank) for rank in range(size)], work)
+
+
+def run_ranks(ranks: Sequence[Threads], work: Callable[[Communicator], Any]) -> list[Any]:
+    """Call ``work(communicator)`` for each rank: the first in this thread, which has Ctrl-C.
+
+    Parameters
+    ----------
+    ranks : sequence of Threads
+        All ranks of a group.
+    work : callable
+        What a rank does.
+
+    Returns
+    -------
+    list
+        As `in_threads`.
+
+    Raises
+    ------
+    Exception
+        As `in_threads`.
+    """
+    results: list[Any] = [None] * len(ranks)
     errors: list[BaseException] = []
 
-    def run(rank: int) -> None:
-        ranks = Threads(group, rank)
+    def run(own: Threads) -> None:
         try:
-            results[rank] = work(ranks)
+            results[own.rank] = work(own)
         except BaseException as error:
             errors.append(error)  # before the others' errors, which follow from it
-            group.fail(f"rank {rank} of {size}: {type(error).__name__}: {error}")
+            own.group.fail(f"rank {own.rank} of {own.size}: {type(error).__name__}: {error}")
 
     threads = [
-        threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True)
-        for rank in range(size)
+        threading.Thread(target=run, args=(own,), name=f"rank {own.rank}", daemon=True)
+        for own in ranks[1:]
     ]
     for thread in threads:
         thread.start()
+    run(ranks[0])
     for thread in threads:
         thread.join()
     if errors:

@@ -21,7 +21,7 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        return x.float() @ W.float().mT + b.float().unsqueeze(-2)
+        return _product(x, W) + b.float().unsqueeze(-2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -40,14 +40,9 @@ class _Affine(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx: Any, v_x: Tensor | None, v_W: Tensor | None, v_b: Tensor | None) -> Tensor:
-        x, W, b = ctx.saved_tensors
-        nothing = torch.zeros_like(b)
-        out = _Affine.forward(torch.zeros_like(x), W, nothing if v_b is None else v_b)
-        for left, right in ((v_x, W), (x, v_W)):
-            if left is not None and right is not None:
-                out = out + _Affine.forward(left, right, nothing)
-        return out
+    def jvp(ctx: Any, v_x: Tensor, v_W: Tensor, v_b: Tensor) -> Tensor:
+        x, W, _ = ctx.saved_tensors
+        return _product(v_x, W) + _product(x, v_W) + v_b.float().unsqueeze(-2)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *operands: Tensor) -> tuple[Tensor, int]:
@@ -66,6 +61,10 @@ class _Affine(torch.autograd.Function):
             x, W, b = (t.flatten(0, 1) for t in (x, W, b))
             return _Affine.apply(x, W, b).reshape(*outer, rows, W.shape[-2]), 0
         return _Affine.apply(x, W, b), 0
+
+
+def _product(x: Tensor, W: Tensor) -> Tensor:
+    return x.float() @ W.float().mT
 
 
 def affine(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

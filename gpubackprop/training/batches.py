@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.data import Standardizer, TablePreprocessor
+from gpubackprop.data.coded import CodedInputs
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import batch_rows_for, require_finite
 from gpubackprop.data.frames import as_array, as_inputs, as_weights
@@ -29,7 +31,7 @@ class Batches:
 
     Attributes
     ----------
-    x : (M, D_0) array
+    x : (M, D_0) array or CodedInputs
         Any real dtype. It may be a memory map, which is read batch by batch. In memory it is
         contiguous, so that gathering a batch takes no memory; for a network on a GPU it is there.
     targets : (M,) or (M, K) array
@@ -46,7 +48,7 @@ class Batches:
         Whether x is the caller's own array of a GPU, which must not be written to.
     """
 
-    x: Array
+    x: Any
     targets: Array
     sample_weight: Array | None = None
     rows: Array | None = None
@@ -67,14 +69,17 @@ class Batches:
         once.
         """
         if isinstance(standardizer, TablePreprocessor):
-            x, standardizer = standardizer.transform(x, network.dtype), None
+            x, standardizer = standardizer.inputs(x, network.dtype), None
         _check_standardizer(standardizer, network.widths[0])
         wanted = (standardizer.feature_names if standardizer else None) or feature_names
         names = None
-        if not network.backend.is_device_array(x):
+        if isinstance(x, CodedInputs):
+            x = x if standardizer is None else x.toarray()
+        elif not network.backend.is_device_array(x):
             x, names = as_inputs(x, "x", wanted)
         x = network.check_inputs(x)
-        if not x.flags.c_contiguous and not _is_mapped(x):
+        coded = isinstance(x, CodedInputs)
+        if not coded and not x.flags.c_contiguous and not _is_mapped(x):
             x = np.ascontiguousarray(x)
         if network.backend.is_device_array(targets):  # before training they are checked too
             targets = network.backend.to_host(network.backend.asarray(targets))
@@ -91,7 +96,10 @@ class Batches:
         weights = checks.sample_weights(sample_weight, "training", len(x))
         weights = checks.near_one(weights, loss.options.reduction)
         weights = None if weights is None else weights.astype(network.dtype)
-        if not _is_mapped(x):
+        if coded:
+            dense = network.backend.place_inputs(np.asarray(x.dense, network.dtype), network.dtype)
+            x = x.with_arrays(dense, network.backend.asarray(x.codes))
+        elif not _is_mapped(x):
             # Integers of any size keep their digits until they are standardised.
             wide = network.dtype if standardizer is None else np.float64
             x = network.backend.place_inputs(x, wide)
@@ -175,12 +183,13 @@ class Batches:
         The result is "" if there is none, or if x is on a GPU.
         """
         rows, size = np.sort(self.order(None)), batch_rows_for(self.x.shape[1])
-        if not isinstance(self.x, np.ndarray):
+        x = self.x.dense if isinstance(self.x, CodedInputs) else self.x
+        if not isinstance(x, np.ndarray):
             return ""
         try:
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
-                require_finite(self.x[part], names=self.feature_names, where=partial(_row_of, part))
+                require_finite(x[part], names=self.feature_names, where=partial(_row_of, part))
         except DataError as error:
             return str(error)
         return ""
@@ -188,6 +197,10 @@ class Batches:
     def batch(self, network: MLP, rows: Array) -> Any:
         """Return these rows of x, standardised, as ``network.predict`` takes them."""
         fitted, backend = self.standardizer, network.backend
+        if isinstance(self.x, CodedInputs):
+            if isinstance(self.x.dense, np.ndarray):
+                return self.x[rows]
+            return gathered(backend, self.x, backend.asarray(rows, np.int64))
         if isinstance(self.x, np.ndarray):
             batch = self.x[rows]
             return batch if fitted is None else fitted.transform(batch, dtype=network.dtype)
@@ -202,6 +215,9 @@ class Batches:
 
     def sampled(self, network: MLP, rows: Array) -> Array:
         """Return these rows of x on the host, in the network's dtype."""
+        if isinstance(self.x, CodedInputs):
+            batch, to_host = self.batch(network, rows), network.backend.to_host
+            return batch.with_arrays(to_host(batch.dense), to_host(batch.codes)).toarray()
         if isinstance(self.x, np.ndarray):
             return self.x[rows].astype(network.dtype)
         return network.backend.to_host(self.select(rows)._unstandardized().batch(network, rows))
@@ -217,6 +233,20 @@ class Batches:
 def _row_of(rows: Array, place: int) -> str:
     """Return the name of the row whose number is at this place."""
     return row_from_1(int(rows[place]))
+
+
+def gathered(backend: Backend, x: CodedInputs, index: Any) -> CodedInputs:
+    """Return the rows of these numbers of coded inputs on the device."""
+    out = empty_like(backend, x, len(index))
+    backend.gather_rows(x.dense, index, out.dense)
+    backend.gather_rows(x.codes, index, out.codes)
+    return out
+
+
+def empty_like(backend: Backend, x: CodedInputs, rows: int) -> CodedInputs:
+    """Return memory for so many rows of the same columns."""
+    dense = backend.empty((rows, x.dense.shape[1]), x.dense.dtype)
+    return x.with_arrays(dense, backend.empty((rows, x.codes.shape[1]), np.int32))
 
 
 def gathered_dtype(dtype: np.dtype) -> np.dtype:

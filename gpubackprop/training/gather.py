@@ -11,9 +11,10 @@ import numpy as np
 
 from gpubackprop.backends import Backend
 from gpubackprop.backends.numpy.calls import gather_rows
+from gpubackprop.data.coded import CodedInputs
 from gpubackprop.network import MLP
 from gpubackprop.passes import Batch, PassUnits
-from gpubackprop.training.batches import Batches, gathered_dtype
+from gpubackprop.training.batches import Batches, empty_like, gathered_dtype
 
 Array = Any  # an array of the network's device
 
@@ -105,6 +106,7 @@ class Source:
         """
         before, targets = self.data, self.targets
         fits = self.backend.asynchronous and self.x.shape == data.x.shape
+        fits = fits and not isinstance(data.x, CodedInputs)
         if not fits or self.from_host or before.borrowed or data.sample_weight is not None:
             self._place(data)
             return bool(self.backend.asynchronous)
@@ -137,6 +139,9 @@ class Source:
 
         These are one array unless the batch must be converted or standardised after that.
         """
+        if isinstance(self.x, CodedInputs):
+            coded = empty_like(self.backend, self.x, rows)
+            return coded, coded
         data, x = self.data, self.backend.empty((rows, self.x.shape[1]), self.dtype)
         standardized = data.standardizer is not None
         if not standardized and (data.x.dtype == self.dtype or self.backend.converts_rows):
@@ -176,6 +181,9 @@ class Source:
         else:
             if self.from_host:
                 backend.call(self._copy_batch, raw)
+            elif isinstance(raw, CodedInputs):
+                backend.gather_rows(self.x.dense, index, raw.dense)
+                backend.gather_rows(self.x.codes, index, raw.codes)
             else:
                 backend.gather_rows(self.x, index, raw)
             backend.gather_rows(self.targets, index, batch.targets)
@@ -196,6 +204,10 @@ class Source:
 
     def put_x(self, raw: Array, rows: np.ndarray) -> None:
         """Gather these rows of x on the host."""
+        if isinstance(raw, CodedInputs):
+            gather_rows(self.x.dense, rows, raw.dense)
+            gather_rows(self.x.codes, rows, raw.codes)
+            return
         gather_rows(self.x, rows, raw)
 
     def _copy_batch(self, raw: Array) -> None:

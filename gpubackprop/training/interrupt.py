@@ -14,10 +14,15 @@ class InterruptGuard:
     """Context manager; the first Ctrl-C sets `requested`, the second raises KeyboardInterrupt.
 
     Outside the main thread Python delivers no signals, and nothing is installed.
+
+    Parameters
+    ----------
+    speaks : bool
+        Whether the first Ctrl-C is answered on stderr: of several ranks one answers.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, speaks: bool = True) -> None:
+        self.requested, self._speaks = False, speaks
         self._previous: Any = None
         self._installed = False
 
@@ -44,6 +49,8 @@ class InterruptGuard:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if not self._speaks:
+            return
         # The signal may have come in the middle of another print, which then refuses a second one.
         with contextlib.suppress(RuntimeError, OSError, ValueError):
             print(

@@ -150,6 +150,8 @@ def estimated(
     rows: int,
     dtype: Any,
     threads: int,
+    ranks: int = 1,
+    sharded: bool = False,
 ) -> MemoryEstimate:
     """Return the estimate of a training; see `Trainer.memory_estimate`.
 
@@ -169,9 +171,13 @@ def estimated(
         Dtype of the inputs.
     threads : int
         Threads of the CPU.
+    ranks : int
+        Ranks that compute a batch together; the estimate is of one of them.
+    sharded : bool
+        Whether each has a part of the optimizer's state.
     """
     wide, narrow, size = network.dtype.itemsize, network.precision.itemsize, network.layout.size
-    batch_size = max(1, min(batch_size, rows))
+    batch_size = -(-max(1, min(batch_size, rows)) // ranks)
     features, outputs = network.widths[0], network.widths[-1]
     labels, on_gpu = loss.output == "softmax", network.device != "cpu"
     target = 8 if labels else outputs * wide
@@ -186,7 +192,7 @@ def estimated(
         parameters=size * wide,
         best=size * wide,
         gradient=size * wide,
-        optimizer=len(optimizer.formula.slots) * size * wide,
+        optimizer=len(optimizer.formula.slots) * (-(-size // ranks) if sharded else size) * wide,
         half_copy=size * narrow if network.mixed_precision else 0,
         data=rows * (features * dtype.itemsize + target) if on_gpu else 0,
         batch=batch_size * per_row + results.bytes,

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop import losses
 from gpubackprop.backends.resident_plan import ResidentPlan, plan_resident
+from gpubackprop.data.coded import CodedInputs
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
 from gpubackprop.training.step import TrainStep
@@ -119,8 +121,13 @@ def obstacle(step: TrainStep) -> str:
         "each row's result is recorded": bool(options.record),
         "an update rounds weights": bool(options.rounded) or options.stochastic_rounding,
         "all rows are one batch, read in place": options.whole,
+        "x has one-hot columns as codes": isinstance(step.source.x, CodedInputs),
         "x is a memory map of the host": step.source.from_host,
-        f"the loss {loss.name} is not among its losses": loss.name not in LOSSES,
+        f"the loss {type(loss).__name__} is not among its losses": loss.name not in LOSSES
+        or type(loss) is not losses.LOSSES.get(loss.name),
+        f"the losses of a batch are reduced by {loss.options.reduction!r}": (
+            loss.options.reduction not in REDUCTIONS
+        ),
         f"the activation {''.join(unknown[:1])} is not among its activations": bool(unknown),
         f"the optimizer's formula {step.formula} is not among its updates": not known,
     }

@@ -52,7 +52,7 @@ class Run:
         self.best = backend.empty(parameters.shape, parameters.dtype)
         backend.copy(parameters, self.best)
         self.saved_at = time.monotonic()
-        self.progress = settings.progress
+        self.progress, self.speaks = settings.progress, True
         self.updates = (-1, 0)  # (updates applied, updates skipped) at the last applied update
         self._follow(step)
 
@@ -95,7 +95,7 @@ class Run:
         done = position.epoch * rows + position.step * self.step.batch_size
         bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.progress)
         counted = SHARED.rounds.fit(self.resident) if SHARED.rounds else nullcontext()
-        with InterruptGuard() as guard, counted:
+        with InterruptGuard(self.speaks) as guard, counted:
             try:
                 while position.epoch < self.last_epoch and not self.history.stopped:
                     self._epoch(bar, guard)

@@ -33,8 +33,20 @@ class Settings:
     regularization: Regularization
     shuffle: bool
     progress: bool | None
+    shard_optimizer = False  # whether each rank has a part of the optimizer's state
     is_alone = True  # whether one process trains, without others
     _joined: Communicator = Alone()
+
+    def joined(self, ranks: Communicator | None) -> None:
+        """Train together with these ranks from now on.
+
+        Parameters
+        ----------
+        ranks : Communicator or None
+            The ranks; None is one process alone.
+        """
+        self._joined = ranks or Alone()
+        self.is_alone = self._joined.size == 1
 
     @property
     def ranks(self) -> Communicator:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.distributed import Communicator
-from gpubackprop.distributed.contract import is_agreed
+from gpubackprop.distributed.contract import agreed, is_agreed
 from gpubackprop.errors import NonFiniteLossError, one_line
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -65,13 +65,43 @@ class SharedCheckpoint(Checkpoint):
         As for `Checkpoint`.
     """
 
+    step: SharedStep
+
     def __init__(self, ranks: Communicator, *made_from: Any) -> None:
         super().__init__(*made_from)
         self.ranks = ranks
+        self._whole_slots: dict[str, Array] = {}  # where each rank has a part, while they are moved
 
     def save(self, position: Position, best: Array) -> None:
+        self._whole_slots = self._slots()
+        for name, whole in self._whole_slots.items():
+            self.settings.network.backend.copy(self.step.state()[name], whole[self.step.part])
+            self.ranks.allgather(whole, self.step.all_parts)
         save = super().save
-        self.ranks.from_root(lambda: save(position, best))
+        try:
+            self.ranks.from_root(lambda: save(position, best))
+        finally:
+            self._whole_slots = {}
+
+    def load(self) -> tuple[Position, Array] | None:
+        self._whole_slots = self._slots()
+        try:
+            loaded = super().load()
+            for name, whole in self._whole_slots.items() if loaded else ():
+                self.settings.network.backend.copy(whole[self.step.part], self.step.state()[name])
+        finally:
+            self._whole_slots = {}
+        return loaded
+
+    def _slots(self) -> dict[str, Array]:
+        """Return memory for each slot as a whole, if each rank has a part of it."""
+        network, step = self.settings.network, self.step
+        names = step.optimizer.formula.slots if step.all_parts else ()
+        size = network.layout.size
+        return {f"slot.{name}": network.backend.zeros(size, network.dtype) for name in names}
+
+    def _arrays(self) -> dict[str, Array]:
+        return super()._arrays() | self._whole_slots
 
     def read(self, targets: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Any]] | None:
         read = super().read
@@ -95,14 +125,16 @@ class SharedRun(Run):
         self.ranks.require_same(_must_agree(settings, state, step, held_out, options), "training")
         super().__init__(settings, state, step, held_out, options)
         if self.ranks.rank:
-            self.progress = False
+            self.progress = self.speaks = False
 
     def run(self) -> History:
         """Train; an error that this rank alone has ends the others, which would wait for ever."""
         try:
             return super().run()
+        except NonFiniteLossError as error:  # found in figures that all ranks have
+            raise agreed(error) from error.__cause__
         except BaseException as error:
-            if not (isinstance(error, NonFiniteLossError) or is_agreed(error)):
+            if not is_agreed(error):
                 self.ranks.abort(f"{type(error).__name__}: {one_line(error)}")
             raise
 
@@ -195,6 +227,7 @@ def _must_agree(
     own |= fingerprint(settings, step, held_out)
     own |= {
         "initial weights": f"of {_checksum(weights)} (build the network with the same seed)",
+        "shard_optimizer": settings.shard_optimizer,
         "steps done": state.steps,
         "state of the shuffles": _checksum(repr(state.rng.bit_generator.state).encode()),
     }

@@ -11,22 +11,25 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends import Backend, Total
 from gpubackprop.distributed import Communicator
+from gpubackprop.errors import OptionError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.passes import emit_step
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source, StepBatch
-from gpubackprop.training.step import Regularization, StepOptions, TrainStep
+from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
 
 Array = Any  # an array of the network's device
 TAIL = 32  # elements behind the gradient, of which two are used: the buffer stays aligned
+UNIT = 32  # elements: at least 128 bytes, so that parts are aligned
 LOSS, STOP = 0, 1  # places in the tail: the batch's mean loss; how many ranks ask to stop
 
 
@@ -100,9 +103,14 @@ class SharedStep(TrainStep):
         The ranks, for arrays of the network's device.
     network, loss, data, batch_size, optimizer, regularization, options
         As for `TrainStep`.
+    sharded : bool
+        Whether this rank has the slots of its part of the parameters alone, and updates that part;
+        the ranks then send each other their parts.
 
     Attributes
     ----------
+    all_parts : sequence of slice
+        The parts of all ranks; empty if every rank has all slots.
     asks_to_stop : bool
         Whether this rank asks, with the next update, that all stop.
     stopped : bool
@@ -121,7 +129,10 @@ class SharedStep(TrainStep):
         optimizer: Optimizer,
         regularization: Regularization,
         options: StepOptions | None = None,
+        sharded: bool = False,
     ) -> None:
+        self.all_parts = parts_of(network.layout.size, ranks.size) if sharded else []
+        self.part = self.all_parts[ranks.rank] if sharded else None
         self.ranks, self.parts, self._data = ranks, ranks.size, data
         self.asks_to_stop = self.stopped = False
         self._summed = copy.copy(loss)
@@ -140,7 +151,16 @@ class SharedStep(TrainStep):
     def __reduce__(self) -> tuple[Any, ...]:
         network, loss, _, *others = super().__reduce__()[1]
         state = super().__reduce__()[2]
-        return type(self), (self.ranks, network, loss, self._data, *others), state
+        made_from = (self.ranks, network, loss, self._data, *others, bool(self.all_parts))
+        return type(self), made_from, state
+
+    def snapshot(self) -> StepState:
+        if self.all_parts:
+            raise OptionError(
+                "a trainer of whose optimizer each rank has a part cannot be copied or pickled; "
+                "write a checkpoint, which has it whole"
+            )
+        return super().snapshot()
 
     def place(self, order: np.ndarray) -> Order:
         """Return an epoch's order, of which slices are this rank's shares."""
@@ -211,8 +231,32 @@ class SharedStep(TrainStep):
 
         gradient = self.grad_W, self.grad_b
         emit_step(backend, self._summed, batch, self.parameters, gradient, self.updater, together)
+        if self.all_parts:
+            self.ranks.emit_allgather(backend, self.network.parameters, self.all_parts)
+            if self.half_copy is not None:
+                backend.round_to_storage(self.network.parameters, self.half_copy, None)
         if own:
             self.running.emit(backend, batch, summed=True, penalty=penalty)
+
+
+def parts_of(size: int, ranks: int) -> list[slice]:
+    """Return the part of a flat buffer of each rank, from multiples of UNIT elements on.
+
+    Parameters
+    ----------
+    size : int
+        Elements of the buffer.
+    ranks : int
+        Number of ranks.
+
+    Returns
+    -------
+    list of slice
+        They lie in order and are all elements; some may be empty.
+    """
+    units = -(-size // UNIT)
+    ends = [min(size, units * rank // ranks * UNIT) for rank in range(ranks + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def totals_of_all(ranks: Communicator, totals: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ class TrainingState:
         if settings.is_alone:
             step = TrainStep(*made_from)
         else:
-            step = SharedStep(settings.ranks, *made_from)
+            step = SharedStep(settings.ranks, *made_from, sharded=settings.shard_optimizer)
         step.planned = settings.planned()
         if self.step is not None:
             step.go_on_from(self.step)

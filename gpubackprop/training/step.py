@@ -92,6 +92,8 @@ class TrainStep(GradientStep):
         `Backend.sum_of_squares`.
     """
 
+    part: slice | None = None  # the elements whose slots are here; None is all
+
     def __init__(
         self,
         network: MLP,
@@ -110,7 +112,8 @@ class TrainStep(GradientStep):
         backend, dtype, size = network.backend, network.dtype, network.layout.size
         self.optimizer, self.regularization = optimizer, regularization
         formula = optimizer.formula
-        self.slots = tuple(backend.zeros(size, dtype) for _ in formula.slots)
+        held = size if self.part is None else self.part.stop - self.part.start
+        self.slots = tuple(backend.zeros(held, dtype) for _ in formula.slots)
         for slot in self.slots:
             backend.fill(slot, optimizer.hyperparameters[formula.initial] if formula.initial else 0)
         self.squares = backend.zeros(2, dtype) if backend.asynchronous else np.zeros(())
@@ -118,7 +121,7 @@ class TrainStep(GradientStep):
         rule = UpdateRule(
             formula, optimizer.hyperparameters, optimizer.lr, optimizer.weight_decay,
             regularization.l2, regularization.clip_norm, network.layout.weights_end,
-            options.scaling, options.stochastic_rounding,
+            options.scaling, options.stochastic_rounding, self.part,
         )  # fmt: skip
         self.half_copy = backend.empty(size, network.precision) if network.mixed_precision else None
         self.updater = backend.updater(

@@ -34,6 +34,7 @@ from gpubackprop.training.settings import Settings
 from gpubackprop.training.shared_run import SharedEvaluation, SharedRun, shared_metrics
 from gpubackprop.training.state import FitOptions, TrainingState
 from gpubackprop.training.step import Regularization
+from gpubackprop.training.team import Devices, Team, team_of
 
 Array = np.ndarray
 Callback = Callable[["Trainer", Row], Any]
@@ -96,6 +97,14 @@ class Trainer(Settings):
         be a memory map, of which a rank reads its rows. A batch has `batch_size` rows in all, and
         the results are those of one process up to rounding. Rank 0 writes checkpoints and computes
         metrics. None is one process alone.
+    devices : "all", int, sequence of str, or None
+        GPUs of this machine on which `fit` trains in threads, one for each: all of them, the first
+        so many, or those of these names, of which the first is the network's. As with ranks, a
+        batch has `batch_size` rows in all.
+    shard_optimizer : bool
+        Whether each of several ranks has a part of the optimizer's state alone, and updates its
+        part of the parameters. Results stay the same; a step moves half as much again, and the
+        trainer cannot be copied or pickled.
 
     Attributes
     ----------
@@ -148,10 +157,12 @@ class Trainer(Settings):
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
         distributed: str | Communicator | None = None,
+        devices: Devices = None,
+        shard_optimizer: bool = False,
     ) -> None:
+        self.shard_optimizer = bool(shard_optimizer)
         if distributed is not None:
-            self._joined = join(distributed)
-            self.is_alone = self._joined.size == 1
+            self.joined(join(distributed))
         self.network, self.loss, self.optimizer = network, loss, optimizer
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
@@ -166,6 +177,17 @@ class Trainer(Settings):
             )
         self.metrics, self.callbacks, self.progress = metrics, callbacks, progress
         self.state = TrainingState(np.random.default_rng(self.seed))
+        self._team = team_of(devices, network)
+        if self.shard_optimizer and (self._team or self.stochastic_rounding):
+            raise OptionError(
+                "shard_optimizer is for ranks that are processes, without stochastic_rounding; "
+                "leave it out, or start the program with mpirun"
+            )
+        if self._team and not self.is_alone:
+            raise OptionError(
+                "devices and distributed are two ways to the same; give each rank its own GPU with "
+                "MLP(..., device=...), or train in one process with devices"
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a pickle, also from before its parts were one record."""
@@ -174,7 +196,8 @@ class Trainer(Settings):
             parts = (state.pop(name) for name in ("_rng", "history", "_position", "_step"))
             state["state"] = TrainingState(*parts)
         vars(self).update(state)
-        self.is_alone = self._joined.size == 1  # as it is where the pickle is read
+        # The ranks are those of where the pickle is read; a copy made within a team's fit has none.
+        self.joined(None if self._team else self._joined)
 
     def __copy__(self) -> Trainer:
         """Return a trainer of the same network that goes on from here with a state of its own."""
@@ -182,6 +205,8 @@ class Trainer(Settings):
         vars(twin).update(vars(self))
         for name in ("state", "callbacks", "metrics", "_schedule"):
             setattr(twin, name, copy.copy(getattr(self, name)))
+        if self._team:
+            twin.joined(None)
         return twin
 
     @property
@@ -204,6 +229,7 @@ class Trainer(Settings):
         main = {"loss": self.loss, "optimizer": self.optimizer, "batch_size": self.batch_size}
         main |= {} if constant else {"schedule": self.schedule}
         main |= {} if self.is_alone else {"distributed": self._joined}
+        main |= {"devices": list(self._team.devices)} if self._team else {}
         return main | {name: value for name, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
@@ -327,6 +353,9 @@ class Trainer(Settings):
             The ranks have different options, data, weights or versions, or some of them failed; the
             message names the rank. All ranks raise it.
         """
+        if self._team is not None and self.is_alone:
+            given = {name: value for name, value in locals().items() if name != "self"}
+            return self._team.fit(self, given)
         options = FitOptions(
             int(number(epochs, "epochs", 0)),
             None if patience is None else int(number(patience, "patience", 1)),
@@ -486,7 +515,7 @@ class Trainer(Settings):
         return measured(step, batch, lambda: step.update(rows, lr), repeats)
 
     def memory_estimate(self, rows: int, dtype: Any = np.float32) -> MemoryEstimate:
-        """Estimate the memory of a training before anything of it is allocated.
+        """Estimate the memory of a training before anything of it is allocated; of each rank.
 
         Parameters
         ----------
@@ -508,12 +537,13 @@ class Trainer(Settings):
         rows = int(number(rows, "rows", 1))
         return estimated(
             self.network, self.loss, self.optimizer, self.batch_size, rows, np.dtype(dtype),
-            get_num_threads(),
+            get_num_threads(), self._joined.size, self.shard_optimizer,
         )  # fmt: skip
 
     # -- what a caller passes, as batches ---------------------------------------------------------
 
     feature_names: tuple[str, ...] | None = None
+    _team: Team | None = None
 
     def _say_what_fits(self, error: OutOfMemory, x: Any) -> None:
         """Add to the error the batch that would fit into the GPU."""

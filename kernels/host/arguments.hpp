@@ -230,6 +230,30 @@ struct AccumulateArguments {
     int storage;
 };
 
+// a[i, k] = (add ? a[i, k] : 0) + sum_g W[k, codes[i, g]] of rows [first, last): the kernel one_hot_forward
+//   codes: i32[rows, groups], a number outside [0, inputs) for none; W, a: storage f64 or f32
+struct OneHotForwardArguments {
+    const int* codes;
+    const void* W;
+    void* a;
+    int64 first, last, groups, units, inputs, stride_W, stride_a;
+    int storage, add;
+};
+
+// grad_W[k, j] = sum of delta[i, k] over the rows i of code j, added in float64 in the rows' order, for units
+//   [first, last) and the columns of the groups: the kernel one_hot_backward
+//   bounds: i64[groups, 2], first column of a group and the one behind its last
+//   sums: f64[ONE_HOT_UNITS * the columns of the widest group], of this call alone
+struct OneHotBackwardArguments {
+    const int* codes;
+    const int64* bounds;
+    const void* delta;
+    void* grad_W;
+    double* sums;
+    int64 first, last, rows, groups, stride_delta, stride_W;
+    int storage;
+};
+
 // functions[i](arguments[i]) for i < count: several calls as one
 struct RunArguments {
     void (*const* functions)(const void*);

@@ -212,6 +212,16 @@ class Operations:
         with self._installed() as backend:
             backend.gather_rows(*on_device((source, rows, out)))
 
+    def one_hot_forward(self, codes: Array, W: Array, a: Array, *, add: bool = False) -> None:
+        with self._installed() as backend:
+            backend.one_hot_forward(*on_device((codes, W, a)), add=add)
+
+    def one_hot_backward(
+        self, delta: Array, codes: Array, groups: tuple[tuple[int, int], ...], grad_W: Array
+    ) -> None:
+        with self._installed() as backend:
+            backend.one_hot_backward(*on_device((delta, codes)), groups, on_device(grad_W))
+
     def accumulate(
         self, loss: Array, rows: int, correct: Array | None,
         penalty: tuple[Array, Array | float] | None, totals: Array,

@@ -30,6 +30,7 @@ from gpubackprop.backends.cupy.kept_calls import (
 from gpubackprop.backends.cupy.layers import LayerOperations, same_shape
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy.memory import WorkingMemory
+from gpubackprop.backends.cupy.one_hot import OneHotOperations
 from gpubackprop.backends.cupy.products import CublasLtProducts, CupyProducts, Products
 from gpubackprop.backends.cupy.products import default as default_products
 from gpubackprop.backends.cupy.recorded_calls import Plan, RecordedCalls
@@ -74,7 +75,7 @@ class Replay:
             self._plan.close()
 
 
-class CupyBackend(LayerOperations):
+class CupyBackend(LayerOperations, OneHotOperations):
     """The operations of backpropagation on CuPy arrays of one device; see `Backend`.
 
     Parameters

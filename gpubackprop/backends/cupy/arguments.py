@@ -116,6 +116,14 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "source": "source*", "rows": "i64*", "out": "storage*", "count": "i64", "cols": "i64",
         "source_rows": "i64", "stride_source": "i64", "stride_out": "i64",
     },
+    "one_hot_forward": {
+        "codes": "i32*", "W": "storage*", "a": "storage*", "rows": "i64", "groups": "i64",
+        "units": "i64", "inputs": "i64", "stride_W": "i64", "stride_a": "i64", "add": "i32",
+    },
+    "one_hot_backward": {
+        "codes": "i32*", "tiles": "i32*", "delta": "storage*", "grad_W": "storage*", "rows": "i64",
+        "groups": "i64", "units": "i64", "stride_delta": "i64", "stride_W": "i64",
+    },
     "accumulate": {
         "loss": "compute*", "correct": "u8*", "correct_rows": "i64*", "weights2": "compute*",
         "totals": "f64*",

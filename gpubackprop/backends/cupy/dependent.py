@@ -25,7 +25,7 @@ FOLLOWING = frozenset(
     f"{name}.cu"
     for name in (
         "accumulate", "activation_backward", "affine_epilogue", "column_sum", "gather_rows",
-        "pointwise_loss", "prepare_update", "sum_of_squares", "update", "update_table",
+        "one_hot", "pointwise_loss", "prepare_update", "sum_of_squares", "update", "update_table",
     )
 )  # fmt: skip
 CAPABILITY = (9, 0)

@@ -104,13 +104,19 @@ class CupyUpdater(Updater[Issuer]):
             backend, rule.formula, self._settings, self.state, norm, self._c, self._scaling,
             self.random,
         )  # fmt: skip
+        penalized = rule.penalized if rule.l2 else 0
+        parameters, gradient, copy = self.parameters, self.gradient, self.half_copy
+        if rule.part is not None:
+            penalized, parameters, gradient, copy = rule.of_part(
+                penalized, parameters, gradient, copy
+            )
         prepared = {
             "prepared": self._c,
-            "penalized": rule.penalized if rule.l2 else 0,
-            "copy": self.half_copy,
+            "penalized": penalized,
+            "copy": copy,
             "random": self.random if rule.stochastic else None,
         }
-        backend.update(self.parameters, self.gradient, self.slots, rule.formula, prepared)
+        backend.update(parameters, gradient, self.slots, rule.formula, prepared)
 
 
 def prepare_update(

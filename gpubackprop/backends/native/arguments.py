@@ -157,6 +157,16 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         f64="l2_value",
         i32="storage",
     ),
+    "one_hot_forward": _fields(
+        pointers="codes W a",
+        i64="first last groups units inputs stride_W stride_a",
+        i32="storage add",
+    ),
+    "one_hot_backward": _fields(
+        pointers="codes bounds delta grad_W sums",
+        i64="first last rows groups stride_delta stride_W",
+        i32="storage",
+    ),
     "run": _fields(
         pointers="functions arguments",
         i64="count",

@@ -27,6 +27,7 @@ from gpubackprop.backends.numpy.calls import (
 from gpubackprop.backends.numpy.eager import run_cross_entropy
 from gpubackprop.backends.numpy.layers import LayerOperations
 from gpubackprop.backends.numpy.memory import HostMemory
+from gpubackprop.backends.numpy.one_hot import OneHotOperations
 from gpubackprop.backends.numpy.recorded_calls import (
     RecordedCalls,
     get_num_threads,
@@ -50,7 +51,7 @@ __all__ = ["NumpyBackend", "get_num_threads", "set_num_threads"]
 Array = np.ndarray
 
 
-class NumpyBackend(LayerOperations, HostMemory, Backend):
+class NumpyBackend(LayerOperations, OneHotOperations, HostMemory, Backend):
     """The operations of backpropagation on NumPy arrays; see `Backend`."""
 
     device, reason = "cpu:numpy", ""

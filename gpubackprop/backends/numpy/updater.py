@@ -128,15 +128,18 @@ class NumpyUpdater(Updater[Backend]):
 
     def _emit_update(self, backend: Backend) -> None:
         rule, end = self.rule, self.rule.penalized
+        here, parameters, gradient, copy = end, self.parameters, self.gradient, self.half_copy
+        if rule.part is not None:
+            here, parameters, gradient, copy = rule.of_part(end, parameters, gradient, copy)
         coefficients: dict[str, Any] = {
             "c": tuple(self._c[i : i + 1].reshape(()) for i in range(self._count)),
-            "copy": self.half_copy,
+            "copy": copy,
             "random": self.random if rule.stochastic else None,
         }
         if rule.weight_decay:
             coefficients["decay"] = self._decay
         if rule.l2 and rule.clip_norm is None:
-            coefficients["l2"] = (end, self._l2)
+            coefficients["l2"] = (here, self._l2)
         if rule.clip_norm is not None:
             if rule.l2:  # the norm is of the whole gradient, penalty included
                 backend.add_scaled(self.parameters[:end], self._l2, self.gradient[:end])
@@ -145,7 +148,7 @@ class NumpyUpdater(Updater[Backend]):
             coefficients["clip"] = self._clip
         if self.random is not None:
             backend.call(_count, self.random)
-        backend.update(self.parameters, self.gradient, self.slots, rule.formula, coefficients)
+        backend.update(parameters, gradient, self.slots, rule.formula, coefficients)
 
 
 def _count(random: Array) -> None:

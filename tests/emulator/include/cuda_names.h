@@ -101,6 +101,7 @@ EMU_BARE inline unsigned __ballot_sync(unsigned mask, int vote) {
         if (alive >> n & 1) result |= unsigned(slot[n] & 1) << n;
     return result;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
 inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, !vote) == 0; }
 

@@ -1,0 +1,108 @@
+"""Several devices in one process: a thread for each trains a copy of the network as one rank."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from gpubackprop.backends.cuda_driver import probe_driver
+from gpubackprop.distributed.contract import Communicator
+from gpubackprop.distributed.threads import Group, Threads, run_ranks
+from gpubackprop.errors import DeviceUnavailable, OptionError
+from gpubackprop.network import MLP
+from gpubackprop.training.history import History
+
+Trainer = Any  # the trainer of the module above, which makes a team
+Devices = str | int | Sequence[str] | None
+
+
+class Team:
+    """The devices of a trainer. The first one is its network's, and its thread is the caller's.
+
+    Parameters
+    ----------
+    devices : sequence of str
+        Their names.
+    """
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        self.devices = tuple(devices)
+        self._ranks: list[Threads] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Team, (self.devices,)
+
+    def __repr__(self) -> str:
+        return f"Team({', '.join(self.devices)})"
+
+    def fit(self, trainer: Trainer, arguments: dict[str, Any]) -> History:
+        """Do `Trainer.fit` on all devices.
+
+        Callbacks, metrics and the progress bar are the trainer's own. The copies of the network are
+        made anew each time, so that what was done to the network in between holds for all.
+        """
+        group = Group(len(self.devices))
+        if not self._ranks:  # kept: NCCL connects its ranks once
+            self._ranks = [Threads(group, rank) for rank in range(group.size)]
+        for rank in self._ranks:
+            rank.group = group
+
+        def work(ranks: Communicator) -> History:
+            if ranks.rank:
+                return _twin(trainer, ranks, self.devices[ranks.rank]).fit(**arguments)
+            return trainer.fit(**arguments)
+
+        trainer.joined(self._ranks[0])
+        try:
+            own: History = run_ranks(self._ranks, work)[0]
+        except BaseException:
+            self._ranks = []
+            raise
+        finally:
+            trainer.joined(None)
+        return own
+
+
+def team_of(devices: Devices, network: MLP) -> Team | None:
+    """Return the team that an argument `devices` means, or None for one device.
+
+    Raises
+    ------
+    OptionError
+        It is no such thing, or its first device is not the network's.
+    DeviceUnavailable
+        There is no GPU.
+    """
+    if devices is None:
+        return None
+    if devices == "all":
+        count = len(probe_driver().gpus)
+        if not count:
+            raise DeviceUnavailable(
+                'devices="all" means all GPUs, and there is none here; `gpubackprop info` says '
+                "what is missing; leave devices out to train on the network's device"
+            )
+        devices = count
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+        devices = [f"cuda:{number}" for number in range(devices)]
+    if isinstance(devices, (str, int)) or not devices:
+        raise OptionError(
+            f'devices is {devices!r} but must be "all", a number of GPUs, or names such as '
+            f'["cuda:0", "cuda:1"]'
+        )
+    if devices[0] != network.device:
+        raise OptionError(
+            f"the network is on {network.device} but devices begin with {devices[0]}; build it "
+            f"with device={devices[0]!r}"
+        )
+    return Team(devices) if len(devices) > 1 else None
+
+
+def _twin(trainer: Trainer, ranks: Communicator, device: str) -> Trainer:
+    """Return a trainer that goes on from the same state, with a copy of the network on `device`."""
+    twin = copy.copy(trainer)
+    vars(twin)["network"] = trainer.network.copy(device)
+    twin.joined(ranks)
+    twin.callbacks, twin.progress = [], False
+    return twin
