@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.errors import ShapeError
 from gpubackprop.gradients import ForwardValues, Gradients
 from gpubackprop.losses import Loss, SoftmaxCrossEntropy
@@ -32,7 +33,7 @@ class Traced(Protocol):
     b: Any
 
     @property
-    def backend(self) -> Any: ...
+    def backend(self) -> Backend: ...
     @property
     def activations(self) -> Sequence[Any]: ...
     @property

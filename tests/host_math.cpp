@@ -23,6 +23,12 @@ extern "C" void exp_below_f32(const float* x, float* y, long long n) {
 extern "C" void exp_below_f64(const double* x, double* y, long long n) {
     for (long long i = 0; i < n; ++i) y[i] = x[i] > 0.0 ? 0.0 : host::exp_below(x[i]);
 }
+extern "C" void exp_shallow_f32(const float* x, float* y, long long n) {
+    for (long long i = 0; i < n; ++i) y[i] = host::exp_shallow(x[i]);
+}
+extern "C" void exp_shallow_f64(const double* x, double* y, long long n) {
+    for (long long i = 0; i < n; ++i) y[i] = host::exp_shallow(x[i]);
+}
 extern "C" void fma_f64(const double* a, const double* b, const double* c, double* y, long long n) {
     for (long long i = 0; i < n; ++i) y[i] = ::fma(a[i], b[i], c[i]);
 }

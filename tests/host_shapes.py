@@ -21,7 +21,8 @@ NUMBERS = [*FLOATS, np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)]
 # rows, columns, gap between rows: none, one, odd ones; short rows that are joined; pieces and tails
 SHAPES = (
     (0, 3, 0), (1, 1, 0), (3, 0, 0), (5, 1, 3), (2, 7, 0), (33, 10, 0), (31, 3, 5), (70, 40, 0),
-    (3, 41, 1), (2, 255, 0), (2, 257, 0), (3, 512, 0), (2, 513, 7), (1, 1500, 0),
+    (3, 41, 1), (35, 47, 0), (2, 255, 0), (33, 256, 3), (2, 257, 0), (3, 512, 0), (2, 513, 7),
+    (1, 1500, 0),
 )  # fmt: skip
 COUNTS = (0, 1, 7, 511, 512, 513, 2000)
 PATTERN = 0xA5
@@ -231,13 +232,13 @@ def flats(host: Host, random: np.random.Generator) -> Iterator[Call]:
     for count in COUNTS:
         for dtype in FLOATS:
             x, code = numbers(random, (count,), dtype), {"storage": STORAGE[dtype]}
-            partial = np.empty((-(-count // 600), 2))
+            partial = np.empty(-(-count // 600))
             yield "gb_sum_of_squares", {
-                "x": x, "partial": partial, "out": np.empty(2), "last": count, "count": count,
+                "x": x, "partial": partial, "out": np.empty(()), "last": count, "count": count,
                 "chunk": 600, **code,
             }, []  # fmt: skip
             yield "gb_sum_of_squares_finish", {
-                "partial": partial, "out": np.empty(2), "chunks": len(partial)
+                "partial": partial, "out": np.empty(()), "chunks": len(partial)
             }, []  # fmt: skip
             out = numbers(random, (count,), dtype)
             scale = np.array(0.5, compute(dtype))

@@ -6,6 +6,7 @@ No time is asserted. Workers run in this process here; test_benchmarks_run has t
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 
 from benchmarks import __main__ as whole_run
 from gpubackprop.backends import NumpyBackend
+from gpubackprop.backends.native import host_path
 from gpubackprop.bench import (
     cases,
     cells,
@@ -110,6 +112,22 @@ def test_an_unknown_size_operation_or_peer_says_what_there_is():
         runs.work(runs.Settings(op="nonsense"))
     with pytest.raises(OptionError, match=r"no peer 'tensorflow'; valid are all, none, torch"):
         providers.peer_groups("torch,tensorflow")
+
+
+@pytest.mark.slow
+def test_the_row_of_numpy_alone_runs_without_the_compiled_kernels(monkeypatch):
+    if host_path().library is None:
+        pytest.skip(host_path().reason)
+    monkeypatch.delenv("GPUBACKPROP_NATIVE", raising=False)
+    text = (
+        "from gpubackprop.bench import ours\nfrom gpubackprop.backends.native.library import host_path\n"
+        "ours.timer('cpu', {!r})\nprint(host_path().library is None)"
+    )
+    for name, alone in (("numpy", "False"), (providers.NUMPY_ALONE, "True")):
+        run = [sys.executable, "-c", text.format(name)]
+        assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.split() == [
+            alone
+        ]
 
 
 # -- oracles --------------------------------------------------------------------------------------

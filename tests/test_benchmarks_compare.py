@@ -297,6 +297,7 @@ def test_list_shows_the_cases_and_who_is_installed_and_measures_nothing(monkeypa
     assert "softmax" not in text.partition("peers:")[0]
     assert re.search(r"\d+ cases of size full", text)
     assert "torch eager (--peers torch): " in text
+    assert "gpubackprop, NumPy alone (--peers numpy-alone): part of this package" in text
     monkeypatch.setattr(bench.devices, "choose", lambda device: ("cuda:0", "made up"))
     text = ok("bench", "--list", "--full").out
     for case in ("softmax_cross_entropy/bf16/8192x128256",

@@ -144,15 +144,16 @@ def test_a_double_function_is_within_a_unit_in_the_last_place_of_a_sample(build,
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_exp_below_is_exp_for_arguments_of_at_most_0(build):
-    x = doubles(300, seed=9)
-    x = x[~(x > 0)]
-    for name, dtype in (("exp_below_f32", np.float32), ("exp_below_f64", np.float64)):
+@pytest.mark.parametrize("short", ["below", "shallow"])
+def test_the_short_forms_of_exp_have_its_bits_for_the_arguments_that_they_take(build, short):
+    x = np.concatenate([doubles(300, seed=9), -np.geomspace(1e-3, 1e3, 3000), [np.nan]])
+    for dtype, least in ((np.float32, -87), (np.float64, -708)):
+        taken = x[~(x > 0) & ~((x < least) & (short == "shallow"))]
         with np.errstate(all="ignore"):
-            narrow = x.astype(dtype)
+            narrow = np.append(taken, dtype(least)).astype(dtype)
         results = [np.empty_like(narrow), np.empty_like(narrow)]
-        for function, y in zip((name, name.replace("_below", "")), results, strict=True):
-            getattr(library(build), function)(
+        for name, y in zip((f"exp_{short}", "exp"), results, strict=True):
+            getattr(library(build), f"{name}_f{8 * narrow.itemsize}")(
                 ctypes.c_void_p(host_library.address(narrow)),
                 ctypes.c_void_p(host_library.address(y)), ctypes.c_longlong(len(narrow)),
             )  # fmt: skip

@@ -143,7 +143,7 @@ def test_predictions_and_gradients_are_those_of_the_matrix_in_float64(widths):
         assert_equal_in_float64(host(got), host(wanted), 1e-13)
 
 
-@pytest.mark.parametrize("kind", ["all in groups", "dropout", "huber"])
+@pytest.mark.parametrize("kind", ["all in groups", "dropout", "squared error"])
 def test_a_training_has_the_numbers_of_the_matrix_in_float64(kind):
     x, y = some_rows(150), np.arange(150) % 3
     if kind == "all in groups":
@@ -154,13 +154,13 @@ def test_a_training_has_the_numbers_of_the_matrix_in_float64(kind):
         network = MLP(
             [x.shape[1], 8, 3], "gelu", dtype="float64", seed=1,
             dropout=0.3 if kind == "dropout" else 0.0,
-            output="linear" if kind == "huber" else "softmax",
+            output="linear" if kind == "squared error" else "softmax",
         )  # fmt: skip
         trainer = Trainer(
-            network, "huber" if kind == "huber" else None, SGD(lr=0.1), batch_size=32, l2=1e-3,
-            progress=False,
+            network, "squared_error" if kind == "squared error" else None, SGD(lr=0.1),
+            batch_size=32, l2=1e-3, progress=False,
         )  # fmt: skip
-        targets = np.eye(3)[y] if kind == "huber" else y
+        targets = np.eye(3)[y] if kind == "squared error" else y
         trainer.fit(rows, targets, epochs=epochs, validation=0.2, sample_weight=1.0 + y)
         found.append(([row["val_loss"] for row in trainer.history.rows], host(network.parameters)))
     assert np.allclose(found[0][0], found[1][0], rtol=1e-12)

@@ -107,6 +107,7 @@ def _goals() -> Iterator[Case]:
     yield Case(entropy, (4096, 10), key=True)
     yield Case(step, (256, *NETWORKS["lecture"]), variant="adam", key=True, quick=True)
     yield Case(step, (200, *NETWORKS["tiny"]), variant="adam", key=True, quick=True)
+    yield Case("update", (10_000_000,), variant="adam", devices=("cpu",), key=True)
 
 
 def _goals_of_gpus() -> Iterator[Case]:

@@ -1,7 +1,8 @@
-"""This library as a provider: operations of the NumPy backend, or of the CUDA backend."""
+"""This library as a provider: operations of the host's backend, or of the CUDA backend."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from gpubackprop.backends import Total
 from gpubackprop.backends.cupy import Replay
 from gpubackprop.bench import operations
 from gpubackprop.bench.losses import entropy_options
+from gpubackprop.bench.providers import NUMPY_ALONE
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, LEARNING_RATE, StepData
 from gpubackprop.bench.timers import CupyTimer, Timer, Work
@@ -20,6 +22,8 @@ from gpubackprop.training.step import Regularization, TrainStep
 
 
 def timer(device: str, provider: str) -> Timer:
+    if provider == NUMPY_ALONE:  # in a process of its own, before it looks for a library
+        os.environ["GPUBACKPROP_NATIVE"] = "0"
     return Timer() if device == "cpu" else CupyTimer(device)
 
 

@@ -21,6 +21,7 @@ STEP = frozenset({"training_step", "cold_start"})
 LINEAR = frozenset({"linear_cross_entropy", "linear_gelu"})
 FIT = frozenset({"fit"})
 OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
+NUMPY_ALONE = "gpubackprop, NumPy alone"  # without the compiled kernels of the host
 FRONT_ENDS = ("gpubackprop.torch", "gpubackprop.sklearn")
 OWN = frozenset((*OURS.values(), *FRONT_ENDS))
 LIMIT = "limit"
@@ -144,6 +145,11 @@ PROVIDERS = (
     Provider(
         "thinc", "other_peers", ("cpu",), STEP, "thinc", distribution="thinc",
         imports="import thinc.api", extra="bench",
+    ),
+    Provider(
+        NUMPY_ALONE, "ours", ("cpu",),
+        frozenset({"softmax_cross_entropy", "training_step", "update", "update_many"}),
+        "numpy-alone",
     ),
 )  # fmt: skip
 GROUPS = tuple(dict.fromkeys(one.group for one in PROVIDERS if one.group))

@@ -239,6 +239,8 @@ def show_list(args: argparse.Namespace) -> int:
 
 
 def _installed(distribution: str, extra: str) -> str:
+    if not distribution:
+        return "part of this package"
     try:
         return f"{distribution} {importlib.metadata.version(distribution)}"
     except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import sparse
@@ -15,10 +15,15 @@ from gpubackprop.training.gather import Source
 
 Array = np.ndarray
 
-# If there are few units, OpenBLAS multiplies small matrices faster by a copy of W^T than by W^T.
+# With AVX-512 OpenBLAS has kernels for small matrices, and multiplies these faster by a copy of W^T
+# than by W^T if there are few units.
 FEW_UNITS, SMALL_PRODUCT = 16, 10**6
+HAS_SMALL_KERNELS = any(
+    name in ("X86_V4", "AVX512F", "AVX512_SKX")
+    for name in cast(Any, np.show_config(mode="dicts"))["SIMD Extensions"].get("found", ())
+)
 SQUARES = 1 << 16  # one BLAS call squares and adds so many numbers
-PLAIN_SUM_ROWS = 512  # a tree takes more calls; beyond so many rows its accuracy is worth them
+PLAIN_SUM_ROWS = 512  # NumPy's tree takes more calls; its accuracy is worth them from here on
 
 
 class SparseBatch:
@@ -62,22 +67,28 @@ def source_of(network: MLP, data: Batches) -> Source:
 class HostBackend(NativeBackend):
     """The host's backend of these estimators.
 
-    Products also take a `SparseBatch` for x. The bias gradients of ordinary batches are added row
+    Products also take a `SparseBatch` for x. NumPy adds the bias gradients of ordinary batches row
     after row, as scikit-learn adds them.
     """
 
     def column_sum(self, delta: Array, out: Array) -> None:
-        if len(delta) > PLAIN_SUM_ROWS:
+        if len(delta) > PLAIN_SUM_ROWS or self._native("column_sum") is not None:
             super().column_sum(delta, out)
         else:
             self._call(add_reduce, delta, 0, None, out)
 
     def sum_of_squares(self, x: Array, out: Array) -> None:
-        """Set out = sum x^2, in larger blocks: only the reported loss uses it."""
-        self._call(_large_squares, x, out)
+        """Set out = sum x^2, without a library in larger blocks: only the reported loss uses it."""
+        if self._native("sum_of_squares") is None:
+            self._call(_large_squares, x, out)
+        else:
+            super().sum_of_squares(x, out)
 
-    def matmul(self, x: Any, y: Any, out: Array) -> None:
-        few_units = not isinstance(y, SparseBatch) and y.shape[1] <= FEW_UNITS
+    def matmul(self, x: Any, y: Any, out: Array, accumulate: bool = False) -> None:
+        if accumulate:
+            super().matmul(x, y, out, accumulate)
+            return
+        few_units = HAS_SMALL_KERNELS and not isinstance(y, SparseBatch) and y.shape[1] <= FEW_UNITS
         if isinstance(x, SparseBatch):
             self._call(x.times, y, out)
         elif isinstance(y, SparseBatch):

@@ -155,9 +155,9 @@ struct PrepareUpdateArguments {
     int storage, formula;
 };
 
-// partial[2 c] = sum of x^2 over elements of chunk c (of `chunk` elements), partial[2 c + 1] = 1 if one
-//   of them is not finite, else 0. first is a multiple of chunk, last is one or count
-//   out not null: [first, last) is everything, and out = {sum, flag} is written too, else by the finish
+// partial[c] = sum of x^2 over elements of chunk c (of `chunk` elements). first is a multiple of chunk,
+//   last is one or count
+//   out not null: [first, last) is everything, and the sum is written too, else by the finish
 struct SumOfSquaresArguments {
     const void* x;
     double *partial, *out;

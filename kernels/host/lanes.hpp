@@ -34,6 +34,12 @@ template <class C> struct Lanes {
             v[i] = other > v[i] ? other : v[i];
         }
     }
+    __forceinline__ void lower_to(const C* x) {
+        for (int i = 0; i < COUNT; ++i) {
+            V other = *reinterpret_cast<const V*>(x + i * EACH);
+            v[i] = other < v[i] ? other : v[i];
+        }
+    }
     __forceinline__ void add(const C* x) {
         for (int i = 0; i < COUNT; ++i) v[i] += *reinterpret_cast<const V*>(x + i * EACH);
     }
@@ -43,29 +49,62 @@ template <class C> struct Lanes {
     }
     // Both halves by `of`, then their halves.
     template <class Of> C folded(Of of) const {
-        C all[LANES<C>];
-        for (int i = 0; i < COUNT; ++i) *reinterpret_cast<V*>(all + i * EACH) = v[i];
-        for (int half = LANES<C> / 2; half > 0; half /= 2)
-            for (int lane = 0; lane < half; ++lane) all[lane] = of(all[lane], all[lane + half]);
-        return all[0];
+        V half[COUNT];
+        for (int i = 0; i < COUNT; ++i) half[i] = v[i];
+        for (int count = COUNT / 2; count > 0; count /= 2)
+            for (int i = 0; i < count; ++i) half[i] = of(half[i], half[i + count]);
+        V all = half[0];
+        if constexpr (EACH > 8) all = of(all, crossed<8>(all));
+        if constexpr (EACH > 4) all = of(all, crossed<4>(all));
+        if constexpr (EACH > 2) all = of(all, crossed<2>(all));
+        return of(all, crossed<1>(all))[0];
+    }
+    // Each lane gets the number of lane ^ STEP.
+    template <int STEP> static __forceinline__ V crossed(V x) {
+#if defined(__clang__)
+        V y;
+        for (int lane = 0; lane < EACH; ++lane) y[lane] = x[lane ^ STEP];
+        return y;
+#else
+        decltype(x > x) places;
+        for (int lane = 0; lane < EACH; ++lane) places[lane] = lane ^ STEP;
+        return __builtin_shuffle(x, places);
+#endif
     }
 };
 
-// The largest of n numbers and `known`; NaN are passed over.
-template <class C> ONCE C largest(const C* x, int64 n, C known) {
-    Lanes<C> lanes(known);
-    int64 i = 0;
-    for (; i + LANES<C> <= n; i += LANES<C>) lanes.raise_to(x + i);
-    C most = lanes.folded([](C a, C b) { return b > a ? b : a; });
-    for (; i < n; ++i) most = x[i] > most ? x[i] : most;
-    return most;
+// The least and the largest of n numbers; NaN are passed over.
+template <class C> struct Extent {
+    C least, most;
+
+    void join(const Extent& other) {
+        least = other.least < least ? other.least : least;
+        most = other.most > most ? other.most : most;
+    }
+};
+template <class C> ONCE Extent<C> extent_of(const C* x, int64 n) {
+    const C infinity = -minus_infinity<C>();
+    Extent<C> found = {infinity, -infinity};
+    if (n < LANES<C>) {
+        for (int64 i = 0; i < n; ++i) found.join({x[i], x[i]});
+        return found;
+    }
+    Lanes<C> least(infinity), most(-infinity);
+    for (int64 i = 0; i < n; i += LANES<C>) {
+        const C* from = x + smaller(i, n - LANES<C>);  // the last lanes may be read twice
+        least.lower_to(from);
+        most.raise_to(from);
+    }
+    found.least = least.folded([](auto a, auto b) { return b < a ? b : a; });
+    found.most = most.folded([](auto a, auto b) { return b > a ? b : a; });
+    return found;
 }
 
 template <class C> ONCE C sum_of(const C* x, int64 n) {
     Lanes<C> lanes(C(0));
     int64 i = 0;
     for (; i + LANES<C> <= n; i += LANES<C>) lanes.add(x + i);
-    C sum = lanes.folded([](C a, C b) { return a + b; });
+    C sum = lanes.folded([](auto a, auto b) { return a + b; });
     for (; i < n; ++i) sum += x[i];
     return sum;
 }
@@ -74,7 +113,7 @@ template <class C> ONCE C sum_of_products(const C* x, const C* y, int64 n) {
     Lanes<C> lanes(C(0));
     int64 i = 0;
     for (; i + LANES<C> <= n; i += LANES<C>) lanes.add_product(x + i, y + i);
-    C sum = lanes.folded([](C a, C b) { return a + b; });
+    C sum = lanes.folded([](auto a, auto b) { return a + b; });
     for (; i < n; ++i) sum += x[i] * y[i];
     return sum;
 }

@@ -9,6 +9,15 @@
 //   Coefficients without a name are minimax polynomials (Remez), or those of fdlibm (Sun Microsystems 1993).
 #pragma once
 
+// A formula is a long chain of dependent instructions, so loops over formulas (FORMULAS below) work on
+// several vectors side by side. g++ does that only if it is told to schedule before it gives out registers.
+#if defined(__clang__)
+#define FORMULAS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#pragma GCC optimize("schedule-insns", "sched-pressure", "rename-registers", "web")
+#define FORMULAS _Pragma("GCC unroll 4") _Pragma("GCC ivdep")
+#endif
+
 namespace host {
 
 using uint32 = unsigned int;
@@ -192,7 +201,11 @@ constexpr double TWO_54 = 18014398509481984.0;
 inline float at_least(float x, float bound) { return x < bound ? bound : x; }
 inline double at_least(double x, double bound) { return x < bound ? bound : x; }
 
-// exp(x) for x <= 0, or NaN.
+// The least x whose exp(x) is normal in one factor, and exp(x) for x from there to 0, or NaN.
+template <class C> constexpr C SHALLOW = sizeof(C) == 8 ? C(-708.0) : C(-87.0);
+inline float exp_shallow(float x) { return exp_in_two(x, 127.f, 1.f); }
+inline double exp_shallow(double x) { return exp_in_two(x, 1023.0, 1.0); }
+// exp(x) for x <= 0, or NaN; the same bits.
 inline float exp_below(float x) { return exp_in_two(at_least(x, -104.f), 127.f + 32.f, 1.f / TWO_32); }
 inline double exp_below(double x) { return exp_in_two(at_least(x, -746.0), 1023.0 + 54.0, 1.0 / TWO_54); }
 

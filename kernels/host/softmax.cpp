@@ -2,15 +2,17 @@
 //   The formulas are those of the kernels (kernels/README.md, include/softmax.cuh):
 //     loss = T log S - sum_k tau_k (z_k - m) + z_loss lse^2, S = sum_k exp(z_k - m), lse = m + log S
 //     delta = factor ((T + 2 z_loss lse) exp(z - m) / S - tau)
-//   Long rows are computed one by one, in pieces, with exponentials kept where delta will be. Short ones
-//   are turned over, ROWS at a time, so that each column of numbers is ROWS neighbours.
+//   Long rows are computed in pieces, with exponentials kept where delta will be; what is one number of a
+//   row is computed for ROWS rows at once, unless they are very long. Short rows are turned over, ROWS at
+//   a time, so that each column of numbers is ROWS neighbours.
 #include "rows.hpp"
 
 namespace {
 
 constexpr int ROWS = 32, SHORT = 40;  // SHORT: the longest row that is turned over
 constexpr int PLAIN = 12;             // more terms one after another lose too much
-constexpr int64 HELD = 2048;          // the longest row of 16 bits whose exponentials are kept
+constexpr int64 TOGETHER = 256;       // the longest row of which ROWS stay in the cache
+constexpr int64 HELD = ROWS * TOGETHER;  // so many exponentials of rows of 16 bits are kept
 
 // What is known of up to ROWS rows.
 template <class C> struct Batch {
@@ -27,10 +29,33 @@ template <class C> __forceinline__ C cap_slope(C z, C cap) {
     return C(1) - t * t;
 }
 
-// e = exp(x - origin), where no x is above the origin
-template <class C> ONCE void exponentials(const C* x, C origin, C* e, int64 n) {
-    INDEPENDENT for (int64 j = 0; j < n; ++j) e[j] = host::exp_below(x[j] - origin);
+// e = exp(x - origin), where no x is above the origin and, if `shallow`, none far below it
+template <class C> __forceinline__ void exponentials(const C* x, C origin, C* e, int64 n, bool shallow) {
+    if (shallow) {
+        FORMULAS for (int64 j = 0; j < n; ++j) e[j] = host::exp_shallow(x[j] - origin);
+    } else {
+        FORMULAS for (int64 j = 0; j < n; ++j) e[j] = host::exp_below(x[j] - origin);
+    }
 }
+template <class C> ONCE void exponentials_of(const C* x, C origin, C* e, int64 n, bool shallow) {
+    exponentials(x, origin, e, n, shallow);
+}
+// The same, and their sum; the processor adds while it waits for exponentials.
+template <class C> ONCE C sum_of_exponentials(const C* x, C origin, C* e, int64 n, bool shallow) {
+    constexpr int64 SOME = 4 * LANES<C>;
+    Lanes<C> lanes(C(0));
+    int64 i = 0;
+    for (; i + SOME <= n; i += SOME) {
+        exponentials(x + i, origin, e + i, SOME, shallow);
+        for (int64 j = 0; j < SOME; j += LANES<C>) lanes.add(e + i + j);
+    }
+    exponentials(x + i, origin, e + i, n - i, shallow);
+    for (; i + LANES<C> <= n; i += LANES<C>) lanes.add(e + i);
+    C sum = lanes.folded([](auto a, auto b) { return a + b; });
+    for (; i < n; ++i) sum += e[i];
+    return sum;
+}
+template <class C> inline bool is_shallow(C least, C origin) { return least - origin >= host::SHALLOW<C>; }
 
 template <class C> class CrossEntropy {
     const SoftmaxCrossEntropyArguments& a;
@@ -60,10 +85,12 @@ public:
     }
 
     void run() {
-        if (K <= SHORT) {
-            for (int64 row = a.first; row < a.last; row += ROWS) few_columns(row, smaller(ROWS, a.last - row));
-        } else {
-            for (int64 row = a.first; row < a.last; ++row) long_row(row);
+        int64 step = K <= TOGETHER ? ROWS : 1;
+        for (int64 row = a.first; row < a.last; row += step) {
+            int64 n = smaller(step, a.last - row);
+            if (K <= SHORT) few_columns(row, n);
+            else if (K <= TOGETHER) long_rows<ROWS>(row, n);
+            else long_rows<1>(row, n);
         }
     }
 
@@ -188,27 +215,41 @@ private:
         return buffer;
     }
 
-    void long_row(int64 row) {
-        prepare<1>(row, 1);
-        C buffer[PIECE], room[HELD];
-        C* held = nullptr;  // exponentials of the whole row
-        if (delta && cap == C(0)) {
-            if (delta.direct()) held = delta.place(row, 0, nullptr);
-            else if (K <= HELD) held = room;
+    // n rows (of room for N).
+    template <int N> void long_rows(int64 row, int64 n) {
+        prepare<N>(row, n);
+        C room[HELD], buffer[1], label_e[N];
+        int64 best[N] = {};
+        for (int64 i = 0; i < n; ++i) {
+            Extent<C> extent = extent_of_row(row + i);
+            b.m[i] = extent.most;
+            if (b.label[i] >= 0) b.z_label[i] = *logits_piece(row + i, b.label[i], 1, buffer);
+            if (predicts()) best[i] = first_largest(row + i, extent.most);
+            label_e[i] = sum_row(row, i, is_shallow(extent.least, origin_of(i)), held<N>(row, i, room));
         }
-        C m = minus_infinity<C>();
+        outcome<N>(row, n);
+        if (predicts())
+            for (int64 i = 0; i < n; ++i) predict(row + i, i, best[i]);
+        if (delta)
+            for (int64 i = 0; i < n; ++i) write_row(row, i, held<N>(row, i, room), label_e[i]);
+    }
+    C origin_of(int64 i) const { return b.m[i] == minus_infinity<C>() ? C(0) : b.m[i]; }
+
+    // Where the exponentials of a row are kept; null: nowhere.
+    template <int N> C* held(int64 row, int64 i, C* room) const {
+        if (!delta || cap != C(0)) return nullptr;
+        if (delta.direct()) return delta.place(row + i, 0, nullptr);
+        return N * K <= HELD ? room + i * K : nullptr;
+    }
+
+    Extent<C> extent_of_row(int64 row) const {
+        C buffer[PIECE];
+        Extent<C> all = extent_of(buffer, 0);
         for (int64 k = 0; k < K; k += PIECE) {
             int64 n = smaller(PIECE, K - k);
-            m = largest(logits_piece(row, k, n, buffer), n, m);
+            all.join(extent_of(logits_piece(row, k, n, buffer), n));
         }
-        b.m[0] = m;
-        if (b.label[0] >= 0) b.z_label[0] = *logits_piece(row, b.label[0], 1, buffer);
-        int64 best = -1;
-        if (predicts()) best = first_largest(row, m);
-        C label_e = sum_row(row, m == minus_infinity<C>() ? C(0) : m, held);
-        outcome<1>(row, 1);
-        if (predicts()) predict(row, 0, best);
-        if (delta) write_row(row, held, label_e);
+        return all;
     }
 
     int64 first_largest(int64 row, C m) const {
@@ -228,11 +269,11 @@ private:
     }
     C spread_factor() const { return a.probabilities != nullptr ? C(1) : uniform; }
 
-    // The sums of the row; exponentials go to `held`, and that of the label is returned.
-    C sum_row(int64 row, C origin, C* held) {
-        C buffer[PIECE], tau[PIECE], from[PIECE];
+    // The sums of row first + i; exponentials go to `held`, and that of the label is returned.
+    C sum_row(int64 first, int64 i, bool shallow, C* held) {
+        C origin = origin_of(i), buffer[PIECE], tau[PIECE], from[PIECE];
         C sum = C(0), lost = C(0), dot = C(0), dot_lost = C(0), total = C(0), total_lost = C(0), label_e = C(0);
-        int64 label = b.label[0];
+        int64 row = first + i, label = b.label[i];
         for (int64 k = 0; k < K; k += PIECE) {
             int64 n = smaller(PIECE, K - k);
             const C* x = logits_piece(row, k, n, buffer);
@@ -243,21 +284,19 @@ private:
                 if (a.probabilities != nullptr) add_exactly(sum_of(tau, n), total, total_lost);
             }
             C* e = held == nullptr ? buffer : held + k;
-            exponentials(x, origin, e, n);
+            add_exactly(sum_of_exponentials(x, origin, e, n, shallow), sum, lost);
             if (label >= k && label < k + n) label_e = e[label - k];
-            add_exactly(sum_of(e, n), sum, lost);
         }
-        b.s[0] = sum + lost;
-        b.dot[0] = (dot + dot_lost) * spread_factor();
-        if (a.probabilities != nullptr) b.total[0] = total + total_lost;
+        b.s[i] = sum + lost;
+        b.dot[i] = (dot + dot_lost) * spread_factor();
+        if (a.probabilities != nullptr) b.total[i] = total + total_lost;
         return label_e;
     }
 
-    void write_row(int64 row, const C* held, C label_e) {
+    void write_row(int64 first, int64 i, const C* held, C label_e) {
         C buffer[PIECE], slope[PIECE], tau[PIECE];
-        C by = b.grad_scale[0], factor = b.factor[0], label_slope = C(1);
-        C origin = b.m[0] == minus_infinity<C>() ? C(0) : b.m[0];
-        int64 label = b.label[0];
+        C by = b.grad_scale[i], factor = b.factor[i], origin = origin_of(i), label_slope = C(1);
+        int64 row = first + i, label = b.label[i];
         for (int64 k = 0; k < K; k += PIECE) {
             int64 n = smaller(PIECE, K - k);
             C* to = delta.place(row, k, buffer);
@@ -268,7 +307,7 @@ private:
                     INDEPENDENT for (int64 j = 0; j < n; ++j) slope[j] = cap_slope(x[j], cap);
                     if (label >= k && label < k + n) label_slope = slope[label - k];
                 }
-                exponentials(x, origin, buffer, n);
+                exponentials_of(x, origin, buffer, n, false);
             }
             if (spreads) {
                 tau_piece(row, k, n, tau);
@@ -277,13 +316,13 @@ private:
                 INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] = e[j] * by;
             }
             if (cap != C(0)) INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] *= slope[j];
-            if (b.unusual && b.ignored[0])
+            if (b.unusual && b.ignored[i])
                 for (int64 j = 0; j < n; ++j) to[j] = C(0);
             delta.put(to, row, k, n);
         }
         if (label < 0) return;
         C other = a.label_smoothing == 0.0 ? C(0) : tau_of(row, label);
-        C exact = (label_e * by - (other + b.label_tau[0]) * factor) * label_slope;
+        C exact = (label_e * by - (other + b.label_tau[i]) * factor) * label_slope;
         delta.put(&exact, row, label, 1);
     }
 
@@ -295,10 +334,17 @@ private:
         prepare<ROWS>(row, n);
         if (cap != C(0))
             INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) z[at] = capped(z[at], cap);
-        for (int i = 0; i < ROWS; ++i) b.m[i] = minus_infinity<C>();
+        C least[ROWS], origin[ROWS], s_lost[ROWS] = {};
+        for (int i = 0; i < ROWS; ++i) {
+            b.m[i] = minus_infinity<C>();
+            least[i] = -minus_infinity<C>();
+        }
         for (int64 k = 0; k < K; ++k) {
             const C* x = z + k * ROWS;
-            INDEPENDENT for (int i = 0; i < ROWS; ++i) b.m[i] = x[i] > b.m[i] ? x[i] : b.m[i];
+            INDEPENDENT for (int i = 0; i < ROWS; ++i) {
+                b.m[i] = x[i] > b.m[i] ? x[i] : b.m[i];
+                least[i] = x[i] < least[i] ? x[i] : least[i];
+            }
         }
         int64 best[ROWS];
         if (predicts()) find_best(z, n, best);
@@ -308,14 +354,19 @@ private:
         C slope[SHORT * ROWS];
         if (cap != C(0) && delta)
             INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) slope[at] = cap_slope(z[at], cap);
-        C origin[ROWS], s_lost[ROWS] = {};
-        INDEPENDENT for (int i = 0; i < ROWS; ++i) {
-            origin[i] = b.m[i] == minus_infinity<C>() ? C(0) : b.m[i];
+        int deep = 0;
+        for (int i = 0; i < ROWS; ++i) {
+            origin[i] = origin_of(i);
+            deep |= !is_shallow(least[i], origin[i]);
             b.s[i] = C(0);
         }
         for (int64 k = 0; k < K; ++k) {
             C* x = z + k * ROWS;
-            INDEPENDENT for (int i = 0; i < ROWS; ++i) x[i] = host::exp_below(x[i] - origin[i]);
+            if (deep) {
+                FORMULAS for (int i = 0; i < ROWS; ++i) x[i] = host::exp_below(x[i] - origin[i]);
+            } else {
+                FORMULAS for (int i = 0; i < ROWS; ++i) x[i] = host::exp_shallow(x[i] - origin[i]);
+            }
             if (K > PLAIN) INDEPENDENT for (int i = 0; i < ROWS; ++i) add_exactly(x[i], b.s[i], s_lost[i]);
             else INDEPENDENT for (int i = 0; i < ROWS; ++i) b.s[i] += x[i];
         }
@@ -425,15 +476,16 @@ template <class C> void softmax(const SoftmaxArguments& a) {
     Matrix<C> z(a.a, a.stride_a, a.storage), out(a.out, a.stride_out, a.storage);
     C buffer[PIECE];
     for (int64 row = a.first; row < a.last; ++row) {
-        C m = minus_infinity<C>(), sum = C(0), lost = C(0);
+        Extent<C> extent = extent_of(buffer, 0);
         for (int64 k = 0; k < a.cols; k += PIECE) {
             int64 n = smaller(PIECE, a.cols - k);
-            m = largest(z.read(row, k, n, buffer), n, m);
+            extent.join(extent_of(z.read(row, k, n, buffer), n));
         }
+        C m = extent.most, sum = C(0), lost = C(0);
+        bool shallow = is_shallow(extent.least, m);
         for (int64 k = 0; k < a.cols; k += PIECE) {
             int64 n = smaller(PIECE, a.cols - k);
-            exponentials(z.read(row, k, n, buffer), m, buffer, n);
-            add_exactly(sum_of(buffer, n), sum, lost);
+            add_exactly(sum_of_exponentials(z.read(row, k, n, buffer), m, buffer, n, shallow), sum, lost);
         }
         C s = sum + lost, log_s = ::log(s);
         for (int64 k = 0; k < a.cols; k += PIECE) {
@@ -443,7 +495,7 @@ template <class C> void softmax(const SoftmaxArguments& a) {
             if (a.log_output) {
                 INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] = (x[j] - m) - log_s;
             } else {
-                exponentials(x, m, to, n);
+                exponentials_of(x, m, to, n, shallow);
                 INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] /= s;
             }
             out.put(to, row, k, n);

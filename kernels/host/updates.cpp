@@ -143,11 +143,10 @@ template <class C> void prepare_update(const PrepareUpdateArguments& a) {
     *static_cast<C*>(a.decay) = C(DECOUPLES[a.formula] ? 1.0 - a.lr * a.weight_decay : a.weight_decay);
 }
 
-// The sum of squares of a piece, in float64; `finite` becomes false if an element is not.
-template <class C> ONCE double squares(const C* x, int64 n, bool& finite) {
+// The sum of squares of a piece, in float64.
+template <class C> ONCE double squares(const C* x, int64 n) {
     constexpr int CHAINS = 16;
     double sums[CHAINS] = {};
-    int bad = 0;
     int64 i = 0;
     for (; i + CHAINS <= n; i += CHAINS)
         for (int chain = 0; chain < CHAINS; ++chain) {
@@ -155,19 +154,14 @@ template <class C> ONCE double squares(const C* x, int64 n, bool& finite) {
             sums[chain] += wide * wide;
         }
     for (; i < n; ++i) sums[0] += double(x[i]) * double(x[i]);
-    for (i = 0; i < n; ++i) bad |= !is_finite(x[i]);
-    if (bad) finite = false;
     for (int half = CHAINS / 2; half > 0; half /= 2)
         for (int chain = 0; chain < half; ++chain) sums[chain] += sums[chain + half];
     return sums[0];
 }
 
 void finish_squares(const double* partial, double* out, int64 chunks) {
-    out[0] = out[1] = 0.0;
-    for (int64 chunk = 0; chunk < chunks; ++chunk) {
-        out[0] += partial[2 * chunk];
-        if (partial[2 * chunk + 1] != 0.0) out[1] = 1.0;
-    }
+    *out = 0.0;
+    for (int64 chunk = 0; chunk < chunks; ++chunk) *out += partial[chunk];
 }
 
 template <class C> void sum_of_squares(const SumOfSquaresArguments& a) {
@@ -176,14 +170,12 @@ template <class C> void sum_of_squares(const SumOfSquaresArguments& a) {
     int64 chunk = a.chunk > 0 ? a.chunk : 1;
     for (int64 first = a.first; first < a.last; first += chunk) {
         int64 last = smaller(first + chunk, a.last);
-        bool finite = true;
         double sum = 0.0;
         for (int64 i = first; i < last; i += PIECE) {
             int64 n = smaller(PIECE, last - i);
-            sum += squares(x.read(0, i, n, wide), n, finite);
+            sum += squares(x.read(0, i, n, wide), n);
         }
-        a.partial[2 * (first / chunk)] = sum;
-        a.partial[2 * (first / chunk) + 1] = finite ? 0.0 : 1.0;
+        a.partial[first / chunk] = sum;
     }
     if (a.out != nullptr) finish_squares(a.partial, a.out, (a.count + chunk - 1) / chunk);
 }

@@ -25,7 +25,7 @@ from gpubackprop.formulas import UPDATES, Update
 Array = np.ndarray
 SQUARES = 1 << 16  # elements of a chunk of a sum of squares
 ALIGNED = 256  # parts of flat buffers begin at multiples: of words of dropout, of vectors
-PAIRS, PAIR = 60, 61  # scratch numbers
+PARTIAL, SUM = 60, 61  # scratch numbers
 _FUNCTIONS = ("apply", "coefficients")
 
 
@@ -54,16 +54,18 @@ class NativeUpdates(NativeCalls):
         parts = self._parts(len(x), x.nbytes, SQUARES)
         chunks = -(-len(x) // SQUARES)
         take = self._scratch().take
-        partial, pair = take(0, PAIRS, (chunks, 2), np.float64), take(0, PAIR, (2,), np.float64)
+        partial = take(0, PARTIAL, (chunks,), np.float64)
+        total = out if out.dtype == np.float64 else take(0, SUM, (), np.float64)
         values = {
-            "x": x, "partial": partial, "out": pair if len(parts) == 1 else None,
+            "x": x, "partial": partial, "out": total if len(parts) == 1 else None,
             "count": len(x), "chunk": SQUARES, "storage": code,
         }  # fmt: skip
         self._issue(library.sum_of_squares, "sum_of_squares", values, parts)
         if len(parts) > 1:
-            values = {"partial": partial, "out": pair, "chunks": chunks}
+            values = {"partial": partial, "out": total, "chunks": chunks}
             self._issue(library.sum_of_squares_finish, "sum_of_squares_finish", values)
-        self._call(np.copyto, out, pair[:1].reshape(()))
+        if total is not out:
+            self._call(np.copyto, out, total)
 
     def update(
         self,

@@ -85,7 +85,8 @@ def is_sixteen_bit(dtype: np.dtype) -> bool:
 
 
 def gather_rows(source: Array, rows: Array, out: Array) -> None:
-    if source.dtype == out.dtype and source.flags.c_contiguous and source.flags.aligned:
+    flags = source.flags
+    if source.dtype is out.dtype and flags.c_contiguous and flags.aligned:
         source.take(rows, 0, out, "clip")  # "raise" would buffer; the caller's rows are in range
     else:
         np.copyto(out, source[rows], casting="unsafe")

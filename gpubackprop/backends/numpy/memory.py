@@ -55,7 +55,7 @@ class HostMemory(Memory):
             np.copyto(out, host)
 
     def copy(self, source: Array, out: Array) -> None:
-        np.copyto(out, source)
+        out[...] = source  # half the time of np.copyto for few numbers
 
     def fill(self, array: Array, value: float) -> None:
         array.fill(value)
