@@ -106,8 +106,9 @@ class Objective:
         It then lacks scikit-learn's bounds of probabilities, which losses of confident and wrong
         rows reach.
         """
-        own = {"identity": "squared_error", "softmax": "", "logistic": ""}
-        return self.reported == own.get(self.out_activation)
+        if self.out_activation == "identity":
+            return self.reported == "squared_error"
+        return self.out_activation != "exp" and not self.reported
 
     def value_of_total(self, mean: float) -> float:
         """Return the reported loss, where `is_total`, from the mean of the rows' losses."""

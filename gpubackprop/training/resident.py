@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from gpubackprop.data.coded import CodedInputs
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
 from gpubackprop.training.step import TrainStep
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.cupy import CupyBackend
 
 Array = Any  # an array of the network's device
 SOFTMAX = "softmax_cross_entropy"
@@ -87,7 +90,7 @@ def plan_of(step: TrainStep) -> ResidentPlan:
         Its layout in a block, or the reason why there is none.
     """
     network, source = step.network, step.source
-    backend: Any = network.backend
+    backend = cast("CupyBackend", network.backend)
     return plan_resident(
         network.widths, network.activations, step.optimizer.formula, step.batch_size,
         backend.launcher.properties, dropout=network.dropout,
@@ -162,7 +165,7 @@ def train_together(jobs: Sequence[ResidentJob]) -> None:
         job.check()
         if reason := obstacle(job.step):
             raise OptionError(f"{reason}; train it batch by batch, with TrainStep.update")
-    backend: Any = jobs[0].step.network.backend
+    backend = cast("CupyBackend", jobs[0].step.network.backend)
     if any(job.step.network.backend.device != backend.device for job in jobs):
         raise OptionError("the networks of a launch lie on one device; call once for each")
     if len({id(job.step) for job in jobs}) < len(jobs):
@@ -183,7 +186,7 @@ def _network(job: ResidentJob) -> Any:
     step, plan = job.step, plan_of(job.step)
     source, data, weights = step.source, step.data, step.source.sample_weight
     options, clip = step.loss.options, step.regularization.clip_norm
-    backend: Any = step.network.backend
+    backend = cast("CupyBackend", step.network.backend)
     updater: Any = step.updater
     updater.set(float(job.rates[0]), step.steps + 1)
     weights = (
