@@ -160,7 +160,18 @@ class StochasticFit:
         counted = self.together.fit(session.resident) if self.together else nullcontext()
         try:
             with counted:
-                self._epochs(incremental, bar, save)
+                while e.n_iter_ < e.max_iter:
+                    if tasks is not None:
+                        tasks.begin_epoch()
+                    self._epoch()
+                    if self._between(self._out_of_patience(), bar, save) or incremental:
+                        break
+                    if e.n_iter_ == e.max_iter:
+                        warn(
+                            f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) "
+                            "reached and the optimization hasn't converged yet.",
+                            ConvergenceWarning,
+                        )
         except KeyboardInterrupt:
             warn("Training interrupted by user.")
             e._interrupted = True
@@ -173,23 +184,6 @@ class StochasticFit:
         if self.best is not None and self.has_best:
             session.network.backend.copy(self.best, session.network.parameters)
         write_parameters(e, session.network)
-
-    def _epochs(
-        self, incremental: bool, bar: ProgressBar | None, save: Callable[[bool], None] | None
-    ) -> None:
-        e = self.estimator
-        while e.n_iter_ < e.max_iter:
-            if self.tasks is not None:
-                self.tasks.begin_epoch()
-            self._epoch()
-            if self._between(self._out_of_patience(), bar, save) or incremental:
-                break
-            if e.n_iter_ == e.max_iter:
-                warn(
-                    f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) "
-                    "reached and the optimization hasn't converged yet.",
-                    ConvergenceWarning,
-                )
 
     def _between(
         self, ended: bool, bar: ProgressBar | None, save: Callable[[bool], None] | None
