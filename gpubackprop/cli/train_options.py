@@ -97,16 +97,22 @@ def _data_options(group: Any) -> None:
     group.add_argument(
         "--test",
         type=share_or_file,
-        default=0.2,
         metavar="SHARE|FILE",
-        help="held out: a share of the rows (default 0.2), or another table",
+        help="held out: a share of the rows (default 0.2; with --folds 0), or another table",
     )
     group.add_argument(
         "--validation",
         type=real(0, 1),
-        default=0.1,
         metavar="SHARE",
-        help="of the other rows; chooses the best epoch (default 0.1; 0: keep the last epoch)",
+        help="of the other rows; chooses the best epoch (default 0.1, with --folds 0; 0: keep the "
+        "last epoch)",
+    )
+    group.add_argument(
+        "--folds",
+        type=whole(2),
+        metavar="N",
+        help="score N networks, each on a part of the rows that it has not seen (mean and spread), "
+        "and then train the model on all rows",
     )
     group.add_argument(
         "--validation-last",
@@ -196,9 +202,9 @@ def _network_options(group: Any) -> None:
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     group.add_argument(
         "--precision",
-        choices=["bfloat16", "float16"],
-        help="compute in 16 bits, with parameters in float32; float16 with loss scaling (default: "
-        "as --dtype)",
+        choices=["bfloat16", "float16", "tf32", "auto"],
+        help="compute in 16 bits, with parameters in float32 (float16 with loss scaling); or "
+        "multiply in TF32, which auto does on a card that has it (default: as --dtype)",
     )
 
 
@@ -266,6 +272,13 @@ def _training_options(group: Any) -> None:
 
 def _output_options(group: Any) -> None:
     add_device_options(group)
+    group.add_argument(
+        "--jobs",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="processes on the CPU that train --folds side by side (default 1)",
+    )
     train_ranks.add_option(group)
     group.add_argument("--output", metavar="DIR", help="(default runs/<name of DATA>)")
     add_overwrite_option(group)

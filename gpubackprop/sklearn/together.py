@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import joblib
 
-from gpubackprop.many.rounds import SHARED
+from gpubackprop.training.rounds import SHARED
 
 
 @contextlib.contextmanager
