@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,9 @@ from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
 from gpubackprop.training.batches import Batches
+from gpubackprop.training.gather import Source
 from gpubackprop.training.step import Regularization, StepOptions, TrainStep
+from gpubackprop.training.team import device_names
 
 Array = Any
 
@@ -34,6 +37,8 @@ def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
         `x` is sparse or on a GPU, and the estimator's device does not fit.
     """
     device, own = estimator.device, device_of(x)
+    if estimator.devices is not None:
+        device = device_names(estimator.devices)[0]
     if sparse.issparse(x):
         if device == "auto" or devices.is_host(device):
             return "cpu" if device == "auto" else device, "X is sparse"
@@ -48,6 +53,31 @@ def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
     if device == "auto" or (device == "cuda" and own == "cuda:0"):
         return own, "X lies there"
     raise OptionError(f'device={device!r} was asked for but X lies on {own}; use device="{own}"')
+
+
+def check_devices(estimator: Any, x: Any) -> None:
+    """Raise OptionError if several devices cannot train this, DeviceUnavailable without a GPU."""
+    e, names = estimator, device_names(estimator.devices)
+    if e.device not in ("auto", names[0]):
+        raise OptionError(
+            f"device={e.device!r} was asked for but devices begin with {names[0]!r}; leave one of "
+            f"the two out"
+        )
+    if e.solver == "lbfgs" and len(names) > 1:
+        raise OptionError(
+            f'solver="lbfgs" computes on one device, and devices={e.devices!r} are {len(names)}; '
+            f'use solver="adam" or "sgd", or leave devices out'
+        )
+    if sparse.issparse(x) and not devices.is_host(names[0]):
+        raise OptionError(
+            f"devices={e.devices!r} was asked for but X is sparse, which is computed on the CPU; "
+            f"leave devices out, or pass X.toarray()"
+        )
+    if len(names) > 1 and device_of(x) != "cpu":
+        raise OptionError(
+            f"devices={e.devices!r} was asked for but X lies on {device_of(x)} alone; pass X as an "
+            f"array of the host, from which each device takes its own"
+        )
 
 
 def _training(estimator: Any, x: Any) -> workload.Training:
@@ -133,7 +163,16 @@ class Session:
         Penalty of the weights; 0 is none, otherwise each update has its own.
     rounded : list
         See `stored.rounded_views`.
+
+    Attributes
+    ----------
+    steps : list of TrainStep
+        The step of each device; `step` is the first.
+    differ : bool
+        Whether others than `train` have written the parameters or the state of `step`.
     """
+
+    differ = True
 
     def __init__(
         self,
@@ -149,9 +188,36 @@ class Session:
         rounded: list[tuple[Array, Array]],
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
-        self.step = TrainStep(
-            network, objective.loss(), source_of(network, data), batch_rows, state.optimizer,
-            Regularization(alpha),
-            StepOptions(record=objective.record, weighted=weighted, rounded=rounded),
-        )  # fmt: skip
+        self.batch_rows, self.weighted, self.alpha = batch_rows, weighted, alpha
+        self.rounded = rounded
+        self.steps = self._make_steps(data)
+        self.step = self.steps[0]
         state.bind(self.step)
+
+    def _make_steps(self, data: Batches) -> list[TrainStep]:
+        """Return the step of each device."""
+        source = source_of(self.network, data)
+        return [TrainStep(self.network, *self._made_from(source, self.rounded))]
+
+    def _made_from(self, source: Source, rounded: list[tuple[Array, Array]]) -> tuple[Any, ...]:
+        """Return the arguments of a step, behind the network."""
+        objective = self.objective
+        options = StepOptions(record=objective.record, weighted=self.weighted, rounded=rounded)
+        return (
+            objective.loss(), source, self.batch_rows, self.state.optimizer,
+            Regularization(self.alpha), options,
+        )  # fmt: skip
+
+    def load(self, rows: Callable[[MLP], Batches]) -> None:
+        """Take the batches from ``rows(network)`` from now on, on each device."""
+        for step in self.steps:
+            step.load(rows(step.network))
+
+    def release(self) -> None:
+        """Drop the references to data on the host, until the next `load`."""
+        for step in self.steps:
+            step.source.release()
+
+    def train(self, work: Callable[[int], None]) -> None:
+        """Call ``work(number)`` with the number of each step, on all devices at the same time."""
+        work(0)
