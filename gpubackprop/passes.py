@@ -59,21 +59,17 @@ def emit_backward(
     """Compute the gradients of all parameters from delta_L, which the loss has written."""
     (grad_W, grad_b), h, grad_h = gradient, [x, *units.h], [None, *units.grad_h]
     delta, last = units.delta, len(W) - 1
-
-    def emit_weights(layer: int) -> None:
+    backend.column_sum(delta[last], grad_b[last])
+    for layer in reversed(range(len(W))):
+        if layer < last:
+            backend.activation_backward(
+                grad_h[layer + 1], units.saved[layer], units.activations[layer], delta[layer],
+                grad_b[layer], units.dropout[layer],
+            )  # fmt: skip
         if isinstance(h[layer], CodedInputs):
             emit_coded_backward(backend, delta[layer], h[layer], grad_W[layer])
         else:
             backend.affine_backward(delta[layer], h[layer], W[layer], grad_W[layer], grad_h[layer])
-
-    backend.column_sum(delta[last], grad_b[last])
-    emit_weights(last)
-    for layer in reversed(range(last)):
-        backend.activation_backward(
-            grad_h[layer + 1], units.saved[layer], units.activations[layer], delta[layer],
-            grad_b[layer], units.dropout[layer],
-        )  # fmt: skip
-        emit_weights(layer)
 
 
 def emit_gradients(
