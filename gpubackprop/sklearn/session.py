@@ -18,7 +18,6 @@ from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.gather import Source
 from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 from gpubackprop.training.team import device_names
 
@@ -188,25 +187,18 @@ class Session:
         rounded: list[tuple[Array, Array]],
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
-        self.batch_rows, self.weighted, self.alpha = batch_rows, weighted, alpha
-        self.rounded = rounded
-        self.steps = self._make_steps(data)
+        regularization = Regularization(alpha)
+        self._made_from: Any = objective.loss(), batch_rows, state.optimizer, regularization
+        options = StepOptions(record=objective.record, weighted=weighted, rounded=rounded)
+        self.steps = self._make_steps(data, options)
         self.step = self.steps[0]
         state.bind(self.step)
 
-    def _make_steps(self, data: Batches) -> list[TrainStep]:
+    def _make_steps(self, data: Batches, options: StepOptions) -> list[TrainStep]:
         """Return the step of each device."""
-        source = source_of(self.network, data)
-        return [TrainStep(self.network, *self._made_from(source, self.rounded))]
-
-    def _made_from(self, source: Source, rounded: list[tuple[Array, Array]]) -> tuple[Any, ...]:
-        """Return the arguments of a step, behind the network."""
-        objective = self.objective
-        options = StepOptions(record=objective.record, weighted=self.weighted, rounded=rounded)
-        return (
-            objective.loss(), source, self.batch_rows, self.state.optimizer,
-            Regularization(self.alpha), options,
-        )  # fmt: skip
+        loss, *others = self._made_from
+        made_from: Any = loss, source_of(self.network, data), *others, options
+        return [TrainStep(self.network, *made_from)]
 
     def load(self, rows: Callable[[MLP], Batches]) -> None:
         """Take the batches from ``rows(network)`` from now on, on each device."""

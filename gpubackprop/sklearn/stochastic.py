@@ -122,9 +122,10 @@ class StochasticFit:
         self.order = np.arange(len(order))  # every epoch shuffles the order of the epoch before
         network, backend = session.network, session.network.backend
         width = session.objective.record_width
-        self.records = [
-            step.network.backend.zeros((len(order), width), network.dtype) for step in session.steps
-        ]
+        self.records: list[Any] = []  # of each device; a row that another one records is 0
+        for step in session.steps:
+            shape = len(order), width
+            self.records.append(step.network.backend.zeros(shape, network.dtype))
         self.squares = backend.zeros(len(self.plan.counts), network.dtype)
         # scikit-learn's first fit falls back to the initial parameters; a warm start that never
         # improves the best score keeps the last ones.
@@ -245,10 +246,10 @@ class StochasticFit:
             sums, shares = plan.sums_and_shares(weights)
         l2 = (alpha / sums).tolist()
         total_steps, rates = self.estimator.max_iter * len(plan.counts), []
-        for _ in plan.counts:
-            rates.append(state.rate(self.estimator.n_iter_, total_steps))
-            state.steps += 1
         try:
+            for _ in plan.counts:
+                rates.append(state.rate(self.estimator.n_iter_, total_steps))
+                state.steps += 1
             session.train(partial(self._update, shares, rates, l2))
         finally:
             state.steps = session.step.steps
@@ -286,7 +287,7 @@ class StochasticFit:
             step.network.backend.to_host(record)
             for step, record in zip(steps, self.records, strict=True)
         ]
-        record = read[0] if len(read) == 1 else np.add.reduce(read)  # a row is 0 in all but one
+        record = read[0] if len(read) == 1 else np.add.reduce(read)
         y = self.y[self.order] if session.objective.values_need_targets else None
         values = session.objective.row_values(record, y, shares)
         return float(values.sum() if shares is None else values @ (shares * self.plan.rows_of))

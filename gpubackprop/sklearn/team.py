@@ -18,13 +18,13 @@ from gpubackprop.distributed.contract import Communicator
 from gpubackprop.distributed.nccl import on_device
 from gpubackprop.distributed.threads import Group, Threads, run_ranks
 from gpubackprop.network import MLP
-from gpubackprop.passes import emit_gradients
+from gpubackprop.passes import emit_step
 from gpubackprop.sklearn.host import SparseSource, host_backend
 from gpubackprop.sklearn.session import Session
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import StepBatch
 from gpubackprop.training.shared_step import Share, SharedSource
-from gpubackprop.training.step import TrainStep
+from gpubackprop.training.step import StepOptions, TrainStep
 
 Array = Any
 IDLE: dict[
@@ -73,25 +73,26 @@ class RankStep(TrainStep):
         batch.record = batch.logits
         if batch.record is None:
             batch.record = batch.result["row_loss"].reshape(-1, 1)
-        if not self.options.weighted:
+        if not own:
+            batch.upstream = 0.0
+        elif not self.options.weighted:
             batch.upstream = 1.0 / rows
         units = batch.units
         units.dropout = [each and replace(each, first_row=part.start) for each in units.dropout]
-        batch.replay = backend.plan(lambda recorder: self._emit_part(recorder, batch, own))
+        batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch))
         return batch
 
-    def _emit_part(self, backend: Backend, batch: StepBatch, own: int) -> None:
-        """Issue the step of a batch of which `own` rows are this rank's: maybe none."""
+    def _emit(self, backend: Backend, batch: StepBatch) -> None:
+        """Issue the step. A rank without a row computes another's, whose delta is times 0."""
         weights = self.network.parameters[: self.network.layout.weights_end]
         backend.sum_of_squares(weights, self.squares)
-        if own:
-            self.source.emit(backend, batch)
-            gradient = self.grad_W, self.grad_b
-            emit_gradients(backend, self.loss, batch, self.parameters, gradient)
-        else:
-            backend.fill(self.gradient, 0.0)
-        self.ranks.emit_allreduce(backend, self.gradient)
-        self.updater.emit(backend)
+        self.source.emit(backend, batch)
+
+        def together(backend: Backend) -> None:
+            self.ranks.emit_allreduce(backend, self.gradient)
+
+        gradient = self.grad_W, self.grad_b
+        emit_step(backend, self.loss, batch, self.parameters, gradient, self.updater, together)
         self._emit_rounding(backend)
 
 
@@ -127,15 +128,17 @@ class TeamSession(Session):
         self._returned = weakref.finalize(self, idle.append, self.ranks)
         super().__init__(*made_from, **options, rounded=rounded(made_from[1]))
 
-    def _make_steps(self, data: Batches) -> list[TrainStep]:
+    def _make_steps(self, data: Batches, options: StepOptions) -> list[TrainStep]:
+        loss, *others = self._made_from
+
         def make(ranks: Communicator) -> TrainStep:
-            network, own, rounded = self.network, data, self.rounded
+            network, rows, rounded = self.network, data, options.rounded
             if ranks.rank:
                 network = _twin(network, self._devices[ranks.rank])
-                own, rounded = self._rows(network), self._rounded(network)
-            source = (SharedSparse if sparse.issparse(own.x) else SharedSource)(network, own)
-            there = on_device(ranks, network.backend)
-            return RankStep(there, network, *self._made_from(source, rounded))
+                rows, rounded = self._rows(network), self._rounded(network)
+            source = (SharedSparse if sparse.issparse(rows.x) else SharedSource)(network, rows)
+            own = replace(options, rounded=rounded)
+            return RankStep(on_device(ranks, network.backend), network, loss, source, *others, own)
 
         steps = self._together(make)
         del self._rows, self._rounded  # they hold the data of the first call
