@@ -16,6 +16,7 @@ from gpubackprop.backends import devices
 from gpubackprop.errors import DeviceUnavailable, OptionError, StopTraining
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor, together
 from gpubackprop.sklearn import team as teams
+from gpubackprop.sklearn.parameters import LossName
 from gpubackprop.sklearn.team import RankStep
 from tests import emulator
 from tests.emulator import cupy_stub
@@ -71,10 +72,11 @@ def test_devices_learn_what_one_device_learns_and_repeat_each_bit(case: str, siz
     assert several.device_ == ", ".join(["cpu:numpy"] * size)
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "poisson"}, {"loss": "huber"}])
-def test_regressors_learn_what_one_device_learns(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("loss", sorted(LossName().options))
+def test_regressors_learn_what_one_device_learns(loss: str) -> None:
     y = np.abs(NUMBERS)
-    same(net(MLPRegressor, 3, **options).fit(X, y), net(MLPRegressor, **options).fit(X, y))
+    several, one = (net(MLPRegressor, size, loss=loss).fit(X, y) for size in (3, None))
+    same(several, one)
 
 
 def test_weights_of_rows_and_of_classes_are_those_of_one_device() -> None:

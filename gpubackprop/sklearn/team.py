@@ -151,9 +151,8 @@ class TeamSession(Session):
             for step in self.steps[1:]:
                 step.network.backend.from_host(own, step.network.parameters)
                 step.go_on_from(state)
-        self.differ = True  # until all have done the work
+            self.differ = False
         self._together(lambda ranks: work(ranks.rank))
-        self.differ = False
 
     def _together(self, work: Callable[[Communicator], Any]) -> list[Any]:
         """Return ``work(ranks)`` of each rank; after an error the ranks serve no other fit."""
