@@ -51,7 +51,7 @@ class StepBatch(Batch):
         cut.result = {
             name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
         }
-        if isinstance(cut.units, PassUnits):
+        if isinstance(cut.units, PassUnits) and not cut.units.chunked:
             cut.result["delta"] = cut.units.delta[-1]
         # The scale is not shared: if it is 1 / rows for every batch, a plan fills it only once.
         cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
