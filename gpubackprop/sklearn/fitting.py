@@ -145,11 +145,11 @@ class Fitting(BaseEstimator):
     ) -> None:
         if self.early_stopping and incremental:
             # scikit-learn has made the optimizer by then, and a later call goes on with it
-            self._session(X, y, weights, len(y), incremental)
+            self._session(X, y, weights, np.arange(len(y)), len(y), incremental)
             raise ValueError("partial_fit does not support early_stopping=True")
         train, held = self._split(y, validation)
         batch_rows = arrays.batch_rows(self.batch_size, len(train))
-        session = self._session(X, y, weights, batch_rows, incremental)
+        session = self._session(X, y, weights, train, batch_rows, incremental)
         held_out = self._held_out(session, y, weights, held, validation)
         self.n_iter_ = 0
         own = None if weights is None else weights[train]
@@ -217,7 +217,13 @@ class Fitting(BaseEstimator):
         return chosen_device(self, X)
 
     def _session(
-        self, X: Any, y: np.ndarray, weights: np.ndarray | None, batch_rows: int, incremental: bool
+        self,
+        X: Any,
+        y: np.ndarray,
+        weights: np.ndarray | None,
+        train: np.ndarray,
+        batch_rows: int,
+        incremental: bool,
     ) -> Session:
         """Return the last `partial_fit`'s session with X and y loaded if it fits, or a new one."""
         state = getattr(self, "_optimizer", None) if incremental else None
@@ -245,6 +251,7 @@ class Fitting(BaseEstimator):
             state.random = random_state(int(self._random_state.randint(2**64, dtype=np.uint64)))
         made_from = key, network, objective, state, data, batch_rows
         options: dict[str, Any] = {"weighted": weighted, "alpha": float(self.alpha)}
+        options["epoch"] = None if incremental else train
         if len(names) > 1:
             targets = objective.targets(y, dtype)
             session: Session = TeamSession(

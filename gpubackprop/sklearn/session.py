@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
 from gpubackprop.training.batches import Batches
+from gpubackprop.training.epochs import is_resident
 from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 from gpubackprop.training.team import device_names
 
@@ -162,11 +164,16 @@ class Session:
         Penalty of the weights; 0 is none, otherwise each update has its own.
     rounded : list
         See `stored.rounded_views`.
+    epoch : (M,) int array or None
+        Numbers of the rows to learn from, if whole epochs are trained, which on a GPU may be one
+        launch.
 
     Attributes
     ----------
     steps : list of TrainStep
         The step of each device; `step` is the first.
+    resident : bool
+        Whether an epoch is one launch. The step then adds up losses and records no rows.
     differ : bool
         Whether others than `train` have written the parameters or the state of `step`.
     """
@@ -185,20 +192,32 @@ class Session:
         weighted: bool,
         alpha: float,
         rounded: list[tuple[Array, Array]],
+        epoch: Array | None = None,
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
-        regularization = Regularization(alpha)
-        self._made_from: Any = objective.loss(), batch_rows, state.optimizer, regularization
+        self._rest: Any = batch_rows, state.optimizer, Regularization(alpha)
+        self.resident = False
         options = StepOptions(record=objective.record, weighted=weighted, rounded=rounded)
-        self.steps = self._make_steps(data, options)
+        self.steps = self._make_steps(data, options, epoch)
         self.step = self.steps[0]
         state.bind(self.step)
 
-    def _make_steps(self, data: Batches, options: StepOptions) -> list[TrainStep]:
+    def _make_steps(
+        self, data: Batches, options: StepOptions, epoch: Array | None
+    ) -> list[TrainStep]:
         """Return the step of each device."""
-        loss, *others = self._made_from
-        made_from: Any = loss, source_of(self.network, data), *others, options
-        return [TrainStep(self.network, *made_from)]
+        network, objective = self.network, self.objective
+        choices = [("none", data, options)]
+        if epoch is not None and network.backend.asynchronous and objective.is_total:
+            choices.insert(0, ("mean", data.select(epoch), replace(options, record="")))
+        for reduction, rows, chosen in choices:
+            loss, source = objective.loss(reduction), source_of(network, rows)
+            made_from: Any = loss, source, *self._rest, chosen
+            step = TrainStep(network, *made_from)
+            self.resident = not chosen.record and is_resident(step)
+            if self.resident:
+                break
+        return [step]
 
     def load(self, rows: Callable[[MLP], Batches]) -> None:
         """Take the batches from ``rows(network)`` from now on, on each device."""

@@ -128,8 +128,10 @@ class TeamSession(Session):
         self._returned = weakref.finalize(self, idle.append, self.ranks)
         super().__init__(*made_from, **options, rounded=rounded(made_from[1]))
 
-    def _make_steps(self, data: Batches, options: StepOptions) -> list[TrainStep]:
-        loss, *others = self._made_from
+    def _make_steps(
+        self, data: Batches, options: StepOptions, epoch: Array | None
+    ) -> list[TrainStep]:
+        loss = self.objective.loss("none")
 
         def make(ranks: Communicator) -> TrainStep:
             network, rows, rounded = self.network, data, options.rounded
@@ -138,7 +140,8 @@ class TeamSession(Session):
                 rows, rounded = self._rows(network), self._rounded(network)
             source = (SharedSparse if sparse.issparse(rows.x) else SharedSource)(network, rows)
             own = replace(options, rounded=rounded)
-            return RankStep(on_device(ranks, network.backend), network, loss, source, *others, own)
+            there = on_device(ranks, network.backend)
+            return RankStep(there, network, loss, source, *self._rest, own)
 
         steps = self._together(make)
         del self._rows, self._rounded  # they hold the data of the first call
