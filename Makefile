@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check signatures bench gpu clean
+.PHONY: help demo test test-all check signatures docs release bench gpu clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -55,6 +55,16 @@ signatures: ## hold the stand-in for CuPy to CuPy itself, which is put into .cup
 	$(PY) -m pip install --quiet --upgrade --target .cupy --no-deps "cupy-cuda13x>=14.2,<15" cuda-pathfinder
 	PYTHONPATH=.cupy $(PY) -m pytest tests/test_cupy_signatures.py
 
+docs: ## build the documentation into build/site/ and look at it: every example, link and page
+	$(environment) docs
+	PYTHONPATH=. $(PY) -m tools.site
+	GPUBACKPROP_SITE=build/site $(PY) -m pytest tests/test_site.py tests/test_lecture_pages.py tests/test_doctests.py
+	GPUBACKPROP_SITE=build/site $(PY) -m pytest tests/test_documents.py -k "python_block or link or command"
+
+release: ## build wheel and sdist twice into dist/, compare and check them: make release [TAG=v1.2.3]
+	$(environment) release
+	$(PY) -m tools.release dist --tag "$(TAG)"
+
 bench: ## run every benchmark against every peer, into benchmarks/results/ and the README
 	$(environment) dev,bench
 	PYTHONPATH=. $(PY) -m benchmarks
@@ -64,5 +74,5 @@ gpu: ## run the proof on an NVIDIA GPU: make gpu OUT=dir [PYTHON=python3] [STAGE
 	PYTHONPATH=. $(PY) -m tools.gpu $(or $(OUT),runs/gpu) --stages "$(STAGES)" --minutes $(or $(MINUTES),8)
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .cupy build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .cupy build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks docs/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

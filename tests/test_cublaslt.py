@@ -182,6 +182,26 @@ def test_sixteen_bit_operands_give_float32_if_that_is_wanted(cuda):
     np.testing.assert_allclose(cuda.to_host(out), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["cublaslt", "cupy"])
+def test_a_product_is_added_to_what_is_there_if_that_is_asked(counts, kind, dtype):
+    cuda = (
+        CupyBackend(0) if kind == "cublaslt" else CupyBackend(0, CupyProducts(cupy_stub.module()))
+    )
+    x, y = (cuda.asarray(RNG.normal(size=(8, 8)).astype(dtype)) for _ in range(2))
+    wide = np.float64 if dtype is np.float64 else np.float32
+    exact = 1 + 2 * (x.get().astype(float) @ y.get().astype(float))
+    out = cuda.asarray(np.ones((8, 8), wide))
+    cuda.matmul(x, y, out, accumulate=True)
+    cuda.plan(lambda recorder: recorder.matmul(x, y, out, accumulate=True))()
+    np.testing.assert_allclose(cuda.to_host(out), exact, atol=1e-13 if wide is np.float64 else 2e-5)
+    before = cuda.to_host(out)
+    nothing = cuda.zeros((8, 0), dtype)
+    cuda.matmul(nothing, nothing.T, out, accumulate=True)
+    cuda.plan(lambda recorder: recorder.matmul(nothing, nothing.T, out, accumulate=True))()
+    np.testing.assert_array_equal(cuda.to_host(out), before)
+
+
 def test_tf32_is_used_if_cupys_variable_asks_for_it(cuda, monkeypatch):
     x = np.full((4, 64), 1 + 2.0**-12, np.float32)  # 12 bits of fraction; TF32 has 10
     out = cuda.empty((4, 4), np.float32)

@@ -59,6 +59,14 @@ CALLS = {
     "column_sum": lambda: ops.column_sum(matrix()),
     "dropout_backward": lambda: ops.dropout_backward(matrix(), 0.5, seed=1),
     "dropout_forward": lambda: ops.dropout_forward(matrix(), 0.5, seed=1),
+    "linear_cross_entropy": lambda: ops.linear_cross_entropy(
+        matrix(),
+        matrix(4),
+        there(np.ones(4)),
+        there(LABELS),
+        sample_weight=there(np.ones(5)),
+        class_weight=there(np.ones(4)),
+    )[:4],
     "log_softmax": lambda: ops.log_softmax(matrix()),
     "pointwise_loss": lambda: ops.pointwise_loss("squared_error", matrix(), matrix()),
     "softmax": lambda: ops.softmax(matrix()),
@@ -66,7 +74,7 @@ CALLS = {
         matrix(), there(LABELS), sample_weight=there(np.ones(5)), class_weight=there(np.ones(3))
     ),
 }
-NO_ARRAYS_IN = {"RowDetails", "dropout_mask"}
+NO_ARRAYS_IN = {"LinearCrossEntropy", "RowDetails", "dropout_mask"}
 UPLOADS = {"dropout_forward": 1, "dropout_backward": 1}  # seed and step, 16 bytes
 
 

@@ -81,6 +81,7 @@ def samples() -> list[Any]:
         backends.LossOptions(), backends.LossScaling(), trainer.regularization,
         backends.UpdateRule(trainer.optimizer.formula, {}, 0.1),
         ops.softmax_cross_entropy(x, labels % 4, details=True)[-1],
+        ops.linear_cross_entropy(x, x[:5], x[:5, 0], labels % 5),
         sklearn.MLPClassifier(solver=Adam()), sklearn.MLPRegressor(),
         gpubackprop.torch.SGD([linear.weight], 0.1), gpubackprop.torch.Adam([linear.weight]),
         gpubackprop.torch.AdamW([linear.weight]), gpubackprop.torch.CrossEntropyLoss(),

@@ -7,6 +7,7 @@ import math
 import mmap
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from gpubackprop.backends.cupy_launch import KERNELS, TABLE_UPDATES, entries
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
-from tests import emulator, softmax_forms
+from gpubackprop.losses import Poisson, SoftmaxCrossEntropy
+from gpubackprop.optimizers import SGD
+from tests import emulator, resident_jobs, softmax_forms
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.operations import DTYPES, Operations, collect
 from tests.test_kernel_update_table import table_of, table_settings
@@ -133,6 +136,21 @@ def gathers(verbs: Operations, pairs: tuple[tuple[str, str], ...]) -> None:
             verbs.gather_rows(table, np.arange(rows) % 12 - 1, result)
 
 
+def resident_training() -> emulator.Launch:
+    """Five networks, whose layers, losses, updates and options differ."""
+    small = {"rows": 11, "batch": 8}
+    networks: list[dict[str, Any]] = [
+        {"activation": "gelu", "dropout": 0.3, "clip_norm": 0.1, "l2": 0.1},
+        {"widths": (4, 1), "loss": Poisson(), "optimizer": SGD(0.1)},
+        {"widths": (5, 1, 1, 3), "activation": "relu", "weights": np.ones(11)},
+        {"widths": (64, 128, 10), "rows": 40, "batch": 40},
+        {"widths": (7, 40), "loss": SoftmaxCrossEntropy(class_weight=[1.0] * 40)},
+    ]
+    with resident_jobs.emulated():
+        steps = [resident_jobs.step_of("cuda", **(small | options)) for options in networks]
+        return resident_jobs.launch_of([resident_jobs.job(step, 1) for step in steps])[0]
+
+
 def one_hots(verbs: Operations, dtypes: tuple[str, ...]) -> None:
     for dtype in dtypes:
         for (rows, units), (shift, gap) in zip(
@@ -190,7 +208,7 @@ def launches_of_one_entry_each() -> list[emulator.Launch]:
     tables(verbs, ("adam",), ("f32", "bf16"))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
     one_hots(verbs, ("f32",))
-    return launches
+    return [*launches, resident_training()]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -217,6 +235,7 @@ def test_no_finding_in_any_entry(mode, sweep):
     updates(verbs, tuple(UPDATES))
     tables(verbs, TABLE_UPDATES, ("f64", "f32", "f16", "bf16"))
     gathers(verbs, KERNELS["gather_rows"].pairs)
+    launches.append(resident_training())
     one_hots(verbs, ("f64", "f32"))
     assert {launch.entry for launch in launches} == {entry for _, entry, _ in entries()}
     names = sweep.cases(sorted({launch.entry for launch in launches}), keep=8)

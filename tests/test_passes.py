@@ -110,4 +110,4 @@ def test_networks_trainers_and_estimators_pass_through_the_layers_in_one_place_a
     places += [*(PACKAGE / "training").rglob("*.py"), *(PACKAGE / "sklearn").rglob("*.py")]
     assert len(places) > 30
     assert not [call for path in places for call in calls_of_layers(path)]
-    assert len(calls_of_layers(PACKAGE / "passes.py")) == 5
+    assert len(calls_of_layers(PACKAGE / "passes.py")) == 4

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gpubackprop.many import rounds
-from gpubackprop.many.rounds import SHARED, Rounds
+from gpubackprop.training import rounds
+from gpubackprop.training.rounds import SHARED, Rounds
 
 
 class Counter:

@@ -19,8 +19,8 @@ from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, cross_val_
 from sklearn.multiclass import OneVsRestClassifier
 
 from gpubackprop import StopTraining
-from gpubackprop.many.rounds import SHARED
 from gpubackprop.sklearn import MLPClassifier, together
+from gpubackprop.training.rounds import SHARED
 
 X, y = load_iris(return_X_y=True)
 NET = MLPClassifier(

@@ -208,7 +208,7 @@ def by_way(numpy: float, cuda: float) -> float:
 
 CURRENT: list[Way] = [Way()]
 EMULATED_ELEMENTS = 30_000
-_CHECKED = (ops.softmax_cross_entropy, ops.pointwise_loss)
+_CHECKED = (ops.softmax_cross_entropy, ops.linear_cross_entropy, ops.pointwise_loss)
 
 
 def _on_the_way(function: Callable[..., Any]) -> Any:
@@ -224,6 +224,7 @@ activation_forward = _on_the_way(ops.activation_forward)
 affine_backward = _on_the_way(ops.affine_backward)
 affine_forward = _on_the_way(ops.affine_forward)
 column_sum = _on_the_way(ops.column_sum)
+linear_cross_entropy = _on_the_way(ops.linear_cross_entropy)
 pointwise_loss = _on_the_way(ops.pointwise_loss)
 log_softmax = _on_the_way(ops.log_softmax)
 softmax = _on_the_way(ops.softmax)

@@ -97,7 +97,7 @@ class Backend(Memory, Protocol):
     # -- layers -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def matmul(self, x: Array, y: Array, out: Array) -> None:
+    def matmul(self, x: Array, y: Array, out: Array, accumulate: bool = False) -> None:
         """Set out = x @ y. Every matrix product of a training step is computed by this operation.
 
         Parameters
@@ -108,6 +108,8 @@ class Backend(Memory, Protocol):
             C- or F-contiguous, of the dtype of x.
         out : (N, D) array
             Of the same dtype, or float32 for 16 bits.
+        accumulate : bool
+            Whether to add the product to `out`, which then has no 16 bits.
         """
 
     @abstractmethod
@@ -351,6 +353,35 @@ class Backend(Memory, Protocol):
         divisor : () array or None
             The mean's divisor, if an earlier call of these targets and weights left it in
             "weight_sum".
+        """
+
+    @abstractmethod
+    def number_rows_from(self, first: int) -> None:
+        """Number the rows of the next softmax losses from `first`, where errors name them."""
+
+    @abstractmethod
+    def mean_divisor(
+        self,
+        targets: Array,
+        options: LossOptions,
+        out: Array,
+        sample_weight: Array | None = None,
+    ) -> None:
+        """Set out = the divisor of a mean over all rows, for losses of some of them.
+
+        It is the sum over the rows of sample weight times class weight of the label, 0 for a row
+        that is ignored; without labels and weights it is their number.
+
+        Parameters
+        ----------
+        targets : (N,) or (N, K) array
+            As for `softmax_cross_entropy`.
+        options : LossOptions
+            The options.
+        out : () array
+            Receives the divisor, in the compute dtype.
+        sample_weight : (N,) array or None
+            Factor of each row.
         """
 
     @abstractmethod

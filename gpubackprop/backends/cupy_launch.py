@@ -393,7 +393,7 @@ def _one(block: int) -> Callable[..., tuple[Any, ...]]:
 
 
 def _elsewhere(*_: Any) -> tuple[Any, ...]:
-    raise OptionError("the softmax kernels are planned by plan_softmax")
+    raise OptionError("this kernel has a planner of its own: plan_softmax, plan_resident")
 
 
 SOFTMAX_FORMS = tuple(
@@ -475,4 +475,6 @@ KERNELS: dict[str, Kernel] = {
     "one_hot_forward": Kernel("one_hot.cu", _units, dtypes=COMPUTE),
     "one_hot_backward": Kernel("one_hot.cu", _tiles, dtypes=COMPUTE),
     "accumulate": Kernel("accumulate.cu", _one(FLAT_THREADS), dtypes=COMPUTE),
+    # Planned by gpubackprop.backends.resident_plan.
+    "resident_training": Kernel("resident_training.cu", _elsewhere, dtypes=("f32",)),
 }

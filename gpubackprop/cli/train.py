@@ -17,6 +17,7 @@ from gpubackprop.cli import train_ranks
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
 from gpubackprop.cli.train_claim import claim_directory, remove_checkpoint
 from gpubackprop.cli.train_data import prepare
+from gpubackprop.cli.train_folds import score, score_folds, settle
 from gpubackprop.cli.train_output import parameter_count, summarize, write_files
 from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.cli.train_run import train
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     Return 130 after Ctrl-C; raise (exit 1) if the loss diverged.
     """
+    settle(args)
     ranks = train_ranks.join_ranks(args)
     say = train_ranks.say_of(args, ranks)
     device = train_ranks.own_device(args, ranks, ranks.all_succeed(lambda: use_device(args)))
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     ranks.all_succeed(lambda: [logger.check() for logger in loggers])
     print_head(say, args, data, trainer, device)
     train_ranks.print_ranks(say, ranks)
+    folds = score_folds(args, device, build, say, ranks.size)
     try:
         with ExitStack() as open_loggers:
             trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
@@ -55,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     if ranks.rank:
         return 130 if outcome.stopped == "interrupted" else 0
     summary = summarize(args, data, trainer, outcome, device)
+    if folds is not None:
+        summary["folds"] = folds
     files, missing = write_files(data, trainer, outcome, summary, output)
     if "tensorboard" in args.log:
         files["tensorboard/"] = "figures of each epoch, for tensorboard --logdir"
@@ -239,7 +244,10 @@ def print_result(
         say.line(f"  {name:<22}{purpose}")
     say.line()
     say.result(f"device: {_device_line(summary)}")
-    say.result(f"{part} {metric}: {metric_text(metric, summary[f'{part}_{metric}'])}")
+    if "folds" in summary:
+        say.result(score(summary["folds"]))
+    if "folds" not in summary or part == "test":
+        say.result(f"{part} {metric}: {metric_text(metric, summary[f'{part}_{metric}'])}")
 
 
 _NAMES = {"balanced_accuracy": "balanced accuracy", "label_accuracy": "right labels", "f1": "F1",

@@ -28,8 +28,8 @@ PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
 _NOT_OPTIONS = {"argv", "command", "parser", "run"}  # the parser puts these beside the options
 # Options that may change between a run and the next one, which goes on from its checkpoint.
 _FREE = {
-    "checkpoint_every", "device", "distributed", "epochs", "json", "log", "output", "overwrite",
-    "patience", "quiet", "resume", "threads", "traceback",
+    "checkpoint_every", "device", "distributed", "epochs", "folds", "jobs", "json", "log", "output",
+    "overwrite", "patience", "quiet", "resume", "threads", "traceback",
 }  # fmt: skip
 # These options say what is learned from which data. If they differ, results are not replaced.
 _TABLE = ("data", "target", "features", "no_header")

@@ -97,16 +97,22 @@ def _data_options(group: Any) -> None:
     group.add_argument(
         "--test",
         type=share_or_file,
-        default=0.2,
         metavar="SHARE|FILE",
-        help="held out: a share of the rows (default 0.2), or another table",
+        help="held out: a share of the rows (default 0.2; with --folds 0), or another table",
     )
     group.add_argument(
         "--validation",
         type=real(0, 1),
-        default=0.1,
         metavar="SHARE",
-        help="of the other rows; chooses the best epoch (default 0.1; 0: keep the last epoch)",
+        help="of the other rows; chooses the best epoch (default 0.1, with --folds 0; 0: keep the "
+        "last epoch)",
+    )
+    group.add_argument(
+        "--folds",
+        type=whole(2),
+        metavar="N",
+        help="score N networks, each on a part of the rows that it has not seen (mean and spread), "
+        "and then train the model on all rows",
     )
     group.add_argument(
         "--validation-last",
@@ -266,6 +272,13 @@ def _training_options(group: Any) -> None:
 
 def _output_options(group: Any) -> None:
     add_device_options(group)
+    group.add_argument(
+        "--jobs",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="processes on the CPU that train --folds side by side (default 1)",
+    )
     train_ranks.add_option(group)
     group.add_argument("--output", metavar="DIR", help="(default runs/<name of DATA>)")
     add_overwrite_option(group)

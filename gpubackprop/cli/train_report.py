@@ -62,6 +62,9 @@ def _cards(summary: dict[str, Any], part: str) -> list[tuple[str, str]]:
     metric = "accuracy" if f"{part}_accuracy" in summary else "rmse"
     base = (summary.get("baseline") or {}).get(metric)
     found = [(f"{part} {metric}", sections.figure(metric, summary[f"{part}_{metric}"]))]
+    if folds := summary.get("folds"):
+        mean, spread = (sections.figure(metric, folds[key][metric]) for key in ("mean", "std"))
+        found.insert(0, (f"{metric} of {folds['count']} folds", f"{mean} ± {spread}"))
     if base is not None:
         found.append(("baseline", sections.figure(metric, base)))
     table = summary["data"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.data import Standardizer, TablePreprocessor, split_rows
+from gpubackprop.data.folds import fold_numbers
 from gpubackprop.data.split import split_groups
 from gpubackprop.errors import DataError, GpubackpropError
 
@@ -103,10 +104,11 @@ def split(
     """Return row numbers for training, validation (a share of what --test leaves) and test.
 
     Rows of one group are in one part. With --validation-last, the parts follow one another in the
-    order of the file.
+    order of the file. If `args.fold` is a number of --folds, the rows of that fold are for test.
     """
     rows, nothing = np.arange(len(targets)), np.zeros(0, np.int64)
     last = args.validation_last
+    fold = getattr(args, "fold", None)
 
     def cut(kept: Array, option: str) -> tuple[Array, Array]:
         share = getattr(args, option)
@@ -132,7 +134,12 @@ def split(
             raise DataError(f"--{option} {share:g}: {error}; --{option} 0 does without") from error
         return kept[first], kept[second]
 
-    rest, test = cut(rows, "test")
+    if fold is not None:
+        classes = targets if by_class else None
+        in_fold = fold_numbers(len(rows), args.folds, args.seed, classes, groups) == fold
+        rest, test = rows[~in_fold], rows[in_fold]
+    else:
+        rest, test = cut(rows, "test")
     train, validation = cut(rest, "validation" if last is None else "validation_last")
     return train, validation, test
 

@@ -70,6 +70,17 @@ class ParameterLayout:
         ]
         return W, b
 
+    @property
+    def starts(self) -> tuple[list[int], list[int]]:
+        """Return where in the flat buffer each layer's weights begin, and each layer's biases.
+
+        Returns
+        -------
+        pair of lists
+            One number for each layer in each.
+        """
+        return list(self._weights), list(self._biases)
+
     def copy(self, flat: Array, layout: ParameterLayout, out: Array) -> None:
         """Copy a buffer of this layout into one of another layout, layer by layer.
 

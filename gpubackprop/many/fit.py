@@ -11,6 +11,7 @@ from gpubackprop.many.settings import Training, trainings
 from gpubackprop.many.workers import train_in_processes
 from gpubackprop.network import MLP
 from gpubackprop.training import History, Trainer
+from gpubackprop.training.threads import side_by_side
 
 Errors = list[BaseException | None]
 
@@ -24,15 +25,17 @@ def fit_many(
     return_errors: bool = False,
     **settings: Any,
 ) -> list[Any]:
-    """Train many networks, each as `Trainer.fit` alone would, bit for bit.
+    """Train many networks, each as `Trainer.fit` alone would; on the CPU bit for bit.
 
     Where the networks differ, a setting is a list with one value for each network: optimizers,
     learning rates, schedules, seeds, batch sizes, rows such as those of folds, numbers of epochs,
     also x and targets. Anything that is no list holds for all: an array, a tuple, a number. Each
     network validates and stops early on its own.
 
-    Networks on the CPU are trained one after another, or with `n_jobs` by so many processes. Data
-    are written to a file once, and mapped by the processes.
+    Networks on a GPU are trained at the same time, each by a thread: an epoch of all those that are
+    small enough to stay in a block's memory is one launch. Networks on the CPU are trained one
+    after another, or with `n_jobs` by so many processes; data are written to a file once, and
+    mapped by the processes.
 
     Ctrl-C ends each training after its step, and those that have not begun do not begin;
     history.stopped is then "interrupted". A training that fails hurts no other.
@@ -86,6 +89,8 @@ def fit_many(
     if processes > 1:
         _check_host(todo)
         errors = train_in_processes(todo, processes)
+    elif len(todo) > 1 and _share_launches(todo):
+        errors = side_by_side([training.run for training in todo])
     else:
         errors = train_in_turn(todo)
     return _results(todo, errors, return_errors)
@@ -107,6 +112,11 @@ def train_in_turn(todo: Sequence[Training]) -> Errors:
             interrupted = training.trainer.history.stopped == "interrupted"
         errors.append(error)
     return errors
+
+
+def _share_launches(todo: Sequence[Training]) -> bool:
+    """Return whether all networks are on the current GPU, where their epochs share launches."""
+    return {training.trainer.network.device for training in todo} == {"cuda:0"}
 
 
 def _processes(n_jobs: int | None) -> int:

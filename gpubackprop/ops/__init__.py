@@ -14,6 +14,7 @@ from gpubackprop.ops.layers import (
     affine_forward,
     column_sum,
 )
+from gpubackprop.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from gpubackprop.ops.pointwise_loss import pointwise_loss
 from gpubackprop.ops.softmax_cross_entropy import (
     RowDetails,
@@ -23,6 +24,7 @@ from gpubackprop.ops.softmax_cross_entropy import (
 )
 
 __all__ = [
+    "LinearCrossEntropy",
     "RowDetails",
     "activation_backward",
     "activation_forward",
@@ -32,6 +34,7 @@ __all__ = [
     "dropout_backward",
     "dropout_forward",
     "dropout_mask",
+    "linear_cross_entropy",
     "log_softmax",
     "pointwise_loss",
     "softmax",

@@ -165,7 +165,7 @@ def softmax_cross_entropy(
     if sample_weight is not None:
         sample_weight = checks.sample_weights(sample_weight, op, rows, backend, check)
     if type(upstream) is not float:
-        upstream = _upstream(upstream, reduction, rows, backend)
+        upstream = checked_upstream(upstream, reduction, rows, backend)
     if not gradient and out is not None:
         raise OptionError("out is for delta, which gradient=False does not compute; leave one out")
     dtype = checks.compute_dtype(logits.dtype, "logits", op)
@@ -260,7 +260,7 @@ def plain_options(*numbers: Any) -> LossOptions:
     return _options(None, *numbers)
 
 
-def _upstream(upstream: Any, reduction: str, rows: int, memory: Memory) -> Any:
+def checked_upstream(upstream: Any, reduction: str, rows: int, memory: Memory) -> Any:
     """Return a float, or (N,) numbers if the loss itself is (N,); a GPU's 0-d array passes too."""
     if memory.asynchronous and not isinstance(upstream, ANYWHERE):
         upstream = memory.as_ndarray(upstream)

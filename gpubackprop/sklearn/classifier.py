@@ -162,7 +162,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Activation of the output units.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : (n_features_in_,) array of str
+    feature_names_in_ : (D_0,) array of str
         Names of the columns, if X was a data frame.
     device_ : str
         Where the last fit ran: "cpu", "cpu:numpy" or "cuda:N". *Beyond scikit-learn.*

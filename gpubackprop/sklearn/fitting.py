@@ -141,11 +141,11 @@ class Fitting(BaseEstimator):
     ) -> None:
         if self.early_stopping and incremental:
             # scikit-learn has made the optimizer by then, and a later call goes on with it
-            self._session(X, y, weights, len(y), incremental)
+            self._session(X, y, weights, np.arange(len(y)), len(y), incremental)
             raise ValueError("partial_fit does not support early_stopping=True")
         train, held = self._split(y, validation)
         batch_rows = arrays.batch_rows(self.batch_size, len(train))
-        session = self._session(X, y, weights, batch_rows, incremental)
+        session = self._session(X, y, weights, train, batch_rows, incremental)
         held_out = self._held_out(session, y, weights, held, validation)
         self.n_iter_ = 0
         own = None if weights is None else weights[train]
@@ -212,7 +212,13 @@ class Fitting(BaseEstimator):
         return chosen_device(self, X)
 
     def _session(
-        self, X: Any, y: np.ndarray, weights: np.ndarray | None, batch_rows: int, incremental: bool
+        self,
+        X: Any,
+        y: np.ndarray,
+        weights: np.ndarray | None,
+        train: np.ndarray,
+        batch_rows: int,
+        incremental: bool,
     ) -> Session:
         """Return the last `partial_fit`'s session with X and y loaded if it fits, or a new one."""
         state = getattr(self, "_optimizer", None) if incremental else None
@@ -239,6 +245,7 @@ class Fitting(BaseEstimator):
         session = Session(
             key, network, objective, state, data, batch_rows,
             weighted=weighted, alpha=float(self.alpha), rounded=rounded_views(self, network),
+            epoch=None if incremental else train,
         )  # fmt: skip
         self._kept_session = session if incremental else None
         return session

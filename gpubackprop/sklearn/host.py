@@ -84,7 +84,10 @@ class HostBackend(NativeBackend):
         else:
             super().sum_of_squares(x, out)
 
-    def matmul(self, x: Any, y: Any, out: Array) -> None:
+    def matmul(self, x: Any, y: Any, out: Array, accumulate: bool = False) -> None:
+        if accumulate:
+            super().matmul(x, y, out, accumulate)
+            return
         few_units = HAS_SMALL_KERNELS and not isinstance(y, SparseBatch) and y.shape[1] <= FEW_UNITS
         if isinstance(x, SparseBatch):
             self._call(x.times, y, out)

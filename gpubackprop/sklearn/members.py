@@ -17,9 +17,8 @@ from sklearn.utils import check_random_state
 
 from gpubackprop.backends import devices
 from gpubackprop.errors import OptionError
-from gpubackprop.many.rounds import SHARED
-from gpubackprop.many.threads import side_by_side
 from gpubackprop.sklearn.arrays import backend_of, on_gpu
+from gpubackprop.training.threads import side_by_side
 
 Array = Any
 # What an estimator has of its one network, and an ensemble has not.
@@ -152,9 +151,7 @@ def _fit_each(members: Sequence[Any], fits: Sequence[Callable[[], None]], togeth
         with config_context(**settings):
             fit()
 
-    with SHARED.together():
-        errors = side_by_side([partial(configured, fit) for fit in fits])
-    for error in errors:
+    for error in side_by_side([partial(configured, fit) for fit in fits]):
         if error is not None:
             raise error
     return len(members)

@@ -89,15 +89,30 @@ class Objective:
     def record_width(self) -> int:
         return self.units if self.records_logits else 1
 
-    def loss(self) -> Loss:
-        """Return the package's loss of each row.
+    def loss(self, reduction: str = "none") -> Loss:
+        """Return the package's loss of each row, or of a batch.
 
         A step learns their mean, or the sum of rows with weights that sum to 1.
         """
         if self._is_beyond and self.out_activation == "identity":
-            return loss(self.reported, reduction="none")
+            return loss(self.reported, reduction=reduction)
         make: Any = OUTPUTS[self.out_activation][1]
-        return make(reduction="none")
+        return make(reduction=reduction)
+
+    @property
+    def is_total(self) -> bool:
+        """Whether an epoch's reported loss follows from the sum of the rows' losses.
+
+        It then lacks scikit-learn's bounds of probabilities, which losses of confident and wrong
+        rows reach.
+        """
+        if self.out_activation == "identity":
+            return self.reported == "squared_error"
+        return self.out_activation != "exp" and not self.reported
+
+    def value_of_total(self, mean: float) -> float:
+        """Return the reported loss, where `is_total`, from the mean of the rows' losses."""
+        return mean / self.units if self.out_activation == "identity" else mean
 
     def targets(self, y: Array, dtype: Any) -> Array:
         """Return scikit-learn's y, (N, K) one-hot, indicator or numbers, as the loss takes it."""

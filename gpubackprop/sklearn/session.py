@@ -17,6 +17,7 @@ from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
 from gpubackprop.training.batches import Batches
+from gpubackprop.training.epochs import is_resident
 from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 
 Array = Any
@@ -133,6 +134,14 @@ class Session:
         Penalty of the weights; 0 is none, otherwise each update has its own.
     rounded : list
         See `stored.rounded_views`.
+    epoch : (M,) int array or None
+        Numbers of the rows to learn from, if whole epochs are trained, which on a GPU may be one
+        launch.
+
+    Attributes
+    ----------
+    resident : bool
+        Whether an epoch is one launch. The step then adds up losses and records no rows.
     """
 
     def __init__(
@@ -147,11 +156,19 @@ class Session:
         weighted: bool,
         alpha: float,
         rounded: list[tuple[Array, Array]],
+        epoch: Array | None = None,
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
-        self.step = TrainStep(
-            network, objective.loss(), source_of(network, data), batch_rows, state.optimizer,
-            Regularization(alpha),
-            StepOptions(record=objective.record, weighted=weighted, rounded=rounded),
-        )  # fmt: skip
+        choices = [("none", objective.record, data)]
+        if epoch is not None and network.backend.asynchronous and objective.is_total:
+            choices.insert(0, ("mean", "", data.select(epoch)))
+        for reduction, record, rows in choices:
+            self.step = TrainStep(
+                network, objective.loss(reduction), source_of(network, rows), batch_rows,
+                state.optimizer, Regularization(alpha),
+                StepOptions(record=record, weighted=weighted, rounded=rounded),
+            )  # fmt: skip
+            self.resident = not record and is_resident(self.step)
+            if self.resident:
+                break
         state.bind(self.step)

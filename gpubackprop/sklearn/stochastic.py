@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from gpubackprop.backends import Total
 from gpubackprop.errors import StopTraining
-from gpubackprop.many.rounds import SHARED, Rounds
-from gpubackprop.many.threads import stop_requested
 from gpubackprop.sklearn.fit_tasks import FitTasks
 from gpubackprop.sklearn.held_out import HeldOut, Scores
 from gpubackprop.sklearn.parameters import warn
 from gpubackprop.sklearn.session import Session
 from gpubackprop.sklearn.stored import read_parameters, write_parameters
+from gpubackprop.training.epochs import train_epoch
 from gpubackprop.training.progress import ProgressBar
+from gpubackprop.training.rounds import SHARED, Rounds
+from gpubackprop.training.threads import stop_requested
 
 Array = np.ndarray
 
@@ -155,19 +157,21 @@ class StochasticFit:
         self.together = SHARED.rounds
         total, done = len(self.order) * e.max_iter, len(self.order) * e.n_iter_
         bar = ProgressBar(total, done, e.max_iter, show=True) if e.progress else None
+        counted = self.together.fit(session.resident) if self.together else nullcontext()
         try:
-            while e.n_iter_ < e.max_iter:
-                if tasks is not None:
-                    tasks.begin_epoch()
-                self._epoch()
-                if self._between(self._out_of_patience(), bar, save) or incremental:
-                    break
-                if e.n_iter_ == e.max_iter:
-                    warn(
-                        f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) "
-                        "reached and the optimization hasn't converged yet.",
-                        ConvergenceWarning,
-                    )
+            with counted:
+                while e.n_iter_ < e.max_iter:
+                    if tasks is not None:
+                        tasks.begin_epoch()
+                    self._epoch()
+                    if self._between(self._out_of_patience(), bar, save) or incremental:
+                        break
+                    if e.n_iter_ == e.max_iter:
+                        warn(
+                            f"Stochastic Optimizer: Maximum iterations ({e.max_iter}) "
+                            "reached and the optimization hasn't converged yet.",
+                            ConvergenceWarning,
+                        )
         except KeyboardInterrupt:
             warn("Training interrupted by user.")
             e._interrupted = True
@@ -217,7 +221,8 @@ class StochasticFit:
         if e.shuffle:
             self.order = self.order[e._random_state.permutation(len(self.order))]
         weights = None if self.weights is None else self.weights[self.order]
-        with contextlib.nullcontext() if self.together is None else self.together.turn():
+        rounds = None if self.session.resident else self.together
+        with nullcontext() if rounds is None else rounds.turn():
             e.loss_ = self._train(weights)
         e.n_iter_ += 1
         e.t_ += len(self.order)
@@ -239,6 +244,9 @@ class StochasticFit:
         sums, shares, placed = plan.counts, None, None
         if weights is not None:
             sums, shares = plan.sums_and_shares(weights)
+        if session.resident:
+            return self._train_whole(weights, alpha / sums)
+        if shares is not None:
             placed = backend.asarray(shares, network.dtype)
         rows = step.place(self.rows[self.order])
         l2 = (alpha / sums).tolist()
@@ -257,6 +265,24 @@ class StochasticFit:
         penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
         with np.errstate(over="ignore"):
             return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)
+
+    def _train_whole(self, weights: Array | None, l2: Array) -> Any:
+        """Do the updates in one launch, which other fits may share; return what `_train` does."""
+        session, plan, step = self.session, self.plan, self.session.step
+        state, e = session.state, self.estimator
+        rates = []
+        for state.steps in range(step.steps, step.steps + len(plan.counts)):
+            rates.append(state.rate(e.n_iter_, e.max_iter * len(plan.counts)))
+        step.reset_totals()
+        order = step.place(self.rows[self.order])
+        train_epoch(
+            step, order, np.array(rates), l2=l2 if e.alpha else None,
+            weights=None if weights is None else np.asarray(weights, session.network.dtype),
+        )  # fmt: skip
+        state.steps = step.steps
+        totals = step.read_totals()
+        mean = session.objective.value_of_total(totals[Total.LOSS] / plan.rows)
+        return self.loss_type(mean + totals[Total.PENALTY] / plan.rows)
 
     def _loss_sum(self, shares: Array | None) -> float:
         """Return the sum over batches of rows times mean loss; `shares` are those of the rows."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import joblib
 
-from gpubackprop.many.rounds import SHARED
+from gpubackprop.training.rounds import SHARED
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def together(n_jobs: int | None = None) -> Iterator[None]:
     >>> from sklearn.model_selection import GridSearchCV
     >>> from gpubackprop.sklearn import MLPRegressor
     >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [1.0, 3.0, 5.0, 7.0]
-    >>> net = MLPRegressor(hidden_layer_sizes=4, max_iter=5, tol=10.0, random_state=1)
+    >>> net = MLPRegressor(hidden_layer_sizes=4, n_iter_no_change=2, tol=10.0, random_state=1)
     >>> with together():
     ...     search = GridSearchCV(net, {"alpha": [0.0, 0.1]}, cv=2, n_jobs=4).fit(X, y)
     >>> sorted(search.best_params_)

@@ -300,10 +300,10 @@ def _delta_is_the_gradient(grad_loss: Tensor, delta: Tensor, logits: Tensor) -> 
         return False
     if not torch._C._has_storage(grad_loss):  # is_grads_batched=True gives more than one number
         return False
-    return _keeps_graph is not None and not _keeps_graph() and grad_loss.item() == 1.0
+    return keeps_graph is not None and not keeps_graph() and grad_loss.item() == 1.0
 
 
-_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -78,6 +78,7 @@ class CudaBridge(HostBridge):
         backend = self._backends[index, stream]
         if capturing:
             backend = backend.with_memory(type(backend.memory)(backend.cupy, index))
+        backend.memory.first_row = 0
         backend.memory.bad_label = self.flag(index, capturing)[1][0]
         return backend
 
@@ -85,6 +86,7 @@ class CudaBridge(HostBridge):
         slot = 1 + chunk % (SLOTS - 1)
         self._first_rows[_index(like), slot] = row
         memory = cast("CupyBackend", backend).memory
+        memory.first_row = row
         memory.bad_label = self.flag(_index(like))[1][slot]
 
     def array(self, tensor: Tensor | None) -> Any:

@@ -13,6 +13,7 @@ from gpubackprop.torch.affine import affine
 from gpubackprop.torch.cross_entropy import check_weight, cross_entropy
 from gpubackprop.torch.errors import OptionError, ShapeError, check_tensors
 from gpubackprop.torch.layers import autocast, check_types
+from gpubackprop.torch.linear_cross_entropy_ops import by_core
 from gpubackprop.torch.linear_cross_entropy_ops import linear_cross_entropy as _fused
 from gpubackprop.torch.loss_settings import checked
 from gpubackprop.torch.offered import exporting
@@ -33,9 +34,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Compute cross_entropy(linear(input, ...), target, ...), as PyTorch's linear_cross_entropy.
 
-    For class indices the logits never exist as a whole. They are computed in chunks, summed in
-    float32, and computed once more in the backward pass. Memory beyond inputs and gradients:
-    `linear_cross_entropy_ops.working_memory`.
+    For class indices the logits never exist as a whole. They are computed in chunks and summed in
+    float32; in 16 bits, for a compiler, for "none" and on a GPU once more in the backward pass.
+    Memory beyond inputs and gradients: `linear_cross_entropy_ops.working_memory`.
 
     Parameters
     ----------
@@ -122,9 +123,10 @@ def linear_cross_entropy(
     targets = target.reshape(-1).long()
     x = input if input.dim() == 2 else input[None]
     operands = [t for t in (x, linear_weight, linear_bias) if t is not None]
-    keep_sums = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    keep = keep and not (torch.compiler.is_compiling() and by_core(x))  # it calls the backward pass
     W = linear_weight.view_as(linear_weight)  # as in `linear_act`
-    loss, _, _ = _fused(x, W, linear_bias, targets, weight, *settings, keep_sums)
+    loss, *_ = _fused(x, W, linear_bias, targets, weight, *settings, keep)
     return loss.reshape(target.shape) if settings.reduction == "none" else loss
 
 

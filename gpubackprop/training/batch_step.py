@@ -15,7 +15,7 @@ import numpy as np
 from gpubackprop.backends import Backend, LossScaling
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.passes import Layers, PassUnits, Units, emit_gradients
+from gpubackprop.passes import Layers, PassUnits, Units, emit_gradients, in_chunks
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source, StepBatch
 from gpubackprop.training.totals import RunningTotals
@@ -171,18 +171,22 @@ class BatchStep:
         if options.weighted or source.sample_weight is not None:
             weights = backend.empty(rows, network.dtype)
         result = self.loss.buffers(backend, rows, network.dtype)
+        chunked = options.record != "logits" and in_chunks(
+            self.loss, rows, network.widths, network.dtype
+        )
         if not options.record and self.running.counts_correct:
-            if backend.asynchronous:
+            if backend.asynchronous and not chunked:
                 result["correct_rows"] = backend.zeros((), np.int64)
             else:
                 result["correct"] = backend.empty(rows, np.bool_)
         units: Units
         if self.backward:
-            units = PassUnits(network, rows, separate=False, random=self.random)
-            result["delta"] = units.delta[-1]
+            units = PassUnits(network, rows, separate=False, random=self.random, chunked=chunked)
+            if not chunked:
+                result["delta"] = units.delta[-1]
         else:
             hidden, dtype = network.activations, network.precision
-            units = Units(backend, rows, network.widths[1:], hidden, dtype)
+            units = Units(backend, rows, network.widths[1:], hidden, dtype, chunked=chunked)
         batch = StepBatch(x, targets, weights, units, result, raw=raw, index=index)
         if options.record == "logits":
             batch.logits = backend.empty((rows, network.widths[-1]), network.precision)

@@ -51,7 +51,7 @@ class StepBatch(Batch):
         cut.result = {
             name: array if array.ndim == 0 else array[:rows] for name, array in self.result.items()
         }
-        if isinstance(cut.units, PassUnits):
+        if isinstance(cut.units, PassUnits) and not cut.units.chunked:
             cut.result["delta"] = cut.units.delta[-1]
         # The scale is not shared: if it is 1 / rows for every batch, a plan fills it only once.
         cut.result["scale"] = backend.empty(rows, cut.result["scale"].dtype)
@@ -83,6 +83,7 @@ class Source:
         self.from_host = self.backend.asynchronous and isinstance(data.x, np.ndarray)
         self._rows = np.zeros(0, np.int64)  # the batch's row numbers, if the host gathers it
         self._mean = self._scale = None
+        self._inputs: tuple[Any, Array] = None, None  # of these data: see `inputs`
         if data.standardizer is not None:
             self._mean = self.backend.asarray(data.standardizer.mean)
             self._scale = self.backend.asarray(data.standardizer.scale)
@@ -153,6 +154,24 @@ class Source:
     def whole(self) -> Array:
         """Return all rows of x, in place, as the first product reads them."""
         return self.x
+
+    def inputs(self) -> Array:
+        """Return all rows in the dtype of the first product, converted and standardised.
+
+        It is x, or a copy on the GPU that is kept until other rows are loaded.
+        """
+        x, mean = self.x, self._mean
+        if mean is None and x.dtype == self.dtype:
+            return x
+        if self._inputs[0] is not self.data:
+            out = raw = self.backend.empty(x.shape, self.dtype)
+            if mean is not None:
+                raw = self.backend.empty(x.shape, gathered_dtype(x.dtype))
+            self.backend.gather_rows(x, None, raw)
+            if mean is not None:
+                self.backend.standardize(raw, mean, self._scale, out)
+            self._inputs = self.data, out
+        return self._inputs[1]
 
     def emit(self, backend: Backend, batch: StepBatch) -> None:
         """Issue the copies of the batch's rows: x, converted and standardised, targets, weights."""

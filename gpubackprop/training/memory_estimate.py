@@ -9,11 +9,12 @@ from typing import Any, cast
 import numpy as np
 
 from gpubackprop.backends import Backend
+from gpubackprop.backends.linear_cross_entropy import working_bytes
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
 from gpubackprop.optimizers import Optimizer
-from gpubackprop.passes import PassUnits
+from gpubackprop.passes import PassUnits, in_chunks
 
 WORKING_CPU = 4 << 20  # blocks of the elementwise operations, for each thread
 WORKING_DROPOUT = 8 << 20  # words of the generator, for each thread
@@ -183,7 +184,12 @@ def estimated(
     target = 8 if labels else outputs * wide
     random = np.zeros(2, np.uint64) if any(network.dropout) else None
     units, results = _Counting(), _Counting()
-    PassUnits(_Counted(network, units), batch_size, separate=False, random=random)
+    chunked = in_chunks(loss, batch_size, network.widths, network.dtype)
+    PassUnits(_Counted(network, units), batch_size, separate=False, random=random, chunked=chunked)
+    of_chunks = 0
+    if chunked:
+        last = network.widths[-2]
+        of_chunks = working_bytes(batch_size, last, outputs, network.precision, on_gpu)
     counting: Any = results
     loss.buffers(counting, batch_size, network.dtype)
     gathered = 0 if dtype == network.precision else features * dtype.itemsize
@@ -196,7 +202,7 @@ def estimated(
         half_copy=size * narrow if network.mixed_precision else 0,
         data=rows * (features * dtype.itemsize + target) if on_gpu else 0,
         batch=batch_size * per_row + results.bytes,
-        units=units.bytes,
+        units=units.bytes + of_chunks,
         working=WORKING_CUDA if on_gpu else _on_cpu(network, batch_size, threads),
     )
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from gpubackprop.backends import Total
 from gpubackprop.errors import NonFiniteLossError, StopTraining
 from gpubackprop.schedules import Progress
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.checkpoint import Checkpoint
+from gpubackprop.training.epochs import is_resident, train_epoch
 from gpubackprop.training.evaluation import EvaluationStep, custom_metrics
 from gpubackprop.training.history import History, Row
 from gpubackprop.training.interrupt import InterruptGuard
 from gpubackprop.training.progress import ProgressBar
+from gpubackprop.training.rounds import SHARED
 from gpubackprop.training.settings import Settings
 from gpubackprop.training.state import FitOptions, Position, TrainingState
 from gpubackprop.training.step import TrainStep
+from gpubackprop.training.threads import stop_requested
 
 MAX_SKIPPED = 50  # so many skipped updates in a row: no loss scale, from 2^16 down, can help
 
@@ -62,6 +69,8 @@ class Run:
         """Make the objects that depend on this step."""
         self.step, held_out, checkpoint = step, self.held_out, self.options.checkpoint
         self.steps_per_epoch = -(-len(step.data) // step.batch_size)
+        whole = self.settings.is_alone and self.options.checkpoint_every is None
+        self.resident = whole and self.network.backend.asynchronous and is_resident(step)
         self.validation = self.checkpoint = None
         if held_out is not None:
             self.validation = self._evaluation(held_out)
@@ -85,7 +94,8 @@ class Run:
         position, rows = self.position, len(self.step.data)
         done = position.epoch * rows + position.step * self.step.batch_size
         bar = ProgressBar(self.last_epoch * rows, done, self.last_epoch, self.progress)
-        with InterruptGuard(self.speaks) as guard:
+        counted = SHARED.rounds.fit(self.resident) if SHARED.rounds else nullcontext()
+        with InterruptGuard(self.speaks) as guard, counted:
             try:
                 while position.epoch < self.last_epoch and not self.history.stopped:
                     self._epoch(bar, guard)
@@ -137,6 +147,8 @@ class Run:
         waits = self.network.backend.asynchronous  # reading a step's result then waits for it
         began, size = time.perf_counter(), step.batch_size
         progress = Progress(step.steps, position.epoch, self.last_epoch * self.steps_per_epoch)
+        if self.resident:
+            lr = self._whole_epoch(order, progress, bar, guard)
         while position.step < self.steps_per_epoch:
             rows = order[position.step * size : (position.step + 1) * size]
             progress.step = step.steps
@@ -162,6 +174,22 @@ class Run:
         if position.step == self.steps_per_epoch:
             self._finish_epoch(bar, lr)
         self._save_after_epoch()
+
+    def _whole_epoch(
+        self, order: Any, progress: Progress, bar: ProgressBar, guard: InterruptGuard
+    ) -> float:
+        """Train the rest of the epoch in one launch; return the learning rate of its last batch."""
+        position, settings, step = self.position, self.settings, self.step
+        rates = []
+        for progress.step in range(step.steps, step.steps + self.steps_per_epoch - position.step):
+            rates.append(settings.optimizer.lr * settings.schedule.factor(progress))
+        train_epoch(step, order, np.array(rates), position.step)
+        if bar.shown:
+            bar.advance(len(order) - position.step * step.batch_size, position.epoch, None)
+        position.step = self.steps_per_epoch
+        if self._asked_to_stop(guard):
+            self.history.stopped = "interrupted"
+        return float(rates[-1])
 
     def _check_steps(self) -> None:
         """Wait for the steps that a GPU has not done yet, and check that all went well."""
@@ -228,7 +256,7 @@ class Run:
     # -- what several ranks do otherwise: see `gpubackprop.training.shared_run` --------------------
 
     def _asked_to_stop(self, guard: InterruptGuard) -> bool:
-        return guard.requested
+        return guard.requested or (SHARED.rounds is not None and stop_requested())
 
     def _due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.options.checkpoint_seconds

@@ -84,7 +84,7 @@ class Trainer(Settings):
         in proportion to the distances, instead of to nearest.
     metrics : mapping or None
         From a name to ``function(yhat, targets)``, which returns a float. Computed after each epoch
-        on the training rows and on the validation rows ("val_" + name).
+        on the training rows and on the validation rows (``"val_" + name``).
     callbacks : sequence of callable
         Called as ``callback(trainer, row)`` after each epoch. The returned value is ignored. If one
         raises `gpubackprop.StopTraining`, training ends after that epoch as after its last one, and

@@ -347,6 +347,11 @@ __device__ __forceinline__ void forget(double& x) {
     asm("" : "+d"(x));
 #endif
 }
+__device__ __forceinline__ void forget(int& x) {  // anew in each turn of a loop, too
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+r"(x));
+#endif
+}
 
 // ---- words that the host or another block reads meanwhile ------------------------------------------
 //   Of memory of the device or of pinned memory of the host.

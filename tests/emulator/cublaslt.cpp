@@ -52,7 +52,7 @@ struct Job {
     const void *a, *b;
     void *d, *workspace;
     size_t workspace_bytes;
-    bool backwards;  // the order of the terms
+    bool backwards, adds;  // the order of the terms; whether the product is added to d
 };
 
 using Queue = void (*)(void* stream, void* job);
@@ -138,7 +138,8 @@ template <class C> void compute(const Job& job) {
         for (int64_t i = 0; i < job.m; ++i) {
             C sum = sums[i];
             for (int64_t lane = 1; lane < LANES; ++lane) sum += sums[lane * job.m + i];
-            write(job.d, job.type_d, j * job.stride_d + i, sum);
+            int64_t at = j * job.stride_d + i;
+            write(job.d, job.type_d, at, job.adds ? sum + C(read(job.d, job.type_d, at)) : sum);
         }
     }
 }
@@ -300,8 +301,8 @@ int cublasLtMatmul(
     if (!aligned(a, algorithm->data[3]) || !aligned(b, algorithm->data[4]) || !aligned(d, algorithm->data[5]) || c != d)
         return INVALID_VALUE;
     double one = described.scale == R_64F ? *static_cast<const double*>(alpha) : *static_cast<const float*>(alpha);
-    double zero = described.scale == R_64F ? *static_cast<const double*>(beta) : *static_cast<const float*>(beta);
-    if (one != 1.0 || zero != 0.0) return NOT_SUPPORTED;  // the package asks for nothing else
+    double old = described.scale == R_64F ? *static_cast<const double*>(beta) : *static_cast<const float*>(beta);
+    if (one != 1.0 || (old != 0.0 && old != 1.0)) return NOT_SUPPORTED;  // the package asks for nothing else
     auto* job = new Job;
     bool ta = described.transpose[0], tb = described.transpose[1];
     job->type_a = la.type, job->type_b = lb.type, job->type_d = ld.type, job->compute = described.compute;
@@ -310,7 +311,7 @@ int cublasLtMatmul(
     job->step_b[0] = tb ? 1 : lb.stride, job->step_b[1] = tb ? lb.stride : 1;
     job->stride_d = ld.stride, job->a = a, job->b = b, job->d = d;
     job->workspace = workspace, job->workspace_bytes = checked.workspace;
-    job->backwards = algorithm->data[0] == 4;
+    job->backwards = algorithm->data[0] == 4, job->adds = old != 0.0;
     queue_job(stream, job);
     return SUCCESS;
 }

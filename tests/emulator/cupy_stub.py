@@ -277,7 +277,7 @@ def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
     return out
 
 
-CUDA_TYPES = {0: np.float32, 2: np.float16, 14: ml_dtypes.bfloat16}
+CUDA_TYPES = {0: np.float32, 1: np.float64, 2: np.float16, 14: ml_dtypes.bfloat16}
 
 
 def gemm_ex(
@@ -285,12 +285,14 @@ def gemm_ex(
     a_type: int, lda: int, b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int,
     compute: int, algorithm: int,
 ) -> None:  # fmt: skip
-    """cublasGemmEx: C = alpha op(A) op(B) + beta C, column by column, in float32."""
+    """cublasGemmEx: C = alpha op(A) op(B) + beta C, column by column, in float32 or float64."""
     _no_cublas_while_capturing()
-    assert (handle, compute, algorithm) == (HANDLE, 68, -1)
-    assert _memory(alpha, 1, np.float32)[0] == 1
-    assert _memory(beta, 1, np.float32)[0] == 0
-    assert a_type == b_type != 0
+    wide = np.float64 if CUDA_TYPES[a_type] == np.float64 else np.float32
+    assert (handle, compute, algorithm) == (HANDLE, 70 if wide is np.float64 else 68, -1)
+    assert _memory(alpha, 1, wide)[0] == 1
+    old = _memory(beta, 1, wide)[0]
+    assert old in (0, 1)
+    assert a_type == b_type
 
     def operand(
         pointer: int, kind: int, rows: int, columns: int, ld: int, trans: int
@@ -308,7 +310,8 @@ def gemm_ex(
     out = _memory(c, ldc * n, CUDA_TYPES[c_type]).reshape(n, ldc)
 
     def run() -> None:
-        out[:, :m] = (left.astype(np.float32) @ right.astype(np.float32)).T.astype(out.dtype)
+        product = (left.astype(wide) @ right.astype(wide)).T
+        out[:, :m] = (product + out[:, :m] if old else product).astype(out.dtype)
 
     STATE.queue(partial(_quietly, run))
 

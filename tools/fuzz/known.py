@@ -201,6 +201,25 @@ ESTIMATORS = (
         ends=True,
     ),
     Known(
+        "where a fit diverges to infinity in one step, which parameters are infinite already goes by "
+        "the order of a product's sums",
+        line=r"fit\(.*1e\+(39|200)",
+        place=r"\.(coefs_|intercepts_)\[\d+\]$",
+        kind="^values, after an error",
+        detail=r"(?s)here array.*(inf|nan|e\+30\d).*after ValueError.'Solver produced non-finite.*"
+        r"beside loss_ \[array\(inf\), array\(inf\)\]",
+    ),
+    Known(
+        "a log loss of less than 1e-6 from float32 data is rounded with scikit-learn's probabilities, "
+        "which are float32; ours comes from the logits and is that of the parameters",
+        line=r"fit\(.*float32",
+        place=r"\.(loss_|best_loss_)$",
+        kind="^values$",
+        detail=r"there array\((0\.\)|\d\.\d*e-(0[789]|\d\d))",
+        before=r"MLPClassifier\(.*lbfgs",
+        ends=True,
+    ),
+    Known(
         "weights of a batch that sum to zero are an error before the epoch's first update",
         kind="values, after an error",
         detail="after ZeroDivisionError..Weights sum to zero",
@@ -225,7 +244,7 @@ ESTIMATORS = (
         place="^error$",
         kind="AttributeError there, (NoneType|ValueError) here",
         detail="there AttributeError..'list' object has no attribute 'ndim'.*\nhere "
-        "(None|ValueError..Classification metrics can't handle)",  # y may be wrong as well
+        "(None|ValueError..(Classification metrics can't handle|Mix of label input types))",  # so is y
         before=r"coefs_\[0\] = .*tolist",
     ),
     Known(
@@ -566,6 +585,14 @@ LOSSES = (
     ),
 )
 LAYERS = (
+    Known(
+        "PyTorch's slope of the tanh-GELU cancels in float64 where it is small (2.7e-7 of it at -6), "
+        "which Adam's first step magnifies",
+        line="step",
+        place=r"^m\[",
+        kind="^values$",
+        before=r"(?s)GELU\('tanh'\).*float64\).*convert.*Adam",
+    ),
     Known(
         "ELU keeps what it is applied to, so that its value may be changed",
         line="backward|autograd.grad",

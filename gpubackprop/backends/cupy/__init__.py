@@ -122,7 +122,8 @@ class CupyBackend(LayerOperations, OneHotOperations):
         """Return this backend with its operations recorded, and working memory that is kept."""
         recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
         recorder._recorded = RecordedCalls()
-        recorder.memory.bad_label = self.memory.bad_label
+        recorder.memory.flags = self.memory.flags
+        recorder.memory.first_row = self.memory.first_row
         recorder._labels = [False]
         return recorder
 
@@ -197,7 +198,19 @@ class CupyBackend(LayerOperations, OneHotOperations):
 
         arrays = {"logits": logits, "targets": targets, "sample_weight": sample_weight}
         arrays |= {"divisor": divisor, **result}
-        self._loss("softmax", emit, options, upstream, arrays)
+        self._loss(("softmax", self.memory.flag_address), emit, options, upstream, arrays)
+
+    def number_rows_from(self, first: int) -> None:
+        self.memory.first_row = first
+
+    def mean_divisor(
+        self,
+        targets: Array,
+        options: LossOptions,
+        out: Array,
+        sample_weight: Array | None = None,
+    ) -> None:
+        losses.mean_divisor(self, targets, options, out, sample_weight)
 
     def pointwise_loss(
         self,

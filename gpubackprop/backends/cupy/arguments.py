@@ -129,6 +129,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "totals": "f64*",
         "l2": "number", "rows": "i64",
     },
+    "resident_training": {"table": "u64*", "layers": "i32*"},
 }  # fmt: skip
 # NumPy's dtypes by the names that CUDA's types have in include/types.cuh.
 _NUMBERS = {suffix: np.dtype(name) for name, suffix in SUFFIXES.items() if suffix != "bf16"}

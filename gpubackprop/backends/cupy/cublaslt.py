@@ -272,7 +272,9 @@ class Product:
         self.algorithm, self.workspace = algorithm, int(result.workspace)
         return True
 
-    def issue(self, a: int, b: int, d: int, workspace: int, stream: int) -> None:
+    def issue(
+        self, a: int, b: int, d: int, workspace: int, stream: int, accumulate: bool = False
+    ) -> None:
         """Queue the product of the matrices at these addresses on a stream.
 
         Parameters
@@ -287,11 +289,14 @@ class Product:
             Address of the working memory; 0 if none is wanted.
         stream : int
             The stream's address. A graph may be captured from it.
+        accumulate : bool
+            Whether to add the product to D.
         """
         context, described, of_a, of_b, of_c, of_d = self._described
+        old = self._one if accumulate else self._zero
         self.library.Matmul(
             context, described, ctypes.byref(self._one), a, of_a, b, of_b,
-            ctypes.byref(self._zero), d, of_c, d, of_d, ctypes.byref(self.algorithm),
+            ctypes.byref(old), d, of_c, d, of_d, ctypes.byref(self.algorithm),
             workspace, self.workspace, stream,
         )  # fmt: skip
 

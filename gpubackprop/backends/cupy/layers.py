@@ -24,14 +24,15 @@ class LayerOperations(Issuer):
 
     products: Products
 
-    def matmul(self, x: Array, y: Array, out: Array) -> None:
+    def matmul(self, x: Array, y: Array, out: Array, accumulate: bool = False) -> None:
         if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
             raise ShapeError(f"no product of {x.shape} and {y.shape} to {out.shape}")
+        more = (True,) if accumulate else ()  # other `Products` may not know it
         if self._recorded is None:
-            self._issue(self.products, x, y, out)
+            self._issue(self.products, x, y, out, *more)
             return
         with explained(self.cupy, "a matrix product"), self.cupy.cuda.Device(self.index):
-            (function, args), obstacle = self.products.planned(x, y, out, self.memory)
+            (function, args), obstacle = self.products.planned(x, y, out, self.memory, *more)
         self._recorded.obstacle = self._recorded.obstacle or obstacle
         self._recorded(function, *args)
 

@@ -291,6 +291,18 @@ def _divisor(
     return total
 
 
+def mean_divisor(
+    backend: Issuer, targets: Any, options: LossOptions, out: Any, sample_weight: Any
+) -> None:
+    rows, labels = len(targets), targets if targets.ndim == 1 else None
+    sample_weight = backend.converted(sample_weight, out.dtype, "sample_weight")
+    class_weight = None if labels is None else backend.on_device(options.class_weight, out.dtype)
+    if not _has_weights(labels, None, class_weight, options):
+        labels = None  # a label out of range spoils its own row alone
+    classes = np.iinfo(np.int64).max if class_weight is None else len(class_weight)
+    row_weights(backend, labels, out, rows, options, sample_weight, class_weight, 1.0, classes)
+
+
 def row_weights(
     backend: Issuer,
     labels: Any,

@@ -26,10 +26,15 @@ class Filled:
         CuPy.
     array : array
         Its fill is queued on the current stream of its device.
+
+    Attributes
+    ----------
+    address : int
+        Where it lies.
     """
 
     def __init__(self, cupy: Any, array: Any) -> None:
-        self._cupy, self._array = cupy, array
+        self._cupy, self._array, self.address = cupy, array, int(array.data.ptr)
         self._stream = cupy.cuda.get_current_stream()  # kept, so that its number is not reused
         self._event: Any = None
         if not self._stream.is_capturing():
@@ -63,13 +68,15 @@ class WorkingMemory:
     ----------
     bad_label : (2,) int64 array
         {row, label} of a label out of range, on the device. The row is -1 if there was none, and -2
-        while a kernel writes.
+        while a kernel writes. There is one for each `first_row`.
+    first_row : int
+        Number of the first row of the next loss in its batch, for messages.
     """
 
     def __init__(self, cupy: Any, index: int, *, keeps_scratch: bool = False) -> None:
         self.cupy, self.index, self._keeps_scratch = cupy, index, keeps_scratch
         self._scratch: dict[tuple[str, np.dtype], Any] = {}
-        self._bad_label: Filled | None = None
+        self.first_row, self.flags = 0, dict[int, Filled]()
         self._counters: dict[int, tuple[Any, Any]] = {}  # by stream, which is kept
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
@@ -141,27 +148,39 @@ class WorkingMemory:
 
     # -- labels out of range ----------------------------------------------------------------------
 
+    def _flag(self) -> Filled:
+        if self.first_row not in self.flags:
+            self.flags[self.first_row] = self._filled(self.full(2, -1, np.int64))
+        return self.flags[self.first_row]
+
+    @property
+    def flag_address(self) -> int:
+        """Address of `bad_label`, for which no stream waits."""
+        return self._flag().address
+
     @property
     def bad_label(self) -> Any:
-        if self._bad_label is None:
-            self._bad_label = self._filled(self.full(2, -1, np.int64))
         with self.cupy.cuda.Device(self.index):
-            return self._bad_label.array()
+            return self._flag().array()
 
     @bad_label.setter
     def bad_label(self, array: Any) -> None:
-        self._bad_label = self._filled(array)
+        self.flags[self.first_row] = self._filled(array)
 
     def raise_bad_label(self) -> None:
         """Raise TargetRangeError if a kernel met a label out of range; wait for the device."""
-        if self._bad_label is None:
+        found = None
+        for first, filled in self.flags.items():
+            with self.cupy.cuda.Device(self.index):
+                flag = filled.array()
+            row, label = (int(number) for number in self.read(flag))
+            if row >= 0:
+                found = found or (first + row, label)
+                with self.cupy.cuda.Device(self.index):
+                    flag.fill(-1)
+        if found is None:
             return
-        flag = self.bad_label
-        row, label = (int(number) for number in self.read(flag))
-        if row < 0:
-            return
-        with self.cupy.cuda.Device(self.index):
-            flag.fill(-1)
+        row, label = found
         raise TargetRangeError(
             f"targets[{row}] of a batch was {label}, which is no class index of the network: loss "
             f"and gradient of that row are NaN; check the labels before they go to the GPU"

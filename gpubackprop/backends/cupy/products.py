@@ -14,7 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpubackprop.backends.cupy import cublaslt
-from gpubackprop.backends.cupy.cublaslt import COMPUTE_32F, OP_N, OP_T
+from gpubackprop.backends.cupy.cublaslt import (
+    COMPUTE_32F,
+    COMPUTE_32F_FAST_TF32,
+    COMPUTE_64F,
+    OP_N,
+    OP_T,
+)
 from gpubackprop.backends.cupy.product_choice import Choices
 from gpubackprop.dtypes import STORAGES
 from gpubackprop.errors import DeviceUnavailable
@@ -44,19 +50,21 @@ class Products:
 
     obstacle = "matrix products"
 
-    def __call__(self, x: Any, y: Any, out: Any) -> None:
+    def __call__(self, x: Any, y: Any, out: Any, accumulate: bool = False) -> None:
         """Set out = x @ y on the current stream; each matrix is C- or F-contiguous.
 
-        x is (M, K), y is (K, N), out is (M, N).
+        x is (M, K), y is (K, N), out is (M, N). `accumulate` adds the product to `out`.
         """
         raise NotImplementedError
 
-    def planned(self, x: Any, y: Any, out: Any, memory: ScratchMemory) -> tuple[Recorded, str]:
+    def planned(
+        self, x: Any, y: Any, out: Any, memory: ScratchMemory, accumulate: bool = False
+    ) -> tuple[Recorded, str]:
         """Return the call of a plan that sets out = x @ y, and why a graph cannot hold it, or "".
 
         Whatever allocates, asks or waits is done now.
         """
-        return (self, (x, y, out)), self.obstacle
+        return (self, (x, y, out, *((True,) if accumulate else ()))), self.obstacle
 
 
 class CupyProducts(Products):
@@ -74,26 +82,42 @@ class CupyProducts(Products):
 
     def __init__(self, cupy: Any) -> None:
         self._cupy, self._matmul = cupy, cupy.matmul
-        self._one, self._zero = np.ones((), np.float32), np.zeros((), np.float32)
+        # Factors of the product and of what is in `out`, which cuBLAS reads when it is called.
+        self._factors = {
+            kind: (np.ones((), kind), np.zeros((), kind)) for kind in (np.float32, np.float64)
+        }
 
-    def __call__(self, x: Any, y: Any, out: Any) -> None:
-        if x.itemsize > 2:
+    def __call__(self, x: Any, y: Any, out: Any, accumulate: bool = False) -> None:
+        if not out.size or (accumulate and not x.shape[1]):
+            return
+        if x.itemsize > 2 and not accumulate:
             self._matmul(x, y, out=out)
-        elif out.size:
-            self._to_sixteen_bit(x, y, out)
+        else:
+            self._gemm(x, y, out, accumulate)
 
-    def _to_sixteen_bit(self, x: Any, y: Any, out: Any) -> None:
-        """Multiply 16-bit matrices. cuBLAS's matrices are column by column: out^T = y^T x^T."""
+    def _gemm(self, x: Any, y: Any, out: Any, accumulate: bool) -> None:
+        """Multiply by cuBLAS, whose matrices are column by column: out^T = y^T x^T."""
         cuda, (rows, columns) = self._cupy.cuda, out.shape
+        wide = x.itemsize == 8
+        one, zero = self._factors[np.float64 if wide else np.float32]
+        old, compute = (one if accumulate else zero), compute_type(x.dtype)
         transpose_x, stride_x = _as_columns(x)
         transpose_y, stride_y = _as_columns(y)
         cuda.cublas.gemmEx(
             cuda.device.get_cublas_handle(), transpose_y, transpose_x, columns, rows, x.shape[1],
-            self._one.ctypes.data, y.data.ptr, CUDA_TYPES[y.dtype.name], stride_y,
-            x.data.ptr, CUDA_TYPES[x.dtype.name], stride_x,
-            self._zero.ctypes.data, out.data.ptr, CUDA_TYPES[out.dtype.name], max(1, columns),
-            COMPUTE_32F, GEMM_DEFAULT,
+            one.ctypes.data, y.data.ptr, CUDA_TYPES[y.dtype.name], stride_y,
+            x.data.ptr, CUDA_TYPES[x.dtype.name], stride_x, old.ctypes.data,
+            out.data.ptr, CUDA_TYPES[out.dtype.name], max(1, columns), compute, GEMM_DEFAULT,
         )  # fmt: skip
+
+
+def compute_type(dtype: Any) -> int:
+    """Return the type in which products of that dtype are summed."""
+    if dtype.itemsize == 8:
+        return COMPUTE_64F
+    if dtype.itemsize == 4 and os.environ.get("CUPY_TF32") == "1":
+        return COMPUTE_32F_FAST_TF32
+    return COMPUTE_32F
 
 
 def _as_columns(x: Any) -> tuple[int, int]:
@@ -129,9 +153,10 @@ class CublasLtProducts(Products):
         self._choices = Choices(cupy, index, library.version)
         self._fallback = CupyProducts(cupy)
 
-    def __call__(self, x: Any, y: Any, out: Any) -> None:
+    def __call__(self, x: Any, y: Any, out: Any, accumulate: bool = False) -> None:
         if not out.size or not x.shape[1]:
-            out.fill(0)
+            if not accumulate:
+                out.fill(0)
             return
         problem = self._problem(x, y, out)
         if problem not in self._eager:
@@ -140,30 +165,39 @@ class CublasLtProducts(Products):
             self._eager[problem] = self._first_proposal(problem)
         product = self._eager[problem]
         if product is None:
-            self._fallback(x, y, out)
+            self._fallback(x, y, out, accumulate)
             return
         workspace = self._cupy.empty(product.workspace, np.uint8) if product.workspace else None
-        self._issue(product, out, workspace, x, y)
+        self._issue(product, out, workspace, x, y, accumulate)
 
-    def planned(self, x: Any, y: Any, out: Any, memory: ScratchMemory) -> tuple[Recorded, str]:
+    def planned(
+        self, x: Any, y: Any, out: Any, memory: ScratchMemory, accumulate: bool = False
+    ) -> tuple[Recorded, str]:
         if not out.size or not x.shape[1]:
-            return (out.fill, (0,)), ""
+            nothing = out[:0] if accumulate else out
+            return (nothing.fill, (0,)), ""
         try:
             product = self._product(self._problem(x, y, out))
             self._choices.choose(product, partial(self._issue, x=x, y=y), out)
         except cublaslt.CublasLtError:
-            return self._fallback.planned(x, y, out, memory)
+            return self._fallback.planned(x, y, out, memory, accumulate)
         workspace = None
         if product.workspace:
             workspace = memory.scratch("products", (product.workspace,), np.uint8)
-        return (self._issue, (product, out, workspace, x, y)), ""
+        return (self._issue, (product, out, workspace, x, y, accumulate)), ""
 
     def _issue(
-        self, product: cublaslt.Product, out: Any, workspace: Any | None, x: Any, y: Any
+        self,
+        product: cublaslt.Product,
+        out: Any,
+        workspace: Any | None,
+        x: Any,
+        y: Any,
+        accumulate: bool = False,
     ) -> None:
         room = 0 if workspace is None else workspace.data.ptr
         stream = self._cupy.cuda.get_current_stream().ptr
-        product.issue(y.data.ptr, x.data.ptr, out.data.ptr, room, stream)
+        product.issue(y.data.ptr, x.data.ptr, out.data.ptr, room, stream, accumulate)
 
     def _first_proposal(self, problem: cublaslt.Problem) -> cublaslt.Product | None:
         """Return a product that takes the best proposal; None if there is none."""
@@ -185,13 +219,8 @@ class CublasLtProducts(Products):
         return cublaslt.Product(self._library, self._context, problem)
 
     def _problem(self, x: Any, y: Any, out: Any) -> cublaslt.Problem:
-        compute = COMPUTE_32F
-        if x.itemsize == 8:
-            compute = cublaslt.COMPUTE_64F
-        elif x.itemsize == 4 and os.environ.get("CUPY_TF32") == "1":
-            compute = cublaslt.COMPUTE_32F_FAST_TF32
         return cublaslt.Problem(
-            _transposed(y), _transposed(x), _transposed(out), compute, WORKSPACE
+            _transposed(y), _transposed(x), _transposed(out), compute_type(x.dtype), WORKSPACE
         )
 
 

@@ -99,18 +99,18 @@ class NativeCrossEntropy(NativeLosses):
     ) -> None:
         library, key = self._native("softmax_cross_entropy"), None
         arguments = (logits, targets, options, result, sample_weight, upstream)
-        summed = divisor is not None or "weight_sum" in result or "correct_rows" in result
+        summed = "weight_sum" in result or "correct_rows" in result
         if library is None or summed:  # these are for a GPU
             super().softmax_cross_entropy(*arguments, divisor)
             return
-        if self._call is run_now:
+        if self._call is run_now and divisor is None:
             key = key_of(*arguments)
             kept = _KEPT.pop(key, None)
             if kept is not None and kept.run(logits, targets, result):
                 _KEPT.keep(key, kept)
                 return
         if not self._fits(logits, result):
-            super().softmax_cross_entropy(*arguments)
+            super().softmax_cross_entropy(*arguments, divisor)
             return
         z, delta, by_label = (
             self._rows(logits, OWN_LOGITS),
@@ -129,6 +129,9 @@ class NativeCrossEntropy(NativeLosses):
         parts = self._parts(len(z), z.size * compute.itemsize)
         weighed = by_label and (ignores or class_weight is not None)
         shared = self._shared(parts, z, options, result, sample_weight, upstream, weighed, 1.0)
+        if divisor is not None:
+            shared |= {"divisor_at": np.zeros(1), "weighs": 0}
+            self._call(np.copyto, shared["divisor_at"], divisor)
         values = {
             **shared, **labels, "logits": z, "probabilities": None if by_label else targets,
             "delta": delta, "lse": result.get("lse"), "predicted": result.get("predicted"),
@@ -142,7 +145,8 @@ class NativeCrossEntropy(NativeLosses):
         }  # fmt: skip
         if not by_label:
             labels["class_weight"] = None  # it is no weight of a row
-        self._weigh(library, shared, {**labels, "classes": z.shape[1]}, 1.0)
+        if divisor is None:
+            self._weigh(library, shared, {**labels, "classes": z.shape[1]}, 1.0)
         direct = z is logits and targets is given and delta is result.get("delta")
         if key is not None and direct and len(parts) == 1:
             own = None if "row_loss" in result else values["row_loss"]

@@ -37,6 +37,7 @@ from gpubackprop.backends.numpy.recorded_calls import (
 from gpubackprop.backends.numpy.softmax_cross_entropy import (
     IndexCrossEntropy,
     ProbabilityCrossEntropy,
+    mean_divisor,
     row_scales,
     scale_is_fixed,
     summarize,
@@ -143,6 +144,19 @@ class NumpyBackend(LayerOperations, OneHotOperations, HostMemory, Backend):
         self._reduce_loss(sample_weight, denominator, options, result)
         if not result.keys().isdisjoint(("weight_sum", "correct_rows")):
             self._call(summarize, result, denominator)
+
+    def number_rows_from(self, first: int) -> None:
+        pass  # labels are checked before they get here
+
+    def mean_divisor(
+        self,
+        targets: Array,
+        options: LossOptions,
+        out: Array,
+        sample_weight: Array | None = None,
+    ) -> None:
+        labels = targets if targets.ndim == 1 else None
+        self._call(mean_divisor, labels, len(targets), sample_weight, options, out)
 
     def _scales(
         self,

@@ -18,6 +18,7 @@ from gpubackprop.formulas.losses import log_softmax_rows
 Array = np.ndarray
 Call = Callable[..., None]
 SUM_ROWS = 8  # column_sum adds so many rows one after another, then forms partial sums
+ADDED_BYTES, LEAST_ADDED_ROWS = 1 << 20, 64  # of a product that is added to an array
 # Numbers of scratch arrays; the formulas have 0 to 3.
 WIDE, WIDE_SAVED, WIDE_BIAS, LEFT, RIGHT, PRODUCT = 4, 5, 6, 7, 8, 9
 PARTIAL = 20  # column_sum uses this number and the next
@@ -29,15 +30,27 @@ class LayerOperations(Backend):
     _call: Call
     _scratch: Callable[[], Scratch]
 
-    def matmul(self, x: Array, y: Array, out: Array) -> None:
+    def matmul(self, x: Array, y: Array, out: Array, accumulate: bool = False) -> None:
         scratch = self._scratch()
         x, y = self._widened(x, scratch, LEFT), self._widened(y, scratch, RIGHT)
+        if accumulate:
+            self._add_product(x, y, out, scratch)
+            return
         if not is_sixteen_bit(out.dtype):
             self._call(np.matmul, x, y, out)
             return
         wide = scratch.take(0, PRODUCT, out.shape, x.dtype)
         self._call(np.matmul, x, y, wide)
         self._call(np.copyto, out, wide)
+
+    def _add_product(self, x: Array, y: Array, out: Array, scratch: Scratch) -> None:
+        """Issue out += x @ y, for rows of `out` whose product stays in the cache."""
+        rows = max(LEAST_ADDED_ROWS, ADDED_BYTES // max(1, out.shape[1] * out.itemsize))
+        for start in range(0, len(out), rows):
+            part = out[start : start + rows]
+            product = scratch.take(0, PRODUCT, part.shape, out.dtype)
+            self._call(np.matmul, x[start : start + rows], y, product)
+            self._call(np.add, part, product, part)
 
     def _widened(self, x: Array, scratch: Scratch, number: int) -> Array:
         """Return `x`, or its copy in float32 in the same order if it is narrower."""

@@ -453,12 +453,7 @@ def row_scales(
     """
     scale = result["scale"].reshape(-1)
     weight = np.ones_like(scale) if sample_weight is None else sample_weight.astype(scale.dtype)
-    counted = weight
-    if labels is not None and options.ignore_index is not None:
-        counted = np.where(labels == options.ignore_index, 0, counted)
-    if labels is not None and options.class_weight is not None:
-        safe = np.where(counted == 0, 0, labels) if options.ignore_index is not None else labels
-        counted = counted * options.class_weight.astype(scale.dtype)[safe]
+    counted = _counted(labels, weight, options)
     denominator[...] = 1
     if options.reduction.endswith("mean"):
         denominator[...] = add_reduce(counted, dtype=np.float64)
@@ -469,6 +464,24 @@ def row_scales(
     np.multiply(weight, upstream, scale)
     none = options.empty == "zero" and denominator == 0
     np.divide(scale, 1.0 if none else denominator, scale, casting="unsafe")
+
+
+def _counted(labels: Array | None, weight: Array, options: LossOptions) -> Array:
+    """Return what each row counts in a mean, from its weight."""
+    if labels is not None and options.ignore_index is not None:
+        weight = np.where(labels == options.ignore_index, 0, weight)
+    if labels is not None and options.class_weight is not None:
+        safe = np.where(weight == 0, 0, labels) if options.ignore_index is not None else labels
+        weight = weight * options.class_weight.astype(weight.dtype)[safe]
+    return weight
+
+
+def mean_divisor(
+    labels: Array | None, rows: int, sample_weight: Array | None, options: LossOptions, out: Array
+) -> None:
+    """Set out = the sum of what the rows count in a mean."""
+    weight = np.ones(rows, out.dtype) if sample_weight is None else sample_weight.astype(out.dtype)
+    out[...] = add_reduce(_counted(labels, weight, options), dtype=np.float64)
 
 
 def summarize(result: dict[str, Array], denominator: Array | float) -> None:

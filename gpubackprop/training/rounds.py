@@ -1,4 +1,4 @@
-"""Fits of several threads that train together, epoch by epoch.
+"""Fits of several threads that train together, epoch by epoch: `fit_many` and `together`.
 
 Each fit runs in a thread of its own and asks for one epoch at a time. Epochs that can share a
 launch wait for one another: as soon as every fit that trains has asked, one of the threads launches
@@ -41,18 +41,55 @@ class Rounds:
         self._waiting: list[_Job] = []
         self._fits, self._launching = 0, False
         self._turns = threading.Semaphore(TURNS)
+        self._own = threading.local()
 
     @contextlib.contextmanager
-    def fit(self) -> Iterator[None]:
-        """Count a fit among those for which a round waits, until it ends in any way."""
-        with self._changed:
-            self._fits += 1
+    def fit(self, asks: bool = True) -> Iterator[None]:
+        """Count a fit of this thread among those for which a round waits, until it ends in any way.
+
+        Parameters
+        ----------
+        asks : bool
+            Whether the fit asks for epochs. One that does not gives up the place that was reserved.
+        """
+        reserved = getattr(self._own, "reserved", False)
+        if not asks and reserved:
+            self._own.reserved = False
+            self._count(-1)
+        counts = asks and not reserved
+        if counts:
+            self._count(1)
         try:
             yield
         finally:
-            with self._changed:
-                self._fits -= 1
-                self._changed.notify_all()
+            if counts:
+                self._count(-1)
+
+    def reserve(self, fits: int) -> list[contextlib.AbstractContextManager[None]]:
+        """Have rounds wait for so many fits that have not begun.
+
+        Returns
+        -------
+        list
+            A context for each, which its thread enters; at the end of it the place is free.
+        """
+        self._count(fits)
+        return [self._reserved() for _ in range(fits)]
+
+    @contextlib.contextmanager
+    def _reserved(self) -> Iterator[None]:
+        self._own.reserved = True
+        try:
+            yield
+        finally:
+            if self._own.reserved:
+                self._own.reserved = False
+                self._count(-1)
+
+    def _count(self, more: int) -> None:
+        with self._changed:
+            self._fits += more
+            self._changed.notify_all()
 
     def turn(self) -> threading.Semaphore:
         """Return a context in which one epoch of the CPU is trained."""

@@ -1,0 +1,262 @@
+"""The plan of resident training: whether a network fits into a block, and where all of it lies.
+
+A pure function of sizes, which needs neither a GPU nor CuPy. One block trains one network
+(`kernels/resident_training.cu`): parameters, gradients and optimizer slots stay in the block's
+shared memory, beside the units of a tile of rows. The plan of a network does not depend on what
+else is in a launch, so its sums have one order. The constants are first choices, each with its
+reason; they were not measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.cupy_launch import DeviceProperties, ceil_division
+from gpubackprop.formulas import Activation, Update
+
+FLOAT = 4  # bytes
+# Words of 4 bytes in Layer, and names of the words of a network, of kernels/include/resident.cuh.
+LAYER_WORDS = 16
+ADDRESSES = (
+    "parameters", "slot_0", "slot_1", "slot_2", "state", "random", "totals", "coefficient_table",
+    "clip_norm", "step_losses", "x", "targets", "sample_weight", "class_weight", "order",
+)  # fmt: skip
+WORDS = (
+    *ADDRESSES, "steps", "start", "epoch_rows", "batch_rows", "data_rows", "tile_rows", "update",
+    "slots", "clips", "loss", "first_layer", "layers", "weights_at", "weights_end",
+    "count", "x_at", "x_stride", "targets_at", "targets_stride", "row_weights_at", "has_labels",
+    "has_ignore_index", "ignore_index", "reduction", "empty_is_zero", "counts_correct",
+    "weights_by_order", "one_minus_eps", "eps_over_k", "z_loss", "soft_cap", "loss_parameter",
+)  # fmt: skip
+LAYER_FIELDS = (
+    "inputs", "outputs", "weights_from", "biases_from", "weights", "stride", "biases", "units",
+    "units_stride", "slopes", "activation", "threshold", "parameter", "scale",
+)  # fmt: skip
+STATIC_SHARED = (
+    2048  # bytes beside the dynamic ones: words, progress, sums of warps; driver's share
+)
+# Rows of a tile. More make fewer barriers; 256 rows give each thread one of the smallest layers.
+MOST_ROWS = 256
+STAGES = 2  # inputs of two tiles: one is on its way while the other is worked on
+
+
+@dataclass(frozen=True)
+class ResidentPlan:
+    """The answer of `plan_resident`.
+
+    Attributes
+    ----------
+    reason : str
+        Why the network does not fit; "" if it does.
+    shared_bytes : int
+        Dynamic shared memory of its block; the least that would do if it does not fit.
+    available : int
+        What a block of the card may have.
+    tile_rows : int
+        Rows of a batch that are worked on at once.
+    numbers : dict
+        Places in the block's memory, in floats, by the names of `WORDS`.
+    layers : tuple of dict
+        The same for each layer, by the names of `LAYER_FIELDS`.
+    """
+
+    reason: str
+    shared_bytes: int
+    available: int
+    tile_rows: int = 0
+    numbers: dict[str, int] = field(default_factory=dict, repr=False)
+    layers: tuple[dict[str, int], ...] = field(default=(), repr=False)
+
+    @property
+    def fits(self) -> bool:
+        return not self.reason
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a network: 1. Clusters are not made yet."""
+        return 1
+
+    def __str__(self) -> str:
+        if not self.fits:
+            return f"no resident training: {self.reason}"
+        return (
+            f"resident training: one block, {self.shared_bytes:,} of {self.available:,} bytes, "
+            f"tiles of {self.tile_rows} rows"
+        )
+
+
+def plan_resident(
+    widths: Sequence[int],
+    activations: Sequence[Activation],
+    formula: Update,
+    batch_size: int,
+    device: DeviceProperties,
+    *,
+    dropout: Sequence[float] | None = None,
+    has_labels: bool = True,
+    weighted: bool = False,
+) -> ResidentPlan:
+    """Lay out a network in the shared memory of one block.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Numbers of inputs, hidden units of each layer, and outputs.
+    activations : sequence of Activation
+        One for each hidden layer.
+    formula : Update
+        The optimizer's formula, whose slots lie beside the parameters.
+    batch_size : int
+        The most rows of a batch.
+    device : DeviceProperties
+        The card.
+    dropout : sequence of float or None
+        Rate of each hidden layer.
+    has_labels : bool
+        Whether targets are class indices; else they are a number for each output.
+    weighted : bool
+        Whether rows have weights.
+
+    Returns
+    -------
+    ResidentPlan
+        The layout, or the reason why there is none.
+
+    Examples
+    --------
+    >>> from gpubackprop.formulas import ACTIVATIONS, UPDATES
+    >>> card = DeviceProperties(132, shared_bytes=232_448, capability=(9, 0))
+    >>> relu, adam = ACTIVATIONS["relu"], UPDATES["adam"]
+    >>> print(plan_resident((64, 128, 10), (relu,), adam, 200, card))
+    resident training: one block, 221,824 of 230,400 bytes, tiles of 52 rows
+    >>> print(plan_resident((784, 512, 10), (relu,), adam, 128, card))
+    no resident training: 6,546,240 bytes of parameters, gradients and slots, 230,400 there
+    """
+    layers = _layers(widths, activations, dropout or [0.0] * len(activations))
+    state = (2 + len(formula.slots)) * _place_parameters(layers)
+    fixed = LAYER_WORDS * len(layers) + state
+    row = _row(layers, widths, has_labels, weighted)
+    available = max(0, device.shared_bytes - STATIC_SHARED)
+    least = FLOAT * (fixed + 4 * row)
+    if FLOAT * fixed > available:
+        reason = f"{FLOAT * state:,} bytes of parameters, gradients and slots, {available:,} there"
+        return ResidentPlan(reason, least, available)
+    most = (available // FLOAT - fixed) // row // 4 * 4
+    if most == 0:
+        reason = f"{least:,} bytes with four rows of units, {available:,} there"
+        return ResidentPlan(reason, least, available)
+    tiles = ceil_division(batch_size, min(most, MOST_ROWS))
+    rows = _up(ceil_division(batch_size, tiles), 4)
+    numbers = _place_rows(layers, widths, has_labels, weighted, rows, fixed)
+    numbers |= {"tile_rows": rows, "layers": len(layers), "slots": len(formula.slots)}
+    numbers |= {"weights_at": LAYER_WORDS * len(layers), "count": state // (2 + len(formula.slots))}
+    numbers["weights_end"] = layers[0]["biases"] - numbers["weights_at"]
+    return ResidentPlan("", FLOAT * (fixed + rows * row), available, rows, numbers, tuple(layers))
+
+
+def _up(number: int, step: int) -> int:
+    return ceil_division(number, step) * step
+
+
+def row_stride(width: int) -> int:
+    """Return floats from a row to the next: four times an odd number.
+
+    Eight neighbouring rows' packs of 16 bytes at one column then lie in all 32 banks.
+    """
+    return 4 * (ceil_division(width, 4) | 1)
+
+
+def _layers(
+    widths: Sequence[int], activations: Sequence[Activation], dropout: Sequence[float]
+) -> list[dict[str, int]]:
+    layers = [
+        {
+            "inputs": inputs, "outputs": outputs, "stride": row_stride(inputs),
+            "units_stride": row_stride(outputs), "slopes": 0,
+        }
+        for inputs, outputs in pairwise(widths)
+    ]  # fmt: skip
+    for layer, act, rate in zip(layers, activations, dropout, strict=False):
+        # The slope is kept if it is no function of h as the next layer reads it.
+        layer["slopes"] = int(act.saved == "a" or rate > 0)
+    return layers
+
+
+def _place_parameters(layers: list[dict[str, int]]) -> int:
+    """Place weights, then biases, behind the layers' numbers; return how many floats they are."""
+    begin = place = LAYER_WORDS * len(layers)
+    for layer in layers:
+        layer["weights"] = place
+        place += layer["outputs"] * layer["stride"]
+    for layer in layers:
+        layer["biases"] = place
+        place += _up(layer["outputs"], 4)
+    return place - begin
+
+
+def _row(
+    layers: list[dict[str, int]], widths: Sequence[int], has_labels: bool, weighted: bool
+) -> int:
+    """Return the floats that a row of a tile takes."""
+    staged = row_stride(widths[0]) + (2 if has_labels else row_stride(widths[-1])) + weighted
+    return STAGES * staged + sum(
+        layer["units_stride"] * (2 if layer["slopes"] else 1) for layer in layers
+    )
+
+
+def _place_rows(
+    layers: list[dict[str, int]], widths: Sequence[int], has_labels: bool, weighted: bool,
+    rows: int, place: int,
+) -> dict[str, int]:  # fmt: skip
+    """Place what belongs to the rows of a tile from `place` on."""
+    numbers = {"x_stride": row_stride(widths[0]), "has_labels": int(has_labels)}
+    numbers["targets_stride"] = 2 if has_labels else row_stride(widths[-1])
+    for name, each in (
+        ("x_at", numbers["x_stride"]),
+        ("targets_at", numbers["targets_stride"]),
+        ("row_weights_at", int(weighted)),
+    ):
+        numbers[name] = place
+        place += STAGES * rows * each
+    for layer in layers:
+        layer["units"] = place
+        place += rows * layer["units_stride"]
+        if layer["slopes"]:
+            layer["slopes"] = place
+            place += rows * layer["units_stride"]
+    return numbers
+
+
+def table_of(networks: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Return the kernel's table, (networks, words) uint64, of a value for each of `WORDS`.
+
+    Addresses and whole numbers stand as they are, a float by its bits in float32.
+    """
+    table = np.zeros((len(networks), len(WORDS)), np.uint64)
+    for row, values in zip(table, networks, strict=True):
+        if values.keys() != set(WORDS):
+            raise TypeError(
+                f"a network has {sorted(values.keys() ^ set(WORDS))} too many or too few"
+            )
+        row[:] = [_bits(values[name]) for name in WORDS]
+    return table
+
+
+def layers_of(networks: Sequence[Sequence[dict[str, Any]]]) -> np.ndarray:
+    """Return the layers of all networks, (layers, LAYER_WORDS) int32."""
+    rows = [layer for network in networks for layer in network]
+    table = np.zeros((len(rows), LAYER_WORDS), np.uint32)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(LAYER_FIELDS)] = [_bits(values[name]) for name in LAYER_FIELDS]
+    return table.view(np.int32)
+
+
+def _bits(value: Any) -> int:
+    if isinstance(value, (float, np.floating)):
+        return int(np.float32(value).view(np.uint32))
+    return int(value) % 2**64

@@ -1,0 +1,50 @@
+"""Whole epochs of small networks on a GPU: in one launch, which other fits may share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.training.resident import ResidentJob, obstacle, train_together
+from gpubackprop.training.rounds import SHARED
+from gpubackprop.training.step import TrainStep
+
+Array = Any  # an array of the network's device
+
+
+def is_resident(step: TrainStep) -> bool:
+    """Return whether an epoch of this step, whose network is on a GPU, is one launch."""
+    return not obstacle(step)
+
+
+def train_epoch(
+    step: TrainStep,
+    order: Array,
+    rates: np.ndarray,
+    start: int = 0,
+    l2: np.ndarray | None = None,
+    weights: Array | None = None,
+) -> None:
+    """Train the batches of an epoch, together with the other fits that train now.
+
+    Parameters
+    ----------
+    step : TrainStep
+        A step that is resident.
+    order : (M,) int array
+        Row numbers of the epoch.
+    rates : (S,) float64 array
+        Learning rate of each batch.
+    start : int
+        Number of the first batch to do.
+    l2 : (S,) float64 array or None
+        Penalty of each batch, or the regularization's.
+    weights : (M,) array or None
+        Weights of the rows in the order of `order`.
+    """
+    job, rounds = ResidentJob(step, order, rates, start, l2, weights), SHARED.rounds
+    if rounds is None:
+        train_together([job])
+    else:
+        rounds.train(job, train_together)

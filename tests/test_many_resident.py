@@ -1,0 +1,171 @@
+"""Fits on a GPU that run at the same time share launches, on the emulated card: `fit_many`,
+`together`, `n_members`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+
+from gpubackprop import MLP, Trainer, fit_many
+from gpubackprop.backends import devices, workload
+from gpubackprop.data.coded import CodedColumns, CodedInputs
+from gpubackprop.optimizers import SGD, Adam
+from gpubackprop.sklearn import MLPClassifier, MLPRegressor, together
+from gpubackprop.training import epochs, resident, rounds
+from gpubackprop.training.resident import ResidentJob
+from tests import emulator
+from tests.emulator import cupy_stub
+from tests.small_training import some_data
+
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.skipif(
+        bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
+    ),
+]
+X, LABELS = some_data(50)
+X = X.astype(np.float32)
+NUMBERS = X[:, :2] ** 2
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Have the emulated card; note how many networks each launch trains."""
+
+    def choose(device: str) -> tuple[str, str]:
+        return ("cpu", "asked for") if device == "cpu" else ("cuda:0", "emulated")
+
+    found: list[int] = []
+
+    def train_together(jobs: Sequence[ResidentJob]) -> None:
+        found.append(len(jobs))
+        resident.train_together(jobs)
+
+    monkeypatch.setattr(devices, "choose", choose)
+    monkeypatch.setattr(workload, "FIRST_USE", -1e6)
+    monkeypatch.setattr(epochs, "train_together", train_together)
+    monkeypatch.setattr(rounds, "LINGER", 30.0)  # the emulated card takes seconds for an epoch
+    with cupy_stub.installed():
+        yield found
+
+
+def host(network: MLP) -> np.ndarray:
+    return np.asarray(network.backend.to_host(network.parameters))
+
+
+def networks(device: str) -> list[MLP]:
+    hidden = [[6], [3, 4], []]
+    return [MLP([4, *units, 3], "tanh", seed=1, device=device) for units in hidden]
+
+
+def test_fit_many_trains_an_epoch_of_all_networks_in_one_launch(launches: list[int]) -> None:
+    settings: dict[str, Any] = {
+        "optimizer": [Adam(0.01), SGD(0.1), Adam(0.03)], "batch_size": [16, 50, 7],
+        "epochs": [2, 3, 2], "schedule": [None, "cosine", None], "validation": 0.2,
+    }  # fmt: skip
+    many, reference = networks("cuda"), networks("cpu")
+    histories = fit_many(many, X, LABELS, **settings)
+    alone = fit_many(reference, X, LABELS, **settings)
+    assert sorted(launches, reverse=True) == [3, 3, 1]
+    for own, other, mine, theirs in zip(many, reference, histories, alone, strict=True):
+        np.testing.assert_allclose(host(own), host(other), atol=1e-5)
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5)
+        np.testing.assert_allclose(mine["val_loss"], theirs["val_loss"], rtol=1e-5)
+        assert mine["steps"] == theirs["steps"]
+        assert mine["lr"] == theirs["lr"]
+
+
+CODED = CodedInputs(X[:, :1], (LABELS[:, None] + 1).astype(np.int32), CodedColumns(4, ((1, 4),)))
+NOT_RESIDENT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "float64": (X, {"dtype": "float64"}), "one-hot codes": (CODED, {}),
+    "float16": (X, {"precision": "float16"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_RESIDENT)
+def test_what_has_an_obstacle_is_trained_batch_by_batch(case: str, launches: list[int]) -> None:
+    x, options = NOT_RESIDENT[case]
+    made = []
+    for device in ("cuda", "cpu"):
+        network = MLP([4, 5, 3], "tanh", seed=1, device=device, **options)
+        Trainer(network, batch_size=16, progress=False).fit(x, LABELS, epochs=2)
+        made.append(host(network))
+    assert launches == []
+    np.testing.assert_allclose(*made, atol=1e-5 if case != "float16" else 2e-3)
+
+
+def test_what_else_is_in_a_launch_changes_no_bit() -> None:
+    many, one = networks("cuda"), networks("cuda")[1]
+    fit_many(many, X, LABELS, epochs=2, batch_size=16)
+    Trainer(one, batch_size=16, progress=False).fit(X, LABELS, epochs=2)
+    assert host(many[1]).tobytes() == host(one).tobytes()
+
+
+def test_a_network_that_diverges_on_the_card_hurts_no_other(launches: list[int]) -> None:
+    spoilt = X.copy()
+    spoilt[3, 1] = np.nan
+    many = networks("cuda")
+    found = fit_many(many, [X, spoilt, X], LABELS, epochs=2, return_errors=True)
+    assert [type(result).__name__ for result in found] == [
+        "History", "NonFiniteLossError", "History",
+    ]  # fmt: skip
+    one = networks("cuda")[2]
+    Trainer(one, progress=False).fit(X, LABELS, epochs=2)
+    assert host(many[2]).tobytes() == host(one).tobytes()
+    assert launches[0] == 3
+
+
+NETS = {
+    "classes": (MLPClassifier(5, early_stopping=True), LABELS),
+    "two classes": (MLPClassifier(5, alpha=0.5), LABELS > 1),
+    "labels": (MLPClassifier(5), np.stack([LABELS > 0, LABELS == 2], 1).astype(int)),
+    "numbers": (MLPRegressor(hidden_layer_sizes=5), NUMBERS),
+    "sgd": (MLPRegressor(hidden_layer_sizes=(4, 3), solver="sgd", alpha=0.1), NUMBERS[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+def test_an_estimator_trains_an_epoch_in_one_launch_with_the_numbers_of_the_cpu(
+    name: str, weighted: bool, launches: list[int]
+) -> None:
+    net, y = NETS[name]
+    weights = np.random.default_rng(1).random(50) if weighted else None
+    settings = {"max_iter": 3, "batch_size": 16, "random_state": 0, "learning_rate_init": 0.01}
+    fitted = [
+        clone(net).set_params(device=device, **settings).fit(X, y, weights)
+        for device in ("cuda", "cpu")
+    ]
+    assert launches == [1, 1, 1]
+    np.testing.assert_allclose(fitted[0].loss_curve_, fitted[1].loss_curve_, rtol=2e-5)
+    for own, other in zip(fitted[0].coefs_, fitted[1].coefs_, strict=True):
+        np.testing.assert_allclose(own, other, atol=2e-5)
+
+
+def test_a_search_in_threads_shares_launches_with_the_results_of_one_after_another(
+    launches: list[int],
+) -> None:
+    net = MLPClassifier(4, max_iter=2, random_state=0, batch_size=25, device="cuda")
+    grid = GridSearchCV(net, {"alpha": [0.0, 0.1], "solver": ["adam", "sgd"]}, cv=2, refit=False)
+    alone = clone(grid).fit(X, LABELS)
+    assert launches == [1] * 16
+    launches.clear()
+    with together():
+        grid.set_params(n_jobs=8).fit(X, LABELS)
+    assert sum(launches) == 16
+    assert max(launches) > 1
+    key = "mean_test_score"
+    np.testing.assert_array_equal(grid.cv_results_[key], alone.cv_results_[key])
+
+
+def test_members_of_an_ensemble_share_launches(launches: list[int]) -> None:
+    net = MLPClassifier(4, max_iter=3, random_state=0, n_members=3, device="cuda").fit(X, LABELS)
+    assert launches == [3, 3, 3]
+    twin = clone(net).set_params(device="cpu").fit(X, LABELS)
+    np.testing.assert_allclose(net.predict_proba(X), twin.predict_proba(X), atol=1e-5)
