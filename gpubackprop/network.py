@@ -87,10 +87,14 @@ class MLP(TorchModules, HeldParameters):
         Rate p in [0, 1) of every hidden layer, or one for each. While training, a hidden unit is 0
         with probability p and h / (1 - p) otherwise (inverted dropout). `predict`, `logits` and
         `gradients` use no dropout.
-    precision : {"bfloat16", "float16"} or None
-        None computes in `dtype`. Otherwise the parameters stay float32 and matrix products use a
+    precision : {"bfloat16", "float16", "tf32", "auto"} or None
+        None computes in `dtype`. In 16 bits the parameters stay float32 and matrix products use a
         16-bit copy of them: x, activations and deltas are stored in 16 bits, and computed and
-        summed in float32. float16 holds 6e-8 to 65504, so `Trainer` scales the loss.
+        summed in float32. float16 holds 6e-8 to 65504, so `Trainer` scales the loss. "tf32" is
+        float32 throughout, but products round their operands to 10 bits of fraction. A CPU emulates
+        that by rounding them itself, slower than float32; a card needs compute capability 8.0.
+        "auto" is "tf32" on such a card, for float32 parameters, and else None. CUPY_TF32=1 in the
+        environment makes each float32 product on a card TF32, as in CuPy.
 
     Attributes
     ----------
@@ -121,7 +125,7 @@ class MLP(TorchModules, HeldParameters):
     OptionError
         A name is unknown or a rate is out of range.
     DeviceUnavailable
-        The device was asked for by name and is not there.
+        The device was asked for by name and is not there, or has no TF32 and that was asked for.
 
     Examples
     --------
@@ -151,8 +155,8 @@ class MLP(TorchModules, HeldParameters):
         lookup(OUTPUTS, output, "output")
         self.output = output
         self.dtype = check_dtype(dtype)
-        self.precision = check_precision(precision, self.dtype)
-        self.backend = backends.get(device)
+        backend = backends.get(device)
+        self.precision, self.backend = check_precision(precision, self.dtype, backend)
         self.layout = ParameterLayout(self.widths, self.precision)
         self.allocate()
         self.initialize(initializer, seed)
@@ -213,6 +217,16 @@ class MLP(TorchModules, HeldParameters):
     def mixed_precision(self) -> bool:
         """Whether products take 16 bits."""
         return self.precision != self.dtype
+
+    @property
+    def tf32(self) -> bool:
+        """Whether products of float32 are in TF32."""
+        return self.backend.tf32
+
+    @property
+    def products(self) -> str:
+        """The precision of the products: "tf32", or the name of their dtype."""
+        return "tf32" if self.tf32 else self.precision.name
 
     def working_parameters(self) -> Layers:
         """Return (W, b) as the products take them.
@@ -571,6 +585,7 @@ class MLP(TorchModules, HeldParameters):
         """
         twin = object.__new__(type(self))
         backend = backends.get(device or self.device)
+        backend = backend.with_tf32() if self.tf32 else backend
         twin.__setstate__(self.__getstate__() | {"_backend": backend})
         return twin
 
@@ -590,8 +605,8 @@ class MLP(TorchModules, HeldParameters):
         }
         if any(self.dropout):
             values["dropout"] = list(self.dropout)
-        if self.mixed_precision:
-            values["precision"] = self.precision.name
+        if self.mixed_precision or self.tf32:
+            values["precision"] = self.products
         return values
 
     def __repr__(self) -> str:
@@ -599,7 +614,7 @@ class MLP(TorchModules, HeldParameters):
         where = "" if self.device == "cpu" else f", device={self.device!r}"
         shown: Any = names[0] if len(set(names)) == 1 else names
         more = f", dropout={list(self.dropout)}" if any(self.dropout) else ""
-        more += f", precision={self.precision.name!r}" if self.mixed_precision else ""
+        more += f", precision={self.products!r}" if self.mixed_precision or self.tf32 else ""
         return (
             f"MLP({list(self.widths)}, activation={shown!r}, output={self.output!r}, "
             f"dtype={self.dtype.name!r}{more}{where})"
@@ -613,7 +628,7 @@ class MLP(TorchModules, HeldParameters):
             [layer, d, k, name, rate or None, k * d + k]
             for layer, ((d, k), name, rate) in enumerate(zip(pairs, shown, rates, strict=True), 1)
         ]
-        precision = f", products in {self.precision.name}" if self.mixed_precision else ""
+        precision = f", products in {self.products}" if self.products != self.dtype.name else ""
         kind = f"{self.dtype.name}{precision}, on {self.device}"
         return display.html_table(
             f"MLP with {self.layout.count:,} parameters, {kind}", headers, rows

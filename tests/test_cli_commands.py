@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -311,6 +312,26 @@ def test_info_on_a_machine_with_everything(monkeypatch):
     assert "14.0.1 for CUDA 12" in text
     assert "12.9, /lib/libnvrtc.so.12" in text
     assert "missing" not in text
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "asked", "wanted"),
+    [
+        ("cuda:0", (9, 0), "0", "auto is tf32; float64, float32, tf32, bfloat16, float16"),
+        ("cuda:0", (9, 0), "1", "float16; float32 is multiplied in tf32 too, as CUPY_TF32=1 asks"),
+        ("cuda:0", (7, 5), "1", "auto is float32; float64, float32, bfloat16, float16"),
+        ("cpu", (9, 0), "1", "float16 (16 bits are computed in 32, tf32 is emulated)"),
+    ],
+)
+def test_info_says_which_precisions_the_device_has(device, capability, asked, wanted, monkeypatch):
+    (gpu,) = ALL.driver.gpus
+    driver = dataclasses.replace(
+        ALL.driver, gpus=(dataclasses.replace(gpu, compute_capability=capability),)
+    )
+    monkeypatch.setenv("CUPY_TF32", asked)
+    lines = info.lines(dataclasses.replace(ALL, driver=driver), device, "a reason")
+    (line,) = [line for line in lines if line.startswith("precision")]
+    assert line.endswith(wanted)
 
 
 @pytest.mark.parametrize("report", [NOTHING, ALL], ids=["nothing", "everything"])

@@ -31,10 +31,28 @@ class Backend(Memory, Protocol):
         "cpu", "cpu:numpy" or "cuda:N".
     reason : str
         A line that says why device="auto" took it; "" if it was named.
+    tf32 : bool
+        Whether products of float32 are in TF32: operands of 10 bits of fraction, float32 sums. A
+        CPU rounds them as a card does.
     """
 
     device: str
     reason: str
+    tf32: bool
+
+    @abstractmethod
+    def with_tf32(self) -> Self:
+        """Return a backend of the same device and memory with products of float32 in TF32.
+
+        Raises
+        ------
+        DeviceUnavailable
+            The card is older than TF32.
+        """
+
+    @abstractmethod
+    def automatic_precision(self) -> str:
+        """Return "tf32" or "float32", as `gpubackprop.backends.precision.automatic` says."""
 
     @abstractmethod
     def plan(self, emit: Callable[[Self], None]) -> Callable[[], None]:

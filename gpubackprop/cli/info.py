@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
 from gpubackprop.backends.native import HostPath, host_path
 from gpubackprop.backends.numpy import get_num_threads
+from gpubackprop.backends.precision import automatic, has_tf32
 from gpubackprop.cli import info_scaling
 from gpubackprop.cli.common import Say, blas_name, count, versions
 from gpubackprop.data.classes import as_text
 from gpubackprop.errors import GpubackpropError
 
+PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16")
 _EPILOG = """\
 examples:
   gpubackprop info
@@ -144,6 +147,7 @@ def lines(
         f"cuBLASLt      {_library(report.cublaslt)}",
         f"CUDA backend  {'present' if report.cuda_backend else 'not in this version'}",
     ]
+    text.append(f"precision     {_precision(report, name)}")
     text += [
         f"CUDA graphs   {what}: " + (f"call by call ({why})" if why else "captured")
         for what, why in (graphs or {}).items()
@@ -154,6 +158,21 @@ def lines(
             text += [f"  {number}. {lack.what}", f"     {lack.remedy}"]
     text += ["", "versions"]
     return text + [f"  {package:<14}{version}" for package, version in versions().items()]
+
+
+def _precision(report: DeviceReport, device: str) -> str:
+    """Return the precisions of a network on that device."""
+    gpus = {f"cuda:{gpu.index}": gpu.compute_capability for gpu in report.driver.gpus}
+    if device not in gpus:
+        emulated = "(16 bits are computed in 32, tf32 is emulated)"
+        return f"auto is float32; {', '.join(PRECISIONS)} {emulated}"
+    major, minor = gpus[device]
+    has = has_tf32(10 * major + minor)
+    text = f"auto is {automatic(10 * major + minor)}; "
+    text += ", ".join(each for each in PRECISIONS if has or each != "tf32")
+    if has and os.environ.get("CUPY_TF32") == "1":
+        text += "; float32 is multiplied in tf32 too, as CUPY_TF32=1 asks"
+    return text
 
 
 def _driver(report: DeviceReport) -> str:

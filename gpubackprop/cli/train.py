@@ -182,7 +182,7 @@ def print_head(
     say.line(
         f"network    {'-'.join(map(str, network.widths))}, {', '.join(names)}, {network.output}; "
         f"{parameter_count(network.widths):,} parameters, {network.dtype.name}"
-        + (f", computed in {network.precision.name}" if network.mixed_precision else "")
+        + (f", computed in {network.products}" if network.products != network.dtype.name else "")
     )
     say.line(
         f"training   {args.optimizer}, learning rate {trainer.optimizer.lr:g} "

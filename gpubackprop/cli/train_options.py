@@ -202,9 +202,9 @@ def _network_options(group: Any) -> None:
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     group.add_argument(
         "--precision",
-        choices=["bfloat16", "float16"],
-        help="compute in 16 bits, with parameters in float32; float16 with loss scaling (default: "
-        "as --dtype)",
+        choices=["bfloat16", "float16", "tf32", "auto"],
+        help="compute in 16 bits, with parameters in float32 (float16 with loss scaling); or "
+        "multiply in TF32, which auto does on a card that has it (default: as --dtype)",
     )
 
 

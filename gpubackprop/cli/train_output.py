@@ -102,7 +102,7 @@ def summarize(
         "threads": device.threads,
         "blas": device.blas,
         "dtype": trainer.network.dtype.name,
-        "precision": trainer.network.precision.name,
+        "precision": trainer.network.products,
         "epochs": len(history),
         "stopped": outcome.stopped,
         "resumed": outcome.resumed,

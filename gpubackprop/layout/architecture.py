@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import Backend
 from gpubackprop.dtypes import SIXTEEN_BIT, STORAGES
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import Activation, activation
@@ -22,21 +23,32 @@ def check_dtype(dtype: Any) -> np.dtype:
     raise DtypeError(f"dtype is {dtype!r} but the parameters of a network are float32 or float64")
 
 
-def check_precision(precision: Any, dtype: np.dtype) -> np.dtype:
-    """Return the dtype that products take, or raise DtypeError. None is the parameters' dtype."""
+def check_precision(precision: Any, dtype: np.dtype, backend: Backend) -> tuple[np.dtype, Backend]:
+    """Return the dtype that products take, and the backend that computes in the precision asked.
+
+    None is the parameters' dtype. "auto" is "tf32" on a card that has it, for float32 parameters,
+    and else None.
+
+    Raises
+    ------
+    DtypeError
+        There is no such precision, or it goes with float32 parameters alone.
+    """
+    if precision == "auto":
+        precision = None if dtype != np.float32 else backend.automatic_precision()
     if precision is None or precision in (dtype.name, dtype, dtype.type):
-        return dtype
+        return dtype, backend
     name = str(getattr(precision, "name", precision))
-    if name not in SIXTEEN_BIT:
+    if name not in SIXTEEN_BIT and name != "tf32":
         raise DtypeError(
-            f"precision is {precision!r} but must be {', '.join(sorted(SIXTEEN_BIT))}, or "
-            f"{dtype.name}, the dtype of the parameters"
+            f"precision is {precision!r} but must be {', '.join(sorted(SIXTEEN_BIT))}, tf32, auto, "
+            f"or {dtype.name}, the dtype of the parameters"
         )
     if dtype != np.float32:
         raise DtypeError(
             f"precision {name} goes with float32 parameters, not with dtype {dtype.name}"
         )
-    return STORAGES[name].numpy()
+    return (dtype, backend.with_tf32()) if name == "tf32" else (STORAGES[name].numpy(), backend)
 
 
 def check_widths(widths: Sequence[int]) -> tuple[int, ...]:

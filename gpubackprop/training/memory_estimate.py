@@ -208,10 +208,10 @@ def estimated(
 
 
 def _on_cpu(network: MLP, rows: int, threads: int) -> int:
-    """Return the working memory on the CPU, which multiplies 16 bits in copies of 32."""
+    """Return the working memory on the CPU, which multiplies 16 bits, and TF32, in copies of 32."""
     each = WORKING_CPU + (WORKING_DROPOUT if any(network.dropout) else 0)
     copies = 0
-    if network.mixed_precision:
+    if network.mixed_precision or network.tf32:
         pairs = list(pairwise(network.widths))
         copies += max(rows * a for a, _ in pairs) + max(rows * b for _, b in pairs)
         copies += max(a * b for a, b in pairs)

@@ -33,6 +33,7 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import dependent
 from gpubackprop.backends.cupy.arguments import Layout, Record, layout_named
 from gpubackprop.backends.kernel_sources import kernels_directory
+from gpubackprop.backends.precision import round_to_tf32
 from tests.emulator import cublaslt, nccl
 from tests.emulator.cupy_queue import (
     STATE,
@@ -288,7 +289,9 @@ def gemm_ex(
     """cublasGemmEx: C = alpha op(A) op(B) + beta C, column by column, in float32 or float64."""
     _no_cublas_while_capturing()
     wide = np.float64 if CUDA_TYPES[a_type] == np.float64 else np.float32
-    assert (handle, compute, algorithm) == (HANDLE, 70 if wide is np.float64 else 68, -1)
+    tf32 = compute == 77 and CUDA_TYPES[a_type] == np.float32
+    assert (handle, algorithm) == (HANDLE, -1)
+    assert tf32 or compute == (70 if wide is np.float64 else 68)
     assert _memory(alpha, 1, wide)[0] == 1
     old = _memory(beta, 1, wide)[0]
     assert old in (0, 1)
@@ -310,7 +313,10 @@ def gemm_ex(
     out = _memory(c, ldc * n, CUDA_TYPES[c_type]).reshape(n, ldc)
 
     def run() -> None:
-        product = (left.astype(wide) @ right.astype(wide)).T
+        x, y = (operand.astype(wide) for operand in (left, right))
+        for operand in (x, y) if tf32 else ():
+            round_to_tf32(operand.copy(), operand)
+        product = (x @ y).T
         out[:, :m] = (product + out[:, :m] if old else product).astype(out.dtype)
 
     STATE.queue(partial(_quietly, run))

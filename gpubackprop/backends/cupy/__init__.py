@@ -37,6 +37,7 @@ from gpubackprop.backends.cupy.recorded_calls import Plan, RecordedCalls
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.memory import Array
+from gpubackprop.backends.precision import automatic, has_tf32
 from gpubackprop.backends.updater import UpdateRule
 from gpubackprop.errors import DeviceUnavailable
 from gpubackprop.formulas import PointwiseLoss, Update
@@ -91,7 +92,7 @@ class CupyBackend(LayerOperations, OneHotOperations):
         CuPy, the driver or the device is missing.
     """
 
-    reason = ""
+    reason, tf32 = "", False
 
     def __init__(self, index: int = 0, products: Products | None = None) -> None:
         super().__init__(index)
@@ -103,7 +104,24 @@ class CupyBackend(LayerOperations, OneHotOperations):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make copies and pickles as new backends of the same device."""
-        return unpickled, (self.device, self.reason)
+        return unpickled, (self.device, self.reason, *((True,) if self.tf32 else ()))
+
+    def with_tf32(self) -> CupyBackend:
+        if not has_tf32(self._capability()):
+            raise DeviceUnavailable(
+                f"{self.device} has no TF32: its compute capability is {self._capability() / 10}, "
+                f"and TF32 came with 8.0. Take precision='auto' or 'float32', or device='cpu', "
+                f"which rounds as TF32 does"
+            )
+        twin = self.with_memory(self.memory)
+        twin.products, twin.tf32 = self.products.in_tf32(), True
+        return twin
+
+    def automatic_precision(self) -> str:
+        return automatic(self._capability())
+
+    def _capability(self) -> int:
+        return int(self.cupy.cuda.Device(self.index).compute_capability)
 
     def with_memory(self, memory: WorkingMemory) -> CupyBackend:
         """Return this backend with another `memory`, for a recording or a capture."""
@@ -287,7 +305,7 @@ class CupyBackend(LayerOperations, OneHotOperations):
         return CupyUpdater(self, rule, parameters, gradient, slots, random, half_copy)
 
 
-def unpickled(device: str, reason: str) -> CupyBackend:
+def unpickled(device: str, reason: str, tf32: bool = False) -> CupyBackend:
     """Return the backend of a pickle that was made with one for `device`.
 
     Raises
@@ -304,4 +322,4 @@ def unpickled(device: str, reason: str) -> CupyBackend:
             f"Model.load"
         ) from error
     backend.reason = reason
-    return backend
+    return backend.with_tf32() if tf32 else backend

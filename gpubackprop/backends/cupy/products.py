@@ -6,10 +6,11 @@ by column in cuBLAS, so out = x y is computed as out^T = y^T x^T, without copies
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -46,9 +47,17 @@ class Products:
     ----------
     obstacle : str
         Why calls cannot be part of a CUDA graph; "" if they can.
+    tf32 : bool
+        Whether float32 is multiplied in TF32, as CUPY_TF32=1 asks too.
     """
 
-    obstacle = "matrix products"
+    obstacle, tf32 = "matrix products", False
+
+    def in_tf32(self) -> Self:
+        """Return the same with float32 multiplied in TF32."""
+        twin = copy.copy(self)
+        twin.tf32 = True
+        return twin
 
     def __call__(self, x: Any, y: Any, out: Any, accumulate: bool = False) -> None:
         """Set out = x @ y on the current stream; each matrix is C- or F-contiguous.
@@ -90,7 +99,10 @@ class CupyProducts(Products):
     def __call__(self, x: Any, y: Any, out: Any, accumulate: bool = False) -> None:
         if not out.size or (accumulate and not x.shape[1]):
             return
-        if x.itemsize > 2 and not accumulate:
+        if not x.shape[1]:
+            out.fill(0)
+            return
+        if x.itemsize > 2 and not accumulate and not self.tf32:
             self._matmul(x, y, out=out)
         else:
             self._gemm(x, y, out, accumulate)
@@ -100,7 +112,7 @@ class CupyProducts(Products):
         cuda, (rows, columns) = self._cupy.cuda, out.shape
         wide = x.itemsize == 8
         one, zero = self._factors[np.float64 if wide else np.float32]
-        old, compute = (one if accumulate else zero), compute_type(x.dtype)
+        old, compute = (one if accumulate else zero), compute_type(x.dtype, self.tf32)
         transpose_x, stride_x = _as_columns(x)
         transpose_y, stride_y = _as_columns(y)
         cuda.cublas.gemmEx(
@@ -111,11 +123,11 @@ class CupyProducts(Products):
         )  # fmt: skip
 
 
-def compute_type(dtype: Any) -> int:
-    """Return the type in which products of that dtype are summed."""
+def compute_type(dtype: Any, tf32: bool) -> int:
+    """Return the type in which products of that dtype are computed."""
     if dtype.itemsize == 8:
         return COMPUTE_64F
-    if dtype.itemsize == 4 and os.environ.get("CUPY_TF32") == "1":
+    if dtype.itemsize == 4 and (tf32 or os.environ.get("CUPY_TF32") == "1"):
         return COMPUTE_32F_FAST_TF32
     return COMPUTE_32F
 
@@ -152,6 +164,11 @@ class CublasLtProducts(Products):
         self._eager: dict[cublaslt.Problem, cublaslt.Product | None] = {}
         self._choices = Choices(cupy, index, library.version)
         self._fallback = CupyProducts(cupy)
+
+    def in_tf32(self) -> Self:
+        twin = super().in_tf32()
+        twin._fallback = self._fallback.in_tf32()
+        return twin
 
     def __call__(self, x: Any, y: Any, out: Any, accumulate: bool = False) -> None:
         if not out.size or not x.shape[1]:
@@ -220,7 +237,11 @@ class CublasLtProducts(Products):
 
     def _problem(self, x: Any, y: Any, out: Any) -> cublaslt.Problem:
         return cublaslt.Problem(
-            _transposed(y), _transposed(x), _transposed(out), compute_type(x.dtype), WORKSPACE
+            _transposed(y),
+            _transposed(x),
+            _transposed(out),
+            compute_type(x.dtype, self.tf32),
+            WORKSPACE,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpubackprop.backends import precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
@@ -55,7 +56,7 @@ Array = np.ndarray
 class NumpyBackend(LayerOperations, OneHotOperations, HostMemory, Backend):
     """The operations of backpropagation on NumPy arrays; see `Backend`."""
 
-    device, reason = "cpu:numpy", ""
+    device, reason, tf32 = "cpu:numpy", "", False
 
     def __init__(self) -> None:
         self._call: Callable[..., None] = run_now
@@ -66,11 +67,21 @@ class NumpyBackend(LayerOperations, OneHotOperations, HostMemory, Backend):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make copies and pickles as new backends that compute alike."""
-        return type(self), (), {"reason": self.reason, "device": self.device}
+        state = {"reason": self.reason, "device": self.device}
+        return type(self), (), state | ({"tf32": True} if self.tf32 else {})
+
+    def with_tf32(self) -> Self:
+        twin = type(self)()
+        twin.device, twin.reason, twin.tf32 = self.device, self.reason, True
+        return twin
+
+    def automatic_precision(self) -> str:
+        return precision.automatic(None)
 
     def plan(self, emit: Callable[[Self], None]) -> Callable[[], None]:
         recorder, recorded = type(self)(), RecordedCalls()
         recorder.device, recorder._call, recorder._shared_scratch = self.device, recorded, Scratch()
+        recorder.tf32 = self.tf32
         emit(recorder)
         return self._planned(recorded)
 

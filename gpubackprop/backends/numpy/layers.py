@@ -12,6 +12,7 @@ import numpy as np
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
 from gpubackprop.backends.numpy.calls import emit_drop, emit_value, is_sixteen_bit
+from gpubackprop.backends.precision import round_to_tf32
 from gpubackprop.formulas import OUTPUTS, Activation, Dropout
 from gpubackprop.formulas.losses import log_softmax_rows
 
@@ -53,10 +54,14 @@ class LayerOperations(Backend):
             self._call(np.add, part, product, part)
 
     def _widened(self, x: Array, scratch: Scratch, number: int) -> Array:
-        """Return `x`, or its copy in float32 in the same order if it is narrower."""
+        """Return `x`, or its copy in float32 in the same order if it is narrower, or in TF32."""
+        order = "C" if x.flags.c_contiguous else "F"
+        if self.tf32 and x.dtype == np.float32:
+            rounded = scratch.take(0, number, x.shape, np.float32, order)
+            self._call(round_to_tf32, x, rounded)
+            return rounded
         if not is_sixteen_bit(x.dtype):
             return x
-        order = "C" if x.flags.c_contiguous else "F"
         wide = scratch.take(0, number, x.shape, np.float32, order)
         self._call(np.copyto, wide, x)
         return wide
