@@ -165,6 +165,8 @@ def _writeable(array: Array) -> bool:
 
 def _meets_itself(out: Array) -> bool:
     """Return whether a dimension steps within what smaller steps span, such as a broadcast one."""
+    if out.flags.c_contiguous:
+        return False
     spanned = int(out.itemsize)
     for stride, size in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
         if size > 1 and stride < spanned:

@@ -107,11 +107,16 @@ private:
             for (int64 i = 0; i < n; ++i) b.factor[i] = scales.of(first + i);
         if (a.labels == nullptr) return;
         read_labels(a.labels, a.label_storage, first, n, b.label);
+        int64 unusual = 0, ignored = a.ignore_index;
         for (int64 i = 0; i < n; ++i) {
-            b.unusual |= uint64(b.label[i]) >= uint64(K) || (has_ignored && b.label[i] == a.ignore_index);
+            int64 y = b.label[i];
+            unusual |= int64(y < 0) | int64(y >= K) | (int64(has_ignored) & int64(y == ignored));
+        }
+        for (int64 i = 0; i < n; ++i) {
             b.label_tau[i] = keep;
             b.total[i] = keep + spread_total;
         }
+        b.unusual = unusual != 0;
         if (b.unusual) set_apart(n);
         if (class_weight == nullptr) return;
         for (int64 i = 0; i < n; ++i) {
@@ -398,8 +403,7 @@ private:
         C buffer[SHORT];
         if (logits.direct() && n == ROWS) {
             const C* from = logits.read(row, 0, K, buffer);
-            for (int64 k = 0; k < K; ++k)
-                INDEPENDENT for (int i = 0; i < ROWS; ++i) z[k * ROWS + i] = from[i * a.stride_logits + k];
+            turn(from, a.stride_logits, z, ROWS, ROWS, K);
             return;
         }
         for (int64 i = 0; i < n; ++i) {
@@ -414,8 +418,7 @@ private:
         C buffer[SHORT];
         if (delta.direct() && n == ROWS) {
             C* to = delta.place(row, 0, buffer);
-            for (int64 k = 0; k < K; ++k)
-                INDEPENDENT for (int i = 0; i < ROWS; ++i) to[i * a.stride_delta + k] = z[k * ROWS + i];
+            turn(z, ROWS, to, a.stride_delta, K, ROWS);
             return;
         }
         for (int64 i = 0; i < n; ++i) {
