@@ -103,12 +103,15 @@ class Objective:
     def is_total(self) -> bool:
         """Whether an epoch's reported loss follows from the sum of the rows' losses.
 
-        It then lacks scikit-learn's bounds of probabilities, which losses of confident and wrong
-        rows reach.
+        That of a classifier does if each is bounded by `total_eps`.
         """
         if self.out_activation == "identity":
             return self.reported == "squared_error"
         return self.out_activation != "exp" and not self.reported
+
+    def total_eps(self, dtype: Any) -> float:
+        """Return, where `is_total`, the bound of probabilities in the rows' losses; 0 for none."""
+        return 0.0 if self.out_activation == "identity" else float(np.finfo(dtype).eps)
 
     def value_of_total(self, mean: float) -> float:
         """Return the reported loss, where `is_total`, from the mean of the rows' losses."""

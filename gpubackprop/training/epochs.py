@@ -25,6 +25,7 @@ def train_epoch(
     start: int = 0,
     l2: np.ndarray | None = None,
     weights: Array | None = None,
+    eps: float = 0.0,
 ) -> None:
     """Train the batches of an epoch, together with the other fits that train now.
 
@@ -42,8 +43,10 @@ def train_epoch(
         Penalty of each batch, or the regularization's.
     weights : (M,) array or None
         Weights of the rows in the order of `order`.
+    eps : float
+        The bound of probabilities in the reported losses, see `ResidentJob`; 0 is none.
     """
-    job, rounds = ResidentJob(step, order, rates, start, l2, weights), SHARED.rounds
+    job, rounds = ResidentJob(step, order, rates, start, l2, weights, eps), SHARED.rounds
     if rounds is None:
         train_together([job])
     else:
