@@ -101,6 +101,18 @@ def test_what_has_an_obstacle_is_trained_batch_by_batch(case: str, launches: lis
     np.testing.assert_allclose(*made, atol=1e-5 if case != "float16" else 2e-3)
 
 
+def test_the_environment_has_small_networks_trained_batch_by_batch(
+    monkeypatch: pytest.MonkeyPatch, launches: list[int]
+) -> None:
+    monkeypatch.setenv(epochs.VARIABLE, "0")
+    network, reference = (MLP([4, 5, 3], "tanh", seed=1, device=d) for d in ("cuda", "cpu"))
+    for each in (network, reference):
+        Trainer(each, batch_size=16, progress=False).fit(X, LABELS, epochs=1)
+    MLPClassifier(4, max_iter=1, random_state=0, device="cuda").fit(X, LABELS)
+    assert launches == []
+    np.testing.assert_allclose(host(network), host(reference), atol=1e-5)
+
+
 def test_what_else_is_in_a_launch_changes_no_bit() -> None:
     many, one = networks("cuda"), networks("cuda")[1]
     fit_many(many, X, LABELS, epochs=2, batch_size=16)

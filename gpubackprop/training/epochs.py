@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ from gpubackprop.training.rounds import SHARED
 from gpubackprop.training.step import TrainStep
 
 Array = Any  # an array of the network's device
+VARIABLE = "GPUBACKPROP_RESIDENT"
 
 
 def is_resident(step: TrainStep) -> bool:
-    """Return whether an epoch of this step, whose network is on a GPU, is one launch."""
-    return not obstacle(step)
+    """Return whether an epoch of this step, whose network is on a GPU, is one launch.
+
+    ``GPUBACKPROP_RESIDENT=0`` in the environment makes it False.
+    """
+    return os.environ.get(VARIABLE) != "0" and not obstacle(step)
 
 
 def train_epoch(
