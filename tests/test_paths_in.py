@@ -87,11 +87,11 @@ def a_step() -> Callable[[], Any]:
         (gradients, "cpu:numpy", 60, 18),
         (a_step, "cpu:numpy", 12, 7),
         (fit, "cpu:numpy", 167, 32),
-        (fit_an_estimator, "cpu:numpy", 224, 47),
+        (fit_an_estimator, "cpu:numpy", 227, 47),
         (gradients, "cpu", 60, 18),
         (a_step, "cpu", 12, 7),
         (fit, "cpu", 183, 38),
-        (fit_an_estimator, "cpu", 234, 49),
+        (fit_an_estimator, "cpu", 237, 49),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

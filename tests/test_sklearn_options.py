@@ -69,6 +69,7 @@ def test_parameters_and_defaults_are_scikit_learns_and_more(cls):
     additions = {
         "device": "auto", "precision": None, "callbacks": (), "progress": False,
         "checkpoint": None, "checkpoint_every": 1, "dropout": 0.0, "n_members": None,
+        "devices": None,
     }  # fmt: skip
     additions |= {"class_weight": None} if cls is MLPClassifier else {}
     assert {name: ours[name] for name in set(ours) - set(theirs)} == additions

@@ -102,6 +102,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         without compiled kernels), "cuda" or "cuda:1". "auto" takes a GPU that works and is
         predicted to finish sooner, else the CPU; `verbose` says why. If X lies on a GPU, it is
         computed there.
+    devices : str, int, sequence of str, or None
+        Several devices that train one network: "all" GPUs, a number of them, or names such as
+        ["cuda:0", "cuda:1"]; a thread for each computes its rows of every batch. The result is that
+        of one device, to rounding. Not for "lbfgs". Predictions use one device. None is `device`.
     precision : {"float32", "float64"} or None
         Dtype to compute in; None is that of X.
     class_weight : dict, "balanced" or None
@@ -165,7 +169,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     feature_names_in_ : (D_0,) array of str
         Names of the columns, if X was a data frame.
     device_ : str
-        Where the last fit ran: "cpu", "cpu:numpy" or "cuda:N". *Beyond scikit-learn.*
+        Where the last fit ran: "cpu", "cpu:numpy" or "cuda:N"; several are joined by commas.
+        *Beyond scikit-learn.*
     members_ : list of MLPClassifier
         The members of an ensemble, if `n_members` is larger than 1. `loss_` is then the mean of
         theirs, and `n_iter_` the largest. *Beyond scikit-learn.*
@@ -221,6 +226,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
         device: str = "auto",
+        devices: Any = None,
         precision: str | None = None,
         class_weight: Any = None,
         dropout: Any = 0.0,

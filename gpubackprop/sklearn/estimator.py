@@ -22,6 +22,7 @@ from gpubackprop.sklearn.members import fit_members
 from gpubackprop.sklearn.onnx_export import OnnxExport
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, check_parameters, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
+from gpubackprop.sklearn.session import check_devices
 from gpubackprop.sklearn.stored import check_goes_on, widths_of
 
 Array = Any
@@ -32,6 +33,7 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
     """The base of both estimators; not for direct use."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = NETWORK_CONSTRAINTS
+    devices: Any = None  # estimators that an older version has pickled have no such parameter
 
     def _store(self, parameters: dict[str, Any]) -> None:
         """Set the parameters of a constructor, given as its local names, as attributes."""
@@ -96,7 +98,7 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
     ) -> BaseMLP:
         started = time.perf_counter()
         sizes = hidden_sizes(self.hidden_layer_sizes)
-        self._check_options(validation_data)
+        self._check_options(X, validation_data)
         if self.n_members is not None and self.n_members > 1:
             fit_members(self, X, y, sample_weight, incremental, validation_data)
             return self
@@ -147,12 +149,14 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         weights = self._check_weights(weights, X)
         return X, self._encode(y), weights
 
-    def _check_options(self, validation_data: ValidationData) -> None:
-        """Raise OptionError for options that "lbfgs" would silently ignore."""
+    def _check_options(self, X: Any, validation_data: ValidationData) -> None:
+        """Raise OptionError for options that contradict each other, or that "lbfgs" ignores."""
         pair = validation_data is None or isinstance(validation_data, tuple | list)
         if not pair or len(validation_data or (0, 0)) not in (2, 3):
             raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")
         functions(dict(enumerate(self.callbacks)), "callbacks")
+        if self.devices is not None:
+            check_devices(self, X)
         wanted = {
             "validation_data": validation_data is not None,
             "callbacks": bool(self.callbacks),

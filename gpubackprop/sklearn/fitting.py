@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,9 @@ from gpubackprop.sklearn.stored import (
     widths_of,
     write_parameters,
 )
+from gpubackprop.sklearn.team import TeamSession
 from gpubackprop.training.batches import Batches
+from gpubackprop.training.team import device_names
 
 Array = Any
 ValidationData = tuple[Any, ...] | None  # the argument of `fit`
@@ -105,7 +108,8 @@ class Fitting(BaseEstimator):
         """Return network, loss and data on the device that computes."""
         network = make_network(self, dtype, device, reason)
         read_parameters(self, network)
-        self.device_ = network.device
+        others = () if self.devices is None else device_names(self.devices)[1:]
+        self.device_ = ", ".join([network.device, *others])
         if self.verbose:
             why = f" ({network.backend.reason})" if network.backend.reason else ""
             print(f"Computing on {self.device_}{why}, {dtype}")
@@ -158,7 +162,7 @@ class Fitting(BaseEstimator):
                 write_parameters(self, session.network)
                 return
         fit.run(incremental=incremental, save=save, tasks=tasks)
-        session.step.source.release()
+        session.release()
 
     def _split(self, y: np.ndarray, validation: Validation) -> tuple[np.ndarray, np.ndarray | None]:
         """Return numbers of the rows to learn from, and of those held out for early stopping."""
@@ -207,7 +211,8 @@ class Fitting(BaseEstimator):
         batches of other sizes would otherwise move the network.
         """
         kept: Session | None = getattr(self, "_kept_session", None)
-        if incremental and kept is not None and self.device == "auto" and not arrays.on_gpu(X):
+        ours = self.device == "auto" and self.devices is None and not arrays.on_gpu(X)
+        if incremental and kept is not None and ours:
             return kept.network.device, "where partial_fit began"
         return chosen_device(self, X)
 
@@ -226,27 +231,35 @@ class Fitting(BaseEstimator):
         objective = self._objective()
         weighted, stored = weights is not None, [*self.coefs_, *self.intercepts_]
         device, reason = self._device(X, incremental)
+        names = (device,) if self.devices is None else device_names(self.devices)
         key = (
             device, sparse.issparse(X), dtype, widths_of(self.coefs_), objective,
             [array.dtype for array in stored], str(self.activation), str(self.dropout), weighted,
-            float(self.alpha),
+            float(self.alpha), names,
         )  # fmt: skip
         kept: Session | None = getattr(self, "_kept_session", None)
         same = incremental and kept is not None and kept.key == key and kept.state is state
         if kept is not None and same and batch_rows <= kept.step.batch_size:
             read_parameters(self, kept.network)
-            kept.step.load(self._rows(kept.network, X, objective.targets(y, dtype)))
+            targets = objective.targets(y, dtype)
+            kept.load(lambda network: self._rows(network, X, targets))
             return kept
         network, objective, data = self._place(X, y, dtype, device, reason)
         if state is None:
             state = self._solver_state(network)
         if any(network.dropout) and state.random is None:
             state.random = random_state(int(self._random_state.randint(2**64, dtype=np.uint64)))
-        session = Session(
-            key, network, objective, state, data, batch_rows,
-            weighted=weighted, alpha=float(self.alpha), rounded=rounded_views(self, network),
-            epoch=None if incremental else train,
-        )  # fmt: skip
+        made_from = key, network, objective, state, data, batch_rows
+        options: dict[str, Any] = {"weighted": weighted, "alpha": float(self.alpha)}
+        options["epoch"] = None if incremental else train
+        if len(names) > 1:
+            targets = objective.targets(y, dtype)
+            session: Session = TeamSession(
+                names, lambda other: self._rows(other, X, targets), partial(rounded_views, self),
+                *made_from, **options,
+            )  # fmt: skip
+        else:
+            session = Session(*made_from, **options, rounded=rounded_views(self, network))
         self._kept_session = session if incremental else None
         return session
 

@@ -127,7 +127,9 @@ def _fit_one(
 
 
 def _shares_launches(estimator: Any, X: Any) -> bool:
-    """Return whether the members may compute on a GPU, where their epochs share launches."""
+    """Return whether the members may compute on one GPU, where their epochs share launches."""
+    if estimator.devices is not None:  # an epoch has its own threads, and takes its turn
+        return False
     device = estimator.device
     if device == "auto" and not on_gpu(X):
         device = devices.choose("auto")[0]

@@ -126,14 +126,19 @@ class Objective:
     def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
         """Return the type of scikit-learn's loss.
 
-        It is float32 if outputs of `dtype`, y and weights are. SciPy takes the logarithms of other
-        numbers in float64.
+        It is float32 if all its terms are. SciPy is asked for the type of its logarithms: more of
+        them are float32 from its version 1.18 on.
         """
-        wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
-        single = wide == np.float32 and (
-            self.reported == "squared_error" or (self.reported == "poisson" and y.dtype == wide)
-        )
-        return np.float32 if single else np.float64
+        if self._is_beyond:
+            return np.float64
+        terms = [np.dtype(dtype), y.dtype]
+        if self.reported == "poisson":
+            terms.append(_logarithm(y.dtype, np.result_type(*terms)))
+        elif self.reported != "squared_error":  # of one column scikit-learn makes two, of integers
+            terms = [_logarithm(np.dtype(np.bool_ if y.shape[1] > 1 else np.int64), terms[0])]
+        if weights is not None:
+            terms.append(weights.dtype)
+        return np.float32 if np.result_type(*terms) == np.float32 else np.float64
 
     def row_values(self, record: Array, y: Array | None, weights: Array | None = None) -> Array:
         """Return the (N,) reported loss of each row, in float64, without the weights of the rows.
@@ -186,3 +191,8 @@ class Objective:
             if exp:
                 return (yhat - wide * a + xlogy(wide, wide) - wide).sum(1)
             return (xlogy(wide, wide / yhat) - wide + yhat).sum(1)
+
+
+def _logarithm(factor: Any, argument: Any) -> Any:
+    """Return the dtype of SciPy's factor * log(argument)."""
+    return xlogy(np.empty(0, factor), np.empty(0, argument)).dtype

@@ -87,6 +87,7 @@ NETWORK_CONSTRAINTS: dict[str, list[Any]] = {
     ],
     "max_fun": [Interval(Integral, 1, None, closed="left")],
     "device": [str],
+    "devices": [StrOptions({"all"}), Interval(Integral, 1, None, closed="left"), list, tuple, None],
     "precision": [StrOptions({"float32", "float64"}), None],
     "dropout": [Interval(Real, 0, 1, closed="left"), list, tuple],
     "callbacks": [list, tuple],

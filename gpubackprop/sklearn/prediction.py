@@ -189,7 +189,7 @@ _KEPT: WeakKeyDictionary[Any, FewRows] = WeakKeyDictionary()
 
 def device_for_host_rows(e: Any) -> str:
     """Return the device for rows of the host; "auto" predicts on the CPU if it fitted there."""
-    if e.device == "auto" and getattr(e, "device_", "") == "cpu":
+    if e.device == "auto" and getattr(e, "device_", "").partition(",")[0] == "cpu":
         return "cpu"
     return devices.chosen(e.device)[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +21,7 @@ from gpubackprop.sklearn.stored import widths_of
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.epochs import is_resident
 from gpubackprop.training.step import Regularization, StepOptions, TrainStep
+from gpubackprop.training.team import device_names
 
 Array = Any
 
@@ -35,6 +38,8 @@ def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
         `x` is sparse or on a GPU, and the estimator's device does not fit.
     """
     device, own = estimator.device, device_of(x)
+    if estimator.devices is not None:
+        device = device_names(estimator.devices)[0]
     if sparse.issparse(x):
         if device == "auto" or devices.is_host(device):
             return "cpu" if device == "auto" else device, "X is sparse"
@@ -49,6 +54,31 @@ def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
     if device == "auto" or (device == "cuda" and own == "cuda:0"):
         return own, "X lies there"
     raise OptionError(f'device={device!r} was asked for but X lies on {own}; use device="{own}"')
+
+
+def check_devices(estimator: Any, x: Any) -> None:
+    """Raise OptionError if several devices cannot train this, DeviceUnavailable without a GPU."""
+    e, names = estimator, device_names(estimator.devices)
+    if e.device not in ("auto", names[0]):
+        raise OptionError(
+            f"device={e.device!r} was asked for but devices begin with {names[0]!r}; leave one of "
+            f"the two out"
+        )
+    if e.solver == "lbfgs" and len(names) > 1:
+        raise OptionError(
+            f'solver="lbfgs" computes on one device, and devices={e.devices!r} are {len(names)}; '
+            f'use solver="adam" or "sgd", or leave devices out'
+        )
+    if sparse.issparse(x) and not devices.is_host(names[0]):
+        raise OptionError(
+            f"devices={e.devices!r} was asked for but X is sparse, which is computed on the CPU; "
+            f"leave devices out, or pass X.toarray()"
+        )
+    if len(names) > 1 and device_of(x) != "cpu":
+        raise OptionError(
+            f"devices={e.devices!r} was asked for but X lies on {device_of(x)} alone; pass X as an "
+            f"array of the host, from which each device takes its own"
+        )
 
 
 def _training(estimator: Any, x: Any) -> workload.Training:
@@ -140,9 +170,15 @@ class Session:
 
     Attributes
     ----------
+    steps : list of TrainStep
+        The step of each device; `step` is the first.
     resident : bool
         Whether an epoch is one launch. The step then adds up losses and records no rows.
+    differ : bool
+        Whether others than `train` have written the parameters or the state of `step`.
     """
+
+    differ = True
 
     def __init__(
         self,
@@ -159,16 +195,40 @@ class Session:
         epoch: Array | None = None,
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
-        choices = [("none", objective.record, data)]
+        self._rest: Any = batch_rows, state.optimizer, Regularization(alpha)
+        self.resident = False
+        options = StepOptions(record=objective.record, weighted=weighted, rounded=rounded)
+        self.steps = self._make_steps(data, options, epoch)
+        self.step = self.steps[0]
+        state.bind(self.step)
+
+    def _make_steps(
+        self, data: Batches, options: StepOptions, epoch: Array | None
+    ) -> list[TrainStep]:
+        """Return the step of each device."""
+        network, objective = self.network, self.objective
+        choices = [("none", data, options)]
         if epoch is not None and network.backend.asynchronous and objective.is_total:
-            choices.insert(0, ("mean", "", data.select(epoch)))
-        for reduction, record, rows in choices:
-            self.step = TrainStep(
-                network, objective.loss(reduction), source_of(network, rows), batch_rows,
-                state.optimizer, Regularization(alpha),
-                StepOptions(record=record, weighted=weighted, rounded=rounded),
-            )  # fmt: skip
-            self.resident = not record and is_resident(self.step)
+            choices.insert(0, ("mean", data.select(epoch), replace(options, record="")))
+        for reduction, rows, chosen in choices:
+            loss, source = objective.loss(reduction), source_of(network, rows)
+            made_from: Any = loss, source, *self._rest, chosen
+            step = TrainStep(network, *made_from)
+            self.resident = not chosen.record and is_resident(step)
             if self.resident:
                 break
-        state.bind(self.step)
+        return [step]
+
+    def load(self, rows: Callable[[MLP], Batches]) -> None:
+        """Take the batches from ``rows(network)`` from now on, on each device."""
+        for step in self.steps:
+            step.load(rows(step.network))
+
+    def release(self) -> None:
+        """Drop the references to data on the host, until the next `load`."""
+        for step in self.steps:
+            step.source.release()
+
+    def train(self, work: Callable[[int], None]) -> None:
+        """Call ``work(number)`` with the number of each step, on all devices at the same time."""
+        work(0)

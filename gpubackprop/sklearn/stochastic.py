@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -17,6 +18,7 @@ from gpubackprop.sklearn.held_out import HeldOut, Scores
 from gpubackprop.sklearn.parameters import warn
 from gpubackprop.sklearn.session import Session
 from gpubackprop.sklearn.stored import read_parameters, write_parameters
+from gpubackprop.sklearn.team import RankStep
 from gpubackprop.training.epochs import train_epoch
 from gpubackprop.training.progress import ProgressBar
 from gpubackprop.training.rounds import SHARED, Rounds
@@ -122,7 +124,10 @@ class StochasticFit:
         self.order = np.arange(len(order))  # every epoch shuffles the order of the epoch before
         network, backend = session.network, session.network.backend
         width = session.objective.record_width
-        self.record = backend.zeros((len(order), width), network.dtype)
+        self.records: list[Any] = []  # of each device; a row that another one records is 0
+        for step in session.steps:
+            shape = len(order), width
+            self.records.append(step.network.backend.zeros(shape, network.dtype))
         self.squares = backend.zeros(len(self.plan.counts), network.dtype)
         # scikit-learn's first fit falls back to the initial parameters; a warm start that never
         # improves the best score keeps the last ones.
@@ -154,6 +159,7 @@ class StochasticFit:
             Calls scikit-learn's callbacks.
         """
         e, session, self.tasks = self.estimator, self.session, tasks
+        session.differ = True
         self.together = SHARED.rounds
         total, done = len(self.order) * e.max_iter, len(self.order) * e.n_iter_
         bar = ProgressBar(total, done, e.max_iter, show=True) if e.progress else None
@@ -239,32 +245,47 @@ class StochasticFit:
     def _train(self, weights: Array | None) -> Any:
         """Do the updates of one epoch; return its mean loss, penalty included."""
         session, plan, alpha = self.session, self.plan, self.estimator.alpha
-        network, step, state = session.network, session.step, session.state
-        backend = network.backend
-        sums, shares, placed = plan.counts, None, None
+        state = session.state
+        sums, shares = plan.counts, None
         if weights is not None:
             sums, shares = plan.sums_and_shares(weights)
         if session.resident:
             return self._train_whole(weights, alpha / sums)
-        if shares is not None:
-            placed = backend.asarray(shares, network.dtype)
-        rows = step.place(self.rows[self.order])
         l2 = (alpha / sums).tolist()
-        total_steps = self.estimator.max_iter * len(plan.counts)
+        total_steps, rates = self.estimator.max_iter * len(plan.counts), []
+        try:
+            for _ in plan.counts:
+                rates.append(state.rate(self.estimator.n_iter_, total_steps))
+                state.steps += 1
+            session.train(partial(self._update, shares, rates, l2))
+        finally:
+            state.steps = session.step.steps
+        squares = session.network.backend.to_host(self.squares)
+        penalty = 0.5 * float(np.dot(squares, plan.counts * l2))
+        with np.errstate(over="ignore"):
+            return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)
+
+    def _update(
+        self, shares: Array | None, rates: Sequence[float], l2: Sequence[float], place: int
+    ) -> None:
+        """Do an epoch's updates on the device with this number in the session."""
+        step, record, alpha = self.session.steps[place], self.records[place], self.estimator.alpha
+        backend, together = step.network.backend, len(self.records) > 1
+        placed = None if shares is None else backend.asarray(shares, step.network.dtype)
+        rows = step.place(self.rows[self.order])
         squares = step.squares.reshape(-1)[:1]
-        for number, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
+        for number, (start, stop) in enumerate(pairwise(self.plan.starts.tolist())):
             batch = step.update(
                 rows[start:stop],
-                state.rate(self.estimator.n_iter_, total_steps),
+                rates[number],
                 None if placed is None else placed[start:stop],
                 l2[number] if alpha else None,
             )
-            backend.copy(batch.record, self.record[start:stop])
-            backend.copy(squares, self.squares[number : number + 1])
-            state.steps = step.steps
-        penalty = 0.5 * float(np.dot(backend.to_host(self.squares), plan.counts * l2))
-        with np.errstate(over="ignore"):
-            return self.loss_type((self._loss_sum(shares) + penalty) / plan.rows)
+            own = cast(RankStep, step).own_rows(start, stop) if together else slice(start, stop)
+            if own.stop > own.start:
+                backend.copy(batch.record, record[own])
+            if not place:
+                backend.copy(squares, self.squares[number : number + 1])
 
     def _train_whole(self, weights: Array | None, l2: Array) -> Any:
         """Do the updates in one launch, which other fits may share; return what `_train` does."""
@@ -287,8 +308,12 @@ class StochasticFit:
 
     def _loss_sum(self, shares: Array | None) -> float:
         """Return the sum over batches of rows times mean loss; `shares` are those of the rows."""
-        session = self.session
-        record = session.network.backend.to_host(self.record)
+        session, steps = self.session, self.session.steps
+        read = [
+            step.network.backend.to_host(record)
+            for step, record in zip(steps, self.records, strict=True)
+        ]
+        record = read[0] if len(read) == 1 else np.add.reduce(read)
         y = self.y[self.order] if session.objective.values_need_targets else None
         values = session.objective.row_values(record, y, shares)
         return float(values.sum() if shares is None else values @ (shares * self.plan.rows_of))
@@ -343,4 +368,5 @@ class StochasticFit:
         pairs = zip(before, (*e.coefs_, *e.intercepts_), strict=True)
         if not all(np.array_equal(old, new, equal_nan=True) for old, new in pairs):
             read_parameters(e, network)
+            self.session.differ = True
         return ended

@@ -243,6 +243,11 @@ class TrainStep(GradientStep):
         emit_step(backend, self.loss, batch, self.parameters, gradient, self.updater)
         if not options.record:
             self.running.emit(backend, batch, summed=summed, penalty=penalty)
-        for view, stored in options.rounded:
+        if options.rounded:
+            self._emit_rounding(backend)
+
+    def _emit_rounding(self, backend: Backend) -> None:
+        """Issue the rounding of the views that `StepOptions.rounded` names."""
+        for view, stored in self.options.rounded:
             backend.gather_rows(view, None, stored)
             backend.gather_rows(stored, None, view)

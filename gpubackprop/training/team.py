@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from gpubackprop.backends.cuda_driver import probe_driver
+from gpubackprop.backends.devices import is_host
 from gpubackprop.distributed.contract import Communicator
 from gpubackprop.distributed.threads import Group, Threads, run_ranks
 from gpubackprop.errors import DeviceUnavailable, OptionError
@@ -76,27 +78,46 @@ def team_of(devices: Devices, network: MLP) -> Team | None:
     """
     if devices is None:
         return None
-    if devices == "all":
-        count = len(probe_driver().gpus)
-        if not count:
+    names = device_names(devices)
+    if names[0] != network.device:
+        raise OptionError(
+            f"the network is on {network.device} but devices begin with {names[0]}; build it "
+            f"with device={names[0]!r}"
+        )
+    return Team(names) if len(names) > 1 else None
+
+
+def device_names(devices: Any) -> tuple[str, ...]:
+    """Return the names that an argument `devices` means, at least one.
+
+    Raises
+    ------
+    OptionError
+        It is no such thing, or the devices are of two kinds.
+    DeviceUnavailable
+        There is no GPU.
+    """
+    if isinstance(devices, str) and devices == "all":
+        devices = len(probe_driver().gpus)
+        if not devices:
             raise DeviceUnavailable(
                 'devices="all" means all GPUs, and there is none here; `gpubackprop info` says '
-                "what is missing; leave devices out to train on the network's device"
+                "what is missing; leave devices out to train on one device"
             )
-        devices = count
-    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
-        devices = [f"cuda:{number}" for number in range(devices)]
-    if isinstance(devices, (str, int)) or not devices:
+    if isinstance(devices, Integral) and not isinstance(devices, bool) and int(devices) > 0:
+        devices = [f"cuda:{number}" for number in range(int(devices))]
+    named = isinstance(devices, list | tuple) and all(isinstance(name, str) for name in devices)
+    if not named or not devices:
         raise OptionError(
             f'devices is {devices!r} but must be "all", a number of GPUs, or names such as '
             f'["cuda:0", "cuda:1"]'
         )
-    if devices[0] != network.device:
+    if len({is_host(name) for name in devices}) > 1:
         raise OptionError(
-            f"the network is on {network.device} but devices begin with {devices[0]}; build it "
-            f"with device={devices[0]!r}"
+            f"devices is {devices!r} but gradients of a CPU and of a GPU cannot be added; name "
+            f"GPUs alone, or CPUs alone"
         )
-    return Team(devices) if len(devices) > 1 else None
+    return tuple(devices)
 
 
 def _twin(trainer: Trainer, ranks: Communicator, device: str) -> Trainer:

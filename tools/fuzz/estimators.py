@@ -159,7 +159,7 @@ def _twins() -> Sequence[World]:
 # -- what can be seen -------------------------------------------------------------------------
 
 BEYOND = {  # scikit-learn has no such parameters and attributes
-    "device", "precision", "class_weight", "dropout", "callbacks", "progress", "checkpoint",
+    "device", "devices", "precision", "class_weight", "dropout", "callbacks", "progress", "checkpoint",
     "checkpoint_every", "n_members", "device_", "validation_loss_curve_", "members_",
 }  # fmt: skip
 
