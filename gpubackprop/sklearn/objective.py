@@ -131,11 +131,13 @@ class Objective:
         """
         if self._is_beyond:
             return np.float64
-        terms = [np.dtype(dtype), y.dtype]
-        if self.reported == "poisson":
-            terms.append(_logarithm(y.dtype, np.result_type(*terms)))
-        elif self.reported != "squared_error":  # of one column scikit-learn makes two, of integers
-            terms = [_logarithm(np.dtype(np.bool_ if y.shape[1] > 1 else np.int64), terms[0])]
+        terms, factor = [np.dtype(dtype), y.dtype], y.dtype
+        if self.reported not in ("squared_error", "poisson"):
+            # Targets of a classifier are booleans. One column becomes two, of integers.
+            terms, factor = terms[:1], np.dtype(np.bool_ if y.shape[1] > 1 else np.int64)
+        if self.reported != "squared_error":
+            logarithm = xlogy(np.empty(0, factor), np.empty(0, np.result_type(*terms)))
+            terms.append(logarithm.dtype)
         if weights is not None:
             terms.append(weights.dtype)
         return np.float32 if np.result_type(*terms) == np.float32 else np.float64
@@ -191,8 +193,3 @@ class Objective:
             if exp:
                 return (yhat - wide * a + xlogy(wide, wide) - wide).sum(1)
             return (xlogy(wide, wide / yhat) - wide + yhat).sum(1)
-
-
-def _logarithm(factor: Any, argument: Any) -> Any:
-    """Return the dtype of SciPy's factor * log(argument)."""
-    return xlogy(np.empty(0, factor), np.empty(0, argument)).dtype
