@@ -317,9 +317,9 @@ def test_info_on_a_machine_with_everything(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "capability", "asked", "wanted"),
     [
-        ("cuda:0", (9, 0), "0", "auto is tf32; float64, float32, tf32, bfloat16, float16"),
+        ("cuda:0", (9, 0), "0", "auto is tf32; float64, float32, tf32, float16, bfloat16"),
         ("cuda:0", (9, 0), "1", "float16; float32 is multiplied in tf32 too, as CUPY_TF32=1 asks"),
-        ("cuda:0", (7, 5), "1", "auto is float32; float64, float32, bfloat16, float16"),
+        ("cuda:0", (7, 5), "1", "auto is float32; float64, float32, float16, bfloat16"),
         ("cpu", (9, 0), "1", "float16 (16 bits are computed in 32, tf32 is emulated)"),
     ],
 )

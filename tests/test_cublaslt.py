@@ -33,6 +33,7 @@ INVALID_VALUE = 7
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[cupy_stub.Counts]:
     monkeypatch.setattr(devices, "choose", lambda device: ("cuda:0", "emulated"))
+    monkeypatch.setenv("GPUBACKPROP_RESIDENT", "0")  # steps have products; resident training none
     with cupy_stub.installed() as counted:
         yield counted
 

@@ -39,6 +39,7 @@ def counts(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[cupy_stub.Counts]:
     monkeypatch.setattr(devices, "choose", lambda device: ("cuda:0", "emulated"))
+    monkeypatch.setenv("GPUBACKPROP_RESIDENT", "0")  # the launches of steps are tested here
     with cupy_stub.installed(request.param) as counted:
         yield counted
 

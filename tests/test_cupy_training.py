@@ -37,6 +37,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[cupy_stub.Counts]:
         return ("cpu", "asked for") if device == "cpu" else (f"cuda:{index}", "emulated")
 
     monkeypatch.setattr(devices, "choose", choose)
+    monkeypatch.setenv("GPUBACKPROP_RESIDENT", "0")  # the launches of steps are tested here
     with cupy_stub.installed() as counted:
         yield counted
 

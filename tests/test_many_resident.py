@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.neural_network
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
@@ -100,6 +101,18 @@ def test_what_has_an_obstacle_is_trained_batch_by_batch(case: str, launches: lis
     np.testing.assert_allclose(*made, atol=1e-5 if case != "float16" else 2e-3)
 
 
+def test_the_environment_has_small_networks_trained_batch_by_batch(
+    monkeypatch: pytest.MonkeyPatch, launches: list[int]
+) -> None:
+    monkeypatch.setenv(epochs.VARIABLE, "0")
+    network, reference = (MLP([4, 5, 3], "tanh", seed=1, device=d) for d in ("cuda", "cpu"))
+    for each in (network, reference):
+        Trainer(each, batch_size=16, progress=False).fit(X, LABELS, epochs=1)
+    MLPClassifier(4, max_iter=1, random_state=0, device="cuda").fit(X, LABELS)
+    assert launches == []
+    np.testing.assert_allclose(host(network), host(reference), atol=1e-5)
+
+
 def test_what_else_is_in_a_launch_changes_no_bit() -> None:
     many, one = networks("cuda"), networks("cuda")[1]
     fit_many(many, X, LABELS, epochs=2, batch_size=16)
@@ -146,6 +159,59 @@ def test_an_estimator_trains_an_epoch_in_one_launch_with_the_numbers_of_the_cpu(
     np.testing.assert_allclose(fitted[0].loss_curve_, fitted[1].loss_curve_, rtol=2e-5)
     for own, other in zip(fitted[0].coefs_, fitted[1].coefs_, strict=True):
         np.testing.assert_allclose(own, other, atol=2e-5)
+
+
+SURE: dict[str, tuple[int, float]] = {  # what is added to the class predicted; factor of the inputs
+    "right": (0, 1e4), "wrong": (1, 1e4), "near the bound": (1, 12.0),
+}  # fmt: skip
+
+
+def sure_of(kind: str, sure: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Return (settings, x, y), of which the initial network is sure, rightly or wrongly."""
+    shift, scale = SURE[sure]
+    settings: dict[str, Any] = {
+        "hidden_layer_sizes": (5,), "activation": "identity", "solver": "sgd", "batch_size": 16,
+        "learning_rate_init": 1e-9, "momentum": 0.0, "alpha": 0.0, "random_state": 0,
+        "max_iter": 2,
+    }  # fmt: skip
+    y = NETS[kind][1].astype(int)
+    net = sklearn.neural_network.MLPClassifier(**settings).fit(X.astype(np.float64), y)
+    x = scale * X.astype(np.float64)
+    p, predicted = net.predict_proba(x), net.predict(x)
+    if sure != "near the bound":  # leave out rows that are not sure of each of the units
+        clear = (np.minimum(p, 1 - p) < 1e-12).all(1)
+        x, predicted = x[clear], predicted[clear]
+    return settings, x.astype(np.float32), (predicted + shift) % (predicted.max() + 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("sure", SURE)
+@pytest.mark.parametrize("kind", ["classes", "two classes", "labels"])
+def test_a_loss_that_is_trained_in_one_launch_has_the_bounds_of_scikit_learn(
+    kind: str, sure: str, weighted: bool, launches: list[int]
+) -> None:
+    settings, x, y = sure_of(kind, sure)
+    weights = np.random.default_rng(1).random(len(x)).astype(np.float32) if weighted else None
+    reference = sklearn.neural_network.MLPClassifier(**settings).fit(x, y, weights)
+    for device in ("cuda", "cpu"):
+        net = MLPClassifier(**settings, device=device).fit(x, y, weights)
+        np.testing.assert_allclose(net.loss_curve_, reference.loss_curve_, rtol=2e-5)
+    assert launches == [1, 1]
+    units = 2 if kind == "labels" else 1
+    bounds = {"right": units * 2.0**-23, "wrong": units * -np.log(2.0**-23)}
+    if sure in bounds:
+        np.testing.assert_allclose(reference.loss_, bounds[sure], rtol=1e-5)
+
+
+def test_a_trainers_loss_in_one_launch_is_unbounded(launches: list[int]) -> None:
+    found = []
+    for device in ("cuda", "cpu"):
+        network = MLP([4, 5, 3], "identity", seed=1, device=device)
+        trainer = Trainer(network, optimizer=SGD(1e-9), progress=False)
+        found.append(trainer.fit(200 * X, LABELS, epochs=1)["loss"])
+    assert launches == [1]
+    assert found[1][0] > 20.0
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_a_search_in_threads_shares_launches_with_the_results_of_one_after_another(

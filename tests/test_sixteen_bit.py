@@ -275,7 +275,7 @@ def test_a_batch_of_no_rows_has_gradients_of_zero(precision, device):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"precision": "float8"}, "bfloat16, float16, or float32"),
+        ({"precision": "float8"}, "bfloat16, float16, tf32, auto, or float32"),
         ({"precision": "float16", "dtype": "float64"}, "float32 parameters"),
         ({"precision": "float32", "dtype": "float64"}, "or float64"),
     ],

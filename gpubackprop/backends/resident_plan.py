@@ -32,6 +32,7 @@ WORDS = (
     "count", "x_at", "x_stride", "targets_at", "targets_stride", "row_weights_at", "has_labels",
     "has_ignore_index", "ignore_index", "reduction", "empty_is_zero", "counts_correct",
     "weights_by_order", "one_minus_eps", "eps_over_k", "z_loss", "soft_cap", "loss_parameter",
+    "probability_eps",
 )  # fmt: skip
 LAYER_FIELDS = (
     "inputs", "outputs", "weights_from", "biases_from", "weights", "stride", "biases", "units",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import Model, backends
+from gpubackprop import Model, backends, dtypes
 from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
 from gpubackprop.backends.native import HostPath, host_path
@@ -21,7 +21,7 @@ from gpubackprop.cli.common import Say, blas_name, count, versions
 from gpubackprop.data.classes import as_text
 from gpubackprop.errors import GpubackpropError
 
-PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16")
+PRECISIONS = (*dtypes.COMPUTE, "tf32", *dtypes.SIXTEEN_BIT)
 _EPILOG = """\
 examples:
   gpubackprop info

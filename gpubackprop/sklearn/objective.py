@@ -103,12 +103,15 @@ class Objective:
     def is_total(self) -> bool:
         """Whether an epoch's reported loss follows from the sum of the rows' losses.
 
-        It then lacks scikit-learn's bounds of probabilities, which losses of confident and wrong
-        rows reach.
+        That of a classifier does if each is bounded by `total_eps`.
         """
         if self.out_activation == "identity":
             return self.reported == "squared_error"
         return self.out_activation != "exp" and not self.reported
+
+    def total_eps(self, dtype: Any) -> float:
+        """Return, where `is_total`, the bound of probabilities in the rows' losses; 0 for none."""
+        return 0.0 if self.out_activation == "identity" else float(np.finfo(dtype).eps)
 
     def value_of_total(self, mean: float) -> float:
         """Return the reported loss, where `is_total`, from the mean of the rows' losses."""
@@ -123,14 +126,21 @@ class Objective:
     def reported_type(self, dtype: Any, y: Array, weights: Array | None) -> type:
         """Return the type of scikit-learn's loss.
 
-        It is float32 if outputs of `dtype`, y and weights are. SciPy takes the logarithms of other
-        numbers in float64.
+        It is float32 if all its terms are. SciPy is asked for the type of its logarithms: more of
+        them are float32 from its version 1.18 on.
         """
-        wide = np.result_type(dtype, y.dtype, *([] if weights is None else [weights.dtype]))
-        single = wide == np.float32 and (
-            self.reported == "squared_error" or (self.reported == "poisson" and y.dtype == wide)
-        )
-        return np.float32 if single else np.float64
+        if self._is_beyond:
+            return np.float64
+        terms, factor = [np.dtype(dtype), y.dtype], y.dtype
+        if self.reported not in ("squared_error", "poisson"):
+            # Targets of a classifier are booleans. One column becomes two, of integers.
+            terms, factor = terms[:1], np.dtype(np.bool_ if y.shape[1] > 1 else np.int64)
+        if self.reported != "squared_error":
+            logarithm = xlogy(np.empty(0, factor), np.empty(0, np.result_type(*terms)))
+            terms.append(logarithm.dtype)
+        if weights is not None:
+            terms.append(weights.dtype)
+        return np.float32 if np.result_type(*terms) == np.float32 else np.float64
 
     def row_values(self, record: Array, y: Array | None, weights: Array | None = None) -> Array:
         """Return the (N,) reported loss of each row, in float64, without the weights of the rows.

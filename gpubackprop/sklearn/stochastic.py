@@ -299,6 +299,7 @@ class StochasticFit:
         train_epoch(
             step, order, np.array(rates), l2=l2 if e.alpha else None,
             weights=None if weights is None else np.asarray(weights, session.network.dtype),
+            eps=session.objective.total_eps(session.network.dtype),
         )  # fmt: skip
         state.steps = step.steps
         totals = step.read_totals()

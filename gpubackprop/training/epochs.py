@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ from gpubackprop.training.rounds import SHARED
 from gpubackprop.training.step import TrainStep
 
 Array = Any  # an array of the network's device
+VARIABLE = "GPUBACKPROP_RESIDENT"
 
 
 def is_resident(step: TrainStep) -> bool:
-    """Return whether an epoch of this step, whose network is on a GPU, is one launch."""
-    return not obstacle(step)
+    """Return whether an epoch of this step, whose network is on a GPU, is one launch.
+
+    ``GPUBACKPROP_RESIDENT=0`` in the environment makes it False.
+    """
+    return os.environ.get(VARIABLE) != "0" and not obstacle(step)
 
 
 def train_epoch(
@@ -25,6 +30,7 @@ def train_epoch(
     start: int = 0,
     l2: np.ndarray | None = None,
     weights: Array | None = None,
+    eps: float = 0.0,
 ) -> None:
     """Train the batches of an epoch, together with the other fits that train now.
 
@@ -42,8 +48,10 @@ def train_epoch(
         Penalty of each batch, or the regularization's.
     weights : (M,) array or None
         Weights of the rows in the order of `order`.
+    eps : float
+        The bound of probabilities in the reported losses, see `ResidentJob`; 0 is none.
     """
-    job, rounds = ResidentJob(step, order, rates, start, l2, weights), SHARED.rounds
+    job, rounds = ResidentJob(step, order, rates, start, l2, weights, eps), SHARED.rounds
     if rounds is None:
         train_together([job])
     else:

@@ -48,6 +48,10 @@ class ResidentJob:
         The penalty of each batch in place of the regularization's, on the host.
     weights : (E M,) float array or None
         Weights of the rows in the order of `order`, for a step that is weighted.
+    eps : float
+        If not 0, the losses in the totals, but not their gradients, are those of probabilities that
+        are rounded to float32 and lie within eps and 1 - eps, as scikit-learn reports them: of
+        softmax cross entropy of labels, and of binary cross entropy of targets 0 and 1.
     """
 
     step: TrainStep
@@ -56,6 +60,7 @@ class ResidentJob:
     start: int = 0
     l2: np.ndarray | None = None
     weights: Array | None = None
+    eps: float = 0.0
 
     def check(self) -> None:
         """Raise OptionError if the batches are not all in `order`, or weights are missing."""
@@ -207,7 +212,7 @@ def _network(job: ResidentJob) -> Any:
         "batch_rows": step.batch_size, "data_rows": source.x.shape[0],
         "update": list(UPDATES).index(step.formula), "clips": clip is not None,
         "counts_correct": step.running.counts_correct, "weights_by_order": job.weights is not None,
-        **_loss_numbers(step),
+        "probability_eps": float(job.eps), **_loss_numbers(step),
     }  # fmt: skip
     return ResidentNetwork(plan, arrays, numbers, _layers(step))
 

@@ -39,6 +39,7 @@ enum Word {
     HAS_LABELS, HAS_IGNORE_INDEX, IGNORE_INDEX, REDUCTION, EMPTY_IS_ZERO, COUNTS_CORRECT,
     WEIGHTS_BY_ORDER,                         // sample_weight is in the order of `order`, not of the data
     ONE_MINUS_EPS, EPS_OVER_K, Z_LOSS, SOFT_CAP, LOSS_PARAMETER,
+    PROBABILITY_EPS,                          // reported losses are of probabilities within eps and 1 - eps; or 0
     WORDS
 };
 enum Reduction { MEAN, SUM, ELEMENTWISE_MEAN };

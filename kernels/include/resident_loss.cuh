@@ -41,8 +41,7 @@ __device__ __forceinline__ SoftmaxArguments<float> loss_arguments(
     if (net.words[SAMPLE_WEIGHT] != 0)
         p.sample_weight = net.memory + net.number(ROW_WEIGHTS_AT) + stage * tile_rows;
     p.class_weight = net.address<const float>(CLASS_WEIGHT);
-    p.loss = p.delta;  // not written: it says that the losses are wanted, as the next one does for hits
-    p.correct_rows = reinterpret_cast<int64*>(p.delta);
+    p.correct_rows = reinterpret_cast<int64*>(p.delta);  // not written: it says that hits are wanted
     p.upstream.value = 1.f;
     p.divisor.value = divisor;
     p.rows = tile.count;
@@ -67,9 +66,27 @@ __device__ __forceinline__ float tau_of(const SoftmaxArguments<float>& p, const 
     return p.class_weight == nullptr ? tau : tau * p.class_weight[k];
 }
 
+// A row's loss with its weight, as scikit-learn reports it: that of a probability within eps and 1 - eps, by
+// float32's eps. NaN stays.
+__device__ __forceinline__ float bounded(float loss, float weight, float eps) {
+    float least = weight * eps, most = weight * -::log(eps);  // -log(1 - eps) is eps in float32
+    if (weight < 0.f) {
+        float other = least;
+        least = most, most = other;
+    }
+    return loss < least ? least : loss > most ? most : loss;
+}
+
+// Binary cross entropy of a target 0 or 1, likewise: p is rounded, bounded, and subtracted from 1.
+__device__ __forceinline__ float bounded_binary(float a, float t, float eps) {
+    float p = 1.f / (1.f + ::exp(-a)), most = 1.f - eps;
+    p = p < eps ? eps : p > most ? most : p;
+    return -(t * ::log(p) + (1.f - t) * ::log(1.f - p));
+}
+
 // Softmax cross entropy of a row by `lanes` lanes; all lanes of the warp come, also for a row beyond the last.
 __device__ __forceinline__ void softmax_row(
-    const SoftmaxArguments<float>& p, int row, int lane, int lanes, BatchSums& sums) {
+    const SoftmaxArguments<float>& p, float eps, int row, int lane, int lanes, BatchSums& sums) {
     bool there = row < int(p.rows);
     float* z = p.delta + (there ? row : 0) * p.stride_delta;
     const float* probabilities =
@@ -105,12 +122,15 @@ __device__ __forceinline__ void softmax_row(
     if (!owns) return;
     if (target.label >= 0) z[target.label] = outcome.label_delta(p, target, z_label);
     outcome.store_row(p, target, row, z_label, sums);
+    float loss = outcome.loss(p, target, row, z_label);
+    sums.add_loss(eps == 0.f || target.ignored ? loss : bounded(loss, row_weight(p, row), eps));
 }
 
 // A pointwise loss of a row, likewise.
-template <class Loss>
+template <class Loss, bool BINARY>
 __device__ __forceinline__ void pointwise_row(
-    const SoftmaxArguments<float>& p, float parameter, int row, int lane, int lanes, BatchSums& sums) {
+    const SoftmaxArguments<float>& p, float parameter, float eps, int row, int lane, int lanes,
+    BatchSums& sums) {
     bool there = row < int(p.rows);
     float* a = p.delta + (there ? row : 0) * p.stride_delta;
     const float* t = p.probabilities + (there ? row : 0) * p.stride_probabilities;
@@ -119,7 +139,8 @@ __device__ __forceinline__ void pointwise_row(
     float scale = weight / divisor, loss = 0.f, wrong = 0.f;
     for (int k = lane; k < (there ? int(p.cols) : 0); k += lanes) {
         float d;
-        loss += Loss::value_and_delta(a[k], t[k], d, parameter);
+        float value = Loss::value_and_delta(a[k], t[k], d, parameter);
+        loss += BINARY && eps != 0.f ? bounded_binary(a[k], t[k], eps) : value;
         if ((a[k] > 0.f) != (t[k] > 0.5f)) wrong = 1.f;
         a[k] = d * scale;
     }
@@ -136,14 +157,15 @@ __device__ __forceinline__ void loss_of_rows(
     SoftmaxArguments<float> p = loss_arguments(net, tile, stage, divisor);
     int lanes = p.cols <= FEW_UNITS ? FEW_LANES : 32, lane = thread() % lanes;
     int loss = net.number(LOSS);
-    float parameter = net.real(LOSS_PARAMETER);
+    float parameter = net.real(LOSS_PARAMETER), eps = net.real(PROBABILITY_EPS);
 #pragma unroll 1
     for (int first = 0; first < tile.count; first += THREADS / lanes) {
         int row = first + thread() / lanes;
-        if (loss == loss_numbers::softmax_cross_entropy) softmax_row(p, row, lane, lanes, sums);
-#define CASE(name)                    \
-    if (loss == loss_numbers::name)   \
-        pointwise_row<losses::name>(p, parameter, row, lane, lanes, sums);
+        if (loss == loss_numbers::softmax_cross_entropy) softmax_row(p, eps, row, lane, lanes, sums);
+#define CASE(name)                                                                    \
+    if (loss == loss_numbers::name)                                                   \
+        pointwise_row<losses::name, int(loss_numbers::name) == int(loss_numbers::binary_cross_entropy)>( \
+            p, parameter, eps, row, lane, lanes, sums);
         FOR_EACH_LOSS(FORMULA_OF)
 #undef CASE
     }
