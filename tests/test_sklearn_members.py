@@ -117,6 +117,18 @@ def test_the_figures_of_an_ensemble_come_from_its_members() -> None:
     assert not hasattr(own, "coefs_")
 
 
+@pytest.mark.parametrize("name", ["coefs_", "intercepts_", "t_"])
+def test_what_an_ensemble_lacks_is_an_error_that_names_its_members(name: str) -> None:
+    own = ensemble(max_iter=1).fit(X, Y)
+    assert not hasattr(own, name)
+    with pytest.raises(AttributeError, match=rf"'{name}'.* ensemble.*members_\[0\].{name}"):
+        getattr(own, name)
+    with pytest.raises(AttributeError, match=rf"'{name}'$"):
+        getattr(ensemble(), name)
+    with pytest.raises(AttributeError, match=r"'nothing_'$"):
+        _ = own.nothing_
+
+
 # -- going on -------------------------------------------------------------------------------------
 
 

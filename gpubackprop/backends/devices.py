@@ -113,14 +113,7 @@ def choose(device: str) -> tuple[str, str]:
     DeviceUnavailable
         CUDA was asked for by name and something of it is missing.
     """
-    match = isinstance(device, str) and re.fullmatch(
-        r"auto|cpu|cpu:numpy|cuda(?::(0|[1-9][0-9]{0,8}))?", device
-    )
-    if not match:
-        raise OptionError(
-            f'device={device!r} is not a device; valid are "auto", "cpu", "cpu:numpy", "cuda" and '
-            '"cuda:N" with N = 0, 1, ...'
-        )
+    match = parsed(device)
     if device == "cpu":
         return "cpu", "the CPU was asked for"
     if device == "cpu:numpy":
@@ -138,6 +131,25 @@ def choose(device: str) -> tuple[str, str]:
         f'device="{device}" was asked for but {lack.what}; {lack.remedy}; without CUDA use '
         'device="cpu", or "auto" to fall back.'
     )
+
+
+def parsed(device: Any) -> re.Match[str]:
+    """Return the match of a device's name; its group 1 is the number of a GPU, if it has one.
+
+    Raises
+    ------
+    OptionError
+        `device` is none of the names that `choose` knows.
+    """
+    match = isinstance(device, str) and re.fullmatch(
+        r"auto|cpu|cpu:numpy|cuda(?::(0|[1-9][0-9]{0,8}))?", device
+    )
+    if not match:
+        raise OptionError(
+            f'device={device!r} is not a device; valid are "auto", "cpu", "cpu:numpy", "cuda" and '
+            '"cuda:N" with N = 0, 1, ...'
+        )
+    return match
 
 
 _CHOSEN: dict[tuple[Any, ...], tuple[str, str]] = {}

@@ -36,6 +36,28 @@ def members_of(estimator: Any) -> list[Any] | None:
     return members
 
 
+class OfOne:
+    """An attribute of one network, in the class: an ensemble's error says that its members have it.
+
+    An estimator's own attribute comes before it, so it is asked only where that is missing.
+
+    Parameters
+    ----------
+    name : str
+        The attribute.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, estimator: Any, kind: type) -> Any:
+        name, members = self.name, None if estimator is None else members_of(estimator)
+        error = f"{kind.__name__!r} object has no attribute {name!r}"
+        if members and hasattr(members[0], name):
+            error += f", because it is an ensemble; its members have one each: members_[0].{name}"
+        raise AttributeError(error, name=name, obj=estimator)
+
+
 def check_number(estimator: Any) -> None:
     """Raise OptionError if training is to go on with another number of networks."""
     e, members = estimator, members_of(estimator)
