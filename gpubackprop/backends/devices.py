@@ -24,6 +24,8 @@ CUDA_BACKEND = "gpubackprop.backends.cupy"
 # CUDA majors that have a CuPy wheel, and therefore an extra (cuda12, cuda13), newest first.
 _CUDA_MAJORS = (13, 12)
 
+NAME = re.compile(r"auto|cpu|cpu:numpy|cuda(?::(0|[1-9][0-9]{0,8}))?")  # of a device
+
 
 class Missing(NamedTuple):
     """Something that the CUDA path wants and this machine lacks."""
@@ -113,7 +115,9 @@ def choose(device: str) -> tuple[str, str]:
     DeviceUnavailable
         CUDA was asked for by name and something of it is missing.
     """
-    match = parsed(device)
+    match = isinstance(device, str) and NAME.fullmatch(device)
+    if not match:
+        raise unknown(device)
     if device == "cpu":
         return "cpu", "the CPU was asked for"
     if device == "cpu:numpy":
@@ -133,23 +137,12 @@ def choose(device: str) -> tuple[str, str]:
     )
 
 
-def parsed(device: Any) -> re.Match[str]:
-    """Return the match of a device's name; its group 1 is the number of a GPU, if it has one.
-
-    Raises
-    ------
-    OptionError
-        `device` is none of the names that `choose` knows.
-    """
-    match = isinstance(device, str) and re.fullmatch(
-        r"auto|cpu|cpu:numpy|cuda(?::(0|[1-9][0-9]{0,8}))?", device
+def unknown(device: Any) -> OptionError:
+    """Return the error of a device that has none of the names in `NAME`."""
+    return OptionError(
+        f'device={device!r} is not a device; valid are "auto", "cpu", "cpu:numpy", "cuda" and '
+        '"cuda:N" with N = 0, 1, ...'
     )
-    if not match:
-        raise OptionError(
-            f'device={device!r} is not a device; valid are "auto", "cpu", "cpu:numpy", "cuda" and '
-            '"cuda:N" with N = 0, 1, ...'
-        )
-    return match
 
 
 _CHOSEN: dict[tuple[Any, ...], tuple[str, str]] = {}
