@@ -132,7 +132,7 @@ class Objective:
         if self._is_beyond:
             return np.float64
         terms, factor = [np.dtype(dtype), y.dtype], y.dtype
-        if self.reported not in ("squared_error", "poisson"):
+        if not self.reported:
             # Targets of a classifier are booleans. One column becomes two, of integers.
             terms, factor = terms[:1], np.dtype(np.bool_ if y.shape[1] > 1 else np.int64)
         if self.reported != "squared_error":
