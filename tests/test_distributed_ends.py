@@ -20,18 +20,18 @@ SAME_CALLS = "all ranks must make the same calls, such as fit and evaluate"
 
 @pytest.mark.slow
 @with_mpi
-@pytest.mark.parametrize("waiting", [0, 1])
+@pytest.mark.parametrize(("size", "waiting"), [(2, 0), (2, 1), (3, 2)])
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)], ids=["waits", "comes later"])
 def test_mpis_rank_that_alone_calls_evaluate_names_the_rank_that_has_ended(
-    tmp_path: Path, waiting: int, before: float, after: float
+    tmp_path: Path, size: int, waiting: int, before: float, after: float
 ) -> None:
     """Whether the other rank ends while this one waits, or has ended before."""
     result = mpiexec(
-        2, "tests.ranks_programs", "measure_alone", tmp_path, waiting, before, after,
+        size, "tests.ranks_programs", "measure_alone", tmp_path, waiting, before, after,
         seconds=SECONDS,
     )  # fmt: skip
     assert result.returncode != 0
-    assert f"rank {1 - waiting} of 2 (" in result.stderr
+    assert f"rank {0 if waiting else 1} of {size} (" in result.stderr
     assert "has ended its program, and this rank would wait for it for ever" in result.stderr
     assert SAME_CALLS in result.stderr
 
