@@ -302,7 +302,7 @@ class MLP(TorchModules, HeldParameters):
         ----------
         x : (N, D_0) array, data frame or CodedInputs
             A data frame's columns are taken as they come; see `gpubackprop.data.frames.as_inputs`.
-            Products of 16 bits take one-hot groups as a matrix.
+            Products of 16 bits and in TF32 take one-hot groups as a matrix.
         name : str
             What errors call it.
 
@@ -320,7 +320,7 @@ class MLP(TorchModules, HeldParameters):
         """
         if isinstance(x, CodedInputs):
             if x.shape[1] == self.widths[0]:
-                return x.toarray() if self.mixed_precision else x
+                return x.toarray() if self.mixed_precision or self.tf32 else x
         elif self.backend.is_device_array(x):
             x = self.backend.asarray(x)
         else:

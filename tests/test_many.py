@@ -17,6 +17,7 @@ import pytest
 
 from gpubackprop import MLP, History, Trainer, fit_many
 from gpubackprop.errors import GpubackpropError, NonFiniteLossError, OptionError
+from gpubackprop.many import fit
 from gpubackprop.many.shared import SHARED_BYTES, Shared, Unpickler
 from gpubackprop.optimizers import SGD, Adam, Momentum
 from gpubackprop.schedules import Cosine, StepDecay
@@ -194,7 +195,15 @@ def test_a_process_that_ends_fails_its_network_alone() -> None:
         "short list": ({"seed": [1]}, "a list of 1 but there are 2 networks"),
         "out of range": ({"batch_size": [8, 0]}, "network 2 of 2: batch_size"),
         "one file": ({"checkpoint": "one.safetensors"}, "a list with a file for each"),
-        "no process": ({"n_jobs": 0}, "n_jobs is 0"),
+        "no process": ({"n_jobs": 0}, "n_jobs is 0.*-2 for one less"),
+        "functions": ({"callbacks": [print, print]}, r"callbacks is a list.*callbacks=\(f, g\)"),
+        "no function": ({"callbacks": print}, "callbacks is <built.* must be a sequence of func"),
+        "metric": ({"metrics": [{}, 1]}, "metrics is a list.* network 2 is 1 .* a dictionary"),
+        "no metric": ({"metrics": 1}, "metrics is 1 but must be a dictionary"),
+        "devices": ({"devices": ["cpu", "cpu"]}, r"list.*devices=\(\"cuda:0\", \"cuda:1\"\), a tup"),
+        "rows": ({"rows": [3, 4]}, r"rows is a list.*np.array\(rows\)"),
+        "weights": ({"sample_weight": [0.5, 1.0]}, r"list.*np.array\(sample_weight\)"),
+        "held out": ({"validation": [3, 4]}, r"list.*np.array\(validation\)"),
     }.values(),
 )  # fmt: skip
 def test_bad_settings_are_refused_before_anything_is_trained(
@@ -208,6 +217,48 @@ def test_bad_settings_are_refused_before_anything_is_trained(
         assert network.parameters.tobytes() == old.parameters.tobytes()
 
 
+def test_a_list_for_one_network_is_an_error_that_says_how_to_write_it() -> None:
+    one = networks()[:1]
+    with pytest.raises(OptionError, match=r"network 1 is 0 .* pass an array, np.array\(targets\)"):
+        fit_many(networks()[:2], X[:2], [0, 1])
+    with pytest.raises(OptionError, match="a list of 2 but there is 1 network;"):
+        fit_many(one, X[:2], [0, 1])
+    with pytest.raises(OptionError, match="callbacks is a list, which has one entry for each"):
+        fit_many(one[0], X, LABELS, callbacks=[print])
+
+
+def test_a_tuple_of_devices_is_for_all_networks() -> None:
+    many = networks()[:2]
+    fit_many(many, X, LABELS, devices=("cpu", "cpu"), epochs=1)
+    for network, other in zip(many, networks(), strict=False):
+        Trainer(other, devices=["cpu", "cpu"], progress=False).fit(X, LABELS, epochs=1)
+        assert network.parameters.tobytes() == other.parameters.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("bad", "note"),
+    [(1, "network 1 of 3; the others are trained"),
+     (2, "network 1 of 3; networks 1, 2 have failed; the others are trained"),
+     (3, "network 1 of 3; networks 1, 2, 3 have failed")],
+)  # fmt: skip
+def test_the_note_of_a_failure_counts_the_networks_that_failed(bad: int, note: str) -> None:
+    labels = [LABELS + 3] * bad + [LABELS] * (3 - bad)
+    with pytest.raises(GpubackpropError) as caught:
+        fit_many(networks()[:3], X, labels, epochs=1)
+    assert caught.value.__notes__ == [f"fit_many: this is {note}"]
+
+
+def test_minus_two_jobs_are_one_less_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(fit, "available_cores", lambda: 4)
+    monkeypatch.setattr(
+        fit, "train_in_processes", lambda todo, count: asked.append(count) or [None] * len(todo)
+    )
+    for n_jobs in (-1, -2):
+        fit_many(networks(), X, LABELS, n_jobs=n_jobs)
+    assert asked == [4, 3]
+
+
 def test_networks_must_be_several_and_different() -> None:
     network = networks()[0]
     with pytest.raises(OptionError, match="a network twice"):
@@ -218,6 +269,8 @@ def test_networks_must_be_several_and_different() -> None:
         fit_many([Trainer(network)], X, LABELS, seed=3)
     with pytest.raises(OptionError, match=r"networks\[0\] is a str"):
         fit_many(["MLP"], X, LABELS)  # type: ignore[list-item]
+    with pytest.raises(OptionError, match=r"networks\[1\] is an int"):
+        fit_many([network, 3], X, LABELS)  # type: ignore[list-item]
 
 
 # -- Ctrl-C ---------------------------------------------------------------------------------------

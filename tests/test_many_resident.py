@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor, together
 from gpubackprop.training import epochs, resident, rounds
 from gpubackprop.training.resident import ResidentJob
+from gpubackprop.training.run import Run
 from tests import emulator
 from tests.emulator import cupy_stub
 from tests.small_training import some_data
@@ -111,6 +113,26 @@ def test_the_environment_has_small_networks_trained_batch_by_batch(
     MLPClassifier(4, max_iter=1, random_state=0, device="cuda").fit(X, LABELS)
     assert launches == []
     np.testing.assert_allclose(host(network), host(reference), atol=1e-5)
+
+
+def test_the_rest_of_an_epoch_from_a_checkpoint_is_one_launch(
+    monkeypatch: pytest.MonkeyPatch, launches: list[int], tmp_path: Path
+) -> None:
+    """50 rows are 4 batches of 16. Two are done one by one, and the rest at once."""
+
+    def trained(device: str) -> np.ndarray:
+        network = MLP([4, 5, 3], "tanh", seed=1, device=device)
+        trainer = Trainer(network, optimizer=Adam(0.01), batch_size=16, progress=False)
+        trainer.fit(X, LABELS, epochs=2, checkpoint=tmp_path / device)
+        return host(network)
+
+    with monkeypatch.context() as patched:
+        patched.setenv(epochs.VARIABLE, "0")
+        patched.setattr(Run, "_asked_to_stop", lambda run, guard: run.position.step == 2)
+        trained("cuda")
+    assert launches == []
+    np.testing.assert_allclose(trained("cuda"), trained("cpu"), atol=1e-5)
+    assert launches == [1, 1]
 
 
 def test_what_else_is_in_a_launch_changes_no_bit() -> None:

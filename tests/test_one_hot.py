@@ -12,7 +12,7 @@ import torch
 from gpubackprop import Model, Trainer
 from gpubackprop.data import TablePreprocessor, coded_table
 from gpubackprop.data.coded import CodedColumns, CodedInputs
-from gpubackprop.errors import DataError, ModelFileError, ShapeError
+from gpubackprop.errors import DataError, DtypeError, ModelFileError, ShapeError
 from gpubackprop.optimizers import SGD
 from tests import ways
 from tests.tolerances import Draws, assert_equal_in_float64
@@ -123,6 +123,29 @@ def test_coded_inputs_are_the_matrix_that_they_stand_for():
     assert np.array_equal(x[picked].toarray(), x.toarray()[picked])
 
 
+def test_a_row_of_coded_inputs_is_the_row_of_the_matrix():
+    x = some_rows(5)
+    for row in (0, 3, -1, np.int64(2)):
+        assert np.array_equal(x[row], x.toarray()[row])
+    with pytest.raises(IndexError):
+        x[5]
+
+
+@pytest.mark.parametrize(
+    "groups", [((6, 9), (0, 3)), ((0, 4), (3, 6)), ((3, 10),), ((2, 2),), ((-1, 3),)]
+)
+def test_groups_that_are_out_of_order_meet_or_go_beyond_the_inputs_are_refused(groups):
+    with pytest.raises(ShapeError, match="in order"):
+        CodedColumns(9, groups)
+
+
+def test_codes_may_be_a_list_and_are_whole_numbers():
+    columns = CodedColumns(3, ((1, 3),))
+    assert np.array_equal(CodedInputs([[0.5]], [[2]], columns).toarray(), [[0.5, 0, 1]])
+    with pytest.raises(DtypeError, match="int32"):
+        CodedInputs(np.zeros((1, 1)), np.array([[1.5]]), columns)
+
+
 def test_coded_inputs_that_do_not_fit_are_refused():
     x = some_rows()
     with pytest.raises(ShapeError, match=r"dense has shape \(90, 4\).*want \(N, 5\) and \(N, 2\)"):
@@ -167,12 +190,13 @@ def test_a_training_has_the_numbers_of_the_matrix_in_float64(kind):
     assert_equal_in_float64(found[0][1], found[1][1], 1e-12)
 
 
-def test_16_bits_take_the_matrix():
+@pytest.mark.parametrize("precision", ["float16", "tf32"])
+def test_16_bits_and_tf32_take_the_matrix(precision):
     x, y = some_rows(60), np.arange(60) % 3
     x = x.with_arrays(x.dense.astype(np.float32), x.codes)
     found = []
     for rows in (x, x.toarray()):
-        network = MLP([22, 8, 3], precision="float16", seed=1)
+        network = MLP([22, 8, 3], precision=precision, seed=1)
         Trainer(network, batch_size=32, progress=False).fit(rows, y, epochs=1)
         found.append(host(network.parameters))
     assert np.array_equal(*found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,9 @@ STEP = [
 
 
 def make(**options: Any) -> Trainer:
-    network = {name: options.pop(name) for name in ("device", "dropout") if name in options}
+    network = {
+        name: options.pop(name) for name in ("device", "dropout", "precision") if name in options
+    }
     return Trainer(
         MLP([6, 8, 3], seed=0, **network), **{"batch_size": 16, "progress": False, **options}
     )
@@ -112,6 +115,19 @@ def test_the_launches_of_the_operations_are_those_of_the_graph_of_the_step(cuda)
     of_step = len([name for name in cuda.kernels if name != "fill"]) + cuda.products
     assert sum(row.launches for row in profile.rows) == of_step
     assert profile.device == "cuda:0"
+
+
+@pytest.mark.emulated
+def test_a_profile_on_a_gpu_says_whether_an_epoch_is_one_launch_or_why_not(cuda, monkeypatch):
+    def last_line(**options):
+        return str(make(device="cuda", **options).profile(X, LABELS, repeats=1)).splitlines()[-1]
+
+    assert re.fullmatch(
+        r"resident training: one block, [\d,]+ of [\d,]+ bytes, tiles of 16 rows", last_line()
+    )
+    assert "its numbers are float16" in last_line(precision="float16")
+    monkeypatch.setenv("GPUBACKPROP_RESIDENT", "0")
+    assert last_line() == "no resident training: GPUBACKPROP_RESIDENT=0"
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -207,6 +207,7 @@ def test_one_device_in_the_list_is_that_device() -> None:
         ({"devices": []}, 'must be "all", a number of GPUs'),
         ({"devices": ["cpu", 3]}, 'must be "all", a number of GPUs'),
         ({"devices": ["cpu:numpy", "cuda:0"]}, "name GPUs alone, or CPUs alone"),
+        ({"devices": ["cpu", "cpux"]}, "device='cpux' is not a device; valid are"),
     ],
 )
 def test_what_several_devices_cannot_do_is_an_error_that_says_what_to_do(

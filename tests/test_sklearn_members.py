@@ -117,6 +117,18 @@ def test_the_figures_of_an_ensemble_come_from_its_members() -> None:
     assert not hasattr(own, "coefs_")
 
 
+@pytest.mark.parametrize("name", ["coefs_", "intercepts_", "t_"])
+def test_what_an_ensemble_lacks_is_an_error_that_names_its_members(name: str) -> None:
+    own = ensemble(max_iter=1).fit(X, Y)
+    assert not hasattr(own, name)
+    with pytest.raises(AttributeError, match=rf"'{name}'.* ensemble.*members_\[0\].{name}"):
+        getattr(own, name)
+    with pytest.raises(AttributeError, match=rf"'{name}'$"):
+        getattr(ensemble(), name)
+    with pytest.raises(AttributeError, match=r"'nothing_'$"):
+        _ = own.nothing_
+
+
 # -- going on -------------------------------------------------------------------------------------
 
 
@@ -142,6 +154,36 @@ def test_a_warm_start_goes_on_with_new_parameters_and_refuses_another_number() -
     np.testing.assert_array_equal(own.members_[1].coefs_[0], net.coefs_[0])
     with pytest.raises(OptionError, match="warm_start=False"):
         own.set_params(n_members=4).fit(X, Y)
+
+
+@pytest.mark.parametrize("how", ["partial_fit", "warm_start"])
+@pytest.mark.parametrize("kind", ["multiclass", "numbers"])
+@pytest.mark.parametrize(
+    ("before", "after", "trained"),
+    [(None, 3, "one network"), (1, 2, "one network"), (3, None, "3 members"), (3, 1, "3 members"),
+     (3, 2, "3 members")],
+)  # fmt: skip
+def test_training_does_not_go_on_with_another_number_of_networks(
+    before: int | None, after: int | None, trained: str, kind: str, how: str
+) -> None:
+    x, y = data(kind)
+    own = ensemble(kind, n_members=before, max_iter=2, warm_start=how == "warm_start").fit(x, y)
+    predicted = own.predict(x)
+    go_on = own.partial_fit if how == "partial_fit" else own.fit
+    own.set_params(n_members=after)
+    with pytest.raises(OptionError, match=f"n_members was set to {after} .* with {trained}"):
+        go_on(x, y)
+    np.testing.assert_array_equal(own.predict(x), predicted)
+    own.set_params(n_members=before)
+    go_on(x, y)
+    own.set_params(n_members=after, warm_start=False).fit(x, y)
+    assert len(getattr(own, "members_", [own])) == (after or 1)
+
+
+def test_one_network_and_one_member_are_the_same_to_training_that_goes_on() -> None:
+    own = ensemble(n_members=None).fit(X, Y)
+    own.set_params(n_members=1).partial_fit(X, Y)
+    assert own.t_ == 13 * len(X)
 
 
 def test_a_fit_with_another_number_leaves_nothing_of_the_one_before() -> None:

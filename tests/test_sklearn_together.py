@@ -100,6 +100,19 @@ def test_meta_estimators_that_name_no_jobs_take_those_of_the_context() -> None:
     assert joblib.effective_n_jobs(None) == 1
 
 
+def test_a_context_may_be_entered_again_and_within_itself() -> None:
+    context = together(n_jobs=7)
+    for _ in range(2):
+        with context:
+            with context:
+                assert joblib.effective_n_jobs(None) == 7
+            assert joblib.effective_n_jobs(None) == 7
+            assert SHARED.rounds is not None
+        assert joblib.effective_n_jobs(None) == 1
+        assert SHARED.rounds is None
+    assert context(joblib.effective_n_jobs)(None) == 7
+
+
 def test_a_fit_that_fails_or_is_stopped_or_interrupted_hurts_no_other() -> None:
     def fail(estimator: Any, row: dict[str, Any]) -> None:
         if estimator.alpha == 0.5:

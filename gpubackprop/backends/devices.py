@@ -24,6 +24,8 @@ CUDA_BACKEND = "gpubackprop.backends.cupy"
 # CUDA majors that have a CuPy wheel, and therefore an extra (cuda12, cuda13), newest first.
 _CUDA_MAJORS = (13, 12)
 
+NAME = re.compile(r"auto|cpu|cpu:numpy|cuda(?::(0|[1-9][0-9]{0,8}))?")  # of a device
+
 
 class Missing(NamedTuple):
     """Something that the CUDA path wants and this machine lacks."""
@@ -113,14 +115,9 @@ def choose(device: str) -> tuple[str, str]:
     DeviceUnavailable
         CUDA was asked for by name and something of it is missing.
     """
-    match = isinstance(device, str) and re.fullmatch(
-        r"auto|cpu|cpu:numpy|cuda(?::(0|[1-9][0-9]{0,8}))?", device
-    )
+    match = isinstance(device, str) and NAME.fullmatch(device)
     if not match:
-        raise OptionError(
-            f'device={device!r} is not a device; valid are "auto", "cpu", "cpu:numpy", "cuda" and '
-            '"cuda:N" with N = 0, 1, ...'
-        )
+        raise unknown(device)
     if device == "cpu":
         return "cpu", "the CPU was asked for"
     if device == "cpu:numpy":
@@ -137,6 +134,14 @@ def choose(device: str) -> tuple[str, str]:
     raise DeviceUnavailable(
         f'device="{device}" was asked for but {lack.what}; {lack.remedy}; without CUDA use '
         'device="cpu", or "auto" to fall back.'
+    )
+
+
+def unknown(device: Any) -> OptionError:
+    """Return the error of a device that has none of the names in `NAME`."""
+    return OptionError(
+        f'device={device!r} is not a device; valid are "auto", "cpu", "cpu:numpy", "cuda" and '
+        '"cuda:N" with N = 0, 1, ...'
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.errors import DataError, ShapeError
+from gpubackprop.errors import DataError, DtypeError, ShapeError
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -23,10 +23,25 @@ class CodedColumns:
         Number of inputs D_0.
     groups : tuple of pairs of int
         The first input of each group, and the one behind its last, in order.
+
+    Raises
+    ------
+    ShapeError
+        The groups are not in order, meet, are empty, or go beyond the inputs.
     """
 
     width: int
     groups: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        before = 0
+        for first, stop in self.groups:
+            if not before <= first < stop <= self.width:
+                raise ShapeError(
+                    f"groups has ({first}, {stop}) but wants pairs in order, each of at least one "
+                    f"input, behind input {before} and within the {self.width} inputs"
+                )
+            before = stop
 
     @property
     def runs(self) -> list[tuple[slice, slice]]:
@@ -54,9 +69,9 @@ class CodedInputs:
 
     Parameters
     ----------
-    dense : (N, D) float array
+    dense : (N, D) float array or list
         The inputs that belong to no group, in order.
-    codes : (N, G) int32 array
+    codes : (N, G) int32 array or list
         Of each group the number, among all D_0 inputs, of the one that is 1; -1 if none is.
     columns : CodedColumns
         Which inputs the groups are.
@@ -65,6 +80,8 @@ class CodedInputs:
     ------
     ShapeError
         The arrays do not fit each other.
+    DtypeError
+        The codes are no whole numbers.
     DataError
         A code is outside its group.
 
@@ -82,6 +99,13 @@ class CodedInputs:
     columns: CodedColumns
 
     def __post_init__(self) -> None:
+        for name in ("dense", "codes"):
+            if isinstance(getattr(self, name), list | tuple):
+                object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        if self.codes.dtype.kind not in "iu":
+            raise DtypeError(
+                f"codes has dtype {self.codes.dtype} but wants int32, numbers of inputs"
+            )
         groups, shapes = self.columns.groups, (self.dense.shape, self.codes.shape)
         if shapes != ((len(self.codes), self.columns.others), (len(self.dense), len(groups))):
             raise ShapeError(
@@ -122,8 +146,11 @@ class CodedInputs:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, rows: Any) -> CodedInputs:
-        """Return some rows: a slice or an array of row numbers."""
+    def __getitem__(self, rows: Any) -> Any:
+        """Return the rows of a slice or an array of row numbers, or the (D_0,) array of one row."""
+        if isinstance(rows, int | np.integer):
+            row = range(len(self))[rows]
+            return self[row : row + 1].toarray()[0]
         return self.with_arrays(self.dense[rows], self.codes[rows])
 
     def with_arrays(self, dense: Array, codes: Array) -> CodedInputs:

@@ -50,14 +50,15 @@ def fit_many(
     targets : (N,) or (N, K) array, data frame, or list of these
         As for `Trainer.fit`.
     n_jobs : int or None
-        Number of processes, for networks on the CPU; -1 is one for each core. None is 1, which
-        trains in this process. With more, metrics and callbacks must be functions of a module, and
-        act on a copy of the trainer in another process.
+        Number of processes, for networks on the CPU; -1 is one for each core, -2 is one less, and
+        so on. None is 1, which trains in this process. With more, metrics and callbacks must be
+        functions of a module, and act on a copy of the trainer in another process.
     return_errors : bool
         Whether an error stands in the result in the place of its history. Otherwise the first one
         is raised when all other networks are trained.
     **settings
-        Parameters of `Trainer` and of `Trainer.fit`, by their names. `progress` is False.
+        Parameters of `Trainer` and of `Trainer.fit`, by their names. `progress` is False unless
+        given. Callbacks and devices for all networks are tuples: callbacks=(f, g).
 
     Returns
     -------
@@ -125,8 +126,8 @@ def _processes(n_jobs: int | None) -> int:
         return 1
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
         raise OptionError(
-            f"n_jobs is {n_jobs!r} but must be a number of processes, -1 for one on each core, or "
-            "None for none"
+            f"n_jobs is {n_jobs!r} but must be a number of processes, -1 for one on each core "
+            "(-2 for one less, and so on), or None for none"
         )
     return n_jobs if n_jobs > 0 else max(1, available_cores() + 1 + n_jobs)
 
@@ -147,11 +148,12 @@ def _results(todo: Sequence[Training], errors: Errors, return_errors: bool) -> l
         first = errors[failed[0]]
         assert first is not None
         numbers = ", ".join(str(place + 1) for place in failed)
-        first.add_note(
-            f"fit_many: this is network {failed[0] + 1} of {len(todo)}"
-            + (f"; networks {numbers} have failed" if len(failed) > 1 else "")
-            + "; the others are trained"
-        )
+        note = f"fit_many: this is network {failed[0] + 1} of {len(todo)}"
+        if len(failed) > 1:
+            note += f"; networks {numbers} have failed"
+        if len(failed) < len(todo):
+            note += "; the others are trained"
+        first.add_note(note)
         raise first
     results: list[History | BaseException] = []
     for training, error in zip(todo, errors, strict=True):

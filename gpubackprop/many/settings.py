@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Number
 from typing import Any
 
 from gpubackprop.errors import OptionError
 from gpubackprop.network import MLP
 from gpubackprop.training import Trainer
+
+
+def _is_functions(entry: Any) -> bool:
+    return isinstance(entry, Iterable)
+
+
+def _is_mapping(entry: Any) -> bool:
+    return entry is None or isinstance(entry, Mapping)
+
+
+def _is_devices(entry: Any) -> bool:
+    return not isinstance(entry, str) or entry == "all"
+
+
+def _is_share_or_rows(entry: Any) -> bool:
+    return not isinstance(entry, Integral)
+
+
+def _is_any(entry: Any) -> bool:
+    return True
+
+
+def _is_array(entry: Any) -> bool:
+    return not isinstance(entry, Number | str)
+
+
+# Settings whose value for one network has parts: what an entry of a list for all networks must be,
+# and how a value for all of them is written. A list of such parts would be spread.
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "callbacks": (_is_functions, "a tuple of functions", "callbacks=(f, g)"),
+    "metrics": (_is_mapping, "a dictionary of functions", 'metrics={"name": f}'),
+    "devices": (
+        _is_devices,
+        'devices of its own, ["cuda:0"]',
+        'devices=("cuda:0", "cuda:1"), a tuple',
+    ),
+    "validation": (_is_share_or_rows, "a share or row numbers", "an array, np.array(validation)"),
+} | {
+    name: (_is_array, "an array", f"an array, np.array({name})")
+    for name in ("x", "targets", "rows", "sample_weight")
+}
 
 
 @dataclass(frozen=True)
@@ -80,10 +122,18 @@ def _spread(name: str, value: Any, count: int) -> list[Any]:
     if not isinstance(value, list):
         return [value] * count
     if len(value) != count:
+        networks = "there is 1 network" if count == 1 else f"there are {count} networks"
         raise OptionError(
-            f"{name} is a list of {len(value)} but there are {count} networks; a list has one "
-            "entry for each network, and one value for all is an array, a tuple or a number"
+            f"{name} is a list of {len(value)} but {networks}; a list has one entry for each "
+            "network, and one value for all is an array, a tuple or a number"
         )
+    fits, wanted, for_all = _ENTRIES.get(name, (_is_any, "", ""))
+    for place, entry in enumerate(value):
+        if not fits(entry):
+            raise OptionError(
+                f"{name} is a list, which has one entry for each network, but the entry of network "
+                f"{place + 1} is {entry!r} and must be {wanted}; for all networks pass {for_all}"
+            )
     return value
 
 
@@ -92,8 +142,10 @@ def _check_networks(networks: Sequence[Any]) -> None:
         raise OptionError("networks is empty; pass at least one MLP or Trainer")
     for place, network in enumerate(networks):
         if not isinstance(network, MLP | Trainer):
+            kind = type(network).__name__
+            article = "an" if kind[0].lower() in "aeiou" else "a"
             raise OptionError(
-                f"networks[{place}] is a {type(network).__name__} but must be an MLP or a Trainer"
+                f"networks[{place}] is {article} {kind} but must be an MLP or a Trainer"
             )
     inner = [network.network if isinstance(network, Trainer) else network for network in networks]
     if len({id(network) for network in inner}) < len(inner):

@@ -18,7 +18,7 @@ from gpubackprop.sklearn import arrays, report
 from gpubackprop.sklearn.convert import from_sklearn, to_sklearn
 from gpubackprop.sklearn.fit_tasks import CallbackSupportMixin, FitTasks
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
-from gpubackprop.sklearn.members import fit_members
+from gpubackprop.sklearn.members import OF_ONE, OfOne, check_number, fit_members
 from gpubackprop.sklearn.onnx_export import OnnxExport
 from gpubackprop.sklearn.parameters import NETWORK_CONSTRAINTS, check_parameters, hidden_sizes
 from gpubackprop.sklearn.prediction import outputs
@@ -99,6 +99,8 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         started = time.perf_counter()
         sizes = hidden_sizes(self.hidden_layer_sizes)
         self._check_options(X, validation_data)
+        if self.warm_start or incremental:
+            check_number(self)
         if self.n_members is not None and self.n_members > 1:
             fit_members(self, X, y, sample_weight, incremental, validation_data)
             return self
@@ -253,3 +255,8 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+for _name in OF_ONE:
+    if not _name.startswith("_"):
+        setattr(BaseMLP, _name, OfOne(_name))

@@ -36,6 +36,46 @@ def members_of(estimator: Any) -> list[Any] | None:
     return members
 
 
+class OfOne:
+    """An attribute of one network, in the class: an ensemble's error says that its members have it.
+
+    An estimator's own attribute comes before it, so it is asked only where that is missing.
+
+    Parameters
+    ----------
+    name : str
+        The attribute.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, estimator: Any, kind: type) -> Any:
+        name, members = self.name, None if estimator is None else members_of(estimator)
+        error = f"{kind.__name__!r} object has no attribute {name!r}"
+        if members and hasattr(members[0], name):
+            error += f", because it is an ensemble; its members have one each: members_[0].{name}"
+        raise AttributeError(error, name=name, obj=estimator)
+
+
+def check_number(estimator: Any) -> None:
+    """Raise OptionError if training is to go on with another number of networks."""
+    e, members = estimator, members_of(estimator)
+    wanted = 1 if e.n_members is None else e.n_members
+    if members is None:
+        if wanted == 1 or "coefs_" not in vars(e):
+            return
+        trained = "one network"
+    else:
+        if wanted > 1 and wanted == len(members):
+            return
+        trained = f"{len(members)} members" if len(members) > 1 else "1 member of an ensemble"
+    raise OptionError(
+        f"n_members was set to {e.n_members} but training goes on with {trained}; fit anew with "
+        "warm_start=False"
+    )
+
+
 def fit_members(
     estimator: Any, X: Any, y: Any, sample_weight: Any, incremental: bool, validation: Any
 ) -> None:
@@ -63,11 +103,6 @@ def fit_members(
             "two out, or use the parameter callbacks, which is called for each member"
         )
     first = members_of(e) is None or not (e.warm_start or incremental)
-    if not first and len(e.members_) != e.n_members:
-        raise OptionError(
-            f"n_members was set to {e.n_members} but training goes on with {len(e.members_)} "
-            "members; fit anew with warm_start=False"
-        )
     X, y = e._validate_input(X, y, incremental, first)
     if validation is not None:  # without the names of columns, which the ensemble has compared
         outputs = e._encode(y).shape[1]

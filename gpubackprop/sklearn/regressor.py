@@ -111,6 +111,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         Number of networks of an ensemble, whose predictions are averaged; None and 1 are one
         network. They have the same parameters and data, and seeds drawn from `random_state`. They
         are in `members_`, with all that one network has; the ensemble has no `coefs_`.
+        `partial_fit` and warm starts go on with the same number.
 
     Attributes
     ----------

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from typing import Any
 
 import joblib
 
 from gpubackprop.training.rounds import SHARED
 
 
-@contextlib.contextmanager
-def together(n_jobs: int | None = None) -> Iterator[None]:
+class _Together(contextlib.ContextDecorator):
+    """What `together` returns: it may be entered several times, also within itself."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._own = threading.local()  # joblib's configuration is that of a thread
+
+    def __enter__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(SHARED.together())
+            stack.enter_context(joblib.parallel_config(backend="threading", **self._settings))
+            vars(self._own).setdefault("entered", []).append(stack.pop_all())
+
+    def __exit__(self, *error: object) -> None:
+        self._own.entered.pop().close()
+
+
+def together(n_jobs: int | None = None) -> _Together:
     """Train the fits that run at the same time together, whoever has started them.
 
     Inside the context joblib runs its jobs in threads, and the estimators of this package that fit
@@ -31,10 +48,10 @@ def together(n_jobs: int | None = None) -> Iterator[None]:
         One that has `n_jobs` keeps it: as many fits train together, so it may be much larger than
         the number of cores.
 
-    Yields
-    ------
-    None
-        Nothing.
+    Returns
+    -------
+    context manager
+        It may be entered again after its end, or decorate a function.
 
     Examples
     --------
@@ -47,6 +64,4 @@ def together(n_jobs: int | None = None) -> Iterator[None]:
     >>> sorted(search.best_params_)
     ['alpha']
     """
-    settings = {} if n_jobs is None else {"n_jobs": n_jobs}
-    with SHARED.together(), joblib.parallel_config(backend="threading", **settings):
-        yield
+    return _Together({} if n_jobs is None else {"n_jobs": n_jobs})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.training.resident import ResidentJob, obstacle, train_together
+from gpubackprop.training.resident import ResidentJob, obstacle, plan_of, train_together
 from gpubackprop.training.rounds import SHARED
 from gpubackprop.training.step import TrainStep
 
@@ -21,6 +21,16 @@ def is_resident(step: TrainStep) -> bool:
     ``GPUBACKPROP_RESIDENT=0`` in the environment makes it False.
     """
     return os.environ.get(VARIABLE) != "0" and not obstacle(step)
+
+
+def way_of_epochs(step: TrainStep) -> str:
+    """Say what the plan of whole epochs of this step is, whose network is on a GPU, or why none is.
+
+    It is a sentence without a full stop.
+    """
+    if os.environ.get(VARIABLE) == "0":
+        return f"no resident training: {VARIABLE}=0"
+    return obstacle(step) or str(plan_of(step))
 
 
 def train_epoch(

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpubackprop.backends import Backend
 from gpubackprop.ops import display
+from gpubackprop.training.epochs import way_of_epochs
 
 if TYPE_CHECKING:
     from gpubackprop.training.gather import StepBatch
@@ -69,6 +70,8 @@ class Profile:
         Rows of the step.
     device : str
         "cpu" or "cuda:N".
+    epochs : str
+        On a GPU: whether whole epochs are one launch, or why not; `step` is of one step by itself.
 
     Examples
     --------
@@ -83,6 +86,7 @@ class Profile:
     step: float
     batch_size: int
     device: str
+    epochs: str = ""
 
     @property
     def seconds(self) -> float:
@@ -113,7 +117,8 @@ class Profile:
             for line in lines
         ]
         end = f"{1e6 * self.seconds:.1f} us one by one, {1e6 * self.step:.1f} us as one step"
-        return "\n".join([*text, f"{end} of {self.batch_size} rows on {self.device}"])
+        text.append(f"{end} of {self.batch_size} rows on {self.device}")
+        return "\n".join([*text, self.epochs] if self.epochs else text)
 
     def _repr_html_(self) -> str:
         title = f"{1e6 * self.step:.1f} us a step of {self.batch_size} rows on {self.device}"
@@ -205,7 +210,8 @@ def measured(step: TrainStep, batch: StepBatch, run: Callable[[], Any], repeats:
         )
         for number, call in enumerate(calls)
     )
-    return Profile(rows, float(np.median(whole)), len(batch.targets), backend.device)
+    epochs = way_of_epochs(step) if backend.asynchronous else ""
+    return Profile(rows, float(np.median(whole)), len(batch.targets), backend.device, epochs)
 
 
 def _calls_of(step: TrainStep, batch: StepBatch) -> list[_Call]:

@@ -130,7 +130,12 @@ class Settings:
 
     @metrics.setter
     def metrics(self, values: Mapping[str, Any] | None) -> None:
-        chosen = dict(values or {})
+        try:
+            chosen = dict(values or {})
+        except (TypeError, ValueError):
+            raise OptionError(
+                f'metrics is {values!r} but must be a dictionary of functions: {{"name": f}}'
+            ) from None
         functions(chosen, "metrics")
         self._metrics: dict[str, Any] = chosen
 
@@ -141,6 +146,8 @@ class Settings:
 
     @callbacks.setter
     def callbacks(self, values: Iterable[Any]) -> None:
+        if not isinstance(values, Iterable):
+            raise OptionError(f"callbacks is {values!r} but must be a sequence of functions: [f]")
         chosen = list(values)
         functions(dict(enumerate(chosen)), "callbacks")
         self._callbacks: list[Any] = chosen

@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from gpubackprop.backends.cuda_driver import probe_driver
-from gpubackprop.backends.devices import is_host
+from gpubackprop.backends.devices import NAME, is_host, unknown
 from gpubackprop.distributed.contract import Communicator
 from gpubackprop.distributed.threads import Group, Threads, run_ranks
 from gpubackprop.errors import DeviceUnavailable, OptionError
@@ -93,7 +93,7 @@ def device_names(devices: Any) -> tuple[str, ...]:
     Raises
     ------
     OptionError
-        It is no such thing, or the devices are of two kinds.
+        It is no such thing, a name is unknown, or the devices are of two kinds.
     DeviceUnavailable
         There is no GPU.
     """
@@ -112,6 +112,9 @@ def device_names(devices: Any) -> tuple[str, ...]:
             f'devices is {devices!r} but must be "all", a number of GPUs, or names such as '
             f'["cuda:0", "cuda:1"]'
         )
+    for name in devices:
+        if not NAME.fullmatch(name):
+            raise unknown(name)
     if len({is_host(name) for name in devices}) > 1:
         raise OptionError(
             f"devices is {devices!r} but gradients of a CPU and of a GPU cannot be added; name "

@@ -44,6 +44,7 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
                 if not STORAGES[name].sixteen_bit or operations.get(case.op).sixteen_bit:
                     _run(backend, replace(case, dtype=name))
         _update_table(backend)
+        _one_hot(backend)
         for _ in parity.training_results(backend.device, short=True):
             pass
     backend.to_host(backend.zeros(1, np.float32))  # waits, so errors of the launches show here
@@ -73,6 +74,20 @@ def _update_table(backend: Any) -> None:
     updates.update_table(
         backend, UPDATES["adam"], np.float32, table, settings, work, owner, None, None
     )
+
+
+def _one_hot(backend: Any) -> None:
+    """Run both operations on two groups of inputs with a gap; some rows have no input that is 1."""
+    groups, rows, units = ((1, 40), (43, 47)), 71, 37
+    codes = np.stack([np.arange(rows) % (stop - p + 1) + p for p, stop in groups], 1)
+    codes[codes == [stop for _, stop in groups]] = -1
+    placed = backend.asarray(codes.astype(np.int32))
+    for dtype in (np.float32, np.float64):
+        W, grad_W = (backend.zeros((units, 47), dtype) for _ in range(2))
+        a = backend.zeros((rows, units), dtype)
+        for add in (False, True):
+            backend.one_hot_forward(placed, W, a, add=add)
+        backend.one_hot_backward(a, placed, groups, grad_W)
 
 
 def _shifted(backend: Any, array: np.ndarray) -> Any:
