@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,23 @@ def raise_on_rank_1(file: str) -> None:
     if join("auto").rank == 1:
         raise RuntimeError("this rank lost its way")
     trained("plain", "auto")
+
+
+def end_apart(file: str, *seconds: str) -> None:
+    """Train; then each rank works alone for its seconds, and says so."""
+    ranks = join("auto")
+    trained("plain", "auto", epochs=1)
+    time.sleep(float(seconds[ranks.rank]))
+    Path(f"{file}.{ranks.rank}").write_text("done")
+
+
+def measure_alone(file: str, rank: str, before: str, after: str) -> None:
+    """Train; then one rank alone measures, after some seconds; the others end after some."""
+    own = join("auto").rank == int(rank)
+    trainer = trained("plain", "auto", epochs=1)
+    time.sleep(float(before if own else after))
+    if own:
+        trainer.evaluate(*some_rows())
 
 
 if __name__ == "__main__":

@@ -44,14 +44,35 @@ with_mpi = pytest.mark.skipif(
 )
 
 
-def mpiexec(size: int, *command: Any, options: tuple[str, ...] = ()) -> Any:
+def mpiexec(size: int, *command: Any, options: tuple[str, ...] = (), seconds: float = 240) -> Any:
     """Run a program of `ranks_programs`, or another module, on so many ranks."""
     assert MPIEXEC is not None
     parts = [MPIEXEC, *options, "-n", size, sys.executable, "-m", *command]
     return subprocess.run(
         [str(part) for part in parts], env=ENVIRONMENT, cwd=ROOT, text=True, capture_output=True,
-        timeout=240, check=False,
+        timeout=seconds, check=False,
     )  # fmt: skip
+
+
+def as_torchrun(size: int, *command: Any) -> list[tuple[int, str]]:
+    """Run a module on so many ranks; return the exit status and the errors of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(size):
+        own = {
+            "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port - 1),
+        }  # fmt: skip
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "-m", *map(str, command)], env=ENVIRONMENT | own, cwd=ROOT,
+                text=True, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    said = [process.communicate(timeout=240)[1] for process in ranks]
+    return [(process.returncode, error) for process, error in zip(ranks, said, strict=True)]
 
 
 @with_mpi
@@ -198,22 +219,8 @@ def test_torchruns_variables_are_enough_and_sums_are_in_the_order_of_the_ranks(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "found.json"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        own = {
-            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port - 1),
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.ranks_programs", "compare", str(file)]
-        ranks.append(
-            subprocess.Popen(command, env=ENVIRONMENT | own, cwd=ROOT, stderr=subprocess.PIPE)
-        )
-    for process in ranks:
-        error = process.communicate(timeout=240)[1]
-        assert process.returncode == 0, error.decode()
+    for status, error in as_torchrun(2, "tests.ranks_programs", "compare", file):
+        assert status == 0, error
     found = json.loads(file.read_text())
     for case in CASES:
         assert_close(found[case], json.loads(json.dumps(figures(trained(case, None)))))

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from gpubackprop.backends import Backend
+from gpubackprop.distributed.calls import Calls
 from gpubackprop.errors import DistributedError, one_line
 
 Array = Any  # an array of the host, or of the communicator's GPU
@@ -32,6 +33,8 @@ class Communicator(ABC):
         Number of this rank among those of its machine: the number of its GPU.
     kind : str
         What connects the ranks: "none", "MPI", "sockets", "threads", "NCCL".
+    calls : Calls or None
+        Counts the calls of ranks which would not see by themselves that another one has ended.
 
     Examples
     --------
@@ -44,6 +47,7 @@ class Communicator(ABC):
     size: int
     local_rank: int = 0
     kind: str = "none"
+    calls: Calls | None = None
 
     @abstractmethod
     def gather(self, record: Any) -> list[Any]:

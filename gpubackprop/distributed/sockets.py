@@ -128,7 +128,10 @@ class Sockets(Communicator):
         return bytes(data)
 
     def _lost(self, peer: int) -> DistributedError:
-        return DistributedError(f"rank {peer} of {self.size} has ended: its connection is closed")
+        return DistributedError(
+            f"rank {peer} of {self.size} has ended: its connection is closed; all ranks must make "
+            f"the same calls, such as fit and evaluate"
+        )
 
 
 def _connect(address: tuple[str, int], rank: int) -> socket.socket:

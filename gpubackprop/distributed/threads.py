@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from gpubackprop.distributed.calls import Calls
 from gpubackprop.distributed.contract import Communicator, sum_of
 from gpubackprop.errors import DistributedError
 
@@ -34,6 +35,7 @@ class Group:
         self.size, self.reason = size, ""
         self._barrier = threading.Barrier(size)
         self._records: list[Any] = [None] * size
+        self._calls = [Calls() for _ in range(size)]  # here a call is one wait
 
     def exchange(self, rank: int, record: Any) -> list[Any]:
         """Return the records of all ranks.
@@ -56,17 +58,26 @@ class Group:
             Another rank has ended.
         """
         self._records[rank] = record
-        self.wait()
+        self.wait(rank)
         records = list(self._records)
-        self.wait()  # nobody writes the next record before all have read
+        self.wait(rank)  # nobody writes the next record before all have read
         return records
 
-    def wait(self) -> None:
+    def wait(self, rank: int) -> None:
+        self._calls[rank].begin()
         try:
             self._barrier.wait(TIMEOUT)
         except threading.BrokenBarrierError:
             reason = self.reason or f"a rank did not come within {TIMEOUT:g} s"
             raise DistributedError(f"another rank has ended: {reason}") from None
+
+    def leave(self, rank: int) -> None:
+        """Note that a rank has returned; one that waits for it is ended."""
+        count = self._calls[rank].begun
+        for other in {*range(self.size)} - {rank}:
+            in_vain = self._calls[other].ended(f"rank {rank} of {self.size}", count)
+            if in_vain:
+                self.fail(in_vain)
 
     def fail(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -97,14 +108,14 @@ class Threads(Communicator):
         buffers = self.gather(buffer)
         total = np.empty_like(buffer)
         sum_of(buffers, total)
-        self.group.wait()  # all have read before one writes
+        self.group.wait(self.rank)  # all have read before one writes
         buffer[...] = total
 
     def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
         buffers = self.gather(buffer)
         if self.rank != root:
             buffer[...] = buffers[root]
-        self.group.wait()
+        self.group.wait(self.rank)
 
     def abort(self, reason: str) -> NoReturn:
         self.group.fail(f"{self.who()}: {reason}")
@@ -166,6 +177,7 @@ def run_ranks(ranks: Sequence[Threads], work: Callable[[Communicator], Any]) -> 
     def run(own: Threads) -> None:
         try:
             results[own.rank] = work(own)
+            own.group.leave(own.rank)
         except BaseException as error:
             errors.append(error)  # before the others' errors, which follow from it
             own.group.fail(f"rank {own.rank} of {own.size}: {type(error).__name__}: {error}")

@@ -1,6 +1,8 @@
-"""A rank that dies is named, and the others end.
+"""A rank that dies is named, and the others end; so is one that ended while another waits for it.
 
-Each rank keeps a connection with rank 0, on which nothing is sent until it ends with a goodbye. The
+Each rank keeps a connection with rank 0, on which nothing is sent until it ends with a goodbye, in
+which it says how many calls it has made: see `calls`. Those who are not rank 0 hear only of rank 0:
+where one of them waits for another, rank 0 comes to the same call, or ends without it. The
 kernel closes the connection of a process that is killed, and finds a machine that has vanished by
 keep-alive packets within 20 s. Rank 0, or rank 1 if it was rank 0, then says who it was. The
 launcher may be faster: MPICH's mpiexec kills the others within milliseconds and names the process.
@@ -13,6 +15,7 @@ import os
 import secrets
 import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -24,6 +27,7 @@ from gpubackprop.distributed.contract import Communicator
 IDLE, INTERVAL, PROBES = 5, 5, 3  # seconds, seconds, number: 20 s until a machine counts as gone
 CONNECT_SECONDS = 10.0
 GOODBYE, DIED = b"b", b"d"
+NUMBER = struct.Struct("!Q")  # of calls, after GOODBYE
 
 
 def start(ranks: Communicator) -> None:
@@ -90,7 +94,8 @@ class Watch:
     def __init__(
         self, ranks: Communicator, names: list[str], connections: dict[int, socket.socket]
     ) -> None:
-        self.rank, self.names, self.connections = ranks.rank, names, connections
+        self.ranks, self.rank = ranks, ranks.rank
+        self.names, self.connections = names, connections
         for connection in connections.values():
             connection.settimeout(None)
             _keep_alive(connection)
@@ -104,14 +109,22 @@ class Watch:
         while open_ones:
             ready, _, _ = select.select(list(open_ones.values()), [], [])
             for rank in [rank for rank, socket_ in open_ones.items() if socket_ in ready]:
-                said = b""
-                with suppress(OSError):
-                    said = open_ones[rank].recv(1)
-                if said == DIED:
-                    os._exit(1)
-                if said != GOODBYE:
-                    self.report(rank)
-                del open_ones[rank]
+                self.hear(rank, open_ones.pop(rank))
+
+    def hear(self, rank: int, connection: socket.socket) -> None:
+        """Read how a rank has ended, and end this one if it cannot go on."""
+        said = number = b""
+        with suppress(OSError):
+            said = connection.recv(1)
+            if said == DIED:
+                os._exit(1)
+            number = connection.recv(NUMBER.size, socket.MSG_WAITALL)
+        if said != GOODBYE or len(number) < NUMBER.size:
+            self.report(rank)
+        calls = self.ranks.calls
+        in_vain = calls.ended(self.names[rank], *NUMBER.unpack(number)) if calls else ""
+        if in_vain:
+            self.ranks.abort(in_vain)
 
     def report(self, rank: int) -> None:
         """Say which rank has died, and end this process and the others."""
@@ -126,9 +139,11 @@ class Watch:
         os._exit(1)
 
     def say_goodbye(self) -> None:
+        calls = self.ranks.calls
+        number = NUMBER.pack(calls.begun if calls else 0)
         for connection in self.connections.values():
             with suppress(OSError):
-                connection.sendall(GOODBYE)
+                connection.sendall(GOODBYE + number)
 
     def forget(self) -> None:
         atexit.unregister(self.say_goodbye)
