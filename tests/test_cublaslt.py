@@ -260,8 +260,9 @@ def test_cupy_multiplies_where_the_library_is_missing_or_is_not_wanted(counts, m
     monkeypatch.setenv("GPUBACKPROP_PRODUCTS", "cupy")
     assert isinstance(CupyBackend(0).products, CupyProducts)
     monkeypatch.delenv("GPUBACKPROP_PRODUCTS")
-    monkeypatch.setattr(devices, "load_cuda_library", lambda name, major: None)
-    assert isinstance(CupyBackend(0).products, CupyProducts)
+    with monkeypatch.context() as patched:  # undone before the stand-in puts its own back
+        patched.setattr(devices, "load_cuda_library", lambda name, major: None)
+        assert isinstance(CupyBackend(0).products, CupyProducts)
 
 
 # -- the choice of an algorithm --------------------------------------------------------------------

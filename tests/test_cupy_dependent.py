@@ -148,6 +148,7 @@ def test_the_update_of_a_captured_training_step_follows_its_preparation(monkeypa
     from gpubackprop.backends import devices
 
     monkeypatch.setattr(devices, "choose", lambda device: ("cuda:0", "emulated"))
+    monkeypatch.setenv("GPUBACKPROP_RESIDENT", "0")  # a step is a graph, and no part of one launch
     with cupy_stub.installed():
         network = MLP([5, 4, 3], seed=1, dtype="float32", device="cuda")
         trainer = Trainer(

@@ -177,6 +177,7 @@ def run_mutants(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two and a half minutes of one idle core for the whole sample
 @needs_compiler
 def test_a_sample_of_the_mutants_is_killed(capsys, sweep):
     """At least 95 % of those that are not equivalent."""

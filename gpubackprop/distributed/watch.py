@@ -135,7 +135,7 @@ class Watch:
         for connection in self.connections.values():
             with suppress(OSError):
                 connection.sendall(DIED)
-        time.sleep(0.2)  # what was written gets out before the launcher sees this process end
+        time.sleep(1.0)  # what was written gets out before the launcher sees this process end
         os._exit(1)
 
     def say_goodbye(self) -> None:
