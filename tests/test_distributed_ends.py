@@ -78,6 +78,15 @@ def test_a_thread_that_alone_calls_evaluate_says_that_the_other_has_ended(
         in_threads(2, work)
 
 
+def test_a_thread_that_comes_after_another_failed_and_left_hears_of_the_failure() -> None:
+    group = threads.Group(2)
+    with pytest.raises(DistributedError, match="no room"):
+        threads.Threads(group, 1).abort("no room")
+    group.leave(1)
+    with pytest.raises(DistributedError, match="another rank has ended: rank 1 of 2 .*: no room"):
+        threads.Threads(group, 0).gather(None)
+
+
 def test_a_rank_that_has_made_as_many_calls_may_end_while_another_is_still_in_the_last() -> None:
     calls = Calls()
     for _ in range(3):

@@ -64,11 +64,12 @@ class Group:
         return records
 
     def wait(self, rank: int) -> None:
-        self._calls[rank].begin()
         try:
+            self._calls[rank].begin()
             self._barrier.wait(TIMEOUT)
-        except threading.BrokenBarrierError:
-            reason = self.reason or f"a rank did not come within {TIMEOUT:g} s"
+        except (DistributedError, threading.BrokenBarrierError) as error:
+            # A rank that failed may have left before this one came: its reason says more.
+            reason = self.reason or str(error) or f"a rank did not come within {TIMEOUT:g} s"
             raise DistributedError(f"another rank has ended: {reason}") from None
 
     def leave(self, rank: int) -> None:
