@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import Model, backends, dtypes
+from gpubackprop import Ensemble, Model, backends, dtypes
 from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
 from gpubackprop.backends.native import HostPath, host_path
@@ -19,6 +19,7 @@ from gpubackprop.backends.precision import automatic, has_tf32
 from gpubackprop.cli import info_scaling
 from gpubackprop.cli.common import Say, blas_name, count, versions
 from gpubackprop.data.classes import as_text
+from gpubackprop.ensemble import members_of
 from gpubackprop.errors import GpubackpropError
 
 PRECISIONS = (*dtypes.COMPUTE, "tf32", *dtypes.SIXTEEN_BIT)
@@ -79,12 +80,17 @@ def describe_model(args: argparse.Namespace) -> int:
     values = {
         "model": str(path), "network": network.config(), "columns": columns,
         "inputs": prepared.output_names if prepared else None, "targets": model.target_names,
-        "classes": classes, "parameters": int(network.parameters.size),
+        "classes": classes,
+        "parameters": sum(int(member.parameters.size) for member in members_of(network)),
     }  # fmt: skip
+    several = ""
+    if isinstance(network, Ensemble):
+        values["members"] = len(network)
+        several = f"{count(len(network), 'member')}, each "
     say.line(f"model         {path}")
     widths = "-".join(map(str, network.widths))
     acts = ", ".join(dict.fromkeys(str(act) for act in network.activations)) or "no hidden layer"
-    say.line(f"network       {widths}, {acts}, {network.output}, {network.dtype.name}")
+    say.line(f"network       {several}{widths}, {acts}, {network.output}, {network.dtype.name}")
     if model.target_names:
         say.line(f"predicts      {', '.join(model.target_names)}")
     if classes:
