@@ -15,6 +15,7 @@ import gpubackprop
 import gpubackprop.torch
 from gpubackprop import (
     MLP,
+    Ensemble,
     History,
     Model,
     Trainer,
@@ -70,6 +71,7 @@ def samples() -> list[Any]:
         step.snapshot(), step.data, EvaluationStep(trainer.network, trainer.loss, step.data, 9),
         network.gradients(wide, np.arange(9)), network.gradients(wide, np.arange(9), loss(reduction="none")),
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,
+        Ensemble([MLP([900, 20, 40], seed=seed) for seed in range(50)]),
         Standardizer.fit(x), TablePreprocessor.fit({name: wide[:, j] for j, name in enumerate(names)}),
         Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),

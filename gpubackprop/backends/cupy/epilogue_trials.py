@@ -7,26 +7,20 @@ has the very numbers of the first one, NaN included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cupy import cublaslt
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.errors import OutOfMemory
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from gpubackprop.backends.cupy.layers import LayerOperations
-
 Arrays = dict[str, Any]
-Way = Callable[
-    ["LayerOperations", Arrays], None
-]  # issues its calls on a recorder, for these arrays
+Way = Callable[[Issuer, Arrays], None]  # records its calls for these arrays
 RUNS = 5  # timed runs of each way
 COMPARED_ROWS = 64  # at either end of a matrix
 LARGE_ROWS = 64  # rows in which there are large numbers, a seventh of all
@@ -67,12 +61,12 @@ class Trial:
         )
 
 
-def right_ways(backend: LayerOperations, trial: Trial, ways: Sequence[Way]) -> list[int]:
+def right_ways(backend: Issuer, trial: Trial, ways: Sequence[Way]) -> list[int]:
     """Return the numbers of the ways that give the first way's values, and each time the same.
 
     Parameters
     ----------
-    backend : LayerOperations
+    backend : Issuer
         A recorder, of which the trial has others.
     trial : Trial
         The arrays.
@@ -91,7 +85,7 @@ def right_ways(backend: LayerOperations, trial: Trial, ways: Sequence[Way]) -> l
     return right
 
 
-def fastest(backend: LayerOperations, trial: Trial, ways: Mapping[int, Way]) -> int:
+def fastest(backend: Issuer, trial: Trial, ways: Mapping[int, Way]) -> int:
     """Return the number of the way that takes least time."""
     like, times = _Like(backend, trial), {}
     cuda = backend.cupy.cuda
@@ -113,7 +107,7 @@ def fastest(backend: LayerOperations, trial: Trial, ways: Mapping[int, Way]) -> 
 class _Like:
     """Arrays like those of a trial: of the same shapes, alignment and overlaps."""
 
-    def __init__(self, backend: LayerOperations, trial: Trial) -> None:
+    def __init__(self, backend: Issuer, trial: Trial) -> None:
         self._backend, self._trial = backend, trial
         made: dict[int, Any] = {}
         self.arrays: Arrays = {}
@@ -167,7 +161,7 @@ class _Like:
             yield
 
 
-def _like(backend: LayerOperations, array: Any) -> Any:
+def _like(backend: Issuer, array: Any) -> Any:
     """Return another array of this shape, whose address is aligned as its."""
     begin = int(array.data.ptr) % cublaslt.MOST_ALIGNED // array.itemsize
     flat = backend.empty(array.size + begin, array.dtype)

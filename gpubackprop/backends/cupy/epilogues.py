@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,13 +33,11 @@ from gpubackprop.backends.cupy.epilogue_trials import (
     fastest,
     right_ways,
 )
+from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.products import compute_type, mask_bytes
+from gpubackprop.backends.cupy.recorded_calls import RecordedCalls
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.cupy.layers import LayerOperations
-    from gpubackprop.backends.cupy.recorded_calls import RecordedCalls
 
 VARIABLE = "GPUBACKPROP_EPILOGUES"
 FORWARD = {"identity": cublaslt.BIAS, "relu": cublaslt.RELU_MASK_BIAS}
@@ -102,7 +100,7 @@ class Epilogues:
     # -- the operations of a layer ----------------------------------------------------------------
 
     def forward(
-        self, backend: LayerOperations, x: Any, W: Any, b: Any, activation: Activation, h: Any
+        self, backend: Issuer, x: Any, W: Any, b: Any, activation: Activation, h: Any
     ) -> bool:
         """Record h = g(x W^T + b) as one product; return whether that was done."""
         self._masks.pop(_address(h), None)
@@ -113,10 +111,10 @@ class Epilogues:
         if epilogue == cublaslt.RELU_MASK_BIAS:
             arrays["mask"] = backend.empty((len(h), mask_bytes(h.shape[1])), np.uint8)
 
-        def plain(backend: LayerOperations, to: Arrays) -> None:
+        def plain(backend: Issuer, to: Arrays) -> None:
             backend.affine_forward(to["x"], to["W"], to["b"], activation, to["h"], to["h"])
 
-        def joined(backend: LayerOperations, to: Arrays) -> None:
+        def joined(backend: Issuer, to: Arrays) -> None:
             _product(backend, epilogue, to["x"], to["W"].T, to["h"], to["b"], to.get("mask"))
 
         trial = Trial(arrays, {"x": FIRST_NAN, "W": SMALL, "b": SMALL}, ("h",))
@@ -128,7 +126,7 @@ class Epilogues:
 
     def slope(
         self,
-        backend: LayerOperations,
+        backend: Issuer,
         grad_h: Any,
         saved: Any,
         activation: Activation,
@@ -153,21 +151,21 @@ class Epilogues:
         arrays = made | {"delta": last.delta, "W": last.W, "out": delta}
         arrays |= {} if grad_b is None else {"grad_b": grad_b}
 
-        def prepare(backend: LayerOperations, to: Arrays) -> None:
+        def prepare(backend: Issuer, to: Arrays) -> None:
             mask.way(backend, {role: to[f"made {role}"] for role in mask.trial.arrays})
 
-        def plain(backend: LayerOperations, to: Arrays) -> None:
+        def plain(backend: Issuer, to: Arrays) -> None:
             out = to["out"]
             backend.matmul(to["delta"], to["W"], out)
             backend.activation_backward(out, to["made h"], RELU, out, to.get("grad_b"))
 
-        def masked(backend: LayerOperations, to: Arrays) -> None:
+        def masked(backend: Issuer, to: Arrays) -> None:
             args = to["delta"], to["W"], to["out"]
             _product(backend, cublaslt.DRELU, *args, None, to["made mask"])
             if "grad_b" in to:
                 backend.column_sum(to["out"], to["grad_b"])
 
-        def summed(backend: LayerOperations, to: Arrays) -> None:
+        def summed(backend: Issuer, to: Arrays) -> None:
             args = to["delta"], to["W"], to["out"], to["grad_b"], to["made mask"]
             _product(backend, cublaslt.DRELU_BIAS_GRADIENT, *args)
 
@@ -183,7 +181,7 @@ class Epilogues:
             self.note_column_sum(backend, last.begin + 1, delta, grad_b)
         return bool(number)
 
-    def weight_gradient(self, backend: LayerOperations, delta: Any, h: Any, grad_W: Any) -> bool:
+    def weight_gradient(self, backend: Issuer, delta: Any, h: Any, grad_W: Any) -> bool:
         """Record grad_W and the sums of delta, which the last calls have made, as one product.
 
         Returns whether that was done. With one output column the library's kernel faults.
@@ -200,19 +198,19 @@ class Epilogues:
             return False
         arrays = {"delta": delta, "h": h, "grad_W": grad_W, "grad_b": grad_b}
 
-        def plain(backend: LayerOperations, to: Arrays) -> None:
+        def plain(backend: Issuer, to: Arrays) -> None:
             backend.column_sum(to["delta"], to["grad_b"])
             backend.matmul(to["delta"].T, to["h"], to["grad_W"])
 
-        def joined(backend: LayerOperations, to: Arrays) -> None:
+        def joined(backend: Issuer, to: Arrays) -> None:
             args = to["delta"].T, to["h"], to["grad_W"], to["grad_b"]
             _product(backend, cublaslt.BIAS_GRADIENT_B, *args)
 
-        def before(backend: LayerOperations, to: Arrays) -> None:
+        def before(backend: Issuer, to: Arrays) -> None:
             last.way(backend, {role: to[f"sums {role}"] for role in last.arrays})
             backend.matmul(to["delta"].T, to["h"], to["grad_W"])
 
-        def after(backend: LayerOperations, to: Arrays) -> None:
+        def after(backend: Issuer, to: Arrays) -> None:
             rest = last.arrays.keys() - {"grad_b"}
             last.way(backend, {role: to[f"sums {role}"] for role in rest})
             joined(backend, to)
@@ -226,15 +224,11 @@ class Epilogues:
 
     # -- what was recorded last -------------------------------------------------------------------
 
-    def note_gradient(
-        self, backend: LayerOperations, begin: int, delta: Any, W: Any, grad_h: Any
-    ) -> None:
+    def note_gradient(self, backend: Issuer, begin: int, delta: Any, W: Any, grad_h: Any) -> None:
         """Note that the last call is the product grad_h = delta W."""
         self._gradient = _DataGradient(begin, len(_calls(backend).calls), delta, W, grad_h)
 
-    def note_sums(
-        self, backend: LayerOperations, what: str, begin: int, arrays: Arrays, way: Way
-    ) -> None:
+    def note_sums(self, backend: Issuer, what: str, begin: int, arrays: Arrays, way: Way) -> None:
         """Note that the calls from `begin` on have put the sums of "delta" into "grad_b".
 
         ``way(backend, arrays)`` issues them on such arrays; without "grad_b" it leaves the sums
@@ -242,12 +236,10 @@ class Epilogues:
         """
         self._sums = _Sums(what, begin, len(_calls(backend).calls), arrays, way)
 
-    def note_column_sum(
-        self, backend: LayerOperations, begin: int, delta: Any, grad_b: Any
-    ) -> None:
+    def note_column_sum(self, backend: Issuer, begin: int, delta: Any, grad_b: Any) -> None:
         """Note that the calls from `begin` on are a column sum."""
 
-        def way(backend: LayerOperations, to: Arrays) -> None:
+        def way(backend: Issuer, to: Arrays) -> None:
             if "grad_b" in to:
                 backend.column_sum(to["delta"], to["grad_b"])
 
@@ -257,7 +249,7 @@ class Epilogues:
 
     def _record(
         self,
-        backend: LayerOperations,
+        backend: Issuer,
         what: str,
         trial: Trial,
         ways: Sequence[Way],
@@ -292,7 +284,7 @@ class Epilogues:
 
     def _chosen(
         self,
-        backend: LayerOperations,
+        backend: Issuer,
         key: str,
         trial: Trial,
         ways: Sequence[Way],
@@ -315,7 +307,7 @@ class Epilogues:
 
 
 def _product(
-    backend: LayerOperations,
+    backend: Issuer,
     epilogue: int,
     x: Any,
     y: Any,
@@ -329,7 +321,7 @@ def _product(
     _calls(backend)(call[0], *call[1])
 
 
-def _calls(backend: LayerOperations) -> RecordedCalls:
+def _calls(backend: Issuer) -> RecordedCalls:
     assert backend._recorded is not None
     return backend._recorded
 

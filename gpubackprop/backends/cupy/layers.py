@@ -10,9 +10,6 @@ from gpubackprop.backends.cupy.epilogues import Epilogues, mode
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import dense, row_stride
 from gpubackprop.backends.cupy.library import explained
-from gpubackprop.backends.cupy.memory import WorkingMemory
-from gpubackprop.backends.cupy.products import Products
-from gpubackprop.backends.cupy.recorded_calls import RecordedCalls
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.memory import Array
 from gpubackprop.errors import ShapeError
@@ -25,23 +22,10 @@ OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS
 class LayerOperations(Issuer):
     """The layer operations of `CupyBackend`."""
 
-    products: Products
     _epilogues: Epilogues | None = None  # of the recorder of a plan, if products have some
 
-    def with_memory(self, memory: WorkingMemory) -> Self:
-        """Return this backend with another `memory`, for a recording or a capture."""
-        twin = object.__new__(type(self))
-        twin.__dict__ |= self.__dict__
-        twin.memory = memory
-        return twin
-
     def _recorder(self) -> Self:
-        """Return this backend with its operations recorded, and working memory that is kept."""
-        recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
-        recorder._recorded = RecordedCalls()
-        recorder.memory.flags = self.memory.flags
-        recorder.memory.first_row = self.memory.first_row
-        recorder._labels = [False]
+        recorder = super()._recorder()
         wanted = self.products.epilogues and mode() != "never"
         recorder._epilogues = Epilogues() if wanted else None
         return recorder
