@@ -125,7 +125,7 @@ class LayerOperations(Issuer):
         if taken or noted is None or grad_b is None:
             return
 
-        def again(backend: Any, to: dict[str, Array]) -> None:
+        def again(backend: Issuer, to: dict[str, Array]) -> None:
             backend.activation_backward(
                 to["grad_h"], to["saved"], activation, to["delta"], to.get("grad_b"), dropout
             )
