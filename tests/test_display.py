@@ -15,6 +15,7 @@ import gpubackprop
 import gpubackprop.torch
 from gpubackprop import (
     MLP,
+    Ensemble,
     History,
     Model,
     Trainer,
@@ -74,6 +75,7 @@ def samples() -> list[Any]:
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,
         Standardizer.fit(x), prepared,
         TableRows(wide, nine, nine, nine[:0], prepared, nine, "classification", ("y",), nine, ()),
+        Ensemble([MLP([900, 20, 40], seed=seed) for seed in range(50)]),
         Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),
         Adam().hyperparameters, network.backend, backends.get("cpu:numpy"), network.layout,

@@ -133,6 +133,9 @@ class TeamSession(Session):
     def _make_steps(
         self, data: Batches, options: StepOptions, epoch: Array | None
     ) -> list[TrainStep]:
+        if self.network.backend.asynchronous:
+            self.way = "no resident training: several devices share each batch"
+
         loss = self.objective.loss("none")
 
         def make(ranks: Communicator) -> TrainStep:
