@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
+
+
+class Staging(Protocol):
+    """Brings arrays of the host to a device, one after another; see `Memory.staging`."""
+
+    @abstractmethod
+    def put(self, fill: Callable[[np.ndarray], None], out: Array) -> None:
+        """Set out = what ``fill(host)`` writes.
+
+        On a GPU `out` is set in its turn on the current stream, while the host goes on. The host
+        waits only for the copy of the array before the last one.
+
+        Parameters
+        ----------
+        fill : callable
+            Called once, now, with an array of the host like `out`.
+        out : array
+            An array of the device, not larger than `Memory.staging` was told, of its dtype.
+        """
 
 
 class Memory(Protocol):
@@ -82,6 +102,22 @@ class Memory(Protocol):
             Rows.
         dtype : dtype
             The dtype to which a GPU converts them if it cannot read the dtype of `x`.
+        """
+
+    @abstractmethod
+    def has_room(self, nbytes: int) -> bool:
+        """Return whether an array of so many bytes leaves room for a training beside it."""
+
+    @abstractmethod
+    def staging(self, shape: tuple[int, ...], dtype: Any) -> Staging:
+        """Return what brings arrays of the host to the device, one after another.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the largest array; others have fewer rows.
+        dtype : dtype
+            Of all arrays.
         """
 
     @abstractmethod

@@ -33,7 +33,8 @@ class Batches:
     ----------
     x : (M, D_0) array or CodedInputs
         Any real dtype. It may be a memory map, which is read batch by batch. In memory it is
-        contiguous, so that gathering a batch takes no memory; for a network on a GPU it is there.
+        contiguous, so that gathering a batch takes no memory; for a network on a GPU it is there,
+        if it fits.
     targets : (M,) or (M, K) array
         As the loss's `check_targets` gave them.
     sample_weight : (M,) array or None
@@ -78,7 +79,7 @@ class Batches:
         elif not network.backend.is_device_array(x):
             x, names = as_inputs(x, "x", wanted)
         x = network.check_inputs(x)
-        coded = isinstance(x, CodedInputs)
+        coded, on_device = isinstance(x, CodedInputs), network.backend.is_device_array(x)
         if not coded and not x.flags.c_contiguous and not _is_mapped(x):
             x = np.ascontiguousarray(x)
         if network.backend.is_device_array(targets):  # before training they are checked too
@@ -99,7 +100,7 @@ class Batches:
         if coded:
             dense = network.backend.place_inputs(np.asarray(x.dense, network.dtype), network.dtype)
             x = x.with_arrays(dense, network.backend.asarray(x.codes))
-        elif not _is_mapped(x):
+        elif not _is_mapped(x) and (on_device or network.backend.has_room(x.nbytes)):
             # Integers of any size keep their digits until they are standardised.
             wide = network.dtype if standardizer is None else np.float64
             x = network.backend.place_inputs(x, wide)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import Backend
+from gpubackprop.backends.memory import Staging
 from gpubackprop.backends.numpy.calls import gather_rows
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.network import MLP
@@ -62,7 +63,8 @@ class Source:
     """The rows that a step gathers, on the device of its network.
 
     On a GPU all rows lie there, and an epoch's row numbers are copied there once. A memory map
-    stays with the host: its batches are gathered there and copied, which may wait for that copy.
+    stays with the host, and so does x that is too large: batches are gathered there, and each is
+    copied while the step before computes.
 
     Attributes
     ----------
@@ -81,6 +83,7 @@ class Source:
     def __init__(self, network: MLP, data: Batches) -> None:
         self.backend, self.dtype, self._wide = network.backend, network.precision, network.dtype
         self.from_host = self.backend.asynchronous and isinstance(data.x, np.ndarray)
+        self.staging: Staging | None = None  # if the host gathers x for a GPU: see `buffers`
         self._rows = np.zeros(0, np.int64)  # the batch's row numbers, if the host gathers it
         self._mean = self._scale = None
         self._inputs: tuple[Any, Array] = None, None  # of these data: see `inputs`
@@ -131,6 +134,8 @@ class Source:
         elif isinstance(rows, np.ndarray):
             self._rows = rows
             self.backend.from_host(rows, batch.index)
+            if self.staging is not None:
+                self.staging.put(self._fill, batch.raw)
         else:
             self.backend.copy(rows, batch.index)
 
@@ -143,13 +148,15 @@ class Source:
             coded = empty_like(self.backend, self.x, rows)
             return coded, coded
         data, x = self.data, self.backend.empty((rows, self.x.shape[1]), self.dtype)
-        standardized = data.standardizer is not None
-        if not standardized and (data.x.dtype == self.dtype or self.backend.converts_rows):
-            return x, x
-        dtype = data.x.dtype
-        if self.backend.asynchronous:
-            dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
-        return x, self.backend.empty(x.shape, dtype)
+        raw, standardized = x, data.standardizer is not None
+        if standardized or not (data.x.dtype == self.dtype or self.backend.converts_rows):
+            dtype = data.x.dtype
+            if self.backend.asynchronous:
+                dtype = np.dtype(np.float64) if self.from_host else gathered_dtype(dtype)
+            raw = self.backend.empty(x.shape, dtype)
+        if self.from_host:
+            self.staging = self.backend.staging(raw.shape, raw.dtype)
+        return x, raw
 
     def whole(self) -> Array:
         """Return all rows of x, in place, as the first product reads them."""
@@ -179,12 +186,10 @@ class Source:
         if index is None:  # the call reads them when it runs: `load` and `put_rows` copy nothing
             backend.call(self._gather, batch)
         else:
-            if self.from_host:
-                backend.call(self._copy_batch, raw)
-            elif isinstance(raw, CodedInputs):
+            if isinstance(raw, CodedInputs):
                 backend.gather_rows(self.x.dense, index, raw.dense)
                 backend.gather_rows(self.x.codes, index, raw.codes)
-            else:
+            elif not self.from_host:  # else `put_rows` has brought them
                 backend.gather_rows(self.x, index, raw)
             backend.gather_rows(self.targets, index, batch.targets)
             if self.sample_weight is not None:
@@ -210,6 +215,6 @@ class Source:
             return
         gather_rows(self.x, rows, raw)
 
-    def _copy_batch(self, raw: Array) -> None:
-        """Set raw = the rows of this batch of a memory map."""
-        self.backend.from_host(self.x[self._rows].astype(raw.dtype, copy=False), raw)
+    def _fill(self, host: np.ndarray) -> None:
+        """Set host = the rows of this batch, which a GPU does not hold."""
+        host[...] = self.x[self._rows]

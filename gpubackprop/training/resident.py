@@ -135,7 +135,7 @@ def obstacle(step: TrainStep) -> str:
         "an update rounds weights": bool(options.rounded) or options.stochastic_rounding,
         "all rows are one batch, read in place": options.whole,
         "x has one-hot columns as codes": isinstance(step.source.x, CodedInputs),
-        "x is a memory map of the host": step.source.from_host,
+        "x stays on the host": step.source.from_host,
         f"the loss {type(loss).__name__} is not among its losses": loss.name not in LOSSES
         or type(loss) is not losses.LOSSES.get(loss.name),
         f"the losses of a batch are reduced by {loss.options.reduction!r}": (

@@ -126,6 +126,7 @@ class Machine:
         self.busy: set[Stream] = set()
         self.captured: set[Stream] = set()
         self.pools: dict[tuple[int, int], list[np.ndarray]] = {}
+        self.pinned: dict[int, np.ndarray] = {}  # by address
         self.number = 0  # the number of the call that was queued last
         self.order = Order()
         self.counts.clear()
@@ -252,6 +253,19 @@ class Machine:
 
     # -- memory -----------------------------------------------------------------------------------
 
+    def pinned_view(self, array: np.ndarray) -> np.ndarray | None:
+        """Return the pinned memory that `array` is a view of; None if it is pageable.
+
+        The view does not keep a `PinnedMemoryPointer`.
+        """
+        begin = array.ctypes.data
+        for place, memory in self.pinned.items():
+            if place <= begin and begin + array.nbytes <= place + memory.size:
+                assert array.flags.c_contiguous
+                flat = memory[begin - place : begin - place + array.nbytes]
+                return flat.view(array.dtype).reshape(array.shape)
+        return None
+
     def allocate(self, nbytes: int) -> Block:
         """Return a block of the current stream's pool; it is poisoned when the stream gets there."""
         self.not_while_capturing("allocation")
@@ -271,6 +285,29 @@ class Machine:
             raw = room[start : start + size]
         self.queue(partial(raw.fill, POISON), stream)
         return Block(raw, nbytes, free)
+
+
+class PinnedMemoryPointer(np.ndarray):
+    """cupy.cuda.PinnedMemoryPointer: memory of the host that goes back to its pool with this object.
+
+    It is then poisoned at once, as if the next owner had written to it.
+    """
+
+
+def alloc_pinned_memory(size: int) -> PinnedMemoryPointer:
+    """cupy.cuda.alloc_pinned_memory."""
+    STATE.not_while_capturing("allocation")
+    memory = np.full(size, POISON, np.uint8)
+    place = memory.ctypes.data
+    STATE.pinned[place] = memory
+
+    def free() -> None:
+        memory.fill(POISON)
+        STATE.pinned.pop(place, None)
+
+    pointer = memory.view(PinnedMemoryPointer)
+    weakref.finalize(pointer, free).atexit = False
+    return pointer
 
 
 class Block:

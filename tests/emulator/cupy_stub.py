@@ -44,6 +44,7 @@ from tests.emulator.cupy_queue import (
     Event,
     OutOfMemoryError,
     Stream,
+    alloc_pinned_memory,
     elapsed,
 )
 from tests.emulator.module import ByValue, Module
@@ -178,15 +179,23 @@ class ndarray:  # noqa: N801 (CuPy's name)
         STATE.queue(partial(self._host.fill, value))
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
-        """Copy from the host. CUDA stages pageable memory before it returns: `arr` may change at once."""
+        """Copy from the host. CUDA stages pageable memory before it returns: `arr` may change at once.
+
+        Pinned memory is read when the stream gets there (runtime API, "API synchronization behavior"),
+        and the copy keeps neither the array nor its memory.
+        """
         assert isinstance(arr, np.ndarray)
         assert arr.dtype == self.dtype
         assert arr.shape == self.shape
         assert stream is not None, "say the stream: CuPy takes the current device's otherwise"
         assert self.flags.c_contiguous or self.flags.f_contiguous, "CuPy: non-contiguous array"
-        STATE.not_while_capturing("a copy from pageable memory")
+        pinned = STATE.pinned_view(arr)
+        if pinned is None:
+            STATE.not_while_capturing("a copy from pageable memory")
         STATE.counts.uploads += 1
-        STATE.queue(partial(np.copyto, self._host, arr.copy()), stream)
+        STATE.queue(
+            partial(np.copyto, self._host, arr.copy() if pinned is None else pinned), stream
+        )
 
     def get(self) -> np.ndarray:
         """Copy to the host. This waits for the current stream of this device, and for no other."""
@@ -660,6 +669,7 @@ def module() -> types.ModuleType:
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,
+        alloc_pinned_memory=alloc_pinned_memory,
         cublas=types.SimpleNamespace(gemmEx=gemm_ex),
         device=types.SimpleNamespace(get_cublas_handle=lambda: HANDLE),
         Event=Event,

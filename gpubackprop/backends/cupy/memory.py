@@ -10,10 +10,12 @@ import numpy as np
 
 from gpubackprop.backends.arrays import ANYWHERE, as_cupy, as_host, on_gpu
 from gpubackprop.backends.cupy.library import explained
-from gpubackprop.backends.memory import Array, Memory
+from gpubackprop.backends.cupy.staging import PinnedStaging
+from gpubackprop.backends.memory import Array, Memory, Staging
 from gpubackprop.dtypes import STORAGES, compute_dtype, is_number
 from gpubackprop.errors import DeviceUnavailable, DtypeError, ShapeError, TargetRangeError
 
+DATA_SHARE = 0.75  # of the free memory that a data set may take
 INPUT_DTYPES = (*STORAGES, "uint8")  # gather_rows reads them
 
 
@@ -246,6 +248,14 @@ class DeviceMemory(Memory):
 
     def place_inputs(self, x: Any, dtype: Any) -> Array:
         return self.asarray(x, None if x.dtype.name in INPUT_DTYPES else dtype)
+
+    def has_room(self, nbytes: int) -> bool:
+        with self.cupy.cuda.Device(self.index):
+            free, _ = self.cupy.cuda.runtime.memGetInfo()
+        return nbytes <= DATA_SHARE * free
+
+    def staging(self, shape: tuple[int, ...], dtype: Any) -> Staging:
+        return PinnedStaging(self.cupy, self.index, shape, dtype)
 
     def is_device_array(self, array: Any) -> bool:
         return on_gpu(array)

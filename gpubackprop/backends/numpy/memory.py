@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.arrays import as_host
-from gpubackprop.backends.memory import Memory
+from gpubackprop.backends.memory import Memory, Staging
 from gpubackprop.backends.numpy.blocks import aligned_empty
 
 Array = np.ndarray
+
+
+class _Direct(Staging):
+    """Fills the arrays themselves."""
+
+    def put(self, fill: Callable[[Array], None], out: Array) -> None:
+        fill(out)
 
 
 class HostMemory(Memory):
@@ -43,6 +50,12 @@ class HostMemory(Memory):
 
     def place_inputs(self, x: Array, dtype: Any) -> Array:
         return x
+
+    def has_room(self, nbytes: int) -> bool:
+        return True
+
+    def staging(self, shape: tuple[int, ...], dtype: Any) -> Staging:
+        return _Direct()
 
     def is_device_array(self, array: Any) -> bool:
         return False
