@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from gpubackprop.cli.info_scaling import widths
 from gpubackprop.ensemble import members_of
 from gpubackprop.formulas import Activation, activation
 from gpubackprop.optimizers import OPTIMIZERS, optimizer
+
+if TYPE_CHECKING:
+    from gpubackprop.backends.cupy import CupyBackend
 
 # What a plan is made for where there is no GPU: 227 KB a block, as compute capability 9.0 has.
 ASSUMED = DeviceProperties(132, shared_bytes=232_448, capability=(9, 0))
@@ -89,8 +92,7 @@ def _card() -> tuple[str | None, DeviceProperties]:
     name = devices.choose("auto")[0]
     if devices.is_host(name):
         return None, ASSUMED
-    backend: Any = backends.get(name)
-    return name, backend.launcher.properties
+    return name, cast("CupyBackend", backends.get(name)).launcher.properties
 
 
 def _words(found: dict[str, Any]) -> str:
