@@ -1,6 +1,6 @@
 """A grid search whose settings are spread over the ranks of MPI, each a fit of its own.
 
-    mpiexec -n 3 python -m mpi4py.futures examples/search_over_ranks.py
+    mpirun -n 3 python -m mpi4py.futures examples/search_over_ranks.py
 
 Rank 0 hands out the settings, and the others score them.
 """
