@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each case")
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each process")
     parser.add_argument(
-        "--most", type=int, default=64, help="the most networks (default 64; 256 takes minutes)"
+        "--most", type=int, default=64, help="the most networks (default 64; 640 takes minutes)"
     )
     parser.add_argument("--least", type=int, default=1, help="the fewest networks")
     parser.add_argument("--out", type=Path, help="file for the results as JSON")

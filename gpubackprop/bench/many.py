@@ -17,7 +17,7 @@ from gpubackprop.bench.steps import HeldToLosses, by_hand
 
 CHECKED = 3  # epochs whose losses are compared: later, rounding has grown
 SMALL = (64, 128, 10)
-NETWORKS = (1, 2, 4, 8, 16, 32, 64, 256)
+NETWORKS = (1, 2, 4, 8, 16, 32, 64, 640)
 
 
 class ManyData:

@@ -36,17 +36,18 @@ def _draw(figure: Any, rows: list[Row]) -> bool:
     for number, (name, seconds) in enumerate(by_provider.items()):
         if seconds:
             axes.plot([*seconds], [*seconds.values()], label=name, zorder=3, **look(number))
-    for number, name in enumerate((MANY, PROCESSES)):
-        at = _crossing(by_provider[name], by_provider[IN_TURN])
-        if at is not None and at > 1:
-            axes.axvline(at, color=look(number)["color"], linestyle=":")
-            axes.annotate(
-                f"{name} faster from {at:.0f}", (at, 0.02), xytext=(4, 0),
-                xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=10,
-            )  # fmt: skip
+    name = PROCESSES if by_provider[PROCESSES] else MANY  # on the CPU fit_many itself takes turns
+    at = _crossing(by_provider[name], by_provider[IN_TURN])
+    if at is not None and at > 1:
+        axes.axvline(at, color="black", linestyle=":")
+        axes.annotate(
+            f"{name}: faster from {at:.0f} on ", (at, 0.02), xycoords=("data", "axes fraction"),
+            fontsize=10, ha="right",
+        )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("networks")
+    axes.set_xticks([*by_provider[IN_TURN]], [*map(str, by_provider[IN_TURN])])
     axes.set_ylabel("seconds for all of them")
     axes.grid(True)
     axes.legend()
