@@ -43,6 +43,7 @@ __device__ __forceinline__ void activate(const Network& net, const Layer& layer,
 }
 
 // Dropout of h and of the slopes, four neighbouring units of a row at a time.
+template <class Tile>
 __device__ __forceinline__ void drop(const Network& net, int l, const Tile& tile, const uint64* random) {
     const Layer& layer = net.layers[l];
     struct {
@@ -87,6 +88,7 @@ __device__ __forceinline__ Matrix units_of(const Network& net, const Layer& laye
 }
 
 // a_l = h_{l-1} W_l^T + b_l, h_l = g_l(a_l) for all layers; the last has no activation.
+template <class Tile>
 __device__ __forceinline__ void forward(
     const Network& net, const Tile& tile, int stage, const uint64* random) {
     int layers = net.number(LAYERS);
@@ -109,11 +111,13 @@ __device__ __forceinline__ void forward(
     }
 }
 
-// grad_W_l = delta_l^T h_{l-1}, grad_b_l = sum_n delta_l[n]; a batch's first tile replaces what was there.
+// grad_W_l = delta_l^T h_{l-1}, grad_b_l = sum_n delta_l[n]; a block's first tile of a batch replaces what was
+// there, also with 0 if it has no rows.
+template <class Tile>
 __device__ __forceinline__ void parameter_gradients(const Network& net, int l, const Tile& tile, int stage) {
     const Layer& layer = net.layers[l];
     int gradient = net.number(COUNT);  // from a parameter to its gradient
-    bool first = tile.first == 0;
+    bool first = tile.begins == Tile::BATCH;
     Matrix delta = units_of(net, layer);
     float* grad_W = net.memory + layer.weights + gradient;
     float* grad_b = net.memory + layer.biases + gradient;
@@ -129,6 +133,7 @@ __device__ __forceinline__ void parameter_gradients(const Network& net, int l, c
 }
 
 // delta_{l-1} = (delta_l W_l) * slope, in the place of the slopes; then they change places with h.
+template <class Tile>
 __device__ __forceinline__ void unit_gradients(const Network& net, int l, const Tile& tile) {
     const Layer &layer = net.layers[l], &below = net.layers[l - 1];
     const float* slopes = net.memory + (below.slopes != 0 ? below.slopes : below.units);
@@ -149,6 +154,7 @@ __device__ __forceinline__ void unit_gradients(const Network& net, int l, const 
 }
 
 // The gradients of all parameters from delta_L, which stands in the place of the logits.
+template <class Tile>
 __device__ __forceinline__ void backward(const Network& net, const Tile& tile, int stage) {
 #pragma unroll 1
     for (int l = net.number(LAYERS) - 1; l >= 0; --l) {

@@ -15,6 +15,11 @@ template <int E> __device__ __forceinline__ Pack<float, E> shared_pack(const flo
     both.words[0] = *reinterpret_cast<const typename Words<float, E>::W*>(p);
     return both.pack;
 }
+template <int E> __device__ __forceinline__ void store_shared_pack(float* p, const Pack<float, E>& pack) {
+    Words<float, E> both;
+    both.pack = pack;
+    *reinterpret_cast<typename Words<float, E>::W*>(p) = both.words[0];
+}
 
 // One side of a product: M(i, k) is memory[at + i * stride + k] (ALONG_K) or memory[at + k * stride + i].
 //   A thread's TILE rows are LANES apart if they are read along k, and neighbours if not.
