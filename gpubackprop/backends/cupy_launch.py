@@ -479,7 +479,9 @@ KERNELS: dict[str, Kernel] = {
     "resident_training": Kernel("resident_training.cu", _elsewhere, dtypes=("f32",)),
     **{
         f"resident_training_cluster{blocks}": Kernel(
-            "resident_training.cu", _elsewhere, dtypes=("f32",),
+            "resident_training.cu",
+            _elsewhere,
+            dtypes=("f32",),
             defines=(("ONLY_CLUSTER", str(blocks)),),
         )
         for blocks in (2, 4, 8)

@@ -1,4 +1,4 @@
-"""The plan of resident training: whether a network fits into a block or a cluster, and where it lies.
+"""The plan of resident training: whether a network fits into a block or a cluster, and where.
 
 A pure function of sizes, which needs neither a GPU nor CuPy. One block trains one network, or a
 cluster of 2, 4 or 8 blocks (`kernels/resident_training.cu`): parameters, gradients and optimizer
@@ -31,10 +31,10 @@ ADDRESSES = (
 WORDS = (
     *ADDRESSES, "steps", "start", "epoch_rows", "batch_rows", "data_rows", "tile_rows", "update",
     "slots", "clips", "loss", "first_layer", "layers", "shares", "weights_at", "weights_end",
-    "count", "slice", "x_at", "x_stride", "targets_at", "targets_stride", "row_weights_at", "has_labels",
-    "has_ignore_index", "ignore_index", "reduction", "empty_is_zero", "counts_correct",
-    "weights_by_order", "one_minus_eps", "eps_over_k", "z_loss", "soft_cap", "loss_parameter",
-    "probability_eps",
+    "count", "slice", "x_at", "x_stride", "targets_at", "targets_stride", "row_weights_at",
+    "has_labels", "has_ignore_index", "ignore_index", "reduction", "empty_is_zero",
+    "counts_correct", "weights_by_order", "one_minus_eps", "eps_over_k", "z_loss", "soft_cap",
+    "loss_parameter", "probability_eps",
 )  # fmt: skip
 LAYER_FIELDS = (
     "inputs", "outputs", "weights_from", "biases_from", "weights", "stride", "biases", "units",
@@ -150,11 +150,12 @@ def plan_resident(
     >>> card = DeviceProperties(132, shared_bytes=232_448, capability=(9, 0))
     >>> relu, adam = ACTIVATIONS["relu"], UPDATES["adam"]
     >>> print(plan_resident((64, 128, 10), (relu,), adam, 200, card))
-    resident training: a cluster of 8 blocks, 131,776 of 230,400 bytes, tiles of 28 rows
+    resident training: a cluster of 8 blocks, 123,424 of 230,400 bytes, tiles of 28 rows
     >>> print(plan_resident((64, 128, 10), (relu,), adam, 200, card, blocks=1))
     resident training: one block, 221,824 of 230,400 bytes, tiles of 52 rows
     >>> print(plan_resident((784, 512, 10), (relu,), adam, 128, card))
-    no resident training: 6,546,240 bytes of parameters, gradients and slots, 230,400 there
+    no resident training: 3,682,272 bytes of parameters, gradients and slots in each of 8 blocks, \
+230,400 there
     """
     network = _Network(
         tuple(widths), tuple(activations), tuple(dropout or [0.0] * len(activations)),
@@ -198,11 +199,13 @@ def _lay_out(network: _Network, shares: int, blocks: int) -> ResidentPlan:
     fixed, row = LAYER_WORDS * len(layers) + state, _row(layers, network)
     least, rows = FLOAT * (fixed + 4 * row), ceil_division(network.batch_size, shares)
     most = (available // FLOAT - fixed) // row // 4 * 4
-    reason = ""
+    reason, each = "", f" in each of {blocks} blocks" if blocks > 1 else ""
     if FLOAT * fixed > available:
-        reason = f"{FLOAT * state:,} bytes of parameters, gradients and slots, {available:,} there"
+        reason = (
+            f"{FLOAT * state:,} bytes of parameters, gradients and slots{each}, {available:,} there"
+        )
     elif most == 0:
-        reason = f"{least:,} bytes with four rows of units, {available:,} there"
+        reason = f"{least:,} bytes with four rows of units{each}, {available:,} there"
     elif blocks < shares and min(most, MOST_ROWS) < rows:
         reason = f"a share of {rows} rows is more than one tile"
     if reason:
