@@ -128,17 +128,13 @@ template <int CLUSTER> __device__ __forceinline__ void sum_gradients(const Netwo
     float* own = net.memory + net.number(WEIGHTS_AT) + net.number(COUNT) + slice.first;
 #pragma unroll 1
     for (int i = 4 * thread(); i < slice.count; i += 4 * THREADS) {
-        Pack<float, 4> all[CLUSTER], sum{};
+        Pack<float, 4> all[CLUSTER];
 #pragma unroll
         for (int rank = 0; rank < CLUSTER; ++rank)
             all[rank] = shared_pack<4>(ptx::shared_of_rank(own, uint32(rank)) + i);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            sum.v[e] = all[0].v[e];
-#pragma unroll
-            for (int rank = 1; rank < CLUSTER; ++rank) sum.v[e] += all[rank].v[e];
-        }
-        store_shared_pack(own + i, sum);
+        for (int rank = 1; rank < CLUSTER; ++rank) all[0] = sum_of(all[0], all[rank]);
+        store_shared_pack(own + i, all[0]);
     }
 }
 
