@@ -17,6 +17,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from gpubackprop import data, losses, ops, optimizers, schedules
+    from gpubackprop.ensemble import Ensemble
     from gpubackprop.errors import StopTraining
     from gpubackprop.gradient_check import gradient_check
     from gpubackprop.gradients import Gradients
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # Loaded at first use, so that importing the package costs little more than importing NumPy.
 _HOME = {
     "MLP": "network",
+    "Ensemble": "ensemble",
     "Gradients": "gradients",
     "Model": "model",
     "History": "training",
@@ -40,6 +42,7 @@ _MODULES = ("data", "errors", "losses", "ops", "optimizers", "schedules")
 
 __all__ = [
     "MLP",
+    "Ensemble",
     "Gradients",
     "History",
     "Model",

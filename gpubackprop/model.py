@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from gpubackprop.data.classes import as_text, check_classes, class_indices
 from gpubackprop.data.files import Where, row_from_1, shorten
 from gpubackprop.data.frames import as_inputs, as_targets
 from gpubackprop.data.preprocessor import Surprises
+from gpubackprop.ensemble import Ensemble
 from gpubackprop.errors import (
     DataError,
     GpubackpropError,
@@ -39,8 +40,8 @@ class Model:
 
     Parameters
     ----------
-    network : MLP
-        The trained network.
+    network : MLP or Ensemble
+        The trained network, or several whose predictions are averaged.
     standardizer : Standardizer, TablePreprocessor or None
         Applied to raw inputs before the network. A preprocessor may be given here too.
     feature_names : sequence of D_0 str, or None
@@ -76,7 +77,7 @@ class Model:
     ['no']
     """
 
-    network: MLP
+    network: MLP | Ensemble
     standardizer: Standardizer | None = None
     feature_names: Sequence[str] | None = None
     target_names: Sequence[str] | None = None
@@ -331,8 +332,10 @@ class Model:
     def _check(self) -> None:
         """Bring names and classes into the form that a file has, or raise."""
         network = self.network
-        if not isinstance(network, MLP):
-            raise OptionError(f"network is a {type(network).__name__} but must be an MLP")
+        if not isinstance(network, MLP | Ensemble):
+            raise OptionError(
+                f"network is a {type(network).__name__} but must be an MLP or an Ensemble"
+            )
         self._check_preprocessor()
         standardizer = self.standardizer
         inputs, units = network.widths[0], network.widths[-1]
@@ -401,7 +404,8 @@ class Model:
         """Write one safetensors file.
 
         Its tensors are layers.<l>.weight and layers.<l>.bias (l from 0), input.mean and
-        input.scale. A temporary file is written, synced and renamed, so that an existing file is
+        input.scale; those of an ensemble's networks begin with members.<k>. (k from 0). A temporary
+        file is written, synced and renamed, so that an existing file is
         replaced whole or not at all.
 
         Parameters
@@ -509,14 +513,22 @@ def _row_after(first: int) -> Where:
     return lambda row: row_from_1(first + row)
 
 
-def in_target_units(network: MLP, scaling: Standardizer) -> MLP:
+@overload
+def in_target_units(network: MLP, scaling: Standardizer) -> MLP: ...
+@overload
+def in_target_units(network: Ensemble, scaling: Standardizer) -> Ensemble: ...
+def in_target_units(network: MLP | Ensemble, scaling: Standardizer) -> MLP | Ensemble:
     """Return a copy on the CPU whose outputs have the units of the targets: scale (W h + b) + mean.
 
     `network` has linear output and was trained on ``scaling.transform(targets)``. The copy computes
     in float32 or float64 throughout: 16 bits hold standardised targets well, but would round y =
     2024 to a multiple of 8. If float32 cannot tell neighbouring targets apart either, the copy is
     in float64.
+
+    Of an ensemble it is an ensemble of such copies.
     """
+    if isinstance(network, Ensemble):
+        return Ensemble([in_target_units(member, scaling) for member in network.members])
     if network.output != "linear":
         raise OptionError(
             f"the network has output {network.output!r}; only those of linear output have a unit"
@@ -556,7 +568,7 @@ def _check_names(names: Any, what: str) -> list[str] | None:
         raise OptionError(f"{what} holds bytes that are not UTF-8: {error.object!r}") from None
 
 
-def _check_class_count(classes: Any, network: MLP) -> Array:
+def _check_class_count(classes: Any, network: MLP | Ensemble) -> Array:
     array, units = check_classes(classes), network.widths[-1]
     two = network.output == "logistic" and units == 1 and len(array) == 2
     if len(array) != units and not two:

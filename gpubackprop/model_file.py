@@ -13,17 +13,19 @@ import numpy as np
 
 from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.classes import classes_from_values, classes_to_values
+from gpubackprop.ensemble import Ensemble, members_of
 from gpubackprop.errors import DataError, GpubackpropError, ModelFileError, ShapeError
 from gpubackprop.network import MLP
 from gpubackprop.tensorfile import read_tensors, require_array, write_tensors
 
 Array = np.ndarray
-KIND, VERSION = "model", 2  # 2: with a preprocessor; a file without one is of version 1
+# 2: with a preprocessor; 3: with several networks; a file without either is of version 1
+KIND, VERSION = "model", 3
 
 
 def write(
     path: str | os.PathLike[str],
-    network: MLP,
+    network: MLP | Ensemble,
     standardizer: Standardizer | None,
     classes: Array | None,
     preprocessor: TablePreprocessor | None = None,
@@ -34,9 +36,12 @@ def write(
     A preprocessor's standardizer is the model's.
     """
     arrays: dict[str, Array] = {}
-    for layer, (W, b) in enumerate(zip(network.W, network.b, strict=True)):
-        arrays[f"layers.{layer}.weight"] = network.backend.to_host(W)
-        arrays[f"layers.{layer}.bias"] = network.backend.to_host(b)
+    members = members_of(network)
+    for place, member in enumerate(members):
+        before = f"members.{place}." if isinstance(network, Ensemble) else ""
+        for layer, (W, b) in enumerate(zip(member.W, member.b, strict=True)):
+            arrays[f"{before}layers.{layer}.weight"] = network.backend.to_host(W)
+            arrays[f"{before}layers.{layer}.bias"] = network.backend.to_host(b)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise DataError(
@@ -49,12 +54,14 @@ def write(
     labels, dtype = (None, None) if classes is None else classes_to_values(classes)
     values = {
         "kind": KIND,
-        "version": 1 if preprocessor is None else VERSION,
+        "version": 1 if preprocessor is None else 2,
         "network": network.config(),
         **names,
         "classes": labels,
         "classes_dtype": dtype,
     }
+    if isinstance(network, Ensemble):
+        values |= {"version": VERSION, "members": len(members)}
     if preprocessor is not None:
         values["preprocessor"] = preprocessor.state()
     write_tensors(path, arrays, values)
@@ -63,16 +70,7 @@ def write(
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the parts of a model, by the names that `Model` has for them, on the CPU."""
     arrays, values = read_tensors(path, KIND, VERSION)
-    try:
-        config = values["network"]
-        layers = _read_layers(path, arrays, config["widths"], np.dtype(config["dtype"]))
-        network = MLP(**config, initializer="zeros")
-    except ModelFileError:
-        raise
-    except (GpubackpropError, KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{path}: the architecture is not readable ({error})") from error
-    for view, array in zip([*network.W, *network.b], layers, strict=True):
-        view[...] = array
+    network = _read_network(path, arrays, values)
     standardizer = _read_standardizer(path, arrays, network)
     return {
         "network": network,
@@ -84,8 +82,38 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def _read_network(path: Any, arrays: dict[str, Array], values: dict[str, Any]) -> MLP | Ensemble:
+    """Return the network, or the ensemble."""
+    count = values.get("members")
+    if count is None:
+        return _read_member(path, arrays, values)
+    if type(count) is not int or not 0 < count <= len(arrays):
+        raise ModelFileError(f"{path}: members is {count!r}, which is no number of its networks")
+    return Ensemble(
+        [_read_member(path, arrays, values, f"members.{place}.") for place in range(count)]
+    )
+
+
+def _read_member(
+    path: Any, arrays: dict[str, Array], values: dict[str, Any], before: str = ""
+) -> MLP:
+    """Return the network whose tensors have `before` before their names."""
+    try:
+        config = values["network"]
+        dtype = np.dtype(config["dtype"])
+        layers = _read_layers(path, arrays, config["widths"], dtype, before)
+        network = MLP(**config, initializer="zeros")
+    except ModelFileError:
+        raise
+    except (GpubackpropError, KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: the architecture is not readable ({error})") from error
+    for view, array in zip([*network.W, *network.b], layers, strict=True):
+        view[...] = array
+    return network
+
+
 def _read_layers(
-    path: Any, arrays: dict[str, Array], widths: list[int], dtype: np.dtype
+    path: Any, arrays: dict[str, Array], widths: list[int], dtype: np.dtype, before: str
 ) -> list[Array]:
     """Return all weights, then all biases.
 
@@ -93,17 +121,19 @@ def _read_layers(
     """
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     weights = [
-        require_array(path, arrays, f"layers.{layer}.weight", shape, dtype)
+        require_array(path, arrays, f"{before}layers.{layer}.weight", shape, dtype)
         for layer, shape in enumerate(shapes)
     ]
     biases = [
-        require_array(path, arrays, f"layers.{layer}.bias", shape[:1], dtype)
+        require_array(path, arrays, f"{before}layers.{layer}.bias", shape[:1], dtype)
         for layer, shape in enumerate(shapes)
     ]
     return weights + biases
 
 
-def _read_standardizer(path: Any, arrays: dict[str, Array], network: MLP) -> Standardizer | None:
+def _read_standardizer(
+    path: Any, arrays: dict[str, Array], network: MLP | Ensemble
+) -> Standardizer | None:
     names = ("input.mean", "input.scale")
     if not any(name in arrays for name in names):
         return None

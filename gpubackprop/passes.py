@@ -31,6 +31,8 @@ from gpubackprop.losses import Loss, SoftmaxCrossEntropy
 
 Array = Any  # an array of the backend's device
 Layers = tuple[Sequence[Array], Sequence[Array]]  # (W, b) or (grad_W, grad_b) of all layers
+Final = Callable[[Backend, int], None]  # see `emit_step`
+BIASES = -1
 IDENTITY = ACTIVATIONS["identity"]
 # More bytes of logits are computed in chunks. They fit no second-level cache (50 MB on an H200), so
 # that each of the passes over them would move them through memory.
@@ -95,14 +97,22 @@ def _emit_output(
 
 
 def emit_backward(
-    backend: Backend, x: Array, W: Sequence[Array], units: PassUnits, gradient: Layers
+    backend: Backend,
+    x: Array,
+    W: Sequence[Array],
+    units: PassUnits,
+    gradient: Layers,
+    final: Final | None = None,
 ) -> None:
     """Compute the gradients of all parameters from delta_L, which the loss has written.
 
-    If the output layer was computed in chunks, its gradients are there already.
+    If the output layer was computed in chunks, its gradients are there already. `final` is as for
+    `emit_step`.
     """
     (grad_W, grad_b), h, grad_h = gradient, [x, *units.h], [None, *units.grad_h]
     delta, last = units.delta, len(W) - 1
+    if final and units.chunked:
+        final(backend, last)
     for layer in reversed(range(last if units.chunked else len(W))):
         if layer == last:
             backend.column_sum(delta[last], grad_b[last])
@@ -111,22 +121,37 @@ def emit_backward(
                 grad_h[layer + 1], units.saved[layer], units.activations[layer], delta[layer],
                 grad_b[layer], units.dropout[layer],
             )  # fmt: skip
+        if final and layer == 0:
+            final(backend, BIASES)
         if isinstance(h[layer], CodedInputs):
             emit_coded_backward(backend, delta[layer], h[layer], grad_W[layer])
         else:
-            backend.affine_backward(delta[layer], h[layer], W[layer], grad_W[layer], grad_h[layer])
+            below = None if final else grad_h[layer]
+            backend.affine_backward(delta[layer], h[layer], W[layer], grad_W[layer], below)
+        if final:
+            final(backend, layer)
+            if layer > 0:
+                backend.matmul(delta[layer], W[layer], grad_h[layer])
 
 
 def emit_gradients(
-    backend: Backend, loss: Loss, batch: Batch, parameters: Layers, gradient: Layers
+    backend: Backend,
+    loss: Loss,
+    batch: Batch,
+    parameters: Layers,
+    gradient: Layers,
+    final: Final | None = None,
 ) -> None:
-    """Compute the loss of a batch and the gradients of all parameters."""
+    """Compute the loss of a batch and the gradients of all parameters.
+
+    `final` is as for `emit_step`.
+    """
     if batch.units.chunked:
         emit_forward(backend, batch.x, parameters, batch.units)
         _emit_output(backend, loss, batch, parameters, gradient)
     else:
         emit_loss(backend, loss, batch, parameters)
-    emit_backward(backend, batch.x, parameters[0], batch.units, gradient)
+    emit_backward(backend, batch.x, parameters[0], batch.units, gradient, final)
 
 
 def emit_step(
@@ -137,12 +162,15 @@ def emit_step(
     gradient: Layers,
     updater: Updater,
     together: Callable[[Backend], None] | None = None,
+    final: Final | None = None,
 ) -> None:
     """Do one step of training: the gradients of a batch, then the update of all parameters.
 
     ``together(backend)`` comes between the two. With several ranks it adds up their gradients.
+    ``final(backend, layer)`` comes as soon as no later call writes the gradient of that layer's
+    weights; for the layer `BIASES`, that of all biases and the batch's loss.
     """
-    emit_gradients(backend, loss, batch, parameters, gradient)
+    emit_gradients(backend, loss, batch, parameters, gradient, final)
     if together is not None:
         together(backend)
     updater.emit(backend)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import MLP, Trainer
+from gpubackprop.data import table_rows
 from gpubackprop.distributed import Communicator, join
 from gpubackprop.losses import SoftmaxCrossEntropy, SquaredError
 from gpubackprop.optimizers import Adam
@@ -124,6 +125,7 @@ def resume(file: str) -> None:
 
 MANY_ROWS, COLUMNS = 400_000, 40  # 64 MB in float32
 ROOM = 40 << 20  # bytes that a rank may take beyond what it has before it sees the data
+PARQUET_ROWS, PARQUET_COLUMNS, PARQUET_ROOM = 200_000, 160, 100 << 20  # 128 MB in float32
 
 
 def learn_a_mapped_file(file: str) -> Trainer:
@@ -136,15 +138,20 @@ def learn_a_mapped_file(file: str) -> Trainer:
     return trainer
 
 
-def small_memory(file: str) -> None:
-    """Train on a file that does not fit into the memory that is left."""
+def leave_room(room: int = ROOM) -> None:
+    """Limit the memory to what is taken now, and some room."""
     import resource
 
-    ranks = join("auto")
-    trained("plain", "auto")  # what MPI and NumPy allocate once
     status = Path("/proc/self/status").read_text()
     used = int(status.partition("VmData:")[2].split()[0]) << 10
-    resource.setrlimit(resource.RLIMIT_DATA, (used + ROOM, used + ROOM))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+
+
+def small_memory(file: str) -> None:
+    """Train on a file that does not fit into the memory that is left."""
+    ranks = join("auto")
+    trained("plain", "auto")  # what MPI and NumPy allocate once
+    leave_room()
     try:
         np.load(file)
     except MemoryError:
@@ -152,6 +159,33 @@ def small_memory(file: str) -> None:
     else:
         raise AssertionError("the whole file fits")
     found = figures(learn_a_mapped_file(file))
+    if ranks.rank == 0:
+        Path(file).with_suffix(".json").write_text(json.dumps(found))
+
+
+def learn_a_parquet_file(file: str) -> Trainer:
+    """Train on a Parquet file, by the ranks that there are."""
+    rows = table_rows(file, "y", learn_rows=2000, validation=0.1)
+    network = MLP([PARQUET_COLUMNS, 4, 2], seed=1, device="cpu:numpy")
+    trainer = Trainer(network, batch_size=8192, distributed="auto")
+    trainer.fit(rows.x, rows.targets, rows=rows.train, validation=rows.validation, epochs=1)
+    return trainer
+
+
+def small_memory_for_parquet(file: str) -> None:
+    """Train on a Parquet file that does not fit into the memory that is left."""
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own pool has taken much beforehand
+    ranks = join("auto")
+    trained("plain", "auto")
+    learn_a_parquet_file(str(Path(file).with_suffix(".small.parquet")))  # what Arrow allocates once
+    leave_room(PARQUET_ROOM)
+    try:
+        bytearray(4 * PARQUET_ROWS * PARQUET_COLUMNS)
+    except MemoryError:
+        pass
+    else:
+        raise AssertionError("the whole file fits")
+    found = figures(learn_a_parquet_file(file))
     if ranks.rank == 0:
         Path(file).with_suffix(".json").write_text(json.dumps(found))
 

@@ -250,6 +250,22 @@ def test_a_card_works_for_30_ms_before_a_timed_round_and_its_clocks_are_read_whi
     assert where.log.index("event") == 0
 
 
+@pytest.mark.parametrize(("busy", "waited"), [(0.0, 0.012), (0.12, 0.132), (30.0, 1.008)])
+def test_a_worker_answers_when_its_threads_sleep_and_after_a_second_at_the_latest(
+    busy, waited, monkeypatch
+):
+    """`busy` seconds of one core are used, as by OpenBLAS's threads after a product."""
+    now = [0.0]
+    clock = types.SimpleNamespace(
+        perf_counter=lambda: now[0],
+        process_time=lambda: min(now[0], busy),
+        sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+    )
+    monkeypatch.setattr(worker, "time", clock)
+    worker.wait_until_idle()
+    assert now[0] == pytest.approx(waited)
+
+
 def test_joules_are_counted_between_two_moves_of_the_counter(nvml, monkeypatch):
     """The counter of a card moves each 100 ms: 300 W and steps of 1 ms are 0.3 J each."""
     now = [0.0]

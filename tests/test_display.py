@@ -15,6 +15,7 @@ import gpubackprop
 import gpubackprop.torch
 from gpubackprop import (
     MLP,
+    Ensemble,
     History,
     Model,
     Trainer,
@@ -29,7 +30,7 @@ from gpubackprop import (
     sklearn,
     training,
 )
-from gpubackprop.data import Dataset, Standardizer, TablePreprocessor
+from gpubackprop.data import Dataset, Standardizer, TablePreprocessor, TableRows
 from gpubackprop.formulas.dropout import Dropout
 from gpubackprop.optimizers import OPTIMIZERS, SGD, Adam, Momentum
 from gpubackprop.schedules import SCHEDULES
@@ -63,6 +64,8 @@ def samples() -> list[Any]:
     fitted = Standardizer.fit(wide)
     plain = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Conv1d(1, 1, 1))
     loss = losses.SoftmaxCrossEntropy
+    prepared = TablePreprocessor.fit({name: wide[:, j] for j, name in enumerate(names)})
+    nine = np.arange(9)
     return [
         trainer, trainer.history, trainer.state, trainer.network, network, step, training.History(),
         trainer.memory_estimate(1000), trainer.profile(x, labels, repeats=1),
@@ -70,7 +73,9 @@ def samples() -> list[Any]:
         step.snapshot(), step.data, EvaluationStep(trainer.network, trainer.loss, step.data, 9),
         network.gradients(wide, np.arange(9)), network.gradients(wide, np.arange(9), loss(reduction="none")),
         Model(network, fitted, names, None, np.arange(40)), Model(trainer.network), fitted,
-        Standardizer.fit(x), TablePreprocessor.fit({name: wide[:, j] for j, name in enumerate(names)}),
+        Standardizer.fit(x), prepared,
+        TableRows(wide, nine, nine, nine[:0], prepared, nine, "classification", ("y",), nine, ()),
+        Ensemble([MLP([900, 20, 40], seed=seed) for seed in range(50)]),
         Dataset(wide, labels, tuple(names), ("y",), "a.csv"),
         *map(optimizers.optimizer, OPTIMIZERS), *map(schedules.schedule, SCHEDULES),
         Adam().hyperparameters, network.backend, backends.get("cpu:numpy"), network.layout,

@@ -83,7 +83,7 @@ def test_a_thread_that_comes_after_another_failed_and_left_hears_of_the_failure(
     with pytest.raises(DistributedError, match="no room"):
         threads.Threads(group, 1).abort("no room")
     group.leave(1)
-    with pytest.raises(DistributedError, match="another rank has ended: rank 1 of 2 .*: no room"):
+    with pytest.raises(DistributedError, match=r"another rank has ended: rank 1 of 2 .*: no room"):
         threads.Threads(group, 0).gather(None)
 
 

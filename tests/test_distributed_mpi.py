@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.cli_runs import flowers, write_table
@@ -26,8 +28,11 @@ from tests.ranks_programs import (
     CASES,
     COLUMNS,
     MANY_ROWS,
+    PARQUET_COLUMNS,
+    PARQUET_ROWS,
     figures,
     learn_a_mapped_file,
+    learn_a_parquet_file,
     trained,
 )
 from tests.test_distributed import assert_close
@@ -142,6 +147,31 @@ def test_ranks_train_on_a_file_that_does_not_fit_into_their_memory(tmp_path: Pat
     assert result.returncode == 0, result.stderr
     found = json.loads(file.with_suffix(".json").read_text())
     wanted = figures(learn_a_mapped_file(str(file)))
+    assert found["history"]["val_loss"] == pytest.approx(wanted["history"]["val_loss"], rel=1e-4)
+
+
+def write_parquet(file: Path, rows: int) -> None:
+    """Write columns of numbers and a label, in 16 row groups."""
+    count, labels = rows // 16, np.arange(rows // 16) % 2
+    values = np.random.default_rng(0).normal(size=(PARQUET_COLUMNS, 100)).astype("f4")
+    columns = {f"x{j}": np.resize(values[j], count) for j in range(PARQUET_COLUMNS)}
+    columns["x0"] += labels
+    table = pa.table(columns | {"y": np.array(["no", "yes"])[labels]})
+    with pq.ParquetWriter(file, table.schema) as writer:
+        for _ in range(16):
+            writer.write_table(table)
+
+
+@with_mpi
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_ranks_train_on_a_parquet_file_that_does_not_fit_into_their_memory(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    write_parquet(file, PARQUET_ROWS)
+    write_parquet(file.with_suffix(".small.parquet"), 2000)
+    result = mpiexec(2, "tests.ranks_programs", "small_memory_for_parquet", file)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(file.with_suffix(".json").read_text())
+    wanted = figures(learn_a_parquet_file(str(file)))
     assert found["history"]["val_loss"] == pytest.approx(wanted["history"]["val_loss"], rel=1e-4)
 
 

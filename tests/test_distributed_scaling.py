@@ -44,3 +44,30 @@ def test_widths_that_are_none_are_wrong_usage() -> None:
     result = run_cli("info", "--scaling", "784")
     assert result.code == 2
     assert "784-512-10" in result.err
+
+
+def test_the_part_of_a_sum_that_is_left_is_worked_by_hand() -> None:
+    # Layers of 16, 16 and 8 MiB: on each of 2 ranks 4 rows; a product takes 2, 2 and 1 seconds.
+    # A part moves in 1 second for 8 MiB and has a latency of a half.
+    widths, latency, flops = [2048, 2048, 2048, 1024], 0.25, 2.0**24
+    scaling = Scaling(widths, 8, 4, 2.0**23, latency, flops)
+    assert scaling.buckets() == [(2, 8 << 20), (1, 16 << 20), (0, 16 << 20)]
+    # Backward, products of W (h): layer 2 to 1 (2), 1 to 4 (6), 0 to 8. Sums: 1 to 2.5, 4 to 6.5,
+    # the biases to 7, 8 to 10.5.
+    assert scaling.left(2) == pytest.approx(2.5)
+    # Twice as slow: 1 to 3.5, 4 to 8.5, to 9, 9 to 13.5.
+    assert Scaling(widths, 8, 4, 2.0**22, latency, flops).left(2) == pytest.approx(5.5)
+    assert scaling.left(1) == 0
+
+
+def test_the_command_says_in_which_parts_gpus_add_up_a_gradient() -> None:
+    large = ("info", "--scaling", "2048-2048-2048-1024", "--batch", 4096, "--ranks", "2")
+    assert "\n8.4, 16.8, 16.8, and the biases." in ok(*large).out
+    values = ok(*large, "--json").json
+    assert [bucket["layer"] for bucket in values["buckets"]] == [2, 1, 0]
+    assert 0 < values["ranks"][0]["left_seconds"] < values["ranks"][0]["sum_seconds"]
+    small = ("info", "--scaling", "784-512-10")
+    assert "the sum is one call" in ok(*small).out
+    values = ok(*small, "--json").json
+    assert values["buckets"] == []
+    assert values["ranks"][0]["left_seconds"] == values["ranks"][0]["sum_seconds"]

@@ -31,7 +31,16 @@ LAYERS = (
         "initializers",
         "schedules",
     ),
-    ("training", "checkpoint", "model", "model_file", "onnx", "gradient_check", "scores"),
+    (
+        "training",
+        "checkpoint",
+        "ensemble",
+        "model",
+        "model_file",
+        "onnx",
+        "gradient_check",
+        "scores",
+    ),
     ("many",),
     ("__init__",),  # `from gpubackprop import MLP`: for the front-ends and for users
     (

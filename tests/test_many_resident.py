@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV
 
 from gpubackprop import MLP, Trainer, fit_many
 from gpubackprop.backends import devices, workload
+from gpubackprop.backends.resident_plan import plan_resident
 from gpubackprop.data.coded import CodedColumns, CodedInputs
 from gpubackprop.optimizers import SGD, Adam
 from gpubackprop.sklearn import MLPClassifier, MLPRegressor, together
@@ -257,3 +258,71 @@ def test_members_of_an_ensemble_share_launches(launches: list[int]) -> None:
     assert launches == [3, 3, 3]
     twin = clone(net).set_params(device="cpu").fit(X, LABELS)
     np.testing.assert_allclose(net.predict_proba(X), twin.predict_proba(X), atol=1e-5)
+
+
+# -- what is said of it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "Epochs: resident training: one block, 4,864 of 230,400 bytes, tiles of 52 rows"),
+        (
+            {"precision": "float64"},
+            "Epochs: no resident training: its numbers are float64 and not float32",
+        ),
+        (
+            {"hidden_layer_sizes": (300, 300)},
+            "Epochs: no resident training: 1,483,264 bytes of parameters, gradients and slots, "
+            "230,400 there",
+        ),
+    ],
+)
+def test_verbose_says_how_epochs_are_trained_on_a_card(
+    options: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"hidden_layer_sizes": 4, "max_iter": 1, "random_state": 0} | options
+    MLPClassifier(**settings, verbose=True, device="cuda").fit(X, LABELS)
+    head = capsys.readouterr().out.splitlines()[:2]
+    assert head[0].startswith("Computing on cuda:0")
+    assert head[1] == says
+
+
+def test_verbose_says_why_partial_fit_and_a_reported_loss_are_batch_by_batch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = MLPClassifier(4, random_state=0, verbose=True, device="cuda")
+    model.partial_fit(X, LABELS, classes=[0, 1, 2]).partial_fit(X, LABELS)
+    said = capsys.readouterr().out
+    assert said.count("Epochs: no resident training: a call of partial_fit is an epoch by") == 1
+    MLPRegressor(hidden_layer_sizes=4, loss="poisson", max_iter=1, verbose=True, device="cuda").fit(
+        X, NUMBERS
+    )
+    assert "the reported loss of exp outputs is not a sum" in capsys.readouterr().out
+
+
+def test_the_cpu_says_nothing_of_launches(capsys: pytest.CaptureFixture[str]) -> None:
+    MLPClassifier(4, max_iter=1, random_state=0, verbose=True, device="cpu").fit(X, LABELS)
+    head = capsys.readouterr().out.splitlines()[:2]
+    assert head[0].startswith("Computing on cpu")
+    assert head[1].startswith("Iteration 1, loss = ")
+
+
+def test_a_fit_is_planned_once(monkeypatch: pytest.MonkeyPatch, launches: list[int]) -> None:
+    planned = []
+
+    def plan(*args: Any, **options: Any) -> Any:
+        planned.append(args)
+        return plan_resident(*args, **options)
+
+    monkeypatch.setattr(resident, "plan_resident", plan)
+    network = MLP([4, 5, 3], "tanh", seed=1, device="cuda")
+    trainer = Trainer(network, batch_size=50, progress=False)
+    trainer.fit(X, LABELS, epochs=3)
+    assert (len(planned), launches) == (1, [1, 1, 1])
+    MLPClassifier(4, max_iter=2, random_state=0, device="cuda", verbose=True).fit(X, LABELS)
+    assert (len(planned), len(launches)) == (2, 5)
+    network.dropout = 0.2
+    trainer.fit(X, LABELS, epochs=1)
+    assert planned[-1] is not planned[0]
+    assert len(planned) == 3

@@ -336,7 +336,7 @@ def edit(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) ->
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] = {
     "kind": (lambda a, v: v.update(kind="checkpoint"), "holds a checkpoint but a model"),
-    "newer": (lambda a, v: v.update(version=3), "format version 3 .* reads up to 2; upgrade"),
+    "newer": (lambda a, v: v.update(version=4), "format version 4 .* reads up to 3; upgrade"),
     "version": (lambda a, v: v.update(version="x"), "format version x"),
     "nan": (
         lambda a, v: a["layers.0.weight"].__setitem__((1, 2), np.nan),

@@ -62,7 +62,7 @@ def test_probabilities_and_in_place_with_a_soft_cap():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("classes", [10, 300])
+@pytest.mark.parametrize("classes", [10, 300, 9000])
 def test_a_soft_cap_of_16_bit_logits_is_computed_in_float32(dtype, classes):
     z, y = problem(classes=classes)
     z = z.astype(dtype)

@@ -8,7 +8,6 @@ compared.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -32,7 +31,6 @@ from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import HeldToLosses
 
 COLD_ROUNDS = 3
-SETTLE = 0.03  # seconds until the previous provider's spinning BLAS threads sleep
 MODES = ("plain", "replay", "cold")  # the calls, their CUDA graph, and calls with an empty cache
 GPU_ROUND = 0.5  # share of a round: a card is warm by then, and its events are exact
 LONG_CALL = 0.5  # seconds: a longer call is made once a round, in few rounds
@@ -229,8 +227,6 @@ class Harness:
 
     def _time(self, row: Row, mode: str, repeats: int, *, warm: bool = False) -> dict[str, Any]:
         if not row.note:
-            if row.device == "cpu" and row.threads > 1:
-                time.sleep(SETTLE)
             replay = mode == "replay" or (mode == "cold" and row.graph)
             how = {"replay": replay, "cold": mode == "cold", "warm": warm}
             answer = self._worker(row).ask("round", repeats=repeats, **how)

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import Model, backends, dtypes
+from gpubackprop import Ensemble, Model, backends, dtypes
 from gpubackprop.backends import devices
 from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
 from gpubackprop.backends.native import HostPath, host_path
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.backends.precision import automatic, has_tf32
-from gpubackprop.cli import info_scaling
+from gpubackprop.cli import info_licenses, info_resident, info_scaling
 from gpubackprop.cli.common import Say, blas_name, count, versions
 from gpubackprop.data.classes import as_text
+from gpubackprop.ensemble import members_of
 from gpubackprop.errors import GpubackpropError
 
 PRECISIONS = (*dtypes.COMPUTE, "tf32", *dtypes.SIXTEEN_BIT)
@@ -30,12 +31,18 @@ examples:
       what a model wants and predicts
   gpubackprop info --scaling 784-512-512-10 --batch 4096 --bandwidth 25
       what several ranks would move and gain, estimated
+  gpubackprop info --resident 64-128-10 --batch 200
+      whether an epoch of this network is one launch on a GPU, planned
+  gpubackprop info --licenses --json
+      the licences of what is installed, as an SPDX document
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.usage = "gpubackprop info [MODEL] [--json] [--scaling WIDTHS [options]]"
+    parser.usage = (
+        "gpubackprop info [MODEL] [--json] [--licenses] [--scaling|--resident WIDTHS [options]]"
+    )
     parser.description = (
         "Show the device that --device auto means here, what computes on the CPU and why, the "
         "NVIDIA driver, the CUDA libraries found, what is missing and how to get it, BLAS, threads "
@@ -47,11 +54,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     info_scaling.add_options(parser)
+    info_resident.add_options(parser)
+    info_licenses.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.scaling is not None:
         return info_scaling.show(args)
+    if args.resident is not None:
+        return info_resident.show(args)
+    if args.licenses:
+        return info_licenses.show(args)
     if args.model is not None:
         return describe_model(args)
     report = devices.probe()
@@ -79,12 +92,18 @@ def describe_model(args: argparse.Namespace) -> int:
     values = {
         "model": str(path), "network": network.config(), "columns": columns,
         "inputs": prepared.output_names if prepared else None, "targets": model.target_names,
-        "classes": classes, "parameters": int(network.parameters.size),
+        "classes": classes,
+        "parameters": sum(int(member.parameters.size) for member in members_of(network)),
     }  # fmt: skip
+    several = ""
+    if isinstance(network, Ensemble):
+        values["members"] = len(network)
+        several = f"{count(len(network), 'member')}, each "
     say.line(f"model         {path}")
     widths = "-".join(map(str, network.widths))
     acts = ", ".join(dict.fromkeys(str(act) for act in network.activations)) or "no hidden layer"
-    say.line(f"network       {widths}, {acts}, {network.output}, {network.dtype.name}")
+    say.line(f"network       {several}{widths}, {acts}, {network.output}, {network.dtype.name}")
+    values |= info_resident.describe(network, say)
     if model.target_names:
         say.line(f"predicts      {', '.join(model.target_names)}")
     if classes:

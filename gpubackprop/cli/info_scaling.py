@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.cli.common import Say, count, real, whole
+from gpubackprop.distributed.buckets import least_bytes
 from gpubackprop.distributed.scaling import ASSUMPTIONS, Scaling
 
 
@@ -60,6 +61,7 @@ def show(args: argparse.Namespace) -> int:
             "ranks": ranks,
             "moved_bytes": scaling.moved(ranks),
             "sum_seconds": scaling.adding(ranks),
+            "left_seconds": scaling.left(ranks),
             "strong": scaling.strong(ranks),
             "weak": scaling.weak(ranks),
         }
@@ -70,14 +72,27 @@ def show(args: argparse.Namespace) -> int:
     say.line(f"{name}, {args.dtype}: a gradient of {scaling.gradient_bytes / 1e6:,.2f} MB; the")
     say.line(f"products of {count(args.batch, 'row')} take {1e3 * step:,.3f} ms on one rank")
     say.line()
-    say.line(f"{'ranks':>6}{'MB a step':>12}{'sum, ms':>10}{'strong':>9}{'weak':>9}")
+    say.line(
+        f"{'ranks':>6}{'MB a step':>12}{'sum, ms':>10}{'strong':>9}{'weak':>9}{'left, ms':>10}"
+    )
     for row in rows:
         say.line(
             f"{row['ranks']:>6}{row['moved_bytes'] / 1e6:>12,.2f}{1e3 * row['sum_seconds']:>10.3f}"
-            f"{row['strong']:>9.0%}{row['weak']:>9.0%}"
+            f"{row['strong']:>9.0%}{row['weak']:>9.0%}{1e3 * row['left_seconds']:>10.3f}"
         )
     say.line()
     say.line(f"strong: one batch of {args.batch} for all; weak: a batch of {args.batch} for each.")
+    buckets = scaling.buckets()
+    if buckets:
+        sizes = ", ".join(f"{size / 1e6:,.1f}" for _, size in buckets)
+        say.line("Between GPUs the sum goes in parts beside the backward pass, of so many MB:")
+        say.line(f"{sizes}, and the biases.")
+    else:
+        say.line(
+            f"Between GPUs, too, the sum is one call: parts of less than {least_bytes() / 1e6:g} MB"
+        )
+        say.line("do not pay.")
+    say.line("left: what of that sum is not done when the backward pass has ended.")
     say.line(
         f"An estimate, not measured: {args.bandwidth:g} GB/s, {args.latency:g} us and "
         f"{args.rate:g} GFLOPS are what was given, and:"
@@ -88,6 +103,7 @@ def show(args: argparse.Namespace) -> int:
         {
             "widths": args.scaling, "batch": args.batch, "gradient_bytes": scaling.gradient_bytes,
             "step_seconds": step, "ranks": rows, "assumptions": ASSUMPTIONS,
+            "buckets": [{"layer": layer, "bytes": size} for layer, size in buckets],
         }
     )  # fmt: skip
     return 0

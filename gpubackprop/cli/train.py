@@ -12,6 +12,7 @@ import numpy as np
 
 from gpubackprop import MLP, Trainer
 from gpubackprop.backends import devices, workload
+from gpubackprop.cli import train_members as members
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli import train_ranks
 from gpubackprop.cli.common import Device, Say, count, metric_text, set_threads, use_device
@@ -35,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
     """
     settle(args)
     ranks = train_ranks.join_ranks(args)
+    members.check(args, ranks.size)
     say = train_ranks.say_of(args, ranks)
     device = train_ranks.own_device(args, ranks, ranks.all_succeed(lambda: use_device(args)))
     data = ranks.all_succeed(lambda: prepare(args))
     device = suit_work(args, data, device)
-    trainer = ranks.all_succeed(lambda: build(args, data, device))
+    trainers = ranks.all_succeed(lambda: members.build_members(args, data, device, build))
+    trainer = trainers[0]
     args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
     output = Path(args.output or Path("runs") / data.name)
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with ExitStack() as open_loggers:
             trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
-            outcome = train(args, data, trainer, output, say)
+            outcome = train(args, data, trainers, output, say)
     except KeyboardInterrupt as interrupt:
         train_ranks.end_all(ranks, interrupt)
     if ranks.rank:
@@ -179,9 +182,10 @@ def print_head(
         say.line(line)
     for note in data.notes:
         say.line(f"note       {note}")
+    several = "" if args.members is None else f"{count(args.members, 'member')}, each "
     say.line(
-        f"network    {'-'.join(map(str, network.widths))}, {', '.join(names)}, {network.output}; "
-        f"{parameter_count(network.widths):,} parameters, {network.dtype.name}"
+        f"network    {several}{'-'.join(map(str, network.widths))}, {', '.join(names)}, "
+        f"{network.output}; {parameter_count(network.widths):,} parameters, {network.dtype.name}"
         + (f", computed in {network.products}" if network.products != network.dtype.name else "")
     )
     say.line(
@@ -231,11 +235,13 @@ def print_result(
         say.line(f"{name:<12}{len(rows):>9,}  {cells}")
     for line in figure_lines(summary, part, metric):
         say.line(line)
+    if "members" in summary:
+        say.line(members.line(summary["members"], f"{part}_{metric}"))
     say.line()
-    best = summary["best_epoch"]
+    best, rate = summary["best_epoch"], summary["samples_per_second"]
     say.line(
         f"{count(summary['epochs'], 'epoch')} in {summary['seconds']:.1f} s"
-        + (f", {summary['samples_per_second']:,.0f} samples/s" if summary["seconds"] else "")
+        + (f", {rate:,.0f} samples/s" if rate else "")
         + (f"; kept epoch {best}, {_best(data, summary)}" if best and len(data.validation) else "")
         + ("; " + _why(summary["stopped"]) if summary["stopped"] != "epochs" else "")
     )

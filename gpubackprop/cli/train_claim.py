@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gpubackprop.errors import OptionError, StorageError
 from gpubackprop.tensorfile import write_atomically
 
 CHECKPOINT, CHECKPOINT_OPTIONS = "checkpoint.safetensors", "checkpoint.json"
+_ANY_CHECKPOINT = re.compile(r"checkpoint(-[1-9][0-9]*)?\.safetensors")
 MODEL, HISTORY, SUMMARY = "model.safetensors", "history.csv", "summary.json"
 REPORT = "report.html"
 PICTURES = ("learning_curve.png", "confusion_matrix.png", "predictions.png")
@@ -39,6 +41,19 @@ Claim = dict[str, Any]
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return all options of the command line, given or by default."""
     return {key: value for key, value in vars(args).items() if key not in _NOT_OPTIONS}
+
+
+def checkpoint_names(args: argparse.Namespace) -> list[str]:
+    """Return the name of the checkpoint, or with --members of each member's."""
+    if args.members is None:
+        return [CHECKPOINT]
+    return [f"checkpoint-{place}.safetensors" for place in range(1, args.members + 1)]
+
+
+def _checkpoints_in(output: Path) -> list[Path]:
+    """Return the checkpoints that are there, of whatever run."""
+    found = output.glob("checkpoint*.safetensors")
+    return sorted(file for file in found if _ANY_CHECKPOINT.fullmatch(file.name))
 
 
 def claim_of(args: argparse.Namespace, data: TrainingData) -> Claim:
@@ -69,7 +84,7 @@ def claim_directory(args: argparse.Namespace, data: TrainingData, output: Path, 
     names = [MODEL, HISTORY, SUMMARY, REPORT, *PICTURES]
     there = [name for name in names if (output / name).exists()]
     unfinished = _read_claim(output / CHECKPOINT_OPTIONS)
-    if unfinished is None and not (output / CHECKPOINT).exists():
+    if unfinished is None and not _checkpoints_in(output):
         there += [CHECKPOINT_OPTIONS] if (output / CHECKPOINT_OPTIONS).exists() else []
     if args.overwrite or not there:
         return
@@ -117,7 +132,7 @@ def claim_checkpoint(args: argparse.Namespace, data: TrainingData, output: Path)
     if not args.resume:
         remove_checkpoint(output)
     mine = claim_of(args, data)
-    if (output / CHECKPOINT).exists():
+    if _checkpoints_in(output):
         reason = _why_another(output, mine)
         if reason and not args.overwrite:
             raise OptionError(reason)
@@ -127,15 +142,16 @@ def claim_checkpoint(args: argparse.Namespace, data: TrainingData, output: Path)
         write_atomically(output / CHECKPOINT_OPTIONS, to_json(mine).encode())
     except OSError as error:
         raise StorageError(f"{error} with --output") from error
-    return (output / CHECKPOINT).exists()
+    return bool(_checkpoints_in(output))
 
 
 def _why_another(output: Path, mine: Claim) -> str:
     """Say why the checkpoint in `output` is not one to go on from; "" if it is."""
     theirs = _read_claim(output / CHECKPOINT_OPTIONS)
     if theirs is None:
+        first = _checkpoints_in(output)[0]
         return (
-            f"{output / CHECKPOINT} is there but {CHECKPOINT_OPTIONS}, which tells what run it "
+            f"{first} is there but {CHECKPOINT_OPTIONS}, which tells what run it "
             "belongs to, cannot be read; start anew with --no-resume, or choose another --output"
         )
     differing = _differing(theirs, mine)
@@ -176,10 +192,9 @@ def _differing(theirs: Claim, mine: Claim) -> dict[str, str]:
 
 
 def remove_checkpoint(output: Path) -> None:
-    """Remove the checkpoint and its claim.
+    """Remove the checkpoint, or those of all members, and their claim.
 
-    The checkpoint goes first: if the process is killed in between, the file that is left claims
-    nothing.
+    The claim goes last: if the process is killed in between, the file that is left claims nothing.
     """
-    for name in (CHECKPOINT, CHECKPOINT_OPTIONS):
-        (output / name).unlink(missing_ok=True)
+    for file in (*_checkpoints_in(output), output / CHECKPOINT_OPTIONS):
+        file.unlink(missing_ok=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gpubackprop import History, Trainer, fit_many
+from gpubackprop.cli import train_members as members
 from gpubackprop.cli import train_options as options
 from gpubackprop.cli.common import Device, Say, metric_text
 from gpubackprop.cli.train_data import prepare
@@ -18,7 +19,6 @@ from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import finished_model, window
 from gpubackprop.errors import OptionError
 
-Build = Callable[[argparse.Namespace, TrainingData, Device], Trainer]
 TEST, VALIDATION = 0.2, 0.1
 
 
@@ -46,9 +46,11 @@ def _or(value: Any, default: float) -> Any:
 
 
 def score_folds(
-    args: argparse.Namespace, device: Device, build: Build, say: Say, ranks: int
+    args: argparse.Namespace, device: Device, build: members.Build, say: Say, ranks: int
 ) -> dict[str, Any] | None:
     """Train a network for each fold, on the rows of the others, and score it on the fold's.
+
+    With --members it is an ensemble.
 
     Columns, standardisation and scaling of the targets are learnt from the training rows of each.
 
@@ -73,37 +75,46 @@ def score_folds(
             f"--folds is for one process but {ranks} ranks train together; run it without mpirun "
             "or torchrun, with --jobs"
         )
-    count = args.folds
-    parts = [prepare(_of_fold(args, fold)) for fold in range(count)]
-    trainers = [build(args, data, device) for data in parts]
-    epochs = [
-        options.epochs(args, len(data.train), trainer.batch_size)
-        for data, trainer in zip(parts, trainers, strict=True)
-    ]
-    found = fit_many(
-        trainers,
-        [data.x for data in parts],
-        [data.targets for data in parts],
-        n_jobs=args.jobs,
-        return_errors=True,
-        epochs=epochs,
-        rows=[data.train for data in parts],
-        validation=[data.validation if len(data.validation) else None for data in parts],
-        sample_weight=[data.sample_weight for data in parts],
-        patience=args.patience,
-        window=[window(data, most) for data, most in zip(parts, epochs, strict=True)],
-        standardizer=[data.per_batch for data in parts],
-    )
-    for fold, result in enumerate(found, 1):
-        if not isinstance(result, History):
-            result.args = (f"fold {fold} of {count}: {result}", *result.args[1:])
-            raise result
-        if result.stopped == "interrupted":
-            raise KeyboardInterrupt
-    rows = [_score(data, trainer) for data, trainer in zip(parts, trainers, strict=True)]
+    parts = [prepare(_of_fold(args, fold)) for fold in range(args.folds)]
+    folds = [members.build_members(args, data, device, build) for data in parts]
+    _train(args, parts, folds)
+    rows = [_score(data, trainers) for data, trainers in zip(parts, folds, strict=True)]
     summary = summed_up(rows, [len(data.test) for data in parts])
     say.line(f"folds      {line(summary)}")
     return summary
+
+
+def _train(
+    args: argparse.Namespace, parts: Sequence[TrainingData], folds: Sequence[Sequence[Trainer]]
+) -> None:
+    """Train the networks of all folds in one call: one each, or with --members several."""
+    flat = [trainer for trainers in folds for trainer in trainers]
+    of_each = [data for data, trainers in zip(parts, folds, strict=True) for _ in trainers]
+    epochs = [
+        options.epochs(args, len(data.train), trainer.batch_size)
+        for data, trainer in zip(of_each, flat, strict=True)
+    ]
+    found = fit_many(
+        flat,
+        [data.x for data in of_each],
+        [data.targets for data in of_each],
+        n_jobs=args.jobs,
+        return_errors=True,
+        epochs=epochs,
+        rows=[data.train for data in of_each],
+        validation=[data.validation if len(data.validation) else None for data in of_each],
+        sample_weight=[data.sample_weight for data in of_each],
+        patience=args.patience,
+        window=[window(data, most) for data, most in zip(of_each, epochs, strict=True)],
+        standardizer=[data.per_batch for data in of_each],
+    )
+    for place, result in enumerate(found):
+        if not isinstance(result, History):
+            fold = place // len(folds[0]) + 1
+            result.args = (f"fold {fold} of {len(folds)}: {result}", *result.args[1:])
+            raise result
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt
 
 
 def _of_fold(args: argparse.Namespace, fold: int) -> argparse.Namespace:
@@ -113,9 +124,9 @@ def _of_fold(args: argparse.Namespace, fold: int) -> argparse.Namespace:
     return own
 
 
-def _score(data: TrainingData, trainer: Trainer) -> dict[str, Any]:
+def _score(data: TrainingData, trainers: Sequence[Trainer]) -> dict[str, Any]:
     """Return the figures of a fold's own rows, in the units of the file."""
-    network = finished_model(data, trainer.network).network
+    network = finished_model(data, members.kept_network(trainers)).network
     yhat = [network.predict(batch) for batch in batches(data, data.test, network.dtype)]
     return figures(data, np.concatenate(yhat), data.original_targets()[data.test])
 

@@ -42,16 +42,18 @@ examples:
   gpubackprop train train-images-idx3-ubyte.gz --target train-labels-idx1-ubyte.gz --epochs 10
   gpubackprop train data.csv --target y --optimizer sgd --lr 0.1 --momentum 0.9 \\
       --schedule cosine --warmup 100 --patience 10 --output runs/try2
+  gpubackprop train titanic.csv --target survived --members 8 --jobs 4
+      eight networks by four processes; the model is the mean of what they predict
   mpirun -n 4 gpubackprop train big.npy --target labels.npy
       four processes train one network, each with its part of every batch
 
 files written to the output directory:
-  model.safetensors      network, standardisation, names of columns and classes
+  model.safetensors      network or members, standardisation, names of columns and classes
   history.csv            one row per epoch
   summary.json           result, device, versions, options
   report.html            figures, curves, predictions, importance of the columns, on one page
   learning_curve.png     and confusion_matrix.png, or predictions.png for regression
-  checkpoint.*           while training; the same command goes on from there after a crash,
+  checkpoint*            while training; the same command goes on from there after a crash,
                          a kill or Ctrl-C, and they are removed when training is complete
 """
 
@@ -199,6 +201,13 @@ def _network_options(group: Any) -> None:
         help="rate at which hidden units are 0 while training, or one for each layer P,Q,... "
         "(default 0)",
     )
+    group.add_argument(
+        "--members",
+        type=whole(2),
+        metavar="N",
+        help="train N networks that differ in their seeds (the first has --seed) and average what "
+        "they predict",
+    )
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     group.add_argument(
         "--precision",
@@ -277,7 +286,7 @@ def _output_options(group: Any) -> None:
         type=whole(1),
         default=1,
         metavar="N",
-        help="processes on the CPU that train --folds side by side (default 1)",
+        help="processes on the CPU that train --folds and --members side by side (default 1)",
     )
     train_ranks.add_option(group)
     group.add_argument("--output", metavar="DIR", help="(default runs/<name of DATA>)")

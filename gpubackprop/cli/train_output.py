@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop import Trainer, plots
+from gpubackprop import Ensemble, Trainer, plots
+from gpubackprop.cli import train_members as members
 from gpubackprop.cli.common import Device, to_json, versions
 from gpubackprop.cli.train_claim import (
     HISTORY,
@@ -26,6 +27,7 @@ from gpubackprop.cli.train_report import write_report
 from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import Outcome, window
 from gpubackprop.data.classes import as_text
+from gpubackprop.ensemble import members_of
 from gpubackprop.errors import MissingDependencyError, StorageError
 from gpubackprop.scores import class_scores, column_rmse, label_scores, number_scores
 from gpubackprop.tensorfile import write_atomically
@@ -34,12 +36,24 @@ Array = np.ndarray
 
 
 def measure(data: TrainingData, trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
-    """Return train_loss, train_accuracy, ..., test_accuracy (or rmse) of the kept weights."""
-    meter = Trainer(outcome.model.network, trainer.loss, batch_size=trainer.batch_size)
-    targets = data.original_targets()
+    """Return train_loss, train_accuracy, ..., test_accuracy (or rmse) of the kept weights.
+
+    The loss of an ensemble is the mean of its members' losses.
+    """
+    network, targets = outcome.model.network, data.original_targets()
+    meters = [
+        Trainer(member, trainer.loss, batch_size=trainer.batch_size)
+        for member in members_of(network)
+    ]
     found: dict[str, float] = {}
     for part, rows in data.parts.items():
-        values = meter.evaluate(data.x, targets, standardizer=data.per_batch, rows=rows)
+        each = [
+            meter.evaluate(data.x, targets, standardizer=data.per_batch, rows=rows)
+            for meter in meters
+        ]
+        values = each[0]
+        if isinstance(network, Ensemble):  # the other figures are those of the mean prediction
+            values = {"loss": float(np.mean([own["loss"] for own in each]))}
         scores = figures(data, predict(data, outcome, rows), targets[rows])
         found |= {f"{part}_{name}": value for name, value in (scores | values).items()}
     return found
@@ -93,9 +107,12 @@ def summarize(
     device: Device,
 ) -> dict[str, Any]:
     """Return everything that summary.json has, except the list of files."""
-    network, history = outcome.model.network, trainer.history
+    network, history = outcome.model.network, members.history_of(outcome.trainers)
     seconds = sum(history["seconds"]) if len(history) else 0.0
     samples = len(data.train) * len(history)
+    if isinstance(network, Ensemble):  # they were trained at the same time, or some of them earlier
+        seconds, samples = outcome.seconds, len(data.train) * len(members.rows_of(outcome.trainers))
+        samples = 0 if outcome.resumed else samples
     return {
         "device": device.name,
         "device_reason": device.reason,
@@ -109,9 +126,10 @@ def summarize(
         "best_epoch": history.best_epoch,
         "validation_window": window(data, args.epochs),
         **measure(data, trainer, outcome),
+        **_members(args, data, outcome),
         "baseline": baseline(data),
         "seconds": seconds,
-        "samples_per_second": samples / seconds if seconds else None,
+        "samples_per_second": samples / seconds if seconds and samples else None,
         "wall_seconds": outcome.seconds,
         "task": data.task,
         "task_why": data.why or None,
@@ -141,6 +159,23 @@ def summarize(
     }
 
 
+def _members(args: argparse.Namespace, data: TrainingData, outcome: Outcome) -> dict[str, Any]:
+    """Return what summary.json says of each member, with its own score; nothing of one network."""
+    network = outcome.model.network
+    if not isinstance(network, Ensemble):
+        return {}
+    found = members.described(args, outcome.trainers)
+    part, rows = data.judged
+    targets = data.original_targets()[rows]
+    learned = [place for place, own in enumerate(found) if own["epochs"]]
+    for place, member in zip(learned or range(len(found)), network.members, strict=True):
+        yhat = [member.predict(batch) for batch in batches(data, rows, network.dtype)]
+        scores = figures(data, np.concatenate(yhat), targets)
+        metric = "accuracy" if "accuracy" in scores else "rmse"
+        found[place][f"{part}_{metric}"] = scores[metric]
+    return {"members": found}
+
+
 def parameter_count(widths: Iterable[int]) -> int:
     """Return the number of weights and biases of a network of these widths."""
     return sum(n * (m + 1) for m, n in itertools.pairwise(widths))
@@ -164,8 +199,9 @@ def write_files(
     """
     files = {MODEL: "network, standardisation, names"}
     try:
-        if len(trainer.history):
-            trainer.history.to_csv(output / HISTORY)
+        history = members.rows_of(outcome.trainers)
+        if len(history):
+            history.to_csv(output / HISTORY)
             files[HISTORY] = "loss and metrics of each epoch"
         drawn, missing = _draw(data, trainer, outcome, output)
         files |= {SUMMARY: "result, device, versions, options", **drawn}
@@ -190,9 +226,10 @@ def _draw(
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports its font cache
     drawn: dict[str, str] = {}
     try:
-        if len(trainer.history):
+        history = members.history_of(outcome.trainers)
+        if len(history):
             plots.learning_curve(
-                trainer.history,
+                history,
                 output / PICTURES[0],
                 title=f"{data.name}: {'-'.join(map(str, trainer.network.widths))}, "
                 f"{trainer.optimizer.formula.name}",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import Trainer
+from gpubackprop.cli.train_members import history_of
 from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import Outcome
 from gpubackprop.data.classes import as_text
@@ -45,11 +46,12 @@ def write_report(
     lead = f"{data.source}, {data.task}"
     lead += f", because {data.why}" if data.why else ""
     about = f"{len(rows):,} {part} rows."
+    history = history_of(outcome.trainers)
     parts = [
         page.cards(_cards(summary, part)),
         *(page.text(note) for note in summary.get("notes") or ()),
         sections.figures(summary),
-        sections.learning_curves(trainer.history.rows, trainer.history.best_epoch, loss_label),
+        sections.learning_curves(history.rows, history.best_epoch, loss_label),
         _predictions(data, outcome, rows, about),
         _importance(data, outcome, rows, part),
         sections.columns(_columns(data, summary)),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from gpubackprop import MLP, Model, Trainer
+from gpubackprop import MLP, Ensemble, Model, Trainer
+from gpubackprop.cli import train_members as members
 from gpubackprop.cli.common import Say, deferred_interrupt
 from gpubackprop.cli.train_claim import (
-    CHECKPOINT,
     HISTORY,
     MODEL,
+    checkpoint_names,
     claim_checkpoint,
     make_directory,
     remove_checkpoint,
@@ -43,7 +46,9 @@ class Outcome:
     seconds : float
         Time of this process.
     model : Model
-        The network to keep, in the file's units.
+        The network to keep, or the ensemble, in the file's units.
+    trainers : sequence of Trainer
+        The trainer of the network, or of each member.
     error : NonFiniteLossError or None
         The error to raise when all is written.
     """
@@ -52,13 +57,18 @@ class Outcome:
     resumed: bool
     seconds: float
     model: Model
+    trainers: Sequence[Trainer]
     error: NonFiniteLossError | None = field(default=None)
 
 
 def train(
-    args: argparse.Namespace, data: TrainingData, trainer: Trainer, output: Path, say: Say
+    args: argparse.Namespace,
+    data: TrainingData,
+    trainers: Sequence[Trainer],
+    output: Path,
+    say: Say,
 ) -> Outcome:
-    """Train, and write the model before anything else can go wrong.
+    """Train the network, or all members, and write the model before anything else can go wrong.
 
     Raises
     ------
@@ -69,7 +79,7 @@ def train(
     KeyboardInterrupt
         A second Ctrl-C came; the best weights so far are written.
     """
-    ranks = trainer.ranks
+    ranks, first = trainers[0].ranks, output / checkpoint_names(args)[0]
 
     def claim() -> bool:
         make_directory(output)
@@ -77,27 +87,25 @@ def train(
 
     resumed = ranks.from_root(claim)
     if resumed:
-        say.note(
-            f"going on from {output / CHECKPOINT}, left by an unfinished run (--no-resume: anew)"
-        )
+        say.note(f"going on from {first}, left by an unfinished run (--no-resume: anew)")
     began, error = time.perf_counter(), None
     try:
-        stopped = _fit(args, data, trainer, output)
+        stopped = _fit(args, data, trainers, output)
     except NonFiniteLossError as caught:
-        if not len(trainer.history):
+        if not any(len(trainer.history) for trainer in trainers):
             if ranks.rank == 0:
                 remove_checkpoint(output)
             raise
         stopped, error = "diverged", caught
-    except (KeyboardInterrupt, StorageError) as caught:
+    except (KeyboardInterrupt, StorageError):
         if ranks.rank == 0:
-            _rescue(data, trainer, output, caught, say)
+            _rescue(data, trainers, output, say)
         raise
     seconds = time.perf_counter() - began
-    model = finished_model(data, trainer.network)
+    model = finished_model(data, members.kept_network(trainers))
     with deferred_interrupt():
-        ranks.from_root(lambda: _save(model, output))
-    return Outcome(stopped, resumed, seconds, model, error)
+        ranks.from_root(lambda: _save(model, output, first))
+    return Outcome(stopped, resumed, seconds, model, trainers, error)
 
 
 def window(data: TrainingData, epochs: int) -> int:
@@ -106,46 +114,47 @@ def window(data: TrainingData, epochs: int) -> int:
     return max(1, round(epochs / 10)) if few else 1
 
 
-def _fit(args: argparse.Namespace, data: TrainingData, trainer: Trainer, output: Path) -> str:
+def _fit(
+    args: argparse.Namespace, data: TrainingData, trainers: Sequence[Trainer], output: Path
+) -> str:
+    settings: dict[str, Any] = {
+        "epochs": args.epochs,
+        "rows": data.train,
+        "validation": data.validation if len(data.validation) else None,
+        "sample_weight": data.sample_weight,
+        "patience": args.patience,
+        "window": window(data, args.epochs),
+        "standardizer": data.per_batch,
+        "checkpoint_every": args.checkpoint_every,
+        "checkpoint_seconds": CHECKPOINT_SECONDS,
+    }
     try:
-        history = trainer.fit(
-            data.x,
-            data.targets,
-            epochs=args.epochs,
-            rows=data.train,
-            validation=(data.validation if len(data.validation) else None),
-            sample_weight=data.sample_weight,
-            patience=args.patience,
-            window=window(data, args.epochs),
-            standardizer=data.per_batch,
-            checkpoint=output / CHECKPOINT,
-            checkpoint_every=args.checkpoint_every,
-            checkpoint_seconds=CHECKPOINT_SECONDS,
-        )
+        if args.members is not None:
+            return members.fit(args, trainers, data.x, data.targets, output, **settings)
+        file = output / checkpoint_names(args)[0]
+        return trainers[0].fit(data.x, data.targets, checkpoint=file, **settings).stopped
     except ModelFileError as error:
         raise ModelFileError(f"{error}; --no-resume throws it away and starts anew") from error
-    return history.stopped
 
 
-def _rescue(
-    data: TrainingData, trainer: Trainer, output: Path, cause: BaseException, say: Say
-) -> None:
+def _rescue(data: TrainingData, trainers: Sequence[Trainer], output: Path, say: Say) -> None:
     """Write the best weights so far after a second Ctrl-C, or if a checkpoint found no room."""
-    if not len(trainer.history):
+    history = members.history_of(trainers)
+    if not len(history):
         return
     try:
         with deferred_interrupt():
-            finished_model(data, trainer.network).save(output / MODEL)
-            trainer.history.to_csv(output / HISTORY)
+            finished_model(data, members.kept_network(trainers)).save(output / MODEL)
+            members.rows_of(trainers).to_csv(output / HISTORY)
     except (GpubackpropError, OSError) as error:
         say.note(f"{output / MODEL} could not be written ({error})")
     else:
-        best = trainer.history.best_epoch or len(trainer.history)
+        best = history.best_epoch or len(history)
         say.note(f"{output / MODEL} has the best weights so far, those of epoch {best}")
 
 
-def finished_model(data: TrainingData, network: MLP) -> Model:
-    """Return the trained network, on the CPU, with everything that raw data need.
+def finished_model(data: TrainingData, network: MLP | Ensemble) -> Model:
+    """Return the trained network or ensemble, on the CPU, with everything that raw data need.
 
     If targets were scaled for training, y = scale (W h + b) + mean is folded into the last layer,
     so that the model's outputs are in the file's units.
@@ -160,11 +169,11 @@ def finished_model(data: TrainingData, network: MLP) -> Model:
     )  # fmt: skip
 
 
-def _save(model: Model, output: Path) -> None:
+def _save(model: Model, output: Path, checkpoint: Path) -> None:
     try:
         model.save(output / MODEL)
     except OSError as error:
         raise StorageError(
-            f"{error}. The trained weights are kept in {output / CHECKPOINT}: the same command run "
+            f"{error}. The trained weights are kept in {checkpoint}: the same command run "
             "again writes them without training anew"
         ) from error

@@ -1,6 +1,7 @@
 """Data: files to arrays, standardisation, label encoding and splits. Everything here is NumPy.
 
 load_dataset      CSV, Parquet, NPZ, NPY and IDX files to a `Dataset`; NPY and IDX stay mapped
+table_rows        a Parquet or CSV file beyond memory to rows of a mapped file, by several ranks
 TablePreprocessor text, categories, dates and gaps of any table to inputs of a network
 Standardizer      x -> (x - mean) / scale, fitted in one streaming pass
 encode_labels     labels of any kind to class indices
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gpubackprop.data.dataset import Dataset, load_dataset
     from gpubackprop.data.frames import check_finite
     from gpubackprop.data.labels import balanced_weights, encode_labels, infer_task
+    from gpubackprop.data.mapped_table import TableRows, table_rows
     from gpubackprop.data.preprocessor import TablePreprocessor
     from gpubackprop.data.split import split_groups, split_rows
     from gpubackprop.data.standardize import Standardizer
@@ -39,12 +41,15 @@ _HOME = {
     "split_rows": "split",
     "Standardizer": "standardize",
     "TablePreprocessor": "preprocessor",
+    "TableRows": "mapped_table",
+    "table_rows": "mapped_table",
 }
 
 __all__ = [
     "Dataset",
     "Standardizer",
     "TablePreprocessor",
+    "TableRows",
     "balanced_weights",
     "check_finite",
     "encode_labels",
@@ -52,6 +57,7 @@ __all__ = [
     "load_dataset",
     "split_groups",
     "split_rows",
+    "table_rows",
 ]
 
 

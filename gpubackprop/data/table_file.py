@@ -20,6 +20,7 @@ from gpubackprop.data.any_table import Table, encoded_arrow, of_series
 from gpubackprop.data.columns import plain_column
 from gpubackprop.data.files import check_file, listing, row_from_1
 from gpubackprop.data.names import repeated
+from gpubackprop.data.targets import Target
 from gpubackprop.data.typed import Column
 from gpubackprop.errors import DataError
 
@@ -37,9 +38,12 @@ class FileTable(Table):
         What was done to read it, for people.
     arrow : pyarrow.Table
         The columns as they were read.
+    first : int
+        The number in the file of its first row.
     """
 
     notes: Sequence[str] = ()
+    first = 0
     arrow: Any = None
 
     def as_written(self, name: str) -> Column:
@@ -141,6 +145,30 @@ class CsvSource:
             yield self.table(arrow, first)
             first += arrow.num_rows
 
+    def part(self, index: int, count: int) -> Iterator[tuple[int, FileTable]]:
+        """Yield part `index` of `count` of the rows, as tables with the number of their first row.
+
+        The parts are blocks of the file in turn. Where a block begins is known only when those in
+        front of it are parsed, so that every part costs the parsing of the whole file; the cells of
+        the others are not looked at.
+        """
+        for number, table in enumerate(self.batches()):
+            if number % count == index:
+                yield table.first, table
+
+    def held(self, table: FileTable, name: str) -> Column:
+        """Return of a column of a batch what `target` wants."""
+        return table.as_written(name)
+
+    def target(self, name: str, parts: Sequence[Column]) -> Target:
+        """Return a target column from what was held of all batches, in their order."""
+        pa = require("pyarrow", "cli", "read CSV files")
+        written = typed.joined(parts)
+        indices = pa.array(written.codes, mask=written.codes < 0)
+        texts = pa.array(list(written.texts), pa.large_string())
+        strings = pa.DictionaryArray.from_arrays(indices, texts).dictionary_decode()
+        return Target(name, typed_text(strings, comma=self.comma, dot=self.dot), written)
+
     def table(self, arrow: Any, first: int = 0) -> FileTable:
         """Return an Arrow table of bytes, whose first row is the file's row `first`, as a table."""
         source, names = str(self.file), arrow.column_names
@@ -157,7 +185,7 @@ class CsvSource:
             lambda place: typed_text(strings(place), comma=self.comma, dot=self.dot),
             source, where, read_text=lambda place: encoded_arrow(strings(place)),
         )  # fmt: skip
-        table.notes, table.arrow = self.notes, arrow
+        table.notes, table.arrow, table.first = self.notes, arrow, first
         return table
 
 
@@ -241,6 +269,8 @@ class ParquetSource:
         try:
             with open(self.file, "rb") as opened, pq.ParquetFile(opened) as parquet:
                 yield parquet
+        except MemoryError:  # Arrow's is an ArrowException, too
+            raise
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{self.file} is not a whole Parquet file: {tables._first_line(error)}; write or "
@@ -257,12 +287,32 @@ class ParquetSource:
 
     def batches(self) -> Iterator[FileTable]:
         """Yield the rows as tables of some ten thousand rows."""
+        for _, table in self.part(0, 1):
+            yield table
+
+    def part(self, index: int, count: int) -> Iterator[tuple[int, FileTable]]:
+        """Yield part `index` of `count` of the rows, as tables with the number of their first row.
+
+        A part is neighbouring row groups; no other is decoded.
+        """
         pa = require("pyarrow", "cli", "read Parquet files")
-        first = 0
         with self._opened() as parquet:
-            for batch in parquet.iter_batches(columns=self.used):
-                yield self.table(pa.Table.from_batches([batch]).select(self.used), first)
-                first += batch.num_rows
+            groups, first = row_groups(parquet.metadata, index, count)
+            for group in groups:  # several at once take memory for all of them
+                for batch in parquet.iter_batches(
+                    row_groups=[group], columns=self.used, use_threads=count == 1
+                ):
+                    yield first, self.table(pa.Table.from_batches([batch]).select(self.used), first)
+                    first += batch.num_rows
+
+    def held(self, table: FileTable, name: str) -> Column:
+        """Return of a column of a batch what `target` wants."""
+        return table.column(name)
+
+    def target(self, name: str, parts: Sequence[Column]) -> Target:
+        """Return a target column from what was held of all batches, in their order."""
+        column = typed.joined(parts)
+        return Target(name, column, column)
 
     def table(self, arrow: Any, first: int = 0) -> FileTable:
         """Return an Arrow table, whose first row is the file's row `first`, as a table."""
@@ -277,5 +327,22 @@ class ParquetSource:
 
         names = arrow.column_names
         table = FileTable(names, arrow.num_rows, read, str(self.file), where)
-        table.arrow = arrow
+        table.arrow, table.first = arrow, first
         return table
+
+
+def row_groups(metadata: Any, index: int, count: int) -> tuple[list[int], int]:
+    """Return the row groups of a part of a Parquet file, and the number of its first row.
+
+    A row group belongs to the part in which its middle row would be if the rows were divided.
+    """
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    groups: list[int] = []
+    first = before = 0
+    for group, size in enumerate(sizes):
+        part = (2 * before + size) * count // max(1, 2 * metadata.num_rows)
+        if min(part, count - 1) == index:  # an empty group may be behind the last row
+            first = first if groups else before
+            groups.append(group)
+        before += size
+    return groups, first

@@ -154,6 +154,32 @@ def written(column: Column, *, decimal_comma: bool = False, form: str = "") -> C
     return replace(typed, form=found.form) if found.form else typed
 
 
+def joined(columns: Sequence[Column]) -> Column:
+    """Return the column of which these are the parts, one behind another.
+
+    Raises
+    ------
+    DataError
+        The parts hold several kinds of values.
+    """
+    known = [c for c in columns if c.kind == "text" or not c.missing.all()] or list(columns)
+    kinds = {column.kind for column in known}
+    if len(kinds) > 1:
+        raise DataError(f"a column holds values of several kinds ({', '.join(sorted(kinds))})")
+    first = known[0]
+    if first.kind == "other":
+        return unreadable(sum(map(len, columns)), first.why)
+    if first.kind != "text":
+        return numbers(np.concatenate([column.values for column in columns]), first.kind)
+    places: dict[str, int] = {}
+    codes = []
+    for column in columns:
+        own = [places.setdefault(text, len(places)) for text in column.texts]
+        text = np.array([*own, -1], np.int32)  # the last is that of code -1
+        codes.append(text[column.codes] if column.kind == "text" else np.full(len(column), -1))
+    return coded(np.concatenate(codes), places)
+
+
 def of_objects(values: Sequence[Any], name: str) -> Column:
     """Return a column of Python objects: all text, all numbers, all booleans, or all dates."""
     import datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import socket
@@ -35,6 +36,9 @@ class Communicator(ABC):
         What connects the ranks: "none", "MPI", "sockets", "threads", "NCCL".
     calls : Calls or None
         Counts the calls of ranks which would not see by themselves that another one has ended.
+    least_bucket : float
+        Bytes of the smallest part of a gradient that is worth a sum of its own beside the backward
+        pass, see `buckets`; infinite if sums cannot run beside it.
 
     Examples
     --------
@@ -48,6 +52,7 @@ class Communicator(ABC):
     local_rank: int = 0
     kind: str = "none"
     calls: Calls | None = None
+    least_bucket: float = math.inf
 
     @abstractmethod
     def gather(self, record: Any) -> list[Any]:
@@ -128,6 +133,30 @@ class Communicator(ABC):
             As for `allreduce`.
         """
         backend.call(self.allreduce, buffer)
+
+    def emit_beside(self, backend: Backend, buffer: Array) -> None:
+        """Issue `allreduce` of a buffer that what is issued next neither reads nor writes.
+
+        Until `emit_join` it runs beside that, if `least_bucket` is finite.
+
+        Parameters
+        ----------
+        backend : Backend
+            The backend, or the recorder of a plan.
+        buffer : (P,) array
+            As for `allreduce`.
+        """
+        self.emit_allreduce(backend, buffer)
+
+    def emit_join(self, backend: Backend) -> None:
+        """Let what is issued next wait for every `emit_beside` so far.
+
+        Parameters
+        ----------
+        backend : Backend
+            The backend, or the recorder of a plan.
+        """
+        del backend  # each sum was issued as any other call
 
     def emit_allgather(self, backend: Backend, buffer: Array, parts: Sequence[slice]) -> None:
         """Issue `allgather` on a backend, or record it there.

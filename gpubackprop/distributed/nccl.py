@@ -1,5 +1,9 @@
 """Ranks with a GPU each: NCCL adds their gradients, on the stream of the step, inside its graph.
 
+Parts of a large gradient are added up on a second stream, in another branch of the graph. NCCL
+wants the calls of one communicator in one order on all ranks: all of them are behind one another,
+by the second stream and by the events between the two.
+
 Records go by the communicator that the ranks had before. `Binding` is all that this package calls
 of NCCL: CuPy's `cupy.cuda.nccl` is behind it, and another binding can take its place. Not measured
 on a GPU.
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 import numpy as np
 
 from gpubackprop.backends import Backend
+from gpubackprop.distributed.buckets import least_bytes
 from gpubackprop.distributed.contract import Communicator
 from gpubackprop.errors import DeviceUnavailable, one_line
 
@@ -112,9 +117,13 @@ class Nccl(Communicator):
     def __init__(
         self, records: Communicator, backend: CupyBackend, binding: Binding | None = None
     ) -> None:
+        from gpubackprop.backends.cupy.second_stream import SecondStream
+
         self.records, self.backend = records, backend
         self.rank, self.size, self.local_rank = records.rank, records.size, records.local_rank
         self.binding = binding or CupyBinding(backend.cupy)
+        self.least_bucket = least_bytes()
+        self._second = SecondStream(backend.cupy, backend.index)
         unique_id = records.from_root(self.binding.unique_id)
         with backend.cupy.cuda.Device(backend.index):
             try:
@@ -136,6 +145,13 @@ class Nccl(Communicator):
 
     def emit_allreduce(self, backend: Backend, buffer: Array) -> None:
         cast("CupyBackend", backend).enqueue(self.binding.allreduce, self._connection, buffer)
+
+    def emit_beside(self, backend: Backend, buffer: Array) -> None:
+        there = cast("CupyBackend", backend)
+        there.enqueue(self._second.issue, self.binding.allreduce, self._connection, buffer)
+
+    def emit_join(self, backend: Backend) -> None:
+        cast("CupyBackend", backend).enqueue(self._second.join)
 
     def broadcast(self, buffer: Array, root: int = 0) -> None:
         self.backend.enqueue(self.binding.broadcast, self._connection, buffer, root)

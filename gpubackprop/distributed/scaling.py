@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+
+from gpubackprop.distributed.buckets import buckets_of, least_bytes
 
 ASSUMPTIONS = (
     "a rank computes the products of a step at the given rate, whatever its number of rows",
     "the sum takes 2 (N-1)/N of the gradient's bytes over the bandwidth of one rank, as a ring "
     "does, and 2 log2(N) latencies",
-    "the sum begins when the backward pass has ended: nothing overlaps",
+    "the sum begins when the backward pass has ended: nothing overlaps (but see the last column)",
     "reading rows, the update and whatever waits are left out",
 )
 
@@ -106,6 +108,55 @@ class Scaling:
         """
         rounds = max(0, (ranks - 1).bit_length())
         return self.moved(ranks) / self.bandwidth + 2 * rounds * self.latency
+
+    def buckets(self) -> list[tuple[int, int]]:
+        """Return the buckets in which NCCL adds up the gradient beside the backward pass.
+
+        Returns
+        -------
+        list of (layer, bytes)
+            In their order; the layer that completes each, and its bytes. Empty for one call. The
+            biases, which are one more, are left out.
+        """
+        sizes = [m * n for m, n in pairwise(self.widths)]
+        *starts, stop = accumulate(sizes, initial=0)
+        found = buckets_of(starts, stop, self.itemsize, least_bytes())
+        return [(layer, self.itemsize * (p.stop - p.start)) for layer, p in found.items()]
+
+    def left(self, ranks: int) -> float:
+        """Return the seconds of the sum that are left when the backward pass has ended.
+
+        Parameters
+        ----------
+        ranks : int
+            Number of ranks, which do one batch together.
+
+        Returns
+        -------
+        float
+            Seconds. Without buckets, the whole sum.
+
+        Examples
+        --------
+        >>> scaling = Scaling([2048, 2048, 2048, 2048], 8192, 4, 25e9, 20e-6, 50e12)
+        >>> f"{scaling.adding(2):.5f} {scaling.left(2):.5f}"
+        '0.00205 0.00071'
+        """
+        done = dict(self.buckets())
+        if not done or ranks < 2:
+            return self.adding(ranks)
+        latency = self.adding(ranks) - self.moved(ranks) / self.bandwidth
+        computed = summed = 0.0  # seconds since the backward pass began
+        for layer, (m, n) in reversed(list(enumerate(pairwise(self.widths)))):
+            product = 2 * m * n * self.batch_size / ranks / self.flops
+            if layer == 0:  # the biases
+                summed = max(summed, computed) + latency
+            computed += product
+            if layer in done:
+                moved = 2 * (ranks - 1) / ranks * done[layer]
+                summed = max(summed, computed) + moved / self.bandwidth + latency
+            computed += product if layer else 0.0
+        return max(0.0, summed - computed)
 
     def strong(self, ranks: int) -> float:
         """Return the efficiency of N ranks on one batch: the speed-up divided by N.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpubackprop.data import Standardizer, TablePreprocessor
+from gpubackprop.ensemble import Ensemble, members_of
 from gpubackprop.errors import DataError
 from gpubackprop.network import MLP
 from gpubackprop.onnx.formulas import as_labels, forward, indicators, labels
-from gpubackprop.onnx.graph import OnnxGraph, check_float, write
+from gpubackprop.onnx.graph import Nodes, OnnxGraph, check_float, write
 from gpubackprop.onnx.table import table_inputs
 
 Array = np.ndarray
@@ -20,7 +22,7 @@ Array = np.ndarray
 class Parts(Protocol):
     """What is exported: the parts of a `Model`."""
 
-    network: MLP
+    network: MLP | Ensemble
     preprocessor: TablePreprocessor | None
     standardizer: Standardizer | None
     feature_names: Any
@@ -51,9 +53,9 @@ def export(model: Parts, path: str | os.PathLike[str] | None, input_dtype: str |
     network, standardizer, classes = model.network, model.standardizer, model.classes
     wanted = input_dtype or input_dtype_of(model).name
     dtype = check_float(wanted, "input_dtype")
+    members = members_of(network)
     to_host = network.backend.to_host
-    W, b = ([to_host(array) for array in arrays] for arrays in (network.W, network.b))
-    if not all(np.isfinite(array).all() for array in (*W, *b)):
+    if not all(np.isfinite(to_host(member.parameters)).all() for member in members):
         raise DataError("the weights hold NaN or infinity; they come from a diverged training")
     graph = OnnxGraph(network.dtype)
     if model.preprocessor is not None:
@@ -61,7 +63,7 @@ def export(model: Parts, path: str | os.PathLike[str] | None, input_dtype: str |
     else:
         x = graph.input("x", dtype, ["N", network.widths[0]])
     x = standardized(graph, x, standardizer) if standardizer else graph.cast(x, graph.dtype)
-    yhat = forward(graph, x, W, b, network.activations, network.output)
+    yhat = mean_of([_forward(graph, x, member) for member in members], graph)
     units = network.widths[-1]
     if classes is not None:
         known = as_labels(np.asarray(classes))
@@ -77,10 +79,32 @@ def export(model: Parts, path: str | os.PathLike[str] | None, input_dtype: str |
         "classes": None if classes is None else as_labels(np.asarray(classes)).tolist(),
         "network": network.config(),
     }
+    if isinstance(network, Ensemble):
+        values["members"] = len(members)
     if model.preprocessor is not None:
         values["columns"] = model.preprocessor.report()
     widths = "-".join(map(str, network.widths))
-    return write(graph.model(f"A feed-forward network {widths} of gpubackprop", values), path)
+    what = f"A feed-forward network {widths}"
+    if isinstance(network, Ensemble):
+        what = f"The mean of {len(members)} feed-forward networks {widths}"
+    return write(graph.model(f"{what} of gpubackprop", values), path)
+
+
+def _forward(graph: OnnxGraph, x: str, network: MLP) -> str:
+    """Add the nodes of one network; return the name of yhat."""
+    to_host = network.backend.to_host
+    W, b = ([to_host(array) for array in arrays] for arrays in (network.W, network.b))
+    return forward(graph, x, W, b, network.activations, network.output)
+
+
+def mean_of(outputs: Sequence[str], n: Nodes) -> str:
+    """Add the nodes of the mean of several outputs; return its name."""
+    summed, *others = outputs
+    if not others:
+        return summed
+    for other in others:  # onnxruntime has Mean and Sum of float32 alone
+        summed = n.op("Add", summed, other)
+    return n.op("Div", summed, n.number(float(len(outputs))))
 
 
 def standardized(graph: OnnxGraph, x: str, standardizer: Standardizer) -> str:

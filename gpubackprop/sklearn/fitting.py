@@ -260,6 +260,8 @@ class Fitting(BaseEstimator):
             )  # fmt: skip
         else:
             session = Session(*made_from, **options, rounded=rounded_views(self, network))
+        if self.verbose and session.way:
+            print(f"Epochs: {session.way}")
         self._kept_session = session if incremental else None
         return session
 

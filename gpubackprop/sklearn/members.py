@@ -15,6 +15,7 @@ import numpy as np
 from sklearn import config_context, get_config
 from sklearn.utils import check_random_state
 
+from gpubackprop import ensemble
 from gpubackprop.backends import devices
 from gpubackprop.errors import OptionError
 from gpubackprop.sklearn.arrays import backend_of, on_gpu
@@ -201,12 +202,5 @@ def was_interrupted(estimator: Any) -> bool:
 
 def mean_of(outputs: Sequence[Array]) -> Array:
     """Return the mean of arrays (N, K) of one dtype, where they lie."""
-    first = outputs[0]
-    if isinstance(first, np.ndarray):
-        return np.add.reduce(outputs) / first.dtype.type(len(outputs))
-    backend = backend_of(first)
-    mean, share = backend.zeros(first.shape, first.dtype), backend.zeros((), first.dtype)
-    backend.fill(share, 1 / len(outputs))
-    for output in outputs:
-        backend.add_scaled(output.reshape(-1), share, mean.reshape(-1))
-    return mean
+    on_host = isinstance(outputs[0], np.ndarray)
+    return ensemble.mean_of(outputs, None if on_host else backend_of(outputs[0]))

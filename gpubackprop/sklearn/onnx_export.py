@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from gpubackprop.errors import DataError
 from gpubackprop.onnx.formulas import as_labels, forward, indicators, labels
 from gpubackprop.onnx.graph import Nodes, OnnxGraph, check_float, write
+from gpubackprop.onnx.model import mean_of
 from gpubackprop.sklearn.members import members_of
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.prediction import hidden_activations
@@ -111,10 +112,7 @@ def emit(n: Nodes, x: str, estimator: Any) -> tuple[str | None, str]:
     if members is None:
         yhat = _forward(n, x, estimator)
     else:
-        summed, *others = (_forward(n, x, member) for member in members)
-        for other in others:  # onnxruntime has Mean and Sum of float32 alone
-            summed = n.op("Add", summed, other)
-        yhat = n.op("Div", summed, n.number(float(len(members))))
+        yhat = mean_of([_forward(n, x, member) for member in members], n)
     units = int(estimator.n_outputs_)
     if not is_classifier(estimator):
         return None, yhat

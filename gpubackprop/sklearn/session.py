@@ -19,7 +19,7 @@ from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.epochs import is_resident
+from gpubackprop.training.epochs import is_resident, way_of_epochs
 from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 from gpubackprop.training.team import device_names
 
@@ -141,6 +141,13 @@ def draw_parameters(
     ]
 
 
+def _why_by_row(epoch: Array | None, objective: Objective) -> str:
+    """Say why an epoch's losses are recorded row by row, where they are."""
+    if epoch is None:
+        return "a call of partial_fit is an epoch by itself"
+    return f"the reported loss of {objective.out_activation} outputs is not a sum over the rows"
+
+
 class Session:
     """A network and the step that trains it, with batches of up to `batch_rows` rows.
 
@@ -174,6 +181,8 @@ class Session:
         The step of each device; `step` is the first.
     resident : bool
         Whether an epoch is one launch. The step then adds up losses and records no rows.
+    way : str
+        On a GPU: the plan of whole epochs, or why there is none; else "".
     differ : bool
         Whether others than `train` have written the parameters or the state of `step`.
     """
@@ -196,7 +205,7 @@ class Session:
     ) -> None:
         self.key, self.network, self.objective, self.state = key, network, objective, state
         self._rest: Any = batch_rows, state.optimizer, Regularization(alpha)
-        self.resident = False
+        self.resident, self.way = False, ""
         options = StepOptions(record=objective.record, weighted=weighted, rounded=rounded)
         self.steps = self._make_steps(data, options, epoch)
         self.step = self.steps[0]
@@ -208,13 +217,16 @@ class Session:
         """Return the step of each device."""
         network, objective = self.network, self.objective
         choices = [("none", data, options)]
-        if epoch is not None and network.backend.asynchronous and objective.is_total:
-            choices.insert(0, ("mean", data.select(epoch), replace(options, record="")))
+        if network.backend.asynchronous:
+            self.way = f"no resident training: {_why_by_row(epoch, objective)}"
+            if epoch is not None and objective.is_total:
+                choices.insert(0, ("mean", data.select(epoch), replace(options, record="")))
         for reduction, rows, chosen in choices:
             loss, source = objective.loss(reduction), source_of(network, rows)
             made_from: Any = loss, source, *self._rest, chosen
             step = TrainStep(network, *made_from)
-            self.resident = not chosen.record and is_resident(step)
+            if not chosen.record:
+                self.resident, self.way = is_resident(step), way_of_epochs(step)
             if self.resident:
                 break
         return [step]

@@ -23,6 +23,7 @@ from gpubackprop.sklearn.host import SparseSource, host_backend
 from gpubackprop.sklearn.session import Session
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import StepBatch
+from gpubackprop.training.gradient_sum import GradientSum
 from gpubackprop.training.shared_step import Share, SharedSource
 from gpubackprop.training.step import StepOptions, TrainStep
 
@@ -50,6 +51,7 @@ class RankStep(TrainStep):
     def __init__(self, ranks: Communicator, *made_from: Any) -> None:
         self.ranks, self.parts = ranks, ranks.size
         super().__init__(*made_from)
+        self.sum = GradientSum(ranks, self.gradient, self.network.layout)
 
     def own_rows(self, start: int, stop: int) -> slice:
         """Return this rank's rows of the batch from row `start` to `stop` of an epoch."""
@@ -88,11 +90,11 @@ class RankStep(TrainStep):
         backend.sum_of_squares(weights, self.squares)
         self.source.emit(backend, batch)
 
-        def together(backend: Backend) -> None:
-            self.ranks.emit_allreduce(backend, self.gradient)
-
+        together, final = self.sum.emitters()
         gradient = self.grad_W, self.grad_b
-        emit_step(backend, self.loss, batch, self.parameters, gradient, self.updater, together)
+        emit_step(
+            backend, self.loss, batch, self.parameters, gradient, self.updater, together, final
+        )
         self._emit_rounding(backend)
 
 
@@ -131,6 +133,9 @@ class TeamSession(Session):
     def _make_steps(
         self, data: Batches, options: StepOptions, epoch: Array | None
     ) -> list[TrainStep]:
+        if self.network.backend.asynchronous:
+            self.way = "no resident training: several devices share each batch"
+
         loss = self.objective.loss("none")
 
         def make(ranks: Communicator) -> TrainStep:

@@ -20,7 +20,7 @@ def is_resident(step: TrainStep) -> bool:
 
     ``GPUBACKPROP_RESIDENT=0`` in the environment makes it False.
     """
-    return os.environ.get(VARIABLE) != "0" and not obstacle(step)
+    return not _reason_against(step)
 
 
 def way_of_epochs(step: TrainStep) -> str:
@@ -28,9 +28,13 @@ def way_of_epochs(step: TrainStep) -> str:
 
     It is a sentence without a full stop.
     """
+    return _reason_against(step) or str(plan_of(step))
+
+
+def _reason_against(step: TrainStep) -> str:
     if os.environ.get(VARIABLE) == "0":
         return f"no resident training: {VARIABLE}=0"
-    return obstacle(step) or str(plan_of(step))
+    return obstacle(step)
 
 
 def train_epoch(

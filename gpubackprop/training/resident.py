@@ -82,7 +82,7 @@ class ResidentJob:
 
 
 def plan_of(step: TrainStep) -> ResidentPlan:
-    """Return the plan of a step whose network is on a GPU.
+    """Return the plan of a step whose network is on a GPU; it is made once.
 
     Parameters
     ----------
@@ -95,13 +95,18 @@ def plan_of(step: TrainStep) -> ResidentPlan:
         Its layout in a block, or the reason why there is none.
     """
     network, source = step.network, step.source
-    backend = cast("CupyBackend", network.backend)
-    return plan_resident(
-        network.widths, network.activations, step.optimizer.formula, step.batch_size,
-        backend.launcher.properties, dropout=network.dropout,
-        has_labels=source.targets.ndim == 1,
-        weighted=source.sample_weight is not None or step.options.weighted,
-    )  # fmt: skip
+    labels = source.targets.ndim == 1
+    weighted = source.sample_weight is not None or step.options.weighted
+    made_for = labels, weighted, network.activations, network.dropout
+    if step.resident_plan is None or step.resident_plan[0] != made_for:
+        backend = cast("CupyBackend", network.backend)
+        plan = plan_resident(
+            network.widths, network.activations, step.optimizer.formula, step.batch_size,
+            backend.launcher.properties, dropout=network.dropout, has_labels=labels,
+            weighted=weighted,
+        )  # fmt: skip
+        step.resident_plan = made_for, plan
+    return step.resident_plan[1]
 
 
 def obstacle(step: TrainStep) -> str:

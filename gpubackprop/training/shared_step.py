@@ -25,6 +25,7 @@ from gpubackprop.optimizers import Optimizer
 from gpubackprop.passes import emit_step
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source, StepBatch
+from gpubackprop.training.gradient_sum import GradientSum
 from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
 
 Array = Any  # an array of the network's device
@@ -115,6 +116,8 @@ class SharedStep(TrainStep):
         Whether this rank asks, with the next update, that all stop.
     stopped : bool
         Whether a rank had asked with the last update. Only on the host.
+    sum : GradientSum
+        How the gradient is added up.
     """
 
     tail = TAIL
@@ -143,6 +146,7 @@ class SharedStep(TrainStep):
         super().__init__(network, loss, source, batch_size, optimizer, regularization, options)
         at = network.layout.size + LOSS
         self._loss = self._flat[at : at + 1].reshape(())
+        self.sum = GradientSum(ranks, self._flat, network.layout)
 
     @property
     def data(self) -> Batches:
@@ -225,12 +229,14 @@ class SharedStep(TrainStep):
         penalty = self.updater.penalty(backend, rows if summed else 1)
         self.source.emit(backend, batch)
 
-        def together(backend: Backend) -> None:
+        def write_loss(backend: Backend) -> None:
             backend.divide(batch.result["loss"], divisor, self._loss)
-            self.ranks.emit_allreduce(backend, self._flat)
 
+        together, final = self.sum.emitters(write_loss)
         gradient = self.grad_W, self.grad_b
-        emit_step(backend, self._summed, batch, self.parameters, gradient, self.updater, together)
+        emit_step(
+            backend, self._summed, batch, self.parameters, gradient, self.updater, together, final
+        )
         if self.all_parts:
             self.ranks.emit_allgather(backend, self.network.parameters, self.all_parts)
             if self.half_copy is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import Backend, Total, UpdateRule
+from gpubackprop.backends.resident_plan import ResidentPlan
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -93,6 +94,8 @@ class TrainStep(GradientStep):
     """
 
     part: slice | None = None  # the elements whose slots are here; None is all
+    # What `training.resident.plan_of` has planned, after what it was planned for.
+    resident_plan: tuple[tuple[Any, ...], ResidentPlan] | None = None
 
     def __init__(
         self,

@@ -24,6 +24,10 @@ template <class C> struct Batch {
 };
 
 template <class C> __forceinline__ C capped(C z, C cap) { return cap * ::tanh(z / cap); }
+// z = capped(x); both may be one array.
+template <class C> ONCE void cap_logits(const C* x, C cap, C* z, int64 n) {
+    FORMULAS for (int64 j = 0; j < n; ++j) z[j] = capped(x[j], cap);
+}
 template <class C> __forceinline__ C cap_slope(C z, C cap) {
     C t = z / cap;
     return C(1) - t * t;
@@ -68,6 +72,8 @@ template <class C> class CrossEntropy {
     C spread_total;      // of the columns but for the label: eps / K sum_k w_k
     Scales<C> scales;
     Batch<C> b;
+    const C* capped_at[ROWS];  // rows of logits after the cap, from row capped_first on
+    int64 capped_first = 0, capped_rows = 0;
 
 public:
     CrossEntropy(const SoftmaxCrossEntropyArguments& a, double divisor)
@@ -214,10 +220,29 @@ private:
 
     // Logits of a piece after the cap, where they lie or in `buffer`.
     ONCE const C* logits_piece(int64 row, int64 k, int64 n, C* buffer) const {
+        if (row - capped_first >= 0 && row - capped_first < capped_rows) {
+            const C* kept = capped_at[row - capped_first];
+            if (kept != nullptr) return kept + k;
+        }
         const C* x = logits.read(row, k, n, buffer);
         if (cap == C(0)) return x;
-        INDEPENDENT for (int64 j = 0; j < n; ++j) buffer[j] = capped(x[j], cap);
+        cap_logits(x, cap, buffer, n);
         return buffer;
+    }
+
+    // Keep n rows of logits after the cap where there is room, so that each tanh is computed once.
+    template <int N> void keep_capped(int64 first, int64 n, C* room) {
+        capped_rows = 0;
+        for (int64 i = 0; i < n; ++i) {
+            C* to = place_of<N>(first, i, room);
+            for (int64 k = 0; to != nullptr && k < K; k += PIECE) {
+                int64 many = smaller(PIECE, K - k);
+                cap_logits(logits.read(first + i, k, many, to + k), cap, to + k, many);
+            }
+            capped_at[i] = to;
+        }
+        capped_first = first;
+        capped_rows = n;
     }
 
     // n rows (of room for N).
@@ -225,6 +250,7 @@ private:
         prepare<N>(row, n);
         C room[HELD], buffer[1], label_e[N];
         int64 best[N] = {};
+        if (cap != C(0)) keep_capped<N>(row, n, room);
         for (int64 i = 0; i < n; ++i) {
             Extent<C> extent = extent_of_row(row + i);
             b.m[i] = extent.most;
@@ -240,10 +266,12 @@ private:
     }
     C origin_of(int64 i) const { return b.m[i] == minus_infinity<C>() ? C(0) : b.m[i]; }
 
-    // Where the exponentials of a row are kept; null: nowhere.
+    // Where the exponentials of a row are kept, or its logits after the cap; null: nowhere.
     template <int N> C* held(int64 row, int64 i, C* room) const {
-        if (!delta || cap != C(0)) return nullptr;
-        if (delta.direct()) return delta.place(row + i, 0, nullptr);
+        return delta && cap == C(0) ? place_of<N>(row, i, room) : nullptr;
+    }
+    template <int N> C* place_of(int64 row, int64 i, C* room) const {
+        if (delta && delta.direct()) return delta.place(row + i, 0, nullptr);
         return N * K <= HELD ? room + i * K : nullptr;
     }
 
@@ -337,8 +365,7 @@ private:
         C z[SHORT * ROWS], tau[SHORT * ROWS];
         turn_over(row, n, z);
         prepare<ROWS>(row, n);
-        if (cap != C(0))
-            INDEPENDENT for (int64 at = 0; at < K * ROWS; ++at) z[at] = capped(z[at], cap);
+        if (cap != C(0)) cap_logits(z, cap, z, K * ROWS);
         C least[ROWS], origin[ROWS], s_lost[ROWS] = {};
         for (int i = 0; i < ROWS; ++i) {
             b.m[i] = minus_infinity<C>();

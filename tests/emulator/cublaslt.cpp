@@ -185,6 +185,18 @@ void standin_run(void* place) {
     if (job.compute == COMPUTE_64F) compute<double>(job);
     else compute<float>(job);
 }
+void standin_spans(void* place, uint64_t* ends) {  // first byte and behind the last: a, b, d, workspace
+    const Job& job = *static_cast<Job*>(place);
+    auto span = [&](int i, const void* base, int type, int64_t last) {
+        uint64_t size = type == R_64F ? 8 : type == R_32F ? 4 : 2;
+        ends[2 * i] = reinterpret_cast<uintptr_t>(base);
+        ends[2 * i + 1] = ends[2 * i] + (last + 1) * size;
+    };
+    span(0, job.a, job.type_a, (job.m - 1) * job.step_a[0] + (job.k - 1) * job.step_a[1]);
+    span(1, job.b, job.type_b, (job.n - 1) * job.step_b[0] + (job.k - 1) * job.step_b[1]);
+    span(2, job.d, job.type_d, (job.n - 1) * job.stride_d + job.m - 1);
+    ends[6] = reinterpret_cast<uintptr_t>(job.workspace), ends[7] = ends[6] + job.workspace_bytes;
+}
 void standin_free(void* job) { delete static_cast<Job*>(job); }
 
 size_t cublasLtGetVersion() { return 130002; }

@@ -23,6 +23,12 @@ class _Job:
     def __call__(self) -> None:
         self._handle.standin_run(self._place)
 
+    def spans(self) -> list[tuple[int, int]]:
+        """Return the memory of its operands, its result and its workspace."""
+        ends = (ctypes.c_uint64 * 8)()
+        self._handle.standin_spans(self._place, ends)
+        return [(low, high) for low, high in zip(ends[::2], ends[1::2], strict=True) if high > low]
+
     def __del__(self) -> None:
         self._handle.standin_free(self._place)
 

@@ -20,6 +20,10 @@ Rules from CuPy 14 (main of 2026-08-20) and the CUDA programming guide, each wit
   (stream.pyx, `begin_capture`); what the capturing thread does, the stand-in refuses all the same
 - a captured stream cannot wait for an event of a stream that is not captured, and `end_capture`
   raises an error of the capture again (runtime API, cudaStreamWaitEvent, cudaStreamEndCapture)
+- a stream that waits for an event of a captured stream is captured with it, until the capture ends;
+  it must be joined by then, the stream that began the capture alone can end it, and nobody waits for
+  an event of a capture that is over (programming guide, "Cross-stream Dependencies and Events",
+  "Prohibited and Unhandled Operations")
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+
+from tests.emulator.order import Clock, Order, merge
 
 ALIGNMENT = 512  # bytes, as in CuPy's memory pool
 POISON = 0xFF  # every byte of poisoned memory: NaN in each float type
@@ -121,6 +127,7 @@ class Machine:
         self.captured: set[Stream] = set()
         self.pools: dict[tuple[int, int], list[np.ndarray]] = {}
         self.number = 0  # the number of the call that was queued last
+        self.order = Order()
         self.counts.clear()
 
     @property
@@ -144,17 +151,22 @@ class Machine:
             self.default[self.device] = Stream(null=True)
         return self.default[self.device]
 
-    def queue(self, call: Call | Mark, stream: Stream | None = None) -> None:
+    def queue(
+        self, call: Call | Mark, stream: Stream | None = None, *, collective: bool = False
+    ) -> None:
         """Give a call to the (current) stream, or to the graph that is captured from it.
 
         `call` holds NumPy arrays and no `ndarray` of the stand-in; otherwise a block would never be
         free.
         """
         stream = stream or self.stream
-        if stream.graph is not None:
-            stream.graph.nodes.append(call)
-        else:
-            self.append(stream, call)
+        with self._lock:
+            if stream.graph is not None:
+                stream.graph.order.note(stream, call, collective)
+                stream.graph.nodes.append((stream, call))
+            else:
+                self.order.note(stream, call, collective)
+                self.append(stream, call)
 
     def count_kernel(self, name: str) -> None:
         (self.stream.graph or self.counts).kernels.append(name)
@@ -270,14 +282,26 @@ class Block:
 
 
 class Mark:
-    """A place in a stream, for an event. `elsewhere`: another thread of the host may have to come."""
+    """A place in a stream, for an event. `elsewhere`: another thread of the host may have to come.
+
+    Attributes
+    ----------
+    clock : Clock
+        What is done when it is reached.
+    graph : Graph or None
+        The capture to which it belongs.
+    """
 
     reached = False
     elsewhere = False
 
+    def __init__(self, clock: Clock | None = None, graph: Graph | None = None) -> None:
+        self.clock, self.graph = dict(clock or {}), graph
+
 
 class _Wait(Mark):
     def __init__(self, mark: Mark) -> None:
+        super().__init__()
         self.mark = mark
 
 
@@ -291,8 +315,12 @@ class Event:
 
     def record(self, stream: Stream | None = None) -> None:
         stream = stream or STATE.stream
-        assert stream.graph is None, "events of a capture are not stood in for"
-        self.mark = Mark()
+        graph = stream.graph
+        self.mark = Mark((graph.order if graph else STATE.order).clock(stream), graph)
+        if graph is not None:
+            assert self.disable_timing, "a capture has no times here"
+            graph.nodes.append((stream, self.mark))
+            return
         if not self.disable_timing:
             STATE.append(stream, self._note_time)
         STATE.append(stream, self.mark)
@@ -301,7 +329,11 @@ class Event:
         self.time = time.perf_counter()
 
     def _reached(self) -> bool:
-        return self.mark is None or self.mark.reached
+        if self.mark is None:
+            return True
+        if self.mark.graph is not None:
+            raise CUDARuntimeError("cudaErrorCapturedEvent: the event was recorded in a capture")
+        return self.mark.reached
 
     @property
     def done(self) -> bool:
@@ -309,6 +341,8 @@ class Event:
 
     def synchronize(self) -> None:
         STATE.wait(self._reached, "waiting for an event")
+        if self.mark is not None:
+            STATE.order.host_has(self.mark.clock)
 
 
 def elapsed(start_event: Event, end_event: Event) -> float:
@@ -322,19 +356,52 @@ def elapsed(start_event: Event, end_event: Event) -> float:
 
 
 class Graph:
-    """The calls that were captured. It keeps no array alive."""
+    """The calls that were captured. It keeps no array alive.
 
-    def __init__(self) -> None:
-        self.nodes: list[Call | Mark] = []
+    Attributes
+    ----------
+    nodes : list of (Stream, call)
+        In the order of the capture.
+    origin : Stream
+        Where the capture began.
+    order : Order
+        What is before what in it.
+    """
+
+    def __init__(self, origin: Stream) -> None:
+        self.nodes: list[tuple[Stream, Call | Mark]] = []
+        self.origin, self.order = origin, Order(STATE.order.watches)
         self.kernels: list[str] = []
         self.products = 0
+        self.when_launched: list[Callable[[Order, Stream], None]] = []
+
+    def streams(self) -> list[Stream]:
+        return list({id(stream): stream for stream, _ in self.nodes}.values())
 
     def launch(self, stream: Stream | None = None) -> None:
+        """Queue the calls: those of other streams than the origin on streams of this launch."""
         STATE.counts.graphs += 1
         STATE.counts.kernels += self.kernels
         STATE.counts.products += self.products
-        for node in self.nodes:
-            STATE.queue(node, stream)
+        target = stream or STATE.stream
+        others = {id(s): Stream(non_blocking=True) for s in self.streams() if s is not self.origin}
+        assert target.graph is None or not others, "a graph of several streams in another capture"
+        marks = {id(node): Mark() for _, node in self.nodes if type(node) is Mark}
+        STATE.order.note(target, None)
+        spans = [span for use in self.order.collectives for span in use.spans]
+        STATE.order.use(target, spans, "the launch of a graph", collective=bool(spans))
+        for check in self.when_launched:
+            check(STATE.order, target)
+        for origin, node in self.nodes:
+            if isinstance(node, _Wait):
+                node = _Wait(marks.get(id(node.mark), node.mark))
+            else:
+                node = marks.get(id(node), node)
+            place = others.get(id(origin), target)
+            if place.graph is None:
+                STATE.append(place, node)
+            else:
+                place.graph.nodes.append((place, node))
 
 
 class Stream:
@@ -365,16 +432,31 @@ class Stream:
     def begin_capture(self) -> None:
         if self.null:
             raise RuntimeError("cannot capture on the default (legacy) stream")
-        self.graph, self.invalid = Graph(), False
+        self._join(Graph(self))
+
+    def _join(self, graph: Graph) -> None:
+        self.graph, self.invalid = graph, False
         self.capturing_thread = threading.get_ident()
         STATE.captured.add(self)
 
     def end_capture(self) -> Graph:
-        graph, self.graph = self.graph, None
-        STATE.captured.discard(self)
+        graph = self.graph
         if graph is None:
             raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
-        if self.invalid:
+        if graph.origin is not self:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureUnmatched: the capture was begun on another stream"
+            )
+        captured = [stream for stream in STATE.captured if stream.graph is graph]
+        invalid = any(stream.invalid for stream in captured)
+        for stream in captured:
+            stream.graph = None
+            STATE.captured.discard(stream)
+        if not invalid and graph.order.unjoined(self):
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureUnjoined: the capture has a stream that it does not wait for"
+            )
+        if invalid:
             raise CUDARuntimeError(
                 "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error "
                 "during capture"
@@ -394,6 +476,7 @@ class Stream:
         end = Mark()
         STATE.append(self, end)
         STATE.wait(lambda: end.reached)
+        STATE.order.host_has(STATE.order.clock(self))
 
     def record(self, event: Event | None = None) -> Event:
         event = event or Event()
@@ -401,15 +484,33 @@ class Stream:
         return event
 
     def wait_event(self, event: Event) -> None:
-        if event.mark is None:
+        mark = event.mark
+        if mark is None:
             return  # the event was never recorded, so there is nothing to wait for
+        if mark.graph is not None:
+            self._wait_in_capture(mark, mark.graph)
+            return
         if self.graph is not None:
             self.invalid = True
             raise CUDARuntimeError(
                 "cudaErrorStreamCaptureIsolation: dependency created on uncaptured work in another "
                 "stream"
             )
-        STATE.append(self, _Wait(event.mark))
+        merge(STATE.order.clock(self), mark.clock)
+        STATE.append(self, _Wait(mark))
+
+    def _wait_in_capture(self, mark: Mark, graph: Graph) -> None:
+        """Wait for an event of a capture: this stream is captured, too, if it is not yet."""
+        if graph.origin.graph is not graph:
+            raise CUDARuntimeError("cudaErrorCapturedEvent: the event's capture has ended")
+        if self.null:
+            raise CUDARuntimeError("cudaErrorStreamCaptureImplicit: the default stream")
+        if self.graph is None:
+            self._join(graph)
+        elif self.graph is not graph:
+            raise CUDARuntimeError("cudaErrorStreamCaptureMerge: the event is of another capture")
+        merge(graph.order.clock(self), mark.clock)
+        graph.nodes.append((self, _Wait(mark)))
 
 
 STATE = Machine()

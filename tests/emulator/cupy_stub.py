@@ -525,7 +525,8 @@ class Driver:
         assert (launch.attribute_count, attribute.id, attribute.value[0]) == (1, 6, 1)
         assert stream.ptr == launch.stream, "not the current stream"
         assert stream.graph is not None, "not in a capture"
-        assert isinstance(stream.graph.nodes[-1].args[0], Launched), "not behind a kernel"
+        last = [node for place, node in stream.graph.nodes if place is stream][-1]
+        assert isinstance(last.args[0], Launched), "not behind a kernel"
         kernel = KERNELS_BY_HANDLE[function.value]
         record = RECORDS_BY_ADDRESS[parameters[0]]
         kernel(tuple(launch.grid), tuple(launch.block), (record,), shared_mem=launch.shared)

@@ -12,7 +12,11 @@ CuPy 14; each rule with its place:
   or computes nonsense ("Collective Operations"): here an error
 - send and receive buffers are memory of the communicator's device, and the stream is one of that
   device: NCCL does not look; here an error
-- a call may be captured into a graph ("Using NCCL with CUDA Graphs")
+- a call may be captured into a graph; it is then captured on all ranks ("Using NCCL with CUDA Graphs")
+- calls of one communicator on several streams are queued in one order on all ranks ("CUDA Stream
+  Semantics" has them together in a group; outside of one NCCL orders them as they were issued): here
+  each must be ordered behind the one before by its stream or by events
+- memory that a collective call uses is used by no other call that is not ordered with it (`order.py`)
 - the order of a sum is the same on all ranks, and is not that of the ranks: here it goes backwards
 """
 
@@ -28,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from tests.emulator.cupy_queue import RANK_SECONDS, STATE, Mark, Stream, _Wait
+from tests.emulator.order import Order, key_of
 
 NCCL_UNIQUE_ID_BYTES = 128
 NCCL_SUM = 0
@@ -47,14 +52,17 @@ class _Collective:
     def __init__(self, size: int) -> None:
         self.brought: list[Any] = [None] * size
         self.result: np.ndarray | None = None
+        self.wrong = ""
 
     def bring(self, rank: int, call: tuple[Any, ...], data: np.ndarray) -> None:
         self.brought[rank] = call, data
         if any(each is None for each in self.brought):
             return
         calls = {each[0] for each in self.brought}
-        assert len(calls) == 1, f"the ranks call different collectives: {calls}"
-        name, _, _, root = call
+        if len(calls) > 1:
+            self.wrong = f"the ranks call different collectives: {calls}"
+            return
+        name, _, _, root, _ = call
         if name == "broadcast":
             self.result = self.brought[root][1]
             return
@@ -79,11 +87,13 @@ class _Arrived(Mark):
     elsewhere = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.collective: _Collective | None = None
 
     @property
     def reached(self) -> bool:  # type: ignore[override]
-        return self.collective is None or self.collective.result is not None
+        made = self.collective
+        return made is None or made.result is not None or bool(made.wrong)
 
     @reached.setter
     def reached(self, value: bool) -> None:
@@ -105,6 +115,7 @@ class NcclCommunicator:
         assert isinstance(commId, bytes)
         assert len(commId) == NCCL_UNIQUE_ID_BYTES
         STATE.not_while_capturing("a new communicator")
+        STATE.order.watches = True
         group = _groups.setdefault(commId, _Group(ndev))
         assert group.size == ndev
         group.devices[rank] = STATE.device
@@ -130,12 +141,26 @@ class NcclCommunicator:
         assert STATE.device == self._device, "the communicator is of another device"
         current: Stream = STATE.stream
         assert current.ptr == stream, "not the current stream"
+        call = (*call, current.graph is not None)
         dtype = np.dtype(TYPES[call[2]])
         memory = [self._memory(address, call[1], dtype) for address in (source, target)]
         STATE.count_kernel(f"nccl {call[0]}")
-        STATE.queue(partial(self._arrive, call, memory[0]), current)
+        STATE.queue(partial(self._arrive, call, memory[0]), current, collective=True)
         STATE.queue(_Wait(self._arrived), current)
-        STATE.queue(partial(self._finish, memory[1]), current)
+        STATE.queue(partial(self._finish, memory[1]), current, collective=True)
+        graph = current.graph
+        self._in_order(STATE.order if graph is None else graph.order, current)
+        if graph is not None and self._in_order not in graph.when_launched:
+            graph.when_launched.append(self._in_order)
+
+    def _in_order(self, order: Order, stream: Stream) -> None:
+        """Check that what this stream was given last is behind the communicator's call before."""
+        key = key_of(stream)
+        before = order.last.get(self, (key, 0))
+        assert order.is_before(*before, stream), (
+            "two calls of a communicator on two streams, and no event orders them"
+        )
+        order.last[self] = key, order.clock(stream)[key]
 
     def _memory(self, address: int, count: int, dtype: np.dtype) -> np.ndarray:
         block = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
@@ -149,8 +174,10 @@ class NcclCommunicator:
         collective.bring(self._rank, call, data.copy())
 
     def _finish(self, target: np.ndarray) -> None:
-        assert self._arrived.collective is not None
-        target[...] = self._arrived.collective.result
+        made = self._arrived.collective
+        assert made is not None
+        assert not made.wrong, made.wrong
+        target[...] = made.result
 
 
 def module() -> types.SimpleNamespace:

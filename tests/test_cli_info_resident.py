@@ -1,0 +1,66 @@
+"""`gpubackprop info`: whether an epoch of a network is one launch on a GPU, or why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpubackprop import MLP, Model
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.cli import info_resident
+from tests.cli_runs import ok, run_cli
+
+CARD = DeviceProperties(100, shared_bytes=101_376, capability=(8, 9))
+
+
+def test_a_plan_is_shown_for_a_named_network_without_a_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(info_resident.devices, "choose", lambda device: ("cpu", "none"))
+    said = ok("info", "--resident", "64-128-10", "--batch", 200).out
+    assert "resident training: one block, 221,824 of 230,400 bytes, tiles of 52 rows" in said
+    assert "(there is none here)" in said
+    found = ok("info", "--resident", "784-512-10", "--json").json
+    # 784 x 512 + 512 + 512 x 10 + 10 numbers, each four times with Adam, are above 227 KB
+    assert found["reason"].endswith("bytes of parameters, gradients and slots, 230,400 there")
+    assert (found["resident"], found["blocks"], found["device"]) == (False, 0, None)
+    wide = ok("info", "--resident", "64-32-10", "--dtype", "float64", "--json").json
+    assert wide["reason"] == "its numbers are float64 and not float32"
+
+
+@pytest.mark.parametrize(("optimizer", "fits"), [("gradient_descent", True), ("adam", False)])
+def test_the_plan_is_made_for_the_card_that_is_here(
+    optimizer: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64-128-10 with its gradient is 77 KB, and with Adam's two slots 150 KB; 97 KB are there."""
+    monkeypatch.setattr(info_resident, "_card", lambda: ("cuda:0", CARD))
+    options = ("info", "--resident", "64-128-10", "--optimizer", optimizer)
+    found = ok(*options, "--batch", 16, "--json").json
+    assert (found["resident"], found["device"]) == (fits, "cuda:0")
+    assert found["available_bytes"] == 101_376 - 2048
+    assert " on cuda:0: " in ok(*options).out
+
+
+def test_a_model_says_it_only_where_there_is_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Model(MLP([4, 8, 3])).save(tmp_path / "model.safetensors")
+
+    def info() -> tuple[str, Any]:
+        return ok("info", tmp_path).out, ok("info", tmp_path, "--json").json
+
+    monkeypatch.setattr(info_resident, "_card", lambda: (None, CARD))
+    said, values = info()
+    assert "epochs" not in values
+    assert "resident" not in said
+    monkeypatch.setattr(info_resident, "_card", lambda: ("cuda:0", CARD))
+    said, values = info()
+    assert "adam and batches of 256 on cuda:0: resident training: one block" in said
+    assert values["epochs"]["resident"] is True
+
+
+def test_a_network_that_is_none_is_wrong_usage() -> None:
+    result = run_cli("info", "--resident", "784")
+    assert (result.code, "784-512-10" in result.err) == (2, True)
