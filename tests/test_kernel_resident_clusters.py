@@ -12,7 +12,7 @@ import pytest
 from gpubackprop import losses, optimizers
 from gpubackprop.backends import Total
 from gpubackprop.backends.cupy import resident as launching
-from gpubackprop.backends.resident_plan import ResidentPlan
+from gpubackprop.backends.resident_cost import ResidentPlan
 from gpubackprop.training.resident import ResidentJob, plan_of, train_together
 from gpubackprop.training.step import TrainStep
 from tests import emulator

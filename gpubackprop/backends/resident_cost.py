@@ -1,4 +1,4 @@
-"""What a step of resident training costs, and how many blocks it is worth.
+"""A plan of resident training: what a step costs by it, and how many blocks that is worth.
 
 Cycles are predicted from sizes alone, with the numbers of `kernels/resident_training.cu` and of an
 H200 below. They choose between plans and are not a claim: nothing here was measured on a GPU.
@@ -7,13 +7,10 @@ H200 below. They choose between plans and are not a claim: nothing here was meas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from gpubackprop.backends.cupy_launch import ceil_division
-
-if TYPE_CHECKING:
-    from gpubackprop.backends.resident_plan import ResidentPlan
 
 CLUSTERS = (1, 2, 4, 8)  # blocks of a network; more than 8 is not portable
 THREADS, WARPS = 256, 8  # of a block
@@ -27,6 +24,57 @@ OTHER_BYTES = 32  # a cycle, from the blocks of a cluster or to them
 # More blocks have to make a step shorter by so much: with many networks each block is missing
 # elsewhere.
 WORTH_IT = 1.3
+
+
+@dataclass(frozen=True)
+class ResidentPlan:
+    """The answer of `plan_resident`.
+
+    Attributes
+    ----------
+    reason : str
+        Why the network does not fit; "" if it does.
+    shared_bytes : int
+        Dynamic shared memory of a block; the least that would do if the network does not fit.
+    available : int
+        What a block of the card may have.
+    blocks : int
+        Blocks of the network's cluster; 1 for a block without a cluster.
+    tile_rows : int
+        Rows of a batch that a block works on at once.
+    cycles : int
+        What a step is predicted to take, for comparisons of plans (`resident_cost`).
+    numbers : dict
+        Places in the block's memory, in floats, by the names of `WORDS`.
+    layers : tuple of dict
+        The same for each layer, by the names of `LAYER_FIELDS`.
+    in_one_block : ResidentPlan or None
+        If there is a cluster: the same training by one block, with the same bits, for a launch of
+        many networks. None if it does not fit.
+    """
+
+    reason: str
+    shared_bytes: int
+    available: int
+    blocks: int = 1
+    tile_rows: int = 0
+    cycles: int = 0
+    numbers: dict[str, int] = field(default_factory=dict, repr=False)
+    layers: tuple[dict[str, int], ...] = field(default=(), repr=False)
+    in_one_block: ResidentPlan | None = field(default=None, repr=False)
+
+    @property
+    def fits(self) -> bool:
+        return not self.reason
+
+    def __str__(self) -> str:
+        if not self.fits:
+            return f"no resident training: {self.reason}"
+        blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks} blocks"
+        return (
+            f"resident training: {blocks}, {self.shared_bytes:,} of {self.available:,} bytes, "
+            f"tiles of {self.tile_rows} rows"
+        )
 
 
 def cycles_of_step(

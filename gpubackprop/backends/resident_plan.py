@@ -10,14 +10,14 @@ choices, each with its reason; they were not measured on a GPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, ceil_division
-from gpubackprop.backends.resident_cost import CLUSTERS, cycles_of_step, preferred
+from gpubackprop.backends.resident_cost import CLUSTERS, ResidentPlan, cycles_of_step, preferred
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import Activation, Update
 
@@ -46,57 +46,6 @@ STATIC_SHARED = (
 # Rows of a tile. More make fewer barriers; 256 rows give each thread one of the smallest layers.
 MOST_ROWS = 256
 STAGES = 2  # inputs of two tiles: one is on its way while the other is worked on
-
-
-@dataclass(frozen=True)
-class ResidentPlan:
-    """The answer of `plan_resident`.
-
-    Attributes
-    ----------
-    reason : str
-        Why the network does not fit; "" if it does.
-    shared_bytes : int
-        Dynamic shared memory of a block; the least that would do if the network does not fit.
-    available : int
-        What a block of the card may have.
-    blocks : int
-        Blocks of the network's cluster; 1 for a block without a cluster.
-    tile_rows : int
-        Rows of a batch that a block works on at once.
-    cycles : int
-        What a step is predicted to take, for comparisons of plans (`resident_cost`).
-    numbers : dict
-        Places in the block's memory, in floats, by the names of `WORDS`.
-    layers : tuple of dict
-        The same for each layer, by the names of `LAYER_FIELDS`.
-    in_one_block : ResidentPlan or None
-        If there is a cluster: the same training by one block, with the same bits, for a launch of
-        many networks. None if it does not fit.
-    """
-
-    reason: str
-    shared_bytes: int
-    available: int
-    blocks: int = 1
-    tile_rows: int = 0
-    cycles: int = 0
-    numbers: dict[str, int] = field(default_factory=dict, repr=False)
-    layers: tuple[dict[str, int], ...] = field(default=(), repr=False)
-    in_one_block: ResidentPlan | None = field(default=None, repr=False)
-
-    @property
-    def fits(self) -> bool:
-        return not self.reason
-
-    def __str__(self) -> str:
-        if not self.fits:
-            return f"no resident training: {self.reason}"
-        blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks} blocks"
-        return (
-            f"resident training: {blocks}, {self.shared_bytes:,} of {self.available:,} bytes, "
-            f"tiles of {self.tile_rows} rows"
-        )
 
 
 def plan_resident(

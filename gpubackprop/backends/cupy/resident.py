@@ -13,11 +13,10 @@ import numpy as np
 
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy_launch import KERNELS, Launch, entry_defines, entry_name
-from gpubackprop.backends.resident_cost import in_company
+from gpubackprop.backends.resident_cost import ResidentPlan, in_company
 from gpubackprop.backends.resident_plan import (
     ADDRESSES,
     WORDS,
-    ResidentPlan,
     layers_of,
     table_of,
 )
