@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +18,7 @@ from gpubackprop.training.resident import ResidentJob, plan_of, train_together
 from gpubackprop.training.step import TrainStep
 from tests import emulator
 from tests.emulator import Module, count_traffic
+from tests.emulator.module import KERNELS
 from tests.emulator.traffic import conflicts, shared_accesses
 from tests.resident_jobs import (
     LOSS_CASES,
@@ -96,6 +98,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def in_one_block(plans: Sequence[ResidentPlan], *_: Any) -> list[ResidentPlan]:
     assert all(plan.in_one_block for plan in plans if plan.blocks > 1)
     return [plan.in_one_block or plan for plan in plans]
+
+
+def as_planned(plans: Sequence[ResidentPlan], *_: Any) -> list[ResidentPlan]:
+    return list(plans)
 
 
 def equal(a: TrainStep, b: TrainStep) -> bool:
@@ -228,3 +234,27 @@ def test_a_clusters_accesses_to_shared_memory_are_almost_without_bank_conflicts(
     with planned(2):
         module, _ = counted(*launch_of([job(step_of("cuda", **options), 1)]))
     assert conflicts(shared_accesses(module)) < 1.04
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "blocks", "alone"),
+    [
+        ("one block", 1, False),
+        ("cluster of 8", 8, False),
+        ("one block that takes the eight shares, of more than 100 networks at once", 8, True),
+    ],
+)
+def test_a_step_takes_the_wavefronts_that_the_kernels_readme_says(row, blocks, alone):
+    options = {"widths": (64, 128, 10), "activation": "relu", "rows": 200, "batch": 200}
+    found = []
+    for epochs in (1, 2):
+        with planned(blocks):
+            jobs = [job(step_of("cuda", l2=1e-4, **options), epochs)]
+            with patch.object(launching, "in_company", in_one_block if alone else as_planned):
+                module, _ = counted(*launch_of(jobs))
+        found.append(sum(access.wavefronts for access in shared_accesses(module)))
+    of_a_block = (found[1] - found[0]) / (1 if alone else blocks)
+    text = (KERNELS / "README.md").read_text(encoding="utf-8")
+    (said,) = re.findall(rf"\| {row} \| ([\d,]+) \|", text)
+    assert of_a_block == pytest.approx(float(said.replace(",", "")), abs=1)
