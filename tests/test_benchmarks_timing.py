@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import subprocess
 import sys
 import types
 from dataclasses import asdict, replace
@@ -496,3 +497,27 @@ def test_a_key_step_has_joules_and_other_work_has_not(gpu, nvml, monkeypatch):
     assert set(asked) == {"cupy_raw", "cupy_arrays"}
     assert found["cupy_raw"].json()["joules"] == 0.5
     assert asdict(found["limit"])["joules"] is None
+
+
+def test_a_run_that_renewed_the_tables_does_not_mark_the_next_one_as_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    assert record.commit() == ""
+
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True)
+
+    names = ("README.md", "gpubackprop/passes.py", "benchmarks/results/tables.md")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "all")
+    clean = record.commit()
+    assert len(clean) == 7
+    for name in (names[0], names[2]):
+        (tmp_path / name).write_text("after")
+    assert record.commit() == clean
+    (tmp_path / names[1]).write_text("after")
+    assert record.commit() == f"{clean}-changed"

@@ -59,12 +59,19 @@ def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+COMPUTING = ("gpubackprop", "kernels", "benchmarks", ":!benchmarks/results", "pyproject.toml")
+
+
 def commit() -> str:
-    """Return the checkout's commit, with "-changed" if files differ; "" if there is no checkout."""
+    """Return the checkout's commit; "" if there is no checkout.
+
+    It ends with "-changed" if files differ that compute. A run renews tables and pictures, which
+    must not mark the next one.
+    """
     if not (ROOT / ".git").exists():
         return ""
     found = _output("git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD").strip()
-    tracked = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    tracked = ("status", "--porcelain", "--untracked-files=no", "--", *COMPUTING)
     changed = _output("git", "-C", str(ROOT), *tracked).strip()
     return found + ("-changed" if found and changed else "")
 

@@ -16,7 +16,7 @@ from gpubackprop.backends.devices import CudaLibrary, CupyReport, DeviceReport
 from gpubackprop.backends.native import HostPath, host_path
 from gpubackprop.backends.numpy import get_num_threads
 from gpubackprop.backends.precision import automatic, has_tf32
-from gpubackprop.cli import info_resident, info_scaling
+from gpubackprop.cli import info_licenses, info_resident, info_scaling
 from gpubackprop.cli.common import Say, blas_name, count, versions
 from gpubackprop.data.classes import as_text
 from gpubackprop.ensemble import members_of
@@ -33,12 +33,16 @@ examples:
       what several ranks would move and gain, estimated
   gpubackprop info --resident 64-128-10 --batch 200
       whether an epoch of this network is one launch on a GPU, planned
+  gpubackprop info --licenses --json
+      the licences of what is installed, as an SPDX document
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.usage = "gpubackprop info [MODEL] [--json] [--scaling|--resident WIDTHS [options]]"
+    parser.usage = (
+        "gpubackprop info [MODEL] [--json] [--licenses] [--scaling|--resident WIDTHS [options]]"
+    )
     parser.description = (
         "Show the device that --device auto means here, what computes on the CPU and why, the "
         "NVIDIA driver, the CUDA libraries found, what is missing and how to get it, BLAS, threads "
@@ -51,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     info_scaling.add_options(parser)
     info_resident.add_options(parser)
+    info_licenses.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         return info_scaling.show(args)
     if args.resident is not None:
         return info_resident.show(args)
+    if args.licenses:
+        return info_licenses.show(args)
     if args.model is not None:
         return describe_model(args)
     report = devices.probe()
