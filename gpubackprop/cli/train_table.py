@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,22 +14,22 @@ from tqdm import tqdm
 from gpubackprop.cli.common import check_data_options, has_column_names
 from gpubackprop.cli.streams import from_shell
 from gpubackprop.cli.train_batches import InBatches, exceeds_memory
-from gpubackprop.cli.train_rows import TrainingData, split
-from gpubackprop.data import Standardizer, TablePreprocessor
+from gpubackprop.cli.train_found import ROLES, checked_values, found_in
+from gpubackprop.cli.train_rows import TrainingData
+from gpubackprop.data import TablePreprocessor
 from gpubackprop.data.any_table import Table
 from gpubackprop.data.coded import stacked
 from gpubackprop.data.columns import choose_columns
 from gpubackprop.data.files import listing
 from gpubackprop.data.names import check_present
 from gpubackprop.data.table_file import CsvSource, FileTable, ParquetSource, open_table
-from gpubackprop.data.targets import Target, Targets, known_labels, read_targets, warnings_of
+from gpubackprop.data.targets import Target, Targets, known_labels, read_targets
 from gpubackprop.distributed import Communicator
 from gpubackprop.errors import DataError, GpubackpropError
-from gpubackprop.losses import default_loss, loss
+from gpubackprop.losses import loss
 
 Array = np.ndarray
 LARGE_FILE = 64 << 20  # bytes; reading a larger one shows a bar
-_ROLES = ("weights", "group")
 TABLE_OPTIONS = (
     "drop", "include", "categorical", "separator", "decimal", "weights", "group",
 )  # fmt: skip
@@ -87,7 +86,7 @@ def prepare_table(args: argparse.Namespace, ranks: Communicator) -> TrainingData
         return files.beside(path, lambda path: choice.open(path, targets_only=True))
 
     table = beside(str(args.data))
-    found = ranks.all_succeed(lambda: _found(args, choice, table))
+    found = ranks.all_succeed(lambda: found_in(args, choice, table))
     if choice.test_file is not None:
         more = beside(choice.test_file)
         first = found
@@ -106,7 +105,7 @@ def _prepare_whole(args: argparse.Namespace) -> TrainingData:
     """Do `prepare_table` with the whole table in memory."""
     choice = Choice(args)
     table = choice.load(args.data)
-    found = _found(args, choice, table)
+    found = found_in(args, choice, table)
     if choice.test_file is not None:
         found = found.with_test(choice, choice.load(choice.test_file, targets_only=True))
     features = Table.take(table, found.kept)
@@ -116,77 +115,6 @@ def _prepare_whole(args: argparse.Namespace) -> TrainingData:
         whole = Table.take(choice.load(choice.test_file), found.parts[1][1])
         x = stacked([x, prepared.inputs(whole, args.dtype)])
     return found.data(args, choice, table, prepared, x)
-
-
-def _found(args: argparse.Namespace, choice: Choice, table: FileTable) -> Found:
-    """Return the targets of a table, and its rows."""
-    targets, kept, notes = choice.targets(table)
-    targets = targets._replace(values=checked_values(targets, table.source, choice.target_names))
-    weights, groups = (choice.role(table, name, kept) for name in _ROLES)
-    rows = split(args, targets.values, by_class=targets.classes is not None, groups=groups)
-    return Found(
-        targets, kept, weights, *rows, parts=[(str(args.data), kept)], notes=[*table.notes, *notes]
-    )
-
-
-@dataclass
-class Found:
-    """What is known of a table before its features are read.
-
-    Attributes
-    ----------
-    targets : Targets
-        Of the rows that have one, of all files.
-    kept : int array
-        The numbers of these rows in the training file.
-    weights : array or None
-        A weight for each of these rows.
-    train, validation, test : int arrays
-        Numbers among these rows.
-    parts : list of (path, int array)
-        The files, and which of their rows are used.
-    notes : list of str
-        For people.
-    """
-
-    targets: Targets
-    kept: Array
-    weights: Array | None
-    train: Array
-    validation: Array
-    test: Array
-    parts: list[tuple[str, Array]]
-    notes: list[str]
-
-    def with_test(self, choice: Choice, table: FileTable) -> Found:
-        """Return the same with the rows of the test file, all for the test."""
-        values, rows = choice.known_targets(table, self.targets)
-        assert choice.test_file is not None
-        weights = self.weights
-        if weights is not None:
-            weights = np.concatenate([weights, np.ones(len(rows))])
-        return replace(
-            self, weights=weights, parts=[*self.parts, (choice.test_file, rows)],
-            test=np.arange(len(self.kept), len(self.kept) + len(rows)),
-            targets=self.targets._replace(values=np.concatenate([self.targets.values, values])),
-        )  # fmt: skip
-
-    def data(
-        self, args: argparse.Namespace, choice: Choice, table: FileTable,
-        prepared: TablePreprocessor, x: Any,
-    ) -> TrainingData:  # fmt: skip
-        """Return the rows ready for the trainer; x are their inputs."""
-        targets, train = self.targets, self.train
-        values, scale = scaled_values(args, targets, train)
-        return TrainingData(
-            name=Path(args.data).name.split(".")[0] or "data", source=table.source,
-            task=targets.task, x=x, targets=values, train=train, validation=self.validation,
-            test=self.test, standardizer=prepared.standardizer, per_batch=None, target_scale=scale,
-            classes=targets.classes, feature_names=prepared.input_names,
-            target_names=None if args.no_header else choice.target_names, preprocessor=prepared,
-            sample_weight=self.weights, why=targets.why,
-            notes=(*self.notes, *warnings_of(targets, train)),
-        )  # fmt: skip
 
 
 class Choice:
@@ -200,7 +128,7 @@ class Choice:
         self.all_named = args.features is not None
         self.targets_only = False
         self.others = {
-            name: from_shell(value) for name in _ROLES if (value := getattr(args, name)) is not None
+            name: from_shell(value) for name in ROLES if (value := getattr(args, name)) is not None
         }
 
     def open(self, path: str, *, targets_only: bool = False) -> CsvSource | ParquetSource:
@@ -327,29 +255,6 @@ def fit_preprocessor(
         standardize=args.standardize != "none",
         one_scale=args.standardize == "whole",
     )
-
-
-def checked_values(targets: Targets, source: str, names: Sequence[str]) -> Array:
-    """Return targets as the loss of their task wants them, or raise."""
-    values = targets.values
-    if targets.classes is not None:
-        return values
-    try:
-        return default_loss(task=targets.task).check_targets(
-            values, rows=values.shape[0], units=values.shape[1], dtype=values.dtype
-        )
-    except GpubackpropError as error:
-        raise DataError(f"{source}, target {', '.join(names)}: {error}") from error
-
-
-def scaled_values(
-    args: argparse.Namespace, targets: Targets, train: Array
-) -> tuple[Array, Standardizer | None]:
-    """Return the targets, those of a regression standardised, and their standardisation."""
-    if targets.task != "regression" or args.standardize == "none":
-        return targets.values, None
-    scale = Standardizer.fit(targets.values, train)
-    return scale.transform(targets.values, dtype=np.float64), scale
 
 
 @contextlib.contextmanager
