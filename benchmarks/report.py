@@ -161,7 +161,7 @@ def _doubts(record: Record) -> list[str]:
 
 def _run(run: Record, record: Record) -> list[str]:
     """Return the doubts about one of the record's runs; earlier runs keep only a part of it."""
-    return doubts(record | run) if "load_before" in run else []
+    return doubts(record | {"busy_before": None} | run) if "load_before" in run else []
 
 
 def _remarks(record: Record) -> list[str]:

@@ -20,7 +20,7 @@ from tests.cli_runs import ROOT
 
 NOT_OURS = {"build", "dist", "runs", "shared"}
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>.*)$")
-LAUNCHERS = ("mpirun", "srun", "torchrun")  # they start `gpubackprop` on several ranks
+LAUNCHERS = ("mpirun", "srun", "torchrun")  # they start a program on several ranks
 PROGRAMS = ("gpubackprop", "make", "pip", "pytest", "python", "python3")
 
 
@@ -130,8 +130,8 @@ def why_not_a_command(command: str) -> str:
         return str(error)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
-    if words and words[0] in LAUNCHERS and "gpubackprop" in words:
-        words = words[words.index("gpubackprop") :]
+    if words and words[0] in LAUNCHERS:
+        words = words[next((k for k, word in enumerate(words) if word in PROGRAMS), 0) :]
     if not words or words[0] not in PROGRAMS:
         return f"{words[:1]} is none of {', '.join(PROGRAMS)}"
     marks = {"|", ">", "<", "&&", "||", ";", "&"} & set(words)

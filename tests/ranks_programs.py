@@ -222,5 +222,25 @@ def measure_alone(file: str, rank: str, before: str, after: str) -> None:
         trainer.evaluate(*some_rows())
 
 
+def many(file: str) -> None:
+    """Train five networks, of which each rank has a share; every rank writes all results."""
+    from gpubackprop import fit_many
+    from tests.test_many import LABELS, X, each, networks
+
+    ranks, made, here = join("auto"), networks(), []
+
+    def note(trainer: Trainer, row: Any) -> None:
+        here.append([network is trainer.network for network in made].index(True))
+
+    settings = each() | {"epochs": [4, 3, 9, 1, 30], "callbacks": (note,)}
+    histories = fit_many(made, X, LABELS, distributed="auto", **settings)
+    found = [
+        {"parameters": network.parameters.tobytes().hex(), "loss": history["loss"]}
+        for network, history in zip(made, histories, strict=True)
+    ]
+    own = {"networks": found, "trained here": sorted(set(here))}
+    Path(f"{file}.{ranks.rank}").write_text(json.dumps(own))
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

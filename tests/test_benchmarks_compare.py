@@ -326,6 +326,11 @@ def test_the_load_a_smoke_run_and_missing_clocks_make_times_doubtful():
     (load,) = machines.doubts(measured(load_before=[2.1, 0, 0], cpu=cpu))
     assert load.startswith("the load was 2.1 before the run, above half of its 4 cores")
     assert machines.doubts(measured(load_before=None)) == []
+    assert machines.doubts(measured(load_before=[9, 9, 9], busy_before=1.0, cpu=cpu)) == []
+    busy = measured(load_before=[0, 0, 0], busy_before=1.01, cpu=cpu)
+    (says,) = machines.doubts(busy)
+    assert says.startswith("1.01 of its 4 cores were busy before the run: its times are not")
+    assert notes.summary(busy).endswith(" | 1.01 of 4 cores busy")
     smoke = measured(settings={"size": "smoke", "threads": [2]})
     assert machines.doubts(smoke) == ["a smoke run: its times mean nothing"]
     assert notes.summary(smoke).endswith(" | smoke run: times mean nothing")

@@ -521,3 +521,18 @@ def test_a_run_that_renewed_the_tables_does_not_mark_the_next_one_as_changed(tmp
     assert record.commit() == clean
     (tmp_path / names[1]).write_text("after")
     assert record.commit() == f"{clean}-changed"
+
+
+def test_cores_that_were_busy_are_counted_from_the_system_s_ticks(tmp_path, monkeypatch):
+    """Of 400 ticks of two cores 90 + 5 + 3 + 2 are work; waiting for a disk is not, nor guests twice."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 0 0 100 0 0 0 0 0 0\ncpu0 1 1 1 1\n")
+
+    def later(seconds):
+        stat.write_text("cpu  100 5 3 300 100 2 0 0 50 0\n")
+
+    cores = types.SimpleNamespace(machine_cores=2)
+    monkeypatch.setattr(record, "probe_cpu", lambda: cores)
+    monkeypatch.setattr(record.time, "sleep", later)
+    assert record.busy_cores(stat) == 0.5
+    assert record.busy_cores(tmp_path / "none") is None

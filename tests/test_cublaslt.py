@@ -57,7 +57,10 @@ def library(request: pytest.FixtureRequest) -> cublaslt.Library:
 
 
 ATTRIBUTES = {
-    "MatmulDesc": (cublaslt.TRANSPOSE_A, cublaslt.TRANSPOSE_B),
+    "MatmulDesc": (
+        cublaslt.TRANSPOSE_A, cublaslt.TRANSPOSE_B, cublaslt.EPILOGUE, cublaslt.BIAS_ADDRESS,
+        cublaslt.MASK_ADDRESS, cublaslt.MASK_STRIDE,
+    ),
     "MatmulPreference": (
         cublaslt.MAX_WORKSPACE, cublaslt.REDUCTION_SCHEMES, cublaslt.ALIGNMENT_A,
         cublaslt.ALIGNMENT_B, cublaslt.ALIGNMENT_C, cublaslt.ALIGNMENT_D,

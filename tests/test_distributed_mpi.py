@@ -263,6 +263,39 @@ def test_the_command_line_trains_on_a_parquet_file_that_its_ranks_read_together(
 
 
 @with_mpi
+def test_ranks_share_the_networks_of_folds_and_members_and_the_model_has_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    table = write_table(tmp_path / "flowers.csv", flowers())
+    found = []
+    for size in (3, 1):
+        output = tmp_path / str(size)
+        result = mpiexec(
+            size, "gpubackprop", "train", table, "--target", "kind", "--hidden", "8", "--epochs",
+            "3", "--device", "cpu:numpy", "--output", output, "--folds", "3", "--members", "2",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("network ") == 1
+        folds = json.loads((output / "summary.json").read_text())["folds"]
+        found.append(((output / "model.safetensors").read_bytes(), folds))
+        assert not list(output.glob("checkpoint*"))
+    assert found[0] == found[1]
+
+
+@with_mpi
+def test_a_member_that_diverges_on_another_rank_is_one_line_of_all(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "flowers.csv", flowers())
+    result = mpiexec(
+        2, "gpubackprop", "train", table, "--target", "kind", "--hidden", "8", "--lr", "1e30",
+        "--activation", "identity", "--device", "cpu:numpy", "--output", tmp_path / "run",
+        "--members", "2",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.count("gpubackprop train: error: member 1 of 2: the loss became") == 1
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+@with_mpi
 def test_an_error_of_the_command_line_is_one_line_and_wrong_usage_ends_all(tmp_path: Path) -> None:
     result = mpiexec(2, "gpubackprop", "train", tmp_path / "none.csv", "--target", "kind")
     assert result.returncode == 1

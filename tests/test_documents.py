@@ -56,6 +56,7 @@ NOT_RUN = {
     "python -m tools.mutants --all --only '^update' --jobs 2": "an hour",
     "python -m tools.mutants --sample 16 --seed 0": "minutes; test_mutants runs it",
     "mpirun -n 4 gpubackprop train": "needs MPI; test_distributed_mpi runs it on two ranks",
+    "mpirun -n 3 python -m mpi4py.futures examples/search_over_ranks.py": "needs MPI; test_many_spread runs it",
     "mpirun -hosts node1,node2 -ppn 4 gpubackprop train /shared/images.npy --target /shared/labels.npy": "needs two machines",
     "srun --ntasks-per-node=4 --nodes=2 --mpi=pmi2 gpubackprop train /shared/images.npy --target /shared/labels.npy": "needs Slurm",
     "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint node1:29500 --no-python gpubackprop train /shared/images.npy --target /shared/labels.npy": "needs two machines",

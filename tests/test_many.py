@@ -200,7 +200,7 @@ def test_a_process_that_ends_fails_its_network_alone() -> None:
         "no function": ({"callbacks": print}, "callbacks is <built.* must be a sequence of func"),
         "metric": ({"metrics": [{}, 1]}, "metrics is a list.* network 2 is 1 .* a dictionary"),
         "no metric": ({"metrics": 1}, "metrics is 1 but must be a dictionary"),
-        "devices": ({"devices": ["cpu", "cpu"]}, r"list.*devices=\(\"cuda:0\", \"cuda:1\"\), a tup"),
+        "devices": ({"devices": [["cpu"], ["cpu"]]}, 'names such as ."cuda:0", "cuda:1"'),
         "rows": ({"rows": [3, 4]}, r"rows is a list.*np.array\(rows\)"),
         "weights": ({"sample_weight": [0.5, 1.0]}, r"list.*np.array\(sample_weight\)"),
         "held out": ({"validation": [3, 4]}, r"list.*np.array\(validation\)"),
@@ -225,14 +225,6 @@ def test_a_list_for_one_network_is_an_error_that_says_how_to_write_it() -> None:
         fit_many(one, X[:2], [0, 1])
     with pytest.raises(OptionError, match="callbacks is a list, which has one entry for each"):
         fit_many(one[0], X, LABELS, callbacks=[print])
-
-
-def test_a_tuple_of_devices_is_for_all_networks() -> None:
-    many = networks()[:2]
-    fit_many(many, X, LABELS, devices=("cpu", "cpu"), epochs=1)
-    for network, other in zip(many, networks(), strict=False):
-        Trainer(other, devices=["cpu", "cpu"], progress=False).fit(X, LABELS, epochs=1)
-        assert network.parameters.tobytes() == other.parameters.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ REGISTRIES = {
 }
 # Lists of the package that hold names of a registry by right: scikit-learn's own, and what is offered.
 SELECTIONS = {
+    ("gpubackprop/backends/cupy/epilogues.py", "FORWARD"),  # what cuBLASLt has
     ("gpubackprop/backends/cupy_launch.py", "TABLE_UPDATES"),
     ("gpubackprop/bench/shapes.py", "PEER_ACTIVATIONS"),
     ("gpubackprop/sklearn/objective.py", "OUTPUTS"),  # by scikit-learn's names of output functions

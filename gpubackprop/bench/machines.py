@@ -44,6 +44,11 @@ def _load(record: Record) -> str:
     return " ".join(f"{value:g}" for value in load) if load else ""
 
 
+def _busy(record: Record) -> str:
+    busy = record.get("busy_before")
+    return "" if busy is None else f"{busy:g}"
+
+
 def _setting(key: str) -> Callable[[Record], str]:
     return lambda record: str(record["settings"].get(key, ""))
 
@@ -78,6 +83,7 @@ _FACTS: dict[str, Callable[[Record], str]] = {
     "BLAS": lambda record: str(record["cpu"].get("blas", "")),
     "CPU's clock as found, MHz": lambda record: str(record["cpu"].get("mhz_as_found") or ""),
     "load before (1, 5, 15 minutes)": _load,
+    "busy cores before": _busy,
     "platform": lambda record: str(record.get("platform", "")),
     "Python": lambda record: str(record.get("python", "")),
     "size": _setting("size"),
@@ -125,20 +131,29 @@ def is_smoke(record: Record) -> bool:
     return bool(record["settings"].get("size") == "smoke")
 
 
-def too_busy(record: Record) -> list[tuple[float, int]]:
-    """Return (load of the minute before, cores) if the load is above half of the cores, else []."""
-    load, cores = record.get("load_before"), record["cpu"].get("cores")
-    return [(load[0], cores)] if load and cores and load[0] > cores / 2 else []
+def too_busy(record: Record) -> list[tuple[str, str]]:
+    """Say in few words and in a sentence that others worked before the run; [] if they did not.
+
+    Records since 2026-11-29 have the cores that were busy in the second before; older ones and
+    systems without /proc have the load of the minute before.
+    """
+    cores = record["cpu"].get("cores")
+    busy, load = record.get("busy_before"), record.get("load_before")
+    if busy is not None and cores:
+        if busy <= cores / 4:
+            return []
+        few = f"{busy:g} of {cores} cores busy"
+        return [(few, f"{busy:g} of its {cores} cores were busy before the run")]
+    if not load or not cores or load[0] <= cores / 2:
+        return []
+    sentence = f"the load was {load[0]:g} before the run, above half of its {cores} cores"
+    return [(f"load {load[0]:g} of {cores} cores", sentence)]
 
 
 def doubts(record: Record) -> list[str]:
     """Say why the times of this record are not reliable."""
     found = [SMOKE] * is_smoke(record)
-    for load, cores in too_busy(record):
-        found.append(
-            f"the load was {load:g} before the run, above half of its {cores} cores: "
-            "its times are not to be relied on"
-        )
+    found += [f"{says}: its times are not to be relied on" for _, says in too_busy(record)]
     if record["device"] != "cpu" and record.get("no_clocks"):
         found.append(f"no clocks and no energy were read ({record['no_clocks']})")
     return found

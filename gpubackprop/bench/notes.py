@@ -125,7 +125,7 @@ def summary(record: dict[str, Any]) -> str:
 def _doubts(record: dict[str, Any]) -> list[str]:
     """Return the doubts that must stay with the pasted line."""
     found = ["smoke run: times mean nothing"] * is_smoke(record)
-    return found + [f"load {load:g} of {cores} cores" for load, cores in too_busy(record)]
+    return found + [few for few, _ in too_busy(record)]
 
 
 def goals(record: Record) -> str:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
         },
         "load_before": [round(load, 2) for load in os.getloadavg()]
         if hasattr(os, "getloadavg") else None,
+        "busy_before": busy_cores(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {"gpubackprop": __version__, **package_versions()},
@@ -57,6 +59,23 @@ def new(device: str, settings: dict[str, Any]) -> dict[str, Any]:
         "left_out": [],
         "rows": [],
     }  # fmt: skip
+
+
+def busy_cores(stat: Path = Path("/proc/stat"), seconds: float = 1.0) -> float | None:
+    """Return how many cores worked meanwhile; None on a system without /proc/stat (man 5 proc)."""
+
+    def ticks() -> tuple[int, int]:
+        first = stat.read_text().splitlines()[0].split()[1:]
+        user, nice, system, idle, waiting, *others = map(int, first)
+        return user + nice + system + sum(others[:3]), idle + waiting
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        work, idle = (now - then for now, then in zip(ticks(), before, strict=True))
+        return round(work / (work + idle) * probe_cpu().machine_cores, 2)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 COMPUTING = ("gpubackprop", "kernels", "benchmarks", ":!benchmarks/results", "pyproject.toml")
@@ -230,7 +249,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     runs = [*old.get("earlier_runs", [])]
     this = {
         key: old[key]
-        for key in ("date", "time", "commit", "settings", "versions", "load_before")
+        for key in ("date", "time", "commit", "settings", "versions", "load_before", "busy_before")
         if key in old
     }
     return new | {

@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     """
     settle(args)
     ranks = train_ranks.join_ranks(args)
-    members.check(args, ranks.size)
+    members.check(args)
     say = train_ranks.say_of(args, ranks)
     device = train_ranks.own_device(args, ranks, ranks.all_succeed(lambda: use_device(args)))
     data = prepare(args, ranks)
     device = suit_work(args, data, device)
-    trainers = ranks.all_succeed(lambda: members.build_members(args, data, device, build))
+    trainers = ranks.all_succeed(lambda: members.build_members(args, data, device, build, ranks))
     trainer = trainers[0]
     args.epochs = options.epochs(args, len(data.train), trainer.batch_size)
     device = suit_threads(args, trainer, device)
@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
     ranks.all_succeed(lambda: [logger.check() for logger in loggers])
     print_head(say, args, data, trainer, device)
     train_ranks.print_ranks(say, ranks)
-    folds = score_folds(args, device, build, say, ranks.size)
     try:
+        folds = score_folds(args, device, build, say, ranks)
         with ExitStack() as open_loggers:
             trainer.callbacks = [open_loggers.enter_context(logger) for logger in loggers]
-            outcome = train(args, data, trainers, output, say)
+            outcome = train(args, data, trainers, output, say, ranks)
     except KeyboardInterrupt as interrupt:
         train_ranks.end_all(ranks, interrupt)
     if ranks.rank:

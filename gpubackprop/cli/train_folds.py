@@ -17,7 +17,8 @@ from gpubackprop.cli.train_data import prepare
 from gpubackprop.cli.train_output import figures
 from gpubackprop.cli.train_rows import TrainingData, batches
 from gpubackprop.cli.train_run import finished_model, window
-from gpubackprop.errors import OptionError
+from gpubackprop.distributed import Communicator
+from gpubackprop.distributed.contract import agreed
 
 TEST, VALIDATION = 0.2, 0.1
 
@@ -46,11 +47,11 @@ def _or(value: Any, default: float) -> Any:
 
 
 def score_folds(
-    args: argparse.Namespace, device: Device, build: members.Build, say: Say, ranks: int
+    args: argparse.Namespace, device: Device, build: members.Build, say: Say, ranks: Communicator
 ) -> dict[str, Any] | None:
     """Train a network for each fold, on the rows of the others, and score it on the fold's.
 
-    With --members it is an ensemble.
+    With --members it is an ensemble. Each rank trains its share of all networks.
 
     Columns, standardisation and scaling of the targets are learnt from the training rows of each.
 
@@ -63,21 +64,20 @@ def score_folds(
     ------
     KeyboardInterrupt
         Ctrl-C ended a training; nothing has been written.
-    OptionError
-        Several ranks train together.
     GpubackpropError
         A training failed; the message names the fold.
     """
     if args.folds is None:
         return None
-    if ranks > 1:
-        raise OptionError(
-            f"--folds is for one process but {ranks} ranks train together; run it without mpirun "
-            "or torchrun, with --jobs"
-        )
-    parts = [prepare(_of_fold(args, fold)) for fold in range(args.folds)]
-    folds = [members.build_members(args, data, device, build) for data in parts]
-    _train(args, parts, folds)
+    apart = copy.copy(args)
+    apart.distributed = "none"
+
+    def build_all() -> tuple[list[TrainingData], list[list[Trainer]]]:
+        parts = [prepare(_of_fold(args, fold)) for fold in range(args.folds)]
+        return parts, [members.build_members(apart, each, device, build, ranks) for each in parts]
+
+    parts, folds = ranks.all_succeed(build_all)
+    _train(args, parts, folds, ranks)
     rows = [_score(data, trainers) for data, trainers in zip(parts, folds, strict=True)]
     summary = summed_up(rows, [len(data.test) for data in parts])
     say.line(f"folds      {line(summary)}")
@@ -85,7 +85,10 @@ def score_folds(
 
 
 def _train(
-    args: argparse.Namespace, parts: Sequence[TrainingData], folds: Sequence[Sequence[Trainer]]
+    args: argparse.Namespace,
+    parts: Sequence[TrainingData],
+    folds: Sequence[Sequence[Trainer]],
+    ranks: Communicator,
 ) -> None:
     """Train the networks of all folds in one call: one each, or with --members several."""
     flat = [trainer for trainers in folds for trainer in trainers]
@@ -99,6 +102,7 @@ def _train(
         [data.x for data in of_each],
         [data.targets for data in of_each],
         n_jobs=args.jobs,
+        distributed=ranks,
         return_errors=True,
         epochs=epochs,
         rows=[data.train for data in of_each],
@@ -114,7 +118,7 @@ def _train(
             result.args = (f"fold {fold} of {len(folds)}: {result}", *result.args[1:])
             raise result
         if result.stopped == "interrupted":
-            raise KeyboardInterrupt
+            raise agreed(KeyboardInterrupt())
 
 
 def _of_fold(args: argparse.Namespace, fold: int) -> argparse.Namespace:

@@ -15,31 +15,18 @@ from gpubackprop.backends import devices
 from gpubackprop.cli.common import Device, count, metric_text
 from gpubackprop.cli.train_claim import checkpoint_names
 from gpubackprop.cli.train_rows import TrainingData
-from gpubackprop.errors import OptionError
+from gpubackprop.distributed import Communicator
 
 Build = Callable[[argparse.Namespace, TrainingData, Device], Trainer]
 _AS_IT_IS = ("epoch", "steps", "lr")  # columns of the history that are no results
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    """Report options that --members does not go with; the command has not begun.
-
-    Raises
-    ------
-    OptionError
-        Several ranks train together.
-    """
-    if args.members is None:
-        return
-    if args.log:
+def check(args: argparse.Namespace) -> None:
+    """Report wrong usage (exit 2) if --members comes with an option for one network."""
+    if args.members is not None and args.log:
         args.parser.error(
             f"--log {args.log[0]} writes the figures of one network, and --members trains "
             f"{args.members}; leave one of the two out"
-        )
-    if ranks > 1:
-        raise OptionError(
-            f"--members is for one process but {ranks} ranks train together; run it without mpirun "
-            "or torchrun, with --jobs"
         )
 
 
@@ -50,18 +37,20 @@ def seeds(args: argparse.Namespace) -> list[int]:
 
 
 def build_members(
-    args: argparse.Namespace, data: TrainingData, device: Device, build: Build
+    args: argparse.Namespace, data: TrainingData, device: Device, build: Build, ranks: Communicator
 ) -> list[Trainer]:
     """Return the trainer of each member, or of the one network.
 
-    They have the same rows. Bars of trainings side by side would overwrite one another, so that the
-    first one alone is shown then.
+    They have the same rows. Ranks train the one network together, and the members apart. Bars of
+    trainings side by side would overwrite one another, so that the first one alone is shown then.
     """
-    in_turn = devices.is_host(device.name) and args.jobs == 1
+    in_turn = devices.is_host(device.name) and args.jobs == ranks.size == 1
     trainers = []
     for place, seed in enumerate(seeds(args)):
         own = copy.copy(args)
         own.seed, own.quiet = seed, args.quiet or (place > 0 and not in_turn)
+        if args.members is not None:
+            own.distributed = "none"
         trainers.append(build(own, data, device))
     return trainers
 
@@ -72,9 +61,12 @@ def fit(
     x: Any,
     targets: Any,
     output: Path,
+    ranks: Communicator,
     **settings: Any,
 ) -> str:
     """Train the members, each with a checkpoint of its own; return why training ended.
+
+    Each rank trains its share of them.
 
     Raises
     ------
@@ -83,8 +75,9 @@ def fit(
     """
     files = [output / name for name in checkpoint_names(args)]
     found = fit_many(
-        trainers, x, targets, n_jobs=args.jobs, return_errors=True, checkpoint=files, **settings
-    )
+        trainers, x, targets, n_jobs=args.jobs, distributed=ranks, return_errors=True,
+        checkpoint=files, **settings,
+    )  # fmt: skip
     for place, result in enumerate(found, 1):
         if not isinstance(result, History):
             result.args = (f"member {place} of {len(found)}: {result}", *result.args[1:])

@@ -12,6 +12,7 @@ from gpubackprop.backends import devices
 from gpubackprop.backends.host import available_cores
 from gpubackprop.cli.common import Device, Say, count, set_threads
 from gpubackprop.distributed import Communicator, join
+from gpubackprop.distributed.contract import is_agreed
 
 T = TypeVar("T")
 
@@ -21,7 +22,8 @@ def add_option(group: Any) -> None:
         "--distributed",
         choices=["auto", "none"],
         default="auto",
-        help="auto: the processes that mpirun, srun or torchrun has started train together; none: "
+        help="auto: the processes that mpirun, srun or torchrun has started train together, each "
+        "its part of every batch, or of --folds and --members its share of the networks; none: "
         "each trains alone",
     )
 
@@ -92,6 +94,6 @@ def print_ranks(say: Say, ranks: Communicator) -> None:
 
 def end_all(ranks: Communicator, error: BaseException) -> NoReturn:
     """End all ranks where this one was interrupted alone, or else raise the error."""
-    if ranks.size > 1:
+    if ranks.size > 1 and not is_agreed(error):
         ranks.abort("interrupted")
     raise error

@@ -21,6 +21,7 @@ from gpubackprop.cli.train_claim import (
     remove_checkpoint,
 )
 from gpubackprop.cli.train_rows import TrainingData
+from gpubackprop.distributed import Communicator
 from gpubackprop.errors import (
     GpubackpropError,
     ModelFileError,
@@ -67,6 +68,7 @@ def train(
     trainers: Sequence[Trainer],
     output: Path,
     say: Say,
+    ranks: Communicator,
 ) -> Outcome:
     """Train the network, or all members, and write the model before anything else can go wrong.
 
@@ -79,7 +81,7 @@ def train(
     KeyboardInterrupt
         A second Ctrl-C came; the best weights so far are written.
     """
-    ranks, first = trainers[0].ranks, output / checkpoint_names(args)[0]
+    first = output / checkpoint_names(args)[0]
 
     def claim() -> bool:
         make_directory(output)
@@ -90,7 +92,7 @@ def train(
         say.note(f"going on from {first}, left by an unfinished run (--no-resume: anew)")
     began, error = time.perf_counter(), None
     try:
-        stopped = _fit(args, data, trainers, output)
+        stopped = _fit(args, data, trainers, output, ranks)
     except NonFiniteLossError as caught:
         if not any(len(trainer.history) for trainer in trainers):
             if ranks.rank == 0:
@@ -115,7 +117,11 @@ def window(data: TrainingData, epochs: int) -> int:
 
 
 def _fit(
-    args: argparse.Namespace, data: TrainingData, trainers: Sequence[Trainer], output: Path
+    args: argparse.Namespace,
+    data: TrainingData,
+    trainers: Sequence[Trainer],
+    output: Path,
+    ranks: Communicator,
 ) -> str:
     settings: dict[str, Any] = {
         "epochs": args.epochs,
@@ -130,7 +136,7 @@ def _fit(
     }
     try:
         if args.members is not None:
-            return members.fit(args, trainers, data.x, data.targets, output, **settings)
+            return members.fit(args, trainers, data.x, data.targets, output, ranks, **settings)
         file = output / checkpoint_names(args)[0]
         return trainers[0].fit(data.x, data.targets, checkpoint=file, **settings).stopped
     except ModelFileError as error:

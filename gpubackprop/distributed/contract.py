@@ -19,6 +19,7 @@ from gpubackprop.errors import DistributedError, one_line
 
 Array = Any  # an array of the host, or of the communicator's GPU
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class Communicator(ABC):
@@ -362,17 +363,17 @@ def is_agreed(error: BaseException) -> bool:
     return bool(getattr(error, "agreed", False))
 
 
-def agreed(error: Exception) -> Exception:
+def agreed(error: E) -> E:
     """Mark an error as one that all ranks raise.
 
     Parameters
     ----------
-    error : Exception
+    error : BaseException
         The error.
 
     Returns
     -------
-    Exception
+    BaseException
         The same.
     """
     error.agreed = True  # type: ignore[attr-defined]

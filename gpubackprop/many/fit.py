@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpubackprop.backends.host import available_cores
+from gpubackprop.distributed import Communicator, join
 from gpubackprop.errors import OptionError
+from gpubackprop.many.devices import check_one_device, train_on_devices
+from gpubackprop.many.ranks import check_alone, train_over_ranks
 from gpubackprop.many.settings import Training, trainings
 from gpubackprop.many.workers import train_in_processes
 from gpubackprop.network import MLP
 from gpubackprop.training import History, Trainer
+from gpubackprop.training.team import device_names
 from gpubackprop.training.threads import side_by_side
 
 Errors = list[BaseException | None]
@@ -22,6 +26,8 @@ def fit_many(
     targets: Any,
     *,
     n_jobs: int | None = None,
+    distributed: str | Communicator | None = None,
+    devices: str | int | Sequence[str] | None = None,
     return_errors: bool = False,
     **settings: Any,
 ) -> list[Any]:
@@ -35,7 +41,8 @@ def fit_many(
     Networks on a GPU are trained at the same time, each by a thread: an epoch of all those that are
     small enough to stay in a block's memory is one launch. Networks on the CPU are trained one
     after another, or with `n_jobs` by so many processes; data are written to a file once, and
-    mapped by the processes.
+    mapped by the processes. `devices` and `distributed` spread the networks over several GPUs and
+    over ranks, without communication while they train: results do not depend on their number.
 
     Ctrl-C ends each training after its step, and those that have not begun do not begin;
     history.stopped is then "interrupted". A training that fails hurts no other.
@@ -53,12 +60,22 @@ def fit_many(
         Number of processes, for networks on the CPU; -1 is one for each core, -2 is one less, and
         so on. None is 1, which trains in this process. With more, metrics and callbacks must be
         functions of a module, and act on a copy of the trainer in another process.
+    distributed : {"auto", "mpi", "torchrun"}, Communicator or None
+        The ranks over which the networks are spread, as for `Trainer`. Every rank makes the same
+        call, with the same networks, settings and data; networks and settings are compared before
+        the training. Rank r of R trains the networks r, r + R and so on, and writes their
+        checkpoints. At the end every rank has all parameters and histories.
+    devices : "all", int, sequence of str, or None
+        The devices of this machine over which the networks are spread, as for `Trainer`. Network k
+        is trained on device k modulo their number, in a thread; one that lies elsewhere as a copy,
+        on which its callbacks act. x and targets are arrays of the host.
     return_errors : bool
         Whether an error stands in the result in the place of its history. Otherwise the first one
         is raised when all other networks are trained.
     **settings
         Parameters of `Trainer` and of `Trainer.fit`, by their names. `progress` is False unless
-        given. Callbacks and devices for all networks are tuples: callbacks=(f, g).
+        given. Callbacks for all networks are a tuple: callbacks=(f, g). One network on several
+        devices or ranks is a `Trainer` that has them.
 
     Returns
     -------
@@ -68,8 +85,10 @@ def fit_many(
     Raises
     ------
     OptionError
-        A setting is unknown, a list has not one entry for each network, or `n_jobs` is 0 or not for
-        these networks; nothing has been trained.
+        A setting is unknown, a list has not one entry for each network, or `n_jobs`, `devices` or
+        `distributed` is not for these networks; nothing has been trained.
+    DistributedError
+        A network or a setting differs between the ranks; nothing has been trained.
     GpubackpropError
         Training failed as `Trainer.fit` says; a note names the network. The others are trained.
 
@@ -84,17 +103,36 @@ def fit_many(
     >>> [len(history) for history in histories]
     [10, 10]
     """
-    listed = [networks] if isinstance(networks, MLP | Trainer) else list(networks)
-    todo = trainings(listed, x, targets, settings)
-    processes = min(_processes(n_jobs), len(todo))
-    if processes > 1:
-        _check_host(todo)
-        errors = train_in_processes(todo, processes)
-    elif len(todo) > 1 and _share_launches(todo):
-        errors = side_by_side([training.run for training in todo])
-    else:
-        errors = train_in_turn(todo)
-    return _results(todo, errors, return_errors)
+    processes, ranks = _processes(n_jobs), join(distributed)
+    names = None if devices is None else device_names(devices)
+
+    def prepare() -> list[Training]:
+        listed = [networks] if isinstance(networks, MLP | Trainer) else list(networks)
+        todo = trainings(listed, x, targets, settings)
+        if names is not None:
+            check_one_device(todo)
+            if processes > 1:
+                raise OptionError("n_jobs and devices are two ways to train; leave one out")
+        if processes > 1 and len(todo) > 1:
+            _check_host(todo)
+        if ranks.size > 1:
+            check_alone(todo)
+        return todo
+
+    def train(todo: Sequence[Training]) -> Errors:
+        if names is not None:
+            return train_on_devices(todo, names)
+        if min(processes, len(todo)) > 1:
+            return train_in_processes(todo, min(processes, len(todo)))
+        if len(todo) > 1 and _share_launches(todo):
+            return side_by_side([training.run for training in todo])
+        return train_in_turn(todo)
+
+    if ranks.size > 1:
+        todo = ranks.all_succeed(prepare)
+        return _results(todo, train_over_ranks(todo, ranks, train), return_errors)
+    todo = prepare()
+    return _results(todo, train(todo), return_errors)
 
 
 def train_in_turn(todo: Sequence[Training]) -> Errors:
@@ -116,8 +154,8 @@ def train_in_turn(todo: Sequence[Training]) -> Errors:
 
 
 def _share_launches(todo: Sequence[Training]) -> bool:
-    """Return whether all networks are on the current GPU, where their epochs share launches."""
-    return {training.trainer.network.device for training in todo} == {"cuda:0"}
+    """Return whether all networks are on GPUs, where the epochs of each share launches."""
+    return all(training.trainer.network.backend.asynchronous for training in todo)
 
 
 def _processes(n_jobs: int | None) -> int:

@@ -22,10 +22,6 @@ def _is_mapping(entry: Any) -> bool:
     return entry is None or isinstance(entry, Mapping)
 
 
-def _is_devices(entry: Any) -> bool:
-    return not isinstance(entry, str) or entry == "all"
-
-
 def _is_share_or_rows(entry: Any) -> bool:
     return not isinstance(entry, Integral)
 
@@ -43,11 +39,6 @@ def _is_array(entry: Any) -> bool:
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "callbacks": (_is_functions, "a tuple of functions", "callbacks=(f, g)"),
     "metrics": (_is_mapping, "a dictionary of functions", 'metrics={"name": f}'),
-    "devices": (
-        _is_devices,
-        'devices of its own, ["cuda:0"]',
-        'devices=("cuda:0", "cuda:1"), a tuple',
-    ),
     "validation": (_is_share_or_rows, "a share or row numbers", "an array, np.array(validation)"),
 } | {
     name: (_is_array, "an array", f"an array, np.array({name})")
@@ -155,6 +146,7 @@ def _check_networks(networks: Sequence[Any]) -> None:
 @lru_cache
 def _names() -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the settings of `Trainer`, and of those of `Trainer.fit`."""
-    built = frozenset(inspect.signature(Trainer).parameters) - {"network"}
+    spread = {"distributed", "devices"}  # of `fit_many` itself
+    built = frozenset(inspect.signature(Trainer).parameters) - {"network"} - spread
     fitted = frozenset(inspect.signature(Trainer.fit).parameters) - {"self", "x", "targets"}
     return built, fitted

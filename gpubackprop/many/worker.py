@@ -68,12 +68,17 @@ def _train(training: Training) -> BaseException | None:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # an exception class with arguments of its own
-            return GpubackpropError(f"{type(error).__name__}: {error}")
-        return error
+        return portable(error)
     return None
+
+
+def portable(error: BaseException) -> BaseException:
+    """Return the error, or if it cannot be pickled one of the same words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception class with arguments of its own
+        return GpubackpropError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def unsendable(error: BaseException) -> OptionError:

@@ -57,7 +57,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     tol : float
         Smallest improvement of the loss (or validation score) that counts.
     verbose : bool
-        Whether to print the device, and loss and score of each epoch.
+        Whether to print the device, and loss and score of each epoch. On a GPU also whether an
+        epoch is one launch, or why not.
     warm_start : bool
         Whether `fit` goes on from the last solution.
     momentum : float

@@ -20,6 +20,7 @@ from gpubackprop.sklearn.rates import SolverState
 from gpubackprop.sklearn.stored import widths_of
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.epochs import is_resident, way_of_epochs
+from gpubackprop.training.rounds import SHARED
 from gpubackprop.training.step import Regularization, StepOptions, TrainStep
 from gpubackprop.training.team import device_names
 
@@ -48,7 +49,10 @@ def chosen_device(estimator: Any, x: Any) -> tuple[str, str]:
             f'device="cpu" (or "auto"), or pass X.toarray()'
         )
     if own == "cpu" and device == "auto":
-        return workload.choose(_training(estimator, x))
+        device, reason = workload.choose(_training(estimator, x))
+        return (device if devices.is_host(device) else SHARED.next_device(device)), reason
+    if own == "cpu" and device == "cuda" and estimator.devices is None:
+        return SHARED.next_device(device), ""
     if own == "cpu" or device == own:
         return device, ""
     if device == "auto" or (device == "cuda" and own == "cuda:0"):

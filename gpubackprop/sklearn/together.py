@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import joblib
 
+from gpubackprop.backends.devices import is_host
+from gpubackprop.errors import OptionError
 from gpubackprop.training.rounds import SHARED
+from gpubackprop.training.team import device_names
 
 
 class _Together(contextlib.ContextDecorator):
     """What `together` returns: it may be entered several times, also within itself."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
+    def __init__(self, settings: dict[str, Any], devices: Sequence[str]) -> None:
+        self._settings, self._devices = settings, devices
         self._own = threading.local()  # joblib's configuration is that of a thread
 
     def __enter__(self) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(SHARED.together())
+            if self._devices:
+                stack.enter_context(SHARED.spread(self._devices))
             stack.enter_context(joblib.parallel_config(backend="threading", **self._settings))
             vars(self._own).setdefault("entered", []).append(stack.pop_all())
 
@@ -28,7 +34,9 @@ class _Together(contextlib.ContextDecorator):
         self._own.entered.pop().close()
 
 
-def together(n_jobs: int | None = None) -> _Together:
+def together(
+    n_jobs: int | None = None, devices: str | int | Sequence[str] | None = None
+) -> _Together:
     """Train the fits that run at the same time together, whoever has started them.
 
     Inside the context joblib runs its jobs in threads, and the estimators of this package that fit
@@ -47,11 +55,23 @@ def together(n_jobs: int | None = None) -> _Together:
         Number of threads of meta-estimators that leave theirs at None; None is joblib's default.
         One that has `n_jobs` keeps it: as many fits train together, so it may be much larger than
         the number of cores.
+    devices : "all", int, sequence of str, or None
+        GPUs over which the fits are spread, as for `Trainer`: each fit takes the next one when it
+        begins, and the epochs of each GPU share launches. It is for estimators whose `device` is
+        "auto" or "cuda" and for data of the host; a fit that is predicted to be faster on the CPU
+        stays there.
 
     Returns
     -------
     context manager
         It may be entered again after its end, or decorate a function.
+
+    Raises
+    ------
+    OptionError
+        `devices` are no names of GPUs.
+    DeviceUnavailable
+        "all" was asked for and there is no GPU.
 
     Examples
     --------
@@ -64,4 +84,9 @@ def together(n_jobs: int | None = None) -> _Together:
     >>> sorted(search.best_params_)
     ['alpha']
     """
-    return _Together({} if n_jobs is None else {"n_jobs": n_jobs})
+    names = () if devices is None else device_names(devices)
+    if names and is_host(names[0]):
+        raise OptionError(
+            f"devices is {devices!r} but together spreads fits over GPUs; leave it out on the CPU"
+        )
+    return _Together({} if n_jobs is None else {"n_jobs": n_jobs}, names)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.training.resident import ResidentJob, obstacle, plan_of, train_together
-from gpubackprop.training.rounds import SHARED
+from gpubackprop.training.rounds import SHARED, Launch
 from gpubackprop.training.step import TrainStep
 
 Array = Any  # an array of the network's device
@@ -69,4 +70,10 @@ def train_epoch(
     if rounds is None:
         train_together([job])
     else:
-        rounds.train(job, train_together)
+        rounds.train(job, _launch_on(step.network.backend.device))
+
+
+@cache
+def _launch_on(device: str) -> Launch:
+    """Return the function that launches jobs of one device: those of others have a launch apart."""
+    return lambda jobs: train_together(jobs)

@@ -12,6 +12,7 @@ something else for longer than `LINGER` seconds misses the round.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -170,6 +171,7 @@ class Shared:
     def __init__(self) -> None:
         self.rounds: Rounds | None = None
         self._users, self._lock = 0, threading.Lock()
+        self._devices: list[itertools.cycle[str]] = []  # of the contexts, the innermost last
 
     @contextlib.contextmanager
     def together(self) -> Iterator[Rounds]:
@@ -184,6 +186,29 @@ class Shared:
                 self._users -= 1
                 if not self._users:
                     self.rounds = None
+
+    @contextlib.contextmanager
+    def spread(self, devices: Sequence[str]) -> Iterator[None]:
+        """Have fits that may choose their GPU take these in turn, in the order in which they come.
+
+        Parameters
+        ----------
+        devices : sequence of str
+            Names of GPUs; several contexts may be open.
+        """
+        own = itertools.cycle(devices)
+        with self._lock:
+            self._devices.append(own)
+        try:
+            yield
+        finally:
+            with self._lock:  # by identity: contexts may end in any order
+                self._devices = [each for each in self._devices if each is not own]
+
+    def next_device(self, chosen: str) -> str:
+        """Return the GPU of a fit that may choose: the next in turn, or `chosen` if none are."""
+        with self._lock:
+            return next(self._devices[-1]) if self._devices else chosen
 
 
 SHARED = Shared()

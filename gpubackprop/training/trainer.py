@@ -217,6 +217,11 @@ class Trainer(Settings):
     def _trained_with(self) -> str | None:
         return self.state.formula if "state" in vars(self) else None
 
+    @property
+    def has_others(self) -> bool:
+        """Whether several devices or ranks train the network."""
+        return self._team is not None or not self.is_alone
+
     def _described(self) -> dict[str, Any]:
         """Return the settings that are not the default."""
         values = {

@@ -7,6 +7,17 @@
 //   - a question for algorithms during a capture (CUDA 13.3 fails there): INTERNAL_ERROR
 //   - an algorithm of another problem, a workspace that is smaller than it wants or not on 256 bytes,
 //     an address less aligned than the preference said: INVALID_VALUE
+//   - an epilogue that cublasLt.h does not name (the library takes any number until it is asked for
+//     an algorithm), one without its addresses, a column of the mask that is no multiple of 128 bits
+//     or below the rows of D (cublasLt.h 13.0, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD), an address of
+//     bias or mask less aligned than it was when the algorithm was asked for (same place,
+//     ..._BIAS_POINTER, ..._AUX_POINTER): INVALID_VALUE
+//   - GELU and the epilogues without bias: NOT_SUPPORTED, since the package does not ask for them
+// Bias and bias gradient have the type of D (table 1 of cublasLtMatmul in the documentation).
+// An address that faults: BGRADB with one column of D (NVIDIA/apex issue 1392, CUDA 11.6).
+// `standin_behave` chooses what no documentation says. ReLU of NaN is 0 by default, as was seen on
+// cards (NVIDIA's developer forum, "Incorrect result of cublasLtMatmul with CUBLASLT_EPILOGUE_RELU
+// when input is NaN", April 2025), and the mask's bit of it 0.
 // A product fills its workspace with garbage, so that memory that someone else uses shows it. Of the
 // proposals one has a state other than SUCCESS, and a second adds its terms in another order.
 #include <algorithm>
@@ -22,10 +33,15 @@ enum Compute { COMPUTE_32F = 68, COMPUTE_64F = 70, COMPUTE_TF32 = 77 };
 enum Kind : uint64_t { CONTEXT = 0xc0ffee01, DESCRIPTOR, LAYOUT, PREFERENCE };
 
 struct Context { Kind kind = CONTEXT; };
+enum Epilogue : uint32_t { DEFAULT = 1, BIAS = 4, RELU_AUX_BIAS = 134, DRELU = 136, DRELU_BGRAD = 152, BGRADA = 256, BGRADB = 512 };
+enum Behaviour { KEEPS_NAN = 1, ROUNDS_BGRAD = 2, VARIES = 4 };  // see standin_behave
 struct Descriptor {
     Kind kind = DESCRIPTOR;
     int compute, scale;
     int32_t transpose[2] = {0, 0};
+    uint32_t epilogue = DEFAULT;
+    void *bias = nullptr, *mask = nullptr;
+    int64_t mask_stride = 0;
 };
 struct Layout {
     Kind kind = LAYOUT;
@@ -53,11 +69,16 @@ struct Job {
     void *d, *workspace;
     size_t workspace_bytes;
     bool backwards, adds;  // the order of the terms; whether the product is added to d
+    uint32_t epilogue;
+    void* bias;
+    unsigned char* mask;
+    int64_t mask_stride;
 };
 
 using Queue = void (*)(void* stream, void* job);
 Queue queue_job = nullptr;
 int (*is_capturing)() = nullptr;
+int behaviour = 0;
 
 template <class T> bool is(const void* object, Kind kind) {
     return object != nullptr && static_cast<const T*>(object)->kind == kind;
@@ -116,14 +137,38 @@ float to_tf32(float x) {  // 10 bits of fraction, to nearest
     return x;
 }
 
+// Bit i of column j; which bit of memory that is, the library does not say.
+bool bit(const Job& job, int64_t i, int64_t j) {
+    int64_t at = j * job.mask_stride + i;
+    return job.mask[at / 8] >> at % 8 & 1;
+}
+
+// What is done with column j of the product. The bits of the mask beyond the rows are garbage.
+template <class C> void finish(const Job& job, int64_t j, std::vector<C>& column, std::vector<C>& gradient) {
+    if (job.epilogue == RELU_AUX_BIAS) memset(job.mask + j * job.mask_stride / 8, 0xff, job.mask_stride / 8);
+    for (int64_t i = 0; i < job.m; ++i) {
+        C& x = column[i];
+        if (job.epilogue == BIAS || job.epilogue == RELU_AUX_BIAS) x += C(read(job.bias, job.type_d, i));
+        if (job.epilogue == RELU_AUX_BIAS) {
+            bool on = x > C(0) || (behaviour & KEEPS_NAN && x != x);
+            int64_t at = j * job.mask_stride + i;
+            if (!on) x = C(0), job.mask[at / 8] &= static_cast<unsigned char>(~(1u << at % 8));
+        }
+        if ((job.epilogue == DRELU || job.epilogue == DRELU_BGRAD) && !bit(job, i, j)) x = C(0);
+        if (job.epilogue == DRELU_BGRAD) gradient[i] += x;
+    }
+}
+
 // Each element is the sum of LANES partial sums of every LANES-th term.
 template <class C> void compute(const Job& job) {
     constexpr int64_t LANES = 8;
+    static int runs = 0;
+    double varied = behaviour & VARIES && job.epilogue != DEFAULT ? ++runs % 2 : 0;
     auto operand = [&](const void* base, int type, int64_t i) {
         C x = C(read(base, type, i));
         return job.compute == COMPUTE_TF32 ? C(to_tf32(float(x))) : x;
     };
-    std::vector<C> left(job.m * job.k), sums(job.m * LANES);
+    std::vector<C> left(job.m * job.k), sums(job.m * LANES), gradient(job.m, C(0));
     for (int64_t l = 0; l < job.k; ++l)
         for (int64_t i = 0; i < job.m; ++i)
             left[l * job.m + i] = operand(job.a, job.type_a, i * job.step_a[0] + l * job.step_a[1]);
@@ -135,12 +180,25 @@ template <class C> void compute(const Job& job) {
             C *sum = &sums[s % LANES * job.m], *terms = &left[l * job.m];
             for (int64_t i = 0; i < job.m; ++i) sum[i] += terms[i] * right;
         }
+        for (int64_t i = 0; i < job.m; ++i)
+            for (int64_t lane = 1; lane < LANES; ++lane) sums[i] += sums[lane * job.m + i];
+        finish(job, j, sums, gradient);
         for (int64_t i = 0; i < job.m; ++i) {
-            C sum = sums[i];
-            for (int64_t lane = 1; lane < LANES; ++lane) sum += sums[lane * job.m + i];
             int64_t at = j * job.stride_d + i;
-            write(job.d, job.type_d, at, job.adds ? sum + C(read(job.d, job.type_d, at)) : sum);
+            write(job.d, job.type_d, at, job.adds ? sums[i] + C(read(job.d, job.type_d, at)) : sums[i] + C(varied));
         }
+    }
+    if (job.epilogue == DRELU_BGRAD)
+        for (int64_t i = 0; i < job.m; ++i) write(job.bias, job.type_d, i, gradient[i]);
+    const int64_t columns = job.epilogue == BGRADA ? job.m : job.epilogue == BGRADB ? job.n : 0;
+    for (int64_t j = 0; j < columns; ++j) {
+        C sum = C(0);
+        for (int64_t l = 0; l < job.k; ++l) {
+            C x = job.epilogue == BGRADA ? C(read(job.a, job.type_a, j * job.step_a[0] + l * job.step_a[1]))
+                                         : C(read(job.b, job.type_b, j * job.step_b[0] + l * job.step_b[1]));
+            sum += behaviour & ROUNDS_BGRAD ? C(to_tf32(float(x))) : x;
+        }
+        write(job.bias, job.type_d, j, sum);
     }
 }
 
@@ -149,6 +207,7 @@ uint64_t mix(uint64_t h, uint64_t x) { return (h ^ x) * 0x9e3779b97f4a7c15ull + 
 // What an algorithm is made for.
 uint64_t identity(const Descriptor& d, const Layout& a, const Layout& b, const Layout& out) {
     uint64_t h = mix(mix(mix(mix(1, d.compute), d.scale), d.transpose[0]), d.transpose[1]);
+    h = mix(mix(h, d.epilogue), uint64_t(d.mask_stride));
     for (const Layout* part : {&a, &b, &out})
         h = mix(mix(mix(mix(h, part->type), part->rows), part->columns), part->stride);
     return h;
@@ -168,8 +227,24 @@ int fits(const Descriptor& d, const Layout& a, const Layout& b, const Layout& c,
                   a.type == R_32F && b.type == R_32F && out.type == R_32F;
     bool sixteen = d.compute == COMPUTE_32F && d.scale == R_32F && a.type == b.type &&
                    (a.type == R_16F || a.type == R_16BF) && (out.type == a.type || out.type == R_32F);
-    return wide || single || sixteen ? SUCCESS : NOT_SUPPORTED;
+    if (!wide && !single && !sixteen) return NOT_SUPPORTED;
+    switch (d.epilogue) {
+        case DEFAULT: return SUCCESS;
+        case BIAS: case BGRADA: case BGRADB: return d.bias ? SUCCESS : INVALID_VALUE;
+        case RELU_AUX_BIAS: case DRELU: case DRELU_BGRAD:
+            if (!d.mask || (!d.bias && d.epilogue != DRELU)) return INVALID_VALUE;
+            return d.mask_stride % 128 || d.mask_stride < int64_t(out.rows) ? INVALID_VALUE : SUCCESS;
+        case 2: case 6: case 130: case 32: case 36: case 160: case 164: case 192: case 208: return NOT_SUPPORTED;
+    }
+    return INVALID_VALUE;
 }
+
+// The alignment that the addresses of bias and mask have now: two powers of two in one number.
+uint64_t pointers(const Descriptor& d) {
+    auto power = [](const void* p) { auto n = reinterpret_cast<uintptr_t>(p); return n ? std::min<uint64_t>(n & -n, 256) : 256; };
+    return power(d.bias) | power(d.mask) << 32;
+}
+bool as_aligned(uint64_t have, uint64_t asked) { return uint32_t(have) >= uint32_t(asked) && have >> 32 >= asked >> 32; }
 
 bool aligned(const void* address, uint64_t bytes) { return reinterpret_cast<uintptr_t>(address) % bytes == 0; }
 
@@ -179,13 +254,19 @@ extern "C" {
 
 // For the stand-in: who queues, whether a capture is under way, and the work itself.
 void standin_begin(Queue queue, int (*capturing)()) { queue_job = queue, is_capturing = capturing; }
-void standin_run(void* place) {
+// KEEPS_NAN: ReLU of NaN is NaN, and its bit 1. ROUNDS_BGRAD: the terms of BGRADA and BGRADB are rounded to
+// 10 bits. VARIES: two runs of one product with an epilogue differ.
+void standin_behave(int how) { behaviour = how; }
+// Returns whether an address faulted.
+int standin_run(void* place) {
     const Job& job = *static_cast<Job*>(place);
+    if (job.epilogue == BGRADB && job.n == 1) return 1;
     if (job.workspace_bytes) memset(job.workspace, 0x5a, job.workspace_bytes);
     if (job.compute == COMPUTE_64F) compute<double>(job);
     else compute<float>(job);
+    return 0;
 }
-void standin_spans(void* place, uint64_t* ends) {  // first byte and behind the last: a, b, d, workspace
+void standin_spans(void* place, uint64_t* ends) {  // first byte and behind the last: a, b, d, workspace, bias, mask
     const Job& job = *static_cast<Job*>(place);
     auto span = [&](int i, const void* base, int type, int64_t last) {
         uint64_t size = type == R_64F ? 8 : type == R_32F ? 4 : 2;
@@ -196,6 +277,10 @@ void standin_spans(void* place, uint64_t* ends) {  // first byte and behind the 
     span(1, job.b, job.type_b, (job.n - 1) * job.step_b[0] + (job.k - 1) * job.step_b[1]);
     span(2, job.d, job.type_d, (job.n - 1) * job.stride_d + job.m - 1);
     ends[6] = reinterpret_cast<uintptr_t>(job.workspace), ends[7] = ends[6] + job.workspace_bytes;
+    span(4, job.bias, job.type_d, (job.epilogue == BGRADB ? job.n : job.m) - 1);
+    ends[10] = reinterpret_cast<uintptr_t>(job.mask), ends[11] = ends[10] + job.n * job.mask_stride / 8;
+    if (!job.bias) ends[9] = ends[8];
+    if (!job.mask) ends[11] = ends[10];
 }
 void standin_free(void* job) { delete static_cast<Job*>(job); }
 
@@ -214,12 +299,17 @@ int cublasLtMatmulDescCreate(void** place, int compute, int scale) {
     return SUCCESS;
 }
 int cublasLtMatmulDescSetAttribute(void* object, int attribute, const void* value, size_t bytes) {
-    if (!is<Descriptor>(object, DESCRIPTOR) || (attribute != 3 && attribute != 4) || bytes != 4) return INVALID_VALUE;
-    int32_t transpose;
-    memcpy(&transpose, value, 4);
-    if (transpose != 0 && transpose != 1) return INVALID_VALUE;
-    static_cast<Descriptor*>(object)->transpose[attribute - 3] = transpose;
-    return SUCCESS;
+    if (!is<Descriptor>(object, DESCRIPTOR)) return INVALID_VALUE;
+    auto& d = *static_cast<Descriptor*>(object);
+    const struct { int number; size_t bytes; void* place; } attributes[] = {
+        {3, 4, &d.transpose[0]}, {4, 4, &d.transpose[1]}, {7, 4, &d.epilogue}, {8, 8, &d.bias}, {11, 8, &d.mask}, {12, 8, &d.mask_stride}};
+    for (const auto& known : attributes) {
+        if (known.number != attribute || known.bytes != bytes) continue;
+        if (attribute < 5 && *static_cast<const uint32_t*>(value) > 1) return INVALID_VALUE;
+        memcpy(known.place, value, bytes);
+        return SUCCESS;
+    }
+    return INVALID_VALUE;
 }
 int cublasLtMatmulDescDestroy(void* object) {
     if (!is<Descriptor>(object, DESCRIPTOR)) return INVALID_VALUE;
@@ -279,7 +369,7 @@ int cublasLtMatmulAlgoGetHeuristic(
         if (proposal.workspace > wishes.workspace || (proposal.scheme && !(proposal.scheme & wishes.schemes))) continue;
         Result result = {};
         result.algorithm = {{proposal.number, identity(described, la, lb, ld), proposal.workspace, wishes.aligned[0],
-                             wishes.aligned[1], wishes.aligned[3], 0, 0x1755}};
+                             wishes.aligned[1], wishes.aligned[3], pointers(described), 0x1755}};
         result.workspace = proposal.workspace;
         result.state = proposal.state;
         results[(*count)++] = result;
@@ -293,7 +383,9 @@ int cublasLtMatmulAlgoCheck(
     const auto& described = *static_cast<Descriptor*>(descriptor);
     const auto &la = *static_cast<Layout*>(a), &lb = *static_cast<Layout*>(b), &ld = *static_cast<Layout*>(d);
     if (int status = fits(described, la, lb, *static_cast<Layout*>(c), ld)) return status;
-    if (algorithm->data[7] != 0x1755 || algorithm->data[1] != identity(described, la, lb, ld)) return INVALID_VALUE;
+    if (algorithm->data[7] != 0x1755 || algorithm->data[1] != identity(described, la, lb, ld) ||
+        !as_aligned(pointers(described), algorithm->data[6]))
+        return INVALID_VALUE;
     result->workspace = algorithm->data[2];
     result->state = SUCCESS;
     return SUCCESS;
@@ -324,6 +416,8 @@ int cublasLtMatmul(
     job->stride_d = ld.stride, job->a = a, job->b = b, job->d = d;
     job->workspace = workspace, job->workspace_bytes = checked.workspace;
     job->backwards = algorithm->data[0] == 4, job->adds = old != 0.0;
+    job->epilogue = described.epilogue, job->bias = described.bias;
+    job->mask = static_cast<unsigned char*>(described.mask), job->mask_stride = described.mask_stride;
     queue_job(stream, job);
     return SUCCESS;
 }

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.emulator import builds
-from tests.emulator.cupy_queue import STATE
+from tests.emulator.cupy_queue import STATE, CUDARuntimeError
 
 SOURCE = Path(__file__).with_name("cublaslt.cpp")
 PATH = "the stand-in for libcublasLt"
+KEEPS_NAN, ROUNDS_BGRAD, VARIES = 1, 2, 4  # see `standin_behave` in the source
 
 
 class _Job:
@@ -21,11 +22,12 @@ class _Job:
         self._handle, self._place = handle, ctypes.c_void_p(place)
 
     def __call__(self) -> None:
-        self._handle.standin_run(self._place)
+        if self._handle.standin_run(self._place):
+            raise CUDARuntimeError("cudaErrorIllegalAddress: in an epilogue of cuBLASLt")
 
     def spans(self) -> list[tuple[int, int]]:
-        """Return the memory of its operands, its result and its workspace."""
-        ends = (ctypes.c_uint64 * 8)()
+        """Return the memory of operands, result, workspace, and of an epilogue's bias and mask."""
+        ends = (ctypes.c_uint64 * 12)()
         self._handle.standin_spans(self._place, ends)
         return [(low, high) for low, high in zip(ends[::2], ends[1::2], strict=True) if high > low]
 

@@ -32,6 +32,7 @@ import numpy as np
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import dependent
 from gpubackprop.backends.cupy.arguments import Layout, Record, layout_named
+from gpubackprop.backends.cupy.epilogues import VARIABLE as EPILOGUES
 from gpubackprop.backends.kernel_sources import kernels_directory
 from gpubackprop.backends.precision import round_to_tf32
 from tests.emulator import cublaslt, nccl
@@ -697,6 +698,8 @@ def installed(seed: int = 0, *, lazy: bool = True) -> Any:
     sys.modules["cupy"] = module()
     in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY")
     os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # the user's cache must stay as it is
+    timed = os.environ.get(EPILOGUES)
+    os.environ.setdefault(EPILOGUES, "never")  # what takes less time here is chance
     load = devices.load_cuda_library
     devices.load_cuda_library = lambda name, major: (
         cublaslt.load_cuda_library(name, major) or load(name, major)
@@ -713,6 +716,8 @@ def installed(seed: int = 0, *, lazy: bool = True) -> Any:
     finally:
         STATE.reset()
         devices.load_cuda_library = load
+        if timed is None:
+            del os.environ[EPILOGUES]
         if in_memory is None:
             del os.environ["CUPY_CACHE_IN_MEMORY"]
         else:

@@ -29,11 +29,10 @@ from gpubackprop.backends.cupy.kept_calls import (
 )
 from gpubackprop.backends.cupy.layers import LayerOperations, same_shape
 from gpubackprop.backends.cupy.library import explained
-from gpubackprop.backends.cupy.memory import WorkingMemory
 from gpubackprop.backends.cupy.one_hot import OneHotOperations
 from gpubackprop.backends.cupy.products import CublasLtProducts, CupyProducts, Products
 from gpubackprop.backends.cupy.products import default as default_products
-from gpubackprop.backends.cupy.recorded_calls import Plan, RecordedCalls
+from gpubackprop.backends.cupy.recorded_calls import Plan
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.memory import Array
@@ -123,27 +122,11 @@ class CupyBackend(LayerOperations, OneHotOperations):
     def _capability(self) -> int:
         return int(self.cupy.cuda.Device(self.index).compute_capability)
 
-    def with_memory(self, memory: WorkingMemory) -> CupyBackend:
-        """Return this backend with another `memory`, for a recording or a capture."""
-        twin = object.__new__(CupyBackend)
-        twin.__dict__ |= self.__dict__
-        twin.memory = memory
-        return twin
-
     def plan(self, emit: Callable[[CupyBackend], None]) -> Replay:
         """Record a CUDA graph if all of it can be captured: products through CuPy cannot."""
         recorder = self._recorder()
         emit(recorder)
         return self._replay(recorder)
-
-    def _recorder(self) -> CupyBackend:
-        """Return this backend with its operations recorded, and working memory that is kept."""
-        recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
-        recorder._recorded = RecordedCalls()
-        recorder.memory.flags = self.memory.flags
-        recorder.memory.first_row = self.memory.first_row
-        recorder._labels = [False]
-        return recorder
 
     def _replay(self, recorder: CupyBackend) -> Replay:
         assert recorder._recorded is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from typing import Any
 
@@ -29,6 +29,17 @@ MAX_WORKSPACE, REDUCTION_SCHEMES = (1, ctypes.c_uint64), (3, ctypes.c_uint32)
 ALIGNMENT_A, ALIGNMENT_B = (5, ctypes.c_uint32), (6, ctypes.c_uint32)
 ALIGNMENT_C, ALIGNMENT_D = (7, ctypes.c_uint32), (8, ctypes.c_uint32)
 REDUCE_IN_COMPUTE_TYPE = 2  # partial products are added in the compute type, in a fixed order
+EPILOGUE, BIAS_ADDRESS = (7, ctypes.c_uint32), (8, ctypes.c_void_p)
+MASK_ADDRESS, MASK_STRIDE = (11, ctypes.c_void_p), (12, ctypes.c_int64)
+
+# cublasLtEpilogue_t: what is done with the product before it is stored. D is column by column.
+DEFAULT = 1
+BIAS = 4  # a number is added to each row of D
+RELU_MASK_BIAS = 134  # that, then ReLU, whose sign goes to the mask (RELU_AUX_BIAS)
+DRELU, DRELU_BIAS_GRADIENT = 136, 152  # 0 where the mask says so; and the sum of each row of D
+BIAS_GRADIENT_B = 512  # the sum of each column of op(B) beside the product (BGRADB)
+MASKED = (RELU_MASK_BIAS, DRELU, DRELU_BIAS_GRADIENT)
+MASK_BITS = 128  # of which a column of a mask has a multiple (cublasLt.h, EPILOGUE_AUX_LD)
 
 MOST_ALIGNED = 256  # bytes; the library does not ask for more
 Attribute = tuple[int, Any]
@@ -192,10 +203,24 @@ class Problem:
     d: Operand
     compute: int
     workspace: int  # the most bytes of working memory
+    epilogue: int = DEFAULT
+    bias_aligned: int = 0  # bytes to which the address of bias or bias gradient is aligned
 
     @property
     def scale_type(self) -> int:
         return REAL_64F if self.compute == COMPUTE_64F else REAL_32F
+
+    @property
+    def mask_stride(self) -> int:
+        """Bits from one column of the mask to the next."""
+        return -(-self.d.rows // MASK_BITS) * MASK_BITS
+
+    @property
+    def key(self) -> str:
+        """What the algorithm is kept under."""
+        parts = *astuple(self.a), *astuple(self.b), *astuple(self.d), self.compute
+        more = () if self.epilogue == DEFAULT else (self.epilogue, self.bias_aligned)
+        return " ".join(map(str, (*parts, *more)))
 
 
 class Product:
@@ -223,6 +248,10 @@ class Product:
         self._descriptor = library.made("MatmulDesc", problem.compute, problem.scale_type)
         self._descriptor.set(TRANSPOSE_A, problem.a.transpose)
         self._descriptor.set(TRANSPOSE_B, problem.b.transpose)
+        if problem.epilogue != DEFAULT:
+            self._descriptor.set(EPILOGUE, problem.epilogue)
+        if problem.epilogue in MASKED:
+            self._descriptor.set(MASK_STRIDE, problem.mask_stride)
         self._layouts = [
             library.made("MatrixLayout", part.type, part.rows, part.columns, part.stride)
             for part in (problem.a, problem.b, problem.d)
@@ -234,6 +263,16 @@ class Product:
         number = ctypes.c_double if problem.compute == COMPUTE_64F else ctypes.c_float
         self._one, self._zero = number(1), number(0)  # the library reads them when it is called
         self.algorithm, self.workspace = Algorithm(), 0
+
+    def point_to(self, bias: int, mask: int = 0) -> None:
+        """Set the addresses of bias, or its gradient, and mask for the calls that follow.
+
+        The library reads their alignment when it is asked for algorithms, and the addresses when
+        `issue` is called.
+        """
+        self._descriptor.set(BIAS_ADDRESS, bias)
+        if self.problem.epilogue in MASKED:
+            self._descriptor.set(MASK_ADDRESS, mask)
 
     def candidates(self, most: int) -> list[HeuristicResult]:
         """Return the deterministic algorithms that the library proposes, the best first.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from gpubackprop.backends.cupy import elementwise
 from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
 from gpubackprop.backends.cupy.memory import DeviceMemory, WorkingMemory
+from gpubackprop.backends.cupy.products import Products
 from gpubackprop.backends.cupy.recorded_calls import RecordedCalls
 from gpubackprop.backends.cupy_launch import Launch
 from gpubackprop.backends.memory import Array
@@ -41,6 +42,25 @@ class Issuer(DeviceMemory, Backend):
         self._labels = [
             False
         ]  # whether labels are unchecked since the last wait; recorders share it
+
+    products: Products
+    _epilogues: Any = None  # see `gpubackprop.backends.cupy.layers`
+
+    def with_memory(self, memory: WorkingMemory) -> Self:
+        """Return this backend with another `memory`, for a recording or a capture."""
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__
+        twin.memory = memory
+        return twin
+
+    def _recorder(self) -> Self:
+        """Return this backend with its operations recorded, and working memory that is kept."""
+        recorder = self.with_memory(WorkingMemory(self.cupy, self.index, keeps_scratch=True))
+        recorder._recorded = RecordedCalls()
+        recorder.memory.flags = self.memory.flags
+        recorder.memory.first_row = self.memory.first_row
+        recorder._labels = [False]
+        return recorder
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         if self._recorded is not None:

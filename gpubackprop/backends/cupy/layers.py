@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from gpubackprop.backends.cupy.epilogues import Epilogues, mode
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.launcher import dense, row_stride
 from gpubackprop.backends.cupy.library import explained
-from gpubackprop.backends.cupy.products import Products
 from gpubackprop.backends.cupy_launch import Launch, suffix_of
 from gpubackprop.backends.memory import Array
 from gpubackprop.errors import ShapeError
@@ -22,7 +22,13 @@ OUTPUT_ACTIVATIONS = {"logistic": ACTIVATIONS["logistic"], "linear": ACTIVATIONS
 class LayerOperations(Issuer):
     """The layer operations of `CupyBackend`."""
 
-    products: Products
+    _epilogues: Epilogues | None = None  # of the recorder of a plan, if products have some
+
+    def _recorder(self) -> Self:
+        recorder = super()._recorder()
+        wanted = self.products.epilogues and mode() != "never"
+        recorder._epilogues = Epilogues() if wanted else None
+        return recorder
 
     def matmul(self, x: Array, y: Array, out: Array, accumulate: bool = False) -> None:
         if (x.shape[0], y.shape[1]) != out.shape or x.shape[1] != y.shape[0]:
@@ -34,7 +40,10 @@ class LayerOperations(Issuer):
         with explained(self.cupy, "a matrix product"), self.cupy.cuda.Device(self.index):
             (function, args), obstacle = self.products.planned(x, y, out, self.memory, *more)
         self._recorded.obstacle = self._recorded.obstacle or obstacle
+        begin = self._place
         self._recorded(function, *args)
+        if self._epilogues is not None and not accumulate:
+            self._epilogues.note_gradient(self, begin, x, y, out)
 
     def affine_forward(
         self,
@@ -46,6 +55,9 @@ class LayerOperations(Issuer):
         h: Array,
         dropout: Dropout | None = None,
     ) -> None:
+        noted = self._epilogues if h is a and dropout is None else None
+        if noted is not None and noted.forward(self, x, W, b, activation, h):
+            return
         product = a
         if a.dtype.itemsize == 2:  # the sum of product and bias is rounded once
             product = self.memory.scratch("product", a.shape, np.float32)
@@ -106,6 +118,39 @@ class LayerOperations(Issuer):
         dropout: Dropout | None = None,
     ) -> None:
         same_shape(grad_h, saved, delta)
+        noted, begin = self._epilogues, self._place
+        if noted is None or dropout is not None:
+            taken = False
+        else:
+            taken = noted.slope(self, grad_h, saved, activation, delta, grad_b)
+        if not taken:
+            self._activation_backward(grad_h, saved, activation, delta, grad_b, dropout)
+        if taken or noted is None or grad_b is None:
+            return
+
+        def again(backend: Issuer, to: dict[str, Array]) -> None:
+            backend.activation_backward(
+                to["grad_h"], to["saved"], activation, to["delta"], to.get("grad_b"), dropout
+            )
+
+        arrays = {"grad_h": grad_h, "saved": saved, "delta": delta, "grad_b": grad_b}
+        what = activation.name + _variant(dropout)
+        noted.note_sums(self, what, begin, arrays, again)
+
+    @property
+    def _place(self) -> int:
+        """Number of the calls that are recorded."""
+        return 0 if self._recorded is None else len(self._recorded.calls)
+
+    def _activation_backward(
+        self,
+        grad_h: Array,
+        saved: Array,
+        activation: Activation,
+        delta: Array,
+        grad_b: Array | None,
+        dropout: Dropout | None,
+    ) -> None:
         rows, columns = delta.shape
         partial: list[Array] = []
 
@@ -129,9 +174,17 @@ class LayerOperations(Issuer):
     def affine_backward(
         self, delta: Array, h_prev: Array, W: Array, grad_W: Array, grad_h: Array | None
     ) -> None:
-        self.matmul(delta.T, h_prev, grad_W)
+        noted = self._epilogues
+        if noted is None or not noted.weight_gradient(self, delta, h_prev, grad_W):
+            self.matmul(delta.T, h_prev, grad_W)
         if grad_h is not None:
             self.matmul(delta, W, grad_h)
+
+    def column_sum(self, delta: Array, out: Array) -> None:
+        begin = self._place
+        super().column_sum(delta, out)
+        if self._epilogues is not None:
+            self._epilogues.note_column_sum(self, begin, delta, out)
 
     def output(self, a: Array, kind: str, out: Array) -> None:
         same_shape(a, out)

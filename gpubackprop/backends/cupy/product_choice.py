@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,7 @@ class Choices:
         CublasLtError
             The library proposes none.
         """
-        problem = product.problem
-        parts = *astuple(problem.a), *astuple(problem.b), *astuple(problem.d), problem.compute
-        key = " ".join(map(str, parts))
+        key = product.problem.key
         self._read()
         kept = self._kept.get(key)
         if kept and product.takes(cublaslt.Algorithm((cublaslt.U64 * 8)(*kept))):
@@ -93,6 +90,16 @@ class Choices:
             end.synchronize()
             times.append(cuda.get_elapsed_time(start, end))
         product.take(results[int(np.argmin(times))])
+
+    def way(self, key: str) -> int | None:
+        """Return the number that `keep_way` has kept, or None."""
+        self._read()
+        kept = self._kept.get(key)
+        return kept[0] if isinstance(kept, list) and kept and isinstance(kept[0], int) else None
+
+    def keep_way(self, key: str, number: int) -> None:
+        """Keep which of several ways was taken."""
+        self._keep(key, [number])
 
     # -- the file ---------------------------------------------------------------------------------
 

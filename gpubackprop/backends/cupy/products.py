@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -52,6 +53,8 @@ class Products:
     """
 
     obstacle, tf32 = "matrix products", False
+    epilogues = False  # whether `finished` is there
+    choices: Choices  # if it is
 
     def in_tf32(self) -> Self:
         """Return the same with float32 multiplied in TF32."""
@@ -74,6 +77,43 @@ class Products:
         Whatever allocates, asks or waits is done now.
         """
         return (self, (x, y, out, *((True,) if accumulate else ()))), self.obstacle
+
+    def finished(
+        self,
+        epilogue: int,
+        x: Any,
+        y: Any,
+        out: Any,
+        memory: ScratchMemory,
+        bias: Any | None = None,
+        mask: Any | None = None,
+    ) -> Recorded:
+        """Return the call of a plan that sets out = x @ y and does with it what `epilogue` says.
+
+        Parameters
+        ----------
+        epilogue : int
+            A number of `gpubackprop.backends.cupy.cublaslt`, e.g. BIAS. In its words, `out` is D^T,
+            x is B^T and y is A^T: its rows are our columns.
+        x : (N, M) array
+            As in `Products`.
+        y : (M, D) array
+            As in `Products`.
+        out : (N, D) array
+            As in `Products`.
+        memory : ScratchMemory
+            The plan's.
+        bias : (D,) or (N,) array or None
+            Of the dtype of `out`: what is added, or receives the sums.
+        mask : (N, ``mask_bytes(D)``) uint8 array or None
+            Written by RELU_MASK_BIAS, read by the others.
+
+        Raises
+        ------
+        CublasLtError
+            The library does not offer it.
+        """
+        raise NotImplementedError
 
 
 class CupyProducts(Products):
@@ -156,13 +196,13 @@ class CublasLtProducts(Products):
         The library.
     """
 
-    obstacle = ""
+    obstacle, epilogues = "", True
 
     def __init__(self, cupy: Any, index: int, library: cublaslt.Library) -> None:
         self._cupy, self._index, self._library = cupy, index, library
         self._context: int | None = None
         self._eager: dict[cublaslt.Problem, cublaslt.Product | None] = {}
-        self._choices = Choices(cupy, index, library.version)
+        self.choices = Choices(cupy, index, library.version)
         self._fallback = CupyProducts(cupy)
 
     def in_tf32(self) -> Self:
@@ -195,13 +235,38 @@ class CublasLtProducts(Products):
             return (nothing.fill, (0,)), ""
         try:
             product = self._product(self._problem(x, y, out))
-            self._choices.choose(product, partial(self._issue, x=x, y=y), out)
+            self.choices.choose(product, partial(self._issue, x=x, y=y), out)
         except cublaslt.CublasLtError:
             return self._fallback.planned(x, y, out, memory, accumulate)
         workspace = None
         if product.workspace:
             workspace = memory.scratch("products", (product.workspace,), np.uint8)
         return (self._issue, (product, out, workspace, x, y, accumulate)), ""
+
+    def finished(
+        self,
+        epilogue: int,
+        x: Any,
+        y: Any,
+        out: Any,
+        memory: ScratchMemory,
+        bias: Any | None = None,
+        mask: Any | None = None,
+    ) -> Recorded:
+        aligned = 0 if bias is None else cublaslt.alignment(bias.data.ptr)
+        problem = replace(self._problem(x, y, out), epilogue=epilogue, bias_aligned=aligned)
+        product = self._product(problem)
+        pointers = (0 if array is None else array.data.ptr for array in (bias, mask))
+        product.point_to(*pointers)
+        self.choices.choose(product, partial(self._issue, x=x, y=y), out)
+        workspace = None
+        if product.workspace:
+            workspace = memory.scratch("products", (product.workspace,), np.uint8)
+        # The product holds addresses alone; the call keeps the arrays.
+        return self._issue_with, (bias, mask, product, out, workspace, x, y)
+
+    def _issue_with(self, bias: Any, mask: Any, *args: Any) -> None:
+        self._issue(*args)
 
     def _issue(
         self,
@@ -243,6 +308,11 @@ class CublasLtProducts(Products):
             compute_type(x.dtype, self.tf32),
             WORKSPACE,
         )
+
+
+def mask_bytes(columns: int) -> int:
+    """Return the bytes of a row of a mask: a bit for each column, and room up to 128 bits."""
+    return -(-columns // cublaslt.MASK_BITS) * cublaslt.MASK_BITS // 8
 
 
 def _transposed(x: Any) -> cublaslt.Operand:

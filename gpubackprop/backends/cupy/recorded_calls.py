@@ -52,6 +52,17 @@ class RecordedCalls:
         self._launches[len(self.calls)] = launch
         self(_missing, *args)
 
+    def cut(self, begin: int) -> tuple[list[Call], dict[int, Launch]]:
+        """Take back the calls from number `begin` on; return them as `put_back` takes them."""
+        calls, self.calls = self.calls[begin:], self.calls[:begin]
+        places = [place for place in self._launches if place >= begin]
+        return calls, {place: self._launches.pop(place) for place in places}
+
+    def put_back(self, cut: tuple[list[Call], dict[int, Launch]]) -> None:
+        """Record what `cut` has returned, behind as many calls as it was."""
+        self.calls += cut[0]
+        self._launches |= cut[1]
+
     def complete(self, launcher: Launcher) -> None:
         """Resolve every launch to its compiled kernel, compiling missing ones in parallel."""
         launcher.compile_together(self._launches.values())
