@@ -14,11 +14,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# The names that the front end mirrors, calls or overrides, by the file that defines them.
-ACTIVATIONS = (
-    "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "ReLU", "ReLU6",
-    "SELU", "SiLU", "Softplus",
-)  # fmt: skip
+# The names that the front end mirrors, calls or overrides, by the file that defines them; () is all
+# of that file.
 OPTIMIZER = (
     "__init__", "add_param_group", "load_state_dict", "profile_hook_step", "state_dict", "step",
     "register_step_post_hook", "register_step_pre_hook", "zero_grad",
@@ -30,15 +27,10 @@ MIRRORED: dict[str, tuple[str, ...]] = {
     "torch/optim/adamw.py": ("AdamW.__init__", "AdamW.__setstate__"),
     "torch/optim/optimizer.py": tuple(f"Optimizer.{name}" for name in OPTIMIZER),
     "torch/amp/grad_scaler.py": ("GradScaler.step", "GradScaler.unscale_"),
-    "torch/nn/functional.py": (
-        "cross_entropy", "linear_cross_entropy", "elu", "hardsigmoid", "hardswish", "leaky_relu",
-        "mish", "relu", "relu6", "selu", "sigmoid", "silu", "tanh",
-    ),
+    "torch/nn/functional.py": ("cross_entropy", "linear_cross_entropy"),
     "torch/nn/modules/linear.py": ("Linear.__init__", "Linear.forward"),
     "torch/nn/modules/loss.py": ("CrossEntropyLoss.__init__", "CrossEntropyLoss.forward"),
-    "torch/nn/modules/activation.py": (
-        *(f"{name}.__init__" for name in ACTIVATIONS), "Sigmoid.forward", "Tanh.forward",
-    ),
+    "torch/nn/modules/activation.py": (),
     "torch/nn/modules/container.py": ("Sequential.__init__", "Sequential.forward"),
     "torch/_compile.py": ("_disable_dynamo",),
     "torch/_C/_VariableFunctions.pyi": STUBS,
@@ -93,7 +85,7 @@ def mirrored(place: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file, names in MIRRORED.items():
         there = signatures(read(file))
-        found |= {f"{file}:{name}": there.get(name, []) for name in names}
+        found |= {f"{file}:{name}": there.get(name, []) for name in names or there}
     return found
 
 
@@ -121,10 +113,12 @@ def changes(old: Path, new: Path) -> list[str]:
     for place in (old, new):
         if not any(map(reader(place), MIRRORED)):
             raise ValueError(f"{place} is no wheel of PyTorch and no folder with torch/")
+    names = {**before, **after}
+    changed = {name: (before.get(name, []), after.get(name, [])) for name in names}
     return [
-        f"{name}: {said(before[name])} is now {said(after[name])}"
-        for name in before
-        if before[name] != after[name]
+        f"{name}: {said(was)} is now {said(now)}"
+        for name, (was, now) in changed.items()
+        if was != now
     ]
 
 
@@ -144,7 +138,7 @@ def main() -> int:
             lines = changes(args.old, new)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             parser.error(str(error))
-        total = sum(len(names) for names in MIRRORED.values())
+        total = len(mirrored(args.old))
         print(f"{args.old.name} to {new.name}: {len(lines)} of {total} names differ")
         for line in lines:
             print(f"  {line}")
