@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _a_gpu_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_gpu_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     choose = devices.choose
 
     def emulated(name: str) -> tuple[str, str]:
@@ -37,6 +38,8 @@ def _a_gpu_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "choose", emulated)
     # Products that are chosen by time would have other bits from run to run.
     monkeypatch.setattr(product_choice, "PROPOSALS", 1)
+    yield
+    cublaslt.library().standin_behave(0)
 
 
 def on_its_gpu(ranks: Communicator) -> str:
@@ -206,7 +209,6 @@ def test_products_with_epilogues_learn_the_same_and_buckets_cost_none_of_them(
         assert first == second
         found.append(first)
         calls.append(nodes)
-    cublaslt.library().standin_behave(0)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-9, atol=1e-12)
     assert calls[0] - calls[1] == 2 * 3, "three more sums, of two nodes each here"
 
