@@ -175,13 +175,15 @@ def test_arrays_of_any_strides_give_the_same_numbers(order):
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("empty", ["nan", "zero"])
 @pytest.mark.parametrize("ignored", [False, True], ids=["no rows", "every row ignored"])
-def test_a_mean_over_nothing_is_nan_or_zero_as_asked_and_moves_nothing(empty, ignored):
+@pytest.mark.parametrize("classes", [CLASSES, FEATURES - 1])
+def test_a_mean_over_nothing_is_nan_or_zero_as_asked_and_moves_nothing(empty, ignored, classes):
     h, W, b, labels = problem(np.float64)
     rows = ROWS if ignored else 0
     labels[:] = 3
     result = linear_cross_entropy(
-        h[:rows], W, b, labels[:rows], ignore_index=3, empty=empty, label_smoothing=0.1
-    )
+        h[:rows], W[:classes], b[:classes], labels[:rows],
+        ignore_index=3, empty=empty, label_smoothing=0.1,
+    )  # fmt: skip
     assert result.loss == 0 if empty == "zero" else np.isnan(result.loss)
     assert result.grad_h.shape == (rows, FEATURES)
     for gradient in result[2:4]:

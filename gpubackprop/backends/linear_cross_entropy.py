@@ -245,7 +245,8 @@ def _emit_nothing(
             layer.z[:0], targets, options, result | {"delta": layer.z[:0]}, divisor=divisor
         )
     if layer.gradients is not None:
-        backend.matmul(layer.z[:0].T, layer.z[:0, : layer.h.shape[1]], layer.gradients.W)
+        no_rows = backend.empty((0, layer.h.shape[1]), layer.dtype)
+        backend.matmul(layer.z[:0].T, no_rows, layer.gradients.W)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -136,8 +136,10 @@ def _size(name: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray | None) -
     """Return the size of the terms that cancel in a loss.
 
     The terms are those of y log(y / p) - y + p and (y - p)^2 / 2. Because y and p have been
-    rounded, a loss near 0 keeps few digits.
+    rounded, a loss near 0 keeps few digits. So is 1 - p of log(1 - p), to a unit of 1.
     """
+    if name == "binary_log_loss":
+        return 1.0
     if name == "poisson":
         terms = abs(xlogy(y, y / p)) + abs(y) + abs(p)
         return np.average(terms, weights=weights, axis=0).sum()

@@ -474,6 +474,15 @@ OPTIMIZERS = (
         before=r"by_file\(",
     ),
     Known(
+        "storage that came from a file is copied, and may then be resized",
+        line="resize_",
+        place="^error$",
+        kind="RuntimeError there, NoneType here",
+        detail="storage that is not resizable",
+        before=r"by_file\(",
+        ends=True,
+    ),
+    Known(
         "16-bit parameters keep float32 state, as it came from a file",
         place=rf"{STATE}\.resizable$",
         detail="there True\nhere False",
