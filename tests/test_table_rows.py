@@ -196,6 +196,26 @@ def test_more_ranks_than_row_groups_leave_some_without_rows(tmp_path: Path) -> N
         same(rows, table_rows(file, "good", distributed=None))
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["a disk each", "one disk"])
+def test_the_ranks_of_each_machine_read_the_file_together_unless_all_see_one_directory(
+    shared: bool, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(ranks: Communicator) -> TableRows:
+        machine.name = "ab"[ranks.rank // 2]
+        directory = tmp_path / "all" if shared else None
+        return table_rows(parquet, "good", directory=directory, distributed=ranks)
+
+    machine = threading.local()
+    monkeypatch.setattr("socket.gethostname", lambda: machine.name)
+    found = in_threads(4, work)
+    machine.name = "c"
+    alone = table_rows(parquet, "good", distributed=None)
+    for rows in found:
+        same(rows, alone)
+    groups = [len(rows.decoded) for rows in found]
+    assert groups == ([2, 3, 2, 3] if shared else [5, 5, 5, 5])
+
+
 # -- the mapped file ------------------------------------------------------------------------------
 
 

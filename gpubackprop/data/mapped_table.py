@@ -123,8 +123,8 @@ def table_rows(
         The columns to learn from; None is all but the targets.
     directory : path or None
         Where the mapped file is written, and stays: ``<name of the file>.x.npy``. All ranks see it.
-        None is a file of each machine without a name, in its temporary directory, which is gone
-        when the program ends.
+        None is a file of each machine without a name, in its temporary directory (TMPDIR), which
+        is gone when the program ends.
     distributed : {"auto", "mpi", "torchrun"}, Communicator or None
         The ranks, as for `Trainer`.
     task : str
