@@ -79,7 +79,8 @@ class Batches:
         elif not network.backend.is_device_array(x):
             x, names = as_inputs(x, "x", wanted)
         x = network.check_inputs(x)
-        coded, on_device = isinstance(x, CodedInputs), network.backend.is_device_array(x)
+        coded, backend = isinstance(x, CodedInputs), network.backend
+        outside = backend.asynchronous and not coded and not backend.is_device_array(x)
         if not coded and not x.flags.c_contiguous and not _is_mapped(x):
             x = np.ascontiguousarray(x)
         if network.backend.is_device_array(targets):  # before training they are checked too
@@ -100,7 +101,7 @@ class Batches:
         if coded:
             dense = network.backend.place_inputs(np.asarray(x.dense, network.dtype), network.dtype)
             x = x.with_arrays(dense, network.backend.asarray(x.codes))
-        elif not _is_mapped(x) and (on_device or network.backend.has_room(x.nbytes)):
+        elif not (_is_mapped(x) or (outside and not backend.has_room(x.nbytes))):
             # Integers of any size keep their digits until they are standardised.
             wide = network.dtype if standardizer is None else np.float64
             x = network.backend.place_inputs(x, wide)
