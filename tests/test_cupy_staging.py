@@ -161,7 +161,8 @@ def test_x_that_is_too_large_stays_on_the_host_and_trains_to_the_same_bits(monke
     x = data("float32")
     options = {"dtype": "float64"} if precision == "float64" else {"precision": precision}
     _, wanted = trained(x, False, **options)
-    room = x.nbytes  # of which three quarters are for data
+    pool = cupy_stub.module().get_default_memory_pool()
+    room = x.nbytes - pool.free_bytes()  # of both three quarters are for data
     runtime = cupy_stub.module().cuda.runtime
     monkeypatch.setattr(runtime, "memGetInfo", lambda: (room, 10 * room))
     trainer, found = trained(x, False, **options)
@@ -181,8 +182,11 @@ def test_x_that_fits_is_moved_to_the_device_and_x_on_the_device_stays_there(monk
     assert not isinstance(Batches.check(network, loss, x, LABELS).x, np.ndarray)
     there = network.backend.asarray(x)
     monkeypatch.setattr(cupy_stub.module().cuda.runtime, "memGetInfo", lambda: (0, 1))
+    monkeypatch.setattr(STATE, "pools", {})
     assert Batches.check(network, loss, there, LABELS).x is there
     assert isinstance(Batches.check(network, loss, x, LABELS).x, np.ndarray)
+    STATE.pools[0, 0] = [np.empty(2 * x.nbytes, np.uint8)]  # memory that CuPy keeps
+    assert not isinstance(Batches.check(network, loss, x, LABELS).x, np.ndarray)
 
 
 def test_a_step_from_the_host_is_one_graph_and_allocates_nothing(tmp_path, counts):

@@ -118,7 +118,7 @@ def installed() -> Iterator[Any]:
         cupy.empty = cupy_stub.empty
         cupy.cuda.MemoryPool = lambda: types.SimpleNamespace(malloc=None)
         cupy.cuda.using_allocator = lambda malloc: nullcontext()
-        pool = types.SimpleNamespace(free_all_blocks=lambda: None)
+        pool = types.SimpleNamespace(free_all_blocks=lambda: None, free_bytes=lambda: 0)
         cupy.get_default_memory_pool = lambda: pool
         cupy_stub.Device.use = lambda self: setattr(STATE, "device", self.id)
         try:

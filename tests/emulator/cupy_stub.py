@@ -652,6 +652,16 @@ def _device_count() -> int:
     return STATE.devices
 
 
+class _Pool:
+    """cupy.get_default_memory_pool: the current device's."""
+
+    def free_bytes(self) -> int:
+        pools = STATE.pools.items()
+        return sum(
+            raw.size for (device, _), free in pools if device == STATE.device for raw in free
+        )
+
+
 @cache
 def module() -> types.ModuleType:
     """Return the module that stands in for `cupy`."""
@@ -666,6 +676,7 @@ def module() -> types.ModuleType:
         setattr(cupy, name, _ufunc(name, getattr(np, name)))
     for name in ("amax", "argmax", "sum"):
         setattr(cupy, name, _reduction(name, getattr(np, name)))
+    cupy.get_default_memory_pool = _Pool
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,

@@ -252,7 +252,8 @@ class DeviceMemory(Memory):
     def has_room(self, nbytes: int) -> bool:
         with self.cupy.cuda.Device(self.index):
             free, _ = self.cupy.cuda.runtime.memGetInfo()
-        return nbytes <= DATA_SHARE * free
+            kept = self.cupy.get_default_memory_pool().free_bytes()  # by CuPy, for whoever comes
+        return bool(nbytes <= DATA_SHARE * (free + kept))
 
     def staging(self, shape: tuple[int, ...], dtype: Any) -> Staging:
         return PinnedStaging(self.cupy, self.index, shape, dtype)
