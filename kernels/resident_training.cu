@@ -1,4 +1,5 @@
-// resident_training<float>: many small networks, each trained by one block, any number of steps in a launch
+// resident_training<Cluster, float>: many small networks, each trained by one block or by a cluster, any number
+//   of steps in a launch
 //   for each step of a network: the batch's rows are gathered from the data set, then
 //     forward     a_l = h_{l-1} W_l^T + b_l,  h_l = g_l(a_l), with dropout
 //     loss        L(a_L, targets), delta_L
@@ -6,12 +7,18 @@
 //     update      theta <- theta - step(grad), with L2 penalty and clipping
 //   Parameters, gradients and optimizer slots are in shared memory from the first step to the last. A batch is
 //   taken in tiles of rows; the tile behind is on its way while one is worked on.
+//   forms  (none)    a block to a network
+//          clusterN  N blocks (sm_90 and later). Each has all parameters, and takes a share of the batch's rows.
+//                    Then each sums a slice of the gradient over the blocks, updates it with its slots, which
+//                    no other block has, and writes the parameters to all. Two barriers of the cluster a
+//                    step, three with clipping
 //   table: uint64[networks, WORDS], layers: int[layers of all networks, LAYER_WORDS] (include/resident.cuh)
-//   A block's result depends on its own network alone: sums have a fixed order, which the plan of the network
-//   decides (gpubackprop/backends/resident_plan.py); nothing is atomic.
+//   A network's result depends on it alone: sums have a fixed order, which its plan decides
+//   (gpubackprop/backends/resident_plan.py); nothing is atomic. The shares are the plan's: where one block
+//   takes all of them in turn, it comes to the same bits.
 //   moves in a step the rows of the batch (x, targets, weights), their numbers and ten coefficients: 0 bytes of
 //   parameters. In a launch parameters and slots once in and once out; the loss of each step, if it is wanted.
-//   block: THREADS; grid: the networks; dynamic shared memory: as much as the largest of them needs
+//   block: THREADS; grid: the networks, times N; dynamic shared memory: as much as the largest of them needs
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"
 #include "include/entries.cuh"
@@ -27,15 +34,21 @@ template <class T> struct ResidentTrainingArguments {
 };
 
 // Parameters and slots to shared memory; the gaps between rows and all gradients are 0.
-__device__ __forceinline__ void bring(const Network& net, Progress& progress) {
+template <int CLUSTER>
+__device__ __forceinline__ void bring(const Network& net, Progress<CLUSTER>& progress) {
     float* p = net.memory + net.number(WEIGHTS_AT);
-    int count = net.number(COUNT), slots = net.number(SLOTS);
-    for (int i = thread(); i < (2 + slots) * count; i += THREADS) p[i] = 0.f;
+    int slots = net.number(SLOTS), end = int(slot_of_block<CLUSTER>(net, slots) - p);
+    for (int i = thread(); i < end; i += THREADS) p[i] = 0.f;
     __syncthreads();
+    Slice slice = slice_of_block<CLUSTER>(net);
     for (int n = -1; n < slots; ++n) {
         const float* from = net.address<const float>(Word(SLOT_0 + n));
-        float* to = net.memory + (n < 0 ? 0 : (2 + n) * count);
-        for_each_parameter(net, [&](int i, int at) { to[at] = global::load_element(from + i); });
+        int first = n < 0 ? 0 : slice.first, count = n < 0 ? net.number(COUNT) : slice.count;
+        float* to = n < 0 ? p : slot_of_block<CLUSTER>(net, n);
+        for_each_parameter(net, [&](int i, int at) {
+            int j = at - net.number(WEIGHTS_AT) - first;
+            if (j >= 0 && j < count) to[j] = global::load_element(from + i);
+        });
     }
     if (threadIdx.x != 0) return;
     const double* state = net.address<const double>(STATE);
@@ -50,23 +63,31 @@ __device__ __forceinline__ void bring(const Network& net, Progress& progress) {
     progress.stage = 0;
 }
 
-__device__ __forceinline__ void take_back(const Network& net, const Progress& progress) {
-    int count = net.number(COUNT);
+// Each block its slice.
+template <int CLUSTER>
+__device__ __forceinline__ void take_back(const Network& net, const Progress<CLUSTER>& progress) {
+    Slice slice = slice_of_block<CLUSTER>(net);
+    const float* p = net.memory + net.number(WEIGHTS_AT) + slice.first;
     for (int n = -1; n < net.number(SLOTS); ++n) {
         float* to = net.address<float>(Word(SLOT_0 + n));
-        const float* from = net.memory + (n < 0 ? 0 : (2 + n) * count);
-        for_each_parameter(net, [&](int i, int at) { global::store_element(to + i, from[at]); });
+        const float* from = n < 0 ? p : slot_of_block<CLUSTER>(net, n);
+        for_each_parameter(net, [&](int i, int at) {
+            int j = at - net.number(WEIGHTS_AT) - slice.first;
+            if (j >= 0 && j < slice.count) global::store_element(to + i, from[j]);
+        });
     }
-    if (threadIdx.x != 0) return;
+    if (threadIdx.x != 0 || !is_first_block<CLUSTER>()) return;
     double* state = net.address<double>(STATE);
     state[0] = progress.done, state[1] = progress.skipped;
     for (int i = 0; i < 6; ++i) net.address<double>(TOTALS)[i] = progress.totals[i];
     if (net.words[RANDOM] != 0) net.address<uint64>(RANDOM)[1] = progress.random[1];
 }
 
-// All tiles of the batch that begins at progress.tile, which is then the first of the next batch.
-__device__ __forceinline__ void one_step(const Network& net, Progress& progress) {
-    const Tile &tile = progress.tile, &behind = progress.behind;
+// The block's tiles of the batch that begins at progress.tile, which is then the first of the next batch.
+template <int CLUSTER>
+__device__ __forceinline__ void one_step(const Network& net, Progress<CLUSTER>& progress) {
+    using Rows = Tile<CLUSTER>;
+    const Rows &tile = progress.tile, &behind = progress.behind;
     prepare_step(net, progress);
     BatchSums sums;
 #pragma unroll 1
@@ -80,18 +101,22 @@ __device__ __forceinline__ void one_step(const Network& net, Progress& progress)
         backward(net, tile, stage);
         if (threadIdx.x == 0) progress.advance(net);
         __syncthreads();
-    } while (tile.first != 0);
-    float loss = block_total(sums.loss, sums.lost);
-    int correct = block_sum(sums.correct);
-    finish_step(net, progress, loss, correct);
-    __syncthreads();
+        if (tile.begins == Rows::NOTHING) continue;
+        float loss = block_total(sums.loss, sums.lost);
+        int correct = block_sum(sums.correct);
+        if (threadIdx.x == 0) progress.loss += loss, progress.correct += correct;
+        sums = BatchSums();
+    } while (tile.begins != Rows::BATCH);
+    finish_step(net, progress);
+    barrier_of_network<CLUSTER>();
 }
 
+template <int CLUSTER>
 __device__ __forceinline__ void resident_training(const ResidentTrainingArguments<float>& a) {
     extern __shared__ __align__(16) float memory[];
     __shared__ uint64 words[WORDS];
-    __shared__ Progress progress;
-    for (int i = thread(); i < WORDS; i += THREADS) words[i] = a.table[uint64(blockIdx.x) * WORDS + i];
+    __shared__ Progress<CLUSTER> progress;
+    for (int i = thread(); i < WORDS; i += THREADS) words[i] = a.table[uint64(blockIdx.x / CLUSTER) * WORDS + i];
     __syncthreads();
     Network net{words, reinterpret_cast<const Layer*>(memory), memory};
     const int* layers = a.layers + int64(net.number(FIRST_LAYER)) * LAYER_WORDS;
@@ -106,10 +131,18 @@ __device__ __forceinline__ void resident_training(const ResidentTrainingArgument
     take_back(net, progress);
 }
 
-#define ENTRY_(formula, T)                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) resident_training_##T(    \
-        const __grid_constant__ ResidentTrainingArguments<T> a) {                      \
-        resident_training(a);                                                          \
+#define ENTRY_(name, CLUSTER, BOUND, T)                                        \
+    extern "C" __global__ void BOUND __launch_bounds__(THREADS, 2) name##_##T( \
+        const __grid_constant__ ResidentTrainingArguments<T> a) {              \
+        resident_training<CLUSTER>(a);                                         \
     }
-#define ENTRY(formula, T) ENTRY_(formula, T)
-ENTRY(, f32)
+#define CLUSTERED_(n, T) ENTRY_(resident_training_cluster##n, n, CLUSTER_DIMS(n), T)
+#define CLUSTERED(n, T) CLUSTERED_(n, T)
+#ifdef ONLY_CLUSTER
+CLUSTERED(ONLY_CLUSTER, f32)
+#else
+ENTRY_(resident_training, 1, , f32)
+#if !defined(ONLY_DTYPE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
+CLUSTERED(2, f32) CLUSTERED(4, f32) CLUSTERED(8, f32)
+#endif
+#endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -12,9 +13,12 @@ import numpy as np
 from gpubackprop import MLP, Trainer, losses, optimizers
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy import resident as launching
+from gpubackprop.backends.resident_plan import plan_resident
+from gpubackprop.formulas import POINTWISE_LOSSES
 from gpubackprop.losses import Loss
+from gpubackprop.training import resident
 from gpubackprop.training.batches import Batches
-from gpubackprop.training.resident import ResidentJob, train_together
+from gpubackprop.training.resident import ResidentJob, obstacle, train_together
 from gpubackprop.training.step import TrainStep
 from tests.emulator import cupy_stub, sanitizers
 from tests.emulator.cupy_stub import Launched
@@ -31,6 +35,19 @@ def emulated() -> Iterator[None]:
         return ("cpu", "asked for") if device.startswith("cpu") else ("cuda:0", "emulated")
 
     with patch.object(devices, "choose", choose), cupy_stub.installed():
+        yield
+
+
+@contextmanager
+def planned(blocks: int | None) -> Iterator[None]:
+    """Have every network in so many blocks, unless None, also where one block would be quicker."""
+    if blocks is None:
+        yield
+        return
+    with (
+        patch.object(resident, "plan_resident", partial(plan_resident, blocks=blocks)),
+        patch.object(launching, "in_company", lambda plans, *_: list(plans)),
+    ):
         yield
 
 
@@ -137,3 +154,86 @@ def launch_of(
         launched.shared, dict(launched.defines),
     )  # fmt: skip
     return launch, reached
+
+
+# -- both sides ---------------------------------------------------------------------------------
+
+TOLERANCE = 2e-5  # after several steps; each sum in another order
+
+
+def assert_same_training(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert got.keys() == wanted.keys()
+    for name, array in wanted.items():
+        size = max(1.0, float(np.abs(array).max(initial=0.0)))
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=TOLERANCE * size, err_msg=name)
+
+
+def both(epochs: int = 2, blocks: int | None = None, **options: Any) -> tuple[TrainStep, TrainStep]:
+    """Train the same network on the CPU batch by batch and in one launch; they must be alike."""
+    cpu, card = step_of("cpu:numpy", **options), step_of("cuda", **options)
+    by_batches(cpu, orders(cpu, epochs), rates(cpu, epochs))
+    with planned(blocks):
+        assert obstacle(card) == ""
+        train_together([job(card, epochs)])
+    assert_same_training(numbers(card), numbers(cpu))
+    assert card.steps == cpu.steps
+    return cpu, card
+
+
+# -- awkward cases ------------------------------------------------------------------------------
+
+LOSS_CASES: dict[str, Loss] = {
+    "plain": losses.SoftmaxCrossEntropy(),
+    "smoothed": losses.SoftmaxCrossEntropy(label_smoothing=0.1, z_loss=0.01),
+    "weighted": losses.SoftmaxCrossEntropy(class_weight=[0.5, 2.0, 1.0]),
+    "weighted, smoothed": losses.SoftmaxCrossEntropy(
+        class_weight=[0.5, 2.0, 1.0], label_smoothing=0.1
+    ),
+    "ignored": losses.SoftmaxCrossEntropy(ignore_index=1),
+    "capped": losses.SoftmaxCrossEntropy(soft_cap=2.0),
+    "sum": losses.SoftmaxCrossEntropy(reduction="sum"),
+    "squared, sum": losses.SquaredError(reduction="sum"),
+    "binary, by element": losses.BinaryCrossEntropy(reduction="elementwise_mean"),
+    **{name: losses.LOSSES[name]() for name in POINTWISE_LOSSES},
+}
+
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gradient descent": (optimizers.GradientDescent(0.1), {}),
+    "sgd, nesterov": (optimizers.SGD(0.05, momentum=0.9, nesterov=True), {}),
+    "momentum": (optimizers.Momentum(0.05), {}),
+    "momentum, nesterov, l2": (optimizers.Momentum(0.05, nesterov=True), {"l2": 0.1}),
+    "adam, l2 and clipped": (optimizers.Adam(0.05), {"l2": 0.1, "clip_norm": 0.1}),
+    "clipped to nothing": (optimizers.SGD(0.05), {"clip_norm": 0.0}),
+    "adam of scikit-learn": (optimizers.Adam(0.05, eps_placement="sklearn"), {}),
+    "adamw, decayed": (optimizers.AdamW(0.05, weight_decay=0.1), {}),
+    "amsgrad": (optimizers.Adam(0.05, amsgrad=True), {}),
+    "rmsprop, coupled decay": (optimizers.RMSprop(0.01, weight_decay=0.1), {}),
+    "adagrad from above 0": (
+        optimizers.Adagrad(0.05, lr_decay=0.1, initial_accumulator=0.3), {}
+    ),
+    "lion": (optimizers.Lion(0.01, weight_decay=0.1), {}),
+}  # fmt: skip
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "one unit": {"widths": (1, 1, 2), "rows": 9, "batch": 4},
+    "one row": {"widths": (5, 6, 3), "rows": 1, "batch": 1},
+    "batches of one row": {"widths": (3, 4, 2), "rows": 7, "batch": 1},
+    "33 rows": {"widths": (5, 6, 3), "rows": 33, "batch": 33},
+    "a batch larger than the set": {"widths": (5, 6, 3), "rows": 20, "batch": 100},
+    "a short last batch": {"widths": (5, 6, 3), "rows": 21, "batch": 10},
+    "no hidden layer": {"widths": (7, 3)},
+    "30 layers of one unit": {"widths": (2, *[1] * 30, 2), "activation": "leaky_relu"},
+    "odd widths": {"widths": (33, 17, 65, 5), "rows": 50, "batch": 33},
+    "more than 32 outputs": {"widths": (4, 9, 100), "rows": 30, "batch": 12},
+    "several tiles": {"widths": (64, 128, 10), "activation": "relu", "rows": 260, "batch": 200},
+    "wide inputs": {"widths": (300, 8, 3), "rows": 40, "batch": 40},
+}
+
+# For one launch.
+MANY: tuple[dict[str, Any], ...] = (
+    {"seed": 2},
+    {"widths": (5, 9, 3), "activation": "gelu", "dropout": 0.3, "optimizer": optimizers.SGD(0.1)},
+    {"widths": (4, 1), "loss": losses.Poisson(), "rows": 11, "batch": 4},
+    {"widths": (64, 128, 10), "activation": "relu", "rows": 90, "batch": 70, "clip_norm": 0.5},
+    {"widths": (5, 3, 3, 3), "optimizer": optimizers.Adam(0.1, amsgrad=True), "l2": 0.2},
+)

@@ -20,11 +20,11 @@ def test_a_plan_is_shown_for_a_named_network_without_a_card(
 ) -> None:
     monkeypatch.setattr(info_resident.devices, "choose", lambda device: ("cpu", "none"))
     said = ok("info", "--resident", "64-128-10", "--batch", 200).out
-    assert "resident training: one block, 221,824 of 230,400 bytes, tiles of 52 rows" in said
+    assert "resident training: a cluster of 8 blocks, 123,424 of 230,400 bytes" in said
     assert "(there is none here)" in said
     found = ok("info", "--resident", "784-512-10", "--json").json
-    # 784 x 512 + 512 + 512 x 10 + 10 numbers, each four times with Adam, are above 227 KB
-    assert found["reason"].endswith("bytes of parameters, gradients and slots, 230,400 there")
+    # 784 x 512 + 512 + 512 x 10 + 10 numbers, each twice and a quarter with Adam, are above 227 KB
+    assert found["reason"].endswith("gradients and slots in each of 8 blocks, 230,400 there")
     assert (found["resident"], found["blocks"], found["device"]) == (False, 0, None)
     wide = ok("info", "--resident", "64-32-10", "--dtype", "float64", "--json").json
     assert wide["reason"] == "its numbers are float64 and not float32"

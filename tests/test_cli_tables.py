@@ -419,12 +419,12 @@ def test_rows_of_weight_zero_teach_nothing(tmp_path):
 
 
 def test_rows_of_a_group_are_held_out_together(tmp_path, monkeypatch):
-    from gpubackprop.cli import train_table
+    from gpubackprop.cli import train_found
 
     seen = {}
-    split = train_table.split
+    split = train_found.split
     monkeypatch.setattr(
-        train_table, "split", lambda *a, **o: seen.setdefault("parts", split(*a, **o))
+        train_found, "split", lambda *a, **o: seen.setdefault("parts", split(*a, **o))
     )
     data = people(90) | {"house": [f"h{i % 11}" for i in range(90)]}
     path = write_table(tmp_path / "t.csv", data)
@@ -438,12 +438,12 @@ def test_rows_of_a_group_are_held_out_together(tmp_path, monkeypatch):
 
 
 def test_a_split_by_time_takes_the_last_rows(tmp_path, monkeypatch):
-    from gpubackprop.cli import train_table
+    from gpubackprop.cli import train_found
 
     seen = {}
-    split = train_table.split
+    split = train_found.split
     monkeypatch.setattr(
-        train_table, "split", lambda *a, **o: seen.setdefault("parts", split(*a, **o))
+        train_found, "split", lambda *a, **o: seen.setdefault("parts", split(*a, **o))
     )
     path = write_table(tmp_path / "t.csv", people(100))
     trained(path, "kind", tmp_path / "o", "--validation-last", "0.25")

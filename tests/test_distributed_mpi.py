@@ -242,6 +242,27 @@ def test_the_command_line_trains_on_several_ranks_and_rank_0_alone_writes_and_pr
 
 
 @with_mpi
+def test_the_command_line_trains_on_a_parquet_file_that_its_ranks_read_together(
+    tmp_path: Path,
+) -> None:
+    table = pa.table({name: np.array(column) for name, column in flowers().items()})
+    pq.write_table(table, tmp_path / "flowers.parquet", row_group_size=20)
+    losses = []
+    for size in (2, 1):
+        output = tmp_path / str(size)
+        result = mpiexec(
+            size, "gpubackprop", "train", tmp_path / "flowers.parquet", "--target", "kind",
+            "--hidden", "8", "--epochs", "4", "--dtype", "float64", "--device", "cpu:numpy",
+            "--output", output, *(["--low-memory"] if size > 1 else []),
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        summary = json.loads((output / "summary.json").read_text())
+        assert any("read in batches" in note for note in summary["notes"]) == (size > 1)
+        losses.append((summary["train_loss"], summary["test_loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+@with_mpi
 def test_ranks_share_the_networks_of_folds_and_members_and_the_model_has_the_same_bits(
     tmp_path: Path,
 ) -> None:

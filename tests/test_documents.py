@@ -43,6 +43,7 @@ NOT_RUN = {
     "python -m benchmarks --op softmax": "minutes; test_benchmarks_run runs it at small size",
     "gpubackprop bench --list --full": "test_benchmarks_compare runs it",
     "python -m benchmarks.report": "writes into this repository; test_benchmarks_report runs it",
+    "python -m benchmarks.bench_many": "minutes; test_bench_many runs it at small size",
     "python -m benchmarks.bench_tables": "minutes, and packages of data; test_bench_tables runs one table",
     "python -m benchmarks.profile_step": "ten seconds; test_benchmarks runs it with less",
     "python -m pytest benchmarks --size smoke": "half a minute; test_benchmarks runs one file of it",

@@ -25,7 +25,10 @@ from tests.emulator.module import HERE
 pytestmark = pytest.mark.skipif(compilers.compiler() is None, reason=compilers.NONE_FOUND)
 
 # One thread of them does scalar work that is float64 by meaning: coefficients and totals.
-SCALAR_FLOAT64 = ("prepare_update", "prepare_table", "accumulate", "resident_training")
+SCALAR_FLOAT64 = (
+    "prepare_update", "prepare_table", "accumulate", "resident_training",
+    *(f"resident_training_cluster{blocks}" for blocks in (2, 4, 8)),
+)  # fmt: skip
 # Kernels whose header promises 16-byte accesses, as the compiler writes them.
 VECTORISED = (
     "affine_epilogue",
@@ -95,6 +98,7 @@ def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         "sum_of_squares_finish": ("f32",), "gather_rows": ("u8_f32", "f32_bf16"),
         "accumulate": ("f32",), "one_hot_forward": ("f32",), "one_hot_backward": ("f32", "f64"),
         "resident_training": ("f32",),
+        **{f"resident_training_cluster{blocks}": ("f32",) for blocks in (2, 4, 8)},
     }  # fmt: skip
     names = {f"{kernel}_{tail}" for kernel, tails in heavy.items() for tail in tails}
     chosen = [entry for entry in entries() if entry[1] in names]

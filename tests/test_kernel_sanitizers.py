@@ -136,8 +136,9 @@ def gathers(verbs: Operations, pairs: tuple[tuple[str, str], ...]) -> None:
             verbs.gather_rows(table, np.arange(rows) % 12 - 1, result)
 
 
-def resident_training() -> emulator.Launch:
-    """Five networks, whose layers, losses, updates and options differ."""
+def resident_training() -> list[emulator.Launch]:
+    """Five networks, whose layers, losses, updates and options differ; three of them in clusters,
+    in which some blocks have no row of the last batch, and a slice of no parameter."""
     small = {"rows": 11, "batch": 8}
     networks: list[dict[str, Any]] = [
         {"activation": "gelu", "dropout": 0.3, "clip_norm": 0.1, "l2": 0.1},
@@ -146,9 +147,12 @@ def resident_training() -> emulator.Launch:
         {"widths": (64, 128, 10), "rows": 40, "batch": 40},
         {"widths": (7, 40), "loss": SoftmaxCrossEntropy(class_weight=[1.0] * 40)},
     ]
-    with resident_jobs.emulated():
-        steps = [resident_jobs.step_of("cuda", **(small | options)) for options in networks]
-        return resident_jobs.launch_of([resident_jobs.job(step, 1) for step in steps])[0]
+    launches = []
+    for blocks, chosen in ((1, networks), (2, networks[:3]), (4, networks[:2]), (8, networks[:2])):
+        with resident_jobs.emulated(), resident_jobs.planned(blocks):
+            steps = [resident_jobs.step_of("cuda", **(small | options)) for options in chosen]
+            launches += [resident_jobs.launch_of([resident_jobs.job(step, 1) for step in steps])[0]]
+    return launches
 
 
 def one_hots(verbs: Operations, dtypes: tuple[str, ...]) -> None:
@@ -208,7 +212,7 @@ def launches_of_one_entry_each() -> list[emulator.Launch]:
     tables(verbs, ("adam",), ("f32", "bf16"))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
     one_hots(verbs, ("f32",))
-    return [*launches, resident_training()]
+    return [*launches, *resident_training()]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -235,7 +239,7 @@ def test_no_finding_in_any_entry(mode, sweep):
     updates(verbs, tuple(UPDATES))
     tables(verbs, TABLE_UPDATES, ("f64", "f32", "f16", "bf16"))
     gathers(verbs, KERNELS["gather_rows"].pairs)
-    launches.append(resident_training())
+    launches += resident_training()
     one_hots(verbs, ("f64", "f32"))
     assert {launch.entry for launch in launches} == {entry for _, entry, _ in entries()}
     names = sweep.cases(sorted({launch.entry for launch in launches}), keep=8)

@@ -273,8 +273,8 @@ def test_members_of_an_ensemble_share_launches(launches: list[int]) -> None:
         ),
         (
             {"hidden_layer_sizes": (300, 300)},
-            "Epochs: no resident training: 1,483,264 bytes of parameters, gradients and slots, "
-            "230,400 there",
+            "Epochs: no resident training: 834,336 bytes of parameters, gradients and slots "
+            "in each of 8 blocks, 230,400 there",
         ),
     ],
 )

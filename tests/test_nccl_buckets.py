@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from gpubackprop import MLP, Trainer, passes
 from gpubackprop.backends import devices
-from gpubackprop.backends.cupy import CupyBackend, product_choice
+from gpubackprop.backends.cupy import CupyBackend, epilogues, product_choice
 from gpubackprop.backends.cupy.second_stream import SecondStream
 from gpubackprop.distributed import Communicator, in_threads, nccl, on_device
 from gpubackprop.distributed.buckets import buckets_of, least_bytes
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _a_gpu_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_gpu_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     choose = devices.choose
 
     def emulated(name: str) -> tuple[str, str]:
@@ -37,6 +38,8 @@ def _a_gpu_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "choose", emulated)
     # Products that are chosen by time would have other bits from run to run.
     monkeypatch.setattr(product_choice, "PROPOSALS", 1)
+    yield
+    cublaslt.library().standin_behave(0)
 
 
 def on_its_gpu(ranks: Communicator) -> str:
@@ -182,6 +185,32 @@ def test_calls_that_no_graph_can_hold_train_to_the_same_bits(
                 )
             )
     assert found[0] == found[1]
+
+
+def test_products_with_epilogues_learn_the_same_and_buckets_cost_none_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(epilogues.VARIABLE, "always")
+    cublaslt.library().standin_behave(cublaslt.KEEPS_NAN)  # so that all of them are right
+    found, calls = [], []
+
+    def work(ranks: Communicator) -> Any:
+        network = MLP([4, 8, 6, 3], "relu", seed=1, dtype="float64", device=on_its_gpu(ranks))
+        trainer = Trainer(network, batch_size=103, distributed=ranks)
+        trainer.fit(*some_rows(), epochs=3)
+        (batch,) = trainer.state.step._plans.values()
+        launches = len([node for _, node in batch.replay._plan._graph.nodes if callable(node)])
+        return network.backend.to_host(network.parameters).tolist(), launches
+
+    for least in (1, 1 << 40):
+        in_buckets_of(monkeypatch, least)
+        with cupy_stub.installed(seed=2):
+            (first, nodes), (second, _) = in_threads(2, work)
+        assert first == second
+        found.append(first)
+        calls.append(nodes)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9, atol=1e-12)
+    assert calls[0] - calls[1] == 2 * 3, "three more sums, of two nodes each here"
 
 
 # -- the graph ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpubackprop import MLP, Model, Trainer
+from gpubackprop.cli import build_parser, train_table
+from gpubackprop.cli.train_data import prepare
+from gpubackprop.cli.train_folds import settle
+from gpubackprop.cli.train_rows import TrainingData
 from gpubackprop.data import TablePreprocessor, TableRows, table_rows
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.data.table_file import row_groups
@@ -24,8 +29,8 @@ from gpubackprop.errors import DataError, DistributedError, OptionError
 ROWS, GROUP = 1000, 100
 
 
-def some_table(rows: int = ROWS, categories: int = 3) -> pa.Table:
-    rng = np.random.default_rng(7)
+def some_table(rows: int = ROWS, categories: int = 3, seed: int = 7) -> pa.Table:
+    rng = np.random.default_rng(seed)
     colours = [None, *(f"colour {j}" for j in range(categories))]
     days = np.datetime64("2020-01-01") + rng.integers(0, 900, rows)
     gaps = rng.uniform(size=rows) < 0.1
@@ -191,6 +196,26 @@ def test_more_ranks_than_row_groups_leave_some_without_rows(tmp_path: Path) -> N
         same(rows, table_rows(file, "good", distributed=None))
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["a disk each", "one disk"])
+def test_the_ranks_of_each_machine_read_the_file_together_unless_all_see_one_directory(
+    shared: bool, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(ranks: Communicator) -> TableRows:
+        machine.name = "ab"[ranks.rank // 2]
+        directory = tmp_path / "all" if shared else None
+        return table_rows(parquet, "good", directory=directory, distributed=ranks)
+
+    machine = threading.local()
+    monkeypatch.setattr("socket.gethostname", lambda: machine.name)
+    found = in_threads(4, work)
+    machine.name = "c"
+    alone = table_rows(parquet, "good", distributed=None)
+    for rows in found:
+        same(rows, alone)
+    groups = [len(rows.decoded) for rows in found]
+    assert groups == ([2, 3, 2, 3] if shared else [5, 5, 5, 5])
+
+
 # -- the mapped file ------------------------------------------------------------------------------
 
 
@@ -242,6 +267,62 @@ def test_ranks_train_on_the_rows_as_one_process_does_and_the_model_takes_raw_tab
     for mine, other, theirs in zip(first, second, alone, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12)
         np.testing.assert_array_equal(mine, other)
+
+
+# -- the command line's ---------------------------------------------------------------------------
+
+
+def of_command_line(ranks: Communicator | None, *arguments: object) -> TrainingData:
+    words = ["train", *map(str, arguments)]
+    args = build_parser(words).parse_args(words)
+    settle(args)
+    return prepare(args, ranks)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_ranks_of_the_command_line_read_a_table_together_and_have_the_data_of_one_process(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpubackprop.data.tables._BLOCK", 4096)
+    files = [tmp_path / f"{name}.{kind}" for name in ("rows", "test")]
+    for file, seed in zip(files, (7, 8), strict=True):
+        table = some_table(seed=seed).append_column("weight", pa.array(np.arange(ROWS) % 5))
+        if kind == "csv":
+            pa.csv.write_csv(table, file)
+        else:
+            pq.write_table(table, file, row_group_size=GROUP)
+    options = [files[0], "--target", "good", "--weights", "weight", "--group", "count", "--test", files[1]]  # fmt: skip
+    whole = of_command_line(None, *options)
+    decoded: Counter[int] = Counter()
+    read = pq.ParquetFile.iter_batches
+
+    def counted(self: Any, *args: Any, row_groups: list[int], **named: Any) -> Any:
+        decoded.update(row_groups)
+        return read(self, *args, row_groups=row_groups, **named)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    monkeypatch.setattr(pq.ParquetFile, "read", None)
+    for data in in_threads(3, lambda ranks: of_command_line(ranks, *options, "--low-memory")):
+        for name in ("x", "targets", "train", "validation", "test", "sample_weight", "classes"):
+            np.testing.assert_array_equal(getattr(data, name), getattr(whole, name))
+        assert data.preprocessor.state() == whole.preprocessor.state()
+        assert isinstance(data.x, np.memmap)
+        assert data.notes[: len(whole.notes)] == whole.notes
+        assert "read in batches" in data.notes[-1]
+    if kind == "parquet":  # both files' targets and inputs, and a sample of one
+        assert decoded == {group: 5 for group in range(ROWS // GROUP)}
+
+
+def test_one_rank_without_memory_for_a_table_lets_all_read_it_in_batches(
+    parquet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(ranks: Communicator) -> TrainingData:
+        short.value = ranks.rank == 1
+        return of_command_line(ranks, parquet, "--target", "good")
+
+    short = threading.local()
+    monkeypatch.setattr(train_table, "exceeds_memory", lambda path: short.value)
+    assert all("read in batches" in data.notes[-1] for data in in_threads(2, work))
 
 
 # -- errors ---------------------------------------------------------------------------------------

@@ -487,4 +487,13 @@ KERNELS: dict[str, Kernel] = {
     "accumulate": Kernel("accumulate.cu", _one(FLAT_THREADS), dtypes=COMPUTE),
     # Planned by gpubackprop.backends.resident_plan.
     "resident_training": Kernel("resident_training.cu", _elsewhere, dtypes=("f32",)),
+    **{
+        f"resident_training_cluster{blocks}": Kernel(
+            "resident_training.cu",
+            _elsewhere,
+            dtypes=("f32",),
+            defines=(("ONLY_CLUSTER", str(blocks)),),
+        )
+        for blocks in (2, 4, 8)
+    },
 }

@@ -1,22 +1,24 @@
-"""The plan of resident training: whether a network fits into a block, and where all of it lies.
+"""The plan of resident training: whether a network fits into a block or a cluster, and where.
 
-A pure function of sizes, which needs neither a GPU nor CuPy. One block trains one network
-(`kernels/resident_training.cu`): parameters, gradients and optimizer slots stay in the block's
-shared memory, beside the units of a tile of rows. The plan of a network does not depend on what
-else is in a launch, so its sums have one order. The constants are first choices, each with its
-reason; they were not measured on a GPU.
+A pure function of sizes, which needs neither a GPU nor CuPy. One block trains one network, or a
+cluster of 2, 4 or 8 blocks (`kernels/resident_training.cu`): parameters, gradients and optimizer
+slots stay in the blocks' shared memory, beside the units of a tile of rows. The plan of a network
+does not depend on what else is in a launch, so its sums have one order. The constants are first
+choices, each with its reason; they were not measured on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, ceil_division
+from gpubackprop.backends.resident_cost import CLUSTERS, ResidentPlan, cycles_of_step, preferred
+from gpubackprop.errors import OptionError
 from gpubackprop.formulas import Activation, Update
 
 FLOAT = 4  # bytes
@@ -28,11 +30,11 @@ ADDRESSES = (
 )  # fmt: skip
 WORDS = (
     *ADDRESSES, "steps", "start", "epoch_rows", "batch_rows", "data_rows", "tile_rows", "update",
-    "slots", "clips", "loss", "first_layer", "layers", "weights_at", "weights_end",
-    "count", "x_at", "x_stride", "targets_at", "targets_stride", "row_weights_at", "has_labels",
-    "has_ignore_index", "ignore_index", "reduction", "empty_is_zero", "counts_correct",
-    "weights_by_order", "one_minus_eps", "eps_over_k", "z_loss", "soft_cap", "loss_parameter",
-    "probability_eps",
+    "slots", "clips", "loss", "first_layer", "layers", "shares", "weights_at", "weights_end",
+    "count", "slice", "x_at", "x_stride", "targets_at", "targets_stride", "row_weights_at",
+    "has_labels", "has_ignore_index", "ignore_index", "reduction", "empty_is_zero",
+    "counts_correct", "weights_by_order", "one_minus_eps", "eps_over_k", "z_loss", "soft_cap",
+    "loss_parameter", "probability_eps",
 )  # fmt: skip
 LAYER_FIELDS = (
     "inputs", "outputs", "weights_from", "biases_from", "weights", "stride", "biases", "units",
@@ -46,51 +48,6 @@ MOST_ROWS = 256
 STAGES = 2  # inputs of two tiles: one is on its way while the other is worked on
 
 
-@dataclass(frozen=True)
-class ResidentPlan:
-    """The answer of `plan_resident`.
-
-    Attributes
-    ----------
-    reason : str
-        Why the network does not fit; "" if it does.
-    shared_bytes : int
-        Dynamic shared memory of its block; the least that would do if it does not fit.
-    available : int
-        What a block of the card may have.
-    tile_rows : int
-        Rows of a batch that are worked on at once.
-    numbers : dict
-        Places in the block's memory, in floats, by the names of `WORDS`.
-    layers : tuple of dict
-        The same for each layer, by the names of `LAYER_FIELDS`.
-    """
-
-    reason: str
-    shared_bytes: int
-    available: int
-    tile_rows: int = 0
-    numbers: dict[str, int] = field(default_factory=dict, repr=False)
-    layers: tuple[dict[str, int], ...] = field(default=(), repr=False)
-
-    @property
-    def fits(self) -> bool:
-        return not self.reason
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of a network: 1. Clusters are not made yet."""
-        return 1
-
-    def __str__(self) -> str:
-        if not self.fits:
-            return f"no resident training: {self.reason}"
-        return (
-            f"resident training: one block, {self.shared_bytes:,} of {self.available:,} bytes, "
-            f"tiles of {self.tile_rows} rows"
-        )
-
-
 def plan_resident(
     widths: Sequence[int],
     activations: Sequence[Activation],
@@ -101,8 +58,9 @@ def plan_resident(
     dropout: Sequence[float] | None = None,
     has_labels: bool = True,
     weighted: bool = False,
+    blocks: int | None = None,
 ) -> ResidentPlan:
-    """Lay out a network in the shared memory of one block.
+    """Lay out a network in the shared memory of one block, or of each block of a cluster.
 
     Parameters
     ----------
@@ -115,18 +73,25 @@ def plan_resident(
     batch_size : int
         The most rows of a batch.
     device : DeviceProperties
-        The card.
+        The card; clusters came with compute capability 9.0.
     dropout : sequence of float or None
         Rate of each hidden layer.
     has_labels : bool
         Whether targets are class indices; else they are a number for each output.
     weighted : bool
         Whether rows have weights.
+    blocks : {1, 2, 4, 8} or None
+        Overrules the choice of the cluster.
 
     Returns
     -------
     ResidentPlan
         The layout, or the reason why there is none.
+
+    Raises
+    ------
+    OptionError
+        `blocks` is another number, or more than 1 on a card without clusters.
 
     Examples
     --------
@@ -134,30 +99,81 @@ def plan_resident(
     >>> card = DeviceProperties(132, shared_bytes=232_448, capability=(9, 0))
     >>> relu, adam = ACTIVATIONS["relu"], UPDATES["adam"]
     >>> print(plan_resident((64, 128, 10), (relu,), adam, 200, card))
+    resident training: a cluster of 8 blocks, 123,424 of 230,400 bytes, tiles of 28 rows
+    >>> print(plan_resident((64, 128, 10), (relu,), adam, 200, card, blocks=1))
     resident training: one block, 221,824 of 230,400 bytes, tiles of 52 rows
     >>> print(plan_resident((784, 512, 10), (relu,), adam, 128, card))
-    no resident training: 6,546,240 bytes of parameters, gradients and slots, 230,400 there
+    no resident training: 3,682,272 bytes of parameters, gradients and slots in each of 8 blocks, \
+230,400 there
     """
-    layers = _layers(widths, activations, dropout or [0.0] * len(activations))
-    state = (2 + len(formula.slots)) * _place_parameters(layers)
-    fixed = LAYER_WORDS * len(layers) + state
-    row = _row(layers, widths, has_labels, weighted)
-    available = max(0, device.shared_bytes - STATIC_SHARED)
-    least = FLOAT * (fixed + 4 * row)
-    if FLOAT * fixed > available:
-        reason = f"{FLOAT * state:,} bytes of parameters, gradients and slots, {available:,} there"
-        return ResidentPlan(reason, least, available)
+    network = _Network(
+        tuple(widths), tuple(activations), tuple(dropout or [0.0] * len(activations)),
+        len(formula.slots), batch_size, has_labels, weighted,
+        max(0, device.shared_bytes - STATIC_SHARED),
+    )  # fmt: skip
+    there = CLUSTERS if device.capability >= (9, 0) else (1,)
+    if blocks not in (None, *there):
+        raise OptionError(f"blocks is {blocks!r} but must be {', '.join(map(str, there))} or None")
+    plans = [_lay_out(network, n, n) for n in ([blocks] if blocks else there)]
+    plan = preferred(plans)
+    if plan.blocks == 1:
+        return plan
+    alone = _lay_out(network, plan.blocks, 1)
+    return replace(plan, in_one_block=alone if alone.fits else None)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The sizes that a layout is made of."""
+
+    widths: tuple[int, ...]
+    activations: tuple[Activation, ...]
+    dropout: tuple[float, ...]
+    slots: int
+    batch_size: int
+    has_labels: bool
+    weighted: bool
+    available: int
+
+
+def _lay_out(network: _Network, shares: int, blocks: int) -> ResidentPlan:
+    """Lay out a network whose batches are cut into `shares`, in as many blocks or in one.
+
+    One block adds up the tiles of a batch as a cluster adds up its blocks: a share is one tile.
+    """
+    layers, available = _layers(network), network.available
+    count = _place_parameters(layers)
+    part = _up(ceil_division(count, shares), 4)  # of the flat parameters, with a share's slots
+    state = 2 * count + network.slots * (part if blocks > 1 else count)
+    fixed, row = LAYER_WORDS * len(layers) + state, _row(layers, network)
+    least, rows = FLOAT * (fixed + 4 * row), ceil_division(network.batch_size, shares)
     most = (available // FLOAT - fixed) // row // 4 * 4
-    if most == 0:
-        reason = f"{least:,} bytes with four rows of units, {available:,} there"
-        return ResidentPlan(reason, least, available)
-    tiles = ceil_division(batch_size, min(most, MOST_ROWS))
-    rows = _up(ceil_division(batch_size, tiles), 4)
-    numbers = _place_rows(layers, widths, has_labels, weighted, rows, fixed)
-    numbers |= {"tile_rows": rows, "layers": len(layers), "slots": len(formula.slots)}
-    numbers |= {"weights_at": LAYER_WORDS * len(layers), "count": state // (2 + len(formula.slots))}
+    reason, each = "", f" in each of {blocks} blocks" if blocks > 1 else ""
+    if FLOAT * fixed > available:
+        reason = (
+            f"{FLOAT * state:,} bytes of parameters, gradients and slots{each}, {available:,} there"
+        )
+    elif most == 0:
+        reason = f"{least:,} bytes with four rows of units{each}, {available:,} there"
+    elif blocks < shares and min(most, MOST_ROWS) < rows:
+        reason = f"a share of {rows} rows is more than one tile"
+    if reason:
+        return ResidentPlan(reason, least, available, blocks)
+    tiles = ceil_division(rows, min(most, MOST_ROWS))
+    tile_rows = _up(ceil_division(rows, tiles), 4)
+    numbers = _place_rows(layers, network, tile_rows, fixed)
+    numbers |= {"tile_rows": tile_rows, "layers": len(layers), "slots": network.slots}
+    numbers |= {"weights_at": LAYER_WORDS * len(layers), "count": count}
+    numbers |= {"shares": shares, "slice": part}
     numbers["weights_end"] = layers[0]["biases"] - numbers["weights_at"]
-    return ResidentPlan("", FLOAT * (fixed + rows * row), available, rows, numbers, tuple(layers))
+    cycles = cycles_of_step(
+        network.widths, [min(tile_rows, rows)] * tiles * (shares // blocks), count, network.slots,
+        blocks,
+    )  # fmt: skip
+    return ResidentPlan(
+        "", FLOAT * (fixed + tile_rows * row), available, blocks, tile_rows, cycles, numbers,
+        tuple(layers),
+    )  # fmt: skip
 
 
 def _up(number: int, step: int) -> int:
@@ -172,17 +188,15 @@ def row_stride(width: int) -> int:
     return 4 * (ceil_division(width, 4) | 1)
 
 
-def _layers(
-    widths: Sequence[int], activations: Sequence[Activation], dropout: Sequence[float]
-) -> list[dict[str, int]]:
+def _layers(network: _Network) -> list[dict[str, int]]:
     layers = [
         {
             "inputs": inputs, "outputs": outputs, "stride": row_stride(inputs),
             "units_stride": row_stride(outputs), "slopes": 0,
         }
-        for inputs, outputs in pairwise(widths)
+        for inputs, outputs in pairwise(network.widths)
     ]  # fmt: skip
-    for layer, act, rate in zip(layers, activations, dropout, strict=False):
+    for layer, act, rate in zip(layers, network.activations, network.dropout, strict=False):
         # The slope is kept if it is no function of h as the next layer reads it.
         layer["slopes"] = int(act.saved == "a" or rate > 0)
     return layers
@@ -200,23 +214,21 @@ def _place_parameters(layers: list[dict[str, int]]) -> int:
     return place - begin
 
 
-def _row(
-    layers: list[dict[str, int]], widths: Sequence[int], has_labels: bool, weighted: bool
-) -> int:
+def _row(layers: list[dict[str, int]], network: _Network) -> int:
     """Return the floats that a row of a tile takes."""
-    staged = row_stride(widths[0]) + (2 if has_labels else row_stride(widths[-1])) + weighted
-    return STAGES * staged + sum(
+    widths, targets = network.widths, 2 if network.has_labels else row_stride(network.widths[-1])
+    return STAGES * (row_stride(widths[0]) + targets + network.weighted) + sum(
         layer["units_stride"] * (2 if layer["slopes"] else 1) for layer in layers
     )
 
 
 def _place_rows(
-    layers: list[dict[str, int]], widths: Sequence[int], has_labels: bool, weighted: bool,
-    rows: int, place: int,
-) -> dict[str, int]:  # fmt: skip
+    layers: list[dict[str, int]], network: _Network, rows: int, place: int
+) -> dict[str, int]:
     """Place what belongs to the rows of a tile from `place` on."""
-    numbers = {"x_stride": row_stride(widths[0]), "has_labels": int(has_labels)}
-    numbers["targets_stride"] = 2 if has_labels else row_stride(widths[-1])
+    widths, weighted = network.widths, network.weighted
+    numbers = {"x_stride": row_stride(widths[0]), "has_labels": int(network.has_labels)}
+    numbers["targets_stride"] = 2 if network.has_labels else row_stride(widths[-1])
     for name, each in (
         ("x_at", numbers["x_stride"]),
         ("targets_at", numbers["targets_stride"]),

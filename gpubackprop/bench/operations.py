@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubackprop.backends import Backend, UpdateRule
-from gpubackprop.bench import front_ends, layers
+from gpubackprop.bench import front_ends, layers, many
 from gpubackprop.bench.losses import PointwiseLoss, SoftmaxCrossEntropy
 from gpubackprop.bench.problems import (
     ELEMENTWISE,
@@ -301,4 +301,4 @@ PROBLEMS: dict[str, Problem] = {
 
 def get(op: str) -> Problem:
     """Return the problem of that name, or raise OptionError."""
-    return lookup(PROBLEMS | front_ends.PROBLEMS, op, "operation")
+    return lookup(PROBLEMS | front_ends.PROBLEMS | many.PROBLEMS, op, "operation")

@@ -20,6 +20,8 @@ TORCH_OPS = frozenset({
 STEP = frozenset({"training_step", "cold_start"})
 LINEAR = frozenset({"linear_cross_entropy", "linear_gelu"})
 FIT = frozenset({"fit"})
+NETWORKS = frozenset({"fit_many"})
+MANY, PROCESSES, IN_TURN = "fit_many", "fit_many, processes", "one after another"  # all ours
 OURS = {"cpu": "numpy", "cuda": "cupy_raw"}
 NUMPY_ALONE = "gpubackprop, NumPy alone"  # without the compiled kernels of the host
 FRONT_ENDS = ("gpubackprop.torch", "gpubackprop.sklearn")
@@ -106,6 +108,9 @@ PROVIDERS = (
         LINEAR | {"softmax_cross_entropy", "update_many"}, asked=True, extra="torch",
     ),
     Provider(FRONT_ENDS[1], "other_peers", _BOTH, FIT, asked=True, extra="sklearn"),
+    Provider(MANY, "many_runs", _BOTH, NETWORKS, asked=True),
+    Provider(PROCESSES, "many_runs", ("cpu",), NETWORKS, asked=True),
+    Provider(IN_TURN, "many_runs", _BOTH, NETWORKS, asked=True),
     Provider(
         "torch eager", "torch_peer", _BOTH, TORCH_OPS | LINEAR | FIT, "torch",
         distribution="torch", imports="import torch", extra="torch",
@@ -160,7 +165,7 @@ def reference(names: Iterable[str], device: str) -> str:
     """Return our provider's name among these: the others' ratios refer to it."""
     own = OURS[device.partition(":")[0]]
     found = set(names)
-    return next((name for name in (own, *FRONT_ENDS) if name in found), own)
+    return next((name for name in (own, *FRONT_ENDS, MANY) if name in found), own)
 
 
 def peer_groups(text: str) -> frozenset[str]:

@@ -34,7 +34,8 @@ class Case:
     op : key of `operations.PROBLEMS`.
     shape : (rows, columns) or (elements,). It is (rows, in, out) for "affine_..." and
         "linear_...", (batch, *widths) for "training_step" and "cold_start", and
-        (epochs, batch, rows, *widths) for "fit".
+        (epochs, batch, rows, *widths) for "fit", with the number of networks before it for
+        "fit_many".
     dtype : storage type.
     variant : activation, loss, optimizer or options of the operation.
     devices : devices on which it is measured.
@@ -57,6 +58,10 @@ class Case:
         if self.op == "fit":
             epochs, batch, rows, *widths = self.shape
             shape = f"{rows}x{'-'.join(map(str, widths))}/batch{batch}/epochs{epochs}"
+        elif self.op == "fit_many":
+            networks, epochs, batch, rows, *widths = self.shape
+            shape = f"{rows}x{'-'.join(map(str, widths))}/batch{batch}/epochs{epochs}"
+            shape += f"/networks{networks}"
         elif self.op in ("training_step", "cold_start"):
             batch, *widths = self.shape
             deep = len(widths) > SHOWN_WIDTHS and len(set(widths)) == 1

@@ -139,7 +139,7 @@ class Session:
         """Number further sets of arrays, until all sets exceed a GPU's cache."""
         moved = operations.get(case.op).bytes(case)
         l2 = self.timer.l2_bytes()
-        if not l2 or case.op in ("training_step", "transfer", "fit"):
+        if not l2 or case.op in ("training_step", "transfer", "fit", "fit_many"):
             return iter(())
         return iter(range(min(MOST_SETS - 1, SETS_OF_L2 * l2 // max(moved, 1))))
 

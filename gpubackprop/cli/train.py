@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     members.check(args)
     say = train_ranks.say_of(args, ranks)
     device = train_ranks.own_device(args, ranks, ranks.all_succeed(lambda: use_device(args)))
-    data = ranks.all_succeed(lambda: prepare(args))
+    data = prepare(args, ranks)
     device = suit_work(args, data, device)
     trainers = ranks.all_succeed(lambda: members.build_members(args, data, device, build, ranks))
     trainer = trainers[0]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpubackprop._optional import require
 from gpubackprop.data import TablePreprocessor
-from gpubackprop.data.any_table import Table
-from gpubackprop.data.coded import CodedInputs
+from gpubackprop.data.shared_table import SharedTable, mapped, some_rows
 from gpubackprop.data.table_file import CsvSource, FileTable, ParquetSource
+from gpubackprop.distributed import Communicator
 
 Array = np.ndarray
 Open = Callable[[str], CsvSource | ParquetSource]
@@ -40,49 +38,48 @@ def free_memory() -> float:
     return float("inf")
 
 
-def sample(open_file: Open, path: str, rows: Array, seed: int) -> FileTable:
-    """Return some of these rows of a file, as many as have SAMPLE_CELLS cells, in order."""
-    pa = require("pyarrow", "cli", "read CSV and Parquet files")
-    source = open_file(path)
-    most = max(1000, SAMPLE_CELLS // len(source.used))
-    if len(rows) > most:
-        rows = np.random.default_rng(seed).choice(rows, most, replace=False)
-    rows, parts, first = np.sort(rows), [], 0
-    for batch in source.batches():
-        inside = rows[(rows >= first) & (rows < first + len(batch))] - first
-        parts.append(batch.arrow.take(inside))
-        first += len(batch)
-    return source.table(pa.concat_tables(parts, promote_options="default"))
+class InBatches:
+    """The files of a training, of which no process holds the whole: the ranks read them together.
 
+    All ranks call every method.
 
-def encoded_in_batches(
-    open_file: Open, prepared: TablePreprocessor, parts: Sequence[tuple[str, Array]], dtype: Any
-) -> Any:
-    """Return the inputs of these rows of these files, mapped from files that have no name."""
-    count, done = sum(len(rows) for _, rows in parts), 0
-    x: Any = None
-    for path, rows in parts:
-        first = 0
-        for batch in open_file(path).batches():
-            inside = rows[(rows >= first) & (rows < first + len(batch))] - first
-            encoded = prepared.inputs(Table.take(batch, inside), dtype)
-            x = _mapped_like(encoded, count) if x is None else x
-            pairs = [(x, encoded)]
-            if isinstance(encoded, CodedInputs):
-                pairs = [(x.dense, encoded.dense), (x.codes, encoded.codes)]
-            for whole, part in pairs:
-                whole[done : done + len(inside)] = part
-            first, done = first + len(batch), done + len(inside)
-    return x
+    Parameters
+    ----------
+    open_file : callable
+        ``open_file(path)`` returns the file with the columns that are used.
+    ranks : Communicator
+        The ranks.
+    """
 
+    def __init__(self, open_file: Open, ranks: Communicator) -> None:
+        self._open, self.ranks = open_file, ranks
+        self._files: dict[str, SharedTable] = {}
 
-def _mapped_like(encoded: Any, rows: int) -> Any:
-    """Return memory of a file for so many rows of the same columns."""
-    if isinstance(encoded, CodedInputs):
-        dense, codes = (_mapped_like(part, rows) for part in (encoded.dense, encoded.codes))
-        return encoded.with_arrays(dense, codes)
-    shape = rows, encoded.shape[1]
-    if 0 in shape:
-        return np.empty(shape, encoded.dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, encoded.dtype, "w+", shape=shape)
+    def _file(self, path: str) -> SharedTable:
+        if path not in self._files:
+            self._files[path] = SharedTable(path, self.ranks, one_disk=False)
+        return self._files[path]
+
+    def _source(self, path: str) -> CsvSource | ParquetSource:
+        return self.ranks.all_succeed(lambda: self._open(path))
+
+    def beside(self, path: str, open_file: Open) -> FileTable:
+        """Return the columns beside the features, which `open_file` opens, of all rows."""
+        return self._file(path).table(self.ranks.all_succeed(lambda: open_file(path)))
+
+    def sample(self, path: str, rows: Array, seed: int) -> FileTable:
+        """Return some of these rows, as many as have SAMPLE_CELLS cells, in order."""
+        source = self._source(path)
+        most = max(1000, SAMPLE_CELLS // len(source.used))
+        return self._file(path).sample(source, some_rows(rows, most, seed))
+
+    def encoded(
+        self,
+        prepared: TablePreprocessor,
+        learnt: FileTable,
+        parts: Sequence[tuple[str, Array]],
+        dtype: Any,
+    ) -> Any:
+        """Return the inputs of these rows of these files, mapped from files that have no name."""
+        files = [(self._file(path), self._source(path), rows) for path, rows in parts]
+        return mapped(files, prepared, learnt, np.dtype(dtype))

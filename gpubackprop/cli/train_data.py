@@ -19,6 +19,7 @@ from gpubackprop.data import (
     load_dataset,
 )
 from gpubackprop.data.labels import explain_task
+from gpubackprop.distributed import Alone, Communicator
 from gpubackprop.errors import DataError, GpubackpropError
 from gpubackprop.losses import default_loss, loss
 
@@ -26,17 +27,25 @@ Array = np.ndarray
 DIGITS = "digits"
 
 
-def prepare(args: argparse.Namespace) -> TrainingData:
+def prepare(args: argparse.Namespace, ranks: Communicator | None = None) -> TrainingData:
     """Read, encode, split and standardise the data that the command line names.
+
+    All ranks call this; None is this process alone.
 
     Raises
     ------
     DataError, OptionError, ShapeError, MissingDependencyError, OSError
         The data cannot be read, or an option does not fit them.
     """
+    ranks = Alone() if ranks is None else ranks
     if args.data is not None and has_column_names(args.data):
-        check_usage(args)
-        return prepare_table(args)
+        ranks.all_succeed(lambda: check_usage(args))
+        return prepare_table(args, ranks)
+    return ranks.all_succeed(lambda: prepare_arrays(args))
+
+
+def prepare_arrays(args: argparse.Namespace) -> TrainingData:
+    """Do `prepare` for a file of arrays, and for the bundled digits."""
     name, dataset = read(args)
     task = args.task
     if task == "auto" and args.loss is not None:

@@ -13,22 +13,23 @@ from tqdm import tqdm
 
 from gpubackprop.cli.common import check_data_options, has_column_names
 from gpubackprop.cli.streams import from_shell
-from gpubackprop.cli.train_batches import encoded_in_batches, exceeds_memory, sample
-from gpubackprop.cli.train_rows import TrainingData, split
-from gpubackprop.data import Standardizer, TablePreprocessor
+from gpubackprop.cli.train_batches import InBatches, exceeds_memory
+from gpubackprop.cli.train_found import ROLES, checked_values, found_in
+from gpubackprop.cli.train_rows import TrainingData
+from gpubackprop.data import TablePreprocessor
 from gpubackprop.data.any_table import Table
 from gpubackprop.data.coded import stacked
 from gpubackprop.data.columns import choose_columns
 from gpubackprop.data.files import listing
 from gpubackprop.data.names import check_present
 from gpubackprop.data.table_file import CsvSource, FileTable, ParquetSource, open_table
-from gpubackprop.data.targets import Target, Targets, known_labels, read_targets, warnings_of
+from gpubackprop.data.targets import Target, Targets, known_labels, read_targets
+from gpubackprop.distributed import Communicator
 from gpubackprop.errors import DataError, GpubackpropError
-from gpubackprop.losses import default_loss, loss
+from gpubackprop.losses import loss
 
 Array = np.ndarray
 LARGE_FILE = 64 << 20  # bytes; reading a larger one shows a bar
-_ROLES = ("weights", "group")
 TABLE_OPTIONS = (
     "drop", "include", "categorical", "separator", "decimal", "weights", "group",
 )  # fmt: skip
@@ -64,57 +65,56 @@ def check_usage(args: argparse.Namespace) -> None:
         args.parser.error(f"--target is one key or file for {args.data}, which is no table")
 
 
-def prepare_table(args: argparse.Namespace) -> TrainingData:
+def prepare_table(args: argparse.Namespace, ranks: Communicator) -> TrainingData:
     """Read, encode, split and standardise the table that the command line names.
+
+    All ranks call this. A table that does not fit memory is read by all of them together.
 
     Raises
     ------
     DataError, OptionError, ShapeError, MissingDependencyError, OSError
         The file cannot be read, or an option does not fit it.
     """
+    if not ranks.any(args.low_memory or exceeds_memory(args.data)):
+        return ranks.all_succeed(lambda: _prepare_whole(args))
     choice = Choice(args)
-    in_batches = args.low_memory or exceeds_memory(args.data)
-    table = choice.load(args.data, targets_only=in_batches)
-    targets, kept, notes = choice.targets(table)
-    notes = [*table.notes, *notes]
-    targets = targets._replace(values=checked_values(targets, table.source, choice.target_names))
-    weights, groups = (choice.role(table, name, kept) for name in _ROLES)
-    train, validation, test = split(
-        args, targets.values, by_class=targets.classes is not None, groups=groups
-    )
-    parts = [(str(args.data), kept)]
+    files = InBatches(choice.open, ranks)
+
+    def beside(path: str) -> FileTable:
+        if ranks.size == 1:  # with a bar
+            return choice.load(path, targets_only=True)
+        return files.beside(path, lambda path: choice.open(path, targets_only=True))
+
+    table = beside(str(args.data))
+    found = ranks.all_succeed(lambda: found_in(args, choice, table))
     if choice.test_file is not None:
-        more = choice.load(choice.test_file, targets_only=True)
-        its, rows = choice.known_targets(more, targets)
-        test = np.arange(len(kept), len(kept) + len(rows))
-        parts.append((choice.test_file, rows))
-        targets = targets._replace(values=np.concatenate([targets.values, its]))
-        weights = None if weights is None else np.concatenate([weights, np.ones(len(rows))])
-    if in_batches:
-        learnt = sample(choice.open, str(args.data), kept[train], args.seed)
-        prepared = fit_preprocessor(args, choice, learnt, None)
-        x = encoded_in_batches(choice.open, prepared, parts, args.dtype)
-        notes.append(
-            f"read in batches, into a temporary file of {x.nbytes / 1e6:,.0f} MB; the columns are "
-            f"learnt from {len(learnt):,} of {len(train):,} training rows"
-        )
-    else:
-        features = Table.take(table, kept)
-        prepared = fit_preprocessor(args, choice, features, train)
-        x = prepared.inputs(features, args.dtype)
-        if choice.test_file is not None:
-            whole = Table.take(choice.load(choice.test_file), parts[1][1])
-            x = stacked([x, prepared.inputs(whole, args.dtype)])
-    notes += warnings_of(targets, train)
-    values, scale = scaled_values(args, targets, train)
-    return TrainingData(
-        name=Path(args.data).name.split(".")[0] or "data", source=table.source, task=targets.task,
-        x=x, targets=values, train=train, validation=validation, test=test,
-        standardizer=prepared.standardizer, per_batch=None, target_scale=scale,
-        classes=targets.classes, feature_names=prepared.input_names,
-        target_names=None if args.no_header else choice.target_names, preprocessor=prepared,
-        sample_weight=weights, why=targets.why, notes=tuple(notes),
-    )  # fmt: skip
+        more = beside(choice.test_file)
+        first = found
+        found = ranks.all_succeed(lambda: first.with_test(choice, more))
+    learnt = files.sample(str(args.data), found.kept[found.train], args.seed)
+    prepared = ranks.all_succeed(lambda: fit_preprocessor(args, choice, learnt, None))
+    x = files.encoded(prepared, learnt, found.parts, args.dtype)
+    found.notes.append(
+        f"read in batches, into a temporary file of {x.nbytes / 1e6:,.0f} MB; the columns are "
+        f"learnt from {len(learnt):,} of {len(found.train):,} training rows"
+    )
+    return ranks.all_succeed(lambda: found.data(args, choice, table, prepared, x))
+
+
+def _prepare_whole(args: argparse.Namespace) -> TrainingData:
+    """Do `prepare_table` with the whole table in memory."""
+    choice = Choice(args)
+    table = choice.load(args.data)
+    found = found_in(args, choice, table)
+    if choice.test_file is not None:
+        found = found.with_test(choice, choice.load(choice.test_file, targets_only=True))
+    features = Table.take(table, found.kept)
+    prepared = fit_preprocessor(args, choice, features, found.train)
+    x = prepared.inputs(features, args.dtype)
+    if choice.test_file is not None:
+        whole = Table.take(choice.load(choice.test_file), found.parts[1][1])
+        x = stacked([x, prepared.inputs(whole, args.dtype)])
+    return found.data(args, choice, table, prepared, x)
 
 
 class Choice:
@@ -128,7 +128,7 @@ class Choice:
         self.all_named = args.features is not None
         self.targets_only = False
         self.others = {
-            name: from_shell(value) for name in _ROLES if (value := getattr(args, name)) is not None
+            name: from_shell(value) for name in ROLES if (value := getattr(args, name)) is not None
         }
 
     def open(self, path: str, *, targets_only: bool = False) -> CsvSource | ParquetSource:
@@ -255,29 +255,6 @@ def fit_preprocessor(
         standardize=args.standardize != "none",
         one_scale=args.standardize == "whole",
     )
-
-
-def checked_values(targets: Targets, source: str, names: Sequence[str]) -> Array:
-    """Return targets as the loss of their task wants them, or raise."""
-    values = targets.values
-    if targets.classes is not None:
-        return values
-    try:
-        return default_loss(task=targets.task).check_targets(
-            values, rows=values.shape[0], units=values.shape[1], dtype=values.dtype
-        )
-    except GpubackpropError as error:
-        raise DataError(f"{source}, target {', '.join(names)}: {error}") from error
-
-
-def scaled_values(
-    args: argparse.Namespace, targets: Targets, train: Array
-) -> tuple[Array, Standardizer | None]:
-    """Return the targets, those of a regression standardised, and their standardisation."""
-    if targets.task != "regression" or args.standardize == "none":
-        return targets.values, None
-    scale = Standardizer.fit(targets.values, train)
-    return scale.transform(targets.values, dtype=np.float64), scale
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpubackprop.data.any_table import Table
 from gpubackprop.data.columns import Names, choose_columns
 from gpubackprop.data.files import listing
 from gpubackprop.data.preprocessor import TablePreprocessor
-from gpubackprop.data.shared_table import SharedTable, some_rows
+from gpubackprop.data.shared_table import SharedTable, mapped, some_rows
 from gpubackprop.data.split import split_rows
 from gpubackprop.data.table_file import CsvSource, ParquetSource, open_table
 from gpubackprop.data.targets import Target, Targets, read_targets
@@ -125,8 +123,8 @@ def table_rows(
         The columns to learn from; None is all but the targets.
     directory : path or None
         Where the mapped file is written, and stays: ``<name of the file>.x.npy``. All ranks see it.
-        None is a file of each machine without a name, in its temporary directory, which is gone
-        when the program ends.
+        None is a file of each machine without a name, in its temporary directory (TMPDIR), which
+        is gone when the program ends.
     distributed : {"auto", "mpi", "torchrun"}, Communicator or None
         The ranks, as for `Trainer`.
     task : str
@@ -201,7 +199,8 @@ def table_rows(
     def agreed(kind: str) -> CsvSource | ParquetSource:
         return ranks.all_succeed(lambda: source(kind))
 
-    found = table.targets(agreed("targets"))
+    beside = table.table(agreed("targets"))
+    found = [Target(name, beside.column(name), beside.as_written(name)) for name in beside.names]
     rows, targets = ranks.all_succeed(lambda: with_targets(found, task, str(path)))
     train, held_out = np.arange(len(rows)), np.zeros(0, np.int64)
     if validation:
@@ -217,7 +216,8 @@ def table_rows(
             max_categories=max_categories,
         )
     )  # fmt: skip
-    x = _encoded(table, features, prepared, learnt, rows, kept_dtype, directory)
+    folder = None if directory is None else Path(directory)
+    x = mapped([(table, features, rows)], prepared, learnt, kept_dtype, folder)
     decoded = tuple(sorted(set(table.decoded)))
     return TableRows(
         x, targets.values, train, held_out, prepared, targets.classes, targets.task,
@@ -248,22 +248,6 @@ def with_targets(found: Sequence[Target], task: str, source: str) -> tuple[Array
             f"{targets.values[row, column]}; targets must be finite"
         )
     return rows, targets
-
-
-def _encoded(
-    table: SharedTable, features: Any, prepared: TablePreprocessor, learnt: Table, rows: Array,
-    dtype: Any, directory: str | os.PathLike[str] | None,
-) -> Any:  # fmt: skip
-    """Return the mapped inputs; without a directory the files have no name once all see them."""
-    if directory is not None:
-        folder = Path(directory)
-        table.ranks.all_succeed(lambda: folder.mkdir(parents=True, exist_ok=True))
-        return table.encoded(features, prepared, learnt, rows, dtype, folder)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
-        first = table.together(lambda: own)[0]
-        x = table.encoded(features, prepared, learnt, rows, dtype, Path(first))
-        table.ranks.barrier()
-    return x
 
 
 def _checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

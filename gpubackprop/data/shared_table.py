@@ -10,7 +10,8 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,6 @@ from gpubackprop.data.any_table import Table
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.data.preprocessor import TablePreprocessor
 from gpubackprop.data.table_file import CsvSource, FileTable, ParquetSource
-from gpubackprop.data.targets import Target
 from gpubackprop.distributed.contract import Communicator
 from gpubackprop.errors import DataError
 
@@ -64,22 +64,20 @@ class SharedTable:
         each = self.ranks.gather(self.ranks.all_succeed(make))
         return [each[rank] for rank in self.peers]
 
-    def targets(self, source: CsvSource | ParquetSource) -> list[Target]:
-        """Return the columns of a source, whole, on every rank."""
+    def table(self, source: CsvSource | ParquetSource) -> FileTable:
+        """Return the columns of a source, whole, on every rank: those of the targets."""
 
         def read() -> list[tuple[int, list[Any]]]:
             return [
                 (first, [source.held(table, name) for name in source.used])
-                for first, table in self._part(source)
+                for first, table in self.part(source)
             ]
 
         parts = sorted((part for own in self.together(read) for part in own), key=lambda p: p[0])
         if not parts:
             raise DataError(f"{self.path} has columns but no rows; one row or more is needed")
-        return [
-            source.target(name, [columns[place] for _, columns in parts])
-            for place, name in enumerate(source.used)
-        ]
+        by_column = [[columns[place] for _, columns in parts] for place in range(len(source.used))]
+        return self.ranks.all_succeed(lambda: source.joined(by_column))
 
     def sample(self, source: CsvSource | ParquetSource, rows: Array) -> FileTable:
         """Return these rows, which are in ascending order, on every rank."""
@@ -88,7 +86,7 @@ class SharedTable:
         def read() -> list[tuple[int, Any]]:
             return [
                 (first, table.arrow.take(_inside(rows, first, table)))
-                for first, table in self._part(source)
+                for first, table in self.part(source)
             ]
 
         parts = sorted((part for own in self.together(read) for part in own), key=lambda p: p[0])
@@ -96,49 +94,8 @@ class SharedTable:
             pa.concat_tables([arrow for _, arrow in parts], promote_options="default")
         )
 
-    def encoded(
-        self,
-        source: CsvSource | ParquetSource,
-        prepared: TablePreprocessor,
-        learnt: Table,
-        rows: Array,
-        dtype: Any,
-        directory: Path,
-    ) -> Any:
-        """Return the inputs of these rows, (N, D) or coded, mapped from new files in a directory.
-
-        `learnt` is some rows of the file; they say how wide the inputs are.
-        """
-        like = prepared.inputs(Table.take(learnt, slice(0, 1)), dtype)
-        parts = _parts_of(like)
-        stem = Path(self.path).name.split(".")[0]
-        files = {name: directory / f"{stem}.{name}.npy" for name in parts}
-
-        def create() -> None:
-            if self.index == 0:
-                for name, part in parts.items():
-                    new_map(files[name], (len(rows), part.shape[1]), part.dtype)
-
-        def write() -> None:
-            maps = {name: opened(file, "r+") for name, file in files.items()}
-            for first, table in self._part(source):
-                inside = _inside(rows, first, table)
-                place = int(np.searchsorted(rows, first))
-                made = prepared.inputs(Table.take(table, inside), dtype)
-                for name, part in _parts_of(made).items():
-                    maps[name][place : place + len(inside)] = part
-            for array in maps.values():
-                if isinstance(array, np.memmap):
-                    array.flush()
-
-        self.ranks.all_succeed(create)
-        self.ranks.all_succeed(write)
-        maps = self.ranks.all_succeed(lambda: {name: opened(files[name]) for name in parts})
-        if isinstance(like, CodedInputs):
-            return like.with_arrays(maps["x"], maps["codes"])
-        return maps["x"]
-
-    def _part(self, source: CsvSource | ParquetSource) -> Any:
+    def part(self, source: CsvSource | ParquetSource) -> Iterator[tuple[int, FileTable]]:
+        """Yield this rank's part of a source, and note what is decoded. Each rank for itself."""
         for first, table in source.part(self.index, len(self.peers)):
             self.decoded.append((first, first + len(table)))
             yield first, table
@@ -150,10 +107,85 @@ def _inside(rows: Array, first: int, table: Table) -> Array:
     return np.asarray(rows[start:stop] - first)
 
 
-def _parts_of(inputs: Any) -> dict[str, Array]:
+def _pieces(inputs: Any) -> dict[str, Array]:
     if isinstance(inputs, CodedInputs):
         return {"x": inputs.dense, "codes": inputs.codes}
     return {"x": inputs}
+
+
+Part = tuple[SharedTable, Any, Array]  # a file, its source with the features, and rows of it
+
+
+def mapped(
+    parts: Sequence[Part],
+    prepared: TablePreprocessor,
+    learnt: Table,
+    dtype: Any,
+    directory: Path | None = None,
+) -> Any:
+    """Return the inputs of these rows of these files, (N, D) or coded, mapped from new files.
+
+    All ranks call this.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        The rows of each are in ascending order.
+    prepared : TablePreprocessor
+        What the columns become.
+    learnt : Table
+        Some rows of a file; they say how wide the inputs are.
+    dtype : dtype
+        Of the inputs.
+    directory : Path or None
+        Where the files are, named after the first one. None is a directory of each machine, which
+        is gone as soon as all ranks see the files.
+    """
+    first_file, ranks = parts[0][0], parts[0][0].ranks
+    if directory is not None:
+        ranks.all_succeed(lambda: directory.mkdir(parents=True, exist_ok=True))
+        return _mapped(parts, prepared, learnt, dtype, directory)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
+        first = first_file.together(lambda: own)[0]
+        x = _mapped(parts, prepared, learnt, dtype, Path(first))
+        ranks.barrier()
+    return x
+
+
+def _mapped(
+    parts: Sequence[Part], prepared: TablePreprocessor, learnt: Table, dtype: Any, directory: Path
+) -> Any:
+    table, ranks = parts[0][0], parts[0][0].ranks
+    like = prepared.inputs(Table.take(learnt, slice(0, 1)), dtype)
+    pieces, count = _pieces(like), sum(len(rows) for _, _, rows in parts)
+    stem = Path(table.path).name.split(".")[0]
+    files = {name: directory / f"{stem}.{name}.npy" for name in pieces}
+
+    def create() -> None:
+        if table.index == 0:
+            for name, piece in pieces.items():
+                new_map(files[name], (count, piece.shape[1]), piece.dtype)
+
+    def write() -> None:
+        maps, before = {name: opened(file, "r+") for name, file in files.items()}, 0
+        for shared, source, rows in parts:
+            for first, batch in shared.part(source):
+                inside = _inside(rows, first, batch)
+                place = before + int(np.searchsorted(rows, first))
+                made = prepared.inputs(Table.take(batch, inside), dtype)
+                for name, piece in _pieces(made).items():
+                    maps[name][place : place + len(inside)] = piece
+            before += len(rows)
+        for array in maps.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+
+    ranks.all_succeed(create)
+    ranks.all_succeed(write)
+    maps = ranks.all_succeed(lambda: {name: opened(files[name]) for name in pieces})
+    if isinstance(like, CodedInputs):
+        return like.with_arrays(maps["x"], maps["codes"])
+    return maps["x"]
 
 
 def new_map(file: Path, shape: tuple[int, ...], dtype: Any) -> None:

@@ -18,9 +18,8 @@ from gpubackprop._optional import require
 from gpubackprop.data import tables, typed
 from gpubackprop.data.any_table import Table, encoded_arrow, of_series
 from gpubackprop.data.columns import plain_column
-from gpubackprop.data.files import check_file, listing, row_from_1
+from gpubackprop.data.files import Where, check_file, listing, row_from_1
 from gpubackprop.data.names import repeated
-from gpubackprop.data.targets import Target
 from gpubackprop.data.typed import Column
 from gpubackprop.errors import DataError
 
@@ -157,25 +156,34 @@ class CsvSource:
                 yield table.first, table
 
     def held(self, table: FileTable, name: str) -> Column:
-        """Return of a column of a batch what `target` wants."""
+        """Return of a column of a batch what `joined` wants."""
         return table.as_written(name)
 
-    def target(self, name: str, parts: Sequence[Column]) -> Target:
-        """Return a target column from what was held of all batches, in their order."""
+    def joined(self, columns: Sequence[Sequence[Column]]) -> FileTable:
+        """Return the whole table from what was held of each column, batch by batch."""
         pa = require("pyarrow", "cli", "read CSV files")
-        written = typed.joined(parts)
-        indices = pa.array(written.codes, mask=written.codes < 0)
-        texts = pa.array(list(written.texts), pa.large_string())
-        strings = pa.DictionaryArray.from_arrays(indices, texts).dictionary_decode()
-        return Target(name, typed_text(strings, comma=self.comma, dot=self.dot), written)
+        written = [typed.joined(parts) for parts in columns]
+
+        def read(place: int) -> Column:
+            codes, texts = written[place].codes, list(written[place].texts)
+            indices = pa.array(codes, mask=codes < 0)
+            strings = pa.DictionaryArray.from_arrays(indices, pa.array(texts, pa.large_string()))
+            return typed_text(strings.dictionary_decode(), comma=self.comma, dot=self.dot)
+
+        table = FileTable(
+            self.used, len(written[0]), read, str(self.file), self._finder(0),
+            read_text=lambda place: written[place],
+        )  # fmt: skip
+        table.notes = self.notes
+        return table
+
+    def _finder(self, first: int) -> Where:
+        find = tables.line_finder(self.file, len(self.names), self.header, self.mark)
+        return lambda row: find(first + row)
 
     def table(self, arrow: Any, first: int = 0) -> FileTable:
         """Return an Arrow table of bytes, whose first row is the file's row `first`, as a table."""
-        source, names = str(self.file), arrow.column_names
-        find = tables.line_finder(self.file, len(self.names), self.header, self.mark)
-
-        def where(row: int) -> str:
-            return find(first + row)
+        source, names, where = str(self.file), arrow.column_names, self._finder(first)
 
         def strings(place: int) -> Any:
             return plain_column(arrow.column(place), names[place], where, source)
@@ -306,13 +314,13 @@ class ParquetSource:
                     first += batch.num_rows
 
     def held(self, table: FileTable, name: str) -> Column:
-        """Return of a column of a batch what `target` wants."""
+        """Return of a column of a batch what `joined` wants."""
         return table.column(name)
 
-    def target(self, name: str, parts: Sequence[Column]) -> Target:
-        """Return a target column from what was held of all batches, in their order."""
-        column = typed.joined(parts)
-        return Target(name, column, column)
+    def joined(self, columns: Sequence[Sequence[Column]]) -> FileTable:
+        """Return the whole table from what was held of each column, batch by batch."""
+        whole = [typed.joined(parts) for parts in columns]
+        return FileTable(self.used, len(whole[0]), whole.__getitem__, str(self.file), row_from_1)
 
     def table(self, arrow: Any, first: int = 0) -> FileTable:
         """Return an Arrow table, whose first row is the file's row `first`, as a table."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gpubackprop import losses
-from gpubackprop.backends.resident_plan import ResidentPlan, plan_resident
+from gpubackprop.backends.resident_cost import ResidentPlan
+from gpubackprop.backends.resident_plan import plan_resident
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout

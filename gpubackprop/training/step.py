@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import Backend, Total, UpdateRule
-from gpubackprop.backends.resident_plan import ResidentPlan
+from gpubackprop.backends.resident_cost import ResidentPlan
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP

@@ -1,6 +1,8 @@
 // resident.cuh - what a network is in resident training: a row of `table`, and a `Layer` for each layer.
 //   gpubackprop/backends/resident_plan.py has the same names in the same order and lays out the block's
 //   dynamic shared memory: places there are counted in floats, each a multiple of four.
+//   A network's batches and its flat parameters are cut into SHARES shares, whose sums are added in order. A
+//   cluster of so many blocks takes a share in each, or one block all of them in turn: the bits are the same.
 #pragma once
 #include "last_block.cuh"
 #include "vector.cuh"
@@ -34,8 +36,8 @@ enum Word {
     X, TARGETS, SAMPLE_WEIGHT, CLASS_WEIGHT,  // targets: int64 labels or float[rows, units]; weights may be null
     ORDER,                                    // int64: numbers of rows, epoch after epoch
     STEPS, START, EPOCH_ROWS, BATCH_ROWS, DATA_ROWS, TILE_ROWS,
-    UPDATE, SLOTS, CLIPS, LOSS, FIRST_LAYER, LAYERS,
-    WEIGHTS_AT, WEIGHTS_END, COUNT, X_AT, X_STRIDE, TARGETS_AT, TARGETS_STRIDE, ROW_WEIGHTS_AT,
+    UPDATE, SLOTS, CLIPS, LOSS, FIRST_LAYER, LAYERS, SHARES,
+    WEIGHTS_AT, WEIGHTS_END, COUNT, SLICE, X_AT, X_STRIDE, TARGETS_AT, TARGETS_STRIDE, ROW_WEIGHTS_AT,
     HAS_LABELS, HAS_IGNORE_INDEX, IGNORE_INDEX, REDUCTION, EMPTY_IS_ZERO, COUNTS_CORRECT,
     WEIGHTS_BY_ORDER,                         // sample_weight is in the order of `order`, not of the data
     ONE_MINUS_EPS, EPS_OVER_K, Z_LOSS, SOFT_CAP, LOSS_PARAMETER,
@@ -70,35 +72,58 @@ struct Network {
         return reinterpret_cast<X*>(words[word]);
     }
     __device__ __forceinline__ const Layer& last() const { return layers[number(LAYERS) - 1]; }
-    __device__ __forceinline__ int gradient_at() const { return number(WEIGHTS_AT) + number(COUNT); }
-    __device__ __forceinline__ int slot_at(int slot) const {
-        return number(WEIGHTS_AT) + (2 + slot) * number(COUNT);
-    }
 };
 
-// A tile of a batch: rows [first, first + count) of the batch of step `step`.
-struct Tile {
+// The parameters that a block updates: `count` from `first` on, of the flat ones in shared memory. It has the
+// slots of these alone.
+struct Slice {
+    int first, count;
+};
+template <int CLUSTER> __device__ __forceinline__ Slice slice_of_block(const Network& net) {
+    int count = net.number(COUNT);
+    if (CLUSTER == 1) return {0, count};
+    int size = net.number(SLICE), first = int(ptx::cluster_rank()) * size;
+    return {first, first >= count ? 0 : count - first < size ? count - first : size};
+}
+template <int CLUSTER> __device__ __forceinline__ float* slot_of_block(const Network& net, int slot) {
+    int count = net.number(COUNT), size = CLUSTER == 1 ? count : net.number(SLICE);
+    return net.memory + net.number(WEIGHTS_AT) + 2 * count + slot * size;
+}
+
+// A tile of a batch: rows [first, first + count) of the batch of step `step`, all of one share.
+template <int CLUSTER> struct Tile {
+    enum { NOTHING, SHARE, BATCH };
     int step, first, count;
+    int begins;       // the block's part of a share or of a batch, or nothing
+    int share, end;   // its number, and the row behind it
     int rows, begin;  // of the batch, and where it begins in the order
 
     __device__ __forceinline__ void to_batch(const Network& net, int number) {
-        step = number, first = 0;
+        step = number;
         int epoch_rows = net.number(EPOCH_ROWS), batch_rows = net.number(BATCH_ROWS);
         int batches = (epoch_rows + batch_rows - 1) / batch_rows, place = net.number(START) + step;
         int epoch = place / batches, batch = place - epoch * batches;
         begin = epoch * epoch_rows + batch * batch_rows;
         int left = epoch_rows - batch * batch_rows;
         rows = left < batch_rows ? left : batch_rows;
+        to_share(net, CLUSTER == 1 ? 0 : int(ptx::cluster_rank()));
+        begins = BATCH;
+    }
+    __device__ __forceinline__ void to_share(const Network& net, int number) {
+        int shares = net.number(SHARES);
+        share = number, begins = SHARE;
+        first = int(int64(rows) * number / shares), end = int(int64(rows) * (number + 1) / shares);
         to_rows(net);
     }
     __device__ __forceinline__ void to_rows(const Network& net) {
         int most = net.number(TILE_ROWS);
-        count = rows - first < most ? rows - first : most;
+        count = end - first < most ? end - first : most;
     }
     __device__ __forceinline__ void advance(const Network& net) {
-        first += count;
-        if (first == rows) to_batch(net, step + 1);
-        else to_rows(net);
+        first += count, begins = NOTHING;
+        if (first < end) to_rows(net);
+        else if (CLUSTER == 1 && share + 1 < net.number(SHARES)) to_share(net, share + 1);
+        else to_batch(net, step + 1);
     }
 };
 
@@ -119,6 +144,7 @@ __device__ __forceinline__ void request_row(const float* from, float* to, int co
 }
 
 // Inputs, targets and weights of a tile's rows, a warp to a row, as a group of asynchronous copies.
+template <class Tile>
 __device__ __forceinline__ void request_tile(const Network& net, const Tile& tile, int stage) {
     int tile_rows = net.number(TILE_ROWS), lane = thread() % 32;
     int inputs = net.layers[0].inputs, units = net.last().outputs;

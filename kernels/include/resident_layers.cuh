@@ -21,11 +21,12 @@ template <bool BACKWARD>
 __device__ __forceinline__ void activate(const Network& net, const Layer& layer, int rows) {
     float *units = net.memory + layer.units, *slopes = net.memory + layer.slopes, k = layer.parameter;
     bool keeps = layer.slopes != 0;
+    int outputs = layer.outputs, stride = layer.units_stride, activation = layer.activation;
 #pragma unroll 1
-    for (int i = thread(); i < rows * layer.outputs; i += THREADS) {
-        int n = i / layer.outputs, at = n * layer.units_stride + i - n * layer.outputs;
+    for (int i = thread(); i < rows * outputs; i += THREADS) {
+        int n = i / outputs, at = n * stride + i - n * outputs;
         float value = units[at], slope = 0.f;
-        switch (layer.activation) {
+        switch (activation) {
 #define CASE(name)                                                                                      \
     case activation_numbers::name: {                                                                    \
         using Act = activations::name;                                                                   \
@@ -43,6 +44,7 @@ __device__ __forceinline__ void activate(const Network& net, const Layer& layer,
 }
 
 // Dropout of h and of the slopes, four neighbouring units of a row at a time.
+template <class Tile>
 __device__ __forceinline__ void drop(const Network& net, int l, const Tile& tile, const uint64* random) {
     const Layer& layer = net.layers[l];
     struct {
@@ -87,6 +89,7 @@ __device__ __forceinline__ Matrix units_of(const Network& net, const Layer& laye
 }
 
 // a_l = h_{l-1} W_l^T + b_l, h_l = g_l(a_l) for all layers; the last has no activation.
+template <class Tile>
 __device__ __forceinline__ void forward(
     const Network& net, const Tile& tile, int stage, const uint64* random) {
     int layers = net.number(LAYERS);
@@ -95,10 +98,11 @@ __device__ __forceinline__ void forward(
         const Layer& layer = net.layers[l];
         const float* bias = net.memory + layer.biases;
         float* a = net.memory + layer.units;
+        int stride = layer.units_stride;
         Matrix W{net.memory + layer.weights, layer.stride};
         product<true, true>(
             inputs_of(net, l, stage), W, tile.count, layer.outputs, layer.inputs,
-            [&](int n, int o, float sum) { a[n * layer.units_stride + o] = sum + bias[o]; });
+            [&](int n, int o, Pack<float, 1> sum) { a[n * stride + o] = sum.v[0] + bias[o]; });
         __syncthreads();
         if (l + 1 == layers || (layer.activation == 0 && layer.slopes == 0)) continue;
         activate<false>(net, layer, tile.count);
@@ -109,26 +113,55 @@ __device__ __forceinline__ void forward(
     }
 }
 
-// grad_W_l = delta_l^T h_{l-1}, grad_b_l = sum_n delta_l[n]; a batch's first tile replaces what was there.
+// Where the product of a gradient goes; a block's first tile of a batch replaces what was there.
+struct GradientStore {
+    float* gradient;
+    int stride;
+    bool adds;
+    template <int E> __device__ __forceinline__ void operator()(int o, int j, Pack<float, E> sums) const {
+        float* to = gradient + o * stride + j;
+        if (adds) sums = sum_of(shared_pack<E>(to), sums);
+        store_shared_pack(to, sums);
+    }
+};
+
+// Where delta W goes, times the slopes; they may lie in the same place.
+struct DeltaStore {
+    float* delta;
+    const float* slopes;
+    int stride;
+    bool has_slopes, stopped;  // a slope of 0 stops what is not finite, too
+    template <int E> __device__ __forceinline__ void operator()(int n, int j, Pack<float, E> sums) const {
+        int at = n * stride + j;
+        if (has_slopes) {
+            Pack<float, E> slope = shared_pack<E>(slopes + at);
+#pragma unroll
+            for (int e = 0; e < E; ++e)
+                sums.v[e] = stopped && slope.v[e] == 0.f ? 0.f : sums.v[e] * slope.v[e];
+        }
+        store_shared_pack(delta + at, sums);
+    }
+};
+
+// grad_W_l = delta_l^T h_{l-1}, grad_b_l = sum_n delta_l[n]; 0 where the block has no row of the batch.
+template <class Tile>
 __device__ __forceinline__ void parameter_gradients(const Network& net, int l, const Tile& tile, int stage) {
     const Layer& layer = net.layers[l];
     int gradient = net.number(COUNT);  // from a parameter to its gradient
-    bool first = tile.first == 0;
+    bool first = tile.begins == Tile::BATCH;
     Matrix delta = units_of(net, layer);
     float* grad_W = net.memory + layer.weights + gradient;
     float* grad_b = net.memory + layer.biases + gradient;
     product<false, false>(
         delta, inputs_of(net, l, stage), layer.outputs, layer.inputs, tile.count,
-        [&](int o, int j, float sum) {
-            float* to = grad_W + o * layer.stride + j;
-            *to = first ? sum : *to + sum;
-        });
+        GradientStore{grad_W, layer.stride, !first});
     column_sums(delta, tile.count, layer.outputs, [&](int o, float sum) {
         grad_b[o] = first ? sum : grad_b[o] + sum;
     });
 }
 
 // delta_{l-1} = (delta_l W_l) * slope, in the place of the slopes; then they change places with h.
+template <class Tile>
 __device__ __forceinline__ void unit_gradients(const Network& net, int l, const Tile& tile) {
     const Layer &layer = net.layers[l], &below = net.layers[l - 1];
     const float* slopes = net.memory + (below.slopes != 0 ? below.slopes : below.units);
@@ -138,17 +171,11 @@ __device__ __forceinline__ void unit_gradients(const Network& net, int l, const 
     Matrix W{net.memory + layer.weights, layer.stride};
     product<true, false>(
         units_of(net, layer), W, tile.count, layer.inputs, layer.outputs,
-        [&](int n, int j, float sum) {
-            int at = n * below.units_stride + j;
-            if (!is_one) {
-                float slope = slopes[at];
-                sum = stopped && slope == 0.f ? 0.f : sum * slope;
-            }
-            delta[at] = sum;
-        });
+        DeltaStore{delta, slopes, below.units_stride, !is_one, stopped});
 }
 
 // The gradients of all parameters from delta_L, which stands in the place of the logits.
+template <class Tile>
 __device__ __forceinline__ void backward(const Network& net, const Tile& tile, int stage) {
 #pragma unroll 1
     for (int l = net.number(LAYERS) - 1; l >= 0; --l) {

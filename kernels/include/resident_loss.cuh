@@ -25,6 +25,7 @@ struct BatchSums {
 };
 
 // The arguments of the loss kernels for the rows of a tile.
+template <class Tile>
 __device__ __forceinline__ SoftmaxArguments<float> loss_arguments(
     const Network& net, const Tile& tile, int stage, float divisor) {
     SoftmaxArguments<float> p{};
@@ -152,6 +153,7 @@ __device__ __forceinline__ void pointwise_row(
 }
 
 // The losses of the tile's rows into the thread's sums, and delta_L in the place of the logits.
+template <class Tile>
 __device__ __forceinline__ void loss_of_rows(
     const Network& net, const Tile& tile, int stage, float divisor, BatchSums& sums) {
     SoftmaxArguments<float> p = loss_arguments(net, tile, stage, divisor);
@@ -172,7 +174,8 @@ __device__ __forceinline__ void loss_of_rows(
     __syncthreads();
 }
 
-// What the sum of a batch's losses is divided by; every thread calls and has it.
+// What the sum of a batch's losses is divided by, the batch of a whole cluster; every thread calls and has it.
+template <class Tile>
 __device__ __forceinline__ float divisor_of_batch(const Network& net, const Tile& tile) {
     int reduction = net.number(REDUCTION);
     if (reduction == SUM) return 1.f;

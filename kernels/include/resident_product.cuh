@@ -15,6 +15,18 @@ template <int E> __device__ __forceinline__ Pack<float, E> shared_pack(const flo
     both.words[0] = *reinterpret_cast<const typename Words<float, E>::W*>(p);
     return both.pack;
 }
+template <int E> __device__ __forceinline__ void store_shared_pack(float* p, const Pack<float, E>& pack) {
+    Words<float, E> both;
+    both.pack = pack;
+    *reinterpret_cast<typename Words<float, E>::W*>(p) = both.words[0];
+}
+
+template <int E>
+__device__ __forceinline__ Pack<float, E> sum_of(Pack<float, E> a, const Pack<float, E>& b) {
+#pragma unroll
+    for (int e = 0; e < E; ++e) a.v[e] += b.v[e];
+    return a;
+}
 
 // One side of a product: M(i, k) is memory[at + i * stride + k] (ALONG_K) or memory[at + k * stride + i].
 //   A thread's TILE rows are LANES apart if they are read along k, and neighbours if not.
@@ -85,7 +97,8 @@ struct Matrix {
     int stride;
 };
 
-// store(i, j, sum) for each element of C, (rows, cols); A and B are read along k or not.
+// store(i, j, sums) for all elements of C, (rows, cols), as Packs of neighbours in a row: four or two where B is
+// not read along k and the columns are there, else one. A and B are read along k or not.
 template <int TILE, bool A_ALONG_K, bool B_ALONG_K, class Store>
 __device__ __forceinline__ void product_in_tiles(
     Matrix A, Matrix B, int rows, int cols, int depth, Store store) {
@@ -111,10 +124,21 @@ __device__ __forceinline__ void product_in_tiles(
                 for (int c = 0; c < TILE; ++c) sum[r][c] += part[r][c];
         }
 #pragma unroll
-        for (int r = 0; r < TILE; ++r)
+        for (int r = 0; r < TILE; ++r) {
+            if (a.row(r) >= rows) continue;
+            if constexpr (!B_ALONG_K) {
+                if (b.row(TILE - 1) < cols) {
+                    Pack<float, TILE> pack;
+#pragma unroll
+                    for (int c = 0; c < TILE; ++c) pack.v[c] = sum[r][c];
+                    store(a.row(r), b.row(0), pack);
+                    continue;
+                }
+            }
 #pragma unroll
             for (int c = 0; c < TILE; ++c)
-                if (a.row(r) < rows && b.row(c) < cols) store(a.row(r), b.row(c), sum[r][c]);
+                if (b.row(c) < cols) store(a.row(r), b.row(c), Pack<float, 1>{{sum[r][c]}});
+        }
     }
 }
 

@@ -266,7 +266,7 @@ int standin_run(void* place) {
     else compute<float>(job);
     return 0;
 }
-void standin_spans(void* place, uint64_t* ends) {  // first byte and behind the last: a, b, d, workspace
+void standin_spans(void* place, uint64_t* ends) {  // first byte and behind the last: a, b, d, workspace, bias, mask
     const Job& job = *static_cast<Job*>(place);
     auto span = [&](int i, const void* base, int type, int64_t last) {
         uint64_t size = type == R_64F ? 8 : type == R_32F ? 4 : 2;
@@ -277,6 +277,10 @@ void standin_spans(void* place, uint64_t* ends) {  // first byte and behind the 
     span(1, job.b, job.type_b, (job.n - 1) * job.step_b[0] + (job.k - 1) * job.step_b[1]);
     span(2, job.d, job.type_d, (job.n - 1) * job.stride_d + job.m - 1);
     ends[6] = reinterpret_cast<uintptr_t>(job.workspace), ends[7] = ends[6] + job.workspace_bytes;
+    span(4, job.bias, job.type_d, (job.epilogue == BGRADB ? job.n : job.m) - 1);
+    ends[10] = reinterpret_cast<uintptr_t>(job.mask), ends[11] = ends[10] + job.n * job.mask_stride / 8;
+    if (!job.bias) ends[9] = ends[8];
+    if (!job.mask) ends[11] = ends[10];
 }
 void standin_free(void* job) { delete static_cast<Job*>(job); }
 

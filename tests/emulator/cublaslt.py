@@ -26,8 +26,8 @@ class _Job:
             raise CUDARuntimeError("cudaErrorIllegalAddress: in an epilogue of cuBLASLt")
 
     def spans(self) -> list[tuple[int, int]]:
-        """Return the memory of its operands, its result and its workspace."""
-        ends = (ctypes.c_uint64 * 8)()
+        """Return the memory of operands, result, workspace, and of an epilogue's bias and mask."""
+        ends = (ctypes.c_uint64 * 12)()
         self._handle.standin_spans(self._place, ends)
         return [(low, high) for low, high in zip(ends[::2], ends[1::2], strict=True) if high > low]
 

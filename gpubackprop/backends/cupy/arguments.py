@@ -130,7 +130,10 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "totals": "f64*",
         "l2": "number", "rows": "i64",
     },
-    "resident_training": {"table": "u64*", "layers": "i32*"},
+    **{
+        kernel: {"table": "u64*", "layers": "i32*"}
+        for kernel in ("resident_training", *(f"resident_training_cluster{n}" for n in (2, 4, 8)))
+    },
 }  # fmt: skip
 # NumPy's dtypes by the names that CUDA's types have in include/types.cuh.
 _NUMBERS = {suffix: np.dtype(name) for name, suffix in SUFFIXES.items() if suffix != "bf16"}

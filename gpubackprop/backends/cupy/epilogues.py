@@ -68,7 +68,7 @@ class _Mask:
 
 @dataclass(frozen=True)
 class _DataGradient:
-    """The last recorded product, if it was grad_h = delta W; `begin` and `end` count the calls."""
+    """The last recorded product, as grad_h = delta W; `begin` and `end` count the calls."""
 
     begin: int
     end: int
@@ -225,7 +225,7 @@ class Epilogues:
     # -- what was recorded last -------------------------------------------------------------------
 
     def note_gradient(self, backend: Issuer, begin: int, delta: Any, W: Any, grad_h: Any) -> None:
-        """Note that the last call is the product grad_h = delta W."""
+        """Note that the last call is a product grad_h = delta W."""
         self._gradient = _DataGradient(begin, len(_calls(backend).calls), delta, W, grad_h)
 
     def note_sums(self, backend: Issuer, what: str, begin: int, arrays: Arrays, way: Way) -> None:

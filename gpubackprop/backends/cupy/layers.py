@@ -40,7 +40,10 @@ class LayerOperations(Issuer):
         with explained(self.cupy, "a matrix product"), self.cupy.cuda.Device(self.index):
             (function, args), obstacle = self.products.planned(x, y, out, self.memory, *more)
         self._recorded.obstacle = self._recorded.obstacle or obstacle
+        begin = self._place
         self._recorded(function, *args)
+        if self._epilogues is not None and not accumulate:
+            self._epilogues.note_gradient(self, begin, x, y, out)
 
     def affine_forward(
         self,
@@ -175,10 +178,7 @@ class LayerOperations(Issuer):
         if noted is None or not noted.weight_gradient(self, delta, h_prev, grad_W):
             self.matmul(delta.T, h_prev, grad_W)
         if grad_h is not None:
-            begin = self._place
             self.matmul(delta, W, grad_h)
-            if noted is not None:
-                noted.note_gradient(self, begin, delta, W, grad_h)
 
     def column_sum(self, delta: Array, out: Array) -> None:
         begin = self._place

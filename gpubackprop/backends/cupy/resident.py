@@ -1,19 +1,22 @@
-"""The launch of resident training: many networks, a block each (`kernels/resident_training.cu`)."""
+"""The launches of resident training: many networks, a block or a cluster of blocks to each.
+
+One launch has the networks of one number of blocks (`kernels/resident_training.cu`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy_launch import KERNELS, Launch, entry_defines, entry_name
+from gpubackprop.backends.resident_cost import ResidentPlan, in_company
 from gpubackprop.backends.resident_plan import (
     ADDRESSES,
     WORDS,
-    ResidentPlan,
     layers_of,
     table_of,
 )
@@ -59,7 +62,9 @@ class ResidentNetwork:
 
 
 def resident_training(backend: Issuer, networks: Sequence[ResidentNetwork]) -> None:
-    """Issue one launch that trains all networks.
+    """Issue one launch that trains all networks, or one for each number of blocks.
+
+    Which networks get a cluster depends on all of them; what becomes of each does not.
 
     Parameters
     ----------
@@ -75,6 +80,18 @@ def resident_training(backend: Issuer, networks: Sequence[ResidentNetwork]) -> N
     """
     if not networks:
         return
+    plans = in_company(
+        [network.plan for network in networks],
+        [int(network.numbers["steps"]) for network in networks],
+        backend.launcher.properties.multiprocessors,
+    )
+    chosen = [replace(network, plan=plan) for network, plan in zip(networks, plans, strict=True)]
+    for blocks in sorted({plan.blocks for plan in plans}, reverse=True):
+        _launch(backend, [network for network in chosen if network.plan.blocks == blocks], blocks)
+
+
+def _launch(backend: Issuer, networks: Sequence[ResidentNetwork], blocks: int) -> None:
+    """Issue the launch of networks of so many blocks each."""
     firsts = np.cumsum([0, *(len(network.layers) for network in networks)])
     table = table_of(
         [n.words(backend, first) for n, first in zip(networks, firsts[:-1], strict=True)]
@@ -85,9 +102,11 @@ def resident_training(backend: Issuer, networks: Sequence[ResidentNetwork]) -> N
             for n in networks
         ]
     )
+    kernel = KERNEL if blocks == 1 else f"{KERNEL}_cluster{blocks}"
     launch = Launch(
-        KERNELS[KERNEL].source, entry_name(KERNEL, "", SUFFIX), entry_defines("", SUFFIX),
-        (len(networks), 1, 1), (THREADS, 1, 1),
+        KERNELS[kernel].source, entry_name(kernel, "", SUFFIX),
+        (*KERNELS[kernel].defines, *entry_defines("", SUFFIX)),
+        (blocks * len(networks), 1, 1), (THREADS, 1, 1),
         shared_bytes=max(network.plan.shared_bytes for network in networks),
     )  # fmt: skip
     backend.issue(launch, {"table": backend.asarray(table), "layers": backend.asarray(layers)})
