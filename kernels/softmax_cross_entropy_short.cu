@@ -10,67 +10,12 @@
 //   moves 2 * rows * cols * sizeof(T): reads logits once, writes delta once
 //   measured: not measured on a GPU
 #include "include/entries.cuh"
-#include "include/loss_sums.cuh"
+#include "include/short_row.cuh"
 #include "include/tile.cuh"
 
 constexpr int SHORT_VALUES = 8;  // elements of a row for each lane, at most
 template <class T> constexpr int SHORT_BLOCKS = sizeof(T) == 8 ? 3 : 5;  // that run at once
 template <class T> constexpr int TILE = 8192 / int(sizeof(T));  // elements
-
-// A lane's elements of a row.
-template <class T> struct ShortRow {
-    using C = compute_of<T>;
-    const SoftmaxArguments<T>& p;
-    T* z;  // the row in the tile: logits, then delta
-    const C* probabilities;
-    int lanes, lane, cols;
-    Exponential<T> x;
-
-    __device__ __forceinline__ ShortRow(const SoftmaxArguments<T>& p, int64 row, T* z)
-        : p(p), z(z), probabilities(nullptr), lanes(int(blockDim.x)), lane(int(threadIdx.x)),
-          cols(row < p.rows ? int(p.cols) : 0), x(C(0)) {
-        if (p.probabilities != nullptr)
-            probabilities = p.probabilities + row * p.stride_probabilities;
-    }
-    __device__ __forceinline__ C logit(int k) const { return p.capped(C(widen(z[k]))); }
-
-    // tau of column k, but for what the label itself adds.
-    __device__ __forceinline__ C tau(int k) const {
-        C t = p.eps_over_K;
-        if (!p.spread) return C(0);
-        if (probabilities != nullptr) t = ::fma(p.one_minus_eps, probabilities[k], t);
-        return p.class_weight == nullptr ? t : t * p.class_weight[k];
-    }
-
-    __device__ __forceinline__ Statistics<C> statistics(bool wanted) {
-        Statistics<C> s = Statistics<C>::none();
-        int count = wanted ? cols : 0;
-        for (int k = lane; k < count; k += lanes) {
-            C value = logit(k);
-            if (value > s.maximum) s.maximum = value, s.best = k;
-        }
-        x = Exponential<T>(s.maximum);
-        for (int k = lane; k < count; k += lanes) {
-            C value = logit(k), t = tau(k);
-            s.sum += x.of(value);
-            if (p.spread) s.dot_tau_z = ::fma(t, value - x.origin, s.dot_tau_z);
-            s.sum_tau += t;
-        }
-        return s;
-    }
-
-    __device__ __forceinline__ void write(const Target<C>& target, const Outcome<T>& outcome) const {
-        C grad_scale = x.to(outcome.origin) * outcome.grad_scale;
-        C log_sum = p.log_output ? ::log(outcome.all.sum) : C(0), inverse = C(1) / p.soft_cap;
-        for (int k = lane; k < cols; k += lanes) {
-            C value = logit(k);
-            C d = ::fma(x.of(value), grad_scale, -tau(k) * outcome.factor);
-            if (p.soft_cap != C(0)) d *= cap_slope(value, inverse);
-            if (p.log_output) d = value - outcome.origin - log_sum;
-            z[k] = to_storage<T>(target.ignored ? C(0) : d);
-        }
-    }
-};
 
 template <class T>
 __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArguments<T>& p) {
@@ -92,7 +37,7 @@ __device__ __forceinline__ void softmax_cross_entropy_short(const SoftmaxArgumen
         for (int turn = 0; turn < turns && first + turn * groups < p.rows; ++turn) {
             int local = turn * groups + int(threadIdx.y);
             int64 row = first + local;
-            ShortRow<T> mine(p, row, begin + local * cols);
+            ShortRow<T> mine(p, row, begin + local * cols, lanes, int(threadIdx.x));
             Target<C> target(p, row);
             target.resolve(p, row);
             bool owns = row < p.rows && mine.lane == 0;

@@ -11,6 +11,7 @@ from tests.emulator.arrays import Guarded
 from tests.emulator.operations import DTYPES, Operations
 
 H200 = DeviceProperties(2, 232_448, (9, 0))
+ONE = DeviceProperties(1, 232_448, (9, 0))  # of which a block of pairs is enough
 # name: card, blocks per row, columns
 FORMS = {
     # Pieces of 16, 8 and 4 bytes, which one depends on the bytes of a row; then two lanes and more.
@@ -18,6 +19,9 @@ FORMS = {
     "lane of even rows": (H200, None, 10),
     "lane of 16": (H200, None, 16),
     "lane of odd rows": (H200, None, 11),
+    # Two rows to a thread where only labels are given; neighbours, then rows apart.
+    "lane or pair": (ONE, None, 9),
+    "lane or pair apart": (ONE, None, 8),
     "lanes": (H200, None, 77),
     "lanes of 64": (H200, None, 64),
     "lanes of 100": (H200, None, 100),

@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks import model
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from tests.emulator import compilers, missing_compiler
 from tests.emulator.arrays import Guarded
@@ -17,6 +18,7 @@ from tests.emulator.cupy_stub import Launched
 from tests.emulator.module import HERE, Module
 from tests.emulator.operations import DTYPES, SMALL, Operations, run_now
 from tests.emulator.sass_run import Warp, program, run, run_values
+from tools.counts import counted
 
 MISSING = (
     missing_compiler()
@@ -25,6 +27,7 @@ MISSING = (
 )
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
 COSTS = str(HERE / "costs.cu")
+ONE = DeviceProperties(1, 232_448, (9, 0))
 
 
 def warps(entry: str, threads: int = 32, n: int = 3) -> tuple[list[Warp], np.ndarray]:
@@ -141,3 +144,60 @@ def test_executed_code_computes_what_the_emulator_computes(dtype):
     clustered.softmax_cross_entropy(z, np.arange(2), result, cluster=2)
     assert len(compared.entries) >= 7
     assert "cluster2" in clustered.entries[0]
+
+
+def executed(dtype: str, cols: int) -> list[Warp]:
+    """Execute a block of pairs of rows, 256 rows of random logits; return its warps."""
+    memory, found = Guarded(1), []
+
+    def counting(launched: Launched) -> None:
+        assert "pairs" in launched.entry
+        found.extend(run(program(launched.source, launched.entry, launched.defines), launched))
+
+    z = memory.normal((256, cols), DTYPES[dtype])
+    result = {"delta": memory.empty(z.shape, z.dtype), "row_loss": np.empty(256, np.float32)}
+    labels = memory.put(np.arange(256) % cols)
+    Operations(counting, ONE).softmax_cross_entropy(z, labels, result)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "cols"),
+    [("f32", 3), ("f32", 6), ("f32", 8), ("f32", 10), ("f32", 16), ("f32", 24), ("f32", 32),
+     ("bf16", 5), ("bf16", 6), ("bf16", 12), ("bf16", 16), ("bf16", 32)],
+)  # fmt: skip
+def test_pairs_of_rows_meet_in_no_bank(dtype, cols):
+    """The label's own logit and gradient, of one element, are where the data say."""
+    for warp in executed(dtype, cols):
+        pieces = [a for a in warp.shared if a.width > DTYPES[dtype].itemsize]
+        assert {a.opcode.partition(".")[0] for a in pieces} >= {"LDS", "STS"}
+        assert [a for a in pieces if a.cost > a.least] == []
+
+
+@pytest.mark.slow
+def test_a_row_of_ten_float32_takes_at_most_eight_warp_instructions():
+    """All of the launch over its rows, by 32: what an element takes, times ten. It was 54, then 20."""
+    case = counted("softmax_cross_entropy/f32/1048576x10")
+    (launch,) = case.launches
+    instructions = launch.instructions * launch.blocks + launch.end_instructions
+    assert instructions / (case.elements / 10) <= 8
+    assert model.share(case.launches, case.bytes) > 0.88
+
+
+@pytest.mark.slow
+def test_pairs_of_rows_compute_what_the_emulator_computes():
+    compared = Compared(ONE)
+    rng = np.random.default_rng(0)
+    for dtype, cols in (("f32", 10), ("f32", 8), ("bf16", 5), ("f16", 12)):
+        memory = Guarded(2)
+        z = memory.normal((90, cols), DTYPES[dtype], scale=3)
+        z[7, 1] = -np.inf
+        result = {
+            "delta": memory.empty(z.shape, z.dtype), "row_loss": np.empty(90, np.float32),
+            "loss": np.empty((), np.float32), "correct_rows": np.empty((), np.int64),
+        }  # fmt: skip
+        y = memory.put(rng.integers(0, cols, 90))
+        y[40] = y[7] = 0
+        compared.softmax_cross_entropy(z, y, result, ignore_index=0, weigh=2)
+    assert all("pairs" in entry for entry in compared.entries)

@@ -44,6 +44,7 @@ VECTORISED = (
     "softmax_cross_entropy",
     "softmax_cross_entropy_short",
     "softmax_cross_entropy_lanes",
+    "softmax_cross_entropy_pairs",
 )
 ONLY_NARROW_STREAMS = (
     "update_gradient_descent_f16",
@@ -56,6 +57,7 @@ PTX_PROBE = HERE / "ptx_probe.cu"
 THREADS = {
     "column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 32,
     "softmax_cross_entropy_short": 128, "softmax_cross_entropy_lanes": 128,
+    "softmax_cross_entropy_pairs": 128,
 }  # fmt: skip
 REGISTERS = 65_536  # of a multiprocessor: two blocks at least run at once
 MAX_REGISTERS = REGISTERS // (2 * 256)
@@ -89,6 +91,7 @@ def of_each_kernel() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         ),
         "softmax_cross_entropy_short": ("general_f32", "general_bf16"),
         "softmax_cross_entropy_lanes": ("w16_f32", "w8_f32", "w16_bf16", "w2_f16"),
+        "softmax_cross_entropy_pairs": ("k10_f32", "k16_f32", "k31_f16", "k32_bf16"),
         "row_weights": ("i64_f32",), "update": ("adam_f32", "adamw_f32_bf16", "lion_f16"),
         "update_table": ("adam_f32", "adamw_bf16"), "prepare_table": ("adam_f32",),
         "prepare_update": ("adam_f32",), "sum_of_squares": ("f32", "bf16"),

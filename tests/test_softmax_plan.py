@@ -180,3 +180,28 @@ def test_nothing_to_do_is_no_launch(shape):
 def test_a_number_of_blocks_that_no_entry_has_is_refused(cluster):
     with pytest.raises(OptionError, match="cluster is"):
         plan_softmax(10, 10_000, "float32", H200, cluster=cluster)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("card", CARDS)
+def test_plain_rows_of_up_to_32_columns_are_pairs_where_every_multiprocessor_has_a_block(
+    card, dtype
+):
+    device = CARDS[card]
+    many = 256 * device.multiprocessors
+    for cols in range(1, 34):
+        (launch,) = plan_softmax(many, cols, dtype, device, plain=True)
+        room = 2 * 256 * cols * BYTES[dtype] <= device.shared_bytes - 2048
+        if cols > 32 or dtype == "float64" or not room:
+            assert "pairs" not in launch.entry
+            continue
+        assert f"pairs_k{cols}_" in launch.entry
+        assert launch.block == (128, 1, 1)
+        assert launch.shared_bytes == launch.shared_packs * 256 * cols * BYTES[dtype]
+        assert launch.shared_packs in (2, 3)
+        assert launch.shared_bytes <= device.shared_bytes - 2048
+        for rows, rest in (
+            (many - 256, {}), (many, {"general": True}), (many, {"contiguous": False}), (many, {"plain": False}),
+        ):  # fmt: skip
+            other = plan_softmax(rows, cols, dtype, device, **({"plain": True} | rest))
+            assert "pairs" not in other[0].entry

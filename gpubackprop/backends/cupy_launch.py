@@ -440,6 +440,13 @@ _GATHER_PAIRS = (
 LANE_PAIRS = tuple(
     (f"w{width}", suffix) for suffix in FLOATS for width in (16, 8, 4, 2) if width >= BYTES[suffix]
 )
+# Columns of a row that the compiler knows, and its storage.
+PAIR_COLUMNS = 32
+PAIR_PAIRS = tuple(
+    (f"k{columns}", suffix)
+    for columns in range(1, PAIR_COLUMNS + 1)
+    for suffix in ("f32", *_SIXTEEN_BIT)
+)
 _DROPOUT = (("ONLY_DROPOUT", "1"),)
 # Dtypes of (a layer, its product). A name of one part stands for both.
 LAYER_STORAGE = (*FLOATS, *(f"{short}_f32" for short in _SIXTEEN_BIT))
@@ -460,6 +467,9 @@ KERNELS: dict[str, Kernel] = {
     "softmax_cross_entropy": Kernel("softmax_cross_entropy.cu", _elsewhere, SOFTMAX_FORMS),
     "softmax_cross_entropy_lanes": Kernel(
         "softmax_cross_entropy_lanes.cu", _elsewhere, pairs=LANE_PAIRS
+    ),
+    "softmax_cross_entropy_pairs": Kernel(
+        "softmax_cross_entropy_pairs.cu", _elsewhere, pairs=PAIR_PAIRS
     ),
     "softmax_cross_entropy_short": Kernel(
         "softmax_cross_entropy_short.cu", _elsewhere, ("general",)

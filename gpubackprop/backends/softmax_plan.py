@@ -15,6 +15,7 @@ from gpubackprop.backends.cupy_launch import (
     KERNELS,
     MAX_GRID_X,
     MAX_GRID_Y,
+    PAIR_COLUMNS,
     VECTOR_BYTES,
     DeviceProperties,
     Launch,
@@ -35,6 +36,8 @@ TILE_THREADS = 128  # of a block that works on tiles of whole rows (include/tile
 # Constants of softmax_cross_entropy_lanes.cu: bytes of a row that a lane takes into registers.
 # Three tiles are there at a time, two if memory is short.
 LANE_BYTES, TILES = 128, (3, 2)
+# Constants of softmax_cross_entropy_pairs.cu: rows of a block's tiles.
+PAIR_ROWS = 256
 # Constants of softmax_cross_entropy_short.cu: elements of a row for a lane, bytes of a tile.
 SHORT_VALUES, TILE_BYTES = 8, 8192
 SHORT_COLUMNS = 32 * SHORT_VALUES
@@ -57,6 +60,7 @@ def plan_softmax(
     device: DeviceProperties,
     *,
     general: bool = False,
+    plain: bool = False,
     contiguous: bool = True,
     aligned: bool = False,
     alignment: int = VECTOR_BYTES,
@@ -77,6 +81,9 @@ def plan_softmax(
     general : bool
         Whether the form must take probabilities, class weights together with smoothing, a soft cap,
         or log softmax; otherwise it takes class indices with the other options.
+    plain : bool
+        Whether it takes labels and no option of single rows or classes, save an index to ignore,
+        and both matrices start on 16 bytes.
     contiguous : bool
         Whether neither matrix has gaps between its rows.
     aligned : bool
@@ -115,6 +122,10 @@ def plan_softmax(
     alone = contiguous and cluster is None
     if alone and general and cols <= SHORT_COLUMNS:
         return (_short(rows, cols, suffix),)
+    if alone and plain and not general:
+        launch = _pairs(rows, cols, suffix, device)
+        if launch is not None:
+            return (launch,)
     if alone and not general and cols * BYTES[suffix] <= 32 * LANE_BYTES:
         launch = _lanes(rows, cols, suffix, alignment, device)
         if launch is not None:
@@ -212,6 +223,28 @@ def _lanes(
                 entry_defines(form, suffix),
                 (blocks, 1, 1),
                 (lanes, groups, 1),
+                shared_bytes=shared,
+                shared_packs=tiles,
+            )
+    return None
+
+
+def _pairs(rows: int, cols: int, suffix: str, device: DeviceProperties) -> Launch | None:
+    """Give a thread two rows, where they are short and every multiprocessor has a block of them."""
+    blocks = ceil_division(rows, PAIR_ROWS)
+    if cols > PAIR_COLUMNS or suffix == "f64" or blocks < device.multiprocessors:
+        return None
+    for tiles in TILES:
+        shared = tiles * PAIR_ROWS * cols * BYTES[suffix]
+        if shared <= device.shared_bytes - STATIC_SHARED:
+            at_once = min(4, device.shared_bytes // (shared + STATIC_SHARED))
+            kernel, form = "softmax_cross_entropy_pairs", f"k{cols}"
+            return Launch(
+                KERNELS[kernel].source,
+                entry_name(kernel, form, suffix),
+                entry_defines(form, suffix),
+                (_turns(blocks, device.multiprocessors * at_once), 1, 1),
+                (TILE_THREADS, 1, 1),
                 shared_bytes=shared,
                 shared_packs=tiles,
             )

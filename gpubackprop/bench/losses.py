@@ -50,6 +50,7 @@ _WEIGHTED = {
 }
 _PROBABILITIES = {"probabilities": {"label_smoothing": 0.1, "probabilities": True}}
 ENTROPIES = _ENTROPIES | _PROBABILITIES | _WEIGHTED
+MANY_ROWS = (40_001, 10)  # a block of rows for every multiprocessor (plan_softmax)
 LONG_ROWS = ((5, 301), (5, 1501), (3, 9001))  # for a warp, a block, and shared memory
 _DEFAULTS: dict[str, Any] = {
     "class_weight": False, "ignore_index": None, "label_smoothing": 0.0, "z_loss": 0.0,
@@ -125,6 +126,8 @@ class SoftmaxCrossEntropy(Loss):
         found = super().compared(variant, short=short)
         if variant.startswith("all") or variant == "probabilities":
             found += LONG_ROWS[:1] if short else LONG_ROWS
+        if variant in ("", "ignore_index"):
+            found += (MANY_ROWS,)
         return found
 
     def reduction(self, case: Case) -> str:
@@ -157,15 +160,17 @@ class SoftmaxCrossEntropy(Loss):
             slope = 1 - (z / cap) ** 2
         weight = inputs.get("class_weight", np.ones(z.shape[1]))
         each = inputs.get("sample_weight", np.ones(len(z)))
+        right: Arrays = {}
         if "probabilities" in inputs:
-            target, of_class, right = inputs["probabilities"], 1.0, {}
+            target, of_class = inputs["probabilities"], 1.0
         else:
             y = inputs["labels"]
             each = each * (y != options["ignore_index"])
             label = np.where(y == IGNORED, 0, y)
             target, of_class = np.zeros_like(z), weight[label]
             target[np.arange(len(y)), label] = 1
-            right = {"correct": (z.argmax(1) == y) & (each > 0)}
+            if self.more_results(case):
+                right = {"correct": (z.argmax(1) == y) & (each > 0)}
         top = z.max(1, keepdims=True)
         e = np.exp(z - top)
         total = e.sum(1, keepdims=True)
@@ -177,8 +182,8 @@ class SoftmaxCrossEntropy(Loss):
         return right | self.reduced(case, each * row, each[:, None] * delta, divisor, tiling)
 
     def more_results(self, case: Case) -> dict[str, Any]:
-        if entropy_options(case).get("probabilities"):
-            return {}
+        if entropy_options(case).get("probabilities") or case.shape == MANY_ROWS:
+            return {}  # the second is for the form without options of single rows
         return {"correct": (case.shape[:1], np.dtype(np.bool_))}
 
     def emitter(self, backend: Backend, case: Case, arrays: Arrays) -> Emit:

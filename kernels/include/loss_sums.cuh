@@ -91,8 +91,8 @@ __device__ __forceinline__ void finish_sums_of_threads(
     if (!p.reduces()) return;
     RowSums<compute_of<T>> all;
     all.clear();
-    all.loss = block_total(own.loss, own.loss_lost);
-    all.weight = block_total(own.weight, own.weight_lost);
-    all.correct = block_sum(own.correct);
+    if (p.loss != nullptr) all.loss = block_total(own.loss, own.loss_lost);
+    if (p.weigh != KNOWN) all.weight = block_total(own.weight, own.weight_lost);
+    if (p.correct_rows != nullptr) all.correct = block_sum(own.correct);
     finish_sums(p, all);
 }

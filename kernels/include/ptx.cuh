@@ -400,8 +400,7 @@ __device__ __forceinline__ uint32 take_ticket(int* counter, uint32 all) {
 template <int BYTES> __device__ __forceinline__ void copy_async(void* shared, const void* global) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    uint64 to;
-    asm("cvta.to.shared.u64 %0, %1;" : "=l"(to) : "l"(shared));
+    uint64 to = __cvta_generic_to_shared(shared);
     if constexpr (BYTES == 16)  // past L1
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                      : : "r"(uint32(to)), "l"(global) : "memory");

@@ -46,10 +46,8 @@ class Statement(Floats, Accesses):
         return self.labels[match[1]]
 
     def _BRA(self) -> list[str]:
-        if (
-            "DIV" in self.line.parts
-        ):  # taken where the lanes of a warp are apart: they come together
-            return ["pass"]
+        if "DIV" in self.line.parts:  # taken where lanes are apart, to WARPSYNC: they come together
+            return [f"t.sync = ('warp', {self.line.at})"]
         *conditions, to = self.line.operands
         jump = f"return {self._label(to)}"
         self.conditions += conditions

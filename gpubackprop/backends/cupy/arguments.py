@@ -88,6 +88,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "softmax_cross_entropy": _SOFTMAX,
     "softmax_cross_entropy_lanes": _SOFTMAX,
+    "softmax_cross_entropy_pairs": _SOFTMAX,
     "softmax_cross_entropy_short": _SOFTMAX,
     "row_weights": {
         "labels": "source*", "sample_weight": "compute*", "class_weight": "compute*",

@@ -118,10 +118,16 @@ def launch_softmax(
     factor_is_known = sample_weight is None and weigh == KNOWN
     factor_is_known &= isinstance(upstream, float) and isinstance(divisor, float)
     address = int(logits.data.ptr) or 16  # 0 is that of an empty array
+    plain = (
+        labels is not None and not smooth and class_weight is None and not options.z_loss
+        and all(result.get(name) is None for name in _OF_A_ROW)
+    )  # fmt: skip
+    alike = sample_weight is None and not _stride(upstream)  # all rows count alike
     launches = plan_softmax(
         rows, classes, logits.dtype, backend.launcher.properties,
         general=probabilities is not None or (class_weight is not None and smooth)
         or options.soft_cap > 0 or log,
+        plain=plain and alike and _on_packs(logits, delta),
         contiguous=dense(logits, delta),
         aligned=address % 16 == 0 and row_stride(logits) * logits.itemsize % 16 == 0,
         alignment=min(16, address & -address),
@@ -144,9 +150,7 @@ def launch_softmax(
         "has_ignore_index": options.ignore_index is not None, "log_output": log, "weigh": weigh,
         "empty_is_zero": options.empty == "zero", "factor_is_known": factor_is_known,
         "factor": _quotient(upstream, divisor, compute, options) if factor_is_known else 1.0,
-        "is_plain": labels is not None and factor_is_known and not smooth
-        and class_weight is None and not options.z_loss
-        and all(result.get(name) is None for name in _OF_A_ROW),
+        "is_plain": plain and factor_is_known,
         "wants_best": any(result.get(name) is not None for name in _OF_THE_BEST),
         "spread": probabilities is not None or (labels is not None and smooth),
     }  # fmt: skip
@@ -166,6 +170,11 @@ def launch_softmax(
 
 _OF_A_ROW = ("lse", "predicted", "correct")
 _OF_THE_BEST = ("predicted", "correct", "correct_rows")
+
+
+def _on_packs(*matrices: Any) -> bool:
+    """Return whether each matrix that there is starts on 16 bytes."""
+    return all(int(matrix.data.ptr) % 16 == 0 for matrix in matrices if matrix is not None)
 
 
 def _quotient(upstream: float, divisor: float, compute: np.dtype, options: LossOptions) -> Any:
