@@ -652,14 +652,19 @@ def _device_count() -> int:
     return STATE.devices
 
 
-class _Pool:
-    """cupy.get_default_memory_pool: the current device's."""
+class MemoryPool:
+    """cupy.cuda.MemoryPool, of the current device."""
 
     def free_bytes(self) -> int:
         pools = STATE.pools.items()
         return sum(
             raw.size for (device, _), free in pools if device == STATE.device for raw in free
         )
+
+
+def get_default_memory_pool() -> MemoryPool:
+    """cupy.get_default_memory_pool."""
+    return MemoryPool()
 
 
 @cache
@@ -676,7 +681,7 @@ def module() -> types.ModuleType:
         setattr(cupy, name, _ufunc(name, getattr(np, name)))
     for name in ("amax", "argmax", "sum"):
         setattr(cupy, name, _reduction(name, getattr(np, name)))
-    cupy.get_default_memory_pool = _Pool
+    cupy.get_default_memory_pool = get_default_memory_pool
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,
@@ -684,6 +689,7 @@ def module() -> types.ModuleType:
         cublas=types.SimpleNamespace(gemmEx=gemm_ex),
         device=types.SimpleNamespace(get_cublas_handle=lambda: HANDLE),
         Event=Event,
+        MemoryPool=MemoryPool,
         get_elapsed_time=elapsed,
         get_current_stream=lambda: STATE.stream,
         runtime=types.SimpleNamespace(
