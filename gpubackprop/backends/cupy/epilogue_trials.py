@@ -7,6 +7,7 @@ has the very numbers of the first one, NaN included.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from gpubackprop.backends.cupy import cublaslt
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.library import explained
+from gpubackprop.dtypes import STORAGES
 from gpubackprop.errors import OutOfMemory
 
 Arrays = dict[str, Any]
@@ -26,9 +28,31 @@ COMPARED_ROWS = 64  # at either end of a matrix
 LARGE_ROWS = 64  # rows in which there are large numbers, a seventh of all
 PERIOD = 4093  # numbers after which contents repeat; a prime, so that no width divides it
 FIRST_NAN, LAST_NAN, SMALL = "first", "last", "small"  # contents: see `_contents`
-# A number that needs all bits of the storage type, or 13 where there are more, and the bits of
-# float64 where that computes: a sum of rounded terms has another value.
-LARGE = {"float64": 2.0**30 + 1, "float32": 4097.0, "float16": 1025.0, "bfloat16": 129.0}
+
+
+def large_number(name: str) -> float:
+    """Return a number that needs all bits of 16, and of others half and one more.
+
+    A sum of terms that were rounded to fewer bits, as TF32 does, then has another value.
+
+    Parameters
+    ----------
+    name : str
+        A storage dtype.
+
+    Returns
+    -------
+    float
+        A power of two, plus 1.
+
+    Examples
+    --------
+    >>> large_number("float32"), large_number("float16"), large_number("float64") == 2**26 + 1
+    (4097.0, 1025.0, True)
+    """
+    row = STORAGES[name]
+    half = 2.0 ** math.ceil(-math.log2(STORAGES[row.compute].epsilon) / 2)
+    return 1 + min(half, 1 / row.epsilon)
 
 
 @dataclass(frozen=True)
@@ -175,7 +199,7 @@ def _contents(array: Any, kind: str) -> np.ndarray:
     flat = np.resize(table.astype(array.dtype), array.size)
     if kind != SMALL:
         few = flat[: LARGE_ROWS * array.shape[-1]]
-        large = LARGE[array.dtype.name] * np.where(np.arange(PERIOD) % 3, 1.0, -1.0)
+        large = large_number(array.dtype.name) * np.where(np.arange(PERIOD) % 3, 1.0, -1.0)
         few[::7] = np.resize(large.astype(array.dtype), few[::7].size)
         flat[0 if kind == FIRST_NAN else -1] = np.nan
     return flat.reshape(array.shape)
