@@ -125,7 +125,7 @@ def resume(file: str) -> None:
 
 MANY_ROWS, COLUMNS = 400_000, 40  # 64 MB in float32
 ROOM = 40 << 20  # bytes that a rank may take beyond what it has before it sees the data
-PARQUET_ROWS, PARQUET_COLUMNS, PARQUET_ROOM = 200_000, 160, 100 << 20  # 128 MB in float32
+PARQUET_ROWS, PARQUET_COLUMNS, PARQUET_ROOM = 500_000, 160, 240 << 20  # 320 MB in float32
 
 
 def learn_a_mapped_file(file: str) -> Trainer:

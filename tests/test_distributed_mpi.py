@@ -151,14 +151,14 @@ def test_ranks_train_on_a_file_that_does_not_fit_into_their_memory(tmp_path: Pat
 
 
 def write_parquet(file: Path, rows: int) -> None:
-    """Write columns of numbers and a label, in 16 row groups."""
-    count, labels = rows // 16, np.arange(rows // 16) % 2
+    """Write columns of numbers and a label, in 40 row groups."""
+    count, labels = rows // 40, np.arange(rows // 40) % 2
     values = np.random.default_rng(0).normal(size=(PARQUET_COLUMNS, 100)).astype("f4")
     columns = {f"x{j}": np.resize(values[j], count) for j in range(PARQUET_COLUMNS)}
     columns["x0"] += labels
     table = pa.table(columns | {"y": np.array(["no", "yes"])[labels]})
     with pq.ParquetWriter(file, table.schema) as writer:
-        for _ in range(16):
+        for _ in range(40):
             writer.write_table(table)
 
 
