@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +149,23 @@ def leave_room(room: int = ROOM) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
 
 
+@contextmanager
+def does_not_fit() -> Iterator[None]:
+    """Hold the body to a MemoryError."""
+    try:
+        yield
+    except MemoryError:
+        return
+    raise AssertionError("the whole file fits")
+
+
 def small_memory(file: str) -> None:
     """Train on a file that does not fit into the memory that is left."""
     ranks = join("auto")
     trained("plain", "auto")  # what MPI and NumPy allocate once
     leave_room()
-    try:
+    with does_not_fit():
         np.load(file)
-    except MemoryError:
-        pass
-    else:
-        raise AssertionError("the whole file fits")
     found = figures(learn_a_mapped_file(file))
     if ranks.rank == 0:
         Path(file).with_suffix(".json").write_text(json.dumps(found))
@@ -179,12 +187,8 @@ def small_memory_for_parquet(file: str) -> None:
     trained("plain", "auto")
     learn_a_parquet_file(str(Path(file).with_suffix(".small.parquet")))  # what Arrow allocates once
     leave_room(PARQUET_ROOM)
-    try:
+    with does_not_fit():
         bytearray(4 * PARQUET_ROWS * PARQUET_COLUMNS)
-    except MemoryError:
-        pass
-    else:
-        raise AssertionError("the whole file fits")
     found = figures(learn_a_parquet_file(file))
     if ranks.rank == 0:
         Path(file).with_suffix(".json").write_text(json.dumps(found))

@@ -22,7 +22,7 @@ from gpubackprop.training.resident import ResidentJob, obstacle, train_together
 from gpubackprop.training.step import TrainStep
 from tests.emulator import cupy_stub, sanitizers
 from tests.emulator.cupy_stub import Launched
-from tests.emulator.module import ByValue
+from tests.emulator.module import ByValue, Module
 
 Array = np.ndarray
 
@@ -237,3 +237,24 @@ MANY: tuple[dict[str, Any], ...] = (
     {"widths": (64, 128, 10), "activation": "relu", "rows": 90, "batch": 70, "clip_norm": 0.5},
     {"widths": (5, 3, 3, 3), "optimizer": optimizers.Adam(0.1, amsgrad=True), "l2": 0.2},
 )
+
+
+def assert_same_in_orders(
+    module: Module,
+    launch: sanitizers.Launch,
+    reached: Sequence[tuple[str, Array]],
+    rotations: Sequence[int],
+) -> None:
+    """Assert that a launch gives the same bits in whatever order a block's threads run."""
+    before = [array.copy() for _, array in reached]
+    results = []
+    for rotation in rotations:
+        for (_, array), old in zip(reached, before, strict=True):
+            array[...] = old
+        module(
+            launch.entry, launch.grid, launch.block, launch.arguments, shared=launch.shared,
+            rotation=rotation,
+        )  # fmt: skip
+        results.append([array.copy() for _, array in reached])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -25,6 +25,7 @@ from tests.resident_jobs import (
     MANY,
     OPTIMIZERS,
     SHAPES,
+    assert_same_in_orders,
     both,
     emulated,
     job,
@@ -155,18 +156,7 @@ def test_the_order_in_which_a_clusters_threads_run_changes_nothing(blocks):
         launch, reached = launch_of([job(step_of("cuda", **options)), job(step_of("cuda"))])
     module = Module(launch.source, "values", launch.defines)
     assert launch.grid[0] == 2 * blocks
-    before = [array.copy() for _, array in reached]
-    results = []
-    for rotation in (0, 1, 256 * blocks - 255):
-        for (_, array), old in zip(reached, before, strict=True):
-            array[...] = old
-        module(
-            launch.entry, launch.grid, launch.block, launch.arguments, shared=launch.shared,
-            rotation=rotation,
-        )  # fmt: skip
-        results.append([array.copy() for _, array in reached])
-    for other in results[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert_same_in_orders(module, launch, reached, (0, 1, 256 * blocks - 255))
 
 
 # -- what goes wrong ------------------------------------------------------------------------------

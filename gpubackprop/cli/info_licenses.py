@@ -114,7 +114,7 @@ def installed(name: str = "gpubackprop") -> list[Distribution]:
 def _requirements(one: Distribution, *, extras: bool) -> Iterator[str]:
     for requirement in one.requires or ():
         named = re.match(r"[\w.-]+", requirement)
-        if named and (extras or "extra ==" not in requirement.replace("extra==", "extra ==")):
+        if named and (extras or not re.search(r"extra\s*==", requirement)):
             yield named[0]
 
 

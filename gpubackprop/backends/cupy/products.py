@@ -238,9 +238,7 @@ class CublasLtProducts(Products):
             self.choices.choose(product, partial(self._issue, x=x, y=y), out)
         except cublaslt.CublasLtError:
             return self._fallback.planned(x, y, out, memory, accumulate)
-        workspace = None
-        if product.workspace:
-            workspace = memory.scratch("products", (product.workspace,), np.uint8)
+        workspace = _workspace(product, memory)
         return (self._issue, (product, out, workspace, x, y, accumulate)), ""
 
     def finished(
@@ -259,9 +257,7 @@ class CublasLtProducts(Products):
         pointers = (0 if array is None else array.data.ptr for array in (bias, mask))
         product.point_to(*pointers)
         self.choices.choose(product, partial(self._issue, x=x, y=y), out)
-        workspace = None
-        if product.workspace:
-            workspace = memory.scratch("products", (product.workspace,), np.uint8)
+        workspace = _workspace(product, memory)
         # The product holds addresses alone; the call keeps the arrays.
         return self._issue_with, (bias, mask, product, out, workspace, x, y)
 
@@ -332,3 +328,10 @@ def default(cupy: Any, index: int) -> Products:
         return CupyProducts(cupy)
     library = cublaslt.load()
     return CupyProducts(cupy) if library is None else CublasLtProducts(cupy, index, library)
+
+
+def _workspace(product: cublaslt.Product, memory: ScratchMemory) -> Any | None:
+    """Return the memory of a plan that a product needs; None if it needs none."""
+    if not product.workspace:
+        return None
+    return memory.scratch("products", (product.workspace,), np.uint8)
