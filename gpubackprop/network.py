@@ -35,7 +35,7 @@ from gpubackprop.layout.architecture import (
     check_precision,
     check_widths,
 )
-from gpubackprop.layout.fixed import Fixed
+from gpubackprop.layout.fixed import Fixed, assignable
 from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import Loss, default_loss, loss
 from gpubackprop.ops import checks, display
@@ -167,23 +167,15 @@ class MLP(TorchModules, HeldParameters):
     precision = Fixed[np.dtype[Any]](_ANOTHER)
     layout = Fixed[ParameterLayout](_ANOTHER)
 
-    @property
-    def activations(self) -> tuple[Activation, ...]:
+    @assignable
+    def activations(self, spec: Any) -> tuple[Activation, ...]:
         """The activation of each hidden layer."""
-        return self._activations
+        return check_activations(spec, len(self.widths) - 2)
 
-    @activations.setter
-    def activations(self, spec: str | Activation | Sequence[str | Activation]) -> None:
-        self._activations = check_activations(spec, len(self.widths) - 2)
-
-    @property
-    def dropout(self) -> tuple[float, ...]:
+    @assignable
+    def dropout(self, spec: float | Sequence[float]) -> tuple[float, ...]:
         """The dropout rate of each hidden layer."""
-        return self._dropout
-
-    @dropout.setter
-    def dropout(self, spec: float | Sequence[float]) -> None:
-        self._dropout = check_dropout(spec, len(self.widths) - 2)
+        return check_dropout(spec, len(self.widths) - 2)
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
         """Draw all weights and biases anew, layer by layer, weights before biases.
