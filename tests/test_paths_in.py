@@ -90,14 +90,14 @@ def a_step() -> Callable[[], Any]:
 @pytest.mark.parametrize(
     ("make", "device", "functions", "files"),
     [
-        (gradients, "cpu:numpy", 53, 18),
+        (gradients, "cpu:numpy", 44, 16),
         (a_step, "cpu:numpy", 12, 7),
-        (fit, "cpu:numpy", 153, 32),
-        (fit_an_estimator, "cpu:numpy", 212, 48),
-        (gradients, "cpu", 53, 18),
+        (fit, "cpu:numpy", 138, 31),
+        (fit_an_estimator, "cpu:numpy", 207, 48),
+        (gradients, "cpu", 44, 16),
         (a_step, "cpu", 11, 7),
-        (fit, "cpu", 166, 38),
-        (fit_an_estimator, "cpu", 219, 50),
+        (fit, "cpu", 151, 37),
+        (fit_an_estimator, "cpu", 214, 50),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
