@@ -76,6 +76,7 @@ def compile_whole(source: str, architecture: int, wanted: dict[str, compilers.De
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.sweep(keep=len(SOURCES) * len(ARCHITECTURES))  # each chooses among its own entries
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_entry_of_a_file_compiles_within_its_resources(source, architecture, sweep):
