@@ -103,7 +103,8 @@ class Trainer(Settings):
         batch has `batch_size` rows in all.
     shard_optimizer : bool
         Whether each of several ranks has a part of the optimizer's state alone, and updates its
-        part of the parameters. Results stay the same; a step moves half as much again, and the
+        part of the parameters. Results stay the same (a norm that clips to rounding, as more than two
+        ranks of MPI or NCCL may add in another order); a step moves the same bytes, and the
         trainer cannot be copied or pickled.
 
     Attributes
