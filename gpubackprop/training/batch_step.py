@@ -155,6 +155,8 @@ class BatchStep:
         if weights is not None:
             self.network.backend.copy(weights, batch.weights)
         batch.replay()
+        if rows is not None and self.source.cursor is not None:
+            self.source.cursor.done()
         return batch
 
     def _make_batch(self) -> StepBatch:
