@@ -59,8 +59,7 @@ __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) 
     constexpr int E = PACK<D>, UNROLL = 4;
     const int64 rows_apart = int64(gridDim.x) * blockDim.y, step = int64(gridDim.y) * blockDim.x * E;
     const int64* rows = a.rows;
-    uint64 at = a.cursor == nullptr ? 0 : global::load_element(a.cursor);
-    if (a.cursor != nullptr) rows = reinterpret_cast<const int64*>(at);
+    if (a.cursor != nullptr) rows = reinterpret_cast<const int64*>(global::load_element(a.cursor));
     int64 i = int64(blockIdx.x) * blockDim.y + threadIdx.y, next = row_number(rows, i, a.count);
     for (; i < a.count; i += rows_apart) {
         int64 from = next < 0 ? 0 : next >= a.source_rows ? a.source_rows - 1 : next;
@@ -90,14 +89,16 @@ __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) 
         }
     }
     if (a.counter == nullptr || !is_last_block(a.counter)) return;
-    if (thread_of_block() == 0) global::store_element(a.cursor, at + uint64(a.count) * sizeof(int64));
+    if (thread_of_block() != 0) return;
+    uint64 at = global::load_element(a.cursor);  // again: a register kept until here would be spilled
+    global::store_element(a.cursor, at + uint64(a.count) * sizeof(int64));
 }
 
-#define ENTRY_(S, D)                                                         \
-    extern "C" __global__ void __launch_bounds__(256) gather_rows_##S##_##D( \
-        const __grid_constant__ GatherRowsArguments<S, D> a) {               \
-        ptx::follow_the_grid_in_front();                                     \
-        gather_rows<S, D>(a);                                                \
+#define ENTRY_(S, D)                                                            \
+    extern "C" __global__ void __launch_bounds__(256, 4) gather_rows_##S##_##D( \
+        const __grid_constant__ GatherRowsArguments<S, D> a) {                  \
+        ptx::follow_the_grid_in_front();                                        \
+        gather_rows<S, D>(a);                                                   \
     }
 #define ENTRY(S, D) ENTRY_(S, D)
 #ifdef ONLY_FORMULA

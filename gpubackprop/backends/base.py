@@ -41,6 +41,14 @@ class Backend(Memory, Protocol):
     tf32: bool
 
     @abstractmethod
+    def in_any_order(self) -> Self:
+        """Return a backend of the same device and memory whose products need not be repeatable.
+
+        On a GPU its plans may take algorithms that add in an order that varies from call to call,
+        if they are faster. On a host it is this backend.
+        """
+
+    @abstractmethod
     def with_tf32(self) -> Self:
         """Return a backend of the same device and memory with products of float32 in TF32.
 

@@ -6,7 +6,7 @@ last one) has a plan of its own, over the first rows of the same arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class StepOptions:
         Whether the only batch is all rows, read in place; `run` is then given no row numbers.
     rounded : sequence of pairs
         (view of the parameters, array of a narrower dtype): each update rounds the view to it.
+    deterministic : bool
+        Whether a plan takes products of repeatable sums alone.
     """
 
     seed: int = 0
@@ -54,6 +56,7 @@ class StepOptions:
     weighted: bool = False
     whole: bool = False
     rounded: Sequence[tuple[Array, Array]] = ()
+    deterministic: bool = True
 
 
 class BatchStep:
@@ -203,8 +206,14 @@ class BatchStep:
             batch.record = batch.record if batch.logits is None else batch.logits
         if self.loss.options.reduction == "none" and not self.options.weighted:
             batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
-        batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch))
+        batch.replay = self._planned(lambda recorder: self._emit(recorder, batch))
         return batch
+
+    def _planned(self, emit: Callable[[Any], None]) -> Callable[[], None]:
+        """Return the plan of what ``emit(recorder)`` issues."""
+        backend = self.network.backend
+        chosen = backend if self.options.deterministic else backend.in_any_order()
+        return chosen.plan(emit)
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         raise NotImplementedError

@@ -210,7 +210,7 @@ class SharedStep(TrainStep):
         batch = self._batch.first_rows(max(1, own), backend)
         units = batch.units
         units.dropout = [each and replace(each, first_row=part.start) for each in units.dropout]
-        batch.replay = backend.plan(lambda recorder: self._emit_part(recorder, batch, rows, own))
+        batch.replay = self._planned(lambda recorder: self._emit_part(recorder, batch, rows, own))
         return batch
 
     def _emit_part(self, backend: Backend, batch: StepBatch, rows: int, own: int) -> None:

@@ -105,6 +105,11 @@ class CupyBackend(LayerOperations, OneHotOperations):
         """Make copies and pickles as new backends of the same device."""
         return unpickled, (self.device, self.reason, *((True,) if self.tf32 else ()))
 
+    def in_any_order(self) -> CupyBackend:
+        twin = self.with_memory(self.memory)
+        twin.products = self.products.in_any_order()
+        return twin
+
     def with_tf32(self) -> CupyBackend:
         if not has_tf32(self._capability()):
             raise DeviceUnavailable(

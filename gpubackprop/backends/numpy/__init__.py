@@ -73,6 +73,9 @@ class NumpyBackend(LayerOperations, OneHotOperations, HostMemory, Backend):
         state = {"reason": self.reason, "device": self.device}
         return type(self), (), state | ({"tf32": True} if self.tf32 else {})
 
+    def in_any_order(self) -> Self:
+        return self
+
     def with_tf32(self) -> Self:
         twin = type(self)()
         twin.device, twin.reason, twin.tf32 = self.device, self.reason, True
