@@ -6,7 +6,7 @@ last one) has a plan of its own, over the first rows of the same arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,14 +206,9 @@ class BatchStep:
             batch.record = batch.record if batch.logits is None else batch.logits
         if self.loss.options.reduction == "none" and not self.options.weighted:
             batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
-        batch.replay = self._planned(lambda recorder: self._emit(recorder, batch))
+        planner = backend if self.options.deterministic else backend.in_any_order()
+        batch.replay = planner.plan(lambda recorder: self._emit(recorder, batch))
         return batch
-
-    def _planned(self, emit: Callable[[Any], None]) -> Callable[[], None]:
-        """Return the plan of what ``emit(recorder)`` issues."""
-        backend = self.network.backend
-        chosen = backend if self.options.deterministic else backend.in_any_order()
-        return chosen.plan(emit)
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         raise NotImplementedError
