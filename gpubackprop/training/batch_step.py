@@ -45,6 +45,8 @@ class StepOptions:
         Whether the only batch is all rows, read in place; `run` is then given no row numbers.
     rounded : sequence of pairs
         (view of the parameters, array of a narrower dtype): each update rounds the view to it.
+    deterministic : bool
+        Whether a plan takes products of repeatable sums alone.
     """
 
     seed: int = 0
@@ -54,6 +56,7 @@ class StepOptions:
     weighted: bool = False
     whole: bool = False
     rounded: Sequence[tuple[Array, Array]] = ()
+    deterministic: bool = True
 
 
 class BatchStep:
@@ -155,6 +158,8 @@ class BatchStep:
         if weights is not None:
             self.network.backend.copy(weights, batch.weights)
         batch.replay()
+        if rows is not None and self.source.cursor is not None:
+            self.source.cursor.done()
         return batch
 
     def _make_batch(self) -> StepBatch:
@@ -201,7 +206,8 @@ class BatchStep:
             batch.record = batch.record if batch.logits is None else batch.logits
         if self.loss.options.reduction == "none" and not self.options.weighted:
             batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
-        batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch))
+        planner = backend if self.options.deterministic else backend.in_any_order()
+        batch.replay = planner.plan(lambda recorder: self._emit(recorder, batch))
         return batch
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
