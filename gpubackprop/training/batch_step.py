@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,7 @@ class BatchStep:
             batch.record = batch.record if batch.logits is None else batch.logits
         if self.loss.options.reduction == "none" and not self.options.weighted:
             batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
-        batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch))
+        batch.replay = backend.plan(partial(self._emit, batch=batch))
         return batch
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
