@@ -276,6 +276,11 @@ for p in P:
 opt.step()
 opt.step()
 """),
+    "a parameter that Adam brings next to 0": ("estimators", """
+rng = np.random.RandomState(2); X = rng.standard_normal((12, 1)); Z = rng.standard_normal((12, 3)); Y = (Z > 0).astype(int)
+m = MLPClassifier(hidden_layer_sizes=3, max_iter=3, random_state=0, learning_rate_init=0.5, batch_size=1)
+m.fit(X[::-1], Y[::-1][:, :1])
+"""),
     "a loss that stays the same": ("estimators", """
 rng = np.random.RandomState(3); X = rng.standard_normal((12, 2)); z = rng.standard_normal(12)
 w = rng.uniform(0.5, 2, 12)
