@@ -382,6 +382,8 @@ FROM_BFLOAT16 = re.compile(
 FROM_FLOAT32 = re.compile(r"(?s)to\(float32\).*step\(.*(to\(float64\)|double\(\))")
 # Steps in 16 bits, then a cast: by chance PyTorch's may be without any error.
 WIDENED = re.compile(r"(?s)to\(b?float16\).*step\(.*(to\(float(32|64)\)|double\(\))")
+# 1 - s + s/K - p is 0 for one class, of 16 bits, but for a rounding in float32
+ONE_CLASS = re.compile(r"(?s)randint\(1, .*autocast.*label_smoothing=")
 # p - 1/K, in units of the logits of size 1e-3 that are left of it
 CANCELS = re.compile(r"(?s)(1e-3|0\.001) \* .*label_smoothing=")
 
@@ -408,6 +410,8 @@ def _least(dtype: np.dtype, program: str, theirs: float) -> float:
             return 2.0**23 * cast
     if dtype == np.float32 and CANCELS.search(program):
         return 2.0**10
+    if dtype == np.float32 and ONE_CLASS.search(program):
+        return 8.0
     return max(rate, 4.0 if "= torch.softmax(x.detach()" in program else 1.0)  # p - y cancels
 
 
