@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -207,7 +208,7 @@ class BatchStep:
         if self.loss.options.reduction == "none" and not self.options.weighted:
             batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
         planner = backend if self.options.deterministic else backend.in_any_order()
-        batch.replay = planner.plan(lambda recorder: self._emit(recorder, batch))
+        batch.replay = planner.plan(partial(self._emit, batch=batch))
         return batch
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
