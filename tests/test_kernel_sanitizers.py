@@ -18,7 +18,7 @@ from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Poisson, SoftmaxCrossEntropy
-from gpubackprop.optimizers import SGD
+from gpubackprop.optimizers import SGD, Adam
 from tests import emulator, resident_jobs, softmax_forms
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.operations import DTYPES, Operations, collect
@@ -145,7 +145,11 @@ def resident_training() -> list[emulator.Launch]:
         {"widths": (4, 1), "loss": Poisson(), "optimizer": SGD(0.1)},
         {"widths": (5, 1, 1, 3), "activation": "relu", "weights": np.ones(11)},
         {"widths": (64, 128, 10), "rows": 40, "batch": 40},
-        {"widths": (7, 40), "loss": SoftmaxCrossEntropy(class_weight=[1.0] * 40)},
+        {
+            "widths": (7, 40),
+            "loss": SoftmaxCrossEntropy(class_weight=[1.0] * 40),
+            "optimizer": Adam(amsgrad=True),
+        },  # the most slots: none behind the last
     ]
     launches = []
     for blocks, chosen in ((1, networks), (2, networks[:3]), (4, networks[:2]), (8, networks[:2])):
