@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 
 from gpubackprop import MLP, Trainer, losses, optimizers
-from gpubackprop.backends import devices
+from gpubackprop.backends import devices, spread_plan
 from gpubackprop.backends.cupy import resident as launching
 from gpubackprop.backends.resident_plan import plan_resident
 from gpubackprop.formulas import POINTWISE_LOSSES
@@ -47,6 +47,17 @@ def planned(blocks: int | None) -> Iterator[None]:
     with (
         patch.object(resident, "plan_resident", partial(plan_resident, blocks=blocks)),
         patch.object(launching, "in_company", lambda plans, *_: list(plans)),
+    ):
+        yield
+
+
+@contextmanager
+def spread(share_rows: int = 4, most: int = 512) -> Iterator[None]:
+    """Have every batch spread over the card, in shares of so many rows and more."""
+    with (
+        patch.multiple(spread_plan, SHARE_ROWS=share_rows, LEAST_SHARES=1, MOST_SHARES=most),
+        patch.object(spread_plan, "WORTH_IT", 0.0),
+        patch.object(spread_plan, "_graph_cycles", lambda *_: 1 << 60),
     ):
         yield
 

@@ -99,7 +99,7 @@ class BatchStep:
             self._flat = flat
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
-        self._batch = self._make_batch()
+        self._batch = (network.backend.asynchronous and self._spread_batch()) or self._make_batch()
         self.planned: tuple[Any, ...] = ()  # the trainer's settings for which it was made
 
     @property
@@ -156,6 +156,10 @@ class BatchStep:
             self.network.backend.copy(weights, batch.weights)
         batch.replay()
         return batch
+
+    def _spread_batch(self) -> StepBatch | None:
+        """Return the largest batch of a step whose rows are spread over a GPU, or None."""
+        return None
 
     def _make_batch(self) -> StepBatch:
         """Return the largest batch, without its plan."""
