@@ -1,7 +1,7 @@
 // spread_gradient<float>: the gradient of a batch of many rows of a narrow network, by all blocks of the card
 //   forward, loss, backward as resident_training.cu has them, of a share of the batch's rows in each block:
 //     partial[share, i] = sum over the share's rows of d loss_n / d theta_i, loss_n with the weights of row n
-//     figures[share]    = {sum of loss_n, what the rows count in the mean, correct rows}
+//     figures[share]    = {sum of loss_n, what the rows count in the mean, correct rows, rows not ignored}
 //   Parameters, the gradient's sum and the units of a tile of rows are in shared memory; the tile behind is on
 //   its way while one is worked on. Units are never written to the device's memory.
 //   table: uint64[WORDS] of one network; layers: int[its layers, LAYER_WORDS] (include/resident.cuh)
@@ -14,8 +14,9 @@
 //
 // spread_sum<float>: gradient[i] = sum_share partial[share, i] / divisor in the order of the shares, and
 //   loss = sum_share of losses / divisor. divisor: a.divisor, or if that is 0 what the rows count, times
-//   a.units; where it is 0, gradient and loss are NaN, or 0 with empty_is_zero
-//   moves shares * (count + 3) + count floats; block: SUM_THREADS, a thread to a parameter
+//   a.units; where it is 0, gradient and loss are NaN, or 0 with empty_is_zero; the gradient is 0 too if all
+//   rows are ignored
+//   moves shares * (count + 4) + count floats; block: SUM_THREADS, a thread to a parameter
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"
 #include "include/entries.cuh"
@@ -24,7 +25,7 @@
 
 using namespace resident;
 
-constexpr int FIGURES = 3, SUM_THREADS = 64, SUM_AHEAD = 8;
+constexpr int FIGURES = 4, SUM_THREADS = 64, SUM_AHEAD = 8;
 
 template <class T> struct SpreadGradientArguments {
     const uint64* table;
@@ -73,27 +74,35 @@ struct Walk {
     }
 };
 
-// What the tile's rows count in the mean; with neither weights nor labels that matter the host knows it.
-__device__ __forceinline__ void weigh(
-    const Network& net, const Part& tile, int stage, Compensated<float>& weights) {
+// What a thread's rows count in the mean, and how many are not ignored.
+struct Counts {
+    Compensated<float> weights;
+    int rows = 0;
+};
+
+// With neither weights nor labels that matter the host knows it.
+__device__ __forceinline__ void weigh(const Network& net, const Part& tile, int stage, Counts& counts) {
     SoftmaxArguments<float> p = loss_arguments(net, tile, stage, 1.f);
     if (p.sample_weight == nullptr && p.class_weight == nullptr && !p.has_ignore_index) return;
 #pragma unroll 1
-    for (int n = thread(); n < tile.count; n += THREADS) weights.add(row_counts(p, n));
+    for (int n = thread(); n < tile.count; n += THREADS) {
+        counts.weights.add(row_counts(p, n));
+        counts.rows += !p.has_ignore_index || p.labels == nullptr || p.label(n) != p.ignore_index;
+    }
 }
 
 __device__ __forceinline__ void leave(
     const SpreadGradientArguments<float>& a, const Network& net, const BatchSums& sums,
-    const Compensated<float>& weights) {
+    const Counts& counts) {
     float* to = a.partial + int64(blockIdx.x) * a.stride;
     const float* gradient = net.memory + net.number(COUNT);
     for_each_parameter(net, [&](int i, int at) { global::store_element(to + i, gradient[at]); });
-    float loss = block_total(sums.loss, sums.lost), weight = block_total(weights);
-    int correct = block_sum(sums.correct);
+    float loss = block_total(sums.loss, sums.lost), weight = block_total(counts.weights);
+    int correct = block_sum(sums.correct), rows = block_sum(counts.rows);
     if (threadIdx.x != 0) return;
     float* figures = a.figures + int64(blockIdx.x) * FIGURES;
     figures[0] = loss, figures[1] = weight;
-    figures[2] = float(correct);  // exact: a share has below 2^24 rows
+    figures[2] = float(correct), figures[3] = float(rows);  // exact: a share has below 2^24 rows
 }
 
 __device__ __forceinline__ void spread_gradient(const SpreadGradientArguments<float>& a) {
@@ -112,7 +121,7 @@ __device__ __forceinline__ void spread_gradient(const SpreadGradientArguments<fl
     for_each_parameter(net, [&](int i, int at) { memory[at] = global::load_element(parameters + i); });
     const uint64* random = net.address<const uint64>(RANDOM);
     BatchSums sums;
-    Compensated<float> weights;
+    Counts counts;
 #pragma unroll 1
     do {
         ptx::copy_async_wait<0>();
@@ -121,12 +130,12 @@ __device__ __forceinline__ void spread_gradient(const SpreadGradientArguments<fl
         if (walk.behind.count > 0) request_tile(net, walk.behind, 1 - stage);
         forward(net, walk.tile, stage, random);
         loss_of_rows(net, walk.tile, stage, 1.f, sums);
-        weigh(net, walk.tile, stage, weights);
+        weigh(net, walk.tile, stage, counts);
         backward(net, walk.tile, stage);
         if (threadIdx.x == 0) walk.advance(net);
         __syncthreads();
     } while (walk.tile.count > 0);
-    leave(a, net, sums, weights);
+    leave(a, net, sums, counts);
 }
 
 template <class T> struct SpreadSumArguments {
@@ -148,10 +157,11 @@ __device__ __forceinline__ float sum_of_figures(const SpreadSumArguments<float>&
 
 __device__ __forceinline__ void spread_sum(const SpreadSumArguments<float>& a) {
     __shared__ float divisor;
-    float counted = a.divisor == 0.f ? sum_of_figures(a, 1) * a.units : a.divisor;
-    if (threadIdx.x == 0) divisor = counted;
+    float counted = a.divisor, rows = 1.f;
+    if (counted == 0.f) counted = sum_of_figures(a, 1) * a.units, rows = sum_of_figures(a, 3);
+    bool stays = counted == 0.f && (a.empty_is_zero || rows == 0.f);
+    if (threadIdx.x == 0) divisor = stays ? 1.f : counted;
     __syncthreads();
-    bool is_empty = divisor == 0.f;
     int64 i = int64(blockIdx.x) * SUM_THREADS + threadIdx.x;
     if (i < a.count) {
         Compensated<float> sum;
@@ -159,12 +169,12 @@ __device__ __forceinline__ void spread_sum(const SpreadSumArguments<float>& a) {
             float terms[SUM_AHEAD];
 #pragma unroll
             for (int n = 0; n < SUM_AHEAD; ++n)
-                terms[n] = first + n < a.shares ? global::load_element(a.partial + (first + n) * a.stride + i) : 0.f;
+                terms[n] = first + n < a.shares
+                    ? global::load_element(a.partial + (first + n) * a.stride + i) : 0.f;
 #pragma unroll
             for (int n = 0; n < SUM_AHEAD; ++n) sum.add(terms[n]);
         }
-        float value = sum.value();
-        a.gradient[i] = is_empty && a.empty_is_zero ? value : value / divisor;
+        a.gradient[i] = sum.value() / divisor;
     }
     if (blockIdx.x != 0) return;
     float loss = sum_of_figures(a, 0);
@@ -173,7 +183,7 @@ __device__ __forceinline__ void spread_sum(const SpreadSumArguments<float>& a) {
         correct += int64(global::load_element(a.figures + share * FIGURES + 2));
     correct = block_sum(correct);
     if (threadIdx.x != 0) return;
-    *a.loss = !is_empty ? loss / divisor : a.empty_is_zero ? 0.f : not_a_number<float>();
+    *a.loss = counted != 0.f ? loss / counted : a.empty_is_zero ? 0.f : not_a_number<float>();
     if (a.correct_rows != nullptr) *a.correct_rows = correct;
 }
 

@@ -7,7 +7,7 @@ import math
 import mmap
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -159,6 +159,22 @@ def resident_training() -> list[emulator.Launch]:
     return launches
 
 
+def spread_batches() -> list[emulator.Launch]:
+    """Rows spread over the card: shares of one tile and of several, with and without weights."""
+    launches = []
+    for options in (
+        {"activation": "gelu", "dropout": 0.3, "rows": 37, "batch": 37},
+        {"widths": (5, 1, 1, 3), "weights": np.ones(40), "batch": 40},
+        {"widths": (4, 1), "loss": Poisson(), "rows": 3, "batch": 3},
+        {"widths": (64, 128, 10), "rows": 260, "batch": 260},
+    ):
+        with resident_jobs.emulated(), resident_jobs.spread(130):
+            launches += resident_jobs.spread_launches_of(
+                resident_jobs.step_of("cuda", **cast(Any, options))
+            )[0]
+    return launches
+
+
 def one_hots(verbs: Operations, dtypes: tuple[str, ...]) -> None:
     for dtype in dtypes:
         for (rows, units), (shift, gap) in zip(
@@ -216,7 +232,7 @@ def launches_of_one_entry_each() -> list[emulator.Launch]:
     tables(verbs, ("adam",), ("f32", "bf16"))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
     one_hots(verbs, ("f32",))
-    return [*launches, *resident_training()]
+    return [*launches, *resident_training(), *spread_batches()]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -243,7 +259,7 @@ def test_no_finding_in_any_entry(mode, sweep):
     updates(verbs, tuple(UPDATES))
     tables(verbs, TABLE_UPDATES, ("f64", "f32", "f16", "bf16"))
     gathers(verbs, KERNELS["gather_rows"].pairs)
-    launches += resident_training()
+    launches += [*resident_training(), *spread_batches()]
     one_hots(verbs, ("f64", "f32"))
     launched = {launch.entry for launch in launches}
     # Of pairs of rows there is an entry for each number of columns, from one text. Two stand for all:

@@ -27,6 +27,10 @@ MOST_SHARES = 512  # four turns of 132 blocks; more are more partial gradients
 # Cycles of an H200 at 1.98 GHz: of the launches of a step, and bytes that the card moves in one.
 LAUNCHES, CARD_BYTES = 7 * 4_000, 2_000
 OWN_BYTES = 64  # a cycle, from the second-level cache to a block
+# Wavefronts of a tile by the emulator's count, to those of its products' operands alone.
+ALL_WAVEFRONTS = 1.17
+# Where the two are predicted about alike, rows are spread: that takes no memory for units.
+ALIKE = 1.2
 # What the products of the graph path reach: FMA a cycle of a multiprocessor (of 128).
 PRODUCT_FMA = 77
 FLOAT = 4  # bytes
@@ -141,7 +145,7 @@ def plan_spread(
     >>> from gpubackprop.formulas import ACTIVATIONS
     >>> card, relu = DeviceProperties(132, 232_448, (9, 0)), ACTIVATIONS["relu"]
     >>> print(plan_spread((64, 64, 64, 64, 10), (relu,) * 3, 1 << 20, card))
-    rows are spread over the card: 512 blocks, 230,368 of 230,400 bytes, tiles of 80 rows, and a \
+    rows are spread over the card: 512 blocks, 225,696 of 230,400 bytes, tiles of 80 rows, and a \
 launch that adds up their gradients
     >>> print(plan_spread((64, 128, 10), (relu,), 200, card))
     rows are not spread over the card: batches of 200 rows, and 8,192 fill it
@@ -159,7 +163,7 @@ launch that adds up their gradients
         reason = f"batches of {batch_size} rows, and {LEAST_SHARES * SHARE_ROWS:,} fill it"
     elif cluster and WORTH_IT * min(graph, cycles or graph) > cluster:
         reason = "a cluster is predicted to be as quick"
-    elif reason or cycles > graph:
+    elif reason or cycles > ALIKE * graph:
         way, reason = GRAPH, reason or "products of matrices are predicted to be quicker"
     else:
         way = SPREAD
@@ -189,8 +193,8 @@ def _cycles(
     """Return the cycles of a step: shares in turns, parameters in, gradients out, their sum."""
     rows, tile = ceil_division(sizes.batch_size, shares), layout.tile_rows
     whole, rest = divmod(rows, tile)
-    share = whole * cycles_of_tile(sizes.widths, tile)
-    share += cycles_of_tile(sizes.widths, rest) if rest else 0
+    tiles = [tile] * whole + [rest] * (rest > 0)
+    share = int(ALL_WAVEFRONTS * sum(cycles_of_tile(sizes.widths, one) for one in tiles))
     partial = FLOAT * layout.numbers["count"]
     share += 2 * partial // OWN_BYTES
     turns = ceil_division(shares, multiprocessors)

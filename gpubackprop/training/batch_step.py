@@ -158,7 +158,11 @@ class BatchStep:
         return batch
 
     def _spread_batch(self) -> StepBatch | None:
-        """Return the largest batch of a step whose rows are spread over a GPU, or None."""
+        """Return the largest batch of a step whose rows are spread over a GPU, or None.
+
+        `gpubackprop.training.spread`, which plans for steps and so lies above them, puts the
+        function of a `TrainStep` here.
+        """
         return None
 
     def _make_batch(self) -> StepBatch:

@@ -119,6 +119,7 @@ class Source:
             return bool(self.backend.asynchronous)
         self.backend.copy(data.x, self.x)
         self.backend.copy(self.backend.place(data.targets, targets.dtype), targets)
+        self._inputs = None, self._inputs[1]
         return False
 
     def release(self) -> None:

@@ -146,3 +146,6 @@ def spread_batch(step: TrainStep) -> SpreadBatch | None:
     )  # fmt: skip
     batch.spread = batch.issue
     return batch
+
+
+TrainStep._spread_batch = spread_batch  # type: ignore[method-assign, assignment]

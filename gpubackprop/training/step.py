@@ -232,11 +232,6 @@ class TrainStep(GradientStep):
         figures = self.running.figures
         return figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)
 
-    def _spread_batch(self) -> StepBatch | None:
-        from gpubackprop.training.spread import spread_batch
-
-        return spread_batch(self)
-
     def load(self, data: Batches) -> None:
         super().load(data)
         if self._batch.spread is not None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from gpubackprop.backends.base import Backend
 from gpubackprop.backends.cupy.issuer import Issuer
 from gpubackprop.backends.cupy.resident import THREADS, ResidentNetwork
 from gpubackprop.backends.cupy_launch import (
@@ -21,15 +22,15 @@ from gpubackprop.backends.cupy_launch import (
 from gpubackprop.backends.memory import Array
 from gpubackprop.backends.resident_plan import layers_of, table_of
 
-FIGURES, SUM_THREADS, SUFFIX = 3, 64, "f32"
+FIGURES, SUM_THREADS, SUFFIX = 4, 64, "f32"
 
 
-def working_arrays(backend: Any, shares: int, size: int) -> dict[str, Array]:
-    """Return what the shares leave: ``partial`` (S, P), whose gaps stay 0, and ``figures`` (S, 3).
+def working_arrays(backend: Backend, shares: int, size: int) -> dict[str, Array]:
+    """Return what the shares leave: ``partial`` (S, P), whose gaps stay 0, and ``figures`` (S, 4).
 
     Parameters
     ----------
-    backend : CupyBackend
+    backend : Backend
         Allocates them.
     shares : int
         The most shares S of a batch.
