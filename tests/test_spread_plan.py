@@ -106,7 +106,7 @@ def test_what_the_plan_says_has_its_numbers():
         "and a launch that adds up their gradients"
     )
     wide = plan_spread((784, 320, 160, 10), (RELU,) * 2, 1 << 14, H200)
-    assert "2,448,000 bytes of parameters, gradients and slots" in str(wide)
+    assert "2,449,056 bytes of parameters, gradients and slots" in str(wide)
 
 
 @pytest.mark.parametrize("update", UPDATES)

@@ -117,6 +117,13 @@ class SolverState:
         self.slots = list(step.slots)
         step.restored(self.steps)
 
+    def go_on(self, step: TrainStep) -> None:
+        """Bind to `step` again if a shallow copy of the estimator, which shares this state, has gone
+        on in a step of its own since."""
+        ours = all(slot is array for slot, array in zip(self.slots, step.slots, strict=True))
+        if not ours or step.steps != self.steps:
+            self.bind(step)
+
     def _write(self, array: Array, out: Array, network: MLP) -> None:
         if network.backend.is_device_array(array):
             network.backend.copy(array, out)

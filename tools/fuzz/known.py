@@ -143,6 +143,14 @@ ESTIMATORS = (
         detail=r"there 'float64'\nhere 'float'\nafter ValueError.'Solver produced non-finite",
     ),
     Known(
+        "targets beyond float32 are scaled, so that the first loss of a fit that diverges is finite "
+        "and the lowest; scikit-learn's is infinite, and its lowest what it began with",
+        line=r"fit\(.*float32.*1e\+?(39|200)",
+        place=r"\.best_loss_\.type$",
+        kind="after an error",
+        detail=r"there 'float'\nhere 'float64'\nafter ValueError.'Solver produced non-finite",
+    ),
+    Known(
         "the loss of float32 data is float32's where a fit diverges: infinite from 3.4e38 on",
         line=r"fit\(.*float32",
         place=r"\.(best_loss_|loss_|loss_curve_\[\d+\])$",
