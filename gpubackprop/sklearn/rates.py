@@ -118,8 +118,10 @@ class SolverState:
         step.restored(self.steps)
 
     def go_on(self, step: TrainStep) -> None:
-        """Bind to `step` again if a shallow copy of the estimator, which shares this state, has gone
-        on in a step of its own since."""
+        """Bind to `step` again if another step has gone on from this state since.
+
+        A shallow copy of the estimator shares the state and has a step of its own.
+        """
         ours = all(slot is array for slot, array in zip(self.slots, step.slots, strict=True))
         if not ours or step.steps != self.steps:
             self.bind(step)
