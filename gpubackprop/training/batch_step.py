@@ -103,7 +103,7 @@ class BatchStep:
             self._flat = flat
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
-        self._batch = self._make_batch()
+        self._batch = (network.backend.asynchronous and self._spread_batch()) or self._make_batch()
         self.planned: tuple[Any, ...] = ()  # the trainer's settings for which it was made
 
     @property
@@ -162,6 +162,14 @@ class BatchStep:
         if rows is not None and self.source.cursor is not None:
             self.source.cursor.done()
         return batch
+
+    def _spread_batch(self) -> StepBatch | None:
+        """Return the largest batch of a step whose rows are spread over a GPU, or None.
+
+        `gpubackprop.training.spread`, which plans for steps and so lies above them, puts the
+        function of a `TrainStep` here.
+        """
+        return None
 
     def _make_batch(self) -> StepBatch:
         """Return the largest batch, without its plan."""
