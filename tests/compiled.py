@@ -1,9 +1,9 @@
 """The record of sources that were compiled whole and found within their resources.
 
 compiled.json has a key for each source and card; what is on record need not be compiled again. The
-key changes with the preprocessed source, the compiler's version and options, and the test; then the
-whole source is compiled again. It is the same in every checkout. A test run with
-GPUBACKPROP_RECORD=1 writes the keys of what passed.
+key changes with what the compiler reads of the source for that card, with its version and options, with
+the entries and with what is asserted; then the source is compiled again. It is the same in every
+checkout. A test run with GPUBACKPROP_RECORD=1 writes the keys of what passed.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 from tests.emulator import compilers
-from tests.emulator.module import KERNELS, _preprocess
+
+T = TypeVar("T")
 
 RECORD = Path(__file__).with_suffix(".json")
+ASSERTED = Path(__file__).with_name("compiled_resources.py")
 SAMPLE = 2  # so many entries of a source on record are compiled all the same
 
 
-def key_of(source: str, architecture: int, test: str) -> str:
-    """Return the key; `test` is the text of what is asserted."""
+def key_of(source: str, architecture: int, entries: Sequence[str]) -> str:
+    """Return the key of those entries of a source for a card."""
     compiler = compilers.compiler()
     assert compiler is not None
-    # A line that begins with # says from which file of this machine the next lines are.
-    lines = _preprocess(KERNELS / source, ()).splitlines()
-    code = "\n".join(line for line in lines if line and not line.startswith("#"))
-    parts = (code, str(architecture), compiler.version, *compilers.OPTIONS, test)
+    code = compilers.device_code(source, architecture)
+    asserted = ASSERTED.read_text(encoding="utf-8")
+    parts = (code, str(architecture), compiler.version, *compilers.OPTIONS, asserted)
+    parts += tuple(sorted(entries))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
@@ -52,7 +56,7 @@ def passed(name: str, key: str) -> None:
     part.replace(RECORD)
 
 
-def sample(entries: list[str], name: str) -> list[str]:
-    """Return a few entries, others each day; GPUBACKPROP_SEED names a day's choice again."""
+def sample(cases: Sequence[T], name: str) -> list[T]:
+    """Return a few cases, others each day; GPUBACKPROP_SEED names a day's choice again."""
     seed = os.environ.get("GPUBACKPROP_SEED") or date.today().isoformat()
-    return random.Random(f"{seed} {name}").sample(sorted(entries), min(SAMPLE, len(entries)))
+    return random.Random(f"{seed} {name}").sample(sorted(cases), min(SAMPLE, len(cases)))  # type: ignore[type-var]

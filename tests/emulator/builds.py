@@ -1,4 +1,5 @@
-"""The libraries that g++ makes of the emulator's C++, each made once for all processes and runs.
+"""The libraries that g++ makes of the emulator's C++, each made once for all processes and runs;
+likewise what other compilers make (`kept`).
 
 They are in `directory()` under a hash of the code, the emulator, the flags and the compiler, in
 which there is no path. A second run compiles nothing, nor does a run in another checkout, and an
@@ -15,7 +16,8 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -74,6 +76,19 @@ def plain_library(code: str) -> Path:
             os.replace(made, result)
     os.utime(result)
     return result
+
+
+def kept(key: Sequence[str], make: Callable[[], bytes]) -> bytes:
+    """Return what another compiler makes of what `key` says: kept, or made now."""
+    name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:24]
+    result = directory() / f"{name}.kept"
+    if not result.exists():
+        with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+            made = Path(scratch, "made")
+            made.write_bytes(zlib.compress(make(), 1))
+            os.replace(made, result)
+    os.utime(result)
+    return zlib.decompress(result.read_bytes())
 
 
 @cache

@@ -1,8 +1,13 @@
-"""The GPU compilers, which need no GPU: NVRTC by ctypes, or nvcc; and their report of an entry."""
+"""The GPU compilers, which need no GPU: NVRTC by ctypes, or nvcc; and their report of an entry.
+
+What they make of a single entry is kept on disk under what they read (`builds.kept`), so that other
+tests, processes and runs find it.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import pickle
 import re
 import shutil
 import subprocess
@@ -17,6 +22,7 @@ from typing import Any
 from gpubackprop.backends.cupy.arguments import checks
 from gpubackprop.backends.cupy.compiling import OPTIONS
 from gpubackprop.backends.cupy_launch import entries
+from tests.emulator import builds
 from tests.emulator.module import KERNELS
 
 # The most threads of a multiprocessor at once, and its KiB of shared memory (CUDA Programming
@@ -27,6 +33,7 @@ MULTIPROCESSOR = {
 }  # fmt: skip
 ARCHITECTURES = tuple(MULTIPROCESSOR)
 Defines = Sequence[tuple[str, str]]
+Outputs = tuple[str, str, bytes]  # PTX, the report, the cubin
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,12 @@ class Nvrtc:
 
     def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
         """Return (PTX, ptxas's report) of a file below kernels/."""
-        ptx, report, _ = self._outputs(source, architecture, defines)
-        return ptx, report
+        return kept(self, source, architecture, defines)[:2]
 
     def cubin(self, source: str, architecture: int, defines: Defines = ()) -> bytes:
-        return self._outputs(source, architecture, defines)[2]
+        return kept(self, source, architecture, defines)[2]
 
-    def _outputs(self, source: str, architecture: int, defines: Defines) -> tuple[str, str, bytes]:
+    def outputs(self, source: str, architecture: int, defines: Defines) -> Outputs:
         program = ctypes.c_void_p()
         text, name = code_of(source, architecture, defines).encode(), source.encode()
         self._call("nvrtcCreateProgram", ctypes.byref(program), text, name, 0, None, None)
@@ -117,13 +123,12 @@ class Nvcc:
         self.version = said.stdout.splitlines()[-1]
 
     def compile(self, source: str, architecture: int, defines: Defines = ()) -> tuple[str, str]:
-        ptx, report, _ = self._outputs(source, architecture, defines)
-        return ptx, report
+        return kept(self, source, architecture, defines)[:2]
 
     def cubin(self, source: str, architecture: int, defines: Defines = ()) -> bytes:
-        return self._outputs(source, architecture, defines)[2]
+        return kept(self, source, architecture, defines)[2]
 
-    def _outputs(self, source: str, architecture: int, defines: Defines) -> tuple[str, str, bytes]:
+    def outputs(self, source: str, architecture: int, defines: Defines) -> Outputs:
         options = [option.replace("--", "-", 1) for option in OPTIONS if option != "--std=c++17"]
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "source.cu"
@@ -149,6 +154,32 @@ def code_of(source: str, architecture: int, defines: Defines) -> str:
         if architecture >= 90 or "_cluster" not in entry
     )  # fmt: skip
     return f'#line 1 "{KERNELS / source}"\n{text}{checks(names)}'
+
+
+def device_code(source: str, architecture: int, defines: Defines = ()) -> str:
+    """Return what the compiler reads of a source for a card: its macros, includes and conditions are
+    resolved, and what is only for the emulator or another card is not there."""
+    macros = {"__CUDACC__": "1", "__CUDA_ARCH__": f"{architecture}0"} | dict(defines)
+    command = ["g++", "-E", "-P", "-std=c++17", f"-I{KERNELS}", "-x", "c++", "-"]
+    command += [f"-D{name}={value}" for name, value in macros.items()]
+    text = code_of(source, architecture, defines)
+    result = subprocess.run(command, input=text, capture_output=True, text=True, cwd=KERNELS)
+    if result.returncode:
+        raise CompileError(f"{source} for sm_{architecture}: {result.stderr}")
+    return result.stdout
+
+
+def kept(tool: Nvrtc | Nvcc, source: str, architecture: int, defines: Defines) -> Outputs:
+    """Return what `tool` makes of a source: kept, if it is of one entry, or made now."""
+    if not defines or shutil.which("g++") is None:
+        return tool.outputs(source, architecture, defines)
+    code = device_code(source, architecture, defines)
+    found = builds.kept(
+        (code, str(architecture), tool.version, *OPTIONS),
+        lambda: pickle.dumps(tool.outputs(source, architecture, defines)),
+    )
+    outputs: Outputs = pickle.loads(found)
+    return outputs
 
 
 @cache
@@ -182,12 +213,22 @@ def sass(source: str, architecture: int, defines: Defines = ()) -> str:
     tool, gpu_compiler = disassembler(), compiler()
     if tool is None or gpu_compiler is None:
         raise CompileError(NONE_FOUND if gpu_compiler is None else NO_DISASSEMBLER)
+    cubin = gpu_compiler.cubin(source, architecture, defines)
+    return builds.kept((cubin.hex(), _version(tool)), lambda: _disassembled(tool, cubin)).decode()
+
+
+@cache
+def _version(tool: str) -> str:
+    return subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
+
+
+def _disassembled(tool: str, cubin: bytes) -> bytes:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(gpu_compiler.cubin(source, architecture, defines))
+        file.write(cubin)
         file.flush()
-        result = subprocess.run([tool, "-c", file.name], capture_output=True, text=True)
+        result = subprocess.run([tool, "-c", file.name], capture_output=True)
     if result.returncode:
-        raise CompileError(f"nvdisasm {source}: {result.stderr}")
+        raise CompileError(f"nvdisasm: {result.stderr.decode(errors='replace')}")
     return result.stdout
 
 
