@@ -35,7 +35,7 @@ from gpubackprop.layout.architecture import (
     check_precision,
     check_widths,
 )
-from gpubackprop.layout.fixed import Fixed
+from gpubackprop.layout.fixed import Fixed, assignable
 from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import Loss, default_loss, loss
 from gpubackprop.ops import checks, display
@@ -167,23 +167,15 @@ class MLP(TorchModules, HeldParameters):
     precision = Fixed[np.dtype[Any]](_ANOTHER)
     layout = Fixed[ParameterLayout](_ANOTHER)
 
-    @property
-    def activations(self) -> tuple[Activation, ...]:
+    @assignable
+    def activations(self, spec: Any) -> tuple[Activation, ...]:
         """The activation of each hidden layer."""
-        return self._activations
+        return check_activations(spec, len(self.widths) - 2)
 
-    @activations.setter
-    def activations(self, spec: str | Activation | Sequence[str | Activation]) -> None:
-        self._activations = check_activations(spec, len(self.widths) - 2)
-
-    @property
-    def dropout(self) -> tuple[float, ...]:
+    @assignable
+    def dropout(self, spec: float | Sequence[float]) -> tuple[float, ...]:
         """The dropout rate of each hidden layer."""
-        return self._dropout
-
-    @dropout.setter
-    def dropout(self, spec: float | Sequence[float]) -> None:
-        self._dropout = check_dropout(spec, len(self.widths) - 2)
+        return check_dropout(spec, len(self.widths) - 2)
 
     def initialize(self, initializer: str, seed: int | np.random.Generator | None) -> None:
         """Draw all weights and biases anew, layer by layer, weights before biases.
@@ -379,6 +371,39 @@ class MLP(TorchModules, HeldParameters):
         placed = self.backend.place(targets, np.int64 if by_label else self.dtype)
         return placed.reshape(rows, 1) if device and placed.ndim == 1 and not by_label else placed
 
+    def check_weights(self, chosen: Loss, weights: Any, rows: int, op: str) -> Array | None:
+        """Return the weights of the rows as float32 can hold them; on a GPU they are as given.
+
+        Parameters
+        ----------
+        chosen : Loss
+            The loss. If it divides by the sum of the weights, only their ratios count.
+        weights : (N,) array-like, column or None
+            Non-negative factor of each row.
+        rows : int
+            Number of rows N.
+        op : str
+            Who wants them, for errors.
+
+        Returns
+        -------
+        (N,) array or None
+            The weights.
+
+        Raises
+        ------
+        ShapeError
+            There is not one weight for each row.
+        OptionError
+            A weight is negative, NaN or infinite.
+        """
+        if weights is None:
+            return None
+        if not self.backend.is_device_array(weights):
+            weights = as_weights(weights)
+        weights = checks.sample_weights(weights, op, rows)
+        return checks.near_one(weights, chosen.options.reduction)
+
     def logits(self, x: Any) -> Array:
         """Compute a_L for each row of x, before the output function.
 
@@ -554,10 +579,7 @@ class MLP(TorchModules, HeldParameters):
         x = self._inputs(self.check_inputs(x))
         x = x if isinstance(x, CodedInputs) else self.backend.asarray(x)
         targets = self.check_targets(chosen, targets, len(x))
-        if not self.backend.is_device_array(sample_weight):
-            sample_weight = as_weights(sample_weight)
-        weights = checks.sample_weights(sample_weight, "gradients", len(x))
-        weights = checks.near_one(weights, chosen.options.reduction)
+        weights = self.check_weights(chosen, sample_weight, len(x), "gradients")
         weights = self.backend.place(weights, self.dtype)
         units = PassUnits(self, len(x), separate=True)
         result = chosen.buffers(self.backend, len(x), self.dtype) | {"delta": units.delta[-1]}

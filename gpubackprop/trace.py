@@ -29,9 +29,10 @@ SHOWN = 8  # rows and columns of a matrix; of a larger one the first and the las
 class Traced(Protocol):
     """What `trace` asks of a network; an `MLP` has it."""
 
-    W: Any
-    b: Any
-
+    @property
+    def W(self) -> Any: ...
+    @property
+    def b(self) -> Any: ...
     @property
     def backend(self) -> Backend: ...
     @property

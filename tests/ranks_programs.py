@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mean over units": {"loss": SquaredError(reduction="elementwise_mean"), "numbers": True},
     "early stopping": {"patience": 1, "optimizer": Adam(0.2), "schedule": ReduceOnPlateau(0.5, patience=0)},
     "scaled loss": {"loss_scale": "dynamic"},
+    "optimizer whole": {"l2": 0.01, "dropout": 0.2},
     "optimizer in parts": {"shard_optimizer": True, "l2": 0.01, "dropout": 0.2},
     "optimizer in parts, clipped": {"shard_optimizer": True, "clip_norm": 0.1, "l2": 0.01, "loss_scale": "dynamic"},
 }  # fmt: skip
@@ -97,6 +99,50 @@ def compare(file: str) -> None:
         own = figures(trained(case, "auto"))
         assert all(other == own for other in ranks.gather(own)), case
         found[case] = own
+    if ranks.rank == 0:
+        Path(file).write_text(json.dumps(found))
+
+
+def scattered(ranks: Communicator) -> list[dict[str, Any]]:
+    """Scatter sums of several lengths, in equal, uneven and empty parts; return how they came out."""
+    found, uneven = [], np.random.default_rng(1)
+    for size in (1, 100, 4000, 300_000):
+        length = -(-size // ranks.size)
+        equal = [length * rank for rank in range(1, ranks.size)]
+        for ends in (
+            equal,
+            sorted(uneven.integers(0, size + 1, ranks.size - 1).tolist()),
+            [0] * (ranks.size - 1),
+        ):
+            ends = [min(size, end) for end in (0, *ends, size)]
+            parts = [slice(*pair) for pair in pairwise(ends)]
+            for dtype in ("float32", "float64"):
+                own = np.random.default_rng(ranks.rank).uniform(-1, 1, size).astype(dtype)
+                total, first, second = own.copy(), own.copy(), own.copy()
+                ranks.allreduce(total)
+                for buffer in (first, second):
+                    ranks.reduce_scatter(buffer, parts)
+                part = parts[ranks.rank]
+                found.append(
+                    {
+                        "dtype": dtype,
+                        "repeats": first.tobytes() == second.tobytes(),
+                        "bits as allreduce": first[part].tobytes() == total[part].tobytes(),
+                        "largest difference": float(
+                            np.abs(first[part] - total[part]).max(initial=0)
+                        ),
+                        "rest as before": bool(
+                            (np.delete(first, np.r_[part]) == np.delete(own, np.r_[part])).all()
+                        ),
+                    }
+                )
+    return found
+
+
+def scatter(file: str) -> None:
+    """Write what `scattered` finds on every rank."""
+    ranks = join("auto")
+    found = ranks.gather(scattered(ranks))
     if ranks.rank == 0:
         Path(file).write_text(json.dumps(found))
 

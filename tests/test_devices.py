@@ -381,6 +381,16 @@ def test_importing_the_module_imports_no_cupy_and_loads_no_driver():
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
 
 
+def test_importing_the_trainer_imports_nothing_slow_that_no_training_needs():
+    """importlib.metadata was a tenth of the import's time, for a version that `info` prints."""
+    slow = "{'importlib.metadata', 'cupy', 'pyarrow', 'pandas', 'torch', 'sklearn', 'matplotlib'}"
+    program = f"import sys; from gpubackprop import MLP, Trainer; print({slow} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_fallback_search_asks_for_the_soname_of_cupys_cuda(monkeypatch):
     asked = []
 

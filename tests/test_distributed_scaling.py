@@ -20,6 +20,15 @@ def test_a_ring_of_four_moves_three_halves_of_the_gradient_and_takes_that_long()
     assert scaling.weak(4) == pytest.approx(3.6 / (3.6 + 2.132))
 
 
+def test_optimizers_in_parts_move_the_same_bytes_with_two_rounds_of_latencies_more() -> None:
+    scaling = Scaling([3, 2, 1], 10, 8, bandwidth=1000.0, latency=0.5, flops=100.0)
+    # Reduce-scatter and all-gather of 3/4 of 88 bytes, two rounds of latencies each; the figures' sum
+    # goes there and back: four rounds.
+    assert scaling.adding_in_parts(4) == pytest.approx(2 * (0.066 + 2 * 0.5) + 4 * 0.5)
+    assert scaling.adding_in_parts(1) == 0
+    assert [scaling.slot_bytes(ranks) for ranks in (1, 2, 3, 4)] == [88, 48, 32, 24]  # 11 elements
+
+
 def test_one_rank_adds_nothing_and_loses_nothing() -> None:
     scaling = Scaling([3, 2, 1], 10, 8, 1000.0, 0.5, 100.0)
     assert (scaling.adding(1), scaling.strong(1), scaling.weak(1)) == (0, 1, 1)
@@ -38,6 +47,8 @@ def test_the_command_prints_a_row_for_each_number_of_ranks_and_its_assumptions()
     values = ok(*arguments, "--json").json
     assert [row["ranks"] for row in values["ranks"]] == [2, 4]
     assert values["ranks"][1]["moved_bytes"] == 1.5 * values["gradient_bytes"]
+    assert values["ranks"][0]["slot_bytes"] == values["gradient_bytes"] / 2
+    assert "sharded, ms" in text
 
 
 def test_widths_that_are_none_are_wrong_usage() -> None:

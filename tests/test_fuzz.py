@@ -268,6 +268,19 @@ y = torch.softmax(x.detach(), -1)
 l = F.cross_entropy(x, y, weight=torch.tensor([1.0, 2.0]))
 (3 * l).sum().backward()
 """),
+    "a gradient that weight decay cancels, in two steps of Adam": ("torch", """
+P = [nn.Parameter(torch.randn(3, 2, dtype=torch.double).bfloat16().to(float64)), nn.Parameter(torch.randn(5000, dtype=torch.double, device='cpu').bfloat16().to(float64))]
+opt = optim.Adam([{'params': P, 'weight_decay': 0.3}])
+for p in P:
+    p.grad = torch.randn(p.shape, dtype=torch.double).bfloat16().to(p)
+opt.step()
+opt.step()
+"""),
+    "a parameter that Adam brings next to 0": ("estimators", """
+rng = np.random.RandomState(2); X = rng.standard_normal((12, 1)); Z = rng.standard_normal((12, 3)); Y = (Z > 0).astype(int)
+m = MLPClassifier(hidden_layer_sizes=3, max_iter=3, random_state=0, learning_rate_init=0.5, batch_size=1)
+m.fit(X[::-1], Y[::-1][:, :1])
+"""),
     "a loss that stays the same": ("estimators", """
 rng = np.random.RandomState(3); X = rng.standard_normal((12, 2)); z = rng.standard_normal(12)
 w = rng.uniform(0.5, 2, 12)

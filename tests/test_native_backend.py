@@ -268,6 +268,16 @@ def test_large_operations_give_numpys_numbers(native):
         assert error < (1e-3 if name == "narrow" else 3e-6), (name, error)
 
 
+@pytest.mark.parametrize(("rows", "compiled"), [(3000, True), (300, False)])
+def test_many_rows_of_one_type_are_gathered_by_all_threads(rows, compiled, called, threads):
+    set_num_threads(2)
+    x, order = RNG.normal(size=(rows, 784)), RNG.permutation(rows)
+    out = np.zeros_like(x)
+    HOST.gather_rows(x, order, out)
+    assert np.array_equal(out, x[order])
+    assert ("gather_rows" in called) == compiled
+
+
 def test_calls_of_kernels_that_follow_one_another_are_one_call_of_a_plan(native):
     a, out = X.copy(), np.empty(4, np.float32)
     h, relu = np.empty_like(a), ACTIVATIONS["relu"]

@@ -106,7 +106,6 @@ def test_what_runs_on_the_host_has_no_buckets() -> None:
     "case",
     [
         "plain", "dropout", "weighted", "scaled loss", "regression", "batches of 3",
-        "optimizer in parts, clipped",
     ],
 )  # fmt: skip
 def test_buckets_train_to_the_bits_of_one_call_and_to_what_the_host_learns(

@@ -162,6 +162,23 @@ def test_lbfgs_takes_targets_and_weights_of_any_size_as_scikit_learns():
         np.testing.assert_allclose(ours.loss_, theirs.loss_, rtol=1e-10)
 
 
+@pytest.mark.parametrize(("classes", "seed"), [(2, 34), (3, 1)])
+def test_lbfgs_bounds_the_probabilities_of_float32_data_as_scikit_learns_line_search_sees_them(
+    classes, seed
+):
+    """The search tries steps at which a row's probability is below the eps of float32."""
+    rng = np.random.RandomState(seed)
+    x, _ = rng.standard_normal((12, 1)), rng.standard_normal((12, 3))
+    y = rng.randint(0, 3, 12) % classes
+    options = {"hidden_layer_sizes": 3, "max_iter": 10, "random_state": 1, "solver": "lbfgs"}
+    theirs, ours = pair("MLPClassifier", **options)
+    for model in (theirs, ours):
+        model.fit(x[::-1].astype(np.float32), y[::-1])
+    np.testing.assert_allclose(ours.loss_, theirs.loss_, rtol=1e-5)
+    for mine, other in zip(ours.coefs_, theirs.coefs_, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
+
+
 def test_lbfgs_goes_on_where_exp_overflows_in_float32_as_scikit_learns_does_in_float64():
     """For float32 data scikit-learn's meets NaN in the first line search and learns nothing."""
     x, y = np.float32([[1.764, 0.4]]), np.array([1.87e39])

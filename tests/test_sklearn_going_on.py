@@ -286,6 +286,18 @@ def test_a_shallow_copy_shares_the_lists_of_parameters_as_scikit_learns(options)
         assert_close(theirs, ours, x, 1e-10)
 
 
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_a_shallow_copy_and_its_original_go_on_with_one_state_of_the_solver(solver):
+    x, y = regression()
+    theirs, ours = pair(hidden_layer_sizes=4, solver=solver, random_state=0)
+    for model in (theirs, ours):
+        model.partial_fit(x, y)
+        twin = copy.copy(model)
+        for one in (twin, model, model, twin, model):
+            one.partial_fit(x, y)
+    assert_close(theirs, ours, x, 1e-10)
+
+
 @pytest.mark.parametrize("rows", [1, 50])
 def test_each_step_is_rounded_to_the_dtype_that_is_stored(rows):
     x, y = regression()

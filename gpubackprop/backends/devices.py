@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -261,12 +260,14 @@ def _probe_cupy(*, load: bool) -> CupyReport:
     """Return CuPy's version and CUDA major. It is imported, in about a second, only if `load`."""
     if importlib.util.find_spec("cupy") is None:
         return CupyReport()
+    from importlib import metadata  # its import takes a quarter of this package's
+
     version = "of unknown version"
     major: int | None = None
     for name in ("cupy", *(f"cupy-cuda{number}x" for number in _CUDA_MAJORS)):
         try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
         wheel = re.fullmatch(r"cupy-cuda(\d+)x", name)
         major = int(wheel[1]) if wheel else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from gpubackprop.backends.memory import Array
 from gpubackprop.formulas import Update
@@ -56,8 +56,8 @@ class UpdateRule:
     stochastic : bool
         Whether the 16-bit copy of the parameters is rounded stochastically.
     part : slice or None
-        The elements that are updated, if the slots are of so many; None is all. Norm, finite test
-        and penalty are of all elements.
+        The elements that are updated, if the slots are of so many and the gradient is known there
+        alone; None is all. See `Updater.agree_by`.
     """
 
     formula: Update
@@ -122,6 +122,20 @@ class Updater(Protocol[B_contra]):
         -------
         tuple or None
             What `Backend.accumulate` takes: the sum, and l2 / divisor; None without L2.
+        """
+
+    @abstractmethod
+    def agree_by(self, norm: Array, agree: Callable[[Any], None]) -> None:
+        """Take norm and finite test from several ranks, of which each has a part of the gradient.
+
+        Parameters
+        ----------
+        norm : (2,) array
+            Receives {sum of squares, 1 if an element is not finite} of `rule.part`, if they are
+            wanted. float64 on the host, the compute dtype on a GPU.
+        agree : callable
+            ``agree(backend)`` issues the sum of `norm` over the ranks. `emit` calls it once,
+            between the norm and the update.
         """
 
     @abstractmethod

@@ -8,8 +8,12 @@ from typing import Any
 
 from gpubackprop._optional import require
 
-# Okabe & Ito 2008: people with any common colour blindness tell them apart. Ours is the first.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
+# Okabe & Ito 2008, and a wine red of Paul Tol's: people with any common colour blindness tell them
+# apart. Ours is the first.
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000",
+    "#882255",
+)  # fmt: skip
 MARKERS = "osD^vPX*"
 STYLE = {
     "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,

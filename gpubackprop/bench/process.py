@@ -117,7 +117,11 @@ def cold_start(case: Case, provider: str, device: str, threads: int) -> dict[str
         script = COLD.format(imports=BY_NAME[provider].imports)
         command = [sys.executable, "-c", script, provider, device]
         command += [json.dumps(asdict(case))]
-        caches = {"CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
+        # Python keeps bytecode unless told otherwise, and what pip installed has it.
+        caches = {
+            "CUPY_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache,
+            "PYTHONDONTWRITEBYTECODE": "",
+        }  # fmt: skip
         try:
             done = subprocess.run(
                 command, env=environment(threads) | caches, capture_output=True, text=True,

@@ -6,9 +6,11 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from gpubackprop.bench.losses import IGNORED, peer_options
 from gpubackprop.bench.operations import LEARNING_RATE
-from gpubackprop.bench.problems import Unsupported
+from gpubackprop.bench.problems import Unsupported, storage
 from gpubackprop.bench.shapes import Case
 from gpubackprop.bench.steps import EPS, StepData
 from gpubackprop.bench.timers import Work
@@ -143,8 +145,8 @@ def _reduction(t: Torch, case: Case) -> Work:
 
 
 def _gather(t: Torch, case: Case) -> Work:
-    arrays = t.inputs(case)
-    function = t.fast(lambda x, rows: x.index_select(0, rows))
+    arrays, stored = t.inputs(case), t.tensor(np.empty(0, storage(case))).dtype
+    function = t.fast(lambda x, rows: x.index_select(0, rows).to(stored))
     return t.work(lambda: {"out": function(arrays["x"], arrays["rows"])})
 
 

@@ -62,6 +62,8 @@ def show(args: argparse.Namespace) -> int:
             "moved_bytes": scaling.moved(ranks),
             "sum_seconds": scaling.adding(ranks),
             "left_seconds": scaling.left(ranks),
+            "sharded_seconds": scaling.adding_in_parts(ranks),
+            "slot_bytes": scaling.slot_bytes(ranks),
             "strong": scaling.strong(ranks),
             "weak": scaling.weak(ranks),
         }
@@ -74,11 +76,13 @@ def show(args: argparse.Namespace) -> int:
     say.line()
     say.line(
         f"{'ranks':>6}{'MB a step':>12}{'sum, ms':>10}{'strong':>9}{'weak':>9}{'left, ms':>10}"
+        f"{'sharded, ms':>13}{'slot, MB':>10}"
     )
     for row in rows:
         say.line(
             f"{row['ranks']:>6}{row['moved_bytes'] / 1e6:>12,.2f}{1e3 * row['sum_seconds']:>10.3f}"
             f"{row['strong']:>9.0%}{row['weak']:>9.0%}{1e3 * row['left_seconds']:>10.3f}"
+            f"{1e3 * row['sharded_seconds']:>13.3f}{row['slot_bytes'] / 1e6:>10,.2f}"
         )
     say.line()
     say.line(f"strong: one batch of {args.batch} for all; weak: a batch of {args.batch} for each.")
@@ -93,6 +97,10 @@ def show(args: argparse.Namespace) -> int:
         )
         say.line("do not pay.")
     say.line("left: what of that sum is not done when the backward pass has ended.")
+    say.line(
+        "sharded: the same bytes with shard_optimizer; slot: what a rank then keeps of each slot"
+    )
+    say.line(f"of the optimizer, instead of {scaling.gradient_bytes / 1e6:,.2f} MB.")
     say.line(
         f"An estimate, not measured: {args.bandwidth:g} GB/s, {args.latency:g} us and "
         f"{args.rate:g} GFLOPS are what was given, and:"

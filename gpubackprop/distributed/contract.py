@@ -93,6 +93,20 @@ class Communicator(ABC):
             The rank that sends.
         """
 
+    @abstractmethod
+    def reduce_scatter(self, buffer: Array, parts: Sequence[slice]) -> None:
+        """Set this rank's part of the buffer to the sum of all ranks' buffers there.
+
+        The rest of the buffer stays as it is: this rank's own terms.
+
+        Parameters
+        ----------
+        buffer : (P,) array
+            As for `allreduce`.
+        parts : sequence of slice
+            One for each rank; they lie in order and are all of the buffer, and may be empty.
+        """
+
     def allgather(self, buffer: Array, parts: Sequence[slice]) -> None:
         """Set each part of the buffer to what the rank of that number has there.
 
@@ -135,8 +149,24 @@ class Communicator(ABC):
         """
         backend.call(self.allreduce, buffer)
 
-    def emit_beside(self, backend: Backend, buffer: Array) -> None:
-        """Issue `allreduce` of a buffer that what is issued next neither reads nor writes.
+    def emit_reduce_scatter(self, backend: Backend, buffer: Array, parts: Sequence[slice]) -> None:
+        """Issue `reduce_scatter` on a backend, or record it there.
+
+        Parameters
+        ----------
+        backend : Backend
+            The backend, or the recorder of a plan.
+        buffer : (P,) array
+            As for `reduce_scatter`.
+        parts : sequence of slice
+            As for `reduce_scatter`.
+        """
+        backend.call(self.reduce_scatter, buffer, parts)
+
+    def emit_beside(
+        self, backend: Backend, buffer: Array, parts: Sequence[slice] | None = None
+    ) -> None:
+        """Issue the sum of a buffer that what is issued next neither reads nor writes.
 
         Until `emit_join` it runs beside that, if `least_bucket` is finite.
 
@@ -146,8 +176,13 @@ class Communicator(ABC):
             The backend, or the recorder of a plan.
         buffer : (P,) array
             As for `allreduce`.
+        parts : sequence of slice or None
+            None is `allreduce`, else it is `reduce_scatter` of these parts.
         """
-        self.emit_allreduce(backend, buffer)
+        if parts is None:
+            self.emit_allreduce(backend, buffer)
+        else:
+            self.emit_reduce_scatter(backend, buffer, parts)
 
     def emit_join(self, backend: Backend) -> None:
         """Let what is issued next wait for every `emit_beside` so far.
@@ -338,6 +373,9 @@ class Alone(Communicator):
         return [record]
 
     def allreduce(self, buffer: Array) -> None:
+        pass
+
+    def reduce_scatter(self, buffer: Array, parts: Sequence[slice]) -> None:
         pass
 
     def broadcast(self, buffer: Array, root: int = 0) -> None:

@@ -36,7 +36,7 @@ class Mpi(Communicator):
         self._mpi = require("mpi4py.MPI", "mpi", "train on several ranks that MPI has started")
         self._world = (self._mpi.COMM_WORLD if world is None else world).Dup()
         self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
-        self.calls = Calls()
+        self.calls, self._sum = Calls(), np.empty(0)  # a part's sum, see `reduce_scatter`
         host = socket.gethostname()
         self.local_rank = self._world.allgather(host)[: self.rank].count(host)
 
@@ -47,6 +47,15 @@ class Mpi(Communicator):
     def allreduce(self, buffer: np.ndarray) -> None:
         self.calls.begin()
         self._world.Allreduce(self._mpi.IN_PLACE, buffer)
+
+    def reduce_scatter(self, buffer: np.ndarray, parts: Sequence[slice]) -> None:
+        own, counts = buffer[parts[self.rank]], [part.stop - part.start for part in parts]
+        if self._sum.shape != own.shape or self._sum.dtype != own.dtype:
+            self._sum = np.empty_like(own)
+        self.calls.begin()
+        # Not IN_PLACE: MPICH 5.0.2 then copies between parts that overlap, and aborts.
+        self._world.Reduce_scatter(buffer, self._sum, counts)
+        own[...] = self._sum
 
     def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
         self.calls.begin()

@@ -11,7 +11,8 @@ on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import numpy as np
@@ -42,6 +43,14 @@ class Binding(Protocol):
 
     def broadcast(self, connection: Any, buffer: Array, root: int) -> None:
         """Queue buffer = rank `root`'s buffer."""
+
+    def reduce_scatter(
+        self, connection: Any, buffer: Array, parts: Sequence[slice], rank: int
+    ) -> None:
+        """Queue buffer[parts[rank]] = the sum of all ranks' buffers there."""
+
+    def allgather(self, connection: Any, buffer: Array, parts: Sequence[slice], rank: int) -> None:
+        """Queue buffer[parts[r]] = rank r's, for each rank r."""
 
 
 class CupyBinding:
@@ -90,8 +99,47 @@ class CupyBinding:
             address, address, int(buffer.nbytes), self._nccl.NCCL_UINT8, root, stream
         )
 
+    def reduce_scatter(
+        self, connection: Any, buffer: Array, parts: Sequence[slice], rank: int
+    ) -> None:
+        stream, kind, add = self._stream(), self._types[buffer.dtype], self._nccl.NCCL_SUM
+        count = _length_of_all(parts, int(buffer.size))
+        if count:
+            address, own = int(buffer.data.ptr), int(buffer[parts[rank]].data.ptr)
+            connection.reduceScatter(address, own, count, kind, add, stream)
+            return
+        with self._group(parts) as roots:
+            for root, part in roots:
+                address, size = int(buffer[part].data.ptr), part.stop - part.start
+                connection.reduce(address, address, size, kind, add, root, stream)
+
+    def allgather(self, connection: Any, buffer: Array, parts: Sequence[slice], rank: int) -> None:
+        stream = self._stream()
+        count = _length_of_all(parts, int(buffer.size)) * int(buffer.itemsize)
+        if count:
+            address, own = int(buffer.data.ptr), int(buffer[parts[rank]].data.ptr)
+            connection.allGather(own, address, count, self._nccl.NCCL_UINT8, stream)
+            return
+        with self._group(parts) as roots:
+            for root, part in roots:
+                self.broadcast(connection, buffer[part], root)
+
+    @contextmanager
+    def _group(self, parts: Sequence[slice]) -> Iterator[list[tuple[int, slice]]]:
+        """Return each rank and its part, if that is not empty; the calls within are one launch."""
+        self._nccl.groupStart()
+        yield [(root, part) for root, part in enumerate(parts) if part.stop > part.start]
+        self._nccl.groupEnd()
+
     def _stream(self) -> int:
         return int(self._cupy.cuda.get_current_stream().ptr)
+
+
+def _length_of_all(parts: Sequence[slice], size: int) -> int:
+    """Return the length of each part, if all have one length and are the whole buffer, else 0."""
+    count = size // len(parts)
+    wanted = [slice(count * rank, count * (rank + 1)) for rank in range(len(parts))]
+    return count if list(parts) == wanted and count * len(parts) == size else 0
 
 
 class Nccl(Communicator):
@@ -146,9 +194,22 @@ class Nccl(Communicator):
     def emit_allreduce(self, backend: Backend, buffer: Array) -> None:
         cast("CupyBackend", backend).enqueue(self.binding.allreduce, self._connection, buffer)
 
-    def emit_beside(self, backend: Backend, buffer: Array) -> None:
-        there = cast("CupyBackend", backend)
-        there.enqueue(self._second.issue, self.binding.allreduce, self._connection, buffer)
+    def reduce_scatter(self, buffer: Array, parts: Sequence[slice]) -> None:
+        self.emit_reduce_scatter(self.backend, buffer, parts)
+
+    def emit_reduce_scatter(self, backend: Backend, buffer: Array, parts: Sequence[slice]) -> None:
+        there, function = cast("CupyBackend", backend), self.binding.reduce_scatter
+        there.enqueue(function, self._connection, buffer, parts, self.rank)
+
+    def emit_beside(
+        self, backend: Backend, buffer: Array, parts: Sequence[slice] | None = None
+    ) -> None:
+        there, args = cast("CupyBackend", backend), (self._connection, buffer)
+        if parts is None:
+            there.enqueue(self._second.issue, self.binding.allreduce, *args)
+        else:
+            function = self.binding.reduce_scatter
+            there.enqueue(self._second.issue, function, *args, parts, self.rank)
 
     def emit_join(self, backend: Backend) -> None:
         cast("CupyBackend", backend).enqueue(self._second.join)
@@ -156,11 +217,12 @@ class Nccl(Communicator):
     def broadcast(self, buffer: Array, root: int = 0) -> None:
         self.backend.enqueue(self.binding.broadcast, self._connection, buffer, root)
 
+    def allgather(self, buffer: Array, parts: Sequence[slice]) -> None:
+        self.emit_allgather(self.backend, buffer, parts)
+
     def emit_allgather(self, backend: Backend, buffer: Array, parts: Sequence[slice]) -> None:
-        for root, part in enumerate(parts):
-            if part.stop > part.start:
-                there = cast("CupyBackend", backend)
-                there.enqueue(self.binding.broadcast, self._connection, buffer[part], root)
+        there, function = cast("CupyBackend", backend), self.binding.allgather
+        there.enqueue(function, self._connection, buffer, parts, self.rank)
 
     def abort(self, reason: str) -> NoReturn:
         self.records.abort(reason)

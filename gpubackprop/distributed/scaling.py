@@ -17,6 +17,8 @@ ASSUMPTIONS = (
     "does, and 2 log2(N) latencies",
     "the sum begins when the backward pass has ended: nothing overlaps (but see the last column)",
     "reading rows, the update and whatever waits are left out",
+    "with shard_optimizer a reduce-scatter and an all-gather of (N-1)/N of those bytes each take "
+    "the place of the sum, and a sum of four figures is between them: 2 log2(N) latencies more",
 )
 
 
@@ -108,6 +110,43 @@ class Scaling:
         """
         rounds = max(0, (ranks - 1).bit_length())
         return self.moved(ranks) / self.bandwidth + 2 * rounds * self.latency
+
+    def adding_in_parts(self, ranks: int) -> float:
+        """Return the seconds of reduce-scatter, figures and all-gather, if optimizers are sharded.
+
+        Parameters
+        ----------
+        ranks : int
+            Number of ranks.
+
+        Returns
+        -------
+        float
+            Seconds; 0 for one rank. They move what `moved` says.
+
+        Examples
+        --------
+        >>> scaling = Scaling([784, 512, 10], 256, 4, 25e9, 10e-6, 1e12)
+        >>> f"{scaling.adding(4):.6f} {scaling.adding_in_parts(4):.6f}"
+        '0.000138 0.000178'
+        """
+        latencies = self.adding(ranks) - self.moved(ranks) / self.bandwidth
+        return self.adding(ranks) + latencies
+
+    def slot_bytes(self, ranks: int) -> int:
+        """Return the bytes of one slot of an optimizer on the rank with the largest part.
+
+        Parameters
+        ----------
+        ranks : int
+            Number of ranks that have a part each.
+
+        Returns
+        -------
+        int
+            Bytes, without alignment.
+        """
+        return self.itemsize * -(-self.gradient_bytes // self.itemsize // ranks)
 
     def buckets(self) -> list[tuple[int, int]]:
         """Return the buckets in which NCCL adds up the gradient beside the backward pass.

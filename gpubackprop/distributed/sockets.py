@@ -11,7 +11,7 @@ import pickle
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,18 @@ class Sockets(Communicator):
         together = buffer.tobytes()
         for peer in range(1, self.size):
             self._send(peer, together)
+
+    def reduce_scatter(self, buffer: np.ndarray, parts: Sequence[slice]) -> None:
+        if self.rank:
+            self._send(0, buffer.tobytes())
+            buffer[parts[self.rank]] = np.frombuffer(self._receive(0), buffer.dtype)
+            return
+        received = (self._receive(peer) for peer in range(1, self.size))
+        total = np.empty_like(buffer)
+        sum_of([buffer, *(np.frombuffer(data, buffer.dtype) for data in received)], total)
+        buffer[parts[0]] = total[parts[0]]
+        for peer in range(1, self.size):
+            self._send(peer, total[parts[peer]].tobytes())
 
     def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
         sent = self.gather(buffer.tobytes() if self.rank == root else None)[root]

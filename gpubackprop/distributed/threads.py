@@ -112,6 +112,13 @@ class Threads(Communicator):
         self.group.wait(self.rank)  # all have read before one writes
         buffer[...] = total
 
+    def reduce_scatter(self, buffer: np.ndarray, parts: Sequence[slice]) -> None:
+        buffers, own = self.gather(buffer), parts[self.rank]
+        total = np.empty_like(buffer[own])
+        sum_of([each[own] for each in buffers], total)
+        self.group.wait(self.rank)
+        buffer[own] = total
+
     def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
         buffers = self.gather(buffer)
         if self.rank != root:

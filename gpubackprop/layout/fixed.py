@@ -1,8 +1,10 @@
-"""Attributes that cannot be assigned to, with an error that says what to do."""
+"""Attributes that cannot be assigned to, and attributes whose assigned values are checked."""
 
 from __future__ import annotations
 
-from typing import Any, Generic, Self, TypeVar, overload
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
 
 from gpubackprop.errors import ReadOnlyError
 
@@ -50,3 +52,32 @@ class Fixed(Generic[Value]):
         raise ReadOnlyError(
             f"{type(instance).__name__}.{self.name} cannot be changed; {self.advice}"
         )
+
+
+Held = TypeVar("Held", covariant=True)
+
+
+class Assignable(Protocol[Held]):
+    """What `assignable` makes, for type checkers: values of any kind are assigned."""
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Held: ...
+
+    def __set__(self, instance: Any, value: Any) -> None: ...
+
+
+def assignable(take: Callable[[Any, Any], Held]) -> Assignable[Held]:
+    """Make a property of a method that takes what is assigned and returns what is held.
+
+    The property has the method's name and docstring. What is held is in an attribute of that name
+    after an underscore, and is read without a call.
+    """
+    place = f"_{take.__name__}"
+
+    def assign(self: Any, value: Any) -> None:
+        setattr(self, place, take(self, value))
+
+    return cast("Assignable[Held]", property(attrgetter(place), assign, doc=take.__doc__))

@@ -9,6 +9,7 @@ import numpy as np
 from gpubackprop.backends import Backend
 from gpubackprop.errors import ReadOnlyError
 from gpubackprop.layout.arrays import LayerArrays, write
+from gpubackprop.layout.fixed import assignable
 
 Array = np.ndarray
 
@@ -32,51 +33,38 @@ class HeldParameters:
         self._b = LayerArrays.of(b, "b", self.backend)
         self._half_copy: Array | None = None
 
-    @property
-    def parameters(self) -> Array:
+    @assignable
+    def parameters(self, values: Any) -> Array:
         """All weights and biases in one flat buffer, (layout.size,); see `ParameterLayout`."""
-        return self._parameters
-
-    @parameters.setter
-    def parameters(self, values: Any) -> None:
         write(self.backend, ["parameters"], [self._parameters], [values])
         self.clear_gaps()
+        return self._parameters
 
     def clear_gaps(self) -> None:
         """Set the gaps between the parameters to 0, after an assignment to the whole buffer."""
         for gap in self.layout.gaps:
             self.backend.fill(self._parameters[gap], 0)
 
-    @property
-    def W(self) -> LayerArrays:
+    @assignable
+    def W(self, values: Any) -> LayerArrays:
         """Weights of each layer: W[l] is a view of shape (D_{l+1}, D_l)."""
-        return self._W
-
-    @W.setter
-    def W(self, values: Any) -> None:
         if values is not self._W:
             self._W[...] = values
+        return self._W
 
-    @property
-    def b(self) -> LayerArrays:
+    @assignable
+    def b(self, values: Any) -> LayerArrays:
         """Biases of each layer: b[l] is a view of shape (D_{l+1},)."""
-        return self._b
-
-    @b.setter
-    def b(self, values: Any) -> None:
         if values is not self._b:
             self._b[...] = values
+        return self._b
 
-    @property
-    def backend(self) -> Backend:
+    @assignable
+    def backend(self, backend: Backend) -> Backend:
         """The backend that computes; another one may be assigned if its device is the same."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, backend: Backend) -> None:
         if "_backend" in vars(self) and backend.device != self.device:
             self.device = backend.device
-        self._backend = backend
+        return backend
 
     @property
     def device(self) -> str:

@@ -241,6 +241,7 @@ class Fitting(BaseEstimator):
         same = incremental and kept is not None and kept.key == key and kept.state is state
         if kept is not None and same and batch_rows <= kept.step.batch_size:
             read_parameters(self, kept.network)
+            kept.state.go_on(kept.step)
             targets = objective.targets(y, dtype)
             kept.load(lambda network: self._rows(network, X, targets))
             return kept

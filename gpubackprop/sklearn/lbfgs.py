@@ -46,6 +46,8 @@ class LossAndGradient:
     ----------
     point : array or None
         The parameters of the last call.
+    probabilities : dtype
+        That of scikit-learn's probabilities, by which the loss of a classifier's rows is bounded.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LossAndGradient:
         backend, layout, rows = network.backend, network.layout, len(data)
         self._flat = np.zeros(layout.size, network.dtype)
         self.point: Array | None = None
+        self.probabilities = network.dtype
         total = float(rows if weights is None else weights.sum(dtype=np.float64))
         self._l2 = alpha / total
         self._shares = self._placed = None
@@ -76,7 +79,7 @@ class LossAndGradient:
         self.point = packed.copy()
         self.unpack(packed)
         record = network.backend.to_host(step.run(weights=self._placed).record)
-        values = self.objective.row_values(record, self.y, self._shares)
+        values = self.objective.row_values(record, self.y, self._shares, self.probabilities)
         value = float(values.mean() if self._shares is None else values @ self._shares)
         weights = self._flat[: network.layout.weights_end]
         gradient = network.backend.to_host(step.gradient).astype(np.float64)
@@ -117,7 +120,7 @@ def fit_lbfgs(
     start = np.concatenate(
         [coef.ravel() for coef in e.coefs_] + [np.ravel(b) for b in e.intercepts_]
     )
-    wide = np.result_type(dtype, start.dtype)
+    wide = function.probabilities = np.result_type(dtype, start.dtype)
     loss_type = function.objective.reported_type(wide, function.y, function.weights)
     after = None if tasks is None else _Iterations(e, function, tasks)
     try:

@@ -142,7 +142,9 @@ class Objective:
             terms.append(weights.dtype)
         return np.float32 if np.result_type(*terms) == np.float32 else np.float64
 
-    def row_values(self, record: Array, y: Array | None, weights: Array | None = None) -> Array:
+    def row_values(
+        self, record: Array, y: Array | None, weights: Array | None = None, bounds: Any = None
+    ) -> Array:
         """Return the (N,) reported loss of each row, in float64, without the weights of the rows.
 
         Parameters
@@ -153,11 +155,14 @@ class Objective:
             Targets, as for `targets`; None unless `values_need_targets`.
         weights : (N,) array or None
             Weights of the recorded loss; a row of weight 0 gets 0.
+        bounds : dtype or None
+            The dtype of scikit-learn's probabilities, which stay one eps away from 0 and 1; None is
+            the record's.
         """
         if self.records_logits:
             assert y is not None
-            return self.values_of_logits(record, y)
-        eps = float(np.finfo(record.dtype).eps)
+            return self.values_of_logits(record, y, bounds)
+        eps = float(np.finfo(bounds or record.dtype).eps)
         values = record[:, 0].astype(np.float64)
         if weights is not None:
             values = np.divide(values, weights, out=np.zeros_like(values), where=weights != 0)
@@ -170,13 +175,13 @@ class Objective:
         wide = y.astype(np.float64)
         return values + (xlogy(wide, wide) - wide).sum(1)
 
-    def values_of_logits(self, logits: Array, y: Array) -> Array:
+    def values_of_logits(self, logits: Array, y: Array, bounds: Any = None) -> Array:
         """Return `row_values` for logits (N, K), for every output except softmax.
 
         y may be larger than the network's dtype can hold.
         """
         if self.out_activation == "logistic":
-            eps = float(np.finfo(logits.dtype).eps)
+            eps = float(np.finfo(bounds or logits.dtype).eps)
             p = np.clip(expit(logits), eps, 1 - eps)
             return -(xlogy(y, p) + xlogy(1 - y.astype(p.dtype), 1 - p)).sum(1, dtype=np.float64)
         a, wide = logits.astype(np.float64), y.astype(np.float64)

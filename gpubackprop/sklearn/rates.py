@@ -117,6 +117,15 @@ class SolverState:
         self.slots = list(step.slots)
         step.restored(self.steps)
 
+    def go_on(self, step: TrainStep) -> None:
+        """Bind to `step` again if another step has gone on from this state since.
+
+        A shallow copy of the estimator shares the state and has a step of its own.
+        """
+        ours = all(slot is array for slot, array in zip(self.slots, step.slots, strict=True))
+        if not ours or step.steps != self.steps:
+            self.bind(step)
+
     def _write(self, array: Array, out: Array, network: MLP) -> None:
         if network.backend.is_device_array(array):
             network.backend.copy(array, out)

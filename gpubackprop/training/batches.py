@@ -14,12 +14,11 @@ from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import batch_rows_for, require_finite
-from gpubackprop.data.frames import as_array, as_inputs, as_weights
+from gpubackprop.data.frames import as_array, as_inputs
 from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DataError, OptionError, ShapeError
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.ops import checks
 from gpubackprop.ops.display import size
 
 Array = np.ndarray
@@ -71,13 +70,14 @@ class Batches:
         """
         if isinstance(standardizer, TablePreprocessor):
             x, standardizer = standardizer.inputs(x, network.dtype), None
-        _check_standardizer(standardizer, network.widths[0])
-        wanted = (standardizer.feature_names if standardizer else None) or feature_names
+        if standardizer is not None:
+            _check_standardizer(standardizer, network.widths[0])
+            feature_names = standardizer.feature_names or feature_names
         names = None
         if isinstance(x, CodedInputs):
             x = x if standardizer is None else x.toarray()
         elif not network.backend.is_device_array(x):
-            x, names = as_inputs(x, "x", wanted)
+            x, names = as_inputs(x, "x", feature_names)
         x = network.check_inputs(x)
         coded, backend = isinstance(x, CodedInputs), network.backend
         outside = backend.asynchronous and not coded and not backend.is_device_array(x)
@@ -93,10 +93,7 @@ class Batches:
             )
         targets = loss.check_targets(targets, len(x), network.widths[-1], network.dtype)
         targets = np.ascontiguousarray(targets)
-        if not network.backend.is_device_array(sample_weight):
-            sample_weight = as_weights(sample_weight)
-        weights = checks.sample_weights(sample_weight, "training", len(x))
-        weights = checks.near_one(weights, loss.options.reduction)
+        weights = network.check_weights(loss, sample_weight, len(x), "training")
         weights = None if weights is None else weights.astype(network.dtype)
         if coded:
             dense = network.backend.place_inputs(np.asarray(x.dense, network.dtype), network.dtype)
@@ -260,8 +257,6 @@ def gathered_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def _check_standardizer(standardizer: Any, columns: int) -> None:
-    if standardizer is None:
-        return
     if not isinstance(standardizer, Standardizer):
         raise OptionError(
             f"standardizer is a {type(standardizer).__name__} but must be a "

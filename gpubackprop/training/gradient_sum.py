@@ -12,6 +12,7 @@ from gpubackprop.layout import ParameterLayout
 from gpubackprop.passes import BIASES
 
 Array = Any  # an array of the network's device
+Final = Callable[[Backend, int], None]  # see `gpubackprop.passes.emit_step`
 
 
 class GradientSum:
@@ -45,32 +46,37 @@ class GradientSum:
 
     def emitters(
         self, before: Callable[[Backend], None] | None = None
-    ) -> tuple[Callable[[Backend], None], Callable[[Backend, int], None] | None]:
+    ) -> tuple[Callable[[Backend], None], Final | None]:
         """Return what `emit_step` takes as `together` and as `final`.
 
         Parameters
         ----------
         before : callable or None
-            ``before(backend)`` writes what lies behind the gradient, from the batch's loss.
+            ``before(backend)`` writes what else all ranks learn, from the batch's loss.
 
         Returns
         -------
         pair of callables
             The second is None for one call.
         """
-        ranks, flat = self.ranks, self.flat
 
         def whole(backend: Backend) -> None:
             if before is not None:
                 before(backend)
-            ranks.emit_allreduce(backend, flat)
+            self._emit_whole(backend)
 
         def final(backend: Backend, layer: int) -> None:
             if layer == BIASES:
                 if before is not None:
                     before(backend)
-                ranks.emit_beside(backend, flat[self._weights_end :])
+                self._emit_beside(backend, slice(self._weights_end, None))
             elif layer in self.buckets:
-                ranks.emit_beside(backend, flat[self.buckets[layer]])
+                self._emit_beside(backend, self.buckets[layer])
 
-        return (ranks.emit_join, final) if self.buckets else (whole, None)
+        return (self.ranks.emit_join, final) if self.buckets else (whole, None)
+
+    def _emit_whole(self, backend: Backend) -> None:
+        self.ranks.emit_allreduce(backend, self.flat)
+
+    def _emit_beside(self, backend: Backend, bucket: slice) -> None:
+        self.ranks.emit_beside(backend, self.flat[bucket])

@@ -15,6 +15,7 @@ from gpubackprop.network import MLP
 from gpubackprop.ops import display
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.passes import PassUnits, in_chunks
+from gpubackprop.training.gradient_parts import parts_of
 
 WORKING_CPU = 4 << 20  # blocks of the elementwise operations, for each thread
 WORKING_DROPOUT = 8 << 20  # words of the generator, for each thread
@@ -194,11 +195,12 @@ def estimated(
     loss.buffers(counting, batch_size, network.dtype)
     gathered = 0 if dtype == network.precision else features * dtype.itemsize
     per_row = features * narrow + gathered + target + (1 if labels else 0) + (8 if on_gpu else 0)
+    held = parts_of(size, ranks)[0].stop if sharded else size  # the first part is a largest one
     return MemoryEstimate(
         parameters=size * wide,
         best=size * wide,
         gradient=size * wide,
-        optimizer=len(optimizer.formula.slots) * (-(-size // ranks) if sharded else size) * wide,
+        optimizer=len(optimizer.formula.slots) * held * wide,
         half_copy=size * narrow if network.mixed_precision else 0,
         data=rows * (features * dtype.itemsize + target) if on_gpu else 0,
         batch=batch_size * per_row + results.bytes,

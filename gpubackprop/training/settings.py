@@ -9,7 +9,7 @@ from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.distributed import Alone, Communicator, on_device
 from gpubackprop.errors import OptionError
-from gpubackprop.layout.fixed import Fixed
+from gpubackprop.layout.fixed import Fixed, assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops.checks import functions, number
@@ -53,25 +53,17 @@ class Settings:
         """The ranks that train together, for arrays of the network's device."""
         return on_device(self._joined, self.network.backend)
 
-    @property
-    def loss(self) -> Loss:
+    @assignable
+    def loss(self, spec: str | Loss | None) -> Loss:
         """The loss; its reduction is "mean" or "sum"."""
-        return self._loss
-
-    @loss.setter
-    def loss(self, spec: str | Loss | None) -> None:
         chosen = self.network.check_loss(spec)
         if chosen.options.reduction == "none":
             raise OptionError('a training loss must be one number; use reduction "mean" or "sum"')
-        self._loss: Loss = chosen
+        return chosen
 
-    @property
-    def optimizer(self) -> Optimizer:
+    @assignable
+    def optimizer(self, spec: str | Optimizer) -> Optimizer:
         """The optimizer; once training has begun, only one of the same formula may be assigned."""
-        return self._optimizer
-
-    @optimizer.setter
-    def optimizer(self, spec: str | Optimizer) -> None:
         chosen = optimizers.optimizer(spec)
         before = self._trained_with()
         if before is not None and before != chosen.formula.name:
@@ -79,30 +71,22 @@ class Settings:
                 f"optimizer was assigned {chosen!r}, but the training has a state of {before!r} "
                 f"that it cannot go on from; {_ANOTHER}"
             )
-        self._optimizer: Optimizer = chosen
+        return chosen
 
     def _trained_with(self) -> str | None:
         """Return the name of the update formula whose state the training has, or None."""
         return None
 
-    @property
-    def schedule(self) -> Schedule:
+    @assignable
+    def schedule(self, spec: str | Schedule | None) -> Schedule:
         """The learning-rate schedule, a copy of the assigned one."""
-        return self._schedule
-
-    @schedule.setter
-    def schedule(self, spec: str | Schedule | None) -> None:
         # A schedule learns from the training, so two trainers must not share the object.
-        self._schedule: Schedule = schedules.schedule(spec).copy()
+        return schedules.schedule(spec).copy()
 
-    @property
-    def batch_size(self) -> int:
+    @assignable
+    def batch_size(self, value: int) -> int:
         """Number of rows per step."""
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        self._batch_size: int = int(number(value, "batch_size", 1))
+        return int(number(value, "batch_size", 1))
 
     @property
     def l2(self) -> float:
@@ -123,13 +107,9 @@ class Settings:
         clip = None if value is None else number(value, "clip_norm", 0.0)
         self.regularization = Regularization(self.l2, clip)
 
-    @property
-    def metrics(self) -> dict[str, Any]:
+    @assignable
+    def metrics(self, values: Mapping[str, Any] | None) -> dict[str, Any]:
         """Functions of predictions and targets, by the names of their columns in the history."""
-        return self._metrics
-
-    @metrics.setter
-    def metrics(self, values: Mapping[str, Any] | None) -> None:
         try:
             chosen = dict(values or {})
         except (TypeError, ValueError):
@@ -137,20 +117,16 @@ class Settings:
                 f'metrics is {values!r} but must be a dictionary of functions: {{"name": f}}'
             ) from None
         functions(chosen, "metrics")
-        self._metrics: dict[str, Any] = chosen
+        return chosen
 
-    @property
-    def callbacks(self) -> list[Any]:
+    @assignable
+    def callbacks(self, values: Iterable[Any]) -> list[Any]:
         """Functions that are called after each epoch."""
-        return self._callbacks
-
-    @callbacks.setter
-    def callbacks(self, values: Iterable[Any]) -> None:
         if not isinstance(values, Iterable):
             raise OptionError(f"callbacks is {values!r} but must be a sequence of functions: [f]")
         chosen = list(values)
         functions(dict(enumerate(chosen)), "callbacks")
-        self._callbacks: list[Any] = chosen
+        return chosen
 
     def planned(self) -> tuple[Any, ...]:
         """Return what the steps are planned for; if it changes, they must be planned again.

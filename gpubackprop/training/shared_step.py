@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,19 @@ from gpubackprop.optimizers import Optimizer
 from gpubackprop.passes import emit_step
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.gather import Source, StepBatch
+from gpubackprop.training.gradient_parts import (
+    LOSS,
+    NORM,
+    STOP,
+    GradientParts,
+    padded,
+    parts_of,
+)
 from gpubackprop.training.gradient_sum import GradientSum
 from gpubackprop.training.step import Regularization, StepOptions, StepState, TrainStep
 
 Array = Any  # an array of the network's device
-TAIL = 32  # elements behind the gradient, of which two are used: the buffer stays aligned
-UNIT = 32  # elements: at least 128 bytes, so that parts are aligned
-LOSS, STOP = 0, 1  # places in the tail: the batch's mean loss; how many ranks ask to stop
+TAIL = 32  # elements behind the gradient, of which LOSS and STOP are used: it stays aligned
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,9 @@ class SharedSource(Source):
 class SharedStep(TrainStep):
     """One update of all parameters from a batch that lies in parts on several ranks.
 
-    `batch_size` and `data` are those of the whole training; `parameters`, `slots` and, after an
-    update, `gradient` are the same on all ranks. `totals` are this rank's own.
+    `batch_size` and `data` are those of the whole training; `parameters` and, if no rank has a part
+    alone, `slots` and after an update `gradient` are the same on all ranks. `totals` are this
+    rank's own.
 
     Parameters
     ----------
@@ -105,8 +111,8 @@ class SharedStep(TrainStep):
     network, loss, data, batch_size, optimizer, regularization, options
         As for `TrainStep`.
     sharded : bool
-        Whether this rank has the slots of its part of the parameters alone, and updates that part;
-        the ranks then send each other their parts.
+        Whether this rank has the slots of its part of the parameters alone, and updates that part,
+        see `gradient_parts`.
 
     Attributes
     ----------
@@ -120,8 +126,6 @@ class SharedStep(TrainStep):
         How the gradient is added up.
     """
 
-    tail = TAIL
-
     def __init__(
         self,
         ranks: Communicator,
@@ -134,8 +138,10 @@ class SharedStep(TrainStep):
         options: StepOptions | None = None,
         sharded: bool = False,
     ) -> None:
-        self.all_parts = parts_of(network.layout.size, ranks.size) if sharded else []
+        size = network.layout.size
+        self.all_parts = parts_of(size, ranks.size) if sharded else []
         self.part = self.all_parts[ranks.rank] if sharded else None
+        self.tail = padded(size, ranks.size) - size if sharded else TAIL
         self.ranks, self.parts, self._data = ranks, ranks.size, data
         self.asks_to_stop = self.stopped = False
         self._summed = copy.copy(loss)
@@ -144,9 +150,15 @@ class SharedStep(TrainStep):
         options = replace(options or StepOptions(), weighted=self._counted is not None)
         source = SharedSource(network, replace(data, sample_weight=None))
         super().__init__(network, loss, source, batch_size, optimizer, regularization, options)
-        at = network.layout.size + LOSS
-        self._loss = self._flat[at : at + 1].reshape(())
-        self.sum = GradientSum(ranks, self._flat, network.layout)
+        self.sum: GradientSum
+        if sharded:
+            self.sum = parts = GradientParts(ranks, self._flat, network.layout, network.backend)
+            self._figures = parts.figures
+            self.updater.agree_by(self._figures[NORM:], parts.emit_figures)
+        else:
+            self.sum = GradientSum(ranks, self._flat, network.layout)
+            self._figures = self._flat[size:]
+        self._loss = self._figures[LOSS : LOSS + 1].reshape(())
 
     @property
     def data(self) -> Batches:
@@ -191,10 +203,10 @@ class SharedStep(TrainStep):
         """Train on a batch: `rows` is this rank's share of it. All ranks call this."""
         on_host = not self.network.backend.asynchronous
         if on_host:
-            self._flat[self.network.layout.size + STOP] = self.asks_to_stop
+            self._figures[STOP] = self.asks_to_stop
         batch = super().update(rows, lr, rows.weights, l2)
         if on_host:
-            self.stopped = self._flat[self.network.layout.size + STOP] > 0
+            self.stopped = self._figures[STOP] > 0
             if not math.isfinite(self._loss) and self.totals[Total.BAD_STEP] < 0:
                 self.totals[Total.BAD_STEP] = self.totals[Total.STEPS] - 1
         return batch
@@ -243,26 +255,6 @@ class SharedStep(TrainStep):
                 backend.round_to_storage(self.network.parameters, self.half_copy, None)
         if own:
             self.running.emit(backend, batch, summed=True, penalty=penalty)
-
-
-def parts_of(size: int, ranks: int) -> list[slice]:
-    """Return the part of a flat buffer of each rank, from multiples of UNIT elements on.
-
-    Parameters
-    ----------
-    size : int
-        Elements of the buffer.
-    ranks : int
-        Number of ranks.
-
-    Returns
-    -------
-    list of slice
-        They lie in order and are all elements; some may be empty.
-    """
-    units = -(-size // UNIT)
-    ends = [min(size, units * rank // ranks * UNIT) for rank in range(ranks + 1)]
-    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def totals_of_all(ranks: Communicator, totals: np.ndarray) -> np.ndarray:

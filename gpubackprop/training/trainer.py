@@ -103,8 +103,9 @@ class Trainer(Settings):
         batch has `batch_size` rows in all.
     shard_optimizer : bool
         Whether each of several ranks has a part of the optimizer's state alone, and updates its
-        part of the parameters. Results stay the same; a step moves half as much again, and the
-        trainer cannot be copied or pickled.
+        part of the parameters. Results stay the same, to rounding if a norm clips or more than two
+        ranks add by MPI or NCCL. A step moves the same bytes. The trainer cannot be copied or
+        pickled.
 
     Attributes
     ----------

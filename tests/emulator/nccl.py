@@ -18,6 +18,11 @@ CuPy 14; each rule with its place:
   each must be ordered behind the one before by its stream or by events
 - memory that a collective call uses is used by no other call that is not ordered with it (`order.py`)
 - the order of a sum is the same on all ranks, and is not that of the ranks: here it goes backwards
+- `reduceScatter` and `allGather` have parts of one length, and are in place if a rank's pointer is at
+  its own part of the whole buffer ("In-place Operations"); buffers that meet in another way: an error
+- what a rank sends stays as it is outside of what it receives (`const void* sendbuff`); nobody here
+  wants it: its numbers become NaN, but 0 stays 0, since gaps between layers must
+- calls between `groupStart` and `groupEnd` are queued by the latter ("Group Calls")
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import ctypes
 import itertools
 import threading
 import types
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -40,6 +46,15 @@ NCCL_UINT8, NCCL_FLOAT32, NCCL_FLOAT64 = 1, 7, 8
 TYPES = {NCCL_UINT8: np.uint8, NCCL_FLOAT32: np.float32, NCCL_FLOAT64: np.float64}
 _numbers = itertools.count(1)
 _groups: dict[bytes, _Group] = {}
+
+
+class _Pending(threading.local):
+    """The calls of the group that this thread has started; None without one."""
+
+    calls: list[Callable[[], None]] | None = None
+
+
+_pending = _Pending()
 
 
 class NcclError(RuntimeError):
@@ -62,9 +77,12 @@ class _Collective:
         if len(calls) > 1:
             self.wrong = f"the ranks call different collectives: {calls}"
             return
-        name, _, _, root, _ = call
+        name, _, _, root, *_ = call
         if name == "broadcast":
             self.result = self.brought[root][1]
+            return
+        if name == "allGather":
+            self.result = np.concatenate([data for _, data in self.brought])
             return
         total = self.brought[-1][1].copy()
         for _, data in reversed(self.brought[:-1]):
@@ -108,6 +126,18 @@ def get_version() -> int:
     return 22_700
 
 
+def groupStart() -> None:
+    assert _pending.calls is None, "a group within a group is not used here"
+    _pending.calls = []
+
+
+def groupEnd() -> None:
+    calls, _pending.calls = _pending.calls, None
+    assert calls is not None, "no group was started"
+    for call in calls:
+        call()
+
+
 class NcclCommunicator:
     """cupy.cuda.nccl.NcclCommunicator."""
 
@@ -131,27 +161,84 @@ class NcclCommunicator:
         assert op == NCCL_SUM
         self._queue(("allReduce", count, datatype, op), sendbuf, recvbuf, stream)
 
+    def reduce(
+        self, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, root: int, stream: int
+    ) -> None:
+        assert op == NCCL_SUM
+        there = slice(None) if self._rank == root else slice(0)
+        self._queue(("reduce", count, datatype, root, op), sendbuf, recvbuf, stream, there)
+
+    def reduceScatter(
+        self, sendbuf: int, recvbuf: int, recvcount: int, datatype: int, op: int, stream: int
+    ) -> None:
+        assert op == NCCL_SUM
+        own = slice(self._rank * recvcount, (self._rank + 1) * recvcount)
+        sent = recvcount * self._group.size
+        call = ("reduceScatter", recvcount, datatype, op)
+        self._queue(call, sendbuf, recvbuf, stream, own, sent)
+
+    def allGather(self, sendbuf: int, recvbuf: int, count: int, datatype: int, stream: int) -> None:
+        call, received = ("allGather", count, datatype, 0), count * self._group.size
+        self._queue(call, sendbuf, recvbuf, stream, received=received)
+
     def broadcast(
         self, sendbuff: int, recvbuff: int, count: int, datatype: int, root: int, stream: int
     ) -> None:
         self._queue(("broadcast", count, datatype, root), sendbuff, recvbuff, stream)
 
-    def _queue(self, call: tuple[Any, ...], source: int, target: int, stream: int) -> None:
+    def _queue(
+        self,
+        call: tuple[Any, ...],
+        source: int,
+        target: int,
+        stream: int,
+        there: slice = slice(None),
+        sent: int = 0,
+        received: int = 0,
+    ) -> None:
+        """Queue a call, or keep it for `groupEnd`.
+
+        `there` is what this rank receives of the result. `sent` and `received` are elements, where
+        they are not the count of the call.
+        """
         assert all(isinstance(value, int) for value in (source, target, stream, *call[1:]))
         assert STATE.device == self._device, "the communicator is of another device"
         current: Stream = STATE.stream
         assert current.ptr == stream, "not the current stream"
-        call = (*call, current.graph is not None)
+        count, call = call[1], (*call, current.graph is not None)
         dtype = np.dtype(TYPES[call[2]])
-        memory = [self._memory(address, call[1], dtype) for address in (source, target)]
-        STATE.count_kernel(f"nccl {call[0]}")
-        STATE.queue(partial(self._arrive, call, memory[0]), current, collective=True)
-        STATE.queue(_Wait(self._arrived), current)
-        STATE.queue(partial(self._finish, memory[1]), current, collective=True)
-        graph = current.graph
-        self._in_order(STATE.order if graph is None else graph.order, current)
-        if graph is not None and self._in_order not in graph.when_launched:
-            graph.when_launched.append(self._in_order)
+        sending = self._memory(source, sent or count, dtype)
+        receiving = self._memory(target, received or count, dtype)
+        self._check_in_place(call[0], source, sending.nbytes, target, receiving.nbytes)
+        spoiled = []
+        if call[0] == "reduceScatter" and np.shares_memory(sending, receiving):
+            spoiled = [sending[: there.start], sending[there.stop :]]
+        if call[0] == "reduce" and source == target and there.stop == 0:
+            spoiled, receiving = [sending], receiving[:0]
+
+        def issue() -> None:
+            STATE.count_kernel(f"nccl {call[0]}")
+            STATE.queue(partial(self._arrive, call, sending), current, collective=True)
+            STATE.queue(_Wait(self._arrived), current)
+            finish = partial(self._finish, receiving, there, spoiled)
+            STATE.queue(finish, current, collective=True)
+            graph = current.graph
+            self._in_order(STATE.order if graph is None else graph.order, current)
+            if graph is not None and self._in_order not in graph.when_launched:
+                graph.when_launched.append(self._in_order)
+
+        if _pending.calls is None:
+            issue()
+        else:
+            _pending.calls.append(issue)
+
+    def _check_in_place(
+        self, name: str, source: int, sent: int, target: int, received: int
+    ) -> None:
+        """Check that the two buffers are apart, or in place."""
+        offset = {"reduceScatter": received, "allGather": -sent}.get(name, 0) * self._rank
+        apart = source + sent <= target or target + received <= source
+        assert apart or target - source == offset, f"{name}: the buffers meet and are not in place"
 
     def _in_order(self, order: Order, stream: Stream) -> None:
         """Check that what this stream was given last is behind the communicator's call before."""
@@ -173,17 +260,20 @@ class NcclCommunicator:
         self._arrived.collective = collective
         collective.bring(self._rank, call, data.copy())
 
-    def _finish(self, target: np.ndarray) -> None:
+    def _finish(self, target: np.ndarray, there: slice, spoiled: list[np.ndarray]) -> None:
         made = self._arrived.collective
         assert made is not None
         assert not made.wrong, made.wrong
-        target[...] = made.result
+        assert made.result is not None
+        target[...] = made.result[there]
+        for part in spoiled:
+            part[part != 0] = np.nan
 
 
 def module() -> types.SimpleNamespace:
     """Return what stands for `cupy.cuda.nccl`."""
     return types.SimpleNamespace(
         get_unique_id=get_unique_id, get_version=get_version, NcclCommunicator=NcclCommunicator,
-        NcclError=NcclError, NCCL_SUM=NCCL_SUM, NCCL_UINT8=NCCL_UINT8, NCCL_FLOAT32=NCCL_FLOAT32,
+        groupStart=groupStart, groupEnd=groupEnd, NcclError=NcclError, NCCL_SUM=NCCL_SUM, NCCL_UINT8=NCCL_UINT8, NCCL_FLOAT32=NCCL_FLOAT32,
         NCCL_FLOAT64=NCCL_FLOAT64,
     )  # fmt: skip

@@ -78,14 +78,16 @@ def other_roundings(seed: int) -> Iterator[None]:
     Each probability and loss is off by a unit. A loss of 1e-4 has lost four digits of its
     probability, and a fit of huge targets, whose loss stays the same, ends by its last bits.
     The square in tanh's slope 1 - h^2 is off by a unit as well: it is all that is left of the slope
-    where h is next to 1. So is each weight, by which a gradient is multiplied before it is divided by
-    their sum. Odd seeds round targets to the type of x, as this package does;
-    scikit-learn's float32 is half in float64 where y is.
+    where h is next to 1. So is each weight, by which a gradient is multiplied before it is divided
+    by their sum. So is each update: Adam's first ones are the rate, whatever the gradient's last
+    bits, and a parameter that they bring next to 0 has few digits. Odd seeds round targets to the
+    type of x, as this package does; scikit-learn's float32 is half in float64 where y is.
     """
     rng, product = np.random.default_rng(seed), inner.safe_sparse_dot
     activations = {name: inner.ACTIVATIONS[name] for name in ("logistic", "softmax")}
     losses, network = dict(inner.LOSS_FUNCTIONS), inner.BaseMultilayerPerceptron
     whole, tanh_slope = network._backprop, inner.DERIVATIVES["tanh"]
+    updates = {kind: kind._get_updates for kind in (inner.AdamOptimizer, inner.SGDOptimizer)}
 
     def noise(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.asarray(rng.uniform(-1, 1, shape) * np.finfo(dtype).eps)
@@ -115,10 +117,16 @@ def other_roundings(seed: int) -> Iterator[None]:
         )  # with the penalty, by the weights' sum
         return loss * (1 + 4 * noise((), np.asarray(loss).dtype)), *gradients
 
+    def noisy_updates(optimizer: Any, gradients: list[np.ndarray]) -> list[np.ndarray]:
+        exact = updates[type(optimizer)](optimizer, gradients)
+        return [u * (1 + 4 * noise(u.shape, u.dtype)).astype(u.dtype) for u in exact]
+
     def noisy_tanh_slope(Z: np.ndarray, delta: np.ndarray) -> None:
         delta *= 1 - Z**2 * (1 - abs(noise(Z.shape, Z.dtype))).astype(Z.dtype)
 
     inner.safe_sparse_dot, network._backprop = noisy, noisy_pass
+    for kind in updates:
+        kind._get_updates = noisy_updates
     inner.DERIVATIVES["tanh"] = noisy_tanh_slope
     inner.ACTIVATIONS |= {n: functools.partial(noisy_probabilities, n) for n in activations}
     inner.LOSS_FUNCTIONS |= {n: functools.partial(noisy_loss, n) for n in losses}
@@ -130,6 +138,8 @@ def other_roundings(seed: int) -> Iterator[None]:
         inner.ACTIVATIONS |= activations
         inner.DERIVATIVES["tanh"] = tanh_slope
         inner.LOSS_FUNCTIONS |= losses
+        for kind, exact in updates.items():
+            kind._get_updates = exact
 
 
 def _size(name: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray | None) -> Any:

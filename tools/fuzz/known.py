@@ -143,6 +143,14 @@ ESTIMATORS = (
         detail=r"there 'float64'\nhere 'float'\nafter ValueError.'Solver produced non-finite",
     ),
     Known(
+        "targets beyond float32 are scaled, so that the first loss of a fit that diverges is finite "
+        "and the lowest; scikit-learn's is infinite, and its lowest what it began with",
+        line=r"fit\(.*float32.*1e\+?(39|200)",
+        place=r"\.best_loss_\.type$",
+        kind="after an error",
+        detail=r"there 'float'\nhere 'float64'\nafter ValueError.'Solver produced non-finite",
+    ),
+    Known(
         "the loss of float32 data is float32's where a fit diverges: infinite from 3.4e38 on",
         line=r"fit\(.*float32",
         place=r"\.(best_loss_|loss_|loss_curve_\[\d+\])$",
@@ -232,10 +240,11 @@ ESTIMATORS = (
         detail=r"here ShapeError.'coefs_\[.*since the classifier has one output unit",
     ),
     Known(
-        "coefs_ may be any sequence, not only a list (early_stopping may be next)",
+        "coefs_ may be any sequence, not only a list (another fault may be next)",
         place="^error$",
-        kind="TypeError there, (NoneType|ValueError) here",
-        detail="can only concatenate tuple.*\nhere (None|ValueError..partial_fit does not support early)",
+        kind="TypeError there, (NoneType|ValueError|AttributeError) here",
+        detail="can only concatenate tuple.*\nhere (None|ValueError..partial_fit does not support early"
+        "|ValueError..Solver produced non-finite|AttributeError.*has no attribute 'loss_curve_')",
         before=r"coefs_ = tuple",
     ),
     Known(
@@ -244,7 +253,8 @@ ESTIMATORS = (
         place="^error$",
         kind="AttributeError there, (NoneType|ValueError) here",
         detail="there AttributeError..'list' object has no attribute 'ndim'.*\nhere "
-        "(None|ValueError..(Classification metrics can't handle|Mix of label input types))",  # so is y
+        "(None|ValueError..(Classification metrics can't handle|Mix of label input types"  # so is y
+        "|y_true and y_pred have different number of output))",
         before=r"coefs_\[0\] = .*tolist",
     ),
     Known(
@@ -269,6 +279,15 @@ ESTIMATORS = (
         line=r"float32.*sample_weight=.*1e-200",
         place=r"\.(coefs_|intercepts_)\[|\.(best_loss_|loss_|loss_curve_\[\d+\])$",
         kind="values",
+    ),
+    Known(
+        "weights are divided by their sum first; scikit-learn divides by 0 after the smallest have "
+        "become 0 in float32",
+        line=r"sample_weight=.*1e-200",
+        place="^error$",
+        kind="ValueError there, NoneType here",
+        detail="there ValueError.'Solver produced non-finite",
+        before="float32",
     ),
     Known(
         "weights are divided by their sum first: in a fit that diverges, other parameters are NaN",
@@ -388,6 +407,13 @@ OPTIMIZERS = (
         "a step that raises has changed nothing",
         line=r"step\(",
         kind="after an error, unchanged here",
+    ),
+    Known(
+        "a step that raises has done no update: state that is new is of step 0",
+        line=r"step\(",
+        place=r"\['step'\]$",
+        kind="values, after an error, changed here",
+        detail=r"there array\(1\..*\nhere array\(0\..*\nafter StateError",
     ),
     Known(
         "a step that raises has made no state, of an optimizer that is new in the line too",

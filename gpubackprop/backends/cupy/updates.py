@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,15 @@ class CupyUpdater(Updater[Issuer]):
         self._c = backend.zeros(COEFFICIENTS, compute)
         self._scaling = backend.asarray(np.array([scale, 1.0 / scale], compute))
         self._norm, self._weights2 = (backend.zeros(2, compute) for _ in range(2))
+        self._agree: Callable[[Issuer], None] | None = None
         self._lr, self._penalty, self.next_step = float(rule.lr), float(rule.l2), 1
 
     @property
     def upstream(self) -> Any:
         return None if self.rule.scaling is None else self._scaling[:1].reshape(())
+
+    def agree_by(self, norm: Any, agree: Callable[[Issuer], None]) -> None:
+        self._norm, self._agree = norm, agree
 
     def restored(self, next_step: int) -> None:
         self.next_step = next_step
@@ -93,23 +97,26 @@ class CupyUpdater(Updater[Issuer]):
         return self._weights2, rule.l2 / divisor
 
     def emit(self, backend: Issuer) -> None:
-        rule, norm = self.rule, None
-        if rule.clip_norm is not None or rule.scaling is not None:
-            norm = self._norm
-            weights = self.parameters if rule.l2 else None
-            penalized = rule.penalized if rule.l2 else 0
-            unscale = 1.0 if rule.scaling is None else self._scaling[1:]
-            squares(backend, self.gradient, norm, weights, rule.l2, penalized, unscale)
-        prepare_update(
-            backend, rule.formula, self._settings, self.state, norm, self._c, self._scaling,
-            self.random,
-        )  # fmt: skip
-        penalized = rule.penalized if rule.l2 else 0
+        rule, norm, penalized = self.rule, None, self.rule.penalized if self.rule.l2 else 0
         parameters, gradient, copy = self.parameters, self.gradient, self.half_copy
         if rule.part is not None:
             penalized, parameters, gradient, copy = rule.of_part(
                 penalized, parameters, gradient, copy
             )
+        if rule.clip_norm is not None or rule.scaling is not None:
+            norm = self._norm
+            weights = parameters if rule.l2 else None
+            unscale = 1.0 if rule.scaling is None else self._scaling[1:]
+            if gradient.size:
+                squares(backend, gradient, norm, weights, rule.l2, penalized, unscale)
+            else:
+                backend.fill(norm, 0.0)
+        if self._agree is not None:
+            self._agree(backend)
+        prepare_update(
+            backend, rule.formula, self._settings, self.state, norm, self._c, self._scaling,
+            self.random,
+        )  # fmt: skip
         prepared = {
             "prepared": self._c,
             "penalized": penalized,

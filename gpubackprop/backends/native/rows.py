@@ -8,6 +8,7 @@ from gpubackprop.backends.native.calls import NativeCalls, code_of, is_vector, r
 from gpubackprop.backends.native.layers import FLOATS
 
 Array = np.ndarray
+COPIED_BYTES = 1 << 23  # below, NumPy's one thread copies rows of one type as fast
 
 
 class NativeRows(NativeCalls):
@@ -20,8 +21,9 @@ class NativeRows(NativeCalls):
         codes = code_of(source), code_of(out)
         fits = codes[0] >= 0 and codes[1] in FLOATS and out.size > 0
         fits = fits and (rows is None or (rows.dtype == np.int64 and is_vector(rows)))
-        same = codes[0] == codes[1]  # NumPy copies rows as fast
-        if library is None or strides is None or not fits or same:
+        parts = self._parts(len(out), out.nbytes)
+        copied = codes[0] == codes[1] and (len(parts) == 1 or out.nbytes < COPIED_BYTES)
+        if library is None or strides is None or not fits or copied:
             super().gather_rows(source, rows, out)
             return
         values = {
@@ -29,7 +31,7 @@ class NativeRows(NativeCalls):
             "source_rows": len(source), "stride_source": strides[0], "stride_out": strides[1],
             "source_storage": codes[0], "out_storage": codes[1],
         }  # fmt: skip
-        self._issue(library.gather_rows, "gather_rows", values, self._parts(len(out), out.nbytes))
+        self._issue(library.gather_rows, "gather_rows", values, parts)
 
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
         library, strides = self._native("standardize"), rows_of(raw, out)

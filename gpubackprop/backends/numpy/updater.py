@@ -41,7 +41,9 @@ class NumpyUpdater(Updater[Backend]):
         self._c = np.zeros(max(self._count, COEFFICIENTS), dtype)
         self._decay, self._clip, self._l2, self._unscale = (np.ones((), dtype) for _ in range(4))
         self._l2[...] = rule.l2
-        self._norm2, self._weights2 = np.zeros(()), np.zeros(())
+        self._norm2, self._weights2, self._bad = (np.zeros(()) for _ in range(3))
+        self._own = gradient if rule.part is None else gradient[rule.part]
+        self._agree: Callable[[Backend], None] | None = None
         self.state, self.next_step, self._lr = np.array([0.0, 0.0, 1.0, 0.0]), 1, rule.lr
         self._upstream = None if rule.scaling is None else np.ones((), dtype)
         if rule.scaling is not None:
@@ -51,6 +53,9 @@ class NumpyUpdater(Updater[Backend]):
     @property
     def upstream(self) -> Array | None:
         return self._upstream
+
+    def agree_by(self, norm: Array, agree: Callable[[Backend], None]) -> None:
+        self._norm2, self._bad, self._agree = norm[:1].reshape(()), norm[1:].reshape(()), agree
 
     def restored(self, next_step: int) -> None:
         self.next_step = next_step
@@ -90,11 +95,17 @@ class NumpyUpdater(Updater[Backend]):
         return self._weights2, self._l2 if divisor == 1 else self._l2 / divisor
 
     def emit(self, backend: Backend) -> None:
-        if self.rule.scaling is None:
+        scaled = self.rule.scaling is not None
+        if scaled:
+            backend.call(self._unscale_gradient)
+            backend.call(_note_if_finite, self._own, self._bad)
+        if self._agree is not None:
+            self._emit_norm(backend)
+            self._agree(backend)
+        if scaled:
+            backend.call(_if_zero, self._bad, self._proceed(backend), self._skip)
+        else:
             self._emit_update(backend)
-            return
-        backend.call(self._unscale_gradient)
-        backend.call(_if_finite, self.gradient, self._proceed(backend), self._skip)
 
     def _proceed(self, backend: Backend) -> Callable[[], None]:
         update = backend.plan(self._emit_update)
@@ -124,7 +135,18 @@ class NumpyUpdater(Updater[Backend]):
 
     def _unscale_gradient(self) -> None:
         self._unscale[...] = 1.0 / self.state[SCALE]
-        np.multiply(self.gradient, self._unscale, self.gradient)
+        np.multiply(self._own, self._unscale, self._own)
+
+    def _emit_norm(self, backend: Backend) -> None:
+        """Issue the squared norm that clips: of the gradient here, penalty included."""
+        rule, end, parameters = self.rule, self.rule.penalized, self.parameters
+        if rule.clip_norm is None:
+            return
+        if rule.part is not None:
+            end, parameters, *_ = rule.of_part(end, parameters, self.gradient, None)
+        if rule.l2:
+            backend.add_scaled(parameters[:end], self._l2, self._own[:end])
+        backend.sum_of_squares(self._own, self._norm2)
 
     def _emit_update(self, backend: Backend) -> None:
         rule, end = self.rule, self.rule.penalized
@@ -141,9 +163,8 @@ class NumpyUpdater(Updater[Backend]):
         if rule.l2 and rule.clip_norm is None:
             coefficients["l2"] = (here, self._l2)
         if rule.clip_norm is not None:
-            if rule.l2:  # the norm is of the whole gradient, penalty included
-                backend.add_scaled(self.parameters[:end], self._l2, self.gradient[:end])
-            backend.sum_of_squares(self.gradient, self._norm2)
+            if self._agree is None:
+                self._emit_norm(backend)
             backend.call(_clip_factor, self._norm2, rule.clip_norm, self._clip)
             coefficients["clip"] = self._clip
         if self.random is not None:
@@ -155,13 +176,17 @@ def _count(random: Array) -> None:
     random[1] += np.uint64(1)
 
 
-def _if_finite(x: Array, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """Run `then` if all of x is finite, else `otherwise`.
+def _note_if_finite(x: Array, bad: Array) -> None:
+    """Set `bad` to 0 if all of x is finite, else to 1.
 
     Largest and smallest element decide, which both keep a NaN. A sum of squares could overflow.
     """
-    finite = math.isfinite(np.maximum.reduce(x)) and math.isfinite(np.minimum.reduce(x))
-    (then if finite else otherwise)()
+    ends = np.maximum.reduce(x, initial=-np.inf), np.minimum.reduce(x, initial=np.inf)
+    bad[...] = x.size > 0 and not (math.isfinite(ends[0]) and math.isfinite(ends[1]))
+
+
+def _if_zero(bad: Array, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    (otherwise if bad else then)()
 
 
 def _clip_factor(norm2: Array, clip_norm: float, clip: Array) -> None:
