@@ -200,7 +200,7 @@ def estimated(
     plans = [-(-count // ranks) for count in (full, rows % full) if count]  # and a short last one
     batch_size = plans[0]
     features, outputs = network.widths[0], network.widths[-1]
-    labels, on_gpu = loss.output == "softmax", network.device != "cpu"
+    labels, on_gpu = loss.output == "softmax", network.backend.asynchronous
     target = 8 if labels else outputs * wide
     random = np.zeros(2, np.uint64) if any(network.dropout) else None
     units, results = _Counting(), _Counting()
