@@ -127,7 +127,10 @@ class TrainingState:
         made_from = (
             settings.network, settings.loss, data, settings.batch_size, settings.optimizer,
             settings.regularization,
-            StepOptions(settings.seed, settings.scaling, settings.stochastic_rounding),
+            StepOptions(
+                settings.seed, settings.scaling, settings.stochastic_rounding,
+                deterministic=settings.deterministic,
+            ),
         )  # fmt: skip
         if settings.is_alone:
             step = TrainStep(*made_from)

@@ -105,6 +105,10 @@ class Trainer(Settings):
         part of the parameters. Results stay the same, to rounding if a norm clips or more than two
         ranks add by MPI or NCCL. A step moves the same bytes. The trainer cannot be copied or
         pickled.
+    deterministic : bool
+        Whether the same training gives the same bits each time. False lets a GPU's products take
+        algorithms, too, that add parts of a sum as they come (cuBLASLt's split K in place), where
+        they are faster; not measured on a GPU. It changes nothing on the CPU.
 
     Attributes
     ----------
@@ -159,7 +163,9 @@ class Trainer(Settings):
         distributed: str | Communicator | None = None,
         devices: Devices = None,
         shard_optimizer: bool = False,
+        deterministic: bool = True,
     ) -> None:
+        self.deterministic = bool(deterministic)
         self.shard_optimizer = bool(shard_optimizer)
         if distributed is not None:
             self.joined(join(distributed))
@@ -227,6 +233,7 @@ class Trainer(Settings):
         values = {
             "l2": self.l2 or None, "clip_norm": self.clip_norm, "loss_scale": self.scaling,
             "stochastic_rounding": self.stochastic_rounding or None,
+            "deterministic": None if self.deterministic else False,
             "shuffle": None if self.shuffle else False, "metrics": list(self.metrics) or None,
             "callbacks": len(self.callbacks) or None,
         }  # fmt: skip
@@ -500,7 +507,9 @@ class Trainer(Settings):
         batch = step.update(rows, lr)
         return measured(step, batch, lambda: step.update(rows, lr), repeats)
 
-    def memory_estimate(self, rows: int, dtype: Any = np.float32) -> MemoryEstimate:
+    def memory_estimate(
+        self, rows: int, dtype: Any = np.float32, *, staged: bool | None = None
+    ) -> MemoryEstimate:
         """Estimate the memory of a training before anything of it is allocated; of each rank.
 
         Parameters
@@ -509,6 +518,9 @@ class Trainer(Settings):
             Rows to train on.
         dtype : dtype
             Dtype of the inputs.
+        staged : bool or None
+            Whether the inputs stay with the host of a GPU, as a memory map does; None if they do
+            not fit into what is free there.
 
         Returns
         -------
@@ -523,7 +535,7 @@ class Trainer(Settings):
         rows = int(number(rows, "rows", 1))
         return estimated(
             self.network, self.loss, self.optimizer, self.batch_size, rows, np.dtype(dtype),
-            get_num_threads(), self._joined.size, self.shard_optimizer,
+            get_num_threads(), self._joined.size, self.shard_optimizer, staged,
         )  # fmt: skip
 
     # -- what a caller passes, as batches ---------------------------------------------------------
