@@ -21,6 +21,7 @@ from gpubackprop.backends import LossScaling, devices
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import DeviceUnavailable, DtypeError, OptionError, ReadOnlyError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, UPDATES
+from gpubackprop.layout.fixed import assignable
 from gpubackprop.losses import LOSSES, SoftmaxCrossEntropy, loss
 from gpubackprop.model import Model
 from gpubackprop.optimizers import OPTIMIZERS, SGD, Adam, Optimizer, optimizer
@@ -542,3 +543,26 @@ def stop_at_once(trainer: Trainer, row: dict[str, Any]) -> None:
 
 def mean_output(yhat: np.ndarray, targets: np.ndarray) -> float:
     return float(yhat.mean())
+
+
+@pytest.mark.ways("numpy", reason="computes nothing on an array")
+def test_an_assignable_attribute_holds_what_its_method_returns_and_a_read_calls_nothing():
+    calls = []
+
+    class Rate:
+        @assignable
+        def value(self, given):
+            """The rate."""
+            calls.append(given)
+            return float(given)
+
+    rate = Rate()
+    with pytest.raises(AttributeError):
+        _ = rate.value
+    rate.value = "0.5"
+    assert rate.value == 0.5
+    assert calls == ["0.5"]
+    with pytest.raises(ValueError, match="could not convert"):
+        rate.value = "fast"
+    assert rate.value == 0.5
+    assert Rate.value.__doc__ == "The rate."

@@ -556,7 +556,7 @@ class Trainer(Settings):
         self, x: Any, targets: Any, sample_weight: Any, standardizer: Any, rows: Any = None,
         names: tuple[str, ...] | None = None, what: str = "x",
     ) -> Batches:  # fmt: skip
-        """Return checked batches of these rows of x, at least one; errors call x `what`."""
+        """Return checked batches of these rows of x; if there are none, an error names `what`."""
         names = names or self.feature_names
         data = Batches.check(
             self.network, self.loss, x, targets, sample_weight, standardizer, names
