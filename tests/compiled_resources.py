@@ -42,7 +42,7 @@ ONLY_NARROW_STREAMS = (
     "gather_rows_i",
 )
 THREADS = {
-    "column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 32,
+    "column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 64,
     "softmax_cross_entropy_short": 128, "softmax_cross_entropy_lanes": 128,
     "softmax_cross_entropy_pairs": 128, "spread_sum": 64,
 }  # fmt: skip

@@ -40,7 +40,6 @@ class Equivalent(NamedTuple):
 
 SAME = "both branches give the same where the two sides are equal"
 EMPTY = "a pack that begins at the end is empty: nothing of it is read or written"
-ONE_BLOCK = "the grid is one block"
 IN_FLIGHT = "how many rows a thread loads before it uses the first: the same results and bytes"
 EXACT = "that number is exact in 16 bits: both ways keep it"
 EIGHTH = "the formulas have seven coefficients at most"
@@ -57,6 +56,7 @@ NO_ROW = "turns more, in which no group has a row"
 ROUND = "joined rows are a multiple of `cols` wide: the remainder stays"
 GUARDED = "the element after the last is behind a condition that is false there"
 IN_GROUP = "lanes at a distance below `lanes`, a power of two, are in one group"
+ALONE = "the row beside the one behind the last is then computed by itself, with the same bits"
 LAST_TURN = "one more turn, in which no group has a row"
 
 SHORT = "softmax_cross_entropy_short.cu"
@@ -93,7 +93,6 @@ TABLE = (
     Equivalent("sum_of_squares.cu", "SEQUENCE && i < a.count", "SEQUENCE && i <= a.count", EMPTY),
     Equivalent("losses.cuh", "- (a < C(0) ?", "- (a <= C(0) ?", SAME),
     Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
-    Equivalent("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0", ONE_BLOCK),
     Equivalent("updates.cuh", "s[1] <= s[2]", "s[1] < s[2]", SAME),
     Equivalent("include/rounding.cuh", "(::fabs(x) < 65504.f)", "(::fabs(x) <= 65504.f)", EXACT),
     Equivalent("include/rounding.cuh", "(::fabs(x) < smallest", "(::fabs(x) <= smallest", EXACT),
@@ -120,6 +119,7 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
     Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
     Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
+    Equivalent("softmax_cross_entropy_pairs.cu", "(lane, r) >= left", "(lane, r) > left", ALONE),
     Equivalent(SHORT, "first < p.rows;", "first <= p.rows;", EMPTY),
     Equivalent(SHORT, "first + turn * groups <", "first - turn * groups <", NO_ROW),
     Equivalent(SHORT, "first + turn * groups <", "first + turn / groups <", NO_ROW),

@@ -106,6 +106,11 @@ class CupyBackend(LayerOperations, OneHotOperations):
         """Make copies and pickles as new backends of the same device."""
         return unpickled, (self.device, self.reason, *((True,) if self.tf32 else ()))
 
+    def in_any_order(self) -> CupyBackend:
+        twin = self.with_memory(self.memory)
+        twin.products = self.products.in_any_order()
+        return twin
+
     def with_tf32(self) -> CupyBackend:
         if not has_tf32(self._capability()):
             raise DeviceUnavailable(
@@ -242,14 +247,13 @@ class CupyBackend(LayerOperations, OneHotOperations):
     ) -> None:
         weights2, l2 = penalty or (None, 0.0)
         by_row = correct is not None and correct.ndim > 0
-        self.launch(
-            "accumulate", (1,), loss.dtype,
-            lambda launch: {
-                "loss": loss, "correct": correct if by_row else None,
-                "correct_rows": None if by_row else correct, "weights2": weights2, "l2": l2,
-                "rows": rows, "totals": totals,
-            },
-        )  # fmt: skip
+        fields = {
+            "loss": loss, "correct_rows": None if by_row else correct, "weights2": weights2,
+            "l2": l2, "rows": rows, "totals": totals,
+        }  # fmt: skip
+        if by_row or not updates.joins_totals(self, fields):
+            fields["correct"] = correct if by_row else None
+            self.launch("accumulate", (1,), loss.dtype, lambda _: fields)
 
     def spread_gradients(
         self,
