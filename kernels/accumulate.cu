@@ -1,12 +1,12 @@
 // accumulate<C>: one step added to the running totals of an epoch, by one block; nothing is read back
-//   totals = {loss, penalty, correct, rows, steps, first bad step or -1}: f64, gpubackprop.backends.Total
-//   loss: the batch mean, C; correct: u8[rows], or correct_rows: how many they are; both null for none
-//   weights2, l2: the penalty is l2 / 2 * weights2, both C; weights2 null: none
-//   moves rows bytes where it counts them. float64 in one thread: the totals are float64 by definition
+//   include/totals.cuh has what is added; correct: u8[rows], or correct_rows: how many they are; both null
+//   for none
+//   moves rows bytes where it counts them
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"
 #include "include/entries.cuh"
 #include "include/reduce.cuh"
+#include "include/totals.cuh"
 
 constexpr int THREADS = 256;
 
@@ -27,13 +27,7 @@ template <class C> __device__ __forceinline__ void accumulate(const AccumulateAr
     hits = reduce_group<Sum>(hits);
     if (threadIdx.x != 0) return;
     if (a.correct_rows != nullptr) hits = *a.correct_rows;
-    double *totals = a.totals, rows = double(a.rows), value = double(*a.loss), steps = totals[4];
-    totals[0] += value * rows;
-    if (a.weights2 != nullptr) totals[1] += 0.5 * double(*a.weights2) * double(a.l2.get()) * rows;
-    totals[2] += double(hits);
-    totals[3] += rows;
-    totals[4] = steps + 1.0;
-    if (!is_finite(value) && totals[5] < 0.0) totals[5] = steps;
+    add_to_totals(a.totals, a.loss, a.weights2, a.l2, hits, a.rows);
 }
 
 #define ENTRY_(formula, C)                                                \

@@ -1,4 +1,5 @@
-// prepare_update<Rule, C>: the coefficients of a step and its bookkeeping, by one thread
+// prepare_update<Rule, C>: the coefficients of a step and its bookkeeping, by one thread, and the running
+//   totals of the epoch, by another
 //   settings = {lr, weight_decay, l2, clip_norm (0: none), growth_interval (0: fixed loss scale),
 //               the rule's hyperparameters in the registry's order}: f64 on the device
 //   state = {steps done, steps skipped, loss scale, steps since the loss scale changed}: f64
@@ -11,10 +12,12 @@
 //   clipping: GRADIENT_FACTOR = min(1, clip_norm / (norm + 1e-6)), as PyTorch
 //   not finite: PROCEED = 0, the step is not counted, the loss scale halves; it doubles after
 //   growth_interval finite steps. Nothing is read back by the host
+//   totals and the rest are as in accumulate.cu; totals null: none. correct_rows null: none are counted
 //   moves under 300 bytes. All in float64: it runs once a step, and 1 - beta^step needs it
 //   measured: not measured on a GPU
 #include "include/arguments.cuh"
 #include "include/entries.cuh"
+#include "include/totals.cuh"
 #include "updates.cuh"
 
 using namespace updates;
@@ -27,11 +30,23 @@ template <class C> struct PrepareUpdateArguments {
     const C* norm;
     C *c, *scaling;
     uint64* random;
+    double* totals;
+    const C* loss;
+    const int64* correct_rows;
+    const C* weights2;
+    Number<C> l2;
+    int64 rows;
 };
+
+constexpr int THREADS = 64, TOTALS = 32;  // the totals' thread is of another warp
 
 template <class Rule, class C>
 __device__ __forceinline__ void prepare_update(const PrepareUpdateArguments<C>& a) {
-    if (threadIdx.x != 0 || blockIdx.x != 0) return;
+    if (threadIdx.x == TOTALS && a.totals != nullptr) {
+        int64 hits = a.correct_rows == nullptr ? 0 : *a.correct_rows;
+        add_to_totals(a.totals, a.loss, a.weights2, a.l2, hits, a.rows);
+    }
+    if (threadIdx.x != 0) return;
     const double* settings = a.settings;
     const C* norm = a.norm;
     double* state = a.state;
@@ -61,11 +76,11 @@ __device__ __forceinline__ void prepare_update(const PrepareUpdateArguments<C>& 
     a.scaling[1] = C(1.0 / state[2]);
 }
 
-#define ENTRY_(rule, C)                                                           \
-    extern "C" __global__ void __launch_bounds__(32) prepare_update_##rule##_##C( \
-        const __grid_constant__ PrepareUpdateArguments<C> a) {                    \
-        ptx::follow_the_grid_in_front();                                          \
-        prepare_update<rule, C>(a);                                               \
+#define ENTRY_(rule, C)                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS) prepare_update_##rule##_##C( \
+        const __grid_constant__ PrepareUpdateArguments<C> a) {                         \
+        ptx::follow_the_grid_in_front();                                               \
+        prepare_update<rule, C>(a);                                                    \
     }
 #define ENTRY(rule, C) ENTRY_(rule, C)
 #define ENTRIES(rule) FOR_EACH_COMPUTE_DTYPE(ENTRY, rule)

@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gpubackprop import Model
+from gpubackprop import Model, Trainer
 from gpubackprop.cli.train_options import epochs
 from gpubackprop.data import split_rows
 from gpubackprop.formulas import ACTIVATIONS
@@ -313,6 +313,19 @@ def test_options_reach_optimizer_and_schedule(table, tmp_path, no_pictures):
     optimizer, schedule = result.json["optimizer"], result.json["schedule"]
     assert (optimizer["lr"], optimizer["weight_decay"], optimizer["beta2"]) == (0.0, 0.0, 0.9)
     assert (schedule["warmup_steps"], schedule["final"]) == (7, 0.5)
+
+
+def test_no_deterministic_reaches_the_trainer(table, tmp_path, no_pictures, monkeypatch):
+    asked = []
+
+    def noted(*args, **options):
+        asked.append(options["deterministic"])
+        return Trainer(*args, **options)
+
+    monkeypatch.setattr("gpubackprop.cli.train.Trainer", noted)
+    for more in ((), ("--no-deterministic",)):
+        ok("train", table, "--target", "kind", "--output", tmp_path / str(len(more)), *QUICK, *more)
+    assert asked == [True, False]
 
 
 def test_patience_ends_training_and_is_named(table, tmp_path, no_pictures):

@@ -12,6 +12,7 @@ import pytest
 
 from gpubackprop import MLP, Trainer, optimizers, plots
 from gpubackprop.backends import devices
+from gpubackprop.backends.cupy import CupyBackend
 from gpubackprop.errors import DataError, DeviceUnavailable, OptionError
 from gpubackprop.training.memory_estimate import WORKING_CUDA
 from tests import emulator
@@ -103,7 +104,8 @@ def test_a_profile_prints_a_table_and_draws_a_picture(tmp_path):
 
 
 @pytest.mark.emulated
-def test_the_launches_of_the_operations_are_those_of_the_graph_of_the_step(cuda):
+def test_the_launches_of_the_operations_are_those_of_the_graph_of_the_step_and_the_totals(cuda):
+    """In the graph, the update's first kernel adds the batch to the totals."""
     trainer = make(device="cuda")
     profile = trainer.profile(X, LABELS, repeats=1)
     trainer.fit(X, LABELS, epochs=1)
@@ -113,7 +115,7 @@ def test_the_launches_of_the_operations_are_those_of_the_graph_of_the_step(cuda)
     cuda.clear()
     step.update(rows, 0.1)
     of_step = len([name for name in cuda.kernels if name != "fill"]) + cuda.products
-    assert sum(row.launches for row in profile.rows) == of_step
+    assert sum(row.launches for row in profile.rows) == of_step + 1
     assert profile.device == "cuda:0"
 
 
@@ -193,6 +195,65 @@ def test_an_estimate_for_a_gpu_is_what_is_allocated_there(cuda, monkeypatch):
     assert step.steps == 0
     known = estimate.total - estimate.working - estimate.parameters - estimate.best
     assert 0.97 * known < sum(taken) < 1.03 * known + WORKING_CUDA
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("epilogues", ["always", "never"])
+def test_an_estimate_for_a_gpu_counts_the_masks_that_the_plans_of_a_training_have(
+    cuda, monkeypatch, epilogues
+):
+    """For the full batch of 16 and the last one of 8; a row of 300 bits takes 384, one of 6 takes
+    128. tanh and dropout have no mask."""
+    monkeypatch.setenv("GPUBACKPROP_EPILOGUES", epilogues)
+    monkeypatch.setattr("gpubackprop.backends.cupy.epilogues.right_ways", lambda *_: [0, 1])
+    network = MLP(
+        [6, 300, 6, 8, 8, 3], ["relu", "relu", "tanh", "relu"], device="cuda",
+        dropout=[0, 0, 0, 0.5],
+    )  # fmt: skip
+    trainer = Trainer(network, batch_size=16)
+    masks, empty = [], CupyBackend.empty
+
+    def noted(self: Any, shape: Any, dtype: Any) -> Any:
+        made = empty(self, shape, dtype)
+        masks.extend([made.nbytes] if dtype is np.uint8 else [])
+        return made
+
+    monkeypatch.setattr(CupyBackend, "empty", noted)
+    step = trainer.state.new_step(trainer, trainer._batches(X, LABELS, None, None))
+    for rows in (16, 8):
+        step._plan(rows)
+    estimate = trainer.memory_estimate(len(X), X.dtype)
+    assert estimate.masks == sum(masks) == (24 * (384 + 128) // 8 if epilogues == "always" else 0)
+    assert ("masks" in str(estimate)) == (epilogues == "always")
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_estimate_for_rows_that_stay_with_the_host_counts_batches_on_their_way(
+    cuda, monkeypatch, precision
+):
+    trainer = make(device="cuda", batch_size=4000, precision=precision)
+    x, y = RNG.normal(size=(20_000, 6)).astype(np.float32), np.arange(20_000) % 3
+    there = trainer.memory_estimate(len(x), x.dtype)
+    assert (there.staging, there.pinned) == (0, 0)
+    assert trainer.memory_estimate(len(x), x.dtype, staged=True).staging > 0
+    monkeypatch.setattr(CupyBackend, "has_room", lambda self, nbytes: False)
+    estimate = trainer.memory_estimate(len(x), x.dtype)
+    assert there.data - estimate.data == x.nbytes
+    taken, allocate = [], STATE.allocate
+    monkeypatch.setattr(STATE, "allocate", lambda n: (taken.append(n), allocate(n))[1])
+    step = trainer.state.new_step(trainer, trainer._batches(x, y, None, None))
+    assert step.source.from_host
+    assert sum(memory.size for memory in STATE.pinned.values()) == estimate.pinned
+    known = estimate.total - estimate.working - estimate.parameters - estimate.best
+    assert 0.97 * known < sum(taken) < 1.03 * known
+
+
+@pytest.mark.emulated
+def test_an_estimate_for_a_gpu_counts_the_working_memory_of_each_plan(cuda):
+    """40 rows in batches of 16 have a plan for 16 rows and one for 8."""
+    two, one = (make(device="cuda", batch_size=size).memory_estimate(40) for size in (16, 20))
+    assert two.working == 2 * one.working == 2 * WORKING_CUDA
 
 
 @pytest.mark.emulated

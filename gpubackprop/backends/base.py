@@ -11,11 +11,11 @@ and options. N is the number of rows of a batch, D the number of units, K that o
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
 from gpubackprop.backends.loss import LossOptions
-from gpubackprop.backends.memory import Array, Memory
+from gpubackprop.backends.memory import Array, Memory, RowCursor
 from gpubackprop.backends.updater import Updater, UpdateRule
 from gpubackprop.formulas import Activation, Dropout, PointwiseLoss, Update
 
@@ -39,6 +39,14 @@ class Backend(Memory, Protocol):
     device: str
     reason: str
     tf32: bool
+
+    @abstractmethod
+    def in_any_order(self) -> Self:
+        """Return a backend of the same device and memory whose products need not be repeatable.
+
+        On a GPU its plans may take algorithms that add in an order that varies from call to call,
+        if they are faster. On a host it is this backend.
+        """
 
     @abstractmethod
     def with_tf32(self) -> Self:
@@ -88,6 +96,19 @@ class Backend(Memory, Protocol):
             range gives the nearest row. None is out = source.
         out : (N, D) or (N,) array
             Receives the rows.
+        """
+
+    @abstractmethod
+    def gather_batch(self, pairs: Sequence[tuple[Array, Array]], rows: Array | RowCursor) -> None:
+        """Gather several arrays by the same row numbers; on a GPU, in one launch if it can.
+
+        Parameters
+        ----------
+        pairs : sequence of (source, out)
+            As for `gather_rows`. The sources have the same number of rows.
+        rows : (N,) int64 array or RowCursor
+            The row numbers, read when the call runs. A cursor is moved on by N on a GPU, and is
+            given to one call of a plan.
         """
 
     @abstractmethod

@@ -476,7 +476,7 @@ KERNELS: dict[str, Kernel] = {
     ),
     "row_weights": Kernel("row_weights.cu", _flat(ROWS_IN_FLIGHT), ("u8", "i32", "i64"), COMPUTE),
     "update": Kernel("update.cu", _flat(0), tuple(UPDATES), UPDATE_STORAGE),
-    "prepare_update": Kernel("prepare_update.cu", _one(32), tuple(UPDATES), COMPUTE),
+    "prepare_update": Kernel("prepare_update.cu", _one(64), tuple(UPDATES), COMPUTE),
     "update_table": Kernel("update_table.cu", _chunks, TABLE_UPDATES),
     "prepare_table": Kernel("update_table.cu", _each, TABLE_UPDATES),
     "sum_of_squares": Kernel("sum_of_squares.cu", _squares),
@@ -496,4 +496,7 @@ KERNELS: dict[str, Kernel] = {
         )
         for blocks in (2, 4, 8)
     },
+    # Planned by gpubackprop.backends.spread_plan.
+    "spread_gradient": Kernel("spread_gradient.cu", _elsewhere, dtypes=("f32",)),
+    "spread_sum": Kernel("spread_gradient.cu", _elsewhere, dtypes=("f32",)),
 }

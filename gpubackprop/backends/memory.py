@@ -30,6 +30,28 @@ class Staging(Protocol):
         """
 
 
+class RowCursor(Protocol):
+    """Where `Backend.gather_batch` finds a batch's row numbers; see `Memory.row_cursor`.
+
+    On a GPU it is an address in the device's memory, which a call leaves behind the numbers that it
+    has read. So batches that lie one after another need nothing of the host between them.
+    """
+
+    @abstractmethod
+    def put(self, rows: Array) -> None:
+        """Let the next call read these numbers.
+
+        Parameters
+        ----------
+        rows : (N,) int64 array
+            On the device, without gaps. The cursor keeps it.
+        """
+
+    @abstractmethod
+    def done(self) -> None:
+        """Note that a call has read the numbers that were put last."""
+
+
 class Memory(Protocol):
     """Arrays of one device, and the host's arrays on their way there and back.
 
@@ -119,6 +141,10 @@ class Memory(Protocol):
         dtype : dtype
             Of all arrays.
         """
+
+    @abstractmethod
+    def row_cursor(self) -> RowCursor:
+        """Return a new cursor for the row numbers of batches."""
 
     @abstractmethod
     def is_device_array(self, array: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ def training_step(case: Case, where: Timer) -> Work:
     rows = Batches.check(network, loss, x, y)
     adam = optimizers.Adam(LEARNING_RATE, eps=EPS)
     step = TrainStep(network, loss, rows, data.batch, adam, Regularization())
-    batches = [step.place(data.rows(i)) for i in range(data.batches)]
+    numbers = [data.rows(i) for i in range(data.batches)]
+    order, ends = step.place(np.concatenate(numbers)), np.cumsum([0, *map(len, numbers)])
+    batches = [order[start:stop] for start, stop in pairwise(ends.tolist())]
 
     def losses() -> dict[str, Any]:
         found, before = [], 0.0

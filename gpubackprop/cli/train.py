@@ -115,6 +115,7 @@ def build(args: argparse.Namespace, data: TrainingData, device: Device) -> Train
         seed=args.seed,
         progress=False if args.quiet else None,
         distributed="auto" if args.distributed == "auto" else None,
+        deterministic=args.deterministic,
     )
 
 

@@ -218,6 +218,12 @@ def _network_options(group: Any) -> None:
 
 
 def _training_options(group: Any) -> None:
+    group.add_argument(
+        "--no-deterministic",
+        dest="deterministic",
+        action="store_false",
+        help="let a GPU's products add in an order that varies, where that is faster",
+    )
     group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adam")
     group.add_argument(
         "--lr", type=real(), metavar="X", help="learning rate (default: the optimizer's own)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class StepOptions:
         Whether the only batch is all rows, read in place; `run` is then given no row numbers.
     rounded : sequence of pairs
         (view of the parameters, array of a narrower dtype): each update rounds the view to it.
+    deterministic : bool
+        Whether a plan takes products of repeatable sums alone.
     """
 
     seed: int = 0
@@ -54,6 +57,7 @@ class StepOptions:
     weighted: bool = False
     whole: bool = False
     rounded: Sequence[tuple[Array, Array]] = ()
+    deterministic: bool = True
 
 
 class BatchStep:
@@ -99,7 +103,7 @@ class BatchStep:
             self._flat = flat
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
-        self._batch = self._make_batch()
+        self._batch = (network.backend.asynchronous and self._spread_batch()) or self._make_batch()
         self.planned: tuple[Any, ...] = ()  # the trainer's settings for which it was made
 
     @property
@@ -155,7 +159,17 @@ class BatchStep:
         if weights is not None:
             self.network.backend.copy(weights, batch.weights)
         batch.replay()
+        if rows is not None and self.source.cursor is not None:
+            self.source.cursor.done()
         return batch
+
+    def _spread_batch(self) -> StepBatch | None:
+        """Return the largest batch of a step whose rows are spread over a GPU, or None.
+
+        `gpubackprop.training.spread`, which plans for steps and so lies above them, puts the
+        function of a `TrainStep` here.
+        """
+        return None
 
     def _make_batch(self) -> StepBatch:
         """Return the largest batch, without its plan."""
@@ -201,7 +215,8 @@ class BatchStep:
             batch.record = batch.record if batch.logits is None else batch.logits
         if self.loss.options.reduction == "none" and not self.options.weighted:
             batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
-        batch.replay = backend.plan(lambda recorder: self._emit(recorder, batch))
+        planner = backend if self.options.deterministic else backend.in_any_order()
+        batch.replay = planner.plan(partial(self._emit, batch=batch))
         return batch
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import Backend
-from gpubackprop.backends.memory import Staging
+from gpubackprop.backends.memory import RowCursor, Staging
 from gpubackprop.backends.numpy.calls import gather_rows
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.network import MLP
@@ -29,17 +29,21 @@ class StepBatch(Batch):
     raw : array
         x as it is gathered, before it is converted; x itself if it need not be.
     index : (N,) int array or None
-        The numbers of the rows for a GPU to read; None on the CPU.
+        Where numbers of the host come to a GPU; None on the CPU.
     record : (N, 1) or (N, K) array or None
         The loss or the logits of each row, as `StepOptions.record` says.
     replay : callable
         Runs the plan.
+    spread : callable or None
+        Issues forward pass, loss and backward pass of a batch whose rows are spread over the card
+        (`gpubackprop.training.spread`).
     """
 
     raw: Array = None
     index: Array | None = None
     record: Array | None = None
     replay: Callable[[], None] = lambda: None
+    spread: Callable[[Any], None] | None = None
 
     def first_rows(self, rows: int, backend: Backend) -> StepBatch:
         """Return the same memory as a smaller batch."""
@@ -78,11 +82,15 @@ class Source:
         The weights that `emit` reads.
     from_host : bool
         Whether the host gathers x for a GPU.
+    cursor : RowCursor or None
+        Where a GPU that has all rows finds the numbers of a batch's; None for others.
     """
 
     def __init__(self, network: MLP, data: Batches) -> None:
         self.backend, self.dtype, self._wide = network.backend, network.precision, network.dtype
         self.from_host = self.backend.asynchronous and isinstance(data.x, np.ndarray)
+        resident = self.backend.asynchronous and not self.from_host
+        self.cursor: RowCursor | None = self.backend.row_cursor() if resident else None
         self.staging: Staging | None = None  # if the host gathers x for a GPU: see `buffers`
         self._rows = np.zeros(0, np.int64)  # the batch's row numbers, if the host gathers it
         self._mean = self._scale = None
@@ -115,6 +123,7 @@ class Source:
             return bool(self.backend.asynchronous)
         self.backend.copy(data.x, self.x)
         self.backend.copy(self.backend.place(data.targets, targets.dtype), targets)
+        self._inputs = None, self._inputs[1]
         return False
 
     def release(self) -> None:
@@ -131,13 +140,15 @@ class Source:
         """Set the batch's rows, whose numbers lie on the host or on the device."""
         if batch.index is None:
             self._rows = rows
-        elif isinstance(rows, np.ndarray):
+            return
+        if isinstance(rows, np.ndarray):
             self._rows = rows
             self.backend.from_host(rows, batch.index)
+            rows = batch.index
             if self.staging is not None:
                 self.staging.put(self._fill, batch.raw)
-        else:
-            self.backend.copy(rows, batch.index)
+        if self.cursor is not None:
+            self.cursor.put(rows)
 
     def buffers(self, rows: int) -> tuple[Array, Array]:
         """Return (x, raw): what the first product reads, and where a batch is gathered.
@@ -171,7 +182,10 @@ class Source:
         if mean is None and x.dtype == self.dtype:
             return x
         if self._inputs[0] is not self.data:
-            out = raw = self.backend.empty(x.shape, self.dtype)
+            out = self._inputs[1]  # a plan may have its address
+            if out is None or out.shape != x.shape:
+                out = self.backend.empty(x.shape, self.dtype)
+            raw = out
             if mean is not None:
                 raw = self.backend.empty(x.shape, gathered_dtype(x.dtype))
             self.backend.gather_rows(x, None, raw)
@@ -186,14 +200,14 @@ class Source:
         if index is None:  # the call reads them when it runs: `load` and `put_rows` copy nothing
             backend.call(self._gather, batch)
         else:
+            pairs = [(self.targets, batch.targets)]
             if isinstance(raw, CodedInputs):
-                backend.gather_rows(self.x.dense, index, raw.dense)
-                backend.gather_rows(self.x.codes, index, raw.codes)
+                pairs += [(self.x.dense, raw.dense), (self.x.codes, raw.codes)]
             elif not self.from_host:  # else `put_rows` has brought them
-                backend.gather_rows(self.x, index, raw)
-            backend.gather_rows(self.targets, index, batch.targets)
+                pairs.append((self.x, raw))
             if self.sample_weight is not None:
-                backend.gather_rows(self.sample_weight, index, batch.weights)
+                pairs.append((self.sample_weight, batch.weights))
+            backend.gather_batch(pairs, self.cursor or index)
         if self.data.standardizer is None:
             if raw is not batch.x:
                 backend.gather_rows(raw, None, batch.x)

@@ -19,7 +19,8 @@ from gpubackprop.training.gradient_parts import parts_of
 
 WORKING_CPU = 4 << 20  # blocks of the elementwise operations, for each thread
 WORKING_DROPOUT = 8 << 20  # words of the generator, for each thread
-WORKING_CUDA = 40 << 20  # cuBLASLt's workspace and partial sums
+WORKING_CUDA = 40 << 20  # cuBLASLt's workspace and partial sums, for each plan
+STAGING_BUFFERS = 2  # see `gpubackprop.backends.cupy.staging`
 MB = 1e6
 
 
@@ -45,6 +46,12 @@ class MemoryEstimate:
         Inputs, targets and row values of a batch.
     units : int
         Units of all layers and their gradients, for a batch.
+    masks : int
+        On a GPU, a bit for each unit of a ReLU that a product of cuBLASLt computes; 0 if none is
+        (GPUBACKPROP_EPILOGUES). Which are is found out when the step is planned: these are all that
+        may be.
+    staging : int
+        On a GPU, batches on their way there, where the rows stay with the host.
     working : int
         Working memory; 16 bits on a CPU may take more.
 
@@ -64,12 +71,19 @@ class MemoryEstimate:
     data: int
     batch: int
     units: int
+    masks: int
+    staging: int
     working: int
 
     @property
     def total(self) -> int:
         """The sum."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def pinned(self) -> int:
+        """Bytes of pinned memory that `staging` takes on the host, beside the total."""
+        return self.staging
 
     def largest_batch(self, batch_size: int, nbytes: int) -> int:
         """Return the most rows of a batch with which the training takes `nbytes`; 0 for none.
@@ -88,11 +102,11 @@ class MemoryEstimate:
 
         Examples
         --------
-        >>> estimate = MemoryEstimate(0, 0, 0, 0, 0, 500, 100, 900, 0)
+        >>> estimate = MemoryEstimate(0, 0, 0, 0, 0, 500, 100, 900, 0, 0, 0)
         >>> estimate.largest_batch(10, 2500)  # 500 stay, and 100 are of each row
         20
         """
-        of_batch = self.batch + self.units
+        of_batch = self.batch + self.units + self.masks + self.staging
         return max(0, int((nbytes - self.total + of_batch) * batch_size // max(1, of_batch)))
 
     def _table(self) -> list[list[str]]:
@@ -154,6 +168,7 @@ def estimated(
     threads: int,
     ranks: int = 1,
     sharded: bool = False,
+    staged: bool | None = None,
 ) -> MemoryEstimate:
     """Return the estimate of a training; see `Trainer.memory_estimate`.
 
@@ -177,9 +192,13 @@ def estimated(
         Ranks that compute a batch together; the estimate is of one of them.
     sharded : bool
         Whether each has a part of the optimizer's state.
+    staged : bool or None
+        Whether the inputs stay with the host of a GPU; None if they do not fit there.
     """
     wide, narrow, size = network.dtype.itemsize, network.precision.itemsize, network.layout.size
-    batch_size = -(-max(1, min(batch_size, rows)) // ranks)
+    full = max(1, min(batch_size, rows))
+    plans = [-(-count // ranks) for count in (full, rows % full) if count]  # and a short last one
+    batch_size = plans[0]
     features, outputs = network.widths[0], network.widths[-1]
     labels, on_gpu = loss.output == "softmax", network.device != "cpu"
     target = 8 if labels else outputs * wide
@@ -193,7 +212,16 @@ def estimated(
         of_chunks = working_bytes(batch_size, last, outputs, network.precision, on_gpu)
     counting: Any = results
     loss.buffers(counting, batch_size, network.dtype)
-    gathered = 0 if dtype == network.precision else features * dtype.itemsize
+    converted = on_gpu or dtype == network.precision  # a GPU gathers and converts in one
+    gathered = 0 if converted else features * dtype.itemsize
+    x_bytes = rows * features * dtype.itemsize
+    if staged is None:
+        staged = not network.backend.has_room(x_bytes)
+    working = _on_cpu(network, batch_size, threads)
+    if on_gpu:
+        working = WORKING_CUDA * len(plans)
+        if network.mixed_precision:  # sums of products before they are rounded
+            working += 4 * sum(plans) * max(network.widths[1:])
     per_row = features * narrow + gathered + target + (1 if labels else 0) + (8 if on_gpu else 0)
     held = parts_of(size, ranks)[0].stop if sharded else size  # the first part is a largest one
     return MemoryEstimate(
@@ -202,11 +230,22 @@ def estimated(
         gradient=size * wide,
         optimizer=len(optimizer.formula.slots) * held * wide,
         half_copy=size * narrow if network.mixed_precision else 0,
-        data=rows * (features * dtype.itemsize + target) if on_gpu else 0,
+        data=(0 if staged else x_bytes) + rows * target if on_gpu else 0,
         batch=batch_size * per_row + results.bytes,
         units=units.bytes + of_chunks,
-        working=WORKING_CUDA if on_gpu else _on_cpu(network, batch_size, threads),
+        masks=sum(plans) * _mask_bytes(network) if on_gpu else 0,
+        staging=STAGING_BUFFERS * batch_size * features * narrow if on_gpu and staged else 0,
+        working=working,
     )
+
+
+def _mask_bytes(network: MLP) -> int:
+    """Return the most bytes of masks for a row: of the layers of ReLU without dropout."""
+    from gpubackprop.backends.cupy.epilogues import bytes_of_masks
+
+    layers = zip(network.widths[1:], network.activations, network.dropout, strict=False)
+    widths = [width for width, act, rate in layers if act.name == "relu" and not rate]
+    return bytes_of_masks(cast(Any, network.backend), widths)
 
 
 def _on_cpu(network: MLP, rows: int, threads: int) -> int:

@@ -215,14 +215,20 @@ def measured(step: TrainStep, batch: StepBatch, run: Callable[[], Any], repeats:
 
 
 def _calls_of(step: TrainStep, batch: StepBatch) -> list[_Call]:
-    """Return the calls of which the step consists."""
+    """Return the calls of which the step consists.
+
+    The gather of a plan of its own takes the same rows each time: a cursor would leave them.
+    """
     calls: list[_Call] = []
     noting: Any = _Noting(step.network.backend, calls)
     updater, step.updater = step.updater, cast(Any, _NotingUpdater(step.updater, calls))
+    cursor, step.source.cursor = step.source.cursor, None
+    if cursor is not None:
+        step.network.backend.from_host(np.arange(len(batch.targets)), batch.index)
     try:
         step._emit(noting, batch)
     finally:
-        step.updater = updater
+        step.updater, step.source.cursor = updater, cursor
     return calls
 
 

@@ -34,6 +34,7 @@ class Settings:
     shuffle: bool
     progress: bool | None
     shard_optimizer = False  # whether each rank has a part of the optimizer's state
+    deterministic = True  # whether products have repeatable sums
     is_alone = True  # whether one process trains, without others
     _joined: Communicator = Alone()
 
@@ -138,7 +139,7 @@ class Settings:
         """
         return (
             self.network.activations, self.network.dropout, self.loss, self.optimizer,
-            self.batch_size, self.regularization,
+            self.batch_size, self.regularization, self.deterministic,
         )  # fmt: skip
 
     def numerics(self) -> dict[str, Any]:

@@ -228,6 +228,7 @@ def _must_agree(
     own |= {
         "initial weights": f"of {_checksum(weights)} (build the network with the same seed)",
         "shard_optimizer": settings.shard_optimizer,
+        "deterministic": settings.deterministic,
         "steps done": state.steps,
         "state of the shuffles": _checksum(repr(state.rng.bit_generator.state).encode()),
     }

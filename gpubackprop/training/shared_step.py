@@ -222,7 +222,8 @@ class SharedStep(TrainStep):
         batch = self._batch.first_rows(max(1, own), backend)
         units = batch.units
         units.dropout = [each and replace(each, first_row=part.start) for each in units.dropout]
-        batch.replay = backend.plan(lambda recorder: self._emit_part(recorder, batch, rows, own))
+        planner = backend if self.options.deterministic else backend.in_any_order()
+        batch.replay = planner.plan(lambda recorder: self._emit_part(recorder, batch, rows, own))
         return batch
 
     def _emit_part(self, backend: Backend, batch: StepBatch, rows: int, own: int) -> None:

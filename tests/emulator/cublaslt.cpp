@@ -361,9 +361,11 @@ int cublasLtMatmulAlgoGetHeuristic(
     const auto &la = *static_cast<Layout*>(a), &lb = *static_cast<Layout*>(b), &ld = *static_cast<Layout*>(d);
     if (int status = fits(described, la, lb, *static_cast<Layout*>(c), ld)) return status;
     const auto& wishes = *static_cast<Preference*>(preference);
-    // Number, workspace, state. The third adds in the output's type, which the mask may exclude.
+    // Number, workspace, state, reduction scheme, which the mask may exclude. The third adds in the output's
+    // type, the last in place, as its parts come.
     const struct { uint64_t number; size_t workspace; int state; uint32_t scheme; } proposals[] = {
-        {1, 0, SUCCESS, 0}, {2, 0, NOT_SUPPORTED, 0}, {3, 4096, SUCCESS, 4}, {4, 1024, SUCCESS, 2}};
+        {1, 0, SUCCESS, 0}, {2, 0, NOT_SUPPORTED, 0}, {3, 4096, SUCCESS, 4}, {4, 1024, SUCCESS, 2},
+        {5, 64, SUCCESS, 1}};
     for (const auto& proposal : proposals) {
         if (*count == wanted) break;
         if (proposal.workspace > wishes.workspace || (proposal.scheme && !(proposal.scheme & wishes.schemes))) continue;
@@ -415,7 +417,8 @@ int cublasLtMatmul(
     job->step_b[0] = tb ? 1 : lb.stride, job->step_b[1] = tb ? lb.stride : 1;
     job->stride_d = ld.stride, job->a = a, job->b = b, job->d = d;
     job->workspace = workspace, job->workspace_bytes = checked.workspace;
-    job->backwards = algorithm->data[0] == 4, job->adds = old != 0.0;
+    static int in_place = 0;  // its parts come in another order each time
+    job->backwards = algorithm->data[0] == 4 || (algorithm->data[0] == 5 && ++in_place % 2), job->adds = old != 0.0;
     job->epilogue = described.epilogue, job->bias = described.bias;
     job->mask = static_cast<unsigned char*>(described.mask), job->mask_stride = described.mask_stride;
     queue_job(stream, job);

@@ -212,6 +212,10 @@ class Operations:
         with self._installed() as backend:
             backend.gather_rows(*on_device((source, rows, out)))
 
+    def gather_batch(self, pairs: list[tuple[Array, Array]], rows: Array) -> None:
+        with self._installed() as backend:
+            backend.gather_batch(*on_device((pairs, rows)))
+
     def one_hot_forward(self, codes: Array, W: Array, a: Array, *, add: bool = False) -> None:
         with self._installed() as backend:
             backend.one_hot_forward(*on_device((codes, W, a)), add=add)

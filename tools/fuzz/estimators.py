@@ -87,7 +87,8 @@ def other_roundings(seed: int) -> Iterator[None]:
     activations = {name: inner.ACTIVATIONS[name] for name in ("logistic", "softmax")}
     losses, network = dict(inner.LOSS_FUNCTIONS), inner.BaseMultilayerPerceptron
     whole, tanh_slope = network._backprop, inner.DERIVATIVES["tanh"]
-    updates = {kind: kind._get_updates for kind in (inner.AdamOptimizer, inner.SGDOptimizer)}
+    optimizer = inner.AdamOptimizer.__base__
+    update = optimizer.update_params
 
     def noise(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.asarray(rng.uniform(-1, 1, shape) * np.finfo(dtype).eps)
@@ -117,16 +118,15 @@ def other_roundings(seed: int) -> Iterator[None]:
         )  # with the penalty, by the weights' sum
         return loss * (1 + 4 * noise((), np.asarray(loss).dtype)), *gradients
 
-    def noisy_updates(optimizer: Any, gradients: list[np.ndarray]) -> list[np.ndarray]:
-        exact = updates[type(optimizer)](optimizer, gradients)
-        return [u * (1 + 4 * noise(u.shape, u.dtype)).astype(u.dtype) for u in exact]
+    def noisy_updates(optimizer: Any, parameters: Sequence[np.ndarray], gradients: Any) -> None:
+        for p, update in zip(parameters, optimizer._get_updates(gradients), strict=True):
+            p += update * (1 + 4 * noise(p.shape, p.dtype))
 
     def noisy_tanh_slope(Z: np.ndarray, delta: np.ndarray) -> None:
         delta *= 1 - Z**2 * (1 - abs(noise(Z.shape, Z.dtype))).astype(Z.dtype)
 
     inner.safe_sparse_dot, network._backprop = noisy, noisy_pass
-    for kind in updates:
-        kind._get_updates = noisy_updates
+    optimizer.update_params = noisy_updates
     inner.DERIVATIVES["tanh"] = noisy_tanh_slope
     inner.ACTIVATIONS |= {n: functools.partial(noisy_probabilities, n) for n in activations}
     inner.LOSS_FUNCTIONS |= {n: functools.partial(noisy_loss, n) for n in losses}
@@ -138,8 +138,7 @@ def other_roundings(seed: int) -> Iterator[None]:
         inner.ACTIVATIONS |= activations
         inner.DERIVATIVES["tanh"] = tanh_slope
         inner.LOSS_FUNCTIONS |= losses
-        for kind, exact in updates.items():
-            kind._get_updates = exact
+        optimizer.update_params = update
 
 
 def _size(name: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray | None) -> Any:

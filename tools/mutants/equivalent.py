@@ -40,7 +40,6 @@ class Equivalent(NamedTuple):
 
 SAME = "both branches give the same where the two sides are equal"
 EMPTY = "a pack that begins at the end is empty: nothing of it is read or written"
-ONE_BLOCK = "the grid is one block"
 IN_FLIGHT = "how many rows a thread loads before it uses the first: the same results and bytes"
 EXACT = "that number is exact in 16 bits: both ways keep it"
 EIGHTH = "the formulas have seven coefficients at most"
@@ -94,7 +93,6 @@ TABLE = (
     Equivalent("sum_of_squares.cu", "SEQUENCE && i < a.count", "SEQUENCE && i <= a.count", EMPTY),
     Equivalent("losses.cuh", "- (a < C(0) ?", "- (a <= C(0) ?", SAME),
     Equivalent("prepare_update.cu", "factor < 1.0 ?", "factor <= 1.0 ?", SAME),
-    Equivalent("prepare_update.cu", "blockIdx.x != 0", "blockIdx.y != 0", ONE_BLOCK),
     Equivalent("updates.cuh", "s[1] <= s[2]", "s[1] < s[2]", SAME),
     Equivalent("include/rounding.cuh", "(::fabs(x) < 65504.f)", "(::fabs(x) <= 65504.f)", EXACT),
     Equivalent("include/rounding.cuh", "(::fabs(x) < smallest", "(::fabs(x) <= smallest", EXACT),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import devices
-from gpubackprop.backends.cupy import losses, updates
+from gpubackprop.backends.cupy import losses, spread, updates
 from gpubackprop.backends.cupy.kept_calls import (
     MOST_BYTES,
     NEVER,
@@ -33,6 +33,7 @@ from gpubackprop.backends.cupy.one_hot import OneHotOperations
 from gpubackprop.backends.cupy.products import CublasLtProducts, CupyProducts, Products
 from gpubackprop.backends.cupy.products import default as default_products
 from gpubackprop.backends.cupy.recorded_calls import Plan
+from gpubackprop.backends.cupy.resident import ResidentNetwork
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.memory import Array
@@ -104,6 +105,11 @@ class CupyBackend(LayerOperations, OneHotOperations):
     def __reduce__(self) -> tuple[Any, ...]:
         """Make copies and pickles as new backends of the same device."""
         return unpickled, (self.device, self.reason, *((True,) if self.tf32 else ()))
+
+    def in_any_order(self) -> CupyBackend:
+        twin = self.with_memory(self.memory)
+        twin.products = self.products.in_any_order()
+        return twin
 
     def with_tf32(self) -> CupyBackend:
         if not has_tf32(self._capability()):
@@ -241,14 +247,25 @@ class CupyBackend(LayerOperations, OneHotOperations):
     ) -> None:
         weights2, l2 = penalty or (None, 0.0)
         by_row = correct is not None and correct.ndim > 0
-        self.launch(
-            "accumulate", (1,), loss.dtype,
-            lambda launch: {
-                "loss": loss, "correct": correct if by_row else None,
-                "correct_rows": None if by_row else correct, "weights2": weights2, "l2": l2,
-                "rows": rows, "totals": totals,
-            },
-        )  # fmt: skip
+        fields = {
+            "loss": loss, "correct_rows": None if by_row else correct, "weights2": weights2,
+            "l2": l2, "rows": rows, "totals": totals,
+        }  # fmt: skip
+        if by_row or not updates.joins_totals(self, fields):
+            fields["correct"] = correct if by_row else None
+            self.launch("accumulate", (1,), loss.dtype, lambda _: fields)
+
+    def spread_gradients(
+        self,
+        network: ResidentNetwork,
+        arrays: dict[str, Array | None],
+        mean: dict[str, float],
+    ) -> None:
+        """Issue forward, loss and backward of a batch whose rows are spread over the card.
+
+        The arguments are those of `gpubackprop.backends.cupy.spread.spread_gradients`.
+        """
+        spread.spread_gradients(self, network, arrays, mean)
 
     # -- updates ----------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ LABELS = (np.uint8, np.int32, np.int64)
 #   parameter gradient copy of an update
 #   source                  that the entry's name has in front of the storage
 #   labels                  one of LABELS
+#   words                   words of 4 bytes, whose meaning the kernel need not know
 #   statistics              Statistics<C> of include/softmax.cuh, in an array of float64
 #   number                  a compute by value, or the address of one (Number<C> of include/
 #                           arguments.cuh)
@@ -101,7 +102,8 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "prepare_update": {
         "settings": "f64*", "state": "f64*", "norm": "compute*", "c": "compute*",
-        "scaling": "compute*", "random": "u64*",
+        "scaling": "compute*", "random": "u64*", "totals": "f64*", "loss": "compute*",
+        "correct_rows": "i64*", "weights2": "compute*", "l2": "number", "rows": "i64",
     },
     "update_table": {"table": "u64*", "owner": "i32*", "c": "compute*"},
     "prepare_table": {
@@ -114,8 +116,11 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "sum_of_squares_finish": {"partial": "compute*", "out": "compute*", "blocks": "i64"},
     "gather_rows": {
-        "source": "source*", "rows": "i64*", "out": "storage*", "count": "i64", "cols": "i64",
-        "source_rows": "i64", "stride_source": "i64", "stride_out": "i64",
+        "source": "source*", "rows": "i64*", "cursor": "u64*", "out": "storage*",
+        "beside0": "words*", "beside1": "words*", "beside2": "words*", "beside_out0": "words*",
+        "beside_out1": "words*", "beside_out2": "words*", "counter": "i32*", "count": "i64",
+        "cols": "i64", "source_rows": "i64", "stride_source": "i64", "stride_out": "i64",
+        "words0": "i32", "words1": "i32", "words2": "i32", "most_words": "i32",
     },
     "one_hot_forward": {
         "codes": "i32*", "W": "storage*", "a": "storage*", "rows": "i64", "groups": "i64",
@@ -133,6 +138,14 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     **{
         kernel: {"table": "u64*", "layers": "i32*"}
         for kernel in ("resident_training", *(f"resident_training_cluster{n}" for n in (2, 4, 8)))
+    },
+    "spread_gradient": {
+        "table": "u64*", "layers": "i32*", "partial": "f32*", "figures": "f32*", "stride": "i64",
+    },
+    "spread_sum": {
+        "partial": "f32*", "figures": "f32*", "gradient": "f32*", "loss": "f32*",
+        "correct_rows": "i64*", "shares": "i64", "count": "i64", "stride": "i64",
+        "divisor": "compute", "units": "compute", "empty_is_zero": "i32",
     },
 }  # fmt: skip
 # NumPy's dtypes by the names that CUDA's types have in include/types.cuh.
@@ -286,6 +299,8 @@ class Layout:
     def _cuda(self, kind: str) -> str:
         if kind == "labels*":
             return "void*"
+        if kind == "words*":
+            return "uint32*"
         if kind == "number":
             return f"Number<{self.element(kind)}>"
         if kind == "statistics*":
@@ -302,6 +317,8 @@ def fits(dtype: Any, element: str) -> bool:
     """Return whether arrays of `dtype` may stand where a kernel has elements of that name."""
     if element == "labels":
         return dtype in LABELS
+    if element == "words":
+        return bool(np.dtype(dtype).itemsize % 4 == 0)
     if element == "u8":
         return dtype in (np.uint8, np.bool_)
     if element == "statistics":

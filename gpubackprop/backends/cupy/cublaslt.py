@@ -28,7 +28,9 @@ TRANSPOSE_A, TRANSPOSE_B = (3, ctypes.c_int32), (4, ctypes.c_int32)
 MAX_WORKSPACE, REDUCTION_SCHEMES = (1, ctypes.c_uint64), (3, ctypes.c_uint32)
 ALIGNMENT_A, ALIGNMENT_B = (5, ctypes.c_uint32), (6, ctypes.c_uint32)
 ALIGNMENT_C, ALIGNMENT_D = (7, ctypes.c_uint32), (8, ctypes.c_uint32)
-REDUCE_IN_COMPUTE_TYPE = 2  # partial products are added in the compute type, in a fixed order
+# cublasLtReductionScheme_t: how the parts of a product that is split along K are added up.
+REDUCE_IN_COMPUTE_TYPE = 2  # in the compute type and a fixed order, when all are there
+REDUCE_IN_PLACE = 1  # in D and its type, one after another as blocks come: the order may vary
 EPILOGUE, BIAS_ADDRESS = (7, ctypes.c_uint32), (8, ctypes.c_void_p)
 MASK_ADDRESS, MASK_STRIDE = (11, ctypes.c_void_p), (12, ctypes.c_int64)
 
@@ -205,6 +207,7 @@ class Problem:
     workspace: int  # the most bytes of working memory
     epilogue: int = DEFAULT
     bias_aligned: int = 0  # bytes to which the address of bias or bias gradient is aligned
+    schemes: int = REDUCE_IN_COMPUTE_TYPE  # the reduction schemes that an algorithm may have
 
     @property
     def scale_type(self) -> int:
@@ -220,7 +223,9 @@ class Problem:
         """What the algorithm is kept under."""
         parts = *astuple(self.a), *astuple(self.b), *astuple(self.d), self.compute
         more = () if self.epilogue == DEFAULT else (self.epilogue, self.bias_aligned)
-        return " ".join(map(str, (*parts, *more)))
+        usual = self.schemes == REDUCE_IN_COMPUTE_TYPE
+        schemes = () if usual else ("schemes", self.schemes)
+        return " ".join(map(str, (*parts, *more, *schemes)))
 
 
 class Product:
@@ -275,14 +280,13 @@ class Product:
             self._descriptor.set(MASK_ADDRESS, mask)
 
     def candidates(self, most: int) -> list[HeuristicResult]:
-        """Return the deterministic algorithms that the library proposes, the best first.
+        """Return the algorithms of the problem's schemes that the library proposes, the best first.
 
-        A capture must not be under way. An algorithm that adds partial products where blocks happen
-        to end is left out.
+        A capture must not be under way.
         """
         problem, preference = self.problem, self.library.made("MatmulPreference")
         preference.set(MAX_WORKSPACE, problem.workspace)
-        preference.set(REDUCTION_SCHEMES, REDUCE_IN_COMPUTE_TYPE)
+        preference.set(REDUCTION_SCHEMES, problem.schemes)
         preference.set(ALIGNMENT_A, problem.a.aligned)
         preference.set(ALIGNMENT_B, problem.b.aligned)
         preference.set(ALIGNMENT_C, problem.d.aligned)

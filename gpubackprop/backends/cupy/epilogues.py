@@ -58,6 +58,13 @@ def mode() -> str:
     return said
 
 
+def bytes_of_masks(backend: Issuer, widths: Sequence[int]) -> int:
+    """Return the most bytes that the masks of a row take, in layers of ReLU of these widths."""
+    if not backend.products.epilogues or mode() == "never":
+        return 0
+    return sum(map(mask_bytes, widths))
+
+
 @dataclass(frozen=True)
 class _Mask:
     """The product that wrote a mask, and its arrays; `trial.arrays` has h and mask."""
@@ -265,7 +272,8 @@ class Epilogues:
         compute = compute_type(trial.arrays[trial.results[0]].dtype, backend.products.tf32)
         begin = len(recorded.calls) if begin is None else begin
         try:
-            key = f"way {what} {compute} {arrays.key()}"
+            order = " any" if backend.products.any_order else ""
+            key = f"way {what} {compute}{order} {arrays.key()}"
             number = self._chosen(backend, key, trial, ways, arrays, issued)
         except OUT_OF_ROOM:
             return 0

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.cupy import elementwise
+from gpubackprop.backends.cupy import elementwise, gathers
 from gpubackprop.backends.cupy.launcher import Launcher, dense, row_stride
 from gpubackprop.backends.cupy.library import check_device, explained, import_cupy
 from gpubackprop.backends.cupy.memory import DeviceMemory, WorkingMemory
 from gpubackprop.backends.cupy.products import Products
 from gpubackprop.backends.cupy.recorded_calls import RecordedCalls
 from gpubackprop.backends.cupy_launch import Launch
-from gpubackprop.backends.memory import Array
+from gpubackprop.backends.memory import Array, RowCursor
 from gpubackprop.dtypes import compute_dtype
 from gpubackprop.errors import ShapeError
 
@@ -45,6 +45,12 @@ class Issuer(DeviceMemory, Backend):
 
     products: Products
     _epilogues: Any = None  # see `gpubackprop.backends.cupy.layers`
+    _last_update: Any = None  # of a recorder: see `gpubackprop.backends.cupy.updates`
+
+    @property
+    def _place(self) -> int:
+        """Number of the calls that are recorded."""
+        return 0 if self._recorded is None else len(self._recorded.calls)
 
     def with_memory(self, memory: WorkingMemory) -> Self:
         """Return this backend with another `memory`, for a recording or a capture."""
@@ -146,22 +152,12 @@ class Issuer(DeviceMemory, Backend):
         return out
 
     def gather_rows(self, source: Array, rows: Array | None, out: Array) -> None:
-        if source.shape[1:] != out.shape[1:] or (rows is not None and rows.shape != out.shape[:1]):
-            raise ShapeError(f"no gather from {source.shape} to {out.shape}")
         if rows is None and source.shape != out.shape:
             raise ShapeError(f"no conversion of {source.shape} to {out.shape}")
-        if source.ndim < 2:
-            source, out = source.reshape(source.size, 1), out.reshape(out.size, 1)
-        count, columns = out.shape
-        self.launch(
-            "gather_rows", out.shape, out.dtype,
-            lambda launch: {
-                "source": source, "rows": rows, "out": out, "count": count, "cols": columns,
-                "source_rows": source.shape[0], "stride_source": row_stride(source),
-                "stride_out": row_stride(out),
-            },
-            formula=str(source.dtype),
-        )  # fmt: skip
+        gathers.gather_rows(self, source, rows, out)
+
+    def gather_batch(self, pairs: Sequence[tuple[Array, Array]], rows: Array | RowCursor) -> None:
+        gathers.gather_batch(self, pairs, rows)
 
     def standardize(self, raw: Array, mean: Array, scale: Array, out: Array) -> None:
         sixteen_bit = out.dtype.itemsize == 2  # CuPy's own kernels do not all take bfloat16

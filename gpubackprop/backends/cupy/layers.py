@@ -137,11 +137,6 @@ class LayerOperations(Issuer):
         what = activation.name + _variant(dropout)
         noted.note_sums(self, what, begin, arrays, again)
 
-    @property
-    def _place(self) -> int:
-        """Number of the calls that are recorded."""
-        return 0 if self._recorded is None else len(self._recorded.calls)
-
     def _activation_backward(
         self,
         grad_h: Array,

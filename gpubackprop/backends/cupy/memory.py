@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.arrays import ANYWHERE, as_cupy, as_host, on_gpu
+from gpubackprop.backends.cupy.gathers import DeviceRows
 from gpubackprop.backends.cupy.library import explained
 from gpubackprop.backends.cupy.staging import PinnedStaging
-from gpubackprop.backends.memory import Array, Memory, Staging
+from gpubackprop.backends.memory import Array, Memory, RowCursor, Staging
 from gpubackprop.dtypes import STORAGES, compute_dtype, is_number
 from gpubackprop.errors import DeviceUnavailable, DtypeError, ShapeError, TargetRangeError
 
@@ -257,6 +258,9 @@ class DeviceMemory(Memory):
 
     def staging(self, shape: tuple[int, ...], dtype: Any) -> Staging:
         return PinnedStaging(self.cupy, self.index, shape, dtype)
+
+    def row_cursor(self) -> RowCursor:
+        return DeviceRows(self)
 
     def is_device_array(self, array: Any) -> bool:
         return on_gpu(array)

@@ -22,6 +22,8 @@ from gpubackprop.backends.cupy.cublaslt import (
     COMPUTE_64F,
     OP_N,
     OP_T,
+    REDUCE_IN_COMPUTE_TYPE,
+    REDUCE_IN_PLACE,
 )
 from gpubackprop.backends.cupy.product_choice import Choices
 from gpubackprop.dtypes import STORAGES
@@ -50,9 +52,11 @@ class Products:
         Why calls cannot be part of a CUDA graph; "" if they can.
     tf32 : bool
         Whether float32 is multiplied in TF32, as CUPY_TF32=1 asks too.
+    any_order : bool
+        Whether sums may be added in an order that varies from call to call.
     """
 
-    obstacle, tf32 = "matrix products", False
+    obstacle, tf32, any_order = "matrix products", False, False
     epilogues = False  # whether `finished` is there
     choices: Choices  # if it is
 
@@ -60,6 +64,12 @@ class Products:
         """Return the same with float32 multiplied in TF32."""
         twin = copy.copy(self)
         twin.tf32 = True
+        return twin
+
+    def in_any_order(self) -> Self:
+        """Return the same with algorithms, too, whose sums may vary from call to call."""
+        twin = copy.copy(self)
+        twin.any_order = True
         return twin
 
     def __call__(self, x: Any, y: Any, out: Any, accumulate: bool = False) -> None:
@@ -297,12 +307,16 @@ class CublasLtProducts(Products):
         return cublaslt.Product(self._library, self._context, problem)
 
     def _problem(self, x: Any, y: Any, out: Any) -> cublaslt.Problem:
+        schemes = REDUCE_IN_COMPUTE_TYPE
+        if self.any_order and out.itemsize > 2:  # else parts of a sum would be rounded to 16 bits
+            schemes |= REDUCE_IN_PLACE
         return cublaslt.Problem(
             _transposed(y),
             _transposed(x),
             _transposed(out),
             compute_type(x.dtype, self.tf32),
             WORKSPACE,
+            schemes=schemes,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ FORMULA_COEFFICIENTS = 8
 DECAY, L2, UNSCALE, GRADIENT_FACTOR, PROCEED, COEFFICIENTS = range(8, 14)
 # settings of kernels/prepare_update.cu
 LR, WEIGHT_DECAY, L2_PENALTY, CLIP_NORM, GROWTH_INTERVAL, HYPERPARAMETERS = range(6)
+NO_TOTALS: Mapping[str, Any] = {
+    "totals": None, "loss": None, "correct_rows": None, "weights2": None, "l2": 0.0, "rows": 0,
+}  # fmt: skip
 
 
 class CupyUpdater(Updater[Issuer]):
@@ -113,10 +117,15 @@ class CupyUpdater(Updater[Issuer]):
                 backend.fill(norm, 0.0)
         if self._agree is not None:
             self._agree(backend)
-        prepare_update(
-            backend, rule.formula, self._settings, self.state, norm, self._c, self._scaling,
-            self.random,
-        )  # fmt: skip
+
+        def prepare(totals: Mapping[str, Any]) -> None:
+            prepare_update(
+                backend, rule.formula, self._settings, self.state, norm, self._c, self._scaling,
+                self.random, totals,
+            )  # fmt: skip
+
+        begin = backend._place
+        prepare(NO_TOTALS)
         prepared = {
             "prepared": self._c,
             "penalized": penalized,
@@ -124,6 +133,48 @@ class CupyUpdater(Updater[Issuer]):
             "random": self.random if rule.stochastic else None,
         }
         backend.update(parameters, gradient, self.slots, rule.formula, prepared)
+        backend._last_update = LastUpdate(begin, backend._place, self._c.dtype, prepare)
+
+
+@dataclass(frozen=True)
+class LastUpdate:
+    """The last update that a plan has recorded.
+
+    Attributes
+    ----------
+    begin : int
+        Number of the calls before its first, which computes the coefficients.
+    end : int
+        Number of the calls after its last.
+    dtype : dtype
+        That it is computed in.
+    prepare : callable
+        ``prepare(fields)`` issues its first call with these totals.
+    """
+
+    begin: int
+    end: int
+    dtype: Any
+    prepare: Callable[[Mapping[str, Any]], None]
+
+
+def joins_totals(backend: Issuer, fields: Mapping[str, Any]) -> bool:
+    """Let the update that was recorded last add a step to the totals, if it ends the plan so far.
+
+    An update writes nothing that the totals are made of. `fields` are those of the record that
+    `NO_TOTALS` has. Returns whether that was done.
+    """
+    last, recorded = backend._last_update, backend._recorded
+    if recorded is None or last is None or last.end != backend._place:
+        return False
+    if fields["loss"].dtype != last.dtype:
+        return False
+    rest = recorded.cut(last.begin + 1)
+    recorded.cut(last.begin)
+    last.prepare(fields)
+    recorded.put_back(rest)
+    backend._last_update = None
+    return True
 
 
 def prepare_update(
@@ -135,13 +186,17 @@ def prepare_update(
     c: Any,
     scaling: Any,
     random: Any = None,
+    totals: Mapping[str, Any] = NO_TOTALS,
 ) -> None:
-    """Compute the coefficients `c` of the next step; see kernels/prepare_update.cu."""
+    """Compute the coefficients `c` of the next step; see kernels/prepare_update.cu.
+
+    `totals` are fields of its record: what `Backend.accumulate` would do.
+    """
     backend.launch(
         "prepare_update", (1,), c.dtype,
         lambda launch: {
             "settings": settings, "state": state, "norm": norm, "c": c, "scaling": scaling,
-            "random": random,
+            "random": random, **totals,
         },
         formula=formula.name,
     )  # fmt: skip

@@ -6,18 +6,21 @@ computed in float32, block by block, and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
 
 import numpy as np
 
 from gpubackprop.backends import precision
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.loss import LossOptions
+from gpubackprop.backends.memory import RowCursor
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, for_row_blocks
 from gpubackprop.backends.numpy.calls import (
+    HostRows,
     accumulate,
     emit_round_to_storage,
+    gather_next,
     gather_rows,
     is_sixteen_bit,
     reduce_rows,
@@ -70,6 +73,9 @@ class NumpyBackend(LayerOperations, OneHotOperations, HostMemory, Backend):
         state = {"reason": self.reason, "device": self.device}
         return type(self), (), state | ({"tf32": True} if self.tf32 else {})
 
+    def in_any_order(self) -> Self:
+        return self
+
     def with_tf32(self) -> Self:
         twin = type(self)()
         twin.device, twin.reason, twin.tf32 = self.device, self.reason, True
@@ -102,6 +108,13 @@ class NumpyBackend(LayerOperations, OneHotOperations, HostMemory, Backend):
             self._call(np.copyto, out, source, "unsafe")
         else:
             self._call(gather_rows, source, rows, out)
+
+    def gather_batch(self, pairs: Sequence[tuple[Array, Array]], rows: Array | RowCursor) -> None:
+        for source, out in pairs:
+            if isinstance(rows, HostRows):
+                self._call(gather_next, source, rows, out)
+            else:
+                self.gather_rows(source, cast(Array, rows), out)
 
     def divide(self, x: Array, divisor: float, out: Array) -> None:
         self._call(np.divide, x, divisor, out)

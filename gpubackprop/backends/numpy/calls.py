@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.loss import Total
+from gpubackprop.backends.memory import RowCursor
 from gpubackprop.backends.numpy.blocks import Scratch, add_reduce, logical_and_reduce
 from gpubackprop.dtypes import storage
 from gpubackprop.formulas import Activation, Dropout
@@ -90,6 +91,29 @@ def gather_rows(source: Array, rows: Array, out: Array) -> None:
         source.take(rows, 0, out, "clip")  # "raise" would buffer; the caller's rows are in range
     else:
         np.copyto(out, source[rows], casting="unsafe")
+
+
+class HostRows(RowCursor):
+    """Keeps the row numbers of the next batch.
+
+    Attributes
+    ----------
+    rows : (N,) int array
+        The numbers.
+    """
+
+    rows: Array
+
+    def put(self, rows: Array) -> None:
+        self.rows = rows
+
+    def done(self) -> None:
+        pass
+
+
+def gather_next(source: Array, cursor: HostRows, out: Array) -> None:
+    """Gather the rows whose numbers the cursor has when the call runs."""
+    gather_rows(source, cursor.rows, out)
 
 
 def sum_of_squares(x: Array, out: Array) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.arrays import as_host
-from gpubackprop.backends.memory import Memory, Staging
+from gpubackprop.backends.memory import Memory, RowCursor, Staging
 from gpubackprop.backends.numpy.blocks import aligned_empty
+from gpubackprop.backends.numpy.calls import HostRows
 
 Array = np.ndarray
 
@@ -56,6 +57,9 @@ class HostMemory(Memory):
 
     def staging(self, shape: tuple[int, ...], dtype: Any) -> Staging:
         return _Direct()
+
+    def row_cursor(self) -> RowCursor:
+        return HostRows()
 
     def is_device_array(self, array: Any) -> bool:
         return False
