@@ -17,12 +17,12 @@ from datetime import date
 from pathlib import Path
 from typing import TypeVar
 
+from tests import compiled_resources
 from tests.emulator import compilers
 
 T = TypeVar("T")
 
 RECORD = Path(__file__).with_suffix(".json")
-ASSERTED = Path(__file__).with_name("compiled_resources.py")
 SAMPLE = 2  # so many entries of a source on record are compiled all the same
 
 
@@ -31,9 +31,8 @@ def key_of(source: str, architecture: int, entries: Sequence[str]) -> str:
     compiler = compilers.compiler()
     assert compiler is not None
     code = compilers.device_code(source, architecture)
-    asserted = ASSERTED.read_text(encoding="utf-8")
+    asserted = compiled_resources.asserted(entries)
     parts = (code, str(architecture), compiler.version, *compilers.OPTIONS, asserted)
-    parts += tuple(sorted(entries))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 

@@ -1,13 +1,15 @@
 """What is asserted of a compiled entry, and which entries are the heaviest of each kernel.
 
 Nothing is spilled to local memory; registers leave room for two blocks; no FP64 arithmetic in kernels
-of 32 bits and less; accesses of 128 bits where the header promises them. A change of this file makes
-every source due to be compiled whole (`compiled.key_of`).
+of 32 bits and less; accesses of 128 bits where the header promises them. A source whose entries are
+asserted something else is due to be compiled again (`asserted`, `compiled.key_of`).
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterable
 
 from gpubackprop.backends.cupy_launch import KERNELS, entries
 from tests.emulator.compilers import Resources
@@ -83,6 +85,18 @@ def heaviest() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     assert {kernel_of(entry) for _, entry, _ in chosen} == set(KERNELS)
     assert len(chosen) == len(names)
     return chosen
+
+
+def asserted(entries: Iterable[str]) -> str:
+    """Return what `check` asserts of these entries, as a text; another kernel's row is not in it."""
+    rows = [
+        (
+            entry, THREADS.get(kernel, 256), kernel in SCALAR_FLOAT64, kernel in VECTORISED,
+            entry.startswith(ONLY_NARROW_STREAMS),
+        )
+        for entry, kernel in ((entry, kernel_of(entry)) for entry in sorted(entries))
+    ]  # fmt: skip
+    return f"{REGISTERS} {rows}\n{inspect.getsource(check)}"
 
 
 def line(entry: str, architecture: int, used: Resources) -> str:

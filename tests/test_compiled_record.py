@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from tests import compiled
+from tests import compiled, compiled_resources
 from tests.emulator import compilers
 from tests.emulator.module import missing_compiler
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_a_key_changes_with_source_card_options_entries_and_what_is_asserted(monkeypatch, tmp_path):
+def test_a_key_changes_with_source_card_options_entries_and_what_is_asserted(monkeypatch):
     entries = ["update_adam_f32", "update_lion_f32"]
     key = compiled.key_of("update.cu", 90, entries)
     assert compiled.key_of("update.cu", 90, entries[::-1]) == key
@@ -28,8 +28,10 @@ def test_a_key_changes_with_source_card_options_entries_and_what_is_asserted(mon
     }
     monkeypatch.setattr(compilers, "OPTIONS", (*compilers.OPTIONS, "--fmad=false"))
     others.add(compiled.key_of("update.cu", 90, entries))
-    monkeypatch.setattr(compiled, "ASSERTED", tmp_path / "asserted.py")
-    (tmp_path / "asserted.py").write_text("another check")
+    before = compiled.key_of("update.cu", 90, entries)
+    monkeypatch.setitem(compiled_resources.THREADS, "accumulate", 64)
+    assert compiled.key_of("update.cu", 90, entries) == before, "another kernel's row"
+    monkeypatch.setitem(compiled_resources.THREADS, "update", 64)
     others.add(compiled.key_of("update.cu", 90, entries))
     assert len(others) == 5
     assert key not in others
