@@ -44,7 +44,7 @@ ONLY_NARROW_STREAMS = (
 THREADS = {
     "column_sum_finish": 512, "sum_of_squares_finish": 1024, "prepare_update": 64,
     "softmax_cross_entropy_short": 128, "softmax_cross_entropy_lanes": 128,
-    "softmax_cross_entropy_pairs": 128,
+    "softmax_cross_entropy_pairs": 128, "spread_sum": 64,
 }  # fmt: skip
 REGISTERS = 65_536  # of a multiprocessor: two blocks at least run at once
 MAX_REGISTERS = REGISTERS // (2 * 256)
@@ -76,6 +76,7 @@ def heaviest() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         "accumulate": ("f32",), "one_hot_forward": ("f32",), "one_hot_backward": ("f32", "f64"),
         "resident_training": ("f32",),
         **{f"resident_training_cluster{blocks}": ("f32",) for blocks in (2, 4, 8)},
+        "spread_gradient": ("f32",), "spread_sum": ("f32",),
     }  # fmt: skip
     names = {f"{kernel}_{tail}" for kernel, tails in heavy.items() for tail in tails}
     chosen = [entry for entry in entries() if entry[1] in names]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -11,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 
 from gpubackprop import MLP, Trainer, losses, optimizers
-from gpubackprop.backends import devices
+from gpubackprop.backends import devices, spread_plan
 from gpubackprop.backends.cupy import resident as launching
 from gpubackprop.backends.resident_plan import plan_resident
 from gpubackprop.formulas import POINTWISE_LOSSES
@@ -48,6 +49,29 @@ def planned(blocks: int | None) -> Iterator[None]:
         patch.object(resident, "plan_resident", partial(plan_resident, blocks=blocks)),
         patch.object(launching, "in_company", lambda plans, *_: list(plans)),
     ):
+        yield
+
+
+@contextmanager
+def spread(share_rows: int = 4, most: int = 512) -> Iterator[None]:
+    """Have every batch spread over the card, in shares of so many rows and more."""
+    with (
+        patch.multiple(spread_plan, SHARE_ROWS=share_rows, LEAST_SHARES=1, MOST_SHARES=most),
+        patch.object(spread_plan, "WORTH_IT", 0.0),
+        patch.object(spread_plan, "_graph_cycles", lambda *_: 1 << 60),
+    ):
+        yield
+
+
+@contextmanager
+def multiprocessors(number: int) -> Iterator[None]:
+    """Have the spread of rows planned for a card of so many; the emulated one has 2."""
+
+    def plan(widths: Any, activations: Any, batch: int, card: Any, **options: Any) -> Any:
+        card = replace(card, multiprocessors=number)
+        return spread_plan.plan_spread(widths, activations, batch, card, **options)
+
+    with patch.object(resident, "plan_spread", plan):
         yield
 
 
@@ -121,10 +145,38 @@ def numbers(step: TrainStep) -> dict[str, Array]:
     return state | {"parameters": np.array(to_host(step.network.parameters))}
 
 
-def launch_of(
-    jobs: Sequence[ResidentJob],
-) -> tuple[sanitizers.Launch, list[tuple[str, Array]]]:
+Reached = list[tuple[str, Array]]
+
+
+def launch_of(jobs: Sequence[ResidentJob]) -> tuple[sanitizers.Launch, Reached]:
     """Return the launch of the jobs, which is not run, and the arrays that it reaches by name."""
+
+    def train() -> None:
+        train_together(jobs)
+        numbers(jobs[0].step)  # waits
+
+    (launch,), reached = _kept(launching.KERNEL, train)
+    return launch, reached
+
+
+def spread_launches_of(step: TrainStep) -> tuple[list[sanitizers.Launch], Reached]:
+    """Return the two launches of a step's largest batch, its first rows, likewise.
+
+    The second adds up what the first would have left, and here finds 0.
+    """
+
+    def issue() -> None:
+        backend, batch = step.network.backend, step._batch
+        step.source.put_rows(np.arange(step.batch_size), batch)
+        assert batch.spread is not None
+        batch.spread(backend)
+        numbers(step)
+
+    return _kept("spread", issue)
+
+
+def _kept(prefix: str, act: Callable[[], None]) -> tuple[list[sanitizers.Launch], Reached]:
+    """Return the launches of entries of that prefix, which are not run, and what they reach."""
     reached: list[tuple[str, Any]] = []
     kept: list[Launched] = []
     address = launching._address
@@ -134,26 +186,28 @@ def launch_of(
         return address(backend, name, array)
 
     def keep(launched: Launched) -> None:
-        if launched.entry.startswith(launching.KERNEL):
+        if launched.entry.startswith(prefix):
             kept.append(launched)
         else:
             cupy_stub.execute(launched)
 
     with patch.object(launching, "_address", noted), cupy_stub.launches_go_to(keep):
-        train_together(jobs)
-        numbers(jobs[0].step)  # waits
-    (launched,) = kept
+        act()
+    return [_launch(launched, reached) for launched in kept], reached
+
+
+def _launch(launched: Launched, reached: Reached) -> sanitizers.Launch:
     (record,) = launched.arguments
-    table = np.array(record.arrays["table"]).view(sanitizers.PointerTable)
-    table.arrays = tuple(array for _, array in reached)
-    values = record.values.copy()
-    values["table"] = table.ctypes.data
-    arguments = [ByValue(values, record.arrays | {"table": table})]
-    launch = sanitizers.Launch(
-        launched.source, launched.entry, launched.grid, launched.block, arguments,
+    values, arrays = record.values.copy(), record.arrays
+    if "table" in arrays:
+        table = np.array(arrays["table"]).view(sanitizers.PointerTable)
+        table.arrays = tuple(array for _, array in reached)
+        values["table"] = table.ctypes.data
+        arrays = arrays | {"table": table}
+    return sanitizers.Launch(
+        launched.source, launched.entry, launched.grid, launched.block, [ByValue(values, arrays)],
         launched.shared, dict(launched.defines),
     )  # fmt: skip
-    return launch, reached
 
 
 # -- both sides ---------------------------------------------------------------------------------

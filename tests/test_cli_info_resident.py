@@ -26,6 +26,9 @@ def test_a_plan_is_shown_for_a_named_network_without_a_card(
     # 784 x 512 + 512 + 512 x 10 + 10 numbers, each twice and a quarter with Adam, are above 227 KB
     assert found["reason"].endswith("gradients and slots in each of 8 blocks, 230,400 there")
     assert (found["resident"], found["blocks"], found["device"]) == (False, 0, None)
+    many = ok("info", "--resident", "64-64-64-64-10", "--batch", 1 << 20, "--json").json
+    assert many["says"].startswith("rows are spread over the card: 512 blocks")
+    assert not many["resident"]
     wide = ok("info", "--resident", "64-32-10", "--dtype", "float64", "--json").json
     assert wide["reason"] == "its numbers are float64 and not float32"
 

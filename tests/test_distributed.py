@@ -25,6 +25,7 @@ from gpubackprop.errors import (
     OptionError,
     StorageError,
 )
+from gpubackprop.training import progress
 from gpubackprop.training.state import FitOptions
 from tests.ranks_programs import CASES, EPOCHS, ROWS, figures, some_rows, trained
 
@@ -267,6 +268,22 @@ def test_the_history_is_rank_0s_and_rank_0_alone_computes_metrics() -> None:
     assert rows == other
     assert calls == [103, 103]
     assert none == []
+
+
+def test_rank_0_alone_shows_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, tqdm = [], progress._tqdm
+
+    def counted(*, notebook: bool) -> Any:
+        shown.append(threading.current_thread() is threading.main_thread())
+        return tqdm(notebook=notebook)
+
+    monkeypatch.setattr(progress, "_tqdm", counted)
+
+    def work(ranks: Communicator) -> None:
+        Trainer(network(), distributed=ranks, progress=True).fit(*some_rows(), epochs=1)
+
+    in_threads(3, work)
+    assert shown == [True], "rank 0 is the main thread"
 
 
 # -- checkpoints ----------------------------------------------------------------------------------

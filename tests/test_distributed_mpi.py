@@ -304,6 +304,18 @@ def test_an_error_of_the_command_line_is_one_line_and_wrong_usage_ends_all(tmp_p
     assert result.stderr.count("gpubackprop train: error:") == 1
 
 
+@with_mpi
+def test_a_launcher_of_another_mpi_than_mpi4pys_is_an_error_that_says_so() -> None:
+    variables = {"OMPI_COMM_WORLD_SIZE": "2"}
+    program = "from gpubackprop.distributed import join; join('auto')"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT | variables, cwd=ROOT, text=True,
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert "2 processes were started, but mpi4py has found only this one" in result.stderr
+
+
 def test_torchruns_variables_are_enough_and_sums_are_in_the_order_of_the_ranks(
     tmp_path: Path,
 ) -> None:

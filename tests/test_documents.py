@@ -55,6 +55,8 @@ NOT_RUN = {
     "python -m tools.fuzz --minutes 60 --only torch --seed 3": "an hour; the same",
     "python -m tools.mutants --all": "hours, and writes into this repository",
     "python -m tools.mutants --all --only '^update' --jobs 2": "an hour",
+    "python -m tools.mutants --all --sample 30": "half an hour, and writes into this repository",
+    "python -m tools.mutants --all --gone": "minutes, and writes into this repository",
     "python -m tools.mutants --sample 16 --seed 0": "minutes; test_mutants runs it",
     "mpirun -n 4 gpubackprop train": "needs MPI; test_distributed_mpi runs it on two ranks",
     "mpirun -n 3 python -m mpi4py.futures examples/search_over_ranks.py": "needs MPI; test_many_spread runs it",

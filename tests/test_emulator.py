@@ -102,6 +102,10 @@ def test_thread_mode_knows_that_blocks_run_at_the_same_time(entry):
         ("misaligned_copy", "asynchronous copy of 8 bytes between misaligned addresses"),
         ("copy_to_global_memory", "outside the block's shared memory"),
         ("source_changes_in_flight", "the source of an asynchronous copy changed before its wait"),
+        (
+            "destination_changes_in_flight",
+            "the destination of an asynchronous copy was written before its wait",
+        ),
     ],
 )
 def test_what_no_card_allows_ends_the_process_with_the_threads_name(entry, said):

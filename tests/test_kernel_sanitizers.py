@@ -7,7 +7,7 @@ import math
 import mmap
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from gpubackprop.dtypes import compute_dtype
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Poisson, SoftmaxCrossEntropy
-from gpubackprop.optimizers import SGD
+from gpubackprop.optimizers import SGD, Adam
 from tests import emulator, resident_jobs, softmax_forms
 from tests.emulator.arrays import Guarded, wide
 from tests.emulator.operations import DTYPES, Operations, collect
@@ -145,13 +145,33 @@ def resident_training() -> list[emulator.Launch]:
         {"widths": (4, 1), "loss": Poisson(), "optimizer": SGD(0.1)},
         {"widths": (5, 1, 1, 3), "activation": "relu", "weights": np.ones(11)},
         {"widths": (64, 128, 10), "rows": 40, "batch": 40},
-        {"widths": (7, 40), "loss": SoftmaxCrossEntropy(class_weight=[1.0] * 40)},
+        {
+            "widths": (7, 40),
+            "loss": SoftmaxCrossEntropy(class_weight=[1.0] * 40),
+            "optimizer": Adam(amsgrad=True),
+        },  # the most slots: none behind the last
     ]
     launches = []
     for blocks, chosen in ((1, networks), (2, networks[:3]), (4, networks[:2]), (8, networks[:2])):
         with resident_jobs.emulated(), resident_jobs.planned(blocks):
             steps = [resident_jobs.step_of("cuda", **(small | options)) for options in chosen]
             launches += [resident_jobs.launch_of([resident_jobs.job(step, 1) for step in steps])[0]]
+    return launches
+
+
+def spread_batches() -> list[emulator.Launch]:
+    """Rows spread over the card: shares of one tile and of several, with and without weights."""
+    launches = []
+    for options in (
+        {"activation": "gelu", "dropout": 0.3, "rows": 37, "batch": 37},
+        {"widths": (5, 1, 1, 3), "weights": np.ones(40), "batch": 40},
+        {"widths": (4, 1), "loss": Poisson(), "rows": 3, "batch": 3},
+        {"widths": (64, 128, 10), "rows": 260, "batch": 260},
+    ):
+        with resident_jobs.emulated(), resident_jobs.spread(130):
+            launches += resident_jobs.spread_launches_of(
+                resident_jobs.step_of("cuda", **cast(Any, options))
+            )[0]
     return launches
 
 
@@ -212,7 +232,7 @@ def launches_of_one_entry_each() -> list[emulator.Launch]:
     tables(verbs, ("adam",), ("f32", "bf16"))
     gathers(verbs, (("u8", "f32"), ("f64", "f16"), ("i64", "i64")))
     one_hots(verbs, ("f32",))
-    return [*launches, *resident_training()]
+    return [*launches, *resident_training(), *spread_batches()]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -239,7 +259,7 @@ def test_no_finding_in_any_entry(mode, sweep):
     updates(verbs, tuple(UPDATES))
     tables(verbs, TABLE_UPDATES, ("f64", "f32", "f16", "bf16"))
     gathers(verbs, KERNELS["gather_rows"].pairs)
-    launches += resident_training()
+    launches += [*resident_training(), *spread_batches()]
     one_hots(verbs, ("f64", "f32"))
     launched = {launch.entry for launch in launches}
     # Of pairs of rows there is an entry for each number of columns, from one text. Two stand for all:

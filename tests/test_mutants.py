@@ -11,10 +11,12 @@ from dataclasses import replace
 import pytest
 
 from tests import emulator, sweeps
-from tools.mutants import equivalent, report
-from tools.mutants.judge import SURVIVED, killer_of
+from tools.mutants import __main__ as program
+from tools.mutants import equivalent, report, worker
+from tools.mutants.judge import SURVIVED, Order, killer_of
 from tools.mutants.mutations import KERNELS, ROOT, Mutant, all_mutants, mutants_of, sample, users
 from tools.mutants.record import Record, Sources
+from tools.mutants.worker import Reply
 
 needs_compiler = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
@@ -166,6 +168,44 @@ def test_the_tables_are_those_of_the_record():
     record = Record()
     assert report.README.read_text() == report.readme_with(report.README.read_text(), record)
     assert report.LIST.read_text() == report.listing(record)
+
+
+def test_a_verdict_whose_killer_is_no_test_any_more_is_given_again(tmp_path, sources):
+    mutants = [Mutant("x.cu", n, "scale", f"a * {n}", "a") for n in range(3)]
+    record = Record(tmp_path / "record.json")
+    for mutant, verdict in zip(
+        mutants, (KILLED, SURVIVED, KILLED.replace("[1", "[2")), strict=True
+    ):
+        record.keep(mutant, verdict, sources)
+
+    def waiting(*options: str) -> list[Mutant]:
+        return program._waiting(
+            mutants, record, sources, frozenset({killer_of(KILLED)}), program._options(options)
+        )
+
+    assert waiting() == waiting("--gone") == mutants[2:]
+    sources.everything = "t1"
+    assert waiting() == mutants[1:]
+    assert waiting("--gone") == mutants[2:]
+    assert waiting("--sample", "1") == sample(mutants[1:], 1, seed=0)
+
+
+def test_a_test_kills_by_time_only_beyond_three_times_its_own():
+    seconds = {"quick": 0.5, "slow": 20.0}
+    order = Order(list(seconds), Reply(seconds=seconds, sources={}))
+    assert [order.limit(tests) for tests in ([], ["quick"], ["quick", "slow"])] == [10, 10, 60]
+    assert Order(list(seconds)).limit(["slow"]) == 10, "nothing is known of it"
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_every_killer_on_record_is_a_test_of_today():
+    """python -m tools.mutants --all --gone judges the mutants of others again."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", *worker.chosen(ROOT)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    collected = set(result.stdout.splitlines())
+    verdicts = [entry.verdict for kept in Record().entries.values() for entry in kept.values()]
+    assert {killer_of(verdict) for verdict in verdicts} - {""} - collected == set()
 
 
 # -- running them ---------------------------------------------------------------------------------

@@ -496,4 +496,7 @@ KERNELS: dict[str, Kernel] = {
         )
         for blocks in (2, 4, 8)
     },
+    # Planned by gpubackprop.backends.spread_plan.
+    "spread_gradient": Kernel("spread_gradient.cu", _elsewhere, dtypes=("f32",)),
+    "spread_sum": Kernel("spread_gradient.cu", _elsewhere, dtypes=("f32",)),
 }

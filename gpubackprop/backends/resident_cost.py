@@ -100,7 +100,7 @@ def cycles_of_step(
     int
         Cycles of a multiprocessor.
     """
-    cycles = sum(_tile(widths, rows) for rows in tiles)
+    cycles = sum(cycles_of_tile(widths, rows) for rows in tiles)
     turns = ceil_division(ceil_division(count, blocks), THREADS)
     cycles += turns * max(OWN_TRIP, WARPS * (3 + 2 * slots)) + 4 * BARRIER
     if blocks > 1:
@@ -109,8 +109,21 @@ def cycles_of_step(
     return cycles
 
 
-def _tile(widths: Sequence[int], rows: int) -> int:
-    """Return the cycles of a tile's products, and of the barriers between them."""
+def cycles_of_tile(widths: Sequence[int], rows: int) -> int:
+    """Predict the cycles of a tile's products, and of the barriers between them.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Numbers of inputs, hidden units of each layer, and outputs.
+    rows : int
+        Rows of the tile.
+
+    Returns
+    -------
+    int
+        Cycles of a multiprocessor.
+    """
     cycles = 2 * BARRIER
     for number, (inputs, outputs) in enumerate(pairwise(widths)):
         cycles += _product(rows, outputs, inputs) + _product(outputs, inputs, rows) + 4 * BARRIER

@@ -106,7 +106,7 @@ def plan_resident(
     no resident training: 3,682,272 bytes of parameters, gradients and slots in each of 8 blocks, \
 230,400 there
     """
-    network = _Network(
+    network = NetworkSizes(
         tuple(widths), tuple(activations), tuple(dropout or [0.0] * len(activations)),
         len(formula.slots), batch_size, has_labels, weighted,
         max(0, device.shared_bytes - STATIC_SHARED),
@@ -114,17 +114,17 @@ def plan_resident(
     there = CLUSTERS if device.capability >= (9, 0) else (1,)
     if blocks not in (None, *there):
         raise OptionError(f"blocks is {blocks!r} but must be {', '.join(map(str, there))} or None")
-    plans = [_lay_out(network, n, n) for n in ([blocks] if blocks else there)]
+    plans = [lay_out(network, n, n) for n in ([blocks] if blocks else there)]
     plan = preferred(plans)
     if plan.blocks == 1:
         return plan
-    alone = _lay_out(network, plan.blocks, 1)
+    alone = lay_out(network, plan.blocks, 1)
     return replace(plan, in_one_block=alone if alone.fits else None)
 
 
 @dataclass(frozen=True)
-class _Network:
-    """The sizes that a layout is made of."""
+class NetworkSizes:
+    """The sizes that a layout is made of; `available` are the bytes of a block."""
 
     widths: tuple[int, ...]
     activations: tuple[Activation, ...]
@@ -136,10 +136,24 @@ class _Network:
     available: int
 
 
-def _lay_out(network: _Network, shares: int, blocks: int) -> ResidentPlan:
+def lay_out(network: NetworkSizes, shares: int, blocks: int) -> ResidentPlan:
     """Lay out a network whose batches are cut into `shares`, in as many blocks or in one.
 
     One block adds up the tiles of a batch as a cluster adds up its blocks: a share is one tile.
+
+    Parameters
+    ----------
+    network : NetworkSizes
+        The sizes.
+    shares : int
+        Shares of a batch.
+    blocks : int
+        The same, or 1.
+
+    Returns
+    -------
+    ResidentPlan
+        The layout of each block, or the reason why there is none.
     """
     layers, available = _layers(network), network.available
     count = _place_parameters(layers)
@@ -188,7 +202,7 @@ def row_stride(width: int) -> int:
     return 4 * (ceil_division(width, 4) | 1)
 
 
-def _layers(network: _Network) -> list[dict[str, int]]:
+def _layers(network: NetworkSizes) -> list[dict[str, int]]:
     layers = [
         {
             "inputs": inputs, "outputs": outputs, "stride": row_stride(inputs),
@@ -214,7 +228,7 @@ def _place_parameters(layers: list[dict[str, int]]) -> int:
     return place - begin
 
 
-def _row(layers: list[dict[str, int]], network: _Network) -> int:
+def _row(layers: list[dict[str, int]], network: NetworkSizes) -> int:
     """Return the floats that a row of a tile takes."""
     widths, targets = network.widths, 2 if network.has_labels else row_stride(network.widths[-1])
     return STAGES * (row_stride(widths[0]) + targets + network.weighted) + sum(
@@ -223,7 +237,7 @@ def _row(layers: list[dict[str, int]], network: _Network) -> int:
 
 
 def _place_rows(
-    layers: list[dict[str, int]], network: _Network, rows: int, place: int
+    layers: list[dict[str, int]], network: NetworkSizes, rows: int, place: int
 ) -> dict[str, int]:
     """Place what belongs to the rows of a tile from `place` on."""
     widths, weighted = network.widths, network.weighted

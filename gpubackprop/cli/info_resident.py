@@ -12,6 +12,7 @@ from gpubackprop import MLP, Ensemble, backends
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.backends.resident_plan import plan_resident
+from gpubackprop.backends.spread_plan import plan_spread
 from gpubackprop.cli.common import Say
 from gpubackprop.cli.info_scaling import widths
 from gpubackprop.ensemble import members_of
@@ -75,15 +76,21 @@ def planned(
     plan = plan_resident(
         widths, activations, optimizer(name).formula, batch, card, dropout=dropout
     )  # fmt: skip
-    reason = plan.reason
+    spread = plan_spread(
+        widths, activations, batch, card, dropout=dropout, resident=plan
+    )  # fmt: skip
+    reason, says = plan.reason, str(plan)
+    if spread.way:
+        reason = says = str(spread)
     if dtype != np.dtype(np.float32).name:
         reason = f"its numbers are {dtype} and not float32"
+        says = f"no resident training: {reason}"
     return {
         "widths": list(widths), "dtype": dtype, "batch": batch, "optimizer": name,
         "device": device, "resident": not reason, "reason": reason,
         "blocks": 0 if reason else plan.blocks, "shared_bytes": plan.shared_bytes,
         "available_bytes": plan.available, "tile_rows": plan.tile_rows,
-        "says": f"no resident training: {reason}" if reason else str(plan),
+        "says": says,
     }  # fmt: skip
 
 

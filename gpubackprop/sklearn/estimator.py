@@ -108,7 +108,7 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         self.__dict__.pop("members_", None)  # of an earlier fit with n_members
         watched = not incremental and getattr(self, "_skl_callbacks", None)  # by `set_callbacks`
         tasks = FitTasks(self, X, y, sample_weight) if watched else None
-        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        first = "coefs_" not in vars(self) or not (self.warm_start or incremental)
         X, given = self._validate_input(X, y, incremental, first)
         y = self._encode(given)  # before the weights are looked at, as in scikit-learn
         weights = self._weights(given, self._check_weights(sample_weight, X))

@@ -103,18 +103,17 @@ class Fitting(BaseEstimator):
         return Objective(self.out_activation_, self.n_outputs_, reported)
 
     def _place(
-        self, X: Any, y: np.ndarray, dtype: np.dtype, device: str, reason: str
-    ) -> tuple[MLP, Objective, Batches]:
-        """Return network, loss and data on the device that computes."""
-        network = make_network(self, dtype, device, reason)
+        self, X: Any, y: np.ndarray, objective: Objective, dtype: np.dtype, device: str, reason: str
+    ) -> tuple[MLP, Batches]:
+        """Return network and data on the device that computes."""
+        network = make_network(self, objective.output, dtype, device, reason)
         read_parameters(self, network)
         others = () if self.devices is None else device_names(self.devices)[1:]
         self.device_ = ", ".join([network.device, *others])
         if self.verbose:
             why = f" ({network.backend.reason})" if network.backend.reason else ""
             print(f"Computing on {self.device_}{why}, {dtype}")
-        objective = self._objective()
-        return network, objective, self._rows(network, X, objective.targets(y, dtype))
+        return network, self._rows(network, X, objective.targets(y, dtype))
 
     def _rows(self, network: MLP, X: Any, targets: np.ndarray) -> Batches:
         x = self._placed(network, X)
@@ -130,7 +129,8 @@ class Fitting(BaseEstimator):
         self, X: Any, y: np.ndarray, weights: np.ndarray | None, tasks: FitTasks | None
     ) -> None:
         dtype = np.dtype(self.precision or np.float64)  # SciPy has its parameters in float64
-        network, objective, data = self._place(X, y, dtype, *chosen_device(self, X))
+        objective = self._objective()
+        network, data = self._place(X, y, objective, dtype, *chosen_device(self, X))
         function = LossAndGradient(network, objective, data, y, weights, float(self.alpha))
         fit_lbfgs(self, function, X.dtype, tasks)
 
@@ -245,7 +245,7 @@ class Fitting(BaseEstimator):
             targets = objective.targets(y, dtype)
             kept.load(lambda network: self._rows(network, X, targets))
             return kept
-        network, objective, data = self._place(X, y, dtype, device, reason)
+        network, data = self._place(X, y, objective, dtype, device, reason)
         if state is None:
             state = self._solver_state(network)
         if any(network.dropout) and state.random is None:

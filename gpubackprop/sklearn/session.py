@@ -95,7 +95,7 @@ def _training(estimator: Any, x: Any) -> workload.Training:
     return workload.Training.of_epochs(widths, rows, batch, e.max_iter, max(4, itemsize))
 
 
-def make_network(estimator: Any, dtype: np.dtype, device: str, reason: str) -> MLP:
+def make_network(estimator: Any, output: str, dtype: np.dtype, device: str, reason: str) -> MLP:
     """Return a network of the estimator's architecture on that device; the parameters are 0.
 
     Raises
@@ -109,7 +109,7 @@ def make_network(estimator: Any, dtype: np.dtype, device: str, reason: str) -> M
     network = MLP(
         widths_of(estimator.coefs_),
         activation if isinstance(activation, str) else list(activation),
-        output=Objective(estimator.out_activation_, estimator.n_outputs_).output,
+        output=output,
         initializer="zeros",
         dtype=dtype.name,
         device=device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ class BatchStep:
             self._flat = flat
             self.grad_W, self.grad_b = network.layout.views(self.gradient)
         self._plans: dict[int, StepBatch] = {}
-        self._batch = self._make_batch()
+        self._batch = (network.backend.asynchronous and self._spread_batch()) or self._make_batch()
         self.planned: tuple[Any, ...] = ()  # the trainer's settings for which it was made
 
     @property
@@ -162,6 +163,14 @@ class BatchStep:
             self.source.cursor.done()
         return batch
 
+    def _spread_batch(self) -> StepBatch | None:
+        """Return the largest batch of a step whose rows are spread over a GPU, or None.
+
+        `gpubackprop.training.spread`, which plans for steps and so lies above them, puts the
+        function of a `TrainStep` here.
+        """
+        return None
+
     def _make_batch(self) -> StepBatch:
         """Return the largest batch, without its plan."""
         network, source, rows, options = self.network, self.source, self.most_rows, self.options
@@ -207,7 +216,7 @@ class BatchStep:
         if self.loss.options.reduction == "none" and not self.options.weighted:
             batch.upstream = 1.0 / rows  # the mean is learned; with weights, the sum
         planner = backend if self.options.deterministic else backend.in_any_order()
-        batch.replay = planner.plan(lambda recorder: self._emit(recorder, batch))
+        batch.replay = planner.plan(partial(self._emit, batch=batch))
         return batch
 
     def _emit(self, backend: Backend, batch: StepBatch) -> None:

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.training.resident import ResidentJob, obstacle, plan_of, train_together
+from gpubackprop.training.resident import (
+    VARIABLE,
+    ResidentJob,
+    obstacle,
+    plan_of,
+    train_together,
+)
 from gpubackprop.training.rounds import SHARED, Launch
 from gpubackprop.training.step import TrainStep
 
 Array = Any  # an array of the network's device
-VARIABLE = "GPUBACKPROP_RESIDENT"
 
 
 def is_resident(step: TrainStep) -> bool:

@@ -34,12 +34,16 @@ class StepBatch(Batch):
         The loss or the logits of each row, as `StepOptions.record` says.
     replay : callable
         Runs the plan.
+    spread : callable or None
+        Issues forward pass, loss and backward pass of a batch whose rows are spread over the card
+        (`gpubackprop.training.spread`).
     """
 
     raw: Array = None
     index: Array | None = None
     record: Array | None = None
     replay: Callable[[], None] = lambda: None
+    spread: Callable[[Any], None] | None = None
 
     def first_rows(self, rows: int, backend: Backend) -> StepBatch:
         """Return the same memory as a smaller batch."""
@@ -119,6 +123,7 @@ class Source:
             return bool(self.backend.asynchronous)
         self.backend.copy(data.x, self.x)
         self.backend.copy(self.backend.place(data.targets, targets.dtype), targets)
+        self._inputs = None, self._inputs[1]
         return False
 
     def release(self) -> None:
@@ -177,7 +182,10 @@ class Source:
         if mean is None and x.dtype == self.dtype:
             return x
         if self._inputs[0] is not self.data:
-            out = raw = self.backend.empty(x.shape, self.dtype)
+            out = self._inputs[1]  # a plan may have its address
+            if out is None or out.shape != x.shape:
+                out = self.backend.empty(x.shape, self.dtype)
+            raw = out
             if mean is not None:
                 raw = self.backend.empty(x.shape, gathered_dtype(x.dtype))
             self.backend.gather_rows(x, None, raw)

@@ -16,6 +16,7 @@ import numpy as np
 from gpubackprop import losses
 from gpubackprop.backends.resident_cost import ResidentPlan
 from gpubackprop.backends.resident_plan import plan_resident
+from gpubackprop.backends.spread_plan import SpreadPlan, plan_spread
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, POINTWISE_LOSSES, UPDATES, Dropout
@@ -28,6 +29,7 @@ Array = Any  # an array of the network's device
 SOFTMAX = "softmax_cross_entropy"
 LOSSES = (SOFTMAX, *POINTWISE_LOSSES)  # as in kernels/include/resident_loss.cuh
 REDUCTIONS = ("mean", "sum", "elementwise_mean")
+VARIABLE = "GPUBACKPROP_RESIDENT"  # 0: batch by batch, and layer by layer
 
 
 @dataclass
@@ -95,23 +97,44 @@ def plan_of(step: TrainStep) -> ResidentPlan:
     ResidentPlan
         Its layout in a block, or the reason why there is none.
     """
+    return _plans_of(step)[0]
+
+
+def spread_of(step: TrainStep) -> SpreadPlan:
+    """Return the plan of spreading a step's rows over the card, likewise.
+
+    Parameters
+    ----------
+    step : TrainStep
+        The step.
+
+    Returns
+    -------
+    SpreadPlan
+        Which way its batches go, and the layout of a block.
+    """
+    return _plans_of(step)[1]
+
+
+def _plans_of(step: TrainStep) -> tuple[ResidentPlan, SpreadPlan]:
     network, source = step.network, step.source
     labels = source.targets.ndim == 1
     weighted = source.sample_weight is not None or step.options.weighted
     made_for = labels, weighted, network.activations, network.dropout
     if step.resident_plan is None or step.resident_plan[0] != made_for:
-        backend = cast("CupyBackend", network.backend)
+        card = cast("CupyBackend", network.backend).launcher.properties
+        options: Any = {"dropout": network.dropout, "has_labels": labels, "weighted": weighted}
+        sizes = network.widths, network.activations
         plan = plan_resident(
-            network.widths, network.activations, step.optimizer.formula, step.batch_size,
-            backend.launcher.properties, dropout=network.dropout, has_labels=labels,
-            weighted=weighted,
+            *sizes, step.optimizer.formula, step.batch_size, card, **options
         )  # fmt: skip
-        step.resident_plan = made_for, plan
+        spread = plan_spread(*sizes, step.batch_size, card, resident=plan, **options)
+        step.resident_plan = made_for, (plan, spread)
     return step.resident_plan[1]
 
 
 def obstacle(step: TrainStep) -> str:
-    """Say why a step cannot be trained resident, or "".
+    """Say why a step cannot be trained resident, or should not, or "".
 
     Parameters
     ----------
@@ -122,6 +145,27 @@ def obstacle(step: TrainStep) -> str:
     -------
     str
         A sentence without a full stop; "" if it can.
+    """
+    if reason := kernel_obstacle(step):
+        return f"no resident training: {reason}"
+    plan, spread = plan_of(step), spread_of(step)
+    if spread.way:
+        return f"no resident training: {spread}"
+    return "" if plan.fits else str(plan)
+
+
+def kernel_obstacle(step: TrainStep) -> str:
+    """Say what the kernels of resident training cannot do of a step, whatever its sizes, or "".
+
+    Parameters
+    ----------
+    step : TrainStep
+        The step.
+
+    Returns
+    -------
+    str
+        The reason; "" if there is none.
     """
     network, options, loss = step.network, step.options, step.loss
     unknown = [a.name for a in network.activations if ACTIVATIONS.get(a.name) is None]
@@ -145,11 +189,7 @@ def obstacle(step: TrainStep) -> str:
         f"the activation {''.join(unknown[:1])} is not among its activations": bool(unknown),
         f"the optimizer's formula {step.formula} is not among its updates": not known,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            return f"no resident training: {reason}"
-    plan = plan_of(step)
-    return "" if plan.fits else str(plan)
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def train_together(jobs: Sequence[ResidentJob]) -> None:
@@ -218,9 +258,9 @@ def _network(job: ResidentJob) -> Any:
         "batch_rows": step.batch_size, "data_rows": source.x.shape[0],
         "update": list(UPDATES).index(step.formula), "clips": clip is not None,
         "counts_correct": step.running.counts_correct, "weights_by_order": job.weights is not None,
-        "probability_eps": float(job.eps), **_loss_numbers(step),
+        "probability_eps": float(job.eps), **loss_numbers(step),
     }  # fmt: skip
-    return ResidentNetwork(plan, arrays, numbers, _layers(step))
+    return ResidentNetwork(plan, arrays, numbers, layer_numbers(step))
 
 
 def _coefficients(job: ResidentJob) -> np.ndarray:
@@ -244,7 +284,8 @@ def _coefficients(job: ResidentJob) -> np.ndarray:
     return table.astype(np.float32)
 
 
-def _loss_numbers(step: TrainStep) -> dict[str, Any]:
+def loss_numbers(step: TrainStep) -> dict[str, Any]:
+    """Return the words of a step's loss."""
     loss, options = step.loss, step.loss.options
     eps, formula = np.float32(options.label_smoothing), getattr(loss, "formula", None)
     return {
@@ -258,7 +299,7 @@ def _loss_numbers(step: TrainStep) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _layers(step: TrainStep) -> list[dict[str, float]]:
+def layer_numbers(step: TrainStep) -> list[dict[str, float]]:
     """Return what the plan does not know of the layers: places in the flat buffer, and formulas."""
     network = step.network
     rates = [*network.dropout, 0.0]

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.errors import OptionError
+from gpubackprop.ops.checks import number
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.history import History
 from gpubackprop.training.settings import Settings
@@ -50,7 +52,7 @@ class Position:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The arguments of one call of `Trainer.fit`; see there."""
+    """The arguments of one call of `Trainer.fit` that are no data; see there."""
 
     epochs: int
     patience: int | None
@@ -60,6 +62,27 @@ class FitOptions:
     checkpoint_every: int | None
     checkpoint_seconds: float
     window: int = 1
+
+    @classmethod
+    def checked(
+        cls, *, epochs: Any, patience: Any, min_delta: Any, restore_best: bool | None,
+        checkpoint: Any, checkpoint_every: Any, checkpoint_seconds: Any, window: Any,
+    ) -> FitOptions:  # fmt: skip
+        """Return what a caller passed, or raise OptionError."""
+        if checkpoint_every is not None:
+            checkpoint_every = int(number(checkpoint_every, "checkpoint_every", 1))
+            if checkpoint is None:
+                raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
+        return cls(
+            int(number(epochs, "epochs", 0)),
+            None if patience is None else int(number(patience, "patience", 1)),
+            number(min_delta, "min_delta", 0.0),
+            restore_best,
+            None if checkpoint is None else Path(checkpoint),
+            checkpoint_every,
+            number(checkpoint_seconds, "checkpoint_seconds", 0.0),
+            int(number(window, "window", 1)),
+        )
 
 
 @dataclass

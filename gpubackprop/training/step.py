@@ -14,6 +14,7 @@ import numpy as np
 
 from gpubackprop.backends import Backend, Total, UpdateRule
 from gpubackprop.backends.resident_cost import ResidentPlan
+from gpubackprop.backends.spread_plan import SpreadPlan
 from gpubackprop.formulas.dropout import random_state
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
@@ -94,8 +95,8 @@ class TrainStep(GradientStep):
     """
 
     part: slice | None = None  # the elements whose slots are here; None is all
-    # What `training.resident.plan_of` has planned, after what it was planned for.
-    resident_plan: tuple[tuple[Any, ...], ResidentPlan] | None = None
+    # What `training.resident` has planned, after what it was planned for.
+    resident_plan: tuple[tuple[Any, ...], tuple[ResidentPlan, SpreadPlan]] | None = None
 
     def __init__(
         self,
@@ -110,10 +111,10 @@ class TrainStep(GradientStep):
         options = options or StepOptions()
         drawn = any(network.dropout) or options.stochastic_rounding
         random = network.backend.asarray(random_state(options.seed)) if drawn else None
+        self.optimizer, self.regularization = optimizer, regularization
         super().__init__(network, loss, data, batch_size, options, random)
         network.clear_gaps()  # penalty and norm are computed over the whole buffer
         backend, dtype, size = network.backend, network.dtype, network.layout.size
-        self.optimizer, self.regularization = optimizer, regularization
         formula = optimizer.formula
         held = size if self.part is None else self.part.stop - self.part.start
         self.slots = tuple(backend.zeros(held, dtype) for _ in formula.slots)
@@ -231,6 +232,11 @@ class TrainStep(GradientStep):
         figures = self.running.figures
         return figures(totals, totals[Total.LOSS] / rows, totals[Total.PENALTY] / rows)
 
+    def load(self, data: Batches) -> None:
+        super().load(data)
+        if self._batch.spread is not None:
+            self.source.inputs()  # converted anew, where the plans read them
+
     def _emit(self, backend: Backend, batch: StepBatch) -> None:
         network, options, penalty = self.network, self.options, None
         summed = self.loss.options.reduction == "sum"
@@ -241,9 +247,13 @@ class TrainStep(GradientStep):
             backend.sum_of_squares(weights, self.squares)
         else:
             penalty = self.updater.penalty(backend, len(batch.targets) if summed else 1)
-        self.source.emit(backend, batch)
-        gradient = self.grad_W, self.grad_b
-        emit_step(backend, self.loss, batch, self.parameters, gradient, self.updater)
+        if batch.spread is None:
+            self.source.emit(backend, batch)
+            gradient = self.grad_W, self.grad_b
+            emit_step(backend, self.loss, batch, self.parameters, gradient, self.updater)
+        else:
+            batch.spread(backend)
+            self.updater.emit(backend)
         if not options.record:
             self.running.emit(backend, batch, summed=summed, penalty=penalty)
         if options.rounded:

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -369,32 +368,17 @@ class Trainer(Settings):
         if self._team is not None and self.is_alone:
             given = {name: value for name, value in locals().items() if name != "self"}
             return self._team.fit(self, given)
-        options = FitOptions(
-            int(number(epochs, "epochs", 0)),
-            None if patience is None else int(number(patience, "patience", 1)),
-            number(min_delta, "min_delta", 0.0),
-            restore_best,
-            None if checkpoint is None else Path(checkpoint),
-            None
-            if checkpoint_every is None
-            else int(number(checkpoint_every, "checkpoint_every", 1)),
-            number(checkpoint_seconds, "checkpoint_seconds", 0.0),
-            int(number(window, "window", 1)),
-        )
-        if options.checkpoint_every and options.checkpoint is None:
-            raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
+        options = FitOptions.checked(
+            epochs=epochs, patience=patience, min_delta=min_delta, restore_best=restore_best,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+            checkpoint_seconds=checkpoint_seconds, window=window,
+        )  # fmt: skip
 
         def prepare() -> tuple[Batches, Batches | None]:
-            train = self._batches(x, targets, sample_weight, standardizer)
-            train = train if rows is None else train.at(rows, "rows")
-            train.require_rows("x")
-            held_out = None
+            train, held_out = self._batches(x, targets, sample_weight, standardizer, rows), None
             if validation is not None:
                 train, held_out = self._validation(train, validation, standardizer)
-            train = train.counting(self.loss)
-            train.require_rows("x, without the rows of weight 0,")
-            train.require_finite_targets(self.loss)
-            return train, held_out
+            return self._counting(train), held_out
 
         try:
             if self.is_alone:
@@ -457,9 +441,7 @@ class Trainer(Settings):
         made_from = self.network, self.loss
 
         def prepare() -> Batches:
-            data = self._batches(x, targets, sample_weight, standardizer)
-            data = data if rows is None else data.at(rows, "rows")
-            data.require_rows("x")
+            data = self._batches(x, targets, sample_weight, standardizer, rows)
             data.require_finite_targets(self.loss)
             return data
 
@@ -518,9 +500,7 @@ class Trainer(Settings):
                 f"Trainer without distributed"
             )
         repeats = int(number(repeats, "repeats", 1))
-        data = self._batches(x, targets, sample_weight, standardizer).counting(self.loss)
-        data.require_rows("x")
-        data.require_finite_targets(self.loss)
+        data = self._counting(self._batches(x, targets, sample_weight, standardizer))
         twin = copy.deepcopy(self)
         step, lr = twin.state.new_step(twin, data), twin.optimizer.lr
         rows = step.place(np.arange(step.batch_size))
@@ -573,13 +553,24 @@ class Trainer(Settings):
         error.args = (f"{error}; {wanted}, {advice} (Trainer.memory_estimate)",)
 
     def _batches(
-        self, x: Any, targets: Any, sample_weight: Any, standardizer: Any,
-        names: tuple[str, ...] | None = None,
+        self, x: Any, targets: Any, sample_weight: Any, standardizer: Any, rows: Any = None,
+        names: tuple[str, ...] | None = None, what: str = "x",
     ) -> Batches:  # fmt: skip
+        """Return checked batches of these rows of x, at least one; errors call x `what`."""
         names = names or self.feature_names
-        return Batches.check(
+        data = Batches.check(
             self.network, self.loss, x, targets, sample_weight, standardizer, names
         )
+        data = data if rows is None else data.at(rows, "rows")
+        data.require_rows(what)
+        return data
+
+    def _counting(self, data: Batches) -> Batches:
+        """Return the rows that a training learns from, at least one, with finite targets."""
+        data = data.counting(self.loss)
+        data.require_rows("x, without the rows of weight 0,")
+        data.require_finite_targets(self.loss)
+        return data
 
     def _validation(
         self, train: Batches, validation: float | tuple[Any, ...] | Array, standardizer: Any
@@ -606,9 +597,8 @@ class Trainer(Settings):
             )
         data = self._batches(
             validation[0], validation[1], validation[2] if len(validation) == 3 else None,
-            standardizer, train.feature_names,
+            standardizer, names=train.feature_names, what="the validation set",
         )  # fmt: skip
-        data.require_rows("the validation set")
         data.require_finite_targets(self.loss)
         return train, data
 

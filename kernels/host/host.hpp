@@ -98,6 +98,7 @@ public:
           storage(storage), bytes(BYTES[storage]) {}
     explicit operator bool() const { return base != nullptr; }
     bool direct() const { return storage == STORED_AS<C>; }
+    char* at(int64 row) const { return base + row * stride; }
     // A piece to read.
     const C* read(int64 row, int64 column, int64 n, C* buffer) const {
         char* at = base + row * stride + column * bytes;

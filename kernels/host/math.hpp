@@ -13,9 +13,11 @@
 // several vectors side by side. g++ does that only if it is told to schedule before it gives out registers.
 #if defined(__clang__)
 #define FORMULAS _Pragma("clang loop vectorize(assume_safety)")
+#define TOGETHER FORMULAS
 #else
 #pragma GCC optimize("schedule-insns", "sched-pressure", "rename-registers", "web")
 #define FORMULAS _Pragma("GCC unroll 4") _Pragma("GCC ivdep")
+#define TOGETHER _Pragma("GCC unroll 8") _Pragma("GCC ivdep")  // a few vectors as a whole
 #endif
 
 namespace host {
@@ -77,6 +79,14 @@ template <class C, int N> inline C polynomial(C x, const C (&c)[N]) {
 #pragma GCC unroll 8
     for (int i = (N - 2) / 2 * 2 - 1; i >= 1; i -= 2) odd = multiply_add(odd, square, c[i]);
     return multiply_add(odd, x, even);
+}
+
+// The same by Horner's rule alone: a longer chain, but fewer roundings before the last ones.
+template <class C, int N> inline C one_by_one(C x, const C (&c)[N]) {
+    C sum = c[N - 1];
+#pragma GCC unroll 8
+    for (int i = N - 2; i >= 0; --i) sum = multiply_add(sum, x, c[i]);
+    return sum;
 }
 
 constexpr double LOG2_E = 1.4426950408889634, LN2_HIGH = 6.93147180369123816490e-01,  // 32 bits
@@ -175,15 +185,24 @@ inline double fma(double a, double b, double c) {
 // overflow and subnormal results are rounded once. A NaN passes the bounds and stays.
 namespace host {
 
-// exp(x) = number * last, `shift` being what the exponent of 2^n / last is biased by.
+// exp(x) = number * last, `shift` being what the exponent of 2^n / last is biased by. With fused
+// additions r may be rounded before p, which costs at most a quarter of a unit; otherwise `lost` comes apart.
 inline float exp_in_two(float x, float shift, float last) {
+    constexpr float u[] = {1.f, 0.499999940395f, 0.166665211320f, 0.0416683889925f, 0.00836872402579f,
+                           0.00138145836536f};  // 1 + r q(r)
     constexpr float q[] = {0.50000000135f, 0.166666667567f, 0.0416664645756f,
                            0.00833328592642f, 0.00139336880625f, 0.000199076408691f};
-    constexpr float magic = 12582912.f;  // 1.5 2^23
-    float t = multiply_add(x, float(LOG2_E), magic), n = t - magic;
-    float left = multiply_add(n, -0.693359375f, x), lost = n * 2.12194440e-4f, r = left + lost;
-    float p = (multiply_add(r * r, polynomial(r, q), lost) + left) + 1.f;
-    return p * number_of(bits_of(t + shift) << 23) * last;
+    float magic = 12582912.f + shift;  // 1.5 2^23
+    float t = multiply_add(x, float(LOG2_E), magic), n = t - magic, p;
+    float left = multiply_add(n, -0.693359375f, x), power = number_of(bits_of(t) << 23);
+    if constexpr (FUSED) {
+        float r = multiply_add(n, 2.12194440e-4f, left);
+        p = multiply_add(r, one_by_one(r, u), 1.f);
+    } else {
+        float lost = n * 2.12194440e-4f, r = left + lost;
+        p = (multiply_add(r * r, polynomial(r, q), lost) + left) + 1.f;
+    }
+    return p * power * last;
 }
 inline double exp_in_two(double x, double shift, double last) {
     constexpr double q[] = {

@@ -3,16 +3,19 @@
 //     loss = T log S - sum_k tau_k (z_k - m) + z_loss lse^2, S = sum_k exp(z_k - m), lse = m + log S
 //     delta = factor ((T + 2 z_loss lse) exp(z - m) / S - tau)
 //   Long rows are computed in pieces, with exponentials kept where delta will be; what is one number of a
-//   row is computed for ROWS rows at once, unless they are very long. Short rows are turned over, ROWS at
-//   a time, so that each column of numbers is ROWS neighbours.
+//   row is computed for several rows at once, unless they are very long. Short rows are turned over, ROWS
+//   at a time, so that each column of numbers is ROWS neighbours.
 #include "rows.hpp"
 
 namespace {
 
 constexpr int ROWS = 32, SHORT = 40;  // SHORT: the longest row that is turned over
 constexpr int PLAIN = 12;             // more terms one after another lose too much
-constexpr int64 TOGETHER = 256;       // the longest row of which ROWS stay in the cache
-constexpr int64 HELD = ROWS * TOGETHER;  // so many exponentials of rows of 16 bits are kept
+constexpr int64 MIDDLE = 256;         // the longest row of which ROWS stay in the cache
+constexpr int FEW_ROWS = 4;
+constexpr int64 LONG = 2048;          // the longest row of which FEW_ROWS do
+constexpr int64 LONGEST_AHEAD = 4096;  // the longest row of which the next one is fetched
+constexpr int64 HELD = ROWS * MIDDLE;  // so many exponentials of rows of 16 bits are kept
 
 // What is known of up to ROWS rows.
 template <class C> struct Batch {
@@ -33,31 +36,62 @@ template <class C> __forceinline__ C cap_slope(C z, C cap) {
     return C(1) - t * t;
 }
 
-// e = exp(x - origin), where no x is above the origin and, if `shallow`, none far below it
-template <class C> __forceinline__ void exponentials(const C* x, C origin, C* e, int64 n, bool shallow) {
-    if (shallow) {
-        FORMULAS for (int64 j = 0; j < n; ++j) e[j] = host::exp_shallow(x[j] - origin);
-    } else {
-        FORMULAS for (int64 j = 0; j < n; ++j) e[j] = host::exp_below(x[j] - origin);
+// exp(x) for x <= 0, or NaN; if SHALLOW, not far below 0
+template <bool SHALLOW, class C> __forceinline__ C exponential(C x) {
+    return SHALLOW ? host::exp_shallow(x) : host::exp_below(x);
+}
+
+// e = exp(x - origin) of N numbers. All are read before the first is written, or the compiler, which does not
+// know that no e is an x to come, would finish one vector before it begins the next.
+template <bool SHALLOW, int N, class C> __forceinline__ void some_exponentials(const C* x, C origin, C* e) {
+    C below[N];
+    TOGETHER for (int j = 0; j < N; ++j) below[j] = x[j] - origin;
+    TOGETHER for (int j = 0; j < N; ++j) e[j] = exponential<SHALLOW>(below[j]);
+}
+template <class C> constexpr int SOME = 4 * LANES<C>;
+
+// The same of n numbers.
+template <bool SHALLOW, class C> ONCE void exponentials(const C* x, C origin, C* e, int64 n) {
+    int64 i = 0;
+    for (; i + SOME<C> <= n; i += SOME<C>) some_exponentials<SHALLOW, SOME<C>>(x + i, origin, e + i);
+    FORMULAS for (; i < n; ++i) e[i] = exponential<SHALLOW>(x[i] - origin);
+}
+
+// Numbers that are wanted soon, a line of the cache for each of those at hand: they come while the processor
+// computes. Asked for all at once, they would come no sooner than without.
+struct Ahead {
+    const char *read = nullptr, *write = nullptr;
+    int64 bytes = 0;  // of a number
+
+    __forceinline__ void fetch(int64 first, int64 n) const {
+        for (int64 at = first * bytes; at < (first + n) * bytes; at += 64) {
+            __builtin_prefetch(read + at);
+            __builtin_prefetch(write + at, 1);
+        }
     }
-}
-template <class C> ONCE void exponentials_of(const C* x, C origin, C* e, int64 n, bool shallow) {
-    exponentials(x, origin, e, n, shallow);
-}
+    Ahead from(int64 first) const { return {read + first * bytes, write + first * bytes, bytes}; }
+};
+
 // The same, and their sum; the processor adds while it waits for exponentials.
-template <class C> ONCE C sum_of_exponentials(const C* x, C origin, C* e, int64 n, bool shallow) {
-    constexpr int64 SOME = 4 * LANES<C>;
+template <bool SHALLOW, class C> ONCE C sum_of_exponentials(const C* x, C origin, C* e, int64 n, Ahead ahead) {
     Lanes<C> lanes(C(0));
     int64 i = 0;
-    for (; i + SOME <= n; i += SOME) {
-        exponentials(x + i, origin, e + i, SOME, shallow);
-        for (int64 j = 0; j < SOME; j += LANES<C>) lanes.add(e + i + j);
+    for (; i + SOME<C> <= n; i += SOME<C>) {
+        ahead.fetch(i, SOME<C>);
+        some_exponentials<SHALLOW, SOME<C>>(x + i, origin, e + i);
+        for (int64 j = i; j < i + SOME<C>; j += LANES<C>) lanes.add(e + j);
     }
-    exponentials(x + i, origin, e + i, n - i, shallow);
+    ahead.fetch(i, n - i);
+    exponentials<SHALLOW>(x + i, origin, e + i, n - i);
     for (; i + LANES<C> <= n; i += LANES<C>) lanes.add(e + i);
     C sum = lanes.folded([](auto a, auto b) { return a + b; });
     for (; i < n; ++i) sum += e[i];
     return sum;
+}
+template <class C>
+inline C sum_of_exponentials(const C* x, C origin, C* e, int64 n, bool shallow, Ahead ahead = {}) {
+    return shallow ? sum_of_exponentials<true>(x, origin, e, n, ahead)
+                   : sum_of_exponentials<false>(x, origin, e, n, ahead);
 }
 template <class C> inline bool is_shallow(C least, C origin) { return least - origin >= host::SHALLOW<C>; }
 
@@ -67,6 +101,7 @@ template <class C> class CrossEntropy {
     const Matrix<C> logits, delta;
     const C* const class_weight;
     const C cap, z_loss, keep, uniform;
+    const int64 step;  // rows at a time
     const bool has_ignored;
     const bool spreads;  // the label is not the only column with a part of the target
     C spread_total;      // of the columns but for the label: eps / K sum_k w_k
@@ -80,6 +115,7 @@ public:
         : a(a), K(a.cols), logits(a.logits, a.stride_logits, a.storage), delta(a.delta, a.stride_delta, a.storage),
           class_weight(static_cast<const C*>(a.class_weight)), cap(C(a.soft_cap)), z_loss(C(a.z_loss)),
           keep(C(1.0 - a.label_smoothing)), uniform(C(a.label_smoothing / double(a.cols))),
+          step(K <= MIDDLE ? ROWS : K <= LONG ? FEW_ROWS : 1),
           has_ignored(a.has_ignore_index != 0),
           spreads(a.probabilities != nullptr || a.label_smoothing != 0.0), scales(a, divisor) {
         double weights = double(K);
@@ -91,12 +127,11 @@ public:
     }
 
     void run() {
-        int64 step = K <= TOGETHER ? ROWS : 1;
         for (int64 row = a.first; row < a.last; row += step) {
             int64 n = smaller(step, a.last - row);
             if (K <= SHORT) few_columns(row, n);
-            else if (K <= TOGETHER) long_rows<ROWS>(row, n);
-            else long_rows<1>(row, n);
+            else if (K <= MIDDLE) long_rows<ROWS>(row, n);
+            else long_rows<FEW_ROWS>(row, n);
         }
     }
 
@@ -231,10 +266,10 @@ private:
     }
 
     // Keep n rows of logits after the cap where there is room, so that each tanh is computed once.
-    template <int N> void keep_capped(int64 first, int64 n, C* room) {
+    void keep_capped(int64 first, int64 n, C* room) {
         capped_rows = 0;
         for (int64 i = 0; i < n; ++i) {
-            C* to = place_of<N>(first, i, room);
+            C* to = place_of(first, i, room);
             for (int64 k = 0; to != nullptr && k < K; k += PIECE) {
                 int64 many = smaller(PIECE, K - k);
                 cap_logits(logits.read(first + i, k, many, to + k), cap, to + k, many);
@@ -250,29 +285,32 @@ private:
         prepare<N>(row, n);
         C room[HELD], buffer[1], label_e[N];
         int64 best[N] = {};
-        if (cap != C(0)) keep_capped<N>(row, n, room);
+        bool shallow[N];
+        if (cap != C(0)) keep_capped(row, n, room);
         for (int64 i = 0; i < n; ++i) {
             Extent<C> extent = extent_of_row(row + i);
             b.m[i] = extent.most;
+            shallow[i] = is_shallow(extent.least, origin_of(i));
             if (b.label[i] >= 0) b.z_label[i] = *logits_piece(row + i, b.label[i], 1, buffer);
             if (predicts()) best[i] = first_largest(row + i, extent.most);
-            label_e[i] = sum_row(row, i, is_shallow(extent.least, origin_of(i)), held<N>(row, i, room));
         }
+        for (int64 i = 0; i < n; ++i)
+            label_e[i] = sum_row(row, i, shallow[i], held(row, i, room));
         outcome<N>(row, n);
         if (predicts())
             for (int64 i = 0; i < n; ++i) predict(row + i, i, best[i]);
         if (delta)
-            for (int64 i = 0; i < n; ++i) write_row(row, i, held<N>(row, i, room), label_e[i]);
+            for (int64 i = 0; i < n; ++i) write_row(row, i, held(row, i, room), label_e[i]);
     }
     C origin_of(int64 i) const { return b.m[i] == minus_infinity<C>() ? C(0) : b.m[i]; }
 
     // Where the exponentials of a row are kept, or its logits after the cap; null: nowhere.
-    template <int N> C* held(int64 row, int64 i, C* room) const {
-        return delta && cap == C(0) ? place_of<N>(row, i, room) : nullptr;
+    C* held(int64 row, int64 i, C* room) const {
+        return delta && cap == C(0) ? place_of(row, i, room) : nullptr;
     }
-    template <int N> C* place_of(int64 row, int64 i, C* room) const {
+    C* place_of(int64 row, int64 i, C* room) const {
         if (delta && delta.direct()) return delta.place(row + i, 0, nullptr);
-        return N * K <= HELD ? room + i * K : nullptr;
+        return step * K <= HELD ? room + i * K : nullptr;
     }
 
     Extent<C> extent_of_row(int64 row) const {
@@ -302,11 +340,20 @@ private:
     }
     C spread_factor() const { return a.probabilities != nullptr ? C(1) : uniform; }
 
+    // The row that comes `step` rows after this one, or this one.
+    Ahead ahead_of(int64 row) const {
+        if (K > LONGEST_AHEAD) return {};
+        int64 next = row + step < a.last ? row + step : row;
+        const char* read = logits.at(next);
+        return {read, delta ? delta.at(next) : read, BYTES[a.storage]};
+    }
+
     // The sums of row first + i; exponentials go to `held`, and that of the label is returned.
     C sum_row(int64 first, int64 i, bool shallow, C* held) {
         C origin = origin_of(i), buffer[PIECE], tau[PIECE], from[PIECE];
         C sum = C(0), lost = C(0), dot = C(0), dot_lost = C(0), total = C(0), total_lost = C(0), label_e = C(0);
         int64 row = first + i, label = b.label[i];
+        Ahead ahead = ahead_of(row);
         for (int64 k = 0; k < K; k += PIECE) {
             int64 n = smaller(PIECE, K - k);
             const C* x = logits_piece(row, k, n, buffer);
@@ -317,7 +364,7 @@ private:
                 if (a.probabilities != nullptr) add_exactly(sum_of(tau, n), total, total_lost);
             }
             C* e = held == nullptr ? buffer : held + k;
-            add_exactly(sum_of_exponentials(x, origin, e, n, shallow), sum, lost);
+            add_exactly(sum_of_exponentials(x, origin, e, n, shallow, ahead.from(k)), sum, lost);
             if (label >= k && label < k + n) label_e = e[label - k];
         }
         b.s[i] = sum + lost;
@@ -340,7 +387,7 @@ private:
                     INDEPENDENT for (int64 j = 0; j < n; ++j) slope[j] = cap_slope(x[j], cap);
                     if (label >= k && label < k + n) label_slope = slope[label - k];
                 }
-                exponentials_of(x, origin, buffer, n, false);
+                exponentials<false>(x, origin, buffer, n);
             }
             if (spreads) {
                 tau_piece(row, k, n, tau);
@@ -525,7 +572,8 @@ template <class C> void softmax(const SoftmaxArguments& a) {
             if (a.log_output) {
                 INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] = (x[j] - m) - log_s;
             } else {
-                exponentials_of(x, m, to, n, shallow);
+                if (shallow) exponentials<true>(x, m, to, n);
+                else exponentials<false>(x, m, to, n);
                 INDEPENDENT for (int64 j = 0; j < n; ++j) to[j] /= s;
             }
             out.put(to, row, k, n);

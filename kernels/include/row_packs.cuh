@@ -379,11 +379,16 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         C smoothing = p.eps_over_K * outcome.factor;
         uint4* to = reinterpret_cast<uint4*>(delta) + pack(0);
         bool apart = !aligned<T, E>(delta);  // from the logits, modulo 16 bytes
+        if (!apart && complete()) {  // nothing to ask of each pack
 #pragma unroll
-        for (int j = 0; j < HELD; ++j) {
-            Raw made = delta_of_held(j, grad_scale, smoothing);
-            if (!apart && whole(pack(j))) ptx::store_global(to + 32 * j, made.words[0]);
+            for (int j = 0; j < HELD; ++j)
+                ptx::store_global(to + 32 * j, delta_of_held(j, grad_scale, smoothing).words[0]);
+            return;
         }
+#pragma unroll
+        for (int j = 0; j < HELD; ++j)
+            if (!apart && whole(pack(j)))
+                ptx::store_global(to + 32 * j, delta_of_held(j, grad_scale, smoothing).words[0]);
         if (!apart && !has_parts()) return;
         C again = smoothing;
         ptx::forget(again);  // so that nothing of the above is kept for what seldom follows

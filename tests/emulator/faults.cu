@@ -217,3 +217,10 @@ extern "C" __global__ void source_changes_in_flight(const float* x, float* y, in
     y[threadIdx.x] = 7;
     ptx::copy_async_wait<0>();
 }
+extern "C" __global__ void destination_changes_in_flight(const float* x, float* y, int64 n) {
+    __shared__ __align__(16) float t[128];
+    ptx::copy_async<4>(t + threadIdx.x, x + threadIdx.x);
+    ptx::copy_async_commit();
+    t[threadIdx.x] = 7;
+    ptx::copy_async_wait<0>();
+}

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 
 from gpubackprop import MLP, Trainer
+from gpubackprop.backends import spread_plan
 from gpubackprop.backends.cupy import resident as launching
 from gpubackprop.backends.cupy import updates
 from gpubackprop.backends.cupy.arguments import ARGUMENTS, kernel_of
@@ -52,6 +53,7 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
         _update_table(backend)
         _one_hot(backend)
         _resident(backend)
+        _spread(backend)
         for _ in parity.training_results(backend.device, short=True):
             pass
     backend.to_host(backend.zeros(1, np.float32))  # waits, so errors of the launches show here
@@ -109,6 +111,23 @@ def _resident(backend: Any) -> None:
             patch.object(launching, "in_company", lambda plans, *_: list(plans)),
         ):
             trainer.fit(x, labels, epochs=1)
+
+
+def _spread(backend: Any) -> None:
+    """Train one step whose rows are spread over the card: the least rows that are."""
+    rows = spread_plan.LEAST_SHARES * spread_plan.SHARE_ROWS
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(rows, 3)).astype(np.float32), rng.integers(0, 2, rows)
+    card = replace(backend.launcher.properties, multiprocessors=132)
+    network = MLP([3, 8, 8, 8, 2], "gelu", seed=0, device=backend.device, dropout=0.3)
+    trainer = Trainer(network, batch_size=rows, progress=False, clip_norm=0.1, l2=0.01)
+    plan = spread_plan.plan_spread
+
+    def of_a_large_card(widths: Any, activations: Any, batch: int, _: Any, **more: Any) -> Any:
+        return plan(widths, activations, batch, card, **more)
+
+    with patch.object(resident, "plan_spread", of_a_large_card):
+        trainer.fit(x, labels, epochs=1)
 
 
 def _shifted(backend: Any, array: np.ndarray) -> Any:

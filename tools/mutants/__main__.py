@@ -1,4 +1,5 @@
 """python -m tools.mutants --all          run mutants with no verdict or an old one; write tables
+python -m tools.mutants --all --sample 20   run a seeded sample of them, the next ones each time
 python -m tools.mutants --sample 20     kill a seeded sample of the record again
 python -m tools.mutants                 show the record, and how much of it is out of date
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from tools.mutants import report
 from tools.mutants.equivalent import reason_of, stale
-from tools.mutants.judge import SURVIVED
+from tools.mutants.judge import SURVIVED, killer_of
 from tools.mutants.mutations import Mutant, all_mutants, sample
 from tools.mutants.record import Record, Sources
 from tools.mutants.running import Crew, shown
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record.forget_all_but(everything)
         report.write(record)
         return 0
-    if options.sample:
+    if options.sample and not options.all:
         known = [mutant for mutant in mutants if record.verdict(mutant)]
         return _sample(sample(known or mutants, options.sample, options.seed), record, options)
     if not options.all:
@@ -52,7 +53,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--all", action="store_true", help="run and put on record")
     parser.add_argument("--again", action="store_true", help="with --all: all are out of date")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="run so many, no record")
+    parser.add_argument(
+        "--gone", action="store_true", help="with --all: whose killer is no test now"
+    )
+    parser.add_argument("--sample", type=int, default=0, metavar="N",
+                        help="run so many; without --all no record")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
     parser.add_argument("--kind", default="", help="operator, bound, barrier, lane, scale, store")
@@ -94,21 +99,37 @@ def _all(
     record: Record,
     options: argparse.Namespace,
 ) -> int:
-    sources, stop = Sources(), time.time() + 60 * options.minutes
-    waiting = [m for m in mutants if options.again or not record.standing(m, sources)]
-    waiting.sort(key=lambda m: bool(reason_of(m)))  # these take all tests, so they come last
-    print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
-    if waiting:
-        with Crew(options.jobs, options.tests) as crew:
-            sources = Sources(crew.copies[0].path)
-            known = crew.baseline(sources)
-            for mutant, verdict in crew.judge(waiting, record, baseline=known, stop=stop):
-                if verdict != SURVIVED or not options.tests:
-                    record.keep(mutant, verdict, sources)
-                print(shown(mutant, verdict), flush=True)
+    stop = time.time() + 60 * options.minutes
+    with Crew(options.jobs, options.tests) as crew:
+        sources = Sources(crew.copies[0].path)
+        waiting = _waiting(mutants, record, sources, crew.all_tests, options)
+        print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
+        known = crew.baseline(sources) if waiting else None
+        for mutant, verdict in crew.judge(waiting, record, baseline=known, stop=stop):
+            if verdict != SURVIVED or not options.tests:
+                record.keep(mutant, verdict, sources)
+            print(shown(mutant, verdict), flush=True)
     record.forget_all_but(everything)
     report.write(record)
     return _outcome({mutant: record.verdict(mutant) for mutant in mutants})
+
+
+def _waiting(
+    mutants: Sequence[Mutant],
+    record: Record,
+    sources: Sources,
+    tests: frozenset[str],
+    options: argparse.Namespace,
+) -> list[Mutant]:
+    """Return what is to be run, mutants that no test is thought to kill last."""
+    killers = {mutant: killer_of(record.verdict(mutant)) for mutant in mutants}
+    gone = {mutant for mutant, killer in killers.items() if killer and killer not in tests}
+    waiting = [m for m in mutants if options.again or m in gone or not record.standing(m, sources)]
+    if options.gone:
+        waiting = [m for m in waiting if m in gone]
+    if options.sample:
+        waiting = sample(waiting, options.sample, options.seed)
+    return sorted(waiting, key=lambda m: bool(reason_of(m)))  # these take all tests
 
 
 def _outcome(verdicts: dict[Mutant, str]) -> int:

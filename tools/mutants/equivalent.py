@@ -56,6 +56,7 @@ NO_ROW = "turns more, in which no group has a row"
 ROUND = "joined rows are a multiple of `cols` wide: the remainder stays"
 GUARDED = "the element after the last is behind a condition that is false there"
 IN_GROUP = "lanes at a distance below `lanes`, a power of two, are in one group"
+ALONE = "the row beside the one behind the last is then computed by itself, with the same bits"
 LAST_TURN = "one more turn, in which no group has a row"
 
 SHORT = "softmax_cross_entropy_short.cu"
@@ -118,6 +119,7 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
     Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
     Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
+    Equivalent("softmax_cross_entropy_pairs.cu", "(lane, r) >= left", "(lane, r) > left", ALONE),
     Equivalent(SHORT, "first < p.rows;", "first <= p.rows;", EMPTY),
     Equivalent(SHORT, "first + turn * groups <", "first - turn * groups <", NO_ROW),
     Equivalent(SHORT, "first + turn * groups <", "first + turn / groups <", NO_ROW),

@@ -20,6 +20,7 @@ DOES_NOT_COMPILE = "does not compile"
 HOW = re.compile(r" \((time limit|memory limit|signal \d+|exit code \d+)\)$")
 SLOW = 1.0  # seconds without a mutant; slower tests run after the quick ones
 QUICK_LIMIT = 3.0  # seconds of processor time for a quick test; longer is an endless loop
+SLOWER = 3  # times its own seconds without a mutant is an endless loop, if that is beyond CPU_LIMIT
 NEIGHBOURS = 6  # first try the tests that killed so many nearest mutants
 
 
@@ -61,6 +62,13 @@ class Order:
             [test for test in tests if self._seconds(test) >= SLOW],
         )
 
+    def limit(self, tests: Sequence[str]) -> float:
+        """Return the seconds of processor time for each of these.
+
+        No mutant is killed by a test that is as slow without it.
+        """
+        return max([CPU_LIMIT, *(SLOWER * self._seconds(test) for test in tests)])
+
     def _seconds(self, test: str) -> float:
         return self.baseline.seconds[test] if self.baseline else 0.0
 
@@ -86,13 +94,14 @@ class Judge:
         quick, slow = self.order.for_mutant(mutant, self.sources[mutant.file])
         run = self.copy.worker.run
         with self.copy.broken(mutant):
-            reply = run([first] if first in self.order.tests else [])
+            begin = [first] if first in self.order.tests else []
+            reply = run(begin, self.order.limit(begin))
             if not reply.failed:
                 reply = run(quick, QUICK_LIMIT if self.order.baseline else CPU_LIMIT)
             if not reply.failed and self._same_code(kernels):
                 return SAME_CODE
             if not reply.failed:
-                reply = run(slow)
+                reply = run(slow, self.order.limit(slow))
         if not reply.failed:
             return SURVIVED
         if reply.how == DOES_NOT_COMPILE:

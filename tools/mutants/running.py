@@ -7,13 +7,14 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import groupby
 
 from tools.mutants.copies import Copy
 from tools.mutants.judge import Judge, Order, killer_of
 from tools.mutants.mutations import Mutant
 from tools.mutants.record import Record, Sources
-from tools.mutants.worker import Reply
+from tools.mutants.worker import CPU_LIMIT, WHOLE_LIMIT, Reply
+
+PORTION = 20  # tests
 
 
 class Crew:
@@ -23,10 +24,16 @@ class Crew:
     ----------
     jobs : mutants at a time.
     tests : a text; only tests whose name contains it run.
+
+    Attributes
+    ----------
+    all_tests : every test that may kill.
+    tests : those that run.
     """
 
     def __init__(self, jobs: int, tests: str = "") -> None:
         self.copies = [Copy() for _ in range(jobs)]
+        self.all_tests = frozenset(self.copies[0].worker.tests)
         self.tests = [test for test in self.copies[0].worker.tests if tests in test]
 
     def baseline(self, sources: Sources) -> Reply:
@@ -38,8 +45,8 @@ class Crew:
         known = json.loads(kept.read_text()) if kept.exists() else {}
         mark = {test: sources.behind(test) for test in self.tests}
         new = [test for test in self.tests if known.get(test, [""])[0] != mark[test]]
-        for _, tests in groupby(new, lambda test: test.partition("::")[0]):
-            reply = self._must_pass(list(tests))
+        for first in range(0, len(new), PORTION):  # what has passed is kept if the run is stopped
+            reply = self._must_pass(new[first : first + PORTION])
             for test, seconds in reply.seconds.items():
                 known[test] = [mark[test], seconds, reply.sources[test]]
             kept.write_text(json.dumps(known))
@@ -50,7 +57,10 @@ class Crew:
 
     def check_killers(self, verdicts: Sequence[str]) -> None:
         """Check that tests that killed pass without a mutant; else their verdicts are worthless."""
-        self._must_pass(sorted({killer_of(verdict) for verdict in verdicts} - {""}))
+        by_time = {killer_of(v) for v in verdicts if v.endswith("(time limit)")}
+        others = {killer_of(v) for v in verdicts} - by_time - {""}
+        self._must_pass(sorted(by_time), CPU_LIMIT)  # the limit at which they killed
+        self._must_pass(sorted(others))
 
     def judge(
         self,
@@ -98,8 +108,8 @@ class Crew:
         for copy in self.copies:
             copy.worker.kill()
 
-    def _must_pass(self, tests: Sequence[str]) -> Reply:
-        reply = self.copies[0].worker.run(tests, to_the_end=True)
+    def _must_pass(self, tests: Sequence[str], limit: float = WHOLE_LIMIT) -> Reply:
+        reply = self.copies[0].worker.run(tests, limit, to_the_end=True)
         if reply.failed:
             raise SystemExit(
                 f"error: without a mutant: {reply.failed} {reply.how}\n{reply.message}"

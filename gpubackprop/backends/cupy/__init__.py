@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import devices
-from gpubackprop.backends.cupy import losses, updates
+from gpubackprop.backends.cupy import losses, spread, updates
 from gpubackprop.backends.cupy.kept_calls import (
     MOST_BYTES,
     NEVER,
@@ -33,6 +33,7 @@ from gpubackprop.backends.cupy.one_hot import OneHotOperations
 from gpubackprop.backends.cupy.products import CublasLtProducts, CupyProducts, Products
 from gpubackprop.backends.cupy.products import default as default_products
 from gpubackprop.backends.cupy.recorded_calls import Plan
+from gpubackprop.backends.cupy.resident import ResidentNetwork
 from gpubackprop.backends.cupy.updates import CupyUpdater
 from gpubackprop.backends.loss import LossOptions
 from gpubackprop.backends.memory import Array
@@ -253,6 +254,18 @@ class CupyBackend(LayerOperations, OneHotOperations):
         if by_row or not updates.joins_totals(self, fields):
             fields["correct"] = correct if by_row else None
             self.launch("accumulate", (1,), loss.dtype, lambda _: fields)
+
+    def spread_gradients(
+        self,
+        network: ResidentNetwork,
+        arrays: dict[str, Array | None],
+        mean: dict[str, float],
+    ) -> None:
+        """Issue forward, loss and backward of a batch whose rows are spread over the card.
+
+        The arguments are those of `gpubackprop.backends.cupy.spread.spread_gradients`.
+        """
+        spread.spread_gradients(self, network, arrays, mean)
 
     # -- updates ----------------------------------------------------------------------------------
 

@@ -139,6 +139,14 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         kernel: {"table": "u64*", "layers": "i32*"}
         for kernel in ("resident_training", *(f"resident_training_cluster{n}" for n in (2, 4, 8)))
     },
+    "spread_gradient": {
+        "table": "u64*", "layers": "i32*", "partial": "f32*", "figures": "f32*", "stride": "i64",
+    },
+    "spread_sum": {
+        "partial": "f32*", "figures": "f32*", "gradient": "f32*", "loss": "f32*",
+        "correct_rows": "i64*", "shares": "i64", "count": "i64", "stride": "i64",
+        "divisor": "compute", "units": "compute", "empty_is_zero": "i32",
+    },
 }  # fmt: skip
 # NumPy's dtypes by the names that CUDA's types have in include/types.cuh.
 _NUMBERS = {suffix: np.dtype(name) for name, suffix in SUFFIXES.items() if suffix != "bf16"}

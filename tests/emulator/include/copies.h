@@ -1,7 +1,8 @@
 // copies.h - asynchronous copies from global to shared memory (cp.async).
 //   Between the start of a copy and the wait for its group the destination is NaN, so a missing wait
-//   shows in every run. The source is read at the start and must be the same at the wait: on the card
-//   it may be read at any moment between.
+//   shows in every run. It must be so at the wait: the copy may have arrived before what wrote there. The
+//   source is read at the start and must be the same at the wait: on the card it may be read at any moment
+//   between.
 #pragma once
 #include "shared.h"
 
@@ -58,6 +59,7 @@ EMU_BARE inline bool take_copy(unsigned pending, void** to, void* data, unsigned
     if (copy == nullptr || copy->group + pending >= current->copy_group) return false;
     for (unsigned i = 0; i < copy->bytes; ++i) {
         if (copy->from[i] != copy->data[i]) EMU_FAIL("the source of an asynchronous copy changed before its wait");
+        if (copy->to[i] != 0xff) EMU_FAIL("the destination of an asynchronous copy was written before its wait");
         static_cast<unsigned char*>(data)[i] = copy->data[i];
     }
     *to = copy->to;
