@@ -33,16 +33,26 @@ __device__ __forceinline__ int64 row_number(const int64* rows, int64 i, int64 co
     return rows == nullptr || i >= count ? i : global::load_element(rows + i);
 }
 
-// The narrow rows of number `from`, as row i; the loads are under way together.
 template <class S, class D>
-__device__ __forceinline__ void copy_beside(const GatherRowsArguments<S, D>& a, int64 from, int64 i) {
-    for (int w = int(threadIdx.x); w < a.most_words; w += int(blockDim.x)) {
-        uint32 word0 = w < a.words0 ? global::load_element(a.beside0 + from * a.words0 + w) : 0;
-        uint32 word1 = w < a.words1 ? global::load_element(a.beside1 + from * a.words1 + w) : 0;
-        uint32 word2 = w < a.words2 ? global::load_element(a.beside2 + from * a.words2 + w) : 0;
-        if (w < a.words0) global::store_element(a.beside_out0 + i * a.words0 + w, word0);
-        if (w < a.words1) global::store_element(a.beside_out1 + i * a.words1 + w, word1);
-        if (w < a.words2) global::store_element(a.beside_out2 + i * a.words2 + w, word2);
+__device__ __forceinline__ int64 inside(const GatherRowsArguments<S, D>& a, int64 from) {
+    return from < 0 ? 0 : from >= a.source_rows ? a.source_rows - 1 : from;
+}
+
+// The narrow rows; the loads of the three arrays are under way together. A loop of its own, so that the
+// loop over the wide rows keeps its registers.
+template <class S, class D>
+__device__ __forceinline__ void copy_beside(const GatherRowsArguments<S, D>& a, const int64* rows) {
+    int64 first = int64(blockIdx.x) * blockDim.y + threadIdx.y, rows_apart = int64(gridDim.x) * blockDim.y;
+    for (int64 i = first; i < a.count; i += rows_apart) {
+        int64 from = inside(a, row_number(rows, i, a.count));
+        for (int w = int(threadIdx.x); w < a.most_words; w += int(blockDim.x)) {
+            uint32 word0 = w < a.words0 ? global::load_element(a.beside0 + from * a.words0 + w) : 0;
+            uint32 word1 = w < a.words1 ? global::load_element(a.beside1 + from * a.words1 + w) : 0;
+            uint32 word2 = w < a.words2 ? global::load_element(a.beside2 + from * a.words2 + w) : 0;
+            if (w < a.words0) global::store_element(a.beside_out0 + i * a.words0 + w, word0);
+            if (w < a.words1) global::store_element(a.beside_out1 + i * a.words1 + w, word1);
+            if (w < a.words2) global::store_element(a.beside_out2 + i * a.words2 + w, word2);
+        }
     }
 }
 
@@ -60,11 +70,11 @@ __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) 
     const int64 rows_apart = int64(gridDim.x) * blockDim.y, step = int64(gridDim.y) * blockDim.x * E;
     const int64* rows = a.rows;
     if (a.cursor != nullptr) rows = reinterpret_cast<const int64*>(global::load_element(a.cursor));
+    if (blockIdx.y == 0 && a.most_words > 0) copy_beside(a, rows);
     int64 i = int64(blockIdx.x) * blockDim.y + threadIdx.y, next = row_number(rows, i, a.count);
     for (; i < a.count; i += rows_apart) {
-        int64 from = next < 0 ? 0 : next >= a.source_rows ? a.source_rows - 1 : next;
+        int64 from = inside(a, next);
         next = row_number(rows, i + rows_apart, a.count);
-        if (blockIdx.y == 0) copy_beside(a, from, i);
         D* out_row = a.out + i * a.stride_out;
         int64 j = (int64(blockIdx.y) * blockDim.x + threadIdx.x) * E - misalignment(out_row);
         const S* in = a.source + from * a.stride_source + j;
@@ -90,15 +100,18 @@ __device__ __forceinline__ void gather_rows(const GatherRowsArguments<S, D>& a) 
     }
     if (a.counter == nullptr || !is_last_block(a.counter)) return;
     if (thread_of_block() != 0) return;
-    uint64 at = global::load_element(a.cursor);  // again: a register kept until here would be spilled
+    uint64 at = global::load_element(a.cursor);  // again, so that no register is kept until here
     global::store_element(a.cursor, at + uint64(a.count) * sizeof(int64));
 }
 
-#define ENTRY_(S, D)                                                            \
-    extern "C" __global__ void __launch_bounds__(256, 4) gather_rows_##S##_##D( \
-        const __grid_constant__ GatherRowsArguments<S, D> a) {                  \
-        ptx::follow_the_grid_in_front();                                        \
-        gather_rows<S, D>(a);                                                   \
+// Blocks of a multiprocessor: left alone, the compiler aims at more, and spills.
+template <class S> constexpr int LEAST_BLOCKS = sizeof(S) > 4 ? 2 : 1;
+
+#define ENTRY_(S, D)                                                                          \
+    extern "C" __global__ void __launch_bounds__(256, LEAST_BLOCKS<S>) gather_rows_##S##_##D( \
+        const __grid_constant__ GatherRowsArguments<S, D> a) {                                \
+        ptx::follow_the_grid_in_front();                                                      \
+        gather_rows<S, D>(a);                                                                 \
     }
 #define ENTRY(S, D) ENTRY_(S, D)
 #ifdef ONLY_FORMULA
