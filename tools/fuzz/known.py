@@ -115,6 +115,13 @@ ESTIMATORS = (
         before=r"\.coefs_ = ",
     ),
     Known(
+        "a partial_fit that coefs_ of lists refuse has not counted its iterations",
+        place=r"\.n_iter_$",
+        kind="^not equal$",
+        before=r"(?s)\.tolist\(\).*partial_fit\(",
+        ends=True,
+    ),
+    Known(
         "coefs_ of too few layers are an error of their own",
         place="^error$",
         kind="IndexError there, ShapeError here",
@@ -402,6 +409,14 @@ OPTIMIZERS = (
         kind="RuntimeError there, NoneType here",
         detail="Inplace update to inference tensor outside InferenceMode",
         before=r"with torch.inference_mode\(\): opt.step\(\)\n",
+    ),
+    Known(
+        "a layer of 16 bits within torch.vmap reads its weight in the backward pass, and says so if it "
+        "has another dtype by then",
+        place="^error$",
+        kind="NoneType there, RuntimeError here",
+        detail="expected m1 and m2 to have the same dtype",
+        before=r"(?s)vmap\(m\).*\.to\(",
     ),
     Known(
         "a step that raises has changed nothing",
