@@ -281,6 +281,14 @@ ESTIMATORS = (
         before=r"beta_2=0\.0",
     ),
     Known(
+        "with beta_2 of 0 a step is divided by the last gradient alone, which in float32 is as soon 0 "
+        "as next to it",
+        line=r"fit\(.*float32",
+        place=r"\.(coefs_|intercepts_)\[",
+        kind="values",
+        before=r"beta_2=0\.0",
+    ),
+    Known(
         "weights are divided by their sum first; scikit-learn multiplies float32 deltas by them, "
         "which makes 0 of the smallest",
         line=r"float32.*sample_weight=.*1e-200",
@@ -521,6 +529,14 @@ OPTIMIZERS = (
         kind="RuntimeError there, NoneType here",
         detail="storage that is not resizable",
         before=r"by_file\(",
+        ends=True,
+    ),
+    Known(
+        "16-bit parameters keep float32 state; in float16 PyTorch's eps of 1e-8 is 0, and its step "
+        "along a gradient of 0 is NaN",
+        kind="^values$",
+        detail="there array.*nan.*dtype=float16",
+        before=r"(?s)float16.*Adam\w*\(.*step\(.*\.half\(\)",
         ends=True,
     ),
     Known(
