@@ -83,7 +83,8 @@ class Source:
     from_host : bool
         Whether the host gathers x for a GPU.
     cursor : RowCursor or None
-        Where a GPU that has all rows finds the numbers of a batch's; None for others.
+        Where a GPU that has all rows finds the numbers of a batch's; None for others, and where the
+        rows are spread: that step reads them in `StepBatch.index`.
     """
 
     def __init__(self, network: MLP, data: Batches) -> None:
@@ -149,6 +150,8 @@ class Source:
                 self.staging.put(self._fill, batch.raw)
         if self.cursor is not None:
             self.cursor.put(rows)
+        elif rows is not batch.index:
+            self.backend.copy(rows, batch.index)
 
     def buffers(self, rows: int) -> tuple[Array, Array]:
         """Return (x, raw): what the first product reads, and where a batch is gathered.

@@ -130,7 +130,7 @@ def spread_batch(step: TrainStep) -> SpreadBatch | None:
     from gpubackprop.backends.cupy.spread import working_arrays
 
     backend, weights = network.backend, None
-    index = backend.zeros(rows, np.int64)
+    step.source.cursor, index = None, backend.zeros(rows, np.int64)
     if step.options.weighted:
         weights = backend.empty(rows, network.dtype)
     result = {"loss": backend.zeros((), network.dtype)}

@@ -23,6 +23,7 @@ from gpubackprop.backends.cupy import resident as launching
 from gpubackprop.backends.cupy import updates
 from gpubackprop.backends.cupy.arguments import ARGUMENTS, kernel_of
 from gpubackprop.backends.cupy.launcher import Launcher
+from gpubackprop.backends.loss import Total
 from gpubackprop.backends.resident_cost import CLUSTERS
 from gpubackprop.backends.resident_plan import plan_resident
 from gpubackprop.bench import operations, parity
@@ -54,6 +55,7 @@ def launch_all(backend: Any) -> tuple[set[str], set[str]]:
         _one_hot(backend)
         _resident(backend)
         _spread(backend)
+        _totals(backend)
         for _ in parity.training_results(backend.device, short=True):
             pass
     backend.to_host(backend.zeros(1, np.float32))  # waits, so errors of the launches show here
@@ -128,6 +130,13 @@ def _spread(backend: Any) -> None:
 
     with patch.object(resident, "plan_spread", of_a_large_card):
         trainer.fit(x, labels, epochs=1)
+
+
+def _totals(backend: Any) -> None:
+    """Add to totals by themselves; behind an update its first kernel does it."""
+    for dtype in (np.float32, np.float64):
+        loss, totals = backend.zeros((), dtype), backend.zeros(Total.SIZE, np.float64)
+        backend.accumulate(loss, 3, backend.zeros(3, bool), None, totals)
 
 
 def _shifted(backend: Any, array: np.ndarray) -> Any:
