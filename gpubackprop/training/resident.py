@@ -125,9 +125,7 @@ def _plans_of(step: TrainStep) -> tuple[ResidentPlan, SpreadPlan]:
         card = cast("CupyBackend", network.backend).launcher.properties
         options: Any = {"dropout": network.dropout, "has_labels": labels, "weighted": weighted}
         sizes = network.widths, network.activations
-        plan = plan_resident(
-            *sizes, step.optimizer.formula, step.batch_size, card, **options
-        )  # fmt: skip
+        plan = plan_resident(*sizes, step.optimizer.formula, step.batch_size, card, **options)
         spread = plan_spread(*sizes, step.batch_size, card, resident=plan, **options)
         step.resident_plan = made_for, (plan, spread)
     return step.resident_plan[1]
