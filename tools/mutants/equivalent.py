@@ -58,7 +58,13 @@ GUARDED = "the element after the last is behind a condition that is false there"
 IN_GROUP = "lanes at a distance below `lanes`, a power of two, are in one group"
 ALONE = "the row beside the one behind the last is then computed by itself, with the same bits"
 LAST_TURN = "one more turn, in which no group has a row"
+JUST_WHOLE = "a tile that is just whole is moved either way, and its labels are"
+NO_SUCH_TILE = "no tile has one pack more than a multiple of 32"
+FREE = "zeros in a place that no tile has"
+NO_COLUMN = "a label that is no column counts nothing, ignored or not"
+HUGE = "a loss of 1e30: the other terms are lost in either form"
 
+PAIRS = "softmax_cross_entropy_pairs.cu"
 SHORT = "softmax_cross_entropy_short.cu"
 TABLE = (
     Equivalent(
@@ -119,7 +125,21 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
     Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
     Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
-    Equivalent("softmax_cross_entropy_pairs.cu", "(lane, r) >= left", "(lane, r) > left", ALONE),
+    Equivalent(PAIRS, "(lane, r) >= left", "(lane, r) > left", ALONE),
+    Equivalent(PAIRS, "-OF_ROW) > 8 ?", "-OF_ROW) >= 8 ?", SAME),
+    Equivalent(PAIRS, "(left >= TILE_ROWS)", "(left > TILE_ROWS)", JUST_WHOLE, 2),
+    Equivalent(PAIRS, "at < PACKS;", "at <= PACKS;", GUARDED),
+    Equivalent(PAIRS, "at < PACKS;", "at < PACKS - 1;", NO_SUCH_TILE),
+    Equivalent(PAIRS, "at + 32 <= PACKS ||", "at + 32 < PACKS ||", SAME),
+    Equivalent(PAIRS, "left <= 0 ?", "left < 0 ?", SAME),
+    Equivalent(PAIRS, "if (left > 0)", "if (left >= 0)", FREE),
+    Equivalent(PAIRS, "at < TILE_ROWS * K;", "at < TILE_ROWS / K;", ALONE),
+    Equivalent(PAIRS, "at < TILE_ROWS * K;", "at < TILE_ROWS;", ALONE),
+    Equivalent(PAIRS, "tile[at] = T{};", ";", ALONE),
+    Equivalent(PAIRS, "(p.ignore_index) < K", "(p.ignore_index) <= K", NO_COLUMN),
+    Equivalent(PAIRS, "< C(MANY)", "<= C(MANY)", HUGE),
+    Equivalent(PAIRS, "left > 0; left", "left >= 0; left", LAST_TURN),
+    Equivalent(PAIRS, "left < TILE_ROWS ?", "left <= TILE_ROWS ?", SAME),
     Equivalent(SHORT, "first < p.rows;", "first <= p.rows;", EMPTY),
     Equivalent(SHORT, "first + turn * groups <", "first - turn * groups <", NO_ROW),
     Equivalent(SHORT, "first + turn * groups <", "first + turn / groups <", NO_ROW),
