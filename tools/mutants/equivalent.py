@@ -62,9 +62,12 @@ JUST_WHOLE = "a tile that is just whole is moved either way, and its labels are"
 NO_SUCH_TILE = "no tile has one pack more than a multiple of 32"
 FREE = "zeros in a place that no tile has"
 NO_COLUMN = "a label that is no column counts nothing, ignored or not"
+BEHIND = "a row behind the last: nothing of what is read is used"
+NO_BLOCK = "one more turn, in which no block is there"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
 
 PAIRS = "softmax_cross_entropy_pairs.cu"
+LANES = "softmax_cross_entropy_lanes.cu"
 SHORT = "softmax_cross_entropy_short.cu"
 TABLE = (
     Equivalent(
@@ -140,6 +143,15 @@ TABLE = (
     Equivalent(PAIRS, "< C(MANY)", "<= C(MANY)", HUGE),
     Equivalent(PAIRS, "left > 0; left", "left >= 0; left", LAST_TURN),
     Equivalent(PAIRS, "left < TILE_ROWS ?", "left <= TILE_ROWS ?", SAME),
+    Equivalent(LANES, "common > rows)", "common >= rows)", SAME),
+    Equivalent(LANES, "- first < rows ?", "- first <= rows ?", SAME),
+    Equivalent(LANES, "first >= p.rows ?", "first > p.rows ?", SAME),
+    Equivalent(LANES, "first < p.rows; first", "first <= p.rows; first", LAST_TURN),
+    Equivalent(LANES, "begin(z, row < p.rows)", "begin(z, row <= p.rows)", BEHIND),
+    Equivalent("include/tile.cuh", "at < 0 ?", "at <= 0 ?", SAME),
+    Equivalent("include/tile.cuh", "- at < E ?", "- at <= E ?", SAME),
+    Equivalent("include/tile.cuh", "at < count; at +=", "at <= count; at +=", EMPTY, 2),
+    Equivalent("include/loss_sums.cuh", "first < blocks; f", "first <= blocks; f", NO_BLOCK),
     Equivalent(SHORT, "first < p.rows;", "first <= p.rows;", EMPTY),
     Equivalent(SHORT, "first + turn * groups <", "first - turn * groups <", NO_ROW),
     Equivalent(SHORT, "first + turn * groups <", "first + turn / groups <", NO_ROW),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tools.mutants.equivalent import reason_of
 from tools.mutants.judge import SAME_CODE, SURVIVED, killer_of
-from tools.mutants.mutations import ROOT, Mutant, users
+from tools.mutants.mutations import ROOT, Mutant, kernel_tests, users
 
 SUPPORT = (".py", ".h", ".cu", ".cpp")
 PATH = ROOT / "tests" / "mutants.json"
@@ -37,7 +37,7 @@ class Sources:
             path.relative_to(kernels).as_posix(): _hash(_code(path))
             for path in sorted(kernels.rglob("*.cu*"))
         }
-        tests = sorted((root / "tests").glob("test_kernel_*.py"))
+        tests = kernel_tests(root)
         support = sorted((root / "tests" / "emulator").rglob("*.*"))
         shared = _hash(*(path.read_text() for path in support if path.suffix in SUPPORT))
         self.files = {f"tests/{path.name}": _hash(shared, path.read_text()) for path in tests}

@@ -25,7 +25,7 @@ class Crew:
     ----------
     jobs : mutants at a time.
     tests : a pattern; only tests whose name contains it run.
-    compares : whether object code is compared.
+    most : the number of tests for each mutant; 0: all.
 
     Attributes
     ----------
@@ -33,8 +33,8 @@ class Crew:
     tests : those that run.
     """
 
-    def __init__(self, jobs: int, tests: str = "", *, compares: bool = True) -> None:
-        self.compares = compares
+    def __init__(self, jobs: int, tests: str = "", most: int = 0) -> None:
+        self.most = most
         self.copies = [Copy() for _ in range(jobs)]
         self.all_tests = frozenset(self.copies[0].worker.tests)
         self.tests = [test for test in self.copies[0].worker.tests if re.search(tests, test)]
@@ -88,7 +88,7 @@ class Crew:
             order.note(mutant, killer_of(record.verdict(mutant)))
         free: queue.Queue[Judge] = queue.Queue()
         for copy in self.copies:
-            free.put(Judge(copy, order, compares=self.compares))
+            free.put(Judge(copy, order, self.most))
 
         def one(mutant: Mutant) -> tuple[Mutant, str] | None:
             if time.time() > stop:

@@ -26,6 +26,8 @@ from typing import Any
 
 import pytest
 
+from tools.mutants.mutations import kernel_tests
+
 CPU_LIMIT = 10.0  # seconds for one test without compilers; nearly all take less than 3
 WHOLE_LIMIT = 120.0  # the same without a mutant, where no loop is endless
 WALL_LIMIT = 300.0  # seconds for one test, whatever it waits for
@@ -268,7 +270,7 @@ class Watch:
 
 def chosen(root: Path) -> list[str]:
     """Return pytest's arguments that choose the tests of the mutants, in a tree."""
-    tests = [f"tests/{path.name}" for path in sorted((root / "tests").glob("test_kernel_*.py"))]
+    tests = [f"tests/{path.name}" for path in kernel_tests(root)]
     tests.remove("tests/test_kernel_compile.py")  # it checks the output of the GPU compilers
     return ["-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
 
