@@ -181,7 +181,7 @@ class Server:
             finally:
                 self.compiling += cpu_seconds() - start
 
-        builds.run = timed
+        builds.run = timed  # type: ignore[assignment]
 
     def _note_uses(self, kind: type) -> None:
         """Record what a test compiles, calls or loads through the emulator's `Module`."""
