@@ -18,7 +18,7 @@ from tests.emulator.operations import DTYPES, Operations, run_now
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"
 )
-GROUPS = ((1, 10), (12, 13), (13, 30), (30, 33), (33, 40))  # five: one more than are in flight
+GROUPS = ((0, 10), (12, 13), (13, 30), (30, 33), (33, 40))  # five: one more than are in flight
 INPUTS = 43
 # rows, units: one; a warp's units and one more; three chunks of rows and a rest
 SHAPES = [(1, 1), (9, 33), (300, 4), (800, 2)]

@@ -62,6 +62,7 @@ JUST_WHOLE = "a tile that is just whole is moved either way, and its labels are"
 NO_SUCH_TILE = "no tile has one pack more than a multiple of 32"
 FREE = "zeros in a place that no tile has"
 NO_COLUMN = "a label that is no column counts nothing, ignored or not"
+NOT_USED = "a place of the list beyond the last: its row is not loaded"
 BEHIND = "a row behind the last: nothing of what is read is used"
 NO_BLOCK = "one more turn, in which no block is there"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
@@ -98,6 +99,8 @@ TABLE = (
     Equivalent("gather_rows.cu", "(j < a.cols)", "(j <= a.cols)", EMPTY),
     Equivalent("gather_rows.cu", "j >= 0 &&", "j > 0 &&", IN_FLIGHT),
     Equivalent("gather_rows.cu", "E <= a.cols", "E < a.cols", IN_FLIGHT),
+    Equivalent("one_hot.cu", "[i + u < count ? i", "[i - u < count ? i", NOT_USED),
+    Equivalent("one_hot.cu", "[i + u < count ? i", "[i + u <= count ? i", NOT_USED),
     Equivalent("sum_of_squares.cu", "i < 0 ?", "i <= 0 ?", SAME),
     Equivalent("sum_of_squares.cu", "SEQUENCE && i < a.count", "SEQUENCE && i <= a.count", EMPTY),
     Equivalent("losses.cuh", "- (a < C(0) ?", "- (a <= C(0) ?", SAME),
