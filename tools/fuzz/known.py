@@ -582,6 +582,14 @@ OPTIMIZERS = (
 )
 LOSSES = (
     Known(
+        "of one class with smoothing, (1 - eps) + eps is rounded, so that a gradient of 0 is a rounding "
+        "of the upstream one",
+        place=r"\.grad$",
+        kind="^values$",
+        detail=r"^\d\.\d+ units from float64, PyTorch 0\n",
+        before=r"(?s)W = torch.randn\(1, .*randint\(1, .*cross_entropy\(.*label_smoothing=0\.",
+    ),
+    Known(
         "class indices may be of any integer type (a label out of range may be next)",
         place="^error$",
         kind="RuntimeError there, (NoneType|LabelError) here",
