@@ -128,6 +128,12 @@ ESTIMATORS = (
         detail="here ShapeError.'coefs_ has",
     ),
     Known(
+        "of two faults at once, coefs_ that are read-only are named and layers that are missing are not",
+        place="^error$",
+        kind="IndexError there, OptionError here",
+        detail=r"list index out of range.*\nhere OptionError.'coefs_\[\d+\] of layer \d+ is read-only",
+    ),
+    Known(
         "of two faults at once, coefs_ of too few layers are named and a tuple is none",
         place="^error$",
         kind="TypeError there, ShapeError here",
