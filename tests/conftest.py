@@ -7,6 +7,7 @@ to `make test`.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -36,7 +37,10 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile the host kernels before the workers begin, so that they find them in the cache."""
+    """Let Ctrl-C interrupt, which a shell forbids what it starts with `&`; compile the host kernels
+    before the workers begin, so that they find them in the cache."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(session.config, "workerinput"):
         host_path()
 

@@ -159,7 +159,8 @@ SHORTFALLS = {
     "logistic": Shortfall(2.0, 1.2, 1.4, numpy_draw=(1.4, 1.5)),
     "tanh": Shortfall(2.0, 1.2, 2.5, numpy_draw=(1.1, 1.3)),
     "elu": Shortfall(1.2, 1.2, numpy_draw=(1.5, 1.0), emulated_draw=(1.2, 1.0)),
-    "gelu": Shortfall(1.1, 1.0, 1.7, numpy_draw=(1.9, 1.0), emulated_draw=(1.6, 1.0)),
+    # 1.1 beside PyTorch's own gelu (4.2 units near 0); with AVX-512 it takes oneDNN's (1.0 there).
+    "gelu": Shortfall(1.7, 1.3, 1.7, native=1.3, numpy_draw=(1.9, 1.0), emulated_draw=(1.6, 1.0)),
     "gelu_tanh": Shortfall(2.0, 1.5, 1.3, numpy_draw=(1.6, 2.0), emulated_draw=(1.3, 1.3)),
     "silu": Shortfall(2.0, 1.8, 2.0, numpy_draw=(1.5, 2.1), emulated_draw=(1.1, 1.1)),
     "softplus": Shortfall(2.0, 1.1, 1.2, numpy_draw=(1.4, 1.3)),

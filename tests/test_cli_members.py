@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import os
 import signal
@@ -225,6 +226,7 @@ def test_ctrl_c_keeps_the_members_that_have_learned(
         if len(begun) == 2 and row["epoch"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
+    @functools.wraps(fit)
     def pressed(self: Trainer, *args: Any, **options: Any) -> Any:
         begun.append(self)
         self.callbacks = [press]

@@ -183,6 +183,7 @@ def test_the_tool_counts_launches_in_their_compiled_code_and_writes_them(tmp_pat
 
 @needs_tools
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # rows of 128,256 columns take two minutes of an idle processor
 @pytest.mark.parametrize("name", CASES)
 def test_no_case_costs_more_than_on_record(name):
     """Launches, instructions, dependent round trips, wavefronts and bytes are no more, bytes in flight

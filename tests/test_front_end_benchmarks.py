@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import bench_sklearn, bench_torch
+from benchmarks import bench_products, bench_sklearn, bench_torch
 from benchmarks import front_ends as command
 from gpubackprop.bench import front_ends, harness, operations, record, torch_peer, worker
-from gpubackprop.bench.shapes import Case
+from gpubackprop.bench.shapes import Case, products
 from gpubackprop.bench.timers import Timer
 from tests.benchmark_records import InProcess
 
@@ -140,3 +140,20 @@ def test_the_commands_measure_the_cases_that_their_documents_name():
     assert fits[0] == "fit/digits/f64/1797x64-128-10/batch32/epochs50"
     assert fits[-1] == "fit/random/f32/20000x784-512-512-10/batch256/epochs2"
     assert (len(fits), len(list(front_ends.fit_cases(True)))) == (7, 6)
+
+
+def test_both_libraries_compute_the_products_of_a_step():
+    batch, widths = 5, (7, 6, 4, 3)
+    pairs = bench_products.operands(batch, widths)
+    shapes = [(*x.shape, y.shape[1]) for x, y in pairs]
+    assert sorted(shapes) == sorted(products(Case("training_step", (batch, *widths))))
+    for x, y in pairs:
+        exact = x.astype(np.float64) @ y.astype(np.float64)
+        for product in bench_products.LIBRARIES.values():
+            np.testing.assert_allclose(product(x, y)(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_the_table_of_products_has_times_rates_and_ratios():
+    row = {"threads": 1, "batch": 64, "numpy": 2e-3, "torch": 1e-3, "ratio": 2.0}
+    work = 2 * 64 * (2 * (784 * 512 + 512 * 512 + 512 * 10) + 512 * 512 + 512 * 10)
+    assert f"| 1 | 64 | 2.00 ms, {work / 2e6:.0f} GFLOP/s | 1.00 ms" in bench_products.table([row])

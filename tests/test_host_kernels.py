@@ -169,6 +169,23 @@ def test_softmax_cross_entropy_is_pytorchs_for_short_and_long_rows(dtype, kind, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=NAMES[:2])
+def test_each_row_of_softmax_cross_entropy_has_its_own_weight_and_upstream_gradient(dtype):
+    random = np.random.default_rng(3)
+    for rows, cols in ((37, 10), (64, 3), (35, 41), (6, 600), (2, 3000)):
+        z = random.standard_normal((rows, cols)).astype(dtype)
+        labels = random.integers(0, cols, rows)
+        factors = random.uniform(0.1, 8, rows).astype(dtype)
+        plain = cross_entropy(z, labels)["delta"].astype(np.float64) * rows
+        for given, divisor in (
+            ({"sample_weight": factors}, factors.sum(dtype=np.float64)),
+            ({"upstream": factors, "upstream_stride": 1}, rows),
+        ):
+            mine = cross_entropy(z, labels, **given)["delta"]
+            wanted = plain * factors[:, None].astype(np.float64) / divisor
+            np.testing.assert_allclose(mine, wanted, rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=NAMES[:2])
 def test_exponentials_far_below_the_largest_are_right_down_to_subnormal_numbers(dtype):
     far = (-87, -88, -95, -103, -104, -120)
     if dtype == np.float64:

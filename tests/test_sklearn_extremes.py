@@ -162,11 +162,15 @@ def test_lbfgs_takes_targets_and_weights_of_any_size_as_scikit_learns():
         np.testing.assert_allclose(ours.loss_, theirs.loss_, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("classes", "seed"), [(2, 34), (3, 1)])
+@pytest.mark.parametrize(("classes", "seed"), [(2, 56), (2, 115), (3, 1)])
 def test_lbfgs_bounds_the_probabilities_of_float32_data_as_scikit_learns_line_search_sees_them(
     classes, seed
 ):
-    """The search tries steps at which a row's probability is below the eps of float32."""
+    """The search tries steps at which a row's probability is below the eps of float32.
+
+    At these seeds another order of the rows changes scikit-learn's own loss by less than 1e-6; with
+    the eps of float64 ours is 0.1 to 3 % off.
+    """
     rng = np.random.RandomState(seed)
     x, _ = rng.standard_normal((12, 1)), rng.standard_normal((12, 3))
     y = rng.randint(0, 3, 12) % classes

@@ -72,7 +72,7 @@ def test_a_row_that_is_certain_has_no_more_error_in_its_gradient_than_pytorchs(
 ):  # fmt: skip
     """Losses from 1 to 1e-9: the gradient is what is left of p - 1 at the label."""
     draws = [Draws() for _ in range(3)]
-    for seed in range(12):
+    for seed in range(12 if path.name == "emulated" else 30):  # the products' roundings vary much
         x, W, b, y = certain(confidence, seed, path.device)
         weight = W[:, 0].abs() + 0.1 if seed % 2 else None
         wide = (x.double(), W.double(), b.double(), y), None if weight is None else weight.double()

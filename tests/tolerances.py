@@ -89,8 +89,10 @@ def assert_equal_in_float64(got: Any, oracle: Any, relative: float = 1e-14) -> N
 class Draws:
     """The rule over several draws of the data, for results that are sums of many roundings.
 
-    In one draw, chance decides which of two orders of summation comes out better. It does not
-    decide the mean over the draws of the largest error.
+    In one draw, chance decides which of two orders of summation comes out better. In the mean over
+    the draws it decides little, and how little the draws themselves say: ours may exceed PyTorch's
+    by twice the standard error of the mean difference. Without that, which of two equally good
+    libraries passes would depend on the BLAS of the machine.
     """
 
     def __init__(self) -> None:
@@ -105,10 +107,12 @@ class Draws:
 
     def check(self, primitive: float = 1.0) -> None:
         """Assert the rule for the mean; `primitive` as in `assert_by_the_rule`."""
-        ours, theirs = np.mean(self.ours), np.mean(self.theirs)
-        assert ours <= max(theirs, primitive), (
-            f"{ours:.3f} units in the mean of {len(self.ours)} draws, PyTorch {theirs:.3f}, "
-            f"allowed {primitive}"
+        ours, theirs, count = np.mean(self.ours), np.mean(self.theirs), len(self.ours)
+        difference = np.subtract(self.ours, self.theirs)
+        chance = 2 * difference.std(ddof=1) / count**0.5 if count > 1 else 0.0
+        assert ours <= max(theirs + chance, primitive), (
+            f"{ours:.3f} units in the mean of {count} draws, PyTorch {theirs:.3f}, "
+            f"chance {chance:.3f}, allowed {primitive}"
         )
 
     def check_each(self, chance: float = 2.0) -> None:
