@@ -64,6 +64,7 @@ FREE = "zeros in a place that no tile has"
 NO_COLUMN = "a label that is no column counts nothing, ignored or not"
 NOT_USED = "a place of the list beyond the last: its row is not loaded"
 ONCE = "a column comes once, and none is as large as the first place"
+ROOM = "room for more pieces than a row has; the compilers' reports have the registers"
 BEHIND = "a row behind the last: nothing of what is read is used"
 NO_BLOCK = "one more turn, in which no block is there"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
@@ -149,6 +150,7 @@ TABLE = (
     Equivalent(PAIRS, "left < TILE_ROWS ?", "left <= TILE_ROWS ?", SAME),
     Equivalent(PAIRS, "at < place)", "at <= place)", ONCE),
     Equivalent(LANES, "column < place)", "column <= place)", ONCE),
+    Equivalent(LANES, "LANE_BYTES / W;", "LANE_BYTES * W;", ROOM),
     Equivalent(LANES, "common > rows)", "common >= rows)", SAME),
     Equivalent(LANES, "- first < rows ?", "- first <= rows ?", SAME),
     Equivalent(LANES, "first >= p.rows ?", "first > p.rows ?", SAME),
