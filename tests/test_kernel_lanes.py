@@ -67,7 +67,8 @@ class Case:
         assert ulps(self.result["row_loss"], rows, kind) <= 4
         assert ulps(self.result["delta"], delta, DTYPES[self.dtype]) <= UNITS[self.dtype]
         assert ulps(self.result["loss"], rows.sum(), kind) <= 2
-        assert np.array_equal(self.result["predicted"], z.argmax(1))
+        if "predicted" in self.result:
+            assert np.array_equal(self.result["predicted"], z.argmax(1))
         assert self.result["correct_rows"] == (z.argmax(1) == self.y).sum()
 
 
@@ -78,8 +79,11 @@ class Case:
 def test_rows_of_every_kind_of_piece_match_pytorch_and_a_tile_may_be_just_full(form, rows):
     dtype, cols, shift, width = form
     case = Case(dtype, cols, rows, shift)
-    assert case.run().entry == f"softmax_cross_entropy_lanes_w{width}_{dtype}"
-    case.check()
+    plain = Case(dtype, cols, rows, shift)  # no option of single rows: a shorter end of a row
+    del plain.result["predicted"]
+    for one in (case, plain):
+        assert one.run().entry == f"softmax_cross_entropy_lanes_w{width}_{dtype}"
+        one.check()
 
 
 @pytest.mark.parametrize("cols", [8, 16, 24, 32, 64, 72])
