@@ -15,7 +15,7 @@ import re
 
 import pytest
 
-from gpubackprop.backends.cupy_launch import KERNELS, entries
+from gpubackprop.backends.cupy_launch import KERNELS, entries, least_architecture
 from tests import compiled, first_rung
 from tests.compiled_resources import MAX_REGISTERS, bodies, check, heaviest, line
 from tests.emulator import compilers
@@ -43,11 +43,11 @@ def table():
 def entries_of(
     source: str, architecture: int, *, only_heaviest: bool
 ) -> dict[str, compilers.Defines]:
-    """Return the defines by entry; a card without clusters has no entry for them."""
+    """Return the defines by entry; a card without clusters or TF32 has no entry for them."""
     chosen = heaviest() if only_heaviest else entries()
     return {
         entry: defines for file, entry, defines in chosen
-        if file == source and (architecture >= 90 or "_cluster" not in entry)
+        if file == source and architecture >= least_architecture(entry)
     }  # fmt: skip
 
 

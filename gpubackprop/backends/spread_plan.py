@@ -16,8 +16,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, ceil_division
-from gpubackprop.backends.resident_cost import WORTH_IT, ResidentPlan, cycles_of_tile
-from gpubackprop.backends.resident_plan import STATIC_SHARED, NetworkSizes, lay_out
+from gpubackprop.backends.resident_cost import (
+    WORTH_IT,
+    ResidentPlan,
+    cycles_of_tile,
+    products_of,
+)
+from gpubackprop.backends.resident_plan import STATIC_SHARED, NetworkSizes, check_tf32, lay_out
 from gpubackprop.formulas import Activation
 
 SHARE_ROWS = 64  # at least: eight warps have work in a layer of 64 units
@@ -77,7 +82,7 @@ class SpreadPlan:
         return (
             f"rows are spread over the card: {self.shares} blocks, {layout.shared_bytes:,} of "
             f"{layout.available:,} bytes, tiles of {layout.tile_rows} rows, and a launch that adds "
-            f"up their gradients"
+            f"up their gradients{products_of(layout)}"
         )
 
 
@@ -113,6 +118,7 @@ def plan_spread(
     has_labels: bool = True,
     weighted: bool = False,
     resident: ResidentPlan | None = None,
+    tf32: bool = False,
 ) -> SpreadPlan:
     """Say whether a network's batches are spread over the card, and lay out a block.
 
@@ -134,6 +140,8 @@ def plan_spread(
         Whether rows have weights.
     resident : ResidentPlan or None
         The network's plan in one block or one cluster, which is to be beaten if it fits.
+    tf32 : bool
+        Whether products are those of tensor cores in TF32.
 
     Returns
     -------
@@ -153,7 +161,9 @@ launch that adds up their gradients
     sizes = NetworkSizes(
         tuple(widths), tuple(activations), tuple(dropout or [0.0] * len(activations)), 0,
         batch_size, has_labels, weighted, max(0, device.shared_bytes - STATIC_SHARED),
+        tf32,
     )  # fmt: skip
+    check_tf32(device, tf32)
     shares, layout = shares_of(batch_size), layout_of(sizes)
     graph = _graph_cycles(widths, batch_size, device.multiprocessors)
     cycles = _cycles(layout, sizes, shares, device.multiprocessors) if layout.fits else 0
@@ -194,7 +204,7 @@ def _cycles(
     rows, tile = ceil_division(sizes.batch_size, shares), layout.tile_rows
     whole, rest = divmod(rows, tile)
     tiles = [tile] * whole + [rest] * (rest > 0)
-    share = int(ALL_WAVEFRONTS * sum(cycles_of_tile(sizes.widths, one) for one in tiles))
+    share = int(ALL_WAVEFRONTS * sum(cycles_of_tile(sizes.widths, one, sizes.tf32) for one in tiles))
     partial = FLOAT * layout.numbers["count"]
     share += 2 * partial // OWN_BYTES
     turns = ceil_division(shares, multiprocessors)

@@ -23,6 +23,7 @@ from gpubackprop.backends.cupy import resident as launching
 from gpubackprop.backends.cupy import updates
 from gpubackprop.backends.cupy.arguments import ARGUMENTS, kernel_of
 from gpubackprop.backends.cupy.launcher import Launcher
+from gpubackprop.backends.cupy_launch import least_architecture
 from gpubackprop.backends.loss import Total
 from gpubackprop.backends.resident_cost import CLUSTERS
 from gpubackprop.backends.resident_plan import plan_resident
@@ -150,10 +151,11 @@ def _shifted(backend: Any, array: np.ndarray) -> Any:
 
 def main() -> int:
     kernels, entries = launch_all(cuda_backend())
-    clusters = cuda_backend().launcher.properties.capability >= (9, 0)
+    major, minor = cuda_backend().launcher.properties.capability
     left_out = sorted(
-        kernel for kernel in set(ARGUMENTS) - kernels if clusters or "_cluster" not in kernel
-    )
+        kernel for kernel in set(ARGUMENTS) - kernels
+        if 10 * major + minor >= least_architecture(kernel)
+    )  # fmt: skip
     write_json(
         Path(sys.argv[1]),
         {"kernels": sorted(kernels), "entries": sorted(entries), "not_launched": left_out},
