@@ -134,4 +134,7 @@ def test_the_ptx_wrappers_compile_for_every_card(architecture):
     for instruction in ("ld.global.L1::no_allocate.v4", "ld.global.nc.L1::no_allocate.v4"):
         assert instruction in text["streams"]
     assert "st.global.cs.v4" in text["streams"]
+    multiply = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+    assert (multiply in text["tensor_cores"]) == (architecture >= 80)
+    assert ("cvt.rn.tf32.f32" in text["tf32_of"]) == (architecture >= 90)
     assert {"ex2.approx.f32", "ex2.approx.ftz.f32"} <= set(text["exponentials"].split())

@@ -17,6 +17,9 @@ THREADS, WARPS = 256, 8  # of a block
 LANES_I, LANES_J = 8, 4  # of a warp, as in kernels/include/resident_product.cuh
 # A multiprocessor moves 128 bytes a cycle from shared memory: a warp's access of 16 bytes is four.
 WAVEFRONTS = 4
+# Wavefronts beside the operands of products, which those of FMA hide and those of tensor cores do
+# not: of 32 units (stored, activated, slope, delta times it, bias), of 32 elements of a gradient.
+UNIT_WAVEFRONTS, GRADIENT_WAVEFRONTS = 9, 2
 # Cycles of a dependent round trip: to the own shared memory with the arithmetic behind it, and to
 # that of another block of the cluster; of a barrier of the block and one of the cluster.
 OWN_TRIP, OTHER_TRIP, BARRIER, CLUSTER_BARRIER = 60, 250, 40, 400
@@ -146,6 +149,9 @@ def cycles_of_tile(widths: Sequence[int], rows: int, tf32: bool = False) -> int:
         cycles += product(rows, outputs, inputs) + product(outputs, inputs, rows) + 4 * BARRIER
         if number > 0:
             cycles += product(rows, inputs, outputs) + BARRIER
+        if tf32:
+            cycles += UNIT_WAVEFRONTS * ceil_division(rows * outputs, 32)
+            cycles += GRADIENT_WAVEFRONTS * ceil_division(inputs * outputs, 32)
     return cycles
 
 

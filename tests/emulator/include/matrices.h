@@ -6,15 +6,15 @@
 
 namespace emu {
 
-// Of A (16, 8) and B (8, 8), numbers of TF32, whose lower 13 bits the card does not read.
+// What a card does with the lower 13 bits is its own affair: a number that has some was never rounded.
 EMU_BARE inline float tf32(unsigned word) {
-    word &= 0xffffe000u;
+    if (word & 0x1fffu) EMU_FAIL("mma.sync of %08x, which is no number of TF32", word);
     float x;
     memcpy(&x, &word, sizeof x);
     return x;
 }
 
-// sum += A B for the four elements of this lane: the terms exactly, in float64, and rounded once.
+// sum += A (16, 8) B (8, 8) for the four elements of this lane: the terms exactly, in float64, and rounded once.
 EMU_BARE inline void multiply_m16n8k8(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     Warp& warp = current->block->warps[current->number / 32];
     if (warp.alive != ~0u) EMU_FAIL("mma.sync in a warp without all its lanes");
