@@ -12,6 +12,7 @@
 //                    Then each sums a slice of the gradient over the blocks, updates it with its slots, which
 //                    no other block has, and writes the parameters to all. Two barriers of the cluster a
 //                    step, three with clipping
+//          tf32      products by tensor cores in TF32 (sm_80 and later): include/resident_tensor.cuh
 //   table: uint64[networks, WORDS], layers: int[layers of all networks, LAYER_WORDS] (include/resident.cuh)
 //   A network's result depends on it alone: sums have a fixed order, which its plan decides
 //   (gpubackprop/backends/resident_plan.py); nothing is atomic. The shares are the plan's: where one block

@@ -6,6 +6,7 @@
 //   its way while one is worked on. Units are never written to the device's memory.
 //   table: uint64[WORDS] of one network; layers: int[its layers, LAYER_WORDS] (include/resident.cuh)
 //   partial: float[shares, stride]; what lies between the parameters is left as it was
+//   spread_gradient_tf32: products by tensor cores in TF32, which round delta before it is divided
 //   The shares follow from the number of rows (gpubackprop/backends/spread_plan.py), and a block takes one: the
 //   result depends on neither the card's multiprocessors nor what else it does.
 //   moves the rows of the batch (x, targets, weights) and their numbers once; for each share the parameters in

@@ -80,9 +80,13 @@ __device__ __forceinline__ bool stops(int activation) {
 
 // What enters layer l: the units below, or x of this stage.
 __device__ __forceinline__ Matrix inputs_of(const Network& net, int l, int stage) {
-    int stride = net.number(X_STRIDE), at = net.number(X_AT) + stage * net.number(TILE_ROWS) * stride;
-    if (l > 0) at = net.layers[l - 1].units, stride = net.layers[l - 1].units_stride;
-    return {net.memory + at, stride};  // in one expression: the compiler knows that it is shared memory
+    int at, stride;
+    if (l > 0) {
+        at = net.layers[l - 1].units, stride = net.layers[l - 1].units_stride;
+    } else {
+        stride = net.number(X_STRIDE), at = net.number(X_AT) + stage * net.number(TILE_ROWS) * stride;
+    }
+    return {net.memory + at, stride};  // in one expression: the compiler then knows that it is shared memory
 }
 __device__ __forceinline__ Matrix units_of(const Network& net, const Layer& layer) {
     return {net.memory + layer.units, layer.units_stride};
