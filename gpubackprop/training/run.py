@@ -87,6 +87,13 @@ class Run:
         )
 
     def run(self) -> History:
+        self.state.running = True
+        try:
+            return self._run()
+        finally:
+            self.state.running = False
+
+    def _run(self) -> History:
         self.history.stopped = ""
         if self.checkpoint is not None:
             self._resume(self.checkpoint)

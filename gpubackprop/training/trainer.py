@@ -210,10 +210,29 @@ class Trainer(Settings):
         twin: Trainer = object.__new__(type(self))
         vars(twin).update(vars(self))
         for name in ("state", "callbacks", "metrics", "_schedule"):
-            setattr(twin, name, copy.copy(getattr(self, name)))
+            vars(twin)[name if name in vars(self) else f"_{name}"] = copy.copy(getattr(self, name))
         if self._team:
             twin.joined(None)
         return twin
+
+    @property
+    def state(self) -> TrainingState:
+        """Where the training stands; a copy that was kept may be assigned between two fits."""
+        state: TrainingState = vars(self)["state"]
+        return state
+
+    @state.setter
+    def state(self, state: TrainingState) -> None:
+        self._require_rest("its state cannot be changed meanwhile")
+        vars(self)["state"] = state
+
+    def _require_rest(self, consequence: str) -> None:
+        """Raise if `fit` runs, in a callback of which or in another thread this is called."""
+        if "state" in vars(self) and self.state.running:
+            raise OptionError(
+                f"this trainer's fit is running, and {consequence}; wait for its end, or take "
+                f"copy.deepcopy(trainer), which goes on from here with a network of its own"
+            )
 
     @property
     def history(self) -> History:
@@ -349,7 +368,8 @@ class Trainer(Settings):
         TargetRangeError
             A label is out of range; nothing has been changed.
         OptionError
-            An option is out of range; nothing has been changed.
+            An option is out of range, or a fit of this trainer is running (a callback has called
+            fit); nothing has been changed.
         DataError
             There are no rows, a frame has a column of text or a missing value, or targets hold NaN;
             nothing has been changed.
@@ -365,6 +385,7 @@ class Trainer(Settings):
             The ranks have different options, data, weights or versions, or some of them failed; the
             message names the rank. All ranks raise it.
         """
+        self._require_rest("another one would change its network and state")
         if self._team is not None and self.is_alone:
             given = {name: value for name, value in locals().items() if name != "self"}
             return self._team.fit(self, given)
