@@ -182,6 +182,8 @@ class Model:
         ------
         OptionError
             The model has no classes.
+        ShapeError
+            Classes were assigned that do not fit the number of units.
         """
         self._check_has_labels()
         return self.labels(self.predict(x))
@@ -280,8 +282,10 @@ class Model:
 
         A single logistic unit gives the probability of the second of two classes.
         """
-        if self.classes is not None and len(self.classes) > yhat.shape[1]:
-            return (yhat[:, 0] > 0.5).astype(np.int64)
+        if self.classes is not None:
+            _require_units(np.asarray(self.classes), self.network)  # it may have been assigned
+            if len(self.classes) > yhat.shape[1]:
+                return (yhat[:, 0] > 0.5).astype(np.int64)
         return yhat.argmax(1)
 
     def _check_has_labels(self) -> None:
@@ -569,11 +573,16 @@ def _check_names(names: Any, what: str) -> list[str] | None:
 
 
 def _check_class_count(classes: Any, network: MLP | Ensemble) -> Array:
-    array, units = check_classes(classes), network.widths[-1]
-    two = network.output == "logistic" and units == 1 and len(array) == 2
-    if len(array) != units and not two:
+    array = check_classes(classes)
+    _require_units(array, network)
+    return array
+
+
+def _require_units(classes: Array, network: MLP | Ensemble) -> None:
+    units = network.widths[-1]
+    two = network.output == "logistic" and units == 1 and len(classes) == 2
+    if len(classes) != units and not two:
         raise ShapeError(
-            f"classes has shape {array.shape} but there are {units} output units, one for each "
+            f"classes has shape {classes.shape} but there are {units} output units, one for each "
             "class"
         )
-    return array

@@ -277,6 +277,7 @@ def test_the_buffer_may_be_written_whole_and_its_gaps_stay_without_effect() -> N
         (lambda n: n.W.__setitem__(1, 0.5), ShapeError, r"W\[1\]\[...\] = value"),
         (lambda n: n.b.__setitem__(0, "abcde"), DtypeError, r"b\[0\] was assigned"),
         (lambda n: n.b.__setitem__(0, np.ones(5) * 1j), DtypeError, "complex128"),
+        (lambda n: n.b.__setitem__(0, np.ma.masked_less(range(5), 1)), DtypeError, "filled"),
         (lambda n: setattr(n, "W", [np.ones((5, 4))]), ShapeError, "1 arrays but has 2"),
         (lambda n: setattr(n, "W", 1.0), ShapeError, "W was assigned float"),
         (lambda n: setattr(n, "b", [np.zeros(5), np.zeros(4)]), ShapeError, r"b\[1\]"),

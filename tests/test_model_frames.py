@@ -165,6 +165,17 @@ def test_multilabel_models_and_single_logistic_units_have_labels() -> None:
     assert Model(MLP([1, 1]), classes=["all"]).predict_labels(x).tolist() == ["all", "all"]
 
 
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "c", "d"]])
+def test_classes_that_were_assigned_and_do_not_fit_the_units_give_no_labels(classes) -> None:
+    """Four of three units were once taken for the two of a single unit."""
+    model, x = Model(MLP([2, 3]), classes=["a", "b", "c"]), np.eye(2)
+    model.classes = classes
+    with pytest.raises(ShapeError, match="there are 3 output units"):
+        model.predict_labels(x)
+    with pytest.raises(ShapeError, match="there are 3 output units"):
+        model.evaluate(x, ["a", "b"])
+
+
 def test_scores_are_those_of_hand_worked_examples_in_the_units_of_the_targets() -> None:
     network = MLP([1, 2], output="linear", dtype="float64")
     network.W[0][...], network.b[0][...] = [[1.0], [2.0]], 0
