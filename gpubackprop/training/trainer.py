@@ -122,7 +122,7 @@ class Trainer(Settings):
     Raises
     ------
     OptionError
-        An option is unknown or out of range.
+        An option is unknown or out of range, or `network` is no MLP.
 
     Examples
     --------
@@ -165,6 +165,11 @@ class Trainer(Settings):
         shard_optimizer: bool = False,
         deterministic: bool = True,
     ) -> None:
+        if not isinstance(network, MLP):
+            raise OptionError(
+                f"network is a {type(network).__name__} but must be an MLP; an Ensemble is trained "
+                "member by member, and MLP.from_torch takes a PyTorch module"
+            )
         self.deterministic = bool(deterministic)
         self.shard_optimizer = bool(shard_optimizer)
         if distributed is not None:
