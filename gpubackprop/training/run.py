@@ -87,13 +87,6 @@ class Run:
         )
 
     def run(self) -> History:
-        self.state.running = True
-        try:
-            return self._run()
-        finally:
-            self.state.running = False
-
-    def _run(self) -> History:
         self.history.stopped = ""
         if self.checkpoint is not None:
             self._resume(self.checkpoint)

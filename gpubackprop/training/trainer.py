@@ -17,6 +17,7 @@ from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
 from gpubackprop.distributed import Communicator, join
 from gpubackprop.errors import NonFiniteLossError, OptionError, OutOfMemory, ShapeError
+from gpubackprop.layout.fixed import assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
@@ -206,6 +207,8 @@ class Trainer(Settings):
         if "_rng" in state:
             parts = (state.pop(name) for name in ("_rng", "history", "_position", "_step"))
             state["state"] = TrainingState(*parts)
+        if "state" in state:
+            state["_state"] = state.pop("state")
         vars(self).update(state)
         # The ranks are those of where the pickle is read; a copy made within a team's fit has none.
         self.joined(None if self._team else self._joined)
@@ -214,30 +217,18 @@ class Trainer(Settings):
         """Return a trainer of the same network that goes on from here with a state of its own."""
         twin: Trainer = object.__new__(type(self))
         vars(twin).update(vars(self))
-        for name in ("state", "callbacks", "metrics", "_schedule"):
-            vars(twin)[name if name in vars(self) else f"_{name}"] = copy.copy(getattr(self, name))
+        for name in ("_state", "_callbacks", "_metrics", "_schedule"):
+            vars(twin)[name] = copy.copy(vars(self)[name])
         if self._team:
             twin.joined(None)
         return twin
 
-    @property
-    def state(self) -> TrainingState:
+    @assignable
+    def state(self, state: TrainingState) -> TrainingState:
         """Where the training stands; a copy that was kept may be assigned between two fits."""
-        state: TrainingState = vars(self)["state"]
+        if "_state" in vars(self) and self.state.running:
+            raise _running("its state cannot be changed meanwhile")
         return state
-
-    @state.setter
-    def state(self, state: TrainingState) -> None:
-        self._require_rest("its state cannot be changed meanwhile")
-        vars(self)["state"] = state
-
-    def _require_rest(self, consequence: str) -> None:
-        """Raise if `fit` runs, in a callback of which or in another thread this is called."""
-        if "state" in vars(self) and self.state.running:
-            raise OptionError(
-                f"this trainer's fit is running, and {consequence}; wait for its end, or take "
-                f"copy.deepcopy(trainer), which goes on from here with a network of its own"
-            )
 
     @property
     def history(self) -> History:
@@ -245,7 +236,7 @@ class Trainer(Settings):
         return self.state.history
 
     def _trained_with(self) -> str | None:
-        return self.state.formula if "state" in vars(self) else None
+        return self.state.formula if "_state" in vars(self) else None
 
     @property
     def has_others(self) -> bool:
@@ -390,7 +381,8 @@ class Trainer(Settings):
             The ranks have different options, data, weights or versions, or some of them failed; the
             message names the rank. All ranks raise it.
         """
-        self._require_rest("another one would change its network and state")
+        if self.state.running:
+            raise _running("another one would change its network and state")
         if self._team is not None and self.is_alone:
             given = {name: value for name, value in locals().items() if name != "self"}
             return self._team.fit(self, given)
@@ -415,6 +407,7 @@ class Trainer(Settings):
                 step = self.ranks.all_succeed(lambda: self.state.new_step(self, train))
             self.feature_names = train.feature_names or self.feature_names
             kind = Run if self.is_alone else SharedRun
+            self.state.running = True
             try:
                 return kind(self, self.state, step, held_out, options).run()
             except NonFiniteLossError as error:
@@ -422,6 +415,8 @@ class Trainer(Settings):
                 places = self.ranks.from_root(lambda: [data.not_finite() for data in parts])
                 error.args = (" ".join([str(error), *filter(None, places)]),)
                 raise
+            finally:
+                self.state.running = False
         except OutOfMemory as error:
             self._say_what_fits(error, x)
             raise
@@ -627,6 +622,14 @@ class Trainer(Settings):
         )  # fmt: skip
         data.require_finite_targets(self.loss)
         return train, data
+
+
+def _running(consequence: str) -> OptionError:
+    """Return the error of a call within a callback of `fit`, or from another thread."""
+    return OptionError(
+        f"this trainer's fit is running, and {consequence}; wait for its end, or take "
+        f"copy.deepcopy(trainer), which goes on from here with a network of its own"
+    )
 
 
 def _check_scaling(spec: Any, network: MLP) -> LossScaling | None:
