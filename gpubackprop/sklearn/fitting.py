@@ -143,11 +143,14 @@ class Fitting(BaseEstimator):
         validation: Validation,
         tasks: FitTasks | None,
     ) -> None:
-        if self.early_stopping and incremental:
+        try:
+            if self.early_stopping and incremental:
+                raise ValueError("partial_fit does not support early_stopping=True")
+            train, held = self._split(y, validation)
+        except ValueError:
             # scikit-learn has made the optimizer by then, and a later call goes on with it
             self._session(X, y, weights, np.arange(len(y)), len(y), incremental)
-            raise ValueError("partial_fit does not support early_stopping=True")
-        train, held = self._split(y, validation)
+            raise
         batch_rows = arrays.batch_rows(self.batch_size, len(train))
         session = self._session(X, y, weights, train, batch_rows, incremental)
         held_out = self._held_out(session, X, y, weights, held, validation)
