@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gpubackprop.backends.cupy_launch import KERNELS, DeviceProperties
 from tests import emulator
 from tests.emulator.arrays import Guarded
-from tests.emulator.operations import DTYPES, Operations
+from tests.emulator.operations import DTYPES, Operations, collect
 
 pytestmark = [
     pytest.mark.skipif(
@@ -61,6 +63,38 @@ def test_row_numbers_outside_are_clipped_as_in_numpy():
     rows, out = np.array([-1, 4, 2**40, -(2**62), 2]), np.empty((5, 3), np.float32)
     Operations().gather_rows(table, rows, out)
     assert np.array_equal(out, table.take(rows, 0, mode="clip"))
+
+
+NARROW = [("f32", ()), ("i64", ()), ("f32", (3,))]  # beside wide rows: weights, labels, targets
+
+
+def batch(memory: Guarded, count: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    pairs = [(memory.normal((50, 37), np.float32), memory.empty((count, 37), np.float32))]
+    for dtype, shape in NARROW:
+        raw = 100 * memory.rng.standard_normal((50, *shape))
+        pairs.append(
+            (memory.put(raw.astype(DTYPES[dtype])), memory.empty((count, *shape), DTYPES[dtype]))
+        )
+    return pairs, memory.rng.integers(0, 50, count)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 80, 700])
+def test_narrow_rows_are_copied_beside_wide_ones_and_no_row_more(count):
+    memory = Guarded(count)
+    pairs, rows = batch(memory, count)
+    Operations(device=DeviceProperties(multiprocessors=1)).gather_batch(pairs, rows)
+    memory.check()
+    for source, out in pairs:
+        assert np.array_equal(out, source[rows])
+
+
+@pytest.mark.parametrize("mode", ["address", "thread"])
+def test_no_finding_of_the_sanitizers_in_narrow_rows(mode):
+    launches: list[emulator.Launch] = []
+    Operations(collect(launches)).gather_batch(*batch(Guarded(), 80))
+    launches = [replace(launch, grid=(2, *launch.grid[1:])) for launch in launches]
+    assert len(launches) == 1
+    assert emulator.run_sanitized(launches, mode) == ""
 
 
 def convert(values: np.ndarray, out: str) -> np.ndarray:

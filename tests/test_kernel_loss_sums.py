@@ -11,8 +11,9 @@ from gpubackprop import ops
 from gpubackprop.backends import LossOptions, NumpyBackend
 from gpubackprop.backends.cupy import losses
 from gpubackprop.backends.cupy.losses import FIRST, KNOWN, WEIGHED_IN_EACH_BLOCK, WITH_ROWS
+from gpubackprop.backends.cupy_launch import DeviceProperties
 from gpubackprop.dtypes import compute_dtype
-from tests import emulator, softmax_forms
+from tests import emulator, references, softmax_forms
 from tests.emulator import cupy_stub
 from tests.emulator.arrays import Guarded, ulps, wide
 from tests.emulator.operations import DTYPES, Operations, run_now
@@ -92,6 +93,23 @@ def test_the_sums_are_the_same_bit_for_bit_each_time_and_right_for_any_grid(form
     for other in found[2:]:
         assert ulps(other["loss"], wide(found[0]["loss"]), np.float32) <= 1
         assert other["correct_rows"] == found[0]["correct_rows"]
+
+
+@pytest.mark.parametrize("rows", [31, 223, 256, 257, 300, 1100])
+def test_the_last_block_adds_what_any_number_of_blocks_left(rows):
+    """A row a block of 32 threads; the last block's threads take 8 blocks each at a time."""
+    memory = Guarded(rows)
+    z, y = memory.normal((rows, 5), np.dtype(np.float32), gap=1), memory.rng.integers(0, 5, rows)
+    weight = memory.rng.random(rows).astype(np.float32)
+    ours = empty_results(z, np.dtype(np.float32), ("loss", "weight_sum", "correct_rows"))
+    (launch,) = Operations(device=DeviceProperties(100)).softmax_cross_entropy(
+        z, y, ours, sample_weight=weight, weigh=WITH_ROWS, cluster=1
+    )
+    assert (launch.grid[0], launch.block[0]) == (rows, 32)
+    loss, _ = references.cross_entropy(wide(z), y, sample_weight=wide(weight))
+    assert ulps(ours["loss"], loss, np.float32) <= 2
+    assert ulps(ours["weight_sum"], wide(weight).sum(), np.float32) <= 1
+    assert ours["correct_rows"] == (wide(z).argmax(1) == y).sum()
 
 
 @pytest.mark.parametrize("weigh", [WITH_ROWS, FIRST])

@@ -234,6 +234,13 @@ def test_the_mean_over_no_row_is_nan_or_zero(weigh):
         assert loss == 0 if empty == "zero" else np.isnan(loss)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 1025, 2049])
+def test_every_row_is_weighed_the_first_and_the_last_too(rows):
+    total = np.empty(1, np.float32)
+    Operations().row_weights(None, total, rows, np.ones(rows, np.float32))
+    assert total[0] == rows
+
+
 def test_row_weights_without_labels_and_with_a_bad_one():
     total, rows = np.empty(1, np.float32), 300
     Operations().row_weights(None, total, rows, factor=4.0)

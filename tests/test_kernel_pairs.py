@@ -12,7 +12,7 @@ from gpubackprop.backends.cupy import losses
 from gpubackprop.backends.cupy_launch import PAIR_COLUMNS, DeviceProperties
 from tests import emulator, references
 from tests.emulator.arrays import Guarded, wide
-from tests.emulator.operations import DTYPES, Operations, run_now
+from tests.emulator.operations import DTYPES, Operations, collect, run_now
 from tests.tolerances import assert_same_pattern, ulps
 
 pytestmark = pytest.mark.skipif(
@@ -140,6 +140,11 @@ def test_an_index_to_ignore_that_is_no_column_is_no_bad_label(ignore_index):
     case.y[[4, 100]] = ignore_index
     case.run(ignore_index=ignore_index, reduction="sum")
     case.check(ignore_index)
+    plain = Case("f32", 10, 300)
+    plain.run(reduction="sum")
+    others = case.y != ignore_index
+    for name in ("row_loss", "delta"):  # bit for bit: 2^40 is 0 in 32 bits, and label 0 counts
+        assert np.array_equal(case.result[name][others], plain.result[name][others])
 
 
 def test_the_loss_alone_is_a_launch_that_weighs_its_rows_as_it_goes():
@@ -184,6 +189,7 @@ def test_rows_that_are_not_usual_are_those_of_the_form_with_options_and_leave_ot
     }  # fmt: skip
     for row, value in rows.items():
         case.z[row, 1::2] = value
+    case.y[[6, 71, 131]] = 1  # the logit of the label is -inf, or far below the others
     case.z[200] = -np.inf
     case.z[201] = np.inf
     case.y[[20, 21, 299]] = [cols, -1, 2**40]
@@ -237,3 +243,74 @@ def test_the_losses_of_many_rows_add_up_to_their_last_place():
     case.run(grid=1, reduction="sum")
     exact = case.result["row_loss"].astype(np.float64).sum()
     assert abs(float(case.result["loss"]) - exact) <= np.spacing(np.float32(exact)) / 2 * 1.01
+
+
+@pytest.mark.parametrize(("dtype", "cols"), [("f32", 10), ("bf16", 5), ("f32", 8)])
+def test_losses_are_right_to_the_last_place_where_their_additions_round(dtype, cols):
+    """m - z and log S + (m - z) are rounded; what they lose is added. Without it: a unit and more.
+
+    log S is below a thousandth of the loss here, so its own error does not count.
+    """
+    case = Case(dtype, cols)
+    case.z[...] *= np.asarray(20).astype(case.z.dtype)
+    z = wide(case.z)
+    case.y[...] = np.argsort(z, 1)[:, 0]
+    case.run(reduction="sum")
+    rows, _ = references.cross_entropy(z, case.y, reduction="none")
+    far = rows > 30
+    assert far.sum() > ROWS / 2
+    assert ulps(case.result["row_loss"][far], rows[far], np.float32, "elements") <= 0.55
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cols"),
+    [
+        ("f32", 4),
+        ("f32", 10),
+        ("f32", 12),
+        ("f32", 16),
+        ("f32", 24),
+        ("f32", 28),
+        ("f32", 32),
+        ("f16", 8),
+        ("f16", 16),
+        ("f16", 32),
+    ],
+)
+def test_a_row_has_the_same_bits_wherever_it_lies(dtype, cols):
+    """Rows apart start at different columns; their sums must not show it."""
+    case = Case(dtype, cols, 321)
+    same = np.arange(320) % 7  # each of seven rows is at every distance from a multiple of 32
+    case.z[:320], case.y[:320] = case.z[same], case.y[same]
+    case.z[320, 0] = np.inf  # and beside a row that is not usual
+    case.run(reduction="sum")
+    for name in ("row_loss", "delta"):
+        found = np.array(case.result[name])[:320]
+        assert (found == found[same]).all()
+
+
+@pytest.mark.parametrize("cols", [10, 12])
+def test_beyond_a_last_row_that_is_not_usual_nothing_is_written(cols):
+    case = Case("f32", cols, 65)
+    case.z[64, 0] = np.nan
+    case.run(reduction="sum")
+    assert np.isnan(case.result["row_loss"][64])
+    assert np.isfinite(case.result["row_loss"][:64]).all()
+
+
+@pytest.mark.parametrize("mode", ["address", "thread"])
+def test_no_finding_of_the_sanitizers(mode):
+    """Rows that end within a tile; several tiles of a warp; a last row that is not usual; labels and
+    losses of which no two are one access."""
+    launches: list[emulator.Launch] = []
+    for rows, shift in ((65, 0), (600, 1)):
+        case = Case("f32", 10, rows, "i32")
+        case.y = case.memory.put(np.array(case.y), shift=shift)
+        case.result["row_loss"] = case.memory.empty((rows,), np.float32, shift=shift)
+        case.z[rows - 1, 0] = np.inf
+        Operations(collect(launches), ONE).softmax_cross_entropy(
+            case.z, case.y, case.result, reduction="sum"
+        )
+    launches = [replace(launch, grid=(1, 1, 1)) for launch in launches]
+    assert all("pairs" in launch.entry for launch in launches)
+    assert emulator.run_sanitized(launches, mode) == ""

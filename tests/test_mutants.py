@@ -7,15 +7,17 @@ import subprocess
 import sys
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from tests import emulator, sweeps
 from tools.mutants import __main__ as program
-from tools.mutants import equivalent, report, worker
+from tools.mutants import equivalent, judge, report, worker
 from tools.mutants.judge import SURVIVED, Order, killer_of
 from tools.mutants.mutations import KERNELS, ROOT, Mutant, all_mutants, mutants_of, sample, users
 from tools.mutants.record import Record, Sources
+from tools.mutants.running import Crew
 from tools.mutants.worker import Reply
 
 needs_compiler = pytest.mark.skipif(
@@ -192,9 +194,84 @@ def test_a_verdict_whose_killer_is_no_test_any_more_is_given_again(tmp_path, sou
 
 def test_a_test_kills_by_time_only_beyond_three_times_its_own():
     seconds = {"quick": 0.5, "slow": 20.0}
-    order = Order(list(seconds), Reply(seconds=seconds, sources={}))
+    order = Order(list(seconds), Reply(seconds=seconds))
     assert [order.limit(tests) for tests in ([], ["quick"], ["quick", "slow"])] == [10, 10, 60]
     assert Order(list(seconds)).limit(["slow"]) == 10, "nothing is known of it"
+
+
+def test_tests_that_need_no_further_compilation_come_first_and_those_of_other_kernels_not_at_all():
+    builds = {
+        "other": ["y.cu values"],
+        "a": ["x.cu values k1"],
+        "b": ["x.cu values k2"],
+        "c": ["x.cu values k1", "y.cu values"],
+        "d": ["x.cu values k3"],
+        "e": ["x.cu values k2"],
+    }
+    order = Order(list(builds), Reply(seconds=dict.fromkeys(builds, 0.1), builds=builds))
+    mutant = Mutant("x.cu", 5, "scale", "a * b", "a")
+    assert order.for_mutant(mutant, ["x.cu"]) == (["a", "c", "b", "e", "d"], [])
+    order.note(replace(mutant, line=7), "d")
+    order.note(replace(mutant, line=6), "b")
+    assert order.for_mutant(mutant, ["x.cu"])[0] == ["b", "d", "e", "a", "c"], (
+        "nearest killer first"
+    )
+    assert order.for_mutant(mutant, ["y.cu"])[0] == ["other", "c"]
+
+
+class CrewWithoutPytest(Crew):
+    """A crew that is told what each test compiles, and keeps what it was asked to run."""
+
+    def __init__(self, folder, builds):
+        self.builds, self.ran = builds, []
+        self.copies = [SimpleNamespace(cache=folder / "0.cache")]
+        self.tests = list(builds)
+
+    def _must_pass(self, tests, limit=0.0):
+        self.ran += tests
+        return Reply(seconds=dict.fromkeys(tests, 0.1), builds={t: self.builds[t] for t in tests})
+
+
+def test_a_test_runs_without_a_mutant_again_only_if_what_it_compiles_has_changed(tmp_path, sources):
+    on_x, on_y = "tests/test_kernel_x.py::test_x", "tests/test_kernel_x.py::test_y"
+    crew = CrewWithoutPytest(tmp_path, {on_x: ["x.cu values k1"], on_y: ["y.cu values"]})
+    sources.files = {"tests/test_kernel_x.py": "t"}
+    sources.code = {"x.cu": "x0", "x.cuh": "h0", "y.cu": "y0"}
+    sources.users = {"x.cu": ["x.cu"], "x.cuh": ["x.cu"], "y.cu": ["y.cu"]}
+
+    def run() -> list[str]:
+        crew.ran = []
+        known = crew.baseline(sources, [Mutant("x.cu", 1, "scale", "a * b", "a")])
+        assert known.builds == crew.builds
+        return crew.ran
+
+    assert run() == [on_x, on_y], "what they compile is not known yet"
+    assert run() == []
+    sources.code["x.cuh"] = "h1"
+    assert run() == [on_x]
+    sources.code["y.cu"] = "y1"
+    assert run() == [], "no test of these mutants"
+    sources.files = {"tests/test_kernel_x.py": "u"}
+    assert run() == [on_x]
+
+
+def test_code_is_compared_entry_by_entry_up_to_the_first_difference(tmp_path, monkeypatch):
+    compared = []
+
+    def object_code(path, defines, kept=False):
+        assert kept == (path.parent.name == "original")
+        compared.append((path.parent.name, *defines))
+        return path.parent.name if defines == ("k3",) else b"the same"
+
+    monkeypatch.setattr(judge, "object_code", object_code)
+    monkeypatch.setattr(judge, "entries", lambda: [("x.cu", k, (k,)) for k in ("k2", "k3", "k4")])
+    copy = SimpleNamespace(kernels=tmp_path / "kernels", original=tmp_path / "original")
+    judges = SimpleNamespace(copy=copy)
+    assert not judge.Judge._same_code(judges, ["x.cu"])
+    assert compared[-2:] == [("kernels", "k3"), ("original", "k3")]
+    compared.clear()
+    assert judge.Judge._same_code(judges, ["y.cu"]), "a source without a table of entries: whole"
+    assert compared == [("kernels",), ("original",)]
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ MODES: dict[str, tuple[str, ...]] = {
     ),
     "thread": ("-fsanitize=thread", "-fno-omit-frame-pointer"),
     "traffic": ("-fsanitize=thread", "-DEMU_TRAFFIC"),
+    "code": ("-O2", "-g0"),  # only compared: `module.object_code`
 }
 FLAGS = (
     "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
@@ -57,11 +58,16 @@ def library(code: str, mode: str) -> Path:
     rest = [str(_traffic_object())] if mode == "traffic" else list(MODES[mode])
     with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
         kernel, made = f"{scratch}/kernel.o", f"{scratch}/made.so"
-        command = ["g++", *FLAGS, *MODES[mode], INCLUDE, "-include", str(_header(mode))]
-        run([*command, "-x", "c++", "-c", "-o", kernel, "-"], code)
+        compile_to(kernel, code, mode)
         run(["g++", "-shared", "-o", made, kernel, *rest])
         os.replace(made, result)  # it appears whole: another process may be compiling it too
     return result
+
+
+def compile_to(path: str, code: str, mode: str) -> None:
+    """Write the object file of a C++ file that begins with ``cuda_names.h``."""
+    command = ["g++", *FLAGS, *MODES[mode], INCLUDE, "-include", str(_header(mode))]
+    run([*command, "-x", "c++", "-c", "-o", path, "-"], code)
 
 
 def plain_library(code: str) -> Path:

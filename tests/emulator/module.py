@@ -162,15 +162,19 @@ def signatures(path: Path, defines: dict[str, str] | None = None) -> dict[str, l
     return _signatures(_preprocess(path, tuple(sorted((defines or {}).items()))))
 
 
-def object_code(path: Path) -> bytes:
-    """Return what g++ makes of a source at -O2, to compare two sources."""
-    text = _preprocess.__wrapped__(path, ())
-    with tempfile.TemporaryDirectory() as scratch:
-        flags = [flag for flag in builds.FLAGS if flag not in ("-O1", "-g1")]
-        made = Path(scratch) / "made.o"
-        command = ["g++", *flags, builds.INCLUDE, "-O2", "-x", "c++", "-c", "-o", str(made), "-"]
-        builds.run(command, _translation_unit(text, tuple(_clusters(text).items())))
-        return made.read_bytes()
+def object_code(
+    path: Path, defines: tuple[tuple[str, str], ...] = (), *, kept: bool = False
+) -> bytes:
+    """Return what g++ makes of a source at -O2, to compare two sources; `kept`: for later runs."""
+    text = _preprocess.__wrapped__(path, tuple(sorted(defines)))
+    unit = _translation_unit(text, tuple(_clusters(text).items()))
+
+    def compiled() -> bytes:
+        with tempfile.TemporaryDirectory() as scratch:
+            builds.compile_to(f"{scratch}/made.o", unit, "code")
+            return Path(scratch, "made.o").read_bytes()
+
+    return builds.kept(("code", unit), compiled) if kept else compiled()
 
 
 def _signatures(text: str) -> dict[str, list[str]]:

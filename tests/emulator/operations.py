@@ -82,8 +82,8 @@ def on_device(value: Any) -> Any:
     """Return an array as one of the device, a result as one of such arrays; all else as it is."""
     if isinstance(value, dict):
         return {name: on_device(array) for name, array in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(on_device, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(on_device, value))
     if isinstance(value, Dropout):
         return replace(value, state=on_device(value.state))
     return cupy_stub.ndarray(value, 0) if isinstance(value, Array) else value

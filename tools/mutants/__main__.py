@@ -61,7 +61,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="REGEX", help="files of this name")
     parser.add_argument("--kind", default="", help="operator, bound, barrier, lane, scale, store")
-    parser.add_argument("--tests", default="", metavar="TEXT", help="these only; keep no survivor")
+    parser.add_argument("--tests", default="", metavar="REGEX", help="these only; keep no survivor")
+    parser.add_argument("--first", type=int, default=0, metavar="N",
+                        help="the N likeliest tests only; keep no survivor")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="start none after so long")
     parser.add_argument(
@@ -100,13 +102,14 @@ def _all(
     options: argparse.Namespace,
 ) -> int:
     stop = time.time() + 60 * options.minutes
-    with Crew(options.jobs, options.tests) as crew:
+    some = bool(options.tests or options.first)
+    with Crew(options.jobs, options.tests, options.first) as crew:
         sources = Sources(crew.copies[0].path)
         waiting = _waiting(mutants, record, sources, crew.all_tests, options)
         print(f"{len(waiting)} of {len(mutants)} mutants to run", flush=True)
-        known = crew.baseline(sources) if waiting else None
+        known = crew.baseline(sources, waiting) if waiting else None
         for mutant, verdict in crew.judge(waiting, record, baseline=known, stop=stop):
-            if verdict != SURVIVED or not options.tests:
+            if verdict != SURVIVED or not some or (reason_of(mutant) and not options.first):
                 record.keep(mutant, verdict, sources)
             print(shown(mutant, verdict), flush=True)
     record.forget_all_but(everything)

@@ -58,7 +58,18 @@ GUARDED = "the element after the last is behind a condition that is false there"
 IN_GROUP = "lanes at a distance below `lanes`, a power of two, are in one group"
 ALONE = "the row beside the one behind the last is then computed by itself, with the same bits"
 LAST_TURN = "one more turn, in which no group has a row"
+JUST_WHOLE = "a tile that is just whole is moved either way, and its labels are"
+NO_SUCH_TILE = "no tile has one pack more than a multiple of 32"
+FREE = "zeros in a place that no tile has"
+NO_COLUMN = "a label that is no column counts nothing, ignored or not"
+NOT_USED = "a place of the list beyond the last: its row is not loaded"
+ONCE = "a column comes once, and none is as large as the first place"
+BEHIND = "a row behind the last: nothing of what is read is used"
+NO_BLOCK = "one more turn, in which no block is there"
+HUGE = "a loss of 1e30: the other terms are lost in either form"
 
+PAIRS = "softmax_cross_entropy_pairs.cu"
+LANES = "softmax_cross_entropy_lanes.cu"
 SHORT = "softmax_cross_entropy_short.cu"
 TABLE = (
     Equivalent(
@@ -89,6 +100,8 @@ TABLE = (
     Equivalent("gather_rows.cu", "(j < a.cols)", "(j <= a.cols)", EMPTY),
     Equivalent("gather_rows.cu", "j >= 0 &&", "j > 0 &&", IN_FLIGHT),
     Equivalent("gather_rows.cu", "E <= a.cols", "E < a.cols", IN_FLIGHT),
+    Equivalent("one_hot.cu", "[i + u < count ? i", "[i - u < count ? i", NOT_USED),
+    Equivalent("one_hot.cu", "[i + u < count ? i", "[i + u <= count ? i", NOT_USED),
     Equivalent("sum_of_squares.cu", "i < 0 ?", "i <= 0 ?", SAME),
     Equivalent("sum_of_squares.cu", "SEQUENCE && i < a.count", "SEQUENCE && i <= a.count", EMPTY),
     Equivalent("losses.cuh", "- (a < C(0) ?", "- (a <= C(0) ?", SAME),
@@ -119,7 +132,32 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
     Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
     Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
-    Equivalent("softmax_cross_entropy_pairs.cu", "(lane, r) >= left", "(lane, r) > left", ALONE),
+    Equivalent(PAIRS, "(lane, r) >= left", "(lane, r) > left", ALONE),
+    Equivalent(PAIRS, "-OF_ROW) > 8 ?", "-OF_ROW) >= 8 ?", SAME),
+    Equivalent(PAIRS, "(left >= TILE_ROWS)", "(left > TILE_ROWS)", JUST_WHOLE, 2),
+    Equivalent(PAIRS, "at < PACKS;", "at <= PACKS;", GUARDED),
+    Equivalent(PAIRS, "at < PACKS;", "at < PACKS - 1;", NO_SUCH_TILE),
+    Equivalent(PAIRS, "at + 32 <= PACKS ||", "at + 32 < PACKS ||", SAME),
+    Equivalent(PAIRS, "left <= 0 ?", "left < 0 ?", SAME),
+    Equivalent(PAIRS, "if (left > 0)", "if (left >= 0)", FREE),
+    Equivalent(PAIRS, "at < TILE_ROWS * K;", "at < TILE_ROWS / K;", ALONE),
+    Equivalent(PAIRS, "at < TILE_ROWS * K;", "at < TILE_ROWS;", ALONE),
+    Equivalent(PAIRS, "tile[at] = T{};", ";", ALONE),
+    Equivalent(PAIRS, "(p.ignore_index) < K", "(p.ignore_index) <= K", NO_COLUMN),
+    Equivalent(PAIRS, "< C(MANY)", "<= C(MANY)", HUGE),
+    Equivalent(PAIRS, "left > 0; left", "left >= 0; left", LAST_TURN),
+    Equivalent(PAIRS, "left < TILE_ROWS ?", "left <= TILE_ROWS ?", SAME),
+    Equivalent(PAIRS, "at < place)", "at <= place)", ONCE),
+    Equivalent(LANES, "column < place)", "column <= place)", ONCE),
+    Equivalent(LANES, "common > rows)", "common >= rows)", SAME),
+    Equivalent(LANES, "- first < rows ?", "- first <= rows ?", SAME),
+    Equivalent(LANES, "first >= p.rows ?", "first > p.rows ?", SAME),
+    Equivalent(LANES, "first < p.rows; first", "first <= p.rows; first", LAST_TURN),
+    Equivalent(LANES, "begin(z, row < p.rows)", "begin(z, row <= p.rows)", BEHIND),
+    Equivalent("include/tile.cuh", "at < 0 ?", "at <= 0 ?", SAME),
+    Equivalent("include/tile.cuh", "- at < E ?", "- at <= E ?", SAME),
+    Equivalent("include/tile.cuh", "at < count; at +=", "at <= count; at +=", EMPTY, 2),
+    Equivalent("include/loss_sums.cuh", "first < blocks; f", "first <= blocks; f", NO_BLOCK),
     Equivalent(SHORT, "first < p.rows;", "first <= p.rows;", EMPTY),
     Equivalent(SHORT, "first + turn * groups <", "first - turn * groups <", NO_ROW),
     Equivalent(SHORT, "first + turn * groups <", "first + turn / groups <", NO_ROW),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from random import Random
 
+from gpubackprop.backends.cupy_launch import entries
 from tests.emulator.builds import EmulatorError
 from tests.emulator.module import object_code
 from tools.mutants.copies import Copy
+from tools.mutants.equivalent import reason_of
 from tools.mutants.mutations import Mutant, users
-from tools.mutants.worker import CPU_LIMIT, Reply
+from tools.mutants.worker import CPU_LIMIT, Reply, source_of
 
 SURVIVED = "survived"
 SAME_CODE = "same code"  # g++ -O2 gives the same object code, in every entry
@@ -21,7 +22,9 @@ HOW = re.compile(r" \((time limit|memory limit|signal \d+|exit code \d+)\)$")
 SLOW = 1.0  # seconds without a mutant; slower tests run after the quick ones
 QUICK_LIMIT = 3.0  # seconds of processor time for a quick test; longer is an endless loop
 SLOWER = 3  # times its own seconds without a mutant is an endless loop, if that is beyond CPU_LIMIT
-NEIGHBOURS = 6  # first try the tests that killed so many nearest mutants
+NEIGHBOURS = (
+    6  # first try the tests that killed so many nearest mutants, then those that killed most
+)
 
 
 class Order:
@@ -30,7 +33,7 @@ class Order:
     Parameters
     ----------
     tests : all tests.
-    baseline : time and sources of each test without a mutant. If it is None, every mutant gets
+    baseline : time and builds of each test without a mutant. If it is None, every mutant gets
         all tests.
     """
 
@@ -53,10 +56,8 @@ class Order:
         file."""
         killers = self._killers.get(mutant.file, [])
         nearest = [test for _, test in sorted(killers, key=lambda k: abs(k[0] - mutant.line))]
-        most = [test for test, _ in Counter(test for _, test in killers).most_common()]
-        likely = list(dict.fromkeys([*nearest[:NEIGHBOURS], *most]))
-        rest = sorted(self.tests, key=lambda test: (self._variant[test], self._seconds(test)))
-        tests = [t for t in dict.fromkeys([*likely, *rest]) if self._concerns(t, sources)]
+        most = [test for test, _ in Counter(test for _, test in killers).most_common(NEIGHBOURS)]
+        tests = self._by_build(dict.fromkeys([*nearest[:NEIGHBOURS], *most]), sources)
         return (
             [test for test in tests if self._seconds(test) < SLOW],
             [test for test in tests if self._seconds(test) >= SLOW],
@@ -70,17 +71,36 @@ class Order:
         return max([CPU_LIMIT, *(SLOWER * self._seconds(test) for test in tests)])
 
     def _seconds(self, test: str) -> float:
-        return self.baseline.seconds[test] if self.baseline else 0.0
+        return self.baseline.seconds.get(test, 0.0) if self.baseline else 0.0
 
-    def _concerns(self, test: str, sources: Sequence[str]) -> bool:
-        return self.baseline is None or any(s in sources for s in self.baseline.sources[test])
+    def _by_build(self, likely: Iterable[str], sources: Sequence[str]) -> list[str]:
+        """Return the tests that use the sources: the likely ones, then with few compilations first.
+
+        After each test come all those that need nothing else to be compiled.
+        """
+        rest = sorted(self.tests, key=lambda test: (self._variant[test], self._seconds(test)))
+        tests = dict.fromkeys([*likely, *rest])
+        if self.baseline is None:
+            return list(tests)
+        builds = {
+            test: {b for b in self.baseline.builds.get(test, ()) if source_of(b) in sources}
+            for test in tests
+        }
+        order = {test: None for test in likely if builds[test]}
+        made = {build for test in order for build in builds[test]}
+        waiting = [test for test in tests if builds[test] and test not in order]
+        while waiting:
+            order |= dict.fromkeys(test for test in waiting if builds[test] <= made)
+            waiting = [test for test in waiting if test not in order]
+            made |= builds[waiting[0]] if waiting else set()
+        return list(order)
 
 
 class Judge:
-    """A judge of mutants in one copy."""
+    """A judge of mutants in one copy; with `most`, each gets only so many of the quick tests."""
 
-    def __init__(self, copy: Copy, order: Order) -> None:
-        self.copy, self.order = copy, order
+    def __init__(self, copy: Copy, order: Order, most: int = 0) -> None:
+        self.copy, self.order, self.most = copy, order, most
         self.kernels = users(copy.kernels)
         self.sources = users(copy.kernels, (copy.path / "tests" / "emulator").glob("*.cu"))
 
@@ -92,13 +112,16 @@ class Judge:
         """
         kernels = self.kernels[mutant.file]
         quick, slow = self.order.for_mutant(mutant, self.sources[mutant.file])
+        if self.most:
+            quick, slow = quick[: self.most], []
         run = self.copy.worker.run
         with self.copy.broken(mutant):
             begin = [first] if first in self.order.tests else []
             reply = run(begin, self.order.limit(begin))
             if not reply.failed:
                 reply = run(quick, QUICK_LIMIT if self.order.baseline else CPU_LIMIT)
-            if not reply.failed and self._same_code(kernels):
+            compared = not (reply.failed or self.most or reason_of(mutant))
+            if compared and self._same_code(kernels):
                 return SAME_CODE
             if not reply.failed:
                 reply = run(slow, self.order.limit(slow))
@@ -110,19 +133,25 @@ class Judge:
         return reply.failed if reply.how == "failed" else f"{reply.failed} ({reply.how})"
 
     def _same_code(self, kernels: Sequence[str]) -> bool:
+        """Compare entry by entry: if the mutant is not equivalent, one of the first differs."""
         try:
             return all(
-                object_code(self.copy.kernels / kernel)
-                == _original_code(self.copy.original / kernel)
+                object_code(self.copy.kernels / kernel, defines)
+                == object_code(self.copy.original / kernel, defines, kept=True)
                 for kernel in kernels
+                for defines in _entries(kernel)
             )
         except EmulatorError:
             return False  # no test compiles this entry: a gap of the tests
 
 
-@cache
-def _original_code(path: Path) -> bytes:
-    return object_code(path)
+def _entries(kernel: str) -> list[tuple[tuple[str, str], ...]]:
+    """Return the macros that choose each entry of a source; no macros are the whole file.
+
+    They are in a random order that is always the same, since neighbours in the table are alike.
+    """
+    found = [defines for source, _, defines in entries() if source == kernel]
+    return Random(0).sample(found, len(found)) or [()]
 
 
 def killer_of(verdict: str) -> str:

@@ -128,6 +128,12 @@ def _code_lines(file: str, text: str) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
+def kernel_tests(root: Path = ROOT) -> list[Path]:
+    """Return the files whose tests may kill."""
+    named = (root / "tests").glob("test_kernel_*.py")
+    return sorted([*named, root / "tests" / "test_batch_gather.py"])
+
+
 def all_mutants(kernels: Path = KERNELS) -> list[Mutant]:
     files = sorted([*kernels.rglob("*.cu"), *kernels.rglob("*.cuh")])
     return [

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tools.mutants.equivalent import reason_of
 from tools.mutants.judge import SAME_CODE, SURVIVED, killer_of
-from tools.mutants.mutations import ROOT, Mutant
+from tools.mutants.mutations import ROOT, Mutant, kernel_tests, users
 
 SUPPORT = (".py", ".h", ".cu", ".cpp")
 PATH = ROOT / "tests" / "mutants.json"
@@ -37,10 +37,11 @@ class Sources:
             path.relative_to(kernels).as_posix(): _hash(_code(path))
             for path in sorted(kernels.rglob("*.cu*"))
         }
-        tests = sorted((root / "tests").glob("test_kernel_*.py"))
+        tests = kernel_tests(root)
         support = sorted((root / "tests" / "emulator").rglob("*.*"))
         shared = _hash(*(path.read_text() for path in support if path.suffix in SUPPORT))
         self.files = {f"tests/{path.name}": _hash(shared, path.read_text()) for path in tests}
+        self.users = users(kernels, (root / "tests" / "emulator").glob("*.cu"))
         self.kernels = _hash(*self.code.values())
         self.everything = _hash(self.kernels, *self.files.values())
         self.functions = {
@@ -50,9 +51,11 @@ class Sources:
             if isinstance(node, ast.FunctionDef)
         }
 
-    def behind(self, test: str) -> str:
-        """Return a hash of all that a test without a mutant depends on."""
-        return _hash(self.files[test.partition("::")[0]], *self.code.values())
+    def behind(self, test: str, sources: Iterable[str]) -> str:
+        """Return a hash of what a test without a mutant depends on, if it compiles `sources`."""
+        used = set(sources)
+        read = [code for file, code in self.code.items() if used & set(self.users[file])]
+        return _hash(self.files[test.partition("::")[0]], *read)
 
     def rests_on(self, verdict: str) -> str:
         """Return the hash of all else that a verdict depends on."""

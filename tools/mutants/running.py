@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tools.mutants.copies import Copy
 from tools.mutants.judge import Judge, Order, killer_of
-from tools.mutants.mutations import Mutant
+from tools.mutants.mutations import Mutant, all_mutants
 from tools.mutants.record import Record, Sources
-from tools.mutants.worker import CPU_LIMIT, WHOLE_LIMIT, Reply
+from tools.mutants.worker import CPU_LIMIT, WHOLE_LIMIT, Reply, source_of
 
-PORTION = 20  # tests
+PORTION = 40  # tests
 
 
 class Crew:
@@ -23,7 +24,8 @@ class Crew:
     Parameters
     ----------
     jobs : mutants at a time.
-    tests : a text; only tests whose name contains it run.
+    tests : a pattern; only tests whose name contains it run.
+    most : the number of tests for each mutant; 0: all.
 
     Attributes
     ----------
@@ -31,28 +33,38 @@ class Crew:
     tests : those that run.
     """
 
-    def __init__(self, jobs: int, tests: str = "") -> None:
+    def __init__(self, jobs: int, tests: str = "", most: int = 0) -> None:
+        self.most = most
         self.copies = [Copy() for _ in range(jobs)]
         self.all_tests = frozenset(self.copies[0].worker.tests)
-        self.tests = [test for test in self.copies[0].worker.tests if tests in test]
+        self.tests = [test for test in self.copies[0].worker.tests if re.search(tests, test)]
 
-    def baseline(self, sources: Sources) -> Reply:
-        """Run all tests without a mutant, and return what each takes and uses. They must pass.
+    def baseline(self, sources: Sources, mutants: Iterable[Mutant]) -> Reply:
+        """Run tests without a mutant, and return what each takes and uses. They must pass.
 
-        A test runs again only if a kernel or its own file has changed since its last run.
+        A test is left out if its last run used none of the kernels that have these mutants. It runs
+        again only if its own file or a kernel that it used has changed since.
         """
-        kept = self.copies[0].cache.parent / "baseline.json"
+        kept = self.copies[0].cache.parent / "tests.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
-        mark = {test: sources.behind(test) for test in self.tests}
-        new = [test for test in self.tests if known.get(test, [""])[0] != mark[test]]
+        wanted = {source for mutant in mutants for source in sources.users[mutant.file]}
+
+        def is_new(test: str) -> bool:
+            mark, _, builds = known.get(test, ("", 0.0, ()))
+            used = set(map(source_of, builds))
+            return not (mark and used.isdisjoint(wanted)) and mark != sources.behind(test, used)
+
+        new = [test for test in self.tests if is_new(test)]
         for first in range(0, len(new), PORTION):  # what has passed is kept if the run is stopped
+            print(f"{first} of {len(new)} tests have passed without a mutant", flush=True)
             reply = self._must_pass(new[first : first + PORTION])
             for test, seconds in reply.seconds.items():
-                known[test] = [mark[test], seconds, reply.sources[test]]
+                builds = reply.builds[test]
+                known[test] = [sources.behind(test, set(map(source_of, builds))), seconds, builds]
             kept.write_text(json.dumps(known))
         return Reply(
             seconds={test: known[test][1] for test in self.tests},
-            sources={test: known[test][2] for test in self.tests},
+            builds={test: known[test][2] for test in self.tests},
         )
 
     def check_killers(self, verdicts: Sequence[str]) -> None:
@@ -72,9 +84,11 @@ class Crew:
     ) -> Iterator[tuple[Mutant, str]]:
         """Yield each mutant with its verdict; none starts after `stop` (time.time())."""
         order = Order(self.tests, baseline)
+        for mutant in all_mutants():
+            order.note(mutant, killer_of(record.verdict(mutant)))
         free: queue.Queue[Judge] = queue.Queue()
         for copy in self.copies:
-            free.put(Judge(copy, order))
+            free.put(Judge(copy, order, self.most))
 
         def one(mutant: Mutant) -> tuple[Mutant, str] | None:
             if time.time() > stop:

@@ -26,6 +26,8 @@ from typing import Any
 
 import pytest
 
+from tools.mutants.mutations import kernel_tests
+
 CPU_LIMIT = 10.0  # seconds for one test without compilers; nearly all take less than 3
 WHOLE_LIMIT = 120.0  # the same without a mutant, where no loop is endless
 WALL_LIMIT = 300.0  # seconds for one test, whatever it waits for
@@ -46,15 +48,25 @@ class Reply:
     failed : the first test that did not pass, or "".
     how : "failed", "does not compile", "time limit", "memory limit" or "signal N".
     message : the failure's message.
-    seconds : the time of each test that ran.
-    sources : the .cu files that each test used.
+    seconds : the processor time of each test that ran, without that of compilers.
+    builds : what each test compiled, called or loaded: source, mode and macros in one text.
     """
 
     failed: str = ""
     how: str = ""
     message: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    builds: dict[str, list[str]] = field(default_factory=dict)
+
+
+def source_of(build: str) -> str:
+    """Return the .cu file of a build, as `Reply` names it."""
+    return build.partition(" ")[0]
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of the children that it has waited for."""
+    return sum(os.times()[:4])
 
 
 class Server:
@@ -64,7 +76,8 @@ class Server:
         self.requests, self.replies = os.fdopen(requests), os.fdopen(replies, "w")
         self.items: dict[str, pytest.Item] = {}
         self.failure: tuple[str, str] | None = None
-        self.used: set[str] = set()  # sources that the current test uses
+        self.used: set[str] = set()  # builds that the current test uses
+        self.compiling = 0.0  # processor time of the current test in compilers
         self.libraries = 0  # libraries of this child
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -90,7 +103,7 @@ class Server:
         while tests and not (whole.failed and not to_the_end):
             part = self._serve_a_part(tests, limit, to_the_end)
             whole.seconds |= part.seconds
-            whole.sources |= part.sources
+            whole.builds |= part.builds
             if part.failed and not whole.failed:
                 whole.failed, whole.how, whole.message = part.failed, part.how, part.message
             if part.failed and part.failed not in part.seconds:
@@ -124,22 +137,29 @@ class Server:
         os.dup2(log, 1)
         os.dup2(log, 2)
         self._compile_entry_by_entry()
+        self._time_the_compilers()
         for name in tests:
             os.write(events, json.dumps({"begun": name}).encode() + b"\n")
-            self.failure, self.used = None, set()
-            item = self.items[name]
+            self.failure, self.used, self.compiling = None, set(), 0.0
+            item, start = self.items[name], cpu_seconds()
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
-            ended = {"ended": name, "sources": sorted(self.used), "failure": self.failure}
+            ended = {
+                "ended": name, "seconds": cpu_seconds() - start - self.compiling,
+                "builds": sorted(self.used), "failure": self.failure,
+            }  # fmt: skip
             os.write(events, json.dumps(ended).encode() + b"\n")
             if self.libraries > LIBRARIES or (self.failure and not to_the_end):
                 break
 
     def _compile_entry_by_entry(self) -> None:
-        """Compile single entries: a mutant's library serves few launches, so the rest would be in
-        vain."""
-        from gpubackprop.backends.cupy_launch import entries
-        from tests.emulator import module, operations
+        """Compile single entries without optimisation.
 
+        A mutant's library serves few launches: in most verdicts g++ takes longer than the tests.
+        """
+        from gpubackprop.backends.cupy_launch import entries
+        from tests.emulator import builds, module, operations
+
+        builds.MODES["values"] = ("-O0", "-g0")
         defines = {entry: dict(chosen) for _, entry, chosen in entries()}
         one = cache(lambda source, entry, mode: module.Module(source, mode, defines[entry]))
 
@@ -149,20 +169,37 @@ class Server:
         operations.module = lambda source, mode="values": partial(launch, source, mode)  # type: ignore
         self._note_uses(module.Module)
 
-    def _note_uses(self, kind: type) -> None:
-        """Record which sources a test compiles, calls or loads through the emulator's `Module`."""
-        create, call = kind.__init__, kind.__call__  # type: ignore[misc]
-        sources: dict[int, str] = {}
+    def _time_the_compilers(self) -> None:
+        from tests.emulator import builds
 
-        def noted_create(module: Any, source: str | Path, *args: Any, **options: Any) -> None:
+        run = builds.run
+
+        def timed(*args: Any) -> None:
+            start = cpu_seconds()
+            try:
+                run(*args)
+            finally:
+                self.compiling += cpu_seconds() - start
+
+        builds.run = timed  # type: ignore[assignment]
+
+    def _note_uses(self, kind: type) -> None:
+        """Record what a test compiles, calls or loads through the emulator's `Module`."""
+        create, call = kind.__init__, kind.__call__  # type: ignore[misc]
+        builds: dict[int, str] = {}
+
+        def noted_create(
+            module: Any, source: str | Path, mode: str = "values",
+            defines: dict[str, str] | None = None, *, load: bool = True,
+        ) -> None:  # fmt: skip
             name = str(source).removeprefix(f"{Path.cwd()}/")
-            sources[id(module)] = name
-            self.used.add(name)
-            self.libraries += options.get("load", True)
-            create(module, source, *args, **options)
+            builds[id(module)] = " ".join((name, mode, *sorted((defines or {}).values())))
+            self.used.add(builds[id(module)])
+            self.libraries += load
+            create(module, source, mode, defines, load=load)
 
         def noted_call(module: Any, *args: Any, **options: Any) -> None:
-            self.used.add(sources[id(module)])
+            self.used.add(builds[id(module)])
             call(module, *args, **options)
 
         kind.__init__, kind.__call__ = noted_create, noted_call  # type: ignore[misc,method-assign]
@@ -198,13 +235,12 @@ class Watch:
         return self.result
 
     def _note(self, event: dict[str, Any]) -> None:
-        now = time.monotonic()
         if "begun" in event:
-            self.running, self.since = event["begun"], now
+            self.running, self.since = event["begun"], time.monotonic()
             self.cpu_before = self._cpu_seconds(str(self.pid))
             return
-        self.result.seconds[event["ended"]] = now - self.since
-        self.result.sources[event["ended"]] = event["sources"]
+        self.result.seconds[event["ended"]] = event["seconds"]
+        self.result.builds[event["ended"]] = event["builds"]
         if event["failure"] and not self.result.failed:
             self.result.failed = event["ended"]
             self.result.how, self.result.message = event["failure"]
@@ -234,7 +270,7 @@ class Watch:
 
 def chosen(root: Path) -> list[str]:
     """Return pytest's arguments that choose the tests of the mutants, in a tree."""
-    tests = [f"tests/{path.name}" for path in sorted((root / "tests").glob("test_kernel_*.py"))]
+    tests = [f"tests/{path.name}" for path in kernel_tests(root)]
     tests.remove("tests/test_kernel_compile.py")  # it checks the output of the GPU compilers
     return ["-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
 
