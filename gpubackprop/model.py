@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, overload
 
 import numpy as np
@@ -36,7 +36,8 @@ Array = np.ndarray
 class Model:
     """A network, the standardisation of its inputs, and the names of columns and classes.
 
-    `save` checks the parts again, because they can be assigned.
+    Parts that were assigned are checked when they are next used. A preprocessor that is assigned
+    brings its standardizer and its names along.
 
     Parameters
     ----------
@@ -85,7 +86,17 @@ class Model:
     preprocessor: TablePreprocessor | None = None
 
     def __post_init__(self) -> None:
+        self._checked: dict[str, Any] = {}  # the parts that were last found to fit together
         self._check()
+
+    def _parts(self) -> dict[str, Any]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    def _check_assigned(self) -> None:
+        """Check the parts if one of them has been assigned since they were checked."""
+        known = vars(self).setdefault("_checked", {})
+        if any(part is not known.get(name) for name, part in self._parts().items()):
+            self._check()
 
     def _described(self) -> dict[str, Any]:
         classes = None if self.classes is None else np.asarray(self.classes).tolist()
@@ -182,6 +193,8 @@ class Model:
         ------
         OptionError
             The model has no classes.
+        ShapeError
+            A part was assigned that does not fit the others.
         """
         self._check_has_labels()
         return self.labels(self.predict(x))
@@ -254,6 +267,7 @@ class Model:
         DataError
             As for `evaluate`.
         """
+        self._check_assigned()
         y = as_targets(targets, "targets", self.target_names)
         if y.ndim == 0 or len(y) != len(yhat):
             raise DataError(
@@ -285,6 +299,7 @@ class Model:
         return yhat.argmax(1)
 
     def _check_has_labels(self) -> None:
+        self._check_assigned()
         if self.classes is None and self.network.output != "logistic":
             hint = "predict(x).argmax(1)" if self.network.output == "softmax" else "predict"
             raise OptionError(
@@ -297,6 +312,7 @@ class Model:
 
         With a preprocessor they are encoded and standardised already.
         """
+        self._check_assigned()
         backend = self.network.backend
         if backend.is_device_array(x):
             x = backend.to_host(backend.asarray(x))
@@ -368,6 +384,7 @@ class Model:
         counts = {units} if self.classes is None and network.output != "softmax" else {1, units}
         if self.target_names is not None and len(self.target_names) not in counts:
             raise ShapeError(f"{len(self.target_names)} target_names but {units} output units")
+        self._checked = self._parts()
 
     def _check_preprocessor(self) -> None:
         """Take the preprocessor's standardizer, or raise if the parts do not fit."""
@@ -383,8 +400,17 @@ class Model:
                 f"preprocessor is a {type(prepared).__name__} but must be a "
                 "gpubackprop.data.TablePreprocessor"
             )
+        before = self._checked.get("preprocessor")
+        if before is not None and prepared is not before:  # what it brought along goes with it
+            if self.standardizer is before.standardizer:
+                self.standardizer = None
+            if self.feature_names == before.input_names:
+                self.feature_names = None
         if self.standardizer not in (None, prepared.standardizer):
-            raise OptionError("the preprocessor has a standardizer; leave the model's out")
+            raise OptionError(
+                "the preprocessor has a standardizer; leave the model's out, or give the model "
+                "another preprocessor"
+            )
         self.standardizer = prepared.standardizer
         units, columns = self.network.widths[0], len(prepared.output_names)
         if columns != units:

@@ -86,6 +86,12 @@ class _Reader:
             raise _refusal(path, module, f"after the output function {self.output}")
         if "forward" in vars(module):
             raise _refusal(path, module, "with a forward of its own")
+        if _hooked(module):  # prune and the older weight_norm: weight is as of the last call
+            raise OptionError(
+                f"{path or 'the module'} is {module}, with hooks that change what it computes; "
+                "remove them, or make them permanent (torch.nn.utils.prune.remove, "
+                "remove_weight_norm)"
+            )
         if kind is nn.Linear or (kind.__module__, kind.__name__) == (_OURS, "Linear"):
             self._linear(module)
         elif (kind.__module__, kind.__name__) == (_OURS, "LinearAct"):
@@ -175,11 +181,16 @@ def _children(module: Any, nn: Any, path: str = "") -> Iterator[tuple[str, Any]]
     """Yield the modules of a Sequential in order, with their names; those of nested ones too."""
     kind = getattr(type(module), "_exchanged_from", type(module))  # of `gpubackprop.torch.convert`
     plain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
-    if not plain or "forward" in vars(module):
+    if not plain or "forward" in vars(module) or _hooked(module):
         yield path, module
         return
-    for name, child in module.named_children():
-        yield from _children(child, nn, f"{path}.{name}" if path else name)
+    for name, child in module._modules.items():  # named_children leaves out what is there twice
+        if child is not None:
+            yield from _children(child, nn, f"{path}.{name}" if path else name)
+
+
+def _hooked(module: Any) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def read_module(module: Any) -> Parts:

@@ -12,6 +12,7 @@
 //                    Then each sums a slice of the gradient over the blocks, updates it with its slots, which
 //                    no other block has, and writes the parameters to all. Two barriers of the cluster a
 //                    step, three with clipping
+//          tf32      products by tensor cores in TF32 (sm_80 and later): include/resident_tensor.cuh
 //   table: uint64[networks, WORDS], layers: int[layers of all networks, LAYER_WORDS] (include/resident.cuh)
 //   A network's result depends on it alone: sums have a fixed order, which its plan decides
 //   (gpubackprop/backends/resident_plan.py); nothing is atomic. The shares are the plan's: where one block
@@ -84,7 +85,7 @@ __device__ __forceinline__ void take_back(const Network& net, const Progress<CLU
 }
 
 // The block's tiles of the batch that begins at progress.tile, which is then the first of the next batch.
-template <int CLUSTER>
+template <int CLUSTER, class Product>
 __device__ __forceinline__ void one_step(const Network& net, Progress<CLUSTER>& progress) {
     using Rows = Tile<CLUSTER>;
     const Rows &tile = progress.tile, &behind = progress.behind;
@@ -96,9 +97,9 @@ __device__ __forceinline__ void one_step(const Network& net, Progress<CLUSTER>& 
         __syncthreads();
         int stage = progress.stage;
         if (behind.step < net.number(STEPS)) request_tile(net, behind, 1 - stage);
-        forward(net, tile, stage, progress.random);
+        forward<Product>(net, tile, stage, progress.random);
         loss_of_rows(net, tile, stage, progress.divisor, sums);
-        backward(net, tile, stage);
+        backward<Product>(net, tile, stage);
         if (threadIdx.x == 0) progress.advance(net);
         __syncthreads();
         if (tile.begins == Rows::NOTHING) continue;
@@ -111,7 +112,7 @@ __device__ __forceinline__ void one_step(const Network& net, Progress<CLUSTER>& 
     barrier_of_network<CLUSTER>();
 }
 
-template <int CLUSTER>
+template <int CLUSTER, class Product>
 __device__ __forceinline__ void resident_training(const ResidentTrainingArguments<float>& a) {
     extern __shared__ __align__(16) float memory[];
     __shared__ uint64 words[WORDS];
@@ -127,22 +128,34 @@ __device__ __forceinline__ void resident_training(const ResidentTrainingArgument
     __syncthreads();
     if (net.number(STEPS) > 0) request_tile(net, progress.tile, 0);
 #pragma unroll 1
-    while (progress.tile.step < net.number(STEPS)) one_step(net, progress);
+    while (progress.tile.step < net.number(STEPS)) one_step<CLUSTER, Product>(net, progress);
     take_back(net, progress);
 }
 
-#define ENTRY_(name, CLUSTER, BOUND, T)                                        \
+#define ENTRY_(name, CLUSTER, Product, BOUND, T)                               \
     extern "C" __global__ void BOUND __launch_bounds__(THREADS, 2) name##_##T( \
         const __grid_constant__ ResidentTrainingArguments<T> a) {              \
-        resident_training<CLUSTER>(a);                                         \
+        resident_training<CLUSTER, Product>(a);                                \
     }
-#define CLUSTERED_(n, T) ENTRY_(resident_training_cluster##n, n, CLUSTER_DIMS(n), T)
+#define CLUSTERED_(n, T) ENTRY_(resident_training_cluster##n, n, Fma, CLUSTER_DIMS(n), T)
 #define CLUSTERED(n, T) CLUSTERED_(n, T)
-#ifdef ONLY_CLUSTER
+#define TENSOR_CLUSTERED_(n, T) ENTRY_(resident_training_tf32_cluster##n, n, Tensor, CLUSTER_DIMS(n), T)
+#define TENSOR_CLUSTERED(n, T) TENSOR_CLUSTERED_(n, T)
+#if defined(ONLY_TF32) && defined(ONLY_CLUSTER)
+TENSOR_CLUSTERED(ONLY_CLUSTER, f32)
+#elif defined(ONLY_TF32)
+ENTRY_(resident_training_tf32, 1, Tensor, , f32)
+#elif defined(ONLY_CLUSTER)
 CLUSTERED(ONLY_CLUSTER, f32)
 #else
-ENTRY_(resident_training, 1, , f32)
-#if !defined(ONLY_DTYPE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
+ENTRY_(resident_training, 1, Fma, , f32)
+#ifndef ONLY_DTYPE
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+ENTRY_(resident_training_tf32, 1, Tensor, , f32)
+#endif
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 CLUSTERED(2, f32) CLUSTERED(4, f32) CLUSTERED(8, f32)
+TENSOR_CLUSTERED(2, f32) TENSOR_CLUSTERED(4, f32) TENSOR_CLUSTERED(8, f32)
+#endif
 #endif
 #endif

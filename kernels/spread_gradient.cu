@@ -6,6 +6,7 @@
 //   its way while one is worked on. Units are never written to the device's memory.
 //   table: uint64[WORDS] of one network; layers: int[its layers, LAYER_WORDS] (include/resident.cuh)
 //   partial: float[shares, stride]; what lies between the parameters is left as it was
+//   spread_gradient_tf32: products by tensor cores in TF32, which round delta before it is divided
 //   The shares follow from the number of rows (gpubackprop/backends/spread_plan.py), and a block takes one: the
 //   result depends on neither the card's multiprocessors nor what else it does.
 //   moves the rows of the batch (x, targets, weights) and their numbers once; for each share the parameters in
@@ -105,6 +106,7 @@ __device__ __forceinline__ void leave(
     figures[2] = float(correct), figures[3] = float(rows);  // exact: a share has below 2^24 rows
 }
 
+template <class Product>
 __device__ __forceinline__ void spread_gradient(const SpreadGradientArguments<float>& a) {
     extern __shared__ __align__(16) float memory[];
     __shared__ uint64 words[WORDS];
@@ -128,10 +130,10 @@ __device__ __forceinline__ void spread_gradient(const SpreadGradientArguments<fl
         __syncthreads();
         int stage = walk.stage;
         if (walk.behind.count > 0) request_tile(net, walk.behind, 1 - stage);
-        forward(net, walk.tile, stage, random);
+        forward<Product>(net, walk.tile, stage, random);
         loss_of_rows(net, walk.tile, stage, 1.f, sums);
         weigh(net, walk.tile, stage, counts);
-        backward(net, walk.tile, stage);
+        backward<Product>(net, walk.tile, stage);
         if (threadIdx.x == 0) walk.advance(net);
         __syncthreads();
     } while (walk.tile.count > 0);
@@ -187,14 +189,22 @@ __device__ __forceinline__ void spread_sum(const SpreadSumArguments<float>& a) {
     if (a.correct_rows != nullptr) *a.correct_rows = correct;
 }
 
-#define ENTRY_(stage, T)                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) spread_gradient_##T(        \
-        const __grid_constant__ SpreadGradientArguments<T> a) {                          \
-        spread_gradient(a);                                                              \
-    }                                                                                    \
-    extern "C" __global__ void __launch_bounds__(SUM_THREADS) spread_sum_##T(            \
-        const __grid_constant__ SpreadSumArguments<T> a) {                               \
-        spread_sum(a);                                                                   \
+#define GRADIENT(name, Product, T)                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) name##_##T(          \
+        const __grid_constant__ SpreadGradientArguments<T> a) {                   \
+        spread_gradient<Product>(a);                                              \
     }
-#define ENTRY(T) ENTRY_(, T)
-ENTRY(f32)
+#define SUM(T)                                                                    \
+    extern "C" __global__ void __launch_bounds__(SUM_THREADS) spread_sum_##T(     \
+        const __grid_constant__ SpreadSumArguments<T> a) {                        \
+        spread_sum(a);                                                            \
+    }
+#ifdef ONLY_TF32
+GRADIENT(spread_gradient_tf32, Tensor, f32)
+#else
+GRADIENT(spread_gradient, Fma, f32)
+SUM(f32)
+#if !defined(ONLY_DTYPE) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
+GRADIENT(spread_gradient_tf32, Tensor, f32)
+#endif
+#endif

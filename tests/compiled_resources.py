@@ -11,13 +11,13 @@ import inspect
 import re
 from collections.abc import Iterable
 
-from gpubackprop.backends.cupy_launch import KERNELS, entries
+from gpubackprop.backends.cupy_launch import KERNELS, entries, resident_kernel, spread_kernel
 from tests.emulator.compilers import Resources
 
 # One thread of them does scalar work that is float64 by meaning: coefficients and totals.
 SCALAR_FLOAT64 = (
-    "prepare_update", "prepare_table", "accumulate", "resident_training",
-    *(f"resident_training_cluster{blocks}" for blocks in (2, 4, 8)),
+    "prepare_update", "prepare_table", "accumulate",
+    *(resident_kernel(blocks, tf32) for blocks in (1, 2, 4, 8) for tf32 in (False, True)),
 )  # fmt: skip
 # Kernels whose header promises 16-byte accesses, as the compiler writes them.
 VECTORISED = (
@@ -76,9 +76,13 @@ def heaviest() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
         "prepare_update": ("adam_f32",), "sum_of_squares": ("f32", "bf16"),
         "sum_of_squares_finish": ("f32",), "gather_rows": ("u8_f32", "f32_bf16"),
         "accumulate": ("f32",), "one_hot_forward": ("f32",), "one_hot_backward": ("f32", "f64"),
-        "resident_training": ("f32",),
-        **{f"resident_training_cluster{blocks}": ("f32",) for blocks in (2, 4, 8)},
-        "spread_gradient": ("f32",), "spread_sum": ("f32",),
+        **{
+            kernel: ("f32",) for tf32 in (False, True)
+            for kernel in (
+                spread_kernel(tf32), *(resident_kernel(blocks, tf32) for blocks in (1, 2, 4, 8))
+            )
+        },
+        "spread_sum": ("f32",),
     }  # fmt: skip
     names = {f"{kernel}_{tail}" for kernel, tails in heavy.items() for tail in tails}
     chosen = [entry for entry in entries() if entry[1] in names]

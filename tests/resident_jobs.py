@@ -99,13 +99,14 @@ def step_of(
     dtype: str = "float32",
     seed: int = 1,
     optimizer: Any = None,
+    precision: str | None = None,
     **options: Any,
 ) -> TrainStep:
     """Return a step over random rows, with the Trainer's `options`."""
     loss = loss or losses.SoftmaxCrossEntropy()
     network = MLP(
         list(widths), activation, output=loss.output, seed=seed, dtype=dtype, device=device,
-        dropout=dropout,
+        dropout=dropout, precision=precision,
     )  # fmt: skip
     optimizer = optimizer or optimizers.Adam(0.05)
     trainer = Trainer(network, loss, optimizer, batch_size=batch, seed=seed, **options)

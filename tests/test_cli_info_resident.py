@@ -64,6 +64,24 @@ def test_a_model_says_it_only_where_there_is_a_card(
     assert values["epochs"]["resident"] is True
 
 
+def test_the_plan_says_whether_products_are_those_of_tensor_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def said(precision: str, capability: tuple[int, int], code: int = 0) -> str:
+        card = DeviceProperties(40, shared_bytes=232_448, capability=capability)
+        monkeypatch.setattr(info_resident, "_card", lambda: ("cuda:0", card))
+        result = run_cli("info", "--resident", "64-128-10", "--precision", precision)
+        assert result.code == code
+        return result.out + result.err
+
+    for precision in ("auto", "tf32"):
+        assert "rows, products by tensor cores in TF32" in said(precision, (8, 0))
+    assert "TF32" not in said("auto", (7, 5))
+    assert "compute capability 7.5 has no TF32" in said("tf32", (7, 5), code=1)
+    found = ok("info", "--resident", "64-128-10", "--precision", "auto", "--json").json
+    assert (found["dtype"], found["products"], found["resident"]) == ("float32", "float32", True)
+
+
 def test_a_network_that_is_none_is_wrong_usage() -> None:
     result = run_cli("info", "--resident", "784")
     assert (result.code, "784-512-10" in result.err) == (2, True)

@@ -277,6 +277,7 @@ def test_the_buffer_may_be_written_whole_and_its_gaps_stay_without_effect() -> N
         (lambda n: n.W.__setitem__(1, 0.5), ShapeError, r"W\[1\]\[...\] = value"),
         (lambda n: n.b.__setitem__(0, "abcde"), DtypeError, r"b\[0\] was assigned"),
         (lambda n: n.b.__setitem__(0, np.ones(5) * 1j), DtypeError, "complex128"),
+        (lambda n: n.b.__setitem__(0, np.ma.masked_less(range(5), 1)), DtypeError, "filled"),
         (lambda n: setattr(n, "W", [np.ones((5, 4))]), ShapeError, "1 arrays but has 2"),
         (lambda n: setattr(n, "W", 1.0), ShapeError, "W was assigned float"),
         (lambda n: setattr(n, "b", [np.zeros(5), np.zeros(4)]), ShapeError, r"b\[1\]"),
@@ -566,3 +567,43 @@ def test_an_assignable_attribute_holds_what_its_method_returns_and_a_read_calls_
         rate.value = "fast"
     assert rate.value == 0.5
     assert Rate.value.__doc__ == "The rate."
+
+
+@pytest.mark.ways("numpy", "cuda-emulated", reason="the refusal comes before anything is computed")
+def test_a_fit_within_a_fit_of_the_same_trainer_is_refused_and_changes_nothing() -> None:
+    x, labels = some_data(64)
+    plain, trainer = make_trainer(), make_trainer()
+    plain.fit(x, labels, epochs=5)
+    refused = []
+
+    def meddle(trainer: Trainer, row: dict[str, Any]) -> None:
+        for change in (
+            lambda: trainer.fit(x, labels, epochs=1),
+            lambda: setattr(trainer, "state", copy.copy(trainer.state)),
+        ):
+            with pytest.raises(OptionError, match=r"fit is running.*copy.deepcopy\(trainer\)"):
+                change()
+            refused.append(row["epoch"])
+        twin = copy.deepcopy(trainer)
+        twin.callbacks = []
+        twin.fit(x, labels, epochs=1)
+
+    trainer.callbacks = [meddle]
+    history = trainer.fit(x, labels, epochs=3)
+    assert (len(history), history.stopped, refused) == (3, "epochs", [1, 1, 2, 2, 3, 3])
+    trainer.callbacks = []
+    trainer.fit(x, labels, epochs=2)
+    assert np.array_equal(host(trainer.network.parameters), host(plain.network.parameters))
+
+
+def test_a_kept_state_may_be_assigned_between_two_fits() -> None:
+    x, labels = some_data(64)
+    trainer = make_trainer()
+    trainer.fit(x, labels, epochs=2)
+    state, parameters = copy.copy(trainer.state), trainer.network.parameters.copy()
+    trainer.fit(x, labels, epochs=2)
+    once = host(trainer.network.parameters).copy()
+    trainer.state, trainer.network.parameters = state, parameters
+    assert trainer.epochs == 2
+    trainer.fit(x, labels, epochs=2)
+    assert np.array_equal(host(trainer.network.parameters), once)

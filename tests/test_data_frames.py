@@ -245,6 +245,10 @@ def test_tensors_leave_their_graph_and_masked_values_are_missing() -> None:
     for take in (network.predict, Standardizer.fit, Model(network).predict):
         with pytest.raises(DataError, match=r"x\[2, 1\] is masked"):
             take(masked)
+    labels, weights = np.zeros(len(VALUES), int), np.ma.masked_less(np.arange(len(VALUES)), 1)
+    for take in (network.gradients, Trainer(network).fit):
+        with pytest.raises(DataError, match=r"sample_weight\[0\] is masked"):
+            take(VALUES, labels, sample_weight=weights)
     objects = np.array(VALUES.tolist(), dtype=object)
     np.testing.assert_array_equal(network.predict(objects), wanted)
     objects[1, 2] = None

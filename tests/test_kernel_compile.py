@@ -15,7 +15,7 @@ import re
 
 import pytest
 
-from gpubackprop.backends.cupy_launch import KERNELS, entries
+from gpubackprop.backends.cupy_launch import KERNELS, entries, least_architecture
 from tests import compiled, first_rung
 from tests.compiled_resources import MAX_REGISTERS, bodies, check, heaviest, line
 from tests.emulator import compilers
@@ -43,11 +43,11 @@ def table():
 def entries_of(
     source: str, architecture: int, *, only_heaviest: bool
 ) -> dict[str, compilers.Defines]:
-    """Return the defines by entry; a card without clusters has no entry for them."""
+    """Return the defines by entry; a card without clusters or TF32 has no entry for them."""
     chosen = heaviest() if only_heaviest else entries()
     return {
         entry: defines for file, entry, defines in chosen
-        if file == source and (architecture >= 90 or "_cluster" not in entry)
+        if file == source and architecture >= least_architecture(entry)
     }  # fmt: skip
 
 
@@ -134,4 +134,7 @@ def test_the_ptx_wrappers_compile_for_every_card(architecture):
     for instruction in ("ld.global.L1::no_allocate.v4", "ld.global.nc.L1::no_allocate.v4"):
         assert instruction in text["streams"]
     assert "st.global.cs.v4" in text["streams"]
+    multiply = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+    assert (multiply in text["tensor_cores"]) == (architecture >= 80)
+    assert ("cvt.rn.tf32.f32" in text["tf32_of"]) == (architecture >= 90)
     assert {"ex2.approx.f32", "ex2.approx.ftz.f32"} <= set(text["exponentials"].split())

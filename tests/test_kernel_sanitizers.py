@@ -153,21 +153,25 @@ def resident_training() -> list[emulator.Launch]:
     ]
     launches = []
     for blocks, chosen in ((1, networks), (2, networks[:3]), (4, networks[:2]), (8, networks[:2])):
-        with resident_jobs.emulated(), resident_jobs.planned(blocks):
-            steps = [resident_jobs.step_of("cuda", **(small | options)) for options in chosen]
-            launches += [resident_jobs.launch_of([resident_jobs.job(step, 1) for step in steps])[0]]
+        for precision in (None, "tf32"):
+            more: dict[str, Any] = small | {"precision": precision}
+            with resident_jobs.emulated(), resident_jobs.planned(blocks):
+                steps = [resident_jobs.step_of("cuda", **(more | options)) for options in chosen]
+                jobs = [resident_jobs.job(step, 1) for step in steps]
+                launches += [resident_jobs.launch_of(jobs)[0]]
     return launches
 
 
 def spread_batches() -> list[emulator.Launch]:
     """Rows spread over the card: shares of one tile and of several, with and without weights."""
     launches = []
-    for options in (
+    kinds: list[dict[str, Any]] = [
         {"activation": "gelu", "dropout": 0.3, "rows": 37, "batch": 37},
         {"widths": (5, 1, 1, 3), "weights": np.ones(40), "batch": 40},
         {"widths": (4, 1), "loss": Poisson(), "rows": 3, "batch": 3},
         {"widths": (64, 128, 10), "rows": 260, "batch": 260},
-    ):
+    ]
+    for options in [*kinds, *({**kind, "precision": "tf32"} for kind in kinds)]:
         with resident_jobs.emulated(), resident_jobs.spread(130):
             launches += resident_jobs.spread_launches_of(
                 resident_jobs.step_of("cuda", **cast(Any, options))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpubackprop.cli import main
-from gpubackprop.data import Standardizer, encode_labels, load_dataset
+from gpubackprop.data import Standardizer, TablePreprocessor, encode_labels, load_dataset
 from gpubackprop.errors import DataError, OptionError, ShapeError
 from gpubackprop.model import Model, in_target_units
 from gpubackprop.network import MLP
@@ -165,6 +165,17 @@ def test_multilabel_models_and_single_logistic_units_have_labels() -> None:
     assert Model(MLP([1, 1]), classes=["all"]).predict_labels(x).tolist() == ["all", "all"]
 
 
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "c", "d"]])
+def test_classes_that_were_assigned_and_do_not_fit_the_units_give_no_labels(classes) -> None:
+    """Four of three units were once taken for the two of a single unit."""
+    model, x = Model(MLP([2, 3]), classes=["a", "b", "c"]), np.eye(2)
+    model.classes = classes
+    with pytest.raises(ShapeError, match="there are 3 output units"):
+        model.predict_labels(x)
+    with pytest.raises(ShapeError, match="there are 3 output units"):
+        model.evaluate(x, ["a", "b"])
+
+
 def test_scores_are_those_of_hand_worked_examples_in_the_units_of_the_targets() -> None:
     network = MLP([1, 2], output="linear", dtype="float64")
     network.W[0][...], network.b[0][...] = [[1.0], [2.0]], 0
@@ -232,3 +243,41 @@ def test_only_linear_outputs_have_a_unit() -> None:
         in_target_units(MLP([2, 2]), Standardizer(np.zeros(2), np.ones(2)))
     with pytest.raises(ShapeError, match="of 3 columns but the network has 2"):
         in_target_units(MLP([2, 2], output="linear"), Standardizer(np.zeros(3), np.ones(3)))
+
+
+def test_a_standardizer_assigned_beside_a_preprocessor_is_refused_where_it_would_be_ignored() -> (
+    None
+):
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": ["x", "y", "x", "y"]})
+    preprocessor = TablePreprocessor.fit(frame)
+    units = len(preprocessor.output_names)
+    model = Model(MLP([units, 2], seed=1), preprocessor=preprocessor)
+    model.standardizer = Standardizer(np.zeros(units), np.ones(units))
+    with pytest.raises(OptionError, match="give the model another preprocessor"):
+        model.predict(frame)
+
+
+def test_a_preprocessor_that_is_assigned_brings_its_standardizer_and_names(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": ["x", "y", "x", "y"]})
+    other = pd.DataFrame({"c": [10.0, 2.0, -3.0, 5.0], "b": ["x", "y", "x", "y"]})
+    first, second = TablePreprocessor.fit(frame), TablePreprocessor.fit(other)
+    network = MLP([len(first.output_names), 2], seed=1)
+    model, wanted = Model(network, preprocessor=first), Model(network, preprocessor=second)
+    model.preprocessor = second
+    assert np.array_equal(model.predict(other), wanted.predict(other))
+    assert (model.standardizer, model.feature_names) == (second.standardizer, ["c", "b"])
+    model.save(tmp_path / "model.safetensors")
+    loaded = Model.load(tmp_path / "model.safetensors")
+    assert np.array_equal(loaded.predict(other), wanted.predict(other))
+
+
+def test_a_standardizer_of_other_names_than_the_models_is_refused() -> None:
+    """Its means would be those of other columns."""
+    frame = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [10.0, 30.0, 20.0]})
+    model = Model(MLP([2, 2], seed=1), Standardizer.fit(frame))
+    model.standardizer = Standardizer.fit(frame[["b", "a"]])
+    with pytest.raises(OptionError, match="are not those that the standardizer was fitted with"):
+        model.predict(frame)
+    model.feature_names = None
+    reference = Model(MLP([2, 2], seed=1), Standardizer.fit(frame[["b", "a"]]))
+    assert np.array_equal(model.predict(frame), reference.predict(frame))

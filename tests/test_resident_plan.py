@@ -172,6 +172,30 @@ def test_few_networks_have_clusters_and_many_a_block_each():
     assert [one.blocks for one in chosen] == [1] * 500 + [8], "it fits into no block alone"
 
 
+def test_products_in_tf32_change_the_cycles_of_a_plan_and_not_its_layout():
+    sizes = (64, 128, 10), (RELU,), ADAM, 200, H200
+    for blocks in (1, 2, 4, 8):
+        plain, tensor = (plan_resident(*sizes, blocks=blocks, tf32=tf32) for tf32 in (False, True))
+        assert plain.numbers == tensor.numbers
+        assert plain.layers == tensor.layers
+        assert str(tensor) == f"{plain}, products by tensor cores in TF32"
+        assert 1.5 < plain.cycles / tensor.cycles < 4
+    chosen = plan_resident(*sizes, tf32=True)
+    assert chosen.blocks == 4, "one of 8 is not worth its blocks"
+    assert chosen.in_one_block is not None
+    assert chosen.in_one_block.tf32
+
+
+def test_a_card_without_tf32_has_no_such_plan():
+    older = DeviceProperties(40, 65_536, (7, 5))
+    with pytest.raises(OptionError, match=r"compute capability 7\.5 has no TF32"):
+        plan_resident((4, 8, 3), (RELU,), ADAM, 16, older, tf32=True)
+    assert plan_resident((4, 8, 3), (RELU,), ADAM, 16, older).fits
+    assert plan_resident(
+        (4, 8, 3), (RELU,), ADAM, 16, DeviceProperties(40, 65_536, (8, 0)), tf32=True
+    ).fits
+
+
 def test_the_table_has_numbers_as_they_are_and_floats_by_their_bits():
     values = dict.fromkeys(WORDS, 0) | {"ignore_index": -100, "soft_cap": 1.5}
     (row,) = table_of([values])

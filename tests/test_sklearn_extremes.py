@@ -51,6 +51,29 @@ def test_float32_x_with_y_of_any_size_fits_as_scikit_learns(solver, size):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "size", "kind"),
+    [
+        ({"learning_rate_init": 10.0}, 1.8e19, "u8"),  # the squares of float32 errors overflow
+        ({"solver": "sgd"}, 1e18, "u8"),  # predictions overflow in the first epoch
+        ({"solver": "sgd"}, 1e30, "f8"),
+        ({"solver": "sgd", "learning_rate_init": 1e-25}, 1e39, "f8"),
+    ],
+)
+def test_early_stopping_scores_what_float32_predictions_would_score(options, size, kind):
+    x, y = data()
+    y = (np.abs(y) / np.abs(y).max() * size).astype(kind)
+    theirs, ours = pair(early_stopping=True, **options)
+    for model in (theirs, ours):
+        model.fit(x, y)
+    scores = np.array(theirs.validation_scores_)
+    assert not np.isfinite(scores).all()  # float32 does not hold them all
+    np.testing.assert_allclose(ours.validation_scores_, scores, rtol=1e-4)
+    assert ours.best_validation_score_ == pytest.approx(theirs.best_validation_score_, rel=1e-4)
+    for mine, other in zip(ours.coefs_, theirs.coefs_, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-6 * np.abs(other).max())
+
+
 @pytest.mark.parametrize("size", [1e39, 1e-46])
 def test_counts_of_any_size_fit_as_scikit_learns(size):
     x, y = data()

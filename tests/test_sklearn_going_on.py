@@ -628,6 +628,23 @@ def test_a_partial_fit_refused_for_early_stopping_leaves_its_optimizer_as_in_sci
     np.testing.assert_allclose(*coefs, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+def test_a_fit_that_can_hold_out_no_rows_leaves_its_optimizer_as_in_scikit_learn(name):
+    """What was set for that fit counts in the updates that follow, and not what is set afterwards."""
+    x, y = digits(20)
+    y, coefs = y % 2, []
+    options = {"hidden_layer_sizes": 3, "early_stopping": True, "beta_1": 0.5, "max_iter": 2}
+    for model in pair(name, **options):
+        # one row held out is none of each class, and for numbers too few to score
+        with pytest.raises(ValueError, match=r"test_size|validation set is too small"):
+            model.fit(x[:5], y[:5])
+        model.set_params(early_stopping=False, learning_rate_init=0.1, beta_1=0.9)
+        with pytest.raises(TypeError):  # there is no loss to compare with; the steps were made
+            model.partial_fit(x, y)
+        coefs.append(model.coefs_[0])
+    np.testing.assert_allclose(*coefs, rtol=1e-10, atol=1e-13)
+
+
 def test_labels_of_another_kind_are_named_before_weights_of_the_wrong_shape_as_in_scikit_learn():
     x, y = digits(30)
     for model in pair("MLPClassifier"):

@@ -723,3 +723,32 @@ def test_to_sklearn_refuses_what_would_predict_otherwise_and_warns_of_the_rest()
         OptionError, match="wants scikit-learn's MLPRegressor but got MLPClassifier"
     ):
         MLPRegressor.from_sklearn(small().to_sklearn())
+
+
+class Doubled(sklearn.neural_network.MLPRegressor):
+    def predict(self, X):
+        return 2 * super().predict(X)
+
+
+class OursDoubled(MLPRegressor):
+    def predict(self, X):
+        return 2 * super().predict(X)
+
+
+class Named(sklearn.neural_network.MLPRegressor):
+    """A subclass that computes what its base does."""
+
+    def describe(self) -> str:
+        return f"{len(self.coefs_)} layers"
+
+
+def test_a_subclass_that_predicts_otherwise_is_not_converted():
+    x, y = data(MLPRegressor)
+    options = {"hidden_layer_sizes": 3, "max_iter": 3, "random_state": 0}
+    message = "has predict of its own, which would be lost; derive it from the other package's"
+    with pytest.raises(OptionError, match=f"^Doubled {message} MLPRegressor"):
+        MLPRegressor.from_sklearn(Doubled(**options).fit(x, y))
+    with pytest.raises(OptionError, match=f"^OursDoubled {message} MLPRegressor"):
+        OursDoubled(**options).fit(x, y).to_sklearn()
+    theirs = Named(**options).fit(x, y)
+    np.testing.assert_array_equal(MLPRegressor.from_sklearn(theirs).predict(x), theirs.predict(x))

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor, nn
 
 import gpubackprop.torch as gt
+from gpubackprop.errors import OptionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*is deprecated")
 
@@ -164,3 +165,37 @@ def test_an_onnx_file_is_the_plain_models(there, monkeypatch):
         )  # fmt: skip
         files.append(kept.getvalue())
     assert files[0] == files[1]
+
+
+class Own(nn.Module):
+    """The modules of this package in a module of the program's own."""
+
+    def __init__(self, loss: nn.Module, *between: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(gt.Linear(4, 6), *between, gt.Linear(6, 3, bias=False))
+        self.loss = loss
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.layers(x)
+        return z, self.loss(z, y)
+
+
+def test_torch_jit_script_takes_the_modules_of_this_package_as_pytorchs():
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    own = Own(gt.CrossEntropyLoss(weight, label_smoothing=0.1, ignore_index=1, reduction="sum"))
+    kept = io.BytesIO()
+    torch.jit.save(torch.jit.script(own), kept)
+    kept.seek(0)
+    scripted = torch.jit.load(kept)
+    assert list(scripted.state_dict()) == list(own.state_dict())
+    for rows in (1, 7):
+        torch.testing.assert_close(scripted(*problem(rows)), own(*problem(rows)))
+    assert type(own.layers[0]) is gt.Linear  # PyTorch would exchange it for what is compiled
+
+
+def test_what_torch_jit_script_cannot_take_says_what_to_use():
+    with pytest.raises(OptionError, match=r"z_loss is not offered.*use torch\.jit\.trace"):
+        torch.jit.script(Own(gt.CrossEntropyLoss(z_loss=0.1)))
+    with pytest.raises(OptionError, match=r"LinearAct; use torch\.export or torch\.jit\.trace"):
+        torch.jit.script(Own(nn.CrossEntropyLoss(), gt.LinearAct(6, 6)))

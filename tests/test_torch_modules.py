@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import gpubackprop.torch as gt
 from gpubackprop import MLP, Trainer
@@ -83,8 +84,24 @@ SAME: dict[str, Any] = {
     "of gpubackprop.torch": lambda: nn.Sequential(
         gt.LinearAct(4, 6, "elu(0.5)"), gt.Linear(6, 3), nn.Sigmoid()
     ),
+    "one activation used twice": lambda: shared(nn.Tanh()),
+    "one Linear used twice": lambda: nn.Sequential(nn.Linear(4, 4), *[nn.ELU(), LINEAR] * 2),
+    "one Sequential used twice": lambda: nn.Sequential(*[sequence4()] * 2, nn.Linear(4, 3)),
     "weights that are not contiguous": lambda: transposed(sequence(nn.ReLU())),
 }
+
+
+LINEAR = nn.Linear(4, 4)
+
+
+def shared(activation: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(4, 6), activation, nn.Linear(6, 5), activation, nn.Linear(5, 3), nn.Softmax(1)
+    )
+
+
+def sequence4() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.SiLU())
 
 
 def transposed(module: nn.Sequential) -> nn.Sequential:
@@ -161,7 +178,29 @@ def with_own_forward() -> nn.Sequential:
     return module
 
 
+def hooked(place: int | None, what: str, hook: Any) -> nn.Sequential:
+    module = sequence(nn.ReLU())
+    getattr(module if place is None else module[place], f"register_forward_{what}")(hook)
+    return module
+
+
+def pruned() -> nn.Sequential:
+    module = sequence(nn.ReLU())
+    prune.l1_unstructured(module[2], "weight", 0.5)
+    return module
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
+    "a hook of a layer": (lambda: hooked(0, "hook", lambda m, i, h: 2 * h), "^0 is Linear.*hooks"),
+    "a hook of an activation": (
+        lambda: hooked(1, "pre_hook", lambda m, i: (2 * i[0],)),
+        "^1 is ReLU.*hooks",
+    ),
+    "a hook of the Sequential": (
+        lambda: hooked(None, "hook", lambda m, i, h: 2 * h),
+        "(?s)^the module is Sequential.*hooks that change what it computes",
+    ),
+    "pruning": (pruned, r"^2 is Linear.*torch.nn.utils.prune.remove"),
     "unknown": (lambda: sequence(nn.BatchNorm1d(6)), r"^1 is BatchNorm1d\(6.*no counterpart"),
     "nested unknown": (lambda: nn.Sequential(sequence(nn.PReLU())), r"^0\.1 is PReLU"),
     "a subclass": (lambda: sequence(OwnReLU()), "^1 is OwnReLU"),

@@ -263,6 +263,10 @@ def test_optimizers_are_instances_of_the_names_in_place():
             assert isinstance(optimizer, torch.optim.Adam), "as PyTorch's AdamW is"
             assert not isinstance(optimizer, (torch.optim.SGD, Own))
         assert isinstance(Own([torch.ones(1)]), torch.optim.Adam)
+        for kind in (torch.optim.AdamW, type(older), Own, gt.Adam):
+            assert issubclass(kind, torch.optim.Adam)
+            assert not issubclass(kind, (torch.optim.SGD, torch.optim.NAdam))
+        assert not issubclass(torch.optim.Adam, (torch.optim.AdamW, Own))
     assert isinstance(newer, torch.optim.AdamW)
     for kept in (copy.deepcopy(newer), pickle.loads(pickle.dumps(newer))):
         assert type(kept) is type(newer)

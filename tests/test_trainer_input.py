@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gpubackprop
+from gpubackprop import Ensemble
 from gpubackprop.data import Standardizer
 from gpubackprop.errors import (
     DataError,
@@ -135,3 +137,10 @@ def test_zero_epochs_change_nothing() -> None:
     before = host(trainer.network.parameters).tobytes()
     assert len(trainer.fit(*some_data(), epochs=0)) == 0
     assert host(trainer.network.parameters).tobytes() == before
+
+
+@pytest.mark.ways("numpy", reason="computes nothing")
+def test_what_is_no_network_is_refused_by_name() -> None:
+    for network in (Ensemble([gpubackprop.MLP([2, 2])]), None, [2, 2]):
+        with pytest.raises(OptionError, match=f"^network is a {type(network).__name__} but must"):
+            Trainer(network)

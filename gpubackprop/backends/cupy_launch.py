@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.precision import TF32_SINCE
 from gpubackprop.dtypes import BY_SUFFIX, BYTES, SIXTEEN_BIT, STORAGES, SUFFIXES
 from gpubackprop.dtypes import COMPUTE as COMPUTE_NAMES
 from gpubackprop.errors import OptionError
@@ -220,6 +221,15 @@ def entry_defines(formula: str, suffix: str) -> tuple[tuple[str, str], ...]:
     return (*named, ("ONLY_DTYPE", suffix))
 
 
+def least_architecture(name: str) -> int:
+    """Return the first compute capability, such as 90, that has a kernel or an entry; 0 is any.
+
+    >>> least_architecture("resident_training_tf32_f32"), least_architecture("update_adam_f32")
+    (80, 0)
+    """
+    return 90 if "_cluster" in name else TF32_SINCE if "_tf32" in name else 0
+
+
 def entries() -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     """Yield (source, entry, defines) of every entry that exists."""
     return [
@@ -392,6 +402,28 @@ def _one(block: int) -> Callable[..., tuple[Any, ...]]:
     return shape_of
 
 
+def resident_kernel(blocks: int, tf32: bool) -> str:
+    """Return the kernel that trains networks in clusters of so many blocks, by tensor cores or not.
+
+    >>> resident_kernel(1, False), resident_kernel(8, True)
+    ('resident_training', 'resident_training_tf32_cluster8')
+    """
+    product = "_tf32" if tf32 else ""
+    return f"resident_training{product}" + (f"_cluster{blocks}" if blocks > 1 else "")
+
+
+def spread_kernel(tf32: bool) -> str:
+    """Return the kernel of the gradients of a batch's shares, likewise."""
+    return "spread_gradient_tf32" if tf32 else "spread_gradient"
+
+
+def _resident(blocks: int, tf32: bool) -> Kernel:
+    defines = (("ONLY_TF32", "1"),) if tf32 else ()
+    if blocks > 1:
+        defines = (*defines, ("ONLY_CLUSTER", str(blocks)))
+    return Kernel("resident_training.cu", _elsewhere, dtypes=("f32",), defines=defines)
+
+
 def _elsewhere(*_: Any) -> tuple[Any, ...]:
     raise OptionError("this kernel has a planner of its own: plan_softmax, plan_resident")
 
@@ -486,17 +518,15 @@ KERNELS: dict[str, Kernel] = {
     "one_hot_backward": Kernel("one_hot.cu", _tiles, dtypes=COMPUTE),
     "accumulate": Kernel("accumulate.cu", _one(FLAT_THREADS), dtypes=COMPUTE),
     # Planned by gpubackprop.backends.resident_plan.
-    "resident_training": Kernel("resident_training.cu", _elsewhere, dtypes=("f32",)),
     **{
-        f"resident_training_cluster{blocks}": Kernel(
-            "resident_training.cu",
-            _elsewhere,
-            dtypes=("f32",),
-            defines=(("ONLY_CLUSTER", str(blocks)),),
-        )
-        for blocks in (2, 4, 8)
+        resident_kernel(blocks, tf32): _resident(blocks, tf32)
+        for tf32 in (False, True)
+        for blocks in (1, 2, 4, 8)
     },
     # Planned by gpubackprop.backends.spread_plan.
-    "spread_gradient": Kernel("spread_gradient.cu", _elsewhere, dtypes=("f32",)),
+    spread_kernel(False): Kernel("spread_gradient.cu", _elsewhere, dtypes=("f32",)),
+    spread_kernel(True): Kernel(
+        "spread_gradient.cu", _elsewhere, dtypes=("f32",), defines=(("ONLY_TF32", "1"),)
+    ),
     "spread_sum": Kernel("spread_gradient.cu", _elsewhere, dtypes=("f32",)),
 }

@@ -17,6 +17,9 @@ THREADS, WARPS = 256, 8  # of a block
 LANES_I, LANES_J = 8, 4  # of a warp, as in kernels/include/resident_product.cuh
 # A multiprocessor moves 128 bytes a cycle from shared memory: a warp's access of 16 bytes is four.
 WAVEFRONTS = 4
+# Wavefronts beside the operands of products, which those of FMA hide and those of tensor cores do
+# not: of 32 units (stored, activated, slope, delta times it, bias), of 32 elements of a gradient.
+UNIT_WAVEFRONTS, GRADIENT_WAVEFRONTS = 9, 2
 # Cycles of a dependent round trip: to the own shared memory with the arithmetic behind it, and to
 # that of another block of the cluster; of a barrier of the block and one of the cluster.
 OWN_TRIP, OTHER_TRIP, BARRIER, CLUSTER_BARRIER = 60, 250, 40, 400
@@ -51,6 +54,8 @@ class ResidentPlan:
     in_one_block : ResidentPlan or None
         If there is a cluster: the same training by one block, with the same bits, for a launch of
         many networks. None if it does not fit.
+    tf32 : bool
+        Whether products are those of tensor cores in TF32, and not of FMA in float32.
     """
 
     reason: str
@@ -62,6 +67,7 @@ class ResidentPlan:
     numbers: dict[str, int] = field(default_factory=dict, repr=False)
     layers: tuple[dict[str, int], ...] = field(default=(), repr=False)
     in_one_block: ResidentPlan | None = field(default=None, repr=False)
+    tf32: bool = False
 
     @property
     def fits(self) -> bool:
@@ -73,12 +79,22 @@ class ResidentPlan:
         blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks} blocks"
         return (
             f"resident training: {blocks}, {self.shared_bytes:,} of {self.available:,} bytes, "
-            f"tiles of {self.tile_rows} rows"
+            f"tiles of {self.tile_rows} rows{products_of(self)}"
         )
 
 
+def products_of(plan: ResidentPlan) -> str:
+    """Return how a plan's products are named behind its numbers: not at all in float32."""
+    return ", products by tensor cores in TF32" if plan.tf32 else ""
+
+
 def cycles_of_step(
-    widths: Sequence[int], tiles: Sequence[int], count: int, slots: int, blocks: int
+    widths: Sequence[int],
+    tiles: Sequence[int],
+    count: int,
+    slots: int,
+    blocks: int,
+    tf32: bool = False,
 ) -> int:
     """Predict the cycles of a step in one of a network's blocks.
 
@@ -94,13 +110,15 @@ def cycles_of_step(
         Slots of the optimizer.
     blocks : int
         Blocks of the network.
+    tf32 : bool
+        Whether products are in TF32.
 
     Returns
     -------
     int
         Cycles of a multiprocessor.
     """
-    cycles = sum(cycles_of_tile(widths, rows) for rows in tiles)
+    cycles = sum(cycles_of_tile(widths, rows, tf32) for rows in tiles)
     turns = ceil_division(ceil_division(count, blocks), THREADS)
     cycles += turns * max(OWN_TRIP, WARPS * (3 + 2 * slots)) + 4 * BARRIER
     if blocks > 1:
@@ -109,7 +127,7 @@ def cycles_of_step(
     return cycles
 
 
-def cycles_of_tile(widths: Sequence[int], rows: int) -> int:
+def cycles_of_tile(widths: Sequence[int], rows: int, tf32: bool = False) -> int:
     """Predict the cycles of a tile's products, and of the barriers between them.
 
     Parameters
@@ -118,17 +136,22 @@ def cycles_of_tile(widths: Sequence[int], rows: int) -> int:
         Numbers of inputs, hidden units of each layer, and outputs.
     rows : int
         Rows of the tile.
+    tf32 : bool
+        Whether products are in TF32.
 
     Returns
     -------
     int
         Cycles of a multiprocessor.
     """
-    cycles = 2 * BARRIER
+    cycles, product = 2 * BARRIER, _tensor_product if tf32 else _product
     for number, (inputs, outputs) in enumerate(pairwise(widths)):
-        cycles += _product(rows, outputs, inputs) + _product(outputs, inputs, rows) + 4 * BARRIER
+        cycles += product(rows, outputs, inputs) + product(outputs, inputs, rows) + 4 * BARRIER
         if number > 0:
-            cycles += _product(rows, inputs, outputs) + BARRIER
+            cycles += product(rows, inputs, outputs) + BARRIER
+        if tf32:
+            cycles += UNIT_WAVEFRONTS * ceil_division(rows * outputs, 32)
+            cycles += GRADIENT_WAVEFRONTS * ceil_division(inputs * outputs, 32)
     return cycles
 
 
@@ -137,6 +160,17 @@ def _product(rows: int, cols: int, depth: int) -> int:
     side = 4 if _tiles(rows, cols, 4) >= WARPS else 2
     tiles, turns = _tiles(rows, cols, side), ceil_division(depth, 4)
     return turns * max(tiles * 2 * side * WAVEFRONTS, ceil_division(tiles, WARPS) * OWN_TRIP)
+
+
+def _tensor_product(rows: int, cols: int, depth: int) -> int:
+    """Return the cycles of a product in TF32, likewise: eight k at a time, a word a lane."""
+    m, n = (2, 4) if _fragments(rows, cols, 2, 4) >= WARPS else (2, 2) if rows > 16 else (1, 2)
+    tiles, turns = _fragments(rows, cols, m, n), ceil_division(depth, 8)
+    return turns * max(tiles * (4 * m + 2 * n), ceil_division(tiles, WARPS) * OWN_TRIP)
+
+
+def _fragments(rows: int, cols: int, m: int, n: int) -> int:
+    return ceil_division(rows, 16 * m) * ceil_division(cols, 8 * n)
 
 
 def _tiles(rows: int, cols: int, side: int) -> int:

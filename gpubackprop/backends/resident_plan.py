@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, ceil_division
+from gpubackprop.backends.precision import has_tf32
 from gpubackprop.backends.resident_cost import CLUSTERS, ResidentPlan, cycles_of_step, preferred
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import Activation, Update
@@ -59,6 +60,7 @@ def plan_resident(
     has_labels: bool = True,
     weighted: bool = False,
     blocks: int | None = None,
+    tf32: bool = False,
 ) -> ResidentPlan:
     """Lay out a network in the shared memory of one block, or of each block of a cluster.
 
@@ -82,6 +84,8 @@ def plan_resident(
         Whether rows have weights.
     blocks : {1, 2, 4, 8} or None
         Overrules the choice of the cluster.
+    tf32 : bool
+        Whether products are those of tensor cores in TF32; the layout is the same.
 
     Returns
     -------
@@ -91,7 +95,8 @@ def plan_resident(
     Raises
     ------
     OptionError
-        `blocks` is another number, or more than 1 on a card without clusters.
+        `blocks` is another number, or more than 1 on a card without clusters; or the card has no
+        TF32.
 
     Examples
     --------
@@ -109,8 +114,9 @@ def plan_resident(
     network = NetworkSizes(
         tuple(widths), tuple(activations), tuple(dropout or [0.0] * len(activations)),
         len(formula.slots), batch_size, has_labels, weighted,
-        max(0, device.shared_bytes - STATIC_SHARED),
+        max(0, device.shared_bytes - STATIC_SHARED), tf32,
     )  # fmt: skip
+    check_tf32(device, tf32)
     there = CLUSTERS if device.capability >= (9, 0) else (1,)
     if blocks not in (None, *there):
         raise OptionError(f"blocks is {blocks!r} but must be {', '.join(map(str, there))} or None")
@@ -134,6 +140,16 @@ class NetworkSizes:
     has_labels: bool
     weighted: bool
     available: int
+    tf32: bool = False
+
+
+def check_tf32(device: DeviceProperties, tf32: bool) -> None:
+    """Raise OptionError if products are to be in TF32 on a card that has none."""
+    major, minor = device.capability
+    if tf32 and not has_tf32(10 * major + minor):
+        raise OptionError(
+            f"tf32 is True but a card of compute capability {major}.{minor} has no TF32"
+        )
 
 
 def lay_out(network: NetworkSizes, shares: int, blocks: int) -> ResidentPlan:
@@ -172,7 +188,7 @@ def lay_out(network: NetworkSizes, shares: int, blocks: int) -> ResidentPlan:
     elif blocks < shares and min(most, MOST_ROWS) < rows:
         reason = f"a share of {rows} rows is more than one tile"
     if reason:
-        return ResidentPlan(reason, least, available, blocks)
+        return ResidentPlan(reason, least, available, blocks, tf32=network.tf32)
     tiles = ceil_division(rows, min(most, MOST_ROWS))
     tile_rows = _up(ceil_division(rows, tiles), 4)
     numbers = _place_rows(layers, network, tile_rows, fixed)
@@ -182,11 +198,11 @@ def lay_out(network: NetworkSizes, shares: int, blocks: int) -> ResidentPlan:
     numbers["weights_end"] = layers[0]["biases"] - numbers["weights_at"]
     cycles = cycles_of_step(
         network.widths, [min(tile_rows, rows)] * tiles * (shares // blocks), count, network.slots,
-        blocks,
+        blocks, network.tf32,
     )  # fmt: skip
     return ResidentPlan(
         "", FLOAT * (fixed + tile_rows * row), available, blocks, tile_rows, cycles, numbers,
-        tuple(layers),
+        tuple(layers), tf32=network.tf32,
     )  # fmt: skip
 
 

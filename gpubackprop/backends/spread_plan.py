@@ -16,8 +16,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gpubackprop.backends.cupy_launch import DeviceProperties, ceil_division
-from gpubackprop.backends.resident_cost import WORTH_IT, ResidentPlan, cycles_of_tile
-from gpubackprop.backends.resident_plan import STATIC_SHARED, NetworkSizes, lay_out
+from gpubackprop.backends.resident_cost import (
+    WORTH_IT,
+    ResidentPlan,
+    cycles_of_tile,
+    products_of,
+)
+from gpubackprop.backends.resident_plan import STATIC_SHARED, NetworkSizes, check_tf32, lay_out
 from gpubackprop.formulas import Activation
 
 SHARE_ROWS = 64  # at least: eight warps have work in a layer of 64 units
@@ -27,12 +32,13 @@ MOST_SHARES = 512  # four turns of 132 blocks; more are more partial gradients
 # Cycles of an H200 at 1.98 GHz: of the launches of a step, and bytes that the card moves in one.
 LAUNCHES, CARD_BYTES = 7 * 4_000, 2_000
 OWN_BYTES = 64  # a cycle, from the second-level cache to a block
-# Wavefronts of a tile by the emulator's count, to those of its products' operands alone.
-ALL_WAVEFRONTS = 1.17
+# Wavefronts of a tile by the emulator's count, to what `cycles_of_tile` knows of; by tensor cores.
+ALL_WAVEFRONTS = {False: 1.17, True: 1.14}
 # Where the two are predicted about alike, rows are spread: that takes no memory for units.
 ALIKE = 1.2
-# What the products of the graph path reach: FMA a cycle of a multiprocessor (of 128).
-PRODUCT_FMA = 77
+# What the products of the graph path reach: FMA a cycle of a multiprocessor (of 128); in TF32 (of
+# 1,024, assumed) so many that memory is the limit of most.
+PRODUCT_FMA = {False: 77, True: 300}
 FLOAT = 4  # bytes
 
 
@@ -77,7 +83,7 @@ class SpreadPlan:
         return (
             f"rows are spread over the card: {self.shares} blocks, {layout.shared_bytes:,} of "
             f"{layout.available:,} bytes, tiles of {layout.tile_rows} rows, and a launch that adds "
-            f"up their gradients"
+            f"up their gradients{products_of(layout)}"
         )
 
 
@@ -113,6 +119,7 @@ def plan_spread(
     has_labels: bool = True,
     weighted: bool = False,
     resident: ResidentPlan | None = None,
+    tf32: bool = False,
 ) -> SpreadPlan:
     """Say whether a network's batches are spread over the card, and lay out a block.
 
@@ -134,6 +141,8 @@ def plan_spread(
         Whether rows have weights.
     resident : ResidentPlan or None
         The network's plan in one block or one cluster, which is to be beaten if it fits.
+    tf32 : bool
+        Whether products are those of tensor cores in TF32.
 
     Returns
     -------
@@ -153,9 +162,11 @@ launch that adds up their gradients
     sizes = NetworkSizes(
         tuple(widths), tuple(activations), tuple(dropout or [0.0] * len(activations)), 0,
         batch_size, has_labels, weighted, max(0, device.shared_bytes - STATIC_SHARED),
+        tf32,
     )  # fmt: skip
+    check_tf32(device, tf32)
     shares, layout = shares_of(batch_size), layout_of(sizes)
-    graph = _graph_cycles(widths, batch_size, device.multiprocessors)
+    graph = _graph_cycles(widths, batch_size, device.multiprocessors, tf32)
     cycles = _cycles(layout, sizes, shares, device.multiprocessors) if layout.fits else 0
     cluster = resident.cycles if resident is not None and resident.fits else 0
     way, reason = "", layout.reason
@@ -194,19 +205,24 @@ def _cycles(
     rows, tile = ceil_division(sizes.batch_size, shares), layout.tile_rows
     whole, rest = divmod(rows, tile)
     tiles = [tile] * whole + [rest] * (rest > 0)
-    share = int(ALL_WAVEFRONTS * sum(cycles_of_tile(sizes.widths, one) for one in tiles))
+    share = int(
+        ALL_WAVEFRONTS[sizes.tf32]
+        * sum(cycles_of_tile(sizes.widths, one, sizes.tf32) for one in tiles)
+    )
     partial = FLOAT * layout.numbers["count"]
     share += 2 * partial // OWN_BYTES
     turns = ceil_division(shares, multiprocessors)
     return turns * share + 2 * shares * partial // CARD_BYTES + LAUNCHES
 
 
-def _graph_cycles(widths: Sequence[int], rows: int, multiprocessors: int) -> int:
+def _graph_cycles(
+    widths: Sequence[int], rows: int, multiprocessors: int, tf32: bool
+) -> int:  # fmt: skip
     """Return the cycles of a step by products over whole matrices, each as FMA or bytes allow."""
     cycles = LAUNCHES * len(widths) // 2  # more layers are more launches
     cycles += 3 * FLOAT * rows * widths[0] // CARD_BYTES  # x is gathered, and read again
     for number, (inputs, outputs) in enumerate(pairwise(widths)):
-        compute = rows * inputs * outputs // (PRODUCT_FMA * multiprocessors)
+        compute = rows * inputs * outputs // (PRODUCT_FMA[tf32] * multiprocessors)
         moved = FLOAT * rows * (inputs + outputs) // CARD_BYTES
         cycles += max(compute, moved) * (2 if number == 0 else 3)
         if number > 0:  # activation_backward

@@ -11,6 +11,7 @@ import numpy as np
 from gpubackprop import MLP, Ensemble, backends
 from gpubackprop.backends import devices
 from gpubackprop.backends.cupy_launch import DeviceProperties
+from gpubackprop.backends.precision import automatic
 from gpubackprop.backends.resident_plan import plan_resident
 from gpubackprop.backends.spread_plan import plan_spread
 from gpubackprop.cli.common import Say
@@ -39,12 +40,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--activation", type=activation, default="relu", metavar="NAME", help="(default relu)"
     )
+    group.add_argument(
+        "--precision", choices=["tf32", "auto"],
+        help="of products, as `train` has it: tf32 is tensor cores; auto is tf32 from compute "
+        "capability 8.0 on (default: that of --dtype)",
+    )  # fmt: skip
 
 
 def show(args: argparse.Namespace) -> int:
     """Print the plan, or why there is none."""
     hidden = (activation(args.activation),) * (len(args.resident) - 2)
-    found = planned(args.resident, hidden, args.dtype, args.batch, args.optimizer)
+    precision = args.precision if args.dtype == "float32" else None
+    if precision == "auto":
+        major, minor = _card()[1].capability
+        precision = automatic(10 * major + minor)
+    found = planned(
+        args.resident, hidden, precision or args.dtype, args.batch, args.optimizer
+    )  # fmt: skip
     say = Say(args.json)
     say.line(f"{'-'.join(map(str, args.resident))}, {_words(found)}")
     say.object(found)
@@ -54,7 +66,7 @@ def show(args: argparse.Namespace) -> int:
 def describe(network: MLP | Ensemble, say: Say) -> dict[str, Any]:
     """Print the answer for a model's network, if there is a GPU; return it as JSON values."""
     found = planned(
-        network.widths, network.activations, network.precision.name, 256, "adam",
+        network.widths, network.activations, members_of(network)[0].products, 256, "adam",
         members_of(network)[0].dropout,
     )  # fmt: skip
     if found["device"] is None:
@@ -66,19 +78,17 @@ def describe(network: MLP | Ensemble, say: Say) -> dict[str, Any]:
 def planned(
     widths: Sequence[int],
     activations: Sequence[Activation],
-    dtype: str,
+    precision: str,
     batch: int,
     name: str,
     dropout: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a network that learns classes, as JSON values."""
     device, card = _card()
-    plan = plan_resident(
-        widths, activations, optimizer(name).formula, batch, card, dropout=dropout
-    )  # fmt: skip
-    spread = plan_spread(
-        widths, activations, batch, card, dropout=dropout, resident=plan
-    )  # fmt: skip
+    dtype = "float32" if precision == "tf32" else precision
+    options: Any = {"dropout": dropout, "tf32": precision == "tf32"}
+    plan = plan_resident(widths, activations, optimizer(name).formula, batch, card, **options)
+    spread = plan_spread(widths, activations, batch, card, resident=plan, **options)
     reason, says = plan.reason, str(plan)
     if spread.way:
         reason = says = str(spread)
@@ -86,8 +96,8 @@ def planned(
         reason = f"its numbers are {dtype} and not float32"
         says = f"no resident training: {reason}"
     return {
-        "widths": list(widths), "dtype": dtype, "batch": batch, "optimizer": name,
-        "device": device, "resident": not reason, "reason": reason,
+        "widths": list(widths), "dtype": dtype, "products": precision, "batch": batch,
+        "optimizer": name, "device": device, "resident": not reason, "reason": reason,
         "blocks": 0 if reason else plan.blocks, "shared_bytes": plan.shared_bytes,
         "available_bytes": plan.available, "tile_rows": plan.tile_rows,
         "says": says,

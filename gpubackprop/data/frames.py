@@ -156,6 +156,8 @@ def as_targets(y: Any, name: str = "targets", wanted: Sequence[str] | None = Non
 
 def as_weights(weights: Any, name: str = "sample_weight") -> Any:
     """Return a column of weights, or a frame of one column, as an array; None and lists pass."""
+    if isinstance(weights, np.ma.MaskedArray):
+        _refuse_masked(weights, name)
     if weights is None or isinstance(weights, np.ndarray | list | tuple | float | int):
         return weights
     return as_targets(weights, name)

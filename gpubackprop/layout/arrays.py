@@ -79,6 +79,11 @@ def _copied(backend: Backend, name: str, view: Array, value: Any) -> Array:
     if hasattr(value, "detach"):  # a PyTorch tensor; its graph does not matter here
         value = value.detach()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    if np.ma.is_masked(value):
+        raise DtypeError(
+            f"{name} was assigned masked values, which are no numbers; fill them in with "
+            f"values.filled(...)"
+        )
     if on_gpu(value):
         value = as_cupy(value)
         if not backend.is_device_array(view):

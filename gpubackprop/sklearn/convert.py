@@ -21,6 +21,8 @@ from gpubackprop.sklearn.parameters import (
 ORIGINALS = {"MLPClassifier": MLPClassifier, "MLPRegressor": MLPRegressor}
 KEPT = ("_label_binarizer", "_no_improvement_count")  # private attributes that both classes have
 OURS = ("device_", "validation_loss_curve_")
+# A subclass that has one of these computes something else than its base.
+METHODS = {"fit", "partial_fit", "predict", "predict_proba", "predict_log_proba", "score"}
 
 
 def to_sklearn(estimator: Any) -> Any:
@@ -31,6 +33,7 @@ def to_sklearn(estimator: Any) -> Any:
             "predictions with its VotingClassifier or VotingRegressor"
         )
     original = ORIGINALS["MLPClassifier" if hasattr(estimator, "predict_proba") else "MLPRegressor"]
+    _refuse_overrides(estimator, original.__name__)
     given = estimator.activation
     names = {given} if isinstance(given, str) else set(given) or {"relu"}  # without hidden layers
     activation = names.pop()
@@ -81,12 +84,26 @@ def from_sklearn(cls: type, estimator: Any) -> Any:
             f"{cls.__name__}.from_sklearn wants scikit-learn's {original.__name__} but got "
             f"{type(estimator).__name__}"
         )
+    _refuse_overrides(estimator, original.__name__)
     known = original().get_params(deep=False)
     result = cls(**{name: getattr(estimator, name) for name in known})
     _copy_state(estimator, result)
     if hasattr(result, "loss_curve_"):
         result.validation_loss_curve_ = None
     return result
+
+
+def _refuse_overrides(estimator: Any, base: str) -> None:
+    """Raise OptionError for a subclass of `base` that computes something else."""
+    kind = type(estimator)
+    for owner in kind.__mro__:
+        if owner.__name__ == base and owner.__module__.startswith(("sklearn.", "gpubackprop.")):
+            return
+        if own := METHODS & set(vars(owner)):
+            raise OptionError(
+                f"{kind.__name__} has {', '.join(sorted(own))} of its own, which would be lost; "
+                f"derive it from the other package's {base} instead"
+            )
 
 
 def _fitted(estimator: Any) -> bool:

@@ -218,13 +218,16 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         Raises
         ------
         OptionError
-            scikit-learn does not have the activation, or this is an ensemble.
+            scikit-learn does not have the activation, or this is an ensemble, or of a class with a
+            `predict` or the like of its own.
         """
         return to_sklearn(self)
 
     @classmethod
     def from_sklearn(cls, estimator: Any) -> BaseMLP:
         """Make an estimator of this class from scikit-learn's own.
+
+        Its `partial_fit` begins with a fresh optimizer.
 
         Parameters
         ----------
@@ -239,7 +242,7 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
         Raises
         ------
         OptionError
-            The estimator is of another class.
+            The estimator is of another class, or of one with a `predict` or the like of its own.
         """
         return from_sklearn(cls, estimator)
 

@@ -143,14 +143,17 @@ class Fitting(BaseEstimator):
         validation: Validation,
         tasks: FitTasks | None,
     ) -> None:
-        if self.early_stopping and incremental:
+        try:
+            if self.early_stopping and incremental:
+                raise ValueError("partial_fit does not support early_stopping=True")
+            train, held = self._split(y, validation)
+        except ValueError:
             # scikit-learn has made the optimizer by then, and a later call goes on with it
             self._session(X, y, weights, np.arange(len(y)), len(y), incremental)
-            raise ValueError("partial_fit does not support early_stopping=True")
-        train, held = self._split(y, validation)
+            raise
         batch_rows = arrays.batch_rows(self.batch_size, len(train))
         session = self._session(X, y, weights, train, batch_rows, incremental)
-        held_out = self._held_out(session, y, weights, held, validation)
+        held_out = self._held_out(session, X, y, weights, held, validation)
         self.n_iter_ = 0
         own = None if weights is None else weights[train]
         fit = StochasticFit(self, session, train, batch_rows, y[train], own, held_out)
@@ -186,6 +189,7 @@ class Fitting(BaseEstimator):
     def _held_out(
         self,
         session: Session,
+        X: Any,
         y: np.ndarray,
         weights: np.ndarray | None,
         held: np.ndarray | None,
@@ -202,7 +206,8 @@ class Fitting(BaseEstimator):
             return None
         if getattr(self, "validation_loss_curve_", None) is None:  # from_sklearn leaves None
             self.validation_loss_curve_ = []
-        return HeldOut(network, objective, x, y, weights, self._n_classes())
+        dtype = np.dtype(self.precision or float_dtype(X, *self.coefs_, *self.intercepts_))
+        return HeldOut(network, objective, x, y, weights, self._n_classes(), dtype)
 
     def _device(self, X: Any, incremental: bool) -> tuple[str, str]:
         """Return (device, reason) for this call.

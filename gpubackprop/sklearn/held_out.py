@@ -53,6 +53,8 @@ class HeldOut(BatchStep):
         Factor of each row.
     classes : int
         Number of classes; 0 for regression.
+    dtype : dtype
+        Dtype in which `predict` would return the predictions; the network's may be wider.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class HeldOut(BatchStep):
         y: Array,
         weights: Array | None,
         classes: int,
+        dtype: np.dtype,
     ) -> None:
+        self.dtype = dtype
         self.objective, self.y, self.weights, self.classes = objective, y, weights, classes
         # Other outputs are evaluated from their logits: y may be beyond the network's dtype.
         self._by_loss = objective.out_activation == "softmax"
@@ -94,6 +98,8 @@ class HeldOut(BatchStep):
 
     def _score(self, yhat: Array) -> float:
         if not self.classes:
+            with np.errstate(over="ignore"):
+                yhat = yhat.astype(self.dtype, copy=False)
             if not np.isfinite(yhat).all():
                 return float("nan")
             return float(r2_score(self.y, yhat, sample_weight=self.weights))

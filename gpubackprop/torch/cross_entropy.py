@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import Tensor
 from torch.nn import _reduction
 
@@ -248,13 +249,29 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         () tensor
             The loss; shaped as the class indices for "none".
         """
-        loss = cross_entropy(  # a Tensor, or torch.fx's stand-in for one
-            input,
-            target,
-            self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-        )
-        return cast(Tensor, loss)
+        if torch.jit.is_scripting():
+            return F.cross_entropy(
+                input,
+                target,
+                self.weight,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+                label_smoothing=self.label_smoothing,
+            )
+        else:  # TorchScript does not compile this branch
+            loss = cross_entropy(  # a Tensor, or torch.fx's stand-in for one
+                input,
+                target,
+                self.weight,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+                label_smoothing=self.label_smoothing,
+                z_loss=self.z_loss,
+            )
+            return cast(Tensor, loss)
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """Let torch.jit.script compile it, if PyTorch has all of it."""
+        if self.z_loss:
+            raise OptionError("z_loss is not offered in torch.jit.script; use torch.jit.trace")
+        return self

@@ -12,7 +12,7 @@ from gpubackprop.formulas import Activation, activation
 from gpubackprop.torch import bridge
 from gpubackprop.torch.activations import FORMULAS
 from gpubackprop.torch.affine import affine
-from gpubackprop.torch.errors import DtypeError, ShapeError, check_tensors
+from gpubackprop.torch.errors import DtypeError, OptionError, ShapeError, check_tensors
 from gpubackprop.torch.layer_ops import linear_act as _linear_act
 from gpubackprop.torch.offered import exporting
 
@@ -195,6 +195,13 @@ class LinearAct(torch.nn.Module):
         """
         return linear_act(input, self.weight, self.bias, self.activation)
 
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """Refuse torch.jit.script, whose own error names no reason."""
+        raise OptionError(
+            "torch.jit.script does not compile LinearAct; use torch.export or torch.jit.trace, or "
+            "torch.nn.Linear and an activation in a torch.nn.Sequential that is given to convert"
+        )
+
     def extra_repr(self) -> str:
         """Return the layer's sizes and activation, for its repr.
 
@@ -243,7 +250,10 @@ class Linear(torch.nn.Linear):
         (..., out_features) tensor
             Outputs.
         """
-        return linear_act(input, self.weight, self.bias, "identity")
+        if torch.jit.is_scripting():
+            return F.linear(input, self.weight, self.bias)
+        else:  # TorchScript does not compile this branch
+            return linear_act(input, self.weight, self.bias, "identity")
 
 
 def _canonical(name: str) -> str:

@@ -99,11 +99,16 @@ def _linear(self: torch.nn.Linear, input: Any) -> Tensor:
 
 
 class _AlsoOriginal(type):
-    """The class of a stand-in: an instance of PyTorch's class counts as one of its stand-in."""
+    """The class of a stand-in: PyTorch's class, its subclasses and instances count as its own."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, cls.__dict__.get("_original", ())) or super().__instancecheck__(
             instance
+        )
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.__dict__.get("_original", ())) or super().__subclasscheck__(
+            subclass
         )
 
 

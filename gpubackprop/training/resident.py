@@ -120,10 +120,11 @@ def _plans_of(step: TrainStep) -> tuple[ResidentPlan, SpreadPlan]:
     network, source = step.network, step.source
     labels = source.targets.ndim == 1
     weighted = source.sample_weight is not None or step.options.weighted
-    made_for = labels, weighted, network.activations, network.dropout
+    made_for = labels, weighted, network.activations, network.dropout, network.tf32
     if step.resident_plan is None or step.resident_plan[0] != made_for:
         card = cast("CupyBackend", network.backend).launcher.properties
-        options: Any = {"dropout": network.dropout, "has_labels": labels, "weighted": weighted}
+        options: Any = {"dropout": network.dropout, "has_labels": labels, "weighted": weighted,
+                        "tf32": network.tf32}  # fmt: skip
         sizes = network.widths, network.activations
         plan = plan_resident(*sizes, step.optimizer.formula, step.batch_size, card, **options)
         spread = plan_spread(*sizes, step.batch_size, card, resident=plan, **options)

@@ -102,12 +102,15 @@ class TrainingState:
         The position of the training.
     step : TrainStep, StepState or None
         The last step; None before the first, and after a loss that was not finite.
+    running : bool
+        Whether a call of `fit` is changing it.
     """
 
     rng: np.random.Generator
     history: History = field(default_factory=History)
     position: Position = field(default_factory=Position)
     step: TrainStep | StepState | None = None
+    running: bool = False
 
     def __repr__(self) -> str:
         return f"TrainingState({self.position.epoch} epochs, {self.steps} steps done)"
@@ -144,7 +147,7 @@ class TrainingState:
 
     def __getstate__(self) -> dict[str, Any]:
         step = self.step.snapshot() if isinstance(self.step, TrainStep) else self.step
-        return vars(self) | {"step": step}
+        return vars(self) | {"step": step, "running": False}
 
     def __copy__(self) -> TrainingState:
         twin = object.__new__(type(self))

@@ -17,6 +17,7 @@ from gpubackprop.data import split_rows
 from gpubackprop.data.frames import as_array
 from gpubackprop.distributed import Communicator, join
 from gpubackprop.errors import NonFiniteLossError, OptionError, OutOfMemory, ShapeError
+from gpubackprop.layout.fixed import assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
@@ -122,7 +123,7 @@ class Trainer(Settings):
     Raises
     ------
     OptionError
-        An option is unknown or out of range.
+        An option is unknown or out of range, or `network` is no MLP.
 
     Examples
     --------
@@ -165,6 +166,11 @@ class Trainer(Settings):
         shard_optimizer: bool = False,
         deterministic: bool = True,
     ) -> None:
+        if not isinstance(network, MLP):
+            raise OptionError(
+                f"network is a {type(network).__name__} but must be an MLP; an Ensemble is trained "
+                "member by member, and MLP.from_torch takes a PyTorch module"
+            )
         self.deterministic = bool(deterministic)
         self.shard_optimizer = bool(shard_optimizer)
         if distributed is not None:
@@ -201,6 +207,8 @@ class Trainer(Settings):
         if "_rng" in state:
             parts = (state.pop(name) for name in ("_rng", "history", "_position", "_step"))
             state["state"] = TrainingState(*parts)
+        if "state" in state:
+            state["_state"] = state.pop("state")
         vars(self).update(state)
         # The ranks are those of where the pickle is read; a copy made within a team's fit has none.
         self.joined(None if self._team else self._joined)
@@ -209,11 +217,18 @@ class Trainer(Settings):
         """Return a trainer of the same network that goes on from here with a state of its own."""
         twin: Trainer = object.__new__(type(self))
         vars(twin).update(vars(self))
-        for name in ("state", "callbacks", "metrics", "_schedule"):
-            setattr(twin, name, copy.copy(getattr(self, name)))
+        for name in ("_state", "_callbacks", "_metrics", "_schedule"):
+            vars(twin)[name] = copy.copy(vars(self)[name])
         if self._team:
             twin.joined(None)
         return twin
+
+    @assignable
+    def state(self, state: TrainingState) -> TrainingState:
+        """Where the training stands; a copy that was kept may be assigned between two fits."""
+        if "_state" in vars(self) and self.state.running:
+            raise _running("its state cannot be changed meanwhile")
+        return state
 
     @property
     def history(self) -> History:
@@ -221,7 +236,7 @@ class Trainer(Settings):
         return self.state.history
 
     def _trained_with(self) -> str | None:
-        return self.state.formula if "state" in vars(self) else None
+        return self.state.formula if "_state" in vars(self) else None
 
     @property
     def has_others(self) -> bool:
@@ -349,7 +364,8 @@ class Trainer(Settings):
         TargetRangeError
             A label is out of range; nothing has been changed.
         OptionError
-            An option is out of range; nothing has been changed.
+            An option is out of range, or a fit of this trainer is running (a callback has called
+            fit); nothing has been changed.
         DataError
             There are no rows, a frame has a column of text or a missing value, or targets hold NaN;
             nothing has been changed.
@@ -365,6 +381,8 @@ class Trainer(Settings):
             The ranks have different options, data, weights or versions, or some of them failed; the
             message names the rank. All ranks raise it.
         """
+        if self.state.running:
+            raise _running("another one would change its network and state")
         if self._team is not None and self.is_alone:
             given = {name: value for name, value in locals().items() if name != "self"}
             return self._team.fit(self, given)
@@ -389,6 +407,7 @@ class Trainer(Settings):
                 step = self.ranks.all_succeed(lambda: self.state.new_step(self, train))
             self.feature_names = train.feature_names or self.feature_names
             kind = Run if self.is_alone else SharedRun
+            self.state.running = True
             try:
                 return kind(self, self.state, step, held_out, options).run()
             except NonFiniteLossError as error:
@@ -396,6 +415,8 @@ class Trainer(Settings):
                 places = self.ranks.from_root(lambda: [data.not_finite() for data in parts])
                 error.args = (" ".join([str(error), *filter(None, places)]),)
                 raise
+            finally:
+                self.state.running = False
         except OutOfMemory as error:
             self._say_what_fits(error, x)
             raise
@@ -601,6 +622,14 @@ class Trainer(Settings):
         )  # fmt: skip
         data.require_finite_targets(self.loss)
         return train, data
+
+
+def _running(consequence: str) -> OptionError:
+    """Return the error of a call within a callback of `fit`, or from another thread."""
+    return OptionError(
+        f"this trainer's fit is running, and {consequence}; wait for its end, or take "
+        f"copy.deepcopy(trainer), which goes on from here with a network of its own"
+    )
 
 
 def _check_scaling(spec: Any, network: MLP) -> LossScaling | None:

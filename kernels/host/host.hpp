@@ -20,6 +20,7 @@ unsigned __clusterSizeInBlocks();
 void __cluster_barrier_arrive();
 void __cluster_barrier_wait();
 void* __cluster_map_shared_rank(void*, unsigned);
+void __mma_m16n8k8_tf32(float (&)[4], const unsigned (&)[4], const unsigned (&)[2]);
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 

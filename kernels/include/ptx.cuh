@@ -436,6 +436,42 @@ template <int N> __device__ __forceinline__ void copy_async_wait() {
 #endif
 }
 
+// ---- tensor cores -----------------------------------------------------------------------------------
+//   From sm_80 on. Before that multiply_tf32 does not exist, and no entry uses it.
+
+// float32 -> TF32: 10 bits of fraction, to nearest, ties to even, as gpubackprop/backends/precision.py rounds.
+// cvt.rna of sm_80 takes ties away from zero; cvt.rn came with sm_90 and CUDA 12.1.
+__device__ __forceinline__ uint32 round_to_tf32(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201
+    uint32 y;
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
+#else
+    uint32 u = bits_of(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fffe000u;  // a NaN whose upper bits are not infinity's
+    return (u + 0xfffu + (u >> 13 & 1u)) & 0xffffe000u;
+#endif
+}
+
+// sum += A B of a warp, A (16, 8) and B (8, 8) in TF32, the sum (16, 8) in float32; all 32 lanes call. With
+// g = lane / 4 and t = lane % 4 a lane has ("Matrix Fragments for mma.m16n8k8" of the PTX ISA)
+//   a = A[g, t], A[g + 8, t], A[g, t + 4], A[g + 8, t + 4];  b = B[t, g], B[t + 4, g]
+//   sum = C[g, 2 t], C[g, 2 t + 1], C[g + 8, 2 t], C[g + 8, 2 t + 1]
+// In which order a card adds the eight terms, and how it rounds between them, is not documented. The twin
+// adds them exactly and rounds once.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+__device__ __forceinline__ void multiply_tf32(float (&sum)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
+#ifdef __CUDA_ARCH__
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    __mma_m16n8k8_tf32(sum, a, b);
+#endif
+}
+#endif
+
 // ---- programmatic dependent launch ------------------------------------------------------------------
 //   A grid that is launched so may start before the one in front of it has ended.
 

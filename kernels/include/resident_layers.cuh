@@ -1,11 +1,11 @@
 // resident_layers.cuh - the layers of resident training, forward and backward, on a tile of rows.
-//   Phases end with a barrier of the block. What the gradient is multiplied by on its way through an
+//   `Product` is Fma or Tensor. Phases end with a barrier of the block. What the gradient is multiplied by on its way through an
 //   activation (its slope, times what dropout multiplied by) is kept from the forward pass where it is no
 //   function of h alone; else it takes the place of h, once h has been used.
 #pragma once
 #include "../activations.cuh"
 #include "dropout.cuh"
-#include "resident_product.cuh"
+#include "resident_tensor.cuh"
 
 namespace resident {
 
@@ -80,16 +80,20 @@ __device__ __forceinline__ bool stops(int activation) {
 
 // What enters layer l: the units below, or x of this stage.
 __device__ __forceinline__ Matrix inputs_of(const Network& net, int l, int stage) {
-    if (l > 0) return {net.memory + net.layers[l - 1].units, net.layers[l - 1].units_stride};
-    int stride = net.number(X_STRIDE);
-    return {net.memory + net.number(X_AT) + stage * net.number(TILE_ROWS) * stride, stride};
+    int at, stride;
+    if (l > 0) {
+        at = net.layers[l - 1].units, stride = net.layers[l - 1].units_stride;
+    } else {
+        stride = net.number(X_STRIDE), at = net.number(X_AT) + stage * net.number(TILE_ROWS) * stride;
+    }
+    return {net.memory + at, stride};  // in one expression: the compiler then knows that it is shared memory
 }
 __device__ __forceinline__ Matrix units_of(const Network& net, const Layer& layer) {
     return {net.memory + layer.units, layer.units_stride};
 }
 
 // a_l = h_{l-1} W_l^T + b_l, h_l = g_l(a_l) for all layers; the last has no activation.
-template <class Tile>
+template <class Product, class Tile>
 __device__ __forceinline__ void forward(
     const Network& net, const Tile& tile, int stage, const uint64* random) {
     int layers = net.number(LAYERS);
@@ -100,7 +104,7 @@ __device__ __forceinline__ void forward(
         float* a = net.memory + layer.units;
         int stride = layer.units_stride;
         Matrix W{net.memory + layer.weights, layer.stride};
-        product<true, true>(
+        Product::template product<true, true>(
             inputs_of(net, l, stage), W, tile.count, layer.outputs, layer.inputs,
             [&](int n, int o, Pack<float, 1> sum) { a[n * stride + o] = sum.v[0] + bias[o]; });
         __syncthreads();
@@ -144,7 +148,7 @@ struct DeltaStore {
 };
 
 // grad_W_l = delta_l^T h_{l-1}, grad_b_l = sum_n delta_l[n]; 0 where the block has no row of the batch.
-template <class Tile>
+template <class Product, class Tile>
 __device__ __forceinline__ void parameter_gradients(const Network& net, int l, const Tile& tile, int stage) {
     const Layer& layer = net.layers[l];
     int gradient = net.number(COUNT);  // from a parameter to its gradient
@@ -152,7 +156,7 @@ __device__ __forceinline__ void parameter_gradients(const Network& net, int l, c
     Matrix delta = units_of(net, layer);
     float* grad_W = net.memory + layer.weights + gradient;
     float* grad_b = net.memory + layer.biases + gradient;
-    product<false, false>(
+    Product::template product<false, false>(
         delta, inputs_of(net, l, stage), layer.outputs, layer.inputs, tile.count,
         GradientStore{grad_W, layer.stride, !first});
     column_sums(delta, tile.count, layer.outputs, [&](int o, float sum) {
@@ -161,7 +165,7 @@ __device__ __forceinline__ void parameter_gradients(const Network& net, int l, c
 }
 
 // delta_{l-1} = (delta_l W_l) * slope, in the place of the slopes; then they change places with h.
-template <class Tile>
+template <class Product, class Tile>
 __device__ __forceinline__ void unit_gradients(const Network& net, int l, const Tile& tile) {
     const Layer &layer = net.layers[l], &below = net.layers[l - 1];
     const float* slopes = net.memory + (below.slopes != 0 ? below.slopes : below.units);
@@ -169,17 +173,17 @@ __device__ __forceinline__ void unit_gradients(const Network& net, int l, const 
     bool is_one = below.activation == 0 && below.slopes == 0;
     bool stopped = below.threshold != 0 || stops(below.activation);
     Matrix W{net.memory + layer.weights, layer.stride};
-    product<true, false>(
+    Product::template product<true, false>(
         units_of(net, layer), W, tile.count, layer.inputs, layer.outputs,
         DeltaStore{delta, slopes, below.units_stride, !is_one, stopped});
 }
 
 // The gradients of all parameters from delta_L, which stands in the place of the logits.
-template <class Tile>
+template <class Product, class Tile>
 __device__ __forceinline__ void backward(const Network& net, const Tile& tile, int stage) {
 #pragma unroll 1
     for (int l = net.number(LAYERS) - 1; l >= 0; --l) {
-        parameter_gradients(net, l, tile, stage);
+        parameter_gradients<Product>(net, l, tile, stage);
         __syncthreads();
         if (l == 0) break;
         const Layer& below = net.layers[l - 1];
@@ -187,7 +191,7 @@ __device__ __forceinline__ void backward(const Network& net, const Tile& tile, i
             activate<true>(net, below, tile.count);
             __syncthreads();
         }
-        unit_gradients(net, l, tile);
+        unit_gradients<Product>(net, l, tile);
         __syncthreads();
     }
 }

@@ -142,13 +142,16 @@ __device__ __forceinline__ void product_in_tiles(
     }
 }
 
-// In tiles of 4 x 4 where that gives every warp work, else of 2 x 2.
-template <bool A_ALONG_K, bool B_ALONG_K, class Store>
-__device__ __forceinline__ void product(Matrix A, Matrix B, int rows, int cols, int depth, Store store) {
-    int tiles = ((rows + 4 * LANES_I - 1) / (4 * LANES_I)) * ((cols + 4 * LANES_J - 1) / (4 * LANES_J));
-    if (tiles >= WARPS) product_in_tiles<4, A_ALONG_K, B_ALONG_K>(A, B, rows, cols, depth, store);
-    else product_in_tiles<2, A_ALONG_K, B_ALONG_K>(A, B, rows, cols, depth, store);
-}
+// A network's product, in float32: in tiles of 4 x 4 where that gives every warp work, else of 2 x 2.
+struct Fma {
+    template <bool A_ALONG_K, bool B_ALONG_K, class Store>
+    static __device__ __forceinline__ void product(
+        Matrix A, Matrix B, int rows, int cols, int depth, Store store) {
+        int tiles = ((rows + 4 * LANES_I - 1) / (4 * LANES_I)) * ((cols + 4 * LANES_J - 1) / (4 * LANES_J));
+        if (tiles >= WARPS) product_in_tiles<4, A_ALONG_K, B_ALONG_K>(A, B, rows, cols, depth, store);
+        else product_in_tiles<2, A_ALONG_K, B_ALONG_K>(A, B, rows, cols, depth, store);
+    }
+};
 
 // sums(j, sum_n M[n, j]) for each column, a thread to a column.
 template <class Store>

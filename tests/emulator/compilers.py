@@ -21,7 +21,7 @@ from typing import Any
 
 from gpubackprop.backends.cupy.arguments import checks
 from gpubackprop.backends.cupy.compiling import OPTIONS
-from gpubackprop.backends.cupy_launch import entries
+from gpubackprop.backends.cupy_launch import entries, least_architecture
 from tests.emulator import builds
 from tests.emulator.module import KERNELS
 
@@ -151,7 +151,7 @@ def code_of(source: str, architecture: int, defines: Defines) -> str:
     names = tuple(
         entry for file, entry, macros in entries()
         if file == source and (not defines or set(macros) == set(defines))
-        if architecture >= 90 or "_cluster" not in entry
+        if architecture >= least_architecture(entry)
     )  # fmt: skip
     return f'#line 1 "{KERNELS / source}"\n{text}{checks(names)}'
 

@@ -56,6 +56,23 @@ extern "C" __global__ void publishing(uint64* words) {
     ptx::publish(words, 2 + threadIdx.x);
 }
 
+// out[i] = x[i] in TF32, by its bits.
+extern "C" __global__ void tf32_of(const float* x, uint32* out, int64 count) {
+    for (int64 i = threadIdx.x; i < count; i += blockDim.x) out[i] = ptx::round_to_tf32(x[i]);
+}
+
+// sums[lane] += what the lane has of the product of a and b, twice.
+extern "C" __global__ void tensor_cores(const uint32* a, const uint32* b, float* sums) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    uint32 rows[4], columns[2];
+    float sum[4];
+    for (int n = 0; n < 4; ++n) rows[n] = a[threadIdx.x * 4 + n], sum[n] = sums[threadIdx.x * 4 + n];
+    for (int n = 0; n < 2; ++n) columns[n] = b[threadIdx.x * 2 + n];
+    for (int n = 0; n < 2; ++n) ptx::multiply_tf32(sum, rows, columns);
+    for (int n = 0; n < 4; ++n) sums[threadIdx.x * 4 + n] = sum[n];
+#endif
+}
+
 extern "C" __global__ void exponentials(const float* x, float* y, int64 count) {
     int64 i = threadIdx.x;
     if (i < count) y[i] = ptx::exp2_approx(x[i]), y[count + i] = ptx::exp2_approx_ftz(x[i]);

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +24,9 @@ from gpubackprop.backends.cupy import resident as launching
 from gpubackprop.backends.cupy import updates
 from gpubackprop.backends.cupy.arguments import ARGUMENTS, kernel_of
 from gpubackprop.backends.cupy.launcher import Launcher
+from gpubackprop.backends.cupy_launch import least_architecture
 from gpubackprop.backends.loss import Total
+from gpubackprop.backends.precision import has_tf32
 from gpubackprop.backends.resident_cost import CLUSTERS
 from gpubackprop.backends.resident_plan import plan_resident
 from gpubackprop.bench import operations, parity
@@ -101,12 +104,21 @@ def _one_hot(backend: Any) -> None:
         backend.one_hot_backward(a, placed, groups, grad_W)
 
 
+def _precisions(backend: Any) -> tuple[str | None, ...]:
+    """Return the precisions of products that resident training has on this card."""
+    major, minor = backend.launcher.properties.capability
+    return (None, "tf32") if has_tf32(10 * major + minor) else (None,)
+
+
 def _resident(backend: Any) -> None:
     """Train a small network in every number of blocks that the card has."""
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(45, 5)).astype(np.float32), rng.integers(0, 3, 45)
-    for blocks in CLUSTERS if backend.launcher.properties.capability >= (9, 0) else (1,):
-        network = MLP([5, 19, 3], "gelu", seed=0, device=backend.device, dropout=0.3)
+    there = CLUSTERS if backend.launcher.properties.capability >= (9, 0) else (1,)
+    for blocks, precision in product(there, _precisions(backend)):
+        network = MLP(
+            [5, 19, 3], "gelu", seed=0, device=backend.device, dropout=0.3, precision=precision
+        )
         trainer = Trainer(network, batch_size=21, progress=False, clip_norm=0.1, l2=0.01)
         with (
             patch.object(resident, "plan_resident", partial(plan_resident, blocks=blocks)),
@@ -121,15 +133,19 @@ def _spread(backend: Any) -> None:
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(rows, 3)).astype(np.float32), rng.integers(0, 2, rows)
     card = replace(backend.launcher.properties, multiprocessors=132)
-    network = MLP([3, 8, 8, 8, 2], "gelu", seed=0, device=backend.device, dropout=0.3)
-    trainer = Trainer(network, batch_size=rows, progress=False, clip_norm=0.1, l2=0.01)
     plan = spread_plan.plan_spread
 
     def of_a_large_card(widths: Any, activations: Any, batch: int, _: Any, **more: Any) -> Any:
         return plan(widths, activations, batch, card, **more)
 
-    with patch.object(resident, "plan_spread", of_a_large_card):
-        trainer.fit(x, labels, epochs=1)
+    for precision in _precisions(backend):
+        network = MLP(
+            [3, 8, 8, 8, 2], "gelu", seed=0, device=backend.device, dropout=0.3,
+            precision=precision,
+        )  # fmt: skip
+        trainer = Trainer(network, batch_size=rows, progress=False, clip_norm=0.1, l2=0.01)
+        with patch.object(resident, "plan_spread", of_a_large_card):
+            trainer.fit(x, labels, epochs=1)
 
 
 def _totals(backend: Any) -> None:
@@ -150,10 +166,11 @@ def _shifted(backend: Any, array: np.ndarray) -> Any:
 
 def main() -> int:
     kernels, entries = launch_all(cuda_backend())
-    clusters = cuda_backend().launcher.properties.capability >= (9, 0)
+    major, minor = cuda_backend().launcher.properties.capability
     left_out = sorted(
-        kernel for kernel in set(ARGUMENTS) - kernels if clusters or "_cluster" not in kernel
-    )
+        kernel for kernel in set(ARGUMENTS) - kernels
+        if 10 * major + minor >= least_architecture(kernel)
+    )  # fmt: skip
     write_json(
         Path(sys.argv[1]),
         {"kernels": sorted(kernels), "entries": sorted(entries), "not_launched": left_out},

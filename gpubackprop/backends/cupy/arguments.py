@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cupy_launch import entries
+from gpubackprop.backends.cupy_launch import entries, resident_kernel, spread_kernel
 from gpubackprop.dtypes import BY_SUFFIX, STORAGES, SUFFIXES
 from gpubackprop.errors import DtypeError
 
@@ -137,10 +137,14 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     **{
         kernel: {"table": "u64*", "layers": "i32*"}
-        for kernel in ("resident_training", *(f"resident_training_cluster{n}" for n in (2, 4, 8)))
+        for kernel in (resident_kernel(n, tf32) for n in (1, 2, 4, 8) for tf32 in (False, True))
     },
-    "spread_gradient": {
-        "table": "u64*", "layers": "i32*", "partial": "f32*", "figures": "f32*", "stride": "i64",
+    **{
+        spread_kernel(tf32): {
+            "table": "u64*", "layers": "i32*", "partial": "f32*", "figures": "f32*",
+            "stride": "i64",
+        }
+        for tf32 in (False, True)
     },
     "spread_sum": {
         "partial": "f32*", "figures": "f32*", "gradient": "f32*", "loss": "f32*",

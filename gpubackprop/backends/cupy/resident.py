@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.cupy.issuer import Issuer
-from gpubackprop.backends.cupy_launch import KERNELS, Launch, entry_defines, entry_name
+from gpubackprop.backends.cupy_launch import (
+    KERNELS,
+    Launch,
+    entry_defines,
+    entry_name,
+    resident_kernel,
+)
 from gpubackprop.backends.resident_cost import ResidentPlan, in_company
 from gpubackprop.backends.resident_plan import (
     ADDRESSES,
@@ -62,7 +68,9 @@ class ResidentNetwork:
 
 
 def resident_training(backend: Issuer, networks: Sequence[ResidentNetwork]) -> None:
-    """Issue one launch that trains all networks, or one for each number of blocks.
+    """Issue one launch that trains all networks, or one for each entry that they want.
+
+    An entry is for networks of one number of blocks, and of one kind of products.
 
     Which networks get a cluster depends on all of them; what becomes of each does not.
 
@@ -86,12 +94,15 @@ def resident_training(backend: Issuer, networks: Sequence[ResidentNetwork]) -> N
         backend.launcher.properties.multiprocessors,
     )
     chosen = [replace(network, plan=plan) for network, plan in zip(networks, plans, strict=True)]
-    for blocks in sorted({plan.blocks for plan in plans}, reverse=True):
-        _launch(backend, [network for network in chosen if network.plan.blocks == blocks], blocks)
+    for kind in sorted({(plan.blocks, plan.tf32) for plan in plans}, reverse=True):
+        same = [n for n in chosen if (n.plan.blocks, n.plan.tf32) == kind]
+        _launch(backend, same, *kind)
 
 
-def _launch(backend: Issuer, networks: Sequence[ResidentNetwork], blocks: int) -> None:
-    """Issue the launch of networks of so many blocks each."""
+def _launch(
+    backend: Issuer, networks: Sequence[ResidentNetwork], blocks: int, tf32: bool
+) -> None:  # fmt: skip
+    """Issue the launch of networks of so many blocks each, all in TF32 or none."""
     firsts = np.cumsum([0, *(len(network.layers) for network in networks)])
     table = table_of(
         [n.words(backend, first) for n, first in zip(networks, firsts[:-1], strict=True)]
@@ -102,7 +113,7 @@ def _launch(backend: Issuer, networks: Sequence[ResidentNetwork], blocks: int) -
             for n in networks
         ]
     )
-    kernel = KERNEL if blocks == 1 else f"{KERNEL}_cluster{blocks}"
+    kernel = resident_kernel(blocks, tf32)
     launch = Launch(
         KERNELS[kernel].source, entry_name(kernel, "", SUFFIX),
         (*KERNELS[kernel].defines, *entry_defines("", SUFFIX)),

@@ -18,6 +18,7 @@ from gpubackprop.backends.cupy_launch import (
     ceil_division,
     entry_defines,
     entry_name,
+    spread_kernel,
 )
 from gpubackprop.backends.memory import Array
 from gpubackprop.backends.resident_plan import layers_of, table_of
@@ -77,7 +78,7 @@ def spread_gradients(
     layers = [p | dict(more) for p, more in zip(plan.layers, network.layers, strict=True)]
     shares, size = plan.numbers["shares"], partial.shape[1]
     backend.issue(
-        _launch("spread_gradient", shares, THREADS, plan.shared_bytes),
+        _launch(spread_kernel(plan.tf32), shares, THREADS, plan.shared_bytes),
         {
             "table": backend.asarray(table_of([network.words(backend, 0)])),
             "layers": backend.asarray(layers_of([layers])),
@@ -92,6 +93,7 @@ def spread_gradients(
 
 def _launch(kernel: str, blocks: int, threads: int, shared_bytes: int) -> Launch:
     return Launch(
-        KERNELS[kernel].source, entry_name(kernel, "", SUFFIX), entry_defines("", SUFFIX),
+        KERNELS[kernel].source, entry_name(kernel, "", SUFFIX),
+        (*KERNELS[kernel].defines, *entry_defines("", SUFFIX)),
         (blocks, 1, 1), (threads, 1, 1), shared_bytes=shared_bytes,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 #pragma once
 #include <math.h>  // not <cmath>: the overloads for float stand in the global namespace, as in CUDA
 #include <type_traits>
-#include "block.h"
+#include "matrices.h"
 
 #define __global__
 #define __device__

@@ -36,6 +36,7 @@ struct Warp {
     unsigned arrived[32];  // lanes that wait, and how often that was complete, for each mask,
     unsigned round[32];    // which goes by its lowest lane
     unsigned alive;
+    unsigned fragments[2][32][6];  // of matrices, likewise: matrices.h
 };
 
 struct Block {
