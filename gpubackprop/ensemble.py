@@ -10,6 +10,7 @@ import numpy as np
 from gpubackprop.backends import Backend
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import Activation
+from gpubackprop.layout.fixed import assignable
 from gpubackprop.network import MLP
 from gpubackprop.ops import checks, display
 
@@ -47,16 +48,36 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[MLP]) -> None:
-        self.members = tuple(members)
-        if not self.members or not all(isinstance(member, MLP) for member in self.members):
+        self.members = members
+
+    @assignable
+    def members(self, members: Sequence[MLP]) -> tuple[MLP, ...]:
+        """The networks themselves, no copies."""
+        checked = tuple(members)
+        if not checked or not all(isinstance(member, MLP) for member in checked):
             raise OptionError(f"an ensemble has at least one MLP, and nothing else: {members!r}")
-        first = self.members[0]
-        for place, member in enumerate(self.members[1:], 2):
+        first = checked[0]
+        for place, member in enumerate(checked[1:], 2):
             if (member.config(), member.device) != (first.config(), first.device):
                 raise OptionError(
                     f"the networks of an ensemble differ in their parameters alone, but network "
                     f"{place} is {member!r} and the first is {first!r}"
                 )
+        return checked
+
+    def check_members(self) -> None:
+        """Check the members again: their activations and dropout may have been assigned.
+
+        Raises
+        ------
+        OptionError
+            Two of them differ.
+        """
+        self.members = self.members
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy or a pickle, also from before its members were checked."""
+        self.members = state["_members" if "_members" in state else "members"]
 
     # -- what all members have --------------------------------------------------------------------
 

@@ -352,6 +352,8 @@ class Model:
             raise OptionError(
                 f"network is a {type(network).__name__} but must be an MLP or an Ensemble"
             )
+        if isinstance(network, Ensemble):
+            network.check_members()  # a file has one architecture for all
         self._check_preprocessor()
         standardizer = self.standardizer
         inputs, units = network.widths[0], network.widths[-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,33 @@ def test_the_graph_of_several_networks_computes_their_mean(dtype: str) -> None:
     label, probabilities = session.run(["label", "probabilities"], {"x": x})
     np.testing.assert_allclose(probabilities, model.predict(x), rtol=1e-5)
     assert label.tolist() == model.predict_labels(x).tolist()
+
+
+def test_members_are_checked_when_they_are_assigned_and_before_they_are_written(
+    tmp_path: Path,
+) -> None:
+    """A file once got the first member's activation for all of them."""
+    members = [MLP([2, 3, 2], seed=seed) for seed in (0, 1)]
+    ensemble = Ensemble(members)
+    with pytest.raises(OptionError, match="differ in their parameters alone, but network 2"):
+        ensemble.members = [members[0], MLP([2, 4, 2])]
+    with pytest.raises(OptionError, match="at least one MLP"):
+        ensemble.members = []
+    assert ensemble.members == tuple(members)
+    for twin in (
+        copy.copy(ensemble),
+        copy.deepcopy(ensemble),
+        pickle.loads(pickle.dumps(ensemble)),
+    ):
+        assert np.array_equal(twin.predict(np.eye(2)), ensemble.predict(np.eye(2)))
+    old = object.__new__(Ensemble)
+    old.__setstate__({"members": tuple(members)})  # as version 0.2.0 pickled it
+    assert old.members == tuple(members)
+    model = Model(ensemble)
+    members[1].activations = "tanh"
+    with pytest.raises(OptionError, match="differ in their parameters alone, but network 2"):
+        model.save(tmp_path / "model.safetensors")
+    members[0].activations = "tanh"
+    model.save(tmp_path / "model.safetensors")
+    loaded = Model.load(tmp_path / "model.safetensors")
+    assert np.array_equal(loaded.predict(np.eye(2)), model.predict(np.eye(2)))
