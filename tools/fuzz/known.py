@@ -197,7 +197,7 @@ ESTIMATORS = (
     Known(
         "where a fit diverges to infinity in one step, which parameters are infinite already goes by "
         "the order of a product's sums",
-        line=r"fit\(.*1e\+(39|200)",
+        line=r"fit\(.*1e\+?(39|200)",
         place=r"\.(coefs_|intercepts_)\[\d+\]$",
         kind="^values, after an error",
         detail=r"(?s)here array.*(inf|nan|e\+30\d).*after ValueError.'Solver produced non-finite.*"
