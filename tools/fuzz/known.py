@@ -66,7 +66,7 @@ ESTIMATORS = (
         "of two faults at once, what is wrong with coefs_ or intercepts_ is named first; or in other "
         "words",
         place="^error$",
-        kind=r"^(?!NoneType)\w+ there, (Shape|Option|Dtype)Error here$",
+        kind=r"^(?!NoneType)\w+ there, (Shape|Option|Dtype|Attribute)Error here$",
         detail=r"here \w+Error.'(coefs_|intercepts_)(\[| has \d+ entries)",
     ),
     Known(
@@ -182,7 +182,7 @@ ESTIMATORS = (
     Known(
         "the Poisson loss of negative targets is NaN, and SciPy's line search goes by the last bits",
         line=r"fit\(",
-        detail=r"beside loss_ \[array\(nan\), array\(nan\)\]",
+        detail=r"beside loss_ \[array\(nan.*\), array\(nan",  # of either type
         before=r"(?s)lbfgs.*poisson|poisson.*lbfgs",
         ends=True,
     ),
