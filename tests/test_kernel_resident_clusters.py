@@ -233,10 +233,21 @@ def test_a_clusters_accesses_to_shared_memory_are_almost_without_bank_conflicts(
         ("one block", 1, False),
         ("cluster of 8", 8, False),
         ("one block that takes the eight shares, of more than 100 networks at once", 8, True),
+        ("one block, TF32", 1, False),
+        ("cluster of 4, TF32", 4, False),
+        ("cluster of 8, TF32", 8, False),
+        ("one block that takes the four shares, of more than 100 networks at once, TF32", 4, True),
     ],
 )
 def test_a_step_takes_the_wavefronts_that_the_kernels_readme_says(row, blocks, alone):
-    options = {"widths": (64, 128, 10), "activation": "relu", "rows": 200, "batch": 200}
+    precision = "tf32" if row.endswith("TF32") else "float32"
+    options = {
+        "widths": (64, 128, 10),
+        "activation": "relu",
+        "rows": 200,
+        "batch": 200,
+        "precision": precision,
+    }
     found = []
     for epochs in (1, 2):
         with planned(blocks):

@@ -3,7 +3,6 @@ in any company. What does not depend on the product is tested in test_kernel_res
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -15,14 +14,11 @@ import pytest
 
 from gpubackprop import losses, optimizers
 from gpubackprop.backends.cupy import resident as launching
-from gpubackprop.backends.resident_cost import cycles_of_tile
-from gpubackprop.backends.spread_plan import ALL_WAVEFRONTS
 from gpubackprop.formulas import ACTIVATIONS
 from gpubackprop.training.resident import obstacle, plan_of, spread_of, train_together
 from gpubackprop.training.step import TrainStep
 from tests import emulator, resident_jobs
 from tests.emulator import Module, cupy_stub
-from tests.emulator.module import KERNELS
 from tests.emulator.traffic import conflicts, shared_accesses
 from tests.resident_jobs import (
     LOSS_CASES,
@@ -45,7 +41,6 @@ from tests.resident_jobs import (
 )
 from tests.test_kernel_resident_clusters import (
     OPTIONS,
-    as_planned,
     counted,
     equal,
     in_one_block,
@@ -289,46 +284,3 @@ def test_accesses_to_shared_memory_are_almost_without_bank_conflicts():
     loads = [one for one in accesses if "resident_tensor.cuh" in one.place().split(" <")[0]]
     assert loads
     assert conflicts(loads) == 1.0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("row", "blocks", "alone"),
-    [
-        ("one block, TF32", 1, False),
-        ("cluster of 4, TF32", 4, False),
-        ("cluster of 8, TF32", 8, False),
-        ("one block that takes the four shares, of more than 100 networks at once, TF32", 4, True),
-    ],
-)
-def test_a_step_takes_the_wavefronts_that_the_kernels_readme_says(row, blocks, alone):
-    options = {"widths": (64, 128, 10), "activation": "relu", "rows": 200, "batch": 200}
-    found = []
-    for epochs in (1, 2):
-        with planned(blocks):
-            jobs = [job(step_of("cuda", l2=1e-4, **options), epochs)]
-            with patch.object(launching, "in_company", in_one_block if alone else as_planned):
-                module, _ = counted(*launch_of(jobs))
-        found.append(sum(access.wavefronts for access in shared_accesses(module)))
-    of_a_block = (found[1] - found[0]) / (1 if alone else blocks)
-    text = (KERNELS / "README.md").read_text(encoding="utf-8")
-    (said,) = re.findall(rf"\| {row} \| ([\d,]+) \|", text)
-    assert of_a_block == pytest.approx(float(said.replace(",", "")), abs=1)
-
-
-@pytest.mark.slow
-def test_a_tile_takes_the_wavefronts_that_the_kernels_readme_says():
-    found = []
-    for rows in (80, 160):  # one tile and two of a share
-        with spread(rows):
-            step = step_of(
-                "cuda", widths=(64, 64, 64, 64, 10), rows=rows, batch=rows, activation="relu"
-            )
-            launches, reached = spread_launches_of(step)
-        module, _ = counted(launches[0], reached)
-        found.append(sum(access.wavefronts for access in shared_accesses(module)))
-    text = (KERNELS / "README.md").read_text(encoding="utf-8")
-    (said,) = re.findall(r"([\d,]+) wavefronts in TF32", text)
-    assert found[1] - found[0] == int(said.replace(",", ""))
-    known = cycles_of_tile((64, 64, 64, 64, 10), 80, True)
-    assert (found[1] - found[0]) / known == pytest.approx(ALL_WAVEFRONTS[True], abs=0.01)

@@ -334,18 +334,22 @@ def test_accesses_to_shared_memory_are_almost_without_bank_conflicts():
 
 
 @pytest.mark.slow
-def test_a_tile_takes_the_wavefronts_that_the_kernels_readme_says():
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [("float32", "wavefronts for a tile of 80 rows"), ("tf32", "wavefronts in TF32")],
+)
+def test_a_tile_takes_the_wavefronts_that_the_kernels_readme_says(precision, words):
+    options = {"widths": (64, 64, 64, 64, 10), "activation": "relu", "precision": precision}
     found = []
     for rows in (80, 160):  # one tile and two of a share
         with spread(rows):
-            step = step_of(
-                "cuda", widths=(64, 64, 64, 64, 10), rows=rows, batch=rows, activation="relu"
-            )
+            step = step_of("cuda", rows=rows, batch=rows, **options)
             launches, reached = spread_launches_of(step)
         module, _ = counted(launches[0], reached)
         found.append(sum(access.wavefronts for access in shared_accesses(module)))
     text = (KERNELS / "README.md").read_text(encoding="utf-8")
-    (said,) = re.findall(r"([\d,]+) wavefronts for a tile of 80 rows", text)
+    (said,) = re.findall(rf"([\d,]+) {words}", text)
     assert found[1] - found[0] == int(said.replace(",", ""))
-    products = cycles_of_tile((64, 64, 64, 64, 10), 80)
-    assert (found[1] - found[0]) / products == pytest.approx(ALL_WAVEFRONTS[False], abs=0.01)
+    tf32 = precision == "tf32"
+    products = cycles_of_tile((64, 64, 64, 64, 10), 80, tf32)
+    assert (found[1] - found[0]) / products == pytest.approx(ALL_WAVEFRONTS[tf32], abs=0.01)
