@@ -86,6 +86,16 @@ def test_rows_of_every_kind_of_piece_match_pytorch_and_a_tile_may_be_just_full(f
         one.check()
 
 
+@pytest.mark.parametrize("cols", [128, 256, 512, 1020], ids=["4", "8", "16", "32 lanes"])
+def test_rows_of_many_lanes_match_pytorch(cols):
+    """From 16 lanes on, one access has pieces of one row alone."""
+    case = Case("f32", cols, 37)
+    launch = case.run()
+    assert launch.entry == "softmax_cross_entropy_lanes_w16_f32"
+    assert launch.block[0] == -(-cols // 32)
+    case.check()
+
+
 @pytest.mark.parametrize("cols", [8, 16, 24, 32, 64, 72])
 def test_a_row_has_the_same_bits_wherever_it_lies(cols):
     """Rows start at different pieces, against bank conflicts; their sums must not show it."""
@@ -123,3 +133,20 @@ def test_no_finding_of_the_sanitizers(mode):
         )
     launches = [replace(launch, grid=(grid, 1, 1)) for launch in launches for grid in (1, 2)]
     assert emulator.run_sanitized(launches, mode) == ""
+
+
+@pytest.mark.parametrize(("dtype", "cols", "shift"), [("f32", 2, 1), ("f16", 2, 3), ("f32", 3, 0)])
+def test_a_matrix_within_one_pack_is_read_and_written_element_by_element(dtype, cols, shift):
+    launches: list[emulator.Launch] = []
+    case = Case(dtype, cols, 1, shift)
+    case.y[...] = wide(case.z).argmin()  # a gradient near 1, which keeps its digits
+    Operations(collect(launches), CARD).softmax_cross_entropy(
+        case.z, case.y, case.result, reduction="sum"
+    )
+    assert "lanes" in launches[0].entry
+    assert emulator.run_sanitized(launches, "address") == ""
+    case.run()
+    rows, _ = references.cross_entropy(wide(case.z), case.y, reduction="none")
+    _, delta = references.cross_entropy(wide(case.z), case.y, reduction="sum")
+    assert ulps(case.result["row_loss"], rows, np.float32) <= 4
+    assert ulps(case.result["delta"], delta, DTYPES[dtype]) <= UNITS[dtype]

@@ -67,6 +67,12 @@ ONCE = "a column comes once, and none is as large as the first place"
 ROOM = "room for more pieces than a row has; the compilers' reports have the registers"
 BEHIND = "a row behind the last: nothing of what is read is used"
 NO_BLOCK = "one more turn, in which no block is there"
+NO_PIECE = "a lane has MOST pieces at most: the turn more ends at once"
+LATER_COLUMN = (
+    "a piece behind the row's: its columns come after all of the row's, and the first counts"
+)
+LEVEL = "a piece behind the row's: its sum waits at a level that is not read"
+ONE_PAIR = "a single pair is converted to the same numbers either way"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
 
 PAIRS = "softmax_cross_entropy_pairs.cu"
@@ -151,6 +157,11 @@ TABLE = (
     Equivalent(PAIRS, "at < place)", "at <= place)", ONCE),
     Equivalent(LANES, "column < place)", "column <= place)", ONCE),
     Equivalent(LANES, "LANE_BYTES / W;", "LANE_BYTES * W;", ROOM),
+    Equivalent(LANES, "LANE_BYTES / W;", "LANE_BYTES;", ROOM),
+    Equivalent(LANES, "j < MOST; ++j)", "j <= MOST; ++j)", NO_PIECE, 5),
+    Equivalent(LANES, "j >= pieces)", "j > pieces)", LATER_COLUMN, nth=1),
+    Equivalent(LANES, "j >= pieces)", "j > pieces)", LEVEL, nth=3),
+    Equivalent("include/piece.cuh", "&& E >= 2)", "&& E > 2)", ONE_PAIR, 2),
     Equivalent(LANES, "common > rows)", "common >= rows)", SAME),
     Equivalent(LANES, "- first < rows ?", "- first <= rows ?", SAME),
     Equivalent(LANES, "first >= p.rows ?", "first > p.rows ?", SAME),
