@@ -151,8 +151,8 @@ def test_both_stages_of_a_column_sum_have_no_bank_conflict(dtype):
 
 @pytest.mark.parametrize(
     ("classes", "dtype"),
-    [(7, "f32"), (8, "f32"), (10, "f32"), (16, "f32"), (24, "f32"), (32, "f32"), (64, "f32"),
-     (8, "bf16"), (10, "bf16"), (32, "bf16"), (48, "bf16"), (64, "bf16")],
+    [(7, "f32"), (8, "f32"), (10, "f32"), (16, "f32"), (24, "f32"), (32, "f32"), (48, "f32"),
+     (64, "f32"), (96, "f32"), (8, "bf16"), (10, "bf16"), (32, "bf16"), (48, "bf16"), (64, "bf16")],
 )  # fmt: skip
 def test_rows_of_a_thread_have_no_bank_conflicts(classes, dtype):
     """Lanes that would meet in a bank start at different places of their rows; what is left is the

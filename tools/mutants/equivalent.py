@@ -72,6 +72,9 @@ LATER_COLUMN = (
     "a piece behind the row's: its columns come after all of the row's, and the first counts"
 )
 LEVEL = "a piece behind the row's: its sum waits at a level that is not read"
+UNEQUAL = (
+    "lanes of unequal numbers of pieces: in another order the same results, and two meet at most"
+)
 ONE_PAIR = "a single pair is converted to the same numbers either way"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
 
@@ -158,6 +161,8 @@ TABLE = (
     Equivalent(LANES, "column < place)", "column <= place)", ONCE),
     Equivalent(LANES, "LANE_BYTES / W;", "LANE_BYTES * W;", ROOM),
     Equivalent(LANES, "LANE_BYTES / W;", "LANE_BYTES;", ROOM),
+    Equivalent(LANES, "cols / E % lanes", "cols * E % lanes", UNEQUAL),
+    Equivalent(LANES, "cols / E % lanes", "cols % lanes", UNEQUAL),
     Equivalent(LANES, "j < MOST; ++j)", "j <= MOST; ++j)", NO_PIECE, 5),
     Equivalent(LANES, "j >= pieces)", "j > pieces)", LATER_COLUMN, nth=1),
     Equivalent(LANES, "j >= pieces)", "j > pieces)", LEVEL, nth=3),
