@@ -316,6 +316,19 @@ def test_weights_of_rows_are_read_once():
     assert counted[total].written == 4
 
 
+@pytest.mark.parametrize(("cols", "widest"), [(8, 4), (9, 16), (41, 16)])
+def test_a_pointwise_loss_takes_rows_of_two_packs_by_elements_and_longer_ones_by_packs(
+    cols, widest
+):
+    """Where rows start off 16 bytes, too: their heads and tails are peeled."""
+    memory, counted = Guarded(), Counted()
+    z, delta = (memory.normal((40, cols), np.float32, shift=1, gap=1) for _ in range(2))
+    targets = memory.normal((40, cols), np.float32, shift=1, gap=1)
+    result = {"row_loss": memory.empty((40,), np.float32), "delta": delta}
+    counted.verbs.pointwise_loss(z, targets, "squared_error", result)
+    assert {counted[array].widest for array in (z, targets, delta)} == {widest}
+
+
 @pytest.mark.parametrize("classes", [10, 1000, 4096])
 def test_pointwise_losses_read_and_write_once(classes):
     """In accesses of 16 bytes. Rows of 40 bytes have heads and tails of two elements, and a request for

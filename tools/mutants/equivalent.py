@@ -65,6 +65,7 @@ NO_COLUMN = "a label that is no column counts nothing, ignored or not"
 NOT_USED = "a place of the list beyond the last: its row is not loaded"
 ONCE = "a column comes once, and none is as large as the first place"
 ROOM = "room for more pieces than a row has; the compilers' reports have the registers"
+NO_WORD = "one more turn, in which no array has a word"
 BEHIND = "a row behind the last: nothing of what is read is used"
 NO_BLOCK = "one more turn, in which no block is there"
 NO_PIECE = "a lane has MOST pieces at most: the turn more ends at once"
@@ -110,6 +111,13 @@ TABLE = (
     Equivalent("gather_rows.cu", "(j < a.cols)", "(j <= a.cols)", EMPTY),
     Equivalent("gather_rows.cu", "j >= 0 &&", "j > 0 &&", IN_FLIGHT),
     Equivalent("gather_rows.cu", "E <= a.cols", "E < a.cols", IN_FLIGHT),
+    Equivalent("gather_rows.cu", "w < a.most_words;", "w <= a.most_words;", NO_WORD),
+    Equivalent("gather_rows.cu", "whole += vector", "whole -= vector", IN_FLIGHT),
+    Equivalent("gather_rows.cu", "UNROLL; ++u) whole", "UNROLL - 1; ++u) whole", IN_FLIGHT),
+    Equivalent("gather_rows.cu", "u < UNROLL; ++u)\n", "u <= UNROLL; ++u)\n", GUARDED),
+    Equivalent("pointwise_loss.cu", "E == 1 ? 1", "E != 1 ? 1", IN_FLIGHT),
+    Equivalent("pointwise_loss.cu", "k < p.cols;", "k <= p.cols;", EMPTY),
+    Equivalent("pointwise_loss.cu", "k < 0 ?", "k <= 0 ?", SAME),
     Equivalent("one_hot.cu", "[i + u < count ? i", "[i - u < count ? i", NOT_USED),
     Equivalent("one_hot.cu", "[i + u < count ? i", "[i + u <= count ? i", NOT_USED),
     Equivalent("sum_of_squares.cu", "i < 0 ?", "i <= 0 ?", SAME),
