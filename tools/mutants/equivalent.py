@@ -66,6 +66,14 @@ NOT_USED = "a place of the list beyond the last: its row is not loaded"
 ONCE = "a column comes once, and none is as large as the first place"
 ROOM = "room for more pieces than a row has; the compilers' reports have the registers"
 NO_WORD = "one more turn, in which no array has a word"
+NO_GROUP = "one more turn, in which no group has a number: 0 is added"
+NO_CHUNK = "one more turn, of rows that are not there"
+NO_ROW_LEFT = (
+    "one more turn, in which no row is left: 0 is added, and what it reads of the list is not used"
+)
+MORE_CODES = "room for more codes than are read"
+OTHER_LIST = "the list of one column more, which nobody reads"
+LANE_0 = "threadIdx.x is below TILE: only lane 0 has a difference of 0, too"
 BEHIND = "a row behind the last: nothing of what is read is used"
 NO_BLOCK = "one more turn, in which no block is there"
 NO_PIECE = "a lane has MOST pieces at most: the turn more ends at once"
@@ -118,6 +126,14 @@ TABLE = (
     Equivalent("pointwise_loss.cu", "E == 1 ? 1", "E != 1 ? 1", IN_FLIGHT),
     Equivalent("pointwise_loss.cu", "k < p.cols;", "k <= p.cols;", EMPTY),
     Equivalent("pointwise_loss.cu", "k < 0 ?", "k <= 0 ?", SAME),
+    Equivalent("one_hot.cu", "g < a.groups; g", "g <= a.groups; g", NO_GROUP),
+    Equivalent("one_hot.cu", "code[CHUNK / 32];", "code[CHUNK * 32];", MORE_CODES),
+    Equivalent("one_hot.cu", "code[CHUNK / 32];", "code[CHUNK];", MORE_CODES),
+    Equivalent("one_hot.cu", "sizeof(T) == 8 ?", "sizeof(T) != 8 ?", IN_FLIGHT),
+    Equivalent("one_hot.cu", "start < a.rows; s", "start <= a.rows; s", NO_CHUNK),
+    Equivalent("one_hot.cu", "(warp < columns)", "(warp <= columns)", OTHER_LIST),
+    Equivalent("one_hot.cu", "(threadIdx.x + TILE", "(threadIdx.x - TILE", LANE_0),
+    Equivalent("one_hot.cu", "i < count; i", "i <= count; i", NO_ROW_LEFT),
     Equivalent("one_hot.cu", "[i + u < count ? i", "[i - u < count ? i", NOT_USED),
     Equivalent("one_hot.cu", "[i + u < count ? i", "[i + u <= count ? i", NOT_USED),
     Equivalent("sum_of_squares.cu", "i < 0 ?", "i <= 0 ?", SAME),
