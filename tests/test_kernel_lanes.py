@@ -47,14 +47,14 @@ class Case:
             "correct_rows": np.full((), 7, np.int64),
         }
 
-    def run(self, device: DeviceProperties = CARD, grid: int = 0) -> Any:
+    def run(self, device: DeviceProperties = CARD, grid: int = 0, **options: Any) -> Any:
         """Launch and check that nothing else was written; return the launch."""
 
         def now(launched: Any) -> None:
             run_now(replace(launched, grid=(grid, 1, 1)) if grid else launched)
 
         (launch,) = Operations(now, device).softmax_cross_entropy(
-            self.z, self.y, self.result, reduction="sum"
+            self.z, self.y, self.result, reduction="sum", **options
         )
         self.memory.check()
         return launch
@@ -94,6 +94,19 @@ def test_rows_of_many_lanes_match_pytorch(cols):
     assert launch.entry == "softmax_cross_entropy_lanes_w16_f32"
     assert launch.block[0] == -(-cols // 32)
     case.check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cols", "shift"), [("f32", 32, 0), ("f32", 32, 1), ("f32", 64, 0), ("f16", 64, 1)]
+)
+def test_smoothed_labels_of_rows_that_take_all_registers_match_pytorch(dtype, cols, shift):
+    case = Case(dtype, cols, 5, shift)
+    assert "lanes" in case.run(label_smoothing=0.25).entry
+    z, compute = wide(case.z), case.result["row_loss"].dtype
+    rows, _ = references.cross_entropy(z, case.y, reduction="none", label_smoothing=0.25)
+    _, delta = references.cross_entropy(z, case.y, reduction="sum", label_smoothing=0.25)
+    assert ulps(case.result["row_loss"], rows, compute) <= 4
+    assert ulps(case.result["delta"], delta, DTYPES[dtype]) <= UNITS[dtype]
 
 
 @pytest.mark.parametrize("cols", [8, 16, 24, 32, 64, 72])
