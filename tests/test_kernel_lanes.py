@@ -109,6 +109,16 @@ def test_smoothed_labels_of_rows_that_take_all_registers_match_pytorch(dtype, co
     assert ulps(case.result["delta"], delta, DTYPES[dtype]) <= UNITS[dtype]
 
 
+@pytest.mark.parametrize("name", ["row_loss", "delta", "loss", "correct_rows"])
+def test_each_result_alone_is_that_of_all_at_once(name):
+    whole, alone = Case("f32", 12, 300), Case("f32", 12, 300)
+    del whole.result["predicted"]
+    whole.run()
+    alone.result = {name: alone.result[name]}
+    alone.run()
+    assert alone.result[name].tobytes() == whole.result[name].tobytes()
+
+
 @pytest.mark.parametrize("cols", [8, 16, 24, 32, 64, 72])
 def test_a_row_has_the_same_bits_wherever_it_lies(cols):
     """Rows start at different pieces, against bank conflicts; their sums must not show it."""
