@@ -87,6 +87,7 @@ UNEQUAL = (
     "lanes of unequal numbers of pieces: in another order the same results, and two meet at most"
 )
 ONE_PAIR = "a single pair is converted to the same numbers either way"
+REST = "a column is what K leaves, whichever of the two rows it is of"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
 
 PAIRS = "softmax_cross_entropy_pairs.cu"
@@ -172,6 +173,7 @@ TABLE = (
     Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
     Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
     Equivalent(PAIRS, "(lane, r) >= left", "(lane, r) > left", ALONE),
+    Equivalent(PAIRS, "column(r * K + k)", "column(r / K + k)", REST),
     Equivalent(PAIRS, "-OF_ROW) > 8 ?", "-OF_ROW) >= 8 ?", SAME),
     Equivalent(PAIRS, "(left >= TILE_ROWS)", "(left > TILE_ROWS)", JUST_WHOLE, 2),
     Equivalent(PAIRS, "at < PACKS;", "at <= PACKS;", GUARDED),
