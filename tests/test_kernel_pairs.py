@@ -276,6 +276,16 @@ def test_an_ignored_row_beside_one_that_is_not_usual_counts_nothing(cols):
     assert not case.result["row_loss"][[2, 66, 130 + apart]].any()
 
 
+@pytest.mark.parametrize("cols", [8, 10])  # rows apart, neighbours
+def test_a_row_beside_one_that_is_not_usual_is_predicted_as_elsewhere(cols):
+    case, unusual = Case("f32", cols, 192), [4, 37, 71, 105, 160]
+    case.y[...] = wide(case.z).argmax(1)
+    case.y[unusual] = (case.y[unusual] + 1) % cols
+    case.z[unusual, case.y[unusual] - 2] = np.nan
+    case.run(reduction="sum")
+    assert case.result["correct_rows"] == 192 - len(unusual)
+
+
 @pytest.mark.parametrize("upstream", [np.inf, np.nan, 1e-40, 0.0])
 def test_a_gradients_scale_that_is_no_usual_number_gives_what_the_form_with_options_gives(upstream):
     case, other = Case("f32", 10, 300), Case("f32", 10, 300)
@@ -303,6 +313,27 @@ def test_the_losses_of_many_rows_add_up_to_their_last_place():
     case.run(grid=1, reduction="sum")
     exact = case.result["row_loss"].astype(np.float64).sum()
     assert abs(float(case.result["loss"]) - exact) <= np.spacing(np.float32(exact)) / 2 * 1.01
+
+
+def test_the_losses_of_equal_rows_add_up_to_their_last_place():
+    """What each addition of a thread loses is the same for all: without it, the sum is units off."""
+    case = Case("f32", 10, 20_000)
+    case.z[...], case.y[...] = case.z[0], case.y[0]
+    case.run(grid=1, reduction="sum")
+    exact = case.result["row_loss"].astype(np.float64).sum()
+    assert abs(float(case.result["loss"]) - exact) <= np.spacing(np.float32(exact)) / 2 * 1.01
+
+
+def test_a_loss_is_its_two_terms_rounded_once():
+    """The loss of the largest logit is log S; of any other it is log S + (m - z)."""
+    best, case = Case("f32", 10), Case("f32", 10)
+    z = wide(case.z)
+    best.y[...] = z.argmax(1)
+    for one in (best, case):
+        one.run(reduction="sum")
+    below = z.max(1) - z[np.arange(ROWS), case.y]
+    exact = below + wide(best.result["row_loss"])
+    assert ulps(case.result["row_loss"], exact, np.float32, "elements") <= 0.501
 
 
 @pytest.mark.parametrize(("dtype", "cols"), [("f32", 10), ("bf16", 5), ("f32", 8)])
