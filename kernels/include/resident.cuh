@@ -171,11 +171,11 @@ __device__ __forceinline__ void request_tile(const Network& net, const Tile& til
         }
 #pragma unroll 1
         for (int lane = 0, n = first; lane < 32 && n < count; ++lane, n += WARPS) {
-            int64 number = __shfl_sync(0xffffffffu, row, lane);
-            request_row(data + number * inputs, x + n * x_stride, inputs);
+            int64 its_row = __shfl_sync(0xffffffffu, row, lane);
+            request_row(data + its_row * inputs, x + n * x_stride, inputs);
             if (has_labels) continue;
             request_row(
-                net.address<const float>(TARGETS) + number * units, targets + n * targets_stride, units);
+                net.address<const float>(TARGETS) + its_row * units, targets + n * targets_stride, units);
         }
     }
     ptx::copy_async_commit();

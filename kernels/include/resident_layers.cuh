@@ -1,7 +1,8 @@
 // resident_layers.cuh - the layers of resident training, forward and backward, on a tile of rows.
-//   `Product` is Fma or Tensor. Phases end with a barrier of the block. What the gradient is multiplied by on its way through an
-//   activation (its slope, times what dropout multiplied by) is kept from the forward pass where it is no
-//   function of h alone; else it takes the place of h, once h has been used.
+//   `Product` is Fma or Tensor. Phases end with a barrier of the block. A product applies the activation, or its
+//   slope, to elements in registers before it stores them; and the gradient's also sums delta for the biases.
+//   Where the slope is no function of h alone (it is one of a, or h was dropped), a pass over the units behind the
+//   product computes h and the slope, times what dropout multiplied by, and keeps both.
 #pragma once
 #include "../activations.cuh"
 #include "dropout.cuh"
@@ -90,8 +91,20 @@ __device__ __forceinline__ Matrix units_of(const Network& net, const Layer& laye
     return {net.memory + layer.units, layer.units_stride};
 }
 
+// a to g(a), and h to the slope, where that is a function of h.
+template <class Act, int COUNT> __device__ __forceinline__ void to_values(float (&x)[COUNT], float k) {
+    if constexpr (Act::SAVES_A) return;
+#pragma unroll
+    for (int e = 0; e < COUNT; ++e) x[e] = Act::value(x[e], k);
+}
+template <class Act, int COUNT> __device__ __forceinline__ void to_slopes(float (&x)[COUNT], float k) {
+    if constexpr (Act::SAVES_A || !Act::READS_SAVED) return;
+#pragma unroll
+    for (int e = 0; e < COUNT; ++e) x[e] = Act::slope(x[e], k);
+}
+
 // h = g(a + b) where the slope is a function of h; else `activation` is the identity, and `activate` comes behind.
-struct UnitStore : Store {
+struct UnitStore : Destination {
     const float* biases;
     int activation;
     float parameter;
@@ -103,13 +116,7 @@ struct UnitStore : Store {
 #pragma unroll
         for (int e = 0; e < COUNT; ++e) own[e] += bias[e];
         switch (activation) {
-#define CASE(name)                                                                                 \
-    case activation_numbers::name:                                                                 \
-        if constexpr (!activations::name::SAVES_A) {                                               \
-            _Pragma("unroll") for (int e = 0; e < COUNT; ++e)                                      \
-                own[e] = activations::name::value(own[e], parameter);                              \
-        }                                                                                          \
-        break;
+#define CASE(name) case activation_numbers::name: to_values<activations::name>(own, parameter); break;
             FOR_EACH_ACTIVATION(FORMULA_OF)
 #undef CASE
         }
@@ -118,7 +125,7 @@ struct UnitStore : Store {
 
 // Where the product of a gradient goes, and the sum of delta beside it; `from` is there where they add to what a
 // tile before has left.
-struct GradientStore : Store {
+struct GradientStore : Destination {
     static constexpr bool SUMS_A = true;
     float* biases;
 
@@ -135,7 +142,7 @@ struct GradientStore : Store {
 };
 
 // Where delta W goes, times the slopes, which `from` has, or h (then the place is the same), or nothing.
-struct DeltaStore : Store {
+struct DeltaStore : Destination {
     int activation;  // whose slopes are functions of h; the identity where they are kept
     float parameter;
     bool stopped;    // a slope of 0 stops what is not finite, too
@@ -145,13 +152,7 @@ struct DeltaStore : Store {
         float (&own)[COUNT], const float (&)[COUNT], float (&slope)[COUNT]) const {
         if (from == nullptr) return;
         switch (activation) {
-#define CASE(name)                                                                                 \
-    case activation_numbers::name:                                                                 \
-        if constexpr (activations::name::READS_SAVED && !activations::name::SAVES_A) {             \
-            _Pragma("unroll") for (int e = 0; e < COUNT; ++e)                                      \
-                slope[e] = activations::name::slope(slope[e], parameter);                          \
-        }                                                                                          \
-        break;
+#define CASE(name) case activation_numbers::name: to_slopes<activations::name>(slope, parameter); break;
             FOR_EACH_ACTIVATION(FORMULA_OF)
 #undef CASE
         }

@@ -21,12 +21,12 @@ template <int E> __device__ __forceinline__ void store_shared_pack(float* p, con
     *reinterpret_cast<typename Words<float, E>::W*>(p) = both.words[0];
 }
 
-// What becomes of a product. A thread has COUNT neighbours of C's row i, maybe with gaps, and calls
-//   finish(own, column, beside)   own: the elements, which become what is stored in `to`;
-//                                 column: of_column(j), read once for all rows of a tile;
-//                                 beside: what `from` has in their places, or 0 if it is null
-// and, where SUMS_A, row_sum(i, sum_k A(i, k)) once for each i.
-struct Store {
+// What becomes of a product; each Store has it as its base. A thread that has COUNT elements of a row of C calls
+//   finish(own, column, beside)   own: the elements, which become what is stored in `to`
+//                                 column: of_column(j) of each, read once for all rows of a tile
+//                                 beside: what `from` has in their places; 0 if it is null
+// and, where SUMS_A, row_sum(i, sum_k A(i, k)) is called once for each row.
+struct Destination {
     static constexpr bool SUMS_A = false;
     float* to;
     const float* from;
@@ -85,7 +85,7 @@ template <int TILE, int LANES, bool ALONG_K> struct Operand {
     }
 };
 
-// Four k from `k` on, of which `limit` exist. What is read along k is read four k at once. SUMS_A: of A alone, too.
+// Four k from `k` on, of which `limit` exist. What is read along k is read four k at once.
 template <int TILE, bool A_ALONG_K, bool B_ALONG_K, bool SUMS_A, class A, class B>
 __device__ __forceinline__ void add_four(
     const A& a, const B& b, int k, int limit, float (&sum)[TILE][TILE], float (&sum_a)[TILE]) {
