@@ -114,12 +114,7 @@ def _zeros(*shape: int, dtype: str = "f32") -> np.ndarray:
 def _loss(rows: int, classes: int, dtype: str, **options: Any) -> Callable[[], Case]:
     def count() -> Case:
         z, delta = _zeros(rows, classes, dtype=dtype), _zeros(rows, classes, dtype=dtype)
-        result = {
-            "row_loss": _zeros(rows),
-            "scale": _zeros(rows),
-            "delta": delta,
-            "loss": _zeros(1).reshape(()),
-        }
+        result = {"delta": delta, "loss": _zeros(1).reshape(())}  # as ops.softmax_cross_entropy
         labels, operations = np.arange(rows) % classes, Counting()
         with operations._installed() as backend:
             backend.softmax_cross_entropy(
