@@ -136,20 +136,39 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         int thread = (turn * int(blockDim.y) + int(threadIdx.y)) * int(blockDim.x) + int(threadIdx.x);
         return rows_in_shared_memory + thread;
     }
-    // A pack beyond the registers: in shared memory, or else read again.
-    __device__ __forceinline__ Raw kept_outside(int turn) const {
+    // The thread's packs beyond the registers, one after another. The first ones are in shared memory. Their
+    // addresses there are added up: a product for each would cost more than all else that a turn does.
+    struct Cursor {
+        int pack;
+        uint4* slot;
+    };
+    __device__ __forceinline__ Cursor outside(int slot) const {
+        return {pack(HELD + slot), shared_slot(slot)};
+    }
+    static __device__ __forceinline__ void advance(Cursor& at) {
+        at.pack += int(blockDim.x);
+        at.slot += int(blockDim.x * blockDim.y);
+    }
+    // The first of the thread's packs that is behind `slots` slots of shared memory, or `to` if it is less.
+    __device__ __forceinline__ int behind(int slots, int to) const {
+        int first = pack(HELD + slots);
+        return first < to ? first : to;
+    }
+    static __device__ __forceinline__ Raw in_slot(const Cursor& at) {
         Raw raw;
-        if (turn < HELD + shared_packs) raw.words[0] = *shared_slot(turn - HELD);
-        else raw = read(pack(turn));
+        raw.words[0] = *at.slot;
         ptx::as_words(raw.words[0]);
         return raw;
     }
     __device__ __forceinline__ void fetch(int from, int to) const {
-        for (int s = from; s < to && pack(HELD + s) < limit; ++s) {
-            int place = pack(HELD + s);
-            if (whole(place)) ptx::copy_async<16>(shared_slot(s), z + place * E);
-            else *shared_slot(s) = read(place).words[0];
-        }
+        Cursor at = outside(from);
+        int end = behind(to, limit), whole_end = end < whole_to ? end : whole_to;
+        if (GENERAL && at.pack < whole_from && at.pack < end) *at.slot = read(at.pack).words[0], advance(at);
+        const uint4* source = reinterpret_cast<const uint4*>(z);
+#pragma unroll 1
+        for (; at.pack < whole_end; advance(at)) ptx::copy_async<16>(at.slot, source + at.pack);
+#pragma unroll 1
+        for (; at.pack < end; advance(at)) *at.slot = read(at.pack).words[0];
         ptx::copy_async_commit();
     }
     // The logits of a pack, capped; -inf where there are none, which counts for nothing.
@@ -262,16 +281,18 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     }
     // Add a pack to statistics that are relative to `x`, and move both to a larger maximum.
     __device__ __forceinline__ void add(
-        const Values& v, int pack, Statistics<C>& s, Exponential<T>& x) const {
-        C m = largest(v);
+        const Raw& raw, int pack, Statistics<C>& s, Exponential<T>& x) const {
+        Values v;
+        logits_of(raw, pack, v);
+        C m = GENERAL ? largest(v) : largest_of<T>({raw});
         if (m > s.maximum) {
             s.move_to(m);
             x = Exponential<T>(m);
             if (p.wants_best) s.best = place_of(m, v, pack);
         }
-        C sum = C(0);
+        C sum = x.of(v[0]);
 #pragma unroll
-        for (int e = 0; e < E; ++e) sum += x.of(v[e]);
+        for (int e = 1; e < E; ++e) sum += x.of(v[e]);
         s.sum += sum;
         if (p.spread) add_targets(v, pack, x.origin, s);
     }
@@ -281,12 +302,12 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         add_held(s);
         Exponential<T> running = kept_x;
         ptx::copy_async_wait<0>();
+        Cursor at = outside(0);
+        int end = behind(shared_packs, limit);
 #pragma unroll 1
-        for (int turn = HELD; pack(turn) < limit; ++turn) {
-            Values v;
-            logits_of(kept_outside(turn), pack(turn), v);
-            add(v, pack(turn), s, running);
-        }
+        for (; at.pack < end; advance(at)) add(in_slot(at), at.pack, s, running);
+#pragma unroll 1
+        for (; at.pack < limit; at.pack += int(blockDim.x)) add(read(at.pack), at.pack, s, running);
         return s;
     }
     // What is in registers, all at once: there the maximum is known before the first exponential.
@@ -366,13 +387,34 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         Exponential<T> x(outcome.all.maximum);
         C grad_scale = x.to(outcome.origin) * outcome.grad_scale;
         C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
-        if constexpr (!ALL_FROM_MEMORY) write_held(outcome);
-#pragma unroll 1
-        for (int turn = ALL_FROM_MEMORY ? 0 : HELD; pack(turn) < packs; ++turn) {
+        auto put_raw = [&](int pack, const Raw& raw) {
             Values v;
-            logits_of(ALL_FROM_MEMORY ? read(pack(turn)) : kept_outside(turn), pack(turn), v);
-            put_logits(pack(turn), v, x, grad_scale, outcome, log_sum);
+            logits_of(raw, pack, v);
+            put_logits(pack, v, x, grad_scale, outcome, log_sum);
+        };
+        if constexpr (ALL_FROM_MEMORY) {
+#pragma unroll 1
+            for (int turn = 0; pack(turn) < packs; ++turn) put_raw(pack(turn), read(pack(turn)));
+            return;
         }
+        write_held(outcome);
+        Cursor at = outside(0);
+        int end = behind(shared_packs, packs);
+        if (!GENERAL && aligned<T, E>(delta)) {  // whole packs, of which nothing is to be asked
+            C smoothing = p.eps_over_K * outcome.factor;
+            int whole_end = end < whole_to ? end : whole_to;
+            uint4* to = reinterpret_cast<uint4*>(delta);
+#pragma unroll 1
+            for (; at.pack < whole_end; advance(at)) {
+                Values d;
+                widen_all(in_slot(at), d);
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] = ::fma(x.of(d[e]), grad_scale, -smoothing);
+                ptx::store_global(to + at.pack, to_storage_all<T>(d).words[0]);
+            }
+        }
+#pragma unroll 1
+        for (; at.pack < packs; advance(at)) put_raw(at.pack, at.pack < end ? in_slot(at) : read(at.pack));
     }
     __device__ __forceinline__ void write_held(const Outcome<T>& outcome) const {
         C grad_scale = kept_x.to(outcome.origin) * outcome.grad_scale;
