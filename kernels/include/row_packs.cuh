@@ -161,6 +161,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         return raw;
     }
     __device__ __forceinline__ void fetch(int from, int to) const {
+        if (pack(HELD + from) >= limit) return ptx::copy_async_commit();
         Cursor at = outside(from);
         int end = behind(to, limit), whole_end = end < whole_to ? end : whole_to;
         if (GENERAL && at.pack < whole_from && at.pack < end) *at.slot = read(at.pack).words[0], advance(at);
@@ -301,7 +302,8 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         Statistics<C> s = Statistics<C>::none();
         add_held(s);
         Exponential<T> running = kept_x;
-        ptx::copy_async_wait<0>();
+        ptx::copy_async_wait<0>();  // of an ignored row, too: its slots serve the next one
+        if (pack(HELD) >= limit) return s;
         Cursor at = outside(0);
         int end = behind(shared_packs, limit);
 #pragma unroll 1
@@ -398,6 +400,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
             return;
         }
         write_held(outcome);
+        if (pack(HELD) >= packs) return;
         Cursor at = outside(0);
         int end = behind(shared_packs, packs);
         if (!GENERAL && aligned<T, E>(delta)) {  // whole packs, of which nothing is to be asked
