@@ -37,8 +37,8 @@ __device__ __forceinline__ Statistics<C> combine_parts(
     return combine_lanes(all, 32, spread, best);
 }
 
-template <bool LONG> struct place_type { using type = int; };
-template <> struct place_type<true> { using type = int64; };
+template <bool LONG> struct place_type { using type = int; using count = uint32; };
+template <> struct place_type<true> { using type = int64; using count = uint64; };
 
 // LONG: a row may have 2^31 elements and more; of others a position has 32 bits.
 template <class T, bool GENERAL, bool LONG> struct RowPacks {
@@ -66,19 +66,20 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     __device__ __forceinline__ RowPacks(
         const SoftmaxArguments<T>& p, int64 row, int part, int parts, int shared_packs)
         : p(p), row(row), delta(nullptr), shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
+        using Count = typename place_type<LONG>::count;
         const T* first = p.logits + row * p.stride_logits;
         int head = misalignment(first);
-        Place cols = Place(p.cols), all = row < p.rows ? (cols - 1) / E + 1 : 0;
-        if (row < p.rows && head + (cols - 1) % E >= E) ++all;
-        Place each = (all + parts - 1) / parts, from = each * part < all ? each * part : all;
-        base = from * E - head;
+        Count cols = Count(p.cols), all = row < p.rows ? (cols + Count(head + E - 1)) / E : 0;
+        Count each = (all + Count(parts - 1)) / Count(parts), from = each * Count(part) < all ? each * Count(part) : all;
+        base = Place(from * E) - head;
         z = first + base;
         packs = int(each);  // from `end` on they are empty
         begin = base < 0 ? int(-base) : 0;
-        end = (cols - base - 1) / E < each ? int(cols - base) : packs * E;
+        Count left = part > 0 && from == all ? 0 : cols - Count(base);
+        end = int(left < each * E ? left : each * E);
         limit = packs;
         whole_from = begin > 0;
-        whole_to = end / E;
+        whole_to = int(uint32(end) / E);
     }
 
     // The packs of a thread in turn. In registers those of a warp are neighbours, so that their distance is
@@ -90,7 +91,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     // The thread whose pack it is.
     __device__ __forceinline__ int thread_of(int pack) const {
         if (pack >= HELD * int(blockDim.x)) return pack & int(blockDim.x - 1);
-        return pack / (32 * (HELD == 0 ? 1 : HELD)) * 32 + pack % 32;
+        return int(uint32(pack) / (32 * (HELD == 0 ? 1 : HELD)) * 32 + uint32(pack) % 32);
     }
     __device__ __forceinline__ int lo(int pack) const { return pack == 0 ? begin : 0; }
     __device__ __forceinline__ int hi(int pack) const {
@@ -111,7 +112,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     __device__ __forceinline__ bool owns(int64 label) const {
         if (label < 0) return base <= 0 && threadIdx.x == 0;
         int64 at = label - base;
-        return at >= begin && at < end && thread_of(int(at) / E) == int(threadIdx.x);
+        return at >= begin && at < end && thread_of(int(uint32(at) / E)) == int(threadIdx.x);
     }
 
     // -- reading ---------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         return found;
     }
     __device__ __forceinline__ bool is_outside(int64 label) const {
-        return int(label - base) / E >= HELD * int(blockDim.x);
+        return uint32(label - base) / E >= HELD * blockDim.x;
     }
     template <bool ALL_FROM_MEMORY> __device__ __forceinline__ C logit_outside(int64 label) const {
         int at = int(label - base), turn = at / E / int(blockDim.x);
