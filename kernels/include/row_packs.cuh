@@ -188,23 +188,21 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     __device__ __forceinline__ void request() {
         if constexpr (HELD == 0) return fetch(0, shared_packs < EAGER ? shared_packs : EAGER);
         const uint4* at = reinterpret_cast<const uint4*>(z) + pack(0);
-        if (complete()) {
+        // In one place, whatever the row fills: where two met, words were copied, which waits for them.
 #pragma unroll
-            for (int j = 0; j < HELD; ++j) held[j].words[0] = at[32 * j];
-        } else {
-            C nothing[E];
+        for (int j = 0; j < HELD; ++j)
+            if ((j > 0 || pack(0) >= whole_from) && pack(j) < whole_to) held[j].words[0] = at[32 * j];
+        if (complete()) return;
+        C nothing[E];
 #pragma unroll
-            for (int e = 0; e < E; ++e) nothing[e] = minus_infinity<C>();
+        for (int e = 0; e < E; ++e) nothing[e] = minus_infinity<C>();
 #pragma unroll
-            for (int j = 0; j < HELD; ++j) {
-                held[j] = to_storage_all<T>(nothing);
-                if (whole(pack(j))) held[j].words[0] = at[32 * j];
-            }
-            if (!has_parts()) return;
+        for (int j = 0; j < HELD; ++j)
+            if (!whole(pack(j))) held[j] = to_storage_all<T>(nothing);
+        if (!has_parts()) return;
 #pragma unroll
-            for (int j = 0; j < HELD; ++j)
-                if (is_part(pack(j))) held[j] = read_part(pack(j), hi(pack(j)));
-        }
+        for (int j = 0; j < HELD; ++j)
+            if (is_part(pack(j))) held[j] = read_part(pack(j), hi(pack(j)));
     }
     // Request the rest, of a row that is wanted.
     __device__ __forceinline__ void request_rest(bool wanted) {
