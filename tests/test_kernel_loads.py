@@ -8,7 +8,7 @@ import pytest
 
 from gpubackprop.backends.cupy_launch import entries
 from tests.emulator import compilers, sass
-from tools.counted_cases import loss_case
+from tools.counted_cases import loss
 
 pytestmark = pytest.mark.skipif(
     compilers.compiler() is None or compilers.disassembler() is None,
@@ -54,7 +54,7 @@ def test_a_rows_own_loads_are_issued_before_anything_waits_for_a_scalar(entry):
 def test_a_row_in_registers_takes_one_round_trip(dtype, classes):
     """Its label is asked for while it is on its way. A copy of its words between the two, at which a
     warp waits, makes it two; the last trip is that of the block's sums."""
-    (launch,) = loss_case(2 * 264, classes, dtype)().launches
+    (launch,) = loss(2 * 264, classes, dtype)().launches
     assert launch.blocks == 264, "two rows a block"
     assert launch.trips == 2 + 1
 
