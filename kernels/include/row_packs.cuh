@@ -268,13 +268,19 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         const Values& v, int pack, C origin, Statistics<C>& s) const {
         Values tau;
         if constexpr (GENERAL) taus(pack, tau);
-        int from = lo(pack), to = hi(pack);
         C dot_tau_z = C(0), sum_tau = C(0);
+        if (!GENERAL && whole(pack)) {
 #pragma unroll
-        for (int e = 0; e < E; ++e) {
-            C t = C(1);
-            if constexpr (GENERAL) t = tau[e];
-            if (e >= from && e < to) dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
+            for (int e = 0; e < E; ++e) dot_tau_z += v[e] - origin;
+            sum_tau = C(E);
+        } else {
+            int from = lo(pack), to = hi(pack);
+#pragma unroll
+            for (int e = 0; e < E; ++e) {
+                C t = C(1);
+                if constexpr (GENERAL) t = tau[e];
+                if (e >= from && e < to) dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
+            }
         }
         s.dot_tau_z += dot_tau_z;
         s.sum_tau += sum_tau;
