@@ -269,16 +269,17 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         Values tau;
         if constexpr (GENERAL) taus(pack, tau);
         C dot_tau_z = C(0), sum_tau = C(0);
-        if (!GENERAL && whole(pack)) {
+        if (whole(pack)) {
 #pragma unroll
-            for (int e = 0; e < E; ++e) dot_tau_z += v[e] - origin;
-            sum_tau = C(E);
+            for (int e = 0; e < E; ++e) {
+                C t = GENERAL ? tau[e] : C(1);
+                dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
+            }
         } else {
             int from = lo(pack), to = hi(pack);
 #pragma unroll
             for (int e = 0; e < E; ++e) {
-                C t = C(1);
-                if constexpr (GENERAL) t = tau[e];
+                C t = GENERAL ? tau[e] : C(1);
                 if (e >= from && e < to) dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
             }
         }
@@ -374,13 +375,20 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         if constexpr (GENERAL) {
             Values tau;
             if (p.spread) taus(pack, tau);
-            C inverse = C(1) / p.soft_cap;
 #pragma unroll
-            for (int e = 0; e < E; ++e) {
-                d[e] = x.of(v[e]) * grad_scale;
-                if (p.spread) d[e] -= tau[e] * outcome.factor;
-                if (p.soft_cap != C(0)) d[e] *= cap_slope(v[e], inverse);
-                if (p.log_output) d[e] = v[e] - outcome.origin - log_sum;
+            for (int e = 0; e < E; ++e) d[e] = x.of(v[e]) * grad_scale;
+            if (p.spread) {
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] -= tau[e] * outcome.factor;
+            }
+            if (p.soft_cap != C(0)) {
+                C inverse = C(1) / p.soft_cap;
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] *= cap_slope(v[e], inverse);
+            }
+            if (p.log_output) {
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] = v[e] - outcome.origin - log_sum;
             }
         } else {
             C smoothing = p.eps_over_K * outcome.factor;
