@@ -297,6 +297,16 @@ ESTIMATORS = (
         before=r"fit\(.*1e\+?(39|200) \*(?s:.*)partial_fit\(",
     ),
     Known(
+        "with negative weights the loss has no lower bound: L-BFGS goes to the end of scikit-learn's "
+        "float32, where ours computes in float64",
+        line=r"fit\(.*float32.*sample_weight=-",
+        place=r"\.(loss_|best_loss_|coefs_\[\d+\]|intercepts_\[\d+\])$",
+        kind="^values$",
+        detail=r"beside loss_ \[array\(-inf.*\), array\(-(inf|\d\.\d+e\+\d\d)",
+        before="lbfgs",
+        ends=True,
+    ),
+    Known(
         "numbers that are text are refused before anything is changed",
         kind="after an error, unchanged here",
         detail=r"after DtypeError\('y has dtype <U",
