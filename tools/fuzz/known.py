@@ -297,6 +297,13 @@ ESTIMATORS = (
         before=r"fit\(.*1e\+?(39|200) \*(?s:.*)partial_fit\(",
     ),
     Known(
+        "rows of long doubles are predicted in float64, beyond which there are only infinities",
+        line=r"\.(predict|score)\(.*longdouble",
+        detail=r"(?s)here ValueError..Input contains infinity or a value too large for dtype.'float128'"
+        r"|there array.*e\+(30[89]|3[1-9]\d|[4-9]\d\d|\d{4}).*here array.*inf.*float128",
+        before=r"1e\+?200",
+    ),
+    Known(
         "targets beyond float32 are scaled in the Poisson loss, so that its steps are those of float64; "
         "scikit-learn's exp overflows in float32",
         line=r"fit\(.*float32.*1e\+?(39|200) \*",
