@@ -166,7 +166,7 @@ ESTIMATORS = (
         "or infinity",
         place=r"\.(loss_|best_loss_|loss_curve_\[\d+\]|best_loss_\.type)$",
         # no loss was below the initial inf; or no later one was below the best
-        detail=r"there array.(nan|inf)|there 'float'|beside loss_ \[array\(nan\), array\((\d|inf)",
+        detail=r"there array.(nan|inf)|there 'float'|beside loss_ \[array\((nan|inf)\), array\((\d|inf)",
         before="poisson",
         ends=True,
     ),
@@ -295,6 +295,16 @@ ESTIMATORS = (
         kind="values, after an error",
         detail="after ValueError.'Solver produced non-finite",
         before=r"fit\(.*1e\+?(39|200) \*(?s:.*)partial_fit\(",
+    ),
+    Known(
+        "squares of Poisson gradients beyond 1.8e19 are infinite in float32, which stops Adam; "
+        "scikit-learn's gradients are float64 where y is",
+        line=r"fit\(.*float32",
+        place=r"\.(best_validation_score_|validation_scores_\[\d+\]|coefs_\[\d+\]|intercepts_\[\d+\])$",
+        kind="^values$",
+        detail=r"beside loss_ \[array\((nan|inf|\d\.\d+e\+(19|[2-9]\d|\d{3}))",
+        before=r"(?s)\A(?!.*(sgd|lbfgs)).*poisson",
+        ends=True,
     ),
     Known(
         "rows of long doubles are predicted in float64, beyond which there are only infinities",
