@@ -260,7 +260,7 @@ ESTIMATORS = (
         "with beta_2 of 0 a step is divided by the last gradient alone, which in float32 is as soon 0 "
         "as next to it",
         line=r"fit\(.*float32",
-        place=r"\.(coefs_|intercepts_)\[",
+        place=r"\.((coefs_|intercepts_)\[|(best_)?loss_$|loss_curve_\[)",
         kind="values",
         before=r"beta_2=0\.0",
     ),
