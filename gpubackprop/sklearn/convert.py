@@ -108,13 +108,13 @@ def from_sklearn(cls: type, estimator: Any) -> Any:
 
 
 def refuse_hooks_not_called(estimator: Any) -> None:
-    """Raise OptionError where a subclass or program has put methods that scikit-learn would call."""
+    """Raise OptionError where a program has put a method that only scikit-learn would call."""
     own = [name for name in NOT_CALLED if hasattr(estimator, name)]
     if own:
         raise OptionError(
-            f"{type(estimator).__name__} has {', '.join(own)} of its own. scikit-learn's estimator "
-            "calls such private methods and this one does not, so they would have no effect; derive "
-            "from sklearn.neural_network's class instead"
+            f"{type(estimator).__name__} has {', '.join(own)} of its own. scikit-learn's "
+            "estimator calls such private methods and this one does not, so they would have no "
+            "effect; derive from sklearn.neural_network's class instead"
         )
 
 
