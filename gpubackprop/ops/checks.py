@@ -293,6 +293,14 @@ def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
     return result
 
 
+def whole(value: Any, name: str, low: int) -> int:
+    """Return `value` as an int of at least `low`; 2.0 is 2, and 2.5 is an error, not 2."""
+    result = number(value, name, low)
+    if result != int(result):
+        raise OptionError(f"{name} is {value!r} but must be a whole number of at least {low}")
+    return int(result)
+
+
 def functions(values: Mapping[Any, Any], name: str) -> None:
     """Raise OptionError unless all values can be called, before training and not after an epoch.
 

@@ -12,7 +12,7 @@ from gpubackprop.errors import OptionError
 from gpubackprop.layout.fixed import Fixed, assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.ops.checks import functions, number
+from gpubackprop.ops.checks import functions, number, whole
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.step import Regularization
@@ -87,7 +87,7 @@ class Settings:
     @assignable
     def batch_size(self, value: int) -> int:
         """Number of rows per step."""
-        return int(number(value, "batch_size", 1))
+        return whole(value, "batch_size", 1)
 
     @property
     def l2(self) -> float:
