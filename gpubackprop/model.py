@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, overload
@@ -125,7 +126,8 @@ class Model:
         x : (N, D_0) array or data frame
             An array's columns are taken as they come. The columns of a frame (pandas, polars,
             pyarrow) are found by `feature_names`: their order does not matter, and others are
-            ignored. With a preprocessor, they may hold text, dates and missing values.
+            ignored. With a preprocessor, they may hold text, dates and missing values; a warning
+            counts categories, and gaps in columns, that the training had not.
         batch_rows : int
             Rows that are computed at a time.
 
@@ -146,7 +148,10 @@ class Model:
             frame's column is absent, there twice, text, or has a missing value (the column is
             named).
         """
-        x = self._inputs(x)
+        surprises = Surprises()
+        x = self._inputs(x, surprises)
+        if str(surprises):
+            warnings.warn(f"x: {surprises}", stacklevel=2)
         result = np.empty((len(x), self.network.widths[-1]), self.network.dtype)
         for start, yhat in self._batches(x, batch_rows):
             result[start : start + len(yhat)] = yhat
