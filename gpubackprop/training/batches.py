@@ -171,6 +171,13 @@ class Batches:
         counts = self.row_weights(loss) > 0
         return self if counts.all() else self.select(self.order(None)[counts])
 
+    def weighed(self) -> Batches:
+        """Return the rows whose sample weight is not 0, or all if there is no other."""
+        weight = None if self.sample_weight is None else self.own(self.sample_weight)
+        if weight is None or weight.all() or not weight.any():
+            return self
+        return self.select(self.order(None)[weight > 0])
+
     def require_finite_targets(self, loss: Loss) -> None:
         """Raise DataError at the first NaN or infinity among the targets that are not ignored."""
         if self.targets.dtype.kind == "f":

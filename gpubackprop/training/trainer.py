@@ -398,6 +398,7 @@ class Trainer(Settings):
             train, held_out = self._batches(x, targets, sample_weight, standardizer, rows), None
             if validation is not None:
                 train, held_out = self._validation(train, validation, standardizer)
+                held_out = held_out.weighed()
             return self._counting(train), held_out
 
         try:
@@ -435,6 +436,9 @@ class Trainer(Settings):
     ) -> dict[str, float]:
         """Compute mean loss (without penalty), accuracy or rmse, and the metrics, on these rows.
 
+        Weights enter loss and rmse. Accuracy and metrics count all rows alike, but for those of
+        sample weight 0, which enter nothing.
+
         Parameters
         ----------
         x : (N, D_0) array or data frame
@@ -467,7 +471,7 @@ class Trainer(Settings):
         def prepare() -> Batches:
             data = self._batches(x, targets, sample_weight, standardizer, rows)
             data.require_finite_targets(self.loss)
-            return data
+            return data.weighed()
 
         if self.is_alone:
             data = prepare()
