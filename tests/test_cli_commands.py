@@ -375,7 +375,7 @@ def test_the_help_of_an_option_names_its_default(command):
     """A default of 2 says more than "auto" does. Switches and empty ones need none."""
     parser = gpubackprop.cli.build_parser([command])
     (commands,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    unsaid = [None, False, True, "auto", argparse.SUPPRESS, []]
+    unsaid = [None, False, True, "auto", "", argparse.SUPPRESS, []]
     silent = [
         action.option_strings[0]
         for action in commands.choices[command]._actions
