@@ -9,7 +9,7 @@ from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.distributed import Alone, Communicator, on_device
 from gpubackprop.errors import OptionError
-from gpubackprop.layout.fixed import Fixed, assignable
+from gpubackprop.layout.fixed import Fixed, NotHeld, assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops.checks import functions, number, whole
@@ -30,6 +30,9 @@ class Settings:
     seed = Fixed[int](_ANOTHER)
     scaling = Fixed[LossScaling | None](_ANOTHER)  # a step's state depends on it
     stochastic_rounding = Fixed[bool](_ANOTHER)
+    loss_scale = NotHeld(_ANOTHER)
+    devices = NotHeld(_ANOTHER)
+    distributed = NotHeld(_ANOTHER)
     regularization: Regularization
     shuffle: bool
     progress: bool | None
