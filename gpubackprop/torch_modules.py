@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, Self
@@ -259,7 +260,9 @@ class TorchModules:
         ----------
         module : torch.nn.Sequential or torch.nn.Linear
             Linear layers, activations, and Dropout of hidden units; also what
-            `gpubackprop.torch.convert` has changed. A Linear without bias gets one that is 0.
+            `gpubackprop.torch.convert` has changed. A Linear without bias gets one that is 0. A
+            training of the network changes all parameters; a warning names those that are frozen
+            beside others in the module.
         output : {"softmax", "linear", "logistic", "exp"} or None
             The output function. None is "softmax" or "logistic" if the module ends with Softmax or
             Sigmoid, else "linear". A module that was trained with CrossEntropyLoss ends with a
@@ -289,6 +292,13 @@ class TorchModules:
         MLP([4, 8, 3], activation='gelu', output='linear', dtype='float32')
         """
         parts = read_module(module)
+        frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+        if frozen and len(frozen) < len(list(module.parameters())):
+            warnings.warn(
+                f"{', '.join(frozen)} of the module require no gradient, but a training of the "
+                "network changes all parameters",
+                stacklevel=2,
+            )
         if parts.output != "linear" and output not in (None, parts.output):
             raise OptionError(
                 f"output={output!r} was asked for but the module ends with {parts.output}; leave "
