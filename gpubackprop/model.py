@@ -17,7 +17,7 @@ from gpubackprop.data.classes import as_text, check_classes, class_indices
 from gpubackprop.data.files import Where, row_from_1, shorten
 from gpubackprop.data.frames import as_inputs, as_targets
 from gpubackprop.data.preprocessor import Surprises
-from gpubackprop.ensemble import Ensemble
+from gpubackprop.ensemble import Ensemble, members_of
 from gpubackprop.errors import (
     DataError,
     GpubackpropError,
@@ -27,7 +27,7 @@ from gpubackprop.errors import (
 )
 from gpubackprop.network import MLP
 from gpubackprop.onnx import model as onnx_model
-from gpubackprop.ops.checks import whole
+from gpubackprop.ops.checks import no_own_methods, whole
 from gpubackprop.ops.display import html_table, names
 
 Array = np.ndarray
@@ -431,6 +431,12 @@ class Model:
                 f"{prepared.input_names}; leave feature_names out"
             )
 
+    def _refuse_own_methods(self, lost: str) -> None:
+        base = Ensemble if isinstance(self.network, Ensemble) else MLP
+        no_own_methods(self.network, base, ("predict",), lost)
+        for member in members_of(self.network):
+            no_own_methods(member, MLP, ("predict", "logits"), lost)
+
     # -- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -452,8 +458,11 @@ class Model:
             The disk is full, the folder is read-only, or the like.
         DataError
             The weights hold NaN or infinity, which `load` would refuse.
+        OptionError
+            The network is of a class with a `predict` or `logits` of its own.
         """
         self._check()
+        self._refuse_own_methods("a file would not have")
         model_file.write(
             path, self.network, self.standardizer, self.classes, self.preprocessor,
             feature_names=self.feature_names, target_names=self.target_names,
@@ -492,7 +501,8 @@ class Model:
         MissingDependencyError
             The package onnx is not installed.
         OptionError
-            input_dtype is another one, or the file would be larger than 2 GiB.
+            input_dtype is another one, or the file would be larger than 2 GiB, or the network or
+            the model is of a class with a `predict` or the like of its own.
         DataError
             The weights hold NaN or infinity.
         StorageError
@@ -506,6 +516,10 @@ class Model:
         ['label', 'probabilities']
         """
         self._check()
+        no_own_methods(
+            self, Model, ("predict", "predict_labels", "labels"), "a graph would not have"
+        )
+        self._refuse_own_methods("a graph would not have")
         return onnx_model.export(self, path, input_dtype)
 
     @classmethod

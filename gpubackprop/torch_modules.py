@@ -13,6 +13,7 @@ import numpy as np
 from gpubackprop._optional import require
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation
+from gpubackprop.ops.checks import no_own_methods
 
 Array = np.ndarray
 # Modules of `gpubackprop.torch`, which lies above, by their names.
@@ -247,6 +248,12 @@ def _module(nn: Any, act: Activation) -> list[Any]:
     return [] if act.name == "identity" else [getattr(nn, act.torch)(**options)]
 
 
+def _plain(network: Any) -> type:
+    """Return the package's own class of the network, `MLP`."""
+    bases = type(network).__mro__
+    return next(base for base in bases if base.__module__.startswith("gpubackprop."))
+
+
 class TorchModules:
     """The conversions of `MLP`, a base of it."""
 
@@ -331,7 +338,8 @@ class TorchModules:
         Raises
         ------
         OptionError
-            PyTorch has no module for an activation, or for the output function.
+            PyTorch has no module for an activation, or for the output function; or the network is
+            of a class with a `predict` or `logits` of its own.
         MissingDependencyError
             PyTorch is not installed.
 
@@ -346,6 +354,7 @@ class TorchModules:
         )
         """
         network: Any = self
+        no_own_methods(network, _plain(network), ("predict", "logits"), "the module would not have")
         W, b = ([network.backend.to_host(a) for a in arrays] for arrays in (network.W, network.b))
         output = "linear" if logits else network.output
         return write_module(W, b, network.activations, network.dropout, output)

@@ -74,3 +74,14 @@ def test_a_regressor_made_of_attributes_predicts_as_scikit_learns():
         model.n_layers_, model.out_activation_ = 3, "identity"
         predicted.append(model.predict(x))
     np.testing.assert_allclose(predicted[1], predicted[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba"])
+def test_an_estimator_that_predicts_otherwise_has_no_onnx_graph(method):
+    x, y = digits(60)
+    model = derived(gpubackprop.sklearn, **{method: lambda self, X: np.ones(len(X))})(**OPTIONS)
+    with pytest.raises(OptionError, match=f"^Derived has {method} of its own, which a graph would"):
+        model.fit(x, y).to_onnx()
+    derived(gpubackprop.sklearn, describe=lambda self: "nothing else")(**OPTIONS).fit(
+        x, y
+    ).to_onnx()

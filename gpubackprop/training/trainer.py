@@ -21,7 +21,7 @@ from gpubackprop.layout.fixed import assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
-from gpubackprop.ops.checks import number, whole
+from gpubackprop.ops.checks import no_own_methods, number, whole
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.batches import Batches
@@ -125,7 +125,8 @@ class Trainer(Settings):
     Raises
     ------
     OptionError
-        An option is unknown or out of range, or `network` is no MLP.
+        An option is unknown or out of range, or `network` is no MLP, or of a class with `logits`,
+        `forward` or `gradients` of its own, which a training would not call.
 
     Examples
     --------
@@ -173,6 +174,10 @@ class Trainer(Settings):
                 f"network is a {type(network).__name__} but must be an MLP; an Ensemble is trained "
                 "member by member, and MLP.from_torch takes a PyTorch module"
             )
+        no_own_methods(
+            network, MLP, ("logits", "forward", "gradients"),
+            "a training would not call; train with network.gradients in a loop of your own",
+        )  # fmt: skip
         self.deterministic = bool(deterministic)
         self.shard_optimizer = bool(shard_optimizer)
         if distributed is not None:
