@@ -53,6 +53,6 @@ def test_what_a_network_computes_otherwise_is_not_lost_in_a_file_graph_or_module
 
 
 def test_a_model_that_predicts_otherwise_has_no_graph_and_a_subclass_that_adds_has_one():
-    with pytest.raises(OptionError, match="^Derived has predict_labels of its own, which a graph"):
+    with pytest.raises(OptionError, match=r"^Derived has predict_labels of its own, which a graph"):
         derived(Model, "predict_labels")(MLP([4, 3]), classes=[1, 2, 3]).to_onnx()
     derived(Model)(derived(MLP, "describe")([4, 3])).to_onnx()
