@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, overload
@@ -16,7 +17,7 @@ from gpubackprop.data.classes import as_text, check_classes, class_indices
 from gpubackprop.data.files import Where, row_from_1, shorten
 from gpubackprop.data.frames import as_inputs, as_targets
 from gpubackprop.data.preprocessor import Surprises
-from gpubackprop.ensemble import Ensemble
+from gpubackprop.ensemble import Ensemble, members_of
 from gpubackprop.errors import (
     DataError,
     GpubackpropError,
@@ -26,7 +27,7 @@ from gpubackprop.errors import (
 )
 from gpubackprop.network import MLP
 from gpubackprop.onnx import model as onnx_model
-from gpubackprop.ops.checks import number
+from gpubackprop.ops.checks import no_own_methods, whole
 from gpubackprop.ops.display import html_table, names
 
 Array = np.ndarray
@@ -125,7 +126,8 @@ class Model:
         x : (N, D_0) array or data frame
             An array's columns are taken as they come. The columns of a frame (pandas, polars,
             pyarrow) are found by `feature_names`: their order does not matter, and others are
-            ignored. With a preprocessor, they may hold text, dates and missing values.
+            ignored. With a preprocessor, they may hold text, dates and missing values; a warning
+            counts categories, and gaps in columns, that the training had not.
         batch_rows : int
             Rows that are computed at a time.
 
@@ -146,7 +148,10 @@ class Model:
             frame's column is absent, there twice, text, or has a missing value (the column is
             named).
         """
-        x = self._inputs(x)
+        surprises = Surprises()
+        x = self._inputs(x, surprises)
+        if str(surprises):
+            warnings.warn(f"x: {surprises}", stacklevel=2)
         result = np.empty((len(x), self.network.widths[-1]), self.network.dtype)
         for start, yhat in self._batches(x, batch_rows):
             result[start : start + len(yhat)] = yhat
@@ -321,7 +326,7 @@ class Model:
         return self.network.check_inputs(as_inputs(x, "x", self.feature_names).array)
 
     def _batches(self, x: Array, batch_rows: int) -> Iterator[tuple[int, Array]]:
-        network, size = self.network, int(number(batch_rows, "batch_rows", 1))
+        network, size = self.network, whole(batch_rows, "batch_rows", 1)
         for start in range(0, len(x), size):
             batch = x[start : start + size]
             if self.preprocessor is not None:
@@ -426,6 +431,12 @@ class Model:
                 f"{prepared.input_names}; leave feature_names out"
             )
 
+    def _refuse_own_methods(self, lost: str) -> None:
+        base = Ensemble if isinstance(self.network, Ensemble) else MLP
+        no_own_methods(self.network, base, ("predict",), lost)
+        for member in members_of(self.network):
+            no_own_methods(member, MLP, ("predict", "logits"), lost)
+
     # -- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -447,8 +458,11 @@ class Model:
             The disk is full, the folder is read-only, or the like.
         DataError
             The weights hold NaN or infinity, which `load` would refuse.
+        OptionError
+            The network is of a class with a `predict` or `logits` of its own.
         """
         self._check()
+        self._refuse_own_methods("a file would not have")
         model_file.write(
             path, self.network, self.standardizer, self.classes, self.preprocessor,
             feature_names=self.feature_names, target_names=self.target_names,
@@ -487,7 +501,8 @@ class Model:
         MissingDependencyError
             The package onnx is not installed.
         OptionError
-            input_dtype is another one, or the file would be larger than 2 GiB.
+            input_dtype is another one, or the file would be larger than 2 GiB, or the network or
+            the model is of a class with a `predict` or the like of its own.
         DataError
             The weights hold NaN or infinity.
         StorageError
@@ -501,6 +516,10 @@ class Model:
         ['label', 'probabilities']
         """
         self._check()
+        no_own_methods(
+            self, Model, ("predict", "predict_labels", "labels"), "a graph would not have"
+        )
+        self._refuse_own_methods("a graph would not have")
         return onnx_model.export(self, path, input_dtype)
 
     @classmethod

@@ -35,7 +35,7 @@ from gpubackprop.layout.architecture import (
     check_precision,
     check_widths,
 )
-from gpubackprop.layout.fixed import Fixed, assignable
+from gpubackprop.layout.fixed import Fixed, NotHeld, assignable
 from gpubackprop.layout.held import HeldParameters
 from gpubackprop.losses import Loss, default_loss, loss
 from gpubackprop.ops import checks, display
@@ -166,6 +166,9 @@ class MLP(TorchModules, HeldParameters):
     dtype = Fixed[np.dtype[Any]](_ANOTHER)
     precision = Fixed[np.dtype[Any]](_ANOTHER)
     layout = Fixed[ParameterLayout](_ANOTHER)
+    activation = NotHeld("assign activations, one name or one for each hidden layer")
+    initializer = NotHeld("call initialize(initializer, seed)")
+    seed = NotHeld("call initialize(initializer, seed)")
 
     @assignable
     def activations(self, spec: Any) -> tuple[Activation, ...]:
@@ -471,7 +474,7 @@ class MLP(TorchModules, HeldParameters):
             `x` does not hold real numbers.
         """
         x = self.check_inputs(x)
-        batch_rows = int(checks.number(batch_rows, "batch_rows", 1))
+        batch_rows = checks.whole(batch_rows, "batch_rows", 1)
         result = self.backend.empty((len(x), self.widths[-1]), self.dtype)
         parameters = self.working_parameters()
         for start in range(0, len(x), batch_rows):

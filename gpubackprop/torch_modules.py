@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, Self
@@ -12,6 +13,7 @@ import numpy as np
 from gpubackprop._optional import require
 from gpubackprop.errors import OptionError
 from gpubackprop.formulas import ACTIVATIONS, Activation
+from gpubackprop.ops.checks import no_own_methods
 
 Array = np.ndarray
 # Modules of `gpubackprop.torch`, which lies above, by their names.
@@ -246,6 +248,12 @@ def _module(nn: Any, act: Activation) -> list[Any]:
     return [] if act.name == "identity" else [getattr(nn, act.torch)(**options)]
 
 
+def _plain(network: Any) -> type:
+    """Return the package's own class of the network, `MLP`."""
+    bases = type(network).__mro__
+    return next(base for base in bases if base.__module__.startswith("gpubackprop."))
+
+
 class TorchModules:
     """The conversions of `MLP`, a base of it."""
 
@@ -259,7 +267,9 @@ class TorchModules:
         ----------
         module : torch.nn.Sequential or torch.nn.Linear
             Linear layers, activations, and Dropout of hidden units; also what
-            `gpubackprop.torch.convert` has changed. A Linear without bias gets one that is 0.
+            `gpubackprop.torch.convert` has changed. A Linear without bias gets one that is 0. A
+            training of the network changes all parameters; a warning names those that are frozen
+            beside others in the module.
         output : {"softmax", "linear", "logistic", "exp"} or None
             The output function. None is "softmax" or "logistic" if the module ends with Softmax or
             Sigmoid, else "linear". A module that was trained with CrossEntropyLoss ends with a
@@ -289,6 +299,13 @@ class TorchModules:
         MLP([4, 8, 3], activation='gelu', output='linear', dtype='float32')
         """
         parts = read_module(module)
+        frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+        if frozen and len(frozen) < len(list(module.parameters())):
+            warnings.warn(
+                f"{', '.join(frozen)} of the module require no gradient, but a training of the "
+                "network changes all parameters",
+                stacklevel=2,
+            )
         if parts.output != "linear" and output not in (None, parts.output):
             raise OptionError(
                 f"output={output!r} was asked for but the module ends with {parts.output}; leave "
@@ -321,7 +338,8 @@ class TorchModules:
         Raises
         ------
         OptionError
-            PyTorch has no module for an activation, or for the output function.
+            PyTorch has no module for an activation, or for the output function; or the network is
+            of a class with a `predict` or `logits` of its own.
         MissingDependencyError
             PyTorch is not installed.
 
@@ -336,6 +354,7 @@ class TorchModules:
         )
         """
         network: Any = self
+        no_own_methods(network, _plain(network), ("predict", "logits"), "the module would not have")
         W, b = ([network.backend.to_host(a) for a in arrays] for arrays in (network.W, network.b))
         output = "linear" if logits else network.output
         return write_module(W, b, network.activations, network.dropout, output)

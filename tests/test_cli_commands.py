@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
@@ -367,3 +368,20 @@ def test_a_gpu_that_is_not_there_names_the_remedy():
     assert (result.code, result.out) == (1, "")
     assert 'device="cuda" was asked for but' in result.err
     assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_an_option_names_its_default(command):
+    """A default of 2 says more than "auto" does. Switches and empty ones need none."""
+    parser = gpubackprop.cli.build_parser([command])
+    (commands,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    unsaid = [None, False, True, "auto", "", argparse.SUPPRESS, []]
+    silent = [
+        action.option_strings[0]
+        for action in commands.choices[command]._actions
+        if action.option_strings
+        and action.nargs != 0  # switches
+        and action.default not in unsaid
+        and "default" not in (action.help or "")
+    ]
+    assert silent == []

@@ -161,3 +161,12 @@ def test_bench_finds_another_file_in_its_place_before_it_measures(tmp_path, monk
     result = run_cli("bench", "--json", other)
     assert (result.code, other.read_text()) == (2, '{"name": "x"}')
     assert "holds no result of bench" in result.err
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv.gz", "OUT.TSV", "out.json"])
+def test_predictions_are_not_written_under_the_name_of_another_format(name, table, tmp_path):
+    """They are CSV: `train` or pandas would not read them by such a name."""
+    assert train(table, "--output", tmp_path / "o").code == 0
+    result = run_cli("predict", tmp_path / "o", table, "--output", tmp_path / name)
+    assert (result.code, (tmp_path / name).exists()) == (2, False)
+    assert "predictions are written as CSV" in result.err.splitlines()[-1]

@@ -289,6 +289,9 @@ def test_the_buffer_may_be_written_whole_and_its_gaps_stay_without_effect() -> N
             (lambda n, name=name: setattr(n, name, None), ReadOnlyError, f"MLP.{name}.*another")
             for name in ("widths", "output", "dtype", "precision", "layout")
         ],
+        (lambda n: setattr(n, "activation", "relu"), ReadOnlyError, "assign activations"),
+        (lambda n: setattr(n, "initializer", "zeros"), ReadOnlyError, r"call initialize\("),
+        (lambda n: setattr(n, "seed", 3), ReadOnlyError, r"call initialize\("),
     ],
 )
 def test_an_assignment_that_cannot_be_meant_is_an_error_and_changes_nothing(
@@ -414,6 +417,9 @@ def test_weights_that_a_callback_writes_are_those_of_the_next_step(precision) ->
         ({"seed": 1}, "Trainer.seed cannot"),
         ({"stochastic_rounding": True}, "Trainer.stochastic_rounding cannot"),
         ({"scaling": LossScaling()}, "Trainer.scaling cannot"),
+        ({"loss_scale": "dynamic"}, "Trainer.loss_scale cannot be changed; build another"),
+        ({"devices": ["cpu", "cpu"]}, "Trainer.devices cannot"),
+        ({"distributed": "auto"}, "Trainer.distributed cannot"),
         ({"batch_size": 0}, "batch_size"),
         ({"loss": "poisson"}, "belongs to output"),
         ({"loss": SoftmaxCrossEntropy(reduction="none")}, "must be one number"),

@@ -382,6 +382,27 @@ def test_a_trainer_matches_later_frames_by_the_names_of_the_first(standardized: 
         trainer.evaluate(frame.drop(columns="area"), labels)
 
 
+def test_a_trainer_matches_later_target_columns_by_the_names_of_the_first() -> None:
+    targets = np.array([[0.0, 5.0], [1.0, 7.0], [2.0, 6.0], [3.0, 8.0]])
+    frame = pd.DataFrame(targets, columns=["depth", "age"])
+    others = (frame[["age", "depth"]], pl.from_pandas(frame[["age", "depth"]].assign(more=1.0)))
+
+    def trained(first: Any, held: Any, later: Any) -> list[Any]:
+        trainer = Trainer(MLP([3, 2], output="linear", seed=1), batch_size=2)
+        trainer.fit(VALUES, first, epochs=2, validation=(VALUES, held))
+        return [trainer.history["val_loss"], trainer.evaluate(VALUES, later)]
+
+    wanted = trained(targets, targets, targets)
+    for other in others:
+        assert trained(frame, other, other) == wanted
+        assert trained(frame, targets, targets) == wanted
+    trainer = Trainer(MLP([3, 2], output="linear", seed=1))
+    trainer.fit(VALUES, frame, epochs=1)
+    assert trainer.target_names == ("depth", "age")
+    with pytest.raises(DataError, match="targets: the column 'age' not among"):
+        trainer.evaluate(VALUES, frame.rename(columns={"age": "years"}))
+
+
 def test_nan_in_x_that_stops_a_training_is_named_by_row_and_column() -> None:
     x = np.ones((9, 3))
     x[4, 1] = np.nan

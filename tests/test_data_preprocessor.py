@@ -253,6 +253,28 @@ def test_a_model_predicts_from_tables_with_text_and_gaps_as_from_their_encoded_c
     assert "TablePreprocessor(5 columns" in repr(made)
 
 
+def test_a_model_warns_of_categories_and_gaps_that_the_training_had_not() -> None:
+    """The command line prints the same line."""
+    prepared = TablePreprocessor.fit(COLUMNS, min_rows=1)
+    model = Model(MLP([len(prepared.output_names), 2], seed=1), prepared, classes=["no", "yes"])
+    model.predict(COLUMNS)  # nothing to say
+    later = COLUMNS | {"colour": ["red", "grey", "grey", "red"], "rooms": [None, 1, 1, 2]}
+    said = (
+        r"x: 1 missing value \('rooms' 1\), .*; 2 values \('colour' 2\) of categories that training"
+    )
+    for predict in (model.predict, model.predict_labels):
+        with pytest.warns(UserWarning, match=said):
+            predict(later)
+
+
+def test_one_row_of_a_frame_is_refused_with_advice_that_works() -> None:
+    frame = pd.DataFrame(COLUMNS)
+    prepared = TablePreprocessor.fit(frame)
+    with pytest.raises(ShapeError, match=r"pass frame\.iloc\[\[i\]\]"):
+        prepared.encode(frame.iloc[0])
+    np.testing.assert_array_equal(prepared.encode(frame.iloc[[0]]), prepared.encode(frame)[:1])
+
+
 @pytest.mark.parametrize("kind", ["pandas arrow", "polars", "pyarrow dictionary"])
 def test_a_trainer_and_a_model_take_a_preprocessor_in_place_of_a_standardizer(kind: str) -> None:
     frame, labels = FRAMES[kind](COLUMNS), np.array([0, 1, 0, 1])

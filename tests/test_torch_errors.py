@@ -157,6 +157,8 @@ def test_bad_arguments_of_linear_cross_entropy_say_what_to_do(
         ((X, W, Y), {"label_smoothing": 2.0}),
         ((X, W, Y), {"label_smoothing": "a"}),
         ((X, W, Y), {"ignore_index": "a"}),
+        ((X, W, Y), {"ignore_index": 1.5}),
+        ((X, W, Y), {"ignore_index": True}),
     ],
 )
 def test_linear_cross_entropy_raises_what_pytorch_raises(arguments, options):
@@ -173,6 +175,10 @@ def test_linear_cross_entropy_raises_what_pytorch_raises(arguments, options):
         ((Z, Y), {"weight": [1.0, 1.0, 1.0]}),
         ((Z, Y), {"ignore_index": "a"}),
         ((Z, Y), {"ignore_index": None}),
+        ((Z, Y), {"ignore_index": 1.5}),  # it had meant label 1
+        ((Z, Y), {"ignore_index": 1.0}),
+        ((Z, Y), {"ignore_index": "1"}),
+        ((Z, Y), {"ignore_index": True}),
         ((Z, Y), {"label_smoothing": "a"}),
         ((Z, Y), {"reduction": None}),
         ((Z.long(), Y), {}),

@@ -117,6 +117,17 @@ def test_a_module_of_known_layers_gives_its_own_predictions(name):
     np.testing.assert_allclose(network.predict(X), predicted(module), rtol=0, atol=1e-5)
 
 
+def test_parameters_that_are_frozen_beside_others_are_named_since_a_network_trains_all():
+    module = sequence()
+    MLP.from_torch(module.requires_grad_(False))  # for predictions: nothing to say
+    module[-1].requires_grad_(True)
+    with pytest.warns(
+        UserWarning, match=r"^0\.weight, 0\.bias.* require no gradient, but a training"
+    ):
+        network = MLP.from_torch(module)
+    np.testing.assert_allclose(network.predict(X), predicted(module), rtol=1e-5, atol=1e-6)
+
+
 def test_the_parameters_are_copies():
     module = sequence(nn.ReLU())
     network = MLP.from_torch(module)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own habit)
 from torch import nn
 
+import gpubackprop.errors
 import gpubackprop.torch as gt
 
 PLACES = [
@@ -284,3 +285,33 @@ def test_an_optimizer_left_to_pytorch_in_inference_mode_goes_on_outside_of_it():
     p.grad = torch.ones_like(p)
     optimizer.step()
     assert optimizer.state[p]["step"] == 2
+
+
+def signs(base, name):
+    """Return a subclass of PyTorch's optimizer that steps along the sign of each gradient."""
+
+    class Signs(getattr(base, name)):
+        def _init_group(self, group, params, grads, *lists):
+            result = super()._init_group(group, params, grads, *lists)
+            grads[:] = [grad.sign() for grad in grads]
+            return result
+
+    return Signs
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_subclass_that_changes_gradients_as_pytorchs_step_collects_them_is_left_to_pytorch(name):
+    def stepped():
+        p = nn.Parameter(torch.arange(4.0) - 1.5)
+        optimizer = signs(torch.optim, name)([p], lr=0.1)
+        for _ in range(3):
+            p.grad = p.detach() ** 3
+            optimizer.step()
+        return p.detach()
+
+    plain = stepped()
+    with gt.patch() as replaced:
+        torch.testing.assert_close(stepped(), plain, rtol=0, atol=0)
+    assert any("Signs has an _init_group of its own" in line for line in replaced.left)
+    with pytest.raises(gpubackprop.errors.OptionError, match=r"^Signs has an _init_group"):
+        signs(gt, name)([nn.Parameter(torch.ones(2))], lr=0.1)

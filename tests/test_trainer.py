@@ -190,6 +190,25 @@ def test_evaluate_equals_scikit_learn(weighted: bool) -> None:
     assert found["accuracy"] == pytest.approx(accuracy_score(labels, p.argmax(1)), rel=1e-12)
 
 
+def test_held_out_rows_of_weight_0_enter_no_figure() -> None:
+    """As in training. The figures are those of the other rows alone, by scikit-learn."""
+    x, labels = some_data()
+    weight = np.arange(120) % 3 / 2
+    kept = weight > 0
+    x[~kept] = np.nan  # they are not looked at
+    metrics = {"rows": lambda yhat, targets: len(targets)}
+    trainer = make_trainer(batch_size=16, metrics=metrics)
+    held = (x, labels, weight)
+    history = trainer.fit(*some_data(50), epochs=1, validation=held, restore_best=False)
+    p = host(trainer.network.predict(x[kept]))
+    loss = log_loss(labels[kept], p, sample_weight=weight[kept], labels=[0, 1, 2])
+    wanted = {"loss": loss, "accuracy": accuracy_score(labels[kept], p.argmax(1)), "rows": 80}
+    found = trainer.evaluate(x, labels, weight)
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-12)
+        assert history[f"val_{name}"][0] == pytest.approx(value, rel=1e-12)
+
+
 def test_the_standardizer_is_applied_to_training_validation_and_metrics() -> None:
     x, labels = some_data()
     x = x * 50 + 1000

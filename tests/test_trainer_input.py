@@ -89,6 +89,9 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], str]] = {
     "weight shape": (x0, y0, {"sample_weight": np.ones(9)}, ShapeError, "sample_weight"),
     "no weight": (x0, y0, {"sample_weight": np.zeros(10)}, DataError, "rows of weight 0"),
     "epochs": (x0, y0, {"epochs": -1}, OptionError, "epochs"),
+    "half an epoch": (x0, y0, {"epochs": 1.5}, OptionError, "epochs is 1.5 .* whole number"),
+    "half a patience": (x0, y0, {"patience": 1.5}, OptionError, "patience is 1.5 .* whole"),
+    "half a window": (x0, y0, {"window": 2.5}, OptionError, "window is 2.5 .* whole number"),
     "patience": (x0, y0, {"patience": 0}, OptionError, "patience"),
     "share": (x0, y0, {"validation": 1.5}, OptionError, "between 0 and 1"),
     "validation": (x0, y0, {"validation": (x0,)}, ShapeError, "validation"),
@@ -120,6 +123,7 @@ def test_bad_input_is_named_and_leaves_network_and_trainer_as_they_were(case: st
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"batch_size": 2.5}, "batch_size is 2.5 .* whole"), ({"seed": 0.5}, "seed is 0.5 .* whole"),
         ({"batch_size": 0}, "batch_size"), ({"l2": -1}, "l2"), ({"clip_norm": -1}, "clip_norm"),
         ({"optimizer": "adem"}, "adem"), ({"schedule": "cosin"}, "cosin"), ({"seed": -1}, "seed"),
         ({"loss": "squared_error"}, "belongs to output 'linear'"),

@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--budget", type=real(1.0), default=float("inf"), metavar="SECONDS",
-        help="start no case after this time",
+        help="start no case after this time (default: no limit)",
     )  # fmt: skip
     parser.add_argument(
         "--json", metavar="FILE", help="write the result as JSON; - prints that and nothing else"

@@ -36,7 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of this network, such as 64-128-10, which has --batch rows and --dtype; on the GPU "
         "that is here, else on one of compute capability 9.0",
     )
-    group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adam")
+    group.add_argument(
+        "--optimizer", choices=list(OPTIMIZERS), default="adam", help="(default adam)"
+    )
     group.add_argument(
         "--activation", type=activation, default="relu", metavar="NAME", help="(default relu)"
     )

@@ -32,7 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--scaling", type=widths, metavar="WIDTHS", help="of this network, such as 784-512-10"
     )
     group.add_argument("--batch", type=whole(1), default=256, metavar="ROWS", help="(default 256)")
-    group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    group.add_argument(
+        "--dtype", choices=["float32", "float64"], default="float32", help="(default float32)"
+    )
     group.add_argument(
         "--ranks", type=numbers, default=[2, 4, 8, 16], metavar="N,...", help="(default 2,4,8,16)"
     )

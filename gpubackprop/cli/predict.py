@@ -43,6 +43,8 @@ from gpubackprop.scores import class_scores, column_rmse, label_scores, number_s
 
 Array = np.ndarray
 BATCH_ROWS = 4096
+# A program that goes by the name would misread what is written.
+OTHER_FORMATS = {".gz", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".tsv", ".xls", ".xlsx"}
 _EPILOG = """\
 examples:
   gpubackprop predict runs/iris/model.safetensors new.csv
@@ -95,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     model = Model.load(path)
     columns = chosen_columns(args, model)
     if not to_stdout:
+        refuse_other_formats(args)
         refuse_inputs(args, args.output, {"MODEL": path, "DATA": args.data})
         own = partial(
             is_predictions, model, [name for text in args.keep for name in text.split(",")]
@@ -118,6 +121,15 @@ def run(args: argparse.Namespace) -> int:
     values |= {"predictions": done.lines} if to_stdout else {"output": args.output}
     say.object(values)
     return 0
+
+
+def refuse_other_formats(args: argparse.Namespace) -> None:
+    """Report wrong usage if the name of the output promises another format than CSV."""
+    if Path(args.output).suffix.lower() in OTHER_FORMATS:
+        args.parser.error(
+            f"--output {args.output}: predictions are written as CSV, whatever the name; choose "
+            "one that ends in .csv"
+        )
 
 
 @dataclass

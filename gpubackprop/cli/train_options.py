@@ -208,7 +208,9 @@ def _network_options(group: Any) -> None:
         help="train N networks that differ in their seeds (the first has --seed) and average what "
         "they predict",
     )
-    group.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    group.add_argument(
+        "--dtype", choices=["float32", "float64"], default="float32", help="(default float32)"
+    )
     group.add_argument(
         "--precision",
         choices=["bfloat16", "float16", "tf32", "auto"],
@@ -224,7 +226,9 @@ def _training_options(group: Any) -> None:
         action="store_false",
         help="let a GPU's products add in an order that varies, where that is faster",
     )
-    group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adam")
+    group.add_argument(
+        "--optimizer", choices=list(OPTIMIZERS), default="adam", help="(default adam)"
+    )
     group.add_argument(
         "--lr", type=real(), metavar="X", help="learning rate (default: the optimizer's own)"
     )
@@ -238,7 +242,12 @@ def _training_options(group: Any) -> None:
         metavar="KEY=VALUE",
         help="anything else of it, e.g. beta2=0.99, nesterov=true; may be repeated",
     )
-    group.add_argument("--schedule", choices=list(SCHEDULES), default="cosine")
+    group.add_argument(
+        "--schedule",
+        choices=list(SCHEDULES),
+        default="cosine",
+        help="how the rate changes (default cosine: it falls to 0 by the last step)",
+    )
     group.add_argument("--warmup", type=whole(0), metavar="STEPS", help="of the cosine schedule")
     group.add_argument(
         "--schedule-option",

@@ -116,6 +116,11 @@ def as_table(x: Any, name: str = "the table") -> Table:
         return _of_array(x, name)
     if isinstance(x, Mapping):
         return _of_mapping(x, name)
+    if len(getattr(x, "shape", (0, 0))) == 1:
+        raise ShapeError(
+            f"{name} has shape {x.shape} but a table is (N, D); for one row of a data frame pass "
+            "frame.iloc[[i]], for one column frame[[name]]"
+        )
     frame = _narwhals_frame(x, name)
     if frame is not None:
         names = [str(column) for column in frame.columns]

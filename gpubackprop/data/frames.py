@@ -154,6 +154,14 @@ def as_targets(y: Any, name: str = "targets", wanted: Sequence[str] | None = Non
     return as_inputs(y, name, [names[j] for j in chosen]).array
 
 
+def several_names(y: Any) -> tuple[str, ...] | None:
+    """Return the names of a frame's columns if it has several with names, else None."""
+    frame = _frame(y)
+    if frame is None or len(frame.names) < 2 or _numbered(frame.names):
+        return None
+    return tuple(str(column) for column in frame.names)
+
+
 def as_weights(weights: Any, name: str = "sample_weight") -> Any:
     """Return a column of weights, or a frame of one column, as an array; None and lists pass."""
     if isinstance(weights, np.ma.MaskedArray):

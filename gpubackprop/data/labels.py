@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -177,10 +178,11 @@ def _task_of_columns(array: Labels) -> tuple[Task, str]:
     return "multilabel", f"{array.shape[1]} columns of 0 and 1"
 
 
-def training_targets(y: Any, name: str = "targets") -> Labels:
+def training_targets(y: Any, name: str = "targets", wanted: Sequence[str] | None = None) -> Labels:
     """Return `y` as numbers or text in an array, for a loss to check.
 
-    A frame gives its columns; objects must all be numbers or all be text.
+    A frame gives its columns, or those that are `wanted`; objects must all be numbers or all be
+    text.
 
     Raises
     ------
@@ -189,7 +191,7 @@ def training_targets(y: Any, name: str = "targets") -> Labels:
     DtypeError
         `y` is no array, or a sparse matrix.
     """
-    array = as_targets(y, name)
+    array = as_targets(y, name, wanted)
     if array.dtype.kind not in "OT":
         return array
     return _from_objects(array, name) if array.ndim == 1 else as_inputs(array, name).array

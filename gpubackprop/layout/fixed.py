@@ -54,6 +54,33 @@ class Fixed(Generic[Value]):
         )
 
 
+class NotHeld:
+    """The name of a constructor's argument that is no attribute: an assignment would do nothing.
+
+    Parameters
+    ----------
+    advice : str
+        What to do instead; it ends the error's message.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        kind = type(instance).__name__
+        raise AttributeError(f"{kind!r} object has no attribute {self.name!r}; {self.advice}")
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        raise ReadOnlyError(
+            f"{type(instance).__name__}.{self.name} cannot be changed; {self.advice}"
+        )
+
+
 Held = TypeVar("Held", covariant=True)
 
 

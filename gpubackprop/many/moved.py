@@ -18,6 +18,7 @@ def state_of(trainer: Trainer) -> Moved:
         "state": copy.copy(trainer.state),
         "schedule": trainer.schedule.copy(),
         "feature_names": trainer.feature_names,
+        "target_names": trainer.target_names,
     }
 
 
@@ -27,3 +28,4 @@ def take_state(trainer: Trainer, moved: Moved) -> None:
     network.backend.from_host(moved["parameters"], network.parameters)
     trainer.state, trainer.schedule = moved["state"], moved["schedule"]
     trainer.feature_names = moved["feature_names"]
+    trainer.target_names = moved["target_names"]

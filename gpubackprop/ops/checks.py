@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -291,6 +291,38 @@ def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise OptionError(f"{name} is {value!r} but must be a number of at least {low:g}{upper}")
     return result
+
+
+def whole(value: Any, name: str, low: int) -> int:
+    """Return `value` as an int of at least `low`; 2.0 is 2, and 2.5 is an error, not 2."""
+    result = number(value, name, low)
+    if result != int(result):
+        raise OptionError(f"{name} is {value!r} but must be a whole number of at least {low}")
+    return int(result)
+
+
+def no_own_methods(thing: Any, base: type, names: Sequence[str], lost: str) -> None:
+    """Raise OptionError if `thing` has one of these methods of `base` in a version of its own.
+
+    Parameters
+    ----------
+    thing : object
+        An instance of `base` or of a subclass.
+    base : type
+        The class whose methods are meant.
+    names : sequence of str
+        Names of the methods.
+    lost : str
+        What would become of them; it ends the error's message.
+    """
+    kind = type(thing)
+    own = [
+        name
+        for name in names
+        if name in vars(thing) or getattr(kind, name, None) is not getattr(base, name, None)
+    ]
+    if own:
+        raise OptionError(f"{kind.__name__} has {', '.join(own)} of its own, which {lost}")
 
 
 def functions(values: Mapping[Any, Any], name: str) -> None:

@@ -421,6 +421,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         (n_samples, n_classes) array
             The logarithm of `predict_proba`.
         """
+        if type(self).predict_proba is not MLPClassifier.predict_proba:  # a subclass has its own
+            y_prob = self.predict_proba(X)
+            return np.log(y_prob, out=y_prob)
         y_prob = self._probabilities(X)
         log = import_cupy().log if arrays.on_gpu(X) else np.log
         return arrays.like(log(y_prob, y_prob), X)

@@ -23,6 +23,20 @@ KEPT = ("_label_binarizer", "_no_improvement_count")  # private attributes that 
 OURS = ("device_", "validation_loss_curve_")
 # A subclass that has one of these computes something else than its base.
 METHODS = {"fit", "partial_fit", "predict", "predict_proba", "predict_log_proba", "score"}
+# Private methods of scikit-learn's classes that nothing here calls. Programs override them.
+NOT_CALLED = (
+    "_backprop",
+    "_compute_loss_grad",
+    "_forward_pass",
+    "_forward_pass_fast",
+    "_init_coef",
+    "_loss_grad_lbfgs",
+    "_predict",
+    "_score",
+    "_score_with_function",
+    "_unpack",
+    "_update_no_improvement_count",
+)
 
 
 def to_sklearn(estimator: Any) -> Any:
@@ -91,6 +105,17 @@ def from_sklearn(cls: type, estimator: Any) -> Any:
     if hasattr(result, "loss_curve_"):
         result.validation_loss_curve_ = None
     return result
+
+
+def refuse_hooks_not_called(estimator: Any) -> None:
+    """Raise OptionError where a program has put a method that only scikit-learn would call."""
+    own = [name for name in NOT_CALLED if hasattr(estimator, name)]
+    if own:
+        raise OptionError(
+            f"{type(estimator).__name__} has {', '.join(own)} of its own. scikit-learn's "
+            "estimator calls such private methods and this one does not, so they would have no "
+            "effect; derive from sklearn.neural_network's class instead"
+        )
 
 
 def _refuse_overrides(estimator: Any, base: str) -> None:

@@ -13,6 +13,7 @@ from gpubackprop.errors import DataError
 from gpubackprop.onnx.formulas import as_labels, forward, indicators, labels
 from gpubackprop.onnx.graph import Nodes, OnnxGraph, check_float, write
 from gpubackprop.onnx.model import mean_of
+from gpubackprop.ops.checks import no_own_methods
 from gpubackprop.sklearn.members import members_of
 from gpubackprop.sklearn.objective import Objective
 from gpubackprop.sklearn.prediction import hidden_activations
@@ -54,13 +55,15 @@ class OnnxExport:
         MissingDependencyError
             The package onnx is not installed.
         OptionError
-            input_dtype is another one, or the file would be larger than 2 GiB.
+            input_dtype is another one, or the file would be larger than 2 GiB, or the estimator is
+            of a class with a `predict` or `predict_proba` of its own.
         DataError
             The weights hold NaN or infinity.
         StorageError
             The disk is full, the folder is read-only, or the like.
         """
         check_is_fitted(self)
+        refuse_own_predictions(self)
         estimator: Any = self
         columns, wanted = estimator.n_features_in_, input_dtype or estimator.precision
         dtype = check_float(wanted or _float_of(estimator), "input_dtype")
@@ -75,6 +78,12 @@ class OnnxExport:
         names = getattr(self, "feature_names_in_", None)
         values = {"feature_names": None if names is None else [*map(str, names)]}
         return write(graph.model(f"{type(self).__name__} of gpubackprop.sklearn", values), path)
+
+
+def refuse_own_predictions(estimator: Any) -> None:
+    """Raise OptionError if the estimator's class predicts in a way of its own."""
+    ours = next(b for b in type(estimator).__mro__ if b.__module__.startswith("gpubackprop."))
+    no_own_methods(estimator, ours, ("predict", "predict_proba"), "a graph would not have")
 
 
 def _float_of(estimator: Any) -> str:

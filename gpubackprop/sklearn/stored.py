@@ -48,7 +48,8 @@ def arrays_to_predict(estimator: Any, columns: int) -> tuple[list[Array], list[A
     intercepts = [_dense(intercept) for intercept in estimator.intercepts_]
     _check_counts(estimator)
     _check_shapes(coefs, intercepts, columns)
-    if estimator.n_outputs_ == 1 != coefs[-1].shape[1] and is_classifier(estimator):
+    one = getattr(estimator, "n_outputs_", 0) == 1  # absent where a program made the attributes
+    if one and coefs[-1].shape[1] != 1 and is_classifier(estimator):
         raise ShapeError(
             f"{_name('coefs_', len(coefs))} has shape {coefs[-1].shape} but must be "
             f"({coefs[-1].shape[0]}, 1), since the classifier has one output unit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, NamedTuple
 
 from gpubackprop import errors
@@ -62,8 +63,10 @@ def checked(reduction: Any, label_smoothing: Any, ignore_index: Any, z_loss: Any
     except errors.OptionError as error:
         raise OptionError(str(error)) from None
     try:
-        return LossSettings(reduction, int(ignore_index), smoothing, factor)
-    except (TypeError, ValueError):
+        if isinstance(ignore_index, bool):
+            raise TypeError
+        return LossSettings(reduction, operator.index(ignore_index), smoothing, factor)
+    except TypeError:
         raise OptionError(
             f"ignore_index is {ignore_index!r} but must be an integer; the default is -100"
         ) from None

@@ -24,6 +24,12 @@ from gpubackprop.torch.update_table import Settings, UpdateTable, update_on_host
 
 # device, storage dtype, rule, and the number of the update among those of the same memory
 Batch = tuple[torch.device, torch.dtype, str, int]
+# PyTorch's step calls this for each group, and subclasses change gradients or state in it.
+INIT_GROUPS = {
+    kind.__dict__["_init_group"]
+    for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    if "_init_group" in kind.__dict__
+}
 
 
 class _TableOptimizer(torch.optim.Optimizer):
@@ -58,7 +64,8 @@ class _TableOptimizer(torch.optim.Optimizer):
         Raises
         ------
         OptionError
-            The group is differentiable, which is not offered.
+            The group is differentiable, or the class has an `_init_group` of its own; neither is
+            offered.
         """
         super().add_param_group(param_group)
         self._refuse(self.param_groups[-1:])
@@ -67,6 +74,11 @@ class _TableOptimizer(torch.optim.Optimizer):
         if any(group.get("differentiable") for group in groups):
             raise OptionError(
                 "differentiable=True is not offered; use the optimizer of torch.optim"
+            )
+        if getattr(self._init_group, "__func__", None) not in INIT_GROUPS:
+            raise OptionError(
+                f"{type(self).__name__} has an _init_group of its own, which this step would not "
+                "call; derive the class from the optimizer of torch.optim"
             )
 
     def _rule(self, group: dict[str, Any]) -> str:

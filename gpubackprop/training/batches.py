@@ -14,7 +14,7 @@ from gpubackprop.data import Standardizer, TablePreprocessor
 from gpubackprop.data.coded import CodedInputs
 from gpubackprop.data.files import row_from_1
 from gpubackprop.data.finite import batch_rows_for, require_finite
-from gpubackprop.data.frames import as_array, as_inputs
+from gpubackprop.data.frames import as_array, as_inputs, several_names
 from gpubackprop.data.labels import training_targets
 from gpubackprop.errors import DataError, OptionError, ShapeError
 from gpubackprop.losses import Loss
@@ -44,6 +44,8 @@ class Batches:
         Applied to each batch of x.
     feature_names : tuple of str, or None
         Names of the columns of x, if it was a data frame that has names.
+    target_names : tuple of str, or None
+        Likewise of the targets, if they were several columns.
     borrowed : bool
         Whether x is the caller's own array of a GPU, which must not be written to.
     """
@@ -55,18 +57,20 @@ class Batches:
     standardizer: Standardizer | None = None
     feature_names: tuple[str, ...] | None = None
     borrowed: bool = False
+    target_names: tuple[str, ...] | None = None
 
     @classmethod
     def check(
         cls, network: MLP, loss: Loss, x: Any, targets: Any, sample_weight: Any = None,
         standardizer: Standardizer | TablePreprocessor | None = None,
         feature_names: tuple[str, ...] | None = None,
+        target_names: tuple[str, ...] | None = None,
     ) -> Batches:  # fmt: skip
         """Return checked batches, or raise an error that names what does not fit.
 
         A data frame's columns are taken by the names with which the standardizer was fitted, or by
-        `feature_names`, or as they come if there are neither. A preprocessor encodes the rows here,
-        once.
+        `feature_names`, or as they come if there are neither; those of targets by `target_names`,
+        likewise. A preprocessor encodes the rows here, once.
         """
         if isinstance(standardizer, TablePreprocessor):
             x, standardizer = standardizer.inputs(x, network.dtype), None
@@ -85,7 +89,8 @@ class Batches:
             x = np.ascontiguousarray(x)
         if network.backend.is_device_array(targets):  # before training they are checked too
             targets = network.backend.to_host(network.backend.asarray(targets))
-        targets = training_targets(targets)
+        named = several_names(targets)
+        targets = training_targets(targets, wanted=target_names)
         if targets.ndim == 0 or len(targets) != len(x):
             raise ShapeError(
                 f"x has {len(x)} rows but targets has shape {targets.shape}; both want one row "
@@ -102,7 +107,8 @@ class Batches:
             # Integers of any size keep their digits until they are standardised.
             wide = network.dtype if standardizer is None else np.float64
             x = network.backend.place_inputs(x, wide)
-        return cls(x, targets, weights, None, standardizer, names)
+        named = target_names if named and target_names else named
+        return cls(x, targets, weights, None, standardizer, names, target_names=named)
 
     def __repr__(self) -> str:
         parts = {"x": self.x, "targets": self.targets, "sample_weight": self.sample_weight}
@@ -164,6 +170,13 @@ class Batches:
         """Return the rows whose weight is not 0: a batch of the others alone would have no mean."""
         counts = self.row_weights(loss) > 0
         return self if counts.all() else self.select(self.order(None)[counts])
+
+    def weighed(self) -> Batches:
+        """Return the rows whose sample weight is not 0, or all if there is no other."""
+        weight = None if self.sample_weight is None else self.own(self.sample_weight)
+        if weight is None or weight.all() or not weight.any():
+            return self
+        return self.select(self.order(None)[weight > 0])
 
     def require_finite_targets(self, loss: Loss) -> None:
         """Raise DataError at the first NaN or infinity among the targets that are not ignored."""

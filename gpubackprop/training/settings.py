@@ -9,10 +9,10 @@ from gpubackprop import optimizers, schedules
 from gpubackprop.backends import LossScaling
 from gpubackprop.distributed import Alone, Communicator, on_device
 from gpubackprop.errors import OptionError
-from gpubackprop.layout.fixed import Fixed, assignable
+from gpubackprop.layout.fixed import Fixed, NotHeld, assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.ops.checks import functions, number
+from gpubackprop.ops.checks import functions, number, whole
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.step import Regularization
@@ -30,6 +30,9 @@ class Settings:
     seed = Fixed[int](_ANOTHER)
     scaling = Fixed[LossScaling | None](_ANOTHER)  # a step's state depends on it
     stochastic_rounding = Fixed[bool](_ANOTHER)
+    loss_scale = NotHeld(_ANOTHER)
+    devices = NotHeld(_ANOTHER)
+    distributed = NotHeld(_ANOTHER)
     regularization: Regularization
     shuffle: bool
     progress: bool | None
@@ -87,7 +90,7 @@ class Settings:
     @assignable
     def batch_size(self, value: int) -> int:
         """Number of rows per step."""
-        return int(number(value, "batch_size", 1))
+        return whole(value, "batch_size", 1)
 
     @property
     def l2(self) -> float:

@@ -21,7 +21,7 @@ from gpubackprop.layout.fixed import assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
-from gpubackprop.ops.checks import number
+from gpubackprop.ops.checks import no_own_methods, number, whole
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.batches import Batches
@@ -119,11 +119,14 @@ class Trainer(Settings):
         Where the training stands: history, position, random state, the last step.
     feature_names : tuple of str, or None
         Names of the data frame that the last `fit` was given.
+    target_names : tuple of str, or None
+        Likewise of the targets, if they were several columns.
 
     Raises
     ------
     OptionError
-        An option is unknown or out of range, or `network` is no MLP.
+        An option is unknown or out of range, or `network` is no MLP, or of a class with `logits`,
+        `forward` or `gradients` of its own, which a training would not call.
 
     Examples
     --------
@@ -171,6 +174,10 @@ class Trainer(Settings):
                 f"network is a {type(network).__name__} but must be an MLP; an Ensemble is trained "
                 "member by member, and MLP.from_torch takes a PyTorch module"
             )
+        no_own_methods(
+            network, MLP, ("logits", "forward", "gradients"),
+            "a training would not call; train with network.gradients in a loop of your own",
+        )  # fmt: skip
         self.deterministic = bool(deterministic)
         self.shard_optimizer = bool(shard_optimizer)
         if distributed is not None:
@@ -179,7 +186,7 @@ class Trainer(Settings):
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
         self.l2, self.clip_norm = l2, clip_norm
-        self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0))
+        self.shuffle, self.seed = shuffle, whole(seed, "seed", 0)
         self.scaling = _check_scaling(loss_scale, network)
         self.stochastic_rounding = bool(stochastic_rounding)
         if self.stochastic_rounding and not network.mixed_precision:
@@ -313,7 +320,7 @@ class Trainer(Settings):
             names.
         targets : array-like or data frame
             As the loss wants them: (N,) class indices, (N, K) numbers, ...; also a column or a
-            frame.
+            frame. Several columns of a later frame are found by the names of the first.
         epochs : int
             Number of further epochs.
         rows : (M,) int array or None
@@ -396,6 +403,7 @@ class Trainer(Settings):
             train, held_out = self._batches(x, targets, sample_weight, standardizer, rows), None
             if validation is not None:
                 train, held_out = self._validation(train, validation, standardizer)
+                held_out = held_out.weighed()
             return self._counting(train), held_out
 
         try:
@@ -406,6 +414,7 @@ class Trainer(Settings):
                 train, held_out = self.ranks.all_succeed(prepare)
                 step = self.ranks.all_succeed(lambda: self.state.new_step(self, train))
             self.feature_names = train.feature_names or self.feature_names
+            self.target_names = train.target_names or self.target_names
             kind = Run if self.is_alone else SharedRun
             self.state.running = True
             try:
@@ -431,6 +440,9 @@ class Trainer(Settings):
         rows: Any = None,
     ) -> dict[str, float]:
         """Compute mean loss (without penalty), accuracy or rmse, and the metrics, on these rows.
+
+        Weights enter loss and rmse. Accuracy and metrics count all rows alike, but for those of
+        sample weight 0, which enter nothing.
 
         Parameters
         ----------
@@ -464,7 +476,7 @@ class Trainer(Settings):
         def prepare() -> Batches:
             data = self._batches(x, targets, sample_weight, standardizer, rows)
             data.require_finite_targets(self.loss)
-            return data
+            return data.weighed()
 
         if self.is_alone:
             data = prepare()
@@ -520,7 +532,7 @@ class Trainer(Settings):
                 f"profile times a step of one process, and this is {self._joined.who()}; profile a "
                 f"Trainer without distributed"
             )
-        repeats = int(number(repeats, "repeats", 1))
+        repeats = whole(repeats, "repeats", 1)
         data = self._counting(self._batches(x, targets, sample_weight, standardizer))
         twin = copy.deepcopy(self)
         step, lr = twin.state.new_step(twin, data), twin.optimizer.lr
@@ -553,7 +565,7 @@ class Trainer(Settings):
         OptionError
             `rows` is below 1.
         """
-        rows = int(number(rows, "rows", 1))
+        rows = whole(rows, "rows", 1)
         return estimated(
             self.network, self.loss, self.optimizer, self.batch_size, rows, np.dtype(dtype),
             get_num_threads(), self._joined.size, self.shard_optimizer, staged,
@@ -562,6 +574,7 @@ class Trainer(Settings):
     # -- what a caller passes, as batches ---------------------------------------------------------
 
     feature_names: tuple[str, ...] | None = None
+    target_names: tuple[str, ...] | None = None
     _team: Team | None = None
 
     def _say_what_fits(self, error: OutOfMemory, x: Any) -> None:
@@ -576,11 +589,19 @@ class Trainer(Settings):
     def _batches(
         self, x: Any, targets: Any, sample_weight: Any, standardizer: Any, rows: Any = None,
         names: tuple[str, ...] | None = None, what: str = "x",
+        target_names: tuple[str, ...] | None = None,
     ) -> Batches:  # fmt: skip
         """Return checked batches of these rows of x; if there are none, an error names `what`."""
         names = names or self.feature_names
         data = Batches.check(
-            self.network, self.loss, x, targets, sample_weight, standardizer, names
+            self.network,
+            self.loss,
+            x,
+            targets,
+            sample_weight,
+            standardizer,
+            names,
+            target_names or self.target_names,
         )
         data = data if rows is None else data.at(rows, "rows")
         data.require_rows(what)
@@ -619,6 +640,7 @@ class Trainer(Settings):
         data = self._batches(
             validation[0], validation[1], validation[2] if len(validation) == 3 else None,
             standardizer, names=train.feature_names, what="the validation set",
+            target_names=train.target_names,
         )  # fmt: skip
         data.require_finite_targets(self.loss)
         return train, data

@@ -168,7 +168,6 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "base < 0 ?", "base <= 0 ?", SAME),
     Equivalent("include/row_packs.cuh", "label < 0)", "label <= 0)", SAME),
     Equivalent("include/row_packs.cuh", "C(0) || pack >= limit", "C(0) || pack > limit", UNUSED),
-    Equivalent("include/row_packs.cuh", "&& pack(HELD + s) <", "&& pack(HELD - s) <", UNUSED),
     Equivalent("include/row_packs.cuh", "pack(j) < limit) add", "pack(j) <= limit) add", UNUSED),
     Equivalent("include/row_packs.cuh", "< packs; ++turn", "<= packs; ++turn", EMPTY, 2),
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
