@@ -30,7 +30,7 @@ def key_of(source: str, architecture: int, entries: Sequence[str]) -> str:
     """Return the key of those entries of a source for a card."""
     compiler = compilers.compiler()
     assert compiler is not None
-    code = compilers.device_code(source, architecture)
+    code = compilers.device_code(source, architecture, compiler.version)
     asserted = compiled_resources.asserted(entries)
     parts = (code, str(architecture), compiler.version, *compilers.OPTIONS, asserted)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]

@@ -52,10 +52,11 @@ def kernels(monkeypatch, tmp_path):
         ("cvt.f32.f16 %0, %1;", "cvt.f32.f16 %1, %0;", {75, 80, 90}),
         ("cvt.rn.bf16.f32 %0, %1;", "cvt.rz.bf16.f32 %0, %1;", {80, 90}),
         ("mapa.u64", "mapa.u32", {90}),
+        ("cvt.rn.tf32.f32 %0, %1;", "cvt.rna.tf32.f32 %0, %1;", {90}),
         ("float(fraction) * 5.9", "float(fraction) * 6.9", set()),
         ("// float16 -> float32, exact.", "// exact", set()),
     ],
-    ids=["every card's line", "sm_80's", "sm_90's", "the emulator's", "a comment"],
+    ids=["every card's line", "sm_80's", "sm_90's", "CUDA 12.1's", "the emulator's", "a comment"],
 )
 def test_a_changed_line_of_a_header_makes_due_the_cards_whose_compiler_reads_it(
     kernels, edited, to, due
@@ -74,15 +75,11 @@ def test_a_changed_line_of_a_header_makes_due_the_cards_whose_compiler_reads_it(
 
 
 def test_the_kernels_ask_for_no_macro_of_a_compiler_that_a_key_does_not_know():
-    """`compilers.device_code` sets two of them; g++ has the third, and clang's is not there.
-
-    It does not set the two of CUDA's version. Another version makes all entries due, as it is in
-    the key; an edit of what is read from CUDA 12.1 on alone (`ptx::round_to_tf32`) does not.
-    """
+    """`compilers.device_code` sets four of them; g++ has the fifth, and clang's is not there."""
     text = "\n".join(path.read_text() for path in compilers.KERNELS.rglob("*.cu*"))
     asked = re.findall(r"\b__\w+__\b", "\n".join(re.findall(r"^\s*#.*if.*", text, re.MULTILINE)))
-    version = {"__CUDACC_VER_MAJOR__", "__CUDACC_VER_MINOR__"}
-    assert set(asked) == {"__CUDA_ARCH__", "__CUDACC__", "__GNUC__", "__clang__"} | version
+    known = {"__CUDA_ARCH__", "__CUDACC__", "__CUDACC_VER_MAJOR__", "__CUDACC_VER_MINOR__"}
+    assert set(asked) == known | {"__GNUC__", "__clang__"}
 
 
 def test_what_is_kept_of_a_compiler_is_made_once_and_another_time_for_another_text(

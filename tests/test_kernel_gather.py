@@ -10,7 +10,8 @@ import pytest
 from gpubackprop.backends.cupy_launch import KERNELS, DeviceProperties
 from tests import emulator
 from tests.emulator.arrays import Guarded
-from tests.emulator.operations import DTYPES, Operations, collect
+from tests.emulator.operations import DTYPES, Operations, collect, record
+from tests.emulator.sanitizers import PointerTable
 
 pytestmark = [
     pytest.mark.skipif(
@@ -95,6 +96,24 @@ def test_no_finding_of_the_sanitizers_in_narrow_rows(mode):
     launches = [replace(launch, grid=(2, *launch.grid[1:])) for launch in launches]
     assert len(launches) == 1
     assert emulator.run_sanitized(launches, mode) == ""
+
+
+def test_the_last_block_moves_the_row_numbers_on_after_all_threads_have_read_where_they_are():
+    """In any block there are threads that read the address later than the one with the ticket.
+
+    Blocks of two threads: ThreadSanitizer remembers four readers.
+    """
+    memory = Guarded()
+    rows, cols = np.arange(9), 37
+    cursor = np.array([rows.ctypes.data], np.uint64).view(PointerTable)
+    cursor.arrays = (rows,)
+    arguments = record(
+        "gather_rows_f32_f32", source=memory.normal((9, cols), np.float32), cursor=cursor,
+        out=np.empty((9, cols), np.float32), counter=np.zeros(1, np.int32), count=9, cols=cols,
+        source_rows=9, stride_source=cols, stride_out=cols,
+    )  # fmt: skip
+    launch = emulator.Launch("gather_rows.cu", "gather_rows_f32_f32", (2,), (2, 1), [arguments])
+    assert emulator.run_sanitized([launch], "thread") == ""
 
 
 def convert(values: np.ndarray, out: str) -> np.ndarray:

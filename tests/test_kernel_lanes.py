@@ -47,14 +47,14 @@ class Case:
             "correct_rows": np.full((), 7, np.int64),
         }
 
-    def run(self, device: DeviceProperties = CARD, grid: int = 0) -> Any:
+    def run(self, device: DeviceProperties = CARD, grid: int = 0, **options: Any) -> Any:
         """Launch and check that nothing else was written; return the launch."""
 
         def now(launched: Any) -> None:
             run_now(replace(launched, grid=(grid, 1, 1)) if grid else launched)
 
         (launch,) = Operations(now, device).softmax_cross_entropy(
-            self.z, self.y, self.result, reduction="sum"
+            self.z, self.y, self.result, reduction="sum", **options
         )
         self.memory.check()
         return launch
@@ -84,6 +84,39 @@ def test_rows_of_every_kind_of_piece_match_pytorch_and_a_tile_may_be_just_full(f
     for one in (case, plain):
         assert one.run().entry == f"softmax_cross_entropy_lanes_w{width}_{dtype}"
         one.check()
+
+
+@pytest.mark.parametrize("cols", [128, 256, 512, 1020], ids=["4", "8", "16", "32 lanes"])
+def test_rows_of_many_lanes_match_pytorch(cols):
+    """From 16 lanes on, one access has pieces of one row alone."""
+    case = Case("f32", cols, 37)
+    launch = case.run()
+    assert launch.entry == "softmax_cross_entropy_lanes_w16_f32"
+    assert launch.block[0] == -(-cols // 32)
+    case.check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cols", "shift"), [("f32", 32, 0), ("f32", 32, 1), ("f32", 64, 0), ("f16", 64, 1)]
+)
+def test_smoothed_labels_of_rows_that_take_all_registers_match_pytorch(dtype, cols, shift):
+    case = Case(dtype, cols, 5, shift)
+    assert "lanes" in case.run(label_smoothing=0.25).entry
+    z, compute = wide(case.z), case.result["row_loss"].dtype
+    rows, _ = references.cross_entropy(z, case.y, reduction="none", label_smoothing=0.25)
+    _, delta = references.cross_entropy(z, case.y, reduction="sum", label_smoothing=0.25)
+    assert ulps(case.result["row_loss"], rows, compute) <= 4
+    assert ulps(case.result["delta"], delta, DTYPES[dtype]) <= UNITS[dtype]
+
+
+@pytest.mark.parametrize("name", ["row_loss", "delta", "loss", "correct_rows"])
+def test_each_result_alone_is_that_of_all_at_once(name):
+    whole, alone = Case("f32", 12, 300), Case("f32", 12, 300)
+    del whole.result["predicted"]
+    whole.run()
+    alone.result = {name: alone.result[name]}
+    alone.run()
+    assert alone.result[name].tobytes() == whole.result[name].tobytes()
 
 
 @pytest.mark.parametrize("cols", [8, 16, 24, 32, 64, 72])
@@ -123,3 +156,20 @@ def test_no_finding_of_the_sanitizers(mode):
         )
     launches = [replace(launch, grid=(grid, 1, 1)) for launch in launches for grid in (1, 2)]
     assert emulator.run_sanitized(launches, mode) == ""
+
+
+@pytest.mark.parametrize(("dtype", "cols", "shift"), [("f32", 2, 1), ("f16", 2, 3), ("f32", 3, 0)])
+def test_a_matrix_within_one_pack_is_read_and_written_element_by_element(dtype, cols, shift):
+    launches: list[emulator.Launch] = []
+    case = Case(dtype, cols, 1, shift)
+    case.y[...] = wide(case.z).argmin()  # a gradient near 1, which keeps its digits
+    Operations(collect(launches), CARD).softmax_cross_entropy(
+        case.z, case.y, case.result, reduction="sum"
+    )
+    assert "lanes" in launches[0].entry
+    assert emulator.run_sanitized(launches, "address") == ""
+    case.run()
+    rows, _ = references.cross_entropy(wide(case.z), case.y, reduction="none")
+    _, delta = references.cross_entropy(wide(case.z), case.y, reduction="sum")
+    assert ulps(case.result["row_loss"], rows, np.float32) <= 4
+    assert ulps(case.result["delta"], delta, DTYPES[dtype]) <= UNITS[dtype]

@@ -8,6 +8,7 @@ import pytest
 
 from gpubackprop.backends.cupy_launch import entries
 from tests.emulator import compilers, sass
+from tools.counted_cases import loss
 
 pytestmark = pytest.mark.skipif(
     compilers.compiler() is None or compilers.disassembler() is None,
@@ -47,6 +48,15 @@ def test_a_rows_own_loads_are_issued_before_anything_waits_for_a_scalar(entry):
     loads = [place for place, i in enumerate(path) if i.opcode.startswith(ROW_LOADS)]
     assert len(loads) >= 4
     assert loads[3] < first_use_of_a_scalar(path)
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("f32", 4096), ("bf16", 8192)])
+def test_a_row_in_registers_takes_one_round_trip(dtype, classes):
+    """Its label is asked for while it is on its way. A copy of its words between the two, at which a
+    warp waits, makes it two; the last trip is that of the block's sums."""
+    (launch,) = loss(2 * 264, classes, dtype)().launches
+    assert launch.blocks == 264, "two rows a block"
+    assert launch.trips == 2 + 1
 
 
 def listed(*lines: str) -> tuple[sass.Instruction, ...]:

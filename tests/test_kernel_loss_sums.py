@@ -132,6 +132,28 @@ def test_a_weight_of_1_beside_one_of_2_to_the_24_counts_in_the_sum_of_the_weight
     assert ulps(ours["weight_sum"], 256 * 2.0**24 + 1745, np.float32) <= 0.5
 
 
+def test_what_a_block_loses_as_it_adds_the_sums_of_its_warps_is_added():
+    """In float32, 2^24 + 1 is 2^24: seven warps add 1 each to the first warp's weight."""
+    verbs, _, z, y, _, _, compute = problem("warp", "f32", {}, 8)
+    z[...], y[...] = z[0], y[0]
+    weight = np.ones(8, compute)
+    weight[0] = 2.0**24
+    blocks = []
+
+    def run(launched):
+        blocks.append(launched.block)
+        run_now(replace(launched, grid=(1, 1, 1)))
+
+    ours = empty_results(z, compute, ("loss", "weight_sum"))
+    Operations(run, verbs.device).softmax_cross_entropy(
+        z, y, ours, sample_weight=weight, weigh=WITH_ROWS
+    )
+    assert [block[:2] for block in blocks] == [(32, 8)]
+    assert ulps(ours["weight_sum"], 2.0**24 + 7, np.float32) <= 0.5
+    loss, _ = references.cross_entropy(wide(z[:1]), y[:1])
+    assert ulps(ours["loss"], loss, np.float32) <= 4
+
+
 def test_the_counter_is_0_after_each_launch_and_a_bad_label_makes_the_mean_nan():
     verbs, counters = Operations(), []
 

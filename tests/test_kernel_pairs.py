@@ -158,6 +158,33 @@ def test_the_loss_alone_is_a_launch_that_weighs_its_rows_as_it_goes():
     assert ulps(case.result["loss"], rows.sum() / 240, np.float32) <= 2
 
 
+@pytest.mark.parametrize("weigh", [losses.KNOWN, losses.WITH_ROWS])
+def test_the_sum_of_the_weights_needs_no_predictions_nor_they_the_weights(weigh):
+    case = Case("f32", 10, 300)
+    kept = case.y != 3
+    name = "correct_rows" if weigh == losses.KNOWN else "weight_sum"
+    case.result = {"loss": case.result["loss"], name: np.full((), 7, np.int64)}
+    if name == "weight_sum":
+        case.result[name] = np.full((), 7, np.float32)
+    case.run(ignore_index=3, weigh=weigh)
+    hits = wide(case.z).argmax(1) == case.y
+    assert case.result[name] == (kept if name == "weight_sum" else kept & hits).sum()
+
+
+@pytest.mark.parametrize("weigh", [losses.KNOWN, losses.FIRST])
+def test_zero_in_place_of_an_empty_mean_changes_no_mean_over_rows(weigh):
+    case, empty = Case("f32", 10, 70), Case("f32", 10, 70)
+    case.y[::3] = empty.y[...] = 3
+    for one in (case, empty):
+        count = np.array((one.y != 3).sum(), np.float32)
+        one.run(ignore_index=3, empty="zero", weigh=weigh, divisor=count)
+    z, y = wide(case.z), case.y
+    loss, delta = references.cross_entropy(z, y, reduction="mean", ignore_index=3)
+    assert ulps(case.result["loss"], loss, np.float32) <= 2
+    assert ulps(case.result["delta"], delta, np.float32) <= UNITS["f32"]
+    assert not any(empty.result[name].any() for name in ("loss", "row_loss", "delta"))
+
+
 def test_gradients_alone_and_row_losses_alone_are_those_of_all_at_once():
     whole = Case("bf16", 11, 300)
     whole.run(reduction="sum")
@@ -216,6 +243,49 @@ def test_rows_that_are_not_usual_are_those_of_the_form_with_options_and_leave_ot
         assert np.array_equal(case.result[name][same], plain.result[name][same])
 
 
+@pytest.mark.parametrize("cols", [8, 10])  # rows apart, neighbours
+def test_an_ignored_row_beside_one_that_is_not_usual_counts_nothing(cols):
+    """A label out of range is not ignored, though an index to ignore is given."""
+    case, apart = Case("f32", cols, 300), 32 if cols == 8 else 1
+    case.y[...] = (case.y + (case.y == 3)) % cols
+    for row, wrong in ((2, np.nan), (66, None)):
+        case.z[row, 3], case.y[row] = 50, 3
+        if wrong is None:
+            case.y[row + apart] = cols + 1
+        else:
+            case.z[row + apart, 1] = wrong
+    case.z[130 + apart, 3], case.y[130 + apart], case.y[130] = 50, 3, -1
+    other = Case("f32", cols, 300)
+    other.z[...], other.y[...] = case.z, case.y
+    other.result["lse"] = other.memory.empty((300,), np.float32)  # an option of single rows
+    for one, form in ((case, "pairs"), (other, "lanes")):
+        one.result["weight_sum"] = np.empty((), np.float32)
+        assert form in one.run(ignore_index=3, weigh=losses.FIRST).entry
+        assert np.isnan(one.result["weight_sum"])
+        one.run(ignore_index=3, weigh=losses.KNOWN)
+    for name in ("row_loss", "delta"):
+        ours, theirs = wide(case.result[name]), wide(other.result[name])
+        assert_same_pattern(ours, theirs)
+        assert ulps(ours, theirs, np.float32) <= UNITS["f32"]
+    unusual = [2 + apart, 66 + apart, 130]
+    assert np.isnan(case.result["row_loss"]).nonzero()[0].tolist() == sorted(unusual)
+    usual = np.ones(300, bool)
+    usual[unusual] = False
+    hits = usual & (case.y != 3) & (wide(case.z).argmax(1) == case.y)
+    assert case.result["correct_rows"] == other.result["correct_rows"] == hits.sum()
+    assert not case.result["row_loss"][[2, 66, 130 + apart]].any()
+
+
+@pytest.mark.parametrize("cols", [8, 10])  # rows apart, neighbours
+def test_a_row_beside_one_that_is_not_usual_is_predicted_as_elsewhere(cols):
+    case, unusual = Case("f32", cols, 192), [4, 37, 71, 105, 160]
+    case.y[...] = wide(case.z).argmax(1)
+    case.y[unusual] = (case.y[unusual] + 1) % cols
+    case.z[unusual, case.y[unusual] - 2] = np.nan
+    case.run(reduction="sum")
+    assert case.result["correct_rows"] == 192 - len(unusual)
+
+
 @pytest.mark.parametrize("upstream", [np.inf, np.nan, 1e-40, 0.0])
 def test_a_gradients_scale_that_is_no_usual_number_gives_what_the_form_with_options_gives(upstream):
     case, other = Case("f32", 10, 300), Case("f32", 10, 300)
@@ -243,6 +313,27 @@ def test_the_losses_of_many_rows_add_up_to_their_last_place():
     case.run(grid=1, reduction="sum")
     exact = case.result["row_loss"].astype(np.float64).sum()
     assert abs(float(case.result["loss"]) - exact) <= np.spacing(np.float32(exact)) / 2 * 1.01
+
+
+def test_the_losses_of_equal_rows_add_up_to_their_last_place():
+    """What each addition of a thread loses is the same for all: without it, the sum is units off."""
+    case = Case("f32", 10, 20_000)
+    case.z[...], case.y[...] = case.z[0], case.y[0]
+    case.run(grid=1, reduction="sum")
+    exact = case.result["row_loss"].astype(np.float64).sum()
+    assert abs(float(case.result["loss"]) - exact) <= np.spacing(np.float32(exact)) / 2 * 1.01
+
+
+def test_a_loss_is_its_two_terms_rounded_once():
+    """The loss of the largest logit is log S; of any other it is log S + (m - z)."""
+    best, case = Case("f32", 10), Case("f32", 10)
+    z = wide(case.z)
+    best.y[...] = z.argmax(1)
+    for one in (best, case):
+        one.run(reduction="sum")
+    below = z.max(1) - z[np.arange(ROWS), case.y]
+    exact = below + wide(best.result["row_loss"])
+    assert ulps(case.result["row_loss"], exact, np.float32, "elements") <= 0.501
 
 
 @pytest.mark.parametrize(("dtype", "cols"), [("f32", 10), ("bf16", 5), ("f32", 8)])

@@ -151,8 +151,8 @@ def test_both_stages_of_a_column_sum_have_no_bank_conflict(dtype):
 
 @pytest.mark.parametrize(
     ("classes", "dtype"),
-    [(7, "f32"), (8, "f32"), (10, "f32"), (16, "f32"), (24, "f32"), (32, "f32"), (64, "f32"),
-     (8, "bf16"), (10, "bf16"), (32, "bf16"), (48, "bf16"), (64, "bf16")],
+    [(7, "f32"), (8, "f32"), (10, "f32"), (16, "f32"), (24, "f32"), (32, "f32"), (48, "f32"),
+     (64, "f32"), (96, "f32"), (8, "bf16"), (10, "bf16"), (32, "bf16"), (48, "bf16"), (64, "bf16")],
 )  # fmt: skip
 def test_rows_of_a_thread_have_no_bank_conflicts(classes, dtype):
     """Lanes that would meet in a bank start at different places of their rows; what is left is the
@@ -314,6 +314,19 @@ def test_weights_of_rows_are_read_once():
     assert_once(counted[labels], 1, 0, widest=8)
     assert_once(counted[sample], 1, 0, widest=4)
     assert counted[total].written == 4
+
+
+@pytest.mark.parametrize(("cols", "widest"), [(8, 4), (9, 16), (41, 16)])
+def test_a_pointwise_loss_takes_rows_of_two_packs_by_elements_and_longer_ones_by_packs(
+    cols, widest
+):
+    """Where rows start off 16 bytes, too: their heads and tails are peeled."""
+    memory, counted = Guarded(), Counted()
+    z, delta = (memory.normal((40, cols), np.float32, shift=1, gap=1) for _ in range(2))
+    targets = memory.normal((40, cols), np.float32, shift=1, gap=1)
+    result = {"row_loss": memory.empty((40,), np.float32), "delta": delta}
+    counted.verbs.pointwise_loss(z, targets, "squared_error", result)
+    assert {counted[array].widest for array in (z, targets, delta)} == {widest}
 
 
 @pytest.mark.parametrize("classes", [10, 1000, 4096])

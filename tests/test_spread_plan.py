@@ -96,15 +96,15 @@ def test_the_narrow_network_of_a_million_rows_is_predicted_at_three_milliseconds
     plan = plan_spread(NARROW, (RELU,) * 3, 1 << 20, H200)
     cluster = plan_resident(NARROW, (RELU,) * 3, ADAM, 1 << 20, H200)
     milliseconds = [cycles / 1.98e6 for cycles in (plan.cycles, plan.graph_cycles, cluster.cycles)]
-    assert milliseconds == pytest.approx([3.26, 2.82, 47.3], rel=0.01)
+    assert milliseconds == pytest.approx([3.04, 2.82, 47.3], rel=0.01)
 
 
-def test_the_narrow_network_is_predicted_at_one_millisecond_in_tf32():
+def test_the_narrow_network_is_predicted_below_one_millisecond_in_tf32():
     """Predicted, not measured, as above."""
     plan = plan_spread(NARROW, (RELU,) * 3, 1 << 20, H200, tf32=True)
     cluster = plan_resident(NARROW, (RELU,) * 3, ADAM, 1 << 20, H200, tf32=True)
     milliseconds = [cycles / 1.98e6 for cycles in (plan.cycles, plan.graph_cycles, cluster.cycles)]
-    assert milliseconds == pytest.approx([0.99, 2.20, 14.2], rel=0.01)
+    assert milliseconds == pytest.approx([0.78, 2.20, 12.1], rel=0.01)
     assert plan.way == "spread"
     assert plan.layout.tf32
     assert str(plan).endswith("adds up their gradients, products by tensor cores in TF32")

@@ -18,8 +18,9 @@ LANES_I, LANES_J = 8, 4  # of a warp, as in kernels/include/resident_product.cuh
 # A multiprocessor moves 128 bytes a cycle from shared memory: a warp's access of 16 bytes is four.
 WAVEFRONTS = 4
 # Wavefronts beside the operands of products, which those of FMA hide and those of tensor cores do
-# not: of 32 units (stored, activated, slope, delta times it, bias), of 32 elements of a gradient.
-UNIT_WAVEFRONTS, GRADIENT_WAVEFRONTS = 9, 2
+# not: of 32 units (h stored, read for its slope, delta in its place; one for bias, rows and loss),
+# of 32 elements of a gradient.
+UNIT_WAVEFRONTS, GRADIENT_WAVEFRONTS = 4, 2
 # Cycles of a dependent round trip: to the own shared memory with the arithmetic behind it, and to
 # that of another block of the cluster; of a barrier of the block and one of the cluster.
 OWN_TRIP, OTHER_TRIP, BARRIER, CLUSTER_BARRIER = 60, 250, 40, 400

@@ -33,7 +33,7 @@ MOST_SHARES = 512  # four turns of 132 blocks; more are more partial gradients
 LAUNCHES, CARD_BYTES = 7 * 4_000, 2_000
 OWN_BYTES = 64  # a cycle, from the second-level cache to a block
 # Wavefronts of a tile by the emulator's count, to what `cycles_of_tile` knows of; by tensor cores.
-ALL_WAVEFRONTS = {False: 1.17, True: 1.14}
+ALL_WAVEFRONTS = {False: 1.09, True: 1.05}
 # Where the two are predicted about alike, rows are spread: that takes no memory for units.
 ALIKE = 1.2
 # What the products of the graph path reach: FMA a cycle of a multiprocessor (of 128); in TF32 (of

@@ -143,28 +143,39 @@ __device__ __forceinline__ void request_row(const float* from, float* to, int co
     for (int i = done + lane; i < count; i += 32) ptx::copy_async<4>(to + i, from + i);
 }
 
-// Inputs, targets and weights of a tile's rows, a warp to a row, as a group of asynchronous copies.
+// Inputs, targets and weights of a tile's rows, as a group of asynchronous copies. A warp has every WARPS-th
+// row: a lane reads the number of one of its rows, all 32 in one round trip, and copies its label and its
+// weight; then the lanes copy row after row together.
 template <class Tile>
 __device__ __forceinline__ void request_tile(const Network& net, const Tile& tile, int stage) {
-    int tile_rows = net.number(TILE_ROWS), lane = thread() % 32;
+    int tile_rows = net.number(TILE_ROWS), count = tile.count, begin = tile.begin + tile.first;
     int inputs = net.layers[0].inputs, units = net.last().outputs;
     int x_stride = net.number(X_STRIDE), targets_stride = net.number(TARGETS_STRIDE);
     float* x = net.memory + net.number(X_AT) + stage * tile_rows * x_stride;
     float* targets = net.memory + net.number(TARGETS_AT) + stage * tile_rows * targets_stride;
-    float* weights = net.memory + net.number(ROW_WEIGHTS_AT) + stage * tile_rows;
-    for (int n = thread() / 32; n < tile.count; n += WARPS) {
-        int64 row = row_of_data(net, tile.begin + tile.first + n);
-        request_row(net.address<const float>(X) + row * inputs, x + n * x_stride, inputs);
-        if (net.number(HAS_LABELS)) {
-            if (lane == 0)
-                ptx::copy_async<8>(targets + n * targets_stride, net.address<const int64>(TARGETS) + row);
-        } else {
-            const float* from = net.address<const float>(TARGETS) + row * units;
-            request_row(from, targets + n * targets_stride, units);
+    const float* data = net.address<const float>(X);
+    bool has_labels = net.number(HAS_LABELS) != 0;
+#pragma unroll 1
+    for (int first = thread() / 32; first < count; first += 32 * WARPS) {
+        int own = first + WARPS * (thread() % 32);
+        int64 row = 0;
+        if (own < count) {
+            row = row_of_data(net, begin + own);
+            if (has_labels)
+                ptx::copy_async<8>(targets + own * targets_stride, net.address<const int64>(TARGETS) + row);
+            if (net.words[SAMPLE_WEIGHT] != 0) {
+                float* weight = net.memory + net.number(ROW_WEIGHTS_AT) + stage * tile_rows + own;
+                int64 at = net.number(WEIGHTS_BY_ORDER) ? begin + own : row;
+                ptx::copy_async<4>(weight, net.address<const float>(SAMPLE_WEIGHT) + at);
+            }
         }
-        if (lane == 0 && net.words[SAMPLE_WEIGHT] != 0) {
-            int64 at = net.number(WEIGHTS_BY_ORDER) ? tile.begin + tile.first + n : row;
-            ptx::copy_async<4>(weights + n, net.address<const float>(SAMPLE_WEIGHT) + at);
+#pragma unroll 1
+        for (int lane = 0, n = first; lane < 32 && n < count; ++lane, n += WARPS) {
+            int64 its_row = __shfl_sync(0xffffffffu, row, lane);
+            request_row(data + its_row * inputs, x + n * x_stride, inputs);
+            if (has_labels) continue;
+            request_row(
+                net.address<const float>(TARGETS) + its_row * units, targets + n * targets_stride, units);
         }
     }
     ptx::copy_async_commit();

@@ -21,6 +21,34 @@ template <int E> __device__ __forceinline__ void store_shared_pack(float* p, con
     *reinterpret_cast<typename Words<float, E>::W*>(p) = both.words[0];
 }
 
+// What becomes of a product; each Store has it as its base. A thread that has COUNT elements of a row of C calls
+//   finish(own, column, beside)   own: the elements, which become what is stored in `to`
+//                                 column: of_column(j) of each, read once for all rows of a tile
+//                                 beside: what `from` has in their places; 0 if it is null
+// and, where SUMS_A, row_sum(i, sum_k A(i, k)) is called once for each row.
+struct Destination {
+    static constexpr bool SUMS_A = false;
+    float* to;
+    const float* from;
+    int stride;  // of both
+    __device__ __forceinline__ float of_column(int) const { return 0.f; }
+};
+
+// E neighbours from element (i, j) on.
+template <int E, class Store>
+__device__ __forceinline__ void read_beside(const Store& store, int i, int j, float* beside) {
+    Pack<float, E> pack = shared_pack<E>(store.from + i * store.stride + j);
+#pragma unroll
+    for (int e = 0; e < E; ++e) beside[e] = pack.v[e];
+}
+template <int E, class Store>
+__device__ __forceinline__ void store_own(const Store& store, int i, int j, const float* own) {
+    Pack<float, E> pack;
+#pragma unroll
+    for (int e = 0; e < E; ++e) pack.v[e] = own[e];
+    store_shared_pack(store.to + i * store.stride + j, pack);
+}
+
 template <int E>
 __device__ __forceinline__ Pack<float, E> sum_of(Pack<float, E> a, const Pack<float, E>& b) {
 #pragma unroll
@@ -58,9 +86,9 @@ template <int TILE, int LANES, bool ALONG_K> struct Operand {
 };
 
 // Four k from `k` on, of which `limit` exist. What is read along k is read four k at once.
-template <int TILE, bool A_ALONG_K, bool B_ALONG_K, class A, class B>
+template <int TILE, bool A_ALONG_K, bool B_ALONG_K, bool SUMS_A, class A, class B>
 __device__ __forceinline__ void add_four(
-    const A& a, const B& b, int k, int limit, float (&sum)[TILE][TILE]) {
+    const A& a, const B& b, int k, int limit, float (&sum)[TILE][TILE], float (&sum_a)[TILE]) {
     Pack<float, 4> left[TILE];
     if constexpr (A_ALONG_K) {
 #pragma unroll
@@ -83,6 +111,11 @@ __device__ __forceinline__ void add_four(
             if (e >= limit) continue;
             Pack<float, TILE> right = b.across_k(k + e), across{};
             if constexpr (!A_ALONG_K) across = a.across_k(k + e);
+            if constexpr (SUMS_A) {
+                static_assert(!A_ALONG_K, "there is no such product");
+#pragma unroll
+                for (int r = 0; r < TILE; ++r) sum_a[r] += across.v[r];
+            }
 #pragma unroll
             for (int r = 0; r < TILE; ++r)
 #pragma unroll
@@ -92,13 +125,45 @@ __device__ __forceinline__ void add_four(
     }
 }
 
+// A thread's rows of C one after another, in a loop that is not unrolled: the next row comes to sum[0]. So the
+// formulas of `store` are there once and not TILE times.
+template <int TILE, bool B_ALONG_K, class A, class B, class Store>
+__device__ __forceinline__ void store_rows(
+    const A& a, const B& b, int rows, int cols, const Store& store, float (&sum)[TILE][TILE]) {
+    bool whole = !B_ALONG_K && b.row(TILE - 1) < cols;
+    float column[TILE];
+#pragma unroll
+    for (int c = 0; c < TILE; ++c) column[c] = b.row(c) < cols ? store.of_column(b.row(c)) : 0.f;
+#pragma unroll 1
+    for (int r = 0; r < TILE; ++r) {
+        int i = a.row(r);
+        if (i >= rows) break;  // rows grow with r
+        float beside[TILE] = {};
+        if (store.from != nullptr) {
+            if (whole) read_beside<TILE>(store, i, b.row(0), beside);
+#pragma unroll
+            for (int c = 0; c < TILE; ++c)
+                if (!whole && b.row(c) < cols) read_beside<1>(store, i, b.row(c), beside + c);
+        }
+        store.finish(sum[0], column, beside);
+        if (whole) store_own<TILE>(store, i, b.row(0), sum[0]);
+#pragma unroll
+        for (int c = 0; c < TILE; ++c)
+            if (!whole && b.row(c) < cols) store_own<1>(store, i, b.row(c), sum[0] + c);
+#pragma unroll
+        for (int q = 1; q < TILE; ++q)
+#pragma unroll
+            for (int c = 0; c < TILE; ++c) sum[q - 1][c] = sum[q][c];
+    }
+}
+
 struct Matrix {
     const float* at;
     int stride;
 };
 
-// store(i, j, sums) for all elements of C, (rows, cols), as Packs of neighbours in a row: four or two where B is
-// not read along k and the columns are there, else one. A and B are read along k or not.
+// C, (rows, cols), to where `store` says. Accesses there are of TILE neighbours in a row where B is not read along
+// k and the columns are there, else of one. A and B are read along k or not.
 template <int TILE, bool A_ALONG_K, bool B_ALONG_K, class Store>
 __device__ __forceinline__ void product_in_tiles(
     Matrix A, Matrix B, int rows, int cols, int depth, Store store) {
@@ -110,34 +175,28 @@ __device__ __forceinline__ void product_in_tiles(
         Operand<TILE, LANES_I, A_ALONG_K> a(A.at, A.stride, down * LANES_I * TILE, lane / LANES_J, rows);
         Operand<TILE, LANES_J, B_ALONG_K> b(
             B.at, B.stride, (tile - down * across) * LANES_J * TILE, lane % LANES_J, cols);
-        float sum[TILE][TILE] = {};
+        float sum[TILE][TILE] = {}, sum_a[TILE] = {};
 #pragma unroll 1
         for (int first = 0; first < depth; first += SEQUENCE) {
-            float part[TILE][TILE] = {};
+            float part[TILE][TILE] = {}, part_a[TILE] = {};
             int end = depth - first < SEQUENCE ? depth : first + SEQUENCE, k = first;
 #pragma unroll 1
-            for (; k + 4 <= end; k += 4) add_four<TILE, A_ALONG_K, B_ALONG_K>(a, b, k, 4, part);
-            if (k < end) add_four<TILE, A_ALONG_K, B_ALONG_K>(a, b, k, end - k, part);
+            for (; k + 4 <= end; k += 4)
+                add_four<TILE, A_ALONG_K, B_ALONG_K, Store::SUMS_A>(a, b, k, 4, part, part_a);
+            if (k < end) add_four<TILE, A_ALONG_K, B_ALONG_K, Store::SUMS_A>(a, b, k, end - k, part, part_a);
 #pragma unroll
-            for (int r = 0; r < TILE; ++r)
+            for (int r = 0; r < TILE; ++r) {
+                sum_a[r] += part_a[r];
 #pragma unroll
                 for (int c = 0; c < TILE; ++c) sum[r][c] += part[r][c];
-        }
-#pragma unroll
-        for (int r = 0; r < TILE; ++r) {
-            if (a.row(r) >= rows) continue;
-            if constexpr (!B_ALONG_K) {
-                if (b.row(TILE - 1) < cols) {
-                    Pack<float, TILE> pack;
-#pragma unroll
-                    for (int c = 0; c < TILE; ++c) pack.v[c] = sum[r][c];
-                    store(a.row(r), b.row(0), pack);
-                    continue;
-                }
             }
+        }
+        store_rows<TILE, B_ALONG_K>(a, b, rows, cols, store, sum);
+        if constexpr (Store::SUMS_A) {
+            if (tile != down * across || lane % LANES_J != 0) continue;
 #pragma unroll
-            for (int c = 0; c < TILE; ++c)
-                if (b.row(c) < cols) store(a.row(r), b.row(c), Pack<float, 1>{{sum[r][c]}});
+            for (int r = 0; r < TILE; ++r)
+                if (a.row(r) < rows) store.row_sum(a.row(r), sum_a[r]);
         }
     }
 }
@@ -152,22 +211,5 @@ struct Fma {
         else product_in_tiles<2, A_ALONG_K, B_ALONG_K>(A, B, rows, cols, depth, store);
     }
 };
-
-// sums(j, sum_n M[n, j]) for each column, a thread to a column.
-template <class Store>
-__device__ __forceinline__ void column_sums(Matrix M, int rows, int cols, Store store) {
-#pragma unroll 1
-    for (int j = thread(); j < cols; j += THREADS) {
-        float sum = 0.f;
-#pragma unroll 1
-        for (int first = 0; first < rows; first += SEQUENCE) {
-            float part = 0.f;
-            int end = rows - first < SEQUENCE ? rows : first + SEQUENCE;
-            for (int n = first; n < end; ++n) part += M.at[n * M.stride + j];
-            sum += part;
-        }
-        store(j, sum);
-    }
-}
 
 }  // namespace resident

@@ -9,6 +9,7 @@
 //     neither along k  rows g,                      k = 2 t and 2 t + 1
 //   and of C, whose columns are stored by twos or by fours.
 #pragma once
+#include "reduce.cuh"
 #include "resident_product.cuh"
 
 namespace resident {
@@ -45,14 +46,17 @@ template <int PARTS, bool ALONG_K, bool NEIGHBOURS> struct Fragments {
         at[part] = matrix + (ALONG_K ? i * stride + first_k : i + first_k * stride);
     }
     // In TF32; where only `left` of the eight k are there, 0 for the others: those of shared memory may be NaN.
+    // Returns the sum of the two as they were.
     template <bool WHOLE>
-    __device__ __forceinline__ void load(int part, int left, uint32 (&words)[2]) const {
+    __device__ __forceinline__ float load(int part, int left, uint32 (&words)[2]) const {
+        float x[2];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
             int k = NEIGHBOURS ? n : 4 * n;
-            float x = WHOLE || k + first_k < left ? at[part][ALONG_K ? k : k * stride] : 0.f;
-            words[n] = ptx::round_to_tf32(x);
+            x[n] = WHOLE || k + first_k < left ? at[part][ALONG_K ? k : k * stride] : 0.f;
+            words[n] = ptx::round_to_tf32(x[n]);
         }
+        return x[0] + x[1];
     }
     __device__ __forceinline__ void advance() {
 #pragma unroll
@@ -62,12 +66,16 @@ template <int PARTS, bool ALONG_K, bool NEIGHBOURS> struct Fragments {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-// The next eight k, all of them there if WHOLE.
-template <bool WHOLE, int M, int N, class A, class B>
-__device__ __forceinline__ void add_eight(A& a, B& b, int left, float (&sum)[M][N][4]) {
+// The next eight k, all of them there if WHOLE; and of A alone, of the lane's two.
+template <bool WHOLE, bool SUMS_A, int M, int N, class A, class B>
+__device__ __forceinline__ void add_eight(
+    A& a, B& b, int left, float (&sum)[M][N][4], float (&sum_a)[2 * M]) {
     uint32 rows[2 * M][2], columns[N][2];
 #pragma unroll
-    for (int m = 0; m < 2 * M; ++m) a.template load<WHOLE>(m, left, rows[m]);
+    for (int m = 0; m < 2 * M; ++m) {
+        float two = a.template load<WHOLE>(m, left, rows[m]);
+        if (SUMS_A) sum_a[m] += two;
+    }
 #pragma unroll
     for (int n = 0; n < N; ++n) b.template load<WHOLE>(n, left, columns[n]);
     a.advance();
@@ -77,6 +85,56 @@ __device__ __forceinline__ void add_eight(A& a, B& b, int left, float (&sum)[M][
         uint32 both[4] = {rows[2 * m][0], rows[2 * m + 1][0], rows[2 * m][1], rows[2 * m + 1][1]};
 #pragma unroll
         for (int n = 0; n < N; ++n) ptx::multiply_tf32(sum[m][n], both, columns[n]);
+    }
+}
+
+// A lane's two elements of a row of a fragment; as one access where they are neighbours.
+template <bool FAR, class Store>
+__device__ __forceinline__ void read_two(const Store& store, int i, const int (&j)[2], int cols, float* beside) {
+    if (FAR && j[1] < cols) {
+        read_beside<2>(store, i, j[0], beside);
+        return;
+    }
+    if (j[0] < cols) read_beside<1>(store, i, j[0], beside);
+    if (j[1] < cols) read_beside<1>(store, i, j[1], beside + 1);
+}
+template <bool FAR, class Store>
+__device__ __forceinline__ void store_two(
+    const Store& store, int i, const int (&j)[2], int cols, const float* own) {
+    if (FAR && j[1] < cols) {
+        store_own<2>(store, i, j[0], own);
+        return;
+    }
+    if (j[0] < cols) store_own<1>(store, i, j[0], own);
+    if (j[1] < cols) store_own<1>(store, i, j[1], own + 1);
+}
+
+// A lane's rows of C one after another, as store_rows: every eighth from `row` on, of columns j.
+template <bool FAR, int M, int N, class Store>
+__device__ __forceinline__ void store_fragments(
+    int row, const int (&j)[N][2], int rows, int cols, const Store& store, float (&sum)[M][N][4]) {
+    float column[2 * N];
+#pragma unroll
+    for (int n = 0; n < 2 * N; ++n) column[n] = j[n / 2][n % 2] < cols ? store.of_column(j[n / 2][n % 2]) : 0.f;
+    int end = row + 16 * M < rows ? row + 16 * M : rows;
+#pragma unroll 1
+    for (int i = row; i < end; i += 8) {
+        float own[2 * N], beside[2 * N] = {};
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            own[2 * n] = sum[0][n][0], own[2 * n + 1] = sum[0][n][1];
+            if (store.from != nullptr) read_two<FAR>(store, i, j[n], cols, beside + 2 * n);
+        }
+        store.finish(own, column, beside);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            store_two<FAR>(store, i, j[n], cols, own + 2 * n);
+#pragma unroll
+            for (int m = 0; m < M; ++m) {  // the next row to the first place
+                sum[m][n][0] = sum[m][n][2], sum[m][n][1] = sum[m][n][3];
+                if (m + 1 < M) sum[m][n][2] = sum[m + 1][n][0], sum[m][n][3] = sum[m + 1][n][1];
+            }
+        }
     }
 }
 
@@ -96,31 +154,27 @@ __device__ __forceinline__ void product_in_fragments(
         for (int m = 0; m < 2 * M; ++m) a.place(m, row + 8 * m, rows);
 #pragma unroll
         for (int n = 0; n < N; ++n) b.place(n, Its::of(group, n, lane / 4), cols);
-        float sum[M][N][4] = {};
+        float sum[M][N][4] = {}, sum_a[2 * M] = {};
         __syncwarp();  // the lanes stored apart; a product of tensor cores is of them all
         int left = depth;
 #pragma unroll 2
-        for (; left >= 8; left -= 8) add_eight<true>(a, b, left, sum);
-        if (left > 0) add_eight<false>(a, b, left, sum);
+        for (; left >= 8; left -= 8) add_eight<true, Store::SUMS_A>(a, b, left, sum, sum_a);
+        if (left > 0) add_eight<false, Store::SUMS_A>(a, b, left, sum, sum_a);
+        // Anew, so that registers need not hold them meanwhile.
+        lane = thread() % 32, row = down * 16 * M + lane / 4;
+        if constexpr (Store::SUMS_A) {
+            if (group == 0) {
 #pragma unroll
-        for (int m = 0; m < 2 * M; ++m) {
-            int i = row + 8 * m;
-            if (i >= rows) continue;
-#pragma unroll
-            for (int n = 0; n < N; ++n) {
-                float* two = &sum[m / 2][n][m % 2 * 2];
-                int j = Its::of(group, n, lane % 4 * 2);
-                int other = Its::of(group, n, lane % 4 * 2 + 1);
-                if constexpr (FAR) {
-                    if (other < cols) {
-                        store(i, j, Pack<float, 2>{{two[0], two[1]}});
-                        continue;
-                    }
+                for (int m = 0; m < 2 * M; ++m) {
+                    float whole = reduce_lanes<Sum>(sum_a[m], 4);  // the four lanes of a row
+                    if (lane % 4 == 0 && row + 8 * m < rows) store.row_sum(row + 8 * m, whole);
                 }
-                if (j < cols) store(i, j, Pack<float, 1>{{two[0]}});
-                if (other < cols) store(i, other, Pack<float, 1>{{two[1]}});
             }
         }
+        int j[N][2];
+#pragma unroll
+        for (int n = 0; n < 2 * N; ++n) j[n / 2][n % 2] = Its::of(group, n / 2, lane % 4 * 2 + n % 2);
+        store_fragments<FAR>(row, j, rows, cols, store, sum);
     }
 }
 

@@ -37,8 +37,8 @@ __device__ __forceinline__ Statistics<C> combine_parts(
     return combine_lanes(all, 32, spread, best);
 }
 
-template <bool LONG> struct place_type { using type = int; };
-template <> struct place_type<true> { using type = int64; };
+template <bool LONG> struct place_type { using type = int; using count = uint32; };
+template <> struct place_type<true> { using type = int64; using count = uint64; };
 
 // LONG: a row may have 2^31 elements and more; of others a position has 32 bits.
 template <class T, bool GENERAL, bool LONG> struct RowPacks {
@@ -66,19 +66,20 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     __device__ __forceinline__ RowPacks(
         const SoftmaxArguments<T>& p, int64 row, int part, int parts, int shared_packs)
         : p(p), row(row), delta(nullptr), shared_packs(shared_packs), kept_x(minus_infinity<C>()) {
+        using Count = typename place_type<LONG>::count;
         const T* first = p.logits + row * p.stride_logits;
         int head = misalignment(first);
-        Place cols = Place(p.cols), all = row < p.rows ? (cols - 1) / E + 1 : 0;
-        if (row < p.rows && head + (cols - 1) % E >= E) ++all;
-        Place each = (all + parts - 1) / parts, from = each * part < all ? each * part : all;
-        base = from * E - head;
+        Count cols = Count(p.cols), all = row < p.rows ? (cols + Count(head + E - 1)) / E : 0;
+        Count each = (all + Count(parts - 1)) / Count(parts), from = each * Count(part) < all ? each * Count(part) : all;
+        base = Place(from * E) - head;
         z = first + base;
         packs = int(each);  // from `end` on they are empty
         begin = base < 0 ? int(-base) : 0;
-        end = (cols - base - 1) / E < each ? int(cols - base) : packs * E;
+        Count left = part > 0 && from == all ? 0 : cols - Count(base);
+        end = int(left < each * E ? left : each * E);
         limit = packs;
         whole_from = begin > 0;
-        whole_to = end / E;
+        whole_to = int(uint32(end) / E);
     }
 
     // The packs of a thread in turn. In registers those of a warp are neighbours, so that their distance is
@@ -90,7 +91,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     // The thread whose pack it is.
     __device__ __forceinline__ int thread_of(int pack) const {
         if (pack >= HELD * int(blockDim.x)) return pack & int(blockDim.x - 1);
-        return pack / (32 * (HELD == 0 ? 1 : HELD)) * 32 + pack % 32;
+        return int(uint32(pack) / (32 * (HELD == 0 ? 1 : HELD)) * 32 + uint32(pack) % 32);
     }
     __device__ __forceinline__ int lo(int pack) const { return pack == 0 ? begin : 0; }
     __device__ __forceinline__ int hi(int pack) const {
@@ -111,7 +112,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     __device__ __forceinline__ bool owns(int64 label) const {
         if (label < 0) return base <= 0 && threadIdx.x == 0;
         int64 at = label - base;
-        return at >= begin && at < end && thread_of(int(at) / E) == int(threadIdx.x);
+        return at >= begin && at < end && thread_of(int(uint32(at) / E)) == int(threadIdx.x);
     }
 
     // -- reading ---------------------------------------------------------------------------------
@@ -136,20 +137,40 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         int thread = (turn * int(blockDim.y) + int(threadIdx.y)) * int(blockDim.x) + int(threadIdx.x);
         return rows_in_shared_memory + thread;
     }
-    // A pack beyond the registers: in shared memory, or else read again.
-    __device__ __forceinline__ Raw kept_outside(int turn) const {
+    // The thread's packs beyond the registers, one after another. The first ones are in shared memory. Their
+    // addresses there are added up: a product for each would cost more than all else that a turn does.
+    struct Cursor {
+        int pack;
+        uint4* slot;
+    };
+    __device__ __forceinline__ Cursor outside(int slot) const {
+        return {pack(HELD + slot), shared_slot(slot)};
+    }
+    static __device__ __forceinline__ void advance(Cursor& at) {
+        at.pack += int(blockDim.x);
+        at.slot += int(blockDim.x * blockDim.y);
+    }
+    // The first of the thread's packs that is behind `slots` slots of shared memory, or `to` if it is less.
+    __device__ __forceinline__ int behind(int slots, int to) const {
+        int first = pack(HELD + slots);
+        return first < to ? first : to;
+    }
+    static __device__ __forceinline__ Raw in_slot(const Cursor& at) {
         Raw raw;
-        if (turn < HELD + shared_packs) raw.words[0] = *shared_slot(turn - HELD);
-        else raw = read(pack(turn));
+        raw.words[0] = *at.slot;
         ptx::as_words(raw.words[0]);
         return raw;
     }
     __device__ __forceinline__ void fetch(int from, int to) const {
-        for (int s = from; s < to && pack(HELD + s) < limit; ++s) {
-            int place = pack(HELD + s);
-            if (whole(place)) ptx::copy_async<16>(shared_slot(s), z + place * E);
-            else *shared_slot(s) = read(place).words[0];
-        }
+        if (pack(HELD + from) >= limit) return ptx::copy_async_commit();
+        Cursor at = outside(from);
+        int end = behind(to, limit), whole_end = end < whole_to ? end : whole_to;
+        if (GENERAL && at.pack < whole_from && at.pack < end) *at.slot = read(at.pack).words[0], advance(at);
+        const uint4* source = reinterpret_cast<const uint4*>(z);
+#pragma unroll 1
+        for (; at.pack < whole_end; advance(at)) ptx::copy_async<16>(at.slot, source + at.pack);
+#pragma unroll 1
+        for (; at.pack < end; advance(at)) *at.slot = read(at.pack).words[0];
         ptx::copy_async_commit();
     }
     // The logits of a pack, capped; -inf where there are none, which counts for nothing.
@@ -167,23 +188,21 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
     __device__ __forceinline__ void request() {
         if constexpr (HELD == 0) return fetch(0, shared_packs < EAGER ? shared_packs : EAGER);
         const uint4* at = reinterpret_cast<const uint4*>(z) + pack(0);
-        if (complete()) {
+        // In one place, whatever the row fills: where two met, words were copied, which waits for them.
 #pragma unroll
-            for (int j = 0; j < HELD; ++j) held[j].words[0] = at[32 * j];
-        } else {
-            C nothing[E];
+        for (int j = 0; j < HELD; ++j)
+            if ((j > 0 || pack(0) >= whole_from) && pack(j) < whole_to) held[j].words[0] = at[32 * j];
+        if (complete()) return;
+        C nothing[E];
 #pragma unroll
-            for (int e = 0; e < E; ++e) nothing[e] = minus_infinity<C>();
+        for (int e = 0; e < E; ++e) nothing[e] = minus_infinity<C>();
 #pragma unroll
-            for (int j = 0; j < HELD; ++j) {
-                held[j] = to_storage_all<T>(nothing);
-                if (whole(pack(j))) held[j].words[0] = at[32 * j];
-            }
-            if (!has_parts()) return;
+        for (int j = 0; j < HELD; ++j)
+            if (!whole(pack(j))) held[j] = to_storage_all<T>(nothing);
+        if (!has_parts()) return;
 #pragma unroll
-            for (int j = 0; j < HELD; ++j)
-                if (is_part(pack(j))) held[j] = read_part(pack(j), hi(pack(j)));
-        }
+        for (int j = 0; j < HELD; ++j)
+            if (is_part(pack(j))) held[j] = read_part(pack(j), hi(pack(j)));
     }
     // Request the rest, of a row that is wanted.
     __device__ __forceinline__ void request_rest(bool wanted) {
@@ -205,7 +224,7 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         return found;
     }
     __device__ __forceinline__ bool is_outside(int64 label) const {
-        return int(label - base) / E >= HELD * int(blockDim.x);
+        return uint32(label - base) / E >= HELD * blockDim.x;
     }
     template <bool ALL_FROM_MEMORY> __device__ __forceinline__ C logit_outside(int64 label) const {
         int at = int(label - base), turn = at / E / int(blockDim.x);
@@ -249,29 +268,38 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         const Values& v, int pack, C origin, Statistics<C>& s) const {
         Values tau;
         if constexpr (GENERAL) taus(pack, tau);
-        int from = lo(pack), to = hi(pack);
         C dot_tau_z = C(0), sum_tau = C(0);
+        if (whole(pack)) {
 #pragma unroll
-        for (int e = 0; e < E; ++e) {
-            C t = C(1);
-            if constexpr (GENERAL) t = tau[e];
-            if (e >= from && e < to) dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
+            for (int e = 0; e < E; ++e) {
+                C t = GENERAL ? tau[e] : C(1);
+                dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
+            }
+        } else {
+            int from = lo(pack), to = hi(pack);
+#pragma unroll
+            for (int e = 0; e < E; ++e) {
+                C t = GENERAL ? tau[e] : C(1);
+                if (e >= from && e < to) dot_tau_z = ::fma(t, v[e] - origin, dot_tau_z), sum_tau += t;
+            }
         }
         s.dot_tau_z += dot_tau_z;
         s.sum_tau += sum_tau;
     }
     // Add a pack to statistics that are relative to `x`, and move both to a larger maximum.
     __device__ __forceinline__ void add(
-        const Values& v, int pack, Statistics<C>& s, Exponential<T>& x) const {
-        C m = largest(v);
+        const Raw& raw, int pack, Statistics<C>& s, Exponential<T>& x) const {
+        Values v;
+        logits_of(raw, pack, v);
+        C m = GENERAL ? largest(v) : largest_of<T>({raw});
         if (m > s.maximum) {
             s.move_to(m);
             x = Exponential<T>(m);
             if (p.wants_best) s.best = place_of(m, v, pack);
         }
-        C sum = C(0);
+        C sum = x.of(v[0]);
 #pragma unroll
-        for (int e = 0; e < E; ++e) sum += x.of(v[e]);
+        for (int e = 1; e < E; ++e) sum += x.of(v[e]);
         s.sum += sum;
         if (p.spread) add_targets(v, pack, x.origin, s);
     }
@@ -280,13 +308,14 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         Statistics<C> s = Statistics<C>::none();
         add_held(s);
         Exponential<T> running = kept_x;
-        ptx::copy_async_wait<0>();
+        ptx::copy_async_wait<0>();  // of an ignored row, too: its slots serve the next one
+        if (pack(HELD) >= limit) return s;
+        Cursor at = outside(0);
+        int end = behind(shared_packs, limit);
 #pragma unroll 1
-        for (int turn = HELD; pack(turn) < limit; ++turn) {
-            Values v;
-            logits_of(kept_outside(turn), pack(turn), v);
-            add(v, pack(turn), s, running);
-        }
+        for (; at.pack < end; advance(at)) add(in_slot(at), at.pack, s, running);
+#pragma unroll 1
+        for (; at.pack < limit; at.pack += int(blockDim.x)) add(read(at.pack), at.pack, s, running);
         return s;
     }
     // What is in registers, all at once: there the maximum is known before the first exponential.
@@ -346,13 +375,20 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         if constexpr (GENERAL) {
             Values tau;
             if (p.spread) taus(pack, tau);
-            C inverse = C(1) / p.soft_cap;
 #pragma unroll
-            for (int e = 0; e < E; ++e) {
-                d[e] = x.of(v[e]) * grad_scale;
-                if (p.spread) d[e] -= tau[e] * outcome.factor;
-                if (p.soft_cap != C(0)) d[e] *= cap_slope(v[e], inverse);
-                if (p.log_output) d[e] = v[e] - outcome.origin - log_sum;
+            for (int e = 0; e < E; ++e) d[e] = x.of(v[e]) * grad_scale;
+            if (p.spread) {
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] -= tau[e] * outcome.factor;
+            }
+            if (p.soft_cap != C(0)) {
+                C inverse = C(1) / p.soft_cap;
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] *= cap_slope(v[e], inverse);
+            }
+            if (p.log_output) {
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] = v[e] - outcome.origin - log_sum;
             }
         } else {
             C smoothing = p.eps_over_K * outcome.factor;
@@ -366,13 +402,35 @@ template <class T, bool GENERAL, bool LONG> struct RowPacks {
         Exponential<T> x(outcome.all.maximum);
         C grad_scale = x.to(outcome.origin) * outcome.grad_scale;
         C log_sum = GENERAL && p.log_output ? ::log(outcome.all.sum) : C(0);
-        if constexpr (!ALL_FROM_MEMORY) write_held(outcome);
-#pragma unroll 1
-        for (int turn = ALL_FROM_MEMORY ? 0 : HELD; pack(turn) < packs; ++turn) {
+        auto put_raw = [&](int pack, const Raw& raw) {
             Values v;
-            logits_of(ALL_FROM_MEMORY ? read(pack(turn)) : kept_outside(turn), pack(turn), v);
-            put_logits(pack(turn), v, x, grad_scale, outcome, log_sum);
+            logits_of(raw, pack, v);
+            put_logits(pack, v, x, grad_scale, outcome, log_sum);
+        };
+        if constexpr (ALL_FROM_MEMORY) {
+#pragma unroll 1
+            for (int turn = 0; pack(turn) < packs; ++turn) put_raw(pack(turn), read(pack(turn)));
+            return;
         }
+        write_held(outcome);
+        if (pack(HELD) >= packs) return;
+        Cursor at = outside(0);
+        int end = behind(shared_packs, packs);
+        if (!GENERAL && aligned<T, E>(delta)) {  // whole packs, of which nothing is to be asked
+            C smoothing = p.eps_over_K * outcome.factor;
+            int whole_end = end < whole_to ? end : whole_to;
+            uint4* to = reinterpret_cast<uint4*>(delta);
+#pragma unroll 1
+            for (; at.pack < whole_end; advance(at)) {
+                Values d;
+                widen_all(in_slot(at), d);
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[e] = ::fma(x.of(d[e]), grad_scale, -smoothing);
+                ptx::store_global(to + at.pack, to_storage_all<T>(d).words[0]);
+            }
+        }
+#pragma unroll 1
+        for (; at.pack < packs; advance(at)) put_raw(at.pack, at.pack < end ? in_slot(at) : read(at.pack));
     }
     __device__ __forceinline__ void write_held(const Outcome<T>& outcome) const {
         C grad_scale = kept_x.to(outcome.origin) * outcome.grad_scale;

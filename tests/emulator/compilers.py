@@ -156,10 +156,15 @@ def code_of(source: str, architecture: int, defines: Defines) -> str:
     return f'#line 1 "{KERNELS / source}"\n{text}{checks(names)}'
 
 
-def device_code(source: str, architecture: int, defines: Defines = ()) -> str:
-    """Return what the compiler reads of a source for a card: its macros, includes and conditions are
-    resolved, and what is only for the emulator or another card is not there."""
-    macros = {"__CUDACC__": "1", "__CUDA_ARCH__": f"{architecture}0"} | dict(defines)
+def device_code(source: str, architecture: int, version: str, defines: Defines = ()) -> str:
+    """Return what a compiler of this version reads of a source for a card: its macros, includes and
+    conditions are resolved, and what is only for the emulator, another card or another version is
+    not there."""
+    major, minor = re.findall(r"\d+", version)[:2]
+    macros = {
+        "__CUDACC__": "1", "__CUDA_ARCH__": f"{architecture}0",
+        "__CUDACC_VER_MAJOR__": major, "__CUDACC_VER_MINOR__": minor, **dict(defines),
+    }  # fmt: skip
     command = ["g++", "-E", "-P", "-std=c++17", f"-I{KERNELS}", "-x", "c++", "-"]
     command += [f"-D{name}={value}" for name, value in macros.items()]
     text = code_of(source, architecture, defines)
@@ -173,7 +178,7 @@ def kept(tool: Nvrtc | Nvcc, source: str, architecture: int, defines: Defines) -
     """Return what `tool` makes of a source: kept, if it is of one entry, or made now."""
     if not defines or shutil.which("g++") is None:
         return tool.outputs(source, architecture, defines)
-    code = device_code(source, architecture, defines)
+    code = device_code(source, architecture, tool.version, defines)
     found = builds.kept(
         (code, str(architecture), tool.version, *OPTIONS),
         lambda: pickle.dumps(tool.outputs(source, architecture, defines)),

@@ -73,7 +73,7 @@ def checked_gradients() -> Iterator[None]:
 
 @contextmanager
 def other_roundings(seed: int) -> Iterator[None]:
-    """Make scikit-learn round differently: each product as if its sums had another order.
+    """Make scikit-learn round differently: products and sums of deltas as if in another order.
 
     Each probability and loss is off by a unit. A loss of 1e-4 has lost four digits of its
     probability, and a fit of huge targets, whose loss stays the same, ends by its last bits.
@@ -87,6 +87,7 @@ def other_roundings(seed: int) -> Iterator[None]:
     activations = {name: inner.ACTIVATIONS[name] for name in ("logistic", "softmax")}
     losses, network = dict(inner.LOSS_FUNCTIONS), inner.BaseMultilayerPerceptron
     whole, tanh_slope = network._backprop, inner.DERIVATIVES["tanh"]
+    of_layer = network._compute_loss_grad
     optimizer = inner.AdamOptimizer.__base__
     update = optimizer.update_params
 
@@ -118,6 +119,13 @@ def other_roundings(seed: int) -> Iterator[None]:
         )  # with the penalty, by the weights' sum
         return loss * (1 + 4 * noise((), np.asarray(loss).dtype)), *gradients
 
+    def noisy_sums(
+        self: Any, layer: int, count: float, h: Any, deltas: Any, to_coefs: Any, sums: Any
+    ) -> None:
+        of_layer(self, layer, count, h, deltas, to_coefs, sums)
+        size = 4 * abs(deltas[layer]).sum(axis=0) / count
+        sums[layer] = (sums[layer] + noise(size.shape, size.dtype) * size).astype(sums[layer].dtype)
+
     def noisy_updates(optimizer: Any, parameters: Sequence[np.ndarray], gradients: Any) -> None:
         for p, update in zip(parameters, optimizer._get_updates(gradients), strict=True):
             p += update * (1 + 4 * noise(p.shape, p.dtype))
@@ -126,6 +134,7 @@ def other_roundings(seed: int) -> Iterator[None]:
         delta *= 1 - Z**2 * (1 - abs(noise(Z.shape, Z.dtype))).astype(Z.dtype)
 
     inner.safe_sparse_dot, network._backprop = noisy, noisy_pass
+    network._compute_loss_grad = noisy_sums
     optimizer.update_params = noisy_updates
     inner.DERIVATIVES["tanh"] = noisy_tanh_slope
     inner.ACTIVATIONS |= {n: functools.partial(noisy_probabilities, n) for n in activations}
@@ -135,6 +144,7 @@ def other_roundings(seed: int) -> Iterator[None]:
             yield
     finally:
         inner.safe_sparse_dot, network._backprop = product, whole
+        network._compute_loss_grad = of_layer
         inner.ACTIVATIONS |= activations
         inner.DERIVATIVES["tanh"] = tanh_slope
         inner.LOSS_FUNCTIONS |= losses

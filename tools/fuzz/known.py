@@ -166,7 +166,7 @@ ESTIMATORS = (
         "or infinity",
         place=r"\.(loss_|best_loss_|loss_curve_\[\d+\]|best_loss_\.type)$",
         # no loss was below the initial inf; or no later one was below the best
-        detail=r"there array.(nan|inf)|there 'float'|beside loss_ \[array\(nan\), array\((\d|inf)",
+        detail=r"there array.(nan|inf)|there 'float'|beside loss_ \[array\((nan|inf)\), array\((\d|inf)",
         before="poisson",
         ends=True,
     ),
@@ -260,7 +260,7 @@ ESTIMATORS = (
         "with beta_2 of 0 a step is divided by the last gradient alone, which in float32 is as soon 0 "
         "as next to it",
         line=r"fit\(.*float32",
-        place=r"\.(coefs_|intercepts_)\[",
+        place=r"\.((coefs_|intercepts_)\[|(best_)?loss_$|loss_curve_\[)",
         kind="values",
         before=r"beta_2=0\.0",
     ),
@@ -295,6 +295,42 @@ ESTIMATORS = (
         kind="values, after an error",
         detail="after ValueError.'Solver produced non-finite",
         before=r"fit\(.*1e\+?(39|200) \*(?s:.*)partial_fit\(",
+    ),
+    Known(
+        "squares of Poisson gradients beyond 1.8e19 are infinite in float32, which stops Adam; "
+        "scikit-learn's gradients are float64 where y is",
+        line=r"fit\(.*float32",
+        place=r"\.(best_validation_score_|validation_scores_\[\d+\]|coefs_\[\d+\]|intercepts_\[\d+\])$",
+        kind="^values$",
+        detail=r"beside loss_ \[array\((nan|inf|\d\.\d+e\+(19|[2-9]\d|\d{3}))",
+        before=r"(?s)\A(?!.*(sgd|lbfgs)).*poisson",
+        ends=True,
+    ),
+    Known(
+        "rows of long doubles are predicted in float64, beyond which there are only infinities",
+        line=r"\.(predict|score)\(.*longdouble",
+        detail=r"(?s)here ValueError..Input contains infinity or a value too large for dtype.'float128'"
+        r"|there array.*e\+(30[89]|3[1-9]\d|[4-9]\d\d|\d{4}).*here array.*inf.*float128",
+        before=r"1e\+?200",
+    ),
+    Known(
+        "targets beyond float32 are scaled in the Poisson loss, so that its steps are those of float64; "
+        "scikit-learn's exp overflows in float32",
+        line=r"fit\(.*float32.*1e\+?(39|200) \*",
+        place="^error$",
+        kind="ValueError there, NoneType here",
+        detail="there ValueError.'Solver produced non-finite",
+        before="poisson",
+    ),
+    Known(
+        "with negative weights the loss has no lower bound: L-BFGS goes to the end of scikit-learn's "
+        "float32, where ours computes in float64",
+        line=r"fit\(.*float32.*sample_weight=-",
+        place=r"\.(loss_|best_loss_|coefs_\[\d+\]|intercepts_\[\d+\])$",
+        kind="^values$",
+        detail=r"beside loss_ \[array\(-inf.*\), array\(-(inf|\d\.\d+e\+\d\d)",
+        before="lbfgs",
+        ends=True,
     ),
     Known(
         "numbers that are text are refused before anything is changed",

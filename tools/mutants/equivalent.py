@@ -65,8 +65,29 @@ NO_COLUMN = "a label that is no column counts nothing, ignored or not"
 NOT_USED = "a place of the list beyond the last: its row is not loaded"
 ONCE = "a column comes once, and none is as large as the first place"
 ROOM = "room for more pieces than a row has; the compilers' reports have the registers"
+NO_WORD = "one more turn, in which no array has a word"
+NO_GROUP = "one more turn, in which no group has a number: 0 is added"
+NO_CHUNK = "one more turn, of rows that are not there"
+NO_ROW_LEFT = (
+    "one more turn, in which no row is left: 0 is added, and what it reads of the list is not used"
+)
+MORE_CODES = "room for more codes than are read"
+OTHER_LIST = "the list of one column more, which nobody reads"
+LANE_0 = "threadIdx.x is below TILE: only lane 0 has a difference of 0, too"
+NO_SHARE = "one more turn, in which no share is there: 0 is added"
+NO_TILE = "of a tile without rows nothing is requested"
 BEHIND = "a row behind the last: nothing of what is read is used"
 NO_BLOCK = "one more turn, in which no block is there"
+NO_PIECE = "a lane has MOST pieces at most: the turn more ends at once"
+LATER_COLUMN = (
+    "a piece behind the row's: its columns come after all of the row's, and the first counts"
+)
+LEVEL = "a piece behind the row's: its sum waits at a level that is not read"
+UNEQUAL = (
+    "lanes of unequal numbers of pieces: in another order the same results, and two meet at most"
+)
+ONE_PAIR = "a single pair is converted to the same numbers either way"
+REST = "a column is what K leaves, whichever of the two rows it is of"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
 
 PAIRS = "softmax_cross_entropy_pairs.cu"
@@ -101,8 +122,26 @@ TABLE = (
     Equivalent("gather_rows.cu", "(j < a.cols)", "(j <= a.cols)", EMPTY),
     Equivalent("gather_rows.cu", "j >= 0 &&", "j > 0 &&", IN_FLIGHT),
     Equivalent("gather_rows.cu", "E <= a.cols", "E < a.cols", IN_FLIGHT),
+    Equivalent("gather_rows.cu", "w < a.most_words;", "w <= a.most_words;", NO_WORD),
+    Equivalent("gather_rows.cu", "whole += vector", "whole -= vector", IN_FLIGHT),
+    Equivalent("gather_rows.cu", "UNROLL; ++u) whole", "UNROLL - 1; ++u) whole", IN_FLIGHT),
+    Equivalent("gather_rows.cu", "u < UNROLL; ++u)\n", "u <= UNROLL; ++u)\n", GUARDED),
+    Equivalent("pointwise_loss.cu", "E == 1 ? 1", "E != 1 ? 1", IN_FLIGHT),
+    Equivalent("pointwise_loss.cu", "k < p.cols;", "k <= p.cols;", EMPTY),
+    Equivalent("pointwise_loss.cu", "k < 0 ?", "k <= 0 ?", SAME),
+    Equivalent("one_hot.cu", "g < a.groups; g", "g <= a.groups; g", NO_GROUP),
+    Equivalent("one_hot.cu", "code[CHUNK / 32];", "code[CHUNK * 32];", MORE_CODES),
+    Equivalent("one_hot.cu", "code[CHUNK / 32];", "code[CHUNK];", MORE_CODES),
+    Equivalent("one_hot.cu", "sizeof(T) == 8 ?", "sizeof(T) != 8 ?", IN_FLIGHT),
+    Equivalent("one_hot.cu", "start < a.rows; s", "start <= a.rows; s", NO_CHUNK),
+    Equivalent("one_hot.cu", "(warp < columns)", "(warp <= columns)", OTHER_LIST),
+    Equivalent("one_hot.cu", "(threadIdx.x + TILE", "(threadIdx.x - TILE", LANE_0),
+    Equivalent("one_hot.cu", "i < count; i", "i <= count; i", NO_ROW_LEFT),
     Equivalent("one_hot.cu", "[i + u < count ? i", "[i - u < count ? i", NOT_USED),
     Equivalent("one_hot.cu", "[i + u < count ? i", "[i + u <= count ? i", NOT_USED),
+    Equivalent("spread_gradient.cu", "end - first < most ?", "end - first <= most ?", SAME),
+    Equivalent("spread_gradient.cu", "behind.count > 0)", "behind.count >= 0)", NO_TILE),
+    Equivalent("spread_gradient.cu", "first < a.shares; f", "first <= a.shares; f", NO_SHARE),
     Equivalent("sum_of_squares.cu", "i < 0 ?", "i <= 0 ?", SAME),
     Equivalent("sum_of_squares.cu", "SEQUENCE && i < a.count", "SEQUENCE && i <= a.count", EMPTY),
     Equivalent("losses.cuh", "- (a < C(0) ?", "- (a <= C(0) ?", SAME),
@@ -127,13 +166,13 @@ TABLE = (
     Equivalent("include/row_packs.cuh", "base < 0 ?", "base <= 0 ?", SAME),
     Equivalent("include/row_packs.cuh", "label < 0)", "label <= 0)", SAME),
     Equivalent("include/row_packs.cuh", "C(0) || pack >= limit", "C(0) || pack > limit", UNUSED),
-    Equivalent("include/row_packs.cuh", "&& pack(HELD + s) <", "&& pack(HELD - s) <", UNUSED),
     Equivalent("include/row_packs.cuh", "pack(j) < limit) add", "pack(j) <= limit) add", UNUSED),
     Equivalent("include/row_packs.cuh", "< packs; ++turn", "<= packs; ++turn", EMPTY, 2),
     Equivalent("include/row_packs.cuh", "GENERAL && p.log", "GENERAL || p.log", NOT_READ),
     Equivalent("softmax_cross_entropy.cu", "CLUSTER > 1 ? int(", "CLUSTER >= 1 ? int(", RANK),
     Equivalent("softmax_cross_entropy.cu", "&& row < p.rows", "&& row <= p.rows", EMPTY),
     Equivalent(PAIRS, "(lane, r) >= left", "(lane, r) > left", ALONE),
+    Equivalent(PAIRS, "column(r * K + k)", "column(r / K + k)", REST),
     Equivalent(PAIRS, "-OF_ROW) > 8 ?", "-OF_ROW) >= 8 ?", SAME),
     Equivalent(PAIRS, "(left >= TILE_ROWS)", "(left > TILE_ROWS)", JUST_WHOLE, 2),
     Equivalent(PAIRS, "at < PACKS;", "at <= PACKS;", GUARDED),
@@ -151,6 +190,13 @@ TABLE = (
     Equivalent(PAIRS, "at < place)", "at <= place)", ONCE),
     Equivalent(LANES, "column < place)", "column <= place)", ONCE),
     Equivalent(LANES, "LANE_BYTES / W;", "LANE_BYTES * W;", ROOM),
+    Equivalent(LANES, "LANE_BYTES / W;", "LANE_BYTES;", ROOM),
+    Equivalent(LANES, "cols / E % lanes", "cols * E % lanes", UNEQUAL),
+    Equivalent(LANES, "cols / E % lanes", "cols % lanes", UNEQUAL),
+    Equivalent(LANES, "j < MOST; ++j)", "j <= MOST; ++j)", NO_PIECE, 5),
+    Equivalent(LANES, "j >= pieces)", "j > pieces)", LATER_COLUMN, nth=1),
+    Equivalent(LANES, "j >= pieces)", "j > pieces)", LEVEL, nth=3),
+    Equivalent("include/piece.cuh", "&& E >= 2)", "&& E > 2)", ONE_PAIR, 2),
     Equivalent(LANES, "common > rows)", "common >= rows)", SAME),
     Equivalent(LANES, "- first < rows ?", "- first <= rows ?", SAME),
     Equivalent(LANES, "first >= p.rows ?", "first > p.rows ?", SAME),
