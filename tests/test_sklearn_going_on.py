@@ -311,6 +311,24 @@ def test_each_step_is_rounded_to_the_dtype_that_is_stored(rows):
         np.testing.assert_array_equal(mine, other)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_loss_beside_float64_intercepts_is_bounded_as_scikit_learns_float32_probabilities(
+    classes,
+):
+    """A probability is at least 1.2e-7 then, and a row's loss at most 15.9, not 36."""
+    rng = np.random.RandomState(3)
+    x = rng.standard_normal((30, 4))
+    y = rng.randint(0, classes, 30)
+    models = pair("MLPClassifier", learning_rate_init=10.0, batch_size=2, hidden_layer_sizes=3)
+    for model in models:
+        model.partial_fit(x, y, classes=range(classes))
+        model.coefs_ = [coef.astype(np.float32) for coef in model.coefs_]
+        model.partial_fit(x.astype(np.float32), y)
+    theirs, ours = models
+    assert theirs.loss_ > 1
+    np.testing.assert_allclose(ours.loss_, theirs.loss_, rtol=1e-4)  # float32 logits of hundreds
+
+
 @pytest.mark.parametrize("name", ["MLPRegressor", "MLPClassifier"])
 def test_nan_in_a_replaced_array_shows_in_predictions_and_ends_training_as_in_scikit_learn(name):
     x, y = regression() if name == "MLPRegressor" else digits(60)

@@ -156,7 +156,10 @@ class Fitting(BaseEstimator):
         held_out = self._held_out(session, X, y, weights, held, validation)
         self.n_iter_ = 0
         own = None if weights is None else weights[train]
-        fit = StochasticFit(self, session, train, batch_rows, y[train], own, held_out)
+        probabilities = np.dtype(self.precision or float_dtype(X, *self.coefs_))
+        fit = StochasticFit(
+            self, session, train, batch_rows, y[train], own, held_out, probabilities
+        )
         save = None
         if self.checkpoint is not None and not incremental:
             checkpoint = FitCheckpoint(self.checkpoint, fit)

@@ -89,6 +89,9 @@ class StochasticFit:
         Factor of each row.
     held_out : HeldOut or None
         Rows to score after each epoch.
+    probabilities : dtype
+        That of scikit-learn's probabilities, which bounds the loss of a classifier's rows. The
+        network's is wider if it holds float64 intercepts, or numbers beyond float32.
 
     Attributes
     ----------
@@ -111,10 +114,12 @@ class StochasticFit:
         y: Array,
         weights: Array | None,
         held_out: HeldOut | None,
+        probabilities: np.dtype,
     ) -> None:
         self.estimator, self.session, self.held_out = estimator, session, held_out
         self.rows, self.y, self.weights = order, y, weights
-        self.loss_type = session.objective.reported_type(session.network.dtype, y, weights)
+        self.probabilities = probabilities
+        self.loss_type = session.objective.reported_type(probabilities, y, weights)
         if estimator.batch_size != "auto":  # then scikit-learn multiplies by a numpy.int64
             self.loss_type = np.float64
         self.scores: Scores | None = None
@@ -299,7 +304,7 @@ class StochasticFit:
         train_epoch(
             step, order, np.array(rates), l2=l2 if e.alpha else None,
             weights=None if weights is None else np.asarray(weights, session.network.dtype),
-            eps=session.objective.total_eps(session.network.dtype),
+            eps=session.objective.total_eps(self.probabilities),
         )  # fmt: skip
         state.steps = step.steps
         totals = step.read_totals()
@@ -315,7 +320,7 @@ class StochasticFit:
         ]
         record = read[0] if len(read) == 1 else np.add.reduce(read)
         y = self.y[self.order] if session.objective.values_need_targets else None
-        values = session.objective.row_values(record, y, shares)
+        values = session.objective.row_values(record, y, shares, self.probabilities)
         return float(values.sum() if shares is None else values @ (shares * self.plan.rows_of))
 
     def _count_improvement(self) -> None:
