@@ -12,7 +12,8 @@ from gpubackprop.backends import NumpyBackend
 from gpubackprop.errors import DtypeError, OptionError, ShapeError
 from gpubackprop.formulas import ACTIVATIONS, activation
 from tests import references, ways
-from tests.tolerances import assert_by_the_rule, assert_equal_in_float64, assert_same_pattern, ulps
+from tests.emulator.arrays import ulps
+from tests.tolerances import assert_by_the_rule, assert_equal_in_float64, assert_same_pattern
 from tests.ways import activation_backward, activation_forward
 
 pytestmark = pytest.mark.usefixtures("way")

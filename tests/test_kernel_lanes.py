@@ -173,3 +173,14 @@ def test_a_matrix_within_one_pack_is_read_and_written_element_by_element(dtype, 
     _, delta = references.cross_entropy(wide(case.z), case.y, reduction="sum")
     assert ulps(case.result["row_loss"], rows, np.float32) <= 4
     assert ulps(case.result["delta"], delta, DTYPES[dtype]) <= UNITS[dtype]
+
+
+@pytest.mark.parametrize(("cols", "shift", "width"), [(8, 0, 16), (6, 2, 4)])
+def test_pairs_of_16_bits_stay_in_their_pieces(cols, shift, width):
+    launches: list[emulator.Launch] = []
+    case = Case("bf16", cols, 8, shift)
+    Operations(collect(launches), CARD).softmax_cross_entropy(
+        case.z, case.y, case.result, reduction="sum"
+    )
+    assert launches[0].entry == f"softmax_cross_entropy_lanes_w{width}_bf16"
+    assert emulator.run_sanitized(launches, "address") == ""

@@ -11,9 +11,9 @@ import pytest
 from gpubackprop.backends.cupy import losses
 from gpubackprop.backends.cupy_launch import PAIR_COLUMNS, DeviceProperties
 from tests import emulator, references
-from tests.emulator.arrays import Guarded, wide
+from tests.emulator.arrays import Guarded, ulps, wide
 from tests.emulator.operations import DTYPES, Operations, collect, run_now
-from tests.tolerances import assert_same_pattern, ulps
+from tests.tolerances import assert_same_pattern
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"

@@ -21,6 +21,7 @@ from gpubackprop.training.resident import obstacle, plan_of, spread_of
 from gpubackprop.training.step import StepOptions, TrainStep
 from tests import emulator
 from tests.emulator import Module, count_traffic
+from tests.emulator.arrays import ulps
 from tests.emulator.module import KERNELS
 from tests.emulator.traffic import conflicts, shared_accesses
 from tests.resident_jobs import (
@@ -39,7 +40,7 @@ from tests.resident_jobs import (
     spread_launches_of,
     step_of,
 )
-from tests.tolerances import Draws, ulps
+from tests.tolerances import Draws
 
 pytestmark = pytest.mark.skipif(
     bool(emulator.missing_compiler()), reason=emulator.missing_compiler() or "-"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests import references, ways
+from tests.emulator.arrays import ulps
 from tests.test_softmax_cross_entropy import PRIMITIVE_DELTA, PRIMITIVE_ROW_LOSS
-from tests.tolerances import assert_by_the_rule, assert_same_pattern, ulps
+from tests.tolerances import assert_by_the_rule, assert_same_pattern
 from tests.ways import softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("way")

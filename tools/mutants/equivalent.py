@@ -88,6 +88,8 @@ UNEQUAL = (
 )
 ONE_PAIR = "a single pair is converted to the same numbers either way"
 REST = "a column is what K leaves, whichever of the two rows it is of"
+MORE_PAIRS = "room for more pairs than are read"
+AS_UNUSUAL = "an ignored row as one that is not usual: the same zeros; its neighbour keeps its bits"
 HUGE = "a loss of 1e30: the other terms are lost in either form"
 
 PAIRS = "softmax_cross_entropy_pairs.cu"
@@ -184,6 +186,7 @@ TABLE = (
     Equivalent(PAIRS, "at < TILE_ROWS * K;", "at < TILE_ROWS;", ALONE),
     Equivalent(PAIRS, "tile[at] = T{};", ";", ALONE),
     Equivalent(PAIRS, "(p.ignore_index) < K", "(p.ignore_index) <= K", NO_COLUMN),
+    Equivalent(PAIRS, "|| (p.has_ignore_index", "&& (p.has_ignore_index", AS_UNUSUAL),
     Equivalent(PAIRS, "< C(MANY)", "<= C(MANY)", HUGE),
     Equivalent(PAIRS, "left > 0; left", "left >= 0; left", LAST_TURN),
     Equivalent(PAIRS, "left < TILE_ROWS ?", "left <= TILE_ROWS ?", SAME),
@@ -197,6 +200,8 @@ TABLE = (
     Equivalent(LANES, "j >= pieces)", "j > pieces)", LATER_COLUMN, nth=1),
     Equivalent(LANES, "j >= pieces)", "j > pieces)", LEVEL, nth=3),
     Equivalent("include/piece.cuh", "&& E >= 2)", "&& E > 2)", ONE_PAIR, 2),
+    Equivalent("include/piece.cuh", "pairs[W / 4]", "pairs[W * 4]", MORE_PAIRS, 2),
+    Equivalent("include/piece.cuh", "pairs[W / 4]", "pairs[W]", MORE_PAIRS, 2),
     Equivalent(LANES, "common > rows)", "common >= rows)", SAME),
     Equivalent(LANES, "- first < rows ?", "- first <= rows ?", SAME),
     Equivalent(LANES, "first >= p.rows ?", "first > p.rows ?", SAME),
