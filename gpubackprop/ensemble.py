@@ -174,7 +174,7 @@ class Ensemble:
         DtypeError
             `x` does not hold real numbers.
         """
-        x, size = self.check_inputs(x), checks.whole(batch_rows, "batch_rows", 1)
+        x, size = self.check_inputs(x), int(checks.number(batch_rows, "batch_rows", 1, whole=True))
         result = self.backend.empty((len(x), self.widths[-1]), self.dtype)
         for start in range(0, len(x), size):
             batch = x[start : start + size]

@@ -27,7 +27,7 @@ from gpubackprop.errors import (
 )
 from gpubackprop.network import MLP
 from gpubackprop.onnx import model as onnx_model
-from gpubackprop.ops.checks import no_own_methods, whole
+from gpubackprop.ops.checks import no_own_methods, number
 from gpubackprop.ops.display import html_table, names
 
 Array = np.ndarray
@@ -326,7 +326,7 @@ class Model:
         return self.network.check_inputs(as_inputs(x, "x", self.feature_names).array)
 
     def _batches(self, x: Array, batch_rows: int) -> Iterator[tuple[int, Array]]:
-        network, size = self.network, whole(batch_rows, "batch_rows", 1)
+        network, size = self.network, int(number(batch_rows, "batch_rows", 1, whole=True))
         for start in range(0, len(x), size):
             batch = x[start : start + size]
             if self.preprocessor is not None:

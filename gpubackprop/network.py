@@ -474,7 +474,7 @@ class MLP(TorchModules, HeldParameters):
             `x` does not hold real numbers.
         """
         x = self.check_inputs(x)
-        batch_rows = checks.whole(batch_rows, "batch_rows", 1)
+        batch_rows = int(checks.number(batch_rows, "batch_rows", 1, whole=True))
         result = self.backend.empty((len(x), self.widths[-1]), self.dtype)
         parameters = self.working_parameters()
         for start in range(0, len(x), batch_rows):

@@ -300,6 +300,20 @@ def signs(base, name):
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_an_optimizer_is_itself_where_pytorch_exchanges_a_method_of_its_own_class(
+    name, monkeypatch
+):
+    """As `torch._dynamo` does in all of PyTorch's optimizers when it is imported."""
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        own = kind._init_group
+        monkeypatch.setattr(kind, "_init_group", lambda *given, own=own: own(*given))
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    getattr(gt, name)([p], lr=0.1).step()
+    assert (p < 1).all()
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_a_subclass_that_changes_gradients_as_pytorchs_step_collects_them_is_left_to_pytorch(name):
     def stepped():
         p = nn.Parameter(torch.arange(4.0) - 1.5)

@@ -280,8 +280,10 @@ def cross_entropy_targets(
     )
 
 
-def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
-    """Return `value` as a finite float in [low, high]."""
+def number(
+    value: Any, name: str, low: float, high: float = math.inf, *, whole: bool = False
+) -> float:
+    """Return `value` as a finite float in [low, high]; if `whole`, 2.5 is an error, and not 2."""
     try:
         result = float(value)
     except (TypeError, ValueError):
@@ -290,15 +292,9 @@ def number(value: Any, name: str, low: float, high: float = math.inf) -> float:
     if not (low <= result <= high and result - result == 0):
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise OptionError(f"{name} is {value!r} but must be a number of at least {low:g}{upper}")
+    if whole and result != int(result):
+        raise OptionError(f"{name} is {value!r} but must be a whole number of at least {low:g}")
     return result
-
-
-def whole(value: Any, name: str, low: int) -> int:
-    """Return `value` as an int of at least `low`; 2.0 is 2, and 2.5 is an error, not 2."""
-    result = number(value, name, low)
-    if result != int(result):
-        raise OptionError(f"{name} is {value!r} but must be a whole number of at least {low}")
-    return int(result)
 
 
 def no_own_methods(thing: Any, base: type, names: Sequence[str], lost: str) -> None:

@@ -107,15 +107,14 @@ def from_sklearn(cls: type, estimator: Any) -> Any:
     return result
 
 
-def refuse_hooks_not_called(estimator: Any) -> None:
-    """Raise OptionError where a program has put a method that only scikit-learn would call."""
-    own = [name for name in NOT_CALLED if hasattr(estimator, name)]
-    if own:
-        raise OptionError(
-            f"{type(estimator).__name__} has {', '.join(own)} of its own. scikit-learn's "
-            "estimator calls such private methods and this one does not, so they would have no "
-            "effect; derive from sklearn.neural_network's class instead"
-        )
+def not_called(estimator: Any) -> OptionError:
+    """Return the error for methods that a program has put and only scikit-learn would call."""
+    own = ", ".join(name for name in NOT_CALLED if hasattr(estimator, name))
+    return OptionError(
+        f"{type(estimator).__name__} has {own} of its own. scikit-learn's estimator calls such "
+        "private methods and this one does not, so they would have no effect; derive from "
+        "sklearn.neural_network's class instead"
+    )
 
 
 def _refuse_overrides(estimator: Any, base: str) -> None:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from gpubackprop.errors import OptionError
 from gpubackprop.ops.checks import functions
 from gpubackprop.sklearn import arrays, report
-from gpubackprop.sklearn.convert import from_sklearn, refuse_hooks_not_called, to_sklearn
+from gpubackprop.sklearn.convert import NOT_CALLED, from_sklearn, not_called, to_sklearn
 from gpubackprop.sklearn.fit_tasks import CallbackSupportMixin, FitTasks
 from gpubackprop.sklearn.fitting import Fitting, Validation, ValidationData
 from gpubackprop.sklearn.members import OF_ONE, OfOne, check_number, fit_members
@@ -153,7 +153,8 @@ class BaseMLP(CallbackSupportMixin, OnnxExport, Fitting):
 
     def _check_options(self, X: Any, validation_data: ValidationData) -> None:
         """Raise OptionError for options that contradict each other, or that "lbfgs" ignores."""
-        refuse_hooks_not_called(self)
+        if any(hasattr(self, name) for name in NOT_CALLED):
+            raise not_called(self)
         pair = validation_data is None or isinstance(validation_data, tuple | list)
         if not pair or len(validation_data or (0, 0)) not in (2, 3):
             raise OptionError("validation_data must be (X, y) or (X, y, sample_weight)")

@@ -24,12 +24,16 @@ from gpubackprop.torch.update_table import Settings, UpdateTable, update_on_host
 
 # device, storage dtype, rule, and the number of the update among those of the same memory
 Batch = tuple[torch.device, torch.dtype, str, int]
-# PyTorch's step calls this for each group, and subclasses change gradients or state in it.
-INIT_GROUPS = {
-    kind.__dict__["_init_group"]
-    for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-    if "_init_group" in kind.__dict__
-}
+
+
+def _collects_as_pytorch(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether `_init_group` is PyTorch's.
+
+    PyTorch's step calls it for each group, and subclasses change gradients or state in it. The
+    owner is asked and not the function, which torch.compile exchanges in PyTorch's own classes.
+    """
+    owner = next(kind for kind in type(optimizer).__mro__ if "_init_group" in vars(kind))
+    return owner.__module__.startswith("torch.optim") and "_init_group" not in vars(optimizer)
 
 
 class _TableOptimizer(torch.optim.Optimizer):
@@ -75,7 +79,7 @@ class _TableOptimizer(torch.optim.Optimizer):
             raise OptionError(
                 "differentiable=True is not offered; use the optimizer of torch.optim"
             )
-        if getattr(self._init_group, "__func__", None) not in INIT_GROUPS:
+        if not _collects_as_pytorch(self):
             raise OptionError(
                 f"{type(self).__name__} has an _init_group of its own, which this step would not "
                 "call; derive the class from the optimizer of torch.optim"

@@ -89,7 +89,8 @@ class Batches:
             x = np.ascontiguousarray(x)
         if network.backend.is_device_array(targets):  # before training they are checked too
             targets = network.backend.to_host(network.backend.asarray(targets))
-        named = several_names(targets)
+        plain = isinstance(targets, np.ndarray) and targets.dtype.names is None
+        named = None if plain else several_names(targets)
         targets = training_targets(targets, wanted=target_names)
         if targets.ndim == 0 or len(targets) != len(x):
             raise ShapeError(

@@ -12,7 +12,7 @@ from gpubackprop.errors import OptionError
 from gpubackprop.layout.fixed import Fixed, NotHeld, assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
-from gpubackprop.ops.checks import functions, number, whole
+from gpubackprop.ops.checks import functions, number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.step import Regularization
@@ -90,7 +90,7 @@ class Settings:
     @assignable
     def batch_size(self, value: int) -> int:
         """Number of rows per step."""
-        return whole(value, "batch_size", 1)
+        return int(number(value, "batch_size", 1, whole=True))
 
     @property
     def l2(self) -> float:

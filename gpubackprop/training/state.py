@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.errors import OptionError
-from gpubackprop.ops.checks import number, whole
+from gpubackprop.ops.checks import number
 from gpubackprop.training.batches import Batches
 from gpubackprop.training.history import History
 from gpubackprop.training.settings import Settings
@@ -70,18 +70,18 @@ class FitOptions:
     ) -> FitOptions:  # fmt: skip
         """Return what a caller passed, or raise OptionError."""
         if checkpoint_every is not None:
-            checkpoint_every = whole(checkpoint_every, "checkpoint_every", 1)
+            checkpoint_every = int(number(checkpoint_every, "checkpoint_every", 1, whole=True))
             if checkpoint is None:
                 raise OptionError("checkpoint_every wants a checkpoint file; pass checkpoint=path")
         return cls(
-            whole(epochs, "epochs", 0),
-            None if patience is None else whole(patience, "patience", 1),
+            int(number(epochs, "epochs", 0, whole=True)),
+            None if patience is None else int(number(patience, "patience", 1, whole=True)),
             number(min_delta, "min_delta", 0.0),
             restore_best,
             None if checkpoint is None else Path(checkpoint),
             checkpoint_every,
             number(checkpoint_seconds, "checkpoint_seconds", 0.0),
-            whole(window, "window", 1),
+            int(number(window, "window", 1, whole=True)),
         )
 
 

@@ -21,7 +21,7 @@ from gpubackprop.layout.fixed import assignable
 from gpubackprop.losses import Loss
 from gpubackprop.network import MLP
 from gpubackprop.ops import display
-from gpubackprop.ops.checks import no_own_methods, number, whole
+from gpubackprop.ops.checks import no_own_methods, number
 from gpubackprop.optimizers import Optimizer
 from gpubackprop.schedules import Schedule
 from gpubackprop.training.batches import Batches
@@ -186,7 +186,7 @@ class Trainer(Settings):
         self.schedule, self.batch_size = schedule, batch_size
         self.regularization = Regularization()
         self.l2, self.clip_norm = l2, clip_norm
-        self.shuffle, self.seed = shuffle, whole(seed, "seed", 0)
+        self.shuffle, self.seed = shuffle, int(number(seed, "seed", 0, whole=True))
         self.scaling = _check_scaling(loss_scale, network)
         self.stochastic_rounding = bool(stochastic_rounding)
         if self.stochastic_rounding and not network.mixed_precision:
@@ -532,7 +532,7 @@ class Trainer(Settings):
                 f"profile times a step of one process, and this is {self._joined.who()}; profile a "
                 f"Trainer without distributed"
             )
-        repeats = whole(repeats, "repeats", 1)
+        repeats = int(number(repeats, "repeats", 1, whole=True))
         data = self._counting(self._batches(x, targets, sample_weight, standardizer))
         twin = copy.deepcopy(self)
         step, lr = twin.state.new_step(twin, data), twin.optimizer.lr
@@ -565,7 +565,7 @@ class Trainer(Settings):
         OptionError
             `rows` is below 1.
         """
-        rows = whole(rows, "rows", 1)
+        rows = int(number(rows, "rows", 1, whole=True))
         return estimated(
             self.network, self.loss, self.optimizer, self.batch_size, rows, np.dtype(dtype),
             get_num_threads(), self._joined.size, self.shard_optimizer, staged,
