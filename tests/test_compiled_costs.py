@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks import model
-from gpubackprop.backends.cupy_launch import DeviceProperties, entries
-from tests.emulator import compilers, missing_compiler, sass
+from gpubackprop.backends.cupy_launch import DeviceProperties
+from tests.emulator import compilers, missing_compiler
 from tests.emulator.arrays import Guarded
 from tests.emulator.cupy_stub import Launched
 from tests.emulator.module import HERE, Module
 from tests.emulator.operations import DTYPES, SMALL, Operations, run_now
 from tests.emulator.sass_run import Warp, program, run, run_values
-from tools import instructions
+from tools.counted_cases import loss
 from tools.counts import counted
 
 MISSING = (
@@ -176,13 +176,15 @@ def test_pairs_of_rows_meet_in_no_bank(dtype, cols):
         assert [a for a in pieces if a.cost > a.least] == []
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "f16"])
-def test_a_row_of_16_bits_in_registers_takes_at_most_16_instructions_an_element(dtype):
-    """With all that a row costs a warp, of 32 elements a thread: it was 28, then 16.8 and 16.4."""
-    (chosen,) = (one for one in entries() if one[1] == f"softmax_cross_entropy_rows_labels_{dtype}")
-    loop = instructions.count(*chosen, 90).loops[-1]  # the loop over rows, around those over packs
-    assert (loop.elements, loop.widths("load"), loop.widths("store")) == (32, (16,), (16,))
-    assert sass.per_element([loop])["total"] <= 16
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 21.6), ("f16", 20.9)])
+def test_what_a_row_of_16_bits_in_registers_executes(dtype, most):
+    """With all that a row costs a warp, of 32 elements a thread; two rows a block, and four.
+
+    16 are wanted. A path through the loop over rows had 15.7; what is executed was 21.4 then.
+    """
+    launches = [loss(rows * 264, 8192, dtype)().launches[0] for rows in (2, 4)]
+    two, four = (launch.instructions / 8 for launch in launches)  # of a warp
+    assert (four - two) / 2 / 32 <= most
 
 
 @pytest.mark.slow

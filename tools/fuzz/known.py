@@ -307,6 +307,15 @@ ESTIMATORS = (
         ends=True,
     ),
     Known(
+        "early stopping that never improves falls back to the parameters that the fit found; "
+        "scikit-learn, after a refused partial_fit, to those before the program changed them",
+        line=r"\.fit\(",
+        place="^error$",
+        kind="NoneType there, ValueError here",
+        detail="here ValueError.'Solver produced non-finite",
+        before=r"(?s)early_stopping=True.*partial_fit\(.*coefs_\[0\]\[0\] = np.nan",
+    ),
+    Known(
         "rows of long doubles are predicted in float64, beyond which there are only infinities",
         line=r"\.(predict|score)\(.*longdouble",
         detail=r"(?s)here ValueError..Input contains infinity or a value too large for dtype.'float128'"
