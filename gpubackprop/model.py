@@ -432,10 +432,9 @@ class Model:
             )
 
     def _refuse_own_methods(self, lost: str) -> None:
-        base = Ensemble if isinstance(self.network, Ensemble) else MLP
-        no_own_methods(self.network, base, ("predict",), lost)
+        no_own_methods(self.network, ("predict",), lost)
         for member in members_of(self.network):
-            no_own_methods(member, MLP, ("predict", "logits"), lost)
+            no_own_methods(member, ("predict", "logits"), lost)
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -516,9 +515,7 @@ class Model:
         ['label', 'probabilities']
         """
         self._check()
-        no_own_methods(
-            self, Model, ("predict", "predict_labels", "labels"), "a graph would not have"
-        )
+        no_own_methods(self, ("predict", "predict_labels", "labels"), "a graph would not have")
         self._refuse_own_methods("a graph would not have")
         return onnx_model.export(self, path, input_dtype)
 

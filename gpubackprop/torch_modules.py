@@ -248,12 +248,6 @@ def _module(nn: Any, act: Activation) -> list[Any]:
     return [] if act.name == "identity" else [getattr(nn, act.torch)(**options)]
 
 
-def _plain(network: Any) -> type:
-    """Return the package's own class of the network, `MLP`."""
-    bases = type(network).__mro__
-    return next(base for base in bases if base.__module__.startswith("gpubackprop."))
-
-
 class TorchModules:
     """The conversions of `MLP`, a base of it."""
 
@@ -354,7 +348,7 @@ class TorchModules:
         )
         """
         network: Any = self
-        no_own_methods(network, _plain(network), ("predict", "logits"), "the module would not have")
+        no_own_methods(network, ("predict", "logits"), "the module would not have")
         W, b = ([network.backend.to_host(a) for a in arrays] for arrays in (network.W, network.b))
         output = "linear" if logits else network.output
         return write_module(W, b, network.activations, network.dropout, output)

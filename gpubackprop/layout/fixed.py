@@ -54,20 +54,8 @@ class Fixed(Generic[Value]):
         )
 
 
-class NotHeld:
-    """The name of a constructor's argument that is no attribute: an assignment would do nothing.
-
-    Parameters
-    ----------
-    advice : str
-        What to do instead; it ends the error's message.
-    """
-
-    def __init__(self, advice: str) -> None:
-        self.advice = advice
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+class NotHeld(Fixed[Any]):
+    """The name of a constructor's argument that is no attribute: an assignment would do nothing."""
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -76,9 +64,7 @@ class NotHeld:
         raise AttributeError(f"{kind!r} object has no attribute {self.name!r}; {self.advice}")
 
     def __set__(self, instance: Any, value: Any) -> None:
-        raise ReadOnlyError(
-            f"{type(instance).__name__}.{self.name} cannot be changed; {self.advice}"
-        )
+        self._refuse(instance)
 
 
 Held = TypeVar("Held", covariant=True)

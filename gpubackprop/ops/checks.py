@@ -297,21 +297,20 @@ def number(
     return result
 
 
-def no_own_methods(thing: Any, base: type, names: Sequence[str], lost: str) -> None:
-    """Raise OptionError if `thing` has one of these methods of `base` in a version of its own.
+def no_own_methods(thing: Any, names: Sequence[str], lost: str) -> None:
+    """Raise OptionError if `thing` has one of these methods in a version that a program has put.
 
     Parameters
     ----------
     thing : object
-        An instance of `base` or of a subclass.
-    base : type
-        The class whose methods are meant.
+        An instance of a class of this package, or of a subclass.
     names : sequence of str
         Names of the methods.
     lost : str
         What would become of them; it ends the error's message.
     """
     kind = type(thing)
+    base = next(base for base in kind.__mro__ if base.__module__.startswith("gpubackprop."))
     own = [
         name
         for name in names

@@ -175,7 +175,7 @@ class Trainer(Settings):
                 "member by member, and MLP.from_torch takes a PyTorch module"
             )
         no_own_methods(
-            network, MLP, ("logits", "forward", "gradients"),
+            network, ("logits", "forward", "gradients"),
             "a training would not call; train with network.gradients in a loop of your own",
         )  # fmt: skip
         self.deterministic = bool(deterministic)
